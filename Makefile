@@ -1,0 +1,48 @@
+# Two commands are enough on a fresh machine: `make run` and `make test`. `make help` lists the rest.
+
+WORKERS ?= 2
+ARGS ?=
+TESTS ?= tests/unit tests/packaging tests/cluster tests/browser
+export PYTHON
+
+# The folders that mypy and the import linter look at stand in setup.cfg.
+bin := .venv/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup run test unit check format lock clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+setup:  ## make .venv from requirements.lock (does nothing when it is there already)
+	@tools/setup.sh
+
+run: setup  ## the main job on NYC flights: convert, train, register, score (WORKERS=2, ARGS="--epochs 3")
+	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
+		exec $(bin)/python -m training.run --workers $(WORKERS) $(ARGS)
+
+test: check  ## all checks and all tests (ARGS="-k checkpoint", TESTS=tests/unit)
+	@tools/browser.sh
+	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && exec $(bin)/pytest $(TESTS) $(ARGS)
+
+unit: setup  ## the unit tests alone: no Java, under a minute
+	@exec $(bin)/pytest tests/unit $(ARGS)
+
+check: setup  ## format, lint, types, import direction
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+format: setup  ## rewrite the files as `make check` wants them, as far as that can be done without you
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+lock: setup  ## write requirements.lock from setup.cfg, keeping the versions it has (ARGS=--upgrade: newest ones)
+	$(bin)/uv pip compile setup.cfg --extra notebook --extra dev --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
+
+clean:  ## remove .venv, caches and build products; keep datasets and results
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

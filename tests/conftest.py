@@ -1,0 +1,70 @@
+"""Fixtures that all tests share, and the environment that has to be right before TensorFlow and Spark are imported."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from selenium.webdriver import Chrome
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# TensorFlow reads this one at import; with Keras 3 nothing here works, so a value from outside does not count.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+for name, value in {
+    "CUDA_VISIBLE_DEVICES": "-1",  # tests mean the CPU, also on a machine with a GPU
+    "GIT_PYTHON_REFRESH": "quiet",  # MLflow warns where there is no git
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MPLBACKEND": "Agg",
+    "PYSPARK_DRIVER_PYTHON": sys.executable,
+    "PYSPARK_PYTHON": sys.executable,
+    "SPARK_LOCAL_IP": "127.0.0.1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of data sets that are not part of the repository; skip where there is none."""
+    folder = Path(os.environ.get("MIRRORSPARK_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data in {folder}; set MIRRORSPARK_SHARED_DATA to the folder that has it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator["SparkSession"]:
+    """Yield the one local Spark session of this test run, with two slots."""
+    from training.spark_session import open_session
+
+    session = open_session(master="local[2]", workers=2, app_name="mirrorspark-tests")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Chrome"]:
+    """Yield a headless Chromium of 1280 x 900 pixels; skip where Chromium or its driver is missing."""
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or chromedriver is None:
+        pytest.skip("no chromium with chromedriver on PATH; on Debian: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    # The sandbox refuses to run as root, and containers give /dev/shm too little room.
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
