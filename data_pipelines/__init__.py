@@ -1,0 +1,1 @@
+"""From a Spark table to TFRecord shards and back into training batches."""

@@ -1,0 +1,220 @@
+"""The CRC-32C checksum and the masked form of it that TFRecord stores: a numba kernel and a plain-Python twin."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+BytesLike = bytes | bytearray | memoryview | npt.NDArray[Any]
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+
+_LOGGER = logging.getLogger(__name__)
+
+READ_ONLY_BYTES = numba.types.Array(numba.types.uint8, 1, "C", readonly=True)
+"""Numba's type of a contiguous byte array that a kernel only reads; a writable array converts to it."""
+
+_REVERSED_POLYNOMIAL = 0x82F63B78
+_MASK_DELTA = 0xA282EAD8
+# Measured: from here on a split saves more than joining the thirds costs (about 1 microsecond).
+_SPLIT_BYTES = 8_192
+
+
+def compile_kernel(signature: Any) -> Callable[[_Kernel], _Kernel]:
+    """Return a decorator that compiles a function for ``signature``, to run without the GIL, and caches it on disk.
+
+    Numba looks for a writable cache folder: ``NUMBA_CACHE_DIR``, ``__pycache__`` beside the source, the user's cache
+    folder. Where there is none (a read-only installation run by a user without a home), or writing there fails, the
+    function is compiled anew in each process, and the log says so.
+    A kernel that calls one from another file is not compiled again when only that other file changes.
+
+    Args:
+        signature: the one numba signature to compile for.
+    """
+
+    def decorate(function: _Kernel) -> _Kernel:
+        try:
+            compiled: _Kernel = numba.njit(signature, nogil=True, cache=True)(function)
+        except (RuntimeError, OSError) as error:
+            _LOGGER.warning(
+                "kernel %s is compiled anew in each process: %s; set NUMBA_CACHE_DIR to a writable folder that only "
+                "trusted users can write to",
+                function.__qualname__,
+                error,
+            )
+            compiled = numba.njit(signature, nogil=True)(function)
+        return compiled
+
+    return decorate
+
+
+def compile_inner_kernel(function: _Kernel) -> _Kernel:
+    """Mark a function that kernels of the same file call: it is compiled as part of each of them."""
+    compiled: Any = numba.njit(nogil=True)(function)
+    return cast(_Kernel, compiled)
+
+
+def crc32c(data: BytesLike, initial: int = 0) -> int:
+    """Return the CRC-32C (Castagnoli) of ``data``.
+
+    Args:
+        data: any contiguous bytes-like object, a NumPy array included; its memory is read in place.
+        initial: the CRC-32C of the bytes that come before ``data``, so that a long text can be summed in pieces.
+
+    Raises:
+        ValueError: ``data`` is not contiguous.
+        TypeError: ``data`` is not bytes-like.
+
+    Source: RFC 3720, appendix B.4; polynomial 0x1EDC6F41.
+    """
+    content = np.frombuffer(data, np.uint8)
+    return int(crc32c_of_span(content, 0, content.size, initial))
+
+
+def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
+    """Return the CRC-32C of two texts joined, from their own checksums.
+
+    Args:
+        first: the CRC-32C of the first text.
+        second: the CRC-32C of the second text.
+        second_bytes: the length of the second text.
+    """
+    return int(_shift(first, second_bytes)) ^ second
+
+
+def masked_crc32c(data: BytesLike) -> int:
+    """Return the CRC-32C of ``data`` in the masked form that TFRecord stores.
+
+    Source: TensorFlow ``lib/hash/crc32c.h`` (``Mask``); polynomial 0x1EDC6F41.
+    """
+    return mask_crc32c(crc32c(data))
+
+
+def mask_crc32c(crc: int) -> int:
+    """Return the masked form of a CRC-32C: rotated right by 15 bits, plus a constant, modulo 2**32.
+
+    Source: TensorFlow ``lib/hash/crc32c.h`` (``Mask``).
+    """
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def crc32c_plain(data: bytes, initial: int = 0) -> int:
+    """Return what :func:`crc32c` returns, bit by bit as the definition reads: the twin that tests compare with."""
+    crc = initial ^ 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (_REVERSED_POLYNOMIAL if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def _slicing_tables() -> npt.NDArray[np.uint32]:
+    """Return ``tables[n, b]`` ``[8, 256]``: what byte ``b`` adds to the checksum when ``n`` bytes follow it.
+
+    Source: Kounavis and Berry, "A Systematic Approach to Building High Performance Software-Based CRC Generators".
+    """
+    tables = np.empty((8, 256), np.uint32)
+    rows: npt.NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        rows = (rows >> np.uint32(1)) ^ (rows & np.uint32(1)) * np.uint32(_REVERSED_POLYNOMIAL)
+    tables[0] = rows
+    for following in range(1, 8):
+        rows = (rows >> np.uint32(8)) ^ tables[0][rows & np.uint32(0xFF)]
+        tables[following] = rows
+    return tables
+
+
+_TABLES = _slicing_tables()
+
+
+@compile_inner_kernel
+def _word(content: npt.NDArray[np.uint8], at: int) -> np.uint64:
+    # Written out, LLVM turns this into one 8-byte load, which needs no alignment; as a loop it does not.
+    return (
+        np.uint64(content[at])
+        | np.uint64(content[at + 1]) << np.uint64(8)
+        | np.uint64(content[at + 2]) << np.uint64(16)
+        | np.uint64(content[at + 3]) << np.uint64(24)
+        | np.uint64(content[at + 4]) << np.uint64(32)
+        | np.uint64(content[at + 5]) << np.uint64(40)
+        | np.uint64(content[at + 6]) << np.uint64(48)
+        | np.uint64(content[at + 7]) << np.uint64(56)
+    )
+
+
+@compile_inner_kernel
+def _fold(word: np.uint64) -> np.uint32:
+    low = np.uint64(0xFF)
+    return np.uint32(
+        _TABLES[7, word & low]
+        ^ _TABLES[6, (word >> np.uint64(8)) & low]
+        ^ _TABLES[5, (word >> np.uint64(16)) & low]
+        ^ _TABLES[4, (word >> np.uint64(24)) & low]
+        ^ _TABLES[3, (word >> np.uint64(32)) & low]
+        ^ _TABLES[2, (word >> np.uint64(40)) & low]
+        ^ _TABLES[1, (word >> np.uint64(48)) & low]
+        ^ _TABLES[0, word >> np.uint64(56)]
+    )
+
+
+@compile_inner_kernel
+def _multiply(left: int | np.uint32, right: int | np.uint32) -> np.uint32:
+    """Multiply two polynomials modulo the CRC's; the highest bit stands for x**0.
+
+    Source: zlib ``crc32.c`` (``multmodp``).
+    """
+    product = np.uint32(0)
+    for bit in range(31, -1, -1):
+        if (left >> np.uint32(bit)) & np.uint32(1):
+            product ^= right
+        odd = right & np.uint32(1)
+        right = np.uint32(right >> np.uint32(1))
+        if odd:
+            right ^= np.uint32(_REVERSED_POLYNOMIAL)
+    return np.uint32(product)
+
+
+@compile_kernel(numba.types.uint32(numba.types.uint32, numba.types.int64))
+def _shift(crc: int | np.uint32, following_bytes: int) -> np.uint32:
+    """Return what ``crc`` becomes when ``following_bytes`` bytes follow: times x**(8 * following_bytes)."""
+    power = np.uint32(1 << 23)  # x**8
+    while following_bytes > 0:
+        if following_bytes & 1:
+            crc = _multiply(power, crc)
+        power = _multiply(power, power)
+        following_bytes >>= 1
+    return np.uint32(crc)
+
+
+@compile_kernel(numba.types.uint32(READ_ONLY_BYTES, numba.types.int64, numba.types.int64, numba.types.uint32))
+def crc32c_of_span(content: npt.NDArray[np.uint8], start: int, stop: int, initial: int) -> np.uint32:
+    """Return the CRC-32C of ``content[start:stop]``, for kernels that hold their own buffers.
+
+    Args:
+        content: bytes ``[size]``.
+        start: first byte; ``0 <= start <= stop <= size`` is not checked.
+        stop: one past the last byte.
+        initial: the CRC-32C of the bytes that come before.
+    """
+    # With indices that start at zero the compiler sees that none is negative.
+    content = content[start:stop]
+    crc = np.uint32(~np.uint32(initial))
+    at = 0
+    if content.size >= _SPLIT_BYTES:
+        # One chain waits for its table look-ups; three side by side keep the core busy (2.4 -> 6.5 GB/s).
+        third = content.size // 24 * 8
+        second = np.uint32(0)
+        last = np.uint32(0)
+        for at in range(0, third, 8):
+            crc = _fold(_word(content, at) ^ np.uint64(crc))
+            second = _fold(_word(content, third + at) ^ np.uint64(second))
+            last = _fold(_word(content, 2 * third + at) ^ np.uint64(last))
+        crc = _shift(_shift(crc, third) ^ second, third) ^ last
+        at = 3 * third
+    for word_at in range(at, content.size - 7, 8):
+        crc = _fold(_word(content, word_at) ^ np.uint64(crc))
+    for at in range(content.size // 8 * 8, content.size):
+        crc = np.uint32((crc >> np.uint32(8)) ^ _TABLES[0, (crc ^ np.uint32(content[at])) & np.uint32(0xFF)])
+    return np.uint32(~crc)

@@ -1,0 +1,234 @@
+"""TFRecord framing: bytes <-> records.
+
+A record is its payload's length (uint64), the masked CRC-32C of these eight bytes (uint32), the payload, and the masked
+CRC-32C of the payload (uint32), all little-endian. Source: TensorFlow ``lib/io/record_writer.h``.
+"""
+
+import enum
+import gzip
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_pipelines.crc32c import combine_crc32c, crc32c, mask_crc32c, masked_crc32c
+
+HEADER_BYTES = 12
+FOOTER_BYTES = 4
+RECORD_OVERHEAD_BYTES = HEADER_BYTES + FOOTER_BYTES
+"""What framing adds to a payload: the next record begins this many bytes plus the payload's length further on."""
+
+_LENGTH = struct.Struct("<Q")
+_CHECKSUM = struct.Struct("<I")
+_HEADER = struct.Struct("<QI")
+# One read asks for no more than this, so that a damaged length cannot make it reserve memory the file cannot fill.
+_READ_BYTES = 64 * 2**20
+
+
+class BinaryReader(Protocol):
+    """A binary file to read from: what ``open``, ``gzip.open`` and ``pyarrow.fs`` return."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next ``size`` bytes; fewer only where the file ends."""
+
+
+class BinaryWriter(Protocol):
+    """A binary file to write to: what ``open``, ``gzip.open`` and ``pyarrow.fs`` return, raw files left out."""
+
+    def write(self, content: bytes, /) -> object:
+        """Take all of ``content``."""
+
+
+class Damage(enum.StrEnum):
+    """What can be wrong with a record."""
+
+    TRUNCATED_HEADER = "truncated header"
+    TRUNCATED_PAYLOAD = "truncated payload"
+    LENGTH_CHECKSUM = "length checksum mismatch"
+    PAYLOAD_CHECKSUM = "payload checksum mismatch"
+    COMPRESSED_STREAM = "damaged compressed stream"
+
+
+class DamagedRecordError(ValueError):
+    """A file's bytes are not the records that were once written.
+
+    Attributes:
+        found: what is wrong.
+        offset: where the damaged record begins, in bytes from the start of the (uncompressed) file.
+        file: the file's name; empty when it is not known.
+        detail: the values that disagree.
+    """
+
+    def __init__(self, found: Damage, offset: int, *, file: str = "", detail: str = "") -> None:
+        self.found = found
+        self.offset = offset
+        self.file = file
+        self.detail = detail
+        super().__init__(
+            f"{file or 'TFRecord data'}: {found} in the record at byte {offset}"
+            f"{f' ({detail})' if detail else ''}; {_advice(found, offset)}"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the parts: the message alone does not rebuild the error."""
+        return _rebuild_error, (self.found, self.offset, self.file, self.detail)
+
+
+def _rebuild_error(found: Damage, offset: int, file: str, detail: str) -> DamagedRecordError:
+    return DamagedRecordError(found, offset, file=file, detail=detail)
+
+
+def _advice(found: Damage, offset: int) -> str:
+    if offset == 0 and found in (Damage.LENGTH_CHECKSUM, Damage.TRUNCATED_HEADER):
+        return "check that it is a TFRecord file and not compressed, else write it again from its source"
+    return "the records before it are intact; write the file again from its source"
+
+
+class RecordWriter:
+    """Writes records to a file that the caller opens and closes.
+
+    Attributes:
+        bytes_written: the bytes of all records written whole, framing included.
+        records_written: how many they are.
+        file_crc32c: the (unmasked) CRC-32C of these bytes: of the whole file, if it was empty before.
+    """
+
+    def __init__(self, file: BinaryWriter) -> None:
+        self._file = file
+        self.bytes_written = 0
+        self.records_written = 0
+        self.file_crc32c = 0
+
+    def write(self, payload: bytes) -> int:
+        """Write one record and return its offset: how many bytes this writer has written before it.
+
+        Raises:
+            OSError: the file cannot be written to. The counts then tell of the records before, but part of this one
+                may be in the file.
+        """
+        offset = self.bytes_written
+        length = _LENGTH.pack(len(payload))
+        header = length + _CHECKSUM.pack(masked_crc32c(length))
+        payload_crc32c = crc32c(payload)
+        footer = _CHECKSUM.pack(mask_crc32c(payload_crc32c))
+        self._file.write(header)
+        self._file.write(payload)
+        self._file.write(footer)
+        # The payload's checksum joins the file's without a second pass over the payload.
+        file_crc32c = combine_crc32c(crc32c(header, self.file_crc32c), payload_crc32c, len(payload))
+        self.file_crc32c = crc32c(footer, file_crc32c)
+        self.bytes_written += RECORD_OVERHEAD_BYTES + len(payload)
+        self.records_written += 1
+        return offset
+
+
+def read_records(path: str | Path, *, verify_checksums: bool = True) -> Iterator[bytes]:
+    """Yield the payload of each record of an uncompressed TFRecord file, one in memory at a time.
+
+    A file that ends between two records is whole as far as framing can tell; the manifest knows how many there were.
+
+    Args:
+        path: the file.
+        verify_checksums: whether to compare both checksums of each record.
+
+    Raises:
+        DamagedRecordError: a record is cut off or does not match its checksums; the records before it were yielded.
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        yield from read_record_stream(file, name=str(path), verify_checksums=verify_checksums)
+
+
+def read_record_stream(file: BinaryReader, *, name: str = "", verify_checksums: bool = True) -> Iterator[bytes]:
+    """Yield the payload of each record from an open file: what :func:`read_records` does, also for ``gzip.open``.
+
+    Args:
+        file: a binary file at the start of a record. It stays open.
+        name: what errors call the file.
+        verify_checksums: whether to compare both checksums of each record.
+
+    Raises:
+        DamagedRecordError: a record is cut off or does not match its checksums, or ``file`` is a decompressor and finds
+            its input damaged; the records before it were yielded.
+        OSError: the file cannot be read.
+    """
+    offset = 0
+    while True:
+        try:
+            header = _read_up_to(file, HEADER_BYTES)
+            if not header:
+                return
+            length = _checked_length(header, offset, name, verify_checksums)
+            payload = _read_up_to(file, length)
+            footer = _read_up_to(file, FOOTER_BYTES)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DamagedRecordError(Damage.COMPRESSED_STREAM, offset, file=name, detail=str(error)) from error
+        _check_payload(payload, footer, length, offset, name, verify_checksums)
+        yield payload
+        offset += RECORD_OVERHEAD_BYTES + length
+
+
+def read_record_at(buffer: memoryview, offset: int, *, name: str = "", verify_checksums: bool = True) -> memoryview:
+    """Return the payload of the record that begins at ``offset``, without copying it.
+
+    The next record begins at ``offset + len(payload) + RECORD_OVERHEAD_BYTES``.
+
+    Args:
+        buffer: the file's bytes, for example ``memoryview(mmap.mmap(...))``.
+        offset: where the record begins, in bytes.
+        name: what errors call the file.
+        verify_checksums: whether to compare both checksums of the record.
+
+    Raises:
+        DamagedRecordError: no whole record begins there, or it does not match its checksums.
+        ValueError: ``offset`` is negative.
+    """
+    if offset < 0:
+        raise ValueError(f"offset {offset} of a record is negative; use one that RecordWriter.write returned")
+    length = _checked_length(buffer[offset : offset + HEADER_BYTES], offset, name, verify_checksums)
+    start = offset + HEADER_BYTES
+    payload = buffer[start : start + length]
+    footer = buffer[start + length : start + length + FOOTER_BYTES]
+    _check_payload(payload, footer, length, offset, name, verify_checksums)
+    return payload
+
+
+def _read_up_to(file: BinaryReader, size: int) -> bytes:
+    """Read ``size`` bytes, or what there is before the file ends."""
+    content = file.read(min(size, _READ_BYTES))
+    if len(content) == size:
+        return content
+    pieces = [content]
+    missing = size - len(content)
+    while missing and pieces[-1]:
+        pieces.append(file.read(min(missing, _READ_BYTES)))
+        missing -= len(pieces[-1])
+    return b"".join(pieces)
+
+
+def _checked_length(header: bytes | memoryview, offset: int, name: str, verify_checksums: bool) -> int:
+    if len(header) < HEADER_BYTES:
+        detail = f"{len(header)} of {HEADER_BYTES} bytes"
+        raise DamagedRecordError(Damage.TRUNCATED_HEADER, offset, file=name, detail=detail)
+    length, checksum = _HEADER.unpack(header)
+    if verify_checksums:
+        _compare(Damage.LENGTH_CHECKSUM, checksum, masked_crc32c(header[: _LENGTH.size]), offset, name)
+    return int(length)
+
+
+def _check_payload(
+    payload: bytes | memoryview, footer: bytes | memoryview, length: int, offset: int, name: str, verify_checksums: bool
+) -> None:
+    present = len(payload) + len(footer)
+    if present < length + FOOTER_BYTES:
+        detail = f"{present} of {length + FOOTER_BYTES} bytes after the header"
+        raise DamagedRecordError(Damage.TRUNCATED_PAYLOAD, offset, file=name, detail=detail)
+    if verify_checksums:
+        _compare(Damage.PAYLOAD_CHECKSUM, _CHECKSUM.unpack(footer)[0], masked_crc32c(payload), offset, name)
+
+
+def _compare(found: Damage, stored: int, computed: int, offset: int, name: str) -> None:
+    if stored != computed:
+        detail = f"stored {stored:#010x}, computed {computed:#010x}"
+        raise DamagedRecordError(found, offset, file=name, detail=detail)
