@@ -1,0 +1,151 @@
+"""The source tables of a recipe: files in a folder become Spark views, and an identity that changes when they do."""
+
+import hashlib
+import importlib.util
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyspark.errors import AnalysisException, ParseException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StringType, StructField, StructType
+
+from data_pipelines.spark_errors import first_line
+
+CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip")
+PARQUET_ENDING = ".parquet"
+
+# Files up to this size are identified by their content, larger ones by size and modification time.
+_HASHED_BYTES = 256 * 1024 * 1024
+
+
+class SourceError(ValueError):
+    """Source data that is absent or cannot be read; the message names the file or column and what to do."""
+
+
+def package_folder(package: str, folder: str) -> Path:
+    """Return the data folder that an installed package carries, without importing the package.
+
+    Raises:
+        SourceError: The package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise SourceError(f"the data package '{package}' is not installed; run: pip install {package}")
+    return Path(spec.origin).parent / folder
+
+
+def find_tables(folder: Path, tables: Mapping[str, str]) -> dict[str, Path]:
+    """Return the file (or Parquet folder) of each table.
+
+    Raises:
+        SourceError: ``folder`` does not exist, or a table has no file in it.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"data folder {folder} does not exist; give the folder with the tables as --data")
+    found = {}
+    for table in tables:
+        candidates = [folder / f"{table}{ending}" for ending in (PARQUET_ENDING, *CSV_ENDINGS)]
+        existing = [path for path in candidates if path.exists()]
+        if not existing:
+            names = [path.name for path in candidates]
+            raise SourceError(f"table '{table}' has no file in {folder}; expected one of {names}")
+        found[table] = existing[0]
+    return found
+
+
+def register_tables(
+    spark: SparkSession,
+    files: Mapping[str, Path],
+    schemas: Mapping[str, str],
+    *,
+    unpacked: Path,
+    csv_null: str = "",
+) -> None:
+    """Make each file a temporary view of its table's name.
+
+    Args:
+        spark: The session.
+        files: Per table its file.
+        schemas: Per table its columns in Spark's DDL; a CSV file may have more, in any order.
+        unpacked: Folder for what Spark cannot read packed (zip archives).
+        csv_null: Text that means null in CSV files.
+
+    Raises:
+        SourceError: A schema that Spark does not understand, or a file that lacks a column of it. A value that does
+            not fit its column fails the job that reads it.
+    """
+    for table, path in files.items():
+        readable = _unzipped(path, unpacked) if path.suffix == ".zip" else path
+        try:
+            if readable.name.endswith(PARQUET_ENDING):
+                frame = spark.read.parquet(str(readable))
+            else:
+                frame = _read_csv(spark, readable, table, schemas[table], csv_null)
+        except (AnalysisException, ParseException) as error:
+            raise SourceError(f"table '{table}' ({path}) cannot be read: {first_line(error)}") from error
+        frame.createOrReplaceTempView(table)
+
+
+def query(spark: SparkSession, sql: str, name: str) -> DataFrame:
+    """Return the table that ``sql`` builds from the registered views.
+
+    Raises:
+        SourceError: Spark cannot analyse the query.
+    """
+    try:
+        return spark.sql(sql)
+    except (AnalysisException, ParseException) as error:
+        raise SourceError(f"{name} cannot be run: {first_line(error)}") from error
+
+
+def source_identity(files: Mapping[str, Path], sql: str) -> dict[str, Any]:
+    """Return what tells this source from any other: the query, and name, size and digest of every file."""
+    return {
+        "sql": hashlib.sha256(sql.encode()).hexdigest()[:16],
+        "files": {table: _identity(path) for table, path in sorted(files.items())},
+    }
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        return {part.name: _identity(part) for part in sorted(path.iterdir()) if not part.name.startswith(("_", "."))}
+    status = path.stat()
+    if status.st_size > _HASHED_BYTES:
+        return {"name": path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    with path.open("rb") as file:
+        return {"name": path.name, "bytes": status.st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _unzipped(path: Path, unpacked: Path) -> Path:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{path} is no zip archive ({error}); fetch it again") from error
+    with archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            raise SourceError(f"{path} holds {len(members)} files; an archive of one CSV file is expected")
+        target = unpacked / f"{path.name.removesuffix('.zip')}-{members[0].CRC:08x}.csv"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_suffix(".partial")
+            with archive.open(members[0]) as packed, temporary.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+            temporary.replace(target)
+    return target
+
+
+def _read_csv(spark: SparkSession, path: Path, table: str, schema: str, null: str) -> DataFrame:
+    """Return the columns of ``schema``, found by name: Spark goes by position, and makes nulls of a shifted table."""
+    wanted = spark.createDataFrame([], schema).schema
+    header = spark.read.csv(str(path), header=True).columns
+    missing = [column for column in wanted.names if column not in header]
+    if missing:
+        raise SourceError(f"table '{table}' ({path.name}) lacks the columns {missing}; its header has {header}")
+    in_file = StructType([wanted[name] if name in wanted.names else StructField(name, StringType()) for name in header])
+    # By default Spark makes a null of a value that does not fit its type, and says nothing.
+    frame = spark.read.csv(str(path), schema=in_file, header=True, nullValue=null, mode="FAILFAST")
+    return frame.select(*wanted.names)

@@ -1,0 +1,168 @@
+"""The block layout: rows to one record and back, what TensorFlow reads of it, and the values it refuses (T1)."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+
+from data_pipelines.blocks import LabelError, binary_label, check_columns, decode_block, encode_block
+from data_pipelines.fitted import FittedFeatures
+from data_pipelines.transform import ColumnError, Encoder
+
+Tables = Callable[[int, int], pa.Table]
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def test_rows_come_back_as_they_were_encoded(flight_features: FittedFeatures, flight_table: Tables) -> None:
+    table = flight_table(0, 6)
+    payload, _ = encode_block(table, Encoder(flight_features), flight_features.spec)
+    block = decode_block(payload, flight_features.spec, keys=True)
+    assert block.rows == 6
+    assert block.features["row"].tolist() == [0, 1, 2, 3, 4, 5]
+    # Distances 0, 10, 20, missing, 40, 50 about a mean of 100 with spread 50.
+    assert block.features["distance"] == pytest.approx([-2.0, -1.8, -1.6, 0.0, -1.2, -1.0])
+    assert block.features["carrier"].tolist() == [2, 3, 4, 5, 1, 0]
+    assert block.features["earlier"].tolist() == [[0, 0, 0], [2, 0, 0], [2, 3, 0], [2, 3, 4], [3, 4, 5], [0, 0, 0]]
+    assert block.label is not None
+    assert block.label.tolist() == [0, 1, 0, 1, 0, 1]
+    assert block.weight.tolist() == [1, 2, 3, 1, 2, 3]
+    assert block.keys["flight_id"].tolist() == [f"flight-{row}" for row in range(6)]
+    assert block.keys["day"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert block.excluded is None
+    types = {name: column.dtype for name, column in block.features.items()}
+    assert types == {"row": np.float32, "distance": np.float32, "carrier": np.int64, "earlier": np.int64}
+    assert (block.label.dtype, block.weight.dtype) == (np.float32, np.float32)
+
+
+def test_training_reads_neither_keys_nor_exclusions(flight_features: FittedFeatures, flight_table: Tables) -> None:
+    payload, _ = encode_block(flight_table(0, 2), Encoder(flight_features), flight_features.spec)
+    assert decode_block(payload, flight_features.spec).keys == {}
+
+
+def test_exclusions_are_ids_of_the_candidate_and_the_label_is_a_feature(rating_features: FittedFeatures) -> None:
+    table = pa.table(
+        {"row": [0, 1], "movie": ["Brazil", None], "user": [1, 2], "seen": [[], ["Casablanca", "??", "Alien"]]}
+    )
+    payload, _ = encode_block(table, Encoder(rating_features), rating_features.spec)
+    block = decode_block(payload, rating_features.spec, keys=True)
+    assert block.excluded is not None
+    assert block.excluded.tolist() == [[0, 0, 0], [4, 1, 2]]
+    assert block.features["movie"].tolist() == [3, 0]
+    assert block.label is None
+    assert block.weight.tolist() == [1.0, 1.0]
+
+
+def test_tensorflow_reads_a_block_by_the_names_that_the_layout_promises(
+    flight_features: FittedFeatures, flight_table: Tables
+) -> None:
+    payload, _ = encode_block(flight_table(0, 6), Encoder(flight_features), flight_features.spec)
+    columns = tf.io.parse_single_example(
+        payload,
+        {
+            "carrier": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+            "distance": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+            "earlier": tf.io.RaggedFeature(
+                tf.int64, partitions=[tf.io.RaggedFeature.RowLengths("earlier/row_lengths")]
+            ),
+            "label/late": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+            "weight/importance": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+            "key/flight_id": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+        },
+    )
+    assert columns["carrier"].numpy().tolist() == [2, 3, 4, 5, 1, 0]
+    assert columns["distance"].numpy() == pytest.approx([-2.0, -1.8, -1.6, 0.0, -1.2, -1.0])
+    assert columns["earlier"].to_list() == [[], [2], [2, 3], [2, 3, 4], [3, 4, 5], []]
+    assert columns["label/late"].numpy().tolist() == [0, 1, 0, 1, 0, 1]
+    assert columns["weight/importance"].numpy().tolist() == [1, 2, 3, 1, 2, 3]
+    assert columns["key/flight_id"].numpy()[5] == b"flight-5"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [pa.array([0, 1], pa.int8()), pa.array([0.0, 1.0], pa.float64()), pa.array([False, True])],
+    ids=["integers", "doubles", "booleans"],
+)
+def test_a_label_is_any_number_or_a_boolean(values: pa.Array) -> None:
+    label = binary_label(pa.table({"late": values}), "late")
+    assert (label.dtype, label.tolist()) == (np.float32, [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pa.array([0, 2, None]), "label 'late' has the value 2; a binary label is 0 or 1: filter such rows"),
+        (pa.array([1, None]), "label 'late' has the value None"),
+        (pa.array([0.0, float("nan")]), "label 'late' has the value nan"),
+        (pa.array([0, 2**40]), f"label 'late' has the value {2**40}"),
+        (pa.array(["0", "1"]), "label 'late' has type string; a binary label is a number or boolean"),
+    ],
+    ids=["two", "null", "NaN", "huge", "text"],
+)
+def test_a_label_that_is_neither_0_nor_1_is_shown(values: pa.Array, message: str) -> None:
+    with pytest.raises(LabelError, match=re.escape(message)):
+        binary_label(pa.table({"late": values}), "late")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("day", pa.array([1, None]), "key column 'day' has a null"),
+        ("flight_id", pa.array(["a", None]), "key column 'flight_id' has a null"),
+        ("importance", pa.array([1.0, None]), "weight column 'importance' has the value None"),
+        ("importance", pa.array([1.0, -2.0]), "weight column 'importance' has the value -2.0"),
+        ("importance", pa.array([1.0, float("inf")]), "weight column 'importance' has the value inf"),
+        ("importance", pa.array(["1", "2"]), "weight column 'importance' has type string"),
+    ],
+    ids=["null number as key", "null text as key", "null weight", "negative", "infinite", "text"],
+)
+def test_keys_and_weights_that_cannot_be_are_refused(
+    flight_features: FittedFeatures, flight_table: Tables, name: str, values: pa.Array, message: str
+) -> None:
+    table = with_column(flight_table(0, 2), name, values)
+    with pytest.raises(ColumnError, match=message):
+        encode_block(table, Encoder(flight_features), flight_features.spec)
+
+
+def test_columns_are_checked_without_any_row(flight_features: FittedFeatures, flight_table: Tables) -> None:
+    check_columns(flight_table(0, 0), flight_features.spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "error"),
+    [
+        ("distance", pa.array([], pa.string()), ColumnError),
+        ("earlier", pa.array([], pa.string()), ColumnError),
+        ("late", pa.array([], pa.string()), LabelError),
+        ("importance", pa.array([], pa.string()), ColumnError),
+    ],
+    ids=["feature", "list", "label", "weight"],
+)
+def test_a_wrong_type_is_found_without_any_row(
+    flight_features: FittedFeatures, flight_table: Tables, name: str, values: pa.Array, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"'{name}' has type string"):
+        check_columns(with_column(flight_table(0, 0), name, values), flight_features.spec)
+
+
+@pytest.mark.parametrize("name", ["distance", "late", "importance", "day"])
+def test_a_missing_column_is_found_without_any_row(
+    flight_features: FittedFeatures, flight_table: Tables, name: str
+) -> None:
+    with pytest.raises(ColumnError, match=f"column '{name}'.* is missing"):
+        check_columns(flight_table(0, 0).drop_columns(name), flight_features.spec)
+
+
+def test_equal_rows_give_equal_bytes(flight_features: FittedFeatures, flight_table: Tables) -> None:
+    def payload(table: Any) -> bytes:
+        return encode_block(table, Encoder(flight_features), flight_features.spec)[0]
+
+    whole = flight_table(0, 10)
+    chunked = pa.concat_tables([whole.slice(0, 3), whole.slice(3)])
+    assert payload(whole) == payload(chunked)

