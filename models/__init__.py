@@ -1,0 +1,1 @@
+"""Architectures by name, and the layers they share; knows nothing of Spark."""

@@ -1,0 +1,58 @@
+"""Multi-field model: an embedding per field, averaged in a field, beside the numbers, into a feed-forward net.
+
+Source: TalkingData's propensity model, after Covington et al. 2016 and Cheng et al. 2016 ("Wide & Deep Learning").
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from data_pipelines.fitted import FittedFeatures
+from models.settings import check_fraction, check_positive
+
+if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
+    import tensorflow as tf
+    import tf_keras
+
+TASK = "binary"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The architecture's knobs.
+
+    Attributes:
+        embedding_dim: Width of every field's embedding.
+        hidden_units: Width of each hidden layer.
+        dropout: Share of hidden units dropped while training.
+    """
+
+    embedding_dim: int = 8
+    hidden_units: tuple[int, ...] = (128, 64)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("embedding_dim", self.embedding_dim)
+        for units in self.hidden_units:
+            check_positive("hidden_units", units)
+        check_fraction("dropout", self.dropout)
+
+
+def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
+    """Return a model from the spec's features to one logit: float32 ``[batch, 1]``, as Keras's metrics take it."""
+    import tf_keras
+
+    from models.layers import concatenated_inputs, dense_stack, symbolic_inputs
+
+    inputs = symbolic_inputs(fitted.spec.features)
+    joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
+    hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
+    logit = tf_keras.layers.Dense(1, name="logit")(hidden)
+    return tf_keras.Model(inputs, logit, name="multi_field")
+
+
+def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
+    """Return ``score``, float32 ``[batch]``: the probability of the positive class."""
+    import tensorflow as tf
+
+    return {"score": tf.sigmoid(model(inputs, training=False)[:, 0])}

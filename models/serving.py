@@ -1,0 +1,90 @@
+"""The exported model: a SavedModel that takes raw columns, or encoded features where the caller has encoded them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipelines.fitted import FittedFeatures
+from models.preprocessing import GraphEncoder, encoded_signature
+from models.top_k import ExactTopK, ScannTopK
+
+RAW_SIGNATURE = "serving_default"
+ENCODED_SIGNATURE = "encoded"
+SCANN_SIGNATURE = "scann"
+
+
+class ScoringModule(tf.Module):
+    """A binary model: ``score`` for every row."""
+
+    def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures) -> None:
+        super().__init__(name="scoring")
+        self._predict = architecture.predict
+        self._model = model
+        self._encoder = GraphEncoder(fitted, fitted.spec.query_features)
+        self._encoded_specs = encoded_signature(fitted.spec.query_features)
+
+    def signatures(self) -> dict[str, Any]:
+        """Return the concrete functions by signature name."""
+        return {
+            RAW_SIGNATURE: _concrete(
+                lambda inputs: self._predict(self._model, self._encoder(inputs)), self._encoder.signature()
+            ),
+            ENCODED_SIGNATURE: _concrete(lambda inputs: self._predict(self._model, inputs), self._encoded_specs),
+        }
+
+
+class RetrievalModule(tf.Module):
+    """A query tower with its index: the best ``candidates`` and their ``scores`` for every row."""
+
+    def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, *, scann: bool) -> None:
+        super().__init__(name="retrieval")
+        self._predict = architecture.predict
+        self._model = model
+        self._exclude = fitted.spec.exclude
+        features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
+        self._encoder = GraphEncoder(fitted, features)
+        self._encoded_specs = encoded_signature(features)
+        embeddings = candidate_embeddings(model)
+        tokens = fitted.vocabulary(fitted.spec.candidate).tokens.to_pylist()
+        self._exact = ExactTopK(embeddings, tokens, k)
+        self._scann = ScannTopK(embeddings, tokens, k) if scann else None
+
+    def signatures(self) -> dict[str, Any]:
+        """Return the concrete functions by signature name."""
+        exact = {
+            RAW_SIGNATURE: _concrete(
+                lambda raw: self._search(self._exact, self._encoder(raw)), self._encoder.signature()
+            ),
+            ENCODED_SIGNATURE: _concrete(lambda inputs: self._search(self._exact, inputs), self._encoded_specs),
+        }
+        if self._scann is None:
+            return exact
+        return exact | {
+            SCANN_SIGNATURE: _concrete(lambda inputs: self._search(self._scann, inputs), self._encoded_specs)
+        }
+
+    def _search(self, index: Any, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        excluded = inputs[self._exclude] if self._exclude else None
+        query = self._predict(self._model, {name: value for name, value in inputs.items() if name != self._exclude})
+        return index(query, excluded)
+
+
+def candidate_embeddings(model: Any) -> np.ndarray:
+    """Return float32 ``[ids, dim]``: the candidate tower's output for every id."""
+    ids = tf.range(model.candidate_tower.input_dim, dtype=tf.int64)
+    return model.candidate_tower(ids).numpy()
+
+
+def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:
+    """Write ``module`` as a SavedModel with its signatures."""
+    options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])
+    tf.saved_model.save(module, str(folder), signatures=module.signatures(), options=options)
+
+
+def _concrete(function: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:
+    # Keyword arguments become the names of the signature's inputs.
+    return tf.function(lambda **inputs: function(inputs), autograph=False).get_concrete_function(**specs)

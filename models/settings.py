@@ -1,0 +1,17 @@
+"""Checks that the settings of several architectures share."""
+
+
+class ModelSettingsError(ValueError):
+    """A model's setting that cannot work; the message names it, its value and the mend."""
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise ``ModelSettingsError`` unless ``value`` is a whole number from 1 on."""
+    if type(value) is not int or value < 1:
+        raise ModelSettingsError(f"model setting {name} is {value!r}; use a whole number from 1 on")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ``ModelSettingsError`` unless ``value`` is at least 0 and below 1."""
+    if not 0 <= value < 1:
+        raise ModelSettingsError(f"model setting {name} is {value}; use a share from 0 up to, not including, 1")

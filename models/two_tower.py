@@ -1,0 +1,136 @@
+"""Two-tower retrieval: a query tower and a candidate tower whose dot product ranks the candidates.
+
+Source: Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations"; the loss is
+TensorFlow Recommenders' ``Retrieval`` task with in-batch negatives and their sampling probability.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipelines.features import FIRST_VOCABULARY_ID
+from data_pipelines.fitted import FittedFeatures
+from models.settings import ModelSettingsError, check_fraction, check_positive
+
+if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
+    import tensorflow as tf
+    import tf_keras
+
+TASK = "retrieval"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The architecture's knobs.
+
+    Attributes:
+        embedding_dim: Width of the field embeddings, and of both towers' outputs.
+        hidden_units: Width of each hidden layer of the query tower.
+        dropout: Share of hidden units dropped while training.
+        temperature: Divides the logits; smaller is sharper.
+    """
+
+    embedding_dim: int = 32
+    hidden_units: tuple[int, ...] = (64,)
+    dropout: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("embedding_dim", self.embedding_dim)
+        for units in self.hidden_units:
+            check_positive("hidden_units", units)
+        check_fraction("dropout", self.dropout)
+        if not self.temperature > 0:  # NaN too
+            raise ModelSettingsError(f"model setting temperature is {self.temperature}; use a number above 0")
+
+
+def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
+    """Return a TensorFlow Recommenders model; ``query_tower`` and ``candidate_tower`` are its two halves."""
+    import tensorflow as tf
+    import tensorflow_recommenders as tfrs
+    import tf_keras
+
+    from models.layers import concatenated_inputs, dense_stack, symbolic_inputs
+
+    candidate = fitted.spec.candidate
+    probability = sampling_probability(fitted)
+
+    def known(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {feature.name: features[feature.name] for feature in fitted.spec.query_features}
+
+    class TwoTower(tfrs.Model):
+        """In-batch softmax over the candidates of the other rows that count and have another candidate."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            inputs = symbolic_inputs(fitted.spec.query_features)
+            joined = concatenated_inputs(fitted, fitted.spec.query_features, inputs, settings.embedding_dim)
+            hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
+            query = tf_keras.layers.Dense(settings.embedding_dim, name="query")(hidden)
+            self.query_tower = tf_keras.Model(inputs, query, name="query_tower")
+            self.candidate_tower = tf_keras.layers.Embedding(
+                fitted.id_count(candidate), settings.embedding_dim, name="candidate_tower"
+            )
+            self.candidate_tower.build((None,))
+            self.task = tfrs.tasks.Retrieval(temperature=settings.temperature, remove_accidental_hits=True)
+            self.probability = tf.constant(probability)
+            self.mean_loss = tf_keras.metrics.Mean(name="loss")
+
+        def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+            """Return the score of each row's own candidate: float32 ``[batch]``."""
+            return tf.reduce_sum(self.query_tower(known(inputs)) * self.candidate_tower(inputs[candidate.name]), axis=1)
+
+        @property
+        def metrics(self) -> list[Any]:
+            """The metric that Keras resets at each epoch; the task's own are not computed while training."""
+            return [self.mean_loss]
+
+        def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
+            """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is not used."""
+            features, _, weight = inputs
+            queries = self.query_tower(known(features), training=training)
+            ids = features[candidate.name]
+            loss = self.task(
+                queries,
+                self.candidate_tower(ids),
+                sample_weight=weight,
+                candidate_sampling_probability=tf.gather(self.probability, ids),
+                candidate_ids=ids,
+                compute_metrics=False,
+                compute_batch_metrics=False,
+                # Padding is no negative: a rare, and therefore weighty, one would bend the loss of the last batch.
+                score_mask=tf.broadcast_to(weight > 0, [tf.size(weight), tf.size(weight)]),
+            )
+            rows = tf.reduce_sum(weight)
+            self.mean_loss.update_state(tf.math.divide_no_nan(loss, rows), sample_weight=rows)
+            # The task sums over the rows; dividing by all replicas' rows makes the all-reduced gradient their mean.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            return loss / (tf.cast(tf.shape(weight)[0], tf.float32) * replicas)
+
+        def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
+            """Update once; return the epoch's mean loss so far, over all replicas."""
+            super().train_step(inputs)
+            return {"loss": self.mean_loss.result()}
+
+        def test_step(self, inputs: Any) -> dict[str, tf.Tensor]:
+            """Return the mean loss so far, over all replicas."""
+            super().test_step(inputs)
+            return {"loss": self.mean_loss.result()}
+
+    return TwoTower()
+
+
+def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
+    """Return the query embeddings, float32 ``[batch, embedding_dim]``."""
+    return model.query_tower(inputs, training=False)
+
+
+def sampling_probability(fitted: FittedFeatures) -> np.ndarray:
+    """Return float32 ``[ids]``: how probable each candidate is as a row of the training data."""
+    counts = fitted.vocabulary(fitted.spec.candidate).counts.to_numpy().astype(np.float64)
+    share = np.zeros(len(counts) + FIRST_VOCABULARY_ID)
+    share[FIRST_VOCABULARY_ID:] = counts / counts.sum()
+    # Ids without a count (missing, out of vocabulary) count as the rarest candidate: the loss takes the logarithm.
+    return np.maximum(share, share[FIRST_VOCABULARY_ID:].min()).astype(np.float32)

@@ -1,0 +1,65 @@
+"""Losses and metrics against NumPy (F8), and what a task is compiled with."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from models.objectives import compile_model, multi_label_log_loss
+
+
+def model() -> tf_keras.Model:
+    return tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(2,))])
+
+
+def test_multi_label_log_loss_by_hand() -> None:
+    # Logit 0 is probability 1/2, logit log(3) is 3/4: -(log(1/2) + log(3/4)) / 2 and -(log(1/2) + log(1/4)) / 2.
+    logits = tf.constant([[0.0, np.log(3.0)], [0.0, np.log(3.0)]], tf.float32)
+    losses = multi_label_log_loss(tf.constant([[1, 1], [0, 0]]), logits)
+    assert losses.numpy() == pytest.approx([0.5 * np.log(8 / 3), 0.5 * np.log(8)], rel=1e-6)
+
+
+def test_multi_label_log_loss_equals_numpy() -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, (40, 7))
+    logits = rng.normal(scale=3, size=(40, 7)).astype(np.float32)
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = -np.mean(labels * np.log(probability) + (1 - labels) * np.log(1 - probability), axis=1)
+    losses = multi_label_log_loss(tf.constant(labels), tf.constant(logits))
+    assert losses.shape == (40,)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_multi_label_log_loss_stays_finite_where_a_probability_is_0_or_1() -> None:
+    losses = multi_label_log_loss(tf.constant([[1.0, 0.0]]), tf.constant([[-200.0, -200.0]]))
+    assert losses.numpy().tolist() == [100.0]
+
+
+def test_padding_does_not_change_what_a_binary_model_reports() -> None:
+    tf_keras.utils.set_random_seed(1)
+    compiled = model()
+    compile_model(compiled, "binary", "sgd", 0.1)
+    rng = np.random.default_rng(3)
+    features, labels = rng.normal(size=(50, 2)).astype(np.float32), rng.integers(0, 2, 50).astype(np.float32)
+    plain = compiled.evaluate(features, labels, sample_weight=np.ones(50, np.float32), verbose=0, return_dict=True)
+    padded = compiled.evaluate(
+        np.concatenate([features, np.full((14, 2), 9, np.float32)]),
+        np.concatenate([labels, np.ones(14, np.float32)]),
+        sample_weight=np.repeat([1.0, 0.0], [50, 14]).astype(np.float32),
+        verbose=0,
+        return_dict=True,
+    )
+    assert set(plain) == {"loss", "log_loss", "auc"}
+    assert [padded["log_loss"], padded["auc"]] == pytest.approx([plain["log_loss"], plain["auc"]], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "optimizer", "message"),
+    [
+        ("ranking", "adam", "task 'ranking' is unknown; use binary or retrieval"),
+        ("binary", "adamw", r"optimizer 'adamw' is unknown; use one of \['adagrad', 'adam', 'sgd'\]"),
+    ],
+)
+def test_an_unknown_task_or_optimizer_is_named(task: str, optimizer: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compile_model(model(), task, optimizer, 0.1)
