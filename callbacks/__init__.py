@@ -1,0 +1,1 @@
+"""Keras callbacks for any tf.distribute strategy, one per file."""

@@ -1,0 +1,508 @@
+"""Metrics on their way to MLflow: sent in batches by a background thread, kept while the server is away.
+
+``python -m callbacks.metric_buffer replay FILE`` sends what a process had to leave behind. No TensorFlow in here: the
+driver uses it, too.
+"""
+
+import argparse
+import atexit
+import json
+import logging
+import math
+import os
+import posixpath
+import re
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from callbacks.metric_values import scalar_metrics
+
+# What one log_batch request may carry (MLflow REST API, "Request Limits").
+METRICS_PER_REQUEST = 1000
+
+_FORBIDDEN_IN_NAME = re.compile(r"[^A-Za-z0-9_\-. /:]")
+_NAME_LENGTH = 250
+# How long a process that ends without close() waits for the server before it saves to the file.
+_SECONDS_AT_EXIT = 5.0
+_RUN_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    name: str
+    value: float
+    step: int
+    timestamp_ms: int
+
+
+def metric_name(name: str) -> str:
+    """Return ``name`` as MLflow accepts it: characters it refuses (such as ``@``) become ``_``.
+
+    One refused name would hold up every metric sent with it, so names are made to fit before.
+    """
+    name = _FORBIDDEN_IN_NAME.sub("_", name)[:_NAME_LENGTH]
+    if name in ("", ".", "..") or name.startswith(("/", "../")) or posixpath.normpath(name) != name:
+        name = name.replace("/", "_").replace("..", "__").strip(".") or "_"
+    return name
+
+
+def retry_delay(failures: int, first_seconds: float, longest_seconds: float) -> float:
+    """Return the seconds to wait after that many failures in a row: doubled each time, up to the longest."""
+    return min(longest_seconds, first_seconds * 2.0 ** min(failures - 1, 30))
+
+
+class MetricBuffer:
+    """Takes metrics at any rate, sends them from a background thread, and never raises into the training.
+
+    While the server does not answer, metrics wait in memory; beyond ``capacity`` they move to the file ``spill_path``.
+    A file that an earlier process left for the same run is sent, too. Each name's steps only move forward: a step at
+    or below one that was logged for that name, by this process or by an earlier one that wrote to the run, is skipped.
+    A resumed training repeats the epochs after its checkpoint, and MLflow cannot replace a value, so the first value
+    stays and the curve has one point per step.
+
+    Args:
+        client: An ``MlflowClient``, or a tracking URI to open one for in the background.
+        run_id: The run to log to; None starts one when the server answers.
+        experiment: Name of the experiment for a run that is started here.
+        run_name: Name for a run that is started here.
+        spill_path: File for metrics that memory cannot hold and for those left at the end; JSON lines.
+            By default ``mlflow-metrics-<run id>.jsonl`` in the working directory.
+        capacity: Metric values kept in memory.
+        first_retry_seconds: Wait after a first failure; it doubles with each further one.
+        longest_retry_seconds: Longest wait between attempts.
+        clock: Returns seconds; monotonic.
+
+    Raises:
+        ValueError: The run id is not one, or the spill file belongs to another run.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        run_id: str | None = None,
+        *,
+        experiment: str = "Default",
+        run_name: str | None = None,
+        spill_path: str | Path | None = None,
+        capacity: int = 10_000,
+        first_retry_seconds: float = 1.0,
+        longest_retry_seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Check the arguments and start the sending thread; the server is not asked yet."""
+        # The id becomes part of a file name.
+        if run_id is not None and not _RUN_ID.fullmatch(run_id):
+            raise ValueError(f"run_id {run_id!r} is not an MLflow run id")
+        self._client = None if isinstance(client, str) else client
+        self._tracking_uri = client if isinstance(client, str) else getattr(client, "tracking_uri", "")
+        self._run_id = run_id
+        self._is_own_run = run_id is None
+        self._experiment = experiment
+        self._run_name = run_name
+        default_path = Path.cwd() / f"mlflow-metrics-{run_id or uuid.uuid4().hex}.jsonl"
+        self._spill = _SpillFile(
+            Path(spill_path) if spill_path else default_path, run_id, self._tracking_uri, experiment
+        )
+        self._capacity = capacity
+        self._first_retry_seconds = first_retry_seconds
+        self._longest_retry_seconds = longest_retry_seconds
+        self._clock = clock
+
+        # Guards everything below; waited on by flush (all sent?) and by the thread (something to send?).
+        self._changed = threading.Condition()
+        self._pending: deque[Point] = deque()
+        self._in_flight: list[Point] = []
+        self._newest_step: dict[str, int] = {}
+        self._stored_step: dict[str, int] | None = None
+        self._failures = 0
+        self._last_error = ""
+        self._retry_at = -math.inf
+        self._final_status: str | None = None
+        self._closed = False
+        # Daemon: a server that hangs must not keep the process alive. atexit saves what is left then.
+        self._thread = threading.Thread(target=self._work, name="metric-buffer", daemon=True)
+        self._thread.start()
+        atexit.register(self.close, _SECONDS_AT_EXIT)
+
+    @property
+    def run_id(self) -> str | None:
+        """The run; None as long as one to be started here could not be."""
+        return self._run_id
+
+    @property
+    def spill_path(self) -> Path:
+        """Where metrics go that cannot be sent."""
+        return self._spill.path
+
+    def log(self, metrics: Mapping[str, Any], step: int, timestamp_ms: int | None = None) -> None:
+        """Take metrics; returns at once.
+
+        Args:
+            metrics: Name to float, NumPy scalar or tensor; values that are no single number are left out.
+            step: Their step; see the class for steps that were logged before.
+            timestamp_ms: Milliseconds since the epoch; now by default.
+        """
+        if timestamp_ms is None:
+            timestamp_ms = time.time_ns() // 1_000_000
+        with self._changed:
+            if self._closed:
+                logger.warning("Metrics of step %d came after close() and are dropped", step)
+                return
+            for raw_name, value in scalar_metrics(metrics).items():
+                name = metric_name(raw_name)
+                if step > self._newest_step.get(name, -sys.maxsize):
+                    self._newest_step[name] = step
+                    self._pending.append(Point(name, value, step, timestamp_ms))
+            if len(self._pending) > self._capacity:
+                self._spill_pending()
+            self._changed.notify_all()
+
+    def flush(self, timeout_seconds: float = 10.0) -> bool:
+        """Try now, whatever the back-off says, and return whether everything was sent within the time."""
+        with self._changed:
+            self._retry_at = -math.inf
+            self._failures = min(self._failures, 1)
+            self._changed.notify_all()
+            return self._changed.wait_for(self._is_all_sent, timeout_seconds)
+
+    def close(self, timeout_seconds: float = 30.0, *, status: str | None = None) -> bool:
+        """Send what is left, or save it to the spill file and say so in one warning; a second call does nothing.
+
+        Args:
+            timeout_seconds: Longest wait for the server.
+            status: Status for a run that was started here, such as ``FINISHED``; None leaves it running.
+
+        Returns:
+            Whether everything was sent.
+        """
+        with self._changed:
+            if self._closed:
+                return self._is_all_sent()
+            if self._is_own_run:
+                self._final_status = status
+        is_sent = self.flush(timeout_seconds)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            if not is_sent:
+                # A request may still be under way. Its metrics are saved as well: replay leaves out what arrived.
+                self._pending.extendleft(reversed(self._in_flight))
+                self._in_flight = []
+                self._spill_pending()
+        atexit.unregister(self.close)
+        if not is_sent and self._spill.has_points():
+            logger.warning(
+                "MLflow could not be reached (%s); metrics are kept in %s. Send them later with: "
+                "python -m callbacks.metric_buffer replay %s",
+                self._last_error or f"no answer within {timeout_seconds:g} s",
+                self.spill_path,
+                self.spill_path,
+            )
+        return is_sent
+
+    def _is_all_sent(self) -> bool:
+        has_points = bool(self._pending or self._in_flight or self._spill.has_points())
+        return not has_points and self._final_status is None
+
+    def _spill_pending(self) -> None:
+        try:
+            self._spill.append(self._pending, self._run_id)
+        except OSError as error:
+            # Neither the server nor the disk takes them: the oldest go, and this says how many.
+            lost = max(0, len(self._pending) - self._capacity) if not self._closed else len(self._pending)
+            logger.warning("%d metric values are lost: cannot write %s (%s)", lost, self.spill_path, error)
+            for _ in range(lost):
+                self._pending.popleft()
+        else:
+            self._pending.clear()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (self._is_all_sent() or self._clock() < self._retry_at):
+                    wait = None if self._is_all_sent() else max(0.0, self._retry_at - self._clock())
+                    self._changed.wait(wait)
+                if self._closed:
+                    return
+            try:
+                self._send_some()
+            except Exception as error:  # Whatever a client raises must neither end this thread nor the training.
+                self._note_failure(error)
+            else:
+                self._note_success()
+
+    def _send_some(self) -> None:
+        """Send one request's worth: first what an outage moved to the file, then what is in memory."""
+        client = self._connect()
+        with self._changed:
+            spilled, offset = self._spill.read(METRICS_PER_REQUEST)
+            if not spilled:
+                count = min(METRICS_PER_REQUEST, len(self._pending))
+                self._in_flight = [self._pending.popleft() for _ in range(count)]
+                self._spill.drop_until(offset)  # lines that hold no value
+            points = spilled or list(self._in_flight)
+            final_status = None if points else self._final_status
+        self._log_batch(client, [point for point in points if not self._is_stored(client, point)])
+        if final_status is not None:
+            client.set_terminated(self._run_id, final_status)
+        with self._changed:
+            self._in_flight = []
+            if spilled:
+                self._spill.drop_until(offset)
+            if final_status is not None:
+                self._final_status = None
+
+    def _connect(self) -> Any:
+        if self._client is None:
+            from mlflow import MlflowClient  # seconds to import, and nobody waits for this thread
+
+            self._client = MlflowClient(self._tracking_uri)
+        if self._run_id is None:
+            run_id = _start_run(self._client, self._experiment, self._run_name)
+            with self._changed:
+                self._run_id = run_id
+                self._spill.name_run(run_id)
+        return self._client
+
+    def _is_stored(self, client: Any, point: Point) -> bool:
+        if self._stored_step is None:
+            names = client.get_run(self._run_id).data.metrics
+            self._stored_step = {name: max(_steps(client, self._run_id, name)) for name in names}
+        return point.step <= self._stored_step.get(point.name, -sys.maxsize)
+
+    def _log_batch(self, client: Any, points: Sequence[Point]) -> None:
+        if points:
+            client.log_batch(self._run_id, metrics=_entities(points))
+
+    def _note_failure(self, error: Exception) -> None:
+        with self._changed:
+            self._pending.extendleft(reversed(self._in_flight))
+            self._in_flight = []
+            if len(self._pending) > self._capacity:
+                self._spill_pending()
+            self._failures += 1
+            self._last_error = f"{type(error).__name__}: {_first_line(error)}"
+            delay = retry_delay(self._failures, self._first_retry_seconds, self._longest_retry_seconds)
+            self._retry_at = self._clock() + delay
+            is_first = self._failures == 1
+            self._changed.notify_all()
+        if is_first:
+            logger.warning("MLflow does not take metrics (%s); they are kept and sent later", self._last_error)
+
+    def _note_success(self) -> None:
+        with self._changed:
+            if self._failures:
+                logger.info("MLflow takes metrics again")
+            self._failures = 0
+            self._retry_at = -math.inf
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where saved values belong; ``run_id`` is None when the run could not be started yet."""
+
+    run_id: str | None
+    tracking_uri: str
+    experiment: str
+
+
+class _SpillFile:
+    """Metric values in a JSON-lines file: lines that name the run, and one line for each value.
+
+    The caller serialises access. What was sent already is remembered as an offset in memory, and the file is removed
+    when all of it was.
+    """
+
+    def __init__(self, path: Path, run_id: str | None, tracking_uri: str, experiment: str) -> None:
+        self.path = path
+        self._experiment = experiment
+        self._tracking_uri = _without_credentials(tracking_uri)
+        self._run_id: str | None = None
+        self._offset = self._end = 0
+        if path.exists():
+            self._run_id = _read_file(path)[0].run_id
+            self._end = path.stat().st_size
+            if self._run_id is None or self._run_id != run_id:
+                raise ValueError(
+                    f"{path} holds metrics of {'run ' + self._run_id if self._run_id else 'a run not started yet'}; "
+                    f"send them first (python -m callbacks.metric_buffer replay {path}) or name another spill_path"
+                )
+
+    def has_points(self) -> bool:
+        return self._end > self._offset
+
+    def name_run(self, run_id: str) -> None:
+        """Add the id of a run that was started after values had been written."""
+        if self.has_points():
+            self.append([], run_id)
+
+    def append(self, points: Iterable[Point], run_id: str | None) -> None:
+        lines = [
+            # float() reads "nan" and "inf" back; JSON has neither.
+            json.dumps([p.name, p.value if math.isfinite(p.value) else str(p.value), p.step, p.timestamp_ms])
+            for p in points
+        ]
+        if self._end == 0 or run_id != self._run_id:
+            lines.insert(0, json.dumps(asdict(_Target(run_id, self._tracking_uri, self._experiment))))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.path.open("ab") as file:
+                # The newline first ends a line that a killed process left unfinished.
+                file.write(b"\n" + "".join(f"{line}\n" for line in lines).encode())
+        finally:
+            # A full disk may have taken a part: it is in the file, and counts as there.
+            self._end = self.path.stat().st_size if self.path.exists() else 0
+        self._run_id = run_id
+
+    def read(self, limit: int) -> tuple[list[Point], int]:
+        """Return the next values to send and the offset behind them."""
+        points: list[Point] = []
+        if not self.has_points():
+            return points, self._offset
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            while len(points) < limit and (line := file.readline()):
+                point = _parse(line)
+                if isinstance(point, Point):
+                    points.append(point)
+            return points, file.tell()
+
+    def drop_until(self, offset: int) -> None:
+        """Count everything before ``offset`` as sent."""
+        self._offset = offset
+        if self._end and offset >= self._end:
+            self.path.unlink(missing_ok=True)
+            self._offset = self._end = 0
+
+
+def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -> tuple[str, int, int]:
+    """Send the metrics in a spill file to their run, then remove the file.
+
+    A value whose name and step the run has already is left out, so that a replay can be repeated.
+
+    Args:
+        path: The file.
+        client: An ``MlflowClient``; by default one for ``tracking_uri``.
+        tracking_uri: Server; by default ``MLFLOW_TRACKING_URI``, else the one that the file names (without user
+            name and password, which are never written to it).
+
+    Returns:
+        The run's id (started here when it never was), the values sent, and the values that were there already.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no metrics.
+    """
+    target, points = _read_file(path)
+    if not points:
+        raise ValueError(f"{path} holds no metrics; name a file that a MetricBuffer left")
+    if client is None:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or target.tracking_uri)
+    run_id = target.run_id
+    is_new_run = run_id is None
+    if run_id is None:
+        run_id = _start_run(client, target.experiment, None)
+        # A replay that fails half-way has to find this run again.
+        with path.open("ab") as file:
+            file.write(b"\n" + json.dumps(asdict(replace(target, run_id=run_id))).encode() + b"\n")
+    stored = {name: set(_steps(client, run_id, name)) for name in client.get_run(run_id).data.metrics}
+    missing = [point for point in points if point.step not in stored.get(point.name, ())]
+    for start in range(0, len(missing), METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=_entities(missing[start : start + METRICS_PER_REQUEST]))
+    if is_new_run:
+        client.set_terminated(run_id, "FINISHED")
+    path.unlink()
+    return run_id, len(missing), len(points) - len(missing)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 sent, 1 the server did not take them, 2 bad usage."""
+    parser = argparse.ArgumentParser(prog="python -m callbacks.metric_buffer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    replay_command = commands.add_parser("replay", help="send the metrics in a file that a training left behind")
+    replay_command.add_argument("file", type=Path)
+    replay_command.add_argument("--tracking-uri", help="the MLflow server; by default the one that the file names")
+    options = parser.parse_args(arguments)
+    try:
+        run_id, sent, present = replay(options.file, tracking_uri=options.tracking_uri)
+    except FileNotFoundError:
+        print(f"{options.file} does not exist; name a file that a training left", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Exception as error:  # Whatever the client raises, the file is still there: say so in one line.
+        print(f"{options.file} is kept, MLflow did not take it: {_first_line(error)}", file=sys.stderr)
+        return 1
+    print(f"{sent} metric values sent to run {run_id}, {present} were there already")
+    return 0
+
+
+def _read_file(path: Path) -> tuple[_Target, list[Point]]:
+    target = _Target(None, "", "Default")
+    points = []
+    with path.open("rb") as file:
+        for line in file:
+            entry = _parse(line)
+            if isinstance(entry, Point):
+                points.append(entry)
+            elif entry is not None:
+                target = entry
+    return target, points
+
+
+def _parse(line: bytes) -> Point | _Target | None:
+    if not line.strip():
+        return None
+    try:
+        entry = json.loads(line)
+        if isinstance(entry, dict):
+            return _Target(entry["run_id"], entry["tracking_uri"], entry["experiment"])
+        name, value, step, timestamp_ms = entry
+        return Point(str(name), float(value), int(step), int(timestamp_ms))
+    except (ValueError, TypeError, KeyError):
+        logger.warning("Skipped a damaged line of saved metrics: %r", line[:80])
+        return None
+
+
+def _start_run(client: Any, experiment: str, run_name: str | None) -> str:
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found is not None else client.create_experiment(experiment)
+    return str(client.create_run(experiment_id, run_name=run_name).info.run_id)
+
+
+def _steps(client: Any, run_id: str | None, name: str) -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id, name)]
+
+
+def _entities(points: Sequence[Point]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    return [Metric(point.name, point.value, point.timestamp_ms, point.step) for point in points]
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return _without_credentials(lines[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Progress of a training as plain events: dictionaries of JSON values, sent by a function that the caller gives."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tf_keras
+
+from callbacks.metric_values import as_float, scalar_metrics
+from callbacks.throughput import RateMeter
+
+
+class EventCallback(tf_keras.callbacks.Callback):
+    """Sends events while ``fit`` runs. An event's key ``event`` says which; counts of epochs and steps are 1-based.
+
+    - ``train_begin``: ``epochs``, ``steps`` (per epoch; None when not known yet)
+    - ``progress``: ``epoch`` (under way), ``step_in_epoch``, ``steps``, ``examples_per_second``, ``loss``
+      (the epoch's mean so far, or None)
+    - ``validation``: ``epoch`` (under way), ``step``; once when a validation begins with step 0, then like progress
+    - ``epoch_end``: ``epoch`` (completed), ``logs`` (floats), ``seconds`` (with validation), ``examples_per_second``
+    - ``train_end``: ``epochs`` (completed)
+
+    ``progress`` and ``validation`` come at most every ``every_seconds``; each costs a wait for the device, since it
+    reads the loss. The others always come. What ``send`` raises ends the training.
+
+    Args:
+        send: Takes one event.
+        global_batch_size: Examples that one step uses over all replicas.
+        every_seconds: Least time between two progress events.
+        clock: Returns seconds; monotonic.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[dict[str, Any]], None],
+        *,
+        global_batch_size: int,
+        every_seconds: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep the arguments."""
+        super().__init__()
+        # Logs stay on the device until an event is due.
+        self._supports_tf_logs = True
+        self._send = send
+        self._global_batch_size = global_batch_size
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._completed = 0
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Send ``train_begin``."""
+        self._meter = RateMeter(self._global_batch_size)
+        self._due = self._clock()
+        self._epoch: int | None = None
+        self._send({"event": "train_begin", "epochs": self.params["epochs"], "steps": self.params.get("steps")})
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Note the time."""
+        self._epoch = epoch
+        self._begin = self._clock()
+        self._has_steps = False
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Learn from the first batch where a resumed epoch starts."""
+        if not self._has_steps:
+            self._meter.begin_epoch(self._begin, batch)
+            self._has_steps = True
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Send ``progress`` when it is due."""
+        now = self._clock()
+        self._meter.step_done(now, batch + 1)
+        if now < self._due:
+            return
+        self._due = now + self._every_seconds
+        self._send(
+            {
+                "event": "progress",
+                "epoch": self._under_way(),
+                "step_in_epoch": batch + 1,
+                "steps": self.params.get("steps"),
+                "examples_per_second": self._meter.examples_per_second(),
+                "loss": as_float(logs["loss"]) if logs and "loss" in logs else None,
+            }
+        )
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Send the first ``validation`` of an epoch."""
+        self._send_validation(0)
+
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Send ``validation`` when it is due."""
+        now = self._clock()
+        if now >= self._due:
+            self._due = now + self._every_seconds
+            self._send_validation(batch + 1)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Send ``epoch_end``."""
+        self._completed = epoch + 1
+        self._send(
+            {
+                "event": "epoch_end",
+                "epoch": epoch + 1,
+                "logs": scalar_metrics(logs),
+                "seconds": self._clock() - self._begin,
+                "examples_per_second": self._meter.examples_per_second(),
+            }
+        )
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Send ``train_end``."""
+        self._send({"event": "train_end", "epochs": self._completed})
+
+    def _send_validation(self, step: int) -> None:
+        self._send({"event": "validation", "epoch": self._under_way(), "step": step})
+
+    def _under_way(self) -> int:
+        return 0 if self._epoch is None else self._epoch + 1

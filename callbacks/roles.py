@@ -1,0 +1,87 @@
+"""Which part this process plays in a distributed training: chief, worker, evaluator, or alone."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Cluster = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Role:
+    """One process's place in the cluster.
+
+    Attributes:
+        task_type: ``chief``, ``worker``, ``ps``, ``evaluator``, or None for a training of one process.
+        task_id: Index within the task type, or None for a training of one process.
+        workers: Processes that train together (the chief included), at least 1.
+        rank: Place among those processes; the chief is 0.
+        is_chief: Whether this process is the one that publishes files and metrics.
+    """
+
+    task_type: str | None
+    task_id: int | None
+    workers: int
+    rank: int
+    is_chief: bool
+
+
+def is_chief(task_type: str | None, task_id: int | None, cluster: Cluster | None = None) -> bool:
+    """Return whether the task with this type and id is the chief.
+
+    The chief is the task of type ``chief``, or worker 0 in a cluster that has no such task. A process without a
+    cluster is its own chief; an evaluator or a parameter server never is.
+
+    Args:
+        task_type: The task's type, None without a cluster.
+        task_id: The task's index within its type, None without a cluster.
+        cluster: Task type to addresses; by default the cluster that ``TF_CONFIG`` describes, if any.
+    """
+    if task_type is None:
+        return True
+    if task_type != "worker":
+        return task_type == "chief"
+    if cluster is None:
+        cluster = _tf_config().get("cluster", {})
+    return not cluster.get("chief") and task_id == 0
+
+
+def current_role(strategy: Any = None) -> Role:
+    """Return this process's role, from the strategy's cluster resolver or else from ``TF_CONFIG``.
+
+    Args:
+        strategy: A ``tf.distribute.Strategy``; None, or one without a cluster, leaves the answer to ``TF_CONFIG``.
+    """
+    resolver = getattr(strategy, "cluster_resolver", None)
+    if resolver is not None and (cluster := resolver.cluster_spec().as_dict()):
+        return _role(resolver.task_type, resolver.task_id, cluster)
+    tf_config = _tf_config()
+    task = tf_config.get("task", {})
+    return _role(task.get("type"), task.get("index"), tf_config.get("cluster", {}))
+
+
+def _role(task_type: str | None, task_id: int | None, cluster: Cluster) -> Role:
+    chiefs = len(cluster.get("chief", ()))
+    rank = chiefs + int(task_id or 0) if task_type == "worker" else 0
+    return Role(
+        task_type=task_type or None,
+        task_id=None if task_id is None else int(task_id),
+        workers=max(1, chiefs + len(cluster.get("worker", ()))),
+        rank=rank,
+        is_chief=is_chief(task_type or None, None if task_id is None else int(task_id), cluster),
+    )
+
+
+def _tf_config() -> dict[str, Any]:
+    text = os.environ.get("TF_CONFIG", "")
+    if not text.strip():
+        return {}
+    try:
+        tf_config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"TF_CONFIG is not JSON ({error}); unset it or give it a cluster and a task") from error
+    if not isinstance(tf_config, dict):
+        raise ValueError(f"TF_CONFIG is a JSON {type(tf_config).__name__}; give it an object with cluster and task")  # noqa: TRY004
+    return tf_config

@@ -1,0 +1,93 @@
+"""Examples per second of an epoch's training steps, and the callback that puts them among its metrics."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tf_keras
+
+EXAMPLES_PER_SECOND = "examples_per_second"
+
+
+class RateMeter:
+    """Measures examples per second from step counts and times in seconds.
+
+    The first step of a training builds the graph; it is left out as soon as there is a second one. Validation does
+    not count: the time runs from the epoch's begin to its last training step.
+    """
+
+    def __init__(self, global_batch_size: int) -> None:
+        """Start with nothing measured.
+
+        Args:
+            global_batch_size: Examples that one step uses over all replicas.
+        """
+        if global_batch_size < 1:
+            raise ValueError(f"global_batch_size is {global_batch_size}; use a positive number")
+        self._global_batch_size = global_batch_size
+        self._has_traced = False
+        self._since = self._until = 0.0
+        self._steps = self._last_step = 0
+
+    def begin_epoch(self, now: float, step_in_epoch: int = 0) -> None:
+        """Note the time at which an epoch begins, after ``step_in_epoch`` steps when it is a resumed one."""
+        self._has_traced = self._has_traced or self._steps > 0
+        self._since = self._until = now
+        self._steps, self._last_step = 0, step_in_epoch
+
+    def step_done(self, now: float, step_in_epoch: int) -> None:
+        """Note the time at which step ``step_in_epoch`` (1-based) of the epoch was done."""
+        new_steps = step_in_epoch - self._last_step
+        if self._steps and not self._has_traced:
+            # Time and steps restart behind the step that built the graph.
+            self._since, self._steps, self._has_traced = self._until, 0, True
+        self._until = now
+        self._steps += new_steps
+        self._last_step = step_in_epoch
+
+    def examples_per_second(self) -> float:
+        """Return the rate over the epoch so far; 0.0 before its first step."""
+        seconds = self._until - self._since
+        return self._steps * self._global_batch_size / seconds if seconds > 0 else 0.0
+
+
+class Throughput(tf_keras.callbacks.Callback):
+    """Adds ``examples_per_second`` to each epoch's logs; list it before the callbacks that read them.
+
+    Args:
+        global_batch_size: Examples that one step uses over all replicas.
+        clock: Returns seconds; monotonic.
+    """
+
+    def __init__(self, global_batch_size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Check and keep the arguments."""
+        super().__init__()
+        # Batch logs are not looked at: without this Keras would bring them to the host after every step.
+        self._supports_tf_logs = True
+        self._global_batch_size = global_batch_size
+        self._clock = clock
+        self._meter = RateMeter(global_batch_size)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Start a new measurement: each ``fit`` builds its graph again."""
+        self._meter = RateMeter(self._global_batch_size)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Note the time."""
+        self._begin = self._clock()
+        self._has_steps = False
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Learn from the first batch where a resumed epoch starts."""
+        if not self._has_steps:
+            self._meter.begin_epoch(self._begin, batch)
+            self._has_steps = True
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Note the time."""
+        self._meter.step_done(self._clock(), batch + 1)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Add the rate to the logs, which Keras hands on to the callbacks after this one."""
+        if logs is not None:
+            logs[EXAMPLES_PER_SECOND] = self._meter.examples_per_second()

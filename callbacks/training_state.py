@@ -1,0 +1,45 @@
+"""What of a training goes into a checkpoint: the model, its optimizer, and random generators with a state."""
+
+from typing import Any, Protocol
+
+import tensorflow as tf
+import tf_keras
+
+
+class Stateful(Protocol):
+    """A callback whose decisions depend on earlier epochs.
+
+    A state is plain JSON. Its key ``epoch``, when there is one, is the number of completed epochs it covers:
+    `ChiefCheckpoint` refuses a state that lags behind the epoch it saves.
+    """
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state, as plain JSON values."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+
+
+def tensors(model: tf_keras.Model, optimizer: Any) -> tf.train.Checkpoint:
+    """Return the TensorFlow checkpoint object over all variables that a resumed training needs.
+
+    Slot variables of the optimizer are created when missing: a checkpoint can only fill variables that exist.
+    Random layers (dropout) are covered when built with ``rng_type="stateful"``; Keras' default for them is a state
+    inside TensorFlow's kernels, which nothing can save.
+
+    Under a strategy of several workers, what each of them keeps for itself (the moving averages of batch
+    normalisation) is saved as the mean, and all go on from that: the mean they would have reached, up to rounding.
+    """
+    with model.distribute_strategy.scope():
+        if hasattr(optimizer, "build"):
+            optimizer.build(model.trainable_variables)
+        else:
+            optimizer._create_all_weights(model.trainable_variables)  # tf_keras.optimizers.legacy
+    return tf.train.Checkpoint(model=model, optimizer=optimizer, random=_random_generators(model))
+
+
+def _random_generators(model: tf_keras.Model) -> list[tf.random.Generator]:
+    # Keras keeps these out of its own checkpoints, for compatibility with older ones.
+    layers = (layer for layer in model._flatten_layers() if hasattr(layer, "_random_generator"))
+    generators = (getattr(layer._random_generator, "_generator", None) for layer in layers)
+    return [generator for generator in generators if isinstance(generator, tf.random.Generator)]

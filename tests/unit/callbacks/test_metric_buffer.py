@@ -1,0 +1,325 @@
+"""L6: no metric is lost, none is logged twice, and the training never waits for the server."""
+
+import json
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from callbacks.metric_buffer import MetricBuffer, main, metric_name, replay, retry_delay
+
+RUN = "0123456789abcdef"
+
+
+class FakeServer:
+    """Takes what an `MlflowClient` sends; the first ``failures`` requests are refused, all as long as ``is_down``."""
+
+    def __init__(self, failures: int = 0, *, is_down: bool = False) -> None:
+        self.tracking_uri = "http://user:secret@tracking:5000"
+        self.failures = failures
+        self.is_down = is_down
+        self.requests: list[int] = []
+        self.logged: dict[str, list[tuple[int, float]]] = {}
+        self.statuses: list[str] = []
+        self.experiments: list[str] = []
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        self._answer()
+        assert run_id == RUN
+        self.requests.append(len(metrics))
+        for metric in metrics:
+            self.logged.setdefault(metric.key, []).append((metric.step, metric.value))
+
+    def get_run(self, run_id: str) -> Any:
+        self._answer()
+        return SimpleNamespace(data=SimpleNamespace(metrics={name: p[-1][1] for name, p in self.logged.items()}))
+
+    def get_metric_history(self, run_id: str, name: str) -> list[Any]:
+        return [SimpleNamespace(step=step, value=value) for step, value in self.logged[name]]
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        self._answer()
+        self.experiments.append(name)
+        return SimpleNamespace(experiment_id="1")
+
+    def create_run(self, experiment_id: str, run_name: str | None) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id=RUN))
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self.statuses.append(status)
+
+    def _answer(self) -> None:
+        if self.is_down or self.failures > 0:
+            self.failures -= 1
+            raise ConnectionError("http://user:secret@tracking:5000 refused the connection")
+
+
+@pytest.fixture
+def spill(tmp_path: Path) -> Path:
+    return tmp_path / "left" / "metrics.jsonl"
+
+
+@pytest.fixture
+def open_buffer(spill: Path) -> Iterator[Callable[..., MetricBuffer]]:
+    """Return a function that opens a buffer with quick retries; all are closed after the test."""
+    buffers: list[MetricBuffer] = []
+
+    def build(server: Any, run_id: str | None = RUN, **arguments: Any) -> MetricBuffer:
+        arguments = {"spill_path": spill, "first_retry_seconds": 0.001, **arguments}
+        buffers.append(MetricBuffer(server, run_id, **arguments))
+        return buffers[-1]
+
+    yield build
+    for buffer in buffers:
+        buffer.close(0.0)
+
+
+def test_metrics_arrive_in_order_with_their_steps(open_buffer: Callable[..., MetricBuffer]) -> None:
+    server = FakeServer()
+    buffer = open_buffer(server)
+    for step in (1, 2, 3):
+        buffer.log({"loss": 1.0 / step, "val_auc": 0.5}, step=step, timestamp_ms=step)
+    assert buffer.flush(10)
+    assert server.logged == {"loss": [(1, 1.0), (2, 0.5), (3, 1 / 3)], "val_auc": [(1, 0.5), (2, 0.5), (3, 0.5)]}
+
+
+def test_an_outage_delays_metrics_and_loses_none(
+    open_buffer: Callable[..., MetricBuffer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server = FakeServer(failures=3)
+    buffer = open_buffer(server)
+    for step in range(5):
+        buffer.log({"loss": float(step)}, step=step)
+    assert buffer.flush(10)
+    assert server.logged["loss"] == [(step, float(step)) for step in range(5)]
+    assert caplog.text.count("MLflow does not take metrics") == 1
+    assert "MLflow takes metrics again" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_logging_never_waits_for_a_server_that_hangs(open_buffer: Callable[..., MetricBuffer], spill: Path) -> None:
+    class HangingServer(FakeServer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.is_asked = threading.Event()
+            self.may_answer = threading.Event()
+
+        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+            self.is_asked.set()
+            assert self.may_answer.wait(30)
+            super().log_batch(run_id, metrics)
+
+    server = HangingServer()
+    buffer = open_buffer(server)
+    buffer.log({"loss": 1.0}, step=1)
+    assert server.is_asked.wait(30)
+    buffer.log({"loss": 2.0}, step=2)
+    assert not buffer.close(0.0)
+    # The request under way may still be answered, after which a replay leaves its metrics out.
+    server.may_answer.set()
+    buffer._thread.join(30)
+    assert server.logged == {"loss": [(1, 1.0)]}
+    assert replay(spill, client=server) == (RUN, 1, 1)
+    assert server.logged == {"loss": [(1, 1.0), (2, 2.0)]}
+
+
+def test_beyond_its_capacity_memory_goes_over_to_the_file_and_comes_back_in_order(
+    open_buffer: Callable[..., MetricBuffer], spill: Path
+) -> None:
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server, capacity=100)
+    for step in range(2500):
+        buffer.log({"loss": float(step)}, step=step)
+    assert len(buffer._pending) <= 100
+    assert len(spill.read_text().splitlines()) > 2000
+    server.is_down = False
+    assert buffer.flush(30)
+    assert sorted(server.logged["loss"]) == [(step, float(step)) for step in range(2500)]
+    assert max(server.requests) <= 1000
+    assert not spill.exists()
+
+
+def test_what_cannot_be_sent_by_the_end_is_kept_and_the_replay_command_is_named(
+    open_buffer: Callable[..., MetricBuffer], spill: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server)
+    buffer.log({"loss": math.nan, "val_auc": 0.5}, step=1, timestamp_ms=1000)
+    assert not buffer.close(0.0)
+    assert f"python -m callbacks.metric_buffer replay {spill}" in caplog.text
+    assert "secret" not in caplog.text + spill.read_text()
+
+    server.is_down = False
+    assert replay(spill, client=server) == (RUN, 2, 0)
+    assert server.logged["val_auc"] == [(1, 0.5)]
+    assert math.isnan(server.logged["loss"][0][1])
+    assert not spill.exists()
+
+
+def test_a_replay_that_fails_keeps_the_file_and_can_be_repeated(
+    open_buffer: Callable[..., MetricBuffer], spill: Path
+) -> None:
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server)
+    for step in range(3):
+        buffer.log({"loss": float(step)}, step=step)
+    buffer.close(0.0)
+    with pytest.raises(ConnectionError):
+        replay(spill, client=server)
+    assert spill.exists()
+
+    server.is_down = False
+    server.logged["loss"] = [(0, 0.0), (2, 2.0)]  # two of three had arrived
+    assert replay(spill, client=server) == (RUN, 1, 2)
+    assert sorted(server.logged["loss"]) == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_metrics_that_an_earlier_process_left_are_sent_by_the_next_one(
+    open_buffer: Callable[..., MetricBuffer], spill: Path
+) -> None:
+    server = FakeServer(is_down=True)
+    first = open_buffer(server)
+    first.log({"loss": 1.0}, step=1)
+    first.close(0.0)
+    with spill.open("a") as file:
+        file.write('["loss", 2.0, ')  # killed while writing
+    server.is_down = False
+    second = open_buffer(server)
+    second.log({"loss": 3.0}, step=3)
+    assert second.flush(10)
+    assert server.logged == {"loss": [(1, 1.0), (3, 3.0)]}
+    assert not spill.exists()
+
+
+def test_a_resumed_training_adds_no_second_point_to_a_step(open_buffer: Callable[..., MetricBuffer]) -> None:
+    server = FakeServer()
+    first = open_buffer(server)
+    for step in (1, 2, 3):
+        first.log({"loss": float(step)}, step=step)
+    assert first.close(10)
+
+    second = open_buffer(server)
+    for step in (2, 3, 4):  # back to the checkpoint of epoch 1
+        second.log({"loss": step + 0.5, "new": 1.0}, step=step)
+    second.log({"loss": 9.9}, step=4)  # the same process, restarted training
+    assert second.flush(10)
+    assert server.logged["loss"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.5)]
+    assert [step for step, _ in server.logged["new"]] == [2, 3, 4]
+
+
+def test_a_run_is_started_once_the_server_answers_and_ended_at_the_close(
+    open_buffer: Callable[..., MetricBuffer],
+) -> None:
+    server = FakeServer(failures=2)
+    buffer = open_buffer(server, run_id=None)
+    buffer.log({"loss": 1.0}, step=1)
+    assert buffer.close(10, status="FINISHED")
+    assert buffer.run_id == RUN
+    assert server.logged == {"loss": [(1, 1.0)]}
+    assert server.statuses == ["FINISHED"]
+
+
+def test_metrics_of_a_run_that_could_not_be_started_are_replayed_into_a_new_one(
+    open_buffer: Callable[..., MetricBuffer], spill: Path
+) -> None:
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server, run_id=None, experiment="flights")
+    buffer.log({"loss": 1.0}, step=1)
+    assert not buffer.close(0.0, status="FINISHED")
+    server.is_down = False
+    assert replay(spill, client=server) == (RUN, 1, 0)
+    assert server.experiments == ["flights"]
+    assert server.statuses == ["FINISHED"]
+
+
+def test_a_full_disk_costs_the_oldest_metrics_and_is_said(
+    open_buffer: Callable[..., MetricBuffer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server, capacity=2, spill_path=tmp_path / "file" / "metrics.jsonl")
+    # Two fit in memory and two more may be in the thread's hands: of ten, some are lost whatever its timing.
+    for step in range(10):
+        buffer.log({"loss": float(step)}, step=step)
+    assert "metric values are lost: cannot write" in caplog.text
+    server.is_down = False
+    assert buffer.flush(10)
+    assert server.logged["loss"][-1] == (9, 9.0)
+
+
+def test_a_spill_file_of_another_run_is_refused(open_buffer: Callable[..., MetricBuffer], spill: Path) -> None:
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server)
+    buffer.log({"loss": 1.0}, step=1)
+    buffer.close(0.0)
+    with pytest.raises(ValueError, match=f"holds metrics of run {RUN}; send them first"):
+        MetricBuffer(server, "fedcba9876543210", spill_path=spill)
+
+
+def test_a_run_id_that_is_a_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not an MLflow run id"):
+        MetricBuffer(FakeServer(), "../../etc/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("val_auc", "val_auc"),
+        ("factorized_top_k/top_10", "factorized_top_k/top_10"),
+        ("recall@20", "recall_20"),
+        ("/rooted", "_rooted"),
+        ("a//b", "a__b"),
+        ("..", "__"),
+        ("", "_"),
+        ("x" * 300, "x" * 250),
+    ],
+)
+def test_names_are_made_to_fit_mlflow(name: str, expected: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert metric_name(name) == expected
+    _validate_metric_name(expected)
+
+
+def test_the_wait_doubles_up_to_its_limit() -> None:
+    assert [retry_delay(n, 1.0, 60.0) for n in (1, 2, 3, 7, 10_000)] == [1.0, 2.0, 4.0, 60.0, 60.0]
+
+
+def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
+    mlflow_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient(mlflow_store)
+    run_id = client.create_run("0").info.run_id
+    for steps in ((1, 2), (2, 3)):
+        buffer = MetricBuffer(mlflow_store, run_id, spill_path=tmp_path / "spill.jsonl")
+        for step in steps:
+            buffer.log({"loss": 1.0 / step, "recall@20": math.nan}, step=step)
+        assert buffer.close(60)
+
+    file = tmp_path / "left.jsonl"
+    target = {"run_id": run_id, "tracking_uri": mlflow_store, "experiment": "Default"}
+    lines = [target, ["loss", 0.5, 2, 1000], ["loss", 0.25, 4, 1001]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["replay", str(file)]) == 0
+    assert capsys.readouterr().out == f"1 metric values sent to run {run_id}, 1 were there already\n"
+
+    points = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
+    assert sorted(points) == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+    assert sorted(point.step for point in client.get_metric_history(run_id, "recall_20")) == [1, 2, 3]
+
+
+def test_the_replay_command_says_what_is_wrong_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", str(tmp_path / "absent")]) == 2
+    assert "absent does not exist" in capsys.readouterr().err
+    (tmp_path / "empty").write_text("")
+    assert main(["replay", str(tmp_path / "empty")]) == 2
+    assert "empty holds no metrics" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""T7, L6: one run per training, with floats and tensors, gone on with after a restart."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import tensorflow as tf
+import tf_keras
+from mlflow import MlflowClient
+
+from callbacks.mlflow_log import MLflowLogger
+
+NewModel = Callable[..., tf_keras.Model]
+NewDataset = Callable[..., tf.data.Dataset]
+
+
+class TensorMetric(tf_keras.callbacks.Callback):
+    """Adds a metric that is a tensor, as callbacks of users do."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["tensor"] = tf.constant(epoch + 0.5)
+
+
+def curve(store: str, run_id: str | None, name: str) -> list[tuple[int, float]]:
+    assert run_id is not None
+    return [(point.step, point.value) for point in MlflowClient(store).get_metric_history(run_id, name)]
+
+
+def test_a_fit_becomes_one_finished_run_with_floats_and_tensors(
+    mlflow_store: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    logger = MLflowLogger(tracking_uri=mlflow_store, spill_path=tmp_path / "spill.jsonl")
+    history = new_model().fit(new_dataset(), epochs=2, callbacks=[TensorMetric(), logger], verbose=0)
+    assert curve(mlflow_store, logger.run_id, "loss") == list(enumerate(history.history["loss"], start=1))
+    assert curve(mlflow_store, logger.run_id, "tensor") == [(1, 0.5), (2, 1.5)]
+    assert MlflowClient(mlflow_store).get_run(logger.run_id).info.status == "FINISHED"
+
+
+def test_a_resumed_fit_goes_on_in_the_same_run_with_an_unbroken_curve(
+    mlflow_store: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    run_id = MlflowClient(mlflow_store).create_run("0").info.run_id
+    model = new_model()
+    for initial_epoch, epochs in ((0, 3), (2, 5)):  # epoch 3 is trained twice
+        logger = MLflowLogger(run_id, mlflow_store, spill_path=tmp_path / "spill.jsonl")
+        arguments: dict[str, Any] = {"initial_epoch": initial_epoch, "epochs": epochs, "verbose": 0}
+        model.fit(new_dataset(), callbacks=[logger], **arguments)
+    assert [step for step, _ in curve(mlflow_store, run_id, "loss")] == [1, 2, 3, 4, 5]
+
+
+def test_the_active_run_is_used_and_left_open(
+    mlflow_store: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    mlflow.set_tracking_uri(mlflow_store)
+    try:
+        with mlflow.start_run() as run:
+            logger = MLflowLogger(spill_path=tmp_path / "spill.jsonl")
+            new_model().fit(new_dataset(), callbacks=[logger], verbose=0)
+            assert logger.run_id == run.info.run_id
+            assert MlflowClient().get_run(run.info.run_id).info.status == "RUNNING"
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert len(curve(mlflow_store, run.info.run_id, "loss")) == 1
+
+
+def test_a_server_that_is_down_from_the_start_does_not_stop_training(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    spill = tmp_path / "spill.jsonl"
+    # Port 1 of loopback: nobody listens there.
+    logger = MLflowLogger(tracking_uri="http://127.0.0.1:1", spill_path=spill, close_timeout_seconds=0.1)
+    history = new_model().fit(new_dataset(), epochs=2, callbacks=[logger], verbose=0)
+    assert history.epoch == [0, 1]
+    saved = [json.loads(line) for line in spill.read_text().splitlines() if line.startswith("[")]
+    assert [(name, step) for name, _, step, _ in saved] == [("loss", 1), ("mae", 1), ("loss", 2), ("mae", 2)]
+
+
+def test_a_rank_that_is_not_the_chief_logs_nothing(
+    new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    logger = MLflowLogger(tracking_uri="http://127.0.0.1:1")
+    new_model().fit(new_dataset(), callbacks=[logger], verbose=0)
+    assert logger.run_id is None
