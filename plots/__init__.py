@@ -1,0 +1,1 @@
+"""One figure per function: values in, figure out."""

@@ -1,0 +1,76 @@
+"""The precision-recall curve of a binary model beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from sklearn import metrics
+
+from plots import style
+from plots.inputs import BinaryInputs, baseline_scores, binary_inputs
+
+_FIRST_RECALL = 0.005
+
+
+def precision_recall_curve(
+    label: ArrayLike,
+    score: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    baseline: Mapping[str, ArrayLike] | None = None,
+) -> Figure:
+    """Draw precision over recall, with the average precision of each curve and the base rate in the legend.
+
+    Left of 0.5% recall, where a handful of rows decide, the line stays level; average precision covers every row.
+
+    Args:
+        label: 0 or 1, ``[rows]``.
+        score: the model's scores, ``[rows]``.
+        weight: non-negative row weights, ``[rows]``.
+        baseline: name -> scores ``[rows]`` of the models to compare with.
+
+    Raises:
+        ValueError: empty input, one class only, or columns that do not match.
+    """
+    model = binary_inputs(label, score, weight)
+    others = baseline_scores(label, weight, dict(baseline or {}))
+
+    figure = style.new_figure()
+    axes = figure.add_subplot()
+    curves: list[tuple[str, BinaryInputs, str]] = [("model", model, style.MODEL)]
+    curves += [(name, data, style.baseline_colour(index)) for index, (name, data) in enumerate(others.items())]
+    for name, data, colour in curves:
+        precision, recall, _ = metrics.precision_recall_curve(
+            data.label, data.score, sample_weight=data.weight, drop_intermediate=True
+        )
+        average = metrics.average_precision_score(data.label, data.score, sample_weight=data.weight)
+        recall, precision = _without_noisy_start(recall, precision)
+        axes.plot(
+            recall,
+            precision,
+            # Average precision is the area under steps, not under straight lines between the points.
+            drawstyle="steps-post",
+            color=colour,
+            linewidth=style.LINE_WIDTH,
+            linestyle="-" if data is model else "--",
+            label=f"{name} (AP = {average:.3f})",
+        )
+    axes.axhline(
+        model.base_rate, color=style.GREY, linewidth=1, linestyle=":", label=f"base rate = {model.base_rate:.3f}"
+    )
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    style.dress(axes, title="Precision-recall curve", x="Recall", y="Precision")
+    style.legend(axes, location="upper right")
+    return figure
+
+
+def _without_noisy_start(
+    recall: NDArray[np.float64], precision: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Replace the points below the first drawn recall by a level line; points run from recall 1 down to 0."""
+    kept = recall >= _FIRST_RECALL
+    return np.append(recall[kept], 0.0), np.append(precision[kept], precision[kept][-1])

@@ -1,0 +1,62 @@
+"""Colours, sizes and the empty figure that every plot here starts from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+# Okabe and Ito (2008), "Color Universal Design": distinguishable with any common colour blindness.
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+VERMILION = "#D55E00"
+PURPLE = "#CC79A7"
+SKY = "#56B4E9"
+GREY = "#6E6E6E"
+GRID = "#DDDDDD"
+
+MODEL = BLUE
+BASELINES = (VERMILION, GREEN, ORANGE, PURPLE, SKY)
+NEGATIVE = BLUE
+POSITIVE = VERMILION
+
+Corner = Literal["best", "upper left", "upper right", "lower left", "lower right"]
+
+PANEL_WIDTH_INCHES = 5.6
+PANEL_HEIGHT_INCHES = 4.2
+DOTS_PER_INCH = 120
+LINE_WIDTH = 2.0
+
+
+def new_figure(columns: int = 1, rows: int = 1, *, height_ratios: tuple[float, ...] | None = None) -> Figure:
+    """Return an empty figure with room for ``rows`` times ``columns`` panels.
+
+    The figure is a bare ``matplotlib.figure.Figure``: it is registered nowhere, needs no display, and is freed
+    when the caller drops it.
+    """
+    height = PANEL_HEIGHT_INCHES * (sum(height_ratios) if height_ratios else rows)
+    size = (PANEL_WIDTH_INCHES * columns, height)
+    return Figure(figsize=size, dpi=DOTS_PER_INCH, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+
+
+def dress(axes: Axes, *, title: str, x: str, y: str) -> None:
+    """Give one panel its title, axis labels, a light grid and no box."""
+    axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(visible=True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(axes: Axes, *, location: Corner) -> None:
+    """Show the panel's legend on an opaque ground, so that lines never run through its text."""
+    axes.legend(loc=location, frameon=True, framealpha=0.95, edgecolor=GRID, fontsize=9)
+
+
+def baseline_colour(index: int) -> str:
+    """Return the colour of the ``index``-th baseline; the palette repeats after its end."""
+    return BASELINES[index % len(BASELINES)]

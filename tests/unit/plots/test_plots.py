@@ -1,0 +1,315 @@
+"""Each plot shows the right numbers, labels its axes, and refuses input that has nothing to show."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn import metrics
+from sklearn.calibration import calibration_curve as sklearn_calibration_curve
+
+from plots.calibration import calibration_bins, calibration_curve, compact_count, wilson_interval
+from plots.inputs import binary_inputs
+from plots.learning_curves import learning_curves, panel_names
+from plots.lift import cumulative_gain, decile_lift, lift_chart
+from plots.precision_recall import precision_recall_curve
+from plots.ranking import recall_at_k_curve
+from plots.roc import roc_curve
+from plots.score_histogram import score_histogram
+
+LABEL = np.array([0, 0, 1, 1])
+SCORE = np.array([0.1, 0.4, 0.35, 0.8])
+
+BinaryPlot = Callable[..., Figure]
+BINARY_PLOTS: list[BinaryPlot] = [roc_curve, precision_recall_curve, calibration_curve, lift_chart, score_histogram]
+
+
+def legend_texts(axes: Axes) -> list[str]:
+    legend = axes.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def noisy_task(rows: int = 5_000) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(7)
+    score = generator.beta(1, 4, size=rows)
+    return (generator.random(rows) < score).astype(int), score
+
+
+def png_size(figure: Figure) -> tuple[int, int]:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    content = buffer.getvalue()
+    assert content.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+def every_figure() -> dict[str, Figure]:
+    label, score = noisy_task()
+    history = {"loss": [0.6, 0.5], "val_loss": [0.7, 0.6], "auc": [0.6, 0.7], "val_auc": [0.5, 0.6]}
+    figures = {plot.__name__: plot(label, score) for plot in BINARY_PLOTS}
+    figures["learning_curves"] = learning_curves(history, best_epoch=2, restarts=(1.5,))
+    figures["recall_at_k_curve"] = recall_at_k_curve({"model": {5: 0.1, 20: 0.3}, "popularity": {5: 0.05, 20: 0.1}})
+    return figures
+
+
+def test_every_panel_has_a_title_or_a_titled_neighbour_and_both_axis_labels() -> None:
+    for name, figure in every_figure().items():
+        assert any(axes.get_title(loc="left") for axes in figure.axes), name
+        for axes in figure.axes:
+            assert axes.get_xlabel(), name
+            assert axes.get_ylabel(), name
+
+
+def test_every_figure_renders_to_a_png_of_its_stated_size() -> None:
+    for name, figure in every_figure().items():
+        width, height = figure.get_size_inches() * figure.dpi
+        assert png_size(figure) == (int(width), int(height)), name
+
+
+def test_importing_and_drawing_leave_pyplot_and_its_global_state_alone() -> None:
+    program = (
+        "import sys\n"
+        "from plots.roc import roc_curve\n"
+        "import plots.calibration, plots.learning_curves, plots.lift, plots.precision_recall\n"
+        "import plots.ranking, plots.score_histogram\n"
+        "roc_curve([0, 1], [0.1, 0.9])\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    # Headless machines have no display; the figure must not need one.
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment)
+
+
+@pytest.mark.parametrize("plot", BINARY_PLOTS)
+def test_binary_plots_refuse_an_empty_split(plot: BinaryPlot) -> None:
+    with pytest.raises(ValueError, match="label has no rows"):
+        plot([], [])
+
+
+@pytest.mark.parametrize("plot", BINARY_PLOTS)
+def test_binary_plots_refuse_one_class(plot: BinaryPlot) -> None:
+    with pytest.raises(ValueError, match=r"one class only \(1\) in 2 rows"):
+        plot([1, 1], [0.2, 0.3])
+
+
+@pytest.mark.parametrize("plot", BINARY_PLOTS)
+def test_binary_plots_refuse_scores_that_do_not_match_the_labels(plot: BinaryPlot) -> None:
+    with pytest.raises(ValueError, match=r"score has shape \(3,\) but label has 2 rows"):
+        plot([0, 1], [0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("plot", BINARY_PLOTS)
+def test_binary_plots_refuse_nan_scores(plot: BinaryPlot) -> None:
+    with pytest.raises(ValueError, match=r"score is nan in row 1"):
+        plot([0, 1], [0.2, np.nan])
+
+
+def test_labels_other_than_zero_and_one_are_refused_with_their_row() -> None:
+    with pytest.raises(ValueError, match="label is 2 in row 1"):
+        binary_inputs([0, 2], [0.2, 0.3])
+
+
+def test_negative_weights_are_refused_with_their_row() -> None:
+    with pytest.raises(ValueError, match=r"weight is -1.0 in row 1"):
+        binary_inputs([0, 1], [0.2, 0.3], [1, -1])
+
+
+def test_one_class_by_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one class only \(0\) in 1 rows"):
+        binary_inputs([0, 1], [0.2, 0.3], [1, 0])
+
+
+def test_a_bad_baseline_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"baseline 'boosting': score has shape \(1,\)"):
+        roc_curve(LABEL, SCORE, baseline={"boosting": [0.5]})
+
+
+def test_roc_legend_states_the_area_of_model_and_baseline() -> None:
+    # Pairs (negative, positive): 0.1<0.35, 0.1<0.8, 0.4>0.35, 0.4<0.8 -> 3 of 4 in order.
+    figure = roc_curve(LABEL, SCORE, baseline={"reversed": -SCORE})
+    assert legend_texts(figure.axes[0]) == [
+        "model (AUC = 0.750)",
+        "reversed (AUC = 0.250)",
+        "chance (AUC = 0.500)",
+    ]
+
+
+def test_roc_uses_row_weights() -> None:
+    # The pair out of order (0.4 against 0.35) now weighs 3 of 3 + 3 + 1 + 1.
+    figure = roc_curve(LABEL, SCORE, weight=[1, 1, 3, 1])
+    expected = metrics.roc_auc_score(LABEL, SCORE, sample_weight=[1, 1, 3, 1])
+    assert expected == pytest.approx(5 / 8)
+    assert legend_texts(figure.axes[0])[0] == "model (AUC = 0.625)"
+
+
+def test_precision_recall_legend_states_average_precision_and_base_rate() -> None:
+    # By descending score the labels are 1, 0, 1, 0: precision 1 at recall 1/2, 2/3 at recall 1 -> (1 + 2/3) / 2.
+    figure = precision_recall_curve(LABEL, SCORE)
+    assert legend_texts(figure.axes[0]) == ["model (AP = 0.833)", "base rate = 0.500"]
+
+
+def test_precision_recall_line_stays_level_where_a_handful_of_rows_decide() -> None:
+    # 1,000 positives; the best-scored row is a negative, so precision starts at 0 and then nears 1.
+    label = np.array([0] + [1] * 1_000)
+    score = np.linspace(1, 0, 1_001)
+    line = precision_recall_curve(label, score).axes[0].get_lines()[0]
+    recall, precision = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert recall[-1] == 0
+    assert precision.min() >= 5 / 6
+    assert precision[-1] == precision[-2]
+
+
+def test_calibration_bins_hold_hand_worked_rates() -> None:
+    label = [0, 0, 0, 1, 0, 1, 1, 1]
+    score = [0.1, 0.1, 0.2, 0.2, 0.6, 0.6, 0.8, 0.8]
+    bins = calibration_bins(binary_inputs(label, score), bins=2)
+    assert bins.predicted == pytest.approx([0.15, 0.7])
+    assert bins.observed == pytest.approx([0.25, 0.75])
+    assert bins.rows.tolist() == [4, 4]
+    # (4 * |0.25 - 0.15| + 4 * |0.75 - 0.7|) / 8
+    assert bins.expected_calibration_error == pytest.approx(0.075)
+
+
+def test_calibration_bins_agree_with_scikit_learn() -> None:
+    label, score = noisy_task()
+    bins = calibration_bins(binary_inputs(label, score), bins=10)
+    observed, predicted = sklearn_calibration_curve(label, score, n_bins=10, strategy="quantile")
+    assert bins.observed == pytest.approx(observed)
+    assert bins.predicted == pytest.approx(predicted)
+
+
+def test_equal_probabilities_share_one_calibration_bin() -> None:
+    bins = calibration_bins(binary_inputs([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.9]), bins=10)
+    assert bins.rows.tolist() == [3, 1]
+    constant = calibration_bins(binary_inputs([0, 1], [0.5, 0.5]), bins=10)
+    assert constant.rows.tolist() == [2]
+
+
+def test_calibration_weights_count_as_repeated_rows() -> None:
+    weighted = calibration_bins(binary_inputs([0, 1, 1], [0.2, 0.2, 0.9], [3, 1, 2]), bins=1)
+    assert weighted.observed == pytest.approx([3 / 6])
+    assert weighted.predicted == pytest.approx([(0.2 * 4 + 0.9 * 2) / 6])
+
+
+def test_calibration_figure_shows_error_and_rows_per_bin() -> None:
+    label, score = noisy_task()
+    figure = calibration_curve(label, score)
+    error = calibration_bins(binary_inputs(label, score), 10).expected_calibration_error
+    assert f"model (ECE = {error:.4f}), bars: 95%" in legend_texts(figure.axes[0])
+    assert [text.get_text() for text in figure.axes[1].texts] == ["500"] * 10
+
+
+def test_calibration_refuses_scores_that_are_no_probabilities() -> None:
+    with pytest.raises(ValueError, match=r"score is 1.5 in row 1; calibration needs probabilities"):
+        calibration_curve([0, 1], [0.2, 1.5])
+
+
+def test_wilson_interval_matches_published_example() -> None:
+    # 8 of 10: 0.4902 to 0.9433 (Agresti and Coull, 1998, use the same form).
+    low, high = wilson_interval(np.array([0.8]), np.array([10]))
+    assert low == pytest.approx([0.4902], abs=1e-4)
+    assert high == pytest.approx([0.9433], abs=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "text"), [(950, "950"), (6_720, "6.72k"), (1_234_567, "1.23M")])
+def test_counts_above_bars_are_short(rows: int, text: str) -> None:
+    assert compact_count(rows) == text
+
+
+def test_decile_lift_holds_hand_worked_numbers() -> None:
+    # 20 rows, 4 positives; the best two rows hold 2 of them, the next two 1, the worst two 1.
+    label = np.zeros(20, dtype=int)
+    label[[0, 1, 2, 19]] = 1
+    lifts = decile_lift(binary_inputs(label, np.linspace(1, 0, 20)))
+    assert lifts == pytest.approx([5.0, 2.5, 0, 0, 0, 0, 0, 0, 0, 2.5])
+    assert lifts.mean() == pytest.approx(1.0)
+
+
+def test_rows_that_tie_share_their_positives_whatever_their_order() -> None:
+    label = np.array([1, 1, 0, 0, 0, 0, 0, 0, 0, 0])
+    for order in (label, label[::-1]):
+        share, gain = cumulative_gain(binary_inputs(order, np.full(10, 0.3)))
+        assert share.tolist() == [0, 1]
+        assert gain.tolist() == [0, 1]
+        assert decile_lift(binary_inputs(order, np.full(10, 0.3))) == pytest.approx(np.ones(10))
+
+
+def test_lift_chart_states_the_top_decile() -> None:
+    label = np.zeros(20, dtype=int)
+    label[[0, 1, 2, 19]] = 1
+    gain, lift = lift_chart(label, np.linspace(1, 0, 20)).axes
+    assert legend_texts(gain)[0] == "model (top 10% of rows hold 50.0%)"
+    assert "model (top decile = 5.00 x base rate)" in legend_texts(lift)
+    assert "base rate = 0.200" in legend_texts(lift)
+
+
+def test_histogram_legend_states_rows_and_mean_of_each_class() -> None:
+    axes = score_histogram(LABEL, SCORE).axes[0]
+    assert legend_texts(axes) == ["negative (n = 2, mean = 0.250)", "positive (n = 2, mean = 0.575)"]
+
+
+def test_histogram_of_equal_scores_is_drawn() -> None:
+    assert png_size(score_histogram([0, 1], [0.5, 0.5]))[0] > 0
+
+
+def test_metric_and_validation_metric_share_a_panel_with_loss_first() -> None:
+    assert panel_names({"auc": [1], "loss": [1], "val_auc": [1], "val_loss": [1], "val_extra": [1]}) == [
+        "loss",
+        "auc",
+        "extra",
+    ]
+
+
+def test_learning_curves_count_epochs_from_one_and_mark_best_and_restarts() -> None:
+    figure = learning_curves({"loss": [0.9, 0.5, 0.4], "val_loss": [1.0, 0.6, 0.7]}, best_epoch=2, restarts=(1.5, 3))
+    (axes,) = figure.axes
+    training, validation, best, *restarts = axes.get_lines()
+    assert list(training.get_xdata()) == [1, 2, 3]
+    assert list(training.get_ydata()) == [0.9, 0.5, 0.4]
+    assert list(validation.get_ydata()) == [1.0, 0.6, 0.7]
+    assert list(best.get_xdata()) == [2, 2]
+    assert [list(line.get_xdata()) for line in restarts] == [[1.5, 1.5], [3, 3]]
+    assert legend_texts(axes) == ["training (last 0.4)", "validation (last 0.7)", "best epoch 2", "2 restarts"]
+
+
+def test_learning_curves_of_nan_losses_are_drawn() -> None:
+    assert png_size(learning_curves({"loss": [float("nan"), float("nan")]}))[0] > 0
+
+
+@pytest.mark.parametrize("history", [{}, {"loss": []}])
+def test_learning_curves_refuse_a_history_without_epochs(history: dict[str, list[float]]) -> None:
+    with pytest.raises(ValueError, match="history has no epochs"):
+        learning_curves(history)
+
+
+@pytest.mark.parametrize("best_epoch", [0, 3])
+def test_learning_curves_refuse_a_best_epoch_that_was_not_trained(best_epoch: int) -> None:
+    with pytest.raises(ValueError, match=f"best_epoch {best_epoch} is not among the epochs 1 to 2"):
+        learning_curves({"loss": [1.0, 0.5]}, best_epoch=best_epoch)
+
+
+def test_recall_curve_draws_points_by_ascending_k() -> None:
+    figure = recall_at_k_curve({"model": {20: 0.3, 5: 0.1}, "popularity": {5: 0.05, 20: 0.1}})
+    model, _ = figure.axes[0].get_lines()
+    assert list(model.get_xdata()) == [5, 20]
+    assert list(model.get_ydata()) == [0.1, 0.3]
+    assert legend_texts(figure.axes[0]) == ["model (recall@20 = 0.300)", "popularity (recall@20 = 0.100)"]
+
+
+def test_recall_curve_refuses_nothing_and_impossible_points() -> None:
+    with pytest.raises(ValueError, match="curves is empty"):
+        recall_at_k_curve({})
+    with pytest.raises(ValueError, match="curve 'model' has no points"):
+        recall_at_k_curve({"model": {}})
+    with pytest.raises(ValueError, match=r"curve 'model' has recall 1.2 at k = 5"):
+        recall_at_k_curve({"model": {5: 1.2}})
