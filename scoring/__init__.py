@@ -1,0 +1,1 @@
+"""A Spark table in, scores out."""

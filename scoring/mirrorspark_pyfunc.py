@@ -1,0 +1,66 @@
+"""Loads an exported model for ``mlflow.pyfunc``; travels inside the model, so that loading it needs no Mirrorspark.
+
+MLflow imports this file under its own name from the model's ``code`` folder. It takes a DataFrame of raw columns.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+# A retrieval model may hold a ScaNN index, whose op must be registered before the model loads. The package is among
+# such a model's requirements; without it, models that do not need it load all the same.
+with contextlib.suppress(ImportError):
+    import scann  # noqa: F401
+
+RAW_SIGNATURE = "serving_default"
+
+
+class RawColumnsModel:
+    """The ``serving_default`` signature behind ``predict``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model = tf.saved_model.load(str(folder / "saved_model"))
+        self._signature = self._model.signatures[RAW_SIGNATURE]
+        self._specs = self._signature.structured_input_signature[1]
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Return one row of outputs per row of ``model_input``; null, NaN and "" are missing values."""
+        outputs = self._signature(
+            **{name: tf.constant(_raw(model_input[name], spec)) for name, spec in self._specs.items()}
+        )
+        return pd.DataFrame(
+            {name: _column(value.numpy()) for name, value in sorted(outputs.items())}, index=model_input.index
+        )
+
+
+def _raw(column: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
+    if spec.dtype == tf.float64:
+        return column.astype("float64").to_numpy()
+    if spec.shape.rank == 1:
+        return np.array([_token(value) for value in column], dtype=object)
+    lists = [[] if value is None or np.isscalar(value) else [_token(token) for token in value] for value in column]
+    width = max((len(tokens) for tokens in lists), default=0)
+    padded = np.full((len(lists), width), "", dtype=object)
+    for row, tokens in enumerate(lists):
+        padded[row, : len(tokens)] = tokens
+    return padded
+
+
+def _token(value: Any) -> str:
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return str(value)
+
+
+def _column(values: np.ndarray) -> Any:
+    if values.dtype == object:
+        values = np.vectorize(lambda token: token.decode(), otypes=[object])(values)
+    return list(values) if values.ndim > 1 else values
+
+
+def _load_pyfunc(path: str) -> RawColumnsModel:
+    return RawColumnsModel(Path(path))

@@ -1,0 +1,214 @@
+"""Model URIs: what names a model becomes one version and one digest, pinned for all that follows."""
+
+import atexit
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import unquote, urlparse
+
+from scoring.model_directory import find_model_directory, folder_digest
+
+if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>/<path> or a local folder"
+
+_NAMES_IN_MESSAGE = 5
+_DIGEST_DIGITS = 12
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+class ModelNotFoundError(ValueError):
+    """A model URI that leads to no model; the message says which part does not exist, and what does."""
+
+
+@dataclass(frozen=True)
+class PinnedModel:
+    """One exact model: what an alias points to later does not change it.
+
+    Attributes:
+        uri: The URI that leads to this very version.
+        name: Registered name; the last part of the path where the model is not registered.
+        version: Registered version; the id of the run or logged model, or the start of the digest, where it is not.
+        digest: SHA-256 over the files of the exported model.
+        path: Local folder of the exported model.
+    """
+
+    uri: str
+    name: str
+    version: str
+    digest: str
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """What stands on every scored row, such as ``flights/3``."""
+        return f"{self.name}/{self.version}"
+
+
+def resolve(uri: str | Path, tracking_uri: str | None = None) -> PinnedModel:
+    """Find the model that ``uri`` names now, and fetch it unless its files are local already.
+
+    Args:
+        uri: ``models:/<name>/<version>``, ``models:/<name>@<alias>``, ``models:/m-<id>``, ``runs:/<run id>/<path>``,
+            or a local folder: an exported model or an MLflow model that holds one.
+        tracking_uri: MLflow store; by default the one that MLflow is set to.
+
+    Raises:
+        ModelNotFoundError: The model, its version, alias, run or files do not exist.
+        ModelDirectoryError: What the URI leads to is no exported model.
+    """
+    text = str(uri)
+    if text.startswith("models:"):
+        return _resolve_models_uri(text, _client(tracking_uri), tracking_uri)
+    if text.startswith("runs:"):
+        return _resolve_runs_uri(text, _client(tracking_uri), tracking_uri)
+    return _resolve_folder(text)
+
+
+def _client(tracking_uri: str | None) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+def _resolve_folder(uri: str) -> PinnedModel:
+    folder = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"model '{uri}' does not exist: there is no such folder; use {FORMS}")
+    folder = folder.resolve()
+    path = find_model_directory(folder)
+    digest = folder_digest(path)
+    return PinnedModel(uri=str(folder), name=path.name, version=digest[:_DIGEST_DIGITS], digest=digest, path=path)
+
+
+def _resolve_models_uri(uri: str, client: "MlflowClient", tracking_uri: str | None) -> PinnedModel:
+    target = re.fullmatch(r"models:/+(.+?)/?", uri)
+    if target is None:
+        raise ModelNotFoundError(f"model '{uri}' names no model; use {FORMS}")
+    name, separator, selector = _split(target[1])
+    if not separator:
+        if re.fullmatch(r"m-[0-9a-f]+", name):
+            return _pinned_logged_model(uri, name, client, tracking_uri)
+        raise ModelNotFoundError(f"model '{uri}' names no version; {_existing(client, name)}")
+    version = _registered_version(uri, name, separator, selector, client)
+    source = client.get_model_version_download_uri(name, version)
+    # MLflow 3 registers a logged model, whose files are wherever its experiment puts them.
+    logged = re.fullmatch(r"models:/+(m-[0-9a-f]+)", source)
+    location = _artifact_location(uri, logged[1], client) if logged else source
+    return _pinned(f"models:/{name}/{version}", name, version, location, tracking_uri)
+
+
+def _split(target: str) -> tuple[str, str, str]:
+    """Split ``name@alias`` or ``name/version`` into name, separator and the rest; a bare name has no separator."""
+    if "/" in target:
+        return target.partition("/")
+    name, separator, alias = target.rpartition("@")
+    return (name, separator, alias) if separator else (target, "", "")
+
+
+def _registered_version(uri: str, name: str, separator: str, selector: str, client: "MlflowClient") -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if separator == "@":
+            return str(client.get_model_version_by_alias(name, selector).version)
+        if selector.isdigit():
+            return str(client.get_model_version(name, selector).version)
+    except MlflowException as error:
+        _raise_if_absent(error, f"model '{uri}' does not exist; {_existing(client, name)}")
+    raise ModelNotFoundError(f"model '{uri}': '{selector}' is no version number; {_existing(client, name)}")
+
+
+def _existing(client: "MlflowClient", name: str) -> str:
+    """Say which versions and aliases a registered model has, or which models are registered."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException:
+        models = sorted(model.name for model in client.search_registered_models(max_results=100))
+        known = f"use one of {models[:_NAMES_IN_MESSAGE]}" if models else "no model is registered there"
+        return f"the registry at {_without_password(client.tracking_uri)} has no model '{name}': {known}"
+    versions = sorted(int(version.version) for version in client.search_model_versions(f"name = '{name}'"))
+    aliases = sorted(registered.aliases)
+    return f"'{name}' has the versions {versions[-_NAMES_IN_MESSAGE:]} and the aliases {aliases}: use one of them"
+
+
+def _without_password(store_uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", store_uri)
+
+
+def _pinned_logged_model(uri: str, model_id: str, client: "MlflowClient", tracking_uri: str | None) -> PinnedModel:
+    location = _artifact_location(uri, model_id, client)
+    return _pinned(f"models:/{model_id}", client.get_logged_model(model_id).name, model_id, location, tracking_uri)
+
+
+def _artifact_location(uri: str, model_id: str, client: "MlflowClient") -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_logged_model(model_id).artifact_location)
+    except MlflowException as error:
+        _raise_if_absent(error, f"model '{uri}' does not exist: there is no logged model '{model_id}'; use {FORMS}")
+
+
+def _resolve_runs_uri(uri: str, client: "MlflowClient", tracking_uri: str | None) -> PinnedModel:
+    from mlflow.exceptions import MlflowException
+
+    target = re.fullmatch(r"runs:/+([^/]+)/(.+?)/?", uri)
+    if target is None:
+        raise ModelNotFoundError(f"model '{uri}' does not name a run and a path in it; use {FORMS}")
+    run_id, path = target.groups()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        _raise_if_absent(error, f"model '{uri}' does not exist: there is no run '{run_id}'; use {FORMS}")
+    logged = client.search_logged_models(
+        experiment_ids=[run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'"
+    )
+    locations = {model.name: model.artifact_location for model in logged}
+    # A model logged by MLflow 3 is no artifact of its run, though the URI reads as if it were.
+    location = locations.get(path) or f"{run.info.artifact_uri}/{path}"
+    try:
+        return _pinned(uri, path.rpartition("/")[2], run_id, location, tracking_uri)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"model '{uri}' does not exist: the run has the models {sorted(locations)}, and nothing at '{path}'"
+        ) from error
+
+
+def _pinned(uri: str, name: str, version: str, location: str, tracking_uri: str | None) -> PinnedModel:
+    path = find_model_directory(_fetched(uri, location, tracking_uri))
+    return PinnedModel(uri=uri, name=name, version=version, digest=folder_digest(path), path=path)
+
+
+def _fetched(uri: str, location: str, tracking_uri: str | None) -> Path:
+    """Return a local folder with the files at ``location``; what has to be downloaded is gone when Python exits."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    destination = None
+    if urlparse(location).scheme not in ("", "file"):
+        destination = tempfile.mkdtemp(prefix="mirrorspark-model-")
+        atexit.register(shutil.rmtree, destination, ignore_errors=True)
+    try:
+        folder = Path(download_artifacts(artifact_uri=location, dst_path=destination, tracking_uri=tracking_uri))
+    except OSError as error:
+        raise ModelNotFoundError(f"the files of model '{uri}' are not at {location}: {error}") from error
+    except MlflowException as error:
+        _raise_if_absent(error, f"the files of model '{uri}' are not at {location}")
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"the files of model '{uri}' are not at {location}")
+    return folder
+
+
+def _raise_if_absent(error: "MlflowException", message: str) -> NoReturn:
+    """Raise ``ModelNotFoundError`` where MLflow says that something does not exist, else what MLflow raised."""
+    if error.error_code in _ABSENT:
+        raise ModelNotFoundError(message) from error
+    raise error

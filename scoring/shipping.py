@@ -1,0 +1,88 @@
+"""How a model and the code that scores with it get from the driver to the tasks."""
+
+import pickle
+import re
+import threading
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyspark import SparkFiles
+from pyspark.sql import SparkSession
+
+from scoring.model_uri import PinnedModel
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """Where a task finds a model; never the model itself, which no closure could carry.
+
+    Attributes:
+        digest: SHA-256 of the model's files.
+        label: What stands on every scored row, such as ``flights/3``.
+        path: Folder on the driver's disk, in local mode, where tasks run on the same machine.
+        archive: Name of the archive that Spark has unpacked for the task, on a cluster.
+    """
+
+    digest: str
+    label: str
+    path: str | None
+    archive: str | None
+
+    def folder(self) -> Path:
+        """Return the folder of the model on this machine; call it in the task."""
+        return Path(self.path if self.path is not None else SparkFiles.get(self.archive or ""))
+
+
+def ship(spark: SparkSession, model: PinnedModel) -> ShippedModel:
+    """Make ``model`` available to the tasks of ``spark``; the second time does nothing.
+
+    On a cluster its files travel once to every executor, through Spark's own file server: no shared disk is needed.
+    """
+    context = spark.sparkContext
+    if re.match(r"local$|local\[", context.master or ""):  # local-cluster[...] has executors of its own
+        return ShippedModel(model.digest, model.label, path=str(model.path), archive=None)
+    name = f"mirrorspark-model-{model.digest}"
+    if not any(archive.endswith(f"#{name}") for archive in context.listArchives):
+        # Spark's folder for added files lives as long as the application, which serves the archive from it.
+        archive = Path(SparkFiles.getRootDirectory()) / f"{name}.packed.zip"
+        _pack(model.path, archive)
+        context.addArchive(f"{archive}#{name}")
+    return ShippedModel(model.digest, model.label, path=None, archive=name)
+
+
+def _pack(folder: Path, archive: Path) -> None:
+    # Another thread may ship the same model: each writes its file, and the last one to finish replaces an equal.
+    partial = archive.with_name(f"{archive.name}.{threading.get_ident()}")
+    # Stored, not compressed: weights hardly shrink.
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+        for path in sorted(folder.rglob("*")):
+            packed.write(path, path.relative_to(folder))
+    partial.replace(archive)
+
+
+def portable(task: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """Return ``task`` in a form that an executor can unpickle even where our packages are missing, to say so.
+
+    A task pickles as a reference to its module. Where Spark fails to import that, all that the user sees is a pickle
+    error; the function below travels as code and imports for itself.
+    """
+    payload = pickle.dumps(task)
+
+    def run(batches: Iterable[Any]) -> Iterator[Any]:
+        import pickle
+        import sys
+
+        try:
+            unpacked = pickle.loads(payload)  # noqa: S301 - the driver of this very job wrote it
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f"{sys.executable} on this executor cannot import '{error.name}'; install mirrorspark in the Python of "
+                f"every executor (spark.pyspark.python, or an environment sent with --archives)",
+                name=error.name,
+            ) from error
+        return unpacked(batches)
+
+    return run

@@ -1,0 +1,299 @@
+"""Scoring on Spark: one load per Python worker, equal scores on every way, and the pinned version on every row."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyspark.errors import PySparkException
+from pyspark.sql.functions import current_date
+
+from data_pipelines.spark_errors import task_message
+from data_pipelines.transform import ColumnError
+from scoring.batch import ScoringError, score, scorer_udf
+from scoring.loaded_model import LoadedModel
+from scoring.model_directory import needs_scann
+from scoring.model_uri import ModelNotFoundError, resolve
+from scoring.sql import register_sql
+from tests.unit.scoring.exported_models import (
+    FLIGHTS,
+    FLIGHTS_DDL,
+    export_flights,
+    export_movies,
+    log_flights,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAM = Path(__file__).parent / "programs" / "scoring_cluster.py"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@dataclass(frozen=True)
+class Models:
+    """An MLflow store with ``flights`` 1 and 2, which score differently, and the exported folders."""
+
+    store_uri: str
+    first: Path
+    second: Path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("scoring")
+    store_uri = f"sqlite:///{folder / 'mlflow.db'}"
+    exported = [export_flights(folder / f"flights-{seed}", seed) for seed in (1, 2)]
+    for model in exported:
+        log_flights(store_uri, folder / "artifacts", model)
+    return Models(store_uri, *exported)
+
+
+@pytest.fixture(scope="module")
+def flights(spark: "SparkSession") -> "DataFrame":
+    # Row by row: pandas, on the way, would turn the integers of a column with a null into floats.
+    frame = spark.createDataFrame([tuple(row.values()) for row in FLIGHTS.to_pylist()], FLIGHTS_DDL)
+    frame.createOrReplaceTempView("flights")
+    return frame
+
+
+def direct_scores(folder: Path, table: pa.Table = FLIGHTS) -> dict[str, float]:
+    """Return the scores of the SavedModel itself, called in this process."""
+    scores = LoadedModel(folder).score(table)["score"]
+    return dict(zip(table["flight_id"].to_pylist(), scores.tolist(), strict=True))
+
+
+def scores_by_key(frame: "DataFrame") -> dict[str, float]:
+    rows = frame.select("flight_id", "score").collect()
+    scores = {row.flight_id: row.score for row in rows}
+    assert len(scores) == len(rows)
+    return scores
+
+
+def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSession", models: Models) -> None:
+    """S1: local[2], 50 partitions, at most 2 loads; a second action adds none."""
+    loads = spark.sparkContext.accumulator(0)
+    table = spark.range(10_000, numPartitions=50).selectExpr(
+        "id",
+        "'UA' AS carrier",
+        "CAST(id % 24 AS INT) AS hour",
+        "array('EWR') AS stops",
+        "CAST(id AS DOUBLE) AS distance",
+    )
+    scored = score(table, models.first, keys="id", loads=loads)
+
+    assert scored.agg({"score": "count"}).first()[0] == 10_000  # type: ignore[index]
+    assert 1 <= loads.value <= 2
+    first_action = loads.value
+    assert scored.where("score > 0").count() == 10_000
+    assert loads.value == first_action
+
+
+def test_sql_udf_and_dataframe_give_the_scores_of_the_model_itself(
+    spark: "SparkSession", flights: "DataFrame", models: Models
+) -> None:
+    """S2, S7: equal on every way, with null, "", NaN and empty lists among the values."""
+    model = resolve("models:/flights/1", models.store_uri)
+    register_sql(spark, "score", model)
+    expected = direct_scores(models.first)
+    udf = scorer_udf(spark, model)
+    ways = {
+        "DataFrame": score(flights, model, keys=("flight_id",)),
+        "small batches": score(flights, model, keys=("flight_id",), batch_size=2),
+        "UDF": flights.select("flight_id", udf("carrier", "hour", "stops", "distance").score.alias("score")),
+        "SQL, columns": spark.sql(
+            "SELECT flight_id, score(carrier, hour, stops, distance).score AS score FROM flights"
+        ),
+        "SQL, struct": spark.sql("SELECT flight_id, s.* FROM (SELECT *, score(struct(*)) AS s FROM flights)"),
+    }
+    for way, frame in ways.items():
+        assert scores_by_key(frame) == pytest.approx(expected, rel=0, abs=1e-6), way
+    version = spark.sql("SELECT DISTINCT score(struct(*)).model_version AS model_version FROM flights").collect()
+    assert [row.model_version for row in version] == ["flights/1"]
+
+
+def test_the_result_has_keys_outputs_and_version_and_every_row(flights: "DataFrame", models: Models) -> None:
+    """S7: keys keep their types, rows their number."""
+    scored = score(flights, models.first, keys=["unused", "flight_id"])
+    assert scored.columns == ["unused", "flight_id", "score", "model_version"]
+    assert scored.dtypes == [
+        ("unused", "bigint"),
+        ("flight_id", "string"),
+        ("score", "float"),
+        ("model_version", "string"),
+    ]
+    rows = scored.collect()
+    assert sorted((row.unused, row.flight_id) for row in rows) == [(number, f"f{number}") for number in range(6)]
+    assert {row.model_version for row in rows} == {resolve(models.first).label}
+    assert score(flights, models.first, keys="flight_id", with_version=False).columns == ["flight_id", "score"]
+    assert score(flights.where("false"), models.first, keys="flight_id").collect() == []
+
+
+def test_a_key_that_is_also_an_input_passes_through(flights: "DataFrame", models: Models) -> None:
+    rows = score(flights, models.first, keys=["flight_id", "hour"]).collect()
+    assert {row.flight_id: row.hour for row in rows} == {"f0": 5, "f1": 6, "f2": None, "f3": 23, "f4": 7, "f5": 5}
+
+
+def test_scores_stay_with_their_keys_through_a_shuffle(spark: "SparkSession", models: Models) -> None:
+    """S7: 2,000 rows in shuffled order, scored across batches and partitions, match the model's own by key."""
+    generator = np.random.default_rng(5)
+    table = pa.table(
+        {
+            "flight_id": [f"k{number}" for number in range(2_000)],
+            "carrier": generator.choice(["UA", "AA", "DL", "", "??"], 2_000).tolist(),
+            "hour": pa.array(generator.integers(4, 9, 2_000), pa.int32()),
+            "stops": [["EWR", "JFK", "LGA"][: number % 4] for number in range(2_000)],
+            "distance": generator.normal(900, 400, 2_000),
+        }
+    )
+    frame = spark.createDataFrame(table).repartition(7, "distance").orderBy("distance")
+    scored = score(frame, models.first, keys="flight_id", batch_size=64).repartition(5, "score")
+    assert scores_by_key(scored) == pytest.approx(direct_scores(models.first, table), rel=0, abs=1e-6)
+
+
+def test_an_alias_that_moves_changes_no_row_of_a_scoring_that_has_begun(
+    spark: "SparkSession", flights: "DataFrame", models: Models
+) -> None:
+    """L4: every row carries the version that was pinned."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(models.store_uri)
+    client.set_registered_model_alias("flights", "champion", "1")
+    scored = score(flights, "models:/flights@champion", keys="flight_id", tracking_uri=models.store_uri)
+    register_sql(spark, "champion", "models:/flights@champion", tracking_uri=models.store_uri)
+    client.set_registered_model_alias("flights", "champion", "2")
+
+    assert {row.model_version for row in scored.collect()} == {"flights/1"}
+    assert scores_by_key(scored) == pytest.approx(direct_scores(models.first), rel=0, abs=1e-6)
+    assert spark.sql("SELECT champion(struct(*)).model_version AS v FROM flights").distinct().collect() == [
+        ("flights/1",)
+    ]
+    later = score(flights, "models:/flights@champion", keys="flight_id", tracking_uri=models.store_uri)
+    assert {row.model_version for row in later.collect()} == {"flights/2"}
+    assert scores_by_key(later) == pytest.approx(direct_scores(models.second), rel=0, abs=1e-6)
+
+
+def test_sql_takes_a_subset_of_the_inputs_in_the_callers_order(
+    spark: "SparkSession", flights: "DataFrame", models: Models
+) -> None:
+    """S2: what is left out is missing in every row."""
+    register_sql(spark, "score_two", models.first, inputs=["distance", "hour"])
+    absent = FLIGHTS.set_column(1, "carrier", pa.nulls(6, pa.string()))
+    absent = absent.set_column(3, "stops", pa.nulls(6, pa.list_(pa.string())))
+    expected = direct_scores(models.first, absent)
+    for call in ("score_two(distance, hour)", "score_two(struct(hour, distance))"):
+        frame = spark.sql(f"SELECT flight_id, {call}.score AS score FROM flights")  # noqa: S608
+        assert scores_by_key(frame) == pytest.approx(expected, rel=0, abs=1e-6), call
+
+
+def test_what_cannot_be_scored_fails_on_the_driver_before_any_task(
+    spark: "SparkSession", flights: "DataFrame", models: Models
+) -> None:
+    """Issue 2, section 5: one clear line, nothing started."""
+    group = "no task"
+    spark.sparkContext.setJobGroup(group, group)
+    wrong = {
+        r"column 'hour' \(categorical\) is missing; the table has \['flight_id', 'carrier'": flights.drop("hour"),
+        r"column 'hour' has type double, which a categorical": flights.withColumn("hour", flights.hour + 0.5),
+        r"column 'distance' has type string, which a numeric": flights.withColumn("distance", flights.carrier),
+        r"column 'distance' has type date, which a numeric": flights.withColumn("distance", current_date()),
+        r"column 'stops' has type string, which a multi_valued": flights.withColumn("stops", flights.carrier),
+        r"key columns \['flight_id'\] are missing": flights.drop("flight_id"),
+        r"the columns \['carrier'\] twice; drop or rename": flights.select("*", "carrier"),
+    }
+    for message, frame in wrong.items():
+        with pytest.raises((ColumnError, ScoringError), match=message):
+            score(frame, models.first, keys="flight_id")
+    renamed = flights.withColumnRenamed("flight_id", "score")
+    for message, key in {"columns \\['score'\\] twice": "score", "keys is empty": ()}.items():
+        with pytest.raises(ScoringError, match=message):
+            score(renamed, models.first, keys=key)
+    with pytest.raises(ScoringError, match="batch_size 0 is below 1"):
+        score(flights, models.first, keys="flight_id", batch_size=0)
+    with pytest.raises(ScoringError, match="function name 'my score' is no SQL name"):
+        register_sql(spark, "my score", models.first)
+    with pytest.raises(ScoringError, match=r"inputs \['late'\] must name some of the model's inputs"):
+        scorer_udf(spark, models.first, inputs=["late"])
+    with pytest.raises(ModelNotFoundError, match=r"no model 'nobody': use one of \['flights'\]"):
+        score(flights, "models:/nobody/1", keys="flight_id", tracking_uri=models.store_uri)
+    with pytest.raises(ModelNotFoundError, match="there is no such folder"):
+        register_sql(spark, "score", "/no/such/folder")
+    spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
+    assert spark.sparkContext.statusTracker().getJobIdsForGroup(group) == []
+
+
+def test_a_retrieval_model_with_a_scann_index_loads_in_a_worker_and_gives_lists(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    """S7: the vocabulary travels with the model; candidates come back as tokens, without what was seen."""
+    pytest.importorskip("scann")
+    model = export_movies(tmp_path / "movies", scann=True)
+    assert needs_scann(model)
+    rows = [("u0", ["m1", "m2"], []), ("u1", [], ["m1", "m2", "m3"]), ("new", None, None)]
+    users = spark.createDataFrame(rows, "user string, history array<string>, seen array<string>")
+    scored = {row.user: row for row in score(users, model, keys="user").collect()}
+    table = pa.table(dict(zip(("user", "history", "seen"), map(list, zip(*rows, strict=True)), strict=True)))
+    expected = LoadedModel(model).score_arrow(table)
+    for position, user in enumerate(("u0", "u1", "new")):
+        assert scored[user].candidates == expected["candidates"][position].as_py()
+        assert scored[user].scores == pytest.approx(expected["scores"][position].as_py(), rel=0, abs=1e-6)
+        assert scored[user].scores == sorted(scored[user].scores, reverse=True)
+    assert not set(scored["u1"].candidates) & {"m1", "m2", "m3"}
+
+
+# A task that fails takes its Python worker along, and the next one imports TensorFlow anew: these tests come last.
+
+
+def test_a_sql_call_that_does_not_fit_says_how_to_call(
+    spark: "SparkSession", flights: "DataFrame", models: Models
+) -> None:
+    register_sql(spark, "score", models.first)
+    for call, message in {
+        "score(carrier, hour)": "got 2 arguments; give the 4 columns ['carrier', 'hour', 'stops', 'distance'] in this",
+        "score(struct(carrier, hour))": "column 'stops' (multi_valued) is missing",
+        "score(carrier, distance, stops, distance)": "column 'hour' has type double, which a categorical feature",
+    }.items():
+        with pytest.raises(PySparkException) as caught:
+            spark.sql(f"SELECT {call} FROM flights").collect()  # noqa: S608
+        assert message in task_message(caught.value)
+
+
+def test_files_that_change_after_the_model_was_pinned_are_refused(
+    flights: "DataFrame", models: Models, tmp_path: Path
+) -> None:
+    """L4: the version on the row is the version that scored it."""
+    copy = Path(shutil.copytree(models.first, tmp_path / "copy"))
+    (copy / "one more").touch()
+    scored = score(flights, resolve(copy), keys="flight_id")
+    (copy / "one more").write_text("changed")
+    with pytest.raises(PySparkException) as caught:
+        scored.collect()
+    assert "its files were changed or damaged since" in task_message(caught.value)
+
+
+def test_on_a_cluster_the_model_travels_to_the_executors(models: Models, tmp_path: Path) -> None:
+    """S1, pain 11: an executor scores from the files that Spark sent it, after the driver's are gone."""
+    copy = Path(shutil.copytree(models.first, tmp_path / "flights"))
+    result = subprocess.run(
+        [sys.executable, str(PROGRAM), str(copy)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    *scores, archives = result.stdout.strip().splitlines()[-7:]
+    assert [float(line) for line in scores] == pytest.approx(
+        list(direct_scores(models.first).values()), rel=0, abs=1e-6
+    )
+    assert archives == "archives 1", "the second scoring of a session sends nothing again"

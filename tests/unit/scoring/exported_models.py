@@ -1,0 +1,131 @@
+"""Small exported models for the tests of scoring, and an MLflow store that holds them."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+
+from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
+from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
+from scoring.model_directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER, ModelDescription
+
+# Every kind of feature, and every kind of missing value: null, "", NaN, an empty list, a null list, a null in a list.
+FLIGHTS = pa.table(
+    {
+        "flight_id": pa.array(["f0", "f1", "f2", "f3", "f4", "f5"]),
+        "carrier": pa.array(["UA", "AA", "", None, "unseen", "DL"]),
+        "hour": pa.array([5, 6, None, 23, 7, 5], pa.int32()),
+        "stops": pa.array([["EWR", "JFK"], [], None, ["LGA", None, ""], ["a", "EWR", "JFK", "LGA"], ["JFK"]]),
+        "distance": pa.array([100.0, 2_500.0, None, float("nan"), -3.5, 1_000.0]),
+        "unused": pa.array(range(6)),
+    }
+)
+FLIGHTS_DDL = "flight_id string, carrier string, hour int, stops array<string>, distance double, unused bigint"
+
+
+def flights_features() -> FittedFeatures:
+    """Return features of a binary model, fitted by hand."""
+    spec = FeatureSpec(
+        features=(Categorical("carrier"), Categorical("hour"), MultiValued("stops", max_length=3), Numeric("distance")),
+        label=Label("late"),
+        keys=("flight_id",),
+    )
+    return FittedFeatures(
+        spec,
+        {
+            "carrier": _vocabulary("UA", "AA", "DL"),
+            "hour": _vocabulary("5", "6", "7"),
+            "stops": _vocabulary("EWR", "JFK", "LGA"),
+        },
+        {"distance": NumericStatistics(mean=900.0, standard_deviation=400.0, minimum=0.0, maximum=3_000.0, count=6)},
+    )
+
+
+def movies_features() -> FittedFeatures:
+    """Return features of a retrieval model with exclusions, fitted by hand."""
+    spec = FeatureSpec(
+        features=(
+            Categorical("user"),
+            MultiValued("history", max_length=2, vocabulary_of="movie"),
+            Categorical("movie"),
+        ),
+        label=Label("movie", kind="candidate"),
+        keys=("user",),
+        exclude="seen",
+    )
+    movies = _vocabulary(*(f"m{number}" for number in range(40)))
+    return FittedFeatures(spec, {"user": _vocabulary("u0", "u1"), "movie": movies}, {})
+
+
+def export_flights(folder: Path, seed: int) -> Path:
+    """Export an untrained binary model, whose weights follow from ``seed``."""
+    from models import multi_field
+    from models.serving import ScoringModule
+
+    fitted = flights_features()
+    model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed)
+    return _save(ScoringModule(multi_field, model, fitted), folder, "multi_field", fitted, {"score": "float"})
+
+
+def export_movies(folder: Path, *, scann: bool) -> Path:
+    """Export an untrained retrieval model that recommends three candidates."""
+    from models import two_tower
+    from models.serving import RetrievalModule
+
+    fitted = movies_features()
+    model = _built(two_tower, two_tower.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed=3)
+    outputs = {"candidates": "array<string>", "scores": "array<float>"}
+    return _save(RetrievalModule(two_tower, model, fitted, 3, scann=scann), folder, "two_tower", fitted, outputs)
+
+
+def log_flights(store_uri: str, artifacts: Path, model: Path, name: str = "flights") -> Any:
+    """Log an exported model to MLflow as training does, register it, and return what MLflow says of it."""
+    import mlflow
+
+    from scoring import mirrorspark_pyfunc
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store_uri)
+    try:
+        experiment = mlflow.get_experiment_by_name("scoring")
+        experiment_id = (
+            experiment.experiment_id if experiment else mlflow.create_experiment("scoring", artifacts.as_uri())
+        )
+        with mlflow.start_run(experiment_id=experiment_id):
+            return mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="mirrorspark_pyfunc",
+                data_path=str(model),
+                code_paths=[str(mirrorspark_pyfunc.__file__)],
+                pip_requirements=[],
+                registered_model_name=name,
+            )
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _vocabulary(*tokens: str) -> Vocabulary:
+    return Vocabulary(pa.array(tokens), pa.array(range(len(tokens), 0, -1), pa.int64()))
+
+
+def _built(architecture: ModuleType, settings: Any, fitted: FittedFeatures, seed: int) -> Any:
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(seed)
+    return architecture.build(settings, fitted, seed)
+
+
+def _save(module: Any, folder: Path, architecture: str, fitted: FittedFeatures, outputs: dict[str, str]) -> Path:
+    from models.serving import save
+
+    save(module, folder / SAVED_MODEL_FOLDER)
+    fitted.save(folder / FEATURES_FOLDER)
+    ModelDescription(
+        task="retrieval" if "candidates" in outputs else "binary",
+        architecture=architecture,
+        features_hash=fitted.hash,
+        outputs=outputs,
+        versions={"tensorflow": "2.20.0"},
+    ).save(folder)
+    return folder

@@ -1,0 +1,126 @@
+"""The folder of an exported model says what it holds, and what is wrong with it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipelines.fitted import FeatureMismatchError
+from scoring.model_directory import (
+    DESCRIPTION_FILE,
+    ModelDescription,
+    ModelDirectory,
+    ModelDirectoryError,
+    find_model_directory,
+    folder_digest,
+)
+
+
+def description(**changes: Any) -> ModelDescription:
+    values = {
+        "task": "binary",
+        "architecture": "multi_field",
+        "features_hash": "0123456789abcdef",
+        "outputs": {"score": "float"},
+        "versions": {"tensorflow": "2.20.0"},
+    }
+    return ModelDescription(**(values | changes))
+
+
+@pytest.fixture
+def copied_model(flights_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(flights_model, tmp_path / "copy"))
+
+
+def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
+    original = description(task="retrieval", outputs={"candidates": "array<string>", "scores": "array<float>"})
+    original.save(tmp_path / "new" / "folder")
+    assert ModelDescription.load(tmp_path / "new" / "folder") == original
+
+
+def test_the_output_schema_is_spark_ddl_in_the_order_of_the_outputs() -> None:
+    outputs = {"scores": "array<float>", "candidates": "array<string>"}
+    assert description(outputs=outputs).output_schema == "`scores` array<float>, `candidates` array<string>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "regression"}, "task 'regression' is unknown; use one of"),
+        ({"outputs": {}}, "at least one output"),
+        ({"outputs": {"score": "decimal"}}, r"output types \{'score': 'decimal'\} are unknown"),
+        ({"format_version": 2}, "format version 2, this library reads 1"),
+    ],
+)
+def test_a_description_that_cannot_be_used_says_why(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelDirectoryError, match=message):
+        description(**changes)
+
+
+def test_a_folder_without_description_is_no_exported_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelDirectoryError, match=r"holds no exported model: mirrorspark\.json is missing"):
+        ModelDescription.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"task": ', "is damaged"), ('{"format_version": 9}', "version 9"), ("3", "version None")]
+)
+def test_a_damaged_or_later_description_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / DESCRIPTION_FILE).write_text(text)
+    with pytest.raises(ModelDirectoryError, match=message):
+        ModelDescription.load(tmp_path)
+
+
+def test_an_opened_folder_knows_the_models_raw_inputs(flights_model: Path) -> None:
+    directory = ModelDirectory.open(flights_model)
+    assert [feature.name for feature in directory.inputs] == ["carrier", "hour", "stops", "distance"]
+    assert directory.features.hash == directory.description.features_hash
+
+
+@pytest.mark.parametrize(
+    "part", ["saved_model/saved_model.pb", "features/features.json", "features/vocabularies/hour.parquet"]
+)
+def test_a_missing_part_is_named(copied_model: Path, part: str) -> None:
+    (copied_model / part).unlink()
+    with pytest.raises(ModelDirectoryError, match=Path(part).name):
+        ModelDirectory.open(copied_model)
+
+
+def test_features_of_another_model_are_refused(copied_model: Path) -> None:
+    path = copied_model / DESCRIPTION_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"features_hash": "ffffffffffffffff"}))
+    with pytest.raises(FeatureMismatchError, match="the model was trained with ffffffffffffffff"):
+        ModelDirectory.open(copied_model)
+
+
+def test_the_exported_model_is_found_in_an_mlflow_model(tmp_path: Path) -> None:
+    description().save(tmp_path / "data" / "export")
+    (tmp_path / "data" / "other").mkdir()
+    assert find_model_directory(tmp_path) == tmp_path / "data" / "export"
+    assert find_model_directory(tmp_path / "data" / "export") == tmp_path / "data" / "export"
+
+
+def test_a_folder_with_no_exported_model_or_two_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelDirectoryError, match="holds no exported model"):
+        find_model_directory(tmp_path)
+    description().save(tmp_path / "data" / "one")
+    description().save(tmp_path / "data" / "two")
+    with pytest.raises(ModelDirectoryError, match=r"holds 2 exported models: .*one.*two"):
+        find_model_directory(tmp_path)
+
+
+def test_the_digest_follows_names_and_content_and_nothing_else(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, names in ((first, ("b", "a")), (second, ("a", "b"))):
+        (folder / "inner").mkdir(parents=True)
+        for name in names:
+            (folder / "inner" / name).write_text(name)
+    assert folder_digest(first) == folder_digest(second)
+    assert len(folder_digest(first)) == 64
+    (second / "inner" / "a").rename(second / "inner" / "c")
+    assert folder_digest(first) != folder_digest(second)
+    (second / "inner" / "c").rename(second / "inner" / "a")
+    (second / "inner" / "b").write_text("B")
+    assert folder_digest(first) != folder_digest(second)

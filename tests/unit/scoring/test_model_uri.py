@@ -1,0 +1,115 @@
+"""A model URI leads to one pinned version, or to a message that says what there is instead (L4)."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scoring.model_directory import ModelDirectory, ModelDirectoryError, folder_digest
+from scoring.model_uri import ModelNotFoundError, resolve
+from tests.unit.scoring.exported_models import log_flights
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow store with versions 1 and 2 of ``flights``; the alias ``champion`` points to 1."""
+
+    uri: str
+    folder: Path
+    run_id: str
+    model_id: str
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, flights_model: Path) -> Store:
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    other = Path(shutil.copytree(flights_model, folder / "other"))
+    (other / "README").write_text("version 2")
+    first = log_flights(uri, folder / "artifacts", flights_model)
+    log_flights(uri, folder / "artifacts", other)
+    MlflowClient(uri).set_registered_model_alias("flights", "champion", "1")
+    return Store(uri, folder, first.run_id, first.model_id)
+
+
+def test_a_version_is_pinned_with_the_digest_of_its_files(store: Store, flights_model: Path) -> None:
+    pinned = resolve("models:/flights/1", store.uri)
+    assert (pinned.uri, pinned.name, pinned.version) == ("models:/flights/1", "flights", "1")
+    assert pinned.label == "flights/1"
+    assert pinned.digest == folder_digest(flights_model)
+    assert pinned.path.is_relative_to(store.folder), "files that are local already are not copied"
+    assert ModelDirectory.open(pinned.path).description.task == "binary"
+
+
+def test_versions_with_other_files_have_other_digests(store: Store) -> None:
+    assert resolve("models:/flights/1", store.uri).digest != resolve("models:/flights/2", store.uri).digest
+
+
+def test_an_alias_becomes_the_version_that_it_points_to_now(store: Store) -> None:
+    """L4."""
+    from mlflow import MlflowClient
+
+    assert resolve("models:/flights@champion", store.uri) == resolve("models:/flights/1", store.uri)
+    MlflowClient(store.uri).set_registered_model_alias("flights", "moving", "1")
+    before = resolve("models:/flights@moving", store.uri)
+    MlflowClient(store.uri).set_registered_model_alias("flights", "moving", "2")
+    assert (before.label, resolve("models:/flights@moving", store.uri).label) == ("flights/1", "flights/2")
+
+
+def test_runs_and_logged_models_lead_to_the_same_files(store: Store) -> None:
+    registered = resolve("models:/flights/1", store.uri)
+    of_run = resolve(f"runs:/{store.run_id}/model", store.uri)
+    logged = resolve(f"models:/{store.model_id}", store.uri)
+    assert of_run.digest == logged.digest == registered.digest
+    assert of_run.label == f"model/{store.run_id}"
+    assert logged.label == f"model/{store.model_id}"
+
+
+def test_a_local_folder_needs_no_store(flights_model: Path) -> None:
+    pinned = resolve(flights_model)
+    assert pinned.label == f"flights/{folder_digest(flights_model)[:12]}"
+    assert resolve(flights_model.as_uri()) == pinned == resolve(str(flights_model))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/flihgts/1", r"the registry at sqlite:.* has no model 'flihgts': use one of \['flights'\]"),
+        (
+            "models:/flights/9",
+            r"'flights' has the versions \[1, 2\] and the aliases \[.*'champion'.*\]: use one of them",
+        ),
+        ("models:/flights@nobody", r"'models:/flights@nobody' does not exist; 'flights' has the versions \[1, 2\]"),
+        ("models:/flights", "names no version; 'flights' has the versions"),
+        ("models:/flights/latest", "'latest' is no version number; 'flights' has the versions"),
+        ("models:/m-00000000000000000000000000000000", "no logged model 'm-0{32}'"),
+        ("models:/", "names no model; use models:/<name>/<version>"),
+        ("runs:/0123456789abcdef0123456789abcdef/model", "no run '0123456789abcdef0123456789abcdef'"),
+        ("runs:/0123456789abcdef0123456789abcdef", "does not name a run and a path in it"),
+        ("/nowhere/to/be/found", "there is no such folder; use models:/"),
+        ("s3://bucket/model", "there is no such folder; use models:/"),
+    ],
+)
+def test_a_uri_that_leads_nowhere_says_what_does_not_exist_and_what_does(store: Store, uri: str, message: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=message):
+        resolve(uri, store.uri)
+
+
+def test_a_path_that_the_run_does_not_have_is_named_with_what_it_has(store: Store) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"the run has the models \['model'\], and nothing at 'other'"):
+        resolve(f"runs:/{store.run_id}/other", store.uri)
+
+
+def test_a_version_whose_files_are_gone_says_where_they_were(store: Store, flights_model: Path) -> None:
+    info = log_flights(store.uri, store.folder / "artifacts", flights_model, name="gone")
+    shutil.rmtree(store.folder / "artifacts" / "models" / info.model_id)
+    with pytest.raises(ModelNotFoundError, match=rf"files of model 'models:/gone/1' are not at .*{info.model_id}"):
+        resolve("models:/gone/1", store.uri)
+
+
+def test_a_folder_that_holds_something_else_is_no_exported_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelDirectoryError, match="holds no exported model"):
+        resolve(tmp_path)
