@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from callbacks.credentials import without_credentials
 from callbacks.metric_values import scalar_metrics
 
 # What one log_batch request may carry (MLflow REST API, "Request Limits").
@@ -328,7 +329,7 @@ class _SpillFile:
     def __init__(self, path: Path, run_id: str | None, tracking_uri: str, experiment: str) -> None:
         self.path = path
         self._experiment = experiment
-        self._tracking_uri = _without_credentials(tracking_uri)
+        self._tracking_uri = without_credentials(tracking_uri)
         self._run_id: str | None = None
         self._offset = self._end = 0
         if path.exists():
@@ -495,13 +496,9 @@ def _entities(points: Sequence[Point]) -> list[Any]:
     return [Metric(point.name, point.value, point.timestamp_ms, point.step) for point in points]
 
 
-def _without_credentials(text: str) -> str:
-    return re.sub(r"://[^/@\s]*@", "://", text)
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
-    return _without_credentials(lines[0])
+    return without_credentials(lines[0])
 
 
 if __name__ == "__main__":

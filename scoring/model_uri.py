@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse
 
+from callbacks.credentials import without_credentials
 from scoring.model_directory import find_model_directory, folder_digest
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it
@@ -133,14 +134,10 @@ def _existing(client: "MlflowClient", name: str) -> str:
     except MlflowException:
         models = sorted(model.name for model in client.search_registered_models(max_results=100))
         known = f"use one of {models[:_NAMES_IN_MESSAGE]}" if models else "no model is registered there"
-        return f"the registry at {_without_password(client.tracking_uri)} has no model '{name}': {known}"
+        return f"the registry at {without_credentials(client.tracking_uri)} has no model '{name}': {known}"
     versions = sorted(int(version.version) for version in client.search_model_versions(f"name = '{name}'"))
     aliases = sorted(registered.aliases)
     return f"'{name}' has the versions {versions[-_NAMES_IN_MESSAGE:]} and the aliases {aliases}: use one of them"
-
-
-def _without_password(store_uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", store_uri)
 
 
 def _pinned_logged_model(uri: str, model_id: str, client: "MlflowClient", tracking_uri: str | None) -> PinnedModel:

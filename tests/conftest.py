@@ -22,6 +22,7 @@ for name, value in {
     "GIT_PYTHON_REFRESH": "quiet",  # MLflow warns where there is no git
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",  # OpenMP threads that wait for a core spin, and starve the others
     "PYSPARK_DRIVER_PYTHON": sys.executable,
     "PYSPARK_PYTHON": sys.executable,
     "SPARK_LOCAL_IP": "127.0.0.1",

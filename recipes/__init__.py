@@ -1,0 +1,1 @@
+"""Worked problems: one folder each, with its configuration and the SQL that builds its table."""

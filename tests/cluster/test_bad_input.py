@@ -1,0 +1,198 @@
+"""What bad input gets: one clear line, exit status 1 or 2, and nothing half-written."""
+
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from training.config import RECIPE_FILE, SQL_FILE
+from training.run import main
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+RECIPE = {
+    "tables": {"people": "id int, age double, city string, bought int, part string"},
+    "label": "bought",
+    "keys": "id",
+    "features": {"age": {"kind": "numeric"}, "city": {"kind": "categorical"}},
+    "epochs": 1,
+    "global_batch_size": 8,
+    "model": {"name": "multi_field", "embedding_dim": 2, "hidden_units": [2]},
+}
+SQL = "SELECT id, age, city, bought, part AS split FROM people"
+HEADER = "id,age,city,bought,part"
+
+Say = Callable[..., tuple[int, str]]
+
+
+def rows(bought: Callable[[int], int] = lambda number: number % 2, part: str | None = None) -> list[str]:
+    parts = ("train", "train", "validation", "test")
+    return [f"{n},{20 + n},{'Oslo' if n % 3 else 'Rome'},{bought(n // 4)},{part or parts[n % 4]}" for n in range(64)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A recipe and its data, both good."""
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "data").mkdir()
+    write_recipe(tmp_path, RECIPE)
+    write_data(tmp_path, rows())
+    return tmp_path
+
+
+def write_recipe(folder: Path, knobs: dict, sql: str = SQL) -> None:
+    (folder / "recipe" / RECIPE_FILE).write_text(yaml.safe_dump(knobs), encoding="utf-8")
+    (folder / "recipe" / SQL_FILE).write_text(sql, encoding="utf-8")
+
+
+def write_data(folder: Path, lines: list[str], header: str = HEADER) -> None:
+    (folder / "data" / "people.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def say(spark: "SparkSession", folder: Path, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run the main job on the folder and return its status and its last line."""
+
+    def run(*flags: str) -> tuple[int, str]:
+        defaults = [f"--recipe={folder / 'recipe'}", f"--data={folder / 'data'}", f"--output={folder / 'output'}"]
+        status = main([*defaults, *flags])
+        return status, capsys.readouterr().err.splitlines()[-1]
+
+    return run
+
+
+def nothing_is_left(folder: Path) -> bool:
+    """Whether neither a dataset, nor its staging folder, nor a run is there."""
+    return (
+        not list((folder / "output").glob("datasets/*"))
+        and not list((folder / "output").glob("datasets/.*"))
+        and (not list((folder / "output").glob("runs/*")))
+    )
+
+
+def test_good_input_is_good(say: Say, folder: Path) -> None:
+    """The others fail for the one thing that they change."""
+    status, line = say()
+    assert status == 0, line
+
+
+def test_data_folder_that_does_not_exist(say: Say, folder: Path) -> None:
+    shutil.rmtree(folder / "data")
+    status, line = say()
+    assert (status, "does not exist" in line, str(folder / "data") in line) == (1, True, True)
+    assert nothing_is_left(folder)
+
+
+def test_missing_table_file(say: Say, folder: Path) -> None:
+    (folder / "data" / "people.csv").unlink()
+    status, line = say()
+    assert status == 1
+    assert "table 'people' has no file" in line
+    assert nothing_is_left(folder)
+
+
+def test_missing_column_in_the_file(say: Say, folder: Path) -> None:
+    write_data(folder, rows(), header="id,age,town,bought,part")
+    status, line = say()
+    assert status == 1
+    assert "lacks the columns ['city']" in line
+    assert nothing_is_left(folder)
+
+
+def test_missing_column_in_the_table(say: Say, folder: Path) -> None:
+    write_recipe(folder, RECIPE, SQL.replace("city, ", ""))
+    status, line = say()
+    assert status == 1
+    assert "city" in line
+    assert nothing_is_left(folder)
+
+
+def test_column_of_the_wrong_type(say: Say, folder: Path) -> None:
+    write_recipe(folder, RECIPE | {"features": {"age": {"kind": "numeric"}, "city": {"kind": "numeric"}}})
+    status, line = say()
+    assert status == 1
+    assert "column 'city' has type string" in line
+    assert nothing_is_left(folder)
+
+
+def test_query_that_spark_cannot_run(say: Say, folder: Path) -> None:
+    write_recipe(folder, RECIPE, "SELECT nonsense FROM people")
+    status, line = say()
+    assert status == 1
+    assert "nonsense" in line
+    assert nothing_is_left(folder)
+
+
+def test_label_with_one_class_only(say: Say, folder: Path) -> None:
+    write_data(folder, rows(bought=lambda number: 1))
+    status, line = say()
+    assert status == 1
+    assert "one class only (1)" in line
+    assert nothing_is_left(folder)
+
+
+def test_label_that_is_neither_zero_nor_one(say: Say, folder: Path) -> None:
+    write_data(folder, rows(bought=lambda number: number % 3))
+    status, line = say()
+    assert status == 1
+    assert "label 'bought' has the value 2" in line
+    assert nothing_is_left(folder)
+
+
+def test_empty_split(say: Say, folder: Path) -> None:
+    write_data(folder, [line.replace("validation", "train") for line in rows()])
+    status, line = say()
+    assert status == 1
+    assert "split 'validation' has no rows" in line
+    assert nothing_is_left(folder)
+
+
+def test_more_workers_than_slots(say: Say, folder: Path) -> None:
+    status, line = say("--workers=4")
+    assert status == 1
+    assert "2 task slots for 4 workers" in line
+    assert "--workers 2" in line
+    assert nothing_is_left(folder)
+
+
+def test_tracking_server_that_cannot_be_reached(say: Say, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    status, line = say(f"--tracking-uri=http://user:secret@127.0.0.1:{port}")
+    assert status == 1
+    assert "cannot be reached" in line
+    assert "secret" not in line
+    assert nothing_is_left(folder)
+
+
+def test_output_that_cannot_be_written(say: Say, folder: Path) -> None:
+    (folder / "output").write_text("a file stands in the way", encoding="utf-8")
+    status, line = say()
+    assert status == 1
+    assert "cannot be written" in line
+
+
+def test_damaged_dataset(say: Say, folder: Path) -> None:
+    assert say()[0] == 0
+    (shard,) = sorted((folder / "output").glob("datasets/*/train/part-00000.tfrecord"))
+    shard.write_bytes(shard.read_bytes()[:-3])
+    runs = len(list((folder / "output").glob("runs/*")))
+    status, line = say()
+    assert status == 1
+    assert str(shard) in line
+    assert "delete" in line
+    assert len(list((folder / "output").glob("runs/*"))) == runs
+
+
+def test_unknown_recipe_and_unknown_field(say: Say, folder: Path) -> None:
+    status, line = say("--recipe=nowhere")
+    assert (status, "recipe 'nowhere' is unknown" in line) == (2, True)
+    write_recipe(folder, RECIPE | {"epoch": 3})
+    status, line = say()
+    assert (status, "epoch" in line) == (2, True)
+    assert nothing_is_left(folder)

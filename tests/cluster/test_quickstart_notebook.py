@@ -1,0 +1,87 @@
+"""The quickstart notebook runs from top to bottom, in a kernel of its own, and leaves what it says it leaves."""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import jupyter_client
+import mlflow
+import nbclient
+import nbformat
+import pandas as pd
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
+
+CELL_TIMEOUT_SECONDS = 240
+EPOCHS = 4
+
+
+@pytest.mark.timeout(600)
+def test_notebook_converts_trains_twice_compares_and_scores(tmp_path: Path) -> None:
+    """S7, T1: a data scientist's whole way, from the source tables to scores that mean something."""
+    executed = run_notebook(tmp_path)
+    output = tmp_path / "mirrorspark-output"
+
+    scores = pd.read_parquet(output / "scores.parquet")
+    assert list(scores.columns) == ["flight_id", "score", "model_version"]
+    assert len(scores) > 10_000
+    assert scores["flight_id"].is_unique
+    assert scores["score"].between(0, 1).all()
+    assert set(scores["model_version"]) == {"late-flights/2"}
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("late-flights")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.params["model.dropout"] for run in runs} == {"0.0", "0.5"}
+    assert all(run.info.status == "FINISHED" for run in runs)
+    assert all(run.data.metrics["test_auc"] > 0.6 for run in runs)
+    assert all(len(client.get_metric_history(run.info.run_id, "val_auc")) == EPOCHS for run in runs)
+    assert client.get_model_version_by_alias("late-flights", "challenger").version == "2"
+
+    cells = [cell for cell in executed.cells if cell.cell_type == "code"]
+    figures = [entry for cell in cells for entry in cell.outputs if "image/png" in entry.get("data", {})]
+    assert len(figures) == 3
+    # What the cells print is the progress of the two trainings, and no library's warning beside it.
+    printed = "".join(entry.text for cell in cells for entry in cell.outputs if entry.output_type == "stream")
+    assert len(re.findall(rf"^  epoch +\d/{EPOCHS} .*val_auc 0\.\d+$", printed, re.MULTILINE)) == 2 * EPOCHS
+    assert re.findall(r"warn.*|error.*", printed, re.IGNORECASE) == []
+
+
+def test_notebook_is_committed_without_outputs_and_defines_nothing() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.outputs for cell in cells if cell.outputs or cell.execution_count is not None] == []
+    code = "\n".join(re.sub("^%.*", "", cell.source) for cell in cells)
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    assert [node for node in ast.walk(ast.parse(code)) if isinstance(node, definitions)] == []
+
+
+def run_notebook(folder: Path) -> nbformat.NotebookNode:
+    """Execute the notebook with this interpreter as its kernel and ``folder`` as its working directory."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    kernels = folder / "kernels" / "this-python"
+    kernels.mkdir(parents=True)
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "this Python",
+        "language": "python",
+    }
+    (kernels / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    manager = jupyter_client.AsyncKernelManager(
+        kernel_name="this-python", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(folder / "kernels")])
+    )
+    client = nbclient.NotebookClient(
+        notebook, km=manager, timeout=CELL_TIMEOUT_SECONDS, resources={"metadata": {"path": str(folder)}}
+    )
+    # The manager is ours, so its kernel would be ours to end, too.
+    executed = client.execute(cleanup_kc=True)
+    assert isinstance(executed, nbformat.NotebookNode)
+    return executed

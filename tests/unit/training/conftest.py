@@ -1,0 +1,53 @@
+"""A recipe as small as it can be, and an MLflow store whose tables exist."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training.config import RECIPE_FILE, SQL_FILE, RunConfig
+
+SQL = "SELECT * FROM rides"
+
+
+@pytest.fixture
+def knobs() -> dict[str, Any]:
+    """Return the fields that a recipe has to set; every other keeps its default."""
+    return {
+        "tables": {"rides": "ride_id long, town string, distance double, late int, split string"},
+        "label": "late",
+        "keys": "ride_id",
+        "features": {"town": {"kind": "categorical"}, "distance": {"kind": "numeric"}},
+    }
+
+
+@pytest.fixture
+def recipe(tmp_path_factory: pytest.TempPathFactory, knobs: dict[str, Any]) -> Path:
+    """Return the folder of a recipe, outside of ``tmp_path``."""
+    folder = tmp_path_factory.mktemp("recipes") / "rides"
+    folder.mkdir()
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(knobs))
+    (folder / SQL_FILE).write_text(SQL)
+    return folder
+
+
+@pytest.fixture
+def new_config(knobs: dict[str, Any]) -> Callable[..., RunConfig]:
+    """Return a function that builds the configuration of that recipe with some fields changed."""
+
+    def build(**changes: Any) -> RunConfig:
+        return RunConfig(**{"recipe": "rides", "sql": SQL} | knobs | changes)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the URI of an SQLite store whose tables exist: making them takes MLflow seconds."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    MlflowClient(uri).search_experiments()
+    return uri

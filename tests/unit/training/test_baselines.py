@@ -1,0 +1,171 @@
+"""The baselines use the encoded features as promised, and popularity equals its plain twin."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from training.baselines import BaselineFeature, hist_gradient_boosting, popularity
+
+FEATURES = (
+    BaselineFeature("distance", "numeric"),
+    BaselineFeature("carrier", "categorical"),
+    BaselineFeature("previous", "multi_valued"),
+)
+
+
+def columns(rows: int, seed: int, *, carriers: int = 20) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(0, 5, rows)
+    previous = generator.integers(2, 10, (rows, 4))
+    previous[np.arange(4) >= lengths[:, None]] = 0
+    carrier = generator.integers(0, carriers, rows)
+    distance = generator.normal(size=rows).astype(np.float32)
+    # Odd carriers are late: no order of ids tells them apart, so only a categorical split finds them at once.
+    logit = distance + 2.0 * (carrier % 2) + lengths - 3
+    label = (generator.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    return {"distance": distance, "carrier": carrier, "previous": previous, "late": label}
+
+
+def test_boosting_learns_numeric_categorical_and_multi_valued_features() -> None:
+    train, validation, test = (columns(4_000, seed) for seed in (1, 2, 3))
+    full = roc_auc_score(
+        test["late"], hist_gradient_boosting(train, validation, FEATURES, "late", seed=0).predict(test)
+    )
+    assert full > 0.84
+    for left_out in range(3):
+        fewer = FEATURES[:left_out] + FEATURES[left_out + 1 :]
+        fitted = hist_gradient_boosting(train, validation, fewer, "late", seed=0)
+        assert roc_auc_score(test["late"], fitted.predict(test)) < full - 0.02
+
+
+def test_boosting_is_fixed_by_its_seed() -> None:
+    train, validation = columns(2_000, 1), columns(1_000, 2)
+    first, second = (
+        hist_gradient_boosting(train, validation, FEATURES, "late", seed=4).predict(validation) for _ in range(2)
+    )
+    assert (first == second).all()
+    assert ((first > 0) & (first < 1)).all()
+
+
+def test_boosting_stops_early_on_the_validation_split() -> None:
+    train, validation = columns(2_000, 1), columns(1_000, 2)
+    generator = np.random.default_rng(0)
+    unlearnable = {**validation, "late": generator.permutation(validation["late"])}
+    usual = hist_gradient_boosting(train, validation, FEATURES, "late", seed=0).iterations
+    # With shuffled validation labels nothing helps, so the patience runs out at once.
+    assert hist_gradient_boosting(train, unlearnable, FEATURES, "late", seed=0).iterations < usual < 300
+
+
+def test_boosting_orders_ids_where_a_vocabulary_exceeds_native_categories() -> None:
+    train, validation = columns(4_000, 1, carriers=1_000), columns(1_000, 2, carriers=1_000)
+    fitted = hist_gradient_boosting(train, validation, FEATURES, "late", seed=0)
+    # distance, carrier, last previous destination, number of previous destinations
+    assert fitted.native_categorical == (False, False, True, False)
+    small = hist_gradient_boosting(columns(2_000, 1), validation, FEATURES, "late", seed=0)
+    assert small.native_categorical == (False, True, True, False)
+
+
+def test_boosting_scores_ids_that_training_never_saw() -> None:
+    train, validation = columns(2_000, 1), columns(1_000, 2)
+    unseen = {**validation, "carrier": np.full(1_000, 200)}
+    assert np.isfinite(hist_gradient_boosting(train, validation, FEATURES, "late", seed=0).predict(unseen)).all()
+
+
+def test_boosting_uses_row_weights() -> None:
+    train, validation = columns(2_000, 1), columns(1_000, 2)
+    for part in (train, validation):
+        part["weight"] = np.where(part["late"] == 1, 9.0, 1.0)
+    plain = hist_gradient_boosting(train, validation, FEATURES, "late", seed=0).predict(validation)
+    weighted = hist_gradient_boosting(train, validation, FEATURES, "late", seed=0, weight="weight").predict(validation)
+    assert weighted.mean() > plain.mean() + 0.2
+
+
+def test_multi_valued_feature_enters_as_last_id_and_length() -> None:
+    rows = 400
+    generator = np.random.default_rng(8)
+    previous = np.zeros((rows, 3), dtype=np.int64)
+    last = generator.integers(2, 4, rows)
+    two = generator.random(rows) < 0.5
+    previous[:, 0] = np.where(two, 9, last)
+    previous[two, 1] = last[two]
+    part = {"previous": previous, "late": (last == 3).astype(int)}
+    fitted = hist_gradient_boosting(part, part, [BaselineFeature("previous", "multi_valued")], "late", seed=0)
+    assert roc_auc_score(part["late"], fitted.predict(part)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"late": np.zeros(100)}, r"label has one class only \(0\) in split 'train' \(100 rows\)"),
+        ({"carrier": np.zeros((100, 2))}, r"categorical feature 'carrier' has shape \(100, 2\); it needs 1 dimensions"),
+        ({"previous": np.zeros(100)}, r"multi_valued feature 'previous' has shape \(100,\); it needs 2 dimensions"),
+        ({"carrier": np.zeros(99)}, "feature 'carrier' has 99 rows, others have 100"),
+    ],
+)
+def test_boosting_refuses_bad_columns(change: dict[str, np.ndarray], message: str) -> None:
+    train = columns(100, 1)
+    with pytest.raises(ValueError, match=message):
+        hist_gradient_boosting({**train, **change}, train, FEATURES, "late", seed=0)
+
+
+def test_boosting_names_the_missing_column_and_split() -> None:
+    train = columns(100, 1)
+    with pytest.raises(ValueError, match="column 'carrier' is missing"):
+        hist_gradient_boosting({k: v for k, v in train.items() if k != "carrier"}, train, FEATURES, "late", seed=0)
+    with pytest.raises(ValueError, match="split 'validation'"):
+        hist_gradient_boosting(train, {**train, "late": np.ones(100)}, FEATURES, "late", seed=0)
+    with pytest.raises(ValueError, match="features is empty"):
+        hist_gradient_boosting(train, train, (), "late", seed=0)
+
+
+INTERACTIONS = [3, 3, 3, 5, 5, 1, 1, 8]  # by count, ties by id: 3, 1, 5, 8
+
+
+def test_popularity_ranks_by_count_with_ties_by_id() -> None:
+    assert popularity(INTERACTIONS, k=4).tolist() == [[3, 1, 5, 8]]
+
+
+def test_popularity_leaves_out_what_each_row_has_seen() -> None:
+    seen = [[], [3], [1, 8, 8], [99, 5, 3]]
+    assert popularity(INTERACTIONS, k=2, seen=seen).tolist() == [[3, 1], [1, 5], [3, 5], [1, 8]]
+
+
+def test_popularity_fills_lists_that_run_out() -> None:
+    assert popularity(INTERACTIONS, k=3, seen=[[3, 1], [3, 1, 5, 8]]).tolist() == [[5, 8, -1], [-1, -1, -1]]
+    assert popularity(np.array(["a", "b", "a"], dtype=object), k=3, seen=[["a"]]).tolist() == [["b", "", ""]]
+
+
+def test_popularity_agrees_with_its_plain_twin_on_random_input() -> None:
+    generator = np.random.default_rng(9)
+    interactions = generator.zipf(1.3, 3_000) % 60
+    seen = [generator.integers(0, 70, generator.integers(0, 40)) for _ in range(300)]
+    counts = Counter(interactions.tolist())
+    ranked = sorted(counts, key=lambda item: (-counts[item], item))
+    expected = []
+    for ids in seen:
+        left = [item for item in ranked if item not in set(ids.tolist())][:25]
+        expected.append(left + [-1] * (25 - len(left)))
+    assert popularity(interactions, k=25, seen=seen).tolist() == expected
+
+
+def test_popularity_takes_unsigned_ids() -> None:
+    assert popularity(np.array([2, 2, 7], dtype=np.uint32), k=3).tolist() == [[2, 7, -1]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        ([], {"k": 2}, "train_candidate_ids is empty"),
+        ([1], {"k": 0}, "k is 0"),
+        ([1.5], {"k": 1}, "candidate ids are float64"),
+        ([1], {"k": 1, "seen": [["a"]]}, "use one type"),
+    ],
+)
+def test_popularity_refuses_bad_input(ids: list[Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        popularity(ids, **options)

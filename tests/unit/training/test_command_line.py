@@ -1,0 +1,144 @@
+"""Every field is a flag of its name; a recipe stands under the flags; what is wrong is said in one line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from docstring_parser import parse as parse_docstring
+
+from data_pipelines.features import FeatureSpecError
+from models.settings import ModelSettingsError
+from training.command_line import parse
+from training.config import RECIPE_FILE, ConfigError, RunConfig, TrainingConfig
+
+
+def test_without_flags_the_flights_recipe_runs_on_one_worker() -> None:
+    config = parse([])
+    assert (config.recipe, config.workers, config.resume, config.dry_run) == ("flights", 1, True, False)
+    assert (config.model["name"], config.label, config.data) == ("multi_field", "late", None)
+
+
+def test_every_documented_flag_is_read() -> None:
+    config = parse(
+        [
+            *("--workers", "2"),
+            *("--recipe", "movielens"),
+            *("--data", "some/folder"),
+            *("--output", "some/output"),
+            *("--tracking-uri", "http://127.0.0.1:5000"),
+            *("--master", "spark://host:7077"),
+            *("--epochs", "3"),
+            "--no-resume",
+            "--dry-run",
+            *("--summary", "summary.json"),
+        ]
+    )
+    assert (config.workers, config.recipe, config.data, config.output) == (2, "movielens", "some/folder", "some/output")
+    assert (config.tracking_uri, config.master) == ("http://127.0.0.1:5000", "spark://host:7077")
+    assert (config.epochs, config.resume, config.dry_run) == (3, False, True)
+    assert config.summary == "summary.json"
+
+
+def test_flags_stand_over_the_recipe_and_the_recipe_over_defaults(recipe: Path) -> None:
+    knobs = yaml.safe_load((recipe / RECIPE_FILE).read_text())
+    (recipe / RECIPE_FILE).write_text(yaml.safe_dump(knobs | {"epochs": 7, "patience": 2}))
+    config = parse(["--recipe", str(recipe), "--epochs", "9"])
+    assert (config.epochs, config.patience, config.seed) == (9, 2, 1)
+
+
+def test_a_default_stands_in_the_configuration_alone(recipe: Path, knobs: dict[str, Any]) -> None:
+    config = parse(["--recipe", str(recipe)])
+    assert config == RunConfig(recipe=str(recipe), sql="SELECT * FROM rides", **knobs)
+
+
+def test_a_flag_has_dashes_where_its_field_has_underscores() -> None:
+    config = parse(["--global-batch-size=512", "--learning-rate", "0.5", "--steps-per-execution=2", "--max-restarts=0"])
+    assert (config.global_batch_size, config.learning_rate) == (512, 0.5)
+    assert (config.steps_per_execution, config.max_restarts) == (2, 0)
+
+
+@pytest.mark.parametrize("arguments", [["--model.embedding_dim=16"], ["--model.embedding_dim", "16"]])
+def test_one_setting_of_the_model_can_be_changed_and_the_others_stay(arguments: list[str]) -> None:
+    before = parse([]).model
+    assert parse(arguments).model == before | {"embedding_dim": 16}
+
+
+def test_settings_of_the_model_can_be_lists() -> None:
+    assert parse(["--model.hidden_units=[32, 16]"]).model["hidden_units"] == [32, 16]
+
+
+def test_text_that_looks_like_a_number_stays_text() -> None:
+    config = parse(["--data", "2013", "--experiment", "7"])
+    assert (config.data, config.experiment) == ("2013", "7")
+
+
+def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(recipe.parent)
+    for given in (str(recipe), "rides", "./rides/"):
+        assert parse([f"--recipe={given}"]).name == "rides"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "parts"),
+    [
+        (["--recipe", "flight"], ConfigError, ["recipe 'flight' is unknown", "'flights', 'movielens'", "folder"]),
+        (["--recipe", "/nonexistent/recipe"], ConfigError, ["recipe '/nonexistent/recipe' is unknown"]),
+        (["--recipe"], ConfigError, ["--recipe", "expected one argument"]),
+        (["--recipe", "--workers", "2"], ConfigError, ["--recipe", "expected one argument"]),
+        (["--worker", "2"], ConfigError, ["unrecognized arguments: --worker 2", "--help"]),
+        (["--global_batch_size=3"], ConfigError, ["unrecognized arguments: --global_batch_size"]),
+        (["movielens"], ConfigError, ["unrecognized arguments: movielens"]),
+        (["--workers", "two"], ConfigError, ["workers", "int", "two"]),
+        (["--workers", "1.5"], ConfigError, ["workers", "int", "1.5"]),
+        (["--learning-rate=fast"], ConfigError, ["learning_rate", "float", "fast"]),
+        (["--mode=up"], ConfigError, ["mode", "'max'", "up"]),
+        (["--optimizer=adamw"], ConfigError, ["optimizer", "'adagrad'", "adamw"]),
+        (["--resume=false"], ConfigError, ["--resume/--no-resume"]),
+        (["--workers=0"], ConfigError, ["workers is 0; use 1 or more"]),
+        (["--workers=3"], ConfigError, ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"]),
+        (["--model=multi_field"], ConfigError, ["model", "dict", "multi_field"]),
+        (["--model.name=nope"], ModelSettingsError, ["model 'nope' is unknown", "'multi_field', 'two_tower'"]),
+        (["--model.width=3"], ModelSettingsError, ["has no setting ['width']", "embedding_dim"]),
+        (["--model.embedding_dim=wide"], ModelSettingsError, ["embedding_dim is 'wide'", "int"]),
+        (["--features.distance.kind=number"], FeatureSpecError, ["feature 'distance': kind 'number' is unknown"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and str(value[0]).startswith("-") else "",
+)
+def test_bad_usage_is_told_in_one_line(arguments: list[str], error: type[Exception], parts: list[str]) -> None:
+    with pytest.raises(error) as raised:
+        parse(arguments)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("value", ["many", 2.5, None])
+def test_a_recipe_with_a_value_of_the_wrong_type_is_refused(recipe: Path, value: Any) -> None:
+    knobs = yaml.safe_load((recipe / RECIPE_FILE).read_text())
+    (recipe / RECIPE_FILE).write_text(yaml.safe_dump(knobs | {"epochs": value}))
+    with pytest.raises(ConfigError, match=r"rides.*epochs"):
+        parse(["--recipe", str(recipe)])
+
+
+def test_help_lists_every_field_with_what_it_is_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as raised:
+        parse(["--help"])
+    assert raised.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    described = {
+        entry.arg_name: entry.description
+        for kind in (TrainingConfig, RunConfig)
+        for entry in parse_docstring(kind.__doc__ or "").params
+    }
+    # A long flag stands alone on its line, its text on the next.
+    options = "\n".join(lines).partition("options:")[2].split("\n  --")
+    for field in dataclasses.fields(RunConfig):
+        help_text = " ".join((described[field.name] or "").replace("``", "").split())
+        flag = field.name.replace("_", "-")
+        assert any(option.startswith(flag) and help_text in option for option in options), flag
+    assert any("--model.embedding_dim=16" in line for line in lines)

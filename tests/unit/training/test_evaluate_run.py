@@ -1,0 +1,217 @@
+"""F7: the verdict on a trained model, with numbers worked by hand."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from matplotlib.figure import Figure
+
+from data_pipelines.blocks import Block
+from data_pipelines.features import FeatureSpec
+from training import baselines, evaluate_run
+from training.evaluate_run import curves_of, judge_binary, judge_retrieval
+
+
+@dataclass(frozen=True)
+class HandmadeDataset:
+    """Gives what a verdict asks of a dataset from memory."""
+
+    spec: FeatureSpec
+    splits: Mapping[str, list[Block]]
+
+    def blocks(self, split: str, *, keys: bool = False) -> Iterator[Block]:
+        yield from self.splits[split]
+
+
+def block(label: list[float] | None, /, excluded: list[list[int]] | None = None, **features: Any) -> Block:
+    arrays = {name: np.asarray(values) for name, values in features.items()}
+    rows = len(next(iter(arrays.values())))
+    return Block(
+        arrays,
+        None if label is None else np.asarray(label, np.float32),
+        np.ones(rows, np.float32),
+        {},
+        None if excluded is None else np.asarray(excluded),
+    )
+
+
+BINARY_SPEC = FeatureSpec.from_dict(
+    {
+        "features": {
+            "size": {"kind": "numeric"},
+            "town": {"kind": "categorical"},
+            "stops": {"kind": "multi_valued", "max_length": 2},
+            # A name that a column of ours could be taken for.
+            "label": {"kind": "numeric"},
+        },
+        "label": "late",
+        "keys": "ride_id",
+    }
+)
+
+
+def rides(rows: int, seed: int, noise: float = 0.3) -> Block:
+    """Return rows whose label says whether ``size`` is positive, but for some noise."""
+    rng = np.random.default_rng(seed)
+    size = rng.normal(size=rows).astype(np.float32)
+    label = (size + noise * rng.normal(size=rows) > 0).astype(np.float32)
+    return block(
+        label.tolist(),
+        size=size,
+        town=rng.integers(0, 5, rows),
+        stops=rng.integers(0, 3, (rows, 2)),
+        label=np.zeros(rows, np.float32),
+    )
+
+
+def predictions(label: list[float], score: list[float]) -> pa.Table:
+    return pa.table({"label": pa.array(label, pa.float32()), "score": pa.array(score, pa.float32())})
+
+
+@pytest.fixture
+def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Rides in three splits, and a baseline that is quick: more threads than free cores wait for each other."""
+    monkeypatch.setattr(baselines, "MAX_THREADS", 1)
+    monkeypatch.setattr(baselines, "MAX_ITERATIONS", 20)
+    test = [rides(40, 3), rides(60, 4)]
+    return HandmadeDataset(
+        BINARY_SPEC, {"train": [rides(300, 0), rides(300, 1)], "validation": [rides(200, 2)], "test": test}
+    )
+
+
+def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
+    dataset: Any = HandmadeDataset(BINARY_SPEC, {})
+    verdict = judge_binary(
+        dataset,
+        {
+            # Positives at 0.35 and 0.8, negatives at 0.1 and 0.4: three of four pairs are in order.
+            "test": predictions([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]),
+            "validation": predictions([0, 1], [0.25, 0.75]),
+        },
+        "none",
+        seed=1,
+        curves=None,
+    )
+    assert verdict.metrics["test"]["auc"] == pytest.approx(0.75)
+    assert verdict.metrics["test"]["base_rate"] == 0.5
+    assert verdict.metrics["validation"]["auc"] == 1.0
+    # Both rows got 0.75 for what happened: -ln 0.75.
+    assert verdict.metrics["validation"]["log_loss"] == pytest.approx(0.287682, abs=1e-6)
+    assert verdict.baseline == {}
+
+
+def test_a_binary_verdict_has_its_plots_and_the_learning_curves_if_there_are_any(binary: Any) -> None:
+    table = {split: predictions([0, 1], [0.2, 0.9]) for split in ("validation", "test")}
+    figures = judge_binary(binary, table, "none", seed=1, curves=None).figures
+    assert sorted(figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
+    curves = Figure()
+    assert judge_binary(binary, table, "none", seed=1, curves=curves).figures["learning_curves"] is curves
+
+
+def test_gradient_boosting_is_fitted_on_the_same_rows_and_drawn_beside_the_model(binary: Any) -> None:
+    label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
+    table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
+    verdict = judge_binary(binary, table, "hist_gradient_boosting", seed=1, curves=None)
+    assert verdict.baseline["name"] == "hist_gradient_boosting"
+    # The label is a threshold on one feature with a little noise, which trees find; 0.5 for all rows is chance.
+    assert verdict.baseline["metrics"]["auc"] > 0.9
+    assert verdict.metrics["test"]["auc"] == 0.5
+    legend = verdict.figures["roc"].axes[0].get_legend()
+    assert legend is not None
+    assert any("hist. gradient boosting" in text.get_text() for text in legend.get_texts())
+
+
+def test_the_baseline_does_not_see_the_label_through_a_feature_of_that_name(binary: Any) -> None:
+    noise = {
+        split: [block(part.label.tolist(), **dict(part.features) | {"size": np.zeros(part.rows, np.float32)})]
+        for split, parts in binary.splits.items()
+        for part in parts[:1]
+    }
+    dataset: Any = HandmadeDataset(BINARY_SPEC, noise)
+    label = noise["test"][0].label.tolist()
+    table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
+    verdict = judge_binary(dataset, table, "hist_gradient_boosting", seed=1, curves=None)
+    assert verdict.baseline["metrics"]["auc"] < 0.8
+
+
+def test_the_baseline_holds_a_bounded_number_of_rows(binary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_run, "BASELINE_ROWS", 40)
+    label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
+    table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
+    verdict = judge_binary(binary, table, "hist_gradient_boosting", seed=1, curves=None)
+    # It saw the first 40 of 100 test rows, so its curve is of other rows than the model's.
+    expected = float(np.mean(label[:40]))
+    assert verdict.baseline["metrics"]["base_rate"] == pytest.approx(expected)
+    legend = verdict.figures["roc"].axes[0].get_legend()
+    assert legend is None or not any("boosting" in text.get_text() for text in legend.get_texts())
+
+
+RETRIEVAL_SPEC = FeatureSpec.from_dict(
+    {
+        "features": {"movie": {"kind": "categorical"}, "user": {"kind": "categorical"}},
+        "label": {"name": "movie", "kind": "candidate"},
+        "keys": "row",
+        "exclude": "watched",
+    }
+)
+
+
+@pytest.fixture
+def retrieval() -> Any:
+    """Movie 2 was watched three times, 3 twice, 4 once; 1 stands for all that are out of vocabulary."""
+    train = [block(None, movie=[2, 3, 2, 1], user=[2, 2, 3, 3]), block(None, movie=[4, 1, 1, 1, 3, 2], user=[2] * 6)]
+    test = [
+        block(None, excluded=[[2, 0], [0, 0]], movie=[3, 2], user=[2, 3]),
+        block(None, excluded=[[3, 2], [4, 0]], movie=[1, 4], user=[4, 5]),
+    ]
+    return HandmadeDataset(RETRIEVAL_SPEC, {"train": train, "test": test})
+
+
+def lists(candidates: list[list[str]], label: list[str]) -> pa.Table:
+    return pa.table({"candidates": pa.array(candidates, pa.list_(pa.string())), "label": label})
+
+
+def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
+    table = lists([["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"]], ["a", "c", "b", "c"])
+    verdict = judge_retrieval(retrieval, {"validation": table, "test": table}, "none", k=2, curves=None)
+    # k is 2, so of the usual ranks only 1 is within the lists: one hit of four in the first place.
+    expected = {"recall_at_1": 0.25, "ndcg_at_1": 0.25}
+    assert verdict.metrics == {"validation": expected, "test": expected}
+    assert verdict.baseline == {}
+    assert sorted(verdict.figures) == ["recall_at_k"]
+
+
+def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_can(retrieval: Any) -> None:
+    table = lists([["a"] * 5] * 4, ["a", "b", "b", "b"])
+    verdict = judge_retrieval(retrieval, {"test": table}, "popularity", k=5, curves=None)
+    metrics = verdict.baseline["metrics"]
+    assert verdict.baseline["name"] == "popularity"
+    # Row 1 has seen movie 2 and gets 3, a hit; row 2 gets 2, a hit; row 3 wants one out of vocabulary, and row 4 one
+    # that it is said to have seen: neither can be listed, however many places are empty.
+    assert metrics["recall_at_1"] == 0.5
+    assert metrics["recall_at_5"] == 0.5
+    assert metrics["ndcg_at_5"] == 0.5
+    assert verdict.metrics["test"]["recall_at_5"] == 0.25
+
+
+def test_an_empty_place_of_a_list_is_no_hit_for_a_label_out_of_vocabulary(retrieval: Any) -> None:
+    table = lists([["a", ""], ["a", "b"]], ["", "a"])
+    verdict = judge_retrieval(retrieval, {"test": table}, "none", k=2, curves=None)
+    assert verdict.metrics["test"]["recall_at_1"] == 0.5
+    five = lists([["a", "", "", "", ""], ["a", "b", "c", "d", "e"]], ["", "e"])
+    verdict = judge_retrieval(retrieval, {"test": five}, "none", k=5, curves=None)
+    assert verdict.metrics["test"]["recall_at_5"] == 0.5
+
+
+def test_learning_curves_show_what_every_epoch_has() -> None:
+    history = [{"loss": 0.9, "val_auc": 0.6}, {"loss": 0.8, "val_auc": 0.7, "late": 1.0}]
+    figure = curves_of(history, best_epoch=2, restarts=[1.5])
+    assert figure is not None
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "auc"]
+
+
+def test_without_an_epoch_there_are_no_curves() -> None:
+    assert curves_of([], best_epoch=3, restarts=[]) is None

@@ -1,0 +1,131 @@
+"""Metrics of scores and ranked lists equal hand-worked numbers and scikit-learn (F7)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from training.evaluation import binary_metrics, check_binary_label, ranking_metrics
+
+# By descending score: 1, 0, 1, 0.
+LABEL = [0, 0, 1, 1]
+SCORE = [0.1, 0.4, 0.35, 0.8]
+
+
+def test_binary_metrics_hold_hand_worked_numbers() -> None:
+    result = binary_metrics(LABEL, SCORE)
+    assert result["auc"] == pytest.approx(0.75)
+    assert result["pr_auc"] == pytest.approx((1 + 2 / 3) / 2)
+    assert result["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.6) + math.log(0.35) + math.log(0.8)) / 4)
+    assert result["brier"] == pytest.approx((0.01 + 0.16 + 0.4225 + 0.04) / 4)
+    assert result["base_rate"] == 0.5
+
+
+def test_recall_at_precision_is_the_largest_recall_that_keeps_it() -> None:
+    """F7: recall at desired precision."""
+    result = binary_metrics(LABEL, SCORE)
+    # Precision is 1 at recall 1/2, then 1/2, then 2/3 at recall 1.
+    assert result["recall_at_precision_0.3"] == 1.0
+    assert result["recall_at_precision_0.5"] == 1.0
+    assert result["recall_at_precision_0.7"] == 0.5
+
+
+def test_recall_at_an_unreachable_precision_is_zero() -> None:
+    assert binary_metrics([1, 0, 0, 0], [0.1, 0.2, 0.3, 0.4])["recall_at_precision_0.5"] == 0.0
+
+
+def test_weighted_metrics_equal_repeated_rows() -> None:
+    weighted = binary_metrics(LABEL, SCORE, [1, 0, 2, 3])
+    repeated = binary_metrics([0, 1, 1, 1, 1, 1], [0.1, 0.35, 0.35, 0.8, 0.8, 0.8])
+    assert weighted == pytest.approx(repeated)
+
+
+def test_binary_metrics_agree_with_scikit_learn_on_float32() -> None:
+    """F7: test vs scikit-learn; models give float32, whose 0 and 1 must not make the loss infinite."""
+    generator = np.random.default_rng(11)
+    score = generator.random(2_000).astype(np.float32)
+    score[:2] = [0, 1]
+    label = (generator.random(2_000) < score).astype(np.float32)
+    result = binary_metrics(label, score)
+    exact = score.astype(np.float64)
+    assert result["auc"] == pytest.approx(metrics.roc_auc_score(label, score))
+    assert result["pr_auc"] == pytest.approx(metrics.average_precision_score(label, score))
+    assert result["log_loss"] == pytest.approx(metrics.log_loss(label, exact))
+    assert result["brier"] == pytest.approx(np.mean((exact - label) ** 2))
+    assert all(isinstance(value, float) and math.isfinite(value) for value in result.values())
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "weight", "message"),
+    [
+        ([0, 0], [0.1, 0.2], None, r"label has one class only \(0\) in split 'test' \(2 rows\)"),
+        ([0, 1], [0.1, 0.2], [1, 0], r"label has one class only \(0\) in split 'test' \(1 rows\)"),
+        ([], [], None, "split 'test' has no rows"),
+        ([0, 2], [0.1, 0.2], None, "label is 2 in row 1 of split 'test'"),
+        ([0, 1], [0.1], None, r"score has shape \(1,\) but label has \(2,\) in split 'test'"),
+        ([0, 1], [0.1, 1.2], None, r"score is 1.2 in row 1 of split 'test' \(1 such rows\)"),
+        ([0, 1], [math.nan, 0.2], None, "score is nan in row 0"),
+        ([0, 1], [0.1, 0.2], [1, -1], "weight is -1.0 in row 1"),
+        ([[0, 1]], [[0.1, 0.2]], None, r"label has shape"),
+    ],
+)
+def test_input_without_metrics_is_refused_in_one_clear_line(
+    label: list[int], score: list[float], weight: list[float] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        binary_metrics(label, score, weight)
+
+
+def test_messages_name_the_split() -> None:
+    with pytest.raises(ValueError, match="in split 'validation'"):
+        check_binary_label([1, 1], split="validation")
+
+
+def test_ranking_metrics_hold_hand_worked_numbers() -> None:
+    recommended = [[7, 8, 9], [7, 8, 9], [7, 8, 9], [7, 8, 9]]
+    held_back = [7, 9, 8, 1]  # ranks 1, 3, 2, not listed
+    result = ranking_metrics(recommended, held_back, ks=(1, 2, 3))
+    assert result["recall_at_1"] == 0.25
+    assert result["recall_at_2"] == 0.5
+    assert result["recall_at_3"] == 0.75
+    assert result["ndcg_at_1"] == 0.25
+    assert result["ndcg_at_2"] == pytest.approx((1 + 1 / math.log2(3)) / 4)
+    assert result["ndcg_at_3"] == pytest.approx((1 + 1 / math.log2(3) + 1 / 2) / 4)
+
+
+def test_ndcg_agrees_with_scikit_learn() -> None:
+    generator = np.random.default_rng(2)
+    recommended = np.stack([generator.permutation(30) for _ in range(50)])
+    held_back = generator.integers(0, 30, 50)
+    result = ranking_metrics(recommended, held_back)
+    relevance = (recommended == held_back[:, None]).astype(int)
+    descending = np.tile(np.arange(30, 0, -1), (50, 1))
+    for k in (5, 10, 20):
+        assert result[f"ndcg_at_{k}"] == pytest.approx(metrics.ndcg_score(relevance, descending, k=k))
+        assert result[f"recall_at_{k}"] == pytest.approx(relevance[:, :k].sum() / 50)
+
+
+def test_an_item_listed_twice_counts_once_at_its_first_rank() -> None:
+    assert ranking_metrics([[5, 5]], [5], ks=(2,)) == {"recall_at_2": 1.0, "ndcg_at_2": 1.0}
+
+
+def test_text_ids_are_compared_as_text() -> None:
+    assert ranking_metrics([["a", "b"]], ["b"], ks=(2,))["recall_at_2"] == 1.0
+    with pytest.raises(ValueError, match="use the same ids in both"):
+        ranking_metrics([["1", "2"]], [2], ks=(2,))
+
+
+@pytest.mark.parametrize(
+    ("recommended", "held_back", "message"),
+    [
+        ([[1, 2]], [1], "k 5 is not between 1 and the 2 recommended ids"),
+        ([[1, 2]], [1, 2], r"recommended_ids has shape \(1, 2\) and held_back \(2,\)"),
+        (np.empty((0, 20), dtype=int), np.empty(0, dtype=int), "held_back has no rows"),
+    ],
+)
+def test_rankings_without_metrics_are_refused(recommended: object, held_back: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ranking_metrics(recommended, held_back)  # type: ignore[arg-type]

@@ -1,0 +1,222 @@
+"""The command: exit statuses, one line for what is wrong, and what it prints and writes at the end."""
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training import pipeline
+from training.config import RECIPE_FILE, RunConfig
+from training.failure_policy import Attempt, RankError
+from training.preflight import Check
+from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
+from training.summary import Summary
+from training.supervisor import TrainingFailedError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run in an empty folder; the command silences warnings for the rest of its process, so give them back."""
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        yield
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
+    """Let every run finish at once; return the configurations that were run."""
+    configs: list[RunConfig] = []
+
+    def run(config: RunConfig) -> Summary:
+        configs.append(config)
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        return Summary(status="finished", run_folder=str(folder), workers=config.workers, attempts=1)
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return configs
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(config: RunConfig) -> Summary:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", run)
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--workers", "two"], ["workers", "two"]),
+        (["--workers", "3"], ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"]),
+        (["--recipe", "flight"], ["recipe 'flight' is unknown"]),
+        (["--recipe"], ["--recipe", "expected one argument"]),
+        (["--no-such-flag"], ["unrecognized arguments: --no-such-flag"]),
+        (["--model.width=3"], ["model 'multi_field' has no setting ['width']"]),
+        (["--features.distance.kind=number"], ["feature 'distance': kind 'number' is unknown"]),
+        (["--monitor=val_loss"], ["mode 'max' does not fit monitor 'val_loss'; set mode to min"]),
+        (["--summary", "."], ["summary . is a folder; give the name of a file"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_bad_usage_is_one_line_and_status_2_and_starts_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: list[RunConfig], arguments: list[str], parts: list[str]
+) -> None:
+    assert main(arguments) == EXIT_USAGE == 2
+    line = only_line(capsys)
+    assert line.startswith("mirrorspark: ")
+    assert all(part in line for part in parts), line
+    assert runs == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_of_ones_own_with_a_mistake_is_bad_usage(
+    capsys: pytest.CaptureFixture[str], recipe: Path, runs: list[RunConfig]
+) -> None:
+    knobs = yaml.safe_load((recipe / RECIPE_FILE).read_text())
+    (recipe / RECIPE_FILE).write_text(yaml.safe_dump(knobs | {"epoch": 3}))
+    assert main(["--recipe", str(recipe)]) == EXIT_USAGE
+    assert "sets unknown fields ['epoch']" in only_line(capsys)
+
+
+def test_a_recipe_without_data_asks_for_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.preflight.java_major_version", lambda: 17)
+    assert main(["--recipe", "movielens"]) == EXIT_USAGE
+    expected = "mirrorspark: recipe 'movielens' brings no data; give the folder with its tables as --data"
+    assert only_line(capsys) == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--data", "nowhere"], "data folder nowhere does not exist; give the folder with the tables as --data"),
+        (["--output", "file"], "output: file cannot be written (Not a directory)"),
+        (["--tracking-uri", "http://127.0.0.1:1"], "tracking: http://127.0.0.1:1 cannot be reached"),
+    ],
+)
+def test_what_stands_in_the_way_is_one_line_and_status_1_before_spark_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
+) -> None:
+    monkeypatch.setattr("training.preflight.java_major_version", lambda: 17)
+    (tmp_path / "file").write_text("")
+    assert main(arguments) == EXIT_FAILED == 1
+    assert part in only_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_finished_run_prints_its_table_and_writes_the_summary_twice(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: list[RunConfig]
+) -> None:
+    assert main(["--workers", "2", "--summary", "out/summary.json"]) == EXIT_FINISHED == 0
+    assert [config.workers for config in runs] == [2]
+    captured = capsys.readouterr()
+    assert "run folder" in captured.out
+    assert captured.err == ""
+    document = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (document["status"], document["workers"]) == ("finished", 2)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == document
+
+
+def test_a_failed_run_says_why_in_one_line_and_in_the_summary(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(monkeypatch, RuntimeError("http://ann:s3cret@host refused\n  because of that"))
+    assert main(["--summary", "summary.json"]) == EXIT_FAILED
+    assert only_line(capsys) == "mirrorspark: http://host refused because of that"
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert (document["status"], document["error"]) == ("failed", "http://host refused because of that")
+
+
+def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, MemoryError())
+    assert main([]) == EXIT_FAILED
+    assert only_line(capsys) == "mirrorspark: MemoryError"
+
+
+def test_where_the_users_code_failed_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = RankError(
+        "user", 1, "ValueError", "shapes differ", 1.0, 'File "model.py", line 3\nValueError: shapes differ'
+    )
+    peer = RankError("peer", 0, "UnavailableError", "Socket closed", 0.5, "pages of another trace")
+    fail_with(monkeypatch, TrainingFailedError((Attempt(1, None, (peer, fault), 0),)))
+    assert main([]) == EXIT_FAILED
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        'File "model.py", line 3',
+        "ValueError: shapes differ",
+        "mirrorspark: training failed: rank 1: ValueError: shapes differ",
+    ]
+
+
+def test_a_lost_worker_needs_no_trace(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RankError("lost", 1, "killed", "killed by signal SIGKILL", 1.0)
+    fail_with(monkeypatch, TrainingFailedError((Attempt(1, None, (lost,), 0),)))
+    assert main([]) == EXIT_FAILED
+    assert only_line(capsys) == "mirrorspark: training failed: rank 1: killed: killed by signal SIGKILL"
+
+
+def test_the_whole_trace_is_shown_when_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(monkeypatch, RuntimeError("no luck"))
+    assert main(["--verbose"]) == EXIT_FAILED
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert main([]) == EXIT_FAILED
+    assert only_line(capsys) == "mirrorspark: interrupted; the same command goes on from the last checkpoint"
+
+
+@pytest.mark.parametrize(("passed", "status"), [(True, EXIT_FINISHED), (False, EXIT_FAILED)])
+def test_a_dry_run_prints_plan_and_preflight_and_runs_nothing(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runs: list[RunConfig],
+    passed: bool,
+    status: int,
+) -> None:
+    checks = [Check("java", True, "17"), Check("slots", passed, "2 on local[2]")]
+    monkeypatch.setattr(pipeline, "dry_run", lambda _: checks)
+    assert main(["--dry-run", "--epochs", "3", "--tracking-uri", "http://ann:s3cret@127.0.0.1:5000"]) == status
+    out = capsys.readouterr().out
+    plan, _, table = out.partition("\n\n")
+    document: dict[str, Any] = yaml.safe_load(plan)
+    assert (document["epochs"], document["recipe"]) == (3, "flights")
+    assert document["tracking_uri"] == "http://127.0.0.1:5000"
+    marks = {line.split()[1]: line.split()[0] for line in table.splitlines() if line}
+    assert marks == {"java": "ok", "slots": "ok" if passed else "FAIL"}
+    assert runs == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training.run", "--workers", "two"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == EXIT_USAGE
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,107 @@
+"""What a run tells at its end, to programs and to people."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.summary import Summary
+
+BINARY = Summary(
+    status="finished",
+    run_id="run-1",
+    experiment="flights",
+    model_uri="models:/m-1",
+    registered_model="flights",
+    model_version="3",
+    metrics={
+        "validation": {"auc": 0.7012, "log_loss": 0.51, "brier": 0.2},
+        "test": {"auc": 0.6877, "pr_auc": 0.41, "log_loss": 0.5, "brier": 0.19},
+    },
+    baseline={"name": "hist_gradient_boosting", "metrics": {"auc": 0.6789, "log_loss": 0.52}},
+    parity={"max": 1.2e-7, "mean": 1e-8, "p99": 9e-8, "rows": 55_000},
+    timings={"convert": 10.0, "train": 60.5},
+    examples_per_second=51_000.0,
+    workers=2,
+    attempts=1,
+    dataset={"path": "/data/flights-1", "rows": {"test": 55_000}, "bytes": 12, "layout": "block", "reused": False},
+    scored_table="/runs/1/scores.parquet",
+    run_folder="/runs/1",
+    tracking_uri="sqlite:////out/mlflow.db",
+)
+
+# The fields that the documentation of --summary promises, in its order.
+PROMISED = [
+    *("status", "run_id", "experiment", "model_uri", "registered_model", "model_version", "metrics", "baseline"),
+    *("parity", "timings", "examples_per_second", "workers", "attempts", "dataset", "scored_table"),
+]
+
+
+def saved(summary: Summary, folder: Path) -> dict[str, object]:
+    summary.save(folder / "new" / "summary.json")
+    document: dict[str, object] = json.loads((folder / "new" / "summary.json").read_text())
+    return document
+
+
+def test_the_document_has_the_promised_fields_and_where_to_look_further(tmp_path: Path) -> None:
+    document = saved(BINARY, tmp_path)
+    assert [name for name in document if name in PROMISED] == PROMISED
+    assert set(document) - set(PROMISED) == {"error", "run_folder", "tracking_uri"}
+    assert document["parity"] == {"max": 1.2e-7, "mean": 1e-8, "p99": 9e-8, "rows": 55_000}
+    assert document["dataset"] == BINARY.dataset
+    assert document["error"] is None
+
+
+def test_a_failed_run_has_the_same_fields(tmp_path: Path) -> None:
+    document = saved(Summary(status="failed", error="rank 1: no luck"), tmp_path)
+    assert set(document) == set(saved(BINARY, tmp_path))
+    assert (document["status"], document["error"], document["run_id"]) == ("failed", "rank 1: no luck", None)
+
+
+def test_a_password_in_the_tracking_uri_is_not_written(tmp_path: Path) -> None:
+    summary = replace(BINARY, tracking_uri="https://ann:s3cret@mlflow.example:8443")
+    assert saved(summary, tmp_path)["tracking_uri"] == "https://mlflow.example:8443"
+    assert "s3cret" not in summary.as_text()
+
+
+def test_the_table_shows_the_headline_metrics_beside_the_baseline() -> None:
+    lines = BINARY.as_text().splitlines()
+    rows = {words[0]: words[1:] for line in lines if (words := line.split())}
+    assert lines[0].split() == ["validation", "test", "hist_gradient_boosting"]
+    assert rows["auc"] == ["0.7012", "0.6877", "0.6789"]
+    assert rows["log_loss"] == ["0.5100", "0.5000", "0.5200"]
+    assert "brier" not in rows
+
+
+def test_a_metric_that_one_split_lacks_leaves_its_place_empty() -> None:
+    lines = BINARY.as_text().splitlines()
+    auc, pr_auc = (next(line for line in lines if line.startswith(f"{name} ")) for name in ("auc", "pr_auc"))
+    assert pr_auc.split() == ["pr_auc", "0.4100"]
+    assert pr_auc.index("0.4100") == auc.index("0.6877")
+
+
+def test_the_table_of_a_retrieval_run_shows_its_own_metrics() -> None:
+    values = {"recall_at_10": 0.1, "ndcg_at_10": 0.05, "recall_at_20": 0.2, "ndcg_at_20": 0.07}
+    baseline = {"name": "popularity", "metrics": {"recall_at_20": 0.11}}
+    text = replace(BINARY, metrics={"validation": values, "test": values}, baseline=baseline).as_text()
+    assert "recall_at_20        0.2000      0.2000                    0.1100" in text.splitlines()
+    assert "popularity" in text.splitlines()[0]
+
+
+def test_the_table_says_where_things_are() -> None:
+    places = dict(line.split("  ", 1) for line in BINARY.as_text().partition("\n\n")[2].splitlines())
+    assert {name: place.strip() for name, place in places.items()} == {
+        "parity": "max 1.2e-07 over 55,000 rows",
+        "attempts": "1",
+        "model": "models:/flights/3 (alias challenger)",
+        "scores": "/runs/1/scores.parquet",
+        "dataset": "/data/flights-1",
+        "run folder": "/runs/1",
+        "compare runs": "mlflow ui --backend-store-uri sqlite:////out/mlflow.db",
+    }
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "https://mlflow.example"])
+def test_a_tracking_server_is_opened_not_started(uri: str) -> None:
+    assert f"open {uri}" in replace(BINARY, tracking_uri=uri).as_text()

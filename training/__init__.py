@@ -1,0 +1,1 @@
+"""The main job: supervise workers on Spark, export, register, score and report."""

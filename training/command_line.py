@@ -1,0 +1,84 @@
+"""Flags to configuration: every field of ``RunConfig`` is a flag of the same name, a recipe fills in the rest."""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn, get_type_hints
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from training.config import ConfigError, RunConfig, TrainingConfig, load_recipe
+
+_FIRST_FLAGS = (
+    "workers",
+    "recipe",
+    "data",
+    "output",
+    "tracking_uri",
+    "master",
+    "epochs",
+    "resume",
+    "dry_run",
+    "summary",
+)
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line; jsonargparse would print the whole usage above it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ConfigError(" ".join(message.split()) + " (see --help)") from ex
+
+
+def parse(arguments: Sequence[str]) -> RunConfig:
+    """Return the checked configuration.
+
+    The recipe's values stand under the flags, so its name is read first.
+
+    Raises:
+        ConfigError: An unknown recipe or flag, a value of the wrong type, or values that contradict each other.
+        SystemExit: ``--help`` was asked for.
+    """
+    parser = _build_parser()
+    recipe = load_recipe(_recipe(arguments))
+    try:
+        # Defaults are not checked, parsed values are.
+        parser.set_defaults(parser.parse_object(recipe).as_dict())
+    except ConfigError as error:
+        raise ConfigError(f"recipe '{recipe['recipe']}': {error}") from error
+    values = parser.parse_args(list(arguments)).as_dict()
+    return RunConfig(**{knob.name: values[knob.name] for knob in dataclasses.fields(RunConfig)})
+
+
+def _recipe(arguments: Sequence[str]) -> str:
+    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # A flag without its value is left for the full parser to complain of.
+    first_look.add_argument("--recipe", nargs="?", default=RunConfig.recipe, const=RunConfig.recipe)
+    return str(first_look.parse_known_args(list(arguments))[0].recipe)
+
+
+def _build_parser() -> _Parser:
+    parser = _Parser(
+        prog="mirrorspark",
+        allow_abbrev=False,
+        description="Convert a table with Spark, train on several workers, register the model and score with it.",
+        epilog="The model's settings are flags too, for example --model.embedding_dim=16.",
+    )
+    hints = get_type_hints(RunConfig)
+    docstrings = (parse_docstring(kind.__doc__ or "") for kind in (TrainingConfig, RunConfig))
+    help_by_field = {entry.arg_name: entry.description for docstring in docstrings for entry in docstring.params}
+    fields = {knob.name: knob for knob in dataclasses.fields(RunConfig)}
+    for name in (*_FIRST_FLAGS, *(name for name in fields if name not in _FIRST_FLAGS)):
+        flag = f"--{name.replace('_', '-')}"
+        help_text = re.sub(r"``", "", help_by_field[name] or "")
+        if hints[name] is bool:
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=fields[name].default, help=help_text)
+        else:
+            parser.add_argument(flag, type=hints[name], default=_default(fields[name]), help=help_text)
+    return parser
+
+
+def _default(knob: dataclasses.Field[Any]) -> Any:
+    return knob.default if knob.default_factory is dataclasses.MISSING else knob.default_factory()

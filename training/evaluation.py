@@ -1,0 +1,149 @@
+"""What a model's predictions are worth on a held-back split: metrics of scores and of ranked lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn import metrics
+
+RECALL_AT_PRECISIONS = (0.3, 0.5, 0.7)
+RANKING_KS = (5, 10, 20)
+
+
+def check_binary_label(label: ArrayLike, *, split: str) -> NDArray[np.int64]:
+    """Return the label as int64 ``[rows]`` when it can be learned from and scored against.
+
+    Raises:
+        ValueError: no rows, a value other than 0 and 1, or one class only.
+    """
+    values = _one_label_per_row(label, split)
+    if not values.size:
+        raise ValueError(f"split {split!r} has no rows; choose bounds that leave rows in every split")
+    other = np.flatnonzero((values != 0) & (values != 1))
+    if other.size:
+        raise ValueError(f"label is {values[other[0]]} in row {other[0]} of split {split!r}; use 0 and 1 only")
+    if values.min() == values.max():
+        raise ValueError(
+            f"label has one class only ({int(values[0])}) in split {split!r} ({values.size} rows); "
+            "choose a split or a label definition that has both classes"
+        )
+    return values.astype(np.int64)
+
+
+def binary_metrics(
+    label: ArrayLike,
+    score: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    split: str = "test",
+) -> dict[str, float]:
+    """Return the metrics of predicted probabilities.
+
+    Args:
+        label: 0 or 1, ``[rows]``.
+        score: probability of label 1, ``[rows]``.
+        weight: non-negative row weights, ``[rows]``; rows of weight zero count as absent.
+        split: name of the split for messages.
+
+    Returns:
+        ``auc``, ``pr_auc`` (average precision), ``log_loss`` (nats), ``brier``, ``base_rate``, and
+        ``recall_at_precision_P``: the largest recall at a threshold with precision of at least P, 0 when none has.
+
+    Raises:
+        ValueError: no rows, one class only, unequal lengths, a score outside 0 to 1, or a negative weight.
+    """
+    labels = _one_label_per_row(label, split)
+    scores = _column("score", score, labels.shape, split)
+    outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
+    if outside.size:
+        raise ValueError(
+            f"score is {scores[outside[0]]} in row {outside[0]} of split {split!r} ({outside.size} such rows); "
+            "probabilities lie between 0 and 1"
+        )
+    if weight is None:
+        weights = np.ones(labels.shape)
+    else:
+        weights = _column("weight", weight, labels.shape, split)
+        bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        if bad.size:
+            raise ValueError(f"weight is {weights[bad[0]]} in row {bad[0]} of split {split!r}; use zero or more")
+    used = weights > 0
+    labels = check_binary_label(labels[used], split=split)
+    scores, weights = scores[used], weights[used]
+
+    precision, recall, _ = metrics.precision_recall_curve(labels, scores, sample_weight=weights)
+    result = {
+        "auc": metrics.roc_auc_score(labels, scores, sample_weight=weights),
+        "pr_auc": metrics.average_precision_score(labels, scores, sample_weight=weights),
+        "log_loss": metrics.log_loss(labels, scores, sample_weight=weights, labels=[0, 1]),
+        "brier": metrics.brier_score_loss(labels, scores, sample_weight=weights),
+        "base_rate": np.average(labels, weights=weights),
+    }
+    for wanted in RECALL_AT_PRECISIONS:
+        # The curve ends with precision 1 at recall 0, so there is always at least that point.
+        result[f"recall_at_precision_{wanted:g}"] = recall[precision >= wanted].max()
+    return {name: float(value) for name, value in result.items()}
+
+
+def ranking_metrics(
+    recommended_ids: ArrayLike, held_back: ArrayLike, ks: Sequence[int] = RANKING_KS
+) -> dict[str, float]:
+    """Return recall and NDCG at each k, for one held-back item per row.
+
+    With one relevant item, recall@k is the share of rows that list it among the first k, and NDCG@k is the mean of
+    1 / log2(1 + rank) over rows, 0 where it is not listed (Järvelin and Kekäläinen, 2002).
+
+    Args:
+        recommended_ids: ids, best first, ``[rows, k]``; fill short lists with an id that no item has, -1 say.
+        held_back: the item that each row's user took next, ``[rows]``.
+        ks: list lengths to report.
+
+    Returns:
+        ``recall_at_K`` and ``ndcg_at_K`` for each K (MLflow refuses ``@`` in a metric's name).
+
+    Raises:
+        ValueError: no rows, shapes or types that do not match, or a k longer than the lists.
+    """
+    lists, wanted = np.asarray(recommended_ids), np.asarray(held_back)
+    if lists.ndim != 2 or wanted.shape != (len(lists),):
+        raise ValueError(
+            f"recommended_ids has shape {lists.shape} and held_back {wanted.shape}; pass [rows, k] and [rows]"
+        )
+    if not wanted.size:
+        raise ValueError("held_back has no rows; hold back at least one interaction")
+    if _is_text(lists) != _is_text(wanted):
+        raise ValueError(f"recommended_ids is {lists.dtype} but held_back is {wanted.dtype}; use the same ids in both")
+    for k in ks:
+        if not 1 <= k <= lists.shape[1]:
+            raise ValueError(f"k {k} is not between 1 and the {lists.shape[1]} recommended ids per row")
+
+    hits = lists == wanted[:, None]
+    found = hits.any(axis=1)
+    rank = hits.argmax(axis=1) + 1
+    result: dict[str, float] = {}
+    for k in ks:
+        listed = found & (rank <= k)
+        result[f"recall_at_{k}"] = float(listed.mean())
+        result[f"ndcg_at_{k}"] = float(np.where(listed, 1 / np.log2(1 + rank), 0.0).mean())
+    return result
+
+
+def _is_text(values: NDArray[Any]) -> bool:
+    return values.dtype.kind in "USOT"
+
+
+def _one_label_per_row(label: ArrayLike, split: str) -> NDArray[Any]:
+    values = np.asarray(label)
+    if values.ndim != 1:
+        raise ValueError(f"label has shape {values.shape} in split {split!r}; pass one label per row")
+    return values
+
+
+def _column(name: str, values: ArrayLike, shape: tuple[int, ...], split: str) -> NDArray[np.float64]:
+    column = np.asarray(values, dtype=np.float64)
+    if column.shape != shape:
+        raise ValueError(f"{name} has shape {column.shape} but label has {shape} in split {split!r}; they must match")
+    return column

@@ -1,0 +1,265 @@
+"""The best checkpoint becomes an exported model, its reference predictions and a registered version.
+
+Runs in a process of its own on the driver (``python -m training.export``), because TensorFlow must not be loaded into
+the driver: Spark forks it, and a notebook's driver lives for days.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.convert import EXAMPLE_FILE, library_versions
+from data_pipelines.dataset import Dataset
+from data_pipelines.features import FIRST_VOCABULARY_ID, Categorical, MultiValued, Numeric
+from data_pipelines.manifest import FEATURES_FOLDER
+from models import catalog
+from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
+from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDescription
+from training import child_process
+from training.child_process import Tail
+
+EVALUATED_SPLITS = ("validation", "test")
+
+
+class ExportFailedError(RuntimeError):
+    """The model could not be exported; the message is the first error of the export process."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export and where to.
+
+    Attributes:
+        dataset: Dataset directory.
+        checkpoint: Committed checkpoint of the best epoch.
+        model: Name of the architecture.
+        model_options: Its settings.
+        optimizer: Name of the optimizer, whose state the checkpoint holds.
+        seed: Seed of the run.
+        top_k: Candidates per row of a retrieval model.
+        folder: Where the exported model goes.
+        predictions: Folder for the reference predictions, one Parquet file per evaluated split.
+        tracking_uri: MLflow store.
+        mlflow_run_id: Run that the model belongs to.
+        registered_model: Name in the model registry.
+        alias: Alias that the new version gets.
+        threads: TensorFlow threads.
+    """
+
+    dataset: str
+    checkpoint: str
+    model: str
+    model_options: dict[str, Any]
+    optimizer: str
+    seed: int
+    top_k: int
+    folder: str
+    predictions: str
+    tracking_uri: str
+    mlflow_run_id: str
+    registered_model: str
+    alias: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The model in MLflow: its URI and its version in the registry."""
+
+    model_uri: str
+    model_version: str
+
+
+def export(plan: ExportPlan, *, verbose: bool = False) -> ExportResult:
+    """Run the export in its own process.
+
+    Raises:
+        ExportFailedError: With the last line of what the process said.
+    """
+    environment = child_process.tensorflow_environment(plan.threads, verbose=verbose) | {"CUDA_VISIBLE_DEVICES": "-1"}
+    with child_process.start("training.export", environment) as process:
+        try:
+            child_process.tell(process, json.dumps(dataclasses.asdict(plan)))
+            assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018
+            tail = Tail(process.stderr, echo=verbose)
+            answer = process.stdout.read()
+            status = process.wait()
+        finally:
+            process.kill()  # does nothing to one that has ended
+    if status:
+        lines = tail.text().strip().splitlines()
+        raise ExportFailedError(f"export failed: {lines[-1] if lines else f'status {status}'}")
+    return ExportResult(**json.loads(answer))
+
+
+def main() -> int:
+    """Export as the plan on standard input says; print the result as JSON."""
+    line, answer = child_process.take_over()
+    plan = ExportPlan(**json.loads(line))
+    dataset = Dataset.open(Path(plan.dataset))
+    architecture = catalog.architecture(plan.model)
+    model = _restored_model(plan, dataset)
+    _write_model(plan, dataset, architecture, model)
+    for split in EVALUATED_SPLITS:
+        table = reference_predictions(architecture, model, dataset, split, plan.top_k)
+        Path(plan.predictions).mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
+    print(json.dumps(dataclasses.asdict(_register(plan, dataset))), file=answer, flush=True)
+    return 0
+
+
+def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
+    from callbacks.backup import restore
+    from callbacks.commit import read_committed
+    from models.objectives import compile_model
+
+    architecture = catalog.architecture(plan.model)
+    model = architecture.build(catalog.settings(plan.model, plan.model_options), dataset.features, plan.seed)
+    compile_model(model, architecture.TASK, plan.optimizer, learning_rate=0.0)
+    restore(model, model.optimizer, read_committed(Path(plan.checkpoint)))
+    return model
+
+
+def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:
+    from models.serving import RetrievalModule, ScoringModule, save
+
+    folder = Path(plan.folder)
+    if architecture.TASK == "retrieval":
+        module: Any = RetrievalModule(architecture, model, dataset.features, plan.top_k, scann=_has_scann())
+        outputs = {"candidates": "array<string>", "scores": "array<float>"}
+    else:
+        module = ScoringModule(architecture, model, dataset.features)
+        outputs = {"score": "float"}
+    save(module, folder / SAVED_MODEL_FOLDER)
+    dataset.features.save(folder / MODEL_FEATURES_FOLDER)
+    ModelDescription(
+        task=architecture.TASK,
+        architecture=plan.model,
+        features_hash=dataset.features.hash,
+        outputs=outputs,
+        versions=library_versions() | {"tensorflow": _tensorflow_version()},
+    ).save(folder)
+
+
+def reference_predictions(architecture: Any, model: Any, dataset: Dataset, split: str, k: int) -> pa.Table:
+    """Return what the training framework itself predicts for ``split``, with keys and label.
+
+    Binary: ``score`` and ``label``. Retrieval: ``candidates``, ``scores`` and ``label`` (the token held back), ranked
+    by NumPy, so that it shares nothing with the exported index.
+    """
+    import tensorflow as tf
+
+    predict = tf.function(lambda inputs: architecture.predict(model, inputs), reduce_retracing=True)
+    parts = []
+    for block in dataset.blocks(split, keys=True):
+        inputs = {feature.name: tf.constant(block.features[feature.name]) for feature in dataset.spec.query_features}
+        predicted = predict(inputs)
+        columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
+        if architecture.TASK == "retrieval":
+            columns |= _ranked(predicted.numpy(), model, dataset, block, k)
+        else:
+            columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:
+    from models.serving import candidate_embeddings
+
+    candidate = dataset.spec.candidate
+    tokens = np.array(["", "", *dataset.features.vocabulary(candidate).tokens.to_pylist()], dtype=object)
+    scores = queries @ candidate_embeddings(model).T
+    scores[:, :FIRST_VOCABULARY_ID] = -np.inf
+    if block.excluded is not None:
+        np.put_along_axis(scores, block.excluded, -np.inf, axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best_scores = np.take_along_axis(scores, best, axis=1)
+    # With fewer candidates than places, the exported index says "" with the lowest number; so does this.
+    is_filler = np.isneginf(best_scores)
+    return {
+        "candidates": pa.array(np.where(is_filler, "", tokens[best]).tolist(), pa.list_(pa.string())),
+        "scores": pa.array(np.where(is_filler, np.finfo(np.float32).min, best_scores).tolist(), pa.list_(pa.float32())),
+        "label": pa.array(tokens[block.features[candidate.name]]),
+    }
+
+
+def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
+    import mlflow
+
+    from scoring import mirrorspark_pyfunc
+
+    mlflow.set_tracking_uri(plan.tracking_uri)
+    example = pq.read_table(dataset.path / FEATURES_FOLDER / EXAMPLE_FILE).to_pandas()
+    mlflow.start_run(run_id=plan.mlflow_run_id)
+    try:
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=mirrorspark_pyfunc.__name__.rpartition(".")[2],
+            data_path=plan.folder,
+            code_paths=[str(mirrorspark_pyfunc.__file__)],
+            signature=_signature(dataset, catalog.architecture(plan.model).TASK),
+            input_example=example,
+            pip_requirements=_requirements(plan),
+            registered_model_name=plan.registered_model,
+            metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
+        )
+    finally:
+        # The run is the driver's to end: scoring and its parity are still to come.
+        mlflow.end_run(status="RUNNING")
+    version = str(info.registered_model_version)
+    mlflow.MlflowClient().set_registered_model_alias(plan.registered_model, plan.alias, version)
+    return ExportResult(model_uri=info.model_uri, model_version=version)
+
+
+def _signature(dataset: Dataset, task: str) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    def column(feature: Any) -> Any:
+        if isinstance(feature, Numeric):
+            return ColSpec(DataType.double, feature.name, required=False)
+        if isinstance(feature, MultiValued):
+            return ColSpec(Array(DataType.string), feature.name, required=False)
+        assert isinstance(feature, Categorical)  # noqa: S101 - the spec knows three kinds
+        return ColSpec(DataType.string, feature.name, required=False)
+
+    spec = dataset.spec
+    inputs = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
+    outputs: list[Any]
+    if task == "retrieval":
+        outputs = [ColSpec(Array(DataType.string), "candidates"), ColSpec(Array(DataType.float), "scores")]
+    else:
+        outputs = [ColSpec(DataType.float, "score")]
+    return ModelSignature(inputs=Schema([column(feature) for feature in inputs]), outputs=Schema(outputs))
+
+
+def _requirements(plan: ExportPlan) -> list[str]:
+    from importlib.metadata import version
+
+    packages = ["tensorflow", "numpy", "pandas"]
+    if catalog.architecture(plan.model).TASK == "retrieval" and _has_scann():
+        packages.append("scann")
+    return [f"{package}=={version(package)}" for package in packages]
+
+
+def _has_scann() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("scann") is not None
+
+
+def _tensorflow_version() -> str:
+    from importlib.metadata import version
+
+    return version("tensorflow")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The process of one rank: strategy, data, model, fit. Started by :mod:`training.worker`, plan on standard input."""
+
+import logging
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from training.child_process import take_over
+from training.events import EventClient
+from training.plan import TrainingPlan
+
+EXIT_FAILED = 1
+
+
+def main() -> int:
+    """Train as the plan says; print the number of completed epochs; return the exit status."""
+    line, answer = take_over()
+    plan = TrainingPlan.from_json(line)
+    rank = _rank()
+    events = EventClient(plan.events, rank, plan.attempt)
+    logging.getLogger().addHandler(_WarningsToDriver(events))
+    try:
+        epochs = train(plan, rank, events)
+    except BaseException as error:
+        events.send(describe(error))
+        events.close()
+        traceback.print_exc()
+        # Not a plain return: TensorFlow's threads can hang in a collective whose peer is gone.
+        os._exit(EXIT_FAILED)
+    events.close()
+    print(epochs, file=answer, flush=True)
+    return 0
+
+
+def train(plan: TrainingPlan, rank: int, events: EventClient) -> int:
+    """Fit the model on this rank's share of every batch and return the number of completed epochs."""
+    import tensorflow as tf
+    import tf_keras
+
+    from callbacks.backup import BackupAndRestore
+    from callbacks.checkpoint import ChiefCheckpoint
+    from callbacks.early_stopping import AgreedEarlyStopping
+    from callbacks.nan_guard import StopOnNaN
+    from callbacks.progress import EventCallback
+    from data_pipelines.dataset import Dataset
+    from models import catalog
+    from models.objectives import compile_model
+
+    events.send({"event": "phase", "phase": "connecting", "host": socket.gethostname(), "process": os.getpid()})
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    dataset = Dataset.open(Path(plan.dataset))
+    tf_keras.utils.set_random_seed(plan.seed)
+    architecture = catalog.architecture(plan.model)
+    steps = dataset.steps("train", plan.global_batch_size)
+    with strategy.scope():
+        model = architecture.build(catalog.settings(plan.model, plan.model_options), dataset.features, plan.seed)
+        compile_model(
+            model, architecture.TASK, plan.optimizer, plan.learning_rate, min(plan.steps_per_execution, steps)
+        )
+    stopping = AgreedEarlyStopping(monitor=plan.monitor, mode=plan.mode, patience=plan.patience or plan.epochs)
+    stateful = {"early_stopping": stopping}
+    resume = BackupAndRestore(plan.checkpoints, resume_from=plan.resume_from, stateful=stateful)
+    start = _resume_position(plan)
+    history = model.fit(
+        _batches(strategy, dataset, plan, "train", start),
+        validation_data=_batches(strategy, dataset, plan, "validation", (0, 0)),
+        epochs=plan.epochs,
+        steps_per_epoch=steps,
+        validation_steps=dataset.steps("validation", plan.global_batch_size),
+        callbacks=[
+            resume,
+            StopOnNaN(),
+            stopping,
+            # Before the checkpoint: an epoch that is committed but untold would leave a hole in the curves, since it is
+            # not repeated. One that is told twice is logged once.
+            EventCallback(events.send, global_batch_size=plan.global_batch_size),
+            ChiefCheckpoint(plan.checkpoints, monitor=plan.monitor, mode=plan.mode, stateful=stateful),
+        ],
+        verbose=0,
+    )
+    return resume.initial_epoch + len(history.epoch)
+
+
+def _batches(strategy: Any, dataset: Any, plan: TrainingPlan, split: str, start: tuple[int, int]) -> Any:
+    """Return this rank's share of every global batch of ``split``, epoch after epoch."""
+    from data_pipelines.dataset import ReadPlan, load_dataset
+
+    def mine(context: Any) -> Any:
+        read = ReadPlan(
+            split,
+            plan.global_batch_size,
+            rank=context.input_pipeline_id,
+            workers=context.num_input_pipelines,
+            seed=plan.seed if split == "train" else None,
+            epoch=start[0],
+            step=start[1],
+            epochs=None,
+        )
+        return load_dataset(dataset, read)
+
+    # Every rank builds its own input, so TensorFlow must neither shard nor re-batch it.
+    return strategy.distribute_datasets_from_function(mine)
+
+
+def _resume_position(plan: TrainingPlan) -> tuple[int, int]:
+    from callbacks import commit
+
+    if plan.resume_from is None:
+        return 0, 0
+    checkpoint = commit.read_committed(Path(plan.resume_from))
+    return checkpoint.epoch, checkpoint.step_in_epoch
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Return the error as an event.
+
+    ``cause`` is ``peer`` when the error tells of another rank's end, ``user`` when it stems from the model, the data or
+    the configuration and would come again.
+    """
+    return {
+        "event": "error",
+        "cause": "peer" if _tells_of_a_lost_peer(error) else "user",
+        "type": type(error).__name__,
+        "message": str(error)[:4000],
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+    }
+
+
+# What the collectives of the other ranks raise when one is gone, beside UnavailableError.
+_PEER_MESSAGES = ("Socket closed", "Connection reset", "Collective ops is aborted", "coordination service", "heartbeat")
+
+
+def _tells_of_a_lost_peer(error: BaseException) -> bool:
+    if "tensorflow" not in sys.modules:  # failed before TensorFlow was there, or because it is not
+        return False
+    from tensorflow import errors
+
+    if isinstance(error, errors.UnavailableError | errors.AbortedError | errors.DeadlineExceededError):
+        return True
+    return isinstance(error, errors.OpError) and any(text in str(error) for text in _PEER_MESSAGES)
+
+
+def _rank() -> int:
+    import json
+
+    config = os.environ.get("TF_CONFIG")
+    return int(json.loads(config)["task"]["index"]) if config else 0
+
+
+class _WarningsToDriver(logging.Handler):
+    def __init__(self, events: EventClient) -> None:
+        super().__init__(logging.WARNING)
+        self._events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The channel's own warnings would come back to it for ever.
+        if not record.name.startswith("training.events"):
+            self._events.send({"event": "log", "level": record.levelname, "message": record.getMessage()[:2000]})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,290 @@
+"""A dataset becomes a registered model: supervise the workers, export the best epoch, judge it. For notebooks, too."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
+
+from callbacks import commit
+from data_pipelines.dataset import Dataset
+from training import preflight, tracking
+from training.config import SQL_FILE, TrainingConfig
+from training.evaluate_run import Verdict, curves_of, judge_binary, judge_retrieval
+from training.events import Event
+from training.export import EVALUATED_SPLITS, ExportPlan, ExportResult, export
+from training.failure_policy import Attempt
+from training.launcher import SparkLauncher
+from training.live_view import LiveView
+from training.plan import TrainingPlan
+from training.run_folder import RunFolder, open_run_folder
+from training.spark_session import driver_address, open_session
+from training.supervisor import Supervisor, no_address, summary_of
+
+CHALLENGER = "challenger"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained, exported and registered model.
+
+    Attributes:
+        run_id: MLflow run.
+        model_uri: The model in that run.
+        registered_model: Its name in the registry.
+        model_version: Its version there.
+        attempts: Every launch; the last one finished.
+        examples_per_second: Median over the epochs, all workers together; None when a resumed run had none left.
+        verdict: Metrics per split, baseline and plots.
+        predictions: Per evaluated split what the training framework itself predicts, with keys and label.
+        run_folder: Configuration, events, checkpoints and results.
+        tracking_uri: MLflow store.
+    """
+
+    run_id: str
+    model_uri: str
+    registered_model: str
+    model_version: str
+    attempts: tuple[Attempt, ...]
+    examples_per_second: float | None
+    verdict: Verdict
+    predictions: dict[str, pa.Table]
+    run_folder: Path
+    tracking_uri: str
+
+    @property
+    def version_uri(self) -> str:
+        """The registered version, which no later training moves."""
+        return f"models:/{self.registered_model}/{self.model_version}"
+
+
+def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None = None) -> Trained:
+    """Train on ``dataset``, export the best epoch, register it as challenger and judge it.
+
+    Args:
+        dataset: What :func:`data_pipelines.convert.convert` returned, on storage that every worker reads.
+        config: How to train.
+        spark: The session; by default the active one, or a local one with a slot per worker.
+
+    Raises:
+        ConfigError: The model does not fit the dataset's label.
+        PreflightError: The session cannot run a barrier job of that many workers, or a store cannot be reached.
+        TrainingFailedError: A fault of the model's code, or one lost worker too many.
+    """
+    checks = preflight.check_driver(Path(config.output), tracking_uri(config))
+    preflight.require(checks)
+    spark = spark or open_session(None, config.workers, verbose=config.verbose)
+    preflight.require(preflight.check_cluster(spark, config.workers))
+    view = LiveView(epochs=config.epochs)
+    with open_job(dataset, config, spark, view) as job:
+        return job.run()
+
+
+@contextlib.contextmanager
+def open_job(dataset: Dataset, config: TrainingConfig, spark: SparkSession, view: LiveView) -> Iterator["TrainingJob"]:
+    """Open the run's folder and its MLflow run, and leave both finished or failed."""
+    config.require_label(dataset.spec)
+    folder = open_run_folder(config, dataset.manifest.content_hash)
+    config.save(folder.config)
+    experiment = config.experiment or config.name
+    tracked = tracking.TrackedRun(
+        tracking_uri(config), experiment, Path(config.output), folder.continues, folder.path.name
+    )
+    folder.save_state("running", tracked.run_id)
+    try:
+        job = TrainingJob(dataset, config, spark, view, folder, tracked)
+        for event in folder.past_events():
+            job.keep_epoch(event)
+            # A killed driver may not have sent its last metrics; what is there already is skipped.
+            tracked.on_event(event)
+        yield job
+    except BaseException:
+        folder.save_state("failed", tracked.run_id)
+        with contextlib.suppress(tracking.TrackingError):  # the error that is on its way says more
+            tracked.finish("FAILED")
+        raise
+    tracked.finish("FINISHED")
+    folder.save_state("finished", tracked.run_id)
+
+
+def tracking_uri(config: TrainingConfig) -> str:
+    """Return the MLflow store of a run."""
+    return config.tracking_uri or tracking.default_uri(Path(config.output))
+
+
+@dataclass
+class TrainingJob:
+    """One run between its preflight and its end.
+
+    Attributes:
+        dataset: What it learns from.
+        config: How.
+        spark: Where.
+        view: Shows it.
+        folder: Keeps it.
+        tracked: Its MLflow run.
+        epochs: What the chief said at the end of each epoch.
+    """
+
+    dataset: Dataset
+    config: TrainingConfig
+    spark: SparkSession
+    view: LiveView
+    folder: RunFolder
+    tracked: tracking.TrackedRun
+    epochs: dict[int, Event] = dataclasses.field(default_factory=dict)
+
+    def run(self) -> Trained:
+        """Train, export, register and judge."""
+        self._log_start()
+        with self.view.stage("train") as stage:
+            attempts = self._train()
+            best = self._best_checkpoint()
+            tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
+            stage.note = f"{attempts[-1].epochs} epochs, best was {best.epoch}{tries}"
+        with self.view.stage("export") as stage:
+            exported = export(self._export_plan(best), verbose=self.config.verbose)
+            stage.note = f"registered as models:/{self.config.name}/{exported.model_version}, alias {CHALLENGER}"
+        with self.view.stage("evaluate") as stage:
+            predictions = {
+                split: pq.read_table(self.folder.predictions / f"{split}.parquet") for split in EVALUATED_SPLITS
+            }
+            verdict = self._judge(predictions, best, attempts)
+            self._log_verdict(verdict)
+            stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else ""
+        return self._trained(attempts, exported, verdict, predictions)
+
+    def _log_start(self) -> None:
+        knobs = self.config.public()
+        tracked = self.tracked
+        # Long documents are artifacts; what tells two runs apart in a table is a parameter.
+        documents = {name: knobs.pop(name) for name in ("sql", "tables", "features") if name in knobs}
+        tracked.log_params(knobs | {"features_hash": self.dataset.features.hash})
+        tracked.log_text(self.folder.config.read_text(encoding="utf-8"), "config.yaml")
+        if "sql" in documents:
+            tracked.log_text(documents["sql"], SQL_FILE)
+        tracked.log_document(dataclasses.asdict(self.dataset.manifest), "dataset/manifest.json")
+        tracked.log_document(self.dataset.spec.to_dict(), "dataset/features.json")
+        tracked.log_document(tracking.environment(), "environment.json")
+        commit_id = tracking.git_commit(Path(__file__).parent)
+        tags = {"recipe": self.config.name, "dataset": self.dataset.path.name}
+        tracked.log_tags(tags | ({"mlflow.source.git.commit": commit_id} if commit_id else {}))
+
+    def _train(self) -> tuple[Attempt, ...]:
+        supervisor = Supervisor(
+            launch=SparkLauncher(self.spark, self.config.gpus_per_worker),
+            host=driver_address(self.spark),
+            max_restarts=self.config.max_restarts,
+            on_event=self._on_event,
+        )
+        attempts = supervisor.supervise(self._training_plan())
+        self.tracked.log_document(summary_of(attempts), "attempts.json")
+        self.tracked.log_tags({"attempts": str(len(attempts)), "workers": str(self.config.workers)})
+        return attempts
+
+    def _on_event(self, event: Event) -> None:
+        self.folder.append_event(event)
+        self.keep_epoch(event)
+        self.tracked.on_event(event)
+        self.view.on_event(event)
+
+    def keep_epoch(self, event: Event) -> None:
+        """Remember what the chief said of an epoch; one that a restart repeats says the same again."""
+        if event["event"] == "epoch_end" and event.get("rank") == 0:
+            self.epochs.setdefault(event["epoch"], event)
+
+    def _training_plan(self) -> TrainingPlan:
+        config = self.config
+        return TrainingPlan(
+            dataset=str(self.dataset.path),
+            checkpoints=str(self.folder.checkpoints),
+            model=config.model["name"],
+            model_options=config.model_options,
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            patience=config.patience,
+            monitor=config.monitor,
+            mode=config.mode,
+            global_batch_size=config.global_batch_size,
+            steps_per_execution=config.steps_per_execution,
+            seed=config.seed,
+            workers=config.workers,
+            threads=config.threads_per_worker,
+            attempt=1,
+            resume_from=None,
+            events=no_address(),
+            verbose=config.verbose,
+        )
+
+    def _best_checkpoint(self) -> commit.CommittedCheckpoint:
+        best = commit.best_committed(self.folder.checkpoints, self.config.monitor, self.config.mode)
+        if best is None:
+            raise commit.CheckpointDamagedError(self.folder.checkpoints, "no committed checkpoint holds the best epoch")
+        return best
+
+    def _export_plan(self, best: commit.CommittedCheckpoint) -> ExportPlan:
+        return ExportPlan(
+            dataset=str(self.dataset.path),
+            checkpoint=str(best.path),
+            model=self.config.model["name"],
+            model_options=self.config.model_options,
+            optimizer=self.config.optimizer,
+            seed=self.config.seed,
+            top_k=self.config.top_k,
+            folder=str(self.folder.model),
+            predictions=str(self.folder.predictions),
+            tracking_uri=self.tracked.uri,
+            mlflow_run_id=self.tracked.run_id,
+            registered_model=self.config.name,
+            alias=CHALLENGER,
+            threads=self.config.threads_per_worker or os.cpu_count() or 1,
+        )
+
+    def _judge(
+        self, predictions: dict[str, pa.Table], best: commit.CommittedCheckpoint, attempts: tuple[Attempt, ...]
+    ) -> Verdict:
+        steps = self.dataset.steps("train", self.config.global_batch_size)
+        history = [self.epochs[epoch]["logs"] for epoch in sorted(self.epochs)]
+        curves = curves_of(history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:]))
+        if self.config.task == "retrieval":
+            return judge_retrieval(self.dataset, predictions, self.config.baseline, self.config.top_k, curves)
+        return judge_binary(self.dataset, predictions, self.config.baseline, self.config.seed, curves)
+
+    def _log_verdict(self, verdict: Verdict) -> None:
+        values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
+        values |= {f"baseline_{name}": value for name, value in verdict.baseline.get("metrics", {}).items()}
+        self.log_metrics(values)
+        for name, figure in verdict.figures.items():
+            self.tracked.log_figure(figure, name)
+
+    def log_metrics(self, metrics: dict[str, float]) -> None:
+        """Log what holds for the whole run, beside its last epoch."""
+        self.tracked.log_metrics(metrics, max(self.epochs, default=1))
+
+    def _trained(
+        self,
+        attempts: tuple[Attempt, ...],
+        exported: ExportResult,
+        verdict: Verdict,
+        predictions: dict[str, pa.Table],
+    ) -> Trained:
+        rates = [event["examples_per_second"] for event in self.epochs.values() if event["examples_per_second"]]
+        return Trained(
+            run_id=self.tracked.run_id,
+            model_uri=exported.model_uri,
+            registered_model=self.config.name,
+            model_version=exported.model_version,
+            attempts=attempts,
+            examples_per_second=round(median(rates), 1) if rates else None,
+            verdict=verdict,
+            predictions=predictions,
+            run_folder=self.folder.path,
+            tracking_uri=self.tracked.uri,
+        )
