@@ -81,7 +81,7 @@ class EventCallback(tf_keras.callbacks.Callback):
                 "step_in_epoch": batch + 1,
                 "steps": self.params.get("steps"),
                 "examples_per_second": self._meter.examples_per_second(),
-                "loss": as_float(logs["loss"]) if logs and "loss" in logs else None,
+                "loss": self._loss(logs),
             }
         )
 
@@ -115,6 +115,13 @@ class EventCallback(tf_keras.callbacks.Callback):
 
     def _send_validation(self, step: int) -> None:
         self._send({"event": "validation", "epoch": self._under_way(), "step": step})
+
+    def _loss(self, logs: Mapping[str, Any] | None) -> float | None:
+        if not logs or "loss" not in logs:
+            return None
+        # Keras sums a batch's logs over the replicas (reduce_per_replica), though each of them is a mean already; only
+        # the logs of an epoch's end are read from the metrics anew.
+        return as_float(logs["loss"]) / self.model.distribute_strategy.num_replicas_in_sync
 
     def _under_way(self) -> int:
         return 0 if self._epoch is None else self._epoch + 1

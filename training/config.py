@@ -141,6 +141,11 @@ class TrainingConfig:
         return {key: value for key, value in self.model.items() if key != "name"}
 
     @property
+    def model_settings(self) -> dict[str, Any]:
+        """The architecture's settings, those left at their default included."""
+        return dataclasses.asdict(catalog.settings(self.model["name"], self.model_options))
+
+    @property
     def identity(self) -> str:
         """Twelve hex digits that two runs share when one may continue the other on the same dataset.
 
@@ -220,6 +225,15 @@ class RunConfig(TrainingConfig):
         """The feature specification."""
         parts = {"features": self.features, "label": self.label, "keys": self.keys}
         return FeatureSpec.from_dict(parts | {"weight": self.weight, "exclude": self.exclude})
+
+    @classmethod
+    def from_recipe(cls, recipe: str, **knobs: Any) -> "RunConfig":
+        """Return the configuration of a recipe with some of its fields set otherwise, as the command line does.
+
+        Raises:
+            ConfigError: There is no such recipe, or the values contradict each other.
+        """
+        return cls(**{**load_recipe(recipe), **knobs})
 
     @property
     def conversion(self) -> ConversionOptions:

@@ -13,7 +13,18 @@ from tqdm.auto import tqdm
 from training.events import Event
 
 _TICK_SECONDS = 0.5
-_BAR_FORMAT = "{desc:<10} {percentage:3.0f}% {bar:20} {elapsed}<{remaining} {postfix}"
+_BAR_FORMAT = "{desc:<10} {percentage:3.0f}% {bar:20} {elapsed}<{remaining} {detail}"
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar with free text behind it; tqdm's own postfix begins with a comma."""
+
+    detail = ""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the bar's format can name."""
+        return {**super().format_dict, "detail": self.detail}
 
 
 class LiveView:
@@ -58,7 +69,7 @@ class LiveView:
 
     @contextlib.contextmanager
     def _bar_of(self, name: str, spark: SparkSession | None) -> Iterator[None]:
-        self._bar = tqdm(total=1, desc=name, bar_format=_BAR_FORMAT, leave=False, file=sys.stderr)
+        self._bar = _Bar(total=1, desc=name, bar_format=_BAR_FORMAT, leave=False, file=sys.stderr)
         done = threading.Event()
         ticker = threading.Thread(target=self._tick, args=(spark, done), daemon=True)
         ticker.start()
@@ -78,7 +89,7 @@ class LiveView:
                 stages = [info for info in map(tracker.getStageInfo, tracker.getActiveStageIds()) if info]
                 self._bar.total = sum(info.numTasks for info in stages) or 1
                 self._bar.n = sum(info.numCompletedTasks for info in stages)
-                self._bar.set_postfix_str(f"{self._bar.n}/{self._bar.total} Spark tasks", refresh=False)
+                self._bar.detail = f"{self._bar.n}/{self._bar.total} Spark tasks"
             self._bar.refresh()
 
     def on_event(self, event: Event) -> None:
@@ -99,10 +110,9 @@ class LiveView:
         self._bar.total = self._epochs * event["steps"]
         self._bar.n = (event["epoch"] - 1) * event["steps"] + event["step_in_epoch"]
         loss = "" if event["loss"] is None else f" loss {event['loss']:.4f}"
-        self._bar.set_postfix_str(
+        self._bar.detail = (
             f"epoch {event['epoch']}/{self._epochs} step {event['step_in_epoch']}/{event['steps']} "
-            f"{event['examples_per_second'] or 0:,.0f} examples/s{loss}{self._validation}",
-            refresh=False,
+            f"{event['examples_per_second'] or 0:,.0f} examples/s{loss}{self._validation}"
         )
 
     def _show_epoch(self, event: Event) -> None:

@@ -14,7 +14,6 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.spark_errors import task_message
 from data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
 from scoring.batch import score
-from scoring.model_uri import resolve
 from scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
 from training import preflight
 from training.config import SQL_FILE, ConfigError, RunConfig
@@ -56,7 +55,7 @@ def run(config: RunConfig) -> Summary:
         preflight.require(checks)
         stage.note = f"{checks[0].name}: {checks[0].detail}"
     with view.stage("convert", spark=spark) as stage:
-        table = _table(spark, config, files)
+        table = recipe_table(spark, config)
         dataset, is_reused = _dataset(config, table, files)
         rows = ", ".join(f"{dataset.manifest.rows(split):,} {split}" for split in dataset.manifest.splits)
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
@@ -73,18 +72,23 @@ def run(config: RunConfig) -> Summary:
     return _summary(config, dataset, is_reused, trained, report, view, scored_table)
 
 
+def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
+    """Return the table that the recipe's query builds from its source tables.
+
+    Raises:
+        SourceError: A table has no file, cannot be read, or the query cannot be run.
+    """
+    unpacked = Path(config.output).absolute() / "sources"
+    register_tables(spark, _source_files(config), config.tables, unpacked=unpacked, csv_null=config.csv_null)
+    return query(spark, config.sql, SQL_FILE)
+
+
 def _source_files(config: RunConfig) -> dict[str, Path]:
     if config.data is None and config.data_package is None:
         raise ConfigError(f"recipe '{config.name}' brings no data; give the folder with its tables as --data")
     if config.data is not None:
         return find_tables(Path(config.data), config.tables)
     return find_tables(package_folder(str(config.data_package), config.data_package_folder), config.tables)
-
-
-def _table(spark: SparkSession, config: RunConfig, files: Mapping[str, Path]) -> DataFrame:
-    unpacked = Path(config.output).absolute() / "sources"
-    register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
-    return query(spark, config.sql, SQL_FILE)
 
 
 def _dataset(config: RunConfig, table: DataFrame, files: Mapping[str, Path]) -> tuple[Dataset, bool]:
@@ -102,9 +106,8 @@ def _scored(
     spark: SparkSession, table: DataFrame, trained: Trained, dataset: Dataset, config: RunConfig, target: Path
 ) -> pa.Table:
     """Score the test split with the registered version, write the table and return it."""
-    model = resolve(trained.version_uri, tracking_uri=trained.tracking_uri)
     test = table.where(F.col(config.conversion.split_column) == "test")
-    scored = score(test, model, keys=list(dataset.spec.keys), batch_size=config.scoring_batch_size)
+    scored = score(test, trained.model, keys=list(dataset.spec.keys), batch_size=config.scoring_batch_size)
     try:
         scored.write.mode("overwrite").parquet(str(target))
     except PySparkException as error:

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from callbacks import commit
 from data_pipelines.dataset import Dataset
+from scoring.model_uri import PinnedModel, resolve
 from training import preflight, tracking
 from training.config import SQL_FILE, TrainingConfig
 from training.evaluate_run import Verdict, curves_of, judge_binary, judge_retrieval
@@ -57,6 +58,11 @@ class Trained:
     predictions: dict[str, pa.Table]
     run_folder: Path
     tracking_uri: str
+
+    @property
+    def model(self) -> PinnedModel:
+        """The registered version, pinned and fetched: what the scorers take."""
+        return resolve(self.version_uri, tracking_uri=self.tracking_uri)
 
     @property
     def version_uri(self) -> str:
@@ -161,7 +167,8 @@ class TrainingJob:
         return self._trained(attempts, exported, verdict, predictions)
 
     def _log_start(self) -> None:
-        knobs = self.config.public()
+        # A setting that is left out counts as well: two runs are compared by what they used.
+        knobs = self.config.public() | {"model": {"name": self.config.model["name"], **self.config.model_settings}}
         tracked = self.tracked
         # Long documents are artifacts; what tells two runs apart in a table is a parameter.
         documents = {name: knobs.pop(name) for name in ("sql", "tables", "features") if name in knobs}

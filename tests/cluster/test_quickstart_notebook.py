@@ -42,7 +42,7 @@ def test_notebook_converts_trains_twice_compares_and_scores(tmp_path: Path) -> N
     assert all(run.info.status == "FINISHED" for run in runs)
     assert all(run.data.metrics["test_auc"] > 0.6 for run in runs)
     assert all(len(client.get_metric_history(run.info.run_id, "val_auc")) == EPOCHS for run in runs)
-    assert client.get_model_version_by_alias("late-flights", "challenger").version == "2"
+    assert str(client.get_model_version_by_alias("late-flights", "challenger").version) == "2"
 
     cells = [cell for cell in executed.cells if cell.cell_type == "code"]
     figures = [entry for cell in cells for entry in cell.outputs if "image/png" in entry.get("data", {})]

@@ -52,9 +52,10 @@ def test_a_training_tells_its_story_in_order(
     json.dumps(events, allow_nan=False)
 
 
-def test_between_events_the_loss_stays_on_the_device() -> None:
+def test_between_events_the_loss_stays_on_the_device(new_model: Callable[..., tf_keras.Model]) -> None:
     events: list[dict[str, Any]] = []
     callback = EventCallback(events.append, global_batch_size=8, every_seconds=3.0, clock=Clock())
+    callback.set_model(new_model())
     callback.set_params({"epochs": 1, "steps": 9})
     callback.on_train_begin()  # 0 s: due at once
     callback.on_epoch_begin(0)  # 1 s

@@ -98,14 +98,14 @@ def test_the_secret_is_in_neither_arguments_nor_environment(
     assert plan.events.token not in repr(RankTask(plan))
 
 
-def test_a_rank_that_is_killed_is_reported_lost_at_once(
-    rank_that: Callable[[str], Path], heard: tuple[TrainingPlan, list[Event]]
-) -> None:
-    plan, events = heard
+def test_a_rank_that_is_killed_is_reported_lost(rank_that: Callable[[str], Path]) -> None:
+    events: list[Event] = []
     rank_that("import os, sys; sys.stdin.readline(); os.kill(os.getpid(), 9)")
-    with pytest.raises(RankFailedError, match="rank 0 was killed by signal 9"):
-        RankTask(plan)()
-    # Reported before it was raised: nothing has to be waited for.
+    with EventServer("127.0.0.1", events.append) as server:
+        plan = replace(PLAN, events=server.address)
+        with pytest.raises(RankFailedError, match="rank 0 was killed by signal 9"):
+            RankTask(plan)()
+    # Sent before it was raised, so the server has it when it has closed: nothing else has to be waited for.
     (event,) = events
     assert (event["event"], event["cause"], event["type"]) == ("error", "lost", "killed")
     assert event["message"] == "killed by signal SIGKILL"

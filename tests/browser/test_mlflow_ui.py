@@ -1,0 +1,147 @@
+"""MLflow's own pages show our runs and their curves, in the version that the lock file pins."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from training.tracking import TrackedRun, default_uri
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+START_SECONDS = 60
+PAGE_SECONDS = 45
+EPOCHS = 5
+METRICS = ("loss", "val_auc")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrackedRun]:
+    """Return two finished runs, by name, in a new store."""
+    output = tmp_path_factory.mktemp("store")
+    tracked = {}
+    for name, slope in (("slow-learner", 0.01), ("fast-learner", 0.02)):
+        run = TrackedRun(default_uri(output), "flights", output, None, name)
+        run.log_params({"learning_rate": slope})
+        for epoch in range(1, EPOCHS + 1):
+            run.log_metrics({"loss": 1 - slope * epoch, "val_auc": 0.6 + slope * epoch}, epoch)
+        run.finish("FINISHED")
+        tracked[name] = run
+    return tracked
+
+
+@pytest.fixture(scope="module")
+def pages(runs: dict[str, TrackedRun], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the store's pages on loopback and yield their address; end the server and all its children."""
+    store = next(iter(runs.values())).uri
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            # Port 0: the system chooses, so nothing can take the port between our choice and the server's start.
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store),
+                *("--host", "127.0.0.1", "--port", "0", "--workers", "1"),
+            ],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            start_new_session=True,
+        )
+    try:
+        yield address(server, log)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(timeout=20)
+
+
+@pytest.mark.timeout(240)
+def test_runs_page_lists_both_runs_and_draws_their_curves_together(
+    browser: "Chrome", pages: str, runs: dict[str, TrackedRun]
+) -> None:
+    """T10: people compare runs in the MLflow UI."""
+    experiment = next(iter(runs.values())).experiment_id
+
+    browser.get(f"{pages}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
+
+    wait_until(browser, lambda: all(name in text_of(browser, "[role=grid], [role=treegrid], table") for name in runs))
+    # One line per run in each chart.
+    wait_until(browser, lambda: lines_per_chart(browser) == [len(runs)] * len(METRICS))
+
+
+@pytest.mark.timeout(240)
+def test_page_of_a_run_shows_a_curve_with_a_point_per_epoch_for_every_metric(
+    browser: "Chrome", pages: str, runs: dict[str, TrackedRun]
+) -> None:
+    """T10: the curve of a run is whole."""
+    run = runs["fast-learner"]
+
+    browser.get(f"{pages}/#/experiments/{run.experiment_id}/runs/{run.run_id}/model-metrics")
+
+    wait_until(browser, lambda: points_per_line(browser) == [EPOCHS] * len(METRICS))
+    shown = text_of(browser, "body")
+    assert "fast-learner" in shown
+    assert all(metric in shown for metric in METRICS)
+
+
+def address(server: "subprocess.Popen[bytes]", log: Path) -> str:
+    """Return where the server says it listens, once it does."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        found = re.search(r"running on (http://127\.0\.0\.1:\d+)", log.read_text())
+        if found:
+            return found[1]
+        # Waiting for its end is waiting for the next look at the log, and for what would make that pointless.
+        try:
+            status = server.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(f"mlflow server left with status {status}:\n{log.read_text()}")
+    pytest.fail(f"mlflow server does not listen after {START_SECONDS} s:\n{log.read_text()}")
+
+
+def wait_until(browser: "Chrome", condition: Callable[[], bool]) -> None:
+    from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    # The page redraws its tables while they are read.
+    patience = WebDriverWait(browser, PAGE_SECONDS, 0.2, ignored_exceptions=[StaleElementReferenceException])
+    try:
+        patience.until(lambda _: condition())
+    except TimeoutException:
+        pytest.fail(f"not so after {PAGE_SECONDS} s; the page shows: {text_of(browser, 'body')[:2000]}")
+
+
+def text_of(browser: "Chrome", selector: str) -> str:
+    return " ".join(element.text for element in browser.find_elements("css selector", selector))
+
+
+def drawn_points(browser: "Chrome") -> list[list[int]]:
+    """Return, per chart, the number of points of each line as drawn; MLflow adds an empty line for each."""
+    script = """
+        const count = (parent, selector) => parent.querySelectorAll(selector).length;
+        return [...document.querySelectorAll('.js-plotly-plot')].map(chart =>
+            [...chart.querySelectorAll('.scatterlayer .trace')]
+                .filter(line => count(line, 'path.js-line') > 0)
+                .map(line => count(line, 'path.point'))
+                .filter(points => points > 0));
+    """
+    found = browser.execute_script(script)
+    assert isinstance(found, list)
+    return found
+
+
+def lines_per_chart(browser: "Chrome") -> list[int]:
+    return [len(lines) for lines in drawn_points(browser)]
+
+
+def points_per_line(browser: "Chrome") -> list[int]:
+    return [points for lines in drawn_points(browser) for points in lines]
