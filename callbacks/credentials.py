@@ -2,7 +2,10 @@
 
 import re
 
-_USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
+# A password may hold "@" and "/" as they are, so everything between the first ":" and the last "@" goes. Where that is
+# not the password (`http://host:5000/a@b`), a part of an address is lost; the other way round, a part of a password
+# would be shown.
+_USER_AND_PASSWORD = re.compile(r"(?<=://)[^\s/?#:]*(?::(?:(?!://)\S)*)?@")
 
 
 def without_credentials(text: str) -> str:

@@ -4,12 +4,9 @@
 driver uses it, too.
 """
 
-import argparse
 import atexit
-import json
 import logging
 import math
-import os
 import posixpath
 import re
 import sys
@@ -17,16 +14,17 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from callbacks.credentials import without_credentials
+from callbacks.metric_replay import main, replay
+from callbacks.metric_requests import METRICS_PER_REQUEST, first_line, log_points, logged_steps, start_run
+from callbacks.metric_spill import Point, SpillFile
 from callbacks.metric_values import scalar_metrics
 
-# What one log_batch request may carry (MLflow REST API, "Request Limits").
-METRICS_PER_REQUEST = 1000
+# The command that every warning names is `python -m callbacks.metric_buffer replay`.
+__all__ = ["METRICS_PER_REQUEST", "MetricBuffer", "Point", "main", "metric_name", "replay", "retry_delay"]
 
 _FORBIDDEN_IN_NAME = re.compile(r"[^A-Za-z0-9_\-. /:]")
 _NAME_LENGTH = 250
@@ -35,16 +33,6 @@ _SECONDS_AT_EXIT = 5.0
 _RUN_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value of one metric."""
-
-    name: str
-    value: float
-    step: int
-    timestamp_ms: int
 
 
 def metric_name(name: str) -> str:
@@ -112,7 +100,7 @@ class MetricBuffer:
         self._experiment = experiment
         self._run_name = run_name
         default_path = Path.cwd() / f"mlflow-metrics-{run_id or uuid.uuid4().hex}.jsonl"
-        self._spill = _SpillFile(
+        self._spill = SpillFile(
             Path(spill_path) if spill_path else default_path, run_id, self._tracking_uri, experiment
         )
         self._capacity = capacity
@@ -270,7 +258,7 @@ class MetricBuffer:
 
             self._client = MlflowClient(self._tracking_uri)
         if self._run_id is None:
-            run_id = _start_run(self._client, self._experiment, self._run_name)
+            run_id = start_run(self._client, self._experiment, self._run_name)
             with self._changed:
                 self._run_id = run_id
                 self._spill.name_run(run_id)
@@ -279,12 +267,12 @@ class MetricBuffer:
     def _is_stored(self, client: Any, point: Point) -> bool:
         if self._stored_step is None:
             names = client.get_run(self._run_id).data.metrics
-            self._stored_step = {name: max(_steps(client, self._run_id, name)) for name in names}
+            self._stored_step = {name: max(logged_steps(client, self._run_id, name)) for name in names}
         return point.step <= self._stored_step.get(point.name, -sys.maxsize)
 
     def _log_batch(self, client: Any, points: Sequence[Point]) -> None:
         if points:
-            client.log_batch(self._run_id, metrics=_entities(points))
+            log_points(client, self._run_id, points)
 
     def _note_failure(self, error: Exception) -> None:
         with self._changed:
@@ -293,7 +281,7 @@ class MetricBuffer:
             if len(self._pending) > self._capacity:
                 self._spill_pending()
             self._failures += 1
-            self._last_error = f"{type(error).__name__}: {_first_line(error)}"
+            self._last_error = f"{type(error).__name__}: {first_line(error)}"
             delay = retry_delay(self._failures, self._first_retry_seconds, self._longest_retry_seconds)
             self._retry_at = self._clock() + delay
             is_first = self._failures == 1
@@ -308,197 +296,6 @@ class MetricBuffer:
             self._failures = 0
             self._retry_at = -math.inf
             self._changed.notify_all()
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Where saved values belong; ``run_id`` is None when the run could not be started yet."""
-
-    run_id: str | None
-    tracking_uri: str
-    experiment: str
-
-
-class _SpillFile:
-    """Metric values in a JSON-lines file: lines that name the run, and one line for each value.
-
-    The caller serialises access. What was sent already is remembered as an offset in memory, and the file is removed
-    when all of it was.
-    """
-
-    def __init__(self, path: Path, run_id: str | None, tracking_uri: str, experiment: str) -> None:
-        self.path = path
-        self._experiment = experiment
-        self._tracking_uri = without_credentials(tracking_uri)
-        self._run_id: str | None = None
-        self._offset = self._end = 0
-        if path.exists():
-            self._run_id = _read_file(path)[0].run_id
-            self._end = path.stat().st_size
-            if self._run_id is None or self._run_id != run_id:
-                raise ValueError(
-                    f"{path} holds metrics of {'run ' + self._run_id if self._run_id else 'a run not started yet'}; "
-                    f"send them first (python -m callbacks.metric_buffer replay {path}) or name another spill_path"
-                )
-
-    def has_points(self) -> bool:
-        return self._end > self._offset
-
-    def name_run(self, run_id: str) -> None:
-        """Add the id of a run that was started after values had been written."""
-        if self.has_points():
-            self.append([], run_id)
-
-    def append(self, points: Iterable[Point], run_id: str | None) -> None:
-        lines = [
-            # float() reads "nan" and "inf" back; JSON has neither.
-            json.dumps([p.name, p.value if math.isfinite(p.value) else str(p.value), p.step, p.timestamp_ms])
-            for p in points
-        ]
-        if self._end == 0 or run_id != self._run_id:
-            lines.insert(0, json.dumps(asdict(_Target(run_id, self._tracking_uri, self._experiment))))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self.path.open("ab") as file:
-                # The newline first ends a line that a killed process left unfinished.
-                file.write(b"\n" + "".join(f"{line}\n" for line in lines).encode())
-        finally:
-            # A full disk may have taken a part: it is in the file, and counts as there.
-            self._end = self.path.stat().st_size if self.path.exists() else 0
-        self._run_id = run_id
-
-    def read(self, limit: int) -> tuple[list[Point], int]:
-        """Return the next values to send and the offset behind them."""
-        points: list[Point] = []
-        if not self.has_points():
-            return points, self._offset
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            while len(points) < limit and (line := file.readline()):
-                point = _parse(line)
-                if isinstance(point, Point):
-                    points.append(point)
-            return points, file.tell()
-
-    def drop_until(self, offset: int) -> None:
-        """Count everything before ``offset`` as sent."""
-        self._offset = offset
-        if self._end and offset >= self._end:
-            self.path.unlink(missing_ok=True)
-            self._offset = self._end = 0
-
-
-def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -> tuple[str, int, int]:
-    """Send the metrics in a spill file to their run, then remove the file.
-
-    A value whose name and step the run has already is left out, so that a replay can be repeated.
-
-    Args:
-        path: The file.
-        client: An ``MlflowClient``; by default one for ``tracking_uri``.
-        tracking_uri: Server; by default ``MLFLOW_TRACKING_URI``, else the one that the file names (without user
-            name and password, which are never written to it).
-
-    Returns:
-        The run's id (started here when it never was), the values sent, and the values that were there already.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds no metrics.
-    """
-    target, points = _read_file(path)
-    if not points:
-        raise ValueError(f"{path} holds no metrics; name a file that a MetricBuffer left")
-    if client is None:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or target.tracking_uri)
-    run_id = target.run_id
-    is_new_run = run_id is None
-    if run_id is None:
-        run_id = _start_run(client, target.experiment, None)
-        # A replay that fails half-way has to find this run again.
-        with path.open("ab") as file:
-            file.write(b"\n" + json.dumps(asdict(replace(target, run_id=run_id))).encode() + b"\n")
-    stored = {name: set(_steps(client, run_id, name)) for name in client.get_run(run_id).data.metrics}
-    missing = [point for point in points if point.step not in stored.get(point.name, ())]
-    for start in range(0, len(missing), METRICS_PER_REQUEST):
-        client.log_batch(run_id, metrics=_entities(missing[start : start + METRICS_PER_REQUEST]))
-    if is_new_run:
-        client.set_terminated(run_id, "FINISHED")
-    path.unlink()
-    return run_id, len(missing), len(points) - len(missing)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 sent, 1 the server did not take them, 2 bad usage."""
-    parser = argparse.ArgumentParser(prog="python -m callbacks.metric_buffer", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    replay_command = commands.add_parser("replay", help="send the metrics in a file that a training left behind")
-    replay_command.add_argument("file", type=Path)
-    replay_command.add_argument("--tracking-uri", help="the MLflow server; by default the one that the file names")
-    options = parser.parse_args(arguments)
-    try:
-        run_id, sent, present = replay(options.file, tracking_uri=options.tracking_uri)
-    except FileNotFoundError:
-        print(f"{options.file} does not exist; name a file that a training left", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except Exception as error:  # Whatever the client raises, the file is still there: say so in one line.
-        print(f"{options.file} is kept, MLflow did not take it: {_first_line(error)}", file=sys.stderr)
-        return 1
-    print(f"{sent} metric values sent to run {run_id}, {present} were there already")
-    return 0
-
-
-def _read_file(path: Path) -> tuple[_Target, list[Point]]:
-    target = _Target(None, "", "Default")
-    points = []
-    with path.open("rb") as file:
-        for line in file:
-            entry = _parse(line)
-            if isinstance(entry, Point):
-                points.append(entry)
-            elif entry is not None:
-                target = entry
-    return target, points
-
-
-def _parse(line: bytes) -> Point | _Target | None:
-    if not line.strip():
-        return None
-    try:
-        entry = json.loads(line)
-        if isinstance(entry, dict):
-            return _Target(entry["run_id"], entry["tracking_uri"], entry["experiment"])
-        name, value, step, timestamp_ms = entry
-        return Point(str(name), float(value), int(step), int(timestamp_ms))
-    except (ValueError, TypeError, KeyError):
-        logger.warning("Skipped a damaged line of saved metrics: %r", line[:80])
-        return None
-
-
-def _start_run(client: Any, experiment: str, run_name: str | None) -> str:
-    found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found is not None else client.create_experiment(experiment)
-    return str(client.create_run(experiment_id, run_name=run_name).info.run_id)
-
-
-def _steps(client: Any, run_id: str | None, name: str) -> list[int]:
-    return [metric.step for metric in client.get_metric_history(run_id, name)]
-
-
-def _entities(points: Sequence[Point]) -> list[Any]:
-    from mlflow.entities import Metric
-
-    return [Metric(point.name, point.value, point.timestamp_ms, point.step) for point in points]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return without_credentials(lines[0])
 
 
 if __name__ == "__main__":

@@ -47,9 +47,24 @@ class EventCallback(tf_keras.callbacks.Callback):
         self._every_seconds = every_seconds
         self._clock = clock
         self._completed = 0
+        self._told: list[dict[str, Any]] = []
+        self._restored = False
+
+    def get_state(self) -> dict[str, Any]:
+        """Return every ``epoch_end`` so far: a checkpoint that holds them can fill a curve whose listener was killed."""
+        return {"epoch": self._completed, "told": list(self._told)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the next ``on_train_begin`` keeps it, a later one starts afresh."""
+        self._completed = int(state["epoch"])
+        self._told = list(state["told"])
+        self._restored = True
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Send ``train_begin``."""
+        if not self._restored:
+            self._completed, self._told = 0, []
+        self._restored = False
         self._meter = RateMeter(self._global_batch_size)
         self._due = self._clock()
         self._epoch: int | None = None
@@ -99,15 +114,15 @@ class EventCallback(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Send ``epoch_end``."""
         self._completed = epoch + 1
-        self._send(
-            {
-                "event": "epoch_end",
-                "epoch": epoch + 1,
-                "logs": scalar_metrics(logs),
-                "seconds": self._clock() - self._begin,
-                "examples_per_second": self._meter.examples_per_second(),
-            }
-        )
+        event = {
+            "event": "epoch_end",
+            "epoch": epoch + 1,
+            "logs": scalar_metrics(logs),
+            "seconds": self._clock() - self._begin,
+            "examples_per_second": self._meter.examples_per_second(),
+        }
+        self._told.append(event)
+        self._send(event)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Send ``train_end``."""

@@ -1,5 +1,6 @@
 """A Spark DataFrame becomes a dataset directory: fit the features, write the shards, publish the whole at once."""
 
+import errno
 import hashlib
 import json
 import os
@@ -48,6 +49,12 @@ TRAIN_SPLIT = SPLITS[0]
 EXAMPLE_FILE = "example.parquet"
 EXAMPLE_ROWS = 5
 _ATTEMPTS_FOLDER = ".attempts"
+# The clock may have been set meanwhile, which moves the time that a process is said to have started at.
+_SAME_START_SECONDS = 2.0
+
+
+class DatasetExistsError(DatasetError):
+    """A whole dataset is at the path already, of an earlier conversion or of one that ran at the same time."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ def convert(
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
     ``path`` appears at once and whole, or not at all. Rows are dealt to shards, and ordered in them, by a hash of
-    their keys (rows of equal keys by their columns), so the same table gives the same shards.
+    their keys (rows of equal keys by their columns), so the same table gives the same shards. Outside the training
+    split a key names one row: predictions are found by it.
 
     Args:
         df: The table; it needs the spec's columns and ``options.split_column``.
@@ -97,26 +105,28 @@ def convert(
         options: How rows become shards.
 
     Raises:
-        DatasetError: ``path`` exists already, the label of a split has one class only, or a row holds a value that
-            its column cannot take (an unknown split, a null key, a label that is neither 0 nor 1).
+        DatasetExistsError: ``path`` holds a dataset already, or does so by the time that this one is whole.
+        DatasetError: Something else is at ``path``, the label of a split has one class only, two rows of the
+            validation or test split have the same key, or a row holds a value that its column cannot take (an unknown
+            split, a null key, a label that is neither 0 nor 1).
         EmptySplitError: A split has no rows, or nothing can be learnt from the training rows.
         ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number.
         LabelError: The label has the wrong type.
     """
     path = Path(path).absolute()
+    if is_published(path):
+        raise DatasetExistsError(f"{path} exists already; open it with Dataset.open, or delete it to convert again")
     if path.exists():
-        raise DatasetError(f"{path} exists already; open it with Dataset.open, or delete it to convert again")
+        raise DatasetError(f"{path} exists already and is no dataset; choose another path, or delete it")
     _check_columns(df, spec, options)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned_staging(path)
-    staging = path.parent / f"{_staging_prefix(path)}{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+    staging = path.parent / f"{_staging_prefix(path)}{_staging_owner()}-{uuid4().hex[:8]}"
     staging.mkdir()
     try:
         manifest = _write(df, spec, staging, dict(source or {}), options)
         manifest.save(staging)
-        if path.exists():
-            raise DatasetError(f"another conversion has made {path} meanwhile; open it with Dataset.open")
-        staging.rename(path)
+        _publish(staging, path)
     except (Py4JJavaError, PySparkException) as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error
     finally:
@@ -216,7 +226,7 @@ class WriteTask:
                     if split not in writers:
                         file = files.enter_context(_attempt_path(folder, split).open("wb"))
                         example = _example_of(_attempt_path(folder, split))
-                        writers[split] = _ShardWriter(file, example, encoder, fitted, self.options)
+                        writers[split] = _ShardWriter(split, file, example, encoder, fitted, self.options)
                     writers[split].add(table.filter(pc.equal(names, split)))
             return [
                 ShardResult(
@@ -234,6 +244,7 @@ class WriteTask:
 class _ShardWriter:
     """Gathers rows into blocks and writes them; counts what the manifest tells of them."""
 
+    split: str
     file: IO[bytes]
     example: Path
     encoder: Encoder
@@ -247,6 +258,7 @@ class _ShardWriter:
         self._waiting_rows = 0
         self._offsets: list[int] = []
         self._rows: list[int] = []
+        self._last_key: pa.Table | None = None
 
     def add(self, table: pa.Table) -> None:
         self._waiting.append(table)
@@ -260,10 +272,28 @@ class _ShardWriter:
         if not self._rows:
             pq.write_table(raw_inputs(block.slice(0, EXAMPLE_ROWS), self.fitted.spec), self.example)
         payload, encoded = encode_block(block, self.encoder, self.fitted.spec)
+        if self.split != TRAIN_SPLIT:
+            self._check_keys(block.select(self.fitted.spec.keys))
         self._offsets.append(self._records.write(payload))
         self._rows.append(rows)
         self._count(block, encoded)
         self._waiting, self._waiting_rows = [rest], rest.num_rows
+
+    def _check_keys(self, keys: pa.Table) -> None:
+        """Refuse a key that two rows have: equal keys share a partition, which is sorted, so they are neighbours."""
+        # The one before may stand in the block before.
+        keys = pa.concat_tables([*([self._last_key] if self._last_key else []), keys]).combine_chunks()
+        is_repeated = np.ones(keys.num_rows - 1, bool)
+        for column in keys.columns:
+            is_repeated &= pc.equal(column[1:], column[:-1]).to_numpy()
+        if is_repeated.any():
+            repeated = keys.slice(int(np.flatnonzero(is_repeated)[0]), 1).to_pylist()[0]
+            key = ", ".join(f"{name} = {value!r}" for name, value in repeated.items())
+            raise DatasetError(
+                f"the key {key} stands on more than one row of split '{self.split}'; a key names one row: filter "
+                f"repeated rows out of the table, or add a column to keys"
+            )
+        self._last_key = keys.slice(keys.num_rows - 1)
 
     def _count(self, block: pa.Table, encoded: Mapping[str, Encoded]) -> None:
         for feature in self.fitted.spec:
@@ -359,13 +389,42 @@ def _staging_prefix(path: Path) -> str:
     return f".{path.name}.staging-"
 
 
+def _staging_owner() -> str:
+    """Return what names this process: host, process id, and when it started, for the id may be given out again."""
+    return f"{socket.gethostname()}-{os.getpid()}-{psutil.Process().create_time():.0f}"
+
+
+def _is_abandoned(owner: str) -> bool:
+    """Whether ``owner`` is a process of this host that is gone; one of another host may be at work."""
+    # The name of a host may have dashes too.
+    host, *numbers = owner.rsplit("-", 2)
+    if host != socket.gethostname() or len(numbers) < 2 or not all(number.isdecimal() for number in numbers):
+        return False
+    process, started = map(int, numbers)
+    try:
+        return abs(psutil.Process(process).create_time() - started) > _SAME_START_SECONDS
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _remove_abandoned_staging(path: Path) -> None:
     """Remove what conversions to ``path`` left behind whose process on this host is gone."""
-    prefix = f"{_staging_prefix(path)}{socket.gethostname()}-"
-    for folder in path.parent.glob(f"{prefix}*"):
-        process = int(folder.name.removeprefix(prefix).split("-")[0])
-        if not psutil.pid_exists(process):
-            shutil.rmtree(folder)
+    prefix = _staging_prefix(path)
+    for folder in path.parent.iterdir():
+        owner, _, _ = folder.name.removeprefix(prefix).rpartition("-")
+        if folder.name.startswith(prefix) and _is_abandoned(owner):
+            # Another conversion may be removing it as well.
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(staging: Path, path: Path) -> None:
+    """Give a whole dataset its name, unless another conversion was faster."""
+    try:
+        staging.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        raise DatasetExistsError(f"another conversion has made {path} meanwhile; open it with Dataset.open") from error
 
 
 def is_published(path: Path) -> bool:

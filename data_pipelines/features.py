@@ -139,7 +139,7 @@ class FeatureSpec:
         keys: Columns that name a row; they pass through to the scores unchanged and never reach the model.
         weight: Optional column of per-row training weights.
         exclude: Optional list column of candidates that must not be recommended for the row (what a user has seen
-            already); for a label of kind ``candidate`` only.
+            already); for a label of kind ``candidate`` only. It is an input of its own: no feature, key or weight.
     """
 
     features: tuple[Feature, ...]
@@ -169,6 +169,12 @@ class FeatureSpec:
         if self.exclude is not None and self.label.kind != "candidate":
             raise FeatureSpecError(
                 f"exclude '{self.exclude}' needs a label of kind candidate; '{self.label.name}' is not"
+            )
+        # The exported model takes features and exclusions side by side, by name.
+        if self.exclude is not None and self.exclude in (*by_name, *self.keys, self.weight):
+            raise FeatureSpecError(
+                f"exclude '{self.exclude}' is also a feature, key or weight; give the table a column of its own for "
+                f"it, for example {self.exclude} AS excluded"
             )
         for feature in self.multi_valued:
             owner = feature.vocabulary_of

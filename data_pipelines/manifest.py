@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.crc32c import crc32c
@@ -97,7 +97,8 @@ class Manifest:
         """Read ``manifest.json``.
 
         Raises:
-            DatasetError: There is none, it is no JSON, or a later version of this library wrote it.
+            DatasetError: There is none, it is no JSON, it names a shard outside the directory, or a later version of
+                this library wrote it.
         """
         path = directory / MANIFEST_FILE
         if not path.is_file():
@@ -114,9 +115,15 @@ class Manifest:
                 )
                 for split, shards in document["splits"].items()
             }
-            return cls(**document)
+            manifest = cls(**document)
+            outside = [shard.path for shards in manifest.splits.values() for shard in shards if _leads_out(shard.path)]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(f"{path} is damaged ({error}); delete {directory} and convert again") from error
+        if outside:
+            raise DatasetError(
+                f"{path} is damaged (shard {outside[0]!r} is not inside {directory}); delete it and convert again"
+            )
+        return manifest
 
 
 def check_directory(directory: Path, *, checksums: bool = False) -> Manifest:
@@ -147,6 +154,10 @@ def check_directory(directory: Path, *, checksums: bool = False) -> Manifest:
                     f"it is damaged: delete {directory} and convert again"
                 )
     return manifest
+
+
+def _leads_out(shard: str) -> bool:
+    return PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts
 
 
 def _file_crc32c(path: Path) -> int:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
@@ -26,12 +27,17 @@ class SourceError(ValueError):
 
 
 def package_folder(package: str, folder: str) -> Path:
-    """Return the data folder that an installed package carries, without importing the package.
+    """Return the data folder that an installed package carries, without importing the package (only its parents).
 
     Raises:
         SourceError: The package is not installed.
     """
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError as error:  # a parent is missing, or is no package
+        raise SourceError(
+            f"the data package '{package}' is not installed: there is no module '{error.name}'; install what brings it"
+        ) from error
     if spec is None or spec.origin is None:
         raise SourceError(f"the data package '{package}' is not installed; run: pip install {package}")
     return Path(spec.origin).parent / folder
@@ -131,10 +137,14 @@ def _unzipped(path: Path, unpacked: Path) -> Path:
         target = unpacked / f"{path.name.removesuffix('.zip')}-{members[0].CRC:08x}.csv"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_suffix(".partial")
-            with archive.open(members[0]) as packed, temporary.open("wb") as file:
-                shutil.copyfileobj(packed, file)
-            temporary.replace(target)
+            # Another run may be unpacking the same archive.
+            temporary = target.with_suffix(f".{uuid4().hex}.partial")
+            try:
+                with archive.open(members[0]) as packed, temporary.open("wb") as file:
+                    shutil.copyfileobj(packed, file)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
     return target
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from data_pipelines.fitted import FittedFeatures
 from models.preprocessing import GraphEncoder, encoded_signature
-from models.top_k import ExactTopK, ScannTopK
+from models.top_k import SCANN_LEAST_CANDIDATES, ExactTopK, ScannTopK
 
 RAW_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "encoded"
@@ -38,7 +38,10 @@ class ScoringModule(tf.Module):
 
 
 class RetrievalModule(tf.Module):
-    """A query tower with its index: the best ``candidates`` and their ``scores`` for every row."""
+    """A query tower with its index: the best ``candidates`` and their ``scores`` for every row.
+
+    With ``scann`` there is an approximate index too, where there are candidates enough to need and to build one.
+    """
 
     def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, *, scann: bool) -> None:
         super().__init__(name="retrieval")
@@ -51,7 +54,7 @@ class RetrievalModule(tf.Module):
         embeddings = candidate_embeddings(model)
         tokens = fitted.vocabulary(fitted.spec.candidate).tokens.to_pylist()
         self._exact = ExactTopK(embeddings, tokens, k)
-        self._scann = ScannTopK(embeddings, tokens, k) if scann else None
+        self._scann = ScannTopK(embeddings, tokens, k) if scann and len(tokens) >= SCANN_LEAST_CANDIDATES else None
 
     def signatures(self) -> dict[str, Any]:
         """Return the concrete functions by signature name."""

@@ -1,4 +1,6 @@
-"""Checks that the settings of several architectures share."""
+"""Checks that the settings of several architectures share; none of them needs TensorFlow."""
+
+from data_pipelines.fitted import FittedFeatures
 
 
 class ModelSettingsError(ValueError):
@@ -15,3 +17,14 @@ def check_fraction(name: str, value: float) -> None:
     """Raise ``ModelSettingsError`` unless ``value`` is at least 0 and below 1."""
     if not 0 <= value < 1:
         raise ModelSettingsError(f"model setting {name} is {value}; use a share from 0 up to, not including, 1")
+
+
+def check_candidates(fitted: FittedFeatures, top_k: int) -> None:
+    """Raise ``ModelSettingsError`` unless the candidate's vocabulary has ``top_k`` tokens to recommend."""
+    feature = fitted.spec.candidate
+    candidates = len(fitted.vocabulary(feature))
+    if not 1 <= top_k <= candidates:
+        raise ModelSettingsError(
+            f"top_k {top_k} cannot be met: feature '{feature.name}' has {candidates} candidates in the training rows; "
+            f"use 1 to {candidates}"
+        )

@@ -59,16 +59,21 @@ def tell(process: subprocess.Popen[str], plan: str) -> None:
 class Tail:
     """Reads a stream to its end in the background and keeps its last lines."""
 
-    def __init__(self, stream: IO[str], *, echo: bool) -> None:
+    def __init__(self, stream: IO[str] | None, *, echo: bool) -> None:
         """Start to read; ``echo`` passes every line on to standard error."""
+        assert stream is not None  # noqa: S101 - start() made the pipe
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._reader = threading.Thread(target=self._read, args=(stream, echo), daemon=True)
         self._reader.start()
 
     def text(self) -> str:
         """Return the last lines; to be called when the process has ended."""
-        self._reader.join(timeout=5)
+        self.close()
         return "".join(self._lines)
+
+    def close(self) -> None:
+        """Read what is left of a process that has ended."""
+        self._reader.join(timeout=5)
 
     def _read(self, stream: IO[str], echo: bool) -> None:
         for line in stream:
@@ -85,6 +90,11 @@ def take_over() -> tuple[str, IO[str]]:
     plan = sys.stdin.readline()
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     return plan, answer
+
+
+def stay_until_dismissed() -> None:
+    """In the child: wait for the end of the pipe, which ends this process."""
+    threading.Event().wait()
 
 
 def _leave_with_the_parent() -> None:

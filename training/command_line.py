@@ -52,11 +52,21 @@ def parse(arguments: Sequence[str]) -> RunConfig:
     return RunConfig(**{knob.name: values[knob.name] for knob in dataclasses.fields(RunConfig)})
 
 
+def summary_file(arguments: Sequence[str]) -> str | None:
+    """Return what ``--summary`` names, for arguments that :func:`parse` refuses as well."""
+    return _first_look(arguments, "--summary", None)
+
+
 def _recipe(arguments: Sequence[str]) -> str:
-    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    return _first_look(arguments, "--recipe", RunConfig.recipe) or RunConfig.recipe
+
+
+def _first_look(arguments: Sequence[str], flag: str, default: str | None) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # A flag without its value is left for the full parser to complain of.
-    first_look.add_argument("--recipe", nargs="?", default=RunConfig.recipe, const=RunConfig.recipe)
-    return str(first_look.parse_known_args(list(arguments))[0].recipe)
+    parser.add_argument(flag, dest="value", nargs="?", default=default, const=default)
+    value: str | None = parser.parse_known_args(list(arguments))[0].value
+    return value
 
 
 def _build_parser() -> _Parser:

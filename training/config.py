@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class TrainingConfig:
     name: str = ""
     workers: int = 1
     output: str = "mirrorspark-output"
-    tracking_uri: str | None = None
+    tracking_uri: str | None = field(default=None, repr=False)  # it may hold a password, and notebooks show the rest
     experiment: str | None = None
     resume: bool = True
     verbose: bool = False
@@ -83,9 +84,10 @@ class TrainingConfig:
     top_k: int = 20
 
     def __post_init__(self) -> None:
+        self._take_paths("output")
         for name in ("workers", "epochs", "global_batch_size", "steps_per_execution", "top_k"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
-        for name in ("patience", "max_restarts", "gpus_per_worker"):
+        for name in ("patience", "seed", "max_restarts", "gpus_per_worker"):
             _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
         _require(
             0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; use a finite number above 0"
@@ -108,6 +110,11 @@ class TrainingConfig:
             f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders and the registered model",
         )
         _require("name" in self.model, "the model has no name; set model.name")
+        architecture = self.model["name"]
+        _require(
+            isinstance(architecture, str),
+            f"model.name is {architecture!r}, which is no text; use one of {sorted(catalog.ARCHITECTURES)}",
+        )
         _require(
             self.monitor in _MONITORS[self.task],
             f"monitor '{self.monitor}' is no metric of a {self.task} model; use one of {list(_MONITORS[self.task])}",
@@ -120,6 +127,12 @@ class TrainingConfig:
             f"baseline '{self.baseline}' does not fit a {self.task} model; use {_BASELINES[self.task]} or none",
         )
         catalog.settings(self.model["name"], self.model_options)
+
+    def _take_paths(self, *names: str) -> None:
+        # A notebook may give a pathlib.Path; text is what YAML, JSON and MLflow take.
+        for name in names:
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
 
     def require_label(self, spec: FeatureSpec) -> None:
         """Raise ``ConfigError`` unless the spec's label is what the model learns."""
@@ -212,6 +225,7 @@ class RunConfig(TrainingConfig):
     exclude: str | None = None
 
     def __post_init__(self) -> None:
+        self._take_paths("recipe", "data", "summary")
         if not self.name:
             object.__setattr__(self, "name", Path(self.recipe).absolute().name)
         super().__post_init__()

@@ -1,6 +1,6 @@
 """Turns predictions into the run's verdict: metrics, baseline, plots. Values in, values out; no Spark, no MLflow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
+from data_pipelines.blocks import Block
 from data_pipelines.dataset import Dataset
 from data_pipelines.features import FIRST_VOCABULARY_ID
 from plots.calibration import calibration_curve
@@ -24,8 +25,8 @@ from training.evaluation import binary_metrics, ranking_metrics
 BASELINE_ROWS = 1_000_000
 RANKS = (1, 5, 10, 20)
 
-# No feature can have this name.
-_LABEL = "\0label"
+# No feature can have these names.
+_LABEL, _WEIGHT = "\0label", "\0weight"
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,22 @@ class Verdict:
 def judge_binary(
     dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, seed: int, curves: Figure | None
 ) -> Verdict:
-    """Return the verdict on a binary model from its ``score`` and ``label`` per split."""
-    values = {split: (table["label"].to_numpy(), table["score"].to_numpy()) for split, table in predictions.items()}
-    metrics = {split: binary_metrics(label, score, split=split) for split, (label, score) in values.items()}
-    label, score = values["test"]
+    """Return the verdict on a binary model from its ``score``, ``label`` and ``weight`` per split."""
+    metrics = {split: binary_metrics(*_weighed(table), split=split) for split, table in predictions.items()}
+    label, score, weight = _weighed(predictions["test"])
     compared: Mapping[str, Any] = {}
     others: dict[str, np.ndarray] | None = None
     if baseline == "hist_gradient_boosting":
-        rival_label, rival_score = _gradient_boosting(dataset, seed)
-        compared = {"name": baseline, "metrics": binary_metrics(rival_label, rival_score, split="test")}
-        # Both were read in the dataset's stored order, so one label column serves both curves.
-        others = {"hist. gradient boosting": rival_score} if np.array_equal(rival_label, label) else None
+        # Read in the dataset's stored order, as the predictions were, so label and weight serve both.
+        rival = _gradient_boosting(dataset, seed)
+        others = {"hist. gradient boosting": rival}
+        compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
     figures = {
-        "roc": roc_curve(label, score, baseline=others),
-        "precision_recall": precision_recall_curve(label, score, baseline=others),
-        "calibration": calibration_curve(label, score),
-        "lift": lift_chart(label, score),
-        "score_histogram": score_histogram(label, score),
+        "roc": roc_curve(label, score, weight=weight, baseline=others),
+        "precision_recall": precision_recall_curve(label, score, weight=weight, baseline=others),
+        "calibration": calibration_curve(label, score, weight=weight),
+        "lift": lift_chart(label, score, weight=weight),
+        "score_histogram": score_histogram(label, score, weight=weight),
     }
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
@@ -95,22 +95,34 @@ def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts:
     return learning_curves(columns, best_epoch=best_epoch, restarts=tuple(restarts))
 
 
-def _gradient_boosting(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    columns = {split: _columns(dataset, split) for split in ("train", "validation", "test")}
+def _weighed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return label, score and weight of every row."""
+    label, score, weight = (table[name].to_numpy() for name in ("label", "score", "weight"))
+    return label, score, weight
+
+
+def _gradient_boosting(dataset: Dataset, seed: int) -> np.ndarray:
+    """Return the baseline's probability for every row of the test split."""
+    train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
     features = [BaselineFeature(feature.name, feature.kind) for feature in dataset.spec]
-    model = hist_gradient_boosting(columns["train"], columns["validation"], features, _LABEL, seed=seed)
-    return columns["test"][_LABEL], model.predict(columns["test"])
+    # Weights of one are not the same as none: scikit-learn then draws other rows to find its bins, and does worse.
+    weight = _WEIGHT if dataset.spec.weight else None
+    model = hist_gradient_boosting(train, validation, features, _LABEL, seed=seed, weight=weight)
+    return np.concatenate([model.predict(_columns([block])) for block in dataset.blocks("test")])
 
 
-def _columns(dataset: Dataset, split: str) -> dict[str, np.ndarray]:
+def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str, np.ndarray]:
+    """Return features, label and weight of the blocks, up to the one that reaches ``most_rows``."""
     blocks, rows = [], 0
-    for block in dataset.blocks(split):
+    for block in source:
         blocks.append(block)
         rows += block.rows
-        if rows >= BASELINE_ROWS:
+        if most_rows is not None and rows >= most_rows:
             break
     columns = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
-    return columns | {_LABEL: np.concatenate([block.label for block in blocks if block.label is not None])}
+    columns[_LABEL] = np.concatenate([block.label for block in blocks if block.label is not None])
+    columns[_WEIGHT] = np.concatenate([block.weight for block in blocks])
+    return columns
 
 
 def _most_popular(dataset: Dataset, k: int) -> tuple[np.ndarray, np.ndarray]:

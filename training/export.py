@@ -21,7 +21,7 @@ from data_pipelines.features import FIRST_VOCABULARY_ID, Categorical, MultiValue
 from data_pipelines.manifest import FEATURES_FOLDER
 from models import catalog
 from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
-from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDescription
+from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDescription, needs_scann
 from training import child_process
 from training.child_process import Tail
 
@@ -49,7 +49,6 @@ class ExportPlan:
         tracking_uri: MLflow store.
         mlflow_run_id: Run that the model belongs to.
         registered_model: Name in the model registry.
-        alias: Alias that the new version gets.
         threads: TensorFlow threads.
     """
 
@@ -65,7 +64,6 @@ class ExportPlan:
     tracking_uri: str
     mlflow_run_id: str
     registered_model: str
-    alias: str
     threads: int
 
 
@@ -87,7 +85,7 @@ def export(plan: ExportPlan, *, verbose: bool = False) -> ExportResult:
     with child_process.start("training.export", environment) as process:
         try:
             child_process.tell(process, json.dumps(dataclasses.asdict(plan)))
-            assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018
+            assert process.stdout is not None  # noqa: S101 - start() made the pipe
             tail = Tail(process.stderr, echo=verbose)
             answer = process.stdout.read()
             status = process.wait()
@@ -149,7 +147,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
 
 
 def reference_predictions(architecture: Any, model: Any, dataset: Dataset, split: str, k: int) -> pa.Table:
-    """Return what the training framework itself predicts for ``split``, with keys and label.
+    """Return what the training framework itself predicts for ``split``, with keys, label and weight.
 
     Binary: ``score`` and ``label``. Retrieval: ``candidates``, ``scores`` and ``label`` (the token held back), ranked
     by NumPy, so that it shares nothing with the exported index.
@@ -166,6 +164,7 @@ def reference_predictions(architecture: Any, model: Any, dataset: Dataset, split
             columns |= _ranked(predicted.numpy(), model, dataset, block, k)
         else:
             columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
+        columns["weight"] = pa.array(block.weight)
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
 
@@ -214,7 +213,6 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
         # The run is the driver's to end: scoring and its parity are still to come.
         mlflow.end_run(status="RUNNING")
     version = str(info.registered_model_version)
-    mlflow.MlflowClient().set_registered_model_alias(plan.registered_model, plan.alias, version)
     return ExportResult(model_uri=info.model_uri, model_version=version)
 
 
@@ -243,9 +241,7 @@ def _signature(dataset: Dataset, task: str) -> Any:
 def _requirements(plan: ExportPlan) -> list[str]:
     from importlib.metadata import version
 
-    packages = ["tensorflow", "numpy", "pandas"]
-    if catalog.architecture(plan.model).TASK == "retrieval" and _has_scann():
-        packages.append("scann")
+    packages = ["tensorflow", "numpy", "pandas", *(["scann"] if needs_scann(Path(plan.folder)) else [])]
     return [f"{package}=={version(package)}" for package in packages]
 
 

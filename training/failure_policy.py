@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Cause = Literal["user", "lost", "peer", "spark"]
+Cause = Literal["cancelled", "user", "lost", "spark", "peer"]
+
+# Which failure of an attempt explains the others: the first cause that any of them has.
+_EXPLAINING_FIRST: tuple[Cause, ...] = ("cancelled", "user", "lost", "spark", "peer")
 
 
 @dataclass(frozen=True)
@@ -13,13 +16,15 @@ class RankError:
     """One failure of an attempt.
 
     Attributes:
-        cause: ``user`` (model, data or configuration: it would come again), ``lost`` (the process was killed),
-            ``peer`` (another rank's end, seen from here) or ``spark`` (the job failed without a word from a rank).
+        cause: ``cancelled`` (somebody ended the job), ``user`` (model, data or configuration: it would come again),
+            ``lost`` (the process was killed), ``spark`` (the job failed without a word from a rank) or ``peer``
+            (another rank's end, seen from here).
         rank: Who said so; None when Spark did.
         type: Class of the exception, or ``killed``.
         message: What it says.
         time: Seconds since the epoch, on the rank's clock.
         traceback: Where it was raised, as text.
+        is_from_tensorflow: Whether TensorFlow's runtime raised it, and not Python code.
     """
 
     cause: Cause
@@ -28,12 +33,19 @@ class RankError:
     message: str
     time: float
     traceback: str = ""
+    is_from_tensorflow: bool = False
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> "RankError":
         """Read the event that :func:`training.rank.describe` made."""
         return cls(
-            event["cause"], event["rank"], event["type"], event["message"], event["time"], event.get("traceback", "")
+            cause=event["cause"],
+            rank=event["rank"],
+            type=event["type"],
+            message=event["message"],
+            time=event["time"],
+            traceback=event.get("traceback", ""),
+            is_from_tensorflow=event.get("is_from_tensorflow", False),
         )
 
 
@@ -64,8 +76,14 @@ class Attempt:
 
         Ranks whose peer is gone fail as well, and their words may arrive first.
         """
-        by_rank_of_cause = ("user", "lost", "spark", "peer")
-        return min(self.errors, key=lambda error: (by_rank_of_cause.index(error.cause), error.time))
+        has_lost_a_rank = any(error.cause == "lost" for error in self.errors)
+
+        def order(error: RankError) -> tuple[int, float]:
+            # TensorFlow has many words for a peer that is gone; when one is known to be, it needs none of ours.
+            is_consequence = has_lost_a_rank and error.is_from_tensorflow
+            return _EXPLAINING_FIRST.index("peer" if is_consequence else error.cause), error.time
+
+        return min(self.errors, key=order)
 
 
 class Decision(enum.Enum):
@@ -79,12 +97,12 @@ class Decision(enum.Enum):
 def decide(attempts: Sequence[Attempt], max_restarts: int) -> Decision:
     """Return what to do after ``attempts``, of which the last has just ended.
 
-    A fault of the user's code ends the run at once: it would come again. A lost worker restarts it, until the budget
-    is spent.
+    A fault of the user's code ends the run at once: it would come again. So does a job that somebody cancelled. A lost
+    worker restarts it, until the budget is spent.
     """
     last = attempts[-1]
     if last.finished:
         return Decision.FINISH
-    if last.first_error.cause == "user" or len(attempts) > max_restarts:
+    if last.first_error.cause in ("cancelled", "user") or len(attempts) > max_restarts:
         return Decision.RAISE
     return Decision.RESTART

@@ -1,18 +1,26 @@
 """Launches one attempt: a barrier job of MirroredStrategyRunner with one task per worker."""
 
 import logging
+import re
+import time
 
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
+from training.failure_policy import RankError
 from training.plan import TrainingPlan
 from training.worker import RankTask
 
 
 class BarrierJobError(RuntimeError):
-    """Spark's barrier job failed; the ranks' own events say why, if any of them could still speak."""
+    """Spark's barrier job failed; ``error`` is what Spark knows of it, the ranks' own events may say more."""
+
+    def __init__(self, error: RankError) -> None:
+        """Keep what is known."""
+        super().__init__(error.message)
+        self.error = error
 
 
 class SparkLauncher:
@@ -39,15 +47,27 @@ class SparkLauncher:
         try:
             return int(runner.run(RankTask(plan)))
         except (Py4JJavaError, PySparkException) as error:
-            raise BarrierJobError(_reason(error)) from error
+            raise BarrierJobError(read_failure(str(error), time.time())) from error
 
 
 def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 
 
-def _reason(error: Exception) -> str:
-    """Return the line of Spark's message that tells most: the Python error of the task, or the first line."""
-    lines = str(error).splitlines()
+_RANK_FAILURE = re.compile(r"RankFailedError: rank (\d+) failed \((\w+)\): (\w+): (.*)")
+_CANCELLED = re.compile(r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*")
+
+
+def read_failure(message: str, now: float) -> RankError:
+    """Return what Spark's message says of a failed job: the rank's own words, where the task could pass them on.
+
+    Ranks speak for themselves over the event channel; this is what is left when that could not be reached.
+    """
+    if (failed := _RANK_FAILURE.search(message)) is not None:
+        rank, cause, type_, text = failed.groups()
+        return RankError("user" if cause == "user" else "peer", int(rank), type_, text.strip(), now)
+    if (cancelled := _CANCELLED.search(message)) is not None:
+        return RankError("cancelled", None, "Cancelled", cancelled.group(0).strip(), now)
+    lines = message.splitlines()
     telling = [line.strip() for line in lines if "RankFailedError:" in line or "ExecutorLostFailure" in line]
-    return telling[0] if telling else " ".join(lines[:2]).strip()
+    return RankError("spark", None, "BarrierJobError", telling[0] if telling else " ".join(lines[:2]).strip(), now)

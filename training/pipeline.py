@@ -9,7 +9,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.convert import convert, dataset_address, is_published
+from data_pipelines.convert import DatasetExistsError, convert, dataset_address, is_published
 from data_pipelines.dataset import Dataset
 from data_pipelines.spark_errors import task_message
 from data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
@@ -20,13 +20,17 @@ from training.config import SQL_FILE, ConfigError, RunConfig
 from training.live_view import LiveView
 from training.spark_session import open_session
 from training.summary import Summary
-from training.train import Trained, TrainingJob, open_job, tracking_uri
+from training.train import CHALLENGER, Trained, TrainingJob, open_job, tracking_uri
 
 SCORED_TABLE = "scores.parquet"
 
 
 class ScoringFailedError(RuntimeError):
     """The test split could not be scored; the message is that of the first task that failed."""
+
+
+class ParityFailedError(RuntimeError):
+    """Spark's scores differ from the training framework's; the version stays in the registry without an alias."""
 
 
 def dry_run(config: RunConfig) -> list[preflight.Check]:
@@ -69,6 +73,8 @@ def run(config: RunConfig) -> Summary:
             report = _parity(config.task, dataset, trained.predictions["test"], scores)
             _log_parity(job, report)
             stage.note = f"max difference {report.max:.1e}"
+        require_parity(report)
+        job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
     return _summary(config, dataset, is_reused, trained, report, view, scored_table)
 
 
@@ -94,12 +100,15 @@ def _source_files(config: RunConfig) -> dict[str, Path]:
 def _dataset(config: RunConfig, table: DataFrame, files: Mapping[str, Path]) -> tuple[Dataset, bool]:
     """Return the dataset of these inputs, converted now or by an earlier run, and whether it was there already."""
     how = {"tables": config.tables, "csv_null": config.csv_null}
-    source: dict[str, Any] = {"recipe": config.name, **how, **source_identity(files, config.sql)}
+    source: dict[str, Any] = {**how, **source_identity(files, config.sql)}
     address = dataset_address(source, config.spec, config.conversion)
     path = Path(config.output).absolute() / "datasets" / f"{config.name}-{address}"
     if is_published(path):
         return Dataset.open(path), True
-    return convert(table, config.spec, path, source=source, options=config.conversion), False
+    try:
+        return convert(table, config.spec, path, source=source, options=config.conversion), False
+    except DatasetExistsError:  # an equal command was quicker
+        return Dataset.open(path), True
 
 
 def _scored(
@@ -122,6 +131,17 @@ def _parity(task: str, dataset: Dataset, reference: pa.Table, scores: pa.Table) 
         lists = [table[name].to_pylist() for name in ("candidates", "scores") for table in (reference, candidate)]
         return ranking_parity(*lists, keys=keys)
     return parity(reference["score"].to_numpy(), candidate["score"].to_numpy(), keys=keys)
+
+
+def require_parity(report: ParityReport) -> None:
+    """Raise ``ParityFailedError`` unless Spark's scores are the training framework's."""
+    if not report.passed:
+        worst = report.worst[0] if report.worst else "none"
+        raise ParityFailedError(
+            f"the scores differ by up to {report.max:.1e} from the training framework's, on {report.above_tolerance} "
+            f"of {report.rows} rows by more than {report.tolerance:.0e}; worst: {worst}. The model gets no alias: see "
+            f"parity.txt of its MLflow run"
+        )
 
 
 def _log_parity(job: TrainingJob, report: ParityReport) -> None:

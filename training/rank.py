@@ -1,5 +1,6 @@
 """The process of one rank: strategy, data, model, fit. Started by :mod:`training.worker`, plan on standard input."""
 
+import json
 import logging
 import os
 import socket
@@ -8,11 +9,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from training.child_process import take_over
+from training.child_process import stay_until_dismissed, take_over
 from training.events import EventClient
 from training.plan import TrainingPlan
 
 EXIT_FAILED = 1
+
+# Under this name a checkpoint holds what the ranks told of every epoch so far.
+PROGRESS_STATE = "progress"
 
 
 def main() -> int:
@@ -23,15 +27,20 @@ def main() -> int:
     events = EventClient(plan.events, rank, plan.attempt)
     logging.getLogger().addHandler(_WarningsToDriver(events))
     try:
-        epochs = train(plan, rank, events)
+        result = {"epochs": train(plan, rank, events)}
     except BaseException as error:
-        events.send(describe(error))
-        events.close()
+        failure = describe(error)
+        events.send(failure)
         traceback.print_exc()
+        result = {key: failure[key] for key in ("cause", "type", "message")}
+    events.close()
+    # The task may know what to do with this where the driver was out of reach.
+    print(json.dumps(result), file=answer, flush=True)
+    if "epochs" not in result:
         # Not a plain return: TensorFlow's threads can hang in a collective whose peer is gone.
         os._exit(EXIT_FAILED)
-    events.close()
-    print(epochs, file=answer, flush=True)
+    # Peers take the end of a connection for a death, so nobody leaves before the task says that all have answered.
+    stay_until_dismissed()
     return 0
 
 
@@ -45,6 +54,7 @@ def train(plan: TrainingPlan, rank: int, events: EventClient) -> int:
     from callbacks.early_stopping import AgreedEarlyStopping
     from callbacks.nan_guard import StopOnNaN
     from callbacks.progress import EventCallback
+    from callbacks.training_state import Stateful
     from data_pipelines.dataset import Dataset
     from models import catalog
     from models.objectives import compile_model
@@ -61,7 +71,8 @@ def train(plan: TrainingPlan, rank: int, events: EventClient) -> int:
             model, architecture.TASK, plan.optimizer, plan.learning_rate, min(plan.steps_per_execution, steps)
         )
     stopping = AgreedEarlyStopping(monitor=plan.monitor, mode=plan.mode, patience=plan.patience or plan.epochs)
-    stateful = {"early_stopping": stopping}
+    progress = EventCallback(events.send, global_batch_size=plan.global_batch_size)
+    stateful: dict[str, Stateful] = {"early_stopping": stopping, PROGRESS_STATE: progress}
     resume = BackupAndRestore(plan.checkpoints, resume_from=plan.resume_from, stateful=stateful)
     start = _resume_position(plan)
     history = model.fit(
@@ -76,7 +87,7 @@ def train(plan: TrainingPlan, rank: int, events: EventClient) -> int:
             stopping,
             # Before the checkpoint: an epoch that is committed but untold would leave a hole in the curves, since it is
             # not repeated. One that is told twice is logged once.
-            EventCallback(events.send, global_batch_size=plan.global_batch_size),
+            progress,
             ChiefCheckpoint(plan.checkpoints, monitor=plan.monitor, mode=plan.mode, stateful=stateful),
         ],
         verbose=0,
@@ -117,12 +128,13 @@ def _resume_position(plan: TrainingPlan) -> tuple[int, int]:
 def describe(error: BaseException) -> dict[str, Any]:
     """Return the error as an event.
 
-    ``cause`` is ``peer`` when the error tells of another rank's end, ``user`` when it stems from the model, the data or
-    the configuration and would come again.
+    ``cause`` is ``peer`` when the error tells of another rank's end or a taken port, ``user`` when it stems from the
+    model, the data or the configuration and would come again.
     """
     return {
         "event": "error",
-        "cause": "peer" if _tells_of_a_lost_peer(error) else "user",
+        "is_from_tensorflow": _is_from_tensorflow(error),
+        "cause": "peer" if _comes_from_outside(error) else "user",
         "type": type(error).__name__,
         "message": str(error)[:4000],
         "traceback": "".join(traceback.format_exception(error))[-8000:],
@@ -130,22 +142,30 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 # What the collectives of the other ranks raise when one is gone, beside UnavailableError.
+_PEER_CLASSES = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError")
 _PEER_MESSAGES = ("Socket closed", "Connection reset", "Collective ops is aborted", "coordination service", "heartbeat")
 
+# The port that was free when the cluster's addresses were dealt out may be taken when TensorFlow binds it.
+_PORT_MESSAGES = ("Could not start gRPC server", "Address already in use")
 
-def _tells_of_a_lost_peer(error: BaseException) -> bool:
+
+def _is_from_tensorflow(error: BaseException) -> bool:
     if "tensorflow" not in sys.modules:  # failed before TensorFlow was there, or because it is not
         return False
     from tensorflow import errors
 
-    if isinstance(error, errors.UnavailableError | errors.AbortedError | errors.DeadlineExceededError):
-        return True
-    return isinstance(error, errors.OpError) and any(text in str(error) for text in _PEER_MESSAGES)
+    return isinstance(error, errors.OpError)
+
+
+def _comes_from_outside(error: BaseException) -> bool:
+    """Whether the error tells of another rank's end or of a taken port, and not of the model or its data."""
+    if not _is_from_tensorflow(error):
+        return False
+    texts = (*_PEER_MESSAGES, *_PORT_MESSAGES)
+    return type(error).__name__ in _PEER_CLASSES or any(text in str(error) for text in texts)
 
 
 def _rank() -> int:
-    import json
-
     config = os.environ.get("TF_CONFIG")
     return int(json.loads(config)["task"]["index"]) if config else 0
 

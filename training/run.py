@@ -4,14 +4,15 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from callbacks.credentials import without_credentials
 from data_pipelines.features import FeatureSpecError
 from models.settings import ModelSettingsError
-from training.command_line import parse
+from training.command_line import parse, summary_file
 from training.config import ConfigError, RunConfig
-from training.summary import Summary
+from training.summary import Summary, make_way
 from training.supervisor import TrainingFailedError
 
 EXIT_FINISHED = 0
@@ -21,63 +22,95 @@ EXIT_USAGE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 finished, 1 failed, 2 bad usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
-        _check_summary_file(config)
+        config = parse(arguments)
     except (ConfigError, FeatureSpecError, ModelSettingsError) as error:
-        return _say(_one_line(error), EXIT_USAGE)
+        return _refuse(error, summary_file(arguments))
     if not config.verbose:
         warnings.filterwarnings("ignore")
-    try:
-        return _dry_run(config) if config.dry_run else _run(config)
-    except ConfigError as error:
-        return _say(_one_line(error), EXIT_USAGE)
-    except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from the last checkpoint", EXIT_FAILED)
-    except Exception as error:
-        _explain(error, config)
-        if config.summary:
-            Summary(status="failed", error=_one_line(error)).save(Path(config.summary))
-        return _say(_one_line(error), EXIT_FAILED)
-
-
-def _check_summary_file(config: RunConfig) -> None:
-    # Before the work, not after it.
-    if config.summary and Path(config.summary).is_dir():
-        raise ConfigError(f"summary {config.summary} is a folder; give the name of a file")
+    if config.dry_run:  # no run, so no summary of one
+        return _dry_run(config)
+    if config.summary:
+        try:
+            make_way(Path(config.summary))
+        except OSError as error:
+            return _say(f"summary {config.summary} cannot be written ({_reason(error)}); give another file", EXIT_USAGE)
+    return _run(config)
 
 
 def _run(config: RunConfig) -> int:
     from training import pipeline  # seconds of imports, for which --help and a wrong flag need not wait
 
-    summary = pipeline.run(config)
-    if config.summary:
-        summary.save(Path(config.summary))
-    summary.save(Path(summary.run_folder or config.output) / "summary.json")
+    try:
+        summary = pipeline.run(config)
+    except ConfigError as error:
+        return _refuse(error, config.summary)
+    except KeyboardInterrupt as error:
+        message = "interrupted; the same command goes on from the last checkpoint"
+        return _end(_failed(message, error), config.summary, EXIT_FAILED)
+    except Exception as error:
+        _explain(error, config)
+        return _end(_failed(_one_line(error), error), config.summary, EXIT_FAILED)
     print(summary.as_text())
-    return EXIT_FINISHED
+    return _end(summary, config.summary, EXIT_FINISHED)
 
 
 def _dry_run(config: RunConfig) -> int:
     from training import pipeline
 
     print(config.as_yaml())
-    checks = pipeline.dry_run(config)
+    try:
+        checks = pipeline.dry_run(config)
+    except ConfigError as error:
+        return _say(_one_line(error), EXIT_USAGE)
+    except KeyboardInterrupt:
+        return _say("interrupted", EXIT_FAILED)
+    except Exception as error:
+        _explain(error, config)
+        return _say(_one_line(error), EXIT_FAILED)
     for check in checks:
         print(f"{'ok  ' if check.passed else 'FAIL'} {check.name:<14}{check.detail}")
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 
 
+def _refuse(error: Exception, summary: str | None) -> int:
+    return _end(_failed(_one_line(error), error), summary, EXIT_USAGE)
+
+
+def _failed(message: str, error: BaseException) -> Summary:
+    """Return the summary of a run that failed, with what the pipeline knew of it by then."""
+    known = getattr(error, "partial_summary", None) or Summary(status="failed")
+    return replace(known, status="failed", error=message)
+
+
+def _end(summary: Summary, file: str | None, status: int) -> int:
+    """Write the summary to ``file`` and into the run's folder, say what went wrong, and return the exit status."""
+    for path in (file, summary.run_folder and str(Path(summary.run_folder) / "summary.json")):
+        try:
+            if path:
+                summary.save(Path(path))
+        except OSError as error:
+            # Who waits for the file would wait for ever if the status told of success.
+            status = status or EXIT_FAILED
+            _say(f"summary {path} cannot be written ({_reason(error)}); the run {summary.status}", status)
+    return _say(summary.error, status) if summary.error else status
+
+
 def _explain(error: Exception, config: RunConfig) -> None:
     """Show where the user's own code failed, or the whole trace when asked for it."""
     if isinstance(error, TrainingFailedError) and error.attempts[-1].first_error.cause == "user":
-        print(error.attempts[-1].first_error.traceback, file=sys.stderr)
+        print(without_credentials(error.attempts[-1].first_error.traceback), file=sys.stderr)
     elif config.verbose:
-        traceback.print_exc()
+        print(without_credentials("".join(traceback.format_exception(error))), file=sys.stderr, end="")
 
 
 def _one_line(error: Exception) -> str:
     return without_credentials(" ".join(str(error).split())) or type(error).__name__
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _say(message: str, status: int) -> int:

@@ -4,11 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import pyspark
 from pyspark.sql import SparkSession
 
 MINIMUM_JAVA = 17
+
+
+class AnotherSessionError(ValueError):
+    """A cluster was asked for while a session on another one is active."""
 
 
 def open_session(
@@ -17,39 +23,69 @@ def open_session(
     """Return the active session, or start one.
 
     Args:
-        master: URL of a cluster, or None for ``local[workers]``. An active session is used as it is.
+        master: URL of a cluster, or None for the active session, else ``local[workers]``.
         workers: Slots that training needs; the size of a local session.
         app_name: Shown in the Spark UI.
         verbose: Leave Spark's own log level as it is. By default Spark is silent: of a lost worker it would print
             pages, and our own message says more.
+
+    Raises:
+        AnotherSessionError: The active session is on another cluster than ``master``.
     """
     active = SparkSession.getActiveSession()
     if active is not None:
+        here = active.sparkContext.master
+        if master is not None and master != here:
+            raise AnotherSessionError(
+                f"master is {master}, but a Spark session on {here} is active; stop it or leave master out to use it"
+            )
         return active
     # Executors must run this interpreter: a bare `python3` on their PATH has none of our packages.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     target = master or f"local[{workers}]"
-    builder = (
-        SparkSession.builder.appName(app_name)
-        .master(target)
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.sql.execution.arrow.pyspark.enabled", "true")
-        # Small shuffles are the rule here; Spark's 200 partitions would be 200 tiny tasks.
-        .config("spark.sql.shuffle.partitions", str(max(2 * workers, 8)))
-        # A barrier stage with too few slots is retried silently for ten minutes; preflight has counted them already.
-        .config("spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures", "3")
-    )
-    if target.startswith("local"):
+    if _is_on_this_machine(target):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-        builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.memory", "2g")
+    builder = SparkSession.builder.appName(app_name).master(target)
+    for name, value in session_settings(target, workers, verbose=verbose).items():
+        builder = builder.config(name, value)
+    if verbose:
+        return builder.getOrCreate()
+    with _quiet_launch():
+        return builder.getOrCreate()
+
+
+def session_settings(target: str, workers: int, *, verbose: bool) -> Mapping[str, str]:
+    """Return the settings of a session on ``target``.
+
+    Only what our code relies on stands over the user's own ``spark-defaults.conf``.
+    """
+    required = {"spark.sql.session.timeZone": "UTC", "spark.sql.execution.arrow.pyspark.enabled": "true"}
+    defaults = {
+        "spark.ui.showConsoleProgress": "false",
+        # Small shuffles are the rule here; Spark's 200 partitions would be 200 tiny tasks.
+        "spark.sql.shuffle.partitions": str(max(2 * workers, 8)),
+        # A barrier stage with too few slots is retried silently for ten minutes; preflight has counted them already.
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "3",
+    }
     if not verbose:
-        builder = builder.config("spark.log.level", "OFF")
-        with _quiet_launch():
-            return builder.getOrCreate()
-    return builder.getOrCreate()
+        defaults["spark.log.level"] = "OFF"
+    if _is_on_this_machine(target):
+        # A cluster's own pages are for those who run it.
+        defaults |= {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.memory": "2g"}
+    users = _set_by_the_user()
+    return {name: value for name, value in defaults.items() if name not in users} | required
+
+
+def _set_by_the_user() -> set[str]:
+    """Return the names of the settings that Spark's configuration folder holds."""
+    home = os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent
+    folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(home) / "conf")
+    names = {"spark.log.level"} if (folder / "log4j2.properties").is_file() else set()
+    file = folder / "spark-defaults.conf"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    # Java's properties: name and value stand apart by a space, "=" or ":".
+    return names | {re.split(r"[\s=:]", line.strip(), maxsplit=1)[0] for line in lines}
 
 
 class _quiet_launch:  # noqa: N801 - reads as a statement
@@ -91,10 +127,28 @@ def task_slots(spark: SparkSession) -> int:
 
 
 def is_local(spark: SparkSession) -> bool:
-    """Tell whether driver and tasks share this process's machine and package folders."""
-    return str(spark.sparkContext.master).startswith("local")
+    """Tell whether tasks run beside the driver, with its files and packages.
+
+    ``local-cluster[...]`` has executors of its own, as it has for :func:`scoring.shipping.ship`.
+    """
+    return re.match(r"local$|local\[", str(spark.sparkContext.master)) is not None
 
 
 def driver_address(spark: SparkSession) -> str:
-    """Return the interface of the driver that its executors can reach: loopback for a local session."""
+    """Return the address at which executors reach the driver: loopback for a local session.
+
+    On a cluster it is ``spark.driver.host``. Behind a service, a bridge or a load balancer that need not be an
+    interface of this machine; listen on :func:`bind_address`.
+    """
     return "127.0.0.1" if is_local(spark) else str(spark.sparkContext.getConf().get("spark.driver.host"))
+
+
+def bind_address(spark: SparkSession) -> str:
+    """Return the interface on which the driver listens: ``spark.driver.bindAddress`` where that is set."""
+    address = driver_address(spark)
+    return address if is_local(spark) else spark.sparkContext.getConf().get("spark.driver.bindAddress", address)
+
+
+def _is_on_this_machine(master: str) -> bool:
+    # local-cluster[...], too: its executors are processes of this machine.
+    return master.startswith("local")

@@ -1,12 +1,20 @@
 """What a run tells at its end: a JSON document for machines, a short table for people."""
 
 import json
+import math
+import os
+import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from callbacks.credentials import without_credentials
+
+# The registry's alias of the version that a run registers.
+CHALLENGER = "challenger"
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class Summary:
         model_version: Its version there.
         metrics: Per split (``validation``, ``test``) the metrics.
         baseline: Name and test metrics of the baseline.
-        parity: Absolute differences between training framework and Spark scorer: max, mean, p99, rows.
+        parity: Absolute differences between training framework and Spark scorer: max, mean, p99, rows; and whether
+            they ``passed``.
         timings: Seconds per stage.
         examples_per_second: Median over the training's epochs, all workers together.
         workers: Workers that trained.
@@ -54,29 +63,38 @@ class Summary:
     tracking_uri: str | None = None
 
     def save(self, path: Path) -> None:
-        """Write the JSON document."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the JSON document; who reads ``path`` meanwhile sees what was there before, or all of this.
+
+        Numbers that JSON does not know are written as text: ``"inf"``, ``"nan"``.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         shown = asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
-        path.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(_strict(shown), indent=2, allow_nan=False) + "\n"
+        path = _place(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def as_text(self) -> str:
         """Return the table that ends a run."""
-        headline = {
-            "binary": ("auc", "pr_auc", "log_loss"),
-            "retrieval": ("recall_at_20", "ndcg_at_20", "recall_at_10"),
-        }
         test = self.metrics.get("test", {})
-        names = next((names for names in headline.values() if names[0] in test), tuple(test)[:3])
+        names = [name for name in _headline(test) if name in test]
         reference = self.baseline.get("metrics", {})
         lines = [f"{'':<14}{'validation':>12}{'test':>12}{self.baseline.get('name', ''):>26}"]
         for name in names:
             cells = (self.metrics.get("validation", {}).get(name), test.get(name))
             row = "".join(f"{'':>12}" if cell is None else f"{cell:>12.4f}" for cell in cells)
             lines.append(f"{name:<14}{row}" + (f"{reference[name]:>26.4f}" if name in reference else ""))
+        model = f"models:/{self.registered_model}/{self.model_version} (alias {CHALLENGER})"
         places = {
-            "parity": f"max {self.parity['max']:.1e} over {self.parity['rows']:,} rows" if self.parity else None,
-            "attempts": str(self.attempts),
-            "model": f"models:/{self.registered_model}/{self.model_version} (alias challenger)",
+            "parity": _parity_in_words(self.parity) if self.parity else None,
+            "attempts": str(self.attempts) if self.attempts else None,
+            "model": model if self.model_version else None,
             "scores": self.scored_table,
             "dataset": self.dataset.get("path"),
             "run folder": self.run_folder,
@@ -84,6 +102,56 @@ class Summary:
         }
         lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
         return "\n".join(lines)
+
+
+def make_way(path: Path) -> None:
+    """Remove the summary of an earlier run at ``path``, and make sure that a new one can be written.
+
+    Who waits for a run must not take the result of the one before for it.
+
+    Raises:
+        OSError: ``path`` is no file, or cannot be written.
+    """
+    path = _place(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        path.unlink(missing_ok=True)
+
+
+def _place(path: Path) -> Path:
+    path = path.resolve()  # a link stays one
+    # A device such as /dev/null would be replaced by a file.
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _strict(value: Any) -> Any:
+    """Return ``value`` in the types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(of) for of in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else str(float(value))
+    return str(value)
+
+
+def _headline(test: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the names of the metrics that tell most, for a retrieval model those of its longest lists."""
+    ranks = sorted(int(found[1]) for name in test if (found := re.fullmatch(r"recall_at_(\d+)", name)))
+    if not ranks:
+        return ("auc", "pr_auc", "log_loss") if "auc" in test else tuple(test)[:3]
+    return (f"recall_at_{ranks[-1]}", f"ndcg_at_{ranks[-1]}", *(f"recall_at_{rank}" for rank in ranks[-2:-1]))
+
+
+def _parity_in_words(parity: Mapping[str, Any]) -> str:
+    verdict = "" if parity.get("passed", True) else "FAILED: "
+    return f"{verdict}max {parity['max']:.1e} over {parity['rows']:,} rows"
 
 
 def _way_to_the_ui(tracking_uri: str) -> str:

@@ -98,8 +98,9 @@ class Supervisor:
                 epochs = self.launch(mine)
                 failure = None
             except BarrierJobError as error:
-                failure = RankError("spark", None, type(error).__name__, str(error), time.time())
-                _wait_for_errors(errors)
+                failure = error.error
+                if failure.cause not in ("cancelled", "user"):
+                    _wait_for_errors(errors)
         # Only now, with the server closed, has every rank been heard to its end.
         if failure is None:
             return Attempt(number, epochs, (), resumed_from)

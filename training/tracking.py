@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,15 @@ class TrackedRun:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; nested ones get dotted names."""
         flat = [Param(name, str(value)[:_PARAM_CHARACTERS]) for name, value in _flattened(params).items()]
-        known = self.client.get_run(self.run_id).data.params
-        # A resumed run may train elsewhere or with another number of workers; MLflow keeps the first value.
-        self.client.log_batch(self.run_id, params=[param for param in flat if param.key not in known])
+        with self._refusals("did not take the parameters"):
+            known = self.client.get_run(self.run_id).data.params
+            # A resumed run may train elsewhere or with another number of workers; MLflow keeps the first value.
+            self.client.log_batch(self.run_id, params=[param for param in flat if param.key not in known])
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        with self._refusals("did not take the tags"):
+            self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def log_document(self, document: Any, name: str) -> None:
         """Keep a JSON document as an artifact."""
@@ -79,18 +81,25 @@ class TrackedRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text as an artifact."""
-        self.client.log_text(self.run_id, text, name)
+        with self._refusals(f"did not take {name}"):
+            self.client.log_text(self.run_id, text, name)
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Keep a figure as a PNG artifact under ``plots/``."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.png"
             figure.savefig(path, dpi=120)
-            self.client.log_artifact(self.run_id, str(path), "plots")
+            with self._refusals(f"did not take the plot {name}"):
+                self.client.log_artifact(self.run_id, str(path), "plots")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics in the background; a step that was logged before is skipped."""
         self._metrics.log(metrics, step)
+
+    def name_version(self, model: str, version: str, alias: str) -> None:
+        """Let ``alias`` of the registered model mean ``version``."""
+        with self._refusals(f"did not name version {version} of '{model}'"):
+            self.client.set_registered_model_alias(model, alias, version)
 
     def on_event(self, event: Event) -> None:
         """Log the epochs that the chief reports."""
@@ -103,10 +112,16 @@ class TrackedRun:
     def finish(self, status: str) -> None:
         """Send what is left and end the run with ``FINISHED`` or ``FAILED``."""
         self._metrics.close()
-        try:
+        with self._refusals("did not take the end"):
             self.client.set_terminated(self.run_id, status)
+
+    @contextlib.contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        """Say what the store refused; the run can go on from its last commit once the store is back."""
+        try:
+            yield
         except (MlflowException, OSError) as error:
-            raise _refusal(f"the MLflow store {self.uri} did not take the end of run {self.run_id}", error) from error
+            raise _refusal(f"the MLflow store {self.uri} {what} of run {self.run_id}", error) from error
 
 
 def environment() -> dict[str, str]:

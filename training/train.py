@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from callbacks import commit
 from data_pipelines.dataset import Dataset
+from models.settings import check_candidates
 from scoring.model_uri import PinnedModel, resolve
 from training import preflight, tracking
 from training.config import SQL_FILE, TrainingConfig
@@ -24,6 +25,7 @@ from training.failure_policy import Attempt
 from training.launcher import SparkLauncher
 from training.live_view import LiveView
 from training.plan import TrainingPlan
+from training.rank import PROGRESS_STATE
 from training.run_folder import RunFolder, open_run_folder
 from training.spark_session import driver_address, open_session
 from training.supervisor import Supervisor, no_address, summary_of
@@ -89,13 +91,17 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
     preflight.require(preflight.check_cluster(spark, config.workers))
     view = LiveView(epochs=config.epochs)
     with open_job(dataset, config, spark, view) as job:
-        return job.run()
+        trained = job.run()
+        job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
+    return trained
 
 
 @contextlib.contextmanager
 def open_job(dataset: Dataset, config: TrainingConfig, spark: SparkSession, view: LiveView) -> Iterator["TrainingJob"]:
     """Open the run's folder and its MLflow run, and leave both finished or failed."""
     config.require_label(dataset.spec)
+    if config.task == "retrieval":
+        check_candidates(dataset.features, config.top_k)
     folder = open_run_folder(config, dataset.manifest.content_hash)
     config.save(folder.config)
     experiment = config.experiment or config.name
@@ -147,7 +153,7 @@ class TrainingJob:
     epochs: dict[int, Event] = dataclasses.field(default_factory=dict)
 
     def run(self) -> Trained:
-        """Train, export, register and judge."""
+        """Train, export, register and judge. The alias is the caller's to give, once he is content."""
         self._log_start()
         with self.view.stage("train") as stage:
             attempts = self._train()
@@ -156,7 +162,7 @@ class TrainingJob:
             stage.note = f"{attempts[-1].epochs} epochs, best was {best.epoch}{tries}"
         with self.view.stage("export") as stage:
             exported = export(self._export_plan(best), verbose=self.config.verbose)
-            stage.note = f"registered as models:/{self.config.name}/{exported.model_version}, alias {CHALLENGER}"
+            stage.note = f"registered as models:/{self.config.name}/{exported.model_version}"
         with self.view.stage("evaluate") as stage:
             predictions = {
                 split: pq.read_table(self.folder.predictions / f"{split}.parquet") for split in EVALUATED_SPLITS
@@ -196,10 +202,21 @@ class TrainingJob:
         return attempts
 
     def _on_event(self, event: Event) -> None:
-        self.folder.append_event(event)
+        if event["event"] == "attempt":
+            self._recover_epochs()
         self.keep_epoch(event)
         self.tracked.on_event(event)
         self.view.on_event(event)
+        # Last: a full disk must not keep the others from hearing it.
+        self.folder.append_event(event)
+
+    def _recover_epochs(self) -> None:
+        """Hear from the checkpoint what the ranks told while no driver listened: those epochs are not repeated."""
+        newest = commit.latest_committed(self.folder.checkpoints)
+        told = newest.states()[PROGRESS_STATE]["told"] if newest else []
+        for event in told:
+            if event["epoch"] not in self.epochs:
+                self._on_event({**event, "rank": 0, "recovered": True})
 
     def keep_epoch(self, event: Event) -> None:
         """Remember what the chief said of an epoch; one that a restart repeats says the same again."""
@@ -250,7 +267,6 @@ class TrainingJob:
             tracking_uri=self.tracked.uri,
             mlflow_run_id=self.tracked.run_id,
             registered_model=self.config.name,
-            alias=CHALLENGER,
             threads=self.config.threads_per_worker or os.cpu_count() or 1,
         )
 

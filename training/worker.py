@@ -4,11 +4,12 @@ TensorFlow lives in a process of its own (:mod:`training.rank`), never in Spark'
 abort the process from C++, and the collectives of a broken attempt cannot be set up again in the same process.
 """
 
+import json
 import signal
 import subprocess
 from dataclasses import dataclass
 
-from pyspark import TaskContext
+from pyspark import BarrierTaskContext, TaskContext
 
 from training import child_process
 from training.events import EventClient
@@ -36,19 +37,28 @@ class RankTask:
         threads = self.plan.threads or (context.cpus() if context else 1)
         environment = child_process.tensorflow_environment(threads, verbose=self.plan.verbose)
         with child_process.start("training.rank", environment) as process:
+            tail = child_process.Tail(process.stderr, echo=self.plan.verbose)
             try:
-                return self._watch(process, rank)
+                epochs = self._watch(process, rank, tail)
+                if isinstance(context, BarrierTaskContext):
+                    # Before any rank leaves: the others would take the end of its connections for a death.
+                    context.barrier()
+                return epochs
             finally:
                 process.kill()  # does nothing to one that has ended
+                tail.close()
 
-    def _watch(self, process: subprocess.Popen[str], rank: int) -> int:
-        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018
-        tail = child_process.Tail(process.stderr, echo=self.plan.verbose)
+    def _watch(self, process: subprocess.Popen[str], rank: int, tail: child_process.Tail) -> int:
+        assert process.stdout is not None  # noqa: S101 - start() made the pipe
         child_process.tell(process, self.plan.to_json())
-        epochs = process.stdout.read()
+        answer = process.stdout.readline()
+        if answer:
+            result = json.loads(answer)
+            if "epochs" in result:
+                return int(result["epochs"])
+            message = " ".join(result["message"].split())
+            raise RankFailedError(f"rank {rank} failed ({result['cause']}): {result['type']}: {message}")
         status = process.wait()
-        if status == 0:
-            return int(epochs)
         if status < 0:
             self._report_death(rank, -status)
             raise RankFailedError(f"rank {rank} was killed by signal {-status}")
@@ -58,5 +68,7 @@ class RankTask:
         """Tell the driver at once; Spark's own message arrives later and names no rank."""
         events = EventClient(self.plan.events, rank, self.plan.attempt)
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-        events.send({"event": "error", "cause": "lost", "type": "killed", "message": f"killed by signal {name}"})
+        # TensorFlow aborts a process whose peer is gone, so an abort is more often a consequence than a cause.
+        cause = "peer" if number == signal.SIGABRT else "lost"
+        events.send({"event": "error", "cause": cause, "type": "killed", "message": f"killed by signal {name}"})
         events.close()

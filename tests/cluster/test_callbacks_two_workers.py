@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,22 @@ TIMEOUT_SECONDS = 120
 
 def train(folder: Path, name: str, store: Path, epochs: int) -> list[dict[str, Any]]:
     """Run both ranks to their end and return their results; ``folder/scratch-<rank>`` is each one's scratch."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    cluster = {"worker": [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]}
-    for s in sockets:
-        s.close()
+    with reserved_port() as first, reserved_port() as second:
+        return _train(folder, name, store, epochs, [f"127.0.0.1:{port}" for port in (first, second)])
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Yield a port that stays ours until the end: bound, not listened on, and open to who shares it on purpose."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Where TensorFlow binds, too: on every interface.
+        holder.bind(("", 0))
+        yield holder.getsockname()[1]
+
+
+def _train(folder: Path, name: str, store: Path, epochs: int, addresses: list[str]) -> list[dict[str, Any]]:
+    cluster = {"worker": addresses}
     results = [folder / f"{name}-{rank}.json" for rank in range(2)]
     logs = [folder / f"{name}-{rank}.log" for rank in range(2)]
     processes: list[subprocess.Popen[bytes]] = []
@@ -35,7 +49,8 @@ def train(folder: Path, name: str, store: Path, epochs: int) -> list[dict[str, A
                 processes.append(
                     subprocess.Popen(
                         [sys.executable, str(PROGRAM), *map(str, arguments)],
-                        env=os.environ | {"TF_CONFIG": tf_config, "PYTHONPATH": str(REPOSITORY)},
+                        env=os.environ
+                        | {"TF_CONFIG": tf_config, "PYTHONPATH": str(REPOSITORY), "TF_GRPC_REUSE_PORT": "1"},
                         stdout=log,
                         stderr=subprocess.STDOUT,
                     )

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import yaml
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from data_pipelines.blocks import LabelError
-from data_pipelines.convert import ConversionOptions, convert, dataset_address
+from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
 from data_pipelines.dataset import Dataset
 from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
 from data_pipelines.fitting import EmptySplitError, fit_features
@@ -177,13 +178,13 @@ def test_the_same_rows_in_another_order_give_the_same_bytes(
     assert again.manifest == converted.manifest
 
 
-def test_rows_of_equal_keys_are_ordered_by_their_columns(spark: "SparkSession", tmp_path: Path) -> None:
-    rows = [one | {"id": "same", "day": 1} for one in ROWS]
+def test_training_rows_of_equal_keys_are_ordered_by_their_columns(spark: "SparkSession", tmp_path: Path) -> None:
+    rows = [one | {"id": "same", "day": 1} if one["split"] == "train" else one for one in ROWS]
     one = convert(table(spark, rows).repartition(4, "distance"), SPEC, tmp_path / "one", options=OPTIONS)
     other = convert(table(spark, rows[::-1]), SPEC, tmp_path / "other", options=OPTIONS)
     assert checksums(one) == checksums(other)
     # All in one shard: the others are not there.
-    assert [len(one.manifest.splits[split]) for split in SPLITS] == [1, 1, 1]
+    assert [len(one.manifest.splits[split]) for split in SPLITS] == [1, 3, 3]
 
 
 def test_the_address_of_a_dataset_is_that_of_its_inputs() -> None:
@@ -230,6 +231,17 @@ REFUSED: Mapping[str, tuple[Callable[["SparkSession"], "DataFrame"], type[Except
         rows(changed(33, split="tset")),
         DatasetError,
         r"^column 'split' has the value 'tset'; use one of \['train', 'validation', 'test'\]$",
+    ),
+    "two rows of one key in the test split": (
+        # In the source they are far apart, and between them, by their columns, stands a training row of that key.
+        rows(
+            [
+                one | ({"id": "twice", "day": 3, "distance": float(number)} if number in (4, 55, 199) else {})
+                for number, one in enumerate(ROWS)
+            ]
+        ),
+        DatasetError,
+        r"^the key id = 'twice', day = 3 stands on more than one row of split 'test'; a key names one row: filter",
     ),
     "no validation rows": (
         rows([one for one in ROWS if one["split"] != "validation"]),
@@ -278,16 +290,25 @@ def test_a_path_that_exists_is_left_alone(spark: "SparkSession", tmp_path: Path)
     path = tmp_path / "dataset"
     path.mkdir()
     (path / "mine.txt").write_text("keep")
-    with pytest.raises(DatasetError, match=f"{path} exists already; open it with Dataset.open, or delete it"):
+    with pytest.raises(DatasetError, match=f"{path} exists already and is no dataset; choose another path") as raised:
         convert(table(spark, ROWS), SPEC, path, options=OPTIONS)
+    assert not isinstance(raised.value, DatasetExistsError)
     assert [file.name for file in tmp_path.rglob("*")] == ["dataset", "mine.txt"]
+
+
+def test_a_dataset_that_exists_is_left_alone_by_an_error_of_its_own(spark: "SparkSession", converted: Dataset) -> None:
+    with pytest.raises(DatasetExistsError, match=f"{converted.path} exists already; open it with Dataset.open, or del"):
+        convert(table(spark, ROWS), SPEC, converted.path, options=OPTIONS)
+    check_directory(converted.path, checksums=True)
 
 
 def test_what_a_killed_conversion_left_is_removed_by_the_next(spark: "SparkSession", tmp_path: Path) -> None:
     finished = subprocess.Popen([sys.executable, "-c", ""])
     finished.wait(30)
     prefix = f".dataset.staging-{socket.gethostname()}-"
-    abandoned, running = tmp_path / f"{prefix}{finished.pid}-0a1b2c3d", tmp_path / f"{prefix}{os.getpid()}-0a1b2c3d"
+    started = f"{psutil.Process().create_time():.0f}"
+    abandoned = tmp_path / f"{prefix}{finished.pid}-{started}-0a1b2c3d"
+    running = tmp_path / f"{prefix}{os.getpid()}-{started}-0a1b2c3d"
     for folder in (abandoned, running):
         (folder / "features").mkdir(parents=True)
     convert(table(spark, ROWS), SPEC, tmp_path / "dataset", options=OPTIONS)

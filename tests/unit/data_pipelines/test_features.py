@@ -184,6 +184,18 @@ def test_a_mistake_in_the_spec_is_named(parts: dict[str, Any], message: str) -> 
         FeatureSpec.from_dict(changed(**parts))
 
 
+@pytest.mark.parametrize(
+    "clash",
+    [{"exclude": "user"}, {"exclude": "movie"}, {"exclude": "id", "keys": ("id",)}, {"weight": "seen"}],
+    ids=["feature", "candidate", "key", "weight"],
+)
+def test_exclusions_need_a_column_of_their_own(clash: dict[str, Any]) -> None:
+    with pytest.raises(
+        FeatureSpecError, match=r"exclude '(?P<name>.+)' is also a feature, key or weight; .*(?P=name) AS"
+    ):
+        dataclasses.replace(RETRIEVAL, **clash)
+
+
 def test_a_feature_listed_twice_is_refused() -> None:
     with pytest.raises(FeatureSpecError, match=r"\['x'\] is listed twice"):
         FeatureSpec((Numeric("x"), Numeric("y"), Categorical("x")), Label("late"), ("id",))

@@ -90,6 +90,13 @@ def test_a_manifest_of_a_later_version_is_refused_before_anything_else(directory
         check_directory(directory)
 
 
+@pytest.mark.parametrize("shard", ["/etc/hosts", "../other/part-00000.tfrecord", "train/../../x.tfrecord"])
+def test_a_shard_outside_the_directory_is_refused(directory: Path, shard: str) -> None:
+    rewrite(directory, lambda document: document["splits"]["train"][0].update(path=shard))
+    with pytest.raises(DatasetError, match=rf"manifest\.json is damaged \(shard '{shard}' is not inside {directory}\)"):
+        Manifest.load(directory)
+
+
 def test_a_missing_shard_is_named(directory: Path) -> None:
     shard = directory / "train" / "part-00001.tfrecord"
     shard.unlink()

@@ -1,8 +1,10 @@
 """The source tables of a recipe: found, or refused with what is missing; and an identity that follows the content."""
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -49,6 +51,33 @@ def test_a_data_package_is_found_without_importing_it() -> None:
 def test_a_data_package_that_is_not_installed_is_named() -> None:
     with pytest.raises(SourceError, match="data package 'no_such_package' is not installed; run: pip install"):
         package_folder("no_such_package", "data")
+
+
+@pytest.mark.parametrize(
+    ("package", "missing"), [("no.such.package", "no"), ("pyarrow.no_such.data", "pyarrow.no_such")]
+)
+def test_a_data_package_whose_parent_is_not_installed_is_named_with_it(package: str, missing: str) -> None:
+    with pytest.raises(SourceError, match=f"package '{package}' is not installed: there is no module '{missing}'"):
+        package_folder(package, "data")
+
+
+def test_two_runs_may_unpack_an_archive_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "flights.csv.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("flights.csv", "x\n1\n")
+    copy, copies = shutil.copyfileobj, []
+
+    def copy_while_another_run_does(packed: IO[bytes], file: IO[bytes]) -> None:
+        copies.append(file.name)
+        if len(copies) == 1:
+            tables._unzipped(path, tmp_path / "unpacked")
+        copy(packed, file)
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy_while_another_run_does)
+    target = tables._unzipped(path, tmp_path / "unpacked")
+    assert len(set(copies)) == 2
+    assert target.read_text() == "x\n1\n"
+    assert list((tmp_path / "unpacked").iterdir()) == [target]
 
 
 def test_an_archive_of_two_files_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from docstring_parser import parse as parse_docstring
 
 from data_pipelines.features import FeatureSpecError
 from models.settings import ModelSettingsError
-from training.command_line import parse
+from training.command_line import parse, summary_file
 from training.config import RECIPE_FILE, ConfigError, RunConfig, TrainingConfig
 
 
@@ -99,6 +99,8 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (["--workers=0"], ConfigError, ["workers is 0; use 1 or more"]),
         (["--workers=3"], ConfigError, ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"]),
         (["--model=multi_field"], ConfigError, ["model", "dict", "multi_field"]),
+        (["--model.name=5"], ConfigError, ["model.name is 5, which is no text", "'multi_field'"]),
+        (["--seed=-1"], ConfigError, ["seed is -1; use 0 or more"]),
         (["--model.name=nope"], ModelSettingsError, ["model 'nope' is unknown", "'multi_field', 'two_tower'"]),
         (["--model.width=3"], ModelSettingsError, ["has no setting ['width']", "embedding_dim"]),
         (["--model.embedding_dim=wide"], ModelSettingsError, ["embedding_dim is 'wide'", "int"]),
@@ -112,6 +114,20 @@ def test_bad_usage_is_told_in_one_line(arguments: list[str], error: type[Excepti
     message = str(raised.value)
     assert "\n" not in message
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (["--no-such-flag", "--summary", "a/b.json"], "a/b.json"),
+        (["--workers=two", "--summary=a/b.json", "--epochs"], "a/b.json"),
+        (["--workers=two"], None),
+        (["--summary"], None),
+        (["--summary", "--workers=two"], None),
+    ],
+)
+def test_the_summary_file_is_known_from_arguments_that_make_no_sense(arguments: list[str], file: str | None) -> None:
+    assert summary_file(arguments) == file
 
 
 @pytest.mark.parametrize("value", ["many", 2.5, None])

@@ -91,6 +91,8 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"workers": 0}, "workers is 0; use 1 or more"),
         ({"epochs": -1}, "epochs is -1; use 1 or more"),
         ({"shards": 0}, "shards is 0; use 1 or more"),
+        ({"seed": -1}, "seed is -1; use 0 or more"),
+        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['multi_field', 'two_tower']"),
         ({"patience": -1}, "patience is -1; use 0 or more"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; use a finite number above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan; use a finite number above 0"),
@@ -148,6 +150,22 @@ def test_a_notebook_configures_training_alone() -> None:
     config = TrainingConfig(name="rides", model={"name": "multi_field", "embedding_dim": 4})
     assert (config.task, config.model_options) == ("binary", {"embedding_dim": 4})
     assert config.identity != dataclasses.replace(config, epochs=1).identity
+
+
+def test_a_notebook_may_give_paths(new_config: NewConfig, tmp_path: Path) -> None:
+    paths = {"output": tmp_path, "data": tmp_path / "data", "summary": tmp_path / "s.json", "recipe": tmp_path / "r"}
+    config = new_config(**paths)
+    assert {name: getattr(config, name) for name in paths} == {name: str(path) for name, path in paths.items()}
+    assert config == new_config(**{name: str(path) for name, path in paths.items()})
+    assert config.identity
+    assert yaml.safe_load(config.as_yaml())["output"] == str(tmp_path)
+
+
+def test_what_a_notebook_shows_holds_no_password(new_config: NewConfig) -> None:
+    uri = "https://ann:s3cret@mlflow.example"
+    config = TrainingConfig(name="rides", tracking_uri=uri)
+    assert config.tracking_uri == uri
+    assert "s3cret" not in f"{config!r} {config} {new_config(tracking_uri=uri)!r}"
 
 
 def test_every_recipe_that_is_installed_makes_a_configuration() -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from data_pipelines.blocks import Block
 from data_pipelines.features import FeatureSpec
 from training import baselines, evaluate_run
+from training.baselines import hist_gradient_boosting
 from training.evaluate_run import curves_of, judge_binary, judge_retrieval
 
 
@@ -68,7 +69,8 @@ def rides(rows: int, seed: int, noise: float = 0.3) -> Block:
 
 
 def predictions(label: list[float], score: list[float]) -> pa.Table:
-    return pa.table({"label": pa.array(label, pa.float32()), "score": pa.array(score, pa.float32())})
+    columns = {"label": label, "score": score, "weight": [1.0] * len(label)}
+    return pa.table({name: pa.array(values, pa.float32()) for name, values in columns.items()})
 
 
 @pytest.fixture
@@ -137,16 +139,23 @@ def test_the_baseline_does_not_see_the_label_through_a_feature_of_that_name(bina
     assert verdict.baseline["metrics"]["auc"] < 0.8
 
 
-def test_the_baseline_holds_a_bounded_number_of_rows(binary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate_run, "BASELINE_ROWS", 40)
+def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
+    binary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt_from: list[int] = []
+
+    def spy(train: Any, *arguments: Any, **options: Any) -> Any:
+        learnt_from.extend(len(values) for values in train.values())
+        return hist_gradient_boosting(train, *arguments, **options)
+
+    monkeypatch.setattr(evaluate_run, "hist_gradient_boosting", spy)
+    monkeypatch.setattr(evaluate_run, "BASELINE_ROWS", 300)
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
     verdict = judge_binary(binary, table, "hist_gradient_boosting", seed=1, curves=None)
-    # It saw the first 40 of 100 test rows, so its curve is of other rows than the model's.
-    expected = float(np.mean(label[:40]))
-    assert verdict.baseline["metrics"]["base_rate"] == pytest.approx(expected)
-    legend = verdict.figures["roc"].axes[0].get_legend()
-    assert legend is None or not any("boosting" in text.get_text() for text in legend.get_texts())
+    assert set(learnt_from) == {300}  # of 600
+    assert verdict.baseline["metrics"]["base_rate"] == pytest.approx(float(np.mean(label)))
+    assert any("boosting" in text.get_text() for text in verdict.figures["roc"].axes[0].get_legend().get_texts())
 
 
 RETRIEVAL_SPEC = FeatureSpec.from_dict(

@@ -28,6 +28,8 @@ FINISHED = Attempt(3, 5, (), resumed_from=40)
         ([failed(1, error("lost")), failed(2, error("lost"))], 1, Decision.RAISE),
         ([failed(1, error("lost")), failed(2, error("lost"))], 2, Decision.RESTART),
         ([failed(1, error("user"))], 9, Decision.RAISE),
+        ([failed(1, error("cancelled", rank=None))], 9, Decision.RAISE),
+        ([failed(1, error("peer"), error("cancelled", rank=None))], 9, Decision.RAISE),
         ([failed(1, error("lost")), failed(2, error("user"))], 9, Decision.RAISE),
         ([failed(1, error("peer"), error("lost"), error("user"))], 9, Decision.RAISE),
     ],
@@ -69,3 +71,22 @@ def test_an_error_is_read_from_its_event() -> None:
     }
     assert RankError.from_event(event) == RankError("lost", 1, "killed", "gone", 3.5)
     assert RankError.from_event(event | {"traceback": "line 1"}).traceback == "line 1"
+
+
+def test_tensorflows_words_for_a_peer_that_was_killed_are_a_consequence_whatever_they_are() -> None:
+    survivor = RankError("user", 0, "InternalError", "RecvAsync is gone", 1.0, is_from_tensorflow=True)
+    killed = error("lost", rank=1, at=2.0)
+    assert failed(1, survivor, killed).first_error is killed
+    assert decide([failed(1, survivor, killed)], 1) is Decision.RESTART
+
+
+def test_without_a_killed_peer_an_error_of_tensorflow_is_the_users() -> None:
+    wrong = RankError("user", 0, "InvalidArgumentError", "shapes differ", 1.0, is_from_tensorflow=True)
+    aborted = RankError("peer", 1, "killed", "killed by signal SIGABRT", 0.5)
+    assert failed(1, wrong, aborted).first_error is wrong
+    assert decide([failed(1, wrong, aborted)], 9) is Decision.RAISE
+
+
+def test_pythons_own_error_is_the_users_even_when_a_peer_was_killed() -> None:
+    wrong = error("user", rank=0, at=3.0)
+    assert failed(1, error("lost", rank=1, at=1.0), wrong).first_error is wrong

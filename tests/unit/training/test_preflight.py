@@ -2,15 +2,18 @@
 
 import http.server
 import os
+import pickle
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyspark import cloudpickle
 from pyspark.errors import PySparkException
 
 from training import preflight
@@ -170,6 +173,61 @@ def test_a_store_in_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> 
     assert check.detail.startswith(f"sqlite:///{tmp_path}/file/mlflow.db cannot be written (")
 
 
+@pytest.mark.parametrize("uri", ["foo://bar", "postgres://host/db", "ftp://host"])
+def test_a_store_that_mlflow_does_not_know_is_told(tmp_path: Path, uri: str) -> None:
+    check = checked(tmp_path, "tracking", uri=uri)
+    assert not check.passed
+    assert check.detail.startswith(f"{uri} is no store that MLflow knows; --tracking-uri takes ['http', ")
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://profile", "databricks-uc", "sqlite://"])
+def test_a_store_that_only_mlflow_can_open_passes(tmp_path: Path, uri: str) -> None:
+    assert checked(tmp_path, "tracking", uri=uri).passed
+
+
+def test_a_database_that_is_not_there_is_told_within_seconds(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    begin = time.monotonic()
+    check = checked(tmp_path, "tracking", uri=f"postgresql://ann:s3cret@127.0.0.1:{port}/db")
+    assert time.monotonic() - begin < 10
+    assert not check.passed
+    assert check.detail.startswith(f"postgresql://127.0.0.1:{port}/db cannot be reached (")
+    assert "s3cret" not in check.detail
+
+
+def test_a_database_whose_driver_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        uri = f"mysql://127.0.0.1:{listener.getsockname()[1]}/db"
+        check = checked(tmp_path, "tracking", uri=uri)
+    assert not check.passed
+    assert check.detail.startswith(f"{uri} needs the Python package 'MySQLdb', which is not installed")
+
+
+def test_a_database_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "REACH_SECONDS", 0.1)
+    may_end = threading.Event()
+    monkeypatch.setattr(preflight, "_database_problem", lambda *_: may_end.wait(30))
+    check = checked(tmp_path, "tracking", uri="postgresql://host/db")
+    may_end.set()
+    assert not check.passed
+    assert check.detail.startswith("postgresql://host/db did not answer within 0.2 s")
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_a_folder_is_a_store_only_where_mlflow_is_told_to_take_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    good, bad = (form.format(tmp_path / name / "mlruns") for name in ("new", "file"))
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    assert "use sqlite:///FILE" in checked(tmp_path, "tracking", uri=good).detail
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert checked(tmp_path, "tracking", uri=good) == Check("tracking", True, good)
+    assert checked(tmp_path, "tracking", uri=bad).detail.startswith(f"{bad} cannot be written (")
+
+
 def test_a_tracking_server_that_answers_passes(tmp_path: Path, serve: Callable[[int], str]) -> None:
     uri = serve(200)
     assert checked(tmp_path, "tracking", uri=uri) == Check("tracking", True, uri)
@@ -249,29 +307,65 @@ def test_the_password_of_a_tracking_uri_is_not_shown(tmp_path: Path, serve: Call
 
 
 class FakeSpark:
-    """A session that has ``slots`` and answers what the executors are asked with ``theirs``."""
+    """A session that has ``slots``, and runs the tasks of a barrier job here, one for each of ``executors``.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, slots: list[int], master: str, theirs: Any = (), **conf: str):
-        self._theirs = theirs
+    An executor is what differs there from the driver's packages; ``host`` and ``is_apart`` say where it is.
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        slots: list[int],
+        master: str,
+        executors: Sequence[dict[str, str]] | Exception = (),
+        **conf: str,
+    ) -> None:
+        self._executors = executors
+        self._monkeypatch = monkeypatch
+        self.is_barrier = False
         monkeypatch.setattr(preflight, "task_slots", lambda _: slots.pop(0) if len(slots) > 1 else slots[0])
         monkeypatch.setattr(preflight, "EXECUTORS_SECONDS", 0.5)
         self.sparkContext = SimpleNamespace(
-            master=master, getConf=lambda: conf, parallelize=lambda *_: self, setLogLevel=None
+            master=master, getConf=lambda: conf, parallelize=self._parallelize, setLogLevel=None
         )
 
-    def mapPartitions(self, function: Any) -> "FakeSpark":  # noqa: N802 - Spark's name
-        self._mine = function(())
+    def _parallelize(self, rows: range, tasks: int) -> "FakeSpark":
+        assert len(rows) == tasks
         return self
 
-    def collect(self) -> Any:
-        if isinstance(self._theirs, Exception):
-            raise self._theirs
-        return [self._mine[0] | changes for changes in self._theirs]
+    def barrier(self) -> "FakeSpark":
+        self.is_barrier = True
+        return self
+
+    def mapPartitions(self, task: Any) -> "FakeSpark":  # noqa: N802 - Spark's name
+        self._task = pickle.loads(cloudpickle.dumps(task))  # noqa: S301
+        return self
+
+    def collect(self) -> list[Any]:
+        assert self.is_barrier, "one executor could run all tasks of a plain job"
+        if isinstance(self._executors, Exception):
+            raise self._executors
+        return [answer for executor in self._executors for answer in self._answer(dict(executor))]
+
+    def _answer(self, executor: dict[str, str]) -> list[Any]:
+        mine = preflight.fingerprint()
+        with self._monkeypatch.context() as there:
+            there.setattr(socket, "gethostname", lambda host=executor.pop("host", "node-1"): host)
+            if executor.pop("is_apart", None):
+                there.setattr(Path, "read_text", self._absent)
+            there.setattr(preflight, "fingerprint", lambda: mine | executor)
+            return list(self._task(iter([0])))
+
+    @staticmethod
+    def _absent(path: Path, **_: Any) -> str:
+        raise FileNotFoundError(path)
 
 
-def cluster(monkeypatch: pytest.MonkeyPatch, workers: int, slots: list[int], **rest: Any) -> dict[str, Check]:
+def cluster(
+    monkeypatch: pytest.MonkeyPatch, workers: int, slots: list[int], output: Path | None = None, **rest: Any
+) -> dict[str, Check]:
     spark: Any = FakeSpark(monkeypatch, slots, **{"master": "spark://host:7077"} | rest)
-    return {check.name: check for check in check_cluster(spark, workers)}
+    return {check.name: check for check in check_cluster(spark, workers, output)}
 
 
 def test_too_few_slots_are_told_before_spark_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +379,7 @@ def test_too_few_slots_are_told_before_spark_waits_for_more(monkeypatch: pytest.
 
 
 def test_executors_that_are_still_on_their_way_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = cluster(monkeypatch, 2, [0, 1, 2], theirs=[{}, {}])
+    checks = cluster(monkeypatch, 2, [0, 1, 2], executors=[{}, {}])
     assert checks["slots"] == Check("slots", True, "2 on spark://host:7077")
 
 
@@ -302,25 +396,43 @@ def test_dynamic_allocation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["allocation"].detail.endswith("set it to false")
 
 
-def test_executors_with_the_drivers_packages_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = cluster(monkeypatch, 2, [2], theirs=[{}, {}])
-    assert all(check.passed for check in checks.values())
-    assert checks["executors"].detail.endswith("2 of them")
+def test_executors_with_the_drivers_packages_and_files_pass_and_nothing_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    executors = [{"host": "node-1"}, {"host": "node-2"}]
+    checks = cluster(monkeypatch, 2, [2], tmp_path / "new" / "output", executors=executors)
+    detail = "same Python and packages for all 2 workers, on node-1, node-2"
+    assert checks["executors"] == Check("executors", True, detail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_executor_with_another_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = cluster(monkeypatch, 2, [2], theirs=[{}, {"numpy": "1.26.4"}])
+    checks = cluster(monkeypatch, 2, [2], executors=[{}, {"host": "node-2", "numpy": "1.26.4"}])
     assert not checks["executors"].passed
-    assert checks["executors"].detail.startswith("numpy is 1.26.4 there and ")
+    assert checks["executors"].detail.startswith("numpy is 1.26.4 on node-2 and ")
     assert checks["executors"].detail.endswith("on the driver; install the same version")
 
 
-def test_executors_that_cannot_run_our_code_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = PySparkException("Job aborted\n  ModuleNotFoundError: No module named 'training'\n\tat org.apache.spark")
-    checks = cluster(monkeypatch, 2, [2], theirs=error)
+def test_an_executor_that_does_not_share_the_output_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    executors = [{}, {"host": "node-2", "is_apart": "yes"}]
+    checks = cluster(monkeypatch, 2, [2], tmp_path, executors=executors)
+    detail = f"the one on node-2 does not see {tmp_path}; use storage that all nodes share"
+    assert checks["executors"] == Check("executors", False, detail)
+    assert list(tmp_path.iterdir()) == []
+    assert cluster(monkeypatch, 2, [2], executors=executors)["executors"].passed
+
+
+def test_executors_that_cannot_run_our_code_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    error = PySparkException(
+        "Could not recover from a failed barrier ResultStage\n"
+        "ModuleNotFoundError: python3 on this executor cannot import 'training'; install mirrorspark\n"
+        "\tat org.apache.spark"
+    )
+    checks = cluster(monkeypatch, 2, [2], tmp_path, executors=error)
     assert not checks["executors"].passed
-    expected = "cannot run our code: ModuleNotFoundError: No module named 'training'; install mirrorspark there"
+    expected = "cannot run our code: python3 on this executor cannot import 'training'; install mirrorspark"
     assert checks["executors"].detail == expected
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_local_session_shares_the_drivers_packages(monkeypatch: pytest.MonkeyPatch) -> None:

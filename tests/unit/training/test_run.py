@@ -1,6 +1,7 @@
 """The command: exit statuses, one line for what is wrong, and what it prints and writes at the end."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from training import pipeline
-from training.config import RECIPE_FILE, RunConfig
+from training.config import RECIPE_FILE, ConfigError, RunConfig
 from training.failure_policy import Attempt, RankError
 from training.preflight import Check
 from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
@@ -70,7 +71,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--model.width=3"], ["model 'multi_field' has no setting ['width']"]),
         (["--features.distance.kind=number"], ["feature 'distance': kind 'number' is unknown"]),
         (["--monitor=val_loss"], ["mode 'max' does not fit monitor 'val_loss'; set mode to min"]),
-        (["--summary", "."], ["summary . is a folder; give the name of a file"]),
+        (["--summary", "."], ["summary . cannot be written (it is no file); give another file"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
@@ -145,6 +146,112 @@ def test_a_failed_run_says_why_in_one_line_and_in_the_summary(
     assert (document["status"], document["error"]) == ("failed", "http://host refused because of that")
 
 
+OLD = '{"status": "finished", "run_id": "an older run"}\n'
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """Return the summary that an earlier run left."""
+    (tmp_path / "summary.json").write_text(OLD)
+    return tmp_path / "summary.json"
+
+
+def test_the_summary_of_an_earlier_run_is_gone_before_the_work_begins(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[bool] = []
+
+    def run(config: RunConfig) -> Summary:
+        there.append(old.exists())
+        return Summary(status="finished", run_id="new")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    assert main(["--summary", "summary.json"]) == EXIT_FINISHED
+    assert there == [False]
+    assert json.loads(old.read_text())["run_id"] == "new"
+    assert list(old.parent.iterdir()) == [old]
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "status", "message"),
+    [
+        ([], KeyboardInterrupt(), EXIT_FAILED, "interrupted; the same command goes on from the last checkpoint"),
+        ([], ConfigError("no data"), EXIT_USAGE, "no data"),
+        ([], RuntimeError("no luck"), EXIT_FAILED, "no luck"),
+        (["--workers", "0"], None, EXIT_USAGE, "workers is 0; use 1 or more"),
+        (["--recipe", "flight"], None, EXIT_USAGE, "recipe 'flight' is unknown"),
+    ],
+    ids=["interrupted", "configuration", "failure", "bad value", "bad recipe"],
+)
+def test_every_way_out_replaces_the_summary_of_an_earlier_run(
+    old: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    error: BaseException | None,
+    status: int,
+    message: str,
+) -> None:
+    if error is not None:
+        fail_with(monkeypatch, error)
+    assert main([*flags, f"--summary={old}"]) == status
+    document = json.loads(old.read_text())
+    assert document["status"] == "failed"
+    assert document["error"].startswith(message)
+    assert document["run_id"] is None
+
+
+def test_a_dry_run_leaves_the_summary_of_the_last_run(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "dry_run", lambda _: [])
+    assert main(["--dry-run", "--summary", "summary.json"]) == EXIT_FINISHED
+    assert old.read_text() == OLD
+
+
+def test_the_summary_of_a_failed_run_holds_what_was_known_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("parity could not be computed")
+    known = Summary(status="running", run_id="run-1", attempts=2, timings={"train": 3.0}, run_folder=str(tmp_path))
+    error.partial_summary = known  # type: ignore[attr-defined]
+    fail_with(monkeypatch, error)
+    assert main(["--summary", "out/s.json"]) == EXIT_FAILED
+    document = json.loads((tmp_path / "out" / "s.json").read_text())
+    assert (document["status"], document["error"]) == ("failed", "parity could not be computed")
+    assert (document["run_id"], document["attempts"], document["timings"]) == ("run-1", 2, {"train": 3.0})
+    assert json.loads((tmp_path / "summary.json").read_text()) == document
+
+
+def test_a_summary_that_cannot_be_written_is_told_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: list[RunConfig]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--summary", "file/summary.json"]) == EXIT_USAGE
+    line = only_line(capsys)
+    assert line.startswith("mirrorspark: summary file/summary.json cannot be written (")
+    assert line.endswith("; give another file")
+    assert runs == []
+
+
+def test_a_device_is_never_replaced_by_a_summary(tmp_path: Path, runs: list[RunConfig]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["--summary", "pipe"]) == EXIT_USAGE
+    assert main(["--workers", "0", "--summary", "pipe"]) == EXIT_USAGE
+    assert (tmp_path / "pipe").is_fifo()
+    assert runs == []
+
+
+def test_a_summary_that_can_no_longer_be_written_at_the_end_is_a_line_and_status_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: RunConfig) -> Summary:
+        (tmp_path / "out" / "summary.json").mkdir(parents=True)
+        return Summary(status="finished")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    assert main(["--summary", "out/summary.json"]) == EXIT_FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "mirrorspark: summary out/summary.json cannot be written (it is no file); the run finished"
+
+
 def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, MemoryError())
     assert main([]) == EXIT_FAILED
@@ -181,6 +288,19 @@ def test_the_whole_trace_is_shown_when_asked_for(
     fail_with(monkeypatch, RuntimeError("no luck"))
     assert main(["--verbose"]) == EXIT_FAILED
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_no_trace_shows_a_password(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, RuntimeError("http://ann:s3/cr@et@host refused"))
+    assert main(["--verbose"]) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "RuntimeError: http://host refused" in said
+    assert "cr@et" not in said
+    fault = RankError("user", 1, "ValueError", "no", 1.0, "ValueError: http://ann:s3cret@host")
+    fail_with(monkeypatch, TrainingFailedError((Attempt(1, None, (fault,), 0),)))
+    assert main([]) == EXIT_FAILED
+    assert "s3cret" not in capsys.readouterr().err
 
 
 def test_an_interrupted_run_says_how_to_go_on(

@@ -1,12 +1,14 @@
 """What a run tells at its end, to programs and to people."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from training.summary import Summary
+from training.summary import CHALLENGER, Summary, make_way
 
 BINARY = Summary(
     status="finished",
@@ -59,6 +61,42 @@ def test_a_failed_run_has_the_same_fields(tmp_path: Path) -> None:
     assert (document["status"], document["error"], document["run_id"]) == ("failed", "rank 1: no luck", None)
 
 
+def test_the_document_is_json_that_every_reader_takes(tmp_path: Path) -> None:
+    parity = {"max": math.inf, "mean": np.float32(0.5), "p99": math.nan, "rows": np.int64(3), "passed": False}
+    (tmp_path / "new").mkdir()
+    replace(BINARY, parity=parity).save(tmp_path / "new" / "summary.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    document = json.loads((tmp_path / "new" / "summary.json").read_text(), parse_constant=refuse)
+    assert document["parity"] == {"max": "inf", "mean": 0.5, "p99": "nan", "rows": 3, "passed": False}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["summary.json"]
+
+
+def test_a_summary_that_fails_half_way_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "summary.json").write_text("old")
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        BINARY.save(tmp_path / "summary.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert (tmp_path / "summary.json").read_bytes() == b"old"
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    make_way(tmp_path / "link.json")
+    assert not (tmp_path / "real.json").exists()
+    BINARY.save(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["status"] == "finished"
+
+
 def test_a_password_in_the_tracking_uri_is_not_written(tmp_path: Path) -> None:
     summary = replace(BINARY, tracking_uri="https://ann:s3cret@mlflow.example:8443")
     assert saved(summary, tmp_path)["tracking_uri"] == "https://mlflow.example:8443"
@@ -89,12 +127,28 @@ def test_the_table_of_a_retrieval_run_shows_its_own_metrics() -> None:
     assert "popularity" in text.splitlines()[0]
 
 
+def test_the_table_of_shorter_lists_shows_the_longest_of_them() -> None:
+    values = {f"{name}_at_{k}": k / 100 for k in (1, 5, 10) for name in ("recall", "ndcg")}
+    lines = replace(BINARY, metrics={"validation": values, "test": values}, baseline={}).as_text().splitlines()
+    rows = [line.split() for line in lines[1:4]]
+    expected = [("recall_at_10", "0.1000"), ("ndcg_at_10", "0.1000"), ("recall_at_5", "0.0500")]
+    assert rows == [[name, value, value] for name, value in expected]
+    alone = replace(BINARY, metrics={"test": {"recall_at_1": 0.5, "ndcg_at_1": 0.5}}, baseline={}).as_text()
+    assert [line.split()[0] for line in alone.splitlines()[1:3]] == ["recall_at_1", "ndcg_at_1"]
+
+
+@pytest.mark.parametrize(("passed", "verdict"), [(True, "max 1.2e-07"), (False, "FAILED: max 1.2e-07")])
+def test_parity_that_failed_is_said(passed: bool, verdict: str) -> None:
+    lines = replace(BINARY, parity={**BINARY.parity, "passed": passed}).as_text().splitlines()
+    assert f"{'parity':<14}{verdict} over 55,000 rows" in lines
+
+
 def test_the_table_says_where_things_are() -> None:
     places = dict(line.split("  ", 1) for line in BINARY.as_text().partition("\n\n")[2].splitlines())
     assert {name: place.strip() for name, place in places.items()} == {
         "parity": "max 1.2e-07 over 55,000 rows",
         "attempts": "1",
-        "model": "models:/flights/3 (alias challenger)",
+        "model": f"models:/flights/3 (alias {CHALLENGER})",
         "scores": "/runs/1/scores.parquet",
         "dataset": "/data/flights-1",
         "run folder": "/runs/1",

@@ -12,6 +12,7 @@ from callbacks import commit
 from training import events as events_module
 from training import supervisor as supervisor_module
 from training.events import Event, EventClient
+from training.failure_policy import RankError
 from training.launcher import BarrierJobError
 from training.plan import TrainingPlan
 from training.supervisor import Supervisor, TrainingFailedError, no_address, summary_of
@@ -38,6 +39,10 @@ def commit_step(directory: str, step: int) -> None:
     commit.publish(staging, Path(directory), step=step, epoch=step // 10)
 
 
+def said_by_spark(message: str) -> RankError:
+    return RankError("spark", None, "BarrierJobError", message, time.time())
+
+
 class FailingLauncher:
     """Fails ``times`` attempts: commits the steps it is given, lets the ranks speak, and ends as Spark would."""
 
@@ -57,7 +62,7 @@ class FailingLauncher:
             client = EventClient(plan.events, rank, plan.attempt)
             client.send(event)
             client.close()
-        raise BarrierJobError("Spark says that a task failed")
+        raise BarrierJobError(said_by_spark("Spark says that a task failed"))
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +172,7 @@ def test_a_reason_that_comes_after_spark_has_given_up_still_counts(
     def launch(plan: TrainingPlan) -> int:
         clients.append(EventClient(plan.events, 1, plan.attempt))
         clients[0].send(user_fault("told late"))
-        raise BarrierJobError("Spark is faster")
+        raise BarrierJobError(said_by_spark("Spark is faster"))
 
     with pytest.raises(TrainingFailedError, match="rank 1: ValueError: told late"):
         supervised(launch, 3).supervise(plan)
@@ -188,13 +193,13 @@ def test_an_error_of_an_earlier_attempt_is_not_counted_and_not_passed_on(plan: T
     def launch(plan: TrainingPlan) -> int:
         attempts_seen.append(plan.attempt)
         if plan.attempt == 1:
-            raise BarrierJobError("lost")
+            raise BarrierJobError(said_by_spark("lost"))
         # A rank of the first attempt, as if it had found the second one's address.
         late = EventClient(plan.events, 1, attempt=1)
         late.send(user_fault("from attempt 1"))
         late.close()
         if plan.attempt == 2:
-            raise BarrierJobError("lost again")
+            raise BarrierJobError(said_by_spark("lost again"))
         return 4
 
     attempts = supervised(launch, 3, heard).supervise(plan)

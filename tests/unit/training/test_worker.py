@@ -73,7 +73,7 @@ def test_a_rank_gets_the_plan_on_its_input_and_answers_with_its_epochs(
         open("{tmp_path}/arguments", "w").write(" ".join(sys.argv[1:]))
         open("{tmp_path}/plan", "w").write(sys.stdin.readline())
         print("a warning", file=sys.stderr)
-        print(7)
+        print('{{"epochs": 7}}')
         """
     )
     assert RankTask(PLAN)() == 7
@@ -90,7 +90,7 @@ def test_the_secret_is_in_neither_arguments_nor_environment(
         import os, sys
         open("{tmp_path}/public", "w").write(repr(sys.argv) + repr(dict(os.environ)))
         sys.stdin.readline()
-        print(1)
+        print('{{"epochs": 1}}')
         """
     )
     RankTask(plan)()
@@ -151,10 +151,32 @@ def test_a_rank_that_dies_before_it_reads_its_plan_is_quoted(rank_that: Callable
 def test_what_a_rank_says_is_shown_when_asked_for(
     rank_that: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rank_that("import sys; sys.stdin.readline(); print('TensorFlow says', file=sys.stderr); print(1)")
+    rank_that("import sys; sys.stdin.readline(); print('TensorFlow says', file=sys.stderr); print('{\"epochs\": 1}')")
     for verbose, shown in ((False, ""), (True, "TensorFlow says\n")):
         RankTask(replace(PLAN, verbose=verbose))()
         assert capsys.readouterr().err == shown
+
+
+def test_a_rank_passes_on_why_it_failed_even_without_the_channel(rank_that: Callable[[str], Path]) -> None:
+    rank_that(
+        """
+        import json, sys
+        sys.stdin.readline()
+        print(json.dumps({"cause": "user", "type": "ValueError", "message": "no such column\\nhint"}), flush=True)
+        sys.exit(1)
+        """
+    )
+    with pytest.raises(RankFailedError) as raised:
+        RankTask(PLAN)()
+    assert str(raised.value) == "rank 0 failed (user): ValueError: no such column hint"
+
+
+def test_an_abort_is_told_as_a_consequence(rank_that: Callable[[str], Path]) -> None:
+    events: list[Event] = []
+    rank_that("import os, sys; sys.stdin.readline(); os.abort()")
+    with EventServer("127.0.0.1", events.append) as server, pytest.raises(RankFailedError, match="signal 6"):
+        RankTask(replace(PLAN, events=server.address))()
+    assert [(event["cause"], event["message"]) for event in events] == [("peer", "killed by signal SIGABRT")]
 
 
 def test_a_rank_ends_with_the_task_that_started_it(

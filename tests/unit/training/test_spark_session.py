@@ -1,0 +1,86 @@
+"""Which session a run gets, what is set in it, and where its driver is to be found."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from training.spark_session import (
+    AnotherSessionError,
+    bind_address,
+    driver_address,
+    is_local,
+    open_session,
+    session_settings,
+)
+
+
+def session(master: str, **conf: str) -> Any:
+    settings = {name.replace("_", "."): value for name, value in conf.items()}
+    return SimpleNamespace(sparkContext=SimpleNamespace(master=master, getConf=lambda: settings))
+
+
+@pytest.fixture
+def spark_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return Spark's configuration folder, empty."""
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_the_active_session_is_used_unless_another_cluster_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    active = session("local[2]")
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: active)
+    assert open_session(None, 4) is active
+    assert open_session("local[2]", 4) is active
+    with pytest.raises(AnotherSessionError, match=r"master is spark://host:7077, but a Spark session on local\[2\]"):
+        open_session("spark://host:7077", 4)
+
+
+def test_a_local_session_is_small_and_silent(spark_conf: Path) -> None:
+    settings = session_settings("local[2]", 2, verbose=False)
+    assert settings["spark.driver.memory"] == "2g"
+    assert settings["spark.ui.enabled"] == "false"
+    assert settings["spark.log.level"] == "OFF"
+    assert "spark.log.level" not in session_settings("local[2]", 2, verbose=True)
+
+
+def test_a_cluster_keeps_its_pages_memory_and_address(spark_conf: Path) -> None:
+    settings = session_settings("spark://host:7077", 2, verbose=False)
+    assert settings.keys().isdisjoint({"spark.ui.enabled", "spark.driver.memory", "spark.driver.host"})
+
+
+@pytest.mark.parametrize("target", ["local[2]", "spark://host:7077"])
+def test_the_users_defaults_stand_over_ours(spark_conf: Path, target: str) -> None:
+    (spark_conf / "spark-defaults.conf").write_text(
+        "# spark.sql.shuffle.partitions 7\n\nspark.driver.memory   8g\nspark.ui.enabled=true\n"
+        "  spark.log.level: WARN\nspark.sql.session.timeZone CET\n"
+    )
+    settings = session_settings(target, 2, verbose=False)
+    assert settings.keys().isdisjoint({"spark.driver.memory", "spark.ui.enabled", "spark.log.level"})
+    assert settings["spark.sql.shuffle.partitions"] == "8"
+    # Splits and time stamps must not depend on the machine.
+    assert settings["spark.sql.session.timeZone"] == "UTC"
+
+
+def test_the_users_log4j_file_decides_what_is_logged(spark_conf: Path) -> None:
+    (spark_conf / "log4j2.properties").write_text("rootLogger.level = info\n")
+    assert "spark.log.level" not in session_settings("spark://host:7077", 2, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("master", "local"),
+    [("local", True), ("local[2]", True), ("local[*]", True), ("local-cluster[1,1,1024]", False), ("yarn", False)],
+)
+def test_executors_of_their_own_are_not_local(master: str, local: bool) -> None:
+    assert is_local(session(master)) is local
+
+
+def test_the_driver_is_found_at_its_host_and_listens_where_it_is_told_to() -> None:
+    behind = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
+    assert (driver_address(behind), bind_address(behind)) == ("driver.svc", "0.0.0.0")  # noqa: S104
+    plain = session("spark://host:7077", spark_driver_host="10.0.0.1")
+    assert (driver_address(plain), bind_address(plain)) == ("10.0.0.1", "10.0.0.1")
+    local = session("local[2]", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
+    assert (driver_address(local), bind_address(local)) == ("127.0.0.1", "127.0.0.1")
