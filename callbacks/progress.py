@@ -51,7 +51,7 @@ class EventCallback(tf_keras.callbacks.Callback):
         self._restored = False
 
     def get_state(self) -> dict[str, Any]:
-        """Return every ``epoch_end`` so far: a checkpoint that holds them can fill a curve whose listener was killed."""
+        """Return every ``epoch_end`` so far: a checkpoint that holds them fills the curve of a killed listener."""
         return {"epoch": self._completed, "told": list(self._told)}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -19,11 +19,10 @@ from plots.ranking import recall_at_k_curve
 from plots.roc import roc_curve
 from plots.score_histogram import score_histogram
 from training.baselines import BaselineFeature, hist_gradient_boosting, popularity
-from training.evaluation import binary_metrics, ranking_metrics
+from training.evaluation import RANKING_KS, binary_metrics, ranking_metrics
 
 # The baseline holds its rows in memory on the driver.
 BASELINE_ROWS = 1_000_000
-RANKS = (1, 5, 10, 20)
 
 # No feature can have these names.
 _LABEL, _WEIGHT = "\0label", "\0weight"
@@ -71,7 +70,7 @@ def judge_retrieval(
     dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, k: int, curves: Figure | None
 ) -> Verdict:
     """Return the verdict on a retrieval model from its ``candidates`` and the held-back ``label`` per split."""
-    ranks = tuple(rank for rank in RANKS if rank <= k)
+    ranks = tuple(rank for rank in RANKING_KS if rank <= k)
     metrics = {
         split: ranking_metrics(_matrix(table["candidates"]), _held_back(table["label"]), ranks)
         for split, table in predictions.items()

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics
 
 RECALL_AT_PRECISIONS = (0.3, 0.5, 0.7)
-RANKING_KS = (5, 10, 20)
+RANKING_KS = (1, 5, 10, 20)
 
 
 def check_binary_label(label: ArrayLike, *, split: str) -> NDArray[np.int64]:

@@ -55,8 +55,8 @@ class EventServer:
     ``on_event`` is never called afterwards.
     """
 
-    def __init__(self, host: str, on_event: Callable[[Event], None]) -> None:
-        """Start to listen on a free port of ``host``.
+    def __init__(self, host: str, on_event: Callable[[Event], None], advertised: str | None = None) -> None:
+        """Start to listen on a free port of ``host``; ranks are told ``advertised`` where that is another name for it.
 
         Raises:
             OSError: ``host`` is no interface of this machine.
@@ -71,7 +71,7 @@ class EventServer:
                 receive(self)
 
         self._server = _ThreadingServer((host, 0), Handler)
-        self.address = EventAddress(host, self._server.server_address[1], self._token)
+        self.address = EventAddress(advertised or host, self._server.server_address[1], self._token)
         listen = functools.partial(self._server.serve_forever, poll_interval=0.05)
         self._thread = threading.Thread(target=listen, name="events", daemon=True)
         self._thread.start()

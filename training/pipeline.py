@@ -1,6 +1,7 @@
 """The main job, stage by stage: preflight, convert, train, score, parity. Returns what it found out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from training import preflight
 from training.config import SQL_FILE, ConfigError, RunConfig
 from training.live_view import LiveView
 from training.spark_session import open_session
-from training.summary import Summary
-from training.train import CHALLENGER, Trained, TrainingJob, open_job, tracking_uri
+from training.summary import CHALLENGER, Summary
+from training.train import Trained, TrainingJob, open_job, tracking_uri
 
 SCORED_TABLE = "scores.parquet"
 
@@ -39,7 +40,7 @@ def dry_run(config: RunConfig) -> list[preflight.Check]:
     if all(check.passed for check in checks):
         _source_files(config)
         spark = open_session(config.master, config.workers, verbose=config.verbose)
-        checks += preflight.check_cluster(spark, config.workers)
+        checks += preflight.check_cluster(spark, config.workers, Path(config.output))
     return checks
 
 
@@ -51,31 +52,53 @@ def run(config: RunConfig) -> Summary:
             command goes on from the last commit.
     """
     view = LiveView(epochs=config.epochs)
-    with view.stage("preflight") as stage:
-        preflight.require(preflight.check_driver(Path(config.output), tracking_uri(config)))
-        files = _source_files(config)
-        spark = open_session(config.master, config.workers, verbose=config.verbose)
-        checks = preflight.check_cluster(spark, config.workers)
-        preflight.require(checks)
-        stage.note = f"{checks[0].name}: {checks[0].detail}"
+    spark, files = _prepare(config, view)
     with view.stage("convert", spark=spark) as stage:
         table = recipe_table(spark, config)
         dataset, is_reused = _dataset(config, table, files)
         rows = ", ".join(f"{dataset.manifest.rows(split):,} {split}" for split in dataset.manifest.splits)
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
     with open_job(dataset, config, spark, view) as job:
-        trained = job.run()
-        scored_table = trained.run_folder / SCORED_TABLE
-        with view.stage("score", spark=spark) as stage:
-            scores = _scored(spark, table, trained, dataset, config, scored_table)
-            stage.note = f"{scores.num_rows:,} rows of the test split"
-        with view.stage("parity") as stage:
-            report = _parity(config.task, dataset, trained.predictions["test"], scores)
-            _log_parity(job, report)
-            stage.note = f"max difference {report.max:.1e}"
-        require_parity(report)
-        job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
-    return _summary(config, dataset, is_reused, trained, report, view, scored_table)
+        begun = _begun(config, dataset, is_reused, job)
+        try:
+            trained = job.run()
+            report = _score_and_compare(job, trained, table, config)
+        except BaseException as error:
+            # Whoever waits for the summary wants to know which run it was that failed.
+            error.partial_summary = replace(begun, timings=_seconds(view))  # type: ignore[attr-defined]
+            raise
+    return _finished(begun, trained, report, view)
+
+
+def _prepare(config: RunConfig, view: LiveView) -> tuple[SparkSession, dict[str, Path]]:
+    """Return the session and the source files, once every check has passed."""
+    with view.stage("preflight") as stage:
+        preflight.require(preflight.check_driver(Path(config.output), tracking_uri(config)))
+        files = _source_files(config)
+        spark = open_session(config.master, config.workers, verbose=config.verbose)
+        checks = preflight.check_cluster(spark, config.workers, Path(config.output))
+        preflight.require(checks)
+        stage.note = f"{checks[0].name}: {checks[0].detail}"
+    return spark, files
+
+
+def _score_and_compare(job: TrainingJob, trained: Trained, table: DataFrame, config: RunConfig) -> ParityReport:
+    """Score the test split, hold it against the training framework's own scores, and give the version its alias.
+
+    Raises:
+        ScoringFailedError: A task failed.
+        ParityFailedError: The scores differ.
+    """
+    with job.view.stage("score", spark=job.spark) as stage:
+        scores = _scored(job.spark, table, trained, job.dataset, config)
+        stage.note = f"{scores.num_rows:,} rows of the test split"
+    with job.view.stage("parity") as stage:
+        report = _parity(config.task, job.dataset, trained.predictions["test"], scores)
+        _log_parity(job, report)
+        stage.note = f"max difference {report.max:.1e}"
+    require_parity(report)
+    job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
+    return report
 
 
 def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
@@ -111,10 +134,9 @@ def _dataset(config: RunConfig, table: DataFrame, files: Mapping[str, Path]) -> 
         return Dataset.open(path), True
 
 
-def _scored(
-    spark: SparkSession, table: DataFrame, trained: Trained, dataset: Dataset, config: RunConfig, target: Path
-) -> pa.Table:
+def _scored(spark: SparkSession, table: DataFrame, trained: Trained, dataset: Dataset, config: RunConfig) -> pa.Table:
     """Score the test split with the registered version, write the table and return it."""
+    target = trained.run_folder / SCORED_TABLE
     test = table.where(F.col(config.conversion.split_column) == "test")
     scored = score(test, trained.model, keys=list(dataset.spec.keys), batch_size=config.scoring_batch_size)
     try:
@@ -150,30 +172,14 @@ def _log_parity(job: TrainingJob, report: ParityReport) -> None:
     job.tracked.log_text(report.as_table(), "parity.txt")
 
 
-def _summary(
-    config: RunConfig,
-    dataset: Dataset,
-    is_reused: bool,
-    trained: Trained,
-    report: ParityReport,
-    view: LiveView,
-    scored_table: Path,
-) -> Summary:
+def _begun(config: RunConfig, dataset: Dataset, is_reused: bool, job: TrainingJob) -> Summary:
+    """Return what is known before the training."""
     manifest = dataset.manifest
     return Summary(
-        status="finished",
-        run_id=trained.run_id,
+        status="running",
+        run_id=job.tracked.run_id,
         experiment=config.experiment or config.name,
-        model_uri=trained.model_uri,
-        registered_model=trained.registered_model,
-        model_version=trained.model_version,
-        metrics=trained.verdict.metrics,
-        baseline=trained.verdict.baseline,
-        parity={"max": report.max, "mean": report.mean, "p99": report.p99, "rows": report.rows},
-        timings={name: round(seconds, 2) for name, seconds in view.timings.items()},
-        examples_per_second=trained.examples_per_second,
         workers=config.workers,
-        attempts=len(trained.attempts),
         dataset={
             "path": str(dataset.path),
             "rows": {split: manifest.rows(split) for split in manifest.splits},
@@ -181,7 +187,27 @@ def _summary(
             "layout": manifest.layout,
             "reused": is_reused,
         },
-        scored_table=str(scored_table),
-        run_folder=str(trained.run_folder),
-        tracking_uri=trained.tracking_uri,
+        run_folder=str(job.folder.path),
+        tracking_uri=job.tracked.uri,
     )
+
+
+def _finished(begun: Summary, trained: Trained, report: ParityReport, view: LiveView) -> Summary:
+    return replace(
+        begun,
+        status="finished",
+        model_uri=trained.model_uri,
+        registered_model=trained.registered_model,
+        model_version=trained.model_version,
+        metrics=trained.verdict.metrics,
+        baseline=trained.verdict.baseline,
+        parity={name: getattr(report, name) for name in ("max", "mean", "p99", "rows", "passed")},
+        timings=_seconds(view),
+        examples_per_second=trained.examples_per_second,
+        attempts=len(trained.attempts),
+        scored_table=str(trained.run_folder / SCORED_TABLE),
+    )
+
+
+def _seconds(view: LiveView) -> dict[str, float]:
+    return {name: round(seconds, 2) for name, seconds in view.timings.items()}

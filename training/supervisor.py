@@ -44,13 +44,15 @@ class Supervisor:
 
     Attributes:
         launch: Runs one attempt.
-        host: Interface of this machine that the ranks can reach.
+        host: Interface of this machine to listen on.
+        advertised: Address under which the ranks reach it.
         max_restarts: How often a lost worker may restart the training.
         on_event: Gets every event of the attempt's ranks, and the supervisor's own (``attempt``, ``restart``).
     """
 
     launch: Launcher
     host: str
+    advertised: str
     max_restarts: int
     on_event: Callable[[Event], None]
 
@@ -87,7 +89,7 @@ class Supervisor:
             self.on_event(event)
 
         self.on_event({"event": "attempt", "attempt": number, "workers": plan.workers, "resumed_from": resumed_from})
-        with EventServer(self.host, collect) as server:
+        with EventServer(self.host, collect, self.advertised) as server:
             mine = dataclasses.replace(
                 plan,
                 attempt=number,

@@ -27,10 +27,9 @@ from training.live_view import LiveView
 from training.plan import TrainingPlan
 from training.rank import PROGRESS_STATE
 from training.run_folder import RunFolder, open_run_folder
-from training.spark_session import driver_address, open_session
+from training.spark_session import bind_address, driver_address, open_session
+from training.summary import CHALLENGER
 from training.supervisor import Supervisor, no_address, summary_of
-
-CHALLENGER = "challenger"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
     checks = preflight.check_driver(Path(config.output), tracking_uri(config))
     preflight.require(checks)
     spark = spark or open_session(None, config.workers, verbose=config.verbose)
-    preflight.require(preflight.check_cluster(spark, config.workers))
+    preflight.require(preflight.check_cluster(spark, config.workers, Path(config.output)))
     view = LiveView(epochs=config.epochs)
     with open_job(dataset, config, spark, view) as job:
         trained = job.run()
@@ -192,7 +191,8 @@ class TrainingJob:
     def _train(self) -> tuple[Attempt, ...]:
         supervisor = Supervisor(
             launch=SparkLauncher(self.spark, self.config.gpus_per_worker),
-            host=driver_address(self.spark),
+            host=bind_address(self.spark),
+            advertised=driver_address(self.spark),
             max_restarts=self.config.max_restarts,
             on_event=self._on_event,
         )

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from training.config import RECIPE_FILE, SQL_FILE, load_recipe
 
-Events = list[dict]
+Events = list[dict[str, Any]]
 
 # Every day up to the ninth: a third of the rows, with all three splits.
 _SOME_DAYS = "took_place AND CAST(split(flight_id, '-')[0] AS INT) % 100 <= 9"

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from mlflow import MlflowClient
 
 from callbacks.metric_buffer import MetricBuffer, main, metric_name, replay, retry_delay
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 RUN = "0123456789abcdef"
 
 
@@ -313,6 +316,15 @@ def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
     points = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
     assert sorted(points) == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
     assert sorted(point.step for point in client.get_metric_history(run_id, "recall_20")) == [1, 2, 3]
+
+
+def test_the_command_that_the_warning_names_is_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "callbacks.metric_buffer", "replay", str(tmp_path / "absent")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"{tmp_path}/absent does not exist; name a file that a training left\n",
+    )
 
 
 def test_the_replay_command_says_what_is_wrong_with_its_file(

@@ -54,7 +54,7 @@ def serve() -> Iterator[Callable[[int], str]]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, *_: object) -> None:  # type: ignore[override]
+            def log_message(self, *_: object) -> None:
                 pass
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -349,8 +349,9 @@ class FakeSpark:
 
     def _answer(self, executor: dict[str, str]) -> list[Any]:
         mine = preflight.fingerprint()
+        host = executor.pop("host", "node-1")
         with self._monkeypatch.context() as there:
-            there.setattr(socket, "gethostname", lambda host=executor.pop("host", "node-1"): host)
+            there.setattr(socket, "gethostname", lambda: host)
             if executor.pop("is_apart", None):
                 there.setattr(Path, "read_text", self._absent)
             there.setattr(preflight, "fingerprint", lambda: mine | executor)
@@ -362,10 +363,10 @@ class FakeSpark:
 
 
 def cluster(
-    monkeypatch: pytest.MonkeyPatch, workers: int, slots: list[int], output: Path | None = None, **rest: Any
+    monkeypatch: pytest.MonkeyPatch, workers: int, slots: list[int], shared: Path | None = None, /, **rest: Any
 ) -> dict[str, Check]:
     spark: Any = FakeSpark(monkeypatch, slots, **{"master": "spark://host:7077"} | rest)
-    return {check.name: check for check in check_cluster(spark, workers, output)}
+    return {check.name: check for check in check_cluster(spark, workers, shared)}
 
 
 def test_too_few_slots_are_told_before_spark_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +392,7 @@ def test_executors_that_do_not_come_are_not_waited_for_for_ever(monkeypatch: pyt
 
 
 def test_dynamic_allocation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = cluster(monkeypatch, 1, [1], **{"spark.dynamicAllocation.enabled": "TRUE"})
+    checks = cluster(monkeypatch, 1, [1], None, **{"spark.dynamicAllocation.enabled": "TRUE"})
     assert not checks["allocation"].passed
     assert checks["allocation"].detail.endswith("set it to false")
 

@@ -97,7 +97,7 @@ def plan(tmp_path: Path) -> TrainingPlan:
 def supervised(
     launch: Callable[[TrainingPlan], int], max_restarts: int, heard: list[Event] | None = None
 ) -> Supervisor:
-    return Supervisor(launch, "127.0.0.1", max_restarts, (heard if heard is not None else []).append)
+    return Supervisor(launch, "127.0.0.1", "127.0.0.1", max_restarts, (heard if heard is not None else []).append)
 
 
 def test_a_training_that_finishes_takes_one_attempt(plan: TrainingPlan) -> None:
