@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +114,26 @@ def test_an_unwritable_store_ends_training_at_its_begin_and_is_named(
         fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path / "file" / "store", monitor=None)], epochs=1)
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Return a function that limits the bytes of a file, as a full disk would; SIGXFSZ is ignored by Python."""
+@contextmanager
+def small_files(limit_bytes: int) -> Iterator[None]:
+    """Limit the bytes of a file, as a full disk would; SIGXFSZ is ignored by Python.
+
+    Not a fixture: pytest reports a test before it tears fixtures down, and its own output may be a file, too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("limit_bytes", [16, 2000])
 def test_a_full_store_is_named_and_leaves_nothing_half_written(
-    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, small_files: Callable[[int], None], limit_bytes: int
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, limit_bytes: int
 ) -> None:
     model, dataset = new_model(), new_dataset()
-    small_files(limit_bytes)
-    with pytest.raises(OSError, match=f"cannot write a checkpoint to {tmp_path}"):
+    with small_files(limit_bytes), pytest.raises(OSError, match=f"cannot write a checkpoint to {tmp_path}"):
         fit(model, dataset, [ChiefCheckpoint(tmp_path, monitor=None)], epochs=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -141,14 +147,13 @@ def as_rank_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("as_rank_1")
 def test_a_rank_that_is_not_the_chief_leaves_no_file_even_after_an_error(
-    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, small_files: Callable[[int], None]
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
 ) -> None:
     store, scratch = tmp_path / "store", tmp_path / "scratch"
     checkpoint = ChiefCheckpoint(store, monitor=None, scratch_dir=scratch)
     fit(new_model(), new_dataset(), [checkpoint], epochs=1)
     assert list(scratch.iterdir()) == []
-    small_files(16)
-    with pytest.raises(OSError, match=f"cannot write a checkpoint to {scratch}"):
+    with small_files(16), pytest.raises(OSError, match=f"cannot write a checkpoint to {scratch}"):
         fit(new_model(), new_dataset(), [checkpoint], epochs=1)
     assert list(scratch.iterdir()) == []
     assert not store.exists()
