@@ -142,7 +142,10 @@ def load_dataset(dataset: Dataset, plan: ReadPlan) -> "tf.data.Dataset":
             yield chunk, label, weight
 
     stacked = tf.data.Dataset.from_generator(chunks, output_signature=(signature, row, row))
-    return stacked.unbatch().prefetch(4)
+    options = tf.data.Options()
+    # There is nothing to tune here, and the tuner's thread sleeps up to a minute before it lets an iterator go.
+    options.autotune.enabled = False
+    return stacked.unbatch().prefetch(4).with_options(options)
 
 
 def batches(dataset: Dataset, plan: ReadPlan) -> Iterator[dict[str, np.ndarray]]:

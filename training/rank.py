@@ -6,8 +6,9 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from training.child_process import stay_until_dismissed, take_over
 from training.events import EventClient
@@ -19,33 +20,39 @@ EXIT_FAILED = 1
 PROGRESS_STATE = "progress"
 
 
-def main() -> int:
-    """Train as the plan says; print the number of completed epochs; return the exit status."""
+def main() -> NoReturn:
+    """Train as the plan says and answer with the number of completed epochs; the task ends this process."""
     line, answer = take_over()
     plan = TrainingPlan.from_json(line)
     rank = _rank()
     events = EventClient(plan.events, rank, plan.attempt)
     logging.getLogger().addHandler(_WarningsToDriver(events))
+
+    def finish(epochs: int) -> None:
+        events.close()
+        print(json.dumps({"epochs": epochs}), file=answer, flush=True)
+        # Peers take the end of a connection for a death, so nobody leaves before the task says that all have answered.
+        stay_until_dismissed()
+
     try:
-        result = {"epochs": train(plan, rank, events)}
+        train(plan, events, finish)
     except BaseException as error:
         failure = describe(error)
         events.send(failure)
         traceback.print_exc()
-        result = {key: failure[key] for key in ("cause", "type", "message")}
-    events.close()
-    # The task may know what to do with this where the driver was out of reach.
-    print(json.dumps(result), file=answer, flush=True)
-    if "epochs" not in result:
-        # Not a plain return: TensorFlow's threads can hang in a collective whose peer is gone.
-        os._exit(EXIT_FAILED)
-    # Peers take the end of a connection for a death, so nobody leaves before the task says that all have answered.
-    stay_until_dismissed()
-    return 0
+        events.close()
+        # The task may know what to do with this where the driver was out of reach.
+        print(json.dumps({key: failure[key] for key in ("cause", "type", "message")}), file=answer, flush=True)
+    # Not a plain return: TensorFlow's threads can hang in a collective whose peer is gone.
+    os._exit(EXIT_FAILED)
 
 
-def train(plan: TrainingPlan, rank: int, events: EventClient) -> int:
-    """Fit the model on this rank's share of every batch and return the number of completed epochs."""
+def train(plan: TrainingPlan, events: EventClient, finish: Callable[[int], None]) -> None:
+    """Fit the model on this rank's share of every batch, then call ``finish`` with the number of completed epochs.
+
+    ``finish`` is called from within ``fit``: on its way out ``fit`` destroys its iterators, and the tuning thread of
+    tf.data, which sleeps for up to a minute, holds them until it wakes (a third of the runs lost 37 s so).
+    """
     import tensorflow as tf
     import tf_keras
 
@@ -75,7 +82,7 @@ def train(plan: TrainingPlan, rank: int, events: EventClient) -> int:
     stateful: dict[str, Stateful] = {"early_stopping": stopping, PROGRESS_STATE: progress}
     resume = BackupAndRestore(plan.checkpoints, resume_from=plan.resume_from, stateful=stateful)
     start = _resume_position(plan)
-    history = model.fit(
+    model.fit(
         _batches(strategy, dataset, plan, "train", start),
         validation_data=_batches(strategy, dataset, plan, "validation", (0, 0)),
         epochs=plan.epochs,
@@ -89,10 +96,12 @@ def train(plan: TrainingPlan, rank: int, events: EventClient) -> int:
             # not repeated. One that is told twice is logged once.
             progress,
             ChiefCheckpoint(plan.checkpoints, monitor=plan.monitor, mode=plan.mode, stateful=stateful),
+            tf_keras.callbacks.LambdaCallback(
+                on_train_end=lambda logs: finish(resume.initial_epoch + len(model.history.epoch))
+            ),
         ],
         verbose=0,
     )
-    return resume.initial_epoch + len(history.epoch)
 
 
 def _batches(strategy: Any, dataset: Any, plan: TrainingPlan, split: str, start: tuple[int, int]) -> Any:
@@ -182,4 +191,4 @@ class _WarningsToDriver(logging.Handler):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
