@@ -74,13 +74,11 @@ class EventCallback(tf_keras.callbacks.Callback):
         """Note the time."""
         self._epoch = epoch
         self._begin = self._clock()
-        self._has_steps = False
+        self._meter.begin_epoch(self._begin)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Learn from the first batch where a resumed epoch starts."""
-        if not self._has_steps:
-            self._meter.begin_epoch(self._begin, batch)
-            self._has_steps = True
+        self._meter.before_step(batch)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Send ``progress`` when it is due."""

@@ -35,6 +35,11 @@ class RateMeter:
         self._since = self._until = now
         self._steps, self._last_step = 0, step_in_epoch
 
+    def before_step(self, steps_done: int) -> None:
+        """Learn from the first step of an epoch where a resumed one starts."""
+        if not self._steps:
+            self._last_step = steps_done
+
     def step_done(self, now: float, step_in_epoch: int) -> None:
         """Note the time at which step ``step_in_epoch`` (1-based) of the epoch was done."""
         new_steps = step_in_epoch - self._last_step
@@ -74,14 +79,11 @@ class Throughput(tf_keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Note the time."""
-        self._begin = self._clock()
-        self._has_steps = False
+        self._meter.begin_epoch(self._clock())
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Learn from the first batch where a resumed epoch starts."""
-        if not self._has_steps:
-            self._meter.begin_epoch(self._begin, batch)
-            self._has_steps = True
+        self._meter.before_step(batch)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Note the time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,14 +73,14 @@ def binary_inputs(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None =
     return BinaryInputs(positive, scores[used], weights[used])
 
 
-def baseline_scores(
-    label: ArrayLike, weight: ArrayLike | None, baseline: dict[str, ArrayLike]
-) -> dict[str, BinaryInputs]:
-    """Check each baseline's scores against the same labels and weights as the model's."""
-    checked: dict[str, BinaryInputs] = {}
-    for name, score in baseline.items():
+def model_and_baselines(
+    label: ArrayLike, score: ArrayLike, weight: ArrayLike | None, baseline: Mapping[str, ArrayLike] | None
+) -> list[tuple[str, BinaryInputs]]:
+    """Check the model's scores, and each baseline's against the same labels and weights; the model comes first."""
+    checked = [("model", binary_inputs(label, score, weight))]
+    for name, others in (baseline or {}).items():
         try:
-            checked[name] = binary_inputs(label, score, weight)
+            checked.append((name, binary_inputs(label, others, weight)))
         except ValueError as error:
             raise ValueError(f"baseline {name!r}: {error}") from error
     return checked

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics
 
 from plots import style
-from plots.inputs import BinaryInputs, baseline_scores, binary_inputs
+from plots.inputs import model_and_baselines
 
 _FIRST_RECALL = 0.005
 
@@ -35,14 +35,11 @@ def precision_recall_curve(
     Raises:
         ValueError: empty input, one class only, or columns that do not match.
     """
-    model = binary_inputs(label, score, weight)
-    others = baseline_scores(label, weight, dict(baseline or {}))
+    curves = model_and_baselines(label, score, weight, baseline)
 
     figure = style.new_figure()
     axes = figure.add_subplot()
-    curves: list[tuple[str, BinaryInputs, str]] = [("model", model, style.MODEL)]
-    curves += [(name, data, style.baseline_colour(index)) for index, (name, data) in enumerate(others.items())]
-    for name, data, colour in curves:
+    for index, (name, data) in enumerate(curves):
         precision, recall, _ = metrics.precision_recall_curve(
             data.label, data.score, sample_weight=data.weight, drop_intermediate=True
         )
@@ -53,14 +50,11 @@ def precision_recall_curve(
             precision,
             # Average precision is the area under steps, not under straight lines between the points.
             drawstyle="steps-post",
-            color=colour,
-            linewidth=style.LINE_WIDTH,
-            linestyle="-" if data is model else "--",
+            **style.curve(index),
             label=f"{name} (AP = {average:.3f})",
         )
-    axes.axhline(
-        model.base_rate, color=style.GREY, linewidth=1, linestyle=":", label=f"base rate = {model.base_rate:.3f}"
-    )
+    base_rate = curves[0][1].base_rate
+    axes.axhline(base_rate, color=style.GREY, linewidth=1, linestyle=":", label=f"base rate = {base_rate:.3f}")
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     style.dress(axes, title="Precision-recall curve", x="Recall", y="Precision")

@@ -34,9 +34,7 @@ def recall_at_k_curve(curves: Mapping[str, Mapping[int, float]]) -> Figure:
         axes.plot(
             ks,
             [points[k] for k in ks],
-            color=style.MODEL if index == 0 else style.baseline_colour(index - 1),
-            linestyle="-" if index == 0 else "--",
-            linewidth=style.LINE_WIDTH,
+            **style.curve(index),
             marker="o",
             markersize=5,
             label=f"{name} (recall@{ks[-1]} = {points[ks[-1]]:.3f})",

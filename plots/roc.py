@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from sklearn import metrics
 
 from plots import style
-from plots.inputs import BinaryInputs, baseline_scores, binary_inputs
+from plots.inputs import model_and_baselines
 
 
 def roc_curve(
@@ -30,22 +30,17 @@ def roc_curve(
     Raises:
         ValueError: empty input, one class only, or columns that do not match.
     """
-    model = binary_inputs(label, score, weight)
-    others = baseline_scores(label, weight, dict(baseline or {}))
+    curves = model_and_baselines(label, score, weight, baseline)
 
     figure = style.new_figure()
     axes = figure.add_subplot()
-    curves: list[tuple[str, BinaryInputs, str]] = [("model", model, style.MODEL)]
-    curves += [(name, data, style.baseline_colour(index)) for index, (name, data) in enumerate(others.items())]
-    for name, data, colour in curves:
+    for index, (name, data) in enumerate(curves):
         false_positive, true_positive, _ = metrics.roc_curve(data.label, data.score, sample_weight=data.weight)
         area = metrics.auc(false_positive, true_positive)
         axes.plot(
             false_positive,
             true_positive,
-            color=colour,
-            linewidth=style.LINE_WIDTH,
-            linestyle="-" if data is model else "--",
+            **style.curve(index),
             label=f"{name} (AUC = {area:.3f})",
         )
     axes.plot([0, 1], [0, 1], color=style.GREY, linewidth=1, linestyle=":", label="chance (AUC = 0.500)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,6 +55,15 @@ def dress(axes: Axes, *, title: str, x: str, y: str) -> None:
 def legend(axes: Axes, *, location: Corner) -> None:
     """Show the panel's legend on an opaque ground, so that lines never run through its text."""
     axes.legend(loc=location, frameon=True, framealpha=0.95, edgecolor=GRID, fontsize=9)
+
+
+def curve(index: int) -> dict[str, Any]:
+    """Return the line of a curve: the model, 0, is drawn through; what it is compared with is dashed."""
+    return {
+        "color": MODEL if index == 0 else baseline_colour(index - 1),
+        "linewidth": LINE_WIDTH,
+        "linestyle": "-" if index == 0 else "--",
+    }
 
 
 def baseline_colour(index: int) -> str:

@@ -36,13 +36,21 @@ class ShippedModel:
         return Path(self.path if self.path is not None else SparkFiles.get(self.archive or ""))
 
 
+def is_local(spark: SparkSession) -> bool:
+    """Tell whether tasks run beside the driver, with its files and packages.
+
+    ``local-cluster[...]`` does not count: it has executors of its own.
+    """
+    return re.match(r"local$|local\[", str(spark.sparkContext.master)) is not None
+
+
 def ship(spark: SparkSession, model: PinnedModel) -> ShippedModel:
     """Make ``model`` available to the tasks of ``spark``; the second time does nothing.
 
     On a cluster its files travel once to every executor, through Spark's own file server: no shared disk is needed.
     """
     context = spark.sparkContext
-    if re.match(r"local$|local\[", context.master or ""):  # local-cluster[...] has executors of its own
+    if is_local(spark):
         return ShippedModel(model.digest, model.label, path=str(model.path), archive=None)
     name = f"mirrorspark-model-{model.digest}"
     if not any(archive.endswith(f"#{name}") for archive in context.listArchives):

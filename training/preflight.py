@@ -22,8 +22,8 @@ from pyspark.sql import SparkSession
 
 from callbacks.credentials import without_credentials
 from data_pipelines.spark_errors import task_message
-from scoring.shipping import portable
-from training.spark_session import MINIMUM_JAVA, is_local, java_major_version, task_slots
+from scoring.shipping import is_local, portable
+from training.spark_session import MINIMUM_JAVA, java_major_version, task_slots
 
 REACH_SECONDS = 3.0
 EXECUTORS_SECONDS = 20.0

@@ -10,6 +10,8 @@ from pathlib import Path
 import pyspark
 from pyspark.sql import SparkSession
 
+from scoring.shipping import is_local
+
 MINIMUM_JAVA = 17
 
 
@@ -124,14 +126,6 @@ def task_slots(spark: SparkSession) -> int:
     # Spark's own barrier check asks the same question; the private call has been there since Spark 2.4.
     context = spark.sparkContext._jsc.sc()
     return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
-
-
-def is_local(spark: SparkSession) -> bool:
-    """Tell whether tasks run beside the driver, with its files and packages.
-
-    ``local-cluster[...]`` has executors of its own, as it has for :func:`scoring.shipping.ship`.
-    """
-    return re.match(r"local$|local\[", str(spark.sparkContext.master)) is not None
 
 
 def driver_address(spark: SparkSession) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
@@ -60,7 +61,7 @@ class Trained:
     run_folder: Path
     tracking_uri: str
 
-    @property
+    @cached_property
     def model(self) -> PinnedModel:
         """The registered version, pinned and fetched: what the scorers take."""
         return resolve(self.version_uri, tracking_uri=self.tracking_uri)

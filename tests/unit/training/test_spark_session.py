@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
+from scoring.shipping import is_local
 from training.spark_session import (
     AnotherSessionError,
     bind_address,
     driver_address,
-    is_local,
     open_session,
     session_settings,
 )
