@@ -1,5 +1,6 @@
 """Fixtures that all tests share, and the environment that has to be right before TensorFlow and Spark are imported."""
 
+import logging
 import os
 import shutil
 import sys
@@ -50,6 +51,27 @@ def spark() -> Iterator["SparkSession"]:
     session = open_session(master="local[2]", workers=2, app_name="mirrorspark-tests")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """Yield ``BUCKET?OPTIONS``, what follows ``s3://`` for a bucket on a local server that speaks S3's protocol."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", "made-up")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "made-up")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        options = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+        store, _ = fs.FileSystem.from_uri(f"s3://mirrorspark-tests?{options}&allow_bucket_creation=true")
+        store.create_dir("mirrorspark-tests")
+        yield f"mirrorspark-tests?{options}"
+    server.stop()
 
 
 @pytest.fixture(scope="session")
