@@ -1,0 +1,341 @@
+"""Text to tokens as graph operations: what lets an exported model take texts as they come.
+
+Equal byte for byte to :mod:`data_pipelines.text`, which defines what a normalised text is and which tests hold it to.
+Only stock TensorFlow operations are used, so that the SavedModel needs nothing of ours to run.
+"""
+
+import functools
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from data_pipelines.text import ASSIGNED_LATER, CODE_POINTS, DEFAULT_SEPARATORS, TOKEN_BREAK, spelled_out
+
+# How a character behaves when text is put in order and composed. A mark's rank is its combining class plus one.
+_STARTER = 0
+_JOINING_STARTER = 1  # composes with the starter that stands directly before it
+_FIRST_MARK = 2
+
+_IOTA_MARK = 0x345
+_IOTA = 0x3B9
+# Stands before each text while a batch is worked on as one row: a starter that nothing composes with.
+_TEXT_START = CODE_POINTS
+
+_PAGE_BITS = 7
+_PAGE = 1 << _PAGE_BITS
+
+_HANGUL_LEADING = 0x1100
+_HANGUL_VOWEL = 0x1161
+_HANGUL_TRAILING = 0x11A7  # the code point before the first trailing consonant
+_HANGUL_SYLLABLE = 0xAC00
+_HANGUL_LEADINGS = 19
+_HANGUL_VOWELS = 21
+_HANGUL_TRAILINGS = 28
+_HANGUL_SYLLABLES = _HANGUL_LEADINGS * _HANGUL_VOWELS * _HANGUL_TRAILINGS
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What the graph knows of Unicode.
+
+    Attributes:
+        page_of: int16 ``[CODE_POINTS / _PAGE + 1]``, the page of ``entries`` for ``_PAGE`` code points in a row.
+        entries: int16 ``[pages * _PAGE]``, the entry of a code point; 0 where it stands for itself, a plain starter.
+        starts: int16 ``[entries + 1]``, where the pieces of an entry begin.
+        pieces: int32, what code points are decomposed and folded to; U+0345 alone is not folded yet.
+        ranks: uint8, beside ``pieces``: how each behaves.
+        pairs: int64, first code point shifted left by 21 bits plus the second, ascending.
+        composites: int32, beside ``pairs``: what the two compose to.
+    """
+
+    page_of: npt.NDArray[np.int16]
+    entries: npt.NDArray[np.int16]
+    starts: npt.NDArray[np.int16]
+    pieces: npt.NDArray[np.int32]
+    ranks: npt.NDArray[np.uint8]
+    pairs: npt.NDArray[np.int64]
+    composites: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _Characters:
+    """The characters of a batch of texts, one after the other, ``_TEXT_START`` before each text.
+
+    Attributes:
+        code_points: int32 ``[characters]``.
+        ranks: int32 ``[characters]``, how each behaves.
+    """
+
+    code_points: tf.Tensor
+    ranks: tf.Tensor
+
+
+class GraphNormaliser(tf.Module):
+    """Normalises texts in a graph, as :func:`data_pipelines.text.normalise` does.
+
+    One instance can serve any number of inputs: its tables, 144 kB, are stored once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="text_normaliser")
+        tables = _tables()
+        self._page_of = tf.constant(tables.page_of)
+        self._entries = tf.constant(tables.entries)
+        self._starts = tf.constant(tables.starts)
+        self._pieces = tf.constant(tables.pieces)
+        self._ranks = tf.constant(tables.ranks)
+        self._pairs = tf.constant(tables.pairs)
+        self._composites = tf.constant(tables.composites)
+
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.string)])
+    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
+        """Return ``texts``, string of any shape, normalised."""
+        flat = tf.reshape(texts, [-1])
+        is_ascii = tf.strings.regex_full_match(flat, r"[\x00-\x7f]*")
+        # Without an encoding, only the letters A to Z become lower case; other bytes stay.
+        lowered = tf.strings.lower(flat)
+
+        def replace_others() -> tf.Tensor:
+            others = tf.where(tf.logical_not(is_ascii))
+            return tf.tensor_scatter_nd_update(lowered, others, self._normalised(tf.gather_nd(flat, others)))
+
+        # Texts live in the host's memory; to take code points to another device and back costs more than it saves.
+        with tf.device("/device:CPU:0"):
+            normalised = tf.cond(tf.reduce_all(is_ascii), lambda: lowered, replace_others)
+        return tf.reshape(normalised, tf.shape(texts))
+
+    def _normalised(self, texts: tf.Tensor) -> tf.Tensor:
+        """Return ``texts``, string ``[rows]``, normalised the long way."""
+        # A space in front makes room for the sign that a text starts here, and cannot become part of what follows.
+        decoded = tf.strings.unicode_decode(tf.strings.join([" ", texts]), "UTF-8", errors="replace")
+        starts = decoded.row_splits[:-1]
+        code_points = tf.tensor_scatter_nd_update(
+            decoded.flat_values, starts[:, None], tf.fill(tf.shape(starts), _TEXT_START)
+        )
+        characters = self._composed(_folded_iota(_ordered(self._decomposed(code_points))))
+        return _encoded(characters.code_points)
+
+    def _decomposed(self, code_points: tf.Tensor) -> _Characters:
+        """Return the characters that ``code_points``, int32 ``[any]``, decompose and fold to."""
+        page = tf.cast(tf.gather(self._page_of, tf.bitwise.right_shift(code_points, _PAGE_BITS)), tf.int32)
+        entry = tf.gather(self._entries, page * _PAGE + tf.bitwise.bitwise_and(code_points, _PAGE - 1))
+        starts = tf.gather(self._starts, entry)
+        stops = tf.gather(self._starts, entry + 1)
+        pieces = tf.ragged.range(tf.cast(starts, tf.int32), tf.cast(stops, tf.int32), row_splits_dtype=tf.int64)
+        places = pieces.row_splits[:-1]
+        piece = pieces.flat_values
+        itself = tf.scatter_nd(places[:, None], code_points, tf.shape(piece, tf.int64))
+        return _Characters(
+            tf.where(tf.equal(piece, 0), itself, tf.gather(self._pieces, piece)),
+            tf.cast(tf.gather(self._ranks, piece), tf.int32),
+        )
+
+    def _composed(self, characters: _Characters) -> _Characters:
+        """Return ``characters`` with all pairs composed that the standard composes."""
+
+        def compose(_: tf.Tensor, code_points: tf.Tensor, ranks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            after = self._composed_once(_Characters(code_points, ranks))
+            is_shorter = tf.less(tf.size(after.ranks), tf.size(ranks))
+            return is_shorter & _may_compose(after.ranks), after.code_points, after.ranks
+
+        # Each round takes one more character from every starter that has one to take: as many rounds as the longest
+        # chain of compositions has links, which is three at most, and one to see that nothing is left.
+        _, code_points, ranks = tf.while_loop(
+            lambda goes_on, *_: goes_on,
+            compose,
+            [_may_compose(characters.ranks), characters.code_points, characters.ranks],
+            shape_invariants=[tf.TensorShape([]), tf.TensorShape([None]), tf.TensorShape([None])],
+        )
+        return _Characters(code_points, ranks)
+
+    def _composed_once(self, characters: _Characters) -> _Characters:
+        """Return ``characters`` with the first pair of each starter composed, if it has one."""
+        starter, second = _unblocked_pairs(characters.ranks)
+        composite = self._composite(
+            tf.gather(characters.code_points, starter), tf.gather(characters.code_points, second)
+        )
+        exists = tf.greater(composite, 0)
+        starter, second, composite = (tf.boolean_mask(values, exists) for values in (starter, second, composite))
+        # No starter that composes with the one before it ever begins a pair, so pairs of two starters share nothing.
+        is_first = tf.not_equal(starter, tf.concat([[-1], starter[:-1]], 0))
+        starter, second, composite = (tf.boolean_mask(values, is_first) for values in (starter, second, composite))
+        code_points = tf.tensor_scatter_nd_update(characters.code_points, starter[:, None], composite)
+        is_kept = tf.tensor_scatter_nd_update(
+            tf.ones_like(code_points, tf.bool), second[:, None], tf.zeros_like(second, tf.bool)
+        )
+        return _Characters(tf.boolean_mask(code_points, is_kept), tf.boolean_mask(characters.ranks, is_kept))
+
+    def _composite(self, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+        """Return what ``first`` and ``second``, int32 ``[pairs]``, compose to; 0 where they do not."""
+        pair = tf.bitwise.left_shift(tf.cast(first, tf.int64), 21) + tf.cast(second, tf.int64)
+        # With one pair more than there are, the place is within the table even for a pair past its end.
+        place = tf.searchsorted(self._pairs, pair)
+        composite = tf.where(tf.equal(tf.gather(self._pairs, place), pair), tf.gather(self._composites, place), 0)
+        leading, vowel = first - _HANGUL_LEADING, second - _HANGUL_VOWEL
+        syllable = _HANGUL_SYLLABLE + (leading * _HANGUL_VOWELS + vowel) * _HANGUL_TRAILINGS
+        composite = tf.where(
+            _is_below(leading, _HANGUL_LEADINGS) & _is_below(vowel, _HANGUL_VOWELS), syllable, composite
+        )
+        open_syllable, trailing = first - _HANGUL_SYLLABLE, second - _HANGUL_TRAILING
+        closes = (
+            _is_below(open_syllable, _HANGUL_SYLLABLES)
+            & tf.equal(open_syllable % _HANGUL_TRAILINGS, 0)
+            & _is_below(trailing - 1, _HANGUL_TRAILINGS - 1)
+        )
+        return tf.where(closes, first + trailing, composite)
+
+
+def graph_split(texts: tf.Tensor, pattern: str = DEFAULT_SEPARATORS) -> tf.RaggedTensor:
+    """Return the tokens of each text, string ``[rows, any]``, as :func:`data_pipelines.text.split_tokens` does.
+
+    Args:
+        texts: string ``[rows]`` of valid UTF-8, as :class:`GraphNormaliser` returns.
+        pattern: RE2 pattern of separators, limited as :func:`data_pipelines.text.spelled_out` says.
+
+    Raises:
+        SeparatorPatternError: ``pattern`` cannot be used.
+    """
+    broken = tf.strings.regex_replace(texts, spelled_out(pattern), TOKEN_BREAK)
+    pieces = tf.strings.split(broken, TOKEN_BREAK)
+    # tf.ragged.boolean_mask would take memory of rows times the tokens of the longest text.
+    is_token = tf.not_equal(pieces.flat_values, "")
+    tokens_before = tf.concat([[0], tf.cumsum(tf.cast(is_token, tf.int64))], 0)
+    return tf.RaggedTensor.from_row_splits(
+        tf.boolean_mask(pieces.flat_values, is_token), tf.gather(tokens_before, pieces.row_splits), validate=False
+    )
+
+
+def _ordered(characters: _Characters) -> _Characters:
+    """Return ``characters`` with the marks after each starter in canonical order: stable, by combining class."""
+    code_points, ranks = characters.code_points, characters.ranks
+    is_mark = _is_mark(ranks)
+    # Marks that may change places have the number of starters before them in common.
+    key = tf.cumsum(tf.cast(tf.logical_not(is_mark), tf.int64)) * 256 + tf.cast(ranks, tf.int64)
+    is_disorder = tf.less(key[1:], key[:-1]) & is_mark[1:]
+
+    def sort_marks() -> tuple[tf.Tensor, tf.Tensor]:
+        place = tf.where(is_mark)
+        origin = tf.gather(place, tf.argsort(tf.gather_nd(key, place), stable=True))
+        return (
+            tf.tensor_scatter_nd_update(code_points, place, tf.gather_nd(code_points, origin)),
+            tf.tensor_scatter_nd_update(ranks, place, tf.gather_nd(ranks, origin)),
+        )
+
+    return _Characters(*tf.cond(tf.reduce_any(is_disorder), sort_marks, lambda: (code_points, ranks)))
+
+
+def _folded_iota(characters: _Characters) -> _Characters:
+    """Return ordered ``characters`` with U+0345 folded: the one mark that folds, and it becomes a letter."""
+    is_iota = tf.equal(characters.code_points, _IOTA_MARK)
+    return _Characters(tf.where(is_iota, _IOTA, characters.code_points), tf.where(is_iota, _STARTER, characters.ranks))
+
+
+def _unblocked_pairs(ranks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return where pairs stand that might compose: int64 ``[pairs]`` of starters and of the second of each, ascending.
+
+    A second is blocked when between it and its starter stands something of its own combining class or above, or a
+    starter. Marks being in order, it is enough to look at the character directly before.
+    """
+    is_mark = _is_mark(ranks)
+    second = tf.where(tf.greater(ranks, _STARTER))[:, 0]
+    rank_before = tf.gather(tf.where(is_mark, ranks, _STARTER), second - 1)
+    second = tf.boolean_mask(second, tf.less(rank_before, tf.gather(ranks, second)))
+    starters = tf.where(tf.logical_not(is_mark))[:, 0]
+    starters_before = tf.cumsum(tf.cast(tf.logical_not(is_mark), tf.int32), exclusive=True)
+    return tf.gather(starters, tf.gather(starters_before, second) - 1), second
+
+
+def _may_compose(ranks: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_any(tf.greater(ranks, _STARTER))
+
+
+def _is_mark(ranks: tf.Tensor) -> tf.Tensor:
+    return tf.greater_equal(ranks, _FIRST_MARK)
+
+
+def _encoded(code_points: tf.Tensor) -> tf.Tensor:
+    """Return the texts, string ``[rows]``, that ``code_points`` hold."""
+    is_start = tf.equal(code_points, _TEXT_START)
+    starts = tf.where(is_start)[:, 0]
+    # As many signs as rows before it have gone from in front of a text.
+    stops = tf.concat([starts, [tf.size(is_start, tf.int64)]], 0) - tf.range(tf.size(starts, tf.int64) + 1)
+    texts = tf.RaggedTensor.from_row_splits(
+        tf.boolean_mask(code_points, tf.logical_not(is_start)), stops, validate=False
+    )
+    return tf.strings.unicode_encode(texts, "UTF-8")
+
+
+def _is_below(values: tf.Tensor, limit: int) -> tf.Tensor:
+    return tf.greater_equal(values, 0) & tf.less(values, limit)
+
+
+@functools.cache
+def _tables() -> _Tables:
+    decomposed = {code_point: _decomposed_and_folded(chr(code_point)) for code_point in _known_code_points()}
+    composites = _composites(decomposed)
+    joining = {second for _, second in composites if not unicodedata.combining(chr(second))}
+    joining |= set(range(_HANGUL_VOWEL, _HANGUL_VOWEL + _HANGUL_VOWELS))
+    joining |= set(range(_HANGUL_TRAILING + 1, _HANGUL_TRAILING + _HANGUL_TRAILINGS))
+    texts = [" "]
+    entry_of: npt.NDArray[np.int16] = np.zeros(CODE_POINTS + _PAGE, np.int16)
+    for code_point, text in decomposed.items():
+        if text != chr(code_point) or code_point in joining or unicodedata.combining(text):
+            entry_of[code_point] = len(texts)
+            texts.append(text)
+    pages: dict[bytes, int] = {}
+    page_of = [pages.setdefault(page.tobytes(), len(pages)) for page in entry_of.reshape(-1, _PAGE)]
+    pieces = [ord(character) for text in texts for character in text]
+    ranks = [_rank(piece, joining) for piece in pieces]
+    pairs = sorted(composites)
+    return _Tables(
+        page_of=np.array(page_of, np.int16),
+        entries=np.frombuffer(b"".join(pages), np.int16),
+        starts=np.cumsum([0, *map(len, texts)]).astype(np.int16),
+        pieces=np.array(pieces, np.int32),
+        ranks=np.array(ranks, np.uint8),
+        pairs=np.array([*(first << 21 | second for first, second in pairs), np.iinfo(np.int64).max], np.int64),
+        composites=np.array([*(composites[pair] for pair in pairs), 0], np.int32),
+    )
+
+
+def _known_code_points() -> list[int]:
+    """Return the code points whose properties count: no surrogates, nothing that later versions of Unicode added.
+
+    Hangul syllables are left out too: as they are starters, composing gives the same whether or not they are taken
+    apart before, and arithmetic composes them.
+    """
+    known = np.ones(CODE_POINTS, bool)
+    known[0xD800:0xE000] = False
+    known[_HANGUL_SYLLABLE : _HANGUL_SYLLABLE + _HANGUL_SYLLABLES] = False
+    for first, last in ASSIGNED_LATER:
+        known[first : last + 1] = False
+    return np.flatnonzero(known).tolist()
+
+
+def _decomposed_and_folded(character: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", character)
+    return "".join(piece if ord(piece) == _IOTA_MARK else piece.casefold() for piece in decomposed)
+
+
+def _composites(decomposed: dict[int, str]) -> dict[tuple[int, int], int]:
+    """Return the pairs that folded text may hold and what each composes to."""
+    pairs = {}
+    for code_point in decomposed:
+        character = chr(code_point)
+        parts = unicodedata.decomposition(character).split()
+        # With one part, or a tag such as <compat> before the parts, nothing composes to this character; nor does it
+        # when it is excluded from composition, which its composed form shows.
+        if len(parts) == 2 and not parts[0].startswith("<") and unicodedata.normalize("NFC", character) == character:
+            first, second = (int(part, 16) for part in parts)
+            pairs[first, second] = code_point
+    return pairs
+
+
+def _rank(code_point: int, joining: set[int]) -> int:
+    combining_class = unicodedata.combining(chr(code_point))
+    if combining_class:
+        return combining_class + 1
+    return _JOINING_STARTER if code_point in joining else _STARTER
