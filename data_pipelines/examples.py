@@ -11,6 +11,7 @@ Source of the encoding: https://protobuf.dev/programming-guides/encoding/.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +20,24 @@ from numba import types
 
 from data_pipelines.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
 
-Column = npt.NDArray[Any] | Sequence[bytes]
+
+@dataclass(frozen=True)
+class Strings:
+    """Byte strings one after the other.
+
+    Attributes:
+        content: uint8 ``[bytes]``.
+        offsets: int64 ``[strings + 1]``: where each begins, and where the last one ends; the first is 0.
+    """
+
+    content: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+Column = npt.NDArray[Any] | Sequence[bytes] | Strings
 """The values of one feature: float32 ``[n]``, int64 ``[n]``, or ``n`` byte strings."""
 
 # A field's tag is its number times 8 plus its wire type; every number here is 1, 2 or 3.
@@ -55,24 +73,37 @@ _KIND_TAGS = {_BYTES: b"\x0a", _FLOATS: b"\x12", _INT64S: b"\x1a"}
 
 
 class MalformedExampleError(ValueError):
-    """Bytes are not a tf.train.Example.
+    """Bytes are not the message that they should be.
 
     Attributes:
         problem: what is wrong.
         offset: the byte of the payload where decoding stopped.
+        file: the file's name; empty where it is not known.
+        record: the record's number in the file, from 0; None where it is not known.
+        message: the message that they should be.
     """
 
-    def __init__(self, problem: str, offset: int) -> None:
+    def __init__(
+        self, problem: str, offset: int, *, file: str = "", record: int | None = None, message: str = "tf.train.Example"
+    ) -> None:
         self.problem = problem
         self.offset = offset
+        self.file = file
+        self.record = record
+        self.message = message
+        where = f"{file or 'TFRecord data'}: record {record} is " if record is not None else ""
         super().__init__(
-            f"not a tf.train.Example: {problem}, at byte {offset}; check that these records are Examples, and write "
-            "the file again if they should be"
+            f"{where}not a {message}: {problem}, at byte {offset} of the payload; check that these records are "
+            f"{message.rpartition('.')[2]}s, and write the file again if they should be"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the parts: the message alone does not rebuild the error."""
-        return MalformedExampleError, (self.problem, self.offset)
+        return _rebuild_error, (self.problem, self.offset, self.file, self.record, self.message)
+
+
+def _rebuild_error(problem: str, offset: int, file: str, record: int | None, message: str) -> MalformedExampleError:
+    return MalformedExampleError(problem, offset, file=file, record=record, message=message)
 
 
 def encode_example(columns: Mapping[str, Column]) -> bytes:
@@ -80,7 +111,8 @@ def encode_example(columns: Mapping[str, Column]) -> bytes:
 
     Args:
         columns: by feature name, a float32 array ``[n]`` (becomes a ``float_list``), an int64 array ``[n]`` (an
-            ``int64_list``), or a sequence or object array of ``n`` bytes (a ``bytes_list``). Lengths may differ.
+            ``int64_list``), or :class:`Strings` or a sequence or object array of ``n`` bytes (a ``bytes_list``).
+            Lengths may differ.
 
     Raises:
         TypeError: a column is of another type; the message names it.
@@ -129,6 +161,77 @@ def decode_example(
     Raises:
         MalformedExampleError: ``payload`` is not a tf.train.Example.
     """
+    decoded, _ = _decode(payload, columns)
+    return decoded
+
+
+def decode_example_arrays(
+    payload: bytes | memoryview, columns: Collection[str] | None = None
+) -> dict[str, npt.NDArray[Any] | Strings]:
+    """Return what :func:`decode_example` does, byte strings as :class:`Strings`; features without a kind are left out.
+
+    Raises:
+        MalformedExampleError: ``payload`` is not a tf.train.Example.
+    """
+    content, bounds, decoded, kinds = _decode_numbers(payload, columns)
+    return {
+        name: Strings(*_gather_strings(content, bounds[values])) if isinstance(values, slice) else values
+        for name, values in decoded.items()
+        if kinds[name] != _NO_KIND
+    }
+
+
+def canonical_example(payload: bytes | memoryview, columns: Collection[str] | None = None) -> bytes:
+    """Return an Example of any writer as :func:`encode_example` writes it; features without a kind are left out.
+
+    Args:
+        payload: the serialized message.
+        columns: the names of the features to keep; None for all.
+
+    Raises:
+        MalformedExampleError: ``payload`` is not a tf.train.Example.
+    """
+    decoded, kinds = _decode(payload, columns)
+    return encode_example({name: column for name, column in decoded.items() if kinds[name] != _NO_KIND})
+
+
+def is_example_list(payload: bytes | memoryview) -> bool:
+    """Return whether a message is an ExampleListWithContext, TensorFlow Ranking's message of several Examples.
+
+    By the letter such a message is an Example too, whose features have other Examples' features for names and no
+    values; no writer of Examples means that.
+    """
+    if isinstance(payload, memoryview):
+        payload = payload.cast("B")
+    content = np.frombuffer(payload, np.uint8)
+    problem, _, index = _index_example(content)
+    if problem or not len(index) or (index[:, _KIND] != _NO_KIND).any():
+        return False
+    # A name that is a map entry with a value of its own: ELWC { Example { Features { entry { key, value } } } }.
+    start, stop = (int(bound) for bound in index[0, [_KEY_START, _KEY_STOP]])
+    inner = b"\x0a" + _varint(stop - start) + bytes(payload[start:stop])
+    problem, _, index = _index_example(np.frombuffer(b"\x0a" + _varint(len(inner)) + inner, np.uint8))
+    return not problem and len(index) == 1 and int(index[0, _KIND]) != _NO_KIND
+
+
+def _decode(
+    payload: bytes | memoryview, columns: Collection[str] | None
+) -> tuple[dict[str, npt.NDArray[Any] | list[bytes]], dict[str, int]]:
+    """Return the features of an Example and their kinds."""
+    content, bounds, decoded, kinds = _decode_numbers(payload, columns)
+    return {
+        name: _slices(content.data, bounds[values]) if isinstance(values, slice) else values
+        for name, values in decoded.items()
+    }, kinds
+
+
+def _decode_numbers(
+    payload: bytes | memoryview, columns: Collection[str] | None
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], dict[str, npt.NDArray[Any] | slice], dict[str, int]]:
+    """Return the payload's bytes, where all byte strings lie, the features of an Example, and their kinds.
+
+    A feature of byte strings is a slice of where they lie.
+    """
     if isinstance(payload, memoryview):
         payload = payload.cast("B")
     content = np.frombuffer(payload, np.uint8)
@@ -141,13 +244,15 @@ def decode_example(
     if problem:
         raise MalformedExampleError(_PROBLEMS[problem], offset)
 
-    decoded: dict[str, npt.NDArray[Any] | list[bytes]] = {}
+    decoded: dict[str, npt.NDArray[Any] | slice] = {}
+    kind_by_name: dict[str, int] = {}
     stops = {_NO_KIND: 0, _BYTES: 0, _FLOATS: 0, _INT64S: 0}
     position = 0
     kinds = index[:, _KIND].tolist()
     counts_of_rows = counts.tolist()
     for name, rows in rows_by_name.items():
         kind = kinds[rows[0]]
+        kind_by_name[name] = kind
         start = stops[kind]
         stop = start + sum(counts_of_rows[position : position + len(rows)])
         stops[kind] = stop
@@ -157,12 +262,14 @@ def decode_example(
         elif kind == _INT64S:
             decoded[name] = int64s[start:stop]
         else:
-            decoded[name] = _slices(payload, bounds[start:stop])
-    return decoded
+            decoded[name] = slice(start, stop)
+    return content, bounds, decoded, kind_by_name
 
 
 def _encode_list(name: str, column: Column) -> tuple[int, npt.NDArray[Any]]:
     """Return the kind of a column and its encoded values: contiguous, the packed field's head left out."""
+    if isinstance(column, Strings):
+        return _BYTES, _encode_byte_strings(column.content, np.diff(column.offsets))
     if isinstance(column, np.ndarray) and column.dtype != object:
         if column.dtype not in (np.float32, np.int64):
             raise TypeError(
@@ -537,3 +644,20 @@ def _encode_byte_strings(joined: npt.NDArray[np.uint8], lengths: npt.NDArray[np.
         at = _copy(joined[start : start + length], encoded, at)
         start += length
     return encoded[:at]
+
+
+@compile_kernel(types.Tuple((types.uint8[::1], types.int64[::1]))(READ_ONLY_BYTES, types.int64[:, ::1]))
+def _gather_strings(
+    content: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return the strings that lie at ``bounds`` ``[n, 2]`` one after the other, and where each begins ``[n + 1]``."""
+    offsets = np.zeros(len(bounds) + 1, np.int64)
+    for string in range(len(bounds)):
+        offsets[string + 1] = offsets[string] + bounds[string, 1] - bounds[string, 0]
+    joined = np.empty(offsets[-1], np.uint8)
+    for string in range(len(bounds)):
+        start = np.uintp(bounds[string, 0])
+        target = np.uintp(offsets[string])
+        for step in range(np.uintp(bounds[string, 1]) - start):
+            joined[target + step] = content[start + step]
+    return joined, offsets

@@ -51,8 +51,10 @@ def test_mask_stays_within_32_bits() -> None:
     assert masked_crc32c(bytes(32)) == 0x0FD7FFFA
 
 
-# Around the 8 bytes of one step and the size from which three chains run side by side.
-@pytest.mark.parametrize("size", [*range(34), 8191, 8192, 8193, 8215, 8216, 8217, 30_011])
+# Around the 8 bytes of one step, and the three blocks of 64 or 256 bytes that run side by side.
+@pytest.mark.parametrize(
+    "size", [*range(34), *range(190, 202), 383, 384, 385, 575, *range(766, 778), 959, 960, 1536, 30_011]
+)
 def test_kernel_agrees_with_its_twin_on_random_bytes(size: int) -> None:
     generator = np.random.default_rng(size)
     data = generator.bytes(size)

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipelines.examples import MalformedExampleError, decode_example, encode_example
+from data_pipelines.examples import (
+    MalformedExampleError,
+    Strings,
+    canonical_example,
+    decode_example,
+    decode_example_arrays,
+    encode_example,
+    is_example_list,
+)
 from data_pipelines.records import read_record_stream
 
 # Where a varint becomes a byte longer, and the ends of the range.
@@ -307,6 +315,44 @@ def test_error_survives_pickle() -> None:
     assert type(copy) is MalformedExampleError
     assert str(copy) == str(caught.value)
     assert (copy.problem, copy.offset) == (caught.value.problem, caught.value.offset)
+
+
+def test_byte_strings_end_to_end_are_encoded_and_decoded_as_a_list_of_them() -> None:
+    strings = Strings(np.frombuffer(b"abcd", np.uint8), np.array([0, 2, 2, 4]))
+    payload = encode_example({"s": strings, "x": FLOATS})
+    assert payload == encode_example({"s": [b"ab", b"", b"cd"], "x": FLOATS})
+    decoded = decode_example_arrays(payload)
+    assert isinstance(decoded["s"], Strings)
+    assert (decoded["s"].content.tobytes(), decoded["s"].offsets.tolist()) == (b"abcd", [0, 2, 2, 4])
+    assert_same_columns({"x": decoded["x"]}, {"x": FLOATS})
+    assert decode_example_arrays(example(entry(b"x", b"")), ["x"]) == {}
+
+
+def test_error_names_file_and_record_where_they_are_known() -> None:
+    error = MalformedExampleError("too short", 4, file="part-1", record=7, message="tf.train.SequenceExample")
+    assert str(error) == (
+        "part-1: record 7 is not a tf.train.SequenceExample: too short, at byte 4 of the payload; check that these "
+        "records are SequenceExamples, and write the file again if they should be"
+    )
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert (str(copy), copy.file, copy.record) == (str(error), "part-1", 7)
+
+
+@pytest.mark.parametrize(("payload", "expected"), FOREIGN.values(), ids=FOREIGN.keys())
+def test_an_example_of_any_writer_is_written_anew_as_we_write_it(payload: bytes, expected: dict[str, Any]) -> None:
+    kinds = {
+        name: one.WhichOneof("kind") for name, one in tf.train.Example.FromString(payload).features.feature.items()
+    }
+    assert canonical_example(payload) == encode_example({name: expected[name] for name in expected if kinds[name]})
+    assert canonical_example(payload, ["absent"]) == encode_example({})
+
+
+def test_lists_of_examples_are_told_from_examples() -> None:
+    inner = encode_example({"x": np.array([1]), "y": [b"v"]})
+    assert is_example_list(field(1, inner) + field(1, inner) + field(2, inner))
+    assert is_example_list(memoryview(field(1, encode_example({"x": np.array([1])}))))
+    for payload in (inner, b"", encode_example({}), example(entry(b"x", b"")), example(field(1, b"x")), b"\x0a\x05"):
+        assert not is_example_list(payload)
 
 
 def test_damaged_bytes_are_refused_or_read_as_protobuf_reads_them() -> None:

@@ -1,25 +1,35 @@
 """TFRecord framing against TensorFlow's own, and what damaged files lead to (T1)."""
 
+import bz2
 import gzip
 import io
 import mmap
 import pickle
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipelines.crc32c import crc32c, crc32c_plain
 from data_pipelines.records import (
+    CODEC_SUFFIX,
     RECORD_OVERHEAD_BYTES,
+    CodecError,
     Damage,
     DamagedRecordError,
+    RecordScan,
     RecordWriter,
+    compressed,
+    open_records,
     read_record_at,
     read_record_stream,
     read_records,
+    scan_records,
 )
 
 PAYLOADS = [b"first", b"", b"the third record\x00\xff"]
@@ -45,7 +55,26 @@ def read_stream(content: bytes) -> Iterator[bytes]:
     return read_record_stream(io.BytesIO(content))
 
 
-READERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {"streamed": read_stream, "in place": read_in_place}
+def payloads_of(scan: RecordScan) -> Iterator[bytes]:
+    for chunk in scan:
+        for start, stop in zip(chunk.starts, chunk.stops, strict=True):
+            yield chunk.content[start:stop].tobytes()
+
+
+def scan(content: bytes) -> Iterator[bytes]:
+    return payloads_of(scan_records(io.BytesIO(content)))
+
+
+def scan_in_small_chunks(content: bytes) -> Iterator[bytes]:
+    return payloads_of(scan_records(io.BytesIO(content), chunk_bytes=7))
+
+
+READERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
+    "streamed": read_stream,
+    "in place": read_in_place,
+    "scanned": scan,
+    "scanned in small chunks": scan_in_small_chunks,
+}
 
 
 @pytest.fixture(params=list(READERS.values()), ids=list(READERS))
@@ -186,18 +215,20 @@ def test_error_names_file_offset_finding_and_remedy(tmp_path: Path) -> None:
     with pytest.raises(DamagedRecordError) as caught:
         list(read_records(path))
     message = str(caught.value)
-    assert message.startswith(f"{path}: truncated payload in the record at byte 37 (21 of 22 bytes after the header)")
+    assert message.startswith(f"{path}: truncated payload in record 2 at byte 37 (21 of 22 bytes after the header)")
     assert message.endswith("the records before it are intact; write the file again from its source")
     with pytest.raises(DamagedRecordError, match=r"^shard 7: truncated payload in the record at byte 37 "):
         list(read_in_place(path.read_bytes(), name="shard 7"))
 
 
 def test_error_survives_pickle() -> None:
-    error = DamagedRecordError(Damage.PAYLOAD_CHECKSUM, 37, file="part-00003", detail="stored 1, computed 2")
+    error = DamagedRecordError(Damage.PAYLOAD_CHECKSUM, 37, file="part-00003", detail="stored 1, computed 2", record=4)
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert type(copy) is DamagedRecordError
     assert str(copy) == str(error)
     assert (copy.found, copy.offset, copy.file, copy.detail) == (error.found, error.offset, error.file, error.detail)
+    assert copy.record == error.record == 4
+    assert "in record 4 at byte 37" in str(copy)
 
 
 def test_reading_a_compressed_file_as_plain_one_says_so(tmp_path: Path) -> None:
@@ -243,3 +274,210 @@ def test_third_party_files_read_as_tensorflow_reads_them(shared_data: Path, name
     content = gzip.decompress(path.read_bytes()) if compression else path.read_bytes()
     assert list(read_record_stream(io.BytesIO(content))) == expected
     assert list(read_in_place(content)) == expected
+    with path.open("rb") as file:
+        assert list(payloads_of(scan_records(open_records(file)))) == expected
+
+
+@given(st.lists(st.binary(max_size=40), max_size=12), st.integers(1, 200))
+@settings(deadline=None, max_examples=100)
+def test_chunks_of_any_size_hold_all_records_with_their_places(payloads: list[bytes], chunk_bytes: int) -> None:
+    content = framed(payloads)
+    records = 0
+    for chunk in scan_records(io.BytesIO(content), chunk_bytes=chunk_bytes):
+        assert chunk.first_record == records
+        for start, stop in zip(chunk.starts, chunk.stops, strict=True):
+            assert chunk.content[start:stop].tobytes() == payloads[records]
+            place = chunk.offset + int(start) - 12
+            assert place == sum(len(payload) + 16 for payload in payloads[:records])
+            records += 1
+    assert records == len(payloads)
+
+
+def test_a_record_longer_than_a_chunk_is_whole() -> None:
+    payloads = [b"a", np.random.default_rng(2).bytes(100_000), b"z"]
+    assert list(payloads_of(scan_records(io.BytesIO(framed(payloads)), chunk_bytes=1000))) == payloads
+
+
+def test_a_damaged_length_reserves_and_reads_nothing() -> None:
+    class Counting(io.BytesIO):
+        read_bytes = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            content = super().read(size)
+            self.read_bytes += len(content)
+            return content
+
+    damaged = bytearray(framed([bytes(1000)] * 1000))
+    damaged[4] = 0x01  # 4 GiB more
+    file = Counting(damaged)
+    with pytest.raises(DamagedRecordError, match="length checksum mismatch in record 0 at byte 0"):
+        list(scan_records(file, chunk_bytes=4096))
+    assert file.read_bytes <= 4096
+    file = Counting(damaged)
+    with pytest.raises(DamagedRecordError, match="length beyond 2 GiB in record 0 at byte 0"):
+        list(scan_records(file, chunk_bytes=4096, verify_checksums=False))
+    assert file.read_bytes <= 4096
+
+
+def test_scanning_tells_file_record_and_offset() -> None:
+    content = bytearray(framed(PAYLOADS))
+    content[50] ^= 1
+    with pytest.raises(DamagedRecordError) as caught:
+        list(scan_records(io.BytesIO(content), name="part-00003"))
+    assert (caught.value.file, caught.value.record, caught.value.offset) == ("part-00003", 2, 37)
+    assert str(caught.value).startswith("part-00003: payload checksum mismatch in record 2 at byte 37 (stored 0x")
+
+
+def skipped(content: bytes, chunk_bytes: int = 64) -> tuple[list[bytes], RecordScan]:
+    scanned = scan_records(io.BytesIO(content), on_damage="skip", chunk_bytes=chunk_bytes)
+    return list(payloads_of(scanned)), scanned
+
+
+def test_each_kind_of_damage_loses_its_record_alone_when_it_is_skipped() -> None:
+    payloads = [bytes([65 + number]) * 10 * number for number in range(6)]
+    content = framed(payloads)
+    starts = [sum(len(payload) + 16 for payload in payloads[:number]) for number in range(7)]
+    # In the length, the length's checksum, the payload and the payload's checksum of record 3.
+    for place in (starts[3], starts[3] + 5, starts[3] + 9, starts[3] + 20, starts[4] - 1):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        for chunk_bytes in (1, 16, 10_000):
+            found, scanned = skipped(bytes(damaged), chunk_bytes)
+            assert found == payloads[:3] + payloads[4:]
+            assert scanned.skipped == 1
+            assert [(error.record, error.offset) for error in scanned.damages] == [(3, starts[3])]
+    # Bytes lost from the middle of a record: the length points into the next one.
+    found, scanned = skipped(content[: starts[3] + 15] + content[starts[3] + 22 :])
+    assert (found, scanned.skipped) == (payloads[:3] + payloads[4:], 1)
+    # A file that ends early.
+    found, scanned = skipped(content[:-3])
+    assert (found, scanned.skipped) == (payloads[:-1], 1)
+    found, scanned = skipped(content[: starts[5] + 4])
+    assert (found, scanned.skipped) == (payloads[:-1], 1)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150)
+def test_skipping_yields_only_whole_records_whatever_the_damage(data: st.DataObject) -> None:
+    payloads = [bytes([number]) * number * 7 for number in range(8)]
+    content = bytearray(framed(payloads))
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    gap = data.draw(st.integers(0, 30))
+    damaged = bytes(content[:cut] + content[cut + gap :])
+    found, scanned = skipped(damaged, data.draw(st.integers(1, 300)))
+    assert set(found) <= set(payloads)
+    assert found == sorted(found, key=len)
+    if found != payloads:
+        # Whole records may be cut out from between two others without a trace.
+        assert scanned.skipped or gap
+
+
+@given(st.binary(max_size=400), st.integers(1, 50))
+@settings(deadline=None, max_examples=150)
+def test_any_bytes_are_scanned_to_their_end(content: bytes, chunk_bytes: int) -> None:
+    found, scanned = skipped(content, chunk_bytes)
+    assert found == [] or scanned.skipped
+    unverified = scan_records(io.BytesIO(content), on_damage="skip", chunk_bytes=chunk_bytes, verify_checksums=False)
+    assert sum(len(chunk.starts) for chunk in unverified) * 16 <= len(content)
+
+
+def test_no_more_than_a_hundred_damages_are_kept() -> None:
+    content = bytearray(framed([b"x"] * 300))
+    for record in range(0, 300, 2):
+        content[17 * record + 12] ^= 1
+    found, scanned = skipped(bytes(content))
+    assert (len(found), scanned.skipped, len(scanned.damages)) == (150, 150, 100)
+
+
+@pytest.mark.parametrize(("name", "value"), [("on_damage", "ignore"), ("chunk_bytes", 0)])
+def test_options_of_a_scan_are_checked(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        scan_records(io.BytesIO(), **{name: value})  # type: ignore[arg-type]
+
+
+def compressed_as(content: bytes, codec: str) -> bytes:
+    file = io.BytesIO()
+    with compressed(file, codec) as writer:
+        for start in range(0, len(content), 1000):
+            writer.write(content[start : start + 1000])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("codec", CODEC_SUFFIX)
+def test_compressed_files_are_read_back_and_by_tensorflow(codec: str, tmp_path: Path) -> None:
+    payloads = [*PAYLOADS, np.random.default_rng(0).bytes(50_000), bytes(200_000)]
+    content = compressed_as(framed(payloads), codec)
+    assert content == compressed_as(framed(payloads), codec)
+    for told in (None, codec):
+        reader = open_records(io.BytesIO(content), codec=told)
+        assert list(payloads_of(scan_records(reader, chunk_bytes=1000))) == payloads
+    path = tmp_path / f"shard{CODEC_SUFFIX[codec]}"
+    path.write_bytes(content)
+    compression = "" if codec == "none" else codec.upper()
+    assert list(tf.data.TFRecordDataset(str(path), compression).as_numpy_iterator()) == payloads
+
+
+def test_several_streams_of_gzip_and_padding_are_one_file() -> None:
+    content = gzip.compress(framed(PAYLOADS[:1])) + gzip.compress(framed(PAYLOADS[1:])) + bytes(10)
+    assert list(payloads_of(scan_records(open_records(io.BytesIO(content))))) == PAYLOADS
+
+
+@pytest.mark.parametrize("codec", [None, *CODEC_SUFFIX])
+def test_an_empty_file_has_no_records_in_any_codec(codec: str | None) -> None:
+    assert list(scan_records(open_records(io.BytesIO(), codec=codec))) == []
+
+
+def test_a_record_whose_length_looks_like_a_codec_is_a_record() -> None:
+    # 0x88b1f bytes: the length begins with gzip's mark; 0x9c78 with zlib's.
+    for size in (0x88B1F, 0x9C78):
+        content = framed([bytes(size)])
+        assert content[:2] in (b"\x1f\x8b", b"\x78\x9c")
+        assert list(payloads_of(scan_records(open_records(io.BytesIO(content))))) == [bytes(size)]
+
+
+def test_a_wrong_or_foreign_codec_is_refused_by_name() -> None:
+    plain = framed(PAYLOADS)
+    with pytest.raises(CodecError, match="part-1: told to be of codec gzip, but its content is of codec none"):
+        open_records(io.BytesIO(plain), name="part-1", codec="gzip")
+    with pytest.raises(CodecError, match="told to be of codec none, but its content is of codec gzip"):
+        open_records(io.BytesIO(gzip.compress(plain)), codec="none")
+    with pytest.raises(CodecError, match="told to be of codec gzip, but its content is of codec zlib"):
+        open_records(io.BytesIO(zlib.compress(plain)), codec="gzip")
+    with pytest.raises(CodecError, match="part-1: the content is bzip2, which is not read here"):
+        open_records(io.BytesIO(bz2.compress(plain)), name="part-1")
+    with pytest.raises(CodecError, match="the content is Parquet"):
+        open_records(io.BytesIO(b"PAR1" + bytes(100)))
+    for name in ("snappy", "GZIP"):
+        with pytest.raises(CodecError, match=f"codec '{name}' is not known; use one of none, gzip, zlib"):
+            open_records(io.BytesIO(plain), codec=name)
+        with pytest.raises(CodecError, match=f"codec '{name}' is not known"), compressed(io.BytesIO(), name):
+            pass
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zlib"])
+def test_a_compressed_file_cut_at_any_byte_gives_the_records_before_the_cut(codec: str) -> None:
+    payloads = [np.random.default_rng(number).bytes(300) for number in range(5)]
+    content = compressed_as(framed(payloads), codec)
+    for size in range(1, len(content), 23):
+        scanned = scan_records(open_records(io.BytesIO(content[:size]), name="shard"), name="shard")
+        found, error = read_until_damaged(payloads_of(scanned))
+        assert error is not None
+        if size > 2:  # one or two bytes say no codec
+            assert error.found is Damage.COMPRESSED_STREAM
+            assert error.record == len(found)
+        assert found == payloads[: len(found)]
+        kept, skipping = [], scan_records(open_records(io.BytesIO(content[:size])), on_damage="skip")
+        kept = list(payloads_of(skipping))
+        assert (kept, skipping.skipped) == (found, 1)
+
+
+def test_the_writer_takes_framed_records_and_counts_them() -> None:
+    file = io.BytesIO()
+    writer = RecordWriter(file)
+    writer.write(b"first")
+    assert writer.write_framed(np.frombuffer(framed(PAYLOADS[1:]), np.uint8), 2) == 21
+    assert file.getvalue() == framed(PAYLOADS)
+    assert (writer.bytes_written, writer.records_written) == (71, 3)
+    assert writer.file_crc32c == crc32c(file.getvalue())

@@ -1,0 +1,214 @@
+"""The block layout of any table: one record holds many rows, each column an array.
+
+Any reader of ``tf.train.Example`` can parse a block. The names of its features are:
+
+* ``block/rows``: how many rows it has; no other records have this feature, so that it tells the layout;
+* a column by its own name: the values of all rows, zeros or empty strings where they are null;
+* of a column of lists the values of all rows one after the other, with ``<name>/row_lengths`` beside them, and of lists
+  of lists ``<name>/inner_row_lengths`` too;
+* ``<name>/is_null``, zeros and ones, where some are null, and ``<name>/inner_is_null`` where some inner lists are;
+* a Spark ML vector as :mod:`data_pipelines.arrow_schema` stores it: as four columns.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data_pipelines.arrow_schema import (
+    ROW_LENGTHS_SUFFIX,
+    FeatureColumn,
+    FeatureTypeError,
+    ListKind,
+    RecordType,
+    SchemaError,
+    TableColumn,
+    table_columns,
+)
+from data_pipelines.examples import (
+    Column,
+    MalformedExampleError,
+    Strings,
+    decode_example,
+    decode_example_arrays,
+    encode_example,
+)
+from data_pipelines.stored_columns import (
+    StoredColumn,
+    ValueMismatchError,
+    Values,
+    kind_problem,
+    restored_array,
+    restored_column,
+    stored_columns,
+)
+
+BLOCK_ROWS = "block/rows"
+INNER_ROW_LENGTHS_SUFFIX = "/inner_row_lengths"
+IS_NULL_SUFFIX = "/is_null"
+INNER_IS_NULL_SUFFIX = "/inner_is_null"
+
+BESIDE_SUFFIXES = (ROW_LENGTHS_SUFFIX, INNER_ROW_LENGTHS_SUFFIX, IS_NULL_SUFFIX, INNER_IS_NULL_SUFFIX)
+"""What may stand beside a column; the first two are the row lengths of its levels of lists."""
+
+_Decoded = Mapping[str, Values]
+
+
+def check_block_schema(schema: pa.Schema) -> None:
+    """Check that blocks can hold a table.
+
+    Raises:
+        SchemaError: A column's type does not map, a name occurs twice, or one is reserved for what stands beside
+            another column.
+    """
+    _block_columns(schema)
+
+
+# Planning takes as long as encoding a block, and block after block has the same schema.
+@lru_cache(maxsize=16)
+def _block_columns(schema: pa.Schema) -> tuple[TableColumn, ...]:
+    columns = table_columns(schema, RecordType.SEQUENCE_EXAMPLE)
+    names = {feature.feature for column in columns for feature in column.features}
+    if BLOCK_ROWS in names:
+        raise SchemaError(f"column '{BLOCK_ROWS}' has a name that is reserved for the rows of a block; rename it")
+    for name in sorted(names):
+        for suffix in BESIDE_SUFFIXES:
+            if name + suffix in names:
+                raise SchemaError(
+                    f"column '{name + suffix}' has a name that is reserved for what stands beside column '{name}'; "
+                    "rename one of them"
+                )
+    return columns
+
+
+def is_table_block(payload: bytes | memoryview) -> bool:
+    """Return whether a record is a block of this layout, and not one row.
+
+    Raises:
+        MalformedExampleError: It is no tf.train.Example.
+    """
+    return BLOCK_ROWS in decode_example(payload, (BLOCK_ROWS,))
+
+
+def encode_table_block(batch: pa.RecordBatch | pa.Table) -> bytes:
+    """Return the payload of the record that holds the rows of ``batch``.
+
+    Raises:
+        SchemaError: Blocks cannot hold such a table.
+        ValueNotStorableError: A list holds a null, or a number is beyond float32.
+        ValueError: The block would pass protobuf's limit of 2 GiB.
+    """
+    columns = _block_columns(batch.schema)
+    stored: dict[str, Column] = {BLOCK_ROWS: np.array([batch.num_rows], np.int64)}
+    for column in stored_columns(batch, columns):
+        name = column.feature.feature
+        stored[name] = column.values
+        for suffix, offsets in zip(BESIDE_SUFFIXES, column.offsets, strict=False):
+            stored[name + suffix] = np.diff(offsets)
+        if column.valid is not None:
+            stored[name + IS_NULL_SUFFIX] = (column.valid == 0).astype(np.int64)
+        if column.inner_valid is not None:
+            stored[name + INNER_IS_NULL_SUFFIX] = (column.inner_valid == 0).astype(np.int64)
+    return encode_example(stored)
+
+
+def decode_table_block(
+    payload: bytes | memoryview, schema: pa.Schema, *, name: str = "", record: int = 0
+) -> pa.RecordBatch:
+    """Return the rows of one block; columns that ``schema`` does not name are passed over unread.
+
+    Args:
+        payload: The record's payload.
+        schema: The columns to return; one that the block lacks is null.
+        name: What errors call the file.
+        record: What they say is the record's number.
+
+    Raises:
+        SchemaError: Blocks cannot hold such a table.
+        FeatureTypeError: A column is not what the schema asks for.
+        MalformedExampleError: The payload is not a block.
+    """
+    columns = _block_columns(schema)
+    features = [feature for column in columns for feature in column.features if feature.kind is not None]
+    wanted = [feature.feature + suffix for feature in features for suffix in ("", *BESIDE_SUFFIXES)]
+    try:
+        decoded = decode_example_arrays(payload, [BLOCK_ROWS, *wanted])
+        rows = _row_count(decoded)
+    except MalformedExampleError as error:
+        raise MalformedExampleError(error.problem, error.offset, file=name, record=record) from error
+    arrays = {}
+    for feature in features:
+        try:
+            arrays[feature.feature] = restored_array(_stored_column(feature, decoded, rows))
+        except ValueMismatchError as error:
+            problem = f"(row {error.row} of a block) {error.problem}"
+            raise FeatureTypeError(feature.feature, record, problem, file=name) from error
+    restored = [
+        restored_column(
+            column,
+            [arrays.get(feature.feature, pa.nulls(rows, feature.arrow_type)) for feature in column.features],
+        )
+        for column in columns
+    ]
+    return pa.RecordBatch.from_arrays(restored, schema=schema)
+
+
+def _row_count(decoded: _Decoded) -> int:
+    stored = decoded.get(BLOCK_ROWS)
+    if not isinstance(stored, np.ndarray) or stored.dtype != np.int64 or len(stored) != 1 or int(stored[0]) < 0:
+        raise MalformedExampleError(f"it is no block of rows, having no feature '{BLOCK_ROWS}' of one number", 0)
+    return int(stored[0])
+
+
+def _stored_column(feature: FeatureColumn, decoded: _Decoded, rows: int) -> StoredColumn:
+    if feature.feature not in decoded:
+        # A block that never had the column.
+        lists = tuple(np.zeros(rows + 1 if level == 0 else 1, np.int64) for level in range(feature.depth))
+        count = 0 if feature.depth else rows
+        return StoredColumn(feature, _empty_values(feature, count), lists, np.zeros(rows, np.uint8))
+    values = _values_of(feature, decoded[feature.feature])
+    offsets: list[npt.NDArray[np.int64]] = []
+    expected = rows
+    for level in range(feature.depth):
+        lengths = _beside(feature, decoded, BESIDE_SUFFIXES[level], expected)
+        if lengths is None or (lengths < 0).any():
+            raise ValueMismatchError(
+                0, f"has no '{BESIDE_SUFFIXES[level]}' beside it, as lists have; ask for a scalar column"
+            )
+        offsets.append(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+        expected = int(offsets[-1][-1])
+    if len(values) != expected:
+        raise ValueMismatchError(0, f"has {len(values)} values where its block says {expected}; ask for its own type")
+    is_null = _beside(feature, decoded, IS_NULL_SUFFIX, rows)
+    inner_is_null = _beside(feature, decoded, INNER_IS_NULL_SUFFIX, len(offsets[1]) - 1) if len(offsets) > 1 else None
+    return StoredColumn(feature, values, tuple(offsets), _valid(is_null), _valid(inner_is_null))
+
+
+def _valid(is_null: npt.NDArray[np.int64] | None) -> npt.NDArray[np.uint8] | None:
+    return None if is_null is None else (is_null == 0).view(np.uint8)
+
+
+def _beside(feature: FeatureColumn, decoded: _Decoded, suffix: str, expected: int) -> npt.NDArray[np.int64] | None:
+    found = decoded.get(feature.feature + suffix)
+    if found is None:
+        return None
+    if not isinstance(found, np.ndarray) or found.dtype != np.int64 or len(found) != expected:
+        raise ValueMismatchError(0, f"has a damaged '{suffix}' beside it; write the file again")
+    return found
+
+
+def _values_of(feature: FeatureColumn, found: Values) -> Values:
+    kind = ListKind.BYTES
+    if not isinstance(found, Strings):
+        kind = ListKind.FLOAT if found.dtype == np.float32 else ListKind.INT64
+    if kind is not feature.kind:
+        raise ValueMismatchError(0, kind_problem(feature, kind))
+    return found
+
+
+def _empty_values(feature: FeatureColumn, count: int) -> Values:
+    if feature.kind is ListKind.BYTES:
+        return Strings(np.empty(0, np.uint8), np.zeros(count + 1, np.int64))
+    return np.zeros(count, np.float32 if feature.kind is ListKind.FLOAT else np.int64)
