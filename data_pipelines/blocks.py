@@ -2,28 +2,33 @@
 
 Any reader of ``tf.train.Example`` can parse a block; the names of its features are:
 
-* a numeric or categorical feature by its own name, one value per row;
-* a multi-valued feature by its own name, the values of all rows, with ``<name>/row_lengths`` beside it;
-* ``label/<name>``, ``weight/<name>`` and ``key/<name>``;
+* a feature of one value or one id per row by its own name;
+* a feature of several ids by its own name, the ids of all rows, with ``<name>/row_lengths`` beside it;
+* a sparse feature as ``<name>/indices`` and ``<name>/values``, the entries of all rows, with ``<name>/row_lengths``;
+* ``weight/<name>``, ``key/<name>`` and ``label/<name>``, a label of several classes with ``label/<name>/row_lengths``;
 * ``exclude/<name>`` and ``exclude/<name>/row_lengths``, ids in the candidate's vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipelines.arrow_schema import ROW_LENGTHS_SUFFIX
 from data_pipelines.examples import decode_example, encode_example
-from data_pipelines.features import Feature, FeatureSpec, MultiValued, Numeric
+from data_pipelines.features import Feature, FeatureSpec, Form
+from data_pipelines.labels import EncodedLabel, check_label, encode_label
 from data_pipelines.transform import (
-    ROW_LENGTHS_SUFFIX,
     ColumnError,
     Encoded,
     Encoder,
     RaggedIds,
+    SparseRows,
     is_number,
+    plain_column,
     raw_column,
 )
 
@@ -32,10 +37,16 @@ LABEL_PREFIX = "label/"
 WEIGHT_PREFIX = "weight/"
 KEY_PREFIX = "key/"
 EXCLUDE_PREFIX = "exclude/"
+INDICES_SUFFIX = "/indices"
+VALUES_SUFFIX = "/values"
 
-
-class LabelError(ValueError):
-    """A label that the model cannot learn; the message shows the value."""
+STORED_SUFFIXES: Mapping[Form, tuple[str, ...]] = {
+    "value": ("",),
+    "id": ("",),
+    "ids": ("", ROW_LENGTHS_SUFFIX),
+    "sparse": (INDICES_SUFFIX, VALUES_SUFFIX, ROW_LENGTHS_SUFFIX),
+}
+"""What follows the name of a feature in the names of its stored columns."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +54,16 @@ class Block:
     """Decoded rows.
 
     Attributes:
-        features: Per feature float32 ``[rows]``, int64 ``[rows]`` or int64 ``[rows, max_length]``.
-        label: float32 ``[rows]``, or None where the label is a feature.
+        features: Per feature float32 ``[rows]``, int64 ``[rows]``, int64 ``[rows, max_length]`` or compressed sparse
+            rows.
+        label: As :func:`data_pipelines.labels.encode_label` gives it.
         weight: float32 ``[rows]``, ones where the spec names no weight column.
         keys: Per key int64 ``[rows]`` or an object array of strings; empty unless asked for.
         excluded: int64 ``[rows, longest]``, ids of candidates not to recommend; None unless asked for and in the spec.
     """
 
-    features: Mapping[str, np.ndarray]
-    label: np.ndarray | None
+    features: Mapping[str, np.ndarray | SparseRows]
+    label: EncodedLabel | None
     weight: np.ndarray
     keys: Mapping[str, np.ndarray]
     excluded: np.ndarray | None = None
@@ -71,12 +83,11 @@ def check_columns(table: pa.Table, spec: FeatureSpec) -> None:
     """
     for feature in (*spec, *((spec.excluded,) if spec.excluded else ())):
         raw_column(table, feature)
-    if spec.label.kind == "binary":
-        binary_label(table, spec.label.name)
+    check_label(table, spec)
     if spec.weight is not None:
         _weights(table, spec.weight)
     for key in spec.keys:
-        _column(table, key)
+        plain_column(table, key)
 
 
 def encode_block(table: pa.Table, encoder: Encoder, spec: FeatureSpec) -> tuple[bytes, dict[str, Encoded]]:
@@ -84,74 +95,56 @@ def encode_block(table: pa.Table, encoder: Encoder, spec: FeatureSpec) -> tuple[
 
     Raises:
         ColumnError: A column is missing or has the wrong type, a key is null, or a weight is null or negative.
-        LabelError: A label is null or neither 0 nor 1.
+        LabelError: A label is null or not what its kind can be.
     """
     encoded = encoder.encode(table)
     columns: dict[str, np.ndarray | Sequence[bytes]] = {}
     for name, column in encoded.items():
-        _store(columns, name, column)
+        columns |= _stored(name, column)
     if spec.excluded is not None:
-        for name, column in encoder.encode(table, (spec.excluded,)).items():
-            _store(columns, EXCLUDE_PREFIX + name, column)
-    if spec.label.kind == "binary":
-        columns[LABEL_PREFIX + spec.label.name] = binary_label(table, spec.label.name)
+        (excluded,) = encoder.encode(table, (spec.excluded,)).values()
+        columns |= _stored(EXCLUDE_PREFIX + spec.excluded.name, excluded)
+    label = encode_label(table, encoder.fitted)
+    if label is not None:
+        columns |= _stored(LABEL_PREFIX + spec.label.name, label)
     if spec.weight is not None:
         columns[WEIGHT_PREFIX + spec.weight] = _weights(table, spec.weight)
     for key in spec.keys:
-        columns[KEY_PREFIX + key] = _key_values(_column(table, key), key)
+        columns[KEY_PREFIX + key] = _key_values(plain_column(table, key), key)
     return encode_example(columns), encoded
 
 
-def _store(columns: dict[str, np.ndarray | Sequence[bytes]], name: str, column: Encoded) -> None:
+def _stored(name: str, column: Encoded) -> dict[str, np.ndarray]:
     if isinstance(column, RaggedIds):
-        columns[name] = column.values
-        columns[name + ROW_LENGTHS_SUFFIX] = column.row_lengths
-    else:
-        columns[name] = column
+        return {name: column.values, name + ROW_LENGTHS_SUFFIX: column.row_lengths}
+    if isinstance(column, SparseRows):
+        parts = (column.indices, column.values, column.row_lengths)
+        return {name + suffix: part for suffix, part in zip(STORED_SUFFIXES["sparse"], parts, strict=True)}
+    return {name: column}
 
 
 def decode_block(payload: bytes | memoryview, spec: FeatureSpec, *, keys: bool = False) -> Block:
     """Return the rows of one record; keys and exclusions, which training does not need, only with ``keys``."""
-    label_name = None if spec.label.kind == "candidate" else LABEL_PREFIX + spec.label.name
-    wanted = [column for feature in spec for column in _stored_names(feature)]
-    wanted += [label_name] if label_name else []
-    wanted += [WEIGHT_PREFIX + spec.weight] if spec.weight else []
     excluded = spec.excluded if keys else None
+    wanted = [column for feature in spec for column in _stored_names(feature)]
+    wanted += _stored_label(spec)
+    wanted += [WEIGHT_PREFIX + spec.weight] if spec.weight else []
     wanted += [KEY_PREFIX + key for key in spec.keys] if keys else []
     wanted += [EXCLUDE_PREFIX + column for column in _stored_names(excluded)] if excluded else []
     columns = decode_example(payload, wanted)
     features = {feature.name: _feature_values(feature, columns, feature.name) for feature in spec}
-    rows = len(next(iter(features.values())))
+    rows = _row_count(next(iter(features.values())))
     return Block(
         features=features,
-        label=columns[label_name] if label_name else None,  # type: ignore[arg-type]
+        label=_label_values(spec, columns),
         weight=columns[WEIGHT_PREFIX + spec.weight] if spec.weight else np.ones(rows, np.float32),  # type: ignore[arg-type]
         keys={key: _key_array(columns[KEY_PREFIX + key]) for key in spec.keys} if keys else {},
-        excluded=_feature_values(excluded, columns, EXCLUDE_PREFIX + excluded.name) if excluded else None,
+        excluded=_feature_values(excluded, columns, EXCLUDE_PREFIX + excluded.name) if excluded else None,  # type: ignore[arg-type]
     )
 
 
-def binary_label(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
-    """Return the label column as float32 ``[rows]`` of zeros and ones.
-
-    Raises:
-        LabelError: A value is null or neither 0 nor 1.
-    """
-    column = _column(table, name)
-    if not (is_number(column.type) or pa.types.is_null(column.type)):
-        raise LabelError(f"label '{name}' has type {column.type}; a binary label is a number or boolean: cast it")
-    values = _as_float32(column)
-    wrong = ~np.isin(values, (0.0, 1.0))
-    if wrong.any():
-        value = column[int(np.flatnonzero(wrong)[0])].as_py()
-        raise LabelError(
-            f"label '{name}' has the value {value!r}; a binary label is 0 or 1: filter such rows out of the table"
-        )
-    return values
-
-
 def _weights(table: pa.Table, name: str) -> np.ndarray:
-    column = _column(table, name)
+    column = plain_column(table, name)
     if not is_number(column.type):
         raise ColumnError(f"weight column '{name}' has type {column.type}; a weight is a number: cast it")
     values = _as_float32(column)
@@ -166,26 +159,45 @@ def _as_float32(column: pa.Array) -> np.ndarray:
     return column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
-    index = table.schema.get_field_index(name)
-    if index < 0:
-        raise ColumnError(f"column '{name}' is missing; the table has {table.schema.names}")
-    column = table.column(index)
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _stored_names(feature: Feature) -> tuple[str, ...]:
-    if isinstance(feature, MultiValued):
-        return feature.name, feature.name + ROW_LENGTHS_SUFFIX
-    return (feature.name,)
+    return tuple(feature.name + suffix for suffix in STORED_SUFFIXES[feature.form])
 
 
-def _feature_values(feature: Feature, columns: Mapping[str, np.ndarray | list[bytes]], stored: str) -> np.ndarray:
-    values = np.asarray(columns[stored], np.float32 if isinstance(feature, Numeric) else np.int64)
-    if isinstance(feature, MultiValued):
-        lengths = np.asarray(columns[stored + ROW_LENGTHS_SUFFIX], np.int64)
-        return RaggedIds(values, lengths).padded(feature.max_length)
-    return values
+def _feature_values(feature: Feature, columns: Mapping[str, Any], stored: str) -> np.ndarray | SparseRows:
+    parts = [columns[stored + suffix] for suffix in STORED_SUFFIXES[feature.form]]
+    if feature.form == "sparse":
+        indices, values, row_lengths = parts
+        return SparseRows(_int64s(indices), np.asarray(values, np.float32), _int64s(row_lengths))
+    if feature.form == "ids":
+        values, row_lengths = parts
+        return RaggedIds(_int64s(values), _int64s(row_lengths)).padded(feature.max_length)
+    return np.asarray(parts[0], np.float32 if feature.form == "value" else np.int64)
+
+
+def _int64s(values: Any) -> np.ndarray:
+    # A list without values comes as a list of no kind.
+    return np.asarray(values, np.int64)
+
+
+def _row_count(values: np.ndarray | SparseRows) -> int:
+    return len(values.row_lengths if isinstance(values, SparseRows) else values)
+
+
+def _stored_label(spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the names of the columns that hold the label."""
+    name = LABEL_PREFIX + spec.label.name
+    if spec.label.kind == "candidate":
+        return ()
+    return (name, name + ROW_LENGTHS_SUFFIX) if spec.label.kind == "multi_label" else (name,)
+
+
+def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> EncodedLabel | None:
+    stored = [columns[name] for name in _stored_label(spec)]
+    if not stored:
+        return None
+    if spec.label.kind == "multi_label":
+        return RaggedIds(_int64s(stored[0]), _int64s(stored[1]))
+    return np.asarray(stored[0], np.float32 if spec.label.kind == "binary" else np.int64)
 
 
 def _key_values(column: pa.Array, name: str) -> np.ndarray | list[bytes]:

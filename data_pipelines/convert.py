@@ -1,56 +1,44 @@
-"""A Spark DataFrame becomes a dataset directory: fit the features, write the shards, publish the whole at once."""
+"""A Spark DataFrame becomes a dataset directory: stage the rows, fit the features, write the shards, publish."""
 
-import errno
 import hashlib
 import json
-import os
 import platform
-import shutil
-import socket
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
-from uuid import uuid4
+from typing import Any
 
-import numpy as np
-import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark import TaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.blocks import ROWS_PER_BLOCK, LabelError, binary_label, check_columns, encode_block
+from data_pipelines.blocks import ROWS_PER_BLOCK, check_columns
 from data_pipelines.dataset import Dataset
-from data_pipelines.features import MISSING_ID, OUT_OF_VOCABULARY_ID, FeatureSpec, Numeric
+from data_pipelines.dataset_page import PAGE_FILE, PageFacts, dataset_page
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.fitting import EmptySplitError, fit_features
-from data_pipelines.manifest import (
-    FEATURES_FOLDER,
-    FORMAT_VERSION,
-    MANIFEST_FILE,
-    SPLITS,
-    DatasetError,
-    Manifest,
-    Shard,
-)
-from data_pipelines.records import RecordWriter
+from data_pipelines.manifest import FEATURES_FOLDER, FORMAT_VERSION, MANIFEST_FILE, SPLITS, DatasetError, Manifest
+from data_pipelines.profile import PROFILE_FILE, DatasetProfile, SplitCounts, profile_columns
+from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
+from data_pipelines.shards import EncodeTask, ShardResult
 from data_pipelines.spark_errors import task_message
-from data_pipelines.transform import ColumnError, Encoded, Encoder, RaggedIds, numeric_values, raw_column, raw_inputs
+from data_pipelines.splits import SPLIT_COLUMN
+from data_pipelines.staging import TRAIN_SPLIT, Staged, stage
+from data_pipelines.storage import StoragePath
+from data_pipelines.transform import ColumnError, raw_inputs
+from data_pipelines.validation import Limits, Report, validate
 
-TRAIN_SPLIT = SPLITS[0]
 EXAMPLE_FILE = "example.parquet"
 EXAMPLE_ROWS = 5
-_ATTEMPTS_FOLDER = ".attempts"
-# The clock may have been set meanwhile, which moves the time that a process is said to have started at.
-_SAME_START_SECONDS = 2.0
+
+# Folders of the write's staging folder beside the attempts that it publishes.
+_RAW_FOLDER = "raw"
+_DRIVER_ATTEMPT = "driver"
 
 
 class DatasetExistsError(DatasetError):
@@ -65,11 +53,14 @@ class ConversionOptions:
         split_column: String column that says which split a row belongs to; other values than ``SPLITS`` are refused.
         shards: Files per split.
         rows_per_block: Examples in one record.
+        accept_errors: Write the dataset even where validation finds errors in it, for example a column that gives
+            the label away. The report is written either way.
     """
 
-    split_column: str = "split"
+    split_column: str = SPLIT_COLUMN
     shards: int = 8
     rows_per_block: int = ROWS_PER_BLOCK
+    accept_errors: bool = False
 
     def __post_init__(self) -> None:
         for name in ("shards", "rows_per_block"):
@@ -90,244 +81,173 @@ def convert(
     *,
     source: Mapping[str, Any] | None = None,
     options: ConversionOptions = ConversionOptions(),
+    reference: DatasetProfile | None = None,
+    limits: Limits | None = None,
 ) -> Dataset:
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
-    ``path`` appears at once and whole, or not at all. Rows are dealt to shards, and ordered in them, by a hash of
-    their keys (rows of equal keys by their columns), so the same table gives the same shards. Outside the training
-    split a key names one row: predictions are found by it.
+    ``path`` appears at once and whole, or not at all; on an object store its manifest appears last, and without one
+    it is no dataset. Spark evaluates ``df`` once. Rows are dealt to shards, and ordered in them, by a hash of their
+    keys (rows of equal keys by their columns), so the same table gives the same shards. Outside the training split a
+    key names one row: predictions are found by it. Meanwhile the rows take their own size on the store again.
 
     Args:
         df: The table; it needs the spec's columns and ``options.split_column``.
         spec: What the columns mean.
-        path: Directory to create. It must be reachable from the executors.
+        path: Directory to create, a local path or a URI. It must be reachable from the executors.
         source: What the rows come from, for the manifest and for :func:`dataset_address`.
         options: How rows become shards.
+        reference: Profile of a former dataset, which this one should resemble: drift is reported.
+        limits: From where on validation finds something worth telling; None for the customary ones.
 
     Raises:
         DatasetExistsError: ``path`` holds a dataset already, or does so by the time that this one is whole.
         DatasetError: Something else is at ``path``, the label of a split has one class only, two rows of the
-            validation or test split have the same key, or a row holds a value that its column cannot take (an unknown
-            split, a null key, a label that is neither 0 nor 1).
+            validation or test split have the same key, a row holds a value that its column cannot take (an unknown
+            split, a null key, a label that is neither 0 nor 1), or validation finds an error.
         EmptySplitError: A split has no rows, or nothing can be learnt from the training rows.
         ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number.
         LabelError: The label has the wrong type.
     """
-    path = Path(path).absolute()
-    if is_published(path):
+    target = StoragePath.of(path)
+    if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with Dataset.open, or delete it to convert again")
-    if path.exists():
+    if target.exists():
         raise DatasetError(f"{path} exists already and is no dataset; choose another path, or delete it")
     _check_columns(df, spec, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned_staging(path)
-    staging = path.parent / f"{_staging_prefix(path)}{_staging_owner()}-{uuid4().hex[:8]}"
-    staging.mkdir()
+    conversion = _Conversion(WriteJob.begin(target, SaveMode.ERROR), spec, options)
     try:
-        manifest = _write(df, spec, staging, dict(source or {}), options)
-        manifest.save(staging)
-        _publish(staging, path)
+        files = conversion.write(df, dict(source or {}), reference, limits or Limits())
+        conversion.job.publish(files)
     except (Py4JJavaError, PySparkException) as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error
+    except TargetExistsError as error:
+        raise DatasetExistsError(f"another conversion has made {path} meanwhile; open it with Dataset.open") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        conversion.job.abort()
     return Dataset.open(path)
 
 
-def _write(
-    df: DataFrame, spec: FeatureSpec, staging: Path, source: dict[str, Any], options: ConversionOptions
-) -> Manifest:
-    fitted = fit_features(df.where(F.col(options.split_column) == TRAIN_SPLIT), spec)
-    fitted.save(staging / FEATURES_FOLDER)
-    task = WriteTask(str(staging), options)
-    rows = (
-        df.select(options.split_column, *spec.columns)
-        .repartition(options.shards, *spec.keys)
-        .sortWithinPartitions(F.xxhash64(*spec.keys), *spec.columns)
-        .mapInArrow(task, "result string")
-        .collect()
-    )
-    # One result per (partition, split): a task that Spark ran twice reports once, its other files stay behind.
-    outcomes = [json.loads(row.result) for row in rows]
-    for outcome in outcomes:
-        if "refused" in outcome:
-            raise DatasetError(outcome["refused"])
-    results = [ShardResult.from_dict(outcome) for outcome in outcomes]
-    splits = {split: _published(staging, results, split) for split in SPLITS}
-    first_test_shard = min((r for r in results if r.split == SPLITS[-1]), key=lambda result: result.partition)
-    _example_of(Path(first_test_shard.attempt_path)).rename(staging / FEATURES_FOLDER / EXAMPLE_FILE)
-    shutil.rmtree(staging / _ATTEMPTS_FOLDER, ignore_errors=True)
-    return Manifest(
-        features_hash=fitted.hash,
-        splits=splits,
-        statistics=_statistics(results, fitted),
-        source=source,
-        options=vars(options),
-        versions=library_versions(),
-    )
+def read_profile(path: str | Path | StoragePath) -> DatasetProfile:
+    """Return the profile of the dataset at ``path``, for another one to be compared with.
+
+    Raises:
+        DatasetError: There is none, or it is damaged.
+    """
+    file = StoragePath.of(path) / PROFILE_FILE
+    try:
+        return DatasetProfile.from_dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{file} is no profile of a dataset ({error}); give the directory of a former dataset as the reference"
+        ) from error
+
+
+def is_published(path: Path | StoragePath) -> bool:
+    """Return whether a conversion to ``path`` has been published."""
+    return (StoragePath.of(path) / MANIFEST_FILE).is_file()
 
 
 @dataclass(frozen=True)
-class ShardResult:
-    """What a task tells the driver of one shard that it wrote."""
+class _Conversion:
+    """The steps of one conversion, which all write below one staging folder."""
 
-    split: str
-    partition: int
-    attempt_path: str
-    shard: Shard
-    counts: Mapping[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON holds it."""
-        return vars(self) | {"shard": vars(self.shard)}
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "ShardResult":
-        """Read what :meth:`to_dict` returned."""
-        shard = document["shard"]
-        lists = {name: tuple(shard[name]) for name in ("block_offsets", "block_rows")}
-        return cls(**{**document, "shard": Shard(**shard | lists)})
-
-
-@dataclass(frozen=True)
-class WriteTask:
-    """The body of one Spark task: one shard per split that its rows belong to."""
-
-    staging: str
+    job: WriteJob
+    spec: FeatureSpec
     options: ConversionOptions
 
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Write the rows of the partition; yield one JSON result per shard, or one that says what is refused."""
+    def write(
+        self, df: DataFrame, source: dict[str, Any], reference: DatasetProfile | None, limits: Limits
+    ) -> list[WrittenFile]:
+        """Write everything that belongs to the dataset; return the files, the manifest last."""
+        staged = stage(df, self.spec, self.options.split_column, self.options.shards, self.job.staging / _RAW_FOLDER)
         try:
-            outcomes = [result.to_dict() for result in self._write(batches)]
-        except (ColumnError, DatasetError, LabelError) as error:
-            # Told, not raised: Spark would try the same rows again, and bury the message under two stack traces.
-            outcomes = [{"refused": str(error)}]
-        lines = pa.array([json.dumps(outcome) for outcome in outcomes], pa.string())
-        yield pa.RecordBatch.from_pydict({"result": lines})
-
-    def _write(self, batches: Iterable[pa.RecordBatch]) -> list[ShardResult]:
-        fitted = FittedFeatures.load(Path(self.staging) / FEATURES_FOLDER)
-        encoder = Encoder(fitted)
-        context = TaskContext.get()
-        partition = context.partitionId() if context else 0
-        folder = Path(self.staging) / _ATTEMPTS_FOLDER / f"{partition:05d}-{uuid4().hex}"
-        folder.mkdir(parents=True)
-        writers: dict[str, _ShardWriter] = {}
-        with ExitStack() as files:
-            for batch in batches:
-                table = pa.Table.from_batches([batch])
-                names = table.column(self.options.split_column)
-                for split in names.unique().to_pylist():
-                    if split not in SPLITS:
-                        raise DatasetError(
-                            f"column '{self.options.split_column}' has the value {split!r}; use one of {list(SPLITS)}"
-                        )
-                    if split not in writers:
-                        file = files.enter_context(_attempt_path(folder, split).open("wb"))
-                        example = _example_of(_attempt_path(folder, split))
-                        writers[split] = _ShardWriter(split, file, example, encoder, fitted, self.options)
-                    writers[split].add(table.filter(pc.equal(names, split)))
-            return [
-                ShardResult(
-                    split=split,
-                    partition=partition,
-                    attempt_path=str(_attempt_path(folder, split)),
-                    shard=writer.finish(_shard_path(split, partition)),
-                    counts=writer.counts,
-                )
-                for split, writer in writers.items()
-            ]
-
-
-@dataclass
-class _ShardWriter:
-    """Gathers rows into blocks and writes them; counts what the manifest tells of them."""
-
-    split: str
-    file: IO[bytes]
-    example: Path
-    encoder: Encoder
-    fitted: FittedFeatures
-    options: ConversionOptions
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self._records = RecordWriter(self.file)
-        self._waiting: list[pa.Table] = []
-        self._waiting_rows = 0
-        self._offsets: list[int] = []
-        self._rows: list[int] = []
-        self._last_key: pa.Table | None = None
-
-    def add(self, table: pa.Table) -> None:
-        self._waiting.append(table)
-        self._waiting_rows += table.num_rows
-        while self._waiting_rows >= self.options.rows_per_block:
-            self._write_block(self.options.rows_per_block)
-
-    def _write_block(self, rows: int) -> None:
-        table = pa.concat_tables(self._waiting)
-        block, rest = table.slice(0, rows), table.slice(rows)
-        if not self._rows:
-            pq.write_table(raw_inputs(block.slice(0, EXAMPLE_ROWS), self.fitted.spec), self.example)
-        payload, encoded = encode_block(block, self.encoder, self.fitted.spec)
-        if self.split != TRAIN_SPLIT:
-            self._check_keys(block.select(self.fitted.spec.keys))
-        self._offsets.append(self._records.write(payload))
-        self._rows.append(rows)
-        self._count(block, encoded)
-        self._waiting, self._waiting_rows = [rest], rest.num_rows
-
-    def _check_keys(self, keys: pa.Table) -> None:
-        """Refuse a key that two rows have: equal keys share a partition, which is sorted, so they are neighbours."""
-        # The one before may stand in the block before.
-        keys = pa.concat_tables([*([self._last_key] if self._last_key else []), keys]).combine_chunks()
-        is_repeated = np.ones(keys.num_rows - 1, bool)
-        for column in keys.columns:
-            is_repeated &= pc.equal(column[1:], column[:-1]).to_numpy()
-        if is_repeated.any():
-            repeated = keys.slice(int(np.flatnonzero(is_repeated)[0]), 1).to_pylist()[0]
-            key = ", ".join(f"{name} = {value!r}" for name, value in repeated.items())
-            raise DatasetError(
-                f"the key {key} stands on more than one row of split '{self.split}'; a key names one row: filter "
-                f"repeated rows out of the table, or add a column to keys"
+            self._check_splits(staged)
+            samples = {split: staged.sample(split) for split in SPLITS}
+            fitted = fit_features(
+                staged.measured, self.spec, samples[TRAIN_SPLIT], self.job.staging, self._own(FEATURES_FOLDER)
             )
-        self._last_key = keys.slice(keys.num_rows - 1)
-
-    def _count(self, block: pa.Table, encoded: Mapping[str, Encoded]) -> None:
-        for feature in self.fitted.spec:
-            ids = encoded[feature.name]
-            if isinstance(feature, Numeric):
-                values = numeric_values(raw_column(block, feature))
-                self.counts[f"{feature.name}/missing"] += int(np.isnan(values).sum())
-            elif isinstance(ids, RaggedIds):
-                self.counts[f"{feature.name}/missing"] += int((ids.row_lengths == 0).sum())
-                self.counts[f"{feature.name}/out_of_vocabulary"] += int((ids.values == OUT_OF_VOCABULARY_ID).sum())
-            else:
-                self.counts[f"{feature.name}/missing"] += int((ids == MISSING_ID).sum())
-                self.counts[f"{feature.name}/out_of_vocabulary"] += int((ids == OUT_OF_VOCABULARY_ID).sum())
-        if self.fitted.spec.label.kind == "binary":
-            self.counts["label/positive"] += int(binary_label(block, self.fitted.spec.label.name).sum())
-
-    def finish(self, final_path: str) -> Shard:
-        if self._waiting_rows:
-            self._write_block(self._waiting_rows)
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return Shard(
-            path=final_path,
-            rows=sum(self._rows),
-            bytes=self._records.bytes_written,
-            crc32c=self._records.file_crc32c,
-            block_offsets=tuple(self._offsets),
-            block_rows=tuple(self._rows),
+        finally:
+            staged.release()
+        results = self._encode(df, staged)
+        _check_classes(results)
+        profile = profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)
+        report = validate(profile, self.spec, reference, limits)
+        manifest = Manifest(
+            features_hash=fitted.hash,
+            splits={split: tuple(result.shard for result in results if result.split == split) for split in SPLITS},
+            statistics=_statistics(results, fitted),
+            source=source,
+            options=vars(self.options),
+            columns=(*self.spec.columns, self.options.split_column),
+            findings=tuple(vars(finding) for finding in report.findings),
+            versions=library_versions(),
         )
+        self._write_own_files(manifest, samples[SPLITS[-1]], profile, report, reference)
+        if report.errors and not self.options.accept_errors:
+            raise DatasetError(_refusal(report))
+        written = [result.written_file() for result in results]
+        return [*written, *self._own_files()]
 
+    def _check_splits(self, staged: Staged) -> None:
+        for split in SPLITS:
+            if not staged.rows(split):
+                raise EmptySplitError(
+                    "there are no training rows; check the table or the rule that makes its split column"
+                    if split == TRAIN_SPLIT
+                    else f"split '{split}' has no rows; check the table or the rule that makes its split column"
+                )
 
-def _example_of(shard: Path) -> Path:
-    """Return where a task puts the first raw rows of ``shard``: what the exported model shows as its input example."""
-    return shard.with_suffix(f".{EXAMPLE_FILE}")
+    def _encode(self, df: DataFrame, staged: Staged) -> list[ShardResult]:
+        """Run one task per staged file; return their shards by split and number."""
+        task = EncodeTask(self.job, str(self._own(FEATURES_FOLDER)), staged.files, self.options.rows_per_block)
+        numbers = df.sparkSession.range(0, len(staged.files), 1, len(staged.files))
+        # One result per file: an attempt that Spark ran in vain is not among them, its files stay behind.
+        outcomes = [json.loads(row.result) for row in numbers.mapInArrow(task, "result string").collect()]
+        for outcome in outcomes:
+            if "refused" in outcome:
+                raise DatasetError(outcome["refused"])
+        results = sorted(map(ShardResult.from_dict, outcomes), key=lambda result: (result.split, result.partition))
+        written, wanted = sum(result.shard.rows for result in results), sum(file.rows for file in staged.files)
+        if written != wanted:
+            raise DatasetError(f"{written} rows were written of {wanted} that were staged; this is a defect: report it")
+        return results
+
+    def _write_own_files(
+        self,
+        manifest: Manifest,
+        last_rows: pa.Table,
+        profile: DatasetProfile,
+        report: Report,
+        reference: DatasetProfile | None,
+    ) -> None:
+        example = pa.BufferOutputStream()
+        pq.write_table(raw_inputs(last_rows.slice(0, EXAMPLE_ROWS), self.spec), example)
+        self._own(f"{FEATURES_FOLDER}/{EXAMPLE_FILE}").write_bytes(example.getvalue().to_pybytes())
+        self._own(PROFILE_FILE).write_bytes(json.dumps(profile.to_dict(), allow_nan=False).encode())
+        facts = PageFacts(
+            title=self.job.target.name,
+            written=datetime.now().astimezone().isoformat(" ", "seconds"),
+            spec_hash=self.spec.hash,
+            features_hash=manifest.features_hash,
+            source=manifest.source,
+            options=manifest.options,
+            versions=manifest.versions,
+        )
+        self._own(PAGE_FILE).write_bytes(dataset_page(facts, profile, report, reference).encode())
+        manifest.save(self._own(MANIFEST_FILE).parent)
+
+    def _own(self, path: str) -> StoragePath:
+        """Return where this process writes the file that belongs at ``path``."""
+        return self.job.attempt_file(_DRIVER_ATTEMPT, path)
+
+    def _own_files(self) -> list[WrittenFile]:
+        root = self._own(MANIFEST_FILE).parent
+        paths = [(file.path.relative_to(root), file.bytes) for file in root.files()]
+        return [
+            WrittenFile(_DRIVER_ATTEMPT, path, 0, 0, size)
+            for path, size in sorted(paths, key=lambda entry: entry[0] == MANIFEST_FILE)
+        ]
 
 
 def library_versions() -> dict[str, str]:
@@ -344,30 +264,52 @@ def _check_columns(df: DataFrame, spec: FeatureSpec, options: ConversionOptions)
     check_columns(df.select(*spec.columns).limit(0).toArrow(), spec)
 
 
-def _published(staging: Path, results: list[ShardResult], split: str) -> tuple[Shard, ...]:
-    """Move the shards of ``split`` to their final names; refuse a split that nothing can be learnt from."""
-    mine = sorted((result for result in results if result.split == split), key=lambda result: result.partition)
-    rows = sum(result.shard.rows for result in mine)
-    if not rows:
-        raise EmptySplitError(f"split '{split}' has no rows; check the table or the rule that makes its split column")
-    positives = [result.counts["label/positive"] for result in mine if "label/positive" in result.counts]
-    if positives and sum(positives) in (0, rows):
-        raise DatasetError(
-            f"the label has one class only ({int(sum(positives) > 0)}) in all {rows} rows of split '{split}'; "
-            f"a model needs rows of both classes"
+def _check_classes(results: Sequence[ShardResult]) -> None:
+    """Refuse a split that a binary label tells nothing of."""
+    for split in SPLITS:
+        mine = [result for result in results if result.split == split]
+        rows = sum(result.shard.rows for result in mine)
+        positives = [result.counts["label/positive"] for result in mine if "label/positive" in result.counts]
+        if positives and sum(positives) in (0, rows):
+            raise DatasetError(
+                f"the label has one class only ({int(sum(positives) > 0)}) in all {rows} rows of split '{split}'; "
+                f"a model needs rows of both classes"
+            )
+
+
+def _refusal(report: Report) -> str:
+    lines = "".join(f"\n- {finding.sentence}" for finding in report.errors)
+    return (
+        f"validation found {len(report.errors)} error(s) in the data:{lines}\n"
+        f"Mend the table, or set accept_errors to write the dataset all the same"
+    )
+
+
+def _split_counts(results: Sequence[ShardResult]) -> dict[str, SplitCounts]:
+    counts = {}
+    for split in SPLITS:
+        mine = [result for result in results if result.split == split]
+        by_kind: dict[str, dict[str, int]] = {"missing": {}, "tokens": {}, "out_of_vocabulary": {}}
+        for result in mine:
+            for key, count in result.counts.items():
+                column, _, what = key.rpartition("/")
+                if what in by_kind:
+                    by_kind[what][column] = by_kind[what].get(column, 0) + count
+        counts[split] = SplitCounts(
+            rows=sum(result.shard.rows for result in mine),
+            bytes=sum(result.shard.bytes for result in mine),
+            shards=len(mine),
+            **by_kind,
         )
-    (staging / split).mkdir()
-    for result in mine:
-        Path(result.attempt_path).rename(staging / result.shard.path)
-    return tuple(result.shard for result in mine)
+    return counts
 
 
-def _statistics(results: list[ShardResult], fitted: FittedFeatures) -> dict[str, dict[str, float]]:
+def _statistics(results: Sequence[ShardResult], fitted: FittedFeatures) -> dict[str, dict[str, float]]:
     statistics: dict[str, dict[str, float]] = {feature.name: {} for feature in fitted.spec}
     for name, numbers in fitted.statistics.items():
         statistics[name] |= vars(numbers)
-    for feature in fitted.spec.token_features:
-        statistics[feature.name]["vocabulary"] = len(fitted.vocabulary(feature))
+    for owner in fitted.spec.vocabulary_owners:
+        statistics.setdefault(owner.name, {})["vocabulary"] = len(fitted.vocabulary(owner))
     for result in results:
         for key, count in result.counts.items():
             name, _, what = key.rpartition("/")
@@ -375,58 +317,3 @@ def _statistics(results: list[ShardResult], fitted: FittedFeatures) -> dict[str,
             column = f"{result.split}_{what}"
             entry[column] = entry.get(column, 0) + count
     return statistics
-
-
-def _attempt_path(folder: Path, split: str) -> Path:
-    return folder / f"{split}.tfrecord"
-
-
-def _shard_path(split: str, partition: int) -> str:
-    return f"{split}/part-{partition:05d}.tfrecord"
-
-
-def _staging_prefix(path: Path) -> str:
-    return f".{path.name}.staging-"
-
-
-def _staging_owner() -> str:
-    """Return what names this process: host, process id, and when it started, for the id may be given out again."""
-    return f"{socket.gethostname()}-{os.getpid()}-{psutil.Process().create_time():.0f}"
-
-
-def _is_abandoned(owner: str) -> bool:
-    """Whether ``owner`` is a process of this host that is gone; one of another host may be at work."""
-    # The name of a host may have dashes too.
-    host, *numbers = owner.rsplit("-", 2)
-    if host != socket.gethostname() or len(numbers) < 2 or not all(number.isdecimal() for number in numbers):
-        return False
-    process, started = map(int, numbers)
-    try:
-        return abs(psutil.Process(process).create_time() - started) > _SAME_START_SECONDS
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _remove_abandoned_staging(path: Path) -> None:
-    """Remove what conversions to ``path`` left behind whose process on this host is gone."""
-    prefix = _staging_prefix(path)
-    for folder in path.parent.iterdir():
-        owner, _, _ = folder.name.removeprefix(prefix).rpartition("-")
-        if folder.name.startswith(prefix) and _is_abandoned(owner):
-            # Another conversion may be removing it as well.
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(staging: Path, path: Path) -> None:
-    """Give a whole dataset its name, unless another conversion was faster."""
-    try:
-        staging.rename(path)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-        raise DatasetExistsError(f"another conversion has made {path} meanwhile; open it with Dataset.open") from error
-
-
-def is_published(path: Path) -> bool:
-    """Return whether a conversion to ``path`` has been published."""
-    return (path / MANIFEST_FILE).is_file()

@@ -2,21 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines.features import (
     FIRST_VOCABULARY_ID,
-    Categorical,
+    Bucketed,
     FeatureSpec,
-    MultiValued,
     Numeric,
+    TokenFeature,
 )
+from data_pipelines.storage import StoragePath
+from data_pipelines.vocabulary import Vocabulary
 
 SPEC_FILE = "features.json"
 VOCABULARY_FOLDER = "vocabularies"
@@ -28,7 +33,7 @@ class FeatureMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class NumericStatistics:
-    """Statistics of one numeric feature over the training rows that have it (float64)."""
+    """Statistics of one numeric feature over the training rows that have it, after clip and logarithm (float64)."""
 
     mean: float
     standard_deviation: float
@@ -38,45 +43,45 @@ class NumericStatistics:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a feature.
-
-    Attributes:
-        tokens: Arrow strings, the most frequent first; token ``i`` has id ``i + 2``.
-        counts: How often each occurs in the training rows (Arrow int64).
-    """
-
-    tokens: pa.StringArray
-    counts: pa.Int64Array
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True)
 class FittedFeatures:
     """A feature spec with everything that its transform needs.
 
     Attributes:
         spec: The specification.
-        vocabularies: Per vocabulary name its tokens and their counts.
-        statistics: Per numeric feature its statistics over the training rows.
+        vocabularies: Per vocabulary name its tokens and their counts; that of a label that is learnt goes by the
+            label's name.
+        statistics: Per numeric or bucketed feature its statistics over the training rows.
+        quantiles: Per bucketed feature the boundaries between its buckets, rising.
     """
 
     spec: FeatureSpec
     vocabularies: Mapping[str, Vocabulary]
     statistics: Mapping[str, NumericStatistics]
+    quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
-    def vocabulary(self, feature: Categorical | MultiValued) -> Vocabulary:
+    def vocabulary(self, feature: TokenFeature) -> Vocabulary:
         """Return the vocabulary that ``feature`` is looked up in."""
         return self.vocabularies[self.spec.vocabulary_name(feature)]
 
-    def id_count(self, feature: Categorical | MultiValued) -> int:
+    def id_count(self, feature: TokenFeature | Bucketed) -> int:
         """Return the number of ids of ``feature``, the missing and the out-of-vocabulary id included."""
-        return len(self.vocabulary(feature)) + FIRST_VOCABULARY_ID
+        if isinstance(feature, Bucketed):
+            return len(self.boundaries(feature)) + 1 + FIRST_VOCABULARY_ID
+        tokens = self.spec.hash_buckets(feature) or len(self.vocabulary(feature))
+        return tokens + FIRST_VOCABULARY_ID
+
+    def boundaries(self, feature: Bucketed) -> npt.NDArray[np.float64]:
+        """Return the rising boundaries between the buckets of ``feature``, one fewer than there are buckets."""
+        return np.array(self.quantiles[feature.name], np.float64)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of a label of kind ``multi_class`` or ``multi_label``."""
+        label = self.spec.label
+        return label.classes if label.classes is not None else len(self.vocabularies[label.name])
 
     def imputed(self, feature: Numeric) -> float:
-        """Return what stands in for a missing value of ``feature``, before standardising."""
+        """Return what stands in for a missing value of ``feature``: a raw number, or the mean after clip and log."""
         return self.statistics[feature.name].mean if feature.impute == "mean" else float(feature.impute)
 
     def scaling(self, feature: Numeric) -> tuple[float, float]:
@@ -93,47 +98,55 @@ class FittedFeatures:
         digest = hashlib.sha256(self.spec.hash.encode())
         for name in sorted(self.vocabularies):
             digest.update(name.encode() + b"\0")
-            for token in self.vocabularies[name].tokens.to_pylist():
-                encoded = token.encode()
-                digest.update(len(encoded).to_bytes(4, "little") + encoded)
-            digest.update(self.vocabularies[name].counts.to_numpy().tobytes())
-        digest.update(json.dumps(self._statistics_as_dict(), sort_keys=True).encode())
+            digest.update(_vocabulary_digest(self.vocabularies[name]))
+        digest.update(json.dumps(self._numbers(), sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
-    def _statistics_as_dict(self) -> dict[str, dict[str, float]]:
-        return {name: asdict(statistics) for name, statistics in self.statistics.items()}
+    def _numbers(self) -> dict[str, object]:
+        return {
+            "statistics": {name: asdict(statistics) for name, statistics in self.statistics.items()},
+            "quantiles": {name: list(boundaries) for name, boundaries in self.quantiles.items()},
+        }
 
-    def save(self, folder: Path) -> None:
-        """Write the spec, the statistics and one Parquet file per vocabulary into ``folder``."""
-        (folder / VOCABULARY_FOLDER).mkdir(parents=True, exist_ok=True)
-        for name, vocabulary in self.vocabularies.items():
-            pq.write_table(pa.table(vars(vocabulary)), _vocabulary_path(folder, name))
-        document = {"hash": self.hash, "spec": self.spec.to_dict(), "statistics": self._statistics_as_dict()}
-        (folder / SPEC_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
+    def save(self, folder: Path | StoragePath) -> None:
+        """Write the spec, the statistics and one Arrow file per vocabulary into ``folder``."""
+        target = StoragePath.of(folder)
+        with _local_copy(target, download=False) as local:
+            (local / VOCABULARY_FOLDER).mkdir(parents=True, exist_ok=True)
+            for name, vocabulary in self.vocabularies.items():
+                vocabulary.save(_vocabulary_path(local, name))
+            document = {"hash": self.hash, "spec": self.spec.to_dict(), **self._numbers()}
+            (local / SPEC_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
+            if not target.is_local:
+                for file in StoragePath.of(local).files():
+                    (target / file.path.relative_to(StoragePath.of(local))).upload(file.path.local)
 
     @classmethod
-    def load(cls, folder: Path) -> "FittedFeatures":
-        """Read what :meth:`save` wrote.
+    def load(cls, folder: Path | StoragePath) -> "FittedFeatures":
+        """Read what :meth:`save` wrote; vocabularies are mapped into memory, not copied.
 
         Raises:
             FileNotFoundError: ``folder`` holds no fitted features.
             FeatureMismatchError: They are damaged, or the content does not have the hash that was written with it.
         """
-        text = (folder / SPEC_FILE).read_bytes()
-        try:
-            document = json.loads(text)
-            spec = FeatureSpec.from_dict(document["spec"])
-            names = sorted({spec.vocabulary_name(feature) for feature in spec.token_features})
-            fitted = cls(
-                spec=spec,
-                vocabularies={name: _read_vocabulary(_vocabulary_path(folder, name)) for name in names},
-                statistics={name: NumericStatistics(**values) for name, values in document["statistics"].items()},
-            )
-            written_hash = document["hash"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # also JSON's and Arrow's own errors
-            raise FeatureMismatchError(
-                f"the fitted features in {folder} are damaged ({error}); convert the data again"
-            ) from error
+        # The files of a remote folder go when they have been opened: what is mapped stays readable.
+        with _local_copy(StoragePath.of(folder), download=True) as local:
+            text = (local / SPEC_FILE).read_bytes()
+            try:
+                document = json.loads(text)
+                spec = FeatureSpec.from_dict(document["spec"])
+                names = [owner.name for owner in spec.vocabulary_owners]
+                fitted = cls(
+                    spec=spec,
+                    vocabularies={name: Vocabulary.load(_vocabulary_path(local, name)) for name in names},
+                    statistics={name: NumericStatistics(**values) for name, values in document["statistics"].items()},
+                    quantiles={name: tuple(boundaries) for name, boundaries in document["quantiles"].items()},
+                )
+                written_hash = document["hash"]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:  # also JSON's and Arrow's own errors
+                raise FeatureMismatchError(
+                    f"the fitted features in {folder} are damaged ({error}); convert the data again"
+                ) from error
         if fitted.hash != written_hash:
             raise FeatureMismatchError(
                 f"the fitted features in {folder} have hash {fitted.hash}, written was {written_hash}; "
@@ -143,9 +156,30 @@ class FittedFeatures:
 
 
 def _vocabulary_path(folder: Path, name: str) -> Path:
-    return folder / VOCABULARY_FOLDER / f"{name}.parquet"
+    return folder / VOCABULARY_FOLDER / f"{name}.arrow"
 
 
-def _read_vocabulary(path: Path) -> Vocabulary:
-    table = pq.read_table(path).combine_chunks()
-    return Vocabulary(*(table.column(name).combine_chunks() for name in ("tokens", "counts")))
+def _vocabulary_digest(vocabulary: Vocabulary) -> bytes:
+    """Return a digest of the tokens and counts that does not depend on how they are cut into arrays."""
+    lengths, content, counts = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    for piece in vocabulary.pieces():
+        _, offset_buffer, content_buffer = piece.buffers()
+        offsets = np.frombuffer(offset_buffer or b"", np.int32)[piece.offset : piece.offset + len(piece) + 1]
+        lengths.update(np.diff(offsets).tobytes())
+        if len(offsets) and content_buffer is not None:
+            content.update(memoryview(content_buffer)[int(offsets[0]) : int(offsets[-1])])
+    for numbers in pa.chunked_array(vocabulary.counts).chunks:
+        counts.update(numbers.to_numpy().tobytes())
+    return lengths.digest() + content.digest() + counts.digest()
+
+
+@contextmanager
+def _local_copy(folder: StoragePath, *, download: bool) -> Iterator[Path]:
+    """Yield ``folder`` if it is local, else a temporary folder, with the files of ``folder`` when asked for."""
+    if folder.is_local:
+        yield folder.local
+        return
+    with tempfile.TemporaryDirectory(prefix="mirrorspark-features-") as temporary:
+        for file in folder.files() if download else ():
+            file.path.download(Path(temporary) / file.path.relative_to(folder))
+        yield Path(temporary)

@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.crc32c import crc32c
+from data_pipelines.storage import StoragePath
 
 MANIFEST_FILE = "manifest.json"
 FEATURES_FOLDER = "features"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_LAYOUT = "block"
 SPLITS = ("train", "validation", "test")
 
@@ -43,6 +43,11 @@ class Shard:
     block_offsets: tuple[int, ...]
     block_rows: tuple[int, ...]
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Shard":
+        """Read what ``dataclasses.asdict`` and JSON made of a shard."""
+        return cls(**{**document, **{name: tuple(document[name]) for name in ("block_offsets", "block_rows")}})
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -54,6 +59,8 @@ class Manifest:
         statistics: Per column: count, missing, and minimum / maximum / mean or the number of distinct tokens.
         source: What the rows came from, as the caller named it.
         options: How they were written.
+        columns: The columns of the source that were read, all of them named by the spec: nothing else reached a file.
+        findings: What validation found: severity, column, check and sentence of each, the worst first.
         versions: Libraries that wrote them.
     """
 
@@ -62,6 +69,8 @@ class Manifest:
     statistics: Mapping[str, Mapping[str, float]]
     source: Mapping[str, Any]
     options: Mapping[str, Any]
+    columns: tuple[str, ...]
+    findings: tuple[Mapping[str, str], ...]
     versions: Mapping[str, str]
     format_version: int = FORMAT_VERSION
     layout: str = BLOCK_LAYOUT
@@ -83,39 +92,30 @@ class Manifest:
         document = json.dumps([self.features_hash, checksums], sort_keys=True)
         return hashlib.sha256(document.encode()).hexdigest()[:12]
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path | StoragePath) -> None:
         """Write ``manifest.json`` so that a crash leaves either none or a whole one."""
-        temporary = directory / f".{MANIFEST_FILE}.{os.getpid()}"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(directory / MANIFEST_FILE)
+        (StoragePath.of(directory) / MANIFEST_FILE).write_bytes(json.dumps(asdict(self)).encode())
 
     @classmethod
-    def load(cls, directory: Path) -> "Manifest":
+    def load(cls, directory: Path | StoragePath) -> "Manifest":
         """Read ``manifest.json``.
 
         Raises:
             DatasetError: There is none, it is no JSON, it names a shard outside the directory, or a later version of
                 this library wrote it.
         """
-        path = directory / MANIFEST_FILE
+        path = StoragePath.of(directory) / MANIFEST_FILE
         if not path.is_file():
             raise DatasetError(f"{directory} holds no {MANIFEST_FILE}, so no whole dataset; convert the data again")
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(path.read_bytes())
             version = document["format_version"]
             if version != FORMAT_VERSION:
                 raise DatasetError(f"{path} has format version {version}, known is {FORMAT_VERSION}; convert again")
             document["splits"] = {
-                split: tuple(
-                    Shard(**shard | {key: tuple(shard[key]) for key in ("block_offsets", "block_rows")})
-                    for shard in shards
-                )
-                for split, shards in document["splits"].items()
+                split: tuple(map(Shard.from_dict, shards)) for split, shards in document["splits"].items()
             }
-            manifest = cls(**document)
+            manifest = cls(**{**document, **{name: tuple(document[name]) for name in ("columns", "findings")}})
             outside = [shard.path for shards in manifest.splits.values() for shard in shards if _leads_out(shard.path)]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(f"{path} is damaged ({error}); delete {directory} and convert again") from error

@@ -9,23 +9,31 @@ global batch takes the same number of rows from every lane. So
   slice of every batch, whatever the number of workers, and opens only the lanes that its slice touches;
 * any (epoch, step) can be computed directly: resuming reads nothing twice;
 * every worker has the same number of steps. Rows that are missing in the last batch are padding of weight 0, spread
-  over all workers.
+  over all workers, or that batch is left out.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from data_pipelines.crc32c import compile_inner_kernel, compile_kernel
 
 MAX_LANES = 64
 
+RANGE_LANE, RANGE_BLOCK, RANGE_START, RANGE_STOP, RANGE_SKIPPED = range(5)
+"""One row of :meth:`EpochOrder.ranges`: rows ``start`` to ``stop`` of a block, in the block's order of the epoch, which
+a lane reads after ``skipped`` others of the same call."""
 
-@dataclass(frozen=True)
-class RowRange:
-    """Consecutive rows of one block, in the block's order of the epoch."""
+_RANGE_COLUMNS = 5
+_INT64S = types.Array(types.int64, 1, "C", readonly=True)
 
-    block: int
-    start: int
-    stop: int
+# SplitMix64: the step of its counter, and the multipliers and shifts that mix it.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class EpochOrder:
         epoch: Counts from 0.
     """
 
-    block_rows: np.ndarray
+    block_rows: npt.NDArray[np.int64]
     global_batch_size: int
     seed: int | None
     epoch: int
@@ -55,12 +63,17 @@ class EpochOrder:
     @property
     def rows(self) -> int:
         """Examples in the epoch."""
-        return int(self.block_rows.sum())
+        return int(self._ends[-1]) if len(self.block_rows) else 0  # type: ignore[attr-defined]
 
     @property
     def steps(self) -> int:
         """Batches in the epoch, the padded last one included."""
         return -(-self.rows // self.global_batch_size)
+
+    @property
+    def full_steps(self) -> int:
+        """Batches in the epoch that need no padding."""
+        return self.rows // self.global_batch_size
 
     @property
     def lanes(self) -> int:
@@ -72,40 +85,112 @@ class EpochOrder:
         """Rows that every lane gives to a batch."""
         return self.global_batch_size // self.lanes
 
-    def lane_rows(self, lane: int, first_step: int, last_step: int) -> list[RowRange]:
-        """Return what ``lane`` reads for the steps from ``first_step`` up to, not including, ``last_step``.
+    def ranges(self, first_lane: int, last_lane: int, first_step: int, last_step: int) -> npt.NDArray[np.int64]:
+        """Return what the lanes read for the steps from ``first_step`` up to, not including, ``last_step``.
 
-        Short by the padding when the range includes a padded last step.
+        Short by the padding when that includes a padded last step.
+
+        Args:
+            first_lane: First of the lanes.
+            last_lane: One past the last of them.
+            first_step: First of the steps.
+            last_step: One past the last of them.
+
+        Returns:
+            int64 ``[ranges, 5]`` with the columns ``RANGE_...``, lane by lane.
         """
-        start = self._lane_start(lane) + first_step * self.rows_per_lane_and_step
-        stop = self._lane_start(lane) + last_step * self.rows_per_lane_and_step
-        return self._ranges(start, min(stop, self._lane_start(lane + 1)))
-
-    def row_permutation(self, block: int) -> np.ndarray | None:
-        """Return the order of the rows inside ``block``, or None where they stay as stored."""
-        if self.seed is None:
-            return None
-        return _generator(self.seed, self.epoch, block + 1).permutation(int(self.block_rows[block]))
-
-    def _lane_start(self, lane: int) -> int:
+        lanes = np.arange(first_lane, last_lane + 1)
         full_steps, rest = divmod(self.rows, self.global_batch_size)
         # The rest is dealt out evenly, so that all padding stands in the last step and on all workers alike.
-        return lane * full_steps * self.rows_per_lane_and_step + lane * rest // self.lanes
-
-    def _ranges(self, start: int, stop: int) -> list[RowRange]:
-        ends: np.ndarray = self._ends  # type: ignore[attr-defined]
-        ranges = []
-        position = int(np.searchsorted(ends, start, side="right"))
-        while start < stop:
-            block = int(self._blocks[position])  # type: ignore[attr-defined]
-            begin = int(ends[position] - self.block_rows[block])
-            end = min(stop, int(ends[position]))
-            if end > start:
-                ranges.append(RowRange(block, start - begin, end - begin))
-            start, position = end, position + 1
+        bounds = lanes * full_steps * self.rows_per_lane_and_step + lanes * rest // self.lanes
+        starts = np.minimum(bounds[:-1] + first_step * self.rows_per_lane_and_step, bounds[1:])
+        stops = np.minimum(bounds[:-1] + last_step * self.rows_per_lane_and_step, bounds[1:])
+        blocks, ends = self._blocks, self._ends  # type: ignore[attr-defined]
+        ranges: npt.NDArray[np.int64] = _find_ranges(first_lane, starts, stops, blocks, ends, self.block_rows)
         return ranges
+
+    def row_positions(self, block: int) -> npt.NDArray[np.uint32]:
+        """Return, for every row of ``block`` as stored, where it stands in the block's order: uint32 ``[rows]``.
+
+        Every order is as likely as any other, but for a bias below rows / 2**32.
+        """
+        rows = int(self.block_rows[block])
+        if self.seed is None:
+            return np.arange(rows, dtype=np.uint32)
+        positions: npt.NDArray[np.uint32] = _shuffled(self.seed & 0xFFFFFFFFFFFFFFFF, self.epoch, block, rows)
+        return positions
 
 
 def _generator(seed: int, *stream: int) -> np.random.Generator:
     # Philox keeps its stream the same on every platform and over NumPy versions.
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
+
+
+@compile_inner_kernel
+def _mix(state: np.uint64) -> np.uint64:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(_MIX_1)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(_MIX_2)
+    return state ^ (state >> np.uint64(31))
+
+
+@compile_kernel(types.uint32[::1](types.uint64, types.uint64, types.uint64, types.int64))
+def _shuffled(seed: Any, epoch: Any, block: Any, rows: int) -> npt.NDArray[np.uint32]:
+    """Return a permutation of ``rows`` numbers, drawn from (seed, epoch, block).
+
+    A generator of NumPy's takes 30 microseconds a block to set up and draw, a tenth of all reading; this one takes 3.
+    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (SplitMix64); Fisher and Yates.
+    """
+    state = _mix(_mix(_mix(seed + np.uint64(_GOLDEN)) ^ epoch) + np.uint64(_GOLDEN) ^ block)
+    shuffled = np.empty(rows, np.uint32)
+    for row in range(rows):
+        shuffled[row] = row
+    for row in range(rows - 1, 0, -1):
+        state += np.uint64(_GOLDEN)
+        # Of the 32 high bits the share that the number of choices says: Lemire, "Fast Random Integer Generation".
+        other = ((_mix(state) >> np.uint64(32)) * np.uint64(row + 1)) >> np.uint64(32)
+        shuffled[row], shuffled[other] = shuffled[other], shuffled[row]
+    return shuffled
+
+
+@compile_kernel(types.int64[:, ::1](types.int64, _INT64S, _INT64S, _INT64S, _INT64S, _INT64S))
+def _find_ranges(
+    first_lane: int,
+    starts: npt.NDArray[np.int64],
+    stops: npt.NDArray[np.int64],
+    blocks: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    block_rows: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Cut the spans ``starts[lane]`` to ``stops[lane]`` of the epoch's sequence at the ends of its blocks."""
+    ranges = np.empty((2 * starts.size + 1, _RANGE_COLUMNS), np.int64)
+    count = 0
+    for lane in range(starts.size):
+        at = starts[lane]
+        low = 0
+        high = ends.size
+        while low < high:  # the first block that ends behind the lane's start
+            middle = (low + high) // 2
+            if ends[middle] <= at:
+                low = middle + 1
+            else:
+                high = middle
+        while at < stops[lane]:
+            if ends[low] > at:
+                if count == len(ranges):
+                    larger = np.empty((2 * count, _RANGE_COLUMNS), np.int64)
+                    for row in range(count):
+                        for column in range(_RANGE_COLUMNS):
+                            larger[row, column] = ranges[row, column]
+                    ranges = larger
+                block = blocks[low]
+                begin = ends[low] - block_rows[block]
+                stop = min(stops[lane], ends[low])
+                ranges[count, RANGE_LANE] = first_lane + lane
+                ranges[count, RANGE_BLOCK] = block
+                ranges[count, RANGE_START] = at - begin
+                ranges[count, RANGE_STOP] = stop - begin
+                ranges[count, RANGE_SKIPPED] = at - starts[lane]
+                count += 1
+                at = stop
+            low += 1
+    return ranges[:count]

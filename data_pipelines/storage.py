@@ -204,6 +204,15 @@ class StoragePath:
         finally:
             temporary.local.unlink(missing_ok=True)
 
+    def flush_to_disk(self) -> None:
+        """Wait until the disk has the file, so that it outlives a power cut; an object store needs no asking."""
+        if self.is_local:
+            descriptor = os.open(self.local, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def make_folder(self) -> None:
         """Make the folder and those above it; an object store has no need of it."""
         if self.is_local:
@@ -256,6 +265,14 @@ class StoragePath:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def upload(self, source: Path) -> None:
+        """Copy the local file ``source`` here; on a disk it is whole when it appears."""
+        if self.is_local:
+            StoragePath.of(source).download(self.local)
+            return
+        with source.open("rb") as content, self.open_write() as file:
+            shutil.copyfileobj(content, file, _COPY_BYTES)
 
     def _type(self) -> Any:
         store, path = self._open_store()

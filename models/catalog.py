@@ -11,6 +11,8 @@ from models.settings import ModelSettingsError
 ARCHITECTURES: Mapping[str, str] = {
     "multi_field": "models.multi_field",
     "two_tower": "models.two_tower",
+    "wide_deep": "models.wide_deep",
+    "youtube_dnn": "models.youtube_dnn",
 }
 
 

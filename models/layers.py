@@ -1,4 +1,4 @@
-"""Layers that two or more models share."""
+"""The layers that models are made of."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.features import MISSING_ID, Categorical, Feature, MultiValued, Numeric
+from data_pipelines.features import MISSING_ID, Bucketed, Feature, ListFeature, Sparse, TokenFeature
 from data_pipelines.fitted import FittedFeatures
 
 # Up to this many rows the table's gradient is summed densely: one all-reduce of the table is then smaller, and on CPU
@@ -22,7 +22,7 @@ class Field:
     Attributes:
         name: The model's input.
         offset: Row of the table where the field's ids begin.
-        width: Ids per example: 1, or the length of a multi-valued field.
+        width: Ids per example: 1, or the length of a list of them.
     """
 
     name: str
@@ -31,22 +31,22 @@ class Field:
 
 
 def lay_out_fields(fitted: FittedFeatures, features: Sequence[Feature]) -> tuple[tuple[Field, ...], int]:
-    """Return the fields of all categorical and multi-valued ``features``, and the rows of their common table.
+    """Return the fields of all ``features`` that are ids, and the rows of their common table.
 
-    Fields that share a vocabulary share its rows.
+    Fields that share a vocabulary, or hash buckets, share its rows.
     """
     offsets: dict[str, int] = {}
     rows = 0
     fields = []
     for feature in features:
-        if not isinstance(feature, Categorical | MultiValued):
+        if not isinstance(feature, TokenFeature | Bucketed):
             continue
-        vocabulary = fitted.spec.vocabulary_name(feature)
-        if vocabulary not in offsets:
-            offsets[vocabulary] = rows
+        owner = feature.name if isinstance(feature, Bucketed) else fitted.spec.vocabulary_name(feature)
+        if owner not in offsets:
+            offsets[owner] = rows
             rows += fitted.id_count(feature)
-        width = feature.max_length if isinstance(feature, MultiValued) else 1
-        fields.append(Field(feature.name, offsets[vocabulary], width))
+        width = feature.max_length if isinstance(feature, ListFeature) else 1
+        fields.append(Field(feature.name, offsets[owner], width))
     return tuple(fields), rows
 
 
@@ -93,16 +93,40 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         )
 
 
-class ResumableDropout(tf_keras.layers.Layer):
-    """Dropout whose masks go on where a checkpoint left them.
+class SparseEmbedding(tf_keras.layers.Layer):
+    """The sum of a row's embeddings times its values: ``[batch, dim]``, the product with a table ``[size, dim]``.
 
-    Keras's dropout draws from a hidden state that no checkpoint holds, so a resumed run sees other masks than an
-    unbroken one. Here a mask is a function of (seed, replica, training call), and the calls are counted in a variable.
+    Only the table's rows that a batch names are touched, forward and backward: neither the inputs nor the gradient
+    are ever ``size`` wide, unless the table is so small that a dense gradient is cheaper to reduce.
     """
 
-    def __init__(self, rate: float, seed: int, **kwargs: Any) -> None:
+    def __init__(self, size: int, dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._rate = rate
+        self._size = size
+        self._dim = dim
+
+    def build(self, input_shape: Any) -> None:
+        """Create the table ``[size, dim]``."""
+        self._table = self.add_weight(
+            name="table", shape=(self._size, self._dim), initializer=tf_keras.initializers.RandomUniform(-0.05, 0.05)
+        )
+        super().build(input_shape)
+
+    def call(self, inputs: tf.SparseTensor) -> tf.Tensor:
+        """Return float32 ``[batch, dim]`` for a sparse float32 ``[batch, size]``; a row without entries is zeros."""
+        table = self._table * 1.0 if self._size <= DENSE_GRADIENT_ROWS else self._table
+        embedded = tf.nn.embedding_lookup(table, inputs.indices[:, 1]) * inputs.values[:, tf.newaxis]
+        return tf.math.unsorted_segment_sum(embedded, inputs.indices[:, 0], inputs.dense_shape[0])
+
+
+class _CountedCalls(tf_keras.layers.Layer):
+    """Draws its random numbers as a function of (seed, replica, call), and counts the calls in a variable.
+
+    Keras draws from a hidden state that no checkpoint holds, so a resumed run sees other numbers than an unbroken one.
+    """
+
+    def __init__(self, seed: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._seed = seed
 
     def build(self, input_shape: Any) -> None:
@@ -118,27 +142,78 @@ class ResumableDropout(tf_keras.layers.Layer):
         )
         super().build(input_shape)
 
+    def _next_seed(self) -> tf.Tensor:
+        call = self._calls.assign_add(1)
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context else 0
+        return tf.stack([tf.constant(self._seed, tf.int64) + tf.cast(replica, tf.int64) * 1_000_003, call])
+
+
+class ResumableDropout(_CountedCalls):
+    """Dropout whose masks go on where a checkpoint left them."""
+
+    def __init__(self, rate: float, seed: int, **kwargs: Any) -> None:
+        super().__init__(seed, **kwargs)
+        self._rate = rate
+
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Return ``inputs`` with a share ``rate`` set to zero and the rest scaled up, or as they are."""
         if not training:
             return inputs
-        call = self._calls.assign_add(1)
-        context = tf.distribute.get_replica_context()
-        replica = context.replica_id_in_sync_group if context else 0
-        seed = tf.stack([tf.constant(self._seed, tf.int64) + tf.cast(replica, tf.int64) * 1_000_003, call])
-        return tf.nn.experimental.stateless_dropout(inputs, self._rate, seed=seed)
+        return tf.nn.experimental.stateless_dropout(inputs, self._rate, seed=self._next_seed())
 
 
-def symbolic_inputs(features: Sequence[Feature]) -> dict[str, tf.Tensor]:
-    """Return one Keras input per feature, in the types that :mod:`data_pipelines.transform` gives."""
+class LogUniformSample(_CountedCalls):
+    """Draws classes that are numbered by falling frequency, frequent ones more often; goes on after a checkpoint.
+
+    Class ``c`` of ``classes`` is drawn with probability ``log((c + 2) / (c + 1)) / log(classes + 1)``, as
+    ``tf.random.log_uniform_candidate_sampler`` does, but with replacement and without hidden state.
+    """
+
+    def __init__(self, count: int, classes: int, seed: int, **kwargs: Any) -> None:
+        super().__init__(seed, **kwargs)
+        self._count = count
+        self._classes = classes
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return int64 ``[count]``, the same for all rows; ``inputs`` do not matter."""
+        uniform = tf.random.stateless_uniform([self._count], self._next_seed(), dtype=tf.float64)
+        drawn = tf.exp(uniform * tf.math.log(tf.constant(self._classes + 1.0, tf.float64))) - 1.0
+        return tf.minimum(tf.cast(drawn, tf.int64), self._classes - 1)
+
+    def log_expected_count(self, classes: tf.Tensor) -> tf.Tensor:
+        """Return the logarithm of how often a call draws each of ``classes`` on average, as float32."""
+        numbers = tf.cast(classes, tf.float64)
+        probability = tf.math.log1p(1.0 / (numbers + 1.0)) / tf.math.log(tf.constant(self._classes + 1.0, tf.float64))
+        return tf.cast(tf.math.log(probability * self._count), tf.float32)
+
+
+class CrossedIds(tf_keras.layers.Layer):
+    """Hashes pairs of ids into buckets: int64 ``[batch]`` from 0."""
+
+    def __init__(self, buckets: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._buckets = buckets
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return the bucket of each pair of ids ``[batch]`` and ``[batch]``."""
+        one, other = inputs
+        # Knuth's multiplicative hash; folding the high bits down keeps the low ones from deciding alone.
+        mixed = one * 2_654_435_761 + other
+        return tf.math.floormod(tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, 15)), self._buckets)
+
+
+def symbolic_inputs(features: Sequence[Feature]) -> dict[str, Any]:
+    """Return one Keras input per feature, as its form says."""
     inputs = {}
     for feature in features:
-        if isinstance(feature, MultiValued):
+        if isinstance(feature, Sparse):
+            inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, sparse=True, name=feature.name)
+        elif isinstance(feature, ListFeature):
             inputs[feature.name] = tf_keras.Input((feature.max_length,), dtype=tf.int64, name=feature.name)
-        elif isinstance(feature, Categorical):
-            inputs[feature.name] = tf_keras.Input((), dtype=tf.int64, name=feature.name)
         else:
-            inputs[feature.name] = tf_keras.Input((), dtype=tf.float32, name=feature.name)
+            dtype = tf.float32 if feature.form == "value" else tf.int64
+            inputs[feature.name] = tf_keras.Input((), dtype=dtype, name=feature.name)
     return inputs
 
 
@@ -152,12 +227,24 @@ def dense_stack(tensor: tf.Tensor, hidden_units: Sequence[int], dropout: float, 
 
 
 def concatenated_inputs(
-    fitted: FittedFeatures, features: Sequence[Feature], inputs: Mapping[str, tf.Tensor], embedding_dim: int
+    fitted: FittedFeatures,
+    features: Sequence[Feature],
+    inputs: Mapping[str, Any],
+    embedding_dim: int,
+    prefix: str = "",
 ) -> tf.Tensor:
-    """Return float32 ``[batch, width]``: the averaged field embeddings beside the numeric features."""
+    """Return float32 ``[batch, width]``: averaged field embeddings, sparse vectors embedded, and the numbers.
+
+    The layers' names begin with ``prefix``; a model that joins its inputs twice gives two.
+    """
     fields, rows = lay_out_fields(fitted, features)
-    parts = [inputs[feature.name][:, tf.newaxis] for feature in features if isinstance(feature, Numeric)]
+    parts = []
     if fields:
-        embeddings = FieldEmbeddings(fields, rows, embedding_dim, name="fields")
-        parts.insert(0, embeddings({field.name: inputs[field.name] for field in fields}))
-    return tf_keras.layers.Concatenate(name="features")(parts) if len(parts) > 1 else parts[0]
+        embeddings = FieldEmbeddings(fields, rows, embedding_dim, name=f"{prefix}fields")
+        parts.append(embeddings({field.name: inputs[field.name] for field in fields}))
+    for feature in features:
+        if isinstance(feature, Sparse):
+            embedding = SparseEmbedding(feature.size, embedding_dim, name=f"{prefix}{feature.name}_embedding")
+            parts.append(embedding(inputs[feature.name]))
+    parts += [inputs[feature.name][:, tf.newaxis] for feature in features if feature.form == "value"]
+    return tf_keras.layers.Concatenate(name=f"{prefix}features")(parts) if len(parts) > 1 else parts[0]

@@ -1,6 +1,7 @@
 """What each task optimises and watches: loss, metrics, and the metric that early stopping looks at."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -26,21 +27,47 @@ def compile_model(
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer '{optimizer}' is unknown; use one of {sorted(OPTIMIZERS)}")
     chosen = OPTIMIZERS[optimizer](learning_rate=learning_rate)
-    if task == "binary":
-        model.compile(
-            chosen,
-            loss=tf_keras.losses.BinaryCrossentropy(from_logits=True),
-            weighted_metrics=[
-                # The compiled loss divides by the padded batch; this one by the rows that count.
-                tf_keras.metrics.BinaryCrossentropy(name="log_loss", from_logits=True),
-                tf_keras.metrics.AUC(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
-            ],
-            steps_per_execution=steps_per_execution,
-        )
-    elif task == "retrieval":
+    if task == "retrieval":
+        # Its models compute their loss themselves.
         model.compile(chosen, steps_per_execution=steps_per_execution)
-    else:
-        raise ValueError(f"task '{task}' is unknown; use binary or retrieval")
+        return
+    if task not in _OBJECTIVES:
+        raise ValueError(f"task '{task}' is unknown; use one of {sorted([*_OBJECTIVES, 'retrieval'])}")
+    loss, metrics = _OBJECTIVES[task]()
+    model.compile(chosen, loss=loss, weighted_metrics=metrics, steps_per_execution=steps_per_execution)
+
+
+# Per task its loss and metrics. The compiled loss divides by the padded batch; the metric of the same name by the rows
+# that count.
+
+
+def _binary() -> tuple[Any, list[Any]]:
+    return tf_keras.losses.BinaryCrossentropy(from_logits=True), [
+        tf_keras.metrics.BinaryCrossentropy(name="log_loss", from_logits=True),
+        tf_keras.metrics.AUC(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
+    ]
+
+
+def _multi_label() -> tuple[Any, list[Any]]:
+    return multi_label_log_loss, [
+        tf_keras.metrics.MeanMetricWrapper(multi_label_log_loss, name="log_loss"),
+        # Of all pairs of a row and a label together; one AUC per label would need thousands of counters for each.
+        tf_keras.metrics.AUC(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
+    ]
+
+
+def _multi_class() -> tuple[Any, list[Any]]:
+    return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), [
+        tf_keras.metrics.SparseCategoricalCrossentropy(name="log_loss", from_logits=True),
+        tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+    ]
+
+
+_OBJECTIVES: Mapping[str, Callable[[], tuple[Any, list[Any]]]] = {
+    "binary": _binary,
+    "multi_label": _multi_label,
+    "multi_class": _multi_class,
+}
 
 
 def multi_label_log_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -50,3 +77,12 @@ def multi_label_log_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """
     losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(labels, logits.dtype), logits=logits)
     return tf.reduce_mean(losses, axis=-1)
+
+
+def label_pairs(labels: tf.Tensor) -> tf.Tensor:
+    """Return ``[label, complement]`` per label, ``[batch, labels, 2]``: the targets of one two-way softmax per label.
+
+    Args:
+        labels: Zeros and ones ``[batch, labels]``, as a label of kind ``multi_label`` is read.
+    """
+    return tf.stack([labels, 1 - labels], axis=-1)

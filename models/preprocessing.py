@@ -1,99 +1,232 @@
 """The feature transform as graph operations: what lets an exported model take raw columns.
 
-Equal bit for bit to :mod:`data_pipelines.transform`, which a test holds it to: numbers are computed in float64 and
-rounded once, tokens are looked up in the same vocabulary. Only numbers below float32's smallest normal, 1.2e-38, may
-differ: TensorFlow makes zeros of them.
+Equal bit for bit to :mod:`data_pipelines.transform`, which a test holds it to: numbers go through the same operations
+(:mod:`data_pipelines.arithmetic`), tokens are looked up in the same vocabulary or hashed by the same function, texts
+are normalised by the same definition.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from data_pipelines import arithmetic
 from data_pipelines.features import (
     FIRST_VOCABULARY_ID,
     MISSING_ID,
     OUT_OF_VOCABULARY_ID,
     UNBOUNDED,
+    Bucketed,
     Categorical,
     Feature,
+    Form,
+    ListFeature,
     MultiValued,
     Numeric,
+    RawForm,
+    Sequence,
+    Sparse,
+    Text,
+    TokenFeature,
 )
 from data_pipelines.fitted import FittedFeatures
+from data_pipelines.transform import SparseRows, bucket_boundaries, imputed_value
+from models.text_normalisation import GraphNormaliser, graph_split
+
+_RAW_SPECS: Mapping[RawForm, tuple[list[None], tf.DType]] = {
+    "number": ([None], tf.float64),
+    "token": ([None], tf.string),
+    "tokens": ([None, None], tf.string),
+    "times": ([None, None], tf.int64),
+    "indices": ([None, None], tf.int64),
+    "values": ([None, None], tf.float64),
+}
+
+_DTYPES: Mapping[Form, tf.DType] = {"value": tf.float32, "id": tf.int64, "ids": tf.int64, "sparse": tf.float32}
 
 
 class GraphEncoder(tf.Module):
     """Turns raw tensors into model inputs.
 
-    Raw tensors: float64 ``[batch]`` with NaN for missing; string ``[batch]`` and string ``[batch, any]`` with ``""``
-    for missing.
+    What raw tensors are is said at :data:`data_pipelines.features.RawForm`.
     """
 
-    def __init__(self, fitted: FittedFeatures, features: Sequence[Feature]) -> None:
+    def __init__(self, fitted: FittedFeatures, features: Iterable[Feature]) -> None:
         super().__init__(name="raw_columns")
-        self._fitted = fitted
+        self.fitted = fitted
         self._features = tuple(features)
-        names = {
+        self._numbers = arithmetic.tensorflow()
+        looked_up = {
             fitted.spec.vocabulary_name(feature): feature
-            for feature in features
-            if isinstance(feature, Categorical | MultiValued)
+            for feature in self._features
+            if isinstance(feature, TokenFeature) and fitted.spec.hash_buckets(feature) is None
         }
-        self._tables = {name: _lookup_table(fitted, feature) for name, feature in names.items()}
+        self._tables = {name: _lookup_table(fitted, feature) for name, feature in looked_up.items()}
+        self._normalise = GraphNormaliser() if any(isinstance(feature, Text) for feature in self._features) else None
 
     def signature(self) -> dict[str, tf.TensorSpec]:
         """Return the raw tensors that :meth:`__call__` takes."""
-        return {feature.name: _raw_spec(feature) for feature in self._features}
+        return {
+            name: tf.TensorSpec(*_RAW_SPECS[form], name)
+            for feature in self._features
+            for name, form in feature.raw.items()
+        }
 
-    def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Return the model's inputs, as :meth:`data_pipelines.transform.Encoder.encode_padded` does."""
-        return {feature.name: self._encode(feature, raw[feature.name]) for feature in self._features}
+    def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.SparseTensor]:
+        """Return the model's inputs, as :meth:`data_pipelines.transform.Encoder.encode` does.
 
-    def _encode(self, feature: Feature, raw: tf.Tensor) -> tf.Tensor:
-        if isinstance(feature, Numeric):
-            offset, divisor = self._fitted.scaling(feature)
-            imputed = tf.constant(self._fitted.imputed(feature), tf.float64)
-            filled = tf.where(tf.math.is_nan(raw), imputed, raw)
-            return tf.cast((filled - tf.constant(offset, tf.float64)) / tf.constant(divisor, tf.float64), tf.float32)
-        ids = self._ids(feature, raw)
-        return _truncated(feature, ids) if isinstance(feature, MultiValued) else ids
+        Raises:
+            tf.errors.InvalidArgumentError: (When run.) A sparse index is not below the feature's size, or tensors that
+                belong together differ in shape.
+        """
+        return {
+            feature.name: _ENCODERS[type(feature)](self, feature, *(raw[name] for name in feature.raw))
+            for feature in self._features
+        }
 
-    def _ids(self, feature: Categorical | MultiValued, tokens: tf.Tensor) -> tf.Tensor:
-        ids = self._tables[self._fitted.spec.vocabulary_name(feature)].lookup(tokens)
-        return tf.where(tf.equal(tokens, ""), tf.constant(MISSING_ID, tf.int64), ids)
+    def number(self, feature: Numeric, raw: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch]``."""
+        offset, divisor = self.fitted.scaling(feature)
+        values = arithmetic.measured(raw, feature, self._numbers)
+        return arithmetic.standardised(values, imputed_value(self.fitted, feature), offset, divisor, self._numbers)
+
+    def bucket(self, feature: Bucketed, raw: tf.Tensor) -> tf.Tensor:
+        """Return int64 ``[batch]``."""
+        values = arithmetic.without_denormals(raw, self._numbers)
+        boundaries = tf.constant(bucket_boundaries(self.fitted, feature), tf.float64)
+        buckets = tf.searchsorted(boundaries, values, side="right", out_type=tf.int64)
+        return tf.where(tf.math.is_nan(raw), _int64(MISSING_ID), buckets + FIRST_VOCABULARY_ID)
+
+    def ids(self, feature: TokenFeature, tokens: tf.Tensor) -> tf.Tensor:
+        """Return the id of each token: int64 in the shape of ``tokens``."""
+        buckets = self.fitted.spec.hash_buckets(feature)
+        if buckets is None:
+            ids = self._tables[self.fitted.spec.vocabulary_name(feature)].lookup(tokens)
+        else:
+            ids = tf.strings.to_hash_bucket_fast(tokens, buckets) + FIRST_VOCABULARY_ID
+        return tf.where(tf.equal(tokens, ""), _int64(MISSING_ID), ids)
+
+    def id_list(self, feature: MultiValued, tokens: tf.Tensor) -> tf.Tensor:
+        """Return int64 ``[batch, max_length]`` of tokens ``[batch, any]``."""
+        ids = self.ids(feature, tokens)
+        return _cut(feature, tf.ragged.boolean_mask(ids, tf.not_equal(ids, MISSING_ID)))
+
+    def recent_ids(self, feature: Sequence, tokens: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
+        """Return int64 ``[batch, max_length]`` of tokens and times ``[batch, any]``."""
+        message = f"feature '{feature.name}': every token needs its time"
+        tf.debugging.assert_equal(tf.shape(tokens), tf.shape(times), message)
+        ids = tf.gather(self.ids(feature, tokens), tf.argsort(times, axis=1, stable=True), batch_dims=1)
+        return _cut(feature, tf.ragged.boolean_mask(ids, tf.not_equal(ids, MISSING_ID)))
+
+    def text_ids(self, feature: Text, texts: tf.Tensor) -> tf.Tensor:
+        """Return int64 ``[batch, max_length]`` of texts ``[batch]``."""
+        assert self._normalise is not None  # noqa: S101 - there is a text
+        tokens = graph_split(self._normalise(texts), feature.pattern)
+        return _cut(feature, tokens.with_flat_values(self.ids(feature, tokens.flat_values)))
+
+    def sparse(self, feature: Sparse, indices: tf.Tensor, values: tf.Tensor) -> tf.SparseTensor:
+        """Return a sparse float32 ``[batch, size]`` of indices and values ``[batch, any]``."""
+        message = f"feature '{feature.name}': every index needs its value"
+        tf.debugging.assert_equal(tf.shape(indices), tf.shape(values), message)
+        is_entry = (indices >= 0) & ~tf.math.is_nan(values)
+        last = tf.constant(tf.int64.max, tf.int64)
+        columns = tf.where(is_entry, indices, last)
+        order = tf.argsort(columns, axis=1, stable=True)
+        columns, values = (tf.gather(tensor, order, batch_dims=1) for tensor in (columns, values))
+        places = tf.where(columns < last)
+        columns, values = tf.gather_nd(columns, places), tf.gather_nd(values, places)
+        message = f"feature '{feature.name}' has an index that is not below its size {feature.size}"
+        tf.debugging.assert_less(columns, _int64(feature.size), message)
+        values = arithmetic.without_denormals(values, self._numbers, arithmetic.LEAST_FLOAT32)
+        return tf.SparseTensor(
+            tf.stack([places[:, 0], columns], axis=1),
+            tf.cast(values, tf.float32),
+            tf.stack([tf.shape(indices, tf.int64)[0], _int64(feature.size)]),
+        )
 
 
-def encoded_signature(features: Sequence[Feature]) -> dict[str, tf.TensorSpec]:
-    """Return the encoded tensors of ``features``, any batch size."""
+_ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
+    Numeric: GraphEncoder.number,
+    Bucketed: GraphEncoder.bucket,
+    Categorical: GraphEncoder.ids,
+    MultiValued: GraphEncoder.id_list,
+    Sequence: GraphEncoder.recent_ids,
+    Text: GraphEncoder.text_ids,
+    Sparse: GraphEncoder.sparse,
+}
+
+
+def encoded_signature(features: Iterable[Feature]) -> dict[str, tf.TensorSpec]:
+    """Return the tensors that ``Encoder.encode_padded`` gives for ``features``, any batch size."""
     specs = {}
     for feature in features:
-        if isinstance(feature, MultiValued):
+        if isinstance(feature, Sparse):
+            for part, dtype in zip(feature.parts, (tf.int64, tf.float32, tf.int64), strict=True):
+                specs[part] = tf.TensorSpec([None], dtype, part)
+        elif isinstance(feature, ListFeature):
             length = None if feature.max_length == UNBOUNDED else feature.max_length
             specs[feature.name] = tf.TensorSpec([None, length], tf.int64, feature.name)
         else:
-            dtype = tf.float32 if isinstance(feature, Numeric) else tf.int64
-            specs[feature.name] = tf.TensorSpec([None], dtype, feature.name)
+            specs[feature.name] = tf.TensorSpec([None], _DTYPES[feature.form], feature.name)
     return specs
 
 
-def _raw_spec(feature: Feature) -> tf.TensorSpec:
-    if isinstance(feature, Numeric):
-        return tf.TensorSpec([None], tf.float64, feature.name)
-    if isinstance(feature, MultiValued):
-        return tf.TensorSpec([None, None], tf.string, feature.name)
-    return tf.TensorSpec([None], tf.string, feature.name)
+def model_inputs(
+    features: Iterable[Feature], encoded: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor | tf.SparseTensor]:
+    """Return the model's inputs from the tensors of :func:`encoded_signature`: sparse ones put together."""
+    return {
+        feature.name: sparse_tensor(feature.size, *(encoded[part] for part in feature.parts))
+        if isinstance(feature, Sparse)
+        else encoded[feature.name]
+        for feature in features
+    }
 
 
-def _lookup_table(fitted: FittedFeatures, feature: Categorical | MultiValued) -> tf.lookup.StaticHashTable:
+def input_tensors(
+    features: Iterable[Feature], columns: Mapping[str, np.ndarray | SparseRows]
+) -> dict[str, tf.Tensor | tf.SparseTensor]:
+    """Return the model's inputs from decoded columns, as :attr:`data_pipelines.blocks.Block.features` has them."""
+    tensors = {}
+    for feature in features:
+        column = columns[feature.name]
+        if isinstance(column, SparseRows):
+            assert isinstance(feature, Sparse)  # noqa: S101 - nothing else is stored so
+            tensors[feature.name] = sparse_tensor(feature.size, column.indices, column.values, column.row_lengths)
+        else:
+            tensors[feature.name] = tf.constant(column)
+    return tensors
+
+
+def sparse_tensor(size: int, indices: tf.Tensor, values: tf.Tensor, row_lengths: tf.Tensor) -> tf.SparseTensor:
+    """Return compressed sparse rows as a sparse float32 ``[batch, size]``.
+
+    Args:
+        size: Number of columns.
+        indices: int64 ``[entries]``, the columns of all rows' entries.
+        values: float32 ``[entries]``.
+        row_lengths: int64 ``[batch]``, how many entries belong to each row.
+    """
+    batch = tf.shape(row_lengths, tf.int64)[0]
+    rows = tf.repeat(tf.range(batch), row_lengths)
+    return tf.SparseTensor(tf.stack([rows, indices], axis=1), values, tf.stack([batch, _int64(size)]))
+
+
+def _lookup_table(fitted: FittedFeatures, feature: TokenFeature) -> tf.lookup.StaticHashTable:
     tokens = fitted.vocabulary(feature).tokens.to_pylist()
     ids = tf.range(FIRST_VOCABULARY_ID, FIRST_VOCABULARY_ID + len(tokens), dtype=tf.int64)
     initializer = tf.lookup.KeyValueTensorInitializer(tf.constant(tokens, tf.string), ids)
     return tf.lookup.StaticHashTable(initializer, default_value=OUT_OF_VOCABULARY_ID)
 
 
-def _truncated(feature: MultiValued, ids: tf.Tensor) -> tf.Tensor:
-    """Drop missing ids, cut to ``max_length`` at the feature's side, pad with 0 on the right."""
-    present = tf.ragged.boolean_mask(ids, tf.not_equal(ids, MISSING_ID))
+def _cut(feature: ListFeature, ids: tf.RaggedTensor) -> tf.Tensor:
+    """Cut rows of ids to ``max_length`` at the feature's side, and pad with 0 on the right."""
     if feature.max_length == UNBOUNDED:
-        return present.to_tensor(MISSING_ID)
-    kept = present[:, -feature.max_length :] if feature.truncate == "head" else present[:, : feature.max_length]
+        return ids.to_tensor(MISSING_ID)
+    kept = ids[:, -feature.max_length :] if feature.truncate == "head" else ids[:, : feature.max_length]
     return kept.to_tensor(MISSING_ID, shape=[None, feature.max_length])
+
+
+def _int64(value: int) -> tf.Tensor:
+    return tf.constant(value, tf.int64)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipelines.fitted import FittedFeatures
-from models.preprocessing import GraphEncoder, encoded_signature
+from models.preprocessing import GraphEncoder, encoded_signature, model_inputs
 from models.top_k import SCANN_LEAST_CANDIDATES, ExactTopK, ScannTopK
 
 RAW_SIGNATURE = "serving_default"
@@ -24,8 +24,8 @@ class ScoringModule(tf.Module):
         super().__init__(name="scoring")
         self._predict = architecture.predict
         self._model = model
-        self._encoder = GraphEncoder(fitted, fitted.spec.query_features)
-        self._encoded_specs = encoded_signature(fitted.spec.query_features)
+        self._features = fitted.spec.query_features
+        self._encoder = GraphEncoder(fitted, self._features)
 
     def signatures(self) -> dict[str, Any]:
         """Return the concrete functions by signature name."""
@@ -33,7 +33,10 @@ class ScoringModule(tf.Module):
             RAW_SIGNATURE: _concrete(
                 lambda inputs: self._predict(self._model, self._encoder(inputs)), self._encoder.signature()
             ),
-            ENCODED_SIGNATURE: _concrete(lambda inputs: self._predict(self._model, inputs), self._encoded_specs),
+            ENCODED_SIGNATURE: _concrete(
+                lambda encoded: self._predict(self._model, model_inputs(self._features, encoded)),
+                encoded_signature(self._features),
+            ),
         }
 
 
@@ -48,9 +51,8 @@ class RetrievalModule(tf.Module):
         self._predict = architecture.predict
         self._model = model
         self._exclude = fitted.spec.exclude
-        features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
-        self._encoder = GraphEncoder(fitted, features)
-        self._encoded_specs = encoded_signature(features)
+        self._features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
+        self._encoder = GraphEncoder(fitted, self._features)
         embeddings = candidate_embeddings(model)
         tokens = fitted.vocabulary(fitted.spec.candidate).tokens.to_pylist()
         self._exact = ExactTopK(embeddings, tokens, k)
@@ -58,17 +60,17 @@ class RetrievalModule(tf.Module):
 
     def signatures(self) -> dict[str, Any]:
         """Return the concrete functions by signature name."""
-        exact = {
-            RAW_SIGNATURE: _concrete(
-                lambda raw: self._search(self._exact, self._encoder(raw)), self._encoder.signature()
-            ),
-            ENCODED_SIGNATURE: _concrete(lambda inputs: self._search(self._exact, inputs), self._encoded_specs),
+        raw, encoded = self._encoder.signature(), encoded_signature(self._features)
+        functions = {
+            RAW_SIGNATURE: _concrete(lambda inputs: self._search(self._exact, self._encoder(inputs)), raw),
+            ENCODED_SIGNATURE: _concrete(lambda inputs: self._search_encoded(self._exact, inputs), encoded),
         }
-        if self._scann is None:
-            return exact
-        return exact | {
-            SCANN_SIGNATURE: _concrete(lambda inputs: self._search(self._scann, inputs), self._encoded_specs)
-        }
+        if self._scann is not None:
+            functions[SCANN_SIGNATURE] = _concrete(lambda inputs: self._search_encoded(self._scann, inputs), encoded)
+        return functions
+
+    def _search_encoded(self, index: Any, encoded: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return self._search(index, model_inputs(self._features, encoded))
 
     def _search(self, index: Any, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         excluded = inputs[self._exclude] if self._exclude else None

@@ -1,19 +1,23 @@
 """Score a DataFrame on Spark: rows stream through a model that each Python worker loads once."""
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pyspark import Accumulator, TaskContext
+from pyspark.errors import PySparkTypeError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.pandas.functions import arrow_udf
-from pyspark.sql.types import ArrayType, DataType, DecimalType, StringType, StructField, StructType
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StringType, StructField, StructType
 
 from data_pipelines.features import Feature
+from data_pipelines.spark_errors import first_line
 from data_pipelines.transform import ColumnError, raw_column
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, load_once
 from scoring.model_directory import ModelDirectory
@@ -22,17 +26,7 @@ from scoring.shipping import ShippedModel, portable, ship
 
 VERSION_COLUMN = "model_version"
 
-_ARROW_TYPES: Mapping[str, pa.DataType] = {
-    "byte": pa.int8(),
-    "short": pa.int16(),
-    "integer": pa.int32(),
-    "long": pa.int64(),
-    "float": pa.float32(),
-    "double": pa.float64(),
-    "boolean": pa.bool_(),
-    "string": pa.string(),
-    "void": pa.null(),
-}
+_LOGGER = logging.getLogger(__name__)
 
 
 class ScoringError(ValueError):
@@ -47,6 +41,7 @@ def score(
     tracking_uri: str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
+    extra_columns: Literal["ignore", "refuse"] = "ignore",
     loads: "Accumulator[int] | None" = None,
 ) -> DataFrame:
     """Return the keys of every row of ``df`` with the model's outputs and the version that gave them.
@@ -61,11 +56,13 @@ def score(
         tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
         batch_size: Rows per call of the model.
         with_version: Add the column ``model_version``, such as ``flights/3``.
+        extra_columns: What to do about columns that are neither keys nor inputs of the model. ``ignore`` leaves them in
+            the JVM; ``refuse`` is for models that must not be given more than their spec lists.
         loads: Counts how often a Python worker loaded the model.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
-        ScoringError: A key is missing, or a column would stand in the result twice.
+        ScoringError: A key is missing, a column would stand in the result twice, or there is one too many.
         ColumnError: A raw column is missing or has a type that its feature cannot take.
     """
     _check_batch_size(batch_size)
@@ -74,7 +71,13 @@ def score(
     key_names = (keys,) if isinstance(keys, str) else tuple(keys)
     outputs = _output_schema(directory, with_version=with_version)
     _check_columns(df, key_names, directory.inputs, outputs)
-    wanted = tuple(dict.fromkeys([*key_names, *(feature.name for feature in directory.inputs)]))
+    wanted = tuple(dict.fromkeys([*key_names, *_columns(directory.inputs)]))
+    extra = [name for name in df.columns if name not in wanted]
+    if extra and extra_columns == "refuse":
+        raise ScoringError(
+            f"the table has the columns {extra}, which the model's spec does not allow it to see; select {list(wanted)}"
+        )
+    _LOGGER.info("model %s reads the columns %s", pinned.label, list(wanted))
     table = df.select(*(F.col(_quoted(name)) for name in wanted))
     _check_types(table.schema, directory.inputs)
     task = BatchTask(
@@ -188,7 +191,7 @@ def scorer_udf(
     _check_batch_size(batch_size)
     pinned = _pinned(model, tracking_uri)
     directory = ModelDirectory.open(pinned.path)
-    known = tuple(feature.name for feature in directory.inputs)
+    known = _columns(directory.inputs)
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:
         raise ScoringError(f"inputs {list(names)} must name some of the model's inputs, each once: {list(known)}")
@@ -249,7 +252,7 @@ class ColumnsTask:
                 f"the scorer got {len(arrays)} arguments; give the {len(self.arguments)} columns "
                 f"{list(self.arguments)} in this order, or one struct that has them"
             )
-        absent = (feature.name for feature in self.inputs if feature.name not in self.arguments)
+        absent = [name for name in _columns(self.inputs) if name not in self.arguments]
         columns |= dict.fromkeys(absent, pa.nulls(len(arrays[0])))
         return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
@@ -279,10 +282,10 @@ def _check_columns(df: DataFrame, keys: tuple[str, ...], inputs: tuple[Feature, 
     repeated = sorted({name for name in result if result.count(name) > 1})
     if repeated:
         raise ScoringError(f"the result would have the columns {repeated} twice; rename or leave out such keys")
-    ambiguous = sorted(name for name in {*keys, *(f.name for f in inputs)} if df.columns.count(name) > 1)
+    ambiguous = sorted(name for name in {*keys, *_columns(inputs)} if df.columns.count(name) > 1)
     if ambiguous:
         raise ScoringError(f"the table has the columns {ambiguous} twice; drop or rename one of each")
-    absent = [feature for feature in inputs if feature.name not in df.columns]
+    absent = [feature for feature in inputs if not set(feature.columns) <= set(df.columns)]
     if absent:
         # The transform's own check, on a table of no rows, says it in the transform's words.
         raw_column(pa.schema([(name, pa.null()) for name in df.columns]).empty_table(), absent[0])
@@ -291,24 +294,20 @@ def _check_columns(df: DataFrame, keys: tuple[str, ...], inputs: tuple[Feature, 
 def _check_types(schema: StructType, inputs: tuple[Feature, ...]) -> None:
     """Let the transform look at the types that Spark will send, on a table of no rows."""
     for feature in inputs:
-        spark_type = schema[feature.name].dataType
-        arrow_type = _arrow_type(spark_type)
-        if arrow_type is None:
+        columns = StructType([schema[name] for name in feature.columns])
+        try:
+            sent = to_arrow_schema(columns)
+        except PySparkTypeError as error:
             raise ColumnError(
-                f"column '{feature.name}' has type {spark_type.simpleString()}, which a {feature.kind} feature cannot "
-                f"take; cast it or change the feature's kind"
-            )
-        raw_column(pa.schema([(feature.name, arrow_type)]).empty_table(), feature)
+                f"columns {columns.simpleString()} of {feature.kind} feature '{feature.name}' cannot leave Spark "
+                f"({first_line(error)}); cast them or change the feature's kind"
+            ) from error
+        raw_column(sent.empty_table(), feature)
 
 
-def _arrow_type(spark_type: DataType) -> pa.DataType | None:
-    """Return how a column arrives in the task, or None for types that no feature takes (dates, maps, structs ...)."""
-    if isinstance(spark_type, ArrayType):
-        element = _arrow_type(spark_type.elementType)
-        return None if element is None else pa.list_(element)
-    if isinstance(spark_type, DecimalType):
-        return pa.decimal128(spark_type.precision, spark_type.scale)
-    return _ARROW_TYPES.get(spark_type.typeName())
+def _columns(inputs: Sequence[Feature]) -> tuple[str, ...]:
+    """Return the columns that ``inputs`` are read from, each once."""
+    return tuple(dict.fromkeys(name for feature in inputs for name in feature.columns))
 
 
 def _quoted(name: str) -> str:

@@ -47,6 +47,7 @@ class LoadedModel:
         tf = _tensorflow(threads)
         if needs_scann(folder):
             _register_scann()
+        from models.preprocessing import encoded_signature
         from models.serving import ENCODED_SIGNATURE
 
         self.description = directory.description
@@ -61,7 +62,7 @@ class LoadedModel:
             )
         self._signature = self._module.signatures[ENCODED_SIGNATURE]
         self._to_tensor = tf.constant
-        self._check_names("inputs", self._signature.structured_input_signature[1], [f.name for f in self.inputs])
+        self._check_names("inputs", self._signature.structured_input_signature[1], list(encoded_signature(self.inputs)))
         self._check_names("outputs", self._signature.structured_outputs, list(self.description.outputs))
 
     def _check_names(self, what: str, actual: Mapping[str, Any], expected: list[str]) -> None:

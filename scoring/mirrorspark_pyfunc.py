@@ -38,22 +38,30 @@ class RawColumnsModel:
 
 
 def _raw(column: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
-    if spec.dtype == tf.float64:
+    if spec.shape.rank == 1 and spec.dtype == tf.float64:
         return column.astype("float64").to_numpy()
     if spec.shape.rank == 1:
         return np.array([_token(value) for value in column], dtype=object)
-    lists = [[] if value is None or np.isscalar(value) else [_token(token) for token in value] for value in column]
-    width = max((len(tokens) for tokens in lists), default=0)
-    padded = np.full((len(lists), width), "", dtype=object)
-    for row, tokens in enumerate(lists):
-        padded[row, : len(tokens)] = tokens
-    return padded
+    # What is missing, or pads a shorter list: no token, no number, or an index that is none.
+    missing: Any = {tf.string: "", tf.float64: np.nan, tf.int64: -1}[spec.dtype]
+    lists = [[] if value is None or np.isscalar(value) else list(value) for value in column]
+    width = max((len(values) for values in lists), default=0)
+    padded = np.full((len(lists), width), missing, dtype=object)
+    for row, values in enumerate(lists):
+        padded[row, : len(values)] = [missing if _is_missing(value) else value for value in values]
+    return (
+        np.vectorize(str, otypes=[object])(padded)
+        if spec.dtype == tf.string
+        else padded.astype(spec.dtype.as_numpy_dtype)
+    )
 
 
 def _token(value: Any) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    return str(value)
+    return "" if _is_missing(value) else str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and bool(np.isnan(value)))
 
 
 def _column(values: np.ndarray) -> Any:

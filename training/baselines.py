@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
+from data_pipelines.features import Form
 from training.evaluation import check_binary_label
 
 MAX_THREADS = 2
@@ -29,12 +30,12 @@ Columns = Mapping[str, NDArray[Any]]
 class BaselineFeature:
     """One encoded feature column.
 
-    ``numeric`` is float ``[rows]``; ``categorical`` int64 ``[rows]``; ``multi_valued`` int64 ``[rows, max_length]``,
+    By its form, ``value`` is float ``[rows]``; ``id`` int64 ``[rows]``; ``ids`` int64 ``[rows, max_length]``,
     right-padded with 0. Ids: 0 missing, 1 out of vocabulary, from 2 the vocabulary by descending frequency.
     """
 
     name: str
-    kind: Literal["numeric", "categorical", "multi_valued"]
+    form: Form
 
 
 @dataclass(frozen=True)
@@ -214,19 +215,20 @@ def _column(columns: Columns, name: str) -> NDArray[Any]:
 
 
 def _matrix(columns: Columns, features: Sequence[BaselineFeature]) -> NDArray[np.float32]:
-    """Return the features side by side, ``[rows, columns]``: two columns per multi-valued one, else one.
+    """Return the features side by side, ``[rows, columns]``: two columns per one of several ids, else one.
 
     float32 holds ids exactly up to 16.7 million and halves the memory.
     """
     parts: list[NDArray[Any]] = []
     for feature in features:
         values = _column(columns, feature.name)
-        dimensions = 2 if feature.kind == "multi_valued" else 1
+        dimensions = 2 if feature.form == "ids" else 1
         if values.ndim != dimensions:
             raise ValueError(
-                f"{feature.kind} feature {feature.name!r} has shape {values.shape}; it needs {dimensions} dimensions"
+                f"feature {feature.name!r} of form {feature.form} has shape {values.shape}; "
+                f"it needs {dimensions} dimensions"
             )
-        if feature.kind == "multi_valued":
+        if feature.form == "ids":
             length = np.count_nonzero(values, axis=1)
             last = np.take_along_axis(values, np.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
             parts += [last, length]
@@ -242,8 +244,8 @@ def _matrix(columns: Columns, features: Sequence[BaselineFeature]) -> NDArray[np
 
 def _id_columns(features: Sequence[BaselineFeature]) -> list[bool]:
     """Tell which columns of ``_matrix`` hold ids."""
-    of_kind = {"numeric": [False], "categorical": [True], "multi_valued": [True, False]}
-    return [is_id for feature in features for is_id in of_kind[feature.kind]]
+    of_form = {"value": [False], "id": [True], "ids": [True, False]}
+    return [is_id for feature in features for is_id in of_form[feature.form]]
 
 
 def _ordinals_missing_as_nan(

@@ -142,11 +142,22 @@ class TrainingConfig:
             f"model '{self.model['name']}' needs a label of kind {kind}; "
             f"'{spec.label.name}' is of kind {spec.label.kind}",
         )
+        sparse = [feature.name for feature in spec if feature.form == "sparse"]
+        _require(
+            not (sparse and self.baseline == "hist_gradient_boosting"),
+            f"baseline hist_gradient_boosting takes no sparse features, and {sparse} are; use --baseline none",
+        )
 
     @property
     def task(self) -> str:
         """What the architecture learns: ``binary`` or ``retrieval``."""
-        return str(catalog.architecture(self.model["name"]).TASK)
+        task = str(catalog.architecture(self.model["name"]).TASK)
+        _require(
+            task in _LABEL_KINDS,
+            f"model '{self.model['name']}' learns {task}, which a run cannot evaluate and export; use one of "
+            f"{sorted(_LABEL_KINDS)}, or train it in a loop of your own with load_dataset",
+        )
+        return task
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -192,6 +203,9 @@ class RunConfig(TrainingConfig):
         summary: File for the JSON summary.
         scoring_batch_size: Rows per call of the model when scoring.
         shards: TFRecord files per split.
+        accept_data_errors: Train even where validation finds errors in the data, such as a column that gives the label
+            away.
+        reference_dataset: Directory of a former dataset, which this one should resemble: drift is reported.
         description: What the recipe is about.
         data_package: Installed package that carries the data when ``data`` is not given.
         data_package_folder: Folder in that package.
@@ -212,6 +226,8 @@ class RunConfig(TrainingConfig):
     summary: str | None = None
     scoring_batch_size: int = 4096
     shards: int = 8
+    accept_data_errors: bool = False
+    reference_dataset: str | None = None
     description: str = ""
     data_package: str | None = None
     data_package_folder: str = "data"
@@ -225,7 +241,7 @@ class RunConfig(TrainingConfig):
     exclude: str | None = None
 
     def __post_init__(self) -> None:
-        self._take_paths("recipe", "data", "summary")
+        self._take_paths("recipe", "data", "summary", "reference_dataset")
         if not self.name:
             object.__setattr__(self, "name", Path(self.recipe).absolute().name)
         super().__post_init__()
@@ -252,13 +268,13 @@ class RunConfig(TrainingConfig):
     @property
     def conversion(self) -> ConversionOptions:
         """How rows become shards."""
-        return ConversionOptions(shards=self.shards)
+        return ConversionOptions(shards=self.shards, accept_errors=self.accept_data_errors)
 
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _FREE_TO_CHANGE = frozenset(
     {"workers", "output", "tracking_uri", "experiment", "master", "resume", "dry_run", "summary", "verbose"}
-    | {"max_restarts", "threads_per_worker", "gpus_per_worker", "description"}
+    | {"max_restarts", "threads_per_worker", "gpus_per_worker", "description", "reference_dataset"}
 )
 _MONITORS: Mapping[str, Mapping[str, Mode]] = {
     "binary": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},

@@ -103,7 +103,7 @@ def _weighed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _gradient_boosting(dataset: Dataset, seed: int) -> np.ndarray:
     """Return the baseline's probability for every row of the test split."""
     train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
-    features = [BaselineFeature(feature.name, feature.kind) for feature in dataset.spec]
+    features = [BaselineFeature(feature.name, feature.form) for feature in dataset.spec]
     # Weights of one are not the same as none: scikit-learn then draws other rows to find its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
     model = hist_gradient_boosting(train, validation, features, _LABEL, seed=seed, weight=weight)

@@ -7,6 +7,7 @@ the driver: Spark forks it, and a notebook's driver lives for days.
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.convert import EXAMPLE_FILE, library_versions
 from data_pipelines.dataset import Dataset
-from data_pipelines.features import FIRST_VOCABULARY_ID, Categorical, MultiValued, Numeric
+from data_pipelines.features import FIRST_VOCABULARY_ID, RawForm
 from data_pipelines.manifest import FEATURES_FOLDER
 from models import catalog
 from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
@@ -101,7 +102,7 @@ def main() -> int:
     """Export as the plan on standard input says; print the result as JSON."""
     line, answer = child_process.take_over()
     plan = ExportPlan(**json.loads(line))
-    dataset = Dataset.open(Path(plan.dataset))
+    dataset = Dataset.open(plan.dataset)
     architecture = catalog.architecture(plan.model)
     model = _restored_model(plan, dataset)
     _write_model(plan, dataset, architecture, model)
@@ -154,11 +155,12 @@ def reference_predictions(architecture: Any, model: Any, dataset: Dataset, split
     """
     import tensorflow as tf
 
+    from models.preprocessing import input_tensors
+
     predict = tf.function(lambda inputs: architecture.predict(model, inputs), reduce_retracing=True)
     parts = []
     for block in dataset.blocks(split, keys=True):
-        inputs = {feature.name: tf.constant(block.features[feature.name]) for feature in dataset.spec.query_features}
-        predicted = predict(inputs)
+        predicted = predict(input_tensors(dataset.spec.query_features, block.features))
         columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
         if architecture.TASK == "retrieval":
             columns |= _ranked(predicted.numpy(), model, dataset, block, k)
@@ -220,22 +222,25 @@ def _signature(dataset: Dataset, task: str) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
-    def column(feature: Any) -> Any:
-        if isinstance(feature, Numeric):
-            return ColSpec(DataType.double, feature.name, required=False)
-        if isinstance(feature, MultiValued):
-            return ColSpec(Array(DataType.string), feature.name, required=False)
-        assert isinstance(feature, Categorical)  # noqa: S101 - the spec knows three kinds
-        return ColSpec(DataType.string, feature.name, required=False)
-
+    types: Mapping[RawForm, Any] = {
+        "number": DataType.double,
+        "token": DataType.string,
+        "tokens": Array(DataType.string),
+        "times": Array(DataType.long),
+        "indices": Array(DataType.long),
+        "values": Array(DataType.double),
+    }
     spec = dataset.spec
-    inputs = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
+    features = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
+    inputs: list[Any] = [
+        ColSpec(types[form], name, required=False) for one in features for name, form in one.raw.items()
+    ]
     outputs: list[Any]
     if task == "retrieval":
         outputs = [ColSpec(Array(DataType.string), "candidates"), ColSpec(Array(DataType.float), "scores")]
     else:
         outputs = [ColSpec(DataType.float, "score")]
-    return ModelSignature(inputs=Schema([column(feature) for feature in inputs]), outputs=Schema(outputs))
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
 def _requirements(plan: ExportPlan) -> list[str]:

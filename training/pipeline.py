@@ -10,8 +10,15 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.convert import DatasetExistsError, convert, dataset_address, is_published
+from data_pipelines.convert import (
+    DatasetExistsError,
+    convert,
+    dataset_address,
+    is_published,
+    read_profile,
+)
 from data_pipelines.dataset import Dataset
+from data_pipelines.dataset_page import PAGE_FILE
 from data_pipelines.spark_errors import task_message
 from data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
 from scoring.batch import score
@@ -20,7 +27,7 @@ from training import preflight
 from training.config import SQL_FILE, ConfigError, RunConfig
 from training.live_view import LiveView
 from training.spark_session import open_session
-from training.summary import CHALLENGER, Summary
+from training.summary import CHALLENGER, Summary, findings_in_words
 from training.train import Trained, TrainingJob, open_job, tracking_uri
 
 SCORED_TABLE = "scores.parquet"
@@ -58,8 +65,11 @@ def run(config: RunConfig) -> Summary:
         dataset, is_reused = _dataset(config, table, files)
         rows = ", ".join(f"{dataset.manifest.rows(split):,} {split}" for split in dataset.manifest.splits)
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
+        if dataset.manifest.findings:
+            stage.note += f"; validation: {findings_in_words(dataset.manifest.findings)}"
     with open_job(dataset, config, spark, view) as job:
         begun = _begun(config, dataset, is_reused, job)
+        job.tracked.log_text((dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
         try:
             trained = job.run()
             report = _score_and_compare(job, trained, table, config)
@@ -128,10 +138,12 @@ def _dataset(config: RunConfig, table: DataFrame, files: Mapping[str, Path]) -> 
     path = Path(config.output).absolute() / "datasets" / f"{config.name}-{address}"
     if is_published(path):
         return Dataset.open(path), True
+    reference = read_profile(config.reference_dataset) if config.reference_dataset else None
     try:
-        return convert(table, config.spec, path, source=source, options=config.conversion), False
+        converted = convert(table, config.spec, path, source=source, options=config.conversion, reference=reference)
     except DatasetExistsError:  # an equal command was quicker
         return Dataset.open(path), True
+    return converted, False
 
 
 def _scored(spark: SparkSession, table: DataFrame, trained: Trained, dataset: Dataset, config: RunConfig) -> pa.Table:
@@ -186,6 +198,8 @@ def _begun(config: RunConfig, dataset: Dataset, is_reused: bool, job: TrainingJo
             "bytes": manifest.bytes,
             "layout": manifest.layout,
             "reused": is_reused,
+            "page": str(dataset.path / PAGE_FILE),
+            "findings": [dict(finding) for finding in manifest.findings],
         },
         run_folder=str(job.folder.path),
         tracking_uri=job.tracked.uri,

@@ -68,7 +68,7 @@ def train(plan: TrainingPlan, events: EventClient, finish: Callable[[int], None]
 
     events.send({"event": "phase", "phase": "connecting", "host": socket.gethostname(), "process": os.getpid()})
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    dataset = Dataset.open(Path(plan.dataset))
+    dataset = Dataset.open(plan.dataset)
     tf_keras.utils.set_random_seed(plan.seed)
     architecture = catalog.architecture(plan.model)
     steps = dataset.steps("train", plan.global_batch_size)

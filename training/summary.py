@@ -5,7 +5,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -37,7 +38,7 @@ class Summary:
         examples_per_second: Median over the training's epochs, all workers together.
         workers: Workers that trained.
         attempts: Launches it took.
-        dataset: Path, rows per split, bytes, layout, and whether it was there already.
+        dataset: Path, rows per split, bytes, layout, whether it was there already, its page, and what validation found.
         scored_table: Parquet folder with keys, scores and model version.
         run_folder: Configuration, events, checkpoints and results of this run.
         tracking_uri: MLflow store.
@@ -97,6 +98,7 @@ class Summary:
             "model": model if self.model_version else None,
             "scores": self.scored_table,
             "dataset": self.dataset.get("path"),
+            "data quality": _data_quality(self.dataset),
             "run folder": self.run_folder,
             "compare runs": _way_to_the_ui(self.tracking_uri or ""),
         }
@@ -152,6 +154,18 @@ def _headline(test: Mapping[str, float]) -> tuple[str, ...]:
 def _parity_in_words(parity: Mapping[str, Any]) -> str:
     verdict = "" if parity.get("passed", True) else "FAILED: "
     return f"{verdict}max {parity['max']:.1e} over {parity['rows']:,} rows"
+
+
+def findings_in_words(findings: Sequence[Mapping[str, str]]) -> str:
+    """Return how many findings there are of each severity: ``2 warnings, 1 note``."""
+    counts = Counter(finding["severity"] for finding in findings)
+    return ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()) or "nothing found"
+
+
+def _data_quality(dataset: Mapping[str, Any]) -> str | None:
+    if "findings" not in dataset:
+        return None
+    return f"{findings_in_words(dataset['findings'])}; see {dataset['page']}"
 
 
 def _way_to_the_ui(tracking_uri: str) -> str:

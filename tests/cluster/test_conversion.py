@@ -16,12 +16,14 @@ import pytest
 import yaml
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.blocks import LabelError
 from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
 from data_pipelines.dataset import Dataset
 from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
 from data_pipelines.fitting import EmptySplitError, fit_features
+from data_pipelines.labels import LabelError
 from data_pipelines.manifest import SPLITS, DatasetError, check_directory
+from data_pipelines.staging import stage
+from data_pipelines.storage import StoragePath
 from data_pipelines.tables import SourceError, find_tables, package_folder, query, register_tables
 from data_pipelines.transform import ColumnError, Encoder
 
@@ -53,8 +55,8 @@ def row(number: int) -> dict[str, Any]:
         "day": number % 11,
         "distance": None if number % 13 == 5 else float("nan") if number % 13 == 6 else number / 7,
         "carrier": (*CARRIERS, "", None)[number % 6],
-        "earlier": None if number % 5 == 4 else list(CARRIERS[: number % 4]),
-        "late": number % 2,
+        "earlier": None if number % 7 == 4 else list(CARRIERS[: number % 4]),
+        "late": number // 4 % 2,
         "importance": 1.0 + number % 3,
         # 120 rows to learn from, 40 for validation, 40 to test.
         "split": SPLITS[max(0, number % 5 - 2)],
@@ -138,7 +140,7 @@ def test_the_manifest_tells_what_is_missing_and_where_it_comes_from(converted: D
     assert manifest.statistics["carrier"]["vocabulary"] == 4
     assert manifest.statistics["label"]["test_positive"] == sum(one["late"] for one in ROWS if one["split"] == "test")
     assert manifest.source == {"of": "tests"}
-    assert manifest.options == {"split_column": "split", "shards": 3, "rows_per_block": 16}
+    assert manifest.options == {"split_column": "split", "shards": 3, "rows_per_block": 16, "accept_errors": False}
     assert {"python", "pyspark", "pyarrow", "numpy"} <= set(manifest.versions)
 
 
@@ -305,12 +307,12 @@ def test_a_dataset_that_exists_is_left_alone_by_an_error_of_its_own(spark: "Spar
 def test_what_a_killed_conversion_left_is_removed_by_the_next(spark: "SparkSession", tmp_path: Path) -> None:
     finished = subprocess.Popen([sys.executable, "-c", ""])
     finished.wait(30)
-    prefix = f".dataset.staging-{socket.gethostname()}-"
+    prefix = f".tfrecord-write-{socket.gethostname()}-"
     started = f"{psutil.Process().create_time():.0f}"
-    abandoned = tmp_path / f"{prefix}{finished.pid}-{started}-0a1b2c3d"
-    running = tmp_path / f"{prefix}{os.getpid()}-{started}-0a1b2c3d"
+    abandoned = tmp_path / f"{prefix}{finished.pid}-{started}-0a1b2c3d.dataset"
+    running = tmp_path / f"{prefix}{os.getpid()}-{started}-0a1b2c3d.dataset"
     for folder in (abandoned, running):
-        (folder / "features").mkdir(parents=True)
+        (folder / "raw").mkdir(parents=True)
     convert(table(spark, ROWS), SPEC, tmp_path / "dataset", options=OPTIONS)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted([running.name, "dataset"])
 
@@ -350,12 +352,17 @@ VOCABULARY_TOKENS = {"é": 5, "b": 3, "a": 3, "B": 3, "🛫": 3, "zz": 2, "y": 1
     ids=["all", "min_count", "both", "max_size"],
 )
 def test_a_vocabulary_is_ordered_by_count_then_bytes_and_cut(
-    spark: "SparkSession", options: dict[str, int], tokens: list[str]
+    spark: "SparkSession", tmp_path: Path, options: dict[str, int], tokens: list[str]
 ) -> None:
     spread = [token for token, count in VOCABULARY_TOKENS.items() for _ in range(count)] + ["", None]
-    df = spark.createDataFrame([(token,) for token in spread], "x string").repartition(5)
+    made = [(number, token, 0, "train") for number, token in enumerate(spread)]
+    df = spark.createDataFrame(made, "id int, x string, y int, split string")
     spec = FeatureSpec((Categorical("x", **options),), Label("y"), ("id",))
-    vocabulary = fit_features(df, spec).vocabularies["x"]
+    folder = StoragePath.of(tmp_path)
+    staged = stage(df, spec, "split", 5, folder / "raw")
+    fitted = fit_features(staged.measured, spec, staged.sample("train"), folder, folder / "features")
+    staged.release()
+    vocabulary = fitted.vocabularies["x"]
     assert vocabulary.tokens.to_pylist() == tokens
     assert vocabulary.counts.to_pylist() == [VOCABULARY_TOKENS[token] for token in tokens]
     assert vocabulary.tokens.type == pa.string()

@@ -12,20 +12,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.errors import PySparkException
-from pyspark.sql.functions import current_date
+from pyspark.ml.functions import array_to_vector
+from pyspark.sql.functions import current_date, expr, lit
 
 from data_pipelines.spark_errors import task_message
+from data_pipelines.tfrecords import write_tfrecords
 from data_pipelines.transform import ColumnError
 from scoring.batch import ScoringError, score, scorer_udf
 from scoring.loaded_model import LoadedModel
 from scoring.model_directory import needs_scann
 from scoring.model_uri import ModelNotFoundError, resolve
 from scoring.sql import register_sql
+from scoring.tfrecord_input import score_tfrecords
 from tests.unit.scoring.exported_models import (
     FLIGHTS,
     FLIGHTS_DDL,
+    ORDERS,
+    ORDERS_DDL,
     export_flights,
     export_movies,
+    export_orders,
     log_flights,
 )
 
@@ -95,6 +101,32 @@ def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSes
     first_action = loads.value
     assert scored.where("score > 0").count() == 10_000
     assert loads.value == first_action
+
+
+@pytest.mark.parametrize("layout", ["row", "block"])
+def test_tfrecord_files_are_scored_like_the_table_they_were_written_from(
+    spark: "SparkSession", flights: "DataFrame", models: Models, tmp_path: Path, layout: str
+) -> None:
+    """S16: rows of one value per list too, whose records do not say that it is a list."""
+    # A record's list holds no null; "" is missing as well.
+    storable = flights.withColumn("stops", expr("transform(stops, stop -> coalesce(stop, ''))"))
+    for name, table in {"all": storable, "short lists": storable.where("size(stops) <= 1")}.items():
+        write_tfrecords(table, tmp_path / name, layout=layout)
+        scored = score_tfrecords(spark, tmp_path / name, models.first, keys="flight_id")
+        assert scores_by_key(scored) == scores_by_key(score(table, models.first, keys="flight_id"))
+
+
+def test_a_model_that_must_not_see_more_than_its_spec_refuses_other_columns(
+    flights: "DataFrame", models: Models, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F16: refused by name; what is read is on record."""
+    allowed = flights.select("flight_id", "carrier", "hour", "stops", "distance")
+    with caplog.at_level("INFO", "scoring.batch"):
+        scored = score(allowed, models.first, keys="flight_id", extra_columns="refuse")
+    assert "reads the columns ['flight_id', 'carrier', 'hour', 'stops', 'distance']" in caplog.text
+    assert scored.count() == allowed.count()
+    with pytest.raises(ScoringError, match=r"has the columns \['age'\], which the model's spec does not allow it"):
+        score(allowed.selectExpr("*", "44 AS age"), models.first, keys="flight_id", extra_columns="refuse")
 
 
 def test_sql_udf_and_dataframe_give_the_scores_of_the_model_itself(
@@ -204,7 +236,7 @@ def test_what_cannot_be_scored_fails_on_the_driver_before_any_task(
         r"column 'hour' \(categorical\) is missing; the table has \['flight_id', 'carrier'": flights.drop("hour"),
         r"column 'hour' has type double, which a categorical": flights.withColumn("hour", flights.hour + 0.5),
         r"column 'distance' has type string, which a numeric": flights.withColumn("distance", flights.carrier),
-        r"column 'distance' has type date, which a numeric": flights.withColumn("distance", current_date()),
+        r"column 'distance' has type date32\[day\], which a numeric": flights.withColumn("distance", current_date()),
         r"column 'stops' has type string, which a multi_valued": flights.withColumn("stops", flights.carrier),
         r"key columns \['flight_id'\] are missing": flights.drop("flight_id"),
         r"the columns \['carrier'\] twice; drop or rename": flights.select("*", "carrier"),
@@ -297,3 +329,27 @@ def test_on_a_cluster_the_model_travels_to_the_executors(models: Models, tmp_pat
         list(direct_scores(models.first).values()), rel=0, abs=1e-6
     )
     assert archives == "archives 1", "the second scoring of a session sends nothing again"
+
+
+def test_features_of_every_kind_are_scored_on_spark(spark: "SparkSession", tmp_path: Path) -> None:
+    """Times, maps, pairs of arrays and texts reach the model as they do in this process (S3, F9)."""
+    folder = export_orders(tmp_path)
+    rows = [
+        tuple(dict(v) if name == "basket" and v is not None else v for name, v in row.items())
+        for row in ORDERS.to_pylist()
+    ]
+    frame = spark.createDataFrame(rows, ORDERS_DDL)
+    frame.createOrReplaceTempView("orders")
+    expected = dict(
+        zip(ORDERS["order_id"].to_pylist(), LoadedModel(folder).score(ORDERS)["score"].tolist(), strict=True)
+    )
+    register_sql(spark, "again", folder)
+    by_sql = spark.sql("SELECT order_id, again(struct(*)).score AS score FROM orders")
+    for scored in (score(frame, folder, keys="order_id"), by_sql):
+        assert {row.order_id: row.score for row in scored.collect()} == expected
+    as_vector = frame.withColumn("basket", array_to_vector(lit([0.0] * 10)))
+    zeros = pa.array([[]] * 3, ORDERS["basket"].type)
+    without = ORDERS.set_column(ORDERS.column_names.index("basket"), "basket", zeros)
+    assert [row.score for row in score(as_vector, folder, keys="order_id").orderBy("order_id").collect()] == (
+        LoadedModel(folder).score(without)["score"].tolist()
+    )

@@ -112,7 +112,7 @@ def write_example_recipe(folder: Path) -> None:
     """Write the recipe that the page about recipes shows."""
     text = page("docs/recipes.md")
     for name, language in (("recipe.yaml", "yaml"), ("table.sql", "sql")):
-        [content] = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+        content, *_ = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
         (folder / name).write_text(content, encoding="utf-8")
 
 

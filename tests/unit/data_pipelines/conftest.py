@@ -115,7 +115,7 @@ def write_dataset(flight_features: FittedFeatures, rating_features: FittedFeatur
                     row += rows
             size, checksum = records.bytes_written, records.file_crc32c
             written.append(Shard(name, sum(block_rows), size, checksum, tuple(offsets), tuple(block_rows)))
-        Manifest(fitted.hash, {split: tuple(written)}, {}, {}, {}, {}).save(path)
+        Manifest(fitted.hash, {split: tuple(written)}, {}, {}, {}, (), (), {}).save(path)
         return Dataset.open(path)
 
     return write

@@ -1,6 +1,6 @@
 """The block layout: rows to one record and back, what TensorFlow reads of it, and the values it refuses (T1)."""
 
-import re
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +9,22 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipelines.blocks import LabelError, binary_label, check_columns, decode_block, encode_block
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.transform import ColumnError, Encoder
+from data_pipelines.blocks import check_columns, decode_block, encode_block
+from data_pipelines.features import (
+    Bucketed,
+    Categorical,
+    FeatureSpec,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
+from data_pipelines.fitted import FittedFeatures, NumericStatistics
+from data_pipelines.labels import LabelError
+from data_pipelines.transform import ColumnError, Encoder, RaggedIds, SparseRows
+from data_pipelines.vocabulary import Vocabulary
 
 Tables = Callable[[int, int], pa.Table]
 
@@ -84,30 +97,94 @@ def test_tensorflow_reads_a_block_by_the_names_that_the_layout_promises(
     assert columns["key/flight_id"].numpy()[5] == b"flight-5"
 
 
-@pytest.mark.parametrize(
-    "values",
-    [pa.array([0, 1], pa.int8()), pa.array([0.0, 1.0], pa.float64()), pa.array([False, True])],
-    ids=["integers", "doubles", "booleans"],
-)
-def test_a_label_is_any_number_or_a_boolean(values: pa.Array) -> None:
-    label = binary_label(pa.table({"late": values}), "late")
-    assert (label.dtype, label.tolist()) == (np.float32, [0.0, 1.0])
+def everything() -> tuple[FittedFeatures, pa.Table]:
+    """Return a spec of every kind with two rows; a = 2, b = 3 in all vocabularies."""
+    words = Vocabulary(pa.array(["a", "b"]), pa.array([2, 1]))
+    spec = FeatureSpec(
+        (
+            Sparse("basket", size=9),
+            Numeric("amount", standardise=False),
+            Bucketed("age", buckets=2),
+            Categorical("shop"),
+            MultiValued("tags", max_length=2),
+            Sequence("seen", time="seen_at", max_length=2),
+            Text("review", max_length=2),
+        ),
+        Label("topics", "multi_label"),
+        ("id",),
+    )
+    vocabularies = dict.fromkeys(["shop", "tags", "seen", "review", "topics"], words)
+    fitted = FittedFeatures(spec, vocabularies, {"amount": NumericStatistics(0, 1, 0, 0, 1)}, {"age": (30.0,)})
+    table = pa.table(
+        {
+            "basket": pa.array([[(7, 0.5), (2, 1.0)], []], pa.map_(pa.int32(), pa.float64())),
+            "amount": [1.5, 2.5],
+            "age": [29, 30],
+            "shop": ["b", "?"],
+            "tags": [["a", "b", "a"], []],
+            "seen": [["a", "b"], ["b"]],
+            "seen_at": [[2, 1], [0]],
+            "review": ["A, b", ""],
+            "topics": pa.array([["b", "a"], []], pa.list_(pa.string())),
+            "id": [1, 2],
+        }
+    )
+    return fitted, table
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (pa.array([0, 2, None]), "label 'late' has the value 2; a binary label is 0 or 1: filter such rows"),
-        (pa.array([1, None]), "label 'late' has the value None"),
-        (pa.array([0.0, float("nan")]), "label 'late' has the value nan"),
-        (pa.array([0, 2**40]), f"label 'late' has the value {2**40}"),
-        (pa.array(["0", "1"]), "label 'late' has type string; a binary label is a number or boolean"),
-    ],
-    ids=["two", "null", "NaN", "huge", "text"],
-)
-def test_a_label_that_is_neither_0_nor_1_is_shown(values: pa.Array, message: str) -> None:
-    with pytest.raises(LabelError, match=re.escape(message)):
-        binary_label(pa.table({"late": values}), "late")
+def test_rows_of_every_kind_come_back_as_they_were_encoded() -> None:
+    fitted, table = everything()
+    payload, _ = encode_block(table, Encoder(fitted), fitted.spec)
+    block = decode_block(payload, fitted.spec)
+    basket = block.features["basket"]
+    assert isinstance(basket, SparseRows)
+    assert (basket.indices.tolist(), basket.values.tolist(), basket.row_lengths.tolist()) == (
+        [2, 7],
+        [1.0, 0.5],
+        [2, 0],
+    )
+    assert {name: np.asarray(values).tolist() for name, values in block.features.items() if name != "basket"} == {
+        "amount": [1.5, 2.5],
+        "age": [2, 3],
+        "shop": [3, 1],
+        "tags": [[3, 2], [0, 0]],
+        "seen": [[3, 2], [3, 0]],
+        "review": [[2, 3], [0, 0]],
+    }
+    assert isinstance(block.label, RaggedIds)
+    assert block.label.multi_hot(fitted.classes).tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert block.rows == 2
+
+
+def test_a_class_is_stored_as_its_number() -> None:
+    fitted, table = everything()
+    spec = dataclasses.replace(fitted.spec, label=Label("day", "multi_class", classes=7))
+    fitted = dataclasses.replace(fitted, spec=spec)
+    payload, _ = encode_block(table.append_column("day", pa.array([6, 0])), Encoder(fitted), spec)
+    label = decode_block(payload, spec).label
+    assert isinstance(label, np.ndarray)
+    assert (label.dtype, label.tolist()) == (np.int64, [6, 0])
+
+
+def test_tensorflow_reads_sparse_rows_and_packed_classes() -> None:
+    """The names that the layout promises give a ragged tensor and a tf.SparseTensor (F9)."""
+    fitted, table = everything()
+    payload, _ = encode_block(table, Encoder(fitted), fitted.spec)
+
+    def rows_of(name: str, dtype: tf.DType, lengths: str) -> tf.io.RaggedFeature:
+        return tf.io.RaggedFeature(dtype, name, [tf.io.RaggedFeature.RowLengths(lengths)])
+
+    columns = tf.io.parse_single_example(
+        payload,
+        {
+            "indices": rows_of("basket/indices", tf.int64, "basket/row_lengths"),
+            "values": rows_of("basket/values", tf.float32, "basket/row_lengths"),
+            "topics": rows_of("label/topics", tf.int64, "label/topics/row_lengths"),
+        },
+    )
+    assert columns["indices"].to_list() == [[2, 7], []]
+    assert columns["values"].to_list() == [[1.0, 0.5], []]
+    assert columns["topics"].to_list() == [[1, 0], []]
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,37 @@
 """What workers read of a dataset directory: each example once per epoch, in step, in an order that can be resumed.
 
-T2 (shards and workers), T6 (exact data position), T1 (TensorFlow gets what was written).
+T2 (shards and workers), T6 (exact data position), T1 (TensorFlow gets what was written), F9 (sparse rows), pains 21, 22
+and 25 (unequal batches, sharding, resuming).
 """
 
 import dataclasses
 import itertools
+import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 import tensorflow as tf
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from data_pipelines.dataset import Dataset, ReadPlan, batches, load_dataset
-from data_pipelines.fitted import FeatureMismatchError, FittedFeatures
-from data_pipelines.manifest import FEATURES_FOLDER, DatasetError
-from data_pipelines.records import DamagedRecordError
+from data_pipelines import dataset as dataset_module
+from data_pipelines.blocks import encode_block
+from data_pipelines.dataset import LABEL, WEIGHT, Dataset, ReadPlan, batches, load_dataset
+from data_pipelines.decode_blocks import DamagedBlockError
+from data_pipelines.examples import encode_example
+from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric, Sparse
+from data_pipelines.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
+from data_pipelines.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard
+from data_pipelines.records import DamagedRecordError, RecordWriter
+from data_pipelines.transform import Encoder, SparseRows
 
 WriteDataset = Callable[..., Dataset]
 Step = dict[str, np.ndarray]
-
-LABEL, WEIGHT = "\0label", "\0weight"
 
 # Shards (rows of each block), global batch size, workers.
 LAYOUTS: dict[str, tuple[list[list[int]], int, int]] = {
@@ -213,6 +224,262 @@ def test_opening_tells_sizes_without_reading(small: Dataset) -> None:
     assert small.spec.keys == ("flight_id", "day")
 
 
+@given(
+    shards=st.lists(st.lists(st.integers(0, 12), max_size=4), min_size=1, max_size=4),
+    workers=st.integers(1, 5),
+    batch_size_per_worker=st.integers(1, 9),
+    seed=st.none() | st.integers(0, 2**32),
+    epoch=st.integers(0, 3),
+    remainder=st.sampled_from(["pad", "drop"]),
+    resumed_at=st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_split_on_any_workers_is_read_once_in_step_and_can_be_resumed(
+    write_dataset: WriteDataset,
+    shards: list[list[int]],
+    workers: int,
+    batch_size_per_worker: int,
+    seed: int | None,
+    epoch: int,
+    remainder: str,
+    resumed_at: float,
+) -> None:
+    batch, rows = workers * batch_size_per_worker, sum(map(sum, shards))
+    assume(rows >= (batch if remainder == "drop" else 1))
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(Path(folder) / "dataset", shards)
+        plan = ReadPlan("train", batch, workers=workers, seed=seed, epoch=epoch, epochs=2, remainder=remainder)  # type: ignore[arg-type]
+        read = global_steps(dataset, plan)  # strict: all workers have the same number of steps
+        per_epoch = dataset.steps("train", batch, plan.remainder)
+        assert len(read) == 2 * per_epoch
+        for first in (0, per_epoch):
+            found = [row for step in read[first : first + per_epoch] for row in rows_that_count(step)]
+            assert len(found) == len(set(found)) == (rows if remainder == "pad" else per_epoch * batch)
+            assert set(found) <= set(range(rows))
+        # Another number of workers, begun at any step of the second epoch, goes on with the same global batches.
+        step = int(resumed_at * (per_epoch - 1))
+        resumed = dataclasses.replace(plan, workers=1, epoch=epoch + 1, step=step, epochs=1)
+        assert_equal_steps(global_steps(dataset, resumed), read[per_epoch + step :])
+
+
+def test_the_rest_can_be_dropped(small: Dataset) -> None:
+    # 53 examples in batches of eight: six whole batches, and other rows left out in every epoch.
+    plan = ReadPlan("train", 8, workers=2, seed=3, epochs=3, remainder="drop")
+    assert (small.steps("train", 8, "drop"), small.steps("train", 8)) == (6, 7)
+    read = global_steps(small, plan)
+    assert [len(rows_that_count(step)) for step in read] == [8] * 18
+    padded = global_steps(small, dataclasses.replace(plan, epochs=1, remainder="pad"))
+    assert_equal_steps(read[:6], padded[:6])
+    left_out = [
+        set(range(53)) - {row for step in read[first : first + 6] for row in rows_that_count(step)}
+        for first in (0, 6, 12)
+    ]
+    assert [len(rows) for rows in left_out] == [5, 5, 5]
+    assert len(set(map(frozenset, left_out))) > 1
+
+
+def test_a_split_of_less_than_a_batch_cannot_be_read_when_the_rest_is_dropped(small: Dataset) -> None:
+    with pytest.raises(DatasetError, match=r"has 53 rows, fewer than one batch of 64; use a smaller batch, or .*pad"):
+        next(batches(small, ReadPlan("train", 64, remainder="drop", epochs=None)))
+
+
+def write_rows(path: Path, fitted: FittedFeatures, shards: Sequence[Sequence[pa.Table]]) -> Dataset:
+    """Write a dataset with one block per table."""
+    (path / "train").mkdir(parents=True)
+    fitted.save(path / FEATURES_FOLDER)
+    written = []
+    for number, tables in enumerate(shards):
+        name = f"train/part-{number:05d}.tfrecord"
+        with (path / name).open("wb") as file:
+            records = RecordWriter(file)
+            blocks = [encode_block(table, Encoder(fitted), fitted.spec)[0] for table in tables]
+            offsets = tuple(records.write(block) for block in blocks)
+        rows = tuple(table.num_rows for table in tables)
+        written.append(Shard(name, sum(rows), records.bytes_written, records.file_crc32c, offsets, rows))
+    manifest_of(written, fitted.hash).save(path)
+    return Dataset.open(path)
+
+
+def manifest_of(shards: Sequence[Shard], features_hash: str = "") -> Manifest:
+    return Manifest(
+        features_hash=features_hash,
+        splits={"train": tuple(shards)},
+        statistics={},
+        source={},
+        options={},
+        columns=(),
+        findings=(),
+        versions={},
+    )
+
+
+def sparse_and_classes(label: Label) -> FittedFeatures:
+    features = (
+        Numeric("row", impute=0, standardise=False),
+        Sparse("basket", size=500_000, indices="items", values="amounts"),
+        Categorical("hour", hash_buckets=24),
+    )
+    return FittedFeatures(
+        FeatureSpec(features, label, keys=("id",)), {}, {"row": NumericStatistics(0.0, 1.0, 0.0, 0.0, 1)}
+    )
+
+
+def baskets(first: int, rows: int, label: pa.Array) -> pa.Table:
+    """Row n has n % 4 items: n, 1000 + n, 2000 + n with the amounts 1, 2, 3."""
+    numbers = range(first, first + rows)
+    return pa.table(
+        {
+            "id": pa.array(numbers, pa.int64()),
+            "row": pa.array(numbers, pa.int64()),
+            "items": pa.array([[n + 1000 * k for k in range(n % 4)] for n in numbers], pa.list_(pa.int64())),
+            "amounts": pa.array([[1.0 + k for k in range(n % 4)] for n in numbers], pa.list_(pa.float64())),
+            "hour": pa.array([str(n % 24) for n in numbers]),
+            "y": label,
+        }
+    )
+
+
+def test_sparse_rows_become_sparse_tensors_and_are_never_dense(tmp_path: Path) -> None:
+    fitted = sparse_and_classes(Label("y", kind="multi_class", classes=7))
+    tables = [baskets(first, 20, pa.array([n % 7 for n in range(first, first + 20)])) for first in (0, 20, 40)]
+    dataset = write_rows(tmp_path / "dataset", fitted, [tables[:2], tables[2:]])
+    plan = ReadPlan("train", 16, workers=2, rank=1, seed=3, epochs=2)
+    read = load_dataset(dataset, plan)
+    assert read.element_spec[0]["basket"] == tf.SparseTensorSpec((8, 500_000), tf.float32)
+    assert read.element_spec[1] == tf.TensorSpec((8,), tf.int64)
+    seen = 0
+    in_numpy = [rows for chunk in batches(dataset, plan) for rows in chunk["basket"]]
+    for (features, label, weight), rows in zip(read, in_numpy, strict=True):
+        counts = weight.numpy() > 0
+        numbers = features["row"].numpy().astype(int)
+        assert label.numpy()[counts].tolist() == (numbers[counts] % 7).tolist()
+        # Row n of a batch has what was written for it, padding has nothing, and all lies in order.
+        expected = [
+            ([place, n + 1000 * k], 1.0 + k)
+            for place, (n, counts_) in enumerate(zip(numbers.tolist(), counts, strict=True))
+            for k in range(n % 4 if counts_ else 0)
+        ]
+        assert list(zip(*expected, strict=True)) == [
+            tuple(features["basket"].indices.numpy().tolist()),
+            tuple(features["basket"].values.numpy().tolist()),
+        ]
+        assert isinstance(rows, SparseRows)
+        np.testing.assert_array_equal(rows.indices, features["basket"].indices.numpy()[:, 1])
+        np.testing.assert_array_equal(rows.values, features["basket"].values.numpy())
+        assert rows.row_lengths.tolist() == [n % 4 if c else 0 for n, c in zip(numbers, counts, strict=True)]
+        seen += int(counts.sum())
+    assert seen == 60
+
+
+def test_sparse_rows_multiply_as_scipy_s_do(tmp_path: Path) -> None:
+    from scipy.sparse import csr_array
+
+    fitted = sparse_and_classes(Label("y", kind="multi_class", classes=7))
+    dataset = write_rows(tmp_path / "dataset", fitted, [[baskets(0, 30, pa.array([0] * 30))]])
+    weights = np.random.default_rng(0).normal(size=(500_000, 1)).astype(np.float32)
+    (chunk,) = batches(dataset, ReadPlan("train", 30, seed=1))
+    ((features, _, _),) = load_dataset(dataset, ReadPlan("train", 30, seed=1))
+    (rows,) = chunk["basket"]
+    expected = csr_array((rows.values, rows.indices, rows.row_starts), (30, 500_000)) @ weights
+    found = tf.sparse.sparse_dense_matmul(features["basket"], weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_labels_of_several_classes_become_zeros_and_ones(tmp_path: Path) -> None:
+    # Row n carries the classes below n % 4.
+    fitted = sparse_and_classes(Label("y", kind="multi_label", classes=3))
+    labels = pa.array([list(range(n % 4)) for n in range(22)], pa.list_(pa.int64()))
+    dataset = write_rows(tmp_path / "dataset", fitted, [[baskets(0, 22, labels)]])
+    read = load_dataset(dataset, ReadPlan("train", 8, seed=3))
+    assert read.element_spec[1] == tf.TensorSpec((8, 3), tf.float32)
+    for features, label, weight in read.as_numpy_iterator():
+        expected = [[float(k < n % 4) for k in range(3)] for n in features["row"].astype(int)]
+        assert label[weight > 0].tolist() == [row for row, w in zip(expected, weight, strict=True) if w]
+        assert not label[weight == 0].any()
+
+
+def wide(path: Path, blocks: int, columns: int) -> Dataset:
+    """Write blocks of 1024 rows with random floats and lists of one to eight ids."""
+    spec = FeatureSpec(
+        (*(Numeric(f"f{n}", impute=0) for n in range(columns)), MultiValued("ids", max_length=8)),
+        Label("y"),
+        keys=("id",),
+    )
+    fitted = FittedFeatures(spec, {}, {})
+    rng = np.random.default_rng(0)
+    (path / "train").mkdir(parents=True)
+    with (path / "train" / "part").open("wb") as file:
+        records = RecordWriter(file)
+        offsets = []
+        for _ in range(blocks):
+            lengths = rng.integers(1, 9, 1024)
+            rows: dict[str, np.ndarray] = {f"f{n}": rng.normal(size=1024).astype(np.float32) for n in range(columns)}
+            rows |= {"ids": rng.integers(0, 50, lengths.sum()), "ids/row_lengths": lengths}
+            offsets.append(records.write(encode_example(rows | {"label/y": np.zeros(1024, np.float32)})))
+    shard = Shard("train/part", 1024 * blocks, records.bytes_written, 0, tuple(offsets), (1024,) * blocks)
+    return Dataset(path, manifest_of([shard]), fitted)
+
+
+def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_module, "CHUNK_ROWS", 4096)
+    peaks = []
+    for blocks in (100, 400):
+        dataset = wide(tmp_path / str(blocks), blocks, columns=10)
+        tracemalloc.start()
+        for _ in batches(dataset, ReadPlan("train", 1024, seed=1)):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # 64 slots of 1024 rows: 12 floats and 2 int64s of a list each, and up to 9216 ids (8 on average, an eighth more);
+    # chunks of 4096 rows: 12 floats and 8 ids each. One is being made while the caller still has the one before.
+    slots, chunk = 64 * (1024 * (12 * 4 + 2 * 8) + 9216 * 8), 4096 * (12 * 4 + 8 * 8)
+    assert peaks[0] < 1.1 * (slots + 2 * chunk)
+    assert peaks[1] < 1.05 * peaks[0]
+
+
+def test_memory_with_tensorflow_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
+    # 300 blocks of 102 floats and 8 ids are 145 MB. The docstring allows 64 slots (33 MB) and the chunks of six steps,
+    # of one that is made and of its copy: at 16 steps a chunk these are four (31 MB).
+    process = psutil.Process()
+    for _ in load_dataset(wide(tmp_path / "small", 70, columns=100), ReadPlan("train", 1024, seed=1)):
+        pass
+    dataset = wide(tmp_path / "large", 300, columns=100)
+    before = process.memory_info()
+    peak = 0
+    for _ in load_dataset(dataset, ReadPlan("train", 1024, seed=1)):
+        now = process.memory_info()
+        peak = max(peak, (now.rss - now.shared) - (before.rss - before.shared))  # mapped files are shared
+    assert peak < 70 * 2**20
+
+
+def test_a_block_whose_column_has_too_few_values_is_refused(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    dataset = write_dataset(tmp_path / "dataset", [[4, 4]])
+    (shard,) = dataset.manifest.splits["train"]
+    wrong = dataclasses.replace(shard, block_rows=(5, 3))
+    dataclasses.replace(dataset.manifest, splits={"train": (wrong,)}).save(dataset.path)
+    with pytest.raises(DamagedBlockError, match=r"part-00000.tfrecord: the block at byte \d+ is damaged: column"):
+        list(batches(Dataset.open(dataset.path), ReadPlan("train", 8)))
+
+
+def test_damage_reaches_tensorflow_s_caller_in_words(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    dataset = write_dataset(tmp_path / "dataset", [[4, 4]])
+    shard = dataset.path / "train" / "part-00000.tfrecord"
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"DamagedRecordError: .*part-00000\.tfrecord: payload checksum"
+    ):
+        list(load_dataset(dataset, ReadPlan("train", 8)))
+
+
+def test_a_path_is_opened(small: Dataset) -> None:
+    plan = ReadPlan("train", 8, seed=4)
+    from_path = load_dataset(str(small.path), plan).as_numpy_iterator()
+    for one, other in zip(from_path, load_dataset(small, plan).as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(one[0]["row"], other[0]["row"])
+
+
 def test_a_split_that_is_not_there_is_named(small: Dataset) -> None:
     with pytest.raises(DatasetError, match=r"has no split 'tset'; it has \['train'\]"):
         next(batches(small, ReadPlan("tset", 8)))
@@ -233,9 +500,23 @@ def test_a_split_without_rows_is_no_endless_epoch(tmp_path: Path, write_dataset:
         (0, 0, "rank 0 is not one of 0 workers"),
     ],
 )
-def test_a_plan_that_cannot_be_read_is_refused(rank: int, workers: int, message: str) -> None:
+def test_workers_that_do_not_fit_the_batch_are_refused(rank: int, workers: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReadPlan("train", 8, rank=rank, workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"remainder": "repeat"}, "remainder 'repeat' is unknown; use pad or drop"),
+        ({"seed": -1}, "seed -1 is negative"),
+        ({"epoch": -1}, "epoch -1, step 0 is before the beginning"),
+        ({"global_batch_size": 0}, "global_batch_size 0 does not divide among 1 workers"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReadPlan(**{"split": "train", "global_batch_size": 8, **fields})  # type: ignore[arg-type]
 
 
 def test_a_damaged_block_is_named_with_its_file(tmp_path: Path, write_dataset: WriteDataset) -> None:
@@ -266,7 +547,7 @@ def test_rows_encoded_with_other_features_are_refused(
         Dataset.open(dataset.path)
 
 
-@pytest.mark.parametrize("file", ["features.json", "vocabularies/carrier.parquet"])
+@pytest.mark.parametrize("file", ["features.json", "vocabularies/carrier.arrow"])
 def test_missing_features_are_said_to_be_missing(tmp_path: Path, write_dataset: WriteDataset, file: str) -> None:
     dataset = write_dataset(tmp_path / "dataset", [[4]])
     (dataset.path / FEATURES_FOLDER / file).unlink()

@@ -2,19 +2,26 @@
 
 import dataclasses
 import pickle
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from data_pipelines.features import (
     UNBOUNDED,
+    Bucketed,
     Categorical,
+    Feature,
     FeatureSpec,
     FeatureSpecError,
     Label,
     MultiValued,
     Numeric,
+    Sequence,
+    Sparse,
+    Text,
 )
 
 YAML = """
@@ -48,15 +55,52 @@ RETRIEVAL = FeatureSpec(
 )
 
 
+EVERY_KIND_YAML = r"""
+features:
+  amount: {kind: numeric, clip: [0, null], log: true}
+  age: {kind: bucketed, buckets: 4}
+  shop: {kind: categorical}
+  customer: {kind: categorical, hash_buckets: 1000}
+  seen: {kind: sequence, time: seen_at, max_length: 20, vocabulary_of: shop}
+  clicked: {kind: sequence, time: seen_at, max_length: 20, hash_buckets: 50}
+  bought: {kind: multi_valued, max_length: 5, vocabulary_of: customer}
+  review: {kind: text, max_length: 30, min_count: 2}
+  query: {kind: text, max_length: 3, pattern: '\s+', hash_buckets: 512}
+  basket: {kind: sparse, size: 300000}
+  visits: {kind: sparse, size: 100, indices: visit_ids, values: visit_counts}
+label: {name: topics, kind: multi_label}
+keys: order_id
+"""
+
+EVERY_KIND = FeatureSpec(
+    features=(
+        Numeric("amount", clip=(0, None), log=True),
+        Bucketed("age", buckets=4),
+        Categorical("shop"),
+        Categorical("customer", hash_buckets=1000),
+        Sequence("seen", time="seen_at", max_length=20, vocabulary_of="shop"),
+        Sequence("clicked", time="seen_at", max_length=20, hash_buckets=50),
+        MultiValued("bought", max_length=5, vocabulary_of="customer"),
+        Text("review", max_length=30, min_count=2),
+        Text("query", max_length=3, pattern=r"\s+", hash_buckets=512),
+        Sparse("basket", size=300_000),
+        Sparse("visits", size=100, indices="visit_ids", values="visit_counts"),
+    ),
+    label=Label("topics", kind="multi_label"),
+    keys=("order_id",),
+)
+
+
 def changed(**parts: Any) -> dict[str, Any]:
     return yaml.safe_load(YAML) | parts
 
 
 def test_the_yaml_form_says_what_the_dataclasses_say() -> None:
     assert FeatureSpec.from_dict(yaml.safe_load(YAML)) == SPEC
+    assert FeatureSpec.from_dict(yaml.safe_load(EVERY_KIND_YAML)) == EVERY_KIND
 
 
-@pytest.mark.parametrize("spec", [SPEC, RETRIEVAL], ids=["binary", "retrieval"])
+@pytest.mark.parametrize("spec", [SPEC, RETRIEVAL, EVERY_KIND], ids=["binary", "retrieval", "every kind"])
 def test_a_spec_survives_yaml_and_pickle_with_its_hash(spec: FeatureSpec) -> None:
     by_yaml = FeatureSpec.from_dict(yaml.safe_load(yaml.safe_dump(spec.to_dict(), sort_keys=False)))
     by_pickle = pickle.loads(pickle.dumps(spec))  # noqa: S301 - our own bytes
@@ -101,6 +145,62 @@ def test_features_are_found_by_kind_and_by_name() -> None:
     assert [SPEC.vocabulary_name(feature) for feature in SPEC.token_features] == ["dest", "dest"]
 
 
+def test_every_kind_says_what_it_is_to_the_model_and_what_it_is_read_from() -> None:
+    forms = {feature.name: feature.form for feature in EVERY_KIND}
+    assert forms == {
+        "amount": "value",
+        "age": "id",
+        "shop": "id",
+        "customer": "id",
+        "seen": "ids",
+        "clicked": "ids",
+        "bought": "ids",
+        "review": "ids",
+        "query": "ids",
+        "basket": "sparse",
+        "visits": "sparse",
+    }
+    assert EVERY_KIND["seen"].columns == ("seen", "seen_at")
+    assert EVERY_KIND["basket"].columns == ("basket",)
+    assert EVERY_KIND["visits"].columns == ("visit_ids", "visit_counts")
+    assert EVERY_KIND["basket"].raw == {"basket_indices": "indices", "basket_values": "values"}
+    assert EVERY_KIND["visits"].raw == {"visit_ids": "indices", "visit_counts": "values"}
+
+
+def test_a_column_that_two_features_read_is_listed_once() -> None:
+    assert EVERY_KIND.columns.count("seen_at") == 1
+    assert "visits" not in EVERY_KIND.columns
+
+
+def test_vocabularies_are_learnt_for_what_neither_hashes_nor_shares_and_for_a_label_of_tokens() -> None:
+    assert [owner.name for owner in EVERY_KIND.vocabulary_owners] == ["shop", "review", "topics"]
+    assert EVERY_KIND.label_tokens == MultiValued("topics", max_length=UNBOUNDED)
+    numbered = dataclasses.replace(EVERY_KIND, label=Label("topic", "multi_class", classes=7))
+    assert [owner.name for owner in numbered.vocabulary_owners] == ["shop", "review"]
+    learnt = dataclasses.replace(EVERY_KIND, label=Label("topic", "multi_class"))
+    assert learnt.label_tokens == Categorical("topic")
+    assert SPEC.label_tokens is None
+
+
+def test_who_shares_the_ids_of_a_hashed_feature_is_hashed_alike() -> None:
+    buckets = {feature.name: EVERY_KIND.hash_buckets(feature) for feature in EVERY_KIND.token_features}
+    assert buckets == {
+        "shop": None,
+        "customer": 1000,
+        "seen": None,
+        "clicked": 50,
+        "bought": 1000,
+        "review": None,
+        "query": 512,
+    }
+
+
+def test_columns_that_the_spec_does_not_list_are_not_allowed() -> None:
+    """A regulated model sees the listed inputs only (F16)."""
+    assert SPEC.columns_not_allowed(["late", "dest", "flight_id", "gender", "age"]) == ("gender", "age")
+    assert EVERY_KIND.columns_not_allowed(EVERY_KIND.columns) == ()
+
+
 def test_the_label_of_a_retrieval_is_its_candidate_and_no_query_feature() -> None:
     assert RETRIEVAL.candidate == Categorical("movie")
     assert RETRIEVAL.query_features == (Categorical("user"),)
@@ -132,6 +232,38 @@ FEATURE_MISTAKES = {
     ),
     "rarest below one": ({"kind": "categorical", "min_count": 0}, "feature 'x': min_count is 0"),
     "no room": ({"kind": "categorical", "max_size": 0}, "feature 'x': max_size is 0"),
+    "range that is none": (
+        {"kind": "numeric", "clip": [3, 1]},
+        r"feature 'x': clip \(3, 1\) is no range; give the low",
+    ),
+    "range of nothing": ({"kind": "numeric", "clip": [None, None]}, r"feature 'x': clip \(None, None\) is no range"),
+    "range as a number": ({"kind": "numeric", "clip": 3}, "feature 'x': clip 3 is no range"),
+    "range up to infinity": ({"kind": "numeric", "clip": [0, float("inf")]}, "is no range"),
+    "switch as text": ({"kind": "numeric", "log": "yes"}, "feature 'x': log is 'yes'; use true or false"),
+    "one bucket": ({"kind": "bucketed", "buckets": 1}, "feature 'x': buckets is 1; use a whole number from 2 on"),
+    "no hash buckets": ({"kind": "categorical", "hash_buckets": 0}, "feature 'x': hash_buckets is 0"),
+    "hash with a vocabulary": (
+        {"kind": "categorical", "hash_buckets": 10, "min_count": 2},
+        "feature 'x': hash_buckets learns no vocabulary; leave out min_count and max_size",
+    ),
+    "hash with another's vocabulary": (
+        {"kind": "multi_valued", "max_length": 4, "hash_buckets": 10, "vocabulary_of": "dest"},
+        "feature 'x' has vocabulary_of and hash_buckets; leave one of them out",
+    ),
+    "sequence without times": ({"kind": "sequence", "max_length": 4}, "feature 'x': .*time"),
+    "text split at a script": (
+        {"kind": "text", "max_length": 4, "pattern": r"\p{Greek}"},
+        r"feature 'x': pattern .* has the class '\\p\{Greek\}'; use a general category",
+    ),
+    "vector without a size": ({"kind": "sparse"}, "feature 'x': .*size"),
+    "indices without values": (
+        {"kind": "sparse", "size": 9, "indices": "i"},
+        "feature 'x': give both indices and values, or neither for one column",
+    ),
+    "one column as two things": (
+        {"kind": "sequence", "max_length": 4, "time": "distance"},
+        "feature 'x' takes column 'distance' as times, 'distance' as number; give the table a column of its own",
+    ),
     "vocabulary of nobody": (
         {"kind": "multi_valued", "max_length": 4, "vocabulary_of": "nobody"},
         r"feature 'x': vocabulary_of 'nobody' is no categorical feature of this spec; use one of \['dest'\]",
@@ -159,11 +291,34 @@ SPEC_MISTAKES = {
     "label without a name": ({"label": {"kind": "binary"}}, "label: .*name"),
     "label of an unknown kind": (
         {"label": {"name": "late", "kind": "ordinal"}},
-        "label 'late': kind 'ordinal' is unknown; use binary or candidate",
+        "label 'late': kind 'ordinal' is unknown; use binary or candidate or multi_class or multi_label",
     ),
     "unknown option of the label": ({"label": {"name": "late", "positive": 1}}, r"label: option \['positive'\]"),
     "label as feature": ({"label": "distance"}, "label 'distance' is also a feature or key; a model must not see"),
     "label as key": ({"label": "day"}, "label 'day' is also a feature or key"),
+    "classes of a binary label": (
+        {"label": {"name": "late", "classes": 2}},
+        "label 'late': classes is 2, but a label of kind binary has none; leave it out",
+    ),
+    "no classes": (
+        {"label": {"name": "late", "kind": "multi_class", "classes": 0}},
+        "label 'late': classes is 0; use a whole number from 1 on",
+    ),
+    "candidate that is hashed": (
+        {
+            "features": {"x": {"kind": "categorical", "hash_buckets": 9}},
+            "label": {"name": "x", "kind": "candidate"},
+        },
+        "label 'x' is hashed; a hash does not lead back to the token to recommend: leave out hash_buckets",
+    ),
+    "label that a feature is read from": (
+        {"features": {"x": {"kind": "sparse", "size": 3, "indices": "late", "values": "v"}}},
+        "label 'late' is also a feature or key; a model must not see its label",
+    ),
+    "part of a sparse feature": (
+        {"features": {"x": {"kind": "sparse", "size": 3}, "x_row_lengths": {"kind": "numeric"}}},
+        "feature 'x_row_lengths' has the name of a part of sparse feature 'x'; rename one",
+    ),
     "candidate that is no feature": (
         {"label": {"name": "late", "kind": "candidate"}},
         r"label 'late' of kind candidate must be a categorical feature of this spec; use one of \['dest'\]",
@@ -204,3 +359,31 @@ def test_a_feature_listed_twice_is_refused() -> None:
 def test_a_name_that_no_model_input_can_have_is_refused() -> None:
     with pytest.raises(FeatureSpecError, match="column name 'Größe' cannot be used"):
         FeatureSpec((Numeric("Größe"),), Label("late"), ("id",))
+
+
+RECIPES_PAGE = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"
+
+
+def test_the_page_lists_every_kind_with_all_its_options() -> None:
+    section = RECIPES_PAGE.read_text(encoding="utf-8").partition("## The features")[2].partition("## The model")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", section, re.MULTILINE))
+    kinds = {kind.kind: kind for kind in get_args(Feature)}
+    documented = {kind: set(re.findall(r"`(\w+)`", rows[kind])) for kind in kinds}
+    for name, kind in kinds.items():
+        options = {knob.name for knob in dataclasses.fields(kind)} - {"name"}
+        assert options <= documented[name], name
+
+
+def test_the_page_s_example_is_a_spec() -> None:
+    section = RECIPES_PAGE.read_text(encoding="utf-8").partition("## The features")[2]
+    [example] = re.findall(r"```yml\n(features:.*?)```", section, re.DOTALL)
+    features = yaml.safe_load(example)["features"] | {"product": {"kind": "categorical"}}
+    spec = FeatureSpec.from_dict({"features": features, "label": "orders_again", "keys": "order_id"})
+    assert {feature.kind for feature in spec} == {
+        "numeric",
+        "bucketed",
+        "categorical",
+        "sequence",
+        "text",
+        "sparse",
+    }

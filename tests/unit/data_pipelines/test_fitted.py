@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.features import Categorical, FeatureSpec, Label, Numeric
@@ -74,8 +73,7 @@ def test_saved_features_come_back_equal(tmp_path: Path) -> None:
 
 def test_a_vocabulary_changed_on_disk_is_refused(tmp_path: Path) -> None:
     FITTED.save(tmp_path)
-    table = pa.table({"tokens": ["UA", "DL"], "counts": pa.array([3, 1], pa.int64())})
-    pq.write_table(table, tmp_path / "vocabularies" / "carrier.parquet")
+    vocabulary(["UA", "DL"], [3, 1]).save(tmp_path / "vocabularies" / "carrier.arrow")
     with pytest.raises(FeatureMismatchError, match=f"written was {FITTED.hash}.*convert the data again"):
         FittedFeatures.load(tmp_path)
 
@@ -90,7 +88,7 @@ def test_a_statistic_changed_on_disk_is_refused(tmp_path: Path) -> None:
         FittedFeatures.load(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["features.json", "vocabularies/carrier.parquet"])
+@pytest.mark.parametrize("file", ["features.json", "vocabularies/carrier.arrow"])
 def test_a_cut_off_file_is_refused_with_its_folder(tmp_path: Path, file: str) -> None:
     FITTED.save(tmp_path)
     content = (tmp_path / file).read_bytes()

@@ -1,13 +1,19 @@
-"""What one Spark task of the fit tells the driver, without Spark: partial counts and moments (F1)."""
+"""What a task measures of its training rows, and what the measurements become, without Spark (F1)."""
 
 import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.fitting import FitTask, Moments
+from data_pipelines import fitting
+from data_pipelines.features import Bucketed, Categorical, FeatureSpec, Label, MultiValued, Numeric
+from data_pipelines.fitting import MEASUREMENT_SCHEMA, Measurement, Moments
+from data_pipelines.storage import StoragePath
+from data_pipelines.vocabulary import Vocabulary
 
 SPEC = FeatureSpec(
     (
@@ -44,20 +50,93 @@ def test_a_column_without_values_counts_as_constant_zero() -> None:
     assert (statistics.mean, statistics.standard_deviation, statistics.count) == (0.0, 0.0, 0)
 
 
-def test_a_task_counts_tokens_numbers_and_rows_over_its_batches() -> None:
-    first = {"distance": [1.0, None], "dest": ["LAX", ""], "previous": [["JFK"], []], "tags": [["a", "b"], None]}
-    second = {
-        "distance": [math.nan, 3.0],
-        "dest": ["LAX", None],
-        "previous": [["JFK"], []],
-        "tags": [["a", "", None], []],
-    }
-    batches = [pa.RecordBatch.from_pydict(first), pa.RecordBatch.from_pydict(second)]
-    (result,) = FitTask(SPEC)(batches)
-    rows = result.to_pylist()
+def measured(*batches: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    measurement = Measurement(SPEC)
+    parts = [part for batch in batches for part in measurement.add(pa.RecordBatch.from_pydict(batch))]
+    return pa.Table.from_batches([*parts, *measurement.finish()], MEASUREMENT_SCHEMA).to_pylist()
+
+
+FIRST = {"distance": [1.0, None], "dest": ["LAX", ""], "previous": [["JFK"], []], "tags": [["a", "b"], None]}
+SECOND = {
+    "distance": [math.nan, 3.0],
+    "dest": ["LAX", None],
+    "previous": [["JFK"], []],
+    "tags": [["a", "", None], []],
+}
+
+
+def test_tokens_and_numbers_are_measured_over_all_batches() -> None:
+    rows = measured(FIRST, SECOND)
     tokens = {(row["name"], row["token"]): row["count"] for row in rows if row["token"] is not None}
     # Every token of a list counts, whatever the length it will be cut to; "previous" uses the vocabulary of "dest".
     assert tokens == {("dest", "LAX"): 2, ("tags", "a"): 2, ("tags", "b"): 1}
     (distance,) = [row for row in rows if row["name"] == "distance"]
     assert (distance["count"], distance["mean"], distance["m2"]) == (2, 2.0, 2.0)
-    assert [row["count"] for row in rows if row["name"] == ""] == [4]
+
+
+def test_counts_for_which_there_is_no_room_are_passed_on_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_WAITING_COUNTS", 20)
+    monkeypatch.setattr(fitting, "_DISTINCT_TOKENS", 10)
+    generator = np.random.default_rng(8)
+    expected: Counter[tuple[str, str]] = Counter()
+    measurement = Measurement(SPEC)
+    longest = 0
+    parts: list[pa.RecordBatch] = []
+    for _ in range(50):
+        tokens = [f"t{number}" for number in generator.integers(0, 60, 8)]
+        expected.update(("dest", token) for token in tokens)
+        batch = {"distance": [1.0] * 8, "dest": tokens, "previous": [[]] * 8, "tags": [["x"]] * 8}
+        parts += measurement.add(pa.RecordBatch.from_pydict(batch))
+        longest = max(longest, sum(len(table) for table in measurement._tokens["dest"]._waiting))
+    early = len(parts)
+    parts += measurement.finish()
+    counted: Counter[tuple[str, str]] = Counter()
+    for row in pa.Table.from_batches(parts).to_pylist():
+        if row["token"] is not None:
+            counted[row["name"], row["token"]] += row["count"]
+    assert counted == expected + Counter({("tags", "x"): 400})
+    assert early > 0
+    assert longest <= 28
+
+
+def test_vocabularies_are_cut_from_the_ranked_files_in_their_order(tmp_path: Path) -> None:
+    # Spark sorts by name, then rank, and a name's tokens may go on in the next file.
+    rows = [
+        [("carrier", "UA", 9), ("carrier", "AA", 7), ("dest", "LAX", 5)],
+        [("dest", "ATL", 5), ("dest", "BOS", 4), ("tags", "x", 1)],
+    ]
+    paths = []
+    for number, part in enumerate(rows):
+        paths.append(StoragePath.of(tmp_path / f"{number}"))
+        batch = pa.RecordBatch.from_pylist(
+            [dict(zip(("name", "token", "count"), row, strict=True)) for row in part], schema=fitting._RANKED_SCHEMA
+        )
+        with paths[-1].open_write() as file, pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+    fitting._write_vocabularies(paths, {"carrier": 1, "dest": 100, "tags": 2}, tmp_path)
+    kept = {name: Vocabulary.load(tmp_path / f"{name}.arrow") for name in ("carrier", "dest", "tags")}
+    assert {name: vocabulary.tokens.to_pylist() for name, vocabulary in kept.items()} == {
+        "carrier": ["UA"],
+        "dest": ["LAX", "ATL", "BOS"],
+        "tags": ["x"],
+    }
+    assert kept["dest"].counts.to_pylist() == [5, 5, 4]
+
+
+@pytest.mark.parametrize(
+    ("values", "buckets", "boundaries"),
+    [
+        # Four equal shares of 0 .. 99: a boundary is the lowest value of the upper share.
+        ([float(number) for number in range(100)], 4, (25.0, 50.0, 75.0)),
+        ([0.0] * 90 + [1.0] * 5 + [2.0] * 5, 10, (1.0,)),
+        ([7.0] * 10, 10, ()),
+        ([None, math.nan], 3, ()),
+        ([1.0, None, 2.0], 2, (2.0,)),
+    ],
+    ids=["even", "mostly zero", "constant", "missing", "two values"],
+)
+def test_boundaries_are_distinct_values_of_the_sample(
+    values: list[float | None], buckets: int, boundaries: tuple[float, ...]
+) -> None:
+    sample = pa.table({"delay": pa.array(values, pa.float64())})
+    assert fitting._boundaries(Bucketed("delay", buckets=buckets), sample) == boundaries

@@ -22,6 +22,8 @@ MANIFEST = Manifest(
     statistics={"distance": {"mean": 1.5, "count": 4}},
     source={"sql": "abc", "files": {"flights": {"bytes": 12}}},
     options={"shards": 2},
+    columns=("distance", "split"),
+    findings=({"severity": "note", "column": "distance", "check": "constant", "sentence": "..."},),
     versions={"python": "3.11"},
 )
 
@@ -69,7 +71,7 @@ def test_a_directory_without_a_manifest_does_not_exist(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b'{"format_version": 1, "spl', b"[]", b"\xff\xfe\x00", b'{"format_version": 1, "splits": []}', b"{}"],
+    [b"", b'{"format_version": 1, "spl', b"[]", b"\xff\xfe\x00", b'{"format_version": 2, "splits": []}', b"{}"],
     ids=["empty", "cut off", "a list", "no text", "splits as a list", "nothing in it"],
 )
 def test_a_damaged_manifest_is_refused(directory: Path, content: bytes) -> None:
@@ -85,8 +87,8 @@ def test_a_part_that_no_version_knows_is_damage(directory: Path) -> None:
 
 
 def test_a_manifest_of_a_later_version_is_refused_before_anything_else(directory: Path) -> None:
-    rewrite(directory, lambda document: document.update(format_version=2, splits="elsewhere"))
-    with pytest.raises(DatasetError, match=r"manifest\.json has format version 2, known is 1; convert again"):
+    rewrite(directory, lambda document: document.update(format_version=3, splits="elsewhere"))
+    with pytest.raises(DatasetError, match=r"manifest\.json has format version 3, known is 2; convert again"):
         check_directory(directory)
 
 

@@ -7,9 +7,32 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.features import UNBOUNDED, Categorical, Feature, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
-from data_pipelines.transform import ColumnError, Encoder, RaggedIds, raw_column
+from data_pipelines.features import (
+    UNBOUNDED,
+    Bucketed,
+    Categorical,
+    Feature,
+    FeatureSpec,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
+from data_pipelines.fitted import FittedFeatures, NumericStatistics
+from data_pipelines.transform import (
+    ColumnError,
+    Encoder,
+    RaggedIds,
+    SparseRows,
+    counted_tokens,
+    measured_values,
+    raw_column,
+    raw_inputs,
+    raw_schema,
+)
+from data_pipelines.vocabulary import Vocabulary
 
 # UA = 2, AA = 3, "7" = 4, "日本" = 5, "true" = 6
 TOKENS = ["UA", "AA", "7", "日本", "true"]
@@ -20,7 +43,8 @@ def encoder(*features: Feature, mean: float = 100.0, deviation: float = 50.0) ->
     vocabulary = Vocabulary(pa.array(TOKENS, pa.string()), pa.array([1] * len(TOKENS), pa.int64()))
     vocabularies = {spec.vocabulary_name(feature): vocabulary for feature in spec.token_features}
     statistics = {feature.name: NumericStatistics(mean, deviation, 0, 0, 1) for feature in spec.numeric}
-    return Encoder(FittedFeatures(spec, vocabularies, statistics))
+    quantiles = {feature.name: (-1.0, 0.0, 2.5) for feature in spec.bucketed}
+    return Encoder(FittedFeatures(spec, vocabularies, statistics, quantiles))
 
 
 def encode_one(feature: Feature, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -198,3 +222,269 @@ def test_an_absent_column_is_named_with_the_columns_that_are_there() -> None:
 def test_a_column_of_the_wrong_type_is_named_with_its_type(feature: Feature, column: pa.Array, type_name: str) -> None:
     with pytest.raises(ColumnError, match=f"column 'x' has type {type_name}.*{feature.kind} feature.*cast it or"):
         encode_one(feature, column)
+
+
+def test_a_number_is_imputed_in_its_own_units() -> None:
+    """The spec's number goes through clip and logarithm like any value of the column."""
+    feature = Numeric("x", impute=1000, clip=(0, 99), log=True, standardise=False)
+    missing, present = encode_one(feature, pa.array([None, 99.0]))
+    assert missing == present == np.float32(math.log(100))
+
+
+def test_the_mean_is_one_of_clipped_logarithms_already() -> None:
+    feature = Numeric("x", clip=(0, 99), log=True)
+    assert encode_one(feature, pa.array([None])).tolist() == [0.0]
+    assert measured_values(feature, pa.array([-1.0, None, 1e9])).tolist() == pytest.approx(
+        [0.0, math.nan, math.log(100)], nan_ok=True
+    )
+
+
+def test_numbers_too_large_for_float32_are_infinite() -> None:
+    assert encode_one(Numeric("x", standardise=False), pa.array([1e300, -math.inf])).tolist() == [math.inf, -math.inf]
+
+
+def test_a_number_falls_into_the_bucket_that_begins_at_it() -> None:
+    column = pa.array([-math.inf, -1.1, -1.0, -0.0, 0.0, 2.4, 2.5, math.inf, None, math.nan])
+    ids = encode_one(Bucketed("x", buckets=4), column)
+    assert (ids.dtype, ids.tolist()) == (np.int64, [2, 2, 3, 4, 4, 4, 5, 5, 0, 0])
+    assert encode_one(Bucketed("x", buckets=4), pa.array([True, False])).tolist() == [4, 4]
+
+
+def test_hashed_tokens_have_the_id_that_tensorflow_s_hash_gives() -> None:
+    tokens = ["", "UA", "日本", "x" * 100]
+    ids = encode_one(Categorical("x", hash_buckets=1000), pa.array([*tokens, None]))
+    # tf.strings.to_hash_bucket_fast(["UA", "日本", "x" * 100], 1000) is [219, 883, 719].
+    assert ids.tolist() == [0, 221, 885, 721, 0]
+
+
+def test_a_list_shares_the_hash_of_a_categorical_feature() -> None:
+    both = encoder(Categorical("x", hash_buckets=1000), MultiValued("l", max_length=2, vocabulary_of="x"))
+    encoded = both.encode_padded(pa.table({"x": ["UA"], "l": [["日本", "UA"]]}))
+    assert (encoded["x"].tolist(), encoded["l"].tolist()) == ([221], [[885, 221]])
+
+
+def sequence_ids(tokens: pa.Array, times: pa.Array, max_length: int = 3) -> list[list[int]]:
+    feature = Sequence("x", time="t", max_length=max_length)
+    return encoder(feature).encode_padded(pa.table({"x": tokens, "t": times}))["x"].tolist()
+
+
+def test_a_sequence_keeps_its_most_recent_tokens_in_time_order() -> None:
+    tokens = token_lists([["UA", "AA", "7", "日本"], ["UA", "", "AA", None], None, []])
+    times = pa.array([[4, 1, 3, 2], [2, 9, 1, 9], None, []], pa.list_(pa.int64()))
+    assert sequence_ids(tokens, times) == [[5, 4, 2], [3, 2, 0], [0, 0, 0], [0, 0, 0]]
+    assert sequence_ids(tokens, times, max_length=1) == [[2], [2], [0], [0]]
+
+
+def test_tokens_of_equal_time_keep_their_order_and_those_without_a_time_are_the_oldest() -> None:
+    tokens = token_lists([["UA", "AA", "7"], ["UA", "AA", "7"]])
+    times = pa.array([[1, 1, 1], [-5, None, -9]], pa.list_(pa.int64()))
+    assert sequence_ids(tokens, times) == [[2, 3, 4], [3, 4, 2]]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.int32(), pa.date32(), pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.null()], ids=str
+)
+def test_times_are_timestamps_dates_or_whole_numbers(kind: pa.DataType) -> None:
+    times = pa.array([[None, None]] if pa.types.is_null(kind) else [[2, 1]], pa.list_(kind))
+    expected = [[2, 3, 0]] if pa.types.is_null(kind) else [[3, 2, 0]]
+    assert sequence_ids(token_lists([["UA", "AA"]]), times) == expected
+
+
+def test_a_sequence_whose_times_are_fewer_is_refused() -> None:
+    tokens, times = token_lists([["UA"], ["UA", "AA"]]), pa.array([[1], [1]])
+    message = r"columns 'x' and 't' of sequence feature 'x' have lists of 2 and 1 elements in one row; they belong"
+    with pytest.raises(ColumnError, match=message):
+        sequence_ids(tokens, times)
+    with pytest.raises(ColumnError, match=r"column 't' has type list<.*double>, which a sequence feature cannot take"):
+        sequence_ids(tokens, pa.array([[1.0], [1.0, 2.0]]))
+
+
+def text_ids(*texts: str | None, **options: object) -> list[list[int]]:
+    feature = Text("x", **{"max_length": 3} | options)  # type: ignore[arg-type]
+    return encode_one(feature, pa.array(texts, pa.string())).tolist()
+
+
+def test_a_text_is_normalised_and_split() -> None:
+    # The vocabulary's "UA" and "AA" have capitals, which no normalised token has.
+    assert text_ids("TRUE-7?", "\uff17 \u65e5\u672c", "ua", "?!", "", None) == [
+        [6, 4, 0],
+        [4, 5, 0],
+        [1, 0, 0],
+        [0, 0, 0],
+        [0, 0, 0],
+        [0, 0, 0],
+    ]
+    assert text_ids("7 x 7 true", truncate="head") == [[1, 4, 6]]
+    assert text_ids("7 x 7 true") == [[4, 1, 4]]
+    assert text_ids("7,true 7", pattern=",") == [[4, 1, 0]]
+
+
+def sparse_rows(column: pa.Array, size: int = 10) -> SparseRows:
+    rows = encoder(Sparse("x", size=size)).encode(pa.table({"x": column}))["x"]
+    assert isinstance(rows, SparseRows)
+    assert (rows.indices.dtype, rows.values.dtype, rows.row_lengths.dtype) == (np.int64, np.float32, np.int64)
+    return rows
+
+
+def dense(rows: SparseRows, size: int = 10) -> list[list[float]]:
+    matrix = np.zeros((len(rows.row_lengths), size))
+    for row, (start, stop) in enumerate(zip(rows.row_starts[:-1], rows.row_starts[1:], strict=True)):
+        np.add.at(matrix[row], rows.indices[start:stop], rows.values[start:stop])
+    return matrix.tolist()
+
+
+def test_a_map_is_a_sparse_vector_by_rising_index() -> None:
+    column = pa.array(
+        [[(7, 0.5), (2, 1.5)], None, [], [(1, None), (3, math.nan), (0, -1.0)]], pa.map_(pa.int16(), pa.float32())
+    )
+    rows = sparse_rows(column)
+    assert (rows.indices.tolist(), rows.values.tolist()) == ([2, 7, 0], [1.5, 0.5, -1.0])
+    assert (rows.row_lengths.tolist(), rows.row_starts.tolist()) == ([2, 0, 0, 1], [0, 2, 2, 2, 3])
+    sliced = sparse_rows(column.slice(2))
+    assert (sliced.indices.tolist(), sliced.row_lengths.tolist()) == ([0], [0, 1])
+
+
+SPARK_VECTOR = pa.struct(
+    [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
+)
+
+
+def test_spark_s_vectors_are_read_sparse_or_dense() -> None:
+    column = pa.array(
+        [
+            {"type": 0, "size": 4, "indices": [1, 3], "values": [1.0, 2.0]},
+            None,
+            {"type": 1, "size": None, "indices": None, "values": [0.0, 5.0, 0.0, 6.0]},
+            {"type": 0, "size": 4, "indices": [], "values": []},
+        ],
+        SPARK_VECTOR,
+    )
+    assert dense(sparse_rows(column, size=4), size=4) == [[0, 1, 0, 2], [0] * 4, [0, 5, 0, 6], [0] * 4]
+    assert dense(sparse_rows(column.slice(2), size=4), size=4) == [[0, 5, 0, 6], [0] * 4]
+    with pytest.raises(ColumnError, match="column 'x' holds a vector of size 4, the spec says 5; correct one of them"):
+        sparse_rows(column, size=5)
+
+
+def test_two_arrays_are_a_sparse_vector_and_repeated_indices_stay() -> None:
+    feature = Sparse("x", size=10, indices="i", values="v")
+    table = pa.table({"i": [[4, 4, 1], [], [None, 2]], "v": pa.array([[1.0, 2.0, 3.0], [], [9.0, 8.0]])})
+    rows = encoder(feature).encode(table)["x"]
+    assert isinstance(rows, SparseRows)
+    assert (rows.indices.tolist(), rows.values.tolist()) == ([1, 4, 4, 2], [3.0, 1.0, 2.0, 8.0])
+    with pytest.raises(ColumnError, match="columns 'i' and 'v' of sparse feature 'x' have lists of 2 and 1 elements"):
+        encoder(feature).encode(pa.table({"i": [[1, 2]], "v": [[1.0]]}))
+
+
+def test_a_vector_that_was_taken_apart_is_read_again() -> None:
+    """What an exported model takes in its raw signature, the encoder takes too."""
+    column = pa.array([[(7, 0.5), (2, 1.5)], None], pa.map_(pa.int16(), pa.float32()))
+    apart = raw_inputs(pa.table({"x": column}), encoder(Sparse("x", size=10)).fitted.spec)
+    assert apart.column_names == ["x_indices", "x_values"]
+    rows = encoder(Sparse("x", size=10)).encode(apart)["x"]
+    assert isinstance(rows, SparseRows)
+    assert (rows.indices.tolist(), rows.values.tolist(), rows.row_lengths.tolist()) == ([2, 7], [1.5, 0.5], [2, 0])
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_an_index_outside_of_a_sparse_vector_is_refused(index: int) -> None:
+    with pytest.raises(
+        ColumnError, match=f"sparse feature 'x' has the index {index}; its size is 10: use indices from"
+    ):
+        sparse_rows(pa.array([[(index, 1.0)]], pa.map_(pa.int32(), pa.float64())))
+
+
+def test_sparse_rows_equal_scipy_s() -> None:
+    """Rows with repeats, gaps and empty ones are the compressed sparse rows that SciPy makes of them (S3, F9)."""
+    from scipy.sparse import coo_array
+
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(0, 6, 200)
+    lengths[rng.random(200) < 0.2] = 0
+    indices, values = rng.integers(0, 300_000, lengths.sum()), rng.integers(1, 9, lengths.sum()).astype(np.float64)
+    indices[::7] = 17
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    table = pa.table({"i": pa.ListArray.from_arrays(offsets, indices), "v": pa.ListArray.from_arrays(offsets, values)})
+    rows = encoder(Sparse("x", size=300_000, indices="i", values="v")).encode(table)["x"]
+    assert isinstance(rows, SparseRows)
+    row_numbers = np.repeat(np.arange(200), lengths)
+    expected = coo_array((values, (row_numbers, indices)), shape=(200, 300_000)).tocsr()
+    found = coo_array((rows.values, (np.repeat(np.arange(200), rows.row_lengths), rows.indices)), shape=expected.shape)
+    assert (found.tocsr() != expected).nnz == 0
+    assert all(
+        (np.diff(rows.indices[start:stop]) >= 0).all()
+        for start, stop in zip(rows.row_starts[:-1], rows.row_starts[1:], strict=True)
+    )
+
+
+def test_vocabularies_count_neither_null_nor_nothing() -> None:
+    def counted(feature: Feature, **columns: pa.Array) -> list[str]:
+        return counted_tokens(feature, raw_column(pa.table(columns), feature)).to_pylist()  # type: ignore[arg-type]
+
+    assert counted(Categorical("x"), x=pa.array(["a", "", None, "a"])) == ["a", "a"]
+    assert counted(Categorical("x"), x=pa.array([7, None])) == ["7"]
+    assert counted(MultiValued("x", max_length=1), x=token_lists([["a", "", "b"], None, [None]])) == ["a", "b"]
+    assert counted(Sequence("x", time="t", max_length=1), x=token_lists([["a", "b"]]), t=pa.array([[2, 1]])) == [
+        "b",
+        "a",
+    ]
+    assert counted(Text("x", max_length=1), x=pa.array(["A b!", None, ""])) == ["a", "b"]
+
+
+def test_the_raw_columns_of_a_model_are_the_spec_s_alone_in_their_types() -> None:
+    """A spec is a list of what is allowed: other columns go no further (F16)."""
+    features = (
+        Numeric("n"),
+        Categorical("c"),
+        MultiValued("m", max_length=2),
+        Sequence("s", time="t", max_length=2),
+        Text("x", max_length=2),
+        Sparse("v", size=4),
+    )
+    table = pa.table(
+        {
+            "n": [1],
+            "c": [7],
+            "m": [[True]],
+            "s": [["a", "b"]],
+            "t": pa.array([[2, None]], pa.list_(pa.timestamp("us"))),
+            "x": ["text"],
+            "v": pa.array([[(1, 0.5)]], pa.map_(pa.int32(), pa.float32())),
+            "gender": ["not allowed"],
+        }
+    )
+    raw = raw_inputs(table, FeatureSpec(features, Label("label"), ("id",)))
+    assert raw.schema.equals(raw_schema(features))
+    assert raw.to_pylist() == [
+        {
+            "n": 1.0,
+            "c": "7",
+            "m": ["true"],
+            "s": ["a", "b"],
+            "t": [2, -(2**63)],
+            "x": "text",
+            "v_indices": [1],
+            "v_values": [0.5],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("feature", "columns"),
+    [
+        (Numeric("x"), ["x"]),
+        (Bucketed("x"), ["x"]),
+        (Categorical("x", hash_buckets=5), ["x"]),
+        (MultiValued("x", max_length=2), ["x"]),
+        (Sequence("x", time="t", max_length=2), ["x", "t"]),
+        (Text("x", max_length=2), ["x"]),
+        (Sparse("x", size=3), ["x"]),
+        (Sparse("x", size=3, indices="i", values="v"), ["i", "v"]),
+    ],
+    ids=lambda value: value.kind if hasattr(value, "kind") else "",
+)
+def test_columns_of_nothing_but_null_are_missing_in_every_row(feature: Feature, columns: list[str]) -> None:
+    table = pa.table({name: pa.nulls(2) for name in columns})
+    if isinstance(feature, Sparse):
+        assert encoder(feature).encode_padded(table)["x_row_lengths"].tolist() == [0, 0]
+    else:
+        assert not encoder(feature).encode_padded(table)["x"].any()

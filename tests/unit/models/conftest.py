@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
+from data_pipelines.fitted import FittedFeatures, NumericStatistics
+from data_pipelines.vocabulary import Vocabulary
 
 
 def vocabulary(tokens: Sequence[str], counts: Sequence[int] | None = None) -> Vocabulary:

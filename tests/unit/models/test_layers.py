@@ -1,4 +1,4 @@
-"""Layers against NumPy: fields averaged without their padding (F3), and dropout that resumes (T6)."""
+"""Layers against NumPy: fields averaged without padding (F3), sparse vectors (F9), dropout that resumes (T6)."""
 
 from pathlib import Path
 
@@ -7,10 +7,28 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.features import Categorical, MultiValued
+from data_pipelines.features import (
+    Bucketed,
+    Categorical,
+    FeatureSpec,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
 from data_pipelines.fitted import FittedFeatures
 from models import layers
-from models.layers import Field, FieldEmbeddings, ResumableDropout, lay_out_fields, symbolic_inputs
+from models.layers import (
+    Field,
+    FieldEmbeddings,
+    ResumableDropout,
+    SparseEmbedding,
+    concatenated_inputs,
+    lay_out_fields,
+    symbolic_inputs,
+)
 
 FIELDS = (Field("carrier", 0, 1), Field("dest", 4, 1), Field("earlier", 4, 3))
 ROWS, DIM = 9, 2
@@ -102,6 +120,85 @@ def test_a_lookup_in_a_small_table_has_a_dense_gradient_and_in_a_large_one_a_spa
     assert not isinstance(gradient(), tf.IndexedSlices)
     monkeypatch.setattr(layers, "DENSE_GRADIENT_ROWS", ROWS - 1)
     assert isinstance(gradient(), tf.IndexedSlices)
+
+
+def hashed_features() -> FittedFeatures:
+    """Return features whose ids need no vocabulary: five tables of ids, of which two features share one."""
+    spec = FeatureSpec(
+        (
+            Categorical("customer", hash_buckets=10),
+            MultiValued("friends", max_length=2, vocabulary_of="customer"),
+            Bucketed("age", buckets=3),
+            Sequence("seen", time="seen_at", max_length=4, hash_buckets=20),
+            Text("review", max_length=5, hash_buckets=30),
+            Sparse("basket", size=50),
+            Numeric("amount"),
+        ),
+        Label("late"),
+        ("id",),
+    )
+    return FittedFeatures(spec, {}, {}, {"age": (20.0, 40.0)})
+
+
+def test_every_kind_of_ids_has_its_rows_of_the_table() -> None:
+    fields, rows = lay_out_fields(hashed_features(), hashed_features().spec.features)
+    # Each table has two rows more than buckets: for what is missing, and for what is out of vocabulary.
+    assert fields == (
+        Field("customer", 0, 1),
+        Field("friends", 0, 2),
+        Field("age", 12, 1),
+        Field("seen", 17, 4),
+        Field("review", 39, 5),
+    )
+    assert rows == 71
+
+
+def sparse(rows: list[dict[int, float]], size: int) -> tf.SparseTensor:
+    entries = [(row, column, value) for row, values in enumerate(rows) for column, value in values.items()]
+    places = tf.reshape(tf.constant([entry[:2] for entry in entries], tf.int64), [-1, 2])
+    return tf.SparseTensor(places, tf.constant([entry[2] for entry in entries], tf.float32), [len(rows), size])
+
+
+def test_a_sparse_vector_times_the_table_is_its_embedding() -> None:
+    table = np.random.default_rng(2).normal(size=(6, 3)).astype(np.float32)
+    layer = SparseEmbedding(6, 3)
+    layer.build(None)
+    layer.set_weights([table])
+    inputs = sparse([{1: 2.0, 4: -1.0}, {}, {0: 0.5}, {}], size=6)
+    np.testing.assert_allclose(layer(inputs), tf.sparse.to_dense(inputs).numpy() @ table, rtol=1e-6)
+
+
+def test_a_long_sparse_vector_is_never_made_dense() -> None:
+    """Of a table of a million rows, a batch touches those that it names (F9)."""
+    layer = SparseEmbedding(1_000_000, 2)
+    layer.build(None)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(sparse([{7: 2.0, 999_999: 1.0}, {7: 1.0}], size=1_000_000)))
+    gradient = tape.gradient(loss, layer.trainable_variables[0])
+    assert isinstance(gradient, tf.IndexedSlices)
+    assert gradient.indices.numpy().tolist() == [7, 999_999, 7]
+    assert gradient.values.numpy().tolist() == [[2.0, 2.0], [1.0, 1.0], [1.0, 1.0]]
+
+
+def test_every_form_of_feature_reaches_a_model() -> None:
+    fitted = hashed_features()
+    inputs = symbolic_inputs(fitted.spec.features)
+    model = tf_keras.Model(inputs, concatenated_inputs(fitted, fitted.spec.features, inputs, embedding_dim=3))
+    batch = {
+        "customer": tf.constant([2, 0], tf.int64),
+        "friends": tf.constant([[3, 4], [0, 0]], tf.int64),
+        "age": tf.constant([2, 4], tf.int64),
+        "seen": tf.zeros([2, 4], tf.int64),
+        "review": tf.ones([2, 5], tf.int64),
+        "basket": sparse([{3: 1.0}, {}], size=50),
+        "amount": tf.constant([0.5, -1.0]),
+    }
+    joined = model(batch).numpy()
+    # Five fields and a sparse vector of width 3, and a number.
+    assert joined.shape == (2, 19)
+    assert joined[:, -1].tolist() == [0.5, -1.0]
+    assert joined[1, 15:18].tolist() == [0.0, 0.0, 0.0]
+    assert joined[0, 15:18].tolist() == model.get_layer("basket_embedding").get_weights()[0][3].tolist()
 
 
 def dropout(seed: int = 3, rate: float = 0.5) -> ResumableDropout:

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from models.objectives import compile_model, multi_label_log_loss
+from models.objectives import compile_model, label_pairs, multi_label_log_loss
 
 
 def model() -> tf_keras.Model:
@@ -35,6 +35,39 @@ def test_multi_label_log_loss_stays_finite_where_a_probability_is_0_or_1() -> No
     assert losses.numpy().tolist() == [100.0]
 
 
+def test_a_label_and_its_complement_are_the_targets_of_a_two_way_softmax() -> None:
+    pairs = label_pairs(tf.constant([[1.0, 0.0], [1.0, 1.0]])).numpy()
+    assert pairs.tolist() == [[[1, 0], [0, 1]], [[1, 0], [1, 0]]]
+    # Softmax over (logit, 0) is the sigmoid of the logit, so both ways give one loss.
+    labels, logits = tf.constant([[1.0, 0.0, 1.0]]), tf.constant([[0.3, -2.0, 4.0]])
+    two_way = tf.nn.softmax_cross_entropy_with_logits(
+        labels=label_pairs(labels), logits=tf.stack([logits, tf.zeros_like(logits)], axis=-1)
+    )
+    assert float(tf.reduce_mean(two_way)) == pytest.approx(float(multi_label_log_loss(labels, logits)[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["multi_label", "multi_class"])
+def test_padding_does_not_change_what_a_model_of_several_classes_reports(task: str) -> None:
+    tf_keras.utils.set_random_seed(1)
+    compiled = tf_keras.Sequential([tf_keras.layers.Dense(3, input_shape=(2,))])
+    compile_model(compiled, task, "sgd", 0.1)
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(50, 2)).astype(np.float32)
+    shape = (50, 3) if task == "multi_label" else (50,)
+    labels = rng.integers(0, 2, shape).astype(np.float32 if task == "multi_label" else np.int64)
+    plain = compiled.evaluate(features, labels, sample_weight=np.ones(50, np.float32), verbose=0, return_dict=True)
+    padded = compiled.evaluate(
+        np.concatenate([features, np.full((14, 2), 9, np.float32)]),
+        np.concatenate([labels, np.ones((14, *shape[1:]), labels.dtype)]),
+        sample_weight=np.repeat([1.0, 0.0], [50, 14]).astype(np.float32),
+        verbose=0,
+        return_dict=True,
+    )
+    other = "auc" if task == "multi_label" else "accuracy"
+    assert set(plain) == {"loss", "log_loss", other}
+    assert [padded["log_loss"], padded[other]] == pytest.approx([plain["log_loss"], plain[other]], rel=1e-5)
+
+
 def test_padding_does_not_change_what_a_binary_model_reports() -> None:
     tf_keras.utils.set_random_seed(1)
     compiled = model()
@@ -56,7 +89,11 @@ def test_padding_does_not_change_what_a_binary_model_reports() -> None:
 @pytest.mark.parametrize(
     ("task", "optimizer", "message"),
     [
-        ("ranking", "adam", "task 'ranking' is unknown; use binary or retrieval"),
+        (
+            "ranking",
+            "adam",
+            r"task 'ranking' is unknown; use one of \['binary', 'multi_class', 'multi_label', 'retrieval'\]",
+        ),
         ("binary", "adamw", r"optimizer 'adamw' is unknown; use one of \['adagrad', 'adam', 'sgd'\]"),
     ],
 )

@@ -1,149 +1,340 @@
-"""The graph form of the transform gives the bits of the Arrow form on the same rows (F1)."""
+"""The graph form of the transform gives the bits of the Arrow form on the same rows (F1, F2, F9)."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from data_pipelines.features import UNBOUNDED, Categorical, Feature, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
-from data_pipelines.transform import Encoder
-from models.preprocessing import GraphEncoder, encoded_signature
+from data_pipelines.features import (
+    UNBOUNDED,
+    Bucketed,
+    Categorical,
+    Feature,
+    FeatureSpec,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
+from data_pipelines.fitted import FittedFeatures, NumericStatistics
+from data_pipelines.transform import Encoder, SparseRows, raw_inputs
+from data_pipelines.vocabulary import Vocabulary
+from models.preprocessing import GraphEncoder, encoded_signature, input_tensors, model_inputs
 
 FEATURES = (
     Numeric("standardised"),
     Numeric("imputed", impute=-7.25),
     Numeric("plain", impute=0.1, standardise=False),
     Numeric("constant"),
+    Numeric("logarithm", log=True),
+    Numeric("clipped", clip=(-2.5, 1e6)),
+    Numeric("clipped_logarithm", impute=-5, clip=(None, 100), log=True, standardise=False),
+    Bucketed("bucket", buckets=6),
     Categorical("token"),
+    Categorical("hashed_token", hash_buckets=7),
     MultiValued("heads", max_length=3, truncate="head", vocabulary_of="token"),
     MultiValued("tails", max_length=2, truncate="tail"),
+    MultiValued("hashed_list", max_length=3, vocabulary_of="hashed_token"),
+    Sequence("visits", time="visited_at", max_length=3, vocabulary_of="token"),
+    Sequence("hashed_visits", time="visited_at", max_length=2, hash_buckets=1000),
+    Text("title", max_length=4),
+    Text("review", max_length=2, truncate="head", pattern=r"\s+", hash_buckets=50),
+    Sparse("basket", size=40),
+    Sparse("clicks", size=2**40, indices="click_ids", values="click_counts"),
 )
+SPEC = FeatureSpec(FEATURES, Label("label"), ("id",))
 EXCLUDED = MultiValued("unbounded", max_length=UNBOUNDED, vocabulary_of="token")
 
-ALPHABET = ["a", "B", " ", "ü", "ß", "日", "🛫", "\u0301", "'", "0"]
+ALPHABET = ["a", "B", " ", "ü", "ß", "日", "🛫", "\u0301", "'", "0", "ﬁ", "Å"]
+DENORMAL32, DENORMAL64 = 1e-40, 5e-324
+
+
+def vocabulary(tokens: list[str]) -> Vocabulary:
+    return Vocabulary(pa.array(tokens, pa.string()), pa.array([1] * len(tokens), pa.int64()))
 
 
 @pytest.fixture(scope="module")
 def fitted() -> FittedFeatures:
     rng = np.random.default_rng(17)
     tokens = [f"{''.join(rng.choice(ALPHABET, rng.integers(1, 6)))}{number}" for number in range(200)]
-    vocabulary = Vocabulary(pa.array(tokens, pa.string()), pa.array([1] * len(tokens), pa.int64()))
-    statistics = {
+    statistics = {feature.name: NumericStatistics(5.0, 2.0, 0.0, 0.0, 9) for feature in SPEC.numeric} | {
         "standardised": NumericStatistics(1234.567890123, 0.3141592653589793, 0.0, 0.0, 9),
         "imputed": NumericStatistics(-3e-5, 7e4, 0.0, 0.0, 9),
-        "plain": NumericStatistics(5.0, 2.0, 0.0, 0.0, 9),
         "constant": NumericStatistics(42.1, 0.0, 42.1, 42.1, 9),
+        "logarithm": NumericStatistics(0.1, 3.7, 0.0, 0.0, 9),
     }
-    spec = FeatureSpec(FEATURES, Label("label"), ("id",))
-    return FittedFeatures(spec, {"token": vocabulary, "tails": vocabulary}, statistics)
+    return FittedFeatures(
+        SPEC,
+        {"token": vocabulary(tokens), "tails": vocabulary(tokens), "title": vocabulary(["fi", "å", "ss", "a", "ü"])},
+        statistics,
+        {"bucket": (-1e30, -DENORMAL64, 0.0, 0.0, 42.1)},
+    )
 
 
-def random_rows(fitted: FittedFeatures, rows: int, seed: int) -> pa.Table:
-    rng = np.random.default_rng(seed)
+@pytest.fixture(scope="module")
+def encode_in_graph(fitted: FittedFeatures) -> Callable[[dict[str, tf.Tensor]], dict[str, Any]]:
+    module = GraphEncoder(fitted, (*FEATURES, EXCLUDED))
+    # As a compiled function, because TensorFlow's optimiser may rewrite arithmetic that is exact eagerly.
+    return tf.function(module, input_signature=[module.signature()])
+
+
+TOKENS = st.one_of(
+    st.none(),
+    st.just(""),
+    st.integers(0, 199).map(lambda number: f"known {number}"),
+    st.text(max_size=4),
+    st.text(st.sampled_from(ALPHABET), min_size=5, max_size=200),
+)
+NUMBERS = st.one_of(
+    st.none(),
+    st.floats(),
+    st.sampled_from([0.0, -0.0, 1.0, 42.1, math.inf, -math.inf, 1e300, DENORMAL32, -DENORMAL32, DENORMAL64, 2**-1022]),
+    st.floats(-10, 10),
+)
+LISTS = st.one_of(st.none(), st.lists(TOKENS, max_size=8))
+VISITS = st.lists(st.tuples(TOKENS, st.one_of(st.none(), st.integers(-3, 3), st.integers(-(2**60), 2**60))), max_size=8)
+ENTRIES = st.lists(st.tuples(st.integers(0, 39), NUMBERS), max_size=8)
+CLICKS = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 2**40 - 1), st.integers(0, 3)), NUMBERS), max_size=8)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> dict[str, Any]:
+    visits, hashed_visits = draw(VISITS), draw(LISTS)
+    # Both sequences share their times, so the second is as long as the first.
+    hashed_visits = [*(hashed_visits or []), *[None] * len(visits)][: len(visits)]
+    clicks = draw(st.one_of(st.none(), CLICKS))
+    row = {
+        "visits": [token for token, _ in visits],
+        "hashed_visits": hashed_visits,
+        "visited_at": [time for _, time in visits],
+        "basket": draw(st.one_of(st.none(), ENTRIES)),
+        "click_ids": None if clicks is None else [index for index, _ in clicks],
+        "click_counts": None if clicks is None else [count for _, count in clicks],
+    }
+    for feature in (*FEATURES, EXCLUDED):
+        if feature.name in row or feature.name == "clicks":
+            continue
+        if isinstance(feature, Numeric | Bucketed):
+            row[feature.name] = draw(NUMBERS)
+        else:
+            row[feature.name] = draw(LISTS if isinstance(feature, MultiValued) else TOKENS)
+    return row
+
+
+def as_table(fitted: FittedFeatures, drawn: list[dict[str, Any]]) -> pa.Table:
     known = fitted.vocabularies["token"].tokens.to_pylist()
 
-    def token() -> str | None:
-        kind = rng.random()
-        if kind < 0.1:
-            return None
-        if kind < 0.2:
-            return ""
-        if kind < 0.4:
-            return "".join(rng.choice(ALPHABET, rng.integers(1, 300)))
-        return str(known[rng.integers(len(known))])
+    def real(value: Any) -> Any:
+        if isinstance(value, list):
+            return [real(element) for element in value]
+        return known[int(value.removeprefix("known "))] if str(value).startswith("known ") else value
 
-    def tokens() -> list[str | None] | None:
-        return None if rng.random() < 0.1 else [token() for _ in range(rng.integers(0, 9))]
+    types: dict[str, pa.DataType] = dict.fromkeys((f.name for f in FEATURES), pa.string())
+    types |= dict.fromkeys((f.name for f in FEATURES if isinstance(f, Numeric | Bucketed)), pa.float64())
+    lists = (f.name for f in (*FEATURES, EXCLUDED) if isinstance(f, MultiValued | Sequence))
+    types |= dict.fromkeys(lists, pa.list_(pa.string()))
+    types |= {
+        "visited_at": pa.list_(pa.timestamp("us")),
+        "basket": pa.map_(pa.int32(), pa.float64()),
+        "click_ids": pa.list_(pa.int64()),
+        "click_counts": pa.list_(pa.float64()),
+    }
+    del types["clicks"]
+    return pa.table({name: pa.array([real(row[name]) for row in drawn], kind) for name, kind in types.items()})
 
-    def number() -> float | None:
-        kind = rng.random()
-        if kind < 0.1:
-            return None
-        if kind < 0.2:
-            return float(rng.choice([math.nan, 0.0, -0.0, 1.0, 42.1, 1e30, -1e30]))
-        return float(rng.normal() * 10.0 ** rng.integers(-20, 20))
 
-    columns: dict[str, pa.Array] = {}
-    for feature in (*FEATURES, EXCLUDED):
-        if isinstance(feature, Numeric):
-            columns[feature.name] = pa.array([number() for _ in range(rows)], pa.float64())
-        elif isinstance(feature, Categorical):
-            columns[feature.name] = pa.array([token() for _ in range(rows)], pa.string())
+def raw_tensors(raw: pa.Table) -> dict[str, tf.Tensor]:
+    """Return the raw columns as a caller of the exported model gives them: NaN, ``""``, padding for what is missing."""
+    tensors: dict[str, Any] = {}
+    for name in raw.column_names:
+        values, kind = raw[name].to_pylist(), raw[name].type
+        if not pa.types.is_list(kind):
+            missing, dtype = (math.nan, tf.float64) if pa.types.is_floating(kind) else ("", tf.string)
+            tensors[name] = tf.constant([missing if value is None else value for value in values], dtype)
+            continue
+        width = max((len(value or []) for value in values), default=0)
+        if pa.types.is_string(kind.value_type):
+            missing, dtype = "", tf.string
         else:
-            columns[feature.name] = pa.array([tokens() for _ in range(rows)], pa.list_(pa.string()))
-    return pa.table(columns)
+            missing, dtype = (math.nan, tf.float64) if pa.types.is_floating(kind.value_type) else (-1, tf.int64)
+        padded = [[missing if v is None else v for v in value or []] for value in values]
+        padded = [row + [missing] * (width - len(row)) for row in padded]
+        tensors[name] = tf.reshape(tf.constant(padded, dtype), [len(values), width])
+    return tensors
 
 
-def raw_tensors(table: pa.Table, features: tuple[Feature, ...]) -> dict[str, tf.Tensor]:
-    """Return the rows as a caller of the exported model gives them: NaN and ``""`` for what is missing."""
-    raw: dict[str, Any] = {}
-    for feature in features:
-        values = table.column(feature.name).to_pylist()
-        if isinstance(feature, Numeric):
-            raw[feature.name] = tf.constant([math.nan if value is None else value for value in values], tf.float64)
-        elif isinstance(feature, Categorical):
-            raw[feature.name] = tf.constant([value or "" for value in values], tf.string)
-        else:
-            width = max((len(value or []) for value in values), default=0)
-            rows = [[token or "" for token in value or []] for value in values]
-            padded = [row + [""] * (width - len(row)) for row in rows]
-            raw[feature.name] = tf.reshape(tf.constant(padded, tf.string), [len(values), width])
-    return raw
-
-
-@pytest.mark.parametrize("rows", [400, 1, 0])
-def test_graph_and_arrow_give_the_same_bits(fitted: FittedFeatures, rows: int) -> None:
+def check_same_bits(fitted: FittedFeatures, encode_in_graph: Callable[..., Any], table: pa.Table) -> None:
     features = (*FEATURES, EXCLUDED)
-    module = GraphEncoder(fitted, features)
-    # As a compiled function, because TensorFlow's optimiser may rewrite arithmetic that is exact eagerly.
-    encode = tf.function(module, input_signature=[module.signature()])
-    table = random_rows(fitted, rows, seed=rows)
-    by_graph = encode(raw_tensors(table, features))
-    by_arrow = Encoder(fitted).encode_padded(table, features)
+    raw = raw_inputs(table, SPEC).append_column("unbounded", table["unbounded"])
+    by_graph = encode_in_graph(raw_tensors(raw))
+    by_arrow = Encoder(fitted).encode(table, features)
+    padded = Encoder(fitted).encode_padded(table, features)
     assert list(by_graph) == list(by_arrow) == [feature.name for feature in features]
-    for name, expected in by_arrow.items():
-        found = by_graph[name].numpy()
+    for feature in features:
+        expected = by_arrow[feature.name]
+        found = by_graph[feature.name]
+        if isinstance(expected, SparseRows):
+            row_numbers = np.repeat(np.arange(table.num_rows), expected.row_lengths)
+            assert found.indices.numpy().tolist() == np.stack([row_numbers, expected.indices], 1).tolist()
+            assert found.dense_shape.numpy().tolist() == [table.num_rows, feature.size]  # type: ignore[union-attr]
+            found, expected = found.values, expected.values
+        else:
+            expected = padded[feature.name]
         assert found.dtype == expected.dtype
-        assert found.shape == expected.shape, name
-        np.testing.assert_array_equal(found.view(np.uint8), expected.view(np.uint8), err_msg=name)
+        assert found.shape == expected.shape, feature.name
+        same = np.array_equal(_bits(found.numpy()), _bits(expected))
+        assert same, (feature.name, table[feature.columns[0]].to_pylist(), found.numpy(), expected)
 
 
-def test_the_random_rows_reach_every_kind_of_id(fitted: FittedFeatures) -> None:
-    encoded = Encoder(fitted).encode_padded(random_rows(fitted, 400, seed=400))
-    assert {0, 1, 2, 201} <= set(encoded["token"].tolist())
-    assert {0, 1} < set(encoded["heads"].ravel().tolist())
+def _bits(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values).view(np.uint8)
+
+
+@settings(deadline=None, max_examples=40)
+@given(drawn=st.lists(rows(), max_size=5))
+def test_graph_and_arrow_give_the_same_bits(
+    fitted: FittedFeatures, encode_in_graph: Callable[..., Any], drawn: list[dict[str, Any]]
+) -> None:
+    check_same_bits(fitted, encode_in_graph, as_table(fitted, drawn))
+
+
+def test_graph_and_arrow_give_the_same_bits_for_any_number(
+    fitted: FittedFeatures, encode_in_graph: Callable[..., Any]
+) -> None:
+    rng = np.random.default_rng(3)
+    count = 5_000
+    numbers = np.concatenate(
+        [
+            rng.integers(0, 2**64, count, dtype=np.uint64).view(np.float64),  # all exponents alike
+            rng.normal(size=count) * 10.0 ** rng.integers(-20, 20, count),
+            rng.normal(size=count),
+        ]
+    )
+    missing = as_table(fitted, [])
+    columns = {
+        name: pa.array(numbers) if pa.types.is_floating(kind.type) else pa.nulls(len(numbers), kind.type)
+        for name, kind in zip(missing.column_names, missing.schema, strict=True)
+    }
+    check_same_bits(fitted, encode_in_graph, pa.table(columns))
 
 
 def test_the_graph_form_by_hand(fitted: FittedFeatures) -> None:
     first, second = fitted.vocabularies["token"].tokens.to_pylist()[:2]
-    module = GraphEncoder(fitted, (FEATURES[4], FEATURES[5], FEATURES[6]))
+    module = GraphEncoder(fitted, [SPEC[name] for name in ("token", "heads", "tails", "visits", "title", "basket")])
     encoded = module(
         {
             "token": tf.constant([first, "", "nobody"]),
             "heads": tf.constant([[first, "", second, "x", second], [""] * 5, [second, "", "", "", ""]]),
             "tails": tf.constant([[first, "", second, "x"], [""] * 4, [second, "", "", ""]]),
+            "visits": tf.constant([[first, second, "x", "", first], [""] * 5, [second, first, "", "", ""]]),
+            "visited_at": tf.constant([[9, 7, 7, 8, 6], [0] * 5, [1, 2, 0, 0, 0]], tf.int64),
+            "title": tf.constant(["\uff26\uff29 Ångström FI-å", "", "-"]),
+            "basket_indices": tf.constant([[5, 2, -1], [-1] * 3, [39, -1, -1]], tf.int64),
+            "basket_values": tf.constant([[0.5, 2.0, 7.0], [0.0] * 3, [math.nan, 0.0, 0.0]], tf.float64),
         }
     )
     assert encoded["token"].numpy().tolist() == [2, 0, 1]
     assert encoded["heads"].numpy().tolist() == [[3, 1, 3], [0, 0, 0], [3, 0, 0]]
     assert encoded["tails"].numpy().tolist() == [[2, 3], [0, 0], [3, 0]]
+    # By time: first (6), second (7), x (7), first (9); the last three stay.
+    assert encoded["visits"].numpy().tolist() == [[3, 1, 2], [0, 0, 0], [3, 2, 0]]
+    assert encoded["title"].numpy().tolist() == [[2, 1, 2, 3], [0] * 4, [0] * 4]
+    assert encoded["basket"].indices.numpy().tolist() == [[0, 2], [0, 5]]
+    assert encoded["basket"].values.numpy().tolist() == [2.0, 0.5]
+    assert encoded["basket"].dense_shape.numpy().tolist() == [3, 40]
+
+
+def test_a_sparse_index_beyond_its_size_is_refused(fitted: FittedFeatures) -> None:
+    raw = {"basket_indices": tf.constant([[40]], tf.int64), "basket_values": tf.constant([[1.0]], tf.float64)}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="'basket' has an index that is not below its size 40"):
+        GraphEncoder(fitted, [SPEC["basket"]])(raw)
+
+
+def test_tokens_without_their_times_are_refused(fitted: FittedFeatures) -> None:
+    raw = {"visits": tf.constant([["a", "b"]]), "visited_at": tf.constant([[1]], tf.int64)}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="'visits': every token needs its time"):
+        GraphEncoder(fitted, [SPEC["visits"]])(raw)
+
+
+def test_an_exported_encoder_gives_the_same_without_this_package_s_objects(
+    fitted: FittedFeatures, tmp_path: Path
+) -> None:
+    features = [SPEC[name] for name in ("logarithm", "bucket", "hashed_token", "title", "visits")]
+    module = GraphEncoder(fitted, features)
+    raw = {
+        "logarithm": tf.constant([-3.0, math.nan], tf.float64),
+        "bucket": tf.constant([-3.0, math.nan], tf.float64),
+        "hashed_token": tf.constant(["日本", ""]),
+        "title": tf.constant(["ﬁ ẞ", ""]),
+        "visits": tf.constant([["a"], [""]]),
+        "visited_at": tf.constant([[1], [0]], tf.int64),
+    }
+    function = tf.function(lambda **inputs: module(inputs)).get_concrete_function(**module.signature())
+    tf.saved_model.save(module, str(tmp_path / "encoder"), signatures=function)
+    loaded = tf.saved_model.load(str(tmp_path / "encoder")).signatures["serving_default"](**raw)
+    for name, expected in module(raw).items():
+        assert loaded[name].numpy().tolist() == expected.numpy().tolist(), name
 
 
 def test_signatures_say_what_goes_in_and_what_comes_out(fitted: FittedFeatures) -> None:
-    features = (FEATURES[0], FEATURES[4], FEATURES[5], EXCLUDED)
+    names = ("standardised", "bucket", "token", "heads", "visits", "title", "clicks")
+    features: tuple[Feature, ...] = (*(SPEC[name] for name in names), EXCLUDED)
     assert GraphEncoder(fitted, features).signature() == {
         "standardised": tf.TensorSpec([None], tf.float64, "standardised"),
+        "bucket": tf.TensorSpec([None], tf.float64, "bucket"),
         "token": tf.TensorSpec([None], tf.string, "token"),
         "heads": tf.TensorSpec([None, None], tf.string, "heads"),
+        "visits": tf.TensorSpec([None, None], tf.string, "visits"),
+        "visited_at": tf.TensorSpec([None, None], tf.int64, "visited_at"),
+        "title": tf.TensorSpec([None], tf.string, "title"),
+        "click_ids": tf.TensorSpec([None, None], tf.int64, "click_ids"),
+        "click_counts": tf.TensorSpec([None, None], tf.float64, "click_counts"),
         "unbounded": tf.TensorSpec([None, None], tf.string, "unbounded"),
     }
     assert encoded_signature(features) == {
         "standardised": tf.TensorSpec([None], tf.float32, "standardised"),
+        "bucket": tf.TensorSpec([None], tf.int64, "bucket"),
         "token": tf.TensorSpec([None], tf.int64, "token"),
         "heads": tf.TensorSpec([None, 3], tf.int64, "heads"),
+        "visits": tf.TensorSpec([None, 3], tf.int64, "visits"),
+        "title": tf.TensorSpec([None, 4], tf.int64, "title"),
+        "clicks_indices": tf.TensorSpec([None], tf.int64, "clicks_indices"),
+        "clicks_values": tf.TensorSpec([None], tf.float32, "clicks_values"),
+        "clicks_row_lengths": tf.TensorSpec([None], tf.int64, "clicks_row_lengths"),
         "unbounded": tf.TensorSpec([None, None], tf.int64, "unbounded"),
     }
+
+
+def test_sparse_parts_are_put_together_again() -> None:
+    encoded = {
+        "token": tf.constant([2, 3, 4], tf.int64),
+        "basket_indices": tf.constant([1, 7, 3], tf.int64),
+        "basket_values": tf.constant([0.5, 1.0, 2.0]),
+        "basket_row_lengths": tf.constant([2, 0, 1], tf.int64),
+    }
+    inputs = model_inputs((SPEC["token"], SPEC["basket"]), encoded)
+    assert inputs["token"] is encoded["token"]
+    dense = tf.sparse.to_dense(inputs["basket"]).numpy()
+    assert dense.shape == (3, 40)
+    assert {(row, column): dense[row, column] for row, column in np.argwhere(dense).tolist()} == {
+        (0, 1): 0.5,
+        (0, 7): 1.0,
+        (2, 3): 2.0,
+    }
+
+
+def test_decoded_columns_become_tensors() -> None:
+    rows = SparseRows(np.array([1, 7, 3]), np.array([0.5, 1.0, 2.0], np.float32), np.array([2, 0, 1]))
+    inputs = input_tensors((SPEC["token"], SPEC["basket"]), {"basket": rows, "token": np.array([2, 3, 4])})
+    assert inputs["token"].numpy().tolist() == [2, 3, 4]
+    assert inputs["basket"].indices.numpy().tolist() == [[0, 1], [0, 7], [2, 3]]
+    assert inputs["basket"].dense_shape.numpy().tolist() == [3, 40]

@@ -1,16 +1,19 @@
-"""Which signatures an exported retrieval model has (R6)."""
+"""The signatures of exported models: their indexes (R6), and features of every form (F1, F9)."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipelines.features import Categorical, FeatureSpec, Label
-from data_pipelines.fitted import FittedFeatures, Vocabulary
-from models import two_tower
-from models.serving import ENCODED_SIGNATURE, RAW_SIGNATURE, SCANN_SIGNATURE, RetrievalModule
+from data_pipelines.features import Categorical, FeatureSpec, Label, Numeric, Sequence, Sparse, Text
+from data_pipelines.fitted import FittedFeatures, NumericStatistics
+from data_pipelines.transform import Encoder
+from data_pipelines.vocabulary import Vocabulary
+from models import multi_field, two_tower
+from models.serving import ENCODED_SIGNATURE, RAW_SIGNATURE, SCANN_SIGNATURE, RetrievalModule, ScoringModule, save
 from models.top_k import SCANN_LEAST_CANDIDATES
 
 Retrieval = Callable[[int], RetrievalModule]
@@ -42,3 +45,46 @@ def test_enough_candidates_for_scann_have_its_index_too(retrieval: Retrieval) ->
     pytest.importorskip("scann", reason="scann is not installed: it has wheels for Linux on x86-64 alone")
     signatures = retrieval(SCANN_LEAST_CANDIDATES).signatures()
     assert set(signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, SCANN_SIGNATURE}
+
+
+def test_raw_and_encoded_rows_of_every_form_get_the_same_score(tmp_path: Path) -> None:
+    spec = FeatureSpec(
+        (
+            Numeric("amount", log=True),
+            Categorical("customer", hash_buckets=100),
+            Sequence("seen", time="seen_at", max_length=3, hash_buckets=100),
+            Text("review", max_length=4, hash_buckets=100),
+            Sparse("basket", size=1000),
+        ),
+        Label("late"),
+        ("id",),
+    )
+    fitted = FittedFeatures(spec, {}, {"amount": NumericStatistics(1.0, 2.0, 0.0, 9.0, 3)})
+    model = multi_field.build(multi_field.Settings(hidden_units=(4,)), fitted, seed=1)
+    save(ScoringModule(multi_field, model, fitted), tmp_path)
+    signatures = tf.saved_model.load(str(tmp_path)).signatures
+    table = pa.table(
+        {
+            "amount": [3.5, None, -1.0],
+            "customer": ["a", "", "ü"],
+            "seen": [["x", "y"], [], ["z"]],
+            "seen_at": [[2, 1], [], [5]],
+            "review": ["Very good!", "", "bad"],
+            "basket": pa.array([[(7, 2.0), (1, 1.0)], [], [(999, 0.5)]], pa.map_(pa.int64(), pa.float64())),
+        }
+    )
+    encoded = {name: tf.constant(values) for name, values in Encoder(fitted).encode_padded(table).items()}
+    raw = {
+        "amount": tf.constant([3.5, np.nan, -1.0], tf.float64),
+        "customer": tf.constant(["a", "", "ü"]),
+        "seen": tf.constant([["x", "y"], ["", ""], ["z", ""]]),
+        "seen_at": tf.constant([[2, 1], [0, 0], [5, 0]], tf.int64),
+        "review": tf.constant(["Very good!", "", "bad"]),
+        "basket_indices": tf.constant([[7, 1], [-1, -1], [999, -1]], tf.int64),
+        "basket_values": tf.constant([[2.0, 1.0], [0.0, 0.0], [0.5, 0.0]], tf.float64),
+    }
+    by_raw = signatures[RAW_SIGNATURE](**raw)["score"].numpy()
+    by_encoded = signatures[ENCODED_SIGNATURE](**encoded)["score"].numpy()
+    assert by_raw.shape == (3,)
+    assert len(set(by_raw.tolist())) == 3
+    assert by_raw.tolist() == by_encoded.tolist()

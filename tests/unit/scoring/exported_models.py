@@ -6,8 +6,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
+from data_pipelines.features import (
+    Bucketed,
+    Categorical,
+    FeatureSpec,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
+from data_pipelines.fitted import FittedFeatures, NumericStatistics
+from data_pipelines.vocabulary import Vocabulary
 from scoring.model_directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER, ModelDescription
 
 # Every kind of feature, and every kind of missing value: null, "", NaN, an empty list, a null list, a null in a list.
@@ -22,6 +33,54 @@ FLIGHTS = pa.table(
     }
 )
 FLIGHTS_DDL = "flight_id string, carrier string, hour int, stops array<string>, distance double, unused bigint"
+
+
+ORDERS = pa.table(
+    {
+        "order_id": pa.array([1, 2, 3]),
+        "amount": pa.array([9.5, None, 1e4]),
+        "age": pa.array([31, None, 17], pa.int32()),
+        "customer": pa.array(["ann", None, "bob"]),
+        "viewed": pa.array([["x", "y"], None, ["z"]]),
+        "viewed_at": pa.array([[7_000_000, None], None, [5]], pa.list_(pa.timestamp("us", "UTC"))),
+        "review": pa.array(["Gro\u00df, ODER klein?", None, ""]),
+        "basket": pa.array([[(7, 2.0), (1, None)], None, []], pa.map_(pa.int32(), pa.float64())),
+        "click_ids": pa.array([[3, 1], None, [999]], pa.list_(pa.int64())),
+        "clicks": pa.array([[1.0, 2.0], None, [0.5]], pa.list_(pa.float32())),
+    }
+)
+ORDERS_DDL = (
+    "order_id bigint, amount double, age int, customer string, viewed array<string>, viewed_at array<timestamp>, "
+    "review string, basket map<int, double>, click_ids array<bigint>, clicks array<float>"
+)
+
+
+def orders_features() -> FittedFeatures:
+    """Return features of every other kind, of a binary model."""
+    spec = FeatureSpec(
+        features=(
+            Numeric("amount", log=True),
+            Bucketed("age", buckets=2),
+            Categorical("customer", hash_buckets=100),
+            Sequence("viewed", time="viewed_at", max_length=2, hash_buckets=50),
+            Text("review", max_length=4, hash_buckets=50),
+            Sparse("basket", size=10),
+            Sparse("clicked", size=1000, indices="click_ids", values="clicks"),
+        ),
+        label=Label("again"),
+        keys=("order_id",),
+    )
+    return FittedFeatures(spec, {}, {"amount": NumericStatistics(2.0, 1.5, 0.0, 9.0, 3)}, {"age": (30.0,)})
+
+
+def export_orders(folder: Path) -> Path:
+    """Export an untrained binary model of :func:`orders_features`."""
+    from models import multi_field
+    from models.serving import ScoringModule
+
+    fitted = orders_features()
+    model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed=5)
+    return _save(ScoringModule(multi_field, model, fitted), folder, "multi_field", fitted, {"score": "float"})
 
 
 def flights_features() -> FittedFeatures:

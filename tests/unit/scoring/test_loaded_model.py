@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipelines.transform import ColumnError
+from data_pipelines.transform import ColumnError, raw_inputs
 from scoring.loaded_model import LoadedModel, ModelCache, ModelChangedError, ModelOutputError, load_once
+from scoring.mirrorspark_pyfunc import RawColumnsModel
 from scoring.model_directory import DESCRIPTION_FILE, folder_digest, needs_scann
-from tests.unit.scoring.exported_models import FLIGHTS, export_movies
+from tests.unit.scoring.exported_models import FLIGHTS, ORDERS, export_movies, export_orders, orders_features
 
 # FLIGHTS as the raw signature takes it: NaN and "" for missing, lists padded with "".
 RAW = {
@@ -199,3 +200,13 @@ def test_tensorflow_starts_with_the_threads_of_the_task(flights_model: Path) -> 
         check=False,
     )
     assert (result.returncode, result.stdout) == (0, "3 3\n"), result.stderr
+
+
+def test_features_of_every_kind_are_scored_alike_by_arrow_and_by_mlflow(tmp_path: Path) -> None:
+    folder = export_orders(tmp_path)
+    by_arrow = LoadedModel(folder).score(ORDERS)["score"]
+    raw = raw_inputs(ORDERS, orders_features().spec)
+    assert len(set(by_arrow.tolist())) == 3
+    assert RawColumnsModel(folder).predict(raw.to_pandas())["score"].tolist() == by_arrow.tolist()
+    # What the raw signature takes, the Arrow form takes too.
+    assert LoadedModel(folder).score(raw)["score"].tolist() == by_arrow.tolist()

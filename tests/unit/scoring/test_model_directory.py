@@ -80,7 +80,7 @@ def test_an_opened_folder_knows_the_models_raw_inputs(flights_model: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "part", ["saved_model/saved_model.pb", "features/features.json", "features/vocabularies/hour.parquet"]
+    "part", ["saved_model/saved_model.pb", "features/features.json", "features/vocabularies/hour.arrow"]
 )
 def test_a_missing_part_is_named(copied_model: Path, part: str) -> None:
     (copied_model / part).unlink()

@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 from training.baselines import BaselineFeature, hist_gradient_boosting, popularity
 
 FEATURES = (
-    BaselineFeature("distance", "numeric"),
-    BaselineFeature("carrier", "categorical"),
-    BaselineFeature("previous", "multi_valued"),
+    BaselineFeature("distance", "value"),
+    BaselineFeature("carrier", "id"),
+    BaselineFeature("previous", "ids"),
 )
 
 
@@ -94,7 +94,7 @@ def test_multi_valued_feature_enters_as_last_id_and_length() -> None:
     previous[:, 0] = np.where(two, 9, last)
     previous[two, 1] = last[two]
     part = {"previous": previous, "late": (last == 3).astype(int)}
-    fitted = hist_gradient_boosting(part, part, [BaselineFeature("previous", "multi_valued")], "late", seed=0)
+    fitted = hist_gradient_boosting(part, part, [BaselineFeature("previous", "ids")], "late", seed=0)
     assert roc_auc_score(part["late"], fitted.predict(part)) == 1.0
 
 
@@ -102,8 +102,8 @@ def test_multi_valued_feature_enters_as_last_id_and_length() -> None:
     ("change", "message"),
     [
         ({"late": np.zeros(100)}, r"label has one class only \(0\) in split 'train' \(100 rows\)"),
-        ({"carrier": np.zeros((100, 2))}, r"categorical feature 'carrier' has shape \(100, 2\); it needs 1 dimensions"),
-        ({"previous": np.zeros(100)}, r"multi_valued feature 'previous' has shape \(100,\); it needs 2 dimensions"),
+        ({"carrier": np.zeros((100, 2))}, r"feature 'carrier' of form id has shape \(100, 2\); it needs 1 dimensions"),
+        ({"previous": np.zeros(100)}, r"feature 'previous' of form ids has shape \(100,\); it needs 2 dimensions"),
         ({"carrier": np.zeros(99)}, "feature 'carrier' has 99 rows, others have 100"),
     ],
 )

@@ -1,0 +1,183 @@
+"""Staged rows become shards: encoded, cut into blocks, written as TFRecord files, and counted."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipelines.blocks import encode_block
+from data_pipelines.features import MISSING_ID, OUT_OF_VOCABULARY_ID, Feature
+from data_pipelines.fitted import FittedFeatures
+from data_pipelines.labels import LabelError, binary_label
+from data_pipelines.manifest import DatasetError, Shard
+from data_pipelines.publish import WriteJob, WrittenFile
+from data_pipelines.records import BinaryWriter, RecordWriter
+from data_pipelines.staging import TRAIN_SPLIT, StagedFile
+from data_pipelines.storage import StoragePath
+from data_pipelines.transform import ColumnError, Encoded, Encoder, RaggedIds, SparseRows, measured_values, raw_column
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a task tells the driver of one shard that it wrote.
+
+    Attributes:
+        split: The split that its rows belong to.
+        partition: Its number.
+        attempt: Name of the attempt's folder.
+        shard: What the manifest says of it.
+        counts: Per ``COLUMN/WHAT`` how many rows or tokens.
+    """
+
+    split: str
+    partition: int
+    attempt: str
+    shard: Shard
+    counts: Mapping[str, int]
+
+    def written_file(self) -> WrittenFile:
+        """Return the file as publishing wants it."""
+        return WrittenFile(self.attempt, self.shard.path, self.shard.rows, len(self.shard.block_rows), self.shard.bytes)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "ShardResult":
+        """Read what ``dataclasses.asdict`` and JSON made of a result."""
+        return cls(**{**document, "shard": Shard.from_dict(document["shard"])})
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """The body of one Spark task: each number that it is given is that of a staged file to make a shard of.
+
+    Attributes:
+        job: Where shards go.
+        features: URI of the fitted features.
+        staged: All staged files.
+        rows_per_block: Examples in one record.
+    """
+
+    job: WriteJob
+    features: str
+    staged: Sequence[StagedFile]
+    rows_per_block: int
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield one JSON result per shard, or one that says what is refused."""
+        fitted = FittedFeatures.load(StoragePath.of(self.features))
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                try:
+                    outcome = asdict(self._write(self.staged[number], fitted))
+                except (ColumnError, DatasetError, LabelError) as error:
+                    # Told, not raised: Spark would try the same rows again, and bury the message under stack traces.
+                    outcome = {"refused": str(error)}
+                yield pa.RecordBatch.from_pydict({"result": [json.dumps(outcome)]})
+
+    def _write(self, staged: StagedFile, fitted: FittedFeatures) -> ShardResult:
+        attempt = uuid4().hex
+        path = f"{staged.split}/part-{staged.partition:05d}.tfrecord"
+        with self.job.attempt_file(attempt, path).open_write() as file:
+            writer = _ShardWriter(staged.split, file, fitted, self.rows_per_block)
+            for batch in staged.batches():
+                writer.add(pa.Table.from_batches([batch]))
+            shard = writer.finish(path)
+        self.job.attempt_file(attempt, path).flush_to_disk()
+        return ShardResult(staged.split, staged.partition, attempt, shard, dict(writer.counts))
+
+
+@dataclass
+class _ShardWriter:
+    """Gathers rows into blocks and writes them; counts what the manifest tells of them."""
+
+    split: str
+    file: BinaryWriter
+    fitted: FittedFeatures
+    rows_per_block: int
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._encoder = Encoder(self.fitted)
+        self._records = RecordWriter(self.file)
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._offsets: list[int] = []
+        self._rows: list[int] = []
+        self._last_key: pa.Table | None = None
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
+        if self._waiting_rows >= self.rows_per_block:
+            self._write_blocks(self._waiting_rows // self.rows_per_block * self.rows_per_block)
+
+    def finish(self, path: str) -> Shard:
+        if self._waiting_rows:
+            self._write_blocks(self._waiting_rows)
+        return Shard(
+            path=path,
+            rows=sum(self._rows),
+            bytes=self._records.bytes_written,
+            crc32c=self._records.file_crc32c,
+            block_offsets=tuple(self._offsets),
+            block_rows=tuple(self._rows),
+        )
+
+    def _write_blocks(self, rows: int) -> None:
+        waiting = pa.concat_tables(self._waiting)
+        for start in range(0, rows, self.rows_per_block):
+            self._write_block(waiting.slice(start, min(self.rows_per_block, rows - start)).combine_chunks())
+        rest = waiting.slice(rows)
+        self._waiting, self._waiting_rows = [rest], rest.num_rows
+
+    def _write_block(self, block: pa.Table) -> None:
+        payload, encoded = encode_block(block, self._encoder, self.fitted.spec)
+        if self.split != TRAIN_SPLIT:
+            self._check_keys(block.select(self.fitted.spec.keys))
+        self._offsets.append(self._records.write(payload))
+        self._rows.append(block.num_rows)
+        self._count(block, encoded)
+
+    def _check_keys(self, keys: pa.Table) -> None:
+        """Refuse a key that two rows have: equal keys share a partition, which is sorted, so they are neighbours."""
+        # The one before may stand in the block before.
+        keys = pa.concat_tables([*([self._last_key] if self._last_key else []), keys]).combine_chunks()
+        is_repeated = np.ones(keys.num_rows - 1, bool)
+        for column in keys.columns:
+            is_repeated &= pc.equal(column[1:], column[:-1]).to_numpy()
+        if is_repeated.any():
+            repeated = keys.slice(int(np.flatnonzero(is_repeated)[0]), 1).to_pylist()[0]
+            key = ", ".join(f"{name} = {value!r}" for name, value in repeated.items())
+            raise DatasetError(
+                f"the key {key} stands on more than one row of split '{self.split}'; a key names one row: filter "
+                f"repeated rows out of the table, or add a column to keys"
+            )
+        self._last_key = keys.slice(keys.num_rows - 1)
+
+    def _count(self, block: pa.Table, encoded: Mapping[str, Encoded]) -> None:
+        for feature in self.fitted.spec:
+            for what, count in _counts(feature, block, encoded[feature.name]).items():
+                self.counts[f"{feature.name}/{what}"] += count
+        label = self.fitted.spec.label
+        if label.kind == "binary":
+            self.counts["label/positive"] += int(binary_label(block, label.name).sum())
+
+
+def _counts(feature: Feature, block: pa.Table, column: Encoded) -> dict[str, int]:
+    """Return how many rows have no value, and of tokens how many there are and are out of vocabulary."""
+    if isinstance(column, RaggedIds):
+        ids, missing = column.values, int((column.row_lengths == 0).sum())
+    elif isinstance(column, SparseRows):
+        return {"missing": int((column.row_lengths == 0).sum())}
+    elif feature.form == "value":
+        return {"missing": int(np.isnan(measured_values(feature, raw_column(block, feature))).sum())}
+    else:
+        missing = int((column == MISSING_ID).sum())
+        ids = column
+    tokens = int((ids != MISSING_ID).sum())
+    return {"missing": missing, "tokens": tokens, "out_of_vocabulary": int((ids == OUT_OF_VOCABULARY_ID).sum())}

@@ -1,0 +1,92 @@
+"""Wide & Deep: a linear model of ids and their crossings, which memorises, beside a deep one, which generalises.
+
+Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems". There the wide part is trained by FTRL and
+the deep part by AdaGrad; here one optimizer trains both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from data_pipelines.features import Bucketed, Categorical
+from data_pipelines.fitted import FittedFeatures
+from models.settings import ModelSettingsError, check_fraction, check_positive
+
+if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
+    import tensorflow as tf
+    import tf_keras
+
+TASK = "binary"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The architecture's knobs.
+
+    Attributes:
+        embedding_dim: Width of every field's embedding in the deep part.
+        hidden_units: Width of each hidden layer of the deep part.
+        dropout: Share of hidden units dropped while training.
+        crosses: Pairs of features of one id per row that the wide part takes together, such as ``carrier*dest``.
+        cross_buckets: How many weights each crossing has; its pairs of ids are hashed into them.
+    """
+
+    embedding_dim: int = 8
+    hidden_units: tuple[int, ...] = (128, 64)
+    dropout: float = 0.0
+    crosses: tuple[str, ...] = ()
+    cross_buckets: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_positive("embedding_dim", self.embedding_dim)
+        for units in self.hidden_units:
+            check_positive("hidden_units", units)
+        check_fraction("dropout", self.dropout)
+        check_positive("cross_buckets", self.cross_buckets)
+        for cross in self.crosses:
+            if not isinstance(cross, str) or len(set(cross.split("*"))) != 2:
+                raise ModelSettingsError(
+                    f"model setting crosses has {cross!r}; name two features, for example carrier*dest"
+                )
+
+
+def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
+    """Return a model from the spec's features to one logit: float32 ``[batch, 1]``.
+
+    Raises:
+        ModelSettingsError: A crossing names something that is no feature of one id per row.
+    """
+    import tf_keras
+
+    from models.layers import CrossedIds, concatenated_inputs, dense_stack, symbolic_inputs
+
+    features = fitted.spec.features
+    inputs = symbolic_inputs(features)
+    # An embedding of width one is the weight of its id.
+    wide = [concatenated_inputs(fitted, features, inputs, embedding_dim=1, prefix="wide_")]
+    for cross in settings.crosses:
+        pair = [inputs[name] for name in _crossed(cross, fitted)]
+        weights = tf_keras.layers.Embedding(settings.cross_buckets, 1, name=f"weights_{cross.replace('*', '_x_')}")
+        wide.append(weights(CrossedIds(settings.cross_buckets)(pair)))
+    deep = concatenated_inputs(fitted, features, inputs, settings.embedding_dim, prefix="deep_")
+    hidden = dense_stack(deep, settings.hidden_units, settings.dropout, seed)
+    logit = tf_keras.layers.Dense(1, name="logit")(tf_keras.layers.Concatenate(name="both")([*wide, hidden]))
+    return tf_keras.Model(inputs, logit, name="wide_deep")
+
+
+def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
+    """Return ``score``, float32 ``[batch]``: the probability of the positive class."""
+    import tensorflow as tf
+
+    return {"score": tf.sigmoid(model(inputs, training=False)[:, 0])}
+
+
+def _crossed(cross: str, fitted: FittedFeatures) -> tuple[str, str]:
+    known = [feature.name for feature in fitted.spec if isinstance(feature, Categorical | Bucketed)]
+    one, other = cross.split("*")
+    for name in (one, other):
+        if name not in known:
+            raise ModelSettingsError(
+                f"model setting crosses has '{cross}', but '{name}' is no feature of one id per row; use two of {known}"
+            )
+    return one, other

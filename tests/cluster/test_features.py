@@ -1,0 +1,132 @@
+"""Features of every kind by Spark: proposed, fitted, converted and read (F1-F3, F5, F8, F9)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from data_pipelines.convert import ConversionOptions, convert
+from data_pipelines.features import (
+    Bucketed,
+    Categorical,
+    FeatureSpec,
+    FeatureSpecError,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
+from data_pipelines.transform import RaggedIds, SparseRows
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+ROWS = 2_000
+
+
+@pytest.fixture(scope="module")
+def orders(spark: "SparkSession") -> "DataFrame":
+    """Return a table with a column of every kind; what a row holds follows from its number."""
+    hashed = "pmod(xxhash64(id, {seed}), {size})"
+    return (
+        spark.range(ROWS)
+        .selectExpr(
+            "id AS order_id",
+            f"{hashed.format(seed=1, size=2)} AS again",
+            f"cast({hashed.format(seed=2, size=5)} AS int) AS weekday",
+            f"exp({hashed.format(seed=3, size=1000)} / 100.0D) AS amount",
+            f"{hashed.format(seed=4, size=1000)} AS age",
+            f"concat('c', {hashed.format(seed=5, size=100)}) AS city",
+            f"concat('Größe ', {hashed.format(seed=6, size=1800)}, ' fits VERY well!') AS review",
+            f"slice(array('a', 'b', 'c', 'd'), 1, cast({hashed.format(seed=7, size=4)} AS int)) AS tags",
+            "array('first', 'second', 'third') AS seen",
+            "array(timestamp '2024-01-03', timestamp '2024-01-01', timestamp '2024-01-02') AS seen_at",
+            f"map(cast({hashed.format(seed=8, size=50)} AS int), 2.0D) AS basket",
+            f"array({hashed.format(seed=9, size=90)}, 99L) AS clicked",
+            "array(0.5D, 1.0D) AS clicks",
+            f"slice(array('toys', 'books', 'food'), 1, cast({hashed.format(seed=10, size=4)} AS int)) AS topics",
+            "CASE WHEN id % 5 = 0 THEN 'test' WHEN id % 5 = 1 THEN 'validation' ELSE 'train' END AS split",
+        )
+        .withColumn("vector", array_to_vector(F.array(F.lit(0.0), F.col("age").cast("double"))))
+    )
+
+
+SPEC = FeatureSpec(
+    (
+        Numeric("amount", clip=(0, 5_000), log=True),
+        Bucketed("age", buckets=4),
+        Categorical("city", min_count=2),
+        Categorical("weekday", hash_buckets=10),
+        Text("review", max_length=4),
+        MultiValued("tags", max_length=2),
+        Sequence("seen", time="seen_at", max_length=2),
+        Sparse("basket", size=50),
+        Sparse("visits", size=100, indices="clicked", values="clicks"),
+        Sparse("vector", size=2),
+    ),
+    Label("topics", "multi_label"),
+    ("order_id",),
+)
+
+
+def test_every_kind_is_fitted_converted_and_read(orders: "DataFrame", tmp_path: Path) -> None:
+    dataset = convert(orders, SPEC, tmp_path / "orders", options=ConversionOptions(shards=2))
+    tokens = {name: vocabulary.tokens.to_pylist() for name, vocabulary in dataset.features.vocabularies.items()}
+    assert tokens["tags"] == ["a", "b", "c"]
+    assert tokens["topics"] == ["toys", "books", "food"]
+    assert sorted(tokens["seen"]) == ["first", "second", "third"]
+    assert {"grösse", "fits", "very", "well"} < set(tokens["review"])
+    assert dataset.features.boundaries(SPEC["age"]) == pytest.approx([250, 500, 750], abs=60)  # type: ignore[arg-type]
+    third, first = tokens["seen"].index("third") + 2, tokens["seen"].index("first") + 2
+    for block in dataset.blocks("train"):
+        assert block.features["seen"].tolist() == [[third, first]] * block.rows  # type: ignore[union-attr]
+        basket, visits, vector = (block.features[name] for name in ("basket", "visits", "vector"))
+        assert isinstance(basket, SparseRows)
+        assert basket.values.tolist() == [2.0] * block.rows
+        assert isinstance(visits, SparseRows)
+        assert visits.indices[1::2].tolist() == [99] * block.rows
+        assert isinstance(vector, SparseRows)
+        assert set(vector.indices.tolist()) == {1}
+        assert isinstance(block.label, RaggedIds)
+        assert block.label.multi_hot(dataset.features.classes).shape == (block.rows, 3)
+        ages = np.bincount(block.features["age"], minlength=6)[2:]  # type: ignore[arg-type]
+        assert (np.abs(ages / block.rows - 0.25) < 0.08).all()
+
+
+def test_a_spec_is_proposed_for_a_table(orders: "DataFrame") -> None:
+    spec = FeatureSpec.infer(orders.drop("topics"), label="again")
+    assert spec.keys == ("order_id",)
+    assert spec.label == Label("again")
+    proposed = {feature.name: type(feature) for feature in spec}
+    assert proposed == {
+        "weekday": Categorical,
+        "amount": Numeric,
+        "age": Numeric,
+        "city": Categorical,
+        "review": Text,
+        "tags": MultiValued,
+        "seen": MultiValued,
+        "basket": Sparse,
+        "clicked": MultiValued,
+        "vector": Sparse,
+    }
+    assert isinstance(orders.schema["vector"].dataType, VectorUDT)
+    assert (spec["basket"], spec["vector"]) == (Sparse("basket", size=50), Sparse("vector", size=2))
+    assert FeatureSpec.infer(orders, label="topics", keys=["order_id"]).label == Label("topics", "multi_label")
+
+
+def test_what_cannot_be_proposed_is_said(orders: "DataFrame") -> None:
+    with pytest.raises(FeatureSpecError, match=r"the table has no columns \['target'\]; it has \['order_id', 'again'"):
+        FeatureSpec.infer(orders, label="target")
+    with pytest.raises(FeatureSpecError, match="no single column names the rows; give the columns that do as keys"):
+        FeatureSpec.infer(orders.drop("order_id"), label="again")
+    with pytest.raises(FeatureSpecError, match="label 'amount' has type double and other values than 0 and 1"):
+        FeatureSpec.infer(orders.select("order_id", "amount", "age"), label="amount")
+    with pytest.raises(FeatureSpecError, match=r"none of the columns .* can be a feature of 'again'; the log says why"):
+        FeatureSpec.infer(orders.select("order_id", "again", "seen_at"), label="again")

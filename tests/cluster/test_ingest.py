@@ -1,0 +1,108 @@
+"""CSV files become Parquet files of one size, in narrow types, in order, or nothing (M9)."""
+
+import bz2
+import gzip
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines.ingest import IngestError, ingest_csv
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SCHEMA = "id bigint, small int, price double, share double, word string"
+ROWS = 60_000
+
+
+@pytest.fixture(scope="module")
+def csv_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with one table in three CSV files: plain, gzip and bzip2."""
+    folder = tmp_path_factory.mktemp("cs v ü")
+    generator = np.random.default_rng(5)
+    ids = generator.permutation(ROWS)
+    words = generator.integers(0, 16, (ROWS, 12))
+    lines = [
+        f"{10**12 + key},{key % 100},{key / 4},{key / 10 if key % 50 else ''},{bytes(97 + word).decode()}"
+        for key, word in zip(ids, words.astype(np.uint8), strict=True)
+    ]
+    for number, (name, opener) in enumerate((("a.csv", open), ("b.csv.gz", gzip.open), ("c.csv.bz2", bz2.open))):
+        part = "\n".join(["id,small,price,share,word", *lines[number::3]]) + "\n"
+        with opener(folder / name, "wb") as file:
+            file.write(part.encode())
+    return folder
+
+
+def test_files_have_the_wanted_size_narrow_types_and_every_row_in_order(
+    spark: "SparkSession", csv_folder: Path, tmp_path: Path
+) -> None:
+    target = 200_000
+    result = ingest_csv(
+        spark,
+        str(csv_folder),
+        tmp_path / "table",
+        schema=SCHEMA,
+        sort_by="id",
+        target_file_bytes=target,
+        row_group_bytes=2**18,
+    )
+    sizes = [Path(file).stat().st_size for file in result.files]
+    assert sorted(path.name for path in (tmp_path / "table").iterdir()) == [Path(file).name for file in result.files]
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
+    assert sum(sizes) == result.bytes
+    assert abs(len(sizes) - math.ceil(result.bytes / target)) <= 0.2 * len(sizes)
+    assert len(sizes) >= 4
+    for size in sizes[:-1]:
+        assert abs(size - target) <= 0.2 * target, sizes
+    # Ids are beyond 32 bits; prices are quarters, which float32 holds; shares are tenths, which it does not.
+    assert result.types == {"id": "int64", "small": "int8", "price": "float", "share": "double", "word": "string"}
+    tables = [pq.read_table(file) for file in result.files]
+    table = pa.concat_tables(tables)
+    assert result.rows == table.num_rows == ROWS
+    ids = table["id"].to_numpy() - 10**12
+    assert (ids == np.arange(ROWS)).all()
+    assert (table["small"].to_numpy() == ids % 100).all()
+    assert (table["price"].to_numpy() == ids / 4).all()
+    assert table["share"].null_count == math.ceil(ROWS / 50)
+    assert spark.read.parquet(str(tmp_path / "table")).count() == ROWS
+    groups = [pq.ParquetFile(file).metadata for file in result.files]
+    assert sum(group.num_row_groups for group in groups) > len(groups)
+
+
+def test_types_stay_where_they_are_to_stay(spark: "SparkSession", csv_folder: Path, tmp_path: Path) -> None:
+    result = ingest_csv(spark, [str(csv_folder / "a.csv")], tmp_path / "table", schema=SCHEMA, downcast=False)
+    assert result.types == {"id": "int64", "small": "int32", "price": "double", "share": "double", "word": "string"}
+    assert len(result.files) == 1
+    assert result.rows == ROWS / 3
+
+
+def test_a_value_that_does_not_fit_stops_it_and_leaves_nothing(spark: "SparkSession", tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("n\n1\nmany\n")
+    with pytest.raises(IngestError, match="with the schema 'n int'") as caught:
+        ingest_csv(spark, str(tmp_path / "bad.csv"), tmp_path / "table", schema="n int")
+    assert "many" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_what_cannot_be_ingested_is_refused(spark: "SparkSession", csv_folder: Path, tmp_path: Path) -> None:
+    plain = str(csv_folder / "a.csv")
+    with pytest.raises(IngestError, match="exists already"):
+        ingest_csv(spark, plain, csv_folder, schema=SCHEMA)
+    with pytest.raises(IngestError, match=r"sort_by \['when'\] is not in the schema"):
+        ingest_csv(spark, plain, tmp_path / "table", schema=SCHEMA, sort_by="when")
+    with pytest.raises(IngestError, match="cannot be read"):
+        ingest_csv(spark, str(tmp_path / "none.csv"), tmp_path / "table", schema=SCHEMA)
+    with pytest.raises(IngestError, match="header"):
+        ingest_csv(
+            spark, plain, tmp_path / "table", schema="key bigint, small int, price double, share double, word string"
+        )
+    (tmp_path / "empty.csv").write_text("n\n")
+    with pytest.raises(IngestError, match="no rows"):
+        ingest_csv(spark, str(tmp_path / "empty.csv"), tmp_path / "table", schema="n int")
+    with pytest.raises(ValueError, match="target_file_bytes 0 is below 1"):
+        ingest_csv(spark, plain, tmp_path / "table", schema=SCHEMA, target_file_bytes=0)

@@ -1,0 +1,117 @@
+"""Rows are split by time or by key, the same way each time (F10)."""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pyspark.errors import PySparkException
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from data_pipelines.splits import SplitError, key_fraction, random_split, time_split
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+FIRST = datetime(2024, 1, 1)
+
+
+def days(spark: "SparkSession", count: int = 10) -> "DataFrame":
+    """Return one row per day from 1 January 2024 on, its time in several types."""
+    rows = [
+        (n, FIRST + timedelta(days=n), (FIRST + timedelta(days=n)).date(), f"{FIRST + timedelta(days=n):%Y-%m-%d}")
+        for n in range(count)
+    ]
+    return spark.createDataFrame(rows, "n int, at timestamp, day date, text string")
+
+
+def splits_of(df: "DataFrame") -> dict[int, str]:
+    return {row.n: row.split for row in df.select("n", "split").collect()}
+
+
+def test_a_split_by_time_is_the_same_for_every_type_of_time(spark: "SparkSession") -> None:
+    expected = {n: "train" if n < 6 else "validation" if n < 8 else "test" for n in range(10)}
+    cases: list[tuple[str, Any, Any]] = [
+        ("at", datetime(2024, 1, 7), datetime(2024, 1, 9)),
+        ("at", "2024-01-07", "2024-01-09"),
+        ("day", date(2024, 1, 7), date(2024, 1, 9)),
+        ("text", "2024-01-07", "2024-01-09"),
+        ("n", 6, 8),
+    ]
+    for column, validation, test in cases:
+        assert splits_of(time_split(days(spark), column, validation=validation, test=test)) == expected, column
+
+
+def test_a_gap_leaves_out_what_lies_just_before_either_moment(spark: "SparkSession") -> None:
+    expected = {n: split for n, split in enumerate(["train"] * 4 + [""] * 2 + ["validation"] * 2) if split}
+    expected |= {10: "test", 11: "test"}
+    df = days(spark, 12)
+    for column, validation, test, gap in (
+        ("at", "2024-01-07", "2024-01-11", timedelta(days=2)),
+        ("day", "2024-01-07", "2024-01-11", timedelta(days=2)),
+        ("n", 6, 10, 2),
+    ):
+        assert splits_of(time_split(df, column, validation=validation, test=test, gap=gap)) == expected, column
+
+
+def test_a_row_without_time_fails_instead_of_going_anywhere(spark: "SparkSession") -> None:
+    df = days(spark).withColumn("at", F.when(F.col("n") != 3, F.col("at")))
+    for gap in (None, timedelta(days=1)):
+        split = time_split(df, "at", validation="2024-01-07", test="2024-01-09", gap=gap)
+        with pytest.raises(PySparkException, match="column 'at' is null"):
+            split.collect()
+
+
+def test_a_split_that_cannot_be_made_is_refused(spark: "SparkSession") -> None:
+    df = days(spark)
+    refused: list[tuple[Callable[[], object], str]] = [
+        (lambda: time_split(df, "when", validation=1, test=2), "'when' is missing"),
+        (lambda: time_split(df, "at", validation="soon", test="2024-01-09"), "'soon' is no timestamp"),
+        (lambda: time_split(df, "n", validation=8, test=8), "test 8 is not after validation 8"),
+        (lambda: time_split(df, "n", validation=6, test=8, gap=timedelta(days=1)), "give it in their unit"),
+        (lambda: time_split(df, "at", validation="2024-01-07", test="2024-01-09", gap=3), "use a timedelta"),
+        (lambda: time_split(df.withColumn("split", F.lit("")), "n", validation=6, test=8), "has a column 'split'"),
+        (lambda: time_split(df.select(F.array("n").alias("n")), "n", validation=6, test=8), "no order in time"),
+        (lambda: random_split(df, "when"), r"\['when'\] cannot be used"),
+        (lambda: random_split(df, "n", shares={"train": 0.5, "dev": 0.5}), r"split \['dev'\] is unknown"),
+        (lambda: random_split(df, "n", shares={"train": 0.5, "test": 0.6}), "sum of 1"),
+    ]
+    for make, message in refused:
+        with pytest.raises(SplitError, match=message):
+            make()
+
+
+def test_a_random_split_goes_by_the_key_and_nothing_else(spark: "SparkSession") -> None:
+    df = spark.range(3_000).select((F.col("id") % 1_000).alias("n"), F.col("id").alias("row"))
+    first = random_split(df, "n", seed=7)
+    by_row = {row.row: (row.n, row.split) for row in first.collect()}
+    # Each customer's three rows share a split.
+    assert all(by_row[row] == by_row[row + 1_000] == by_row[row + 2_000] for row in range(1_000))
+    counts = Counter(split for _, split in by_row.values())
+    # 1,000 customers: three standard deviations are 38 customers of the 800, 29 of either 100.
+    assert abs(counts["train"] / 3 - 800) < 38
+    assert abs(counts["validation"] / 3 - 100) < 29
+    assert abs(counts["test"] / 3 - 100) < 29
+    other_order = random_split(
+        df.orderBy(F.desc("row")).repartition(5).withColumn("n", F.col("n").cast("int")), "n", seed=7
+    )
+    assert {row.row: (row.n, row.split) for row in other_order.collect()} == by_row
+    other_seed = random_split(df, "n", seed=8)
+    assert {row.row: (row.n, row.split) for row in other_seed.collect()} != by_row
+
+
+def test_shares_of_zero_get_no_row(spark: "SparkSession") -> None:
+    df = spark.range(300).toDF("n")
+    assert set(splits_of(random_split(df, "n", shares={"train": 0.3, "validation": 0.7})).values()) == {
+        "train",
+        "validation",
+    }
+    assert set(splits_of(random_split(df, "n", shares={"train": 1.0})).values()) == {"train"}
+
+
+def test_a_null_in_one_key_column_is_not_a_null_in_another(spark: "SparkSession") -> None:
+    df = spark.createDataFrame([("a", None), (None, "a"), ("", "a"), ("a", "")], "x string, y string")
+    fractions = [row[0] for row in df.select(key_fraction(["x", "y"])).collect()]
+    assert len(set(fractions)) == 4
+    assert all(0 <= fraction < 1 for fraction in fractions)

@@ -1,0 +1,103 @@
+"""Which feature or label is proposed for which column, from what was measured of it."""
+
+import pytest
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DataType,
+    DateType,
+    DecimalType,
+    DoubleType,
+    IntegerType,
+    LongType,
+    MapType,
+    StringType,
+)
+
+from data_pipelines.features import (
+    Categorical,
+    Feature,
+    FeatureSpecError,
+    Label,
+    MultiValued,
+    Numeric,
+    Sparse,
+    Text,
+)
+from data_pipelines.infer import ColumnFacts, propose_feature, propose_label
+
+
+def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int = 500, **known: float) -> ColumnFacts:
+    return ColumnFacts(name, kind, rows, distinct, **known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (facts(DoubleType(), skewness=0.1, minimum=0.0), Numeric("x")),
+        (facts(DecimalType(10, 2), skewness=9.0, minimum=0.0), Numeric("x", log=True)),
+        (facts(DoubleType(), skewness=9.0, minimum=-1.0), Numeric("x")),
+        (facts(IntegerType(), skewness=0.1), Numeric("x")),
+        (facts(IntegerType(), distinct=7), Categorical("x")),
+        (facts(LongType(), "user_id"), Categorical("user_id")),
+        (facts(BooleanType(), distinct=2), Categorical("x")),
+        (facts(StringType(), elements=2), Categorical("x")),
+        (facts(StringType(), rows=10**8, distinct=3_000_000), Categorical("x", hash_buckets=4_194_304)),
+        (facts(StringType(), distinct=9_900, elements=40), Text("x", max_length=40)),
+        (facts(StringType(), distinct=9_900, elements=4_000), Text("x", max_length=200)),
+        (facts(StringType(), distinct=20, elements=5), Categorical("x")),
+        (facts(ArrayType(StringType()), elements=12), MultiValued("x", max_length=12)),
+        (facts(ArrayType(LongType()), elements=0), MultiValued("x", max_length=1)),
+        (facts(MapType(IntegerType(), DoubleType()), minimum=0, maximum=41), Sparse("x", size=42)),
+        (facts(VectorUDT(), size=300_000), Sparse("x", size=300_000)),
+    ],
+)
+def test_a_column_finds_its_kind(column: ColumnFacts, expected: Feature) -> None:
+    assert propose_feature(column)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        (facts(DoubleType(), "price in €"), "its name has other characters than letters, digits and underscores"),
+        (facts(DoubleType(), rows=0), "it has no value"),
+        (facts(StringType(), distinct=1), "it has the same value everywhere"),
+        (facts(StringType(), distinct=9_900, elements=1), "its 9900 different values name single rows"),
+        (facts(LongType(), "row_id", distinct=10_100), "its 10100 different values name single rows"),
+        (facts(DateType()), "no feature takes the type date"),
+        (facts(ArrayType(DoubleType())), "no feature takes the type array<double>"),
+        (facts(MapType(StringType(), DoubleType())), "no feature takes the type map<string,double>"),
+        (
+            facts(MapType(IntegerType(), DoubleType()), minimum=-1, maximum=5),
+            "no feature takes the type map<int,double>",
+        ),
+    ],
+)
+def test_a_column_that_can_be_no_feature_is_left_out_for_a_reason(column: ColumnFacts, reason: str) -> None:
+    feature, why = propose_feature(column)
+    assert feature is None
+    assert why.startswith("left out: ")
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (facts(BooleanType(), distinct=2), Label("x")),
+        (facts(DoubleType(), distinct=2, minimum=0, maximum=1), Label("x")),
+        (facts(StringType(), distinct=9), Label("x", "multi_class")),
+        (facts(LongType(), distinct=10, minimum=0, maximum=9), Label("x", "multi_class", classes=10)),
+        (facts(LongType(), distinct=3, minimum=100, maximum=300), Label("x", "multi_class")),
+        (facts(ArrayType(StringType())), Label("x", "multi_label")),
+    ],
+)
+def test_a_label_finds_its_kind(column: ColumnFacts, expected: Label) -> None:
+    assert propose_label(column) == expected
+
+
+def test_a_label_that_cannot_be_learnt_is_refused() -> None:
+    with pytest.raises(FeatureSpecError, match="label 'x' has type double and other values than 0 and 1; a label is"):
+        propose_label(facts(DoubleType(), minimum=0.0, maximum=7.5))
+    with pytest.raises(FeatureSpecError, match="label 'x' has no value in any row"):
+        propose_label(facts(BooleanType(), rows=0))

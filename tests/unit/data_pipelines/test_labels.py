@@ -1,0 +1,123 @@
+"""Labels of every kind: what they become, and the values that are refused (F8)."""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_pipelines.features import Categorical, FeatureSpec, Label, Numeric
+from data_pipelines.fitted import FittedFeatures
+from data_pipelines.labels import LabelError, binary_label, check_label, encode_label
+from data_pipelines.transform import ColumnError, RaggedIds
+from data_pipelines.vocabulary import Vocabulary
+
+
+def fitted(label: Label) -> FittedFeatures:
+    """Return features whose label, where it is learnt, has the classes b = 0 and a = 1."""
+    spec = FeatureSpec((Numeric("x", impute=0, standardise=False),), label, ("id",))
+    return FittedFeatures(spec, {label.name: Vocabulary(pa.array(["b", "a"]), pa.array([2, 1]))}, {})
+
+
+def encoded(label: Label, values: pa.Array) -> np.ndarray:
+    found = encode_label(pa.table({label.name: values}), fitted(label))
+    assert isinstance(found, np.ndarray)
+    return found
+
+
+def packed(label: Label, values: pa.Array) -> list[list[float]]:
+    found = encode_label(pa.table({label.name: values}), fitted(label))
+    assert isinstance(found, RaggedIds)
+    return found.multi_hot(fitted(label).classes).tolist()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [pa.array([0, 1], pa.int8()), pa.array([0.0, 1.0], pa.float64()), pa.array([False, True])],
+    ids=["integers", "doubles", "booleans"],
+)
+def test_a_label_is_any_number_or_a_boolean(values: pa.Array) -> None:
+    label = encoded(Label("late"), values)
+    assert (label.dtype, label.tolist()) == (np.float32, [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pa.array([0, 2, None]), "label 'late' has the value 2; a binary label is 0 or 1: filter such rows"),
+        (pa.array([1, None]), "label 'late' has the value None"),
+        (pa.array([0.0, float("nan")]), "label 'late' has the value nan"),
+        (pa.array([0, 2**40]), f"label 'late' has the value {2**40}"),
+        (pa.array(["0", "1"]), "label 'late' has type string; a binary label is a number or boolean"),
+    ],
+    ids=["two", "null", "NaN", "huge", "text"],
+)
+def test_a_label_that_is_neither_0_nor_1_is_shown(values: pa.Array, message: str) -> None:
+    with pytest.raises(LabelError, match=re.escape(message)):
+        binary_label(pa.table({"late": values}), "late")
+
+
+def test_a_candidate_is_no_label_of_its_own() -> None:
+    spec = FeatureSpec((Categorical("movie"),), Label("movie", "candidate"), ("id",))
+    assert encode_label(pa.table({"movie": ["a"]}), FittedFeatures(spec, {}, {})) is None
+
+
+def test_classes_are_numbers_or_learnt_from_tokens() -> None:
+    by_number = encoded(Label("day", "multi_class", classes=7), pa.array([6, 0], pa.int8()))
+    assert (by_number.dtype, by_number.tolist()) == (np.int64, [6, 0])
+    assert encoded(Label("day", "multi_class"), pa.array(["a", "b", "a"])).tolist() == [1, 0, 1]
+
+
+def test_lists_of_classes_are_packed() -> None:
+    numbers = pa.array([[2, 0], [], [1, 1]], pa.list_(pa.int32()))
+    assert packed(Label("topics", "multi_label", classes=3), numbers) == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    tokens = pa.array([["a"], [], ["b", "a"]], pa.list_(pa.string()))
+    assert packed(Label("topics", "multi_label"), tokens) == [[0, 1], [0, 0], [1, 1]]
+
+
+def test_a_class_that_no_training_row_has_is_left_out_of_a_list() -> None:
+    tokens = pa.array([["new", "a"], ["new"]], pa.list_(pa.string()))
+    assert packed(Label("topics", "multi_label"), tokens) == [[0, 1], [0, 0]]
+
+
+CLASS, CLASSES = Label("y", "multi_class", classes=3), Label("y", "multi_label", classes=3)
+TOKEN, TOKENS = Label("y", "multi_class"), Label("y", "multi_label")
+
+
+@pytest.mark.parametrize(
+    ("label", "values", "message"),
+    [
+        (
+            CLASS,
+            pa.array([0, 3]),
+            "label 'y' has the value 3; its 3 classes are 0 to 2: correct the column or the spec",
+        ),
+        (CLASS, pa.array([-1]), "label 'y' has the value -1; its 3 classes"),
+        (CLASS, pa.array([None, 1]), "label 'y' has a null or empty value; it names no class: filter such rows"),
+        (CLASS, pa.array(["a"]), "label 'y' has type string; with 3 classes it is a whole number: cast it, or leave"),
+        (CLASS, pa.array([1.0]), "label 'y' has type double; with 3 classes it is a whole number"),
+        (CLASSES, pa.array([1]), "label 'y' has type int64; with 3 classes it is an array of whole numbers"),
+        (CLASSES, pa.array([[3]]), "label 'y' has the value 3"),
+        (CLASSES, pa.array([[0, None]]), "label 'y' has a null or empty value"),
+        (CLASSES, pa.array([[0], None]), "label 'y' has a null; give a row without any class an empty list"),
+        (TOKEN, pa.array(["a", "new"]), "label 'y' has the value 'new', which no training row has; filter such rows"),
+        (TOKEN, pa.array([""]), "label 'y' has a null or empty value"),
+        (TOKEN, pa.array([["a"]]), "label 'y' of kind multi_class: column 'y' has type list<item: string>"),
+        (TOKENS, pa.array(["a"]), "label 'y' of kind multi_label: column 'y' has type string"),
+        (TOKENS, pa.array([["a"], None]), "label 'y' has a null; give a row without any class"),
+    ],
+)
+def test_a_label_that_names_no_class_is_shown(label: Label, values: pa.Array, message: str) -> None:
+    with pytest.raises(LabelError, match=re.escape(message)):
+        encode_label(pa.table({"y": values}), fitted(label))
+
+
+@pytest.mark.parametrize("label", [Label("y"), CLASS, CLASSES, TOKENS], ids=lambda label: label.kind)
+def test_a_wrong_type_is_found_without_any_row(label: Label) -> None:
+    with pytest.raises(LabelError, match="has type string"):
+        check_label(pa.table({"y": pa.array([], pa.string())}), fitted(label).spec)
+
+
+def test_a_missing_label_is_named() -> None:
+    with pytest.raises(ColumnError, match=r"column 'y' is missing; the table has \['id'\]"):
+        encode_label(pa.table({"id": [1]}), fitted(CLASS))

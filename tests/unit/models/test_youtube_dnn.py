@@ -1,0 +1,125 @@
+"""YouTube's candidate generation: the softmax over all candidates, its sampled form, and what it learns (F4)."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued
+from data_pipelines.fitted import FittedFeatures
+from data_pipelines.vocabulary import Vocabulary
+from models import youtube_dnn
+from models.layers import LogUniformSample
+from models.objectives import compile_model
+from models.serving import ENCODED_SIGNATURE, RetrievalModule
+
+MOVIES = 50
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FittedFeatures:
+    spec = FeatureSpec(
+        (MultiValued("watched", max_length=3, vocabulary_of="movie"), Categorical("movie")),
+        Label("movie", kind="candidate"),
+        ("user",),
+    )
+    movies = Vocabulary(pa.array([f"m{n}" for n in range(MOVIES)]), pa.array(range(MOVIES, 0, -1), pa.int64()))
+    return FittedFeatures(spec, {"movie": movies}, {})
+
+
+Batch = tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]
+
+
+def batch(watched: list[list[int]], movies: list[int], weights: list[float]) -> Batch:
+    features = {"watched": tf.constant(watched, tf.int64), "movie": tf.constant(movies, tf.int64)}
+    return features, tf.zeros(len(movies)), tf.constant(weights, tf.float32)
+
+
+def build(fitted: FittedFeatures, negatives: int) -> tf_keras.Model:
+    tf_keras.utils.set_random_seed(3)
+    model = youtube_dnn.build(
+        youtube_dnn.Settings(embedding_dim=4, hidden_units=(), negatives=negatives), fitted, seed=3
+    )
+    model.candidate_tower.set_weights([np.random.default_rng(4).normal(size=(MOVIES + 2, 4)).astype(np.float32)])
+    return model
+
+
+def full_losses(model: tf_keras.Model, inputs: Batch) -> np.ndarray:
+    """Plain twin: minus the log-probability of each row's movie among all of the vocabulary."""
+    queries = youtube_dnn.predict(model, {"watched": inputs[0]["watched"]}).numpy().astype(np.float64)
+    logits = queries @ model.candidate_tower.get_weights()[0][2:].astype(np.float64).T
+    own = inputs[0]["movie"].numpy() - 2
+    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(own)), own]
+
+
+def test_the_loss_is_the_softmax_over_all_candidates(fitted: FittedFeatures) -> None:
+    model = build(fitted, negatives=MOVIES)
+    inputs = batch([[2, 3, 0], [4, 0, 0]], [5, 51], [1.0, 3.0])
+    expected = (full_losses(model, inputs) * [1.0, 3.0]).sum() / 2
+    assert float(model.compute_loss(inputs, training=True)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_padding_and_candidates_that_no_training_row_has_cost_nothing(fitted: FittedFeatures) -> None:
+    model = build(fitted, negatives=MOVIES)
+    inputs = batch([[2, 3, 0], [4, 0, 0], [0, 0, 0]], [5, 1, 0], [1.0, 1.0, 0.0])
+    expected = full_losses(model, batch([[2, 3, 0]], [5], [1.0]))[0] / 3
+    assert float(model.compute_loss(inputs, training=True)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_sampled_loss_estimates_the_full_one(fitted: FittedFeatures) -> None:
+    model = build(fitted, negatives=MOVIES - 1)
+    inputs = batch([[2, 3, 0], [4, 0, 0], [9, 9, 9]], [5, 30, 51], [1.0, 1.0, 1.0])
+    losses = tf.function(lambda: model.row_losses(inputs[0], training=True))
+    # What is estimated without bias is the sum of the softmax, which is the exponential of the loss.
+    sampled = np.mean([np.exp(losses().numpy()) for _ in range(1500)], axis=0)
+    assert sampled == pytest.approx(np.exp(full_losses(model, inputs)), rel=0.05)
+    exact = model.row_losses(inputs[0], training=False).numpy()
+    assert exact == pytest.approx(full_losses(model, inputs), rel=1e-5)
+
+
+def test_classes_are_drawn_log_uniformly() -> None:
+    sample = LogUniformSample(20_000, classes=9, seed=1)
+    drawn = np.bincount(sample(tf.zeros(1)).numpy(), minlength=9) / 20_000
+    expected = [math.log((number + 2) / (number + 1)) / math.log(10) for number in range(9)]
+    assert drawn == pytest.approx(expected, abs=0.02)
+    log_counts = sample.log_expected_count(tf.range(9, dtype=tf.int64)).numpy()
+    assert np.exp(log_counts) / 20_000 == pytest.approx(expected, rel=1e-5)
+
+
+def test_drawing_goes_on_where_a_checkpoint_left_it() -> None:
+    one, other = LogUniformSample(8, 1000, seed=5), LogUniformSample(8, 1000, seed=5)
+    first, second = one(tf.zeros(1)).numpy(), one(tf.zeros(1)).numpy()
+    assert (first != second).any()
+    other.build(None)
+    other.set_weights([np.int64(1)])
+    assert other(tf.zeros(1)).numpy().tolist() == second.tolist()
+
+
+@pytest.mark.parametrize("negatives", [10, MOVIES], ids=["sampled", "all"])
+def test_training_learns_what_follows_what(fitted: FittedFeatures, negatives: int) -> None:
+    tf_keras.utils.set_random_seed(1)
+    settings = youtube_dnn.Settings(embedding_dim=8, hidden_units=(16,), negatives=negatives)
+    model = youtube_dnn.build(settings, fitted, seed=1)
+    compile_model(model, youtube_dnn.TASK, "adam", 0.02)
+    watched = np.arange(2, MOVIES + 2)
+    following = np.roll(watched, 1)
+    inputs = batch(np.stack([watched, 0 * watched, 0 * watched], 1).tolist(), following.tolist(), [1.0] * MOVIES)
+    history = model.fit(tf.data.Dataset.from_tensors(inputs).repeat(300), verbose=0).history
+    assert "loss" in history
+    scores = youtube_dnn.predict(model, {"watched": inputs[0]["watched"]}) @ tf.transpose(
+        model.candidate_tower(tf.range(2, MOVIES + 2, dtype=tf.int64))
+    )
+    assert np.mean(scores.numpy().argmax(axis=1) + 2 == following) > 0.9
+
+
+def test_the_exported_index_ranks_by_the_softmax(fitted: FittedFeatures) -> None:
+    model = build(fitted, negatives=10)
+    signature = RetrievalModule(youtube_dnn, model, fitted, 5, scann=False).signatures()[ENCODED_SIGNATURE]
+    watched = tf.constant([[2, 3, 0], [4, 0, 0]], tf.int64)
+    found = signature(watched=watched)["candidates"].numpy()
+    scores = youtube_dnn.predict(model, {"watched": watched}).numpy() @ model.candidate_tower.get_weights()[0][2:].T
+    expected = [[f"m{movie}".encode() for movie in row] for row in np.argsort(-scores, axis=1)[:, :5]]
+    assert found.tolist() == expected
