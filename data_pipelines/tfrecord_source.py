@@ -1,0 +1,229 @@
+"""The Spark data source ``tfrecord``: ``spark.read.format``, ``df.write.format`` and streaming writes.
+
+Spark runs a data source's parts in Python processes of its own: schema, reader and writer are made in planning
+processes on the driver, read and write run in the workers of the tasks, commit and abort in another process on the
+driver. What goes from one to the other is pickled.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import psutil
+import pyarrow as pa
+from pyspark import TaskContext
+from pyspark.sql.datasource import (
+    DataSource,
+    DataSourceArrowWriter,
+    DataSourceReader,
+    DataSourceStreamArrowWriter,
+    InputPartition,
+    WriterCommitMessage,
+)
+from pyspark.sql.types import StructType
+
+from data_pipelines.file_listing import DataFile, list_files, pack_files
+from data_pipelines.publish import SaveMode, WriteJob, WrittenFile
+from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of
+from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord_options import OptionError, ReadOptions, WriteOptions
+from data_pipelines.tfrecord_tasks import ReadTask, WriteTask, infer_files, merged_schema, sampled
+from data_pipelines.tfrecords import check_columns, check_readable, with_partition_columns
+
+SOURCE_NAME = "tfrecord"
+
+_STREAM_LOG_FOLDER = "_tfrecord_stream"
+
+
+class TFRecordSource(DataSource):
+    """TFRecord files as a Spark format; options have the names that the JVM connectors' users know."""
+
+    @classmethod
+    def name(cls) -> str:
+        """Return what stands in ``format(...)``."""
+        return SOURCE_NAME
+
+    def schema(self) -> StructType:
+        """Infer the schema from the records, in this one process; sampleFiles bounds the work.
+
+        Raises:
+            FileNotFoundError: Nothing is at the path.
+            OptionError: An option is unknown, or has a value that it does not take.
+            SchemaError: The records have no one schema.
+        """
+        options = ReadOptions.of(self.options)
+        files = _files(self.options, options)
+        inferred = infer_files(sampled(files, options.sample_files), options=options)
+        return with_partition_columns(spark_schema_of(merged_schema([inferred], options)), files)
+
+    def reader(self, schema: StructType) -> DataSourceReader:
+        """Return what lists the files and reads them."""
+        options = ReadOptions.of(self.options)
+        files = _files(self.options, options)
+        task = ReadTask(arrow_schema_of(schema), options)
+        check_readable(task.schema, files, options)
+        return _Reader(task, files)
+
+    def writer(self, schema: StructType, overwrite: bool) -> DataSourceArrowWriter:
+        """Return what writes a table.
+
+        Raises:
+            OptionError: An option is unknown, or has a value that it does not take.
+            SchemaError: The columns do not map to records.
+        """
+        options = WriteOptions.of(self.options)
+        check_columns(schema, options)
+        mode = SaveMode.OVERWRITE if overwrite else SaveMode.APPEND
+        return _Writer(WriteTask(WriteJob.begin(_target(self.options), mode, driver=_driver()), options))
+
+    def streamWriter(self, schema: StructType, overwrite: bool) -> DataSourceStreamArrowWriter:  # noqa: N802 - Spark's
+        """Return what writes the batches of a stream; each batch appears at once.
+
+        Raises:
+            OptionError: An option is unknown, or has a value that it does not take.
+            SchemaError: The columns do not map to records.
+        """
+        options = WriteOptions.of(self.options)
+        check_columns(schema, options)
+        mode = SaveMode.OVERWRITE if overwrite else SaveMode.APPEND
+        query = hashlib.sha256(self.options.get("checkpointLocation", "").encode()).hexdigest()[:16]
+        has_checkpoint = "checkpointLocation" in self.options
+        # Spark makes a writer for the tasks of a batch and another one for its commit; both mean the same write.
+        job = WriteJob.begin(_target(self.options), mode, driver=_driver(), name=query if has_checkpoint else None)
+        return _StreamWriter(WriteTask(job, options), query if has_checkpoint else "")
+
+
+def _target(options: Mapping[str, str]) -> StoragePath:
+    path = options.get("path")
+    if not path:
+        raise OptionError("no path is given; name the folder to write to: .save(path)")
+    return StoragePath.of(path)
+
+
+def _files(source_options: Mapping[str, str], options: ReadOptions) -> list[DataFile]:
+    # Spark tells one path as it is, and several as a JSON list.
+    several = source_options.get("paths")
+    paths = json.loads(several) if several else [path for path in [source_options.get("path")] if path]
+    if not paths:
+        raise OptionError("no path is given; name files or folders to read: .load(path)")
+    return list_files(paths, base_path=options.base_path)
+
+
+def _driver() -> int:
+    """Return the id of the driver's process that lives as long as the application: its JVM, which started this one."""
+    process = psutil.Process()
+    return next((parent.pid for parent in process.parents() if parent.name() == "java"), process.pid)
+
+
+class _Share(InputPartition):
+    """The files that one task reads."""
+
+    def __init__(self, files: tuple[DataFile, ...]) -> None:
+        self.files = files
+
+
+class _Reader(DataSourceReader):
+    def __init__(self, task: ReadTask, files: list[DataFile]) -> None:
+        self._task = task
+        self._files = files
+
+    def partitions(self) -> list[InputPartition]:
+        # Spark does not tell its slots here; the cores of the driver's machine stand in for them.
+        shares = [_Share(files) for files in pack_files(self._files, 2 * (os.cpu_count() or 1))]
+        # Of none, Spark would make a partition of its own, and ask for its rows.
+        return [*shares] or [_Share(())]
+
+    def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
+        # Spark hands back what partitions() gave it.
+        return self._task(cast(_Share, partition).files)
+
+
+@dataclass(frozen=True)
+class _Written(WriterCommitMessage):
+    """What a task tells the driver."""
+
+    files: tuple[WrittenFile, ...]
+
+
+class _Writer(DataSourceArrowWriter):
+    def __init__(self, task: WriteTask) -> None:
+        self._task = task
+
+    def write(self, iterator: Iterator[pa.RecordBatch]) -> WriterCommitMessage:
+        return _Written(tuple(self._task(_partition_id(), iterator)))
+
+    def commit(self, messages: list[WriterCommitMessage | None]) -> None:
+        self._task.job.publish(_reported(messages))
+
+    def abort(self, messages: list[WriterCommitMessage | None]) -> None:
+        self._task.job.abort()
+
+
+@dataclass(frozen=True)
+class _BatchWritten(_Written):
+    """What a task of a stream tells; the writer that commits may have begun a job of its own."""
+
+    job: WriteJob
+
+
+class _StreamWriter(DataSourceStreamArrowWriter):
+    """Writes the batches of a stream; the last one that was published is noted beside the files.
+
+    A query that is started again may commit a batch a second time. Its checkpoint's location names the note, so that
+    the same batch of the same query is published once.
+    """
+
+    def __init__(self, task: WriteTask, query: str) -> None:
+        self._task = task
+        self._query = query
+
+    def write(self, iterator: Iterator[pa.RecordBatch]) -> WriterCommitMessage:
+        return _BatchWritten(tuple(self._task(_partition_id(), iterator)), self._task.job)
+
+    def commit(self, messages: list[WriterCommitMessage | None], batchId: int) -> None:  # noqa: N803 - Spark's
+        jobs = _jobs(messages)
+        files = _reported(messages)
+        if jobs and jobs[0].mode is SaveMode.OVERWRITE:
+            jobs[0].publish(files)
+        elif files and not self._is_published(jobs[0].target, batchId):
+            jobs[0].publish([*files, *self._note(jobs[0], batchId)])
+        self.abort(messages, batchId)
+
+    def abort(self, messages: list[WriterCommitMessage | None], batchId: int) -> None:  # noqa: N803 - Spark's
+        # Failed tasks tell of no job; it is this writer's, unless the query has no checkpoint of its own.
+        for job in {self._task.job, *_jobs(messages)}:
+            job.abort()
+
+    def _is_published(self, target: StoragePath, batch: int) -> bool:
+        note = target / self._note_path
+        return bool(self._query) and note.exists() and int(note.read_bytes()) >= batch
+
+    def _note(self, job: WriteJob, batch: int) -> list[WrittenFile]:
+        if not self._query:
+            return []
+        text = str(batch).encode()
+        attempt = f"batch-{batch}"
+        file = job.attempt_file(attempt, self._note_path)
+        file.parent.make_folder()
+        file.write_bytes(text)
+        return [WrittenFile(attempt, self._note_path, rows=0, records=0, bytes=len(text))]
+
+    @property
+    def _note_path(self) -> str:
+        return f"{_STREAM_LOG_FOLDER}/{self._query}"
+
+
+def _jobs(messages: list[WriterCommitMessage | None]) -> list[WriteJob]:
+    return [message.job for message in messages if isinstance(message, _BatchWritten)]
+
+
+def _partition_id() -> int:
+    context = TaskContext.get()
+    return context.partitionId() if context else 0
+
+
+def _reported(messages: list[WriterCommitMessage | None]) -> list[WrittenFile]:
+    return [file for message in messages if isinstance(message, _Written) for file in message.files]

@@ -1,0 +1,473 @@
+"""TFRecord files <-> Spark DataFrames: what Spark's interface for data sources in Python cannot do, as functions.
+
+``spark.read.format("tfrecord")`` and ``df.write.format("tfrecord")`` do the same where that interface lets them.
+"""
+
+import functools
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark import TaskContext
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import StructType
+
+from data_pipelines.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
+from data_pipelines.examples import MalformedExampleError
+from data_pipelines.file_listing import DataFile, list_files, pack_files, partition_schema
+from data_pipelines.parquet_rows import ParquetRows, RowGroups
+from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
+from data_pipelines.records import CodecError, DamagedRecordError
+from data_pipelines.spark_errors import task_message
+from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of
+from data_pipelines.storage import StoragePath
+from data_pipelines.table_blocks import check_block_schema
+from data_pipelines.tfrecord_options import ROWS_PER_BLOCK, Layout, OnDamage, ReadOptions, WriteOptions
+from data_pipelines.tfrecord_tasks import (
+    FileReport,
+    ReadTask,
+    WriteTask,
+    check_files,
+    infer_files,
+    merged_schema,
+    sampled,
+)
+
+Location = str | Path | StoragePath
+
+_WRITTEN_DDL = "attempt string, path string, rows long, records long, bytes long, refused string"
+_WRITTEN_SCHEMA = pa.schema(
+    [
+        ("attempt", pa.string()),
+        ("path", pa.string()),
+        ("rows", pa.int64()),
+        ("records", pa.int64()),
+        ("bytes", pa.int64()),
+        ("refused", pa.string()),
+    ]
+)
+
+
+T = TypeVar("T")
+
+
+class WriteError(OSError):
+    """A write failed, and nothing of it is visible; the message is the failed task's."""
+
+
+class ReadError(OSError):
+    """Files cannot be read; the message is the failed task's."""
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What a write has made.
+
+    Attributes:
+        files: Paths of the new files, relative to the target, in their order.
+        rows: Rows in them.
+        bytes: Their sizes on the store together.
+    """
+
+    files: tuple[str, ...] = ()
+    rows: int = 0
+    bytes: int = 0
+
+
+def write_tfrecords(
+    df: DataFrame,
+    path: Location,
+    *,
+    mode: str = "error",
+    partition_by: Sequence[str] = (),
+    layout: str = "row",
+    codec: str = "none",
+    record_type: str = RecordType.EXAMPLE,
+    rows_per_block: int = ROWS_PER_BLOCK,
+    max_rows_per_file: int = 0,
+) -> WriteResult:
+    """Write the rows of ``df`` to TFRecord files, one per task, which appear all at once or not at all.
+
+    Args:
+        df: The table. Its columns are the records' features.
+        path: Folder of the files, on any store that executors and driver reach.
+        mode: ``error`` refuses a folder with data, ``append`` adds to it, ``overwrite`` replaces it once the new files
+            are whole, ``ignore`` leaves it and writes nothing.
+        partition_by: Columns that become folders (``day=3/``) and are left out of the records.
+        layout: ``row`` for one row per record, ``block`` for ``rows_per_block`` of them.
+        codec: ``none``, ``gzip`` or ``zlib``.
+        record_type: ``Example``, ``SequenceExample`` or ``ByteArray``.
+        rows_per_block: Rows in one record of the block layout.
+        max_rows_per_file: A task begins a new file after so many rows; 0 for one file per task (and folder).
+
+    Raises:
+        OptionError: An option has a value that it does not take.
+        SchemaError: The columns do not map to records: a type that does not map, a name that occurs twice.
+        TargetExistsError: The mode is ``error``, and there is data.
+        ValueNotStorableError: A value is none that a record can hold.
+        WriteError: The write failed; the message says why. Nothing of it is visible.
+    """
+    options = WriteOptions(
+        record_type=record_type,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
+        codec=codec,
+        rows_per_block=rows_per_block,
+        max_rows_per_file=max_rows_per_file,
+    )
+    check_columns(df.schema, options, partition_by)
+    job = _begin(path, mode)
+    if job is None:
+        return WriteResult()
+    if partition_by:
+        # As text they are folders' names; sorted, a task has one file open at a time.
+        df = df.withColumns({name: F.col(_quoted(name)).cast("string") for name in partition_by})
+        df = df.sortWithinPartitions(*map(_quoted, partition_by))
+    counted = Observation()
+    df = df.observe(counted, F.count(F.lit(1)).alias("rows"))
+    return _write(df, job, _DataFrameWriter(WriteTask(job, options, tuple(partition_by))), lambda: counted.get["rows"])
+
+
+def write_tfrecords_from_parquet(
+    spark: SparkSession,
+    parquet: Location | Sequence[Location],
+    path: Location,
+    *,
+    columns: Sequence[str] | None = None,
+    mode: str = "error",
+    layout: str = "block",
+    codec: str = "none",
+    record_type: str = RecordType.EXAMPLE,
+    rows_per_block: int = ROWS_PER_BLOCK,
+    max_rows_per_file: int = 0,
+) -> WriteResult:
+    """Write the rows of Parquet files to TFRecord files; tasks read them with pyarrow, past the JVM.
+
+    Row groups are dealt to the tasks in their order, about equal bytes to each. Everything else is as
+    :func:`write_tfrecords` does it.
+
+    Args:
+        spark: Runs the tasks.
+        parquet: Files, folders or globs of files of one schema; partition folders become columns.
+        path: Folder of the new files.
+        columns: The columns to write, in this order; all by default. Others are not read.
+        mode: What becomes of data at ``path``.
+        layout: ``block`` or ``row``.
+        codec: ``none``, ``gzip`` or ``zlib``.
+        record_type: ``Example``, ``SequenceExample`` or ``ByteArray``.
+        rows_per_block: Rows in one record of the block layout.
+        max_rows_per_file: A task begins a new file after so many rows; 0 for one file per task.
+
+    Raises:
+        FileNotFoundError: There are no Parquet files.
+        ParquetError: A file is not Parquet, or has other columns than the first.
+        OptionError: An option has a value that it does not take.
+        SchemaError: The columns do not map to records.
+        TargetExistsError: The mode is ``error``, and there is data.
+        ValueNotStorableError: A value is none that a record can hold.
+        WriteError: The write failed; the message says why. Nothing of it is visible.
+    """
+    options = WriteOptions(
+        record_type=record_type,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
+        codec=codec,
+        rows_per_block=rows_per_block,
+        max_rows_per_file=max_rows_per_file,
+    )
+    source = ParquetRows.of(parquet, columns)
+    check_storable(source.schema, options)
+    job = _begin(path, mode)
+    if job is None:
+        return WriteResult()
+    shares = source.dealt(spark.sparkContext.defaultParallelism)
+    one_row_each = spark.range(0, len(shares), 1, len(shares))
+    return _write(one_row_each, job, _ParquetWriter(WriteTask(job, options), source, shares), lambda: source.rows)
+
+
+def check_columns(schema: StructType, options: WriteOptions, partition_by: Sequence[str] = ()) -> None:
+    """Check that records can hold the columns of ``schema``, before any task starts.
+
+    Raises:
+        SchemaError: A type does not map, a name occurs twice, or nothing is left beside the folders' columns.
+    """
+    names = schema.fieldNames()
+    missing = [name for name in partition_by if name not in names]
+    if missing:
+        raise SchemaError(f"there is no column {missing} to partition by; the table has {names}")
+    stored = StructType([field for field in schema.fields if field.name not in partition_by])
+    if not stored.fields:
+        raise SchemaError(f"all columns ({names}) are folders' names; a record needs one that is not")
+    check_storable(arrow_schema_of(stored), options)
+
+
+def check_storable(schema: pa.Schema, options: WriteOptions) -> None:
+    """Check that records of a layout can hold columns.
+
+    Raises:
+        SchemaError: A type does not map, or a name occurs twice or is reserved.
+    """
+    table_columns(schema, options.record_type)
+    if options.layout is Layout.BLOCK:
+        check_block_schema(schema)
+
+
+def _begin(path: Location, mode: str) -> WriteJob | None:
+    """Return the plan of a write, or None where there is data that is to be left alone."""
+    save_mode = SaveMode.of(mode)
+    try:
+        return WriteJob.begin(StoragePath.of(path), save_mode)
+    except TargetExistsError:
+        if save_mode is SaveMode.IGNORE:
+            return None
+        raise
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+@dataclass(frozen=True)
+class _DataFrameWriter:
+    """The body of a task: Spark's rows go to files, and what became of them comes back."""
+
+    task: WriteTask
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        context = TaskContext.get()
+        yield _outcome(lambda: self.task(context.partitionId() if context else 0, batches))
+
+
+@dataclass(frozen=True)
+class _ParquetWriter:
+    """The body of a task: its share of the row groups goes to files, and what became of them comes back."""
+
+    task: WriteTask
+    source: ParquetRows
+    shares: tuple[tuple[RowGroups, ...], ...]
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                rows = self.source.batches(self.shares[number], self.task.options.rows_per_block)
+                yield _outcome(functools.partial(self.task, number, rows))
+
+
+def _outcome(write: Callable[[], list[WrittenFile]]) -> pa.RecordBatch:
+    try:
+        rows = [asdict(file) | {"refused": None} for file in write()]
+    except (SchemaError, ValueNotStorableError) as error:
+        # Told, not raised: Spark would try the same rows again, and bury the message under two stack traces.
+        rows = [{"refused": str(error)}]
+    return pa.RecordBatch.from_pylist(rows, _WRITTEN_SCHEMA)
+
+
+def _write(
+    df: DataFrame,
+    job: WriteJob,
+    writer: Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]],
+    expected_rows: Callable[[], int],
+) -> WriteResult:
+    """Run the tasks, and publish their files, unless they hold other rows than there were."""
+    with ExitStack() as undo:
+        undo.callback(job.abort)
+        files = sorted(_written(df, job, writer), key=lambda file: file.path)
+        rows, expected = sum(file.rows for file in files), expected_rows()
+        if rows != expected:
+            raise WriteError(
+                f"{job.target} cannot be written: the table had {expected} rows and {rows} were written; write it "
+                f"again, from a table that gives the same rows each time"
+            )
+        job.publish(files)
+    _check_sizes(job, files)
+    return WriteResult(tuple(file.path for file in files), rows, sum(file.bytes for file in files))
+
+
+def _written(
+    df: DataFrame, job: WriteJob, writer: Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+) -> list[WrittenFile]:
+    try:
+        rows = [row.asDict() for row in df.mapInArrow(writer, _WRITTEN_DDL).collect()]
+    except (Py4JJavaError, PySparkException) as error:
+        raise WriteError(f"{job.target} cannot be written: {task_message(error)}") from error
+    for row in rows:
+        if row["refused"] is not None:
+            raise ValueNotStorableError(f"{job.target} cannot be written: {row['refused']}")
+    return [WrittenFile(**{name: row[name] for name in _WRITTEN_SCHEMA.names[:-1]}) for row in rows]
+
+
+def _check_sizes(job: WriteJob, files: Sequence[WrittenFile]) -> None:
+    found = {file.path.relative_to(job.target): file.bytes for file in job.target.files()}
+    for file in files:
+        if found.get(file.path) != file.bytes:
+            raise WriteError(
+                f"{job.target / file.path} should have {file.bytes} bytes after the write and has "
+                f"{found.get(file.path, 'vanished')}; another program may have changed it: write again"
+            )
+
+
+def read_tfrecords(
+    spark: SparkSession,
+    paths: Location | Sequence[Location],
+    *,
+    columns: Sequence[str] | None = None,
+    schema: StructType | str | None = None,
+    record_type: str = RecordType.EXAMPLE,
+    codec: str | None = None,
+    on_damage: str = "fail",
+    verify_checksums: bool = True,
+    sample_files: int = 0,
+    base_path: str | None = None,
+) -> DataFrame:
+    """Return a DataFrame of TFRecord files of either layout; a file is read by one task, small ones share one.
+
+    Args:
+        spark: Runs the tasks.
+        paths: Files, folders or globs; partition folders (``day=3/``) become columns.
+        columns: The columns to read, in this order; all by default. Features of other names are not decoded.
+        schema: The columns and their types, as a schema or DDL string; inferred from the records by default.
+        record_type: ``Example``, ``SequenceExample`` or ``ByteArray``.
+        codec: The compression, where the content does not tell.
+        on_damage: ``fail``, or ``skip`` to pass over damaged records; :func:`check_tfrecords` counts them.
+        verify_checksums: Whether to compare the checksums of each record.
+        sample_files: How many files to infer the schema from; 0 for all.
+        base_path: Folder below which partition folders count; each of ``paths`` itself by default.
+
+    Raises:
+        FileNotFoundError: Nothing is at one of ``paths``.
+        OptionError: An option has a value that it does not take.
+        SchemaError: The columns do not map to records, there is no column of a name that is asked for, or no schema
+            can be inferred.
+        CodecError: Inferring, a file is not compressed as it was said to be.
+        DamagedRecordError: Inferring, a record is damaged, and is not to be skipped.
+        MalformedExampleError: Inferring, a record is no message of the record type.
+        ReadError: Inferring, a file cannot be read at all. With a schema given, whatever is wrong with a file fails the
+            action that reads it.
+    """
+    options = ReadOptions(
+        record_type=record_type,  # type: ignore[arg-type]
+        codec=codec,
+        on_damage=on_damage,  # type: ignore[arg-type]
+        verify_checksums=verify_checksums,
+        sample_files=sample_files,
+        base_path=base_path,
+    )
+    files = list_files(paths, base_path=base_path)
+    if schema is None:
+        full = spark_schema_of(_inferred(spark, files, options))
+    else:
+        full = schema if isinstance(schema, StructType) else StructType.fromDDL(schema)  # type: ignore[assignment]
+    wanted = _selected(with_partition_columns(full, files), columns)
+    task = ReadTask(arrow_schema_of(wanted), options)
+    check_readable(task.schema, files, options)
+    shares = tuple(pack_files(files, spark.sparkContext.defaultParallelism))
+    # One number for each task: it says which files are the task's.
+    numbers = spark.range(0, len(shares), 1, max(1, len(shares)))
+    return numbers.mapInArrow(_RowReader(task, shares), wanted)
+
+
+def check_tfrecords(
+    spark: SparkSession, paths: Location | Sequence[Location], *, codec: str | None = None
+) -> tuple[FileReport, ...]:
+    """Read all records of some files, compare their checksums, and say of each file how it is.
+
+    Args:
+        spark: Runs the tasks.
+        paths: Files, folders or globs.
+        codec: The compression, where the content does not tell.
+
+    Raises:
+        FileNotFoundError: Nothing is at one of ``paths``.
+        ReadError: A file cannot be read at all; the message says why.
+    """
+    options = ReadOptions(codec=codec, on_damage=OnDamage.SKIP)
+    found = _collected(spark, list_files(paths), functools.partial(check_files, options=options))
+    return tuple(sorted((report for reports in found for report in reports), key=lambda report: report.path))
+
+
+def _inferred(spark: SparkSession, files: Sequence[DataFile], options: ReadOptions) -> pa.Schema:
+    sample = sampled(files, options.sample_files)
+    inferred = _collected(spark, sample, functools.partial(infer_files, options=options))
+    return merged_schema(inferred, options)
+
+
+def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[Sequence[DataFile]], T]) -> list[T]:
+    """Return what ``look`` says of each task's share of ``files``."""
+    shares = tuple(pack_files(files, spark.sparkContext.defaultParallelism))
+    if not shares:
+        return []
+    try:
+        numbers = spark.range(0, len(shares), 1, len(shares))
+        rows = numbers.mapInArrow(_Looks(look, shares), "seen binary, refused binary").collect()
+    except (Py4JJavaError, PySparkException) as error:
+        raise ReadError(f"the files cannot be read: {task_message(error)}") from error
+    # Pickled by our own tasks a moment ago.
+    for row in rows:
+        if row["refused"] is not None:
+            raise pickle.loads(row["refused"])  # noqa: S301
+    return [pickle.loads(row["seen"]) for row in rows]  # noqa: S301
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """The body of a task that looks at its share of the files and tells what it saw."""
+
+    look: Callable[[Sequence[DataFile]], object]
+    shares: tuple[tuple[DataFile, ...], ...]
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                try:
+                    row = {"seen": pickle.dumps(self.look(self.shares[number])), "refused": None}
+                except (CodecError, DamagedRecordError, MalformedExampleError, SchemaError) as error:
+                    # Told, not raised: Spark would look again, and bury the message under two stack traces.
+                    row = {"seen": None, "refused": pickle.dumps(error)}
+                yield pa.RecordBatch.from_pylist([row], pa.schema([("seen", pa.binary()), ("refused", pa.binary())]))
+
+
+def with_partition_columns(schema: StructType, files: Sequence[DataFile]) -> StructType:
+    """Return ``schema`` with a column for each partition folder of ``files`` that it does not have."""
+    known = set(schema.fieldNames())
+    added = [field for field in spark_schema_of(partition_schema(files)).fields if field.name not in known]
+    return StructType([*schema.fields, *added])
+
+
+def check_readable(schema: pa.Schema, files: Sequence[DataFile], options: ReadOptions) -> None:
+    """Check that columns can be read from records, before any task starts.
+
+    Raises:
+        SchemaError: A column does not map to records.
+    """
+    folders = {name for file in files for name, _ in file.partition}
+    stored = pa.schema([field for field in schema if field.name not in folders])
+    if len(stored):
+        table_columns(stored, options.record_type)
+
+
+def _selected(schema: StructType, columns: Sequence[str] | None) -> StructType:
+    if columns is None:
+        return schema
+    fields = {field.name: field for field in schema.fields}
+    missing = [name for name in columns if name not in fields]
+    if missing or not columns:
+        raise SchemaError(f"there is no column {missing or 'chosen'}; choose of {list(fields)}")
+    return StructType([fields[name] for name in columns])
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """The body of a task that reads its share of the files."""
+
+    task: ReadTask
+    shares: tuple[tuple[DataFile, ...], ...]
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                yield from self.task(self.shares[number])

@@ -1,0 +1,70 @@
+"""Score TFRecord files: the same features, the same types and so the same scores as from a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import ArrayType, DataType, StructField, StructType
+
+from data_pipelines.features import Feature, RawForm, Sparse
+from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecords import read_tfrecords
+from scoring.batch import score
+from scoring.model_directory import ModelDirectory
+from scoring.model_uri import PinnedModel, resolve
+
+_LISTS: frozenset[RawForm] = frozenset({"tokens", "times", "indices", "values"})
+
+
+def score_tfrecords(
+    spark: SparkSession,
+    paths: str | Path | StoragePath | Sequence[str | Path | StoragePath],
+    model: str | Path | PinnedModel,
+    *,
+    keys: str | Sequence[str],
+    tracking_uri: str | None = None,
+    on_damage: str = "fail",
+    **options: Any,
+) -> DataFrame:
+    """Return what :func:`scoring.batch.score` returns, for the rows of TFRecord files in row or block layout.
+
+    Records do not say whether a feature of one value is a list; the model's spec does. Only the keys and the model's
+    columns are decoded. Records hold float32: a table of float64 that was written to them was rounded then.
+
+    Args:
+        spark: The session.
+        paths: Files, folders or globs.
+        model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
+        keys: Columns that name a row; their types are those of the records.
+        tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
+        on_damage: ``fail`` at the first damaged record, or ``skip`` such records.
+        **options: Further arguments of :func:`scoring.batch.score`.
+
+    Raises:
+        ModelNotFoundError: The URI leads to no model.
+        FileNotFoundError: There are no files.
+        ScoringError: A key is missing, or a column would stand in the result twice.
+        ColumnError: A raw column is missing.
+    """
+    pinned = model if isinstance(model, PinnedModel) else resolve(model, tracking_uri)
+    # Its whole schema is looked for, in all files: the types of one column cost as much as those of all.
+    found = read_tfrecords(spark, paths, on_damage=on_damage).schema
+    schema = _schema(found, (keys,) if isinstance(keys, str) else keys, ModelDirectory.open(pinned.path).inputs)
+    table = read_tfrecords(spark, paths, schema=schema, on_damage=on_damage)
+    return score(table, pinned, keys=keys, tracking_uri=tracking_uri, **options)
+
+
+def _schema(found: StructType, keys: Sequence[str], inputs: Sequence[Feature]) -> StructType:
+    """Return the columns among ``found`` that scoring reads, in the types that the features take."""
+    types: dict[str, DataType] = {key: found[key].dataType for key in keys if key in found.names}
+    for feature in inputs:
+        for name in feature.columns:
+            if isinstance(feature, Sparse) and name == feature.name:
+                types[name] = VectorUDT()
+            elif name in found.names:
+                stored = found[name].dataType
+                is_list = feature.raw[name] in _LISTS and not isinstance(stored, ArrayType)
+                types[name] = ArrayType(stored) if is_list else stored
+    return StructType([StructField(name, type_) for name, type_ in types.items()])

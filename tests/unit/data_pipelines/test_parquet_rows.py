@@ -1,0 +1,55 @@
+"""Row groups of Parquet files are dealt to tasks, each once, and read in their order."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines.parquet_rows import ParquetError, ParquetRows
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of two files with 4 and 3 row groups, in partition folders."""
+    for day, (rows, start) in enumerate(((40, 0), (25, 40))):
+        (tmp_path / "in" / f"day={day}").mkdir(parents=True)
+        table = pa.table({"id": range(start, start + rows), "text": [f"t{n}" for n in range(start, start + rows)]})
+        pq.write_table(table, tmp_path / "in" / f"day={day}" / "part.parquet", row_group_size=10)
+    return tmp_path / "in"
+
+
+def ids(rows: ParquetRows, slots: int, multiple: int = 4) -> list[int]:
+    shares = rows.dealt(slots)
+    return [n for share in shares for batch in rows.batches(share, multiple) for n in batch.column("id").to_pylist()]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7, 100])
+def test_every_row_is_read_once_in_order_for_any_number_of_tasks(folder: Path, slots: int) -> None:
+    rows = ParquetRows.of(folder, None)
+
+    assert rows.rows == 65
+    assert len(rows.dealt(slots)) == min(slots, 7)
+    assert ids(rows, slots) == list(range(65))
+
+
+def test_columns_are_chosen_and_partition_folders_are_columns(folder: Path) -> None:
+    rows = ParquetRows.of(folder, ["day", "id"])
+
+    assert rows.schema == pa.schema([("day", pa.int32()), ("id", pa.int64())])
+    batch = next(rows.batches(rows.dealt(1)[0], 4))
+    assert batch.slice(0, 1).to_pylist() == [{"day": 0, "id": 0}]
+
+
+def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParquetError, match=r"has no column \['none'\]; it has \['id', 'text', 'day'\]"):
+        ParquetRows.of(folder, ["none"])
+    pq.write_table(pa.table({"id": ["x"], "text": ["y"]}), folder / "day=1" / "z.parquet")
+    with pytest.raises(ParquetError, match=r"column 'id' is string in .*z.parquet and int64 in"):
+        ParquetRows.of(folder, None)
+    (tmp_path / "no.parquet").write_bytes(b"no Parquet file")
+    with pytest.raises(ParquetError, match=r"no\.parquet is not a Parquet file"):
+        ParquetRows.of(tmp_path / "no.parquet", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no Parquet files"):
+        ParquetRows.of(tmp_path / "empty", None)

@@ -1,0 +1,193 @@
+"""What a task writes is what a task reads, in any number of batches, blocks and files; its failures leave nothing."""
+
+import gzip
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
+from data_pipelines.file_listing import DataFile, list_files
+from data_pipelines.publish import SaveMode, WriteJob
+from data_pipelines.records import CodecError, DamagedRecordError
+from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord_options import ReadOptions, WriteOptions
+from data_pipelines.tfrecord_tasks import ReadTask, WriteTask, check_files, infer_files, merged_schema, sampled
+
+SCHEMA = pa.schema([("id", pa.int64()), ("names", pa.list_(pa.string())), ("share", pa.float32())])
+ROWS = WriteOptions()
+STRICT = ReadOptions()
+
+
+def table(rows: int, start: int = 0) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(
+        [
+            {"id": n, "names": None if n % 5 == 4 else [f"n{i}" for i in range(n % 3)], "share": n / 4}
+            for n in range(start, start + rows)
+        ],
+        SCHEMA,
+    )
+
+
+def written(
+    folder: Path,
+    batches: Sequence[pa.RecordBatch],
+    options: WriteOptions = ROWS,
+    partition_by: tuple[str, ...] = (),
+) -> list[DataFile]:
+    job = WriteJob.begin(StoragePath.of(folder), SaveMode.APPEND)
+    job.publish(WriteTask(job, options, partition_by)(7, batches))
+    return list_files(folder)
+
+
+def read(files: Sequence[DataFile], schema: pa.Schema = SCHEMA, options: ReadOptions = STRICT) -> pa.Table:
+    return pa.Table.from_batches(ReadTask(schema, options)(files), schema)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    sizes=st.lists(st.integers(0, 40), max_size=6),
+    rows_per_block=st.integers(1, 50),
+    max_rows_per_file=st.integers(0, 60),
+    layout=st.sampled_from(["row", "block"]),
+    codec=st.sampled_from(["none", "gzip", "zlib"]),
+)
+def test_rows_come_back_in_their_order_however_they_are_cut(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    rows_per_block: int,
+    max_rows_per_file: int,
+    layout: str,
+    codec: str,
+) -> None:
+    options = WriteOptions(
+        layout=layout,  # type: ignore[arg-type]
+        codec=codec,
+        rows_per_block=rows_per_block,
+        max_rows_per_file=max_rows_per_file,
+    )
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    batches = [table(size, start) for size, start in zip(sizes, starts, strict=True)]
+    folder = tmp_path_factory.mktemp("t") / "t"
+
+    files = written(folder, batches, options)
+
+    expected = pa.Table.from_batches(batches, SCHEMA)
+    assert sorted(row["id"] for row in read(files).to_pylist()) == expected.column("id").to_pylist()
+    if max_rows_per_file == 0:
+        assert read(files).equals(expected)
+    else:
+        assert len(files) == -(-sum(sizes) // max_rows_per_file)
+
+
+@pytest.mark.parametrize("layout", ["row", "block"])
+def test_sizes_rows_and_records_are_reported(tmp_path: Path, layout: str) -> None:
+    job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.APPEND)
+    options = WriteOptions(layout=layout, rows_per_block=4)  # type: ignore[arg-type]
+
+    (file,) = WriteTask(job, options)(7, [table(10)])
+
+    assert file.path.startswith("part-00007-")
+    assert (file.rows, file.records) == (10, 10 if layout == "row" else 3)
+    assert file.bytes == job.attempt_file(file.attempt, file.path).size()
+
+
+def test_partition_columns_name_folders_and_are_not_in_the_records(tmp_path: Path) -> None:
+    rows = table(4).append_column("day", pa.array(["1", "1", None, "2"]))
+
+    files = written(tmp_path / "t", [rows], partition_by=("day",))
+
+    assert [file.partition for file in files] == [(("day", "1"),), (("day", "2"),), (("day", None),)]
+    assert infer_files(files, options=ReadOptions()).schema.names == ["id", "names", "share"]
+    schema = pa.schema([("day", pa.int32()), ("id", pa.int64())])
+    assert read(files, schema).to_pylist() == [
+        {"day": 1, "id": 0},
+        {"day": 1, "id": 1},
+        {"day": 2, "id": 3},
+        {"day": None, "id": 2},
+    ]
+
+
+@pytest.mark.parametrize("layout", ["row", "block"])
+def test_folders_values_alone_have_the_rows_of_the_files(tmp_path: Path, layout: str) -> None:
+    rows = table(4).append_column("day", pa.array(["1", "1", "2", "2"]))
+    files = written(tmp_path / "t", [rows], WriteOptions(layout=layout), ("day",))  # type: ignore[arg-type]
+
+    assert read(files, pa.schema([("day", pa.int64())])).column("day").to_pylist() == [1, 1, 2, 2]
+
+
+def failing(error: Exception) -> Iterator[pa.RecordBatch]:
+    yield table(3)
+    raise error
+
+
+def test_a_failed_task_removes_what_it_wrote(tmp_path: Path) -> None:
+    job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.APPEND)
+
+    with pytest.raises(OSError, match="gone"):
+        WriteTask(job, WriteOptions())(0, failing(OSError("the shuffle is gone")))
+
+    assert not job.staging.files()
+
+
+def test_a_value_that_no_record_holds_is_told(tmp_path: Path) -> None:
+    job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.APPEND)
+    rows = pa.RecordBatch.from_pylist([{"a": [1, None]}], pa.schema([("a", pa.list_(pa.int64()))]))
+
+    with pytest.raises(ValueNotStorableError, match="column 'a'"):
+        WriteTask(job, WriteOptions())(0, [rows])
+
+
+@pytest.mark.parametrize("layout", ["row", "block"])
+def test_a_null_in_a_column_that_takes_none_is_an_error(tmp_path: Path, layout: str) -> None:
+    files = written(tmp_path / "t", [table(10)], WriteOptions(layout=layout))  # type: ignore[arg-type]
+
+    with pytest.raises(FeatureTypeError, match="'names'"):
+        read(files, pa.schema([pa.field("names", pa.list_(pa.string()), nullable=False)]))
+
+
+def test_a_schema_is_inferred_from_all_files_or_a_sample(tmp_path: Path) -> None:
+    written(tmp_path / "t", [pa.RecordBatch.from_pydict({"a": [1]})])
+    files = written(tmp_path / "t", [pa.RecordBatch.from_pydict({"a": [[1, 2]], "b": ["x"]})])
+
+    inferred = [infer_files([file], options=ReadOptions()) for file in files]
+
+    assert merged_schema(inferred, ReadOptions()) == pa.schema([("a", pa.list_(pa.int64())), ("b", pa.string())])
+    assert sampled(files * 5, 2) == [files[0], files[1]]
+    with pytest.raises(SchemaError, match="no records to infer a schema from"):
+        merged_schema([], ReadOptions())
+
+
+def test_kinds_that_disagree_are_named_with_both_files(tmp_path: Path) -> None:
+    (numbers,) = written(tmp_path / "numbers", [pa.RecordBatch.from_pydict({"a": [1]})])
+    (texts,) = written(tmp_path / "texts", [pa.RecordBatch.from_pydict({"a": ["x"]})])
+
+    with pytest.raises(SchemaError, match=f"feature 'a' is of kind int64_list in .*{numbers.path.name}.* and of kind "):
+        merged_schema([infer_files([file], options=ReadOptions()) for file in (numbers, texts)], ReadOptions())
+
+
+def test_damage_fails_or_is_skipped_and_counted(tmp_path: Path) -> None:
+    (file,) = written(tmp_path / "t", [table(10)])
+    content = bytearray(file.path.read_bytes())
+    content[-1] ^= 1
+    file.path.write_bytes(content)
+
+    with pytest.raises(DamagedRecordError, match="record 9"):
+        read([file])
+    assert read([file], options=ReadOptions(on_damage="skip")).num_rows == 9  # type: ignore[arg-type]
+    assert read([file], options=ReadOptions(verify_checksums=False)).num_rows == 10
+    (report,) = check_files([file], options=ReadOptions(on_damage="skip"))  # type: ignore[arg-type]
+    assert (report.records, report.damaged, report.bytes) == (9, 1, len(content))
+
+
+def test_compression_is_found_by_content_and_a_wrong_codec_is_told(tmp_path: Path) -> None:
+    (file,) = written(tmp_path / "t", [table(3)])
+    packed = tmp_path / "no suffix"
+    packed.write_bytes(gzip.compress(file.path.read_bytes()))
+
+    assert read(list_files(packed)).num_rows == 3
+    with pytest.raises(CodecError, match="no suffix"):
+        read(list_files(packed), options=ReadOptions(codec="none"))
