@@ -10,10 +10,10 @@ bin := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test unit check format lock clean
+.PHONY: help setup run test unit check benchmarks format lock clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 setup:  ## make .venv from requirements.lock (does nothing when it is there already)
 	@tools/setup.sh
@@ -34,6 +34,9 @@ check: setup  ## format, lint, types, import direction
 	$(bin)/ruff check .
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+benchmarks: setup  ## measure the data path, about 20 minutes, pages in docs/benchmarks (ARGS="--scale 0.05")
+	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && exec $(bin)/python -m benchmarks.data_path $(ARGS)
 
 format: setup  ## rewrite the files as `make check` wants them, as far as that can be done without you
 	$(bin)/ruff format .

@@ -1,0 +1,257 @@
+"""How fast do DataFrames become TFRecords, and TFRecords DataFrames, next to the JVM connector on the same machine?
+
+The connector stops at Spark 3.5. It runs there, in a process with a Python environment of its own, and both Sparks take
+turns on the same files. What it needs comes from PyPI and Maven Central; the folder of ``--cache`` keeps it, and a jar
+that lies there already is used as it is.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import venv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks import spark_work
+from benchmarks.benchmark import Benchmark, Options, main, question_of
+from benchmarks.connector_process import RESULT_PREFIX
+from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
+from benchmarks.report import Report, timing_table
+from benchmarks.spark_work import drain, emptied
+from benchmarks.tables import Kind, parquet_files
+from training.spark_session import java_major_version
+
+SPARK_REQUIREMENT = "pyspark==3.5.*"
+ARTIFACT = "com.linkedin.sparktfrecord:spark-tfrecord_2.12:0.7.0"
+JAR = "spark-tfrecord_2.12-0.7.0.jar"
+# Spark 3.5 is tested with Java up to 17 and runs on 21; newer ones have taken away what it calls.
+NEWEST_JAVA = 21
+
+CONNECTOR_WRITES = "JVM connector: DataFrame to row files"
+CONNECTOR_READS = "JVM connector: row files to DataFrame"
+ROWS = "write_tfrecords, row layout"
+BLOCKS = "write_tfrecords, block layout"
+FROM_PARQUET = "write_tfrecords_from_parquet, block layout"
+READ_ROWS = "read_tfrecords, row layout"
+READ_BLOCKS = "read_tfrecords, block layout"
+WRITE_MARK, FROM_PARQUET_MARK, READ_MARK = 2.0, 5.0, 5.0
+
+_INSTALL_SECONDS = 600
+_CONNECTOR = Path(__file__).with_name("connector_process.py")
+
+
+class UnavailableError(RuntimeError):
+    """The connector cannot be measured here; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Connector:
+    """The process in which the connector runs.
+
+    Attributes:
+        requests: Takes one JSON object per line.
+        answers: Gives one line per request, and lines that others write in between.
+        log: What the process says besides.
+    """
+
+    requests: IO[str]
+    answers: IO[str]
+    log: Path
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Return the answer to ``request``.
+
+        Raises:
+            UnavailableError: The process ended instead.
+        """
+        try:
+            self.requests.write(json.dumps(request) + "\n")
+            self.requests.flush()
+        except BrokenPipeError:
+            pass  # what it said before it ended is read below
+        for line in self.answers:
+            if line.startswith(RESULT_PREFIX):
+                answer: dict[str, Any] = json.loads(line.removeprefix(RESULT_PREFIX))
+                return answer
+        raise UnavailableError(reason_in(self.log.read_text(encoding="utf-8", errors="replace")))
+
+
+def run(options: Options) -> Report:
+    """Measure both directions, or say why the connector cannot be had."""
+    try:
+        home = connector_home(options)
+        with _started(home, options.scratch / "connector.log") as connector:
+            return _measured(options, connector)
+    except UnavailableError as error:
+        return Report(BENCHMARK.name, BENCHMARK.question, (), skipped=str(error))
+
+
+def _measured(options: Options, connector: Connector) -> Report:
+    versions = connector.ask(work="versions")
+    spark = spark_work.session()
+    files = parquet_files(options.scratch, Kind.NUMBERS, options.rows)
+    writes, reads = _writes(options, connector, files), _reads(options, connector, files)
+    spark.stop()
+    marks = (
+        Mark(f"{ROWS} / {CONNECTOR_WRITES}", speed_ratio(writes, ROWS, CONNECTOR_WRITES), WRITE_MARK),
+        Mark(
+            f"{FROM_PARQUET} / {CONNECTOR_WRITES}",
+            speed_ratio(writes, FROM_PARQUET, CONNECTOR_WRITES),
+            FROM_PARQUET_MARK,
+        ),
+        Mark(f"{READ_ROWS} / {CONNECTOR_READS}", speed_ratio(reads, READ_ROWS, CONNECTOR_READS), READ_MARK),
+        Mark(f"{READ_BLOCKS} / {CONNECTOR_READS}", speed_ratio(reads, READ_BLOCKS, CONNECTOR_READS), READ_MARK),
+    )
+    where = f"{options.rows:,} rows, 42 columns, {spark_work.SLOTS} cores"
+    tables = (
+        timing_table(f"Writing: {where}", options.rows, writes, CONNECTOR_WRITES),
+        timing_table(f"Reading: {where}", options.rows, reads, CONNECTOR_READS),
+    )
+    origin = _origin(options.cache)
+    beside = {"connector": f"{origin}, on Spark {versions['spark']}, Java {versions['java']}"}
+    return Report(BENCHMARK.name, BENCHMARK.question, tables, marks, conditions=beside)
+
+
+def _writes(options: Options, connector: Connector, files: list[Path]) -> dict[str, Timing]:
+    from data_pipelines.tfrecords import write_tfrecords, write_tfrecords_from_parquet
+
+    spark = spark_work.session()
+    df = spark_work.table(spark, files)
+    names, target = [str(file) for file in files], str(options.scratch / "written")
+
+    def theirs() -> float:
+        return float(connector.ask(work="write", source=names, target=target)["seconds"])
+
+    ways: dict[str, Callable[[], object]] = {
+        CONNECTOR_WRITES: theirs,
+        ROWS: partial(write_tfrecords, df, target, layout="row"),
+        BLOCKS: partial(write_tfrecords, df, target, layout="block"),
+        FROM_PARQUET: partial(write_tfrecords_from_parquet, spark, names, target, layout="block"),
+    }
+    return interleave([Contender(name, work, emptied(Path(target))) for name, work in ways.items()], options.rounds)
+
+
+def _reads(options: Options, connector: Connector, files: list[Path]) -> dict[str, Timing]:
+    from data_pipelines.tfrecords import read_tfrecords, write_tfrecords
+
+    spark = spark_work.session()
+    df = spark_work.table(spark, files)
+    folders = {layout: str(options.scratch / layout) for layout in ("row", "block")}
+    for layout, folder in folders.items():
+        write_tfrecords(df, folder, mode="overwrite", layout=layout)
+    frames = {layout: read_tfrecords(spark, folder, schema=df.schema) for layout, folder in folders.items()}
+    columns = ", ".join(f"{field.name} {field.dataType.simpleString()}" for field in df.schema)
+
+    def theirs() -> float:
+        return float(connector.ask(work="read", source=folders["row"], columns=columns)["seconds"])
+
+    contenders = [
+        Contender(CONNECTOR_READS, theirs),
+        Contender(READ_ROWS, partial(drain, frames["row"])),
+        Contender(READ_BLOCKS, partial(drain, frames["block"])),
+    ]
+    return interleave(contenders, options.rounds)
+
+
+def connector_home(options: Options) -> Path:
+    """Return a folder with an environment that holds Spark 3.5, made unless the cache has it.
+
+    Raises:
+        UnavailableError: It cannot be installed, or no Java here suits it.
+    """
+    java = java_major_version()
+    if java is None or java > NEWEST_JAVA:
+        raise UnavailableError(
+            f"Spark 3.5 needs a Java from 8 to {NEWEST_JAVA}, and JAVA_HOME or PATH lead to "
+            f"{'none' if java is None else java}; set JAVA_HOME to a Java 17."
+        )
+    home = (options.cache or options.scratch).absolute() / "spark-3.5"
+    if (home / "ready").is_file():
+        return home
+    shutil.rmtree(home, ignore_errors=True)
+    venv.create(home, with_pip=True)
+    install = [_python_of(home), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", SPARK_REQUIREMENT]
+    try:
+        subprocess.run(install, check=True, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"{SPARK_REQUIREMENT} was not installed within {_INSTALL_SECONDS} s.") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no word why"])[-1]
+        raise UnavailableError(f"{SPARK_REQUIREMENT} cannot be installed from the package index ({last}).") from error
+    (home / "ready").touch()
+    return home
+
+
+@contextmanager
+def _started(home: Path, log: Path) -> Iterator[Connector]:
+    """Yield the process, and end it."""
+    jar = home.parent / JAR
+    source = (
+        ["--jars", str(jar)] if jar.is_file() else ["--packages", ARTIFACT, "--conf", f"spark.jars.ivy={home / 'ivy'}"]
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYSPARK_", "PYTHON"))}
+    environment.pop("SPARK_HOME", None)
+    environment |= {
+        "PYSPARK_SUBMIT_ARGS": " ".join(["--driver-memory", "2g", *source, "pyspark-shell"]),
+        "PYSPARK_PYTHON": _python_of(home),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
+    with log.open("w", encoding="utf-8") as messages:
+        process = subprocess.Popen(
+            [_python_of(home), str(_CONNECTOR), str(spark_work.SLOTS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            text=True,
+            env=environment,
+            cwd=home,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield Connector(process.stdin, process.stdout, log)
+    finally:
+        # The end of its input ends it, and the JVM with it.
+        process.stdin.close()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _origin(cache: Path | None) -> str:
+    """Return where the connector came from: whoever puts a jar into the cache answers for what it is."""
+    jar = cache / JAR if cache else None
+    if jar is None or not jar.is_file():
+        return f"{ARTIFACT} from Maven"
+    with jar.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"the jar that lay in the cache, whatever it is (SHA-256 {digest[:12]}...)"
+
+
+def reason_in(log: str) -> str:
+    """Return one sentence on why the process ended, from what it wrote."""
+    if "unresolved dependency" in log or "UNRESOLVED DEPENDENCIES" in log:
+        return (
+            f"Maven has no {ARTIFACT} that can be reached from here; put {JAR} into the folder of --cache to measure "
+            f"with it."
+        )
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    telling = [line for line in lines if "Exception" in line or "Error" in line]
+    return f"Spark 3.5 with the connector ended: {(telling or lines or ['no word why'])[-1]}"
+
+
+def _python_of(home: Path) -> str:
+    return str(home / "bin" / "python")
+
+
+BENCHMARK = Benchmark("jvm_connector", question_of(__doc__), 500_000, run)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
