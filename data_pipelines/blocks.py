@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.arrow_schema import ROW_LENGTHS_SUFFIX
-from data_pipelines.examples import decode_example, encode_example
 from data_pipelines.features import Feature, FeatureSpec, Form
 from data_pipelines.labels import EncodedLabel, check_label, encode_label
+from data_pipelines.tfrecord.arrow_schema import ROW_LENGTHS_SUFFIX
+from data_pipelines.tfrecord.examples import decode_example, encode_example
 from data_pipelines.transform import (
     ColumnError,
     Encoded,

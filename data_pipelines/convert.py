@@ -18,20 +18,20 @@ from pyspark.sql import DataFrame
 
 from data_pipelines.blocks import ROWS_PER_BLOCK, check_columns
 from data_pipelines.dataset import Dataset
-from data_pipelines.dataset_page import PAGE_FILE, PageFacts, dataset_page
 from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.fitting import EmptySplitError, fit_features
 from data_pipelines.manifest import FEATURES_FOLDER, FORMAT_VERSION, MANIFEST_FILE, SPLITS, DatasetError, Manifest
-from data_pipelines.profile import PROFILE_FILE, DatasetProfile, SplitCounts, profile_columns
 from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
+from data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
+from data_pipelines.quality.profile import PROFILE_FILE, DatasetProfile, SplitCounts, profile_columns
+from data_pipelines.quality.splits import SPLIT_COLUMN
+from data_pipelines.quality.validation import Limits, Report, validate
 from data_pipelines.shards import EncodeTask, ShardResult
 from data_pipelines.spark_errors import task_message
-from data_pipelines.splits import SPLIT_COLUMN
 from data_pipelines.staging import TRAIN_SPLIT, Staged, stage
 from data_pipelines.storage import StoragePath
 from data_pipelines.transform import ColumnError, raw_inputs
-from data_pipelines.validation import Limits, Report, validate
 
 EXAMPLE_FILE = "example.parquet"
 EXAMPLE_ROWS = 5

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_pipelines.arrow_schema import ROW_LENGTHS_SUFFIX
 from data_pipelines.blocks import LABEL_PREFIX, STORED_SUFFIXES, WEIGHT_PREFIX, Block, decode_block
 from data_pipelines.dataset_cache import DatasetCache, Lease
 from data_pipelines.decode_blocks import BlockLayout, BlockSlots, ListColumn, SparseSteps, stretches_of
@@ -23,8 +22,9 @@ from data_pipelines.features import Feature, FeatureSpec, ListFeature, Sparse
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures
 from data_pipelines.manifest import FEATURES_FOLDER, DatasetError, Manifest, check_directory
 from data_pipelines.order import RANGE_BLOCK, RANGE_LANE, EpochOrder
-from data_pipelines.records import read_record_at
 from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord.arrow_schema import ROW_LENGTHS_SUFFIX
+from data_pipelines.tfrecord.records import read_record_at
 from data_pipelines.transform import SparseRows
 
 if TYPE_CHECKING:  # the driver reads datasets without loading TensorFlow

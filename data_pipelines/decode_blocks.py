@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from data_pipelines.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel, crc32c_of_span
 from data_pipelines.order import RANGE_LANE, RANGE_SKIPPED, RANGE_START, RANGE_STOP
-from data_pipelines.records import FOOTER_BYTES, HEADER_BYTES, read_record_at
+from data_pipelines.tfrecord.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel, crc32c_of_span
+from data_pipelines.tfrecord.records import FOOTER_BYTES, HEADER_BYTES, read_record_at
 
 # What a column of a block is to its slot.
 _FLOATS, _INT64S, _LIST_LENGTHS, _LIST_INT64S, _LIST_FLOATS = range(5)

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from data_pipelines.dataset import Remainder
 from data_pipelines.file_listing import list_files
-from data_pipelines.records import open_records, scan_records
 from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord.records import open_records, scan_records
 
 if TYPE_CHECKING:  # counting needs no TensorFlow
     import tensorflow as tf

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_pipelines.crc32c import crc32c
 from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord.crc32c import crc32c
 
 MANIFEST_FILE = "manifest.json"
 FEATURES_FOLDER = "features"

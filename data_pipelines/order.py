@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from data_pipelines.crc32c import compile_inner_kernel, compile_kernel
+from data_pipelines.tfrecord.crc32c import compile_inner_kernel, compile_kernel
 
 MAX_LANES = 64
 

@@ -17,9 +17,9 @@ from data_pipelines.fitted import FittedFeatures
 from data_pipelines.labels import LabelError, binary_label
 from data_pipelines.manifest import DatasetError, Shard
 from data_pipelines.publish import WriteJob, WrittenFile
-from data_pipelines.records import BinaryWriter, RecordWriter
 from data_pipelines.staging import TRAIN_SPLIT, StagedFile
 from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord.records import BinaryWriter, RecordWriter
 from data_pipelines.transform import ColumnError, Encoded, Encoder, RaggedIds, SparseRows, measured_values, raw_column
 
 

@@ -23,7 +23,7 @@ from pyspark.sql.types import (
     UserDefinedType,
 )
 
-from data_pipelines.arrow_schema import SchemaError
+from data_pipelines.tfrecord.arrow_schema import SchemaError
 
 # What Spark calls the one field of a list; its Arrow reader compares names too.
 _ELEMENT = "element"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from data_pipelines.arrow_schema import RecordType
+from data_pipelines.tfrecord.arrow_schema import RecordType
 
 ROWS_PER_BLOCK = 1024
 

@@ -10,11 +10,11 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.arrow_schema import FeatureTypeError, InferredSchema, RecordType, SchemaError
-from data_pipelines.examples import MalformedExampleError, decode_example
 from data_pipelines.file_listing import DataFile, partition_column, partition_folder
 from data_pipelines.publish import WriteJob, WrittenFile
-from data_pipelines.records import (
+from data_pipelines.tfrecord.arrow_schema import FeatureTypeError, InferredSchema, RecordType, SchemaError
+from data_pipelines.tfrecord.examples import MalformedExampleError, decode_example
+from data_pipelines.tfrecord.records import (
     CODEC_SUFFIX,
     BinaryWriter,
     RecordChunk,
@@ -24,9 +24,9 @@ from data_pipelines.records import (
     open_records,
     scan_records,
 )
-from data_pipelines.row_codec import RowDecoder, RowEncoder
-from data_pipelines.schema_inference import infer
-from data_pipelines.table_blocks import BLOCK_ROWS, decode_table_block, encode_table_block, is_table_block
+from data_pipelines.tfrecord.row_codec import RowDecoder, RowEncoder
+from data_pipelines.tfrecord.schema_inference import infer
+from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, decode_table_block, encode_table_block, is_table_block
 from data_pipelines.tfrecord_options import Layout, ReadOptions, WriteOptions
 
 _LOGGER = logging.getLogger(__name__)

@@ -19,16 +19,16 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
-from data_pipelines.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
-from data_pipelines.examples import MalformedExampleError
 from data_pipelines.file_listing import DataFile, list_files, pack_files, partition_schema
 from data_pipelines.parquet_rows import ParquetRows, RowGroups
 from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
-from data_pipelines.records import CodecError, DamagedRecordError
 from data_pipelines.spark_errors import task_message
 from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of
 from data_pipelines.storage import StoragePath
-from data_pipelines.table_blocks import check_block_schema
+from data_pipelines.tfrecord.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
+from data_pipelines.tfrecord.examples import MalformedExampleError
+from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
+from data_pipelines.tfrecord.table_blocks import check_block_schema
 from data_pipelines.tfrecord_options import ROWS_PER_BLOCK, Layout, OnDamage, ReadOptions, WriteOptions
 from data_pipelines.tfrecord_tasks import (
     FileReport,

@@ -18,7 +18,7 @@ from data_pipelines.convert import (
     read_profile,
 )
 from data_pipelines.dataset import Dataset
-from data_pipelines.dataset_page import PAGE_FILE
+from data_pipelines.quality.dataset_page import PAGE_FILE
 from data_pipelines.spark_errors import task_message
 from data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
 from scoring.batch import score

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.dataset_page import PAGE_FILE, PageFacts, dataset_page
 from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.profile import profile_columns
-from data_pipelines.validation import validate
+from data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
+from data_pipelines.quality.profile import profile_columns
+from data_pipelines.quality.validation import validate
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

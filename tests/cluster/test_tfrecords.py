@@ -39,10 +39,10 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from data_pipelines.arrow_schema import SchemaError, ValueNotStorableError
 from data_pipelines.parquet_rows import ParquetError
 from data_pipelines.publish import TargetExistsError
-from data_pipelines.records import DamagedRecordError
+from data_pipelines.tfrecord.arrow_schema import SchemaError, ValueNotStorableError
+from data_pipelines.tfrecord.records import DamagedRecordError
 from data_pipelines.tfrecord_options import OptionError
 from data_pipelines.tfrecords import (
     WriteError,

@@ -11,7 +11,7 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
 from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
 from data_pipelines.manifest import FEATURES_FOLDER, Manifest, Shard
-from data_pipelines.records import RecordWriter
+from data_pipelines.tfrecord.records import RecordWriter
 from data_pipelines.transform import Encoder
 
 CARRIERS = ("UA", "AA", "DL", "ü")

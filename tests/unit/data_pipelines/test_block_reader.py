@@ -11,7 +11,7 @@ import tensorflow as tf
 from data_pipelines import block_reader
 from data_pipelines.block_reader import parse_block, shuffle_rows
 from data_pipelines.dataset import Dataset
-from data_pipelines.examples import encode_example
+from data_pipelines.tfrecord.examples import encode_example
 
 WriteDataset = Callable[..., Dataset]
 

@@ -23,11 +23,11 @@ from data_pipelines import dataset as dataset_module
 from data_pipelines.blocks import encode_block
 from data_pipelines.dataset import LABEL, WEIGHT, Dataset, ReadPlan, batches, load_dataset
 from data_pipelines.decode_blocks import DamagedBlockError
-from data_pipelines.examples import encode_example
 from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric, Sparse
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
 from data_pipelines.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard
-from data_pipelines.records import DamagedRecordError, RecordWriter
+from data_pipelines.tfrecord.examples import encode_example
+from data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 from data_pipelines.transform import Encoder, SparseRows
 
 WriteDataset = Callable[..., Dataset]

@@ -17,8 +17,8 @@ from data_pipelines.decode_blocks import (
     SparseSteps,
     stretches_of,
 )
-from data_pipelines.examples import encode_example
-from data_pipelines.records import DamagedRecordError, RecordWriter
+from data_pipelines.tfrecord.examples import encode_example
+from data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 
 LAYOUT = BlockLayout(
     floats=("distance", "weight/w"),

@@ -12,10 +12,10 @@ import tensorflow as tf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.examples import encode_example
 from data_pipelines.foreign import CountedFile, ForeignDataError, RowPlan, count_rows, load_rows, share_of
-from data_pipelines.records import DamagedRecordError, RecordWriter
 from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord.examples import encode_example
+from data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 
 FEATURES = {"row": tf.io.FixedLenFeature([], tf.int64), "tags": tf.io.RaggedFeature(tf.string)}
 

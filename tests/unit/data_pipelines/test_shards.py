@@ -11,10 +11,10 @@ import pytest
 from data_pipelines.blocks import decode_block
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.publish import SaveMode, WriteJob
-from data_pipelines.records import read_records
 from data_pipelines.shards import EncodeTask, ShardResult
 from data_pipelines.staging import StagedFile
 from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord.records import read_records
 
 Tables = Callable[[int, int], pa.Table]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.arrow_schema import RecordType
+from data_pipelines.tfrecord.arrow_schema import RecordType
 from data_pipelines.tfrecord_options import Layout, OnDamage, OptionError, ReadOptions, WriteOptions
 
 

@@ -10,7 +10,7 @@ from pyspark.serializers import read_int
 from pyspark.sql.types import LongType, StructField, StructType
 from pyspark.sql.worker import lookup_data_sources
 
-from data_pipelines.arrow_schema import SchemaError
+from data_pipelines.tfrecord.arrow_schema import SchemaError
 from data_pipelines.tfrecord_options import OptionError
 from data_pipelines.tfrecord_source import TFRecordSource
 

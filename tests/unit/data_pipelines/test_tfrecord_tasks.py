@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
 from data_pipelines.file_listing import DataFile, list_files
 from data_pipelines.publish import SaveMode, WriteJob
-from data_pipelines.records import CodecError, DamagedRecordError
 from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
+from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
 from data_pipelines.tfrecord_options import ReadOptions, WriteOptions
 from data_pipelines.tfrecord_tasks import ReadTask, WriteTask, check_files, infer_files, merged_schema, sampled
 

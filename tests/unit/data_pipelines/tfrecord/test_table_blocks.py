@@ -11,9 +11,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
-from data_pipelines.examples import MalformedExampleError, decode_example, encode_example
-from data_pipelines.table_blocks import BLOCK_ROWS, decode_table_block, encode_table_block, is_table_block
+from data_pipelines.tfrecord.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
+from data_pipelines.tfrecord.examples import MalformedExampleError, decode_example, encode_example
+from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, decode_table_block, encode_table_block, is_table_block
 
 FLOATS = st.floats(width=32, allow_nan=False)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -21,20 +21,20 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import row_codec
-from data_pipelines.arrow_schema import (
+from data_pipelines.tfrecord import row_codec
+from data_pipelines.tfrecord.arrow_schema import (
     FeatureTypeError,
     RecordType,
     SchemaError,
     TableColumn,
     ValueNotStorableError,
 )
-from data_pipelines.examples import MalformedExampleError, Strings, encode_example
-from data_pipelines.records import RecordChunk, RecordWriter, open_records, scan_records
-from data_pipelines.row_codec import RowDecoder, RowEncoder
-from data_pipelines.schema_inference import infer
-from data_pipelines.sequence_codec import encode_sequence_example
-from data_pipelines.stored_columns import StoredColumn
+from data_pipelines.tfrecord.examples import MalformedExampleError, Strings, encode_example
+from data_pipelines.tfrecord.records import RecordChunk, RecordWriter, open_records, scan_records
+from data_pipelines.tfrecord.row_codec import RowDecoder, RowEncoder
+from data_pipelines.tfrecord.schema_inference import infer
+from data_pipelines.tfrecord.sequence_codec import encode_sequence_example
+from data_pipelines.tfrecord.stored_columns import StoredColumn
 
 INT64S = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(0, 300))
 FLOATS = st.floats(width=32, allow_nan=False)

@@ -23,7 +23,7 @@ from data_pipelines.features import (
     Sparse,
     Text,
 )
-from data_pipelines.profile import (
+from data_pipelines.quality.profile import (
     HISTOGRAM_BINS,
     QUANTILES,
     ColumnProfile,
@@ -33,7 +33,7 @@ from data_pipelines.profile import (
     ValueCount,
     profile_columns,
 )
-from data_pipelines.raw_values import ColumnKind, Role
+from data_pipelines.quality.raw_values import ColumnKind, Role
 
 LATE = Label("late")
 

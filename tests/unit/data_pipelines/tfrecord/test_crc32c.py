@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_pipelines.crc32c import (
+from data_pipelines.tfrecord.crc32c import (
     READ_ONLY_BYTES,
     combine_crc32c,
     compile_inner_kernel,

@@ -15,8 +15,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.crc32c import crc32c, crc32c_plain
-from data_pipelines.records import (
+from data_pipelines.tfrecord.crc32c import crc32c, crc32c_plain
+from data_pipelines.tfrecord.records import (
     CODEC_SUFFIX,
     RECORD_OVERHEAD_BYTES,
     CodecError,

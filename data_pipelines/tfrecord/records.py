@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from data_pipelines.crc32c import (
+from data_pipelines.tfrecord.crc32c import (
     READ_ONLY_BYTES,
     combine_crc32c,
     compile_inner_kernel,
@@ -176,7 +176,7 @@ class RecordWriter:
         """Write records that are framed already, and return the offset of the first.
 
         Args:
-            content: uint8 ``[bytes]``, what a :class:`data_pipelines.row_codec.RowEncoder` returns.
+            content: uint8 ``[bytes]``, what a :class:`data_pipelines.tfrecord.row_codec.RowEncoder` returns.
             records: how many they are.
 
         Raises:

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipelines import row_decode_kernels as kernels
-from data_pipelines.arrow_schema import (
+from data_pipelines.tfrecord import row_decode_kernels as kernels
+from data_pipelines.tfrecord.arrow_schema import (
     ROW_LENGTHS_SUFFIX,
     InferredFeature,
     InferredSchema,
@@ -13,9 +13,9 @@ from data_pipelines.arrow_schema import (
     RecordType,
     SchemaError,
 )
-from data_pipelines.records import RecordChunk
-from data_pipelines.row_codec import RowDecoder, canonical_chunk
-from data_pipelines.table_blocks import BESIDE_SUFFIXES, BLOCK_ROWS, INNER_ROW_LENGTHS_SUFFIX, is_table_block
+from data_pipelines.tfrecord.records import RecordChunk
+from data_pipelines.tfrecord.row_codec import RowDecoder, canonical_chunk
+from data_pipelines.tfrecord.table_blocks import BESIDE_SUFFIXES, BLOCK_ROWS, INNER_ROW_LENGTHS_SUFFIX, is_table_block
 
 _FIRST_ROOM = 1024
 _MOST_KEYS = 2**20
@@ -26,10 +26,10 @@ _FEATURE_LISTS = 2
 def infer(chunk: RecordChunk, record_type: RecordType = RecordType.EXAMPLE, *, name: str = "") -> InferredSchema:
     """Return what the records of ``chunk`` hold; :meth:`InferredSchema.merged` puts chunks and files together.
 
-    Of blocks (:mod:`data_pipelines.table_blocks`), the columns of their rows.
+    Of blocks (:mod:`data_pipelines.tfrecord.table_blocks`), the columns of their rows.
 
     Args:
-        chunk: Records, as :func:`data_pipelines.records.scan_records` yields them.
+        chunk: Records, as :func:`data_pipelines.tfrecord.records.scan_records` yields them.
         record_type: What they are.
         name: What errors call the file.
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from data_pipelines.features import Feature, FeatureSpec
 from data_pipelines.manifest import SPLITS
-from data_pipelines.raw_values import ColumnKind, RawValues, Role, class_codes, column_kind, raw_values
+from data_pipelines.quality.raw_values import ColumnKind, RawValues, Role, class_codes, column_kind, raw_values
 
 PROFILE_VERSION = 1
 PROFILE_FILE = "profile.json"

@@ -7,7 +7,7 @@ Any reader of ``tf.train.Example`` can parse a block. The names of its features 
 * of a column of lists the values of all rows one after the other, with ``<name>/row_lengths`` beside them, and of lists
   of lists ``<name>/inner_row_lengths`` too;
 * ``<name>/is_null``, zeros and ones, where some are null, and ``<name>/inner_is_null`` where some inner lists are;
-* a Spark ML vector as :mod:`data_pipelines.arrow_schema` stores it: as four columns.
+* a Spark ML vector as :mod:`data_pipelines.tfrecord.arrow_schema` stores it: as four columns.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipelines.arrow_schema import (
+from data_pipelines.tfrecord.arrow_schema import (
     ROW_LENGTHS_SUFFIX,
     FeatureColumn,
     FeatureTypeError,
@@ -27,7 +27,7 @@ from data_pipelines.arrow_schema import (
     TableColumn,
     table_columns,
 )
-from data_pipelines.examples import (
+from data_pipelines.tfrecord.examples import (
     Column,
     MalformedExampleError,
     Strings,
@@ -35,7 +35,7 @@ from data_pipelines.examples import (
     decode_example_arrays,
     encode_example,
 )
-from data_pipelines.stored_columns import (
+from data_pipelines.tfrecord.stored_columns import (
     StoredColumn,
     ValueMismatchError,
     Values,

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.dataset_page import PageFacts, dataset_page
 from data_pipelines.features import Categorical, Feature, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.profile import SplitCounts, profile_columns
-from data_pipelines.validation import validate
+from data_pipelines.quality.dataset_page import PageFacts, dataset_page
+from data_pipelines.quality.profile import SplitCounts, profile_columns
+from data_pipelines.quality.validation import validate
 
 EVIL = "<script>alert('x')</script>\"&"
 ROWS = 200

@@ -11,8 +11,8 @@ from typing import Any
 
 from data_pipelines.features import FeatureSpec, TokenFeature
 from data_pipelines.manifest import SPLITS
-from data_pipelines.profile import ColumnProfile, DatasetProfile, SplitColumn
-from data_pipelines.raw_values import ColumnKind, Role
+from data_pipelines.quality.profile import ColumnProfile, DatasetProfile, SplitColumn
+from data_pipelines.quality.raw_values import ColumnKind, Role
 
 _TRAIN, *_HELD_BACK = SPLITS
 

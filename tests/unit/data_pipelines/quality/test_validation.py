@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.features import Categorical, Feature, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.profile import DatasetProfile, SplitCounts, profile_columns
-from data_pipelines.validation import (
+from data_pipelines.quality.profile import DatasetProfile, SplitCounts, profile_columns
+from data_pipelines.quality.validation import (
     Finding,
     Limits,
     Report,

@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from data_pipelines.manifest import SPLITS
-from data_pipelines.page_style import SCRIPT, STYLE
-from data_pipelines.profile import ColumnProfile, DatasetProfile, SplitColumn
-from data_pipelines.raw_values import ColumnKind, Role
-from data_pipelines.validation import Drift, Finding, Limits, Report, Severity
+from data_pipelines.quality.page_style import SCRIPT, STYLE
+from data_pipelines.quality.profile import ColumnProfile, DatasetProfile, SplitColumn
+from data_pipelines.quality.raw_values import ColumnKind, Role
+from data_pipelines.quality.validation import Drift, Finding, Limits, Report, Severity
 from plots.histogram import overlaid_histogram, share_bars, short_number
 
 PAGE_FILE = "dataset.html"

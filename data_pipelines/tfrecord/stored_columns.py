@@ -9,13 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.arrow_schema import (
+from data_pipelines.tfrecord.arrow_schema import (
     FeatureColumn,
     ListKind,
     TableColumn,
     ValueNotStorableError,
 )
-from data_pipelines.examples import Strings
+from data_pipelines.tfrecord.examples import Strings
 
 _SPARSE, _DENSE = 0, 1
 _LARGEST_OFFSET = 2**31 - 1

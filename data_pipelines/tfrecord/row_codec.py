@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipelines import row_decode_kernels, row_encode_kernels
-from data_pipelines.arrow_schema import (
+from data_pipelines.tfrecord import row_decode_kernels, row_encode_kernels
+from data_pipelines.tfrecord.arrow_schema import (
     FeatureColumn,
     FeatureTypeError,
     ListKind,
@@ -18,10 +18,10 @@ from data_pipelines.arrow_schema import (
     ValueNotStorableError,
     table_columns,
 )
-from data_pipelines.examples import MalformedExampleError, Strings, canonical_example, is_example_list
-from data_pipelines.records import RecordChunk
-from data_pipelines.sequence_codec import canonical_sequence_example
-from data_pipelines.stored_columns import (
+from data_pipelines.tfrecord.examples import MalformedExampleError, Strings, canonical_example, is_example_list
+from data_pipelines.tfrecord.records import RecordChunk
+from data_pipelines.tfrecord.sequence_codec import canonical_sequence_example
+from data_pipelines.tfrecord.stored_columns import (
     StoredColumn,
     ValueMismatchError,
     kind_problem,
@@ -113,7 +113,7 @@ class RowDecoder:
         """Return the rows of ``chunk``: nulls where a record lacks a feature, or a scalar column's list is empty.
 
         Args:
-            chunk: Records, as :func:`data_pipelines.records.scan_records` yields them.
+            chunk: Records, as :func:`data_pipelines.tfrecord.records.scan_records` yields them.
             name: What errors call the file.
 
         Raises:
@@ -384,7 +384,7 @@ class _Keys:
 
 @dataclass(frozen=True)
 class _Located:
-    """What :func:`data_pipelines.row_decode_kernels.locate` says of the records in ``content``."""
+    """What :func:`data_pipelines.tfrecord.row_decode_kernels.locate` says of the records in ``content``."""
 
     content: npt.NDArray[np.uint8]
     found: npt.NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Columns -> framed records, one row each: the kernel behind :class:`data_pipelines.row_codec.RowEncoder`."""
+"""Columns -> framed records, one row each: the kernel behind :class:`data_pipelines.tfrecord.row_codec.RowEncoder`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from data_pipelines.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel, crc32c_of_span
+from data_pipelines.tfrecord.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel, crc32c_of_span
 
 # One row of a plan describes one feature. The columns of a plan:
 KIND = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from data_pipelines.examples import (
+from data_pipelines.tfrecord.examples import (
     Column,
     MalformedExampleError,
     canonical_example,
@@ -31,7 +31,7 @@ def encode_sequence_example(context: Mapping[str, Column], feature_lists: Mappin
     """Return one serialized tf.train.SequenceExample, keys in sorted order.
 
     Args:
-        context: what :func:`data_pipelines.examples.encode_example` takes.
+        context: what :func:`data_pipelines.tfrecord.examples.encode_example` takes.
         feature_lists: by name, the features of each list.
 
     Raises:
@@ -59,8 +59,8 @@ def decode_sequence_example(
         feature_lists: likewise.
 
     Returns:
-        The context as :func:`data_pipelines.examples.decode_example` returns it, less the features without a kind, and
-        by name the features of each list, None for one without a kind.
+        The context as :func:`data_pipelines.tfrecord.examples.decode_example` returns it, less the features without a
+        kind, and by name the features of each list, None for one without a kind.
 
     Raises:
         MalformedExampleError: ``payload`` is not a tf.train.SequenceExample.

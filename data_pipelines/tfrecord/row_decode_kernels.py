@@ -1,9 +1,9 @@
-"""Records -> columns: the kernels behind :class:`data_pipelines.row_codec.RowDecoder`.
+"""Records -> columns: the kernels behind :class:`data_pipelines.tfrecord.row_codec.RowDecoder`.
 
 They read messages as TensorFlow's own writers lay them out: each map entry is a key and a value, each Feature one list.
 A record that holds anything else (fields in pieces or out of order, names that occur twice, unknown fields, damage) is
-called *odd*: the kernels only say so, and :mod:`data_pipelines.examples` reads it as protobuf does, or says what is
-wrong with it. So no kernel reads a byte outside the payload, and none judges.
+called *odd*: the kernels only say so, and :mod:`data_pipelines.tfrecord.examples` reads it as protobuf does, or says
+what is wrong with it. So no kernel reads a byte outside the payload, and none judges.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from data_pipelines.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
+from data_pipelines.tfrecord.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
 
 ABSENT, NO_KIND, EMPTY, SEVERAL = 0, 4, 5, 6
 """What a record has of a column beside the kind of list that was found (1 to 3): no such feature, a feature without

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.arrow_schema import InferredSchema, RecordType, SchemaError
-from data_pipelines.examples import encode_example
-from data_pipelines.records import RecordChunk
-from data_pipelines.schema_inference import infer
-from data_pipelines.sequence_codec import encode_sequence_example
-from data_pipelines.table_blocks import encode_table_block
+from data_pipelines.tfrecord.arrow_schema import InferredSchema, RecordType, SchemaError
+from data_pipelines.tfrecord.examples import encode_example
+from data_pipelines.tfrecord.records import RecordChunk
+from data_pipelines.tfrecord.schema_inference import infer
+from data_pipelines.tfrecord.sequence_codec import encode_sequence_example
+from data_pipelines.tfrecord.table_blocks import encode_table_block
 
 FLOATS = np.array([1.5], np.float32)
 
