@@ -90,31 +90,44 @@ def check_columns(table: pa.Table, spec: FeatureSpec) -> None:
         plain_column(table, key)
 
 
-def encode_block(table: pa.Table, encoder: Encoder, spec: FeatureSpec) -> tuple[bytes, dict[str, Encoded]]:
-    """Return the record that holds the rows of ``table``, and the encoded features for whoever counts them.
+def encode_blocks(
+    table: pa.Table, encoder: Encoder, spec: FeatureSpec, rows_per_block: int = ROWS_PER_BLOCK
+) -> tuple[list[bytes], dict[str, Encoded]]:
+    """Return the records that hold the rows of ``table``, at least one, and its features encoded.
+
+    All rows are encoded at once and then cut: the transform costs the same for one block as for ten.
 
     Raises:
         ColumnError: A column is missing or has the wrong type, a key is null, or a weight is null or negative.
         LabelError: A label is null or not what its kind can be.
     """
     encoded = encoder.encode(table)
-    columns: dict[str, np.ndarray | Sequence[bytes]] = {}
-    for name, column in encoded.items():
-        columns |= _stored(name, column)
+    columns: dict[str, Encoded | list[bytes]] = {**encoded}
     if spec.excluded is not None:
         (excluded,) = encoder.encode(table, (spec.excluded,)).values()
-        columns |= _stored(EXCLUDE_PREFIX + spec.excluded.name, excluded)
+        columns[EXCLUDE_PREFIX + spec.excluded.name] = excluded
     label = encode_label(table, encoder.fitted)
     if label is not None:
-        columns |= _stored(LABEL_PREFIX + spec.label.name, label)
+        columns[LABEL_PREFIX + spec.label.name] = label
     if spec.weight is not None:
         columns[WEIGHT_PREFIX + spec.weight] = _weights(table, spec.weight)
     for key in spec.keys:
         columns[KEY_PREFIX + key] = _key_values(plain_column(table, key), key)
-    return encode_example(columns), encoded
+    records = []
+    for start in range(0, max(table.num_rows, 1), rows_per_block):
+        stop = min(start + rows_per_block, table.num_rows)
+        block: dict[str, np.ndarray | Sequence[bytes]] = {}
+        for name, column in columns.items():
+            block |= _stored(name, _cut(column, start, stop))
+        records.append(encode_example(block))
+    return records, encoded
 
 
-def _stored(name: str, column: Encoded) -> dict[str, np.ndarray]:
+def _cut(column: Encoded | list[bytes], start: int, stop: int) -> Encoded | list[bytes]:
+    return column.cut(start, stop) if isinstance(column, RaggedIds | SparseRows) else column[start:stop]
+
+
+def _stored(name: str, column: Encoded | list[bytes]) -> dict[str, np.ndarray | Sequence[bytes]]:
     if isinstance(column, RaggedIds):
         return {name: column.values, name + ROW_LENGTHS_SUFFIX: column.row_lengths}
     if isinstance(column, SparseRows):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.blocks import encode_block
+from data_pipelines.blocks import encode_blocks
 from data_pipelines.features import MISSING_ID, OUT_OF_VOCABULARY_ID, Feature
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.labels import LabelError, binary_label
@@ -21,6 +21,9 @@ from data_pipelines.staging import TRAIN_SPLIT, StagedFile
 from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.records import BinaryWriter, RecordWriter
 from data_pipelines.transform import ColumnError, Encoded, Encoder, RaggedIds, SparseRows, measured_values, raw_column
+
+# Encoding 16 blocks at once takes a third of the time that it takes one by one, and some megabytes.
+_BLOCKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,12 @@ class _ShardWriter:
     def add(self, table: pa.Table) -> None:
         self._waiting.append(table)
         self._waiting_rows += table.num_rows
-        if self._waiting_rows >= self.rows_per_block:
-            self._write_blocks(self._waiting_rows // self.rows_per_block * self.rows_per_block)
+        if self._waiting_rows >= _BLOCKS_AT_ONCE * self.rows_per_block:
+            self._write(self._waiting_rows // self.rows_per_block * self.rows_per_block)
 
     def finish(self, path: str) -> Shard:
         if self._waiting_rows:
-            self._write_blocks(self._waiting_rows)
+            self._write(self._waiting_rows)
         return Shard(
             path=path,
             rows=sum(self._rows),
@@ -128,24 +131,21 @@ class _ShardWriter:
             block_rows=tuple(self._rows),
         )
 
-    def _write_blocks(self, rows: int) -> None:
+    def _write(self, rows: int) -> None:
         waiting = pa.concat_tables(self._waiting)
-        for start in range(0, rows, self.rows_per_block):
-            self._write_block(waiting.slice(start, min(self.rows_per_block, rows - start)).combine_chunks())
-        rest = waiting.slice(rows)
-        self._waiting, self._waiting_rows = [rest], rest.num_rows
-
-    def _write_block(self, block: pa.Table) -> None:
-        payload, encoded = encode_block(block, self._encoder, self.fitted.spec)
+        table, rest = waiting.slice(0, rows).combine_chunks(), waiting.slice(rows)
+        records, encoded = encode_blocks(table, self._encoder, self.fitted.spec, self.rows_per_block)
         if self.split != TRAIN_SPLIT:
-            self._check_keys(block.select(self.fitted.spec.keys))
-        self._offsets.append(self._records.write(payload))
-        self._rows.append(block.num_rows)
-        self._count(block, encoded)
+            self._check_keys(table.select(self.fitted.spec.keys))
+        for number, record in enumerate(records):
+            self._offsets.append(self._records.write(record))
+            self._rows.append(min(self.rows_per_block, rows - number * self.rows_per_block))
+        self._count(table, encoded)
+        self._waiting, self._waiting_rows = [rest], rest.num_rows
 
     def _check_keys(self, keys: pa.Table) -> None:
         """Refuse a key that two rows have: equal keys share a partition, which is sorted, so they are neighbours."""
-        # The one before may stand in the block before.
+        # The one before may have been written with the rows before.
         keys = pa.concat_tables([*([self._last_key] if self._last_key else []), keys]).combine_chunks()
         is_repeated = np.ones(keys.num_rows - 1, bool)
         for column in keys.columns:
@@ -159,23 +159,23 @@ class _ShardWriter:
             )
         self._last_key = keys.slice(keys.num_rows - 1)
 
-    def _count(self, block: pa.Table, encoded: Mapping[str, Encoded]) -> None:
+    def _count(self, table: pa.Table, encoded: Mapping[str, Encoded]) -> None:
         for feature in self.fitted.spec:
-            for what, count in _counts(feature, block, encoded[feature.name]).items():
+            for what, count in _counts(feature, table, encoded[feature.name]).items():
                 self.counts[f"{feature.name}/{what}"] += count
         label = self.fitted.spec.label
         if label.kind == "binary":
-            self.counts["label/positive"] += int(binary_label(block, label.name).sum())
+            self.counts["label/positive"] += int(binary_label(table, label.name).sum())
 
 
-def _counts(feature: Feature, block: pa.Table, column: Encoded) -> dict[str, int]:
+def _counts(feature: Feature, table: pa.Table, column: Encoded) -> dict[str, int]:
     """Return how many rows have no value, and of tokens how many there are and are out of vocabulary."""
     if isinstance(column, RaggedIds):
         ids, missing = column.values, int((column.row_lengths == 0).sum())
     elif isinstance(column, SparseRows):
         return {"missing": int((column.row_lengths == 0).sum())}
     elif feature.form == "value":
-        return {"missing": int(np.isnan(measured_values(feature, raw_column(block, feature))).sum())}
+        return {"missing": int(np.isnan(measured_values(feature, raw_column(table, feature))).sum())}
     else:
         missing = int((column == MISSING_ID).sum())
         ids = column

@@ -72,6 +72,11 @@ class RaggedIds:
     values: np.ndarray
     row_lengths: np.ndarray
 
+    def cut(self, start: int, stop: int) -> "RaggedIds":
+        """Return the rows from ``start`` up to, not including, ``stop``."""
+        first, last = self.row_lengths[:start].sum(), self.row_lengths[:stop].sum()
+        return RaggedIds(self.values[first:last], self.row_lengths[start:stop])
+
     def padded(self, max_length: int) -> np.ndarray:
         """Return int64 ``[batch, max_length]``, rows padded with 0 on the right.
 
@@ -103,6 +108,11 @@ class SparseRows:
     indices: np.ndarray
     values: np.ndarray
     row_lengths: np.ndarray
+
+    def cut(self, start: int, stop: int) -> "SparseRows":
+        """Return the rows from ``start`` up to, not including, ``stop``."""
+        first, last = self.row_lengths[:start].sum(), self.row_lengths[:stop].sum()
+        return SparseRows(self.indices[first:last], self.values[first:last], self.row_lengths[start:stop])
 
     @property
     def row_starts(self) -> np.ndarray:

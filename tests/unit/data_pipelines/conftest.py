@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_pipelines.blocks import encode_block
+from data_pipelines.blocks import encode_blocks
 from data_pipelines.dataset import Dataset
 from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
 from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
@@ -110,7 +110,7 @@ def write_dataset(flight_features: FittedFeatures, rating_features: FittedFeatur
             with (path / name).open("wb") as file:
                 records = RecordWriter(file)
                 for rows in block_rows:
-                    payload, _ = encode_block(make(row, rows), encoder, fitted.spec)
+                    (payload,), _ = encode_blocks(make(row, rows), encoder, fitted.spec)
                     offsets.append(records.write(payload))
                     row += rows
             size, checksum = records.bytes_written, records.file_crc32c

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipelines.blocks import check_columns, decode_block, encode_block
+from data_pipelines.blocks import check_columns, decode_block, encode_blocks
 from data_pipelines.features import (
     Bucketed,
     Categorical,
@@ -35,7 +35,7 @@ def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 def test_rows_come_back_as_they_were_encoded(flight_features: FittedFeatures, flight_table: Tables) -> None:
     table = flight_table(0, 6)
-    payload, _ = encode_block(table, Encoder(flight_features), flight_features.spec)
+    (payload,), _ = encode_blocks(table, Encoder(flight_features), flight_features.spec)
     block = decode_block(payload, flight_features.spec, keys=True)
     assert block.rows == 6
     assert block.features["row"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -55,7 +55,7 @@ def test_rows_come_back_as_they_were_encoded(flight_features: FittedFeatures, fl
 
 
 def test_training_reads_neither_keys_nor_exclusions(flight_features: FittedFeatures, flight_table: Tables) -> None:
-    payload, _ = encode_block(flight_table(0, 2), Encoder(flight_features), flight_features.spec)
+    (payload,), _ = encode_blocks(flight_table(0, 2), Encoder(flight_features), flight_features.spec)
     assert decode_block(payload, flight_features.spec).keys == {}
 
 
@@ -63,7 +63,7 @@ def test_exclusions_are_ids_of_the_candidate_and_the_label_is_a_feature(rating_f
     table = pa.table(
         {"row": [0, 1], "movie": ["Brazil", None], "user": [1, 2], "seen": [[], ["Casablanca", "??", "Alien"]]}
     )
-    payload, _ = encode_block(table, Encoder(rating_features), rating_features.spec)
+    (payload,), _ = encode_blocks(table, Encoder(rating_features), rating_features.spec)
     block = decode_block(payload, rating_features.spec, keys=True)
     assert block.excluded is not None
     assert block.excluded.tolist() == [[0, 0, 0], [4, 1, 2]]
@@ -75,7 +75,7 @@ def test_exclusions_are_ids_of_the_candidate_and_the_label_is_a_feature(rating_f
 def test_tensorflow_reads_a_block_by_the_names_that_the_layout_promises(
     flight_features: FittedFeatures, flight_table: Tables
 ) -> None:
-    payload, _ = encode_block(flight_table(0, 6), Encoder(flight_features), flight_features.spec)
+    (payload,), _ = encode_blocks(flight_table(0, 6), Encoder(flight_features), flight_features.spec)
     columns = tf.io.parse_single_example(
         payload,
         {
@@ -134,7 +134,7 @@ def everything() -> tuple[FittedFeatures, pa.Table]:
 
 def test_rows_of_every_kind_come_back_as_they_were_encoded() -> None:
     fitted, table = everything()
-    payload, _ = encode_block(table, Encoder(fitted), fitted.spec)
+    (payload,), _ = encode_blocks(table, Encoder(fitted), fitted.spec)
     block = decode_block(payload, fitted.spec)
     basket = block.features["basket"]
     assert isinstance(basket, SparseRows)
@@ -160,7 +160,7 @@ def test_a_class_is_stored_as_its_number() -> None:
     fitted, table = everything()
     spec = dataclasses.replace(fitted.spec, label=Label("day", "multi_class", classes=7))
     fitted = dataclasses.replace(fitted, spec=spec)
-    payload, _ = encode_block(table.append_column("day", pa.array([6, 0])), Encoder(fitted), spec)
+    (payload,), _ = encode_blocks(table.append_column("day", pa.array([6, 0])), Encoder(fitted), spec)
     label = decode_block(payload, spec).label
     assert isinstance(label, np.ndarray)
     assert (label.dtype, label.tolist()) == (np.int64, [6, 0])
@@ -169,7 +169,7 @@ def test_a_class_is_stored_as_its_number() -> None:
 def test_tensorflow_reads_sparse_rows_and_packed_classes() -> None:
     """The names that the layout promises give a ragged tensor and a tf.SparseTensor (F9)."""
     fitted, table = everything()
-    payload, _ = encode_block(table, Encoder(fitted), fitted.spec)
+    (payload,), _ = encode_blocks(table, Encoder(fitted), fitted.spec)
 
     def rows_of(name: str, dtype: tf.DType, lengths: str) -> tf.io.RaggedFeature:
         return tf.io.RaggedFeature(dtype, name, [tf.io.RaggedFeature.RowLengths(lengths)])
@@ -204,7 +204,7 @@ def test_keys_and_weights_that_cannot_be_are_refused(
 ) -> None:
     table = with_column(flight_table(0, 2), name, values)
     with pytest.raises(ColumnError, match=message):
-        encode_block(table, Encoder(flight_features), flight_features.spec)
+        encode_blocks(table, Encoder(flight_features), flight_features.spec)
 
 
 def test_columns_are_checked_without_any_row(flight_features: FittedFeatures, flight_table: Tables) -> None:
@@ -238,8 +238,21 @@ def test_a_missing_column_is_found_without_any_row(
 
 def test_equal_rows_give_equal_bytes(flight_features: FittedFeatures, flight_table: Tables) -> None:
     def payload(table: Any) -> bytes:
-        return encode_block(table, Encoder(flight_features), flight_features.spec)[0]
+        return encode_blocks(table, Encoder(flight_features), flight_features.spec)[0][0]
 
     whole = flight_table(0, 10)
     chunked = pa.concat_tables([whole.slice(0, 3), whole.slice(3)])
     assert payload(whole) == payload(chunked)
+
+
+@pytest.mark.parametrize("rows_per_block", [1, 3, 4, 7, 100])
+def test_rows_that_are_encoded_at_once_are_cut_into_the_blocks_that_they_would_be_alone(
+    flight_features: FittedFeatures, flight_table: Callable[[int, int], pa.Table], rows_per_block: int
+) -> None:
+    encoder, table = Encoder(flight_features), flight_table(0, 11)
+    records, _ = encode_blocks(table, encoder, flight_features.spec, rows_per_block)
+    alone = [
+        encode_blocks(table.slice(start, rows_per_block), encoder, flight_features.spec)[0][0]
+        for start in range(0, 11, rows_per_block)
+    ]
+    assert records == alone

@@ -20,7 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import dataset as dataset_module
-from data_pipelines.blocks import encode_block
+from data_pipelines.blocks import encode_blocks
 from data_pipelines.dataset import LABEL, WEIGHT, Dataset, ReadPlan, batches, load_dataset
 from data_pipelines.decode_blocks import DamagedBlockError
 from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric, Sparse
@@ -292,7 +292,7 @@ def write_rows(path: Path, fitted: FittedFeatures, shards: Sequence[Sequence[pa.
         name = f"train/part-{number:05d}.tfrecord"
         with (path / name).open("wb") as file:
             records = RecordWriter(file)
-            blocks = [encode_block(table, Encoder(fitted), fitted.spec)[0] for table in tables]
+            blocks = [encode_blocks(table, Encoder(fitted), fitted.spec)[0][0] for table in tables]
             offsets = tuple(records.write(block) for block in blocks)
         rows = tuple(table.num_rows for table in tables)
         written.append(Shard(name, sum(rows), records.bytes_written, records.file_crc32c, offsets, rows))
