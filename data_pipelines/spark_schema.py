@@ -13,6 +13,7 @@ from pyspark.sql.types import (
     FloatType,
     IntegerType,
     LongType,
+    MapType,
     NullType,
     ShortType,
     StringType,
@@ -54,6 +55,21 @@ def arrow_schema_of(schema: StructType) -> pa.Schema:
     return pa.schema(
         [pa.field(field.name, _arrow_type(field.dataType, field.name), field.nullable) for field in schema.fields]
     )
+
+
+def sent_schema_of(schema: StructType) -> pa.Schema:
+    """Return the Arrow schema in which Spark hands over the columns of ``schema``, maps of simple types included.
+
+    Raises:
+        SchemaError: A column has a type that neither a TFRecord file nor a feature can hold.
+    """
+    return pa.schema([pa.field(field.name, _sent_type(field.dataType, field.name)) for field in schema.fields])
+
+
+def _sent_type(data_type: DataType, column: str) -> pa.DataType:
+    if isinstance(data_type, MapType):
+        return pa.map_(_arrow_type(data_type.keyType, column), _arrow_type(data_type.valueType, column))
+    return _arrow_type(data_type, column)
 
 
 def spark_schema_of(schema: pa.Schema) -> StructType:

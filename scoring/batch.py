@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 import pyarrow as pa
 from pyspark import Accumulator, TaskContext
-from pyspark.errors import PySparkTypeError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.pandas.functions import arrow_udf
-from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StringType, StructField, StructType
 
 from data_pipelines.features import Feature
-from data_pipelines.spark_errors import first_line
+from data_pipelines.spark_schema import sent_schema_of
+from data_pipelines.tfrecord.arrow_schema import SchemaError
 from data_pipelines.transform import ColumnError, raw_column
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, load_once
 from scoring.model_directory import ModelDirectory
@@ -296,11 +295,11 @@ def _check_types(schema: StructType, inputs: tuple[Feature, ...]) -> None:
     for feature in inputs:
         columns = StructType([schema[name] for name in feature.columns])
         try:
-            sent = to_arrow_schema(columns)
-        except PySparkTypeError as error:
+            sent = sent_schema_of(columns)
+        except SchemaError as error:
             raise ColumnError(
-                f"columns {columns.simpleString()} of {feature.kind} feature '{feature.name}' cannot leave Spark "
-                f"({first_line(error)}); cast them or change the feature's kind"
+                f"feature '{feature.name}' has the columns {columns.simpleString()}, which a {feature.kind} feature "
+                f"cannot take; cast them or change the feature's kind"
             ) from error
         raw_column(sent.empty_table(), feature)
 
