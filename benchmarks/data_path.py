@@ -22,6 +22,7 @@ NAMES = (
     "writer_memory",
     "cost_per_row",
     "lookup_rows",
+    "flights_conversion",
     "jvm_connector",
 )
 

@@ -16,7 +16,8 @@ from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Report, timing_table
 from benchmarks.tables import Kind, parquet_files
 from data_pipelines.convert import convert
-from data_pipelines.features import Categorical, FeatureSpec, Label, Numeric
+from data_pipelines.feature_kinds import Categorical, Label, Numeric
+from data_pipelines.features import FeatureSpec
 
 PARSE = "row layout, parse_example"
 OURS = "load_dataset, block layout"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.features import Numeric
+from data_pipelines.feature_kinds import Numeric
 
 LEAST_FLOAT32 = float(np.finfo(np.float32).tiny)
 LEAST_FLOAT64 = float(np.finfo(np.float64).tiny)

@@ -6,6 +6,7 @@ Any reader of ``tf.train.Example`` can parse a block; the names of its features 
 * a feature of several ids by its own name, the ids of all rows, with ``<name>/row_lengths`` beside it;
 * a sparse feature as ``<name>/indices`` and ``<name>/values``, the entries of all rows, with ``<name>/row_lengths``;
 * ``weight/<name>``, ``key/<name>`` and ``label/<name>``, a label of several classes with ``label/<name>/row_lengths``;
+* ``block/rows``, one number: how many rows the block has, as every block of this library says;
 * ``exclude/<name>`` and ``exclude/<name>/row_lengths``, ids in the candidate's vocabulary.
 """
 
@@ -17,20 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.features import Feature, FeatureSpec, Form
+from data_pipelines.feature_kinds import Feature, Form
+from data_pipelines.features import FeatureSpec
 from data_pipelines.labels import EncodedLabel, check_label, encode_label
+from data_pipelines.raw_columns import ColumnError, is_number, plain_column, raw_column
 from data_pipelines.tfrecord.arrow_schema import ROW_LENGTHS_SUFFIX
 from data_pipelines.tfrecord.examples import decode_example, encode_example
-from data_pipelines.transform import (
-    ColumnError,
-    Encoded,
-    Encoder,
-    RaggedIds,
-    SparseRows,
-    is_number,
-    plain_column,
-    raw_column,
-)
+from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS
+from data_pipelines.transform import Encoded, Encoder, RaggedIds, SparseRows
 
 ROWS_PER_BLOCK = 1024
 LABEL_PREFIX = "label/"
@@ -116,7 +111,7 @@ def encode_blocks(
     records = []
     for start in range(0, max(table.num_rows, 1), rows_per_block):
         stop = min(start + rows_per_block, table.num_rows)
-        block: dict[str, np.ndarray | Sequence[bytes]] = {}
+        block: dict[str, np.ndarray | Sequence[bytes]] = {BLOCK_ROWS: np.array([stop - start], np.int64)}
         for name, column in columns.items():
             block |= _stored(name, _cut(column, start, stop))
         records.append(encode_example(block))

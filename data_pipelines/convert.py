@@ -3,8 +3,9 @@
 import hashlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,24 +15,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from data_pipelines.blocks import ROWS_PER_BLOCK, check_columns
 from data_pipelines.dataset import Dataset
+from data_pipelines.dataset_cache import DatasetCache
 from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.fitting import EmptySplitError, fit_features
-from data_pipelines.manifest import FEATURES_FOLDER, FORMAT_VERSION, MANIFEST_FILE, SPLITS, DatasetError, Manifest
+from data_pipelines.manifest import (
+    FEATURES_FOLDER,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    SPLITS,
+    TRAIN_SPLIT,
+    DatasetError,
+    Manifest,
+)
 from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 from data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
 from data_pipelines.quality.profile import PROFILE_FILE, DatasetProfile, SplitCounts, profile_columns
 from data_pipelines.quality.splits import SPLIT_COLUMN
-from data_pipelines.quality.validation import Limits, Report, validate
+from data_pipelines.quality.validation import Finding, Limits, Report, Severity, validate
+from data_pipelines.raw_columns import ColumnError, raw_inputs
 from data_pipelines.shards import EncodeTask, ShardResult
 from data_pipelines.spark_errors import task_message
-from data_pipelines.staging import TRAIN_SPLIT, Staged, stage
+from data_pipelines.staging import Staged, stage
 from data_pipelines.storage import StoragePath
-from data_pipelines.transform import ColumnError, raw_inputs
 
 EXAMPLE_FILE = "example.parquet"
 EXAMPLE_ROWS = 5
@@ -83,6 +93,7 @@ def convert(
     options: ConversionOptions = ConversionOptions(),
     reference: DatasetProfile | None = None,
     limits: Limits | None = None,
+    cache: DatasetCache | None = None,
 ) -> Dataset:
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
@@ -99,6 +110,7 @@ def convert(
         options: How rows become shards.
         reference: Profile of a former dataset, which this one should resemble: drift is reported.
         limits: From where on validation finds something worth telling; None for the customary ones.
+        cache: Where the copy of a dataset on another store lies that is returned; by default the user's cache folder.
 
     Raises:
         DatasetExistsError: ``path`` holds a dataset already, or does so by the time that this one is whole.
@@ -112,20 +124,25 @@ def convert(
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with Dataset.open, or delete it to convert again")
-    if target.exists():
-        raise DatasetError(f"{path} exists already and is no dataset; choose another path, or delete it")
     _check_columns(df, spec, options)
-    conversion = _Conversion(WriteJob.begin(target, SaveMode.ERROR), spec, options)
+    try:
+        job = WriteJob.begin(target, SaveMode.ERROR)
+    except (TargetExistsError, NotADirectoryError) as error:
+        if is_published(target):  # a conversion that was cut off while it published has just been finished
+            raise DatasetExistsError(f"{path} exists already; open it with Dataset.open") from error
+        raise DatasetError(f"{path} exists already and is no dataset; choose another path, or delete it") from error
+    conversion = _Conversion(job, spec, options)
     try:
         files = conversion.write(df, dict(source or {}), reference, limits or Limits())
-        conversion.job.publish(files)
+        job.publish(files, last=(MANIFEST_FILE,))
     except (Py4JJavaError, PySparkException) as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error
     except TargetExistsError as error:
         raise DatasetExistsError(f"another conversion has made {path} meanwhile; open it with Dataset.open") from error
     finally:
-        conversion.job.abort()
-    return Dataset.open(path)
+        job.abort()
+    _refused_page(target).delete()
+    return Dataset.open(path, cache=cache)
 
 
 def read_profile(path: str | Path | StoragePath) -> DatasetProfile:
@@ -160,19 +177,16 @@ class _Conversion:
         self, df: DataFrame, source: dict[str, Any], reference: DatasetProfile | None, limits: Limits
     ) -> list[WrittenFile]:
         """Write everything that belongs to the dataset; return the files, the manifest last."""
-        staged = stage(df, self.spec, self.options.split_column, self.options.shards, self.job.staging / _RAW_FOLDER)
-        try:
-            self._check_splits(staged)
-            samples = {split: staged.sample(split) for split in SPLITS}
-            fitted = fit_features(
-                staged.measured, self.spec, samples[TRAIN_SPLIT], self.job.staging, self._own(FEATURES_FOLDER)
-            )
-        finally:
-            staged.release()
-        results = self._encode(df, staged)
+        spark, scratch = df.sparkSession, self.job.staging / _RAW_FOLDER
+        staged = stage(df, self.spec, self.options.split_column, self.options.shards, scratch)
+        self._check_splits(staged)
+        samples = {split: staged.sample(split) for split in SPLITS}
+        features = self._own(FEATURES_FOLDER)
+        fitted = fit_features(spark, staged.measured, self.spec, samples[TRAIN_SPLIT], scratch, features)
+        results = self._encode(spark, staged)
         _check_classes(results)
         profile = profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)
-        report = validate(profile, self.spec, reference, limits)
+        report = _with_exact_findings(validate(profile, self.spec, reference, limits), staged, results)
         manifest = Manifest(
             features_hash=fitted.hash,
             splits={split: tuple(result.shard for result in results if result.split == split) for split in SPLITS},
@@ -183,9 +197,16 @@ class _Conversion:
             findings=tuple(vars(finding) for finding in report.findings),
             versions=library_versions(),
         )
-        self._write_own_files(manifest, samples[SPLITS[-1]], profile, report, reference)
+        page = self._page(manifest, profile, report, reference)
         if report.errors and not self.options.accept_errors:
-            raise DatasetError(_refusal(report))
+            kept = _refused_page(self.job.target)
+            kept.write_bytes(page)
+            raise DatasetError(
+                f"{report.refusal()}\nSee {kept}. Mend the table, or accept the errors (accept_errors, "
+                f"--accept-data-errors) to write the dataset all the same"
+            )
+        self._own(PAGE_FILE).write_bytes(page)
+        self._write_own_files(manifest, samples[SPLITS[-1]], profile)
         written = [result.written_file() for result in results]
         return [*written, *self._own_files()]
 
@@ -198,10 +219,10 @@ class _Conversion:
                     else f"split '{split}' has no rows; check the table or the rule that makes its split column"
                 )
 
-    def _encode(self, df: DataFrame, staged: Staged) -> list[ShardResult]:
+    def _encode(self, spark: SparkSession, staged: Staged) -> list[ShardResult]:
         """Run one task per staged file; return their shards by split and number."""
         task = EncodeTask(self.job, str(self._own(FEATURES_FOLDER)), staged.files, self.options.rows_per_block)
-        numbers = df.sparkSession.range(0, len(staged.files), 1, len(staged.files))
+        numbers = spark.range(0, len(staged.files), 1, len(staged.files))
         # One result per file: an attempt that Spark ran in vain is not among them, its files stay behind.
         outcomes = [json.loads(row.result) for row in numbers.mapInArrow(task, "result string").collect()]
         for outcome in outcomes:
@@ -213,18 +234,9 @@ class _Conversion:
             raise DatasetError(f"{written} rows were written of {wanted} that were staged; this is a defect: report it")
         return results
 
-    def _write_own_files(
-        self,
-        manifest: Manifest,
-        last_rows: pa.Table,
-        profile: DatasetProfile,
-        report: Report,
-        reference: DatasetProfile | None,
-    ) -> None:
-        example = pa.BufferOutputStream()
-        pq.write_table(raw_inputs(last_rows.slice(0, EXAMPLE_ROWS), self.spec), example)
-        self._own(f"{FEATURES_FOLDER}/{EXAMPLE_FILE}").write_bytes(example.getvalue().to_pybytes())
-        self._own(PROFILE_FILE).write_bytes(json.dumps(profile.to_dict(), allow_nan=False).encode())
+    def _page(
+        self, manifest: Manifest, profile: DatasetProfile, report: Report, reference: DatasetProfile | None
+    ) -> bytes:
         facts = PageFacts(
             title=self.job.target.name,
             written=datetime.now().astimezone().isoformat(" ", "seconds"),
@@ -234,7 +246,13 @@ class _Conversion:
             options=manifest.options,
             versions=manifest.versions,
         )
-        self._own(PAGE_FILE).write_bytes(dataset_page(facts, profile, report, reference).encode())
+        return dataset_page(facts, profile, report, reference).encode()
+
+    def _write_own_files(self, manifest: Manifest, last_rows: pa.Table, profile: DatasetProfile) -> None:
+        example = pa.BufferOutputStream()
+        pq.write_table(raw_inputs(last_rows.slice(0, EXAMPLE_ROWS), self.spec), example)
+        self._own(f"{FEATURES_FOLDER}/{EXAMPLE_FILE}").write_bytes(example.getvalue().to_pybytes())
+        self._own(PROFILE_FILE).write_bytes(json.dumps(profile.to_dict(), allow_nan=False).encode())
         manifest.save(self._own(MANIFEST_FILE).parent)
 
     def _own(self, path: str) -> StoragePath:
@@ -243,11 +261,7 @@ class _Conversion:
 
     def _own_files(self) -> list[WrittenFile]:
         root = self._own(MANIFEST_FILE).parent
-        paths = [(file.path.relative_to(root), file.bytes) for file in root.files()]
-        return [
-            WrittenFile(_DRIVER_ATTEMPT, path, 0, 0, size)
-            for path, size in sorted(paths, key=lambda entry: entry[0] == MANIFEST_FILE)
-        ]
+        return [WrittenFile(_DRIVER_ATTEMPT, file.path.relative_to(root), 0, 0, file.bytes) for file in root.files()]
 
 
 def library_versions() -> dict[str, str]:
@@ -277,12 +291,39 @@ def _check_classes(results: Sequence[ShardResult]) -> None:
             )
 
 
-def _refusal(report: Report) -> str:
-    lines = "".join(f"\n- {finding.sentence}" for finding in report.errors)
-    return (
-        f"validation found {len(report.errors)} error(s) in the data:{lines}\n"
-        f"Mend the table, or set accept_errors to write the dataset all the same"
-    )
+def _refused_page(target: StoragePath) -> StoragePath:
+    """Return where the page of a table that was refused is kept: beside the dataset that it did not become."""
+    return target.parent / f"{target.name}.refused.html"
+
+
+def _with_exact_findings(report: Report, staged: Staged, results: Sequence[ShardResult]) -> Report:
+    """Add what a sample cannot show: single infinite numbers, and rows that a model learns from and is judged on."""
+    known = {finding.column for finding in report.findings if finding.check == "infinite"}
+    infinite: Counter[tuple[str, str]] = Counter()
+    for result in results:
+        for key, count in result.counts.items():
+            column, _, what = key.rpartition("/")
+            if what == "infinite" and count and column not in known:
+                infinite[column, result.split] += count
+    found = [
+        Finding(
+            Severity.ERROR,
+            column,
+            "infinite",
+            f"'{column}' is infinite, or beyond what a 32-bit float holds, {count:,} times in split '{split}'; turn "
+            f"such values into null or a finite number",
+        )
+        for (column, split), count in sorted(infinite.items())
+    ]
+    if staged.repeated_rows:
+        sentence = (
+            f"at least {staged.repeated_rows:,} rows are equal, in every column, to a row of another split; the model "
+            f"is judged on rows that it has learnt: check the rule that makes the split column, or drop repeated rows"
+        )
+        found.append(Finding(Severity.WARNING, "", "repeated rows", sentence))
+    rank = list(Severity)
+    findings = sorted((*found, *report.findings), key=lambda finding: rank.index(finding.severity))
+    return replace(report, findings=tuple(findings))
 
 
 def _split_counts(results: Sequence[ShardResult]) -> dict[str, SplitCounts]:

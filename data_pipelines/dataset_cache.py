@@ -189,12 +189,17 @@ def _partial(path: Path) -> Path:
 
 def _files_of(location: StoragePath, manifest: Manifest) -> list[StoredFile]:
     """Return what belongs to the dataset, the manifest apart."""
+    # Deferred, for drawing loads matplotlib: only the one process that copies needs it.
+    from data_pipelines.quality.dataset_page import PAGE_FILE
+    from data_pipelines.quality.profile import PROFILE_FILE
+
     shards = {shard.path for shards in manifest.splits.values() for shard in shards}
     files = {file.path.relative_to(location): file for file in location.files()}
     missing = sorted(shards - set(files))
     if missing:
         raise DatasetError(f"shard {location / missing[0]} is missing; delete {location} and convert again")
-    return [file for name, file in files.items() if name in shards or name.startswith(FEATURES_FOLDER + "/")]
+    own = shards | {PROFILE_FILE, PAGE_FILE}
+    return [file for name, file in files.items() if name in own or name.startswith(FEATURES_FOLDER + "/")]
 
 
 def _is_shared_with(lock: int, path: Path) -> bool:

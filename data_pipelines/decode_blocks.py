@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
 from data_pipelines.order import RANGE_LANE, RANGE_SKIPPED, RANGE_START, RANGE_STOP
-from data_pipelines.tfrecord.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel, crc32c_of_span
+from data_pipelines.tfrecord.crc32c import MASK_DELTA, crc32c_of_span
 from data_pipelines.tfrecord.records import FOOTER_BYTES, HEADER_BYTES, read_record_at
 
 # What a column of a block is to its slot.
@@ -40,7 +41,6 @@ _FIELD_3 = 3 << 3 | 2
 _SLOT, _ROW, _STEP, _PLACE, _ROWS = range(5)
 _STRETCH_COLUMNS = 5
 
-_MASK_DELTA = 0xA282EAD8  # of TFRecord's checksums, see crc32c.py
 _INT64_SPAN = types.Array(types.int64, 1, "C", readonly=True)
 _STRETCHES = types.int64[:, ::1]
 _LISTS_OF_ROWS = (types.int64[:, :, ::1], types.int64[:, :, ::1])  # where they start, and how long they are
@@ -87,7 +87,9 @@ class BlockSlots:
     """Room for decoded blocks.
 
     Memory: ``slots * rows`` times 4 bytes per float column, 8 per int64 column and 16 per list column; and per slot 8
-    bytes (12 where lists carry floats) for each value in the lists of the block that has most of them.
+    bytes (12 where lists carry floats) for each value in the lists of the block that has most of them, an eighth more
+    as reserve. Every slot has room for that fullest block, so lists cost ``slots`` times what they cost in it, however
+    little the other blocks hold; while a fuller one is met, the room before it is held too.
 
     Attributes:
         floats: float32 ``[slots, columns, rows]``; behind the layout's columns the constant ones.
@@ -198,18 +200,23 @@ class BlockSlots:
 
 
 def stretches_of(
-    ranges: npt.NDArray[np.int64], *, first_lane: int, width: int, first_row: int, batch: int
+    ranges: npt.NDArray[np.int64],
+    *,
+    lane_rows: npt.NDArray[np.int64],
+    first_lane: int,
+    first_row: int,
+    batch: int,
 ) -> Stretches:
     """Return how to copy ``ranges`` of an epoch's order into one worker's part of every batch.
 
     Args:
         ranges: What :meth:`EpochOrder.ranges` returned, or some of it.
+        lane_rows: int64 ``[lanes + 1]``, :attr:`EpochOrder.lane_rows`.
         first_lane: The lane whose block is in slot 0; the next lane's is in slot 1.
-        width: Rows that every lane gives to a step.
         first_row: Row of the global batch where the worker's part begins.
         batch: Rows of that part.
     """
-    found: Stretches = _find_stretches(ranges, first_lane, width, first_row, batch)
+    found: Stretches = _find_stretches(ranges, lane_rows, first_lane, first_row, batch)
     return found
 
 
@@ -341,7 +348,7 @@ def _little_endian(content: npt.NDArray[np.uint8], at: int, size: int) -> np.uin
 def _has_checksum(content: npt.NDArray[np.uint8], start: int, stop: Any) -> bool:
     """Return whether the four bytes at ``stop`` are the masked CRC-32C of ``content[start:stop]``."""
     crc = crc32c_of_span(content, start, stop, 0)
-    masked = (np.uint32(crc >> np.uint32(15)) | np.uint32(crc << np.uint32(17))) + np.uint32(_MASK_DELTA)
+    masked = (np.uint32(crc >> np.uint32(15)) | np.uint32(crc << np.uint32(17))) + np.uint32(MASK_DELTA)
     return np.uint32(masked) == np.uint32(_little_endian(content, stop, 4))
 
 
@@ -576,23 +583,26 @@ def _decode_block(
     )
 
 
-@compile_kernel(_STRETCHES(types.int64[:, ::1], types.int64, types.int64, types.int64, types.int64))
+@compile_kernel(_STRETCHES(types.int64[:, ::1], _INT64_SPAN, types.int64, types.int64, types.int64))
 def _find_stretches(
-    ranges: npt.NDArray[np.int64], first_lane: int, width: int, first_row: int, batch: int
+    ranges: npt.NDArray[np.int64], lane_rows: npt.NDArray[np.int64], first_lane: int, first_row: int, batch: int
 ) -> npt.NDArray[np.int64]:
     """Cut ``ranges`` at the ends of steps and at the borders of the worker's part of the batch."""
     count = 0
     for number in range(len(ranges)):
+        lane = ranges[number, RANGE_LANE]
+        width = lane_rows[lane + 1] - lane_rows[lane]
         count += (ranges[number, RANGE_STOP] - ranges[number, RANGE_START]) // width + 2
     stretches = np.empty((count, _STRETCH_COLUMNS), np.int64)
     count = 0
     for number in range(len(ranges)):
         lane = ranges[number, RANGE_LANE]
+        width = lane_rows[lane + 1] - lane_rows[lane]
         row = ranges[number, RANGE_START]
         skipped = ranges[number, RANGE_SKIPPED]
         while row < ranges[number, RANGE_STOP]:
             rows = min(ranges[number, RANGE_STOP] - row, width - skipped % width)
-            place = lane * width + skipped % width - first_row
+            place = lane_rows[lane] + skipped % width - first_row
             begin = max(place, 0)
             end = min(place + rows, batch)
             if begin < end:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import types
 
-from data_pipelines.tfrecord.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
+from data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
 
 # FarmHash's own names: some primes between 2**63 and 2**64.
 _K0 = np.uint64(0xC3A5C85C97CB3127)

@@ -18,6 +18,13 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # What Spark escapes in the name of a partition folder (Hive's list).
 _ESCAPED = re.compile(r"[\x00-\x1f\"#%'*/:=?\\\x7f{\[\]^]")
 _GLOB = re.compile(r"[*?\[{]")
+# What HDFS calls a file while it is uploaded.
+_UPLOADING = "._COPYING_"
+# Not Arrow's parser, which also takes 0x10, nor Python's, which takes 1_0: what Spark takes for numbers.
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_UTC_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
 # Spark's own defaults for files: a task reads so much, and opening a file costs as much time as reading so much.
 _TASK_BYTES = 128 * 2**20
 _OPEN_COST_BYTES = 4 * 2**20
@@ -45,9 +52,9 @@ def list_files(
 ) -> list[DataFile]:
     """Return the files at ``locations``: files, folders with all that is below them, and globs of both.
 
-    Files that are empty or hidden (a name with ``.`` or ``_`` in front) are passed over. In a glob ``*``, ``?``,
-    ``[abc]`` and ``{a,b}`` mean what they mean to Hadoop and match within one folder; a path that exists as it is
-    written is no glob. Where a location is on an object store, ``?`` begins its options.
+    Files that are empty, hidden (a name with ``.`` or ``_`` in front) or on their way (``._COPYING_``) are passed over.
+    In a glob ``*``, ``?``, ``[abc]`` and ``{a,b}`` mean what they mean to Hadoop and match within one folder; a path
+    that exists as it is written is no glob. Where a location is on an object store, ``?`` begins its options.
 
     Args:
         locations: One location or several.
@@ -56,6 +63,7 @@ def list_files(
     Raises:
         FileNotFoundError: Nothing is at a location.
         StorageError: No store here serves a location.
+        ValueError: A glob is none.
     """
     many = [locations] if isinstance(locations, str | Path | StoragePath) else list(locations)
     base = StoragePath.of(base_path) if base_path is not None else None
@@ -82,7 +90,7 @@ def _data_files(files: Sequence[StoredFile], root: StoragePath | None, shown: St
     return [
         DataFile(file.path, file.bytes, _partition_of(file.path.relative_to(root)) if root else ())
         for file in files
-        if file.bytes and not is_hidden(file.path.relative_to(shown))
+        if file.bytes and not is_hidden(file.path.relative_to(shown)) and not file.path.name.endswith(_UPLOADING)
     ]
 
 
@@ -91,7 +99,10 @@ def _matching(location: StoragePath, pattern: str, base: StoragePath | None) -> 
     parts = pattern.split("/")
     fixed = next((number for number, part in enumerate(parts) if _GLOB.search(part)), len(parts) - 1)
     folder = StoragePath("/".join(parts[:fixed]) or "/", location.query)
-    expressions = [re.compile(_expression(part)) for part in parts[fixed:]]
+    try:
+        expressions = [re.compile(_expression(part)) for part in parts[fixed:]]
+    except re.error as error:
+        raise ValueError(f"{location} is no glob: {error}; a range in brackets goes up, as in [a-z]") from error
     found = []
     for file in folder.files():
         names = file.path.relative_to(folder).split("/")
@@ -159,7 +170,8 @@ def _escaped(text: str) -> str:
 def partition_schema(files: Sequence[DataFile]) -> pa.Schema:
     """Return the columns that the partition folders of ``files`` make, typed as Spark would: by all their values.
 
-    Whole numbers become int32 or int64, other numbers float64, ISO dates date32, all else strings.
+    Whole numbers become int32 or int64, other numbers float64, ISO dates date32, timestamps that end in ``Z`` (UTC)
+    timestamps, all else strings; whole numbers of more than 64 bits too, so that no digit is lost.
 
     Raises:
         ValueError: Some files are in folders of other names than the rest.
@@ -180,27 +192,58 @@ def partition_schema(files: Sequence[DataFile]) -> pa.Schema:
 
 
 def partition_column(value: str | None, type_: pa.DataType, rows: int) -> pa.Array:
-    """Return ``rows`` times the value of a partition folder.
+    """Return ``rows`` times the value of a partition folder; a timestamp without a zone is taken to be in UTC.
 
     Raises:
         ValueError: The value is none of that type.
     """
     try:
-        scalar = pc.cast(pa.scalar(value, pa.string()), type_)
-    except pa.ArrowInvalid as error:
+        scalar = _partition_value(value, type_)
+    except (pa.ArrowException, ValueError) as error:
         raise ValueError(f"the partition value {value!r} is no {type_}; give its column another type") from error
     return pa.repeat(scalar, rows)
 
 
+def _partition_value(value: str | None, type_: pa.DataType) -> pa.Scalar:
+    if value is not None and pa.types.is_integer(type_):
+        if not _WHOLE_NUMBER.fullmatch(value):
+            raise ValueError("it is not written as a whole number")
+        return pa.scalar(int(value), type_)
+    text = pa.scalar(value, pa.string())
+    if pa.types.is_timestamp(type_):
+        if value is not None and value.endswith("Z"):
+            moment = pc.cast(text, pa.timestamp(type_.unit, tz="UTC"))
+        else:
+            moment = pc.cast(text, pa.timestamp(type_.unit))
+        # Both count from the epoch in UTC; only the zone that is shown differs.
+        return moment.cast(pa.int64()).cast(type_)
+    return pc.cast(text, type_)
+
+
 def _partition_type(values: Sequence[str | None]) -> pa.DataType:
-    texts = pa.array([value for value in values if value is not None], pa.string())
-    for type_ in (pa.int32(), pa.int64(), pa.float64(), pa.date32()) if len(texts) else ():
-        try:
-            pc.cast(texts, type_)
-        except pa.ArrowInvalid:
-            continue
-        return type_
-    return pa.string()
+    texts = [value for value in values if value is not None]
+
+    def all_are(pattern: re.Pattern[str]) -> bool:
+        return bool(texts) and all(map(pattern.fullmatch, texts))
+
+    if all_are(_WHOLE_NUMBER):
+        bits = max(int(text).bit_length() if int(text) >= 0 else (-int(text) - 1).bit_length() for text in texts)
+        return pa.int32() if bits < 32 else pa.int64() if bits < 64 else pa.string()
+    if all_are(_NUMBER):
+        return pa.float64()
+    if all_are(_DATE) and _fit(texts, pa.date32()):
+        return pa.date32()
+    moment = pa.timestamp("us", tz="UTC")
+    return moment if all_are(_UTC_TIMESTAMP) and _fit(texts, moment) else pa.string()
+
+
+def _fit(texts: Sequence[str], type_: pa.DataType) -> bool:
+    """Whether all of ``texts`` are of that type: the 31st of February is no date."""
+    try:
+        pc.cast(pa.array(texts, pa.string()), type_)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def pack_files(files: Sequence[DataFile], slots: int) -> list[tuple[DataFile, ...]]:

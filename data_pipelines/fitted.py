@@ -13,13 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipelines.features import (
-    FIRST_VOCABULARY_ID,
-    Bucketed,
-    FeatureSpec,
-    Numeric,
-    TokenFeature,
-)
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, Bucketed, Numeric, TokenFeature
+from data_pipelines.features import FeatureSpec
 from data_pipelines.storage import StoragePath
 from data_pipelines.vocabulary import Vocabulary
 
@@ -52,12 +47,15 @@ class FittedFeatures:
             label's name.
         statistics: Per numeric or bucketed feature its statistics over the training rows.
         quantiles: Per bucketed feature the boundaries between its buckets, rising.
+        column_types: Per raw column the type that it had, as Arrow writes it (``bool``, ``list<element: int64>``).
+            Empty where types were not recorded.
     """
 
     spec: FeatureSpec
     vocabularies: Mapping[str, Vocabulary]
     statistics: Mapping[str, NumericStatistics]
     quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    column_types: Mapping[str, str] = field(default_factory=dict)
 
     def vocabulary(self, feature: TokenFeature) -> Vocabulary:
         """Return the vocabulary that ``feature`` is looked up in."""
@@ -94,19 +92,21 @@ class FittedFeatures:
 
     @cached_property
     def hash(self) -> str:
-        """Sixteen hex digits that change when the spec, a vocabulary or a statistic does."""
+        """Sixteen hex digits that change when the spec, a vocabulary, a statistic or a recorded type does."""
         digest = hashlib.sha256(self.spec.hash.encode())
         for name in sorted(self.vocabularies):
             digest.update(name.encode() + b"\0")
             digest.update(_vocabulary_digest(self.vocabularies[name]))
-        digest.update(json.dumps(self._numbers(), sort_keys=True).encode())
+        digest.update(json.dumps(self._plain_parts(), sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
-    def _numbers(self) -> dict[str, object]:
-        return {
+    def _plain_parts(self) -> dict[str, object]:
+        parts: dict[str, object] = {
             "statistics": {name: asdict(statistics) for name, statistics in self.statistics.items()},
             "quantiles": {name: list(boundaries) for name, boundaries in self.quantiles.items()},
         }
+        # Features that were fitted before types were recorded keep their hash.
+        return parts | ({"column_types": dict(self.column_types)} if self.column_types else {})
 
     def save(self, folder: Path | StoragePath) -> None:
         """Write the spec, the statistics and one Arrow file per vocabulary into ``folder``."""
@@ -115,7 +115,7 @@ class FittedFeatures:
             (local / VOCABULARY_FOLDER).mkdir(parents=True, exist_ok=True)
             for name, vocabulary in self.vocabularies.items():
                 vocabulary.save(_vocabulary_path(local, name))
-            document = {"hash": self.hash, "spec": self.spec.to_dict(), **self._numbers()}
+            document = {"hash": self.hash, "spec": self.spec.to_dict(), **self._plain_parts()}
             (local / SPEC_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
             if not target.is_local:
                 for file in StoragePath.of(local).files():
@@ -141,6 +141,7 @@ class FittedFeatures:
                     vocabularies={name: Vocabulary.load(_vocabulary_path(local, name)) for name in names},
                     statistics={name: NumericStatistics(**values) for name, values in document["statistics"].items()},
                     quantiles={name: tuple(boundaries) for name, boundaries in document["quantiles"].items()},
+                    column_types=dict(document.get("column_types", {})),
                 )
                 written_hash = document["hash"]
             except (ValueError, KeyError, TypeError, AttributeError) as error:  # also JSON's and Arrow's own errors

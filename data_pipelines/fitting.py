@@ -14,31 +14,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark import TaskContext
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.features import UNBOUNDED, Bucketed, FeatureSpec, MeasuredFeature
+from data_pipelines.feature_kinds import UNBOUNDED, Bucketed, MeasuredFeature
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
+from data_pipelines.raw_columns import ColumnError, raw_column
 from data_pipelines.storage import StoragePath
-from data_pipelines.transform import ColumnError, counted_tokens, measured_values, raw_column
+from data_pipelines.transform import counted_tokens, measured_values
 from data_pipelines.vocabulary import VOCABULARY_SCHEMA, Vocabulary
 
 # Sums arrive in whatever order the tasks end; ten digits are the same whatever the order, so hashes are too.
 SIGNIFICANT_DIGITS = 10
 
-MEASUREMENT_SCHEMA = pa.schema(
-    [("name", pa.string()), ("token", pa.string()), ("count", pa.int64())]
-    + [(name, pa.float64()) for name in ("mean", "m2", "minimum", "maximum")]
-)
-"""A row is the count of one token, or (``token`` null) the moments of one number, in a part of the training rows."""
+TOKEN_COUNTS_SCHEMA = pa.schema([("name", pa.string()), ("token", pa.string()), ("count", pa.int64())])
+"""A row is how often one token of one vocabulary occurs in a part of the training rows."""
 
 # Counts wait in a task until there are this many; when that many differ, they go on to Spark's aggregation.
 _WAITING_COUNTS = 1 << 20
 _DISTINCT_TOKENS = 1 << 18
 
 _TOKENS_PER_PIECE = 1 << 20
-
-_RANKED_SCHEMA = pa.schema([("name", pa.string()), ("token", pa.string()), ("count", pa.int64())])
 
 
 class EmptySplitError(ValueError):
@@ -93,28 +90,30 @@ class Moments:
 
 
 class Measurement:
-    """Counts and moments of the training rows that one task sees; its memory is bounded, whatever their number."""
+    """Counts and moments of the training rows that one task sees; its memory is bounded, whatever their number.
+
+    Attributes:
+        moments: Per feature of numbers those of the rows so far.
+    """
 
     def __init__(self, spec: FeatureSpec) -> None:
         self._measured: tuple[MeasuredFeature, ...] = (*spec.numeric, *spec.bucketed)
-        self._moments = {feature.name: Moments() for feature in self._measured}
         self._tokens = {owner.name: _TokenCounts() for owner in spec.vocabulary_owners}
         self._owners = spec.vocabulary_owners
+        self.moments = {feature.name: Moments() for feature in self._measured}
 
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Take the rows of ``batch``; yield counts, in ``MEASUREMENT_SCHEMA``, that there is no room to keep."""
+        """Take the rows of ``batch``; yield counts, in ``TOKEN_COUNTS_SCHEMA``, that there is no room to keep."""
         for feature in self._measured:
             values = measured_values(feature, raw_column(batch, feature))
-            self._moments[feature.name] = self._moments[feature.name].merged(Moments.of(values[~np.isnan(values)]))
+            self.moments[feature.name] = self.moments[feature.name].merged(Moments.of(values[~np.isnan(values)]))
         for owner in self._owners:
             yield from self._tokens[owner.name].add(owner.name, counted_tokens(owner, raw_column(batch, owner)))
 
     def finish(self) -> Iterator[pa.RecordBatch]:
-        """Yield everything that was kept."""
+        """Yield the counts that were kept."""
         for name, tokens in self._tokens.items():
             yield from tokens.take(name)
-        rows = [{"name": name} | vars(moments) for name, moments in self._moments.items()]
-        yield pa.RecordBatch.from_pylist(rows, schema=MEASUREMENT_SCHEMA)
 
 
 @dataclass
@@ -136,9 +135,8 @@ class _TokenCounts:
         if not self._waiting:
             return
         counted = self._summed()
-        nothing = pa.nulls(len(counted), pa.float64())
         columns = [pa.array([name] * len(counted), pa.string()), counted["token"], counted["count"]]
-        yield from pa.table([*columns, *[nothing] * 4], schema=MEASUREMENT_SCHEMA).to_batches(65_536)
+        yield from pa.table(columns, schema=TOKEN_COUNTS_SCHEMA).to_batches(65_536)
 
     def _keep(self, counts: pa.Table) -> None:
         self._waiting.append(counts)
@@ -152,8 +150,26 @@ class _TokenCounts:
         return present.group_by("token").aggregate([("count", "sum")]).rename_columns(["token", "count"])
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What all tasks have measured of the training rows.
+
+    Attributes:
+        moments: Per feature of numbers those of all rows.
+        token_files: URIs of Arrow files with token counts, in ``TOKEN_COUNTS_SCHEMA``; a token may be in several.
+    """
+
+    moments: Mapping[str, Moments]
+    token_files: tuple[str, ...]
+
+
 def fit_features(
-    measured: DataFrame, spec: FeatureSpec, sample: pa.Table, scratch: StoragePath, target: StoragePath
+    spark: SparkSession,
+    measured: Measured,
+    spec: FeatureSpec,
+    sample: pa.Table,
+    scratch: StoragePath,
+    target: StoragePath,
 ) -> FittedFeatures:
     """Join the parts of a measurement into fitted features, and save them.
 
@@ -161,27 +177,46 @@ def fit_features(
     sorts them and its tasks write them; this process copies file to file, so a vocabulary may be larger than it is.
 
     Args:
-        measured: what every task's :class:`Measurement` yielded, in ``MEASUREMENT_SCHEMA``. It is read twice.
-        spec: the features.
-        sample: rows of the training split, from which quantiles are taken: with 20,000 of them a boundary's rank is
+        spark: Counts and sorts the tokens.
+        measured: The parts.
+        spec: The features.
+        sample: Rows of the training split, from which quantiles are taken: with 20,000 of them a boundary's rank is
             off by 0.4 % of the rows in one case of three.
-        scratch: a folder that the executors reach, for files that the caller removes.
-        target: folder to save to.
+        scratch: A folder that the executors reach, for files that the caller removes.
+        target: Folder to save to.
 
     Raises:
-        EmptySplitError: a vocabulary stays empty.
-        ColumnError: a numeric column holds an infinite value.
+        EmptySplitError: A vocabulary stays empty.
+        ColumnError: A numeric column holds an infinite value.
     """
-    moments = _moments(measured.where("token IS NULL").collect())
+    for name, part in measured.moments.items():
+        if part.count and math.isinf(max(-part.minimum, part.maximum)):
+            raise ColumnError(f"column '{name}' holds an infinite number; replace it by null or a finite one")
     with tempfile.TemporaryDirectory(prefix="mirrorspark-vocabularies-") as folder:
+        owners = spec.vocabulary_owners
         fitted = FittedFeatures(
             spec=spec,
-            vocabularies=_vocabularies(measured, spec, scratch, Path(folder)) if spec.vocabulary_owners else {},
-            statistics={name: part.statistics() for name, part in moments.items()},
+            vocabularies=_vocabularies(spark, measured.token_files, spec, scratch, Path(folder)) if owners else {},
+            statistics={name: part.statistics() for name, part in measured.moments.items()},
             quantiles={feature.name: _boundaries(feature, sample) for feature in spec.bucketed},
+            column_types=_column_types(spec, sample.schema),
         )
         fitted.save(target)
     return FittedFeatures.load(target)
+
+
+@dataclass(frozen=True)
+class TokenCountsTask:
+    """The body of one Spark task: read the token counts of the files whose numbers it is given."""
+
+    files: tuple[str, ...]
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the counts as they were written."""
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                with StoragePath.of(self.files[number]).open_read() as file, pa.ipc.open_file(file) as reader:
+                    yield from (reader.get_batch(place) for place in range(reader.num_record_batches))
 
 
 @dataclass(frozen=True)
@@ -196,21 +231,24 @@ class RankTask:
         partition = context.partitionId() if context else 0
         path = StoragePath.of(self.folder) / f"{partition:05d}-{uuid4().hex}.arrow"
         rows = 0
-        with path.open_write() as file, pa.ipc.new_file(file, _RANKED_SCHEMA) as writer:
+        with path.open_write() as file, pa.ipc.new_file(file, TOKEN_COUNTS_SCHEMA) as writer:
             for batch in batches:
-                writer.write_batch(batch.cast(_RANKED_SCHEMA))
+                writer.write_batch(batch.cast(TOKEN_COUNTS_SCHEMA))
                 rows += batch.num_rows
         if rows:
             written = json.dumps({"partition": partition, "path": str(path)})
             yield pa.RecordBatch.from_pydict({"written": [written]})
 
 
-def _vocabularies(measured: DataFrame, spec: FeatureSpec, scratch: StoragePath, folder: Path) -> dict[str, Vocabulary]:
+def _vocabularies(
+    spark: SparkSession, token_files: tuple[str, ...], spec: FeatureSpec, scratch: StoragePath, folder: Path
+) -> dict[str, Vocabulary]:
     """Return the vocabulary of every owner, written to files in the local ``folder`` and mapped from there."""
     owners = spec.vocabulary_owners
     minimum = F.create_map(*(F.lit(part) for owner in owners for part in (owner.name, owner.min_count)))
     written = (
-        measured.where("token IS NOT NULL")
+        spark.range(0, len(token_files), 1, max(1, len(token_files)))
+        .mapInArrow(TokenCountsTask(token_files), "name string, token string, count long")
         .groupBy("name", "token")
         .agg(F.sum("count").alias("count"))
         .where(F.col("count") >= minimum[F.col("name")])
@@ -286,6 +324,13 @@ def _vocabulary_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.arrow"
 
 
+def _column_types(spec: FeatureSpec, schema: pa.Schema) -> dict[str, str]:
+    """Return the Arrow type of every raw column: a token of another type than in training would be another token."""
+    features = (*spec.features, *([spec.excluded] if spec.excluded else []))
+    names = dict.fromkeys(column for feature in features for column in feature.columns)
+    return {name: str(schema.field(name).type) for name in names}
+
+
 def _boundaries(feature: Bucketed, sample: pa.Table) -> tuple[float, ...]:
     """Return the distinct quantiles of the sample: values that occur, so that equal rows share a bucket."""
     values = measured_values(feature, raw_column(sample, feature))
@@ -294,16 +339,6 @@ def _boundaries(feature: Bucketed, sample: pa.Table) -> tuple[float, ...]:
     places = np.arange(1, feature.buckets) * len(rising) // feature.buckets
     distinct = np.unique(rising[places]) if len(rising) else rising
     return tuple(float(boundary) for boundary in distinct if boundary > rising[0])
-
-
-def _moments(rows: Iterable[Row]) -> dict[str, Moments]:
-    merged: dict[str, Moments] = {}
-    for row in rows:
-        part = Moments(row["count"], row["mean"], row["m2"], row["minimum"], row["maximum"])
-        if part.count and math.isinf(max(-part.minimum, part.maximum)):
-            raise ColumnError(f"column '{row['name']}' holds an infinite number; replace it by null or a finite one")
-        merged[row["name"]] = merged.get(row["name"], Moments()).merged(part)
-    return merged
 
 
 def _rounded(value: float) -> float:

@@ -10,7 +10,7 @@ Datasets that this library wrote are read several times faster by :mod:`data_pip
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -187,8 +187,8 @@ def share_of(files: Sequence[CountedFile], plan: RowPlan) -> Share:
 def load_rows(files: Sequence[CountedFile], features: Mapping[str, Any], plan: RowPlan) -> "tf.data.Dataset":
     """Return batches ``(features, weight)`` for one worker.
 
-    Every row is read once per epoch over all workers, whose numbers of steps are equal. Padding rows are copies of one
-    of the rows, because only the writer knows what may be empty; their weight is 0.
+    Every row is read once per epoch over all workers, whose numbers of steps are equal. Padding rows are copies of
+    the first row of the worker's first file, because only the writer knows what may be empty; their weight is 0.
 
     Memory: ``plan.shuffle_rows`` records and a few batches.
 
@@ -222,10 +222,11 @@ def _batches(share: Share, plan: RowPlan) -> Iterator[tuple[npt.NDArray[np.objec
     while plan.epochs is None or epoch < plan.epoch + plan.epochs:
         waiting: list[bytes] = []
         steps = 0
-        filler = b""
         for records in _windows(share, plan, epoch):
+            if steps == share.steps:
+                # What others have fewer rows for is dropped, and must not gather here.
+                break
             waiting += records
-            filler = records[0]
             whole = min(len(waiting) // batch, share.steps - steps)
             for first in range(0, whole * batch, batch):
                 yield _as_array(waiting[first : first + batch]), np.ones(batch, np.float32)
@@ -234,9 +235,15 @@ def _batches(share: Share, plan: RowPlan) -> Iterator[tuple[npt.NDArray[np.objec
         for _ in range(steps, share.steps):
             weight = np.zeros(batch, np.float32)
             weight[: len(waiting)] = 1.0
-            yield _as_array(waiting + [filler] * (batch - len(waiting))), weight
+            yield _as_array(waiting + [_first_record(share)] * (batch - len(waiting))), weight
             waiting = []
         epoch += 1
+
+
+def _first_record(share: Share) -> bytes:
+    """Return what padding repeats. A worker has it even where there are fewer rows than workers."""
+    everything = replace(share, files=share.files[:1], every=1, first=0)
+    return next(chunk[0] for chunk in _records(everything.files, everything) if chunk)
 
 
 def _as_array(records: list[bytes]) -> npt.NDArray[np.object_]:

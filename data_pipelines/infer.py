@@ -4,6 +4,7 @@ The proposal is a start: write it to YAML, read it, and change what you know bet
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +23,9 @@ from pyspark.sql.types import (
     StringType,
 )
 
-from data_pipelines.features import (
-    COLUMN_NAME,
+from data_pipelines.feature_kinds import (
     Categorical,
     Feature,
-    FeatureSpec,
     FeatureSpecError,
     Label,
     MultiValued,
@@ -34,6 +33,7 @@ from data_pipelines.features import (
     Sparse,
     Text,
 )
+from data_pipelines.features import COLUMN_NAME, FeatureSpec
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ MOST_VOCABULARY = 1_000_000
 # Amounts of money and counts of visits are more skewed than this, and nearly normal as logarithms.
 LEAST_SKEWNESS_OF_LOGARITHM = 3.0
 LONGEST_LIST = 200
+# As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
+_IDENTIFIER = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _propose_number(facts: ColumnFacts) -> tuple[Feature | None, str]:
     is_whole = isinstance(facts.type, IntegralType)
     if is_whole and facts.distinct <= MOST_CODES:
         return Categorical(facts.name), f"categorical, for it has {facts.distinct} different whole numbers only"
-    if is_whole and facts.name.lower().endswith("id"):
+    if is_whole and _IDENTIFIER.search(facts.name):
         return _propose_token(facts)
     if (facts.minimum or 0) >= 0 and (facts.skewness or 0) >= LEAST_SKEWNESS_OF_LOGARITHM:
         return Numeric(facts.name, log=True), "numeric, as logarithms, for it is skewed"
@@ -246,7 +248,7 @@ def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str) -> st
         and isinstance(fact.type, StringType | IntegralType)
         and fact.distinct >= 0.9 * max(row.rows for row in facts.values())
     ]
-    likely.sort(key=lambda name: not name.lower().endswith("id"))
+    likely.sort(key=lambda name: not _IDENTIFIER.search(name))
     if likely:
         counts: Any = df.agg(F.count(F.lit(1)), *(F.count_distinct(_quoted(name)) for name in likely)).first()
         for name, distinct in zip(likely, counts[1:], strict=True):

@@ -2,6 +2,7 @@
 
 Two passes of Spark tasks. The first types and sorts the rows and writes them to a staging folder; it measures sizes
 and ranges on the way. The second cuts that one long table into files of the wanted size, in the narrowest types.
+:mod:`data_pipelines.publish` makes them visible.
 """
 
 import json
@@ -18,8 +19,9 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
+from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 from data_pipelines.spark_errors import first_line, task_message
-from data_pipelines.storage import StoragePath, scratch_folder
+from data_pipelines.storage import StoragePath
 
 # 3,500 files of about this size read fastest from an object store in a job over 620 million rows: large enough that
 # opening them does not count, small enough to keep every core of a cluster busy to the end.
@@ -41,7 +43,7 @@ class IngestResult:
     """What was written.
 
     Attributes:
-        files: The Parquet files, in the order of their rows.
+        files: The Parquet files, in the order of their rows; beside them lies an empty ``_SUCCESS``, as Spark has it.
         rows: Rows in all of them.
         bytes: Size of all of them.
         types: Per column its Arrow type, as text.
@@ -106,14 +108,15 @@ def ingest_csv(
 ) -> IngestResult:
     """Write CSV files, plain or packed with gzip or bzip2, as Parquet files of about ``target_file_bytes`` each.
 
-    ``output`` appears whole or not at all. All files but the last one have the target size within 20%; the last one
-    has the rest.
+    ``output`` appears at once and whole, or not at all; on an object store its ``_SUCCESS`` appears last, and a
+    publish that broke off is finished by the next write to it. All files but the last one have the target size within
+    20%; the last one has the rest.
 
     Args:
         spark: The session.
-        paths: Files, folders or globs, as Spark reads them; each file has a header line. Of packed files, bzip2's are
-            read by several tasks each, gzip's by one.
-        output: Folder to create.
+        paths: Files, folders or globs, as Spark reads them (S3's as ``s3a://``); each file has a header line. Of packed
+            files, bzip2's are read by several tasks each, gzip's by one.
+        output: Folder to create, a local path or a URI on any store. It must be reachable from the executors.
         schema: The columns in Spark's DDL, in the order of the files.
         sort_by: Sort all rows by these columns, so that equal values lie together and a filter on them skips files.
         target_file_bytes: Size of a file on the store.
@@ -125,43 +128,48 @@ def ingest_csv(
         separator: What stands between two values.
 
     Raises:
-        IngestError: ``output`` exists, a column of ``sort_by`` does not, a header differs from the schema, there are
-            no rows, or a value does not fit its column.
+        IngestError: There is data at ``output``, a column of ``sort_by`` is not in the schema, a header differs from
+            it, there are no rows, or a value does not fit its column.
         ValueError: A size is not above zero.
     """
     for name, size in (("target_file_bytes", target_file_bytes), ("row_group_bytes", row_group_bytes)):
         if size < 1:
             raise ValueError(f"{name} {size} is below 1; give a size in bytes, for example {TARGET_FILE_BYTES}")
-    target = StoragePath.of(output)
-    if target.exists():
-        raise IngestError(f"{target} exists already; delete it, or choose another output")
+    try:
+        job = WriteJob.begin(StoragePath.of(output), SaveMode.ERROR)
+    except (TargetExistsError, NotADirectoryError) as error:
+        raise IngestError(f"{output} exists already; delete it, or choose another output") from error
     codec = None if compression == "none" else compression
     try:
         frame = _read(spark, paths, schema, sort_by, csv_null, separator)
-        with scratch_folder(target.parent, f".{target.name}.staging-") as staging:
-            parts = _run(frame, StageTask(staging / "staged", row_group_bytes, codec))
-            groups = [RowGroup(**group) for part in parts for group in part["groups"]]
-            if not groups:
-                raise IngestError(f"there are no rows in {paths}; check the path")
-            ranges = _merged_ranges(part["ranges"] for part in parts)
-            staged_schema = _schema_of(StoragePath.of(groups[0].file))
-            final = narrow_schema(staged_schema, ranges) if downcast else staged_schema
-            scale = _pilot(groups, final, codec) if final != staged_schema else 1.0
-            plan = plan_files(groups, target_file_bytes / scale)
-            finished, attempts = staging / "finished", staging / "attempts"
-            numbers = spark.range(len(plan), numPartitions=len(plan)).toDF("number")
-            written = _run(numbers, CutTask(tuple(map(tuple, plan)), finished, attempts, row_group_bytes, codec, final))
-            if sum(part["rows"] for part in written) != sum(group.rows for group in groups):
-                raise IngestError(f"{target} would not hold all rows of {paths}; this is an error of ours: report it")
-            finished.rename(target)
+        parts = _run(frame, StageTask(job, row_group_bytes, codec))
+        groups = [RowGroup(**group) for part in parts for group in part["groups"]]
+        if not groups:
+            raise IngestError(f"there are no rows in {paths}; check the path")
+        ranges = _merged_ranges(part["ranges"] for part in parts)
+        staged_schema = _schema_of(StoragePath.of(groups[0].file))
+        final = narrow_schema(staged_schema, ranges) if downcast else staged_schema
+        scale = _pilot(groups, final, codec) if final != staged_schema else 1.0
+        plan = plan_files(groups, target_file_bytes / scale)
+        numbers = spark.range(len(plan), numPartitions=len(plan)).toDF("number")
+        cut = _run(numbers, CutTask(job, tuple(map(tuple, plan)), row_group_bytes, codec, final))
+        written = sorted((WrittenFile(**file) for file in cut), key=lambda file: file.path)
+        rows = sum(file.rows for file in written)
+        if rows != sum(group.rows for group in groups):
+            raise IngestError(f"{output} would not hold all rows of {paths}; this is an error of ours: report it")
+        job.publish(written)
     except (Py4JJavaError, PySparkException) as error:
         raise IngestError(
             f"{paths} cannot be read with the schema '{schema}': {task_message(error)}; mend the schema, or the value"
         ) from error
+    except TargetExistsError as error:
+        raise IngestError(f"another write has made {output} meanwhile; delete it, or choose another output") from error
+    finally:
+        job.abort()
     return IngestResult(
-        files=tuple(str(target / _file_name(number)) for number in range(len(plan))),
-        rows=sum(part["rows"] for part in written),
-        bytes=sum(part["bytes"] for part in written),
+        files=tuple(str(job.target / file.path) for file in written),
+        rows=rows,
+        bytes=sum(file.bytes for file in written),
         types={field.name: str(field.type) for field in final},
     )
 
@@ -207,19 +215,19 @@ def column_ranges(table: pa.Table) -> dict[str, ColumnRange]:
 class StageTask:
     """The body of a task of the first pass: write the partition's rows to a staged file, and measure them."""
 
-    folder: StoragePath
+    job: WriteJob
     row_group_bytes: int
     codec: str | None
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the row groups written and the ranges of the columns, as JSON."""
-        path = self.folder / f"{uuid4().hex}.parquet"
         ranges: dict[str, ColumnRange] = {}
         writer: pq.ParquetWriter | None = None
         tables = _gathered(batches, self.row_group_bytes)
         first = next(tables, None)
         if first is None:
             return
+        path = _begun_file(self.job, "staged.parquet")[1]
         with path.open_write() as file:
             writer = pq.ParquetWriter(file, first.schema, compression=self.codec)
             with writer:
@@ -233,37 +241,40 @@ class StageTask:
 class CutTask:
     """The body of a task of the second pass: write one file of the plan."""
 
+    job: WriteJob
     plan: tuple[tuple[Span, ...], ...]
-    folder: StoragePath
-    attempts: StoragePath
     row_group_bytes: int
     codec: str | None
     schema: pa.Schema
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the size of each file written, as JSON."""
+        """Yield each file written, as JSON."""
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                path = self.folder / _file_name(number)
-                # Elsewhere first: what an attempt that failed leaves behind must not be published.
-                attempt = self.attempts / f"{uuid4().hex}.parquet"
+                name = _file_name(number)
+                attempt, path = _begun_file(self.job, name)
                 rows = 0
                 with (
-                    attempt.open_write() as file,
+                    path.open_write() as file,
                     pq.ParquetWriter(file, self.schema, compression=self.codec) as writer,
                 ):
                     for table in _gathered(self._pieces(number), self.row_group_bytes):
                         writer.write_table(table, row_group_size=table.num_rows)
                         rows += table.num_rows
-                size = attempt.size()
-                attempt.rename(path)
-                yield _result({"rows": rows, "bytes": size})
+                yield _result(asdict(WrittenFile(attempt, name, rows, records=rows, bytes=path.size())))
 
     def _pieces(self, number: int) -> Iterator[pa.RecordBatch]:
         for span in self.plan[number]:
             with StoragePath.of(span.group.file).open_read() as file:
                 table = pq.ParquetFile(file).read_row_group(span.group.number)
             yield from table.slice(span.start, span.stop - span.start).cast(self.schema).to_batches()
+
+
+def _begun_file(job: WriteJob, name: str) -> tuple[str, StoragePath]:
+    """Return the name of an attempt of its own, and where its file is written: what fails is never published."""
+    attempt = uuid4().hex
+    job.begin_attempt(attempt)
+    return attempt, job.attempt_file(attempt, name)
 
 
 def _read(

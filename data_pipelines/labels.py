@@ -7,16 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.features import FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID, FeatureSpec, LabelKind
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID, LabelKind
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures
-from data_pipelines.transform import (
-    ColumnError,
-    RaggedIds,
-    is_number,
-    plain_column,
-    raw_column,
-    token_ids,
-)
+from data_pipelines.raw_columns import ColumnError, is_number, plain_column, raw_column
+from data_pipelines.transform import RaggedIds, token_ids
 
 EncodedLabel = np.ndarray | RaggedIds
 

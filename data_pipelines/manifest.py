@@ -14,7 +14,8 @@ MANIFEST_FILE = "manifest.json"
 FEATURES_FOLDER = "features"
 FORMAT_VERSION = 2
 BLOCK_LAYOUT = "block"
-SPLITS = ("train", "validation", "test")
+TRAIN_SPLIT = "train"
+SPLITS = (TRAIN_SPLIT, "validation", "test")
 
 _READ_BYTES = 16 * 2**20
 

@@ -1,8 +1,9 @@
 """Which example stands where in which batch of an epoch: arithmetic on row counts, without reading anything.
 
 An epoch is one long sequence: the blocks in an order drawn from (seed, epoch), the rows of each block in an order
-drawn from (seed, epoch, block). The sequence is cut into *lanes* of equal length that are read side by side, and each
-global batch takes the same number of rows from every lane. So
+drawn from (seed, epoch, block). The sequence is cut into *lanes* that are read side by side, and each global batch
+takes as many rows of a lane as all others: 64 lanes, or one for each row of a smaller batch. Where 64 does not divide
+the batch, some lanes give a row more than others and are longer by as much. So
 
 * a batch mixes rows of as many blocks as there are lanes, without a shuffle buffer;
 * the sequence of global batches depends on the seed, the epoch and the global batch size alone. A worker takes its
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from data_pipelines.tfrecord.crc32c import compile_inner_kernel, compile_kernel
+from data_pipelines.kernels import compile_inner_kernel, compile_kernel
 
 MAX_LANES = 64
 
@@ -77,13 +78,19 @@ class EpochOrder:
 
     @property
     def lanes(self) -> int:
-        """Number of lanes: the largest divisor of the batch size that is no more than ``MAX_LANES``."""
-        return next(n for n in range(min(MAX_LANES, self.global_batch_size), 0, -1) if not self.global_batch_size % n)
+        """Number of lanes: ``MAX_LANES``, or one for each row of a smaller batch."""
+        return min(MAX_LANES, self.global_batch_size)
 
     @property
-    def rows_per_lane_and_step(self) -> int:
-        """Rows that every lane gives to a batch."""
-        return self.global_batch_size // self.lanes
+    def lane_rows(self) -> npt.NDArray[np.int64]:
+        """Where the rows of each lane begin in a global batch, and where the last one's end: int64 ``[lanes + 1]``."""
+        return np.arange(self.lanes + 1) * self.global_batch_size // self.lanes
+
+    def lanes_of(self, first_row: int, last_row: int) -> tuple[int, int]:
+        """Return the first lane that gives rows ``first_row`` up to ``last_row`` of a batch, and one past the last."""
+        bounds = self.lane_rows
+        first = np.searchsorted(bounds, first_row, side="right") - 1
+        return int(first), int(np.searchsorted(bounds, last_row, side="left"))
 
     def ranges(self, first_lane: int, last_lane: int, first_step: int, last_step: int) -> npt.NDArray[np.int64]:
         """Return what the lanes read for the steps from ``first_step`` up to, not including, ``last_step``.
@@ -99,12 +106,14 @@ class EpochOrder:
         Returns:
             int64 ``[ranges, 5]`` with the columns ``RANGE_...``, lane by lane.
         """
-        lanes = np.arange(first_lane, last_lane + 1)
+        before = self.lane_rows[first_lane : last_lane + 1]
+        widths = np.diff(before)
         full_steps, rest = divmod(self.rows, self.global_batch_size)
-        # The rest is dealt out evenly, so that all padding stands in the last step and on all workers alike.
-        bounds = lanes * full_steps * self.rows_per_lane_and_step + lanes * rest // self.lanes
-        starts = np.minimum(bounds[:-1] + first_step * self.rows_per_lane_and_step, bounds[1:])
-        stops = np.minimum(bounds[:-1] + last_step * self.rows_per_lane_and_step, bounds[1:])
+        # The rest is dealt out evenly, so that all padding stands in the last step and on all workers alike. By rows,
+        # not by lanes: no lane gets more than it can give to one step.
+        bounds = before * full_steps + before * rest // self.global_batch_size
+        starts = np.minimum(bounds[:-1] + first_step * widths, bounds[1:])
+        stops = np.minimum(bounds[:-1] + last_step * widths, bounds[1:])
         blocks, ends = self._blocks, self._ends  # type: ignore[attr-defined]
         ranges: npt.NDArray[np.int64] = _find_ranges(first_lane, starts, stops, blocks, ends, self.block_rows)
         return ranges

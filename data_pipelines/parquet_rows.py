@@ -59,7 +59,8 @@ class ParquetRows:
 
         Raises:
             FileNotFoundError: There are no files.
-            ParquetError: A file is not Parquet, has other columns than the first, or has none of a name asked for.
+            ParquetError: A file is not Parquet, has other columns than the first, or has none of a name asked for. More
+                columns than the first are an error where all are asked for.
         """
         files = list_files(locations)
         if not files:
@@ -70,6 +71,8 @@ class ParquetRows:
         stored = [field for field in schema if field.name not in dict(files[0].partition)]
         for file, footer in zip(files, footers, strict=True):
             _check_columns(file, footer, stored, files[0])
+            if columns is None:
+                _check_no_more_columns(file, footer, footers[0], files[0])
         return cls(
             schema,
             groups=tuple(
@@ -170,3 +173,12 @@ def _check_columns(file: DataFile, footer: _Footer, expected: Sequence[pa.Field]
                 f"column '{field.name}' is {found.get(field.name, 'missing')} in {file.path} and {field.type} in "
                 f"{first.path}; write files of one schema, or read them with Spark"
             )
+
+
+def _check_no_more_columns(file: DataFile, footer: _Footer, first_footer: _Footer, first: DataFile) -> None:
+    more = [name for name in footer.schema.names if name not in first_footer.schema.names]
+    if more:
+        raise ParquetError(
+            f"{file.path} has columns {more}, which {first.path} does not have; write files of one schema, or name the "
+            f"columns to read"
+        )

@@ -12,15 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.blocks import encode_blocks
-from data_pipelines.features import MISSING_ID, OUT_OF_VOCABULARY_ID, Feature
+from data_pipelines.feature_kinds import MISSING_ID, OUT_OF_VOCABULARY_ID, Feature
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.labels import LabelError, binary_label
-from data_pipelines.manifest import DatasetError, Shard
+from data_pipelines.manifest import TRAIN_SPLIT, DatasetError, Shard
 from data_pipelines.publish import WriteJob, WrittenFile
-from data_pipelines.staging import TRAIN_SPLIT, StagedFile
+from data_pipelines.raw_columns import ColumnError, raw_column
+from data_pipelines.staging import StagedFile
 from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.records import BinaryWriter, RecordWriter
-from data_pipelines.transform import ColumnError, Encoded, Encoder, RaggedIds, SparseRows, measured_values, raw_column
+from data_pipelines.transform import Encoded, Encoder, RaggedIds, SparseRows, measured_values, non_finite
 
 # Encoding 16 blocks at once takes a third of the time that it takes one by one, and some megabytes.
 _BLOCKS_AT_ONCE = 16
@@ -169,15 +170,15 @@ class _ShardWriter:
 
 
 def _counts(feature: Feature, table: pa.Table, column: Encoded) -> dict[str, int]:
-    """Return how many rows have no value, and of tokens how many there are and are out of vocabulary."""
+    """Return how many rows have no value; of tokens how many there are and how many are unknown; infinite numbers."""
+    if isinstance(column, SparseRows):
+        return {"missing": int((column.row_lengths == 0).sum()), "infinite": non_finite(column)}
+    if feature.form == "value":
+        missing = int(np.isnan(measured_values(feature, raw_column(table, feature))).sum())
+        return {"missing": missing, "infinite": non_finite(column)}
     if isinstance(column, RaggedIds):
         ids, missing = column.values, int((column.row_lengths == 0).sum())
-    elif isinstance(column, SparseRows):
-        return {"missing": int((column.row_lengths == 0).sum())}
-    elif feature.form == "value":
-        return {"missing": int(np.isnan(measured_values(feature, raw_column(table, feature))).sum())}
     else:
-        missing = int((column == MISSING_ID).sum())
-        ids = column
+        ids, missing = column, int((column == MISSING_ID).sum())
     tokens = int((ids != MISSING_ID).sum())
     return {"missing": missing, "tokens": tokens, "out_of_vocabulary": int((ids == OUT_OF_VOCABULARY_ID).sum())}

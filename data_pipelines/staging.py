@@ -7,7 +7,7 @@ once; what fits the features and what encodes the rows both work from the staged
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -19,21 +19,21 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefinedType, VariantType
 
 from data_pipelines.features import FeatureSpec
-from data_pipelines.fitting import MEASUREMENT_SCHEMA, Measurement
+from data_pipelines.fitting import Measured, Measurement, Moments
 from data_pipelines.labels import LabelError
-from data_pipelines.manifest import SPLITS, DatasetError
+from data_pipelines.manifest import SPLITS, TRAIN_SPLIT, DatasetError
+from data_pipelines.raw_columns import ColumnError
 from data_pipelines.storage import StoragePath
-from data_pipelines.transform import ColumnError
 
-TRAIN_SPLIT = SPLITS[0]
 SAMPLE_ROWS = 20_000
 """Rows of a split that are drawn for quantiles and the profile: histograms and shares are good to half a percent."""
 
 # Keys are dealt to shards by Spark's other hash, so the rows of a shard are a fair draw of this one.
 _ORDER_COLUMN = "row order"
-_OUTCOME_SCHEMA = pa.schema([*MEASUREMENT_SCHEMA, ("outcome", pa.string())])
-_OUTCOME_DDL = "name string, token string, count long, mean double, m2 double, minimum double, maximum double, "
-_OUTCOME_DDL += "outcome string"
+# Equal in every column that Spark can compare: equal rows are neighbours in their order.
+_ROW_HASH_COLUMN = "row hash"
+_ADDED_COLUMNS = [_ORDER_COLUMN, _ROW_HASH_COLUMN]
+_TOKENS_FILE = "tokens"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class StagedFile:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows in their order, without the columns that staging added."""
         for batch in self._all_columns():
-            yield batch.drop_columns([_ORDER_COLUMN])
+            yield batch.drop_columns(_ADDED_COLUMNS)
 
     def first_rows(self, rows: int) -> pa.Table:
         """Return the first rows, which have the smallest hashes of their keys, with that hash as a column."""
@@ -79,14 +79,13 @@ class Staged:
 
     Attributes:
         files: Where they are, by partition and split.
-        measured: What the tasks measured of the training rows, in ``MEASUREMENT_SCHEMA``; kept by Spark until
-            :meth:`release`.
-        outcomes: The frame that Spark keeps.
+        measured: What the tasks measured of the training rows.
+        repeated_rows: How many rows are equal, in every column that Spark can compare, to one of another split.
     """
 
     files: tuple[StagedFile, ...]
-    measured: DataFrame
-    outcomes: DataFrame
+    measured: Measured
+    repeated_rows: int = 0
 
     def rows(self, split: str) -> int:
         """Return the number of rows in ``split``."""
@@ -104,11 +103,7 @@ class Staged:
         quota = min(SAMPLE_ROWS, 2 * SAMPLE_ROWS // len(files) + 1_000)
         drawn = pa.concat_tables([file.first_rows(quota) for file in files])
         smallest = pc.sort_indices(drawn[_ORDER_COLUMN]).slice(0, SAMPLE_ROWS)
-        return drawn.take(smallest).drop_columns([_ORDER_COLUMN]).combine_chunks()
-
-    def release(self) -> None:
-        """Let Spark forget what it kept; the files are the caller's to remove."""
-        self.outcomes.unpersist()
+        return drawn.take(smallest).drop_columns(_ADDED_COLUMNS).combine_chunks()
 
 
 def stage(df: DataFrame, spec: FeatureSpec, split_column: str, shards: int, folder: StoragePath) -> Staged:
@@ -120,24 +115,53 @@ def stage(df: DataFrame, spec: FeatureSpec, split_column: str, shards: int, fold
     Raises:
         DatasetError: A row holds a value that its column cannot take, for example an unknown split.
     """
-    order = F.xxhash64(*spec.keys)
     sortable = [name for name in spec.columns if _is_sortable(df.schema[name].dataType)]
-    task = StageTask(str(folder), spec, split_column)
+    added = [F.xxhash64(*spec.keys).alias(_ORDER_COLUMN), F.xxhash64(*sortable).alias(_ROW_HASH_COLUMN)]
     outcomes = (
-        df.select(split_column, order.alias(_ORDER_COLUMN), *spec.columns)
+        df.select(split_column, *added, *spec.columns)
         .repartition(shards, *spec.keys)
         .sortWithinPartitions(_ORDER_COLUMN, *sortable)
-        .mapInArrow(task, _OUTCOME_DDL)
+        .mapInArrow(StageTask(folder, spec, split_column), "outcome string")
+        .collect()
     )
-    # Without this the queries that read it would each run the source again.
-    outcomes.persist()
-    told = [json.loads(row.outcome) for row in outcomes.where("outcome IS NOT NULL").select("outcome").collect()]
-    for outcome in told:
-        if "refused" in outcome:
-            outcomes.unpersist()
-            raise DatasetError(outcome["refused"])
-    files = sorted((StagedFile(**outcome) for outcome in told), key=lambda file: (file.split, file.partition))
-    return Staged(tuple(files), outcomes.where("name IS NOT NULL").drop("outcome"), outcomes)
+    parts = [_StagedPart.from_dict(json.loads(row.outcome)) for row in outcomes]
+    for part in parts:
+        if part.refused:
+            raise DatasetError(part.refused)
+    moments: dict[str, Moments] = {}
+    for part in sorted(parts, key=lambda part: part.partition):
+        for name, of_part in part.moments.items():
+            moments[name] = moments.get(name, Moments()).merged(of_part)
+    files = sorted((file for part in parts for file in part.files), key=lambda file: (file.split, file.partition))
+    token_files = tuple(sorted(part.tokens for part in parts if part.tokens))
+    return Staged(tuple(files), Measured(moments, token_files), sum(part.repeated_rows for part in parts))
+
+
+@dataclass(frozen=True)
+class _StagedPart:
+    """What a task tells the driver.
+
+    Attributes:
+        partition: Its number.
+        files: The rows, by split.
+        tokens: URI of the token counts; empty where there are none.
+        moments: Of the training rows.
+        repeated_rows: How many rows are equal to one of another split.
+        refused: Why the rows cannot be a dataset.
+    """
+
+    partition: int = 0
+    files: tuple[StagedFile, ...] = ()
+    tokens: str = ""
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    repeated_rows: int = 0
+    refused: str = ""
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "_StagedPart":
+        files = tuple(StagedFile(**file) for file in document["files"])
+        moments = {name: Moments(**of) for name, of in document["moments"].items()}
+        return cls(**{**document, "files": files, "moments": moments})
 
 
 @dataclass(frozen=True)
@@ -145,80 +169,112 @@ class StageTask:
     """The body of one Spark task: write the rows of each split to a file, and measure the training rows.
 
     Attributes:
-        folder: URI of the folder that files go to.
+        folder: Where files go; a task that outlives the conversion makes no new one.
         spec: The features to measure.
         split_column: Says which split a row belongs to.
     """
 
-    folder: str
+    folder: StoragePath
     spec: FeatureSpec
     split_column: str
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield counts and moments, then a JSON outcome per file, or one that says what is refused."""
-        measurement = Measurement(self.spec)
+        """Yield one JSON outcome: what was written and measured, or what is refused."""
+        context = TaskContext.get()
+        partition = context.partitionId() if context else 0
         try:
-            with _StagedFiles(StoragePath.of(self.folder)) as files:
-                for batch in batches:
-                    for split, rows in self._by_split(batch):
-                        files.add(split, rows)
-                        if split == TRAIN_SPLIT:
-                            yield from map(_measured, measurement.add(rows))
-            yield from map(_measured, measurement.finish())
-            yield from map(_told, (asdict(file) for file in files.written()))
+            part = self._stage(batches, partition)
         except (ColumnError, DatasetError, LabelError) as error:
             # Told, not raised: Spark would try the same rows again, and bury the message under two stack traces.
-            yield _told({"refused": str(error)})
+            part = _StagedPart(partition, refused=str(error))
+        # Infinite moments are no JSON by the book, but Python's own reader takes them.
+        yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(asdict(part))]})
 
-    def _by_split(self, batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-        names = batch.column(self.split_column)
-        rows = batch.drop_columns([self.split_column])
-        for split in names.unique().to_pylist():
+    def _stage(self, batches: Iterable[pa.RecordBatch], partition: int) -> _StagedPart:
+        measurement, repeated = Measurement(self.spec), _RepeatedRows()
+        # A name of its own for each attempt: a task that Spark runs twice reports once.
+        attempt = self.folder / f"{partition:05d}-{uuid4().hex}"
+        with _ArrowFiles(attempt) as files:
+            for batch in batches:
+                splits = batch.column(self.split_column)
+                self._check(splits)
+                repeated.add(splits, batch.column(_ROW_HASH_COLUMN))
+                rows = batch.drop_columns([self.split_column])
+                for split in splits.unique().to_pylist():
+                    mine = rows.filter(pc.equal(splits, split))
+                    files.add(split, mine)
+                    if split == TRAIN_SPLIT:
+                        files.add_all(_TOKENS_FILE, measurement.add(mine))
+            files.add_all(_TOKENS_FILE, measurement.finish())
+        return _StagedPart(
+            partition,
+            tuple(
+                StagedFile(split, partition, files.path(split), files.rows[split])
+                for split in SPLITS
+                if split in files.rows
+            ),
+            files.path(_TOKENS_FILE) if _TOKENS_FILE in files.rows else "",
+            measurement.moments,
+            repeated.count,
+        )
+
+    def _check(self, splits: pa.StringArray) -> None:
+        for split in splits.unique().to_pylist():
             if split not in SPLITS:
                 raise DatasetError(f"column '{self.split_column}' has the value {split!r}; use one of {list(SPLITS)}")
-            yield split, rows.filter(pc.equal(names, split))
 
 
-class _StagedFiles:
-    """One open Arrow file per split that has rows."""
+@dataclass
+class _RepeatedRows:
+    """Counts rows that follow an equal row of another split; equal rows are neighbours."""
+
+    count: int = 0
+    _last: tuple[str, int] | None = None
+
+    def add(self, splits: pa.StringArray, hashes: pa.Int64Array) -> None:
+        if not len(hashes):
+            return
+        codes = pc.index_in(splits, pa.array(SPLITS)).to_numpy()
+        values = hashes.to_numpy()
+        self.count += int(((values[1:] == values[:-1]) & (codes[1:] != codes[:-1])).sum())
+        first, last = ((splits[place].as_py(), int(values[place])) for place in (0, -1))
+        self.count += self._last is not None and self._last[1] == first[1] and self._last[0] != first[0]
+        self._last = last
+
+
+class _ArrowFiles:
+    """Arrow files of one task attempt, each opened when it gets its first rows.
+
+    Attributes:
+        rows: Per file how many rows it has.
+    """
 
     def __init__(self, folder: StoragePath) -> None:
-        context = TaskContext.get()
-        self._partition = context.partitionId() if context else 0
-        # A name of its own for each attempt: a task that Spark runs twice reports once.
-        self._folder = folder / f"{self._partition:05d}-{uuid4().hex}"
+        self._folder = folder
         self._writers: dict[str, Any] = {}
-        self._rows: dict[str, int] = {}
         self._open = ExitStack()
+        self.rows: dict[str, int] = {}
 
-    def __enter__(self) -> "_StagedFiles":
+    def __enter__(self) -> "_ArrowFiles":
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._open.__exit__(*raised)
 
-    def add(self, split: str, batch: pa.RecordBatch) -> None:
-        if split not in self._writers:
-            file = self._open.enter_context(self._path(split).open_write())
+    def path(self, name: str) -> str:
+        return str(self._folder / f"{name}.arrow")
+
+    def add(self, name: str, batch: pa.RecordBatch) -> None:
+        if name not in self._writers:
+            file = self._open.enter_context((self._folder / f"{name}.arrow").open_write())
             options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._writers[split] = self._open.enter_context(pa.ipc.new_file(file, batch.schema, options=options))
-        self._writers[split].write_batch(batch)
-        self._rows[split] = self._rows.get(split, 0) + batch.num_rows
+            self._writers[name] = self._open.enter_context(pa.ipc.new_file(file, batch.schema, options=options))
+        self._writers[name].write_batch(batch)
+        self.rows[name] = self.rows.get(name, 0) + batch.num_rows
 
-    def written(self) -> Iterator[StagedFile]:
-        for split, rows in self._rows.items():
-            yield StagedFile(split, self._partition, str(self._path(split)), rows)
-
-    def _path(self, split: str) -> StoragePath:
-        return self._folder / f"{split}.arrow"
-
-
-def _measured(batch: pa.RecordBatch) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([*batch.columns, pa.nulls(batch.num_rows, pa.string())], schema=_OUTCOME_SCHEMA)
-
-
-def _told(outcome: Mapping[str, Any]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([{"outcome": json.dumps(outcome)}], schema=_OUTCOME_SCHEMA)
+    def add_all(self, name: str, batches: Iterable[pa.RecordBatch]) -> None:
+        for batch in batches:
+            self.add(name, batch)
 
 
 def _is_sortable(data_type: DataType) -> bool:

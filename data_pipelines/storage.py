@@ -2,10 +2,11 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,8 @@ _LOCAL_SCHEMES = ("", "file")
 # What pyarrow serves itself; every other scheme is fsspec's.
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 _HADOOP_SPELLINGS = {"s3a": "s3", "s3n": "s3"}
+# Two letters at least: a drive of Windows has one.
+_ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?!/)(?P<rest>.*)", re.DOTALL)
 _COPY_BYTES = 8 * 2**20
 
 
@@ -51,17 +54,21 @@ class StoragePath:
         uri: Scheme, host and path, percent-encoded nowhere: spaces and unicode stand as they are. A local path has no
             scheme and is absolute.
         query: The store's options.
+        within: Local folder, this path or one above it, that is not made for a file below: :meth:`kept_within`.
     """
 
     uri: str
     query: str = ""
+    within: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def of(cls, location: "str | Path | StoragePath") -> "StoragePath":
         """Return the path that ``location`` names; a relative local one is taken from the working directory.
 
+        ``~`` at its beginning is the user's home.
+
         Raises:
-            StorageError: It is empty, or carries a password.
+            StorageError: It is empty, has one slash after a scheme, or carries a password.
         """
         if isinstance(location, StoragePath):
             return location
@@ -70,8 +77,7 @@ class StoragePath:
             raise StorageError("an empty path names nothing; give a path or a URI")
         scheme, separator, rest = text.partition("://")
         if isinstance(location, Path) or not separator:
-            local = unquote(text.removeprefix("file:")) if text.startswith("file:/") else text
-            return cls(str(Path(local).absolute()))
+            return cls(str(_local_path(text).absolute()))
         scheme = _HADOOP_SPELLINGS.get(scheme.lower(), scheme.lower())
         if scheme in _LOCAL_SCHEMES:
             return cls(str(Path(unquote("/" + rest.lstrip("/"))).absolute()))
@@ -84,7 +90,7 @@ class StoragePath:
         return f"{self.uri}?{self.query}" if self.query else self.uri
 
     def __truediv__(self, part: str) -> "StoragePath":
-        return StoragePath(f"{self.uri.rstrip('/')}/{part}", self.query)
+        return StoragePath(f"{self.uri.rstrip('/')}/{part}", self.query, self.within)
 
     @property
     def name(self) -> str:
@@ -94,7 +100,8 @@ class StoragePath:
     @property
     def parent(self) -> "StoragePath":
         """The folder that this is in."""
-        return StoragePath(self.uri.rstrip("/").rpartition("/")[0] or "/", self.query)
+        uri = self.uri.rstrip("/").rpartition("/")[0] or "/"
+        return StoragePath(uri, self.query, self.within if f"{uri}/".startswith(f"{self.within}/") else "")
 
     @property
     def is_local(self) -> bool:
@@ -116,17 +123,26 @@ class StoragePath:
         """Return what follows ``folder`` in this path."""
         return self.uri.removeprefix(folder.uri.rstrip("/") + "/")
 
+    def kept_within(self) -> "StoragePath":
+        """Return this folder so that writing below it fails once it is gone, instead of making it again.
+
+        Whoever removes the folder is then rid of it, though others may still write. An object store has no folders to
+        make.
+        """
+        return StoragePath(self.uri, self.query, self.uri if self.is_local else "")
+
     def exists(self) -> bool:
-        """Return whether there is a file or folder."""
-        return self._type() != fs.FileType.NotFound
+        """Return whether there is a file or folder (on S3: a folder with a file somewhere below it)."""
+        kind = self._type()
+        return kind == fs.FileType.File or (kind == fs.FileType.Directory and self._is_more_than_a_mark())
 
     def is_file(self) -> bool:
         """Return whether there is a file."""
         return self._type() == fs.FileType.File
 
     def is_folder(self) -> bool:
-        """Return whether there is a folder (on an object store: anything below it)."""
-        return self._type() == fs.FileType.Directory
+        """Return whether there is a folder (on S3: one with a file somewhere below it)."""
+        return self._type() == fs.FileType.Directory and self._is_more_than_a_mark()
 
     def size(self) -> int:
         """Return the size of the file in bytes.
@@ -155,6 +171,13 @@ class StoragePath:
             key=lambda file: file.path,
         )
 
+    def folders(self) -> list["StoragePath"]:
+        """Return the folders directly in this one in the order of their names, none where it does not exist."""
+        store, path = self._open_store()
+        listing = store.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        names = [found.path.rstrip("/").rpartition("/")[2] for found in listing if found.type == fs.FileType.Directory]
+        return [self / name for name in sorted(names)]
+
     def open_read(self) -> pa.NativeFile:
         """Open the file for reading, at random too.
 
@@ -178,7 +201,7 @@ class StoragePath:
         """
         if self.is_local:
             # Python's file raises the disk's own error (no space left) from write, and can be flushed to disk.
-            self.local.parent.mkdir(parents=True, exist_ok=True)
+            self.parent.make_folder()
             return self.local.open("wb")
         store, path = self._open_store()
         return store.open_output_stream(path, compression=None)
@@ -205,7 +228,10 @@ class StoragePath:
             temporary.local.unlink(missing_ok=True)
 
     def flush_to_disk(self) -> None:
-        """Wait until the disk has the file, so that it outlives a power cut; an object store needs no asking."""
+        """Wait until the disk has the file, or which names a folder holds, so that it outlives a power cut.
+
+        An object store needs no asking.
+        """
         if self.is_local:
             descriptor = os.open(self.local, os.O_RDONLY)
             try:
@@ -214,18 +240,37 @@ class StoragePath:
                 os.close(descriptor)
 
     def make_folder(self) -> None:
-        """Make the folder and those above it; an object store has no need of it."""
-        if self.is_local:
+        """Make the folder and those above it; an object store has no need of it.
+
+        Raises:
+            FileNotFoundError: The folder that it is kept within is gone.
+        """
+        if not self.is_local:
+            return
+        if not self.within:
             self.local.mkdir(parents=True, exist_ok=True)
+            return
+        folder = Path(self.within)
+        for part in self.local.relative_to(folder).parts:
+            folder /= part
+            try:
+                folder.mkdir(exist_ok=True)
+            except FileNotFoundError as error:
+                problem = "the folder that it belongs into is gone: the write is over, or another program deleted it"
+                raise FileNotFoundError(errno.ENOENT, problem, str(folder)) from error
 
     def rename(self, target: "StoragePath") -> None:
         """Give a file or folder another name on the same store.
 
         On a disk this is one step. An object store copies file by file and deletes afterwards, so there a crash may
         leave both.
+
+        Raises:
+            FileNotFoundError: There is none.
+            OSError: The store refuses.
         """
         if self.is_local:
-            target.local.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.make_folder()
             self.local.replace(target.local)
             return
         store, path = self._open_store()
@@ -235,16 +280,22 @@ class StoragePath:
             store.delete_file(path)
             return
         files = self.files()
+        if not files:
+            raise FileNotFoundError(errno.ENOENT, "no such file or folder", str(self))
         for file in files:
             _, source = file.path._open_store()
             store.copy_file(source, f"{target_path}/{file.path.relative_to(self)}")
         self.delete()
 
     def delete(self) -> None:
-        """Remove the file, or the folder with all it holds; nothing happens where there is none."""
+        """Remove the file, or the folder with all it holds; nothing happens where there is none.
+
+        Raises:
+            OSError: The store refuses; a part of a folder may be gone.
+        """
         if self.is_local:
             if self.local.is_dir() and not self.local.is_symlink():
-                shutil.rmtree(self.local, ignore_errors=True)
+                _delete_tree(self.local)
             else:
                 self.local.unlink(missing_ok=True)
             return
@@ -274,6 +325,23 @@ class StoragePath:
         with source.open("rb") as content, self.open_write() as file:
             shutil.copyfileobj(content, file, _COPY_BYTES)
 
+    def _is_more_than_a_mark(self) -> bool:
+        """Whether what the store calls a folder has a file somewhere below; looks no further than the first.
+
+        On S3 Arrow puts an empty object in the place of a folder whose last file it deletes. It could delete that
+        one only together with whatever comes into the folder meanwhile, so it stays, and does not count.
+        """
+        if not self.uri.startswith("s3://"):
+            return True
+        store, path = self._open_store()
+        waiting = [path]
+        while waiting:
+            found = store.get_file_info(fs.FileSelector(waiting.pop(), allow_not_found=True))
+            if any(entry.type == fs.FileType.File for entry in found):
+                return True
+            waiting += [entry.path for entry in found]
+        return False
+
     def _type(self) -> Any:
         store, path = self._open_store()
         return store.get_file_info(path).type
@@ -296,6 +364,33 @@ def scratch_folder(parent: StoragePath, prefix: str) -> Iterator[StoragePath]:
         yield folder
     finally:
         folder.delete()
+
+
+def _local_path(text: str) -> Path:
+    """Return the path that a location without a host names."""
+    if text.startswith("file:/"):
+        return Path(unquote(text.removeprefix("file:")))
+    one_slash = _ONE_SLASH.fullmatch(text)
+    if one_slash:
+        scheme, rest = one_slash["scheme"], one_slash["rest"]
+        # pathlib makes one slash of two, so that a Path of a URI comes here as well.
+        advice = {
+            "dbfs": f"/dbfs/{rest}, where it is mounted",
+            "hdfs": f"hdfs://NAMENODE:PORT/{rest}",
+        }.get(scheme.lower(), f"{scheme}://{rest}, as a string")
+        raise StorageError(f"{text} has one slash after {scheme}: and names no place; write {advice}")
+    # A file may be called ~x; only what a shell takes for the home is one here.
+    return Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(text)
+
+
+def _delete_tree(folder: Path) -> None:
+    """Remove a folder with all it holds, others deleting in it at the same time."""
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            # Somebody was faster with a file or folder in it; the next round does not meet that one.
+            continue
 
 
 def _arrow_store(scheme: str, path: str, query: str) -> tuple[fs.FileSystem, str]:

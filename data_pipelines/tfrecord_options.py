@@ -1,10 +1,12 @@
 """What can be said of a read or a write of TFRecord files, under the names that users of the JVM connectors know."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TypeVar
 
+from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.arrow_schema import RecordType
 
 ROWS_PER_BLOCK = 1024
@@ -45,6 +47,10 @@ class OptionError(ValueError):
     """An option that does not exist, or a value that it does not take; the message says which and what would do."""
 
 
+# Of an option its name, for messages, and its value.
+_Check = Callable[[str, object], object]
+
+
 @dataclass(frozen=True)
 class WriteOptions:
     """How rows are written.
@@ -65,13 +71,8 @@ class WriteOptions:
 
     def __post_init__(self) -> None:
         # Plain strings are welcome; what is kept is the enum.
-        object.__setattr__(self, "record_type", record_type_of(self.record_type))
-        object.__setattr__(self, "layout", _choice("layout", self.layout, Layout))
-        object.__setattr__(self, "codec", codec_of(self.codec))
-        if self.rows_per_block < 1:
-            raise OptionError(f"rows_per_block is {self.rows_per_block}; a block has one row or more")
-        if self.max_rows_per_file < 0:
-            raise OptionError(f"max_rows_per_file is {self.max_rows_per_file}; use 0 for no limit")
+        for name, check in _WRITE_CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.layout is Layout.BLOCK and self.record_type is not RecordType.EXAMPLE:
             raise OptionError(
                 f"layout 'block' with record type {self.record_type}: a block is an Example; use the row layout"
@@ -79,24 +80,20 @@ class WriteOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, str]) -> "WriteOptions":
-        """Read the options of ``df.write``; Spark hands their names over in lower case.
+        """Read the options of ``df.write``, whose names may be in lower case.
 
         Raises:
             OptionError: An option is unknown, or has a value that it does not take.
         """
         known = {
-            "recordtype": "record_type",
+            "recordType": "record_type",
             "layout": "layout",
             "codec": "codec",
             "compression": "codec",
-            "rowsperblock": "rows_per_block",
-            "maxrecordsperfile": "max_rows_per_file",
+            "rowsPerBlock": "rows_per_block",
+            "maxRecordsPerFile": "max_rows_per_file",
         }
-        found: dict[str, object] = dict(_named(options, known))
-        for name in ("rows_per_block", "max_rows_per_file"):
-            if name in found:
-                found[name] = _number(name, str(found[name]))
-        return cls(**found)  # type: ignore[arg-type]
+        return cls(**_named(options, known, _WRITE_CHECKS))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -117,85 +114,119 @@ class ReadOptions:
     on_damage: OnDamage = OnDamage.FAIL
     verify_checksums: bool = True
     sample_files: int = 0
-    base_path: str | None = None
+    base_path: str | Path | StoragePath | None = None
 
     def __post_init__(self) -> None:
         # Plain strings are welcome; what is kept is the enum.
-        object.__setattr__(self, "record_type", record_type_of(self.record_type))
-        object.__setattr__(self, "on_damage", _choice("on_damage", self.on_damage, OnDamage))
-        if self.codec is not None:
-            object.__setattr__(self, "codec", codec_of(self.codec))
-        if self.sample_files < 0:
-            raise OptionError(f"sample_files is {self.sample_files}; use 0 to infer the schema from all files")
+        for name, check in _READ_CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
 
     @classmethod
     def of(cls, options: Mapping[str, str]) -> "ReadOptions":
-        """Read the options of ``spark.read``; Spark hands their names over in lower case.
+        """Read the options of ``spark.read``, whose names may be in lower case.
 
         Raises:
             OptionError: An option is unknown, or has a value that it does not take.
         """
         known = {
-            "recordtype": "record_type",
+            "recordType": "record_type",
             "codec": "codec",
             "compression": "codec",
-            "ondamage": "on_damage",
-            "verifychecksums": "verify_checksums",
-            "samplefiles": "sample_files",
-            "basepath": "base_path",
+            "onDamage": "on_damage",
+            "verifyChecksums": "verify_checksums",
+            "sampleFiles": "sample_files",
+            "basePath": "base_path",
         }
-        found: dict[str, object] = dict(_named(options, known))
-        if "verify_checksums" in found:
-            found["verify_checksums"] = _flag("verifyChecksums", str(found["verify_checksums"]))
-        if "sample_files" in found:
-            found["sample_files"] = _number("sampleFiles", str(found["sample_files"]))
-        return cls(**found)  # type: ignore[arg-type]
+        return cls(**_named(options, known, _READ_CHECKS))  # type: ignore[arg-type]
 
 
-def record_type_of(name: str) -> RecordType:
-    """Return the record type of that name, in any case.
+def _choice(choices: type[_Choice]) -> Callable[[str, object], _Choice]:
+    def check(option: str, value: object) -> _Choice:
+        for choice in choices:
+            if isinstance(value, str) and choice.value.lower() == value.lower():
+                return choice
+        raise OptionError(f"{option} {value!r} is none of {', '.join(choices)}; choose one of them")
 
-    Raises:
-        OptionError: There is none.
-    """
-    return _choice("recordType", name, RecordType)
+    return check
 
 
-def codec_of(name: str) -> str:
-    """Return ``none``, ``gzip`` or ``zlib`` for the name of a codec or of Hadoop's class, in any case.
-
-    Raises:
-        OptionError: It is none of them.
-    """
-    codec = _CODECS.get(name.lower())
+def _codec(option: str, value: object) -> str:
+    """Return ``none``, ``gzip`` or ``zlib`` for the name of a codec or of Hadoop's class, in any case."""
+    codec = _CODECS.get(value.lower()) if isinstance(value, str) else None
     if codec is None:
-        raise OptionError(f"codec {name!r} is none that TFRecord readers know; use none, gzip or zlib")
+        raise OptionError(f"{option} {value!r} is none that TFRecord readers know; use none, gzip or zlib")
     return codec
 
 
-def _choice(option: str, value: str, choices: type[_Choice]) -> _Choice:
-    for choice in choices:
-        if choice.value.lower() == str(value).lower():
-            return choice
-    raise OptionError(f"{option} {value!r} is none of {', '.join(choices)}; choose one of them")
+def _codec_or_none(option: str, value: object) -> str | None:
+    return None if value is None else _codec(option, value)
 
 
-def _named(options: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
-    unknown = sorted(set(map(str.lower, options)) - set(known) - _SPARKS_OWN)
+def _number_from(least: int) -> Callable[[str, object], int]:
+    def check(option: str, value: object) -> int:
+        # True is 1 to Python, and a slip here.
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise OptionError(f"{option} is {value!r}; it is a whole number from {least} on")
+        return value
+
+    return check
+
+
+def _flag(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{option} is {value!r}; it is true or false")
+    return value
+
+
+def _location(option: str, value: object) -> str | Path | StoragePath | None:
+    if value is not None and not isinstance(value, str | Path | StoragePath):
+        raise OptionError(f"{option} is {value!r}; it is a path")
+    return value
+
+
+_WRITE_CHECKS: Mapping[str, _Check] = {
+    "record_type": _choice(RecordType),
+    "layout": _choice(Layout),
+    "codec": _codec,
+    "rows_per_block": _number_from(1),
+    "max_rows_per_file": _number_from(0),
+}
+_READ_CHECKS: Mapping[str, _Check] = {
+    "record_type": _choice(RecordType),
+    "codec": _codec_or_none,
+    "on_damage": _choice(OnDamage),
+    "verify_checksums": _flag,
+    "sample_files": _number_from(0),
+    "base_path": _location,
+}
+_NUMBERS = frozenset({"rows_per_block", "max_rows_per_file", "sample_files"})
+_FLAGS = frozenset({"verify_checksums"})
+
+
+def _named(options: Mapping[str, str], known: Mapping[str, str], checks: Mapping[str, _Check]) -> dict[str, object]:
+    """Return the values of ``options`` under our names, checked under the names that the caller knows.
+
+    Args:
+        options: What Spark hands over, all of it text.
+        known: Our name of each option, by the caller's.
+        checks: By our name.
+    """
+    spelled = {name.lower(): name for name in known}
+    unknown = sorted(name for name in options if name.lower() not in spelled and name.lower() not in _SPARKS_OWN)
     if unknown:
         raise OptionError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
-    return {known[name.lower()]: value for name, value in options.items() if name.lower() in known}
+    found = {}
+    for given, text in options.items():
+        if given.lower() in spelled:
+            name = spelled[given.lower()]
+            found[known[name]] = checks[known[name]](name, _value(known[name], text))
+    return found
 
 
-def _number(option: str, value: str) -> int:
-    if not value.isdecimal():
-        raise OptionError(f"{option} {value!r} is no whole number from 0 on")
-    return int(value)
-
-
-def _flag(option: str, value: str) -> bool:
-    if value.lower() in _TRUE:
-        return True
-    if value.lower() in _FALSE:
-        return False
-    raise OptionError(f"{option} {value!r} is neither true nor false")
+def _value(name: str, text: str) -> object:
+    """Return what a text means for an option of ours; text that means nothing stays, and its check refuses it."""
+    if name in _NUMBERS and text.isascii() and text.isdecimal():
+        return int(text)
+    if name in _FLAGS and text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    return text

@@ -7,6 +7,7 @@ driver. What goes from one to the other is pickled.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ from data_pipelines.tfrecords import check_columns, check_readable, with_partiti
 SOURCE_NAME = "tfrecord"
 
 _STREAM_LOG_FOLDER = "_tfrecord_stream"
+# Spark's StreamExecution.QUERY_ID_KEY.
+_QUERY_ID_PROPERTY = "sql.streaming.queryId"
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TFRecordSource(DataSource):
@@ -89,11 +94,12 @@ class TFRecordSource(DataSource):
         options = WriteOptions.of(self.options)
         check_columns(schema, options)
         mode = SaveMode.OVERWRITE if overwrite else SaveMode.APPEND
-        query = hashlib.sha256(self.options.get("checkpointLocation", "").encode()).hexdigest()[:16]
-        has_checkpoint = "checkpointLocation" in self.options
         # Spark makes a writer for the tasks of a batch and another one for its commit; both mean the same write.
-        job = WriteJob.begin(_target(self.options), mode, driver=_driver(), name=query if has_checkpoint else None)
-        return _StreamWriter(WriteTask(job, options), query if has_checkpoint else "")
+        checkpoint = self.options.get("checkpointLocation")
+        name = hashlib.sha256(checkpoint.encode()).hexdigest()[:16] if checkpoint else None
+        return _StreamWriter(
+            WriteTask(WriteJob.begin(_target(self.options), mode, driver=_driver(), name=name), options)
+        )
 
 
 def _target(options: Mapping[str, str]) -> StoragePath:
@@ -164,60 +170,90 @@ class _Writer(DataSourceArrowWriter):
 
 @dataclass(frozen=True)
 class _BatchWritten(_Written):
-    """What a task of a stream tells; the writer that commits may have begun a job of its own."""
+    """What a task of a stream tells; the writer that commits may have begun a job of its own.
+
+    Attributes:
+        job: The write that the task took part in.
+        query: Id of the query: Spark keeps it in the checkpoint, so it is the same after a restart, and another one
+            where the checkpoint is new, wherever that lies and however it was set.
+    """
 
     job: WriteJob
+    query: str
 
 
 class _StreamWriter(DataSourceStreamArrowWriter):
     """Writes the batches of a stream; the last one that was published is noted beside the files.
 
-    A query that is started again may commit a batch a second time. Its checkpoint's location names the note, so that
-    the same batch of the same query is published once.
+    A query that is started again may commit a batch a second time. Its id names the note, so that the same batch of
+    the same query is published once.
     """
 
-    def __init__(self, task: WriteTask, query: str) -> None:
+    def __init__(self, task: WriteTask) -> None:
         self._task = task
-        self._query = query
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> WriterCommitMessage:
-        return _BatchWritten(tuple(self._task(_partition_id(), iterator)), self._task.job)
+        query = _query_id()
+        return _BatchWritten(tuple(self._task(_partition_id(), iterator)), self._task.job, query)
 
     def commit(self, messages: list[WriterCommitMessage | None], batchId: int) -> None:  # noqa: N803 - Spark's
-        jobs = _jobs(messages)
+        told = [message for message in messages if isinstance(message, _BatchWritten)]
         files = _reported(messages)
-        if jobs and jobs[0].mode is SaveMode.OVERWRITE:
-            jobs[0].publish(files)
-        elif files and not self._is_published(jobs[0].target, batchId):
-            jobs[0].publish([*files, *self._note(jobs[0], batchId)])
+        if told and told[0].job.mode is SaveMode.OVERWRITE:
+            told[0].job.publish(files)
+        elif files and not _is_published(told[0], batchId):
+            told[0].job.publish([*files, _note(told[0], batchId)])
         self.abort(messages, batchId)
 
     def abort(self, messages: list[WriterCommitMessage | None], batchId: int) -> None:  # noqa: N803 - Spark's
         # Failed tasks tell of no job; it is this writer's, unless the query has no checkpoint of its own.
-        for job in {self._task.job, *_jobs(messages)}:
+        for job in {self._task.job, *(message.job for message in messages if isinstance(message, _BatchWritten))}:
             job.abort()
 
-    def _is_published(self, target: StoragePath, batch: int) -> bool:
-        note = target / self._note_path
-        return bool(self._query) and note.exists() and int(note.read_bytes()) >= batch
 
-    def _note(self, job: WriteJob, batch: int) -> list[WrittenFile]:
-        if not self._query:
-            return []
-        text = str(batch).encode()
-        attempt = f"batch-{batch}"
-        file = job.attempt_file(attempt, self._note_path)
-        file.parent.make_folder()
-        file.write_bytes(text)
-        return [WrittenFile(attempt, self._note_path, rows=0, records=0, bytes=len(text))]
+def _query_id() -> str:
+    """Return the id of the streaming query that this task is of.
 
-    @property
-    def _note_path(self) -> str:
-        return f"{_STREAM_LOG_FOLDER}/{self._query}"
+    Raises:
+        RuntimeError: Spark does not tell it.
+    """
+    context = TaskContext.get()
+    query = context.getLocalProperty(_QUERY_ID_PROPERTY) if context else None
+    if query is None:
+        raise RuntimeError(
+            f"Spark tells no {_QUERY_ID_PROPERTY}, without which a batch would be written again after a restart; "
+            f"write with foreachBatch and write_tfrecords"
+        )
+    return query
 
 
-def _jobs(messages: list[WriterCommitMessage | None]) -> list[WriteJob]:
-    return [message.job for message in messages if isinstance(message, _BatchWritten)]
+def _is_published(written: _BatchWritten, batch: int) -> bool:
+    note = written.job.target / f"{_STREAM_LOG_FOLDER}/{written.query}"
+    if not note.exists():
+        return False
+    last = int(note.read_bytes())
+    if last < batch:
+        return False
+    _LOGGER.warning(
+        "%s: batch %d of query %s is there already, as batch %d is, so it is not written again; if the checkpoint was "
+        "set back by hand, delete %s and the batches' files",
+        written.job.target,
+        batch,
+        written.query,
+        last,
+        note,
+    )
+    return True
+
+
+def _note(written: _BatchWritten, batch: int) -> WrittenFile:
+    text = str(batch).encode()
+    attempt = f"batch-{batch}"
+    path = f"{_STREAM_LOG_FOLDER}/{written.query}"
+    file = written.job.attempt_file(attempt, path)
+    file.parent.make_folder()
+    file.write_bytes(text)
+    return WrittenFile(attempt, path, rows=0, records=0, bytes=len(text))
 
 
 def _partition_id() -> int:

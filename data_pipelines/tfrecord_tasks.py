@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 import numpy as np
@@ -17,6 +17,8 @@ from data_pipelines.tfrecord.examples import MalformedExampleError, decode_examp
 from data_pipelines.tfrecord.records import (
     CODEC_SUFFIX,
     BinaryWriter,
+    CodecError,
+    DamagedRecordError,
     RecordChunk,
     RecordScan,
     RecordWriter,
@@ -29,6 +31,9 @@ from data_pipelines.tfrecord.schema_inference import infer
 from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, decode_table_block, encode_table_block, is_table_block
 from data_pipelines.tfrecord_options import Layout, ReadOptions, WriteOptions
 
+if TYPE_CHECKING:
+    from pyspark import Accumulator
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -39,8 +44,8 @@ class WriteTask:
     Attributes:
         job: Where the files go.
         options: How rows become records.
-        partition_by: Names of string columns that name a file's folder and are no part of its records. Rows of equal
-            values stand together, else there is a file for each change.
+        partition_by: Names of columns of strings or timestamps that name a file's folder and are no part of its
+            records. Rows of equal values stand together, else there is a file for each change.
     """
 
     job: WriteJob
@@ -80,7 +85,7 @@ class WriteTask:
         if not self.partition_by:
             yield (), batch
             return
-        named = [batch.column(name) for name in self.partition_by]
+        named = [_folder_values(batch.column(name)) for name in self.partition_by]
         is_new = np.zeros(batch.num_rows, bool)
         is_new[0] = True
         for column in named:
@@ -90,6 +95,14 @@ class WriteTask:
         starts = np.flatnonzero(is_new)
         for start, stop in zip(starts, [*starts[1:], batch.num_rows], strict=True):
             yield tuple(column[int(start)].as_py() for column in named), rest.slice(start, stop - start)
+
+
+def _folder_values(column: pa.Array) -> pa.Array:
+    """Return the text that names folders: timestamps in UTC, which they say (``2024-01-31 12:00:00.000000Z``)."""
+    if not pa.types.is_timestamp(column.type):
+        return column
+    # Spark hands timestamps over in the session's zone.
+    return column.cast(pa.timestamp("us", "UTC")).cast(pa.string())
 
 
 class _Files:
@@ -180,9 +193,12 @@ class _OpenFile:
         self._waiting, self._waiting_rows = [waiting.slice(rows)], waiting.num_rows - rows
 
     def finish(self) -> WrittenFile:
-        if self._waiting_rows:
-            self._write_blocks(self._waiting_rows)
-        self._compression.__exit__(None, None, None)
+        with ExitStack() as undo:
+            undo.callback(self.abandon)
+            if self._waiting_rows:
+                self._write_blocks(self._waiting_rows)
+            self._compression.__exit__(None, None, None)
+            undo.pop_all()
         self._raw.close()
         records = self._row_records + self._blocks.records_written
         return WrittenFile(self._attempt, self._path, self.rows, records, self._stored.bytes)
@@ -215,10 +231,12 @@ class ReadTask:
     Attributes:
         schema: The columns to read, as Spark takes them: features, and the values of partition folders.
         options: How files are read.
+        damaged: Counts the records that are skipped.
     """
 
     schema: pa.Schema
     options: ReadOptions
+    damaged: "Accumulator[int] | None" = None
 
     def __call__(self, files: Iterable[DataFile]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of ``files`` in their order.
@@ -239,7 +257,13 @@ class ReadTask:
         with _opened(file, self.options) as scan:
             for batch, rows in _decoded(scan, stored, self.options.record_type, str(file.path)):
                 yield self._assembled(batch, rows, file)
-            _tell_skipped(scan, file)
+            self._tell_skipped(scan, file)
+
+    def _tell_skipped(self, scan: RecordScan, file: DataFile) -> None:
+        if scan.skipped:
+            _LOGGER.warning("%s: %d damaged records were skipped; first: %s", file.path, scan.skipped, scan.damages[0])
+            if self.damaged is not None:
+                self.damaged.add(scan.skipped)
 
     def _assembled(self, stored: pa.RecordBatch, rows: int, file: DataFile) -> pa.RecordBatch:
         """Put the columns into the schema's order; a null where it allows none would crash the JVM."""
@@ -265,11 +289,6 @@ def _opened(file: DataFile, options: ReadOptions) -> Iterator[RecordScan]:
         yield scan_records(
             records, name=name, verify_checksums=options.verify_checksums, on_damage=options.on_damage.value
         )
-
-
-def _tell_skipped(scan: RecordScan, file: DataFile) -> None:
-    if scan.skipped:
-        _LOGGER.warning("%s: %d damaged records were skipped", file.path, scan.skipped)
 
 
 def _decoded(
@@ -364,24 +383,32 @@ class FileReport:
         bytes: Its size.
         records: Whole records in it.
         damaged: Damaged ones.
+        problem: What is wrong with it, in one line: why it cannot be read, or its first damage. None for a good file.
     """
 
     path: str
     bytes: int
     records: int
     damaged: int
+    problem: str | None = None
 
 
 def check_files(files: Iterable[DataFile], *, options: ReadOptions) -> list[FileReport]:
-    """Read all records of ``files``, compare their checksums, and say of each file how it is.
+    """Read all records of ``files``, compare their checksums, and say of each file how it is."""
+    return [_report(file, options) for file in files]
 
-    Raises:
-        CodecError: A file is not compressed as it was said to be.
-        OSError: The store refuses.
-    """
-    reports = []
-    for file in files:
+
+def _report(file: DataFile, options: ReadOptions) -> FileReport:
+    records, damaged = 0, 0
+    try:
         with _opened(file, options) as scan:
-            records = sum(len(chunk.starts) for chunk in scan)
-            reports.append(FileReport(str(file.path), file.bytes, records, scan.skipped))
-    return reports
+            for chunk in scan:
+                records += len(chunk.starts)
+                damaged = scan.skipped
+            problem = str(scan.damages[0]) if scan.damages else None
+            return FileReport(str(file.path), file.bytes, records, scan.skipped, problem)
+    except (CodecError, DamagedRecordError) as error:
+        return FileReport(str(file.path), file.bytes, records, damaged, str(error))
+    except OSError as error:
+        problem = f"{file.path} cannot be read: {error}; check the file and the store"
+        return FileReport(str(file.path), file.bytes, records, damaged, problem)

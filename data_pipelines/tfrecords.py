@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import pyarrow as pa
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark import TaskContext
+from pyspark import Accumulator, TaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import StructType
+from pyspark.sql.types import StructType, TimestampType
 
 from data_pipelines.file_listing import DataFile, list_files, pack_files, partition_schema
 from data_pipelines.parquet_rows import ParquetRows, RowGroups
@@ -28,7 +28,7 @@ from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
 from data_pipelines.tfrecord.examples import MalformedExampleError
 from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
-from data_pipelines.tfrecord.table_blocks import check_block_schema
+from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, check_block_schema
 from data_pipelines.tfrecord_options import ROWS_PER_BLOCK, Layout, OnDamage, ReadOptions, WriteOptions
 from data_pipelines.tfrecord_tasks import (
     FileReport,
@@ -113,6 +113,7 @@ def write_tfrecords(
         TargetExistsError: The mode is ``error``, and there is data.
         ValueNotStorableError: A value is none that a record can hold.
         WriteError: The write failed; the message says why. Nothing of it is visible.
+        OSError: The files were written whole and cannot be published; the message says what is visible.
     """
     options = WriteOptions(
         record_type=record_type,  # type: ignore[arg-type]
@@ -125,13 +126,20 @@ def write_tfrecords(
     job = _begin(path, mode)
     if job is None:
         return WriteResult()
+    names = tuple(df.columns)
+    # mapInArrow looks columns up by name, and fails for a name with a dot and for two that differ in case only.
+    plain = {name: f"c{number}" for number, name in enumerate(names)}
+    df = df.toDF(*plain.values())
     if partition_by:
-        # As text they are folders' names; sorted, a task has one file open at a time.
-        df = df.withColumns({name: F.col(_quoted(name)).cast("string") for name in partition_by})
-        df = df.sortWithinPartitions(*map(_quoted, partition_by))
+        texts = [plain[name] for name in partition_by if not isinstance(df.schema[plain[name]].dataType, TimestampType)]
+        # As text they are folders' names; timestamps become text in the task, where no session's zone matters.
+        df = df.withColumns({name: F.col(name).cast("string") for name in texts})
+        # Sorted, a task has one file open at a time.
+        df = df.sortWithinPartitions(*(plain[name] for name in partition_by))
     counted = Observation()
     df = df.observe(counted, F.count(F.lit(1)).alias("rows"))
-    return _write(df, job, _DataFrameWriter(WriteTask(job, options, tuple(partition_by))), lambda: counted.get["rows"])
+    writer = _DataFrameWriter(WriteTask(job, options, tuple(partition_by)), names)
+    return _write(df, job, writer, lambda: counted.get["rows"])
 
 
 def write_tfrecords_from_parquet(
@@ -172,6 +180,7 @@ def write_tfrecords_from_parquet(
         TargetExistsError: The mode is ``error``, and there is data.
         ValueNotStorableError: A value is none that a record can hold.
         WriteError: The write failed; the message says why. Nothing of it is visible.
+        OSError: The files were written whole and cannot be published; the message says what is visible.
     """
     options = WriteOptions(
         record_type=record_type,  # type: ignore[arg-type]
@@ -215,6 +224,8 @@ def check_storable(schema: pa.Schema, options: WriteOptions) -> None:
     table_columns(schema, options.record_type)
     if options.layout is Layout.BLOCK:
         check_block_schema(schema)
+    elif options.record_type is RecordType.EXAMPLE and BLOCK_ROWS in schema.names:
+        raise SchemaError(f"column '{BLOCK_ROWS}' has a name by which readers know a block of rows; rename it")
 
 
 def _begin(path: Location, mode: str) -> WriteJob | None:
@@ -228,19 +239,17 @@ def _begin(path: Location, mode: str) -> WriteJob | None:
         raise
 
 
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
-
-
 @dataclass(frozen=True)
 class _DataFrameWriter:
     """The body of a task: Spark's rows go to files, and what became of them comes back."""
 
     task: WriteTask
+    names: tuple[str, ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
-        yield _outcome(lambda: self.task(context.partitionId() if context else 0, batches))
+        named = (batch.rename_columns(list(self.names)) for batch in batches)
+        yield _outcome(lambda: self.task(context.partitionId() if context else 0, named))
 
 
 @dataclass(frozen=True)
@@ -284,7 +293,6 @@ def _write(
                 f"again, from a table that gives the same rows each time"
             )
         job.publish(files)
-    _check_sizes(job, files)
     return WriteResult(tuple(file.path for file in files), rows, sum(file.bytes for file in files))
 
 
@@ -301,16 +309,6 @@ def _written(
     return [WrittenFile(**{name: row[name] for name in _WRITTEN_SCHEMA.names[:-1]}) for row in rows]
 
 
-def _check_sizes(job: WriteJob, files: Sequence[WrittenFile]) -> None:
-    found = {file.path.relative_to(job.target): file.bytes for file in job.target.files()}
-    for file in files:
-        if found.get(file.path) != file.bytes:
-            raise WriteError(
-                f"{job.target / file.path} should have {file.bytes} bytes after the write and has "
-                f"{found.get(file.path, 'vanished')}; another program may have changed it: write again"
-            )
-
-
 def read_tfrecords(
     spark: SparkSession,
     paths: Location | Sequence[Location],
@@ -322,7 +320,8 @@ def read_tfrecords(
     on_damage: str = "fail",
     verify_checksums: bool = True,
     sample_files: int = 0,
-    base_path: str | None = None,
+    base_path: Location | None = None,
+    damaged: "Accumulator[int] | None" = None,
 ) -> DataFrame:
     """Return a DataFrame of TFRecord files of either layout; a file is read by one task, small ones share one.
 
@@ -333,10 +332,15 @@ def read_tfrecords(
         schema: The columns and their types, as a schema or DDL string; inferred from the records by default.
         record_type: ``Example``, ``SequenceExample`` or ``ByteArray``.
         codec: The compression, where the content does not tell.
-        on_damage: ``fail``, or ``skip`` to pass over damaged records; :func:`check_tfrecords` counts them.
+        on_damage: ``fail``, or ``skip`` to pass over damaged records.
         verify_checksums: Whether to compare the checksums of each record.
         sample_files: How many files to infer the schema from; 0 for all.
         base_path: Folder below which partition folders count; each of ``paths`` itself by default.
+        damaged: Counts the records that were skipped (``spark.sparkContext.accumulator(0)``), known once an action has
+            read them. It is exact for one action that reads every file to its end: tasks that failed and were tried
+            again count once; what is read again (a second action, a lost stage, a self-join, a speculative task before
+            a shuffle) counts again; and a file that a ``limit`` leaves in the middle does not count.
+            :func:`check_tfrecords` counts by file, each once.
 
     Raises:
         FileNotFoundError: Nothing is at one of ``paths``.
@@ -363,7 +367,7 @@ def read_tfrecords(
     else:
         full = schema if isinstance(schema, StructType) else StructType.fromDDL(schema)  # type: ignore[assignment]
     wanted = _selected(with_partition_columns(full, files), columns)
-    task = ReadTask(arrow_schema_of(wanted), options)
+    task = ReadTask(arrow_schema_of(wanted), options, damaged)
     check_readable(task.schema, files, options)
     shares = tuple(pack_files(files, spark.sparkContext.defaultParallelism))
     # One number for each task: it says which files are the task's.
@@ -376,6 +380,8 @@ def check_tfrecords(
 ) -> tuple[FileReport, ...]:
     """Read all records of some files, compare their checksums, and say of each file how it is.
 
+    A file that cannot be read is reported like any other, with its problem.
+
     Args:
         spark: Runs the tasks.
         paths: Files, folders or globs.
@@ -383,7 +389,7 @@ def check_tfrecords(
 
     Raises:
         FileNotFoundError: Nothing is at one of ``paths``.
-        ReadError: A file cannot be read at all; the message says why.
+        ReadError: The tasks failed; the message says why.
     """
     options = ReadOptions(codec=codec, on_damage=OnDamage.SKIP)
     found = _collected(spark, list_files(paths), functools.partial(check_files, options=options))

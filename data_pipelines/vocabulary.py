@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numba import types
 
 from data_pipelines.farmhash import fingerprint64
-from data_pipelines.features import FIRST_VOCABULARY_ID, MISSING_ID, OUT_OF_VOCABULARY_ID
-from data_pipelines.tfrecord.crc32c import compile_kernel
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, MISSING_ID, OUT_OF_VOCABULARY_ID
+from data_pipelines.kernels import compile_kernel
 
 VOCABULARY_SCHEMA = pa.schema([("tokens", pa.string()), ("counts", pa.int64())])
 """One row per token, the most frequent first; as an Arrow IPC file, so that a reader maps it instead of copying it."""

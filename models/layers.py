@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.features import MISSING_ID, Bucketed, Feature, ListFeature, Sparse, TokenFeature
+from data_pipelines.feature_kinds import MISSING_ID, Bucketed, Feature, ListFeature, Sparse, TokenFeature
 from data_pipelines.fitted import FittedFeatures
 
 # Up to this many rows the table's gradient is summed densely: one all-reduce of the table is then smaller, and on CPU

@@ -5,14 +5,19 @@ Equal bit for bit to :mod:`data_pipelines.transform`, which a test holds it to: 
 are normalised by the same definition.
 """
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import tensorflow as tf
 
 from data_pipelines import arithmetic
-from data_pipelines.features import (
+from data_pipelines.feature_kinds import (
     FIRST_VOCABULARY_ID,
     MISSING_ID,
     OUT_OF_VOCABULARY_ID,
@@ -32,7 +37,14 @@ from data_pipelines.features import (
 )
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.transform import SparseRows, bucket_boundaries, imputed_value
+from data_pipelines.vocabulary import Vocabulary
 from models.text_normalisation import GraphNormaliser, graph_split
+
+# A serialized graph ends at 2 GiB; a token takes some bytes more than its own there.
+MOST_CONSTANT_BYTES = 1 << 30
+
+# TensorFlow's reader of lines leaves out carriage returns wherever they stand.
+_LINE_BREAK = r"[\r\n]"
 
 _RAW_SPECS: Mapping[RawForm, tuple[list[None], tf.DType]] = {
     "number": ([None], tf.float64),
@@ -49,7 +61,7 @@ _DTYPES: Mapping[Form, tf.DType] = {"value": tf.float32, "id": tf.int64, "ids": 
 class GraphEncoder(tf.Module):
     """Turns raw tensors into model inputs.
 
-    What raw tensors are is said at :data:`data_pipelines.features.RawForm`.
+    What raw tensors are is said at :data:`data_pipelines.feature_kinds.RawForm`.
     """
 
     def __init__(self, fitted: FittedFeatures, features: Iterable[Feature]) -> None:
@@ -62,7 +74,13 @@ class GraphEncoder(tf.Module):
             for feature in self._features
             if isinstance(feature, TokenFeature) and fitted.spec.hash_buckets(feature) is None
         }
-        self._tables = {name: _lookup_table(fitted, feature) for name, feature in looked_up.items()}
+        # Exporting copies the files of vocabularies into the SavedModel; until then they are this object's.
+        folder = tempfile.mkdtemp(prefix="mirrorspark-vocabularies-")
+        self._vocabulary_files = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._tables = {
+            name: _lookup_table(fitted.vocabulary(feature), Path(folder) / f"{name}.txt")
+            for name, feature in looked_up.items()
+        }
         self._normalise = GraphNormaliser() if any(isinstance(feature, Text) for feature in self._features) else None
 
     def signature(self) -> dict[str, tf.TensorSpec]:
@@ -213,11 +231,48 @@ def sparse_tensor(size: int, indices: tf.Tensor, values: tf.Tensor, row_lengths:
     return tf.SparseTensor(tf.stack([rows, indices], axis=1), values, tf.stack([batch, _int64(size)]))
 
 
-def _lookup_table(fitted: FittedFeatures, feature: TokenFeature) -> tf.lookup.StaticHashTable:
-    tokens = fitted.vocabulary(feature).tokens.to_pylist()
-    ids = tf.range(FIRST_VOCABULARY_ID, FIRST_VOCABULARY_ID + len(tokens), dtype=tf.int64)
-    initializer = tf.lookup.KeyValueTensorInitializer(tf.constant(tokens, tf.string), ids)
+def _lookup_table(vocabulary: Vocabulary, file: Path) -> tf.lookup.StaticHashTable:
+    """Return the table of a vocabulary, whose tokens are written to ``file``, a line each, where lines can hold them.
+
+    A file may be of any size, and is read line by line. A graph, which holds the tokens otherwise, may not be larger
+    than 2 GiB, and takes several times that in memory.
+
+    Raises:
+        ValueError: A token has a line break, and there are too many tokens for a graph.
+    """
+    if any(pc.any(pc.match_substring_regex(piece, _LINE_BREAK)).as_py() for piece in vocabulary.pieces()):
+        initializer = _constant_tokens(vocabulary, file.stem)
+    else:
+        _write_lines(vocabulary, file)
+        initializer = tf.lookup.TextFileInitializer(
+            str(file),
+            key_dtype=tf.string,
+            key_index=tf.lookup.TextFileIndex.WHOLE_LINE,
+            value_dtype=tf.int64,
+            value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
+            value_index_offset=FIRST_VOCABULARY_ID,
+        )
     return tf.lookup.StaticHashTable(initializer, default_value=OUT_OF_VOCABULARY_ID)
+
+
+def _constant_tokens(vocabulary: Vocabulary, name: str) -> tf.lookup.KeyValueTensorInitializer:
+    size = sum(pc.sum(pc.binary_length(piece)).as_py() or 0 for piece in vocabulary.pieces())
+    if size > MOST_CONSTANT_BYTES:
+        raise ValueError(
+            f"the vocabulary '{name}' has tokens with line breaks, so it must stand in the model's graph, which cannot "
+            f"hold its {size} bytes; replace line breaks in the query, or give the feature max_size or hash_buckets"
+        )
+    tokens = vocabulary.tokens.to_pylist()
+    ids = tf.range(FIRST_VOCABULARY_ID, FIRST_VOCABULARY_ID + len(tokens), dtype=tf.int64)
+    return tf.lookup.KeyValueTensorInitializer(tf.constant(tokens, tf.string), ids)
+
+
+def _write_lines(vocabulary: Vocabulary, file: Path) -> None:
+    with file.open("wb") as stream:
+        for piece in vocabulary.pieces():
+            lines = pc.binary_join_element_wise(piece, "", "\n")
+            _, _, content = lines.buffers()
+            stream.write(memoryview(content)[: pc.sum(pc.binary_length(lines)).as_py() or 0])
 
 
 def _cut(feature: ListFeature, ids: tf.RaggedTensor) -> tf.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from data_pipelines.features import FIRST_VOCABULARY_ID
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
 
 # ScaNN cannot leave candidates out of its search, so more are fetched and the excluded ones dropped.
 SCANN_OVERFETCH = 8

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipelines.features import FIRST_VOCABULARY_ID
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
 from data_pipelines.fitted import FittedFeatures
 from models.settings import ModelSettingsError, check_fraction, check_positive
 

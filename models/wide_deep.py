@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_pipelines.features import Bucketed, Categorical
+from data_pipelines.feature_kinds import Bucketed, Categorical
 from data_pipelines.fitted import FittedFeatures
 from models.settings import ModelSettingsError, check_fraction, check_positive
 

@@ -51,21 +51,25 @@ def overlaid_histogram(
         ticks: Values to name on the axis; by default a few round ones.
 
     Raises:
-        ValueError: There are no bars, or a group has another number of shares than there are bars.
+        ValueError: There are no bars, the edges do not rise, or a group has another number of shares than there are
+            bars.
     """
     bars = len(edges) - 1
     if bars < 1:
         raise ValueError(f"edges has {len(edges)} values; a histogram needs two or more")
+    if not edges[0] < edges[-1]:
+        raise ValueError(f"edges from {edges[0]} to {edges[-1]} do not rise; pass them in rising order")
     for name, values in shares.items():
         if len(values) != bars:
             raise ValueError(f"'{name}' has {len(values)} shares for {bars} bars; pass one share per bar")
     text = value_text or short_number
     low, high = edges[0], edges[-1]
+    # The span of the largest numbers overflows when taken whole, that of the smallest vanishes when halved.
+    unit = 1.0 if math.isfinite(high - low) else 0.5
     highest = max((max(values) for values in shares.values()), default=0.0) or 1.0
 
     def x(value: float) -> float:
-        # Halved first, for the span of the largest numbers overflows.
-        return 4 + (_WIDTH - 8) * ((value / 2 - low / 2) / (high / 2 - low / 2))
+        return 4 + (_WIDTH - 8) * ((value * unit - low * unit) / (high * unit - low * unit))
 
     def y(share: float) -> float:
         return _BASE - (_BASE - _TOP) * share / highest

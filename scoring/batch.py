@@ -2,8 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +14,15 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.pandas.functions import arrow_udf
 from pyspark.sql.types import StringType, StructField, StructType
 
-from data_pipelines.features import Feature
+from data_pipelines.feature_kinds import Feature
+from data_pipelines.raw_columns import ColumnError, is_vector, raw_column
 from data_pipelines.spark_schema import sent_schema_of
 from data_pipelines.tfrecord.arrow_schema import SchemaError
-from data_pipelines.transform import ColumnError, raw_column
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, load_once
 from scoring.model_directory import ModelDirectory
 from scoring.model_uri import PinnedModel, resolve
 from scoring.shipping import ShippedModel, portable, ship
+from scoring.token_families import check_token_families
 
 VERSION_COLUMN = "model_version"
 
@@ -62,7 +63,8 @@ def score(
     Raises:
         ModelNotFoundError: The URI leads to no model.
         ScoringError: A key is missing, a column would stand in the result twice, or there is one too many.
-        ColumnError: A raw column is missing or has a type that its feature cannot take.
+        ColumnError: A raw column is missing, has a type that its feature cannot take, or holds tokens of another family
+            of types (boolean, integer, string) than the training rows did.
     """
     _check_batch_size(batch_size)
     pinned = _pinned(model, tracking_uri)
@@ -78,7 +80,7 @@ def score(
         )
     _LOGGER.info("model %s reads the columns %s", pinned.label, list(wanted))
     table = df.select(*(F.col(_quoted(name)) for name in wanted))
-    _check_types(table.schema, directory.inputs)
+    _check_types(table.schema, directory.inputs, directory.features.column_types)
     task = BatchTask(
         keys=key_names,
         scorer=Scorer(ship(df.sparkSession, pinned), batch_size, with_version=with_version, loads=loads),
@@ -198,6 +200,7 @@ def scorer_udf(
         arguments=names,
         inputs=directory.inputs,
         scorer=Scorer(ship(spark, pinned), batch_size, with_version=with_version),
+        column_types=directory.features.column_types,
     )
     run = portable(task)
 
@@ -216,18 +219,20 @@ class ColumnsTask:
         arguments: What the arguments are, in their order, when they come one by one.
         inputs: The model's inputs; those that are no argument are missing in every row.
         scorer: Where the model is and how to call it.
+        column_types: Types of the columns that the model was trained with, as the fitted features have them.
     """
 
     arguments: tuple[str, ...]
     inputs: tuple[Feature, ...]
     scorer: Scorer
+    column_types: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, batches: Iterable[pa.Array | tuple[pa.Array, ...]]) -> Iterator[pa.StructArray]:
         """Yield one struct array per batch of arguments.
 
         Raises:
             ScoringError: The arguments are neither one struct nor as many as ``arguments``.
-            ColumnError: A column is missing or has a type that its feature cannot take.
+            ColumnError: A column is missing, or has a type that its feature cannot take or was not trained with.
         """
         model = None
         for given in batches:
@@ -236,13 +241,16 @@ class ColumnsTask:
                 # SQL tells the types of a call only here; a wrong one need not wait for TensorFlow.
                 for feature in self.inputs:
                     raw_column(table.slice(0, 0), feature)
+                check_token_families(table.schema, self.inputs, self.column_types)
                 model = self.scorer.load()
             outputs = self.scorer.outputs(model, table)
             yield pa.StructArray.from_arrays(list(outputs.values()), names=list(outputs))
 
     def _table(self, given: pa.Array | tuple[pa.Array, ...]) -> pa.RecordBatch:
         arrays = given if isinstance(given, tuple) else (given,)
-        if len(arrays) == 1 and pa.types.is_struct(arrays[0].type):
+        # A vector is a struct as well: it is the column itself where the model takes one column.
+        is_column = len(self.arguments) == 1 and is_vector(arrays[0].type)
+        if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and not is_column:
             columns = dict(zip((field.name for field in arrays[0].type), arrays[0].flatten(), strict=True))
         elif len(arrays) == len(self.arguments):
             columns = dict(zip(self.arguments, arrays, strict=True))
@@ -290,7 +298,7 @@ def _check_columns(df: DataFrame, keys: tuple[str, ...], inputs: tuple[Feature, 
         raw_column(pa.schema([(name, pa.null()) for name in df.columns]).empty_table(), absent[0])
 
 
-def _check_types(schema: StructType, inputs: tuple[Feature, ...]) -> None:
+def _check_types(schema: StructType, inputs: tuple[Feature, ...], column_types: Mapping[str, str]) -> None:
     """Let the transform look at the types that Spark will send, on a table of no rows."""
     for feature in inputs:
         columns = StructType([schema[name] for name in feature.columns])
@@ -302,6 +310,7 @@ def _check_types(schema: StructType, inputs: tuple[Feature, ...]) -> None:
                 f"cannot take; cast them or change the feature's kind"
             ) from error
         raw_column(sent.empty_table(), feature)
+        check_token_families(sent, (feature,), column_types)
 
 
 def _columns(inputs: Sequence[Feature]) -> tuple[str, ...]:

@@ -50,14 +50,17 @@ def _raw(column: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
     for row, values in enumerate(lists):
         padded[row, : len(values)] = [missing if _is_missing(value) else value for value in values]
     return (
-        np.vectorize(str, otypes=[object])(padded)
+        np.vectorize(_token, otypes=[object])(padded)
         if spec.dtype == tf.string
         else padded.astype(spec.dtype.as_numpy_dtype)
     )
 
 
 def _token(value: Any) -> str:
-    return "" if _is_missing(value) else str(value)
+    if _is_missing(value):
+        return ""
+    # Tokens of booleans are written as Arrow and SQL write them.
+    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
 
 
 def _is_missing(value: Any) -> bool:

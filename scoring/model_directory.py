@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from data_pipelines.features import Feature
+from data_pipelines.feature_kinds import Feature
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures
 
 FORMAT_VERSION = 1

@@ -1,19 +1,20 @@
 """Score TFRecord files: the same features, the same types and so the same scores as from a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import ArrayType, DataType, StructField, StructType
+from pyspark.sql.types import ArrayType, BooleanType, DataType, LongType, StringType, StructField, StructType
 
-from data_pipelines.features import Feature, RawForm, Sparse
+from data_pipelines.feature_kinds import Feature, RawForm, Sparse
 from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecords import read_tfrecords
 from scoring.batch import score
 from scoring.model_directory import ModelDirectory
 from scoring.model_uri import PinnedModel, resolve
+from scoring.token_families import TokenFamily, trained_families
 
 _LISTS: frozenset[RawForm] = frozenset({"tokens", "times", "indices", "values"})
 
@@ -30,8 +31,9 @@ def score_tfrecords(
 ) -> DataFrame:
     """Return what :func:`scoring.batch.score` returns, for the rows of TFRecord files in row or block layout.
 
-    Records do not say whether a feature of one value is a list; the model's spec does. Only the keys and the model's
-    columns are decoded. Records hold float32: a table of float64 that was written to them was rounded then.
+    Records do not say whether a feature of one value is a list; the model's spec does. Nor do they tell a boolean from
+    the integers 0 and 1; the types that the model was trained with do. Only the keys and the model's columns are
+    decoded. Records hold float32: a table of float64 that was written to them was rounded then.
 
     Args:
         spark: The session.
@@ -46,17 +48,21 @@ def score_tfrecords(
         ModelNotFoundError: The URI leads to no model.
         FileNotFoundError: There are no files.
         ScoringError: A key is missing, or a column would stand in the result twice.
-        ColumnError: A raw column is missing.
+        ColumnError: A raw column is missing, or has a type that its feature cannot take or was not trained with.
     """
     pinned = model if isinstance(model, PinnedModel) else resolve(model, tracking_uri)
     # Its whole schema is looked for, in all files: the types of one column cost as much as those of all.
     found = read_tfrecords(spark, paths, on_damage=on_damage).schema
-    schema = _schema(found, (keys,) if isinstance(keys, str) else keys, ModelDirectory.open(pinned.path).inputs)
+    directory = ModelDirectory.open(pinned.path)
+    families = trained_families(directory.inputs, directory.features.column_types)
+    schema = _schema(found, (keys,) if isinstance(keys, str) else keys, directory.inputs, families)
     table = read_tfrecords(spark, paths, schema=schema, on_damage=on_damage)
     return score(table, pinned, keys=keys, tracking_uri=tracking_uri, **options)
 
 
-def _schema(found: StructType, keys: Sequence[str], inputs: Sequence[Feature]) -> StructType:
+def _schema(
+    found: StructType, keys: Sequence[str], inputs: Sequence[Feature], families: Mapping[str, TokenFamily]
+) -> StructType:
     """Return the columns among ``found`` that scoring reads, in the types that the features take."""
     types: dict[str, DataType] = {key: found[key].dataType for key in keys if key in found.names}
     for feature in inputs:
@@ -64,7 +70,19 @@ def _schema(found: StructType, keys: Sequence[str], inputs: Sequence[Feature]) -
             if isinstance(feature, Sparse) and name == feature.name:
                 types[name] = VectorUDT()
             elif name in found.names:
-                stored = found[name].dataType
+                stored = _told_apart(found[name].dataType, families.get(name))
                 is_list = feature.raw[name] in _LISTS and not isinstance(stored, ArrayType)
                 types[name] = ArrayType(stored) if is_list else stored
     return StructType([StructField(name, type_) for name, type_ in types.items()])
+
+
+def _told_apart(stored: DataType, trained: TokenFamily | None) -> DataType:
+    """Return the type that tokens had in training where ``stored``, found in records, does not tell it."""
+    if isinstance(stored, LongType) and trained == "boolean":
+        return BooleanType()
+    if not isinstance(stored, ArrayType):
+        return stored
+    if isinstance(stored.elementType, StringType) and trained is not None:
+        # Lists that are all empty are found as strings; texts in place of numbers fail when they are decoded.
+        return ArrayType({"boolean": BooleanType(), "integer": LongType(), "string": StringType()}[trained])
+    return ArrayType(_told_apart(stored.elementType, trained))

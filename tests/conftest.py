@@ -19,6 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # TensorFlow reads this one at import; with Keras 3 nothing here works, so a value from outside does not count.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 for name, value in {
+    "AWS_ACCESS_KEY_ID": "made-up",  # for the S3 server of the tests; Spark's workers must have it from the start
+    "AWS_SECRET_ACCESS_KEY": "made-up",
+    "AWS_EC2_METADATA_DISABLED": "true",
     "CUDA_VISIBLE_DEVICES": "-1",  # tests mean the CPU, also on a machine with a GPU
     "GIT_PYTHON_REFRESH": "quiet",  # MLflow warns where there is no git
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -63,14 +66,10 @@ def s3_bucket() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ACCESS_KEY_ID", "made-up")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "made-up")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        options = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-        store, _ = fs.FileSystem.from_uri(f"s3://mirrorspark-tests?{options}&allow_bucket_creation=true")
-        store.create_dir("mirrorspark-tests")
-        yield f"mirrorspark-tests?{options}"
+    options = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    store, _ = fs.FileSystem.from_uri(f"s3://mirrorspark-tests?{options}&allow_bucket_creation=true")
+    store.create_dir("mirrorspark-tests")
+    yield f"mirrorspark-tests?{options}"
     server.stop()
 
 

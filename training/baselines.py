@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from data_pipelines.features import Form
+from data_pipelines.feature_kinds import Form
 from training.evaluation import check_binary_label
 
 MAX_THREADS = 2

@@ -85,6 +85,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self._take_paths("output")
+        _require(
+            "://" not in self.output,
+            f"output '{self.output}' is on another store; give a folder on a disk that the driver and all executors "
+            f"share",
+        )
         for name in ("workers", "epochs", "global_batch_size", "steps_per_execution", "top_k"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
         for name in ("patience", "seed", "max_restarts", "gpus_per_worker"):

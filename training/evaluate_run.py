@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from data_pipelines.blocks import Block
 from data_pipelines.dataset import Dataset
-from data_pipelines.features import FIRST_VOCABULARY_ID
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
 from plots.calibration import calibration_curve
 from plots.learning_curves import learning_curves
 from plots.lift import lift_chart

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.convert import EXAMPLE_FILE, library_versions
 from data_pipelines.dataset import Dataset
-from data_pipelines.features import FIRST_VOCABULARY_ID, RawForm
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, RawForm
 from data_pipelines.manifest import FEATURES_FOLDER
 from models import catalog
 from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER

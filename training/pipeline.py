@@ -1,5 +1,7 @@
 """The main job, stage by stage: preflight, convert, train, score, parity. Returns what it found out."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -134,11 +136,15 @@ def _dataset(config: RunConfig, table: DataFrame, files: Mapping[str, Path]) -> 
     """Return the dataset of these inputs, converted now or by an earlier run, and whether it was there already."""
     how = {"tables": config.tables, "csv_null": config.csv_null}
     source: dict[str, Any] = {**how, **source_identity(files, config.sql)}
+    reference = read_profile(config.reference_dataset) if config.reference_dataset else None
+    if reference is not None:
+        # What is reported of drift is part of the dataset, so another reference makes another one.
+        document = json.dumps(reference.to_dict(), sort_keys=True)
+        source["reference"] = hashlib.sha256(document.encode()).hexdigest()[:16]
     address = dataset_address(source, config.spec, config.conversion)
     path = Path(config.output).absolute() / "datasets" / f"{config.name}-{address}"
     if is_published(path):
         return Dataset.open(path), True
-    reference = read_profile(config.reference_dataset) if config.reference_dataset else None
     try:
         converted = convert(table, config.spec, path, source=source, options=config.conversion, reference=reference)
     except DatasetExistsError:  # an equal command was quicker

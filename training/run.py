@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from callbacks.credentials import without_credentials
-from data_pipelines.features import FeatureSpecError
+from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
 from training.command_line import parse, summary_file
 from training.config import ConfigError, RunConfig

@@ -8,7 +8,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from data_pipelines.manifest import SPLITS
+from data_pipelines.manifest import SPLITS, TRAIN_SPLIT
 from data_pipelines.quality.page_style import SCRIPT, STYLE
 from data_pipelines.quality.profile import ColumnProfile, DatasetProfile, SplitColumn
 from data_pipelines.quality.raw_values import ColumnKind, Role
@@ -17,7 +17,6 @@ from plots.histogram import overlaid_histogram, share_bars, short_number
 
 PAGE_FILE = "dataset.html"
 
-_TRAIN = SPLITS[0]
 _SHOWN_TOKENS = 6
 _SHOWN_CLASSES = 12
 _SHOWN_DRIFT = 15
@@ -161,7 +160,7 @@ def _label(profile: DatasetProfile) -> str:
     lines = [
         _row(escape(name), [_percent(values[row]) for values in shares.values()]) for row, name in enumerate(names)
     ]
-    if label.splits[_TRAIN].distinct > len(names):
+    if label.splits[TRAIN_SPLIT].distinct > len(names):
         lines.append(_row("all others", [_percent(max(0.0, 1 - sum(values))) for values in shares.values()]))
     return _label_section(
         label,
@@ -281,7 +280,7 @@ def _beside_former(column: ColumnProfile, former: ColumnProfile | None) -> str:
     edges = [text(edge) for edge in former.bins.edges]
     between = [f"above {low} to {high}" for low, high in pairwise(edges)]
     names = [f"up to {edges[0]}", *between, f"above {edges[-1]}"] if edges else [*former.bins.tokens, "all others"]
-    counted = {"now": column.splits[_TRAIN].reference_bins, "former": former.splits[_TRAIN].bins}
+    counted = {"now": column.splits[TRAIN_SPLIT].reference_bins, "former": former.splits[TRAIN_SPLIT].bins}
     shares = {name: _shares(counts) for name, counts in counted.items()}
     bars = share_bars([*names, "missing"], shares, colours=(0, _FORMER_COLOUR))
     return (
@@ -291,7 +290,7 @@ def _beside_former(column: ColumnProfile, former: ColumnProfile | None) -> str:
 
 
 def _figure(column: ColumnProfile) -> str:
-    if column.edges:
+    if len(column.edges) > 1:
         shares = {split: _shares(part.histogram) for split, part in column.splits.items()}
         if column.kind is ColumnKind.TIME:
             low, high = column.edges[0], column.edges[-1]
@@ -349,7 +348,9 @@ def _numbers(column: ColumnProfile) -> str:
         shares = [part.out_of_vocabulary_share for part in parts]
         lines.append(("out of vocabulary", [_DASH if share is None else _percent(share) for share in shares]))
     elif column.kind in (ColumnKind.TOKEN, ColumnKind.TOKENS):
-        unseen = [_DASH if split == _TRAIN else _percent(part.unseen_share) for split, part in column.splits.items()]
+        unseen = [
+            _DASH if split == TRAIN_SPLIT else _percent(part.unseen_share) for split, part in column.splits.items()
+        ]
         lines.append(("not in training", unseen))
     for name, counts in (("NaN", [part.nan for part in parts]), ("infinite", [part.infinite for part in parts])):
         if any(counts):

@@ -5,6 +5,7 @@ every row take the place of the sample's where they are given. It is kept beside
 counted in the bins of this one: that is what drift is measured in.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.features import Feature, FeatureSpec
-from data_pipelines.manifest import SPLITS
+from data_pipelines.feature_kinds import Feature
+from data_pipelines.features import FeatureSpec
+from data_pipelines.manifest import TRAIN_SPLIT
 from data_pipelines.quality.raw_values import ColumnKind, RawValues, Role, class_codes, column_kind, raw_values
 
 PROFILE_VERSION = 1
@@ -37,8 +39,6 @@ _WHOLE_NUMBERS = 2.0**51
 # Fewer training rows than this, of a class or in all, cannot show that a column gives the label away.
 _ENOUGH_ROWS = 50
 _ENOUGH_ROWS_OF_A_CLASS = 5
-
-_TRAIN = SPLITS[0]
 
 
 class ProfileError(ValueError):
@@ -277,16 +277,18 @@ def profile_columns(
     Raises:
         ProfileError: There is no sample of the training rows.
     """
-    if _TRAIN not in samples or not samples[_TRAIN].num_rows:
-        raise ProfileError(f"there is no sample of split '{_TRAIN}', which others are compared with; pass its rows")
+    if TRAIN_SPLIT not in samples or not samples[TRAIN_SPLIT].num_rows:
+        raise ProfileError(
+            f"there is no sample of split '{TRAIN_SPLIT}', which others are compared with; pass its rows"
+        )
     counts = counts or {split: SplitCounts(sample.num_rows) for split, sample in samples.items()}
-    label = samples[_TRAIN].schema.get_field_index(spec.label.name)
-    classes = class_codes(samples[_TRAIN].column(label).combine_chunks()) if label >= 0 else None
+    label = samples[TRAIN_SPLIT].schema.get_field_index(spec.label.name)
+    classes = class_codes(samples[TRAIN_SPLIT].column(label).combine_chunks()) if label >= 0 else None
     columns = []
     for name in spec.columns:
         arrays = {split: _column_of(sample, name) for split, sample in samples.items()}
         present = {split: array for split, array in arrays.items() if array is not None}
-        if _TRAIN in present:
+        if TRAIN_SPLIT in present:
             former = reference.column(name) if reference else None
             columns.append(_profile_column(name, present, spec, counts, classes, former))
     return DatasetProfile(
@@ -308,9 +310,9 @@ def _profile_column(
 ) -> ColumnProfile:
     role = _role(name, spec)
     feature = next((feature for feature in spec.features if name in feature.columns), None)
-    kind = column_kind(name, arrays[_TRAIN].type, role, feature)
+    kind = column_kind(name, arrays[TRAIN_SPLIT].type, role, feature)
     values = {split: raw_values(array, kind, feature) for split, array in arrays.items()}
-    train = values[_TRAIN]
+    train = values[TRAIN_SPLIT]
     known = pc.unique(train.tokens) if train.tokens is not None else None
     edges = _histogram_edges(train.numbers) if train.numbers is not None else ()
     bins = _bins(train, kind)
@@ -318,7 +320,7 @@ def _profile_column(
     former_bins = former.bins if former is not None and former.kind == kind else Bins()
     return ColumnProfile(
         name=name,
-        type=str(arrays[_TRAIN].type),
+        type=str(arrays[TRAIN_SPLIT].type),
         role=role,
         feature_kind=_feature_kind(role, feature, spec),
         kind=kind,
@@ -457,6 +459,7 @@ def _binned(part: RawValues, bins: Bins) -> tuple[int, ...]:
 
 
 def _histogram_edges(numbers: np.ndarray) -> tuple[float, ...]:
+    """Return the ends of the bars, two or more; none where there are no numbers."""
     if not len(numbers):
         return ()
     distinct = np.unique(numbers)
@@ -472,7 +475,11 @@ def _histogram_edges(numbers: np.ndarray) -> tuple[float, ...]:
         low = float(distinct[0]) if low - distinct[0] <= slack else low
         high = float(distinct[-1]) if distinct[-1] - high <= slack else high
     if low == high:
-        low, high = sorted((low, low / 2))
+        # One value nearly everywhere: what matters is how far the few others lie from it.
+        low, high = float(distinct[0]), float(distinct[-1])
+    if low == high:
+        half = max(0.5, float(np.spacing(abs(low))))
+        return (max(low - half, -sys.float_info.max), min(low + half, sys.float_info.max))
     place = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     # Numbers next to each other have no room for edges between them.
     return tuple(np.unique(low * (1 - place) + high * place).tolist())

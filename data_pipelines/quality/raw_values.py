@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.features import Feature, Text
+from data_pipelines.feature_kinds import Feature, Text
+from data_pipelines.raw_columns import is_number, is_vector, numeric_values
 from data_pipelines.text import normalise, split_tokens
-from data_pipelines.transform import is_number, numeric_values
 
 
 class Role(StrEnum):
@@ -57,7 +57,7 @@ def column_kind(name: str, column_type: pa.DataType, role: Role, feature: Featur
         return ColumnKind.KEY
     if pa.types.is_dictionary(column_type):
         column_type = column_type.value_type
-    if pa.types.is_map(column_type) or _is_vector(column_type) or isinstance(feature, Text):
+    if pa.types.is_map(column_type) or is_vector(column_type) or isinstance(feature, Text):
         return ColumnKind.TOKENS
     element = column_type.value_type if _is_list(column_type) else column_type
     if pa.types.is_timestamp(element) or pa.types.is_date(element):
@@ -174,8 +174,3 @@ def _is_list(column_type: pa.DataType) -> bool:
     return (
         pa.types.is_list(column_type) or pa.types.is_large_list(column_type) or pa.types.is_fixed_size_list(column_type)
     )
-
-
-def _is_vector(column_type: pa.DataType) -> bool:
-    """Whether this is a vector as Spark ML stores it: a struct with the indices of its values."""
-    return pa.types.is_struct(column_type) and column_type.get_field_index("indices") >= 0

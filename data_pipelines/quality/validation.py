@@ -9,20 +9,17 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from data_pipelines.features import FeatureSpec, TokenFeature
-from data_pipelines.manifest import SPLITS
+from data_pipelines.feature_kinds import TokenFeature
+from data_pipelines.features import FeatureSpec
+from data_pipelines.manifest import SPLITS, TRAIN_SPLIT
 from data_pipelines.quality.profile import ColumnProfile, DatasetProfile, SplitColumn
 from data_pipelines.quality.raw_values import ColumnKind, Role
 
-_TRAIN, *_HELD_BACK = SPLITS
+_HELD_BACK = tuple(split for split in SPLITS if split != TRAIN_SPLIT)
 
 # A standard normal variable stays below this with a probability of 99.9%.
 _NOISE_DEVIATIONS = 3.09
 _SHOWN_VALUES = 3
-
-
-class ValidationError(ValueError):
-    """Data that must not be trained on; the message lists every error and what to do about it."""
 
 
 class Severity(StrEnum):
@@ -129,15 +126,12 @@ class Report:
         """The findings that forbid training."""
         return self.of(Severity.ERROR)
 
-    def raise_if_errors(self) -> None:
-        """Do nothing where there is no error.
-
-        Raises:
-            ValidationError: There is one; the message has all of them.
-        """
-        if self.errors:
-            lines = "".join(f"\n- {finding.sentence}" for finding in self.errors)
-            raise ValidationError(f"the data has {len(self.errors)} error(s):{lines}")
+    def refusal(self) -> str:
+        """Return why the data must not be trained on, every error and what to do about it; empty where nothing is."""
+        if not self.errors:
+            return ""
+        lines = "".join(f"\n- {finding.sentence}" for finding in self.errors)
+        return f"validation found {len(self.errors)} error(s) in the data:{lines}"
 
     def summary(self) -> str:
         """Return one line: how many findings of each severity."""
@@ -186,13 +180,13 @@ def validate(
 def measure_drift(profile: DatasetProfile, reference: DatasetProfile | None = None) -> Iterator[Drift]:
     """Yield the stability index of every column: training rows against the reference's, other splits against them."""
     for column in profile.columns:
-        train = column.splits[_TRAIN]
+        train = column.splits[TRAIN_SPLIT]
         former = reference.column(column.name) if reference else None
         if former is not None and train.reference_bins:
-            yield _drift(column.name, _TRAIN, "reference", train.reference_bins, former.splits[_TRAIN].bins)
+            yield _drift(column.name, TRAIN_SPLIT, "reference", train.reference_bins, former.splits[TRAIN_SPLIT].bins)
         for split, part in column.splits.items():
-            if split != _TRAIN and part.bins:
-                yield _drift(column.name, split, _TRAIN, part.bins, train.bins)
+            if split != TRAIN_SPLIT and part.bins:
+                yield _drift(column.name, split, TRAIN_SPLIT, part.bins, train.bins)
 
 
 def stability_index(counts: tuple[int, ...], expected: tuple[int, ...]) -> tuple[float, float]:
@@ -286,14 +280,14 @@ def _infinite_findings(column: ColumnProfile) -> Iterator[Finding]:
 
 
 def _missing_findings(column: ColumnProfile, profile: DatasetProfile, limits: Limits) -> Iterator[Finding]:
-    train = column.splits[_TRAIN].missing_share
+    train = column.splits[TRAIN_SPLIT].missing_share
     if train == 1:
         yield Finding(
             Severity.ERROR,
             column.name,
             "missing",
-            f"'{column.name}' has no value in any of the {profile.splits[_TRAIN].rows:,} training rows; mend the query "
-            f"or the join that brings it, or take it out of the spec",
+            f"'{column.name}' has no value in any of the {profile.splits[TRAIN_SPLIT].rows:,} training rows; mend the "
+            f"query or the join that brings it, or take it out of the spec",
         )
         return
     # An empty list is a value for many: no earlier flight, no purchase yet.
@@ -327,7 +321,7 @@ def _missing_findings(column: ColumnProfile, profile: DatasetProfile, limits: Li
 
 
 def _weight_findings(column: ColumnProfile) -> Iterator[Finding]:
-    spread = column.splits[_TRAIN].spread
+    spread = column.splits[TRAIN_SPLIT].spread
     if spread is not None and spread.minimum < 0:
         yield Finding(
             Severity.ERROR,
@@ -345,7 +339,7 @@ def _weight_findings(column: ColumnProfile) -> Iterator[Finding]:
 
 
 def _constant_findings(column: ColumnProfile, limits: Limits) -> Iterator[Finding]:
-    train = column.splits[_TRAIN]
+    train = column.splits[TRAIN_SPLIT]
     if not train.values or not train.commonest or train.lengths is not None:
         return
     value = _shown(column, train.commonest[0].value)
@@ -367,7 +361,7 @@ def _constant_findings(column: ColumnProfile, limits: Limits) -> Iterator[Findin
 
 
 def _range_findings(column: ColumnProfile, limits: Limits) -> Iterator[Finding]:
-    spread = column.splits[_TRAIN].spread
+    spread = column.splits[TRAIN_SPLIT].spread
     if spread is None:
         return
     for split, part in _others(column):
@@ -396,7 +390,7 @@ def _range_findings(column: ColumnProfile, limits: Limits) -> Iterator[Finding]:
 
 
 def _unseen_findings(column: ColumnProfile, limits: Limits) -> Iterator[Finding]:
-    train = column.splits[_TRAIN]
+    train = column.splits[TRAIN_SPLIT]
     for split, part in _others(column):
         if train.out_of_vocabulary_share is None or part.out_of_vocabulary_share is None:
             # Good and Turing: what occurs once in a sample has the share of what the sample lacks.
@@ -419,7 +413,7 @@ def _unseen_findings(column: ColumnProfile, limits: Limits) -> Iterator[Finding]
 
 
 def _label_findings(column: ColumnProfile, profile: DatasetProfile, limits: Limits) -> Iterator[Finding]:
-    train = column.splits[_TRAIN]
+    train = column.splits[TRAIN_SPLIT]
     for split, part in column.splits.items():
         # A row of a multi-label problem may have no label at all.
         if part.missing_share and column.feature_kind != "multi_label":
@@ -431,7 +425,7 @@ def _label_findings(column: ColumnProfile, profile: DatasetProfile, limits: Limi
                 f"rows out",
             )
         if column.kind is ColumnKind.TOKEN and part.distinct == 1:
-            which = "training rows" if split == _TRAIN else f"rows of split '{split}'"
+            which = "training rows" if split == TRAIN_SPLIT else f"rows of split '{split}'"
             yield Finding(
                 Severity.ERROR,
                 column.name,
@@ -448,7 +442,7 @@ def _label_findings(column: ColumnProfile, profile: DatasetProfile, limits: Limi
     if classes and is_complete and len(classes) > 1:
         rarest = min(classes, key=lambda name: classes[name])
         if classes[rarest] < limits.rare_class:
-            rows = round(classes[rarest] * profile.splits[_TRAIN].rows)
+            rows = round(classes[rarest] * profile.splits[TRAIN_SPLIT].rows)
             yield Finding(
                 Severity.WARNING,
                 column.name,
@@ -525,7 +519,7 @@ def _schema_findings(profile: DatasetProfile, reference: DatasetProfile) -> Iter
 
 
 def _change_findings(column: ColumnProfile, former: ColumnProfile, limits: Limits) -> Iterator[Finding]:
-    now, before = column.splits[_TRAIN].missing_share, former.splits[_TRAIN].missing_share
+    now, before = column.splits[TRAIN_SPLIT].missing_share, former.splits[TRAIN_SPLIT].missing_share
     if abs(now - before) >= limits.missing_change:
         yield Finding(
             Severity.WARNING,
@@ -553,7 +547,7 @@ def _drift_findings(drift: tuple[Drift, ...], profile: DatasetProfile, limits: L
                     f"index {entry.index:.2f}); compare its shares then and now: if the change is real, train anew, "
                     f"else mend the source",
                 )
-        told = " and ".join(f"'{entry.split}' ({entry.index:.2f})" for entry in mine if entry.against == _TRAIN)
+        told = " and ".join(f"'{entry.split}' ({entry.index:.2f})" for entry in mine if entry.against == TRAIN_SPLIT)
         if told and column.kind is not ColumnKind.TIME:
             # A split by time is meant to differ, so this is worth a look and no more.
             yield Finding(
@@ -575,7 +569,7 @@ def _hashed_columns(spec: FeatureSpec) -> frozenset[str]:
 
 
 def _others(column: ColumnProfile) -> Iterator[tuple[str, SplitColumn]]:
-    return ((split, part) for split, part in column.splits.items() if split != _TRAIN)
+    return ((split, part) for split, part in column.splits.items() if split != TRAIN_SPLIT)
 
 
 def _class_shares(part: SplitColumn) -> Mapping[str, float]:

@@ -61,22 +61,25 @@ class FeatureTypeError(ValueError):
         record: the record's number in the file, from 0.
         file: the file's name; empty where it is not known.
         problem: what was found, and what to do.
+        offset: where the record begins, in bytes from the start of the (uncompressed) file; None where it is not known.
     """
 
-    def __init__(self, feature: str, record: int, problem: str, *, file: str = "") -> None:
+    def __init__(self, feature: str, record: int, problem: str, *, file: str = "", offset: int | None = None) -> None:
         self.feature = feature
         self.record = record
         self.file = file
         self.problem = problem
-        super().__init__(f"{file or 'TFRecord data'}: feature '{feature}' of record {record} {problem}")
+        self.offset = offset
+        where = "" if offset is None else f" at byte {offset}"
+        super().__init__(f"{file or 'TFRecord data'}: feature '{feature}' of record {record}{where} {problem}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the parts: the message alone does not rebuild the error."""
-        return _rebuild_feature_error, (self.feature, self.record, self.problem, self.file)
+        return _rebuild_feature_error, (self.feature, self.record, self.problem, self.file, self.offset)
 
 
-def _rebuild_feature_error(feature: str, record: int, problem: str, file: str) -> FeatureTypeError:
-    return FeatureTypeError(feature, record, problem, file=file)
+def _rebuild_feature_error(feature: str, record: int, problem: str, file: str, offset: int | None) -> FeatureTypeError:
+    return FeatureTypeError(feature, record, problem, file=file, offset=offset)
 
 
 class ValueNotStorableError(ValueError):

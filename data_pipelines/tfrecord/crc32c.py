@@ -1,57 +1,19 @@
 """The CRC-32C checksum and the masked form of it that TFRecord stores: a numba kernel and a plain-Python twin."""
 
-import logging
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
+
 BytesLike = bytes | bytearray | memoryview | npt.NDArray[Any]
-_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
-_LOGGER = logging.getLogger(__name__)
-
-READ_ONLY_BYTES = numba.types.Array(numba.types.uint8, 1, "C", readonly=True)
-"""Numba's type of a contiguous byte array that a kernel only reads; a writable array converts to it."""
+MASK_DELTA = 0xA282EAD8
+"""What masking adds to a checksum after turning it; for kernels, which mask what :func:`crc32c_of_span` returns."""
 
 _REVERSED_POLYNOMIAL = 0x82F63B78
-_MASK_DELTA = 0xA282EAD8
-
-
-def compile_kernel(signature: Any) -> Callable[[_Kernel], _Kernel]:
-    """Return a decorator that compiles a function for ``signature``, to run without the GIL, and caches it on disk.
-
-    Numba looks for a writable cache folder: ``NUMBA_CACHE_DIR``, ``__pycache__`` beside the source, the user's cache
-    folder. Where there is none (a read-only installation run by a user without a home), or writing there fails, the
-    function is compiled anew in each process, and the log says so.
-    A kernel that calls one from another file is not compiled again when only that other file changes.
-
-    Args:
-        signature: the one numba signature to compile for.
-    """
-
-    def decorate(function: _Kernel) -> _Kernel:
-        try:
-            compiled: _Kernel = numba.njit(signature, nogil=True, cache=True)(function)
-        except (RuntimeError, OSError) as error:
-            _LOGGER.warning(
-                "kernel %s is compiled anew in each process: %s; set NUMBA_CACHE_DIR to a writable folder that only "
-                "trusted users can write to",
-                function.__qualname__,
-                error,
-            )
-            compiled = numba.njit(signature, nogil=True)(function)
-        return compiled
-
-    return decorate
-
-
-def compile_inner_kernel(function: _Kernel) -> _Kernel:
-    """Mark a function that kernels of the same file call: it is compiled as part of each of them."""
-    compiled: Any = numba.njit(nogil=True)(function)
-    return cast(_Kernel, compiled)
 
 
 def crc32c(data: BytesLike, initial: int = 0) -> int:
@@ -95,7 +57,7 @@ def mask_crc32c(crc: int) -> int:
 
     Source: TensorFlow ``lib/hash/crc32c.h`` (``Mask``).
     """
-    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + MASK_DELTA) & 0xFFFFFFFF
 
 
 def crc32c_plain(data: bytes, initial: int = 0) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from data_pipelines.tfrecord.crc32c import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
+from data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,28 @@ class MalformedExampleError(ValueError):
         file: the file's name; empty where it is not known.
         record: the record's number in the file, from 0; None where it is not known.
         message: the message that they should be.
+        record_offset: where the record begins, in bytes from the start of the (uncompressed) file; None where it is not
+            known.
     """
 
     def __init__(
-        self, problem: str, offset: int, *, file: str = "", record: int | None = None, message: str = "tf.train.Example"
+        self,
+        problem: str,
+        offset: int,
+        *,
+        file: str = "",
+        record: int | None = None,
+        message: str = "tf.train.Example",
+        record_offset: int | None = None,
     ) -> None:
         self.problem = problem
         self.offset = offset
         self.file = file
         self.record = record
         self.message = message
-        where = f"{file or 'TFRecord data'}: record {record} is " if record is not None else ""
+        self.record_offset = record_offset
+        place = "" if record_offset is None else f" at byte {record_offset}"
+        where = f"{file or 'TFRecord data'}: record {record}{place} is " if record is not None else ""
         super().__init__(
             f"{where}not a {message}: {problem}, at byte {offset} of the payload; check that these records are "
             f"{message.rpartition('.')[2]}s, and write the file again if they should be"
@@ -99,11 +110,22 @@ class MalformedExampleError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the parts: the message alone does not rebuild the error."""
-        return _rebuild_error, (self.problem, self.offset, self.file, self.record, self.message)
+        return _rebuild_error, (
+            self.problem,
+            self.offset,
+            self.file,
+            self.record,
+            self.message,
+            self.record_offset,
+        )
 
 
-def _rebuild_error(problem: str, offset: int, file: str, record: int | None, message: str) -> MalformedExampleError:
-    return MalformedExampleError(problem, offset, file=file, record=record, message=message)
+def _rebuild_error(
+    problem: str, offset: int, file: str, record: int | None, message: str, record_offset: int | None
+) -> MalformedExampleError:
+    return MalformedExampleError(
+        problem, offset, file=file, record=record, message=message, record_offset=record_offset
+    )
 
 
 def encode_example(columns: Mapping[str, Column]) -> bytes:
@@ -125,18 +147,18 @@ def encode_example(columns: Mapping[str, Column]) -> bytes:
         body_bytes = body.nbytes
         key = name.encode()
         # From the inside out: the packed field (bytes carry their own tags), the list, the feature, the map entry.
-        packed = b"\x0a" + _varint(body_bytes) if body_bytes and kind != _BYTES else b""
+        packed = b"\x0a" + varint(body_bytes) if body_bytes and kind != _BYTES else b""
         list_bytes = len(packed) + body_bytes
-        feature = _KIND_TAGS[kind] + _varint(list_bytes) + packed
+        feature = _KIND_TAGS[kind] + varint(list_bytes) + packed
         feature_bytes = len(feature) + body_bytes
-        entry = b"\x0a" + _varint(len(key)) + key + b"\x12" + _varint(feature_bytes) + feature
+        entry = b"\x0a" + varint(len(key)) + key + b"\x12" + varint(feature_bytes) + feature
         entry_bytes = len(entry) + body_bytes
-        head = b"\x0a" + _varint(entry_bytes) + entry
+        head = b"\x0a" + varint(entry_bytes) + entry
         parts += (head, body)
         total += len(head) + body_bytes
     if total > _LARGEST_MESSAGE_BYTES - 6:
         raise ValueError(f"an Example of {total} bytes passes protobuf's limit of 2 GiB; put fewer rows in one record")
-    parts[:0] = (b"\x0a", _varint(total))
+    parts[:0] = (b"\x0a", varint(total))
     # Joining takes arrays as it takes bytes: anything that lies in one piece of memory.
     return b"".join(cast(list[bytes], parts))
 
@@ -209,8 +231,8 @@ def is_example_list(payload: bytes | memoryview) -> bool:
         return False
     # A name that is a map entry with a value of its own: ELWC { Example { Features { entry { key, value } } } }.
     start, stop = (int(bound) for bound in index[0, [_KEY_START, _KEY_STOP]])
-    inner = b"\x0a" + _varint(stop - start) + bytes(payload[start:stop])
-    problem, _, index = _index_example(np.frombuffer(b"\x0a" + _varint(len(inner)) + inner, np.uint8))
+    inner = b"\x0a" + varint(stop - start) + bytes(payload[start:stop])
+    problem, _, index = _index_example(np.frombuffer(b"\x0a" + varint(len(inner)) + inner, np.uint8))
     return not problem and len(index) == 1 and int(index[0, _KIND]) != _NO_KIND
 
 
@@ -294,8 +316,8 @@ def _encode_list(name: str, column: Column) -> tuple[int, npt.NDArray[Any]]:
     return _BYTES, _encode_byte_strings(np.frombuffer(b"".join(column), np.uint8), lengths)
 
 
-def _varint(value: int) -> bytes:
-    """Return a number below 2**35 as a varint: seven bits per byte, lowest first."""
+def varint(value: int) -> bytes:
+    """Return a number from 0 on as a varint: seven bits per byte, lowest first."""
     if value < 128:
         return _ONE_BYTE_VARINTS[value]
     groups = bytearray()
@@ -598,6 +620,17 @@ def _decode_lists(
     return 0, 0, floats.view(np.float32), int64s, bounds, counts
 
 
+@compile_inner_kernel
+def _put_varint(encoded: npt.NDArray[np.uint8], at: int, value: np.uint64) -> Any:
+    """Write a varint at ``at``; returns where it ends."""
+    while value >= np.uint64(128):
+        encoded[at] = np.uint8(value & np.uint64(127) | np.uint64(128))
+        value >>= np.uint64(7)
+        at += 1
+    encoded[at] = np.uint8(value)
+    return at + 1
+
+
 @compile_kernel(types.uint8[::1](types.Array(types.int64, 1, "C", readonly=True)))
 def _encode_varints(values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     """Return int64 ``values`` as varints one after the other; negative ones take ten bytes, as protobuf has it."""
@@ -615,13 +648,7 @@ def _encode_varints(values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     encoded = np.empty(values.size * longest, np.uint8)
     at = 0
     for signed in values:
-        value = np.uint64(signed)
-        while value >= np.uint64(128):
-            encoded[at] = np.uint8(value & np.uint64(127) | np.uint64(128))
-            value >>= np.uint64(7)
-            at += 1
-        encoded[at] = np.uint8(value)
-        at += 1
+        at = _put_varint(encoded, at, np.uint64(signed))
     return encoded[:at]
 
 
@@ -634,13 +661,7 @@ def _encode_byte_strings(joined: npt.NDArray[np.uint8], lengths: npt.NDArray[np.
     for length in lengths:
         encoded[at] = _LENGTH_1
         at += 1
-        value = np.uint64(length)
-        while value >= np.uint64(128):
-            encoded[at] = np.uint8(value & np.uint64(127) | np.uint64(128))
-            value >>= np.uint64(7)
-            at += 1
-        encoded[at] = np.uint8(value)
-        at += 1
+        at = _put_varint(encoded, at, np.uint64(length))
         at = _copy(joined[start : start + length], encoded, at)
         start += length
     return encoded[:at]

@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
 from data_pipelines.tfrecord.crc32c import (
-    READ_ONLY_BYTES,
+    MASK_DELTA,
     combine_crc32c,
-    compile_inner_kernel,
-    compile_kernel,
     crc32c,
     crc32c_of_span,
     mask_crc32c,
@@ -35,7 +34,10 @@ FOOTER_BYTES = 4
 RECORD_OVERHEAD_BYTES = HEADER_BYTES + FOOTER_BYTES
 """What framing adds to a payload: the next record begins this many bytes plus the payload's length further on."""
 
-CODEC_SUFFIX = {"none": "", "gzip": ".gz", "zlib": ".zlib"}
+LARGEST_PAYLOAD_BYTES = 2**31 - 1
+"""Protobuf's limit for a message, so that no record is longer."""
+
+CODEC_SUFFIX = {"none": "", "gzip": ".gz", "zlib": ".deflate"}
 """How files of each codec end; readers go by the content."""
 
 CHUNK_BYTES = 4 * 2**20
@@ -44,6 +46,8 @@ CHUNK_BYTES = 4 * 2**20
 _WINDOW_BITS = {"gzip": 31, "zlib": 15}
 _COMPRESSION_LEVEL = 6
 _COMPRESSED_READ_BYTES = 2**20
+# So much of a zlib stream holds a whole header, after the tables of its codes (320 bytes at most).
+_GUESSED_BYTES = 4096
 # What begins files of other formats, for messages.
 _FOREIGN_BEGINNINGS = {
     b"BZh": "bzip2",
@@ -56,7 +60,6 @@ _FOREIGN_BEGINNINGS = {
     b"Obj\x01": "Avro",
     b"ORC": "ORC",
 }
-_LARGEST_PAYLOAD_BYTES = 2**31 - 1
 _KEPT_DAMAGES = 100
 
 _LENGTH = struct.Struct("<Q")
@@ -89,6 +92,7 @@ class Damage(enum.StrEnum):
     PAYLOAD_CHECKSUM = "payload checksum mismatch"
     COMPRESSED_STREAM = "damaged compressed stream"
     TOO_LONG = "length beyond 2 GiB"
+    NO_RECORD = "no record in it"
 
 
 class DamagedRecordError(ValueError):
@@ -111,9 +115,9 @@ class DamagedRecordError(ValueError):
         self.detail = detail
         self.record = record
         which = "the record" if record is None else f"record {record}"
+        where = "" if found is Damage.NO_RECORD else f" in {which} at byte {offset}"
         super().__init__(
-            f"{file or 'TFRecord data'}: {found} in {which} at byte {offset}"
-            f"{f' ({detail})' if detail else ''}; {_advice(found, offset)}"
+            f"{file or 'TFRecord data'}: {found}{where}{f' ({detail})' if detail else ''}; {_advice(found, offset)}"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,6 +134,8 @@ class CodecError(ValueError):
 
 
 def _advice(found: Damage, offset: int) -> str:
+    if found is Damage.NO_RECORD:
+        return "it is not a TFRecord file, or one compressed in a way not known here: leave it out"
     if offset == 0 and found in (Damage.LENGTH_CHECKSUM, Damage.TRUNCATED_HEADER, Damage.TOO_LONG):
         return "check that it is a TFRecord file and not compressed, else write it again from its source"
     return "the records before it are intact; write the file again from its source"
@@ -322,14 +328,24 @@ class RecordChunk:
         starts: int64 ``[records]``: where each payload begins in ``content``.
         stops: int64 ``[records]``: where each ends.
         first_record: the number of the first record in the file, from 0.
-        offset: where ``content`` begins in the (uncompressed) file.
+        offset: where ``content`` begins in the (uncompressed) file; None where the records are from no file.
     """
 
     content: npt.NDArray[np.uint8]
     starts: npt.NDArray[np.int64]
     stops: npt.NDArray[np.int64]
     first_record: int = 0
-    offset: int = 0
+    offset: int | None = None
+
+    def record_offset(self, row: int) -> int | None:
+        """Return where a record begins in the (uncompressed) file, or None if it is from no file."""
+        return None if self.offset is None else self.offset + int(self.starts[row]) - HEADER_BYTES
+
+    def part(self, first: int, last: int) -> "RecordChunk":
+        """Return the records from ``first`` up to ``last``, counted from the chunk's first."""
+        return RecordChunk(
+            self.content, self.starts[first:last], self.stops[first:last], self.first_record + first, self.offset
+        )
 
     @classmethod
     def of_payloads(cls, payloads: list[bytes]) -> "RecordChunk":
@@ -367,6 +383,8 @@ class RecordScan(Iterator[RecordChunk]):
         self._record = 0
         self._has_ended = False
         self._stream_error: Exception | None = None
+        # Whether anything says that the file is one of records at all.
+        self._is_of_records = False
         self._chunks = self._scan()
         self.skipped = 0
         self.damages: list[DamagedRecordError] = []
@@ -379,6 +397,7 @@ class RecordScan(Iterator[RecordChunk]):
             self._fill(self._chunk_bytes)
             starts, stops, at, problem, stored, computed = _whole_records(self._content, self._verify_checksums)
             if len(starts):
+                self._is_of_records = True
                 yield RecordChunk(self._content, starts, stops, self._record, self._offset)
             self._advance(at)
             self._record += len(starts)
@@ -388,6 +407,7 @@ class RecordScan(Iterator[RecordChunk]):
                 if len(self._content) >= needed:
                     continue
                 if not len(self._content) and self._stream_error is None:
+                    self._check_that_records_were_found()
                     return
                 self._report(*self._incomplete(needed))
             else:
@@ -430,10 +450,18 @@ class RecordScan(Iterator[RecordChunk]):
         error = DamagedRecordError(found, self._offset, file=self._name, detail=detail, record=self._record)
         if not self._is_skipping:
             raise error from self._stream_error
+        # A length with its checksum is a record's, and a broken stream may have held any.
+        self._is_of_records |= self._stream_error is not None or _has_header(self._content)
         self.skipped += 1
         self._record += 1
         if len(self.damages) < _KEPT_DAMAGES:
             self.damages.append(error)
+
+    def _check_that_records_were_found(self) -> None:
+        """Raise if all that was searched says nothing of records: skipping is for damage, not for other files."""
+        if self.skipped and not self._is_of_records:
+            detail = f"{self._offset} bytes searched"
+            raise DamagedRecordError(Damage.NO_RECORD, 0, file=self._name, detail=detail)
 
     def _resynchronise(self, problem: int) -> None:
         """Go on behind the damaged record: where its length says, if a record begins there, else at the next header."""
@@ -448,6 +476,7 @@ class RecordScan(Iterator[RecordChunk]):
         while True:
             at = int(_next_header(self._content, at))
             if at + HEADER_BYTES <= len(self._content):
+                self._is_of_records = True
                 needed = at + _record_bytes(self._content[at:])
                 self._fill(needed)
                 if len(self._content) >= needed:
@@ -482,12 +511,13 @@ def scan_records(
         file: a binary file at the start of a record, for example what :func:`open_records` returns. It stays open.
         name: what errors call the file.
         verify_checksums: whether to compare both checksums of each record.
-        on_damage: "fail", or "skip" damaged records and count them in :attr:`RecordScan.skipped`.
+        on_damage: "fail", or "skip" damaged records and count them in :attr:`RecordScan.skipped`. A file in which
+            nothing says that it is of records, not even a length with its checksum, is an error even so.
         chunk_bytes: how much to read at a time.
 
     Raises:
         DamagedRecordError: while iterating: a record is cut off or does not match its checksums, and damage is not to
-            be skipped; the records before it were yielded.
+            be skipped; the records before it were yielded. Or the file is not empty and has no record in it.
         OSError: while iterating: the file cannot be read.
     """
     if on_damage not in ("fail", "skip"):
@@ -501,6 +531,8 @@ def open_records(file: BinaryReader, *, name: str = "", codec: str | None = None
     """Return a reader of the records of a file that may be compressed.
 
     Which codec it is shows in the content, whatever the file's name: gzip, zlib (also named ``.deflate``) or none.
+    Two bytes are all that marks zlib, and a damaged length may look like them: without being told so, a file is taken
+    for zlib only where records come out of it.
 
     Args:
         file: the file as it is stored, at its beginning. It stays open.
@@ -515,6 +547,9 @@ def open_records(file: BinaryReader, *, name: str = "", codec: str | None = None
         raise CodecError(f"codec {codec!r} is not known; use one of {', '.join(CODEC_SUFFIX)}")
     beginning = _read_up_to(file, HEADER_BYTES)
     found = _codec_of(beginning, name)
+    if found == "zlib" and codec != "zlib":
+        beginning += _read_up_to(file, _GUESSED_BYTES)
+        found = _checked_zlib(beginning, codec)
     # Nothing in an empty file says what it is; and it has no records in any codec.
     if beginning and codec not in (None, found):
         raise CodecError(
@@ -640,9 +675,8 @@ def _codec_of(beginning: bytes, name: str) -> str:
     Raises:
         CodecError: It begins as files of another format do.
     """
-    content = np.frombuffer(beginning, np.uint8)
     # A record's length may look like anything; its checksum says that it is one.
-    if len(beginning) == HEADER_BYTES and _next_header(content, 0) == 0:
+    if _has_header(np.frombuffer(beginning, np.uint8)):
         return "none"
     if beginning.startswith(b"\x1f\x8b\x08"):
         return "gzip"
@@ -657,8 +691,29 @@ def _codec_of(beginning: bytes, name: str) -> str:
     return "none"
 
 
+def _checked_zlib(beginning: bytes, codec: str | None) -> str:
+    """Return the codec of a file whose first two bytes are those of zlib, from what comes out of it."""
+    inflater = zlib.decompressobj(_WINDOW_BITS["zlib"])
+    try:
+        inflated = inflater.decompress(beginning, HEADER_BYTES)
+    except zlib.error:
+        return "none"
+    if len(inflated) == HEADER_BYTES:
+        return "zlib" if _has_header(np.frombuffer(inflated, np.uint8)) else "none"
+    if inflater.eof:
+        return "none" if inflated else "zlib"
+    # The file is cut off before it shows what it is.
+    is_whole = len(beginning) == HEADER_BYTES + _GUESSED_BYTES
+    return "none" if is_whole or codec == "none" else "zlib"
+
+
 def _big_endian(beginning: bytes) -> int:
     return int.from_bytes(beginning[:2], "big")
+
+
+def _has_header(content: npt.NDArray[np.uint8]) -> bool:
+    """Return whether ``content`` begins with a length and its checksum."""
+    return len(content) >= HEADER_BYTES and int(_next_header(content[:HEADER_BYTES], 0)) == 0
 
 
 def _record_bytes(content: npt.NDArray[np.uint8]) -> int:
@@ -689,7 +744,7 @@ def _uint32_at(content: npt.NDArray[np.uint8], at: int) -> np.uint32:
 
 @compile_inner_kernel
 def _masked(crc: np.uint32) -> np.uint32:
-    return np.uint32((crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(0xA282EAD8))
+    return np.uint32((crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(MASK_DELTA))
 
 
 @compile_kernel(
@@ -722,7 +777,7 @@ def _whole_records(
             if stored != computed:
                 problem = _LENGTH_CHECKSUM
                 break
-        if length > np.uint64(_LARGEST_PAYLOAD_BYTES):
+        if length > np.uint64(LARGEST_PAYLOAD_BYTES):
             problem = _TOO_LONG
             break
         start = at + HEADER_BYTES
@@ -759,7 +814,7 @@ def _next_header(content: npt.NDArray[np.uint8], at: int) -> int:
         # Most places fail here: no payload passes 2 GiB.
         if (
             _uint32_at(content, at + 4) == 0
-            and _uint32_at(content, at) <= np.uint32(_LARGEST_PAYLOAD_BYTES)
+            and _uint32_at(content, at) <= np.uint32(LARGEST_PAYLOAD_BYTES)
             and _uint32_at(content, at + 8) == _masked(crc32c_of_span(content, at, at + 8, 0))
         ):
             return at

@@ -18,7 +18,14 @@ from data_pipelines.tfrecord.arrow_schema import (
     ValueNotStorableError,
     table_columns,
 )
-from data_pipelines.tfrecord.examples import MalformedExampleError, Strings, canonical_example, is_example_list
+from data_pipelines.tfrecord.examples import (
+    MalformedExampleError,
+    Strings,
+    canonical_example,
+    decode_example,
+    is_example_list,
+    varint,
+)
 from data_pipelines.tfrecord.records import RecordChunk
 from data_pipelines.tfrecord.sequence_codec import canonical_sequence_example
 from data_pipelines.tfrecord.stored_columns import (
@@ -29,9 +36,15 @@ from data_pipelines.tfrecord.stored_columns import (
     restored_column,
     stored_columns,
 )
+from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS
 
 _CONTEXT, _FEATURE_LISTS = 1, 2
-_NULLS = (row_decode_kernels.ABSENT, row_decode_kernels.NO_KIND, row_decode_kernels.EMPTY)
+# A feature that no row has: a record with it is a block.
+_BLOCK_MARK = FeatureColumn(BLOCK_ROWS, ListKind.INT64, 0, pa.int64())
+_BLOCK_AMONG_ROWS = (
+    f"it has the feature '{BLOCK_ROWS}', so it is a block of rows where records of one row each are read; write the "
+    "file again in one layout"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,8 @@ class RowEncoder:
         self._schema = schema
         self._record_type = record_type
         self._columns = table_columns(schema, record_type)
+        if record_type is RecordType.EXAMPLE and BLOCK_ROWS in schema.names:
+            raise SchemaError(f"column '{BLOCK_ROWS}' has a name that tells blocks of rows from rows; rename it")
 
     def encode(self, batch: pa.RecordBatch | pa.Table) -> EncodedRecords:
         """Return the records of the rows of ``batch``.
@@ -91,12 +106,16 @@ class RowEncoder:
 class RowDecoder:
     """Turns records into batches of one schema; other features that records hold are passed over unread."""
 
-    def __init__(self, schema: pa.Schema, record_type: RecordType = RecordType.EXAMPLE) -> None:
+    def __init__(
+        self, schema: pa.Schema, record_type: RecordType = RecordType.EXAMPLE, *, takes_blocks: bool = False
+    ) -> None:
         """Plan the columns to read.
 
         Args:
             schema: The table's columns.
             record_type: What the records are.
+            takes_blocks: Whether a block of rows is one row of lists, as the letter of tf.train.Example has it, and not
+                an error.
 
         Raises:
             SchemaError: The schema does not map to records of this type.
@@ -105,8 +124,10 @@ class RowDecoder:
         self._record_type = record_type
         self._columns = table_columns(schema, record_type)
         features = [feature for column in self._columns for feature in column.features if feature.kind is not None]
+        self._refuses_blocks = record_type is RecordType.EXAMPLE and not (takes_blocks or BLOCK_ROWS in schema.names)
         # The kernel reads scalar numbers on the way, and for the others says where they lie.
-        self._features = tuple(sorted(features, key=lambda feature: not _is_scalar_number(feature)))
+        marks = [_BLOCK_MARK] if self._refuses_blocks else []
+        self._features = tuple(sorted(marks + features, key=lambda feature: not _is_scalar_number(feature)))
         self._keys = _Keys.of(self._features)
 
     def decode(self, chunk: RecordChunk, *, name: str = "") -> pa.RecordBatch:
@@ -120,7 +141,7 @@ class RowDecoder:
             FeatureTypeError: A feature is not what its column asks for: of another kind, of several values for a scalar
                 column or of another number than a fixed length, beyond the column's type, not UTF-8, or missing where
                 the column takes no nulls.
-            MalformedExampleError: A payload is not a message of the record type.
+            MalformedExampleError: A payload is not a message of the record type, or is a block of rows.
         """
         if self._record_type is RecordType.BYTE_ARRAY:
             strings = Strings(*row_decode_kernels.read_payloads(chunk.content, chunk.starts, chunk.stops))
@@ -142,6 +163,33 @@ class RowDecoder:
             schema=self._schema,
         )
 
+    def decode_intact(self, chunk: RecordChunk, *, name: str = "") -> tuple[pa.RecordBatch, int]:
+        """Return what :meth:`decode` does, less the records that it calls malformed, and how many those are.
+
+        Args:
+            chunk: Records, as :func:`data_pipelines.tfrecord.records.scan_records` yields them.
+            name: What errors call the file.
+
+        Raises:
+            FeatureTypeError: As :meth:`decode`: a schema that does not fit the records is no damage.
+        """
+        try:
+            return self.decode(chunk, name=name), 0
+        except MalformedExampleError:
+            # Rare enough to look at all records of the chunk one by one.
+            intact = [row for row in range(len(chunk.starts)) if self._is_row(chunk, row)]
+        runs = np.split(intact, np.flatnonzero(np.diff(intact) > 1) + 1) if intact else []
+        batches = [self.decode(chunk.part(int(run[0]), int(run[-1]) + 1), name=name) for run in runs]
+        batch = pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], self._schema)
+        return batch, len(chunk.starts) - len(intact)
+
+    def _is_row(self, chunk: RecordChunk, row: int) -> bool:
+        try:
+            message = _canonical(chunk, row, self._record_type, self._features, "")
+        except MalformedExampleError:
+            return False
+        return not (self._refuses_blocks and BLOCK_ROWS in decode_example(message, (BLOCK_ROWS,)))
+
     def _arrays(self, chunk: RecordChunk, name: str) -> dict[str, pa.Array]:
         rows = len(chunk.starts)
         try:
@@ -153,21 +201,31 @@ class RowDecoder:
     def _restored(self, located: "_Located", chunk: RecordChunk, name: str) -> dict[str, pa.Array]:
         arrays = {}
         for position, feature in enumerate(self._features):
+            if feature is _BLOCK_MARK:
+                continue
             try:
                 arrays[feature.feature] = restored_array(_stored(feature, position, located))
             except ValueMismatchError as error:
-                record = chunk.first_record + error.row
-                raise FeatureTypeError(feature.feature, record, error.problem, file=name) from error
+                raise FeatureTypeError(
+                    feature.feature,
+                    chunk.first_record + error.row,
+                    error.problem,
+                    file=name,
+                    offset=chunk.record_offset(error.row),
+                ) from error
         return arrays
 
     def _locate(self, chunk: RecordChunk, name: str, is_odd: npt.NDArray[np.bool_]) -> "_Located":
         is_sequence = self._record_type is RecordType.SEQUENCE_EXAMPLE
         found = _Located(chunk.content, *self._keys.locate(chunk, is_sequence))
         odd = np.flatnonzero(is_odd | (found.odd != 0))
-        if not len(odd):
-            return found
-        chunk = canonical_chunk(chunk, odd, self._record_type, self._features, name=name)
-        return _Located(chunk.content, *self._keys.locate(chunk, is_sequence))
+        if len(odd):
+            canonical = canonical_chunk(chunk, odd, self._record_type, self._features, name=name)
+            found = _Located(canonical.content, *self._keys.locate(canonical, is_sequence))
+        if self._refuses_blocks and found.found[0].any():
+            row = int(np.flatnonzero(found.found[0])[0])
+            raise _placed(MalformedExampleError(_BLOCK_AMONG_ROWS, 0), chunk, row, self._record_type, name)
+        return found
 
 
 def canonical_chunk(
@@ -196,7 +254,8 @@ def canonical_chunk(
     stops[rows] = chunk.content.size + np.cumsum(sizes)
     starts[rows] = stops[rows] - sizes
     content = np.concatenate([chunk.content, np.frombuffer(b"".join(payloads), np.uint8)])
-    return RecordChunk(content, starts, stops, chunk.first_record, chunk.offset)
+    # Where records lie now says no more where they are in the file.
+    return RecordChunk(content, starts, stops, chunk.first_record)
 
 
 def _canonical(
@@ -205,17 +264,29 @@ def _canonical(
     payload = chunk.content[chunk.starts[row] : chunk.stops[row]].tobytes()
     names = None if features is None else [feature.feature for feature in features if feature.depth < 2]
     lists = None if features is None else [feature.feature for feature in features if feature.depth == 2]
-    record = chunk.first_record + row
-    message = f"tf.train.{record_type}"
     if is_example_list(payload):
         problem = "it is an ExampleListWithContext, which is not read here"
-        raise MalformedExampleError(problem, 0, file=name, record=record, message=message)
+        raise _placed(MalformedExampleError(problem, 0), chunk, row, record_type, name)
     try:
         if record_type is RecordType.EXAMPLE:
             return canonical_example(payload, names)
         return canonical_sequence_example(payload, names, lists)
     except MalformedExampleError as error:
-        raise MalformedExampleError(error.problem, error.offset, file=name, record=record, message=message) from error
+        raise _placed(error, chunk, row, record_type, name) from error
+
+
+def _placed(
+    error: MalformedExampleError, chunk: RecordChunk, row: int, record_type: RecordType, name: str
+) -> MalformedExampleError:
+    """Return the error with the place of the record it is about."""
+    return MalformedExampleError(
+        error.problem,
+        error.offset,
+        file=name,
+        record=chunk.first_record + row,
+        message=f"tf.train.{record_type}",
+        record_offset=chunk.record_offset(row),
+    )
 
 
 def _described(schema: pa.Schema) -> str:
@@ -290,7 +361,7 @@ class _Flat:
         if column.valid is not None:
             valid = len(self.valid)
             self.valid.append(column.valid)
-        head = _head(feature.feature)
+        head = _head(feature)
         head_stop = self._head_bytes + len(head)
         self.plan.append((kind, feature.depth, first, len(self.row_offsets) - 1, valid, self._head_bytes, head_stop))
         self.heads.append(head)
@@ -318,16 +389,14 @@ class _Flat:
         self._inner_lists += len(offsets)
 
 
-def _head(name: str) -> bytes:
-    """Return how every map entry of a feature begins: the key, and the tag of the value."""
-    key = name.encode()
-    size = bytearray()
-    value = len(key)
-    while value >= 128:
-        size.append(value & 127 | 128)
-        value >>= 7
-    size.append(value)
-    return b"\x0a" + bytes(size) + key + b"\x12"
+def _head(feature: FeatureColumn) -> bytes:
+    """Return how every map entry of a feature begins: the key, and the tag of the value; of a float all up to it."""
+    key = feature.feature.encode()
+    head = b"\x0a" + varint(len(key)) + key + b"\x12"
+    if feature.depth or feature.kind is not ListKind.FLOAT:
+        return head
+    # Feature { float_list { packed, 4 bytes } } is of 8 bytes, and its size of one.
+    return b"\x0a" + varint(len(head) + 9) + head + b"\x08\x12\x06\x0a\x04"
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -135,7 +135,7 @@ def _text_features(
     }
     nested = {1: pa.list_(pa.binary()), 2: pa.list_(pa.list_(pa.binary()))}
     schema = pa.schema([(feature, nested[depth]) for feature, depth in depths.items()])
-    batch = RowDecoder(schema, record_type).decode(chunk, name=name)
+    batch = RowDecoder(schema, record_type, takes_blocks=True).decode(chunk, name=name)
     texts = []
     for feature, depth in depths.items():
         values = batch.column(feature)

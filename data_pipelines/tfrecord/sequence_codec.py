@@ -17,6 +17,7 @@ from data_pipelines.tfrecord.examples import (
     canonical_example,
     decode_example,
     encode_example,
+    varint,
 )
 
 _MESSAGE = "tf.train.SequenceExample"
@@ -134,13 +135,7 @@ def _decoded(example: bytes, columns: Collection[str] | None) -> dict[str, npt.N
 
 
 def _field(number: int, content: bytes) -> bytes:
-    size = len(content)
-    head = bytearray([number << 3 | 2])
-    while size >= 128:
-        head.append(size & 127 | 128)
-        size >>= 7
-    head.append(size)
-    return bytes(head) + content
+    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def _fields(content: bytes, at: int) -> Iterator[tuple[int, int, int]]:

@@ -10,7 +10,7 @@ Any reader of ``tf.train.Example`` can parse a block. The names of its features 
 * a Spark ML vector as :mod:`data_pipelines.tfrecord.arrow_schema` stores it: as four columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -53,6 +53,12 @@ INNER_IS_NULL_SUFFIX = "/inner_is_null"
 BESIDE_SUFFIXES = (ROW_LENGTHS_SUFFIX, INNER_ROW_LENGTHS_SUFFIX, IS_NULL_SUFFIX, INNER_IS_NULL_SUFFIX)
 """What may stand beside a column; the first two are the row lengths of its levels of lists."""
 
+_MOST_ROWS = 2**31 - 1
+# A block of columns that are all null has nothing to confirm its number of rows by; so many cost little memory.
+_UNCONFIRMED_ROWS = 2**20
+
+_REWRITE = "write the file again"
+
 _Decoded = Mapping[str, Values]
 
 
@@ -92,6 +98,21 @@ def is_table_block(payload: bytes | memoryview) -> bool:
     return BLOCK_ROWS in decode_example(payload, (BLOCK_ROWS,))
 
 
+def table_block_rows(payload: bytes | memoryview, *, name: str = "", record: int = 0, offset: int | None = None) -> int:
+    """Return how many rows a block has, for readers that want none of its columns.
+
+    Args:
+        payload: The record's payload.
+        name: What errors call the file.
+        record: What they say is the record's number.
+        offset: What they say is the byte of the file where the record begins; None where it is not known.
+
+    Raises:
+        MalformedExampleError: The payload is not a block, or no column has as many values.
+    """
+    return _decoded_columns(payload, (), name, record, offset)[1]
+
+
 def encode_table_block(batch: pa.RecordBatch | pa.Table) -> bytes:
     """Return the payload of the record that holds the rows of ``batch``.
 
@@ -115,7 +136,12 @@ def encode_table_block(batch: pa.RecordBatch | pa.Table) -> bytes:
 
 
 def decode_table_block(
-    payload: bytes | memoryview, schema: pa.Schema, *, name: str = "", record: int = 0
+    payload: bytes | memoryview,
+    schema: pa.Schema,
+    *,
+    name: str = "",
+    record: int = 0,
+    offset: int | None = None,
 ) -> pa.RecordBatch:
     """Return the rows of one block; columns that ``schema`` does not name are passed over unread.
 
@@ -124,6 +150,7 @@ def decode_table_block(
         schema: The columns to return; one that the block lacks is null.
         name: What errors call the file.
         record: What they say is the record's number.
+        offset: What they say is the byte of the file where the record begins; None where it is not known.
 
     Raises:
         SchemaError: Blocks cannot hold such a table.
@@ -133,18 +160,14 @@ def decode_table_block(
     columns = _block_columns(schema)
     features = [feature for column in columns for feature in column.features if feature.kind is not None]
     wanted = [feature.feature + suffix for feature in features for suffix in ("", *BESIDE_SUFFIXES)]
-    try:
-        decoded = decode_example_arrays(payload, [BLOCK_ROWS, *wanted])
-        rows = _row_count(decoded)
-    except MalformedExampleError as error:
-        raise MalformedExampleError(error.problem, error.offset, file=name, record=record) from error
+    decoded, rows = _decoded_columns(payload, wanted, name, record, offset)
     arrays = {}
     for feature in features:
         try:
             arrays[feature.feature] = restored_array(_stored_column(feature, decoded, rows))
         except ValueMismatchError as error:
             problem = f"(row {error.row} of a block) {error.problem}"
-            raise FeatureTypeError(feature.feature, record, problem, file=name) from error
+            raise FeatureTypeError(feature.feature, record, problem, file=name, offset=offset) from error
     restored = [
         restored_column(
             column,
@@ -155,11 +178,46 @@ def decode_table_block(
     return pa.RecordBatch.from_arrays(restored, schema=schema)
 
 
+def _decoded_columns(
+    payload: bytes | memoryview, wanted: Sequence[str], name: str, record: int, offset: int | None
+) -> tuple[_Decoded, int]:
+    """Return the features of a block, and how many rows it has."""
+    try:
+        decoded = decode_example_arrays(payload, [BLOCK_ROWS, *wanted])
+        rows = _row_count(decoded)
+        _confirm_rows(rows, decoded, payload)
+    except MalformedExampleError as error:
+        raise MalformedExampleError(
+            error.problem, error.offset, file=name, record=record, record_offset=offset
+        ) from error
+    return decoded, rows
+
+
 def _row_count(decoded: _Decoded) -> int:
     stored = decoded.get(BLOCK_ROWS)
-    if not isinstance(stored, np.ndarray) or stored.dtype != np.int64 or len(stored) != 1 or int(stored[0]) < 0:
+    if not isinstance(stored, np.ndarray) or stored.dtype != np.int64 or len(stored) != 1:
         raise MalformedExampleError(f"it is no block of rows, having no feature '{BLOCK_ROWS}' of one number", 0)
-    return int(stored[0])
+    rows = int(stored[0])
+    if not 0 <= rows <= _MOST_ROWS:
+        raise MalformedExampleError(f"its feature '{BLOCK_ROWS}' is {rows}; a block has 0 to {_MOST_ROWS} rows", 0)
+    return rows
+
+
+def _confirm_rows(rows: int, decoded: _Decoded, payload: bytes | memoryview) -> None:
+    """Check that some column has as many values as the block has rows, before columns it lacks are made that long.
+
+    Raises:
+        MalformedExampleError: None has; a damaged number would take any amount of memory.
+    """
+    if rows <= _UNCONFIRMED_ROWS or _has_length(rows, decoded):
+        return
+    # None of the columns that were asked for is in the block: those that were not may confirm it.
+    if not _has_length(rows, decode_example_arrays(payload)):
+        raise MalformedExampleError(f"its feature '{BLOCK_ROWS}' is {rows}, but no column has as many values", 0)
+
+
+def _has_length(rows: int, decoded: _Decoded) -> bool:
+    return any(len(values) == rows for values in decoded.values())
 
 
 def _stored_column(feature: FeatureColumn, decoded: _Decoded, rows: int) -> StoredColumn:
@@ -172,18 +230,38 @@ def _stored_column(feature: FeatureColumn, decoded: _Decoded, rows: int) -> Stor
     offsets: list[npt.NDArray[np.int64]] = []
     expected = rows
     for level in range(feature.depth):
-        lengths = _beside(feature, decoded, BESIDE_SUFFIXES[level], expected)
-        if lengths is None or (lengths < 0).any():
-            raise ValueMismatchError(
-                0, f"has no '{BESIDE_SUFFIXES[level]}' beside it, as lists have; ask for a scalar column"
-            )
-        offsets.append(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
-        expected = int(offsets[-1][-1])
-    if len(values) != expected:
-        raise ValueMismatchError(0, f"has {len(values)} values where its block says {expected}; ask for its own type")
+        # Lists hold the inner lists, whose lengths come next, or the values.
+        inner = values if level + 1 == feature.depth else decoded.get(feature.feature + BESIDE_SUFFIXES[level + 1], ())
+        offsets.append(_list_offsets(feature, decoded, BESIDE_SUFFIXES[level], expected, len(inner)))
+        expected = len(inner)
+    if not feature.depth and len(values) != rows:
+        raise ValueMismatchError(0, f"has {len(values)} values where its block says {rows}; ask for its own type")
     is_null = _beside(feature, decoded, IS_NULL_SUFFIX, rows)
     inner_is_null = _beside(feature, decoded, INNER_IS_NULL_SUFFIX, len(offsets[1]) - 1) if len(offsets) > 1 else None
     return StoredColumn(feature, values, tuple(offsets), _valid(is_null), _valid(inner_is_null))
+
+
+def _list_offsets(
+    feature: FeatureColumn, decoded: _Decoded, suffix: str, lists: int, values: int
+) -> npt.NDArray[np.int64]:
+    """Return where each of so many lists begins among so many values (or inner lists), and where the last one ends."""
+    lengths = _beside(feature, decoded, suffix, lists)
+    if lengths is None:
+        raise ValueMismatchError(0, f"has no '{suffix}' beside it, as lists have; ask for a scalar column")
+    wrong = np.flatnonzero((lengths < 0) | (lengths > values))
+    if len(wrong):
+        row = int(wrong[0]) if suffix == ROW_LENGTHS_SUFFIX else 0
+        raise ValueMismatchError(
+            row, f"has the length {lengths[wrong[0]]} in the '{suffix}' beside it, but only {values} values; {_REWRITE}"
+        )
+    # A block has less than 2**31 lengths and values: the sum of lengths up to there stays within int64.
+    offsets = np.zeros(lists + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    if offsets[-1] != values:
+        raise ValueMismatchError(
+            0, f"has {values} values where the '{suffix}' beside it says {offsets[-1]}; {_REWRITE}"
+        )
+    return offsets
 
 
 def _valid(is_null: npt.NDArray[np.int64] | None) -> npt.NDArray[np.uint8] | None:
@@ -195,7 +273,7 @@ def _beside(feature: FeatureColumn, decoded: _Decoded, suffix: str, expected: in
     if found is None:
         return None
     if not isinstance(found, np.ndarray) or found.dtype != np.int64 or len(found) != expected:
-        raise ValueMismatchError(0, f"has a damaged '{suffix}' beside it; write the file again")
+        raise ValueMismatchError(0, f"has a damaged '{suffix}' beside it; {_REWRITE}")
     return found
 
 

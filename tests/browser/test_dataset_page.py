@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
+from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric
+from data_pipelines.features import FeatureSpec
 from data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
 from data_pipelines.quality.profile import profile_columns
 from data_pipelines.quality.validation import validate

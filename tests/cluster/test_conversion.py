@@ -1,31 +1,39 @@
 """A Spark table becomes a dataset directory: the same rows, the same bytes each time, or nothing (T1, T2, F1)."""
 
-import os
-import socket
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import yaml
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
+from data_pipelines.convert import (
+    ConversionOptions,
+    DatasetExistsError,
+    convert,
+    dataset_address,
+    read_profile,
+)
 from data_pipelines.dataset import Dataset
-from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
+from data_pipelines.dataset_cache import DatasetCache
+from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitting import EmptySplitError, fit_features
 from data_pipelines.labels import LabelError
 from data_pipelines.manifest import SPLITS, DatasetError, check_directory
+from data_pipelines.publish import SaveMode, WriteJob
+from data_pipelines.raw_columns import ColumnError
 from data_pipelines.staging import stage
 from data_pipelines.storage import StoragePath
 from data_pipelines.tables import SourceError, find_tables, package_folder, query, register_tables
-from data_pipelines.transform import ColumnError, Encoder
+from data_pipelines.transform import Encoder
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -305,16 +313,97 @@ def test_a_dataset_that_exists_is_left_alone_by_an_error_of_its_own(spark: "Spar
 
 
 def test_what_a_killed_conversion_left_is_removed_by_the_next(spark: "SparkSession", tmp_path: Path) -> None:
-    finished = subprocess.Popen([sys.executable, "-c", ""])
-    finished.wait(30)
-    prefix = f".tfrecord-write-{socket.gethostname()}-"
-    started = f"{psutil.Process().create_time():.0f}"
-    abandoned = tmp_path / f"{prefix}{finished.pid}-{started}-0a1b2c3d.dataset"
-    running = tmp_path / f"{prefix}{os.getpid()}-{started}-0a1b2c3d.dataset"
-    for folder in (abandoned, running):
-        (folder / "raw").mkdir(parents=True)
-    convert(table(spark, ROWS), SPEC, tmp_path / "dataset", options=OPTIONS)
+    begin = (
+        "import sys; from data_pipelines.publish import *; "
+        "print(WriteJob.begin(StoragePath.of(sys.argv[1]), SaveMode.ERROR).staging.name)"
+    )
+    target = tmp_path / "dataset"
+    command = [sys.executable, "-c", begin, str(target)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    running = WriteJob.begin(StoragePath.of(target), SaveMode.ERROR).staging
+    for name in (ended, running.name):
+        (tmp_path / name / "raw").mkdir(parents=True, exist_ok=True)
+    convert(table(spark, ROWS), SPEC, target, options=OPTIONS)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted([running.name, "dataset"])
+
+
+def test_a_dataset_on_an_object_store_is_whole_or_not_there_and_a_refused_table_can_be_tried_again(
+    spark: "SparkSession", tmp_path: Path, s3_bucket: str, converted: Dataset
+) -> None:
+    """T1: against a server that speaks S3's protocol."""
+    target = StoragePath.of(f"s3a://{s3_bucket}") / "lake" / uuid4().hex
+    cache = DatasetCache(tmp_path / "cache")
+    telling = [one | {"carrier": str(one["late"])} for one in ROWS]
+    with pytest.raises(DatasetError, match=r"'carrier' determines the label.*\nSee .*\.refused\.html") as refused:
+        convert(table(spark, telling), SPEC, str(target), options=OPTIONS, cache=cache)
+    page = str(refused.value).rpartition("See ")[2].partition(". Mend")[0]
+    assert b"determines the label" in StoragePath.of(page).read_bytes()
+    assert [file.path.name for file in target.files()] == []
+
+    dataset = convert(table(spark, ROWS), SPEC, str(target), source={"of": "tests"}, options=OPTIONS, cache=cache)
+    assert checksums(dataset) == checksums(converted)
+    assert decoded(dataset, "test") == decoded(converted, "test")
+    assert not StoragePath.of(page).exists()
+    with pytest.raises(DatasetExistsError):
+        convert(table(spark, ROWS), SPEC, str(target), options=OPTIONS, cache=cache)
+
+
+def test_the_table_is_evaluated_once(spark: "SparkSession", tmp_path: Path) -> None:
+    """Fit and shards see the same rows even of a query that answers differently each time."""
+    random = table(spark, ROWS).withColumn("carrier", F.expr("uuid()"))
+    dataset = convert(random, SPEC, tmp_path / "dataset", options=OPTIONS)
+    # Every token of the training rows was seen there once; another evaluation would have made others.
+    assert dataset.manifest.statistics["carrier"]["train_out_of_vocabulary"] == 0
+    assert dataset.manifest.statistics["carrier"]["vocabulary"] == 120
+
+
+def test_errors_that_are_accepted_and_rows_of_two_splits_are_told(spark: "SparkSession", tmp_path: Path) -> None:
+    """F10: in the manifest, and on the page."""
+    twice = [one | {"split": "train"} for one in ROWS if one["split"] == "test"]
+    telling = [one | {"carrier": str(one["late"])} for one in [*ROWS, *twice]]
+    options = ConversionOptions(shards=3, rows_per_block=16, accept_errors=True)
+    dataset = convert(table(spark, telling), SPEC, tmp_path / "dataset", options=options)
+    sentences = {finding["check"]: finding["sentence"] for finding in dataset.manifest.findings}
+    assert sentences["repeated rows"].startswith("at least 40 rows are equal, in every column, to a row of another")
+    page = (dataset.path / "dataset.html").read_text()
+    assert "determines the label" in page
+    assert "40 rows are equal, in every column" in page
+
+
+def test_one_infinite_value_of_a_test_row_is_found_wherever_it_stands(spark: "SparkSession", tmp_path: Path) -> None:
+    number = next(place for place, one in enumerate(ROWS) if one["split"] == "test")
+    with pytest.raises(DatasetError, match="'distance' is infinite"):
+        convert(table(spark, changed(number, distance=float("-inf"))), SPEC, tmp_path / "number", options=OPTIONS)
+    spec = FeatureSpec((Sparse("basket", size=9),), Label("late"), ("id",))
+    baskets = table(spark, ROWS).withColumn(
+        "basket", F.expr(f"map(1, if(id = 'flight-{number}', 1e300, 1.0), 2, double(day))")
+    )
+    with pytest.raises(DatasetError, match="'basket' is infinite, or beyond what a 32-bit float holds, 1 times"):
+        convert(baskets, spec, tmp_path / "sparse", options=OPTIONS)
+
+
+def test_a_later_dataset_is_compared_with_a_former_one(
+    spark: "SparkSession", tmp_path: Path, converted: Dataset
+) -> None:
+    moved = [one | {"distance": (one["distance"] or 0.0) + 100} for one in ROWS]
+    reference = read_profile(converted.path)
+    dataset = convert(table(spark, moved), SPEC, tmp_path / "dataset", options=OPTIONS, reference=reference)
+    assert any(finding["column"] == "distance" and "drift" in finding["check"] for finding in dataset.manifest.findings)
+    with pytest.raises(DatasetError, match=r"is no profile of a dataset .*give the directory of a former dataset"):
+        read_profile(tmp_path)
+
+
+def test_training_rows_alone_teach_quantiles_and_every_kind_of_number(spark: "SparkSession", tmp_path: Path) -> None:
+    features = (Numeric("distance", clip=(0, 20), log=True), Bucketed("day", buckets=4))
+    spec = FeatureSpec(features, Label("late"), ("id",))
+    # Test rows far outside: they must move no boundary and no mean.
+    rows = [one | ({"distance": 1e6, "day": 1000} if one["split"] == "test" else {}) for one in ROWS]
+    dataset = convert(table(spark, rows), spec, tmp_path / "dataset", options=OPTIONS)
+    train = [one for one in ROWS if one["split"] == "train"]
+    logs = [np.log1p(min(one["distance"], 20)) for one in train if one["distance"] == one["distance"] is not None]
+    assert dataset.features.statistics["distance"].mean == pytest.approx(np.mean(logs))
+    boundaries = dataset.features.quantiles["day"]
+    assert boundaries == tuple(sorted({sorted(one["day"] for one in train)[120 * n // 4] for n in (1, 2, 3)}))
 
 
 def test_a_retrieval_keeps_its_exclusions(spark: "SparkSession", tmp_path: Path) -> None:
@@ -360,8 +449,7 @@ def test_a_vocabulary_is_ordered_by_count_then_bytes_and_cut(
     spec = FeatureSpec((Categorical("x", **options),), Label("y"), ("id",))
     folder = StoragePath.of(tmp_path)
     staged = stage(df, spec, "split", 5, folder / "raw")
-    fitted = fit_features(staged.measured, spec, staged.sample("train"), folder, folder / "features")
-    staged.release()
+    fitted = fit_features(spark, staged.measured, spec, staged.sample("train"), folder, folder / "features")
     vocabulary = fitted.vocabularies["x"]
     assert vocabulary.tokens.to_pylist() == tokens
     assert vocabulary.counts.to_pylist() == [VOCABULARY_TOKENS[token] for token in tokens]

@@ -10,10 +10,9 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from data_pipelines.convert import ConversionOptions, convert
-from data_pipelines.features import (
+from data_pipelines.feature_kinds import (
     Bucketed,
     Categorical,
-    FeatureSpec,
     FeatureSpecError,
     Label,
     MultiValued,
@@ -22,6 +21,7 @@ from data_pipelines.features import (
     Sparse,
     Text,
 )
+from data_pipelines.features import FeatureSpec
 from data_pipelines.transform import RaggedIds, SparseRows
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ import gzip
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.ingest import IngestError, ingest_csv
+from data_pipelines.publish import WriteJob, is_hidden
+from data_pipelines.storage import StoragePath
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -52,7 +55,8 @@ def test_files_have_the_wanted_size_narrow_types_and_every_row_in_order(
         row_group_bytes=2**18,
     )
     sizes = [Path(file).stat().st_size for file in result.files]
-    assert sorted(path.name for path in (tmp_path / "table").iterdir()) == [Path(file).name for file in result.files]
+    names = [Path(file).name for file in result.files]
+    assert sorted(path.name for path in (tmp_path / "table").iterdir()) == ["_SUCCESS", *names]
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
     assert sum(sizes) == result.bytes
     assert abs(len(sizes) - math.ceil(result.bytes / target)) <= 0.2 * len(sizes)
@@ -79,6 +83,35 @@ def test_types_stay_where_they_are_to_stay(spark: "SparkSession", csv_folder: Pa
     assert result.types == {"id": "int64", "small": "int32", "price": "double", "share": "double", "word": "string"}
     assert len(result.files) == 1
     assert result.rows == ROWS / 3
+
+
+def test_a_table_on_an_object_store_is_whole_or_not_there(
+    spark: "SparkSession", csv_folder: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = StoragePath.of(f"s3://{s3_bucket}") / uuid4().hex / "table"
+    plain = str(csv_folder / "a.csv")
+
+    # The driver dies before it publishes: nothing of the table is there for readers.
+    def dies(job: WriteJob, files: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WriteJob, "publish", dies)
+        patched.setattr(WriteJob, "abort", lambda job: None)
+        with pytest.raises(KeyboardInterrupt):
+            ingest_csv(spark, plain, target, schema=SCHEMA, target_file_bytes=200_000)
+    assert target.files()
+    assert all(is_hidden(file.path.relative_to(target)) for file in target.files())
+
+    result = ingest_csv(spark, plain, target, schema=SCHEMA, target_file_bytes=200_000)
+    seen = [file.path for file in target.files() if not is_hidden(file.path.relative_to(target))]
+    assert sorted(map(str, seen)) == list(result.files)
+    tables = [pq.read_table(pa.BufferReader(path.read_bytes())) for path in seen]
+    assert sum(table.num_rows for table in tables) == result.rows == ROWS / 3
+    assert sum(path.size() for path in seen) == result.bytes
+    assert (target / "_SUCCESS").is_file()
+    with pytest.raises(IngestError, match="exists already"):
+        ingest_csv(spark, plain, target, schema=SCHEMA)
 
 
 def test_a_value_that_does_not_fit_stops_it_and_leaves_nothing(spark: "SparkSession", tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from pyspark.errors import PySparkException
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql.functions import current_date, expr, lit
 
+from data_pipelines.raw_columns import ColumnError
 from data_pipelines.spark_errors import task_message
 from data_pipelines.tfrecords import write_tfrecords
-from data_pipelines.transform import ColumnError
 from scoring.batch import ScoringError, score, scorer_udf
 from scoring.loaded_model import LoadedModel
 from scoring.model_directory import needs_scann
@@ -27,11 +27,15 @@ from scoring.tfrecord_input import score_tfrecords
 from tests.unit.scoring.exported_models import (
     FLIGHTS,
     FLIGHTS_DDL,
+    MEMBERS,
+    MEMBERS_DDL,
     ORDERS,
     ORDERS_DDL,
     export_flights,
+    export_members,
     export_movies,
     export_orders,
+    export_vectors,
     log_flights,
 )
 
@@ -114,6 +118,46 @@ def test_tfrecord_files_are_scored_like_the_table_they_were_written_from(
         write_tfrecords(table, tmp_path / name, layout=layout)
         scored = score_tfrecords(spark, tmp_path / name, models.first, keys="flight_id")
         assert scores_by_key(scored) == scores_by_key(score(table, models.first, keys="flight_id"))
+
+
+@pytest.mark.parametrize("layout", ["row", "block"])
+def test_boolean_tokens_are_scored_from_files_as_they_are_from_the_table(
+    spark: "SparkSession", tmp_path: Path, layout: str
+) -> None:
+    """S16: records hold 1 and 0, which no vocabulary of true and false knows; lists that are all empty hold nothing."""
+    model = export_members(tmp_path / "model")
+    members = spark.createDataFrame([tuple(row.values()) for row in MEMBERS.to_pylist()], MEMBERS_DDL)
+    expected = dict(zip(MEMBERS["id"].to_pylist(), LoadedModel(model).score(MEMBERS)["score"].tolist(), strict=True))
+    for name, table in {"all": members, "empty lists": members.where("size(flags) = 0")}.items():
+        write_tfrecords(table, tmp_path / name, layout=layout)
+        scored = {row.id: row.score for row in score_tfrecords(spark, tmp_path / name, model, keys="id").collect()}
+        assert scored == pytest.approx({key: expected[key] for key in scored}, rel=0, abs=1e-6)
+        assert len(scored) == table.count()
+
+
+def test_a_column_whose_tokens_are_written_otherwise_than_in_training_is_refused(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    model = export_members(tmp_path)
+    members = spark.createDataFrame([tuple(row.values()) for row in MEMBERS.to_pylist()], MEMBERS_DDL)
+    for changed in ("CAST(member AS INT) AS member", "CAST(member AS STRING) AS member"):
+        with pytest.raises(ColumnError, match=r"column 'member' has type .*, the model was trained with bool.*BOOLEAN"):
+            score(members.selectExpr("id", changed, "flags"), model, keys="id")
+    with pytest.raises(ColumnError, match=r"column 'flags' has type .*, the model was trained with list"):
+        score(members.selectExpr("id", "member", "CAST(flags AS array<int>) AS flags"), model, keys="id")
+
+
+def test_a_vector_that_is_the_only_input_is_that_input(spark: "SparkSession", tmp_path: Path) -> None:
+    """S2, F9: Spark's vectors are structs, as is what struct(*) makes of a table."""
+    model = export_vectors(tmp_path)
+    table = spark.range(3).withColumn("vector", array_to_vector(expr("array(1.0D, CAST(id AS DOUBLE), 0.0D)")))
+    table.createOrReplaceTempView("vectors")
+    register_sql(spark, "score_vector", model)
+    expected = {row.id: row.score for row in score(table, model, keys="id").collect()}
+    assert len(set(expected.values())) == 3
+    for call in ("score_vector(vector)", "score_vector(struct(*))", "score_vector(struct(vector))"):
+        rows = spark.sql(f"SELECT id, {call}.score AS score FROM vectors").collect()  # noqa: S608
+        assert {row.id: row.score for row in rows} == pytest.approx(expected, rel=0, abs=1e-6), call
 
 
 def test_a_model_that_must_not_see_more_than_its_spec_refuses_other_columns(

@@ -1,6 +1,8 @@
 """The data source ``tfrecord``: what users of the JVM connectors write works; a failed write leaves nothing (T1)."""
 
 import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,59 +114,84 @@ def test_wrong_options_are_refused(
     assert names_in(tmp_path) == []
 
 
-def test_an_aborted_write_leaves_the_old_data_and_nothing_else(
-    spark: "SparkSession", table: "DataFrame", tmp_path: Path
-) -> None:
-    """(T1) Spark calls ``abort`` in a process on the driver's machine; what the tasks wrote goes with it."""
-    path = str(tmp_path / "t")
-    table.write.format("tfrecord").mode("append").save(path)
-    broken = spark.range(0, 100_000, 1, 2).selectExpr("if(id = 99999, raise_error('no such row'), id) as id")
-
-    for mode in ("append", "overwrite"):
-        with pytest.raises(Exception, match="no such row"):
-            broken.write.format("tfrecord").mode(mode).save(path)
-
-    assert as_set(spark.read.format("tfrecord").schema(SCHEMA).load(path)) == set(ROWS)
-    assert not [name for name in [*names_in(tmp_path), *names_in(path)] if name.startswith(".")]
-
-
 def test_nothing_at_the_path_says_so(spark: "SparkSession", tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"nothing is at .*missing; check the path"):
         spark.read.format("tfrecord").load(str(tmp_path / "missing"))
 
 
-def stream(spark: "SparkSession", folder: Path, *, limit: int) -> None:
-    """Run a query over the JSON files of ``folder``, one file per batch, until all are read or it fails."""
-    query = (
+def stream(spark: "SparkSession", folder: Path, *, limit: int = 99, name: str = "") -> None:
+    """Run a query over the JSON files of ``folder``, one file per batch, until all are read or it fails.
+
+    With a name, its checkpoint is where the session's configuration says.
+    """
+    writer = (
         spark.readStream.schema("id long")
         .option("maxFilesPerTrigger", 1)
         .json(str(folder / "in"))
         .selectExpr(f"if(id >= {limit}, raise_error('stop here'), id) as id")
         .writeStream.format("tfrecord")
-        .option("checkpointLocation", str(folder / "checkpoint"))
         .trigger(availableNow=True)
-        .start(str(folder / "out"))
     )
-    query.awaitTermination()
+    writer = writer.queryName(name) if name else writer.option("checkpointLocation", str(folder / "checkpoint"))
+    writer.start(str(folder / "out")).awaitTermination()
+
+
+def give_stream(folder: Path, *numbers: int) -> None:
+    (folder / "in").mkdir(exist_ok=True)
+    for number in numbers:
+        file = folder / "in" / f"{number}.json"
+        file.write_text(json.dumps({"id": number}), encoding="utf-8")
+        # Spark reads the oldest first.
+        os.utime(file, (1_700_000_000 + number, 1_700_000_000 + number))
+
+
+def forget_commit(checkpoint: Path, batch: int) -> None:
+    """Do what a crash right after the publish does: Spark commits the batch again."""
+    (checkpoint / "commits" / str(batch)).unlink()
+    (checkpoint / "commits" / f".{batch}.crc").unlink(missing_ok=True)
+
+
+def ids_in(spark: "SparkSession", folder: Path) -> list[int]:
+    return sorted(row.id for row in read_tfrecords(spark, folder).collect())
 
 
 def test_a_stream_writes_each_batch_once_also_when_it_is_started_again(spark: "SparkSession", tmp_path: Path) -> None:
-    """(T1) The commit log of the last batch is lost, as in a crash right after the publish: Spark commits it again."""
-    (tmp_path / "in").mkdir()
-    for number in range(3):
-        (tmp_path / "in" / f"{number}.json").write_text(json.dumps({"id": number}), encoding="utf-8")
+    """(T1) Exactly once, through a failure and a lost commit log."""
+    give_stream(tmp_path, 0, 1, 2)
 
     with pytest.raises(Exception, match="stop here"):
         stream(spark, tmp_path, limit=2)
-    assert read_tfrecords(spark, tmp_path / "out").count() == 2
-    stream(spark, tmp_path, limit=9)
-    for name in ("2", ".2.crc"):
-        (tmp_path / "checkpoint" / "commits" / name).unlink(missing_ok=True)
-    stream(spark, tmp_path, limit=9)
+    assert ids_in(spark, tmp_path / "out") == [0, 1]
+    stream(spark, tmp_path)
+    forget_commit(tmp_path / "checkpoint", 2)
+    stream(spark, tmp_path)
 
-    assert as_set(read_tfrecords(spark, tmp_path / "out")) == {(0,), (1,), (2,)}
-    assert read_tfrecords(spark, tmp_path / "out").count() == 3
+    assert ids_in(spark, tmp_path / "out") == [0, 1, 2]
     assert not [name for name in [*names_in(tmp_path), *names_in(tmp_path / "out")] if name.startswith(".")]
+
+
+def test_a_new_stream_at_the_place_of_an_old_checkpoint_loses_nothing(spark: "SparkSession", tmp_path: Path) -> None:
+    """Its batches count from 0 again; the notes of the old query are not its own."""
+    give_stream(tmp_path, 0, 1)
+    stream(spark, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint")
+
+    stream(spark, tmp_path)
+
+    assert ids_in(spark, tmp_path / "out") == [0, 0, 1, 1]
+
+
+def test_a_checkpoint_that_the_session_sets_counts_like_any_other(spark: "SparkSession", tmp_path: Path) -> None:
+    give_stream(tmp_path, 0, 1)
+    spark.conf.set("spark.sql.streaming.checkpointLocation", str(tmp_path / "checkpoints"))
+    try:
+        stream(spark, tmp_path, name="clicks")
+        forget_commit(tmp_path / "checkpoints" / "clicks", 1)
+        stream(spark, tmp_path, name="clicks")
+    finally:
+        spark.conf.unset("spark.sql.streaming.checkpointLocation")
+
+    assert ids_in(spark, tmp_path / "out") == [0, 1]
 
 
 # --- files that other projects wrote ----------------------------------------------------------------------------------

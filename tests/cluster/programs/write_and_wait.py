@@ -1,4 +1,4 @@
-"""Appends to a folder of TFRecord files and waits in the middle, to be killed: ``write_and_wait.py FOLDER FLAG``."""
+"""Appends to a folder of TFRecord files and waits in the middle, to be killed: arguments FOLDER FLAG WAY."""
 
 import sys
 import threading
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from data_pipelines.tfrecord_source import TFRecordSource
 from data_pipelines.tfrecords import write_tfrecords
 from training.spark_session import open_session
 
 
 def main() -> None:
     """Write more than is buffered on the way, then wait until the flag exists."""
-    folder, flag = sys.argv[1:]
+    folder, flag, way = sys.argv[1:]
 
     def give(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows = 0
@@ -24,7 +25,12 @@ def main() -> None:
             yield batch
 
     spark = open_session(master="local[1]", workers=1)
-    write_tfrecords(spark.range(0, 100_000, 1, 1).mapInArrow(give, "id long"), folder, mode="append")
+    df = spark.range(0, 100_000, 1, 1).mapInArrow(give, "id long")
+    if way == "functions":
+        write_tfrecords(df, folder, mode="append")
+    else:
+        spark.dataSource.register(TFRecordSource)
+        df.write.format("tfrecord").mode("append").save(folder)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import pytest
 
 from data_pipelines.blocks import encode_blocks
 from data_pipelines.dataset import Dataset
-from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
+from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
 from data_pipelines.manifest import FEATURES_FOLDER, Manifest, Shard
 from data_pipelines.tfrecord.records import RecordWriter

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.arithmetic import LEAST_FLOAT32, NUMPY, measured, signed_log, standardised
-from data_pipelines.features import Numeric
+from data_pipelines.feature_kinds import Numeric
 
 DENORMAL = 5e-324
 

@@ -10,20 +10,12 @@ import pytest
 import tensorflow as tf
 
 from data_pipelines.blocks import check_columns, decode_block, encode_blocks
-from data_pipelines.features import (
-    Bucketed,
-    Categorical,
-    FeatureSpec,
-    Label,
-    MultiValued,
-    Numeric,
-    Sequence,
-    Sparse,
-    Text,
-)
+from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from data_pipelines.labels import LabelError
-from data_pipelines.transform import ColumnError, Encoder, RaggedIds, SparseRows
+from data_pipelines.raw_columns import ColumnError
+from data_pipelines.transform import Encoder, RaggedIds, SparseRows
 from data_pipelines.vocabulary import Vocabulary
 
 Tables = Callable[[int, int], pa.Table]

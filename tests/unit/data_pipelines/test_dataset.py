@@ -19,11 +19,13 @@ import tensorflow as tf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import dataset as dataset_module
+from data_pipelines import batches as batches_module
+from data_pipelines.batches import CHUNK_BYTES, LABEL, WEIGHT
 from data_pipelines.blocks import encode_blocks
-from data_pipelines.dataset import LABEL, WEIGHT, Dataset, ReadPlan, batches, load_dataset
+from data_pipelines.dataset import Dataset, ReadPlan, batches, load_dataset
 from data_pipelines.decode_blocks import DamagedBlockError
-from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric, Sparse
+from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric, Sparse
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
 from data_pipelines.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard
 from data_pipelines.tfrecord.examples import encode_example
@@ -45,6 +47,7 @@ LAYOUTS: dict[str, tuple[list[list[int]], int, int]] = {
     "batches that fit": ([[8], [8]], 8, 2),
     "a batch of more than everything": ([[5], [3]], 64, 2),
     "lanes that a worker's slice cuts": ([[50, 50], [43]], 67 * 3, 3),
+    "lanes of several widths": ([[150, 150], [143, 1]], 131 * 3, 3),
     "blocks smaller than a lane": ([[1, 2, 3] * 10, [2] * 20], 12, 3),
     "an odd batch": ([[30], [31]], 15, 5),
 }
@@ -279,8 +282,9 @@ def test_the_rest_can_be_dropped(small: Dataset) -> None:
 
 
 def test_a_split_of_less_than_a_batch_cannot_be_read_when_the_rest_is_dropped(small: Dataset) -> None:
-    with pytest.raises(DatasetError, match=r"has 53 rows, fewer than one batch of 64; use a smaller batch, or .*pad"):
-        next(batches(small, ReadPlan("train", 64, remainder="drop", epochs=None)))
+    for read in ways_to_read(small, ReadPlan("train", 64, remainder="drop", epochs=None)):
+        with pytest.raises(DatasetError, match=r"53 rows, fewer than one batch of 64; use a smaller batch, or .*pad"):
+            read()
 
 
 def write_rows(path: Path, fitted: FittedFeatures, shards: Sequence[Sequence[pa.Table]]) -> Dataset:
@@ -421,7 +425,7 @@ def wide(path: Path, blocks: int, columns: int) -> Dataset:
 
 
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_module, "CHUNK_ROWS", 4096)
+    monkeypatch.setattr(batches_module, "CHUNK_ROWS", 4096)
     peaks = []
     for blocks in (100, 400):
         dataset = wide(tmp_path / str(blocks), blocks, columns=10)
@@ -435,6 +439,35 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, monkeypatch: pyte
     slots, chunk = 64 * (1024 * (12 * 4 + 2 * 8) + 9216 * 8), 4096 * (12 * 4 + 8 * 8)
     assert peaks[0] < 1.1 * (slots + 2 * chunk)
     assert peaks[1] < 1.05 * peaks[0]
+
+
+def test_wide_rows_are_assembled_fewer_at_once(tmp_path: Path) -> None:
+    # 5,000 classes are 20,000 bytes a row: 8,192 rows at once would be 164 MB, 64 MiB are 13 steps of 256 rows.
+    fitted = sparse_and_classes(Label("y", kind="multi_label", classes=5000))
+    labels = pa.array([[n % 5000] for n in range(1024)], pa.list_(pa.int64()))
+    dataset = write_rows(tmp_path / "dataset", fitted, [[baskets(0, 1024, labels)] * 8])
+    plan = ReadPlan("train", 256, seed=1)
+    tracemalloc.start()
+    chunks = [len(chunk[WEIGHT]) for chunk in batches(dataset, plan)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (sum(chunks), max(chunks)) == (32, 13)
+    # 64 slots of 1024 rows take 4 MB. One chunk is being made while the caller still has the one before.
+    assert peak < 2 * CHUNK_BYTES + 8 * 2**20
+    (first, *_) = load_dataset(dataset, plan).take(1)
+    assert tf.reduce_sum(first[1], axis=1).numpy().tolist() == [1.0] * 256
+
+
+def test_wide_sparse_rows_are_assembled_fewer_at_once(tmp_path: Path) -> None:
+    # 2,000 entries of 32 bytes, as they are gathered and in order: 64 MiB are 1,048 rows at once.
+    fitted = sparse_and_classes(Label("y", kind="multi_class", classes=2))
+    starts = np.arange(0, 513 * 2000, 2000, np.int32)
+    items = pa.ListArray.from_arrays(starts, np.tile(np.arange(2000), 512))
+    amounts = pa.ListArray.from_arrays(starts, np.ones(512 * 2000))
+    table = baskets(0, 512, pa.array([0] * 512)).set_column(2, "items", items).set_column(3, "amounts", amounts)
+    dataset = write_rows(tmp_path / "dataset", fitted, [[table] * 3])
+    for chunk in batches(dataset, ReadPlan("train", 128)):
+        assert sum(len(rows.indices) for rows in chunk["basket"]) * 32 <= CHUNK_BYTES
 
 
 def test_memory_with_tensorflow_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
@@ -480,15 +513,25 @@ def test_a_path_is_opened(small: Dataset) -> None:
         np.testing.assert_array_equal(one[0]["row"], other[0]["row"])
 
 
+def ways_to_read(dataset: Dataset, plan: ReadPlan) -> list[Callable[[], object]]:
+    return [
+        lambda: dataset.steps(plan.split, plan.global_batch_size, plan.remainder),
+        lambda: load_dataset(dataset, plan),  # not only when it is iterated
+        lambda: next(batches(dataset, plan)),
+    ]
+
+
 def test_a_split_that_is_not_there_is_named(small: Dataset) -> None:
-    with pytest.raises(DatasetError, match=r"has no split 'tset'; it has \['train'\]"):
-        next(batches(small, ReadPlan("tset", 8)))
+    for read in (*ways_to_read(small, ReadPlan("tset", 8)), lambda: next(small.blocks("tset"))):
+        with pytest.raises(DatasetError, match=r"has no split 'tset'; it has \['train'\]"):
+            read()
 
 
 def test_a_split_without_rows_is_no_endless_epoch(tmp_path: Path, write_dataset: WriteDataset) -> None:
     dataset = write_dataset(tmp_path / "dataset", [[], []])
-    with pytest.raises(DatasetError, match=r"split 'train' of .* has no rows"):
-        next(batches(dataset, ReadPlan("train", 8, epochs=None)))
+    for read in ways_to_read(dataset, ReadPlan("train", 8, epochs=None)):
+        with pytest.raises(DatasetError, match=r"split 'train' of .* has no rows"):
+            read()
 
 
 @pytest.mark.parametrize(

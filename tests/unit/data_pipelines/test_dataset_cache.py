@@ -12,9 +12,12 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from data_pipelines.dataset import LABEL, Dataset, ReadPlan, batches
+from data_pipelines.batches import LABEL
+from data_pipelines.dataset import Dataset, ReadPlan, batches
 from data_pipelines.dataset_cache import CacheError, DatasetCache, Lease
 from data_pipelines.manifest import DatasetError, Manifest
+from data_pipelines.quality.dataset_page import PAGE_FILE
+from data_pipelines.quality.profile import PROFILE_FILE
 from data_pipelines.storage import StoragePath
 
 WriteDataset = Callable[..., Dataset]
@@ -79,6 +82,16 @@ def test_a_dataset_on_s3_is_read_like_a_local_one(
     assert dataset.path.parent == cache.folder
     (entry,) = cache.entries()
     assert (entry.path, entry.source, entry.bytes) == (dataset.path, location.uri, bytes_of(location))
+
+
+def test_a_copy_has_the_profile_and_the_page_where_the_dataset_has_them(remote: Upload, cache: DatasetCache) -> None:
+    plain, described = remote("plain", [[3]]), remote("described", [[4]])
+    for name in (PROFILE_FILE, PAGE_FILE, "notes of somebody.txt"):
+        (described / name).write_bytes(name.encode())
+    assert sorted(path.name for path in cache.stage(plain).path.iterdir()) == ["features", "manifest.json", "train"]
+    copy = cache.stage(described).path
+    assert {path.name for path in copy.iterdir()} == {"features", "manifest.json", "train", PROFILE_FILE, PAGE_FILE}
+    assert (copy / PROFILE_FILE).read_bytes() == PROFILE_FILE.encode()
 
 
 def test_many_that_ask_at_once_copy_once(

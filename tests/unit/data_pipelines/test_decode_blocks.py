@@ -53,7 +53,7 @@ def block(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
 def read_back(slots: BlockSlots, rows: int) -> dict[str, np.ndarray]:
     """Cut all rows of slot 0 as one step."""
     whole = np.array([[0, 0, 0, rows, 0]])
-    stretches = stretches_of(whole, first_lane=0, width=rows, first_row=0, batch=rows)
+    stretches = stretches_of(whole, lane_rows=np.array([0, rows]), first_lane=0, first_row=0, batch=rows)
     floats = np.full((1, slots.floats.shape[1], rows), np.nan, np.float32)
     int64s, ids = np.full((1, 1, rows), -1), np.full((1, rows, 3), -1)
     slots.cut(stretches, floats, int64s)
@@ -132,7 +132,8 @@ def test_a_block_that_is_not_what_it_should_be_is_refused(change: dict[str, np.n
 def test_a_class_that_is_none_is_refused() -> None:
     slots = BlockSlots(BlockLayout(lists=(ListColumn("y/row_lengths", "y"),)), 1, 1)
     slots.decode(0, record({"y": np.array([3]), "y/row_lengths": np.array([1])}), 0, np.zeros(1, np.uint32))
-    stretches = stretches_of(np.array([[0, 0, 0, 1, 0]]), first_lane=0, width=1, first_row=0, batch=1)
+    whole = np.array([[0, 0, 0, 1, 0]])
+    stretches = stretches_of(whole, lane_rows=np.array([0, 1]), first_lane=0, first_row=0, batch=1)
     with pytest.raises(DamagedBlockError, match="a class that is not one of 3"):
         slots.cut_classes(stretches, 0, np.zeros((1, 1, 3), np.float32))
 
@@ -171,28 +172,29 @@ def test_mutated_blocks_are_decoded_or_refused_and_nothing_else_is_touched(
 
 
 @given(
-    lanes=st.integers(1, 5),
-    width=st.integers(1, 4),
+    widths=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     steps=st.integers(1, 4),
     borders=st.tuples(st.integers(0, 20), st.integers(1, 20)),
 )
 @settings(deadline=None, max_examples=60)
 def test_stretches_cover_the_worker_s_part_of_every_step_once(
-    lanes: int, width: int, steps: int, borders: tuple[int, int]
+    widths: list[int], steps: int, borders: tuple[int, int]
 ) -> None:
-    first_row = borders[0] % (lanes * width)
-    batch = 1 + borders[1] % (lanes * width - first_row)
-    ranges = np.array([[lane, 0, 10, 10 + steps * width, 0] for lane in range(lanes)])
+    lane_rows = np.cumsum([0, *widths])
+    first_row = borders[0] % sum(widths)
+    batch = 1 + borders[1] % (sum(widths) - first_row)
+    ranges = np.array([[lane, 0, 10, 10 + steps * width, 0] for lane, width in enumerate(widths)])
     found = {
         (step, place + n): (slot, row + n)
         for slot, row, step, place, rows in stretches_of(
-            ranges, first_lane=0, width=width, first_row=first_row, batch=batch
+            ranges, lane_rows=lane_rows, first_lane=0, first_row=first_row, batch=batch
         ).tolist()
         for n in range(rows)
     }
-    # Row r of the global batch is row r % width of what lane r // width gives to the step.
+    # What each lane gives to a step stands in the global batch lane after lane, in the order of the lane.
+    given = [(lane, row) for lane, width in enumerate(widths) for row in range(width)]
     assert found == {
-        (step, place): ((first_row + place) // width, 10 + step * width + (first_row + place) % width)
+        (step, place): (lane, 10 + step * widths[lane] + row)
         for step in range(steps)
-        for place in range(batch)
+        for place, (lane, row) in enumerate(given[first_row : first_row + batch])
     }

@@ -9,12 +9,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from data_pipelines.features import (
+from data_pipelines.feature_kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
     Feature,
-    FeatureSpec,
     FeatureSpecError,
     Label,
     MultiValued,
@@ -23,6 +22,7 @@ from data_pipelines.features import (
     Sparse,
     Text,
 )
+from data_pipelines.features import FeatureSpec
 
 YAML = """
 features:
@@ -255,6 +255,14 @@ FEATURE_MISTAKES = {
         {"kind": "text", "max_length": 4, "pattern": r"\p{Greek}"},
         r"feature 'x': pattern .* has the class '\\p\{Greek\}'; use a general category",
     ),
+    "sequence that is its own time": (
+        {"kind": "sequence", "max_length": 4, "time": "x"},
+        "feature 'x': time is its own column; name the column of the times",
+    ),
+    "indices that are the values": (
+        {"kind": "sparse", "size": 9, "indices": "i", "values": "i"},
+        "feature 'x': indices and values are both column 'i'; name one column for each",
+    ),
     "vector without a size": ({"kind": "sparse"}, "feature 'x': .*size"),
     "indices without values": (
         {"kind": "sparse", "size": 9, "indices": "i"},
@@ -295,6 +303,8 @@ SPEC_MISTAKES = {
     ),
     "unknown option of the label": ({"label": {"name": "late", "positive": 1}}, r"label: option \['positive'\]"),
     "label as feature": ({"label": "distance"}, "label 'distance' is also a feature or key; a model must not see"),
+    "key twice": ({"keys": ["day", "day"]}, r"keys \['day', 'day'\] name a column twice; keep one of each"),
+    "label as weight": ({"weight": "late"}, "weight 'late' is also the label; give the table a column of its own"),
     "label as key": ({"label": "day"}, "label 'day' is also a feature or key"),
     "classes of a binary label": (
         {"label": {"name": "late", "classes": 2}},

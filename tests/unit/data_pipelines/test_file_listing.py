@@ -1,6 +1,7 @@
 """Paths, folders and globs name the files that Spark's own sources would read (T1, S17)."""
 
 import datetime
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ def lake(tmp_path: Path) -> Path:
         ".hidden/part-4.tfrecord",
         "_temporary/part-5.tfrecord",
         ".part-0.crc",
+        "part-6.tfrecord._COPYING_",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
@@ -118,7 +120,16 @@ def in_folders(*values: str | None) -> list[DataFile]:
 @pytest.mark.parametrize(
     ("values", "type_"),
     [
-        (("1", "-2"), pa.int32()),
+        (("1", "-2", "+3"), pa.int32()),
+        (("0x10", "0xff"), pa.string()),
+        (("1_0",), pa.string()),
+        (("-2147483648",), pa.int32()),
+        (("2147483648",), pa.int64()),
+        (("1", "20000000000000000000"), pa.string()),
+        (("1e3", "-.5", "+2."), pa.float64()),
+        (("NaN", "1"), pa.string()),
+        (("2024-02-31",), pa.string()),
+        (("2024-01-31 12:00:00.5Z", "2024-01-31 12:00:00Z"), pa.timestamp("us", "UTC")),
         (("1", "3000000000", None), pa.int64()),
         (("1", "2.5"), pa.float64()),
         (("2024-01-31",), pa.date32()),
@@ -133,8 +144,32 @@ def test_partition_values_have_the_type_that_fits_all(values: tuple[str | None, 
 def test_partition_values_become_columns() -> None:
     assert partition_column("2024-01-31", pa.date32(), 2).to_pylist() == [datetime.date(2024, 1, 31)] * 2
     assert partition_column(None, pa.int32(), 2).to_pylist() == [None, None]
-    with pytest.raises(ValueError, match="partition value 'x' is no int32"):
-        partition_column("x", pa.int32(), 2)
+    assert partition_column("+3", pa.int32(), 1).to_pylist() == [3]
+    noon = datetime.datetime(2024, 1, 31, 12, tzinfo=datetime.UTC)
+    for text in ("2024-01-31 12:00:00Z", "2024-01-31 12:00:00"):
+        assert partition_column(text, pa.timestamp("us", "UTC"), 1).to_pylist() == [noon]
+        assert partition_column(text, pa.timestamp("us"), 1).to_pylist() == [noon.replace(tzinfo=None)]
+    assert partition_column(None, pa.timestamp("us", "UTC"), 1).to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("value", "type_"),
+    [
+        ("x", pa.int32()),
+        ("0x10", pa.int32()),
+        ("300", pa.int8()),
+        ("noon", pa.timestamp("us")),
+        ("1", pa.list_(pa.int8())),
+    ],
+)
+def test_partition_values_of_another_type_are_refused_by_name(value: str, type_: pa.DataType) -> None:
+    with pytest.raises(ValueError, match=f"partition value '{value}' is no {re.escape(str(type_))}; give its column"):
+        partition_column(value, type_, 2)
+
+
+def test_a_glob_that_is_none_is_named(lake: Path) -> None:
+    with pytest.raises(ValueError, match=r"\[z-a\]\* is no glob: bad character range"):
+        list_files(f"{lake}/[z-a]*")
 
 
 def test_files_in_folders_of_other_names_are_refused() -> None:

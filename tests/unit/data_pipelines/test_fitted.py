@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_pipelines.features import Categorical, FeatureSpec, Label, Numeric
+from data_pipelines.feature_kinds import Categorical, Label, Numeric
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics, Vocabulary
 
 SPEC = FeatureSpec((Numeric("distance"), Categorical("carrier")), Label("late"), ("id",))
@@ -69,6 +70,19 @@ def test_saved_features_come_back_equal(tmp_path: Path) -> None:
     assert (loaded.spec, loaded.statistics) == (FITTED.spec, FITTED.statistics)
     assert loaded.vocabularies["carrier"].tokens.to_pylist() == ["UA", "ü"]
     assert loaded.vocabularies["carrier"].counts.to_pylist() == [3, 1]
+
+
+def test_recorded_types_come_back_and_are_part_of_the_hash(tmp_path: Path) -> None:
+    typed = dataclasses.replace(FITTED, column_types={"carrier": "bool", "distance": "double"})
+    assert typed.hash not in (FITTED.hash, dataclasses.replace(FITTED, column_types={"carrier": "int64"}).hash)
+    typed.save(tmp_path)
+    assert FittedFeatures.load(tmp_path).column_types == {"carrier": "bool", "distance": "double"}
+
+
+def test_features_of_which_no_types_were_recorded_are_read(tmp_path: Path) -> None:
+    FITTED.save(tmp_path)
+    assert "column_types" not in json.loads((tmp_path / "features.json").read_text())
+    assert FittedFeatures.load(tmp_path).column_types == {}
 
 
 def test_a_vocabulary_changed_on_disk_is_refused(tmp_path: Path) -> None:

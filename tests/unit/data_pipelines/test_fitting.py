@@ -2,16 +2,17 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from data_pipelines import fitting
-from data_pipelines.features import Bucketed, Categorical, FeatureSpec, Label, MultiValued, Numeric
-from data_pipelines.fitting import MEASUREMENT_SCHEMA, Measurement, Moments
+from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric
+from data_pipelines.features import FeatureSpec
+from data_pipelines.fitting import TOKEN_COUNTS_SCHEMA, Measurement, Moments
 from data_pipelines.storage import StoragePath
 from data_pipelines.vocabulary import Vocabulary
 
@@ -50,10 +51,11 @@ def test_a_column_without_values_counts_as_constant_zero() -> None:
     assert (statistics.mean, statistics.standard_deviation, statistics.count) == (0.0, 0.0, 0)
 
 
-def measured(*batches: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    measurement = Measurement(SPEC)
-    parts = [part for batch in batches for part in measurement.add(pa.RecordBatch.from_pydict(batch))]
-    return pa.Table.from_batches([*parts, *measurement.finish()], MEASUREMENT_SCHEMA).to_pylist()
+def token_counts(parts: Iterable[pa.RecordBatch]) -> Counter[tuple[str, str]]:
+    counted: Counter[tuple[str, str]] = Counter()
+    for row in pa.Table.from_batches(parts, TOKEN_COUNTS_SCHEMA).to_pylist():
+        counted[row["name"], row["token"]] += row["count"]
+    return counted
 
 
 FIRST = {"distance": [1.0, None], "dest": ["LAX", ""], "previous": [["JFK"], []], "tags": [["a", "b"], None]}
@@ -66,12 +68,13 @@ SECOND = {
 
 
 def test_tokens_and_numbers_are_measured_over_all_batches() -> None:
-    rows = measured(FIRST, SECOND)
-    tokens = {(row["name"], row["token"]): row["count"] for row in rows if row["token"] is not None}
+    measurement = Measurement(SPEC)
+    parts = [part for batch in (FIRST, SECOND) for part in measurement.add(pa.RecordBatch.from_pydict(batch))]
+    tokens = token_counts([*parts, *measurement.finish()])
     # Every token of a list counts, whatever the length it will be cut to; "previous" uses the vocabulary of "dest".
     assert tokens == {("dest", "LAX"): 2, ("tags", "a"): 2, ("tags", "b"): 1}
-    (distance,) = [row for row in rows if row["name"] == "distance"]
-    assert (distance["count"], distance["mean"], distance["m2"]) == (2, 2.0, 2.0)
+    distance = measurement.moments["distance"]
+    assert (distance.count, distance.mean, distance.m2) == (2, 2.0, 2.0)
 
 
 def test_counts_for_which_there_is_no_room_are_passed_on_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +93,7 @@ def test_counts_for_which_there_is_no_room_are_passed_on_and_none_is_lost(monkey
         longest = max(longest, sum(len(table) for table in measurement._tokens["dest"]._waiting))
     early = len(parts)
     parts += measurement.finish()
-    counted: Counter[tuple[str, str]] = Counter()
-    for row in pa.Table.from_batches(parts).to_pylist():
-        if row["token"] is not None:
-            counted[row["name"], row["token"]] += row["count"]
-    assert counted == expected + Counter({("tags", "x"): 400})
+    assert token_counts(parts) == expected + Counter({("tags", "x"): 400})
     assert early > 0
     assert longest <= 28
 
@@ -109,7 +108,7 @@ def test_vocabularies_are_cut_from_the_ranked_files_in_their_order(tmp_path: Pat
     for number, part in enumerate(rows):
         paths.append(StoragePath.of(tmp_path / f"{number}"))
         batch = pa.RecordBatch.from_pylist(
-            [dict(zip(("name", "token", "count"), row, strict=True)) for row in part], schema=fitting._RANKED_SCHEMA
+            [dict(zip(("name", "token", "count"), row, strict=True)) for row in part], schema=TOKEN_COUNTS_SCHEMA
         )
         with paths[-1].open_write() as file, pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)

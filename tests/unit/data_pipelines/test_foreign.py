@@ -3,15 +3,17 @@
 import gzip
 import io
 import itertools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import foreign
 from data_pipelines.foreign import CountedFile, ForeignDataError, RowPlan, count_rows, load_rows, share_of
 from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.examples import encode_example
@@ -105,6 +107,47 @@ def test_any_files_are_dealt_whole_and_in_equal_steps(
         assert (steps - 1) * batch < max(share.rows for share in shares) <= steps * batch
     else:
         assert steps * batch <= min(share.rows for share in shares) < (steps + 1) * batch
+
+
+@given(
+    sizes=st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    workers=st.integers(1, 6),
+    batch=st.integers(1, 3),
+    seed=st.sampled_from([None, 1]),
+)
+@example(sizes=[1], workers=3, batch=2, seed=None)
+@settings(deadline=None, max_examples=12)
+def test_any_rows_are_read_once_by_any_workers(
+    write_rows: Callable[[Path, list[int]], list[CountedFile]],
+    sizes: list[int],
+    workers: int,
+    batch: int,
+    seed: int | None,
+) -> None:
+    assume(sum(sizes))
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_rows(Path(folder), sizes)
+        ranks = [read(files, RowPlan(batch, "data", rank, workers, seed=seed)) for rank in range(workers)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert sorted(row for batches in ranks for row in rows_that_count(batches)) == list(range(sum(sizes)))
+
+
+def test_rows_that_are_dropped_do_not_gather_in_memory(
+    tmp_path: Path, write_rows: Callable[[Path, list[int]], list[CountedFile]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One worker has a file of two rows, so of the other's 5,000 two are read.
+    files = write_rows(tmp_path, [2, 5000])
+    windows: list[int] = []
+    shuffled = foreign._shuffled
+
+    def counted(records: list[bytes], generator: np.random.Generator) -> list[bytes]:
+        windows.append(len(records))
+        return shuffled(records, generator)
+
+    monkeypatch.setattr(foreign, "_shuffled", counted)
+    plan = RowPlan(2, rank=0, workers=2, seed=1, shuffle_rows=10, remainder="drop")
+    assert len(rows_that_count(read(files, plan))) == 2
+    assert windows == [10, 10]
 
 
 def test_padding_repeats_a_row_with_weight_zero(

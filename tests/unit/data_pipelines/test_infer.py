@@ -15,7 +15,7 @@ from pyspark.sql.types import (
     StringType,
 )
 
-from data_pipelines.features import (
+from data_pipelines.feature_kinds import (
     Categorical,
     Feature,
     FeatureSpecError,
@@ -41,6 +41,11 @@ def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int 
         (facts(IntegerType(), skewness=0.1), Numeric("x")),
         (facts(IntegerType(), distinct=7), Categorical("x")),
         (facts(LongType(), "user_id"), Categorical("user_id")),
+        (facts(LongType(), "userId"), Categorical("userId")),
+        (facts(LongType(), "ID"), Categorical("ID")),
+        (facts(LongType(), "paid"), Numeric("paid")),
+        (facts(LongType(), "amount_paid"), Numeric("amount_paid")),
+        (facts(LongType(), "UNPAID"), Numeric("UNPAID")),
         (facts(BooleanType(), distinct=2), Categorical("x")),
         (facts(StringType(), elements=2), Categorical("x")),
         (facts(StringType(), rows=10**8, distinct=3_000_000), Categorical("x", hash_buckets=4_194_304)),

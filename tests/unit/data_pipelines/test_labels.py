@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.features import Categorical, FeatureSpec, Label, Numeric
+from data_pipelines.feature_kinds import Categorical, Label, Numeric
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.labels import LabelError, binary_label, check_label, encode_label
-from data_pipelines.transform import ColumnError, RaggedIds
+from data_pipelines.raw_columns import ColumnError
+from data_pipelines.transform import RaggedIds
 from data_pipelines.vocabulary import Vocabulary
 
 

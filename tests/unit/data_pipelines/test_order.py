@@ -1,7 +1,11 @@
 """The arithmetic of an epoch's order: every row once, steps known beforehand, any step computed directly (T2, T6)."""
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipelines.order import (
     MAX_LANES,
@@ -35,7 +39,12 @@ def random_cases(count: int) -> list[tuple[list[int], int]]:
     return [([*rng.integers(0, 40, rng.integers(1, 12)).tolist(), 1], int(rng.integers(1, 200))) for _ in range(count)]
 
 
-CASES = [([5], 5), ([5], 7), ([5], 2), ([1], 64), ([3, 0, 4], 4), ([0, 1, 0], 3), ([130] * 3, 128), *random_cases(40)]
+CASES = [
+    *[([5], 5), ([5], 7), ([5], 2), ([1], 64), ([3, 0, 4], 4), ([0, 1, 0], 3), ([130] * 3, 128)],
+    # Batches that 64 does not divide: 389 rows are left in the last one, 129 of 130, and all but one.
+    *[([900, 507], 1018), ([389, 130], 130), ([300, 94], 131), ([2000, 41], 1021)],
+    *random_cases(40),
+]
 
 
 @pytest.mark.parametrize(("block_rows", "batch"), CASES)
@@ -73,7 +82,7 @@ def test_reading_several_lanes_at_once_gives_them_one_after_the_other(block_rows
 def test_without_a_seed_lanes_run_through_the_rows_as_they_are_stored() -> None:
     # Five rows in batches of two: two lanes; the last batch has one row, which the second lane gives.
     epoch = order([3, 2], 2, seed=None)
-    assert (epoch.lanes, epoch.rows_per_lane_and_step, epoch.steps, epoch.full_steps) == (2, 1, 3, 2)
+    assert (epoch.lanes, epoch.lane_rows.tolist(), epoch.steps, epoch.full_steps) == (2, [0, 1, 2], 3, 2)
     assert rows_of_lane(epoch, 0, 0, 3) == [(0, 0), (0, 1)]
     assert rows_of_lane(epoch, 1, 0, 3) == [(0, 2), (1, 0), (1, 1)]
     assert rows_of_step(epoch, 2) == [(1, 1)]
@@ -87,9 +96,49 @@ def test_the_rest_of_the_last_step_is_dealt_out_over_the_lanes() -> None:
     assert in_last_step == [0, 0, 0, 1, 0, 0, 0, 1]
 
 
-@pytest.mark.parametrize(("batch", "lanes"), [(1, 1), (64, 64), (2048, 64), (96, 48), (100, 50), (131, 1), (12, 12)])
-def test_lanes_divide_the_batch_and_are_never_too_many(batch: int, lanes: int) -> None:
-    assert order([10], batch).lanes == lanes <= MAX_LANES
+@pytest.mark.parametrize(
+    ("batch", "lanes"), [(1, 1), (12, 12), (63, 63), (64, 64), (96, 64), (131, 64), (1018, 64), (1021, 64), (2048, 64)]
+)
+def test_every_batch_has_as_many_lanes_as_it_can(batch: int, lanes: int) -> None:
+    epoch = order([10], batch)
+    assert epoch.lanes == lanes <= MAX_LANES
+    widths = np.diff(epoch.lane_rows)
+    assert (epoch.lane_rows[0], epoch.lane_rows[-1], len(widths)) == (0, batch, lanes)
+    assert 1 <= widths.min() <= widths.max() <= widths.min() + 1
+
+
+def test_lanes_that_give_more_rows_to_a_batch_are_longer() -> None:
+    # 66 rows: all lanes give one row, the 32nd and the 64th two. Of 99 rows the last batch has 33, every second place.
+    epoch = order([99], 66, seed=None)
+    assert np.flatnonzero(np.diff(epoch.lane_rows) == 2).tolist() == [31, 63]
+    assert rows_of_lane(epoch, 31, 0, 1) == [(0, 46), (0, 47)]
+    assert [len(rows_of_lane(epoch, lane, 1, 2)) for lane in (0, 1, 30, 31, 62, 63)] == [0, 1, 0, 1, 1, 1]
+
+
+@given(
+    rows=st.integers(0, 3000), batch=st.integers(1, 1500), workers=st.integers(1, 7), seed=st.sampled_from([None, 3])
+)
+@settings(deadline=None, max_examples=100)
+def test_any_batch_is_dealt_to_its_lanes_once_and_every_step_begins_anywhere(
+    rows: int, batch: int, workers: int, seed: int | None
+) -> None:
+    epoch = order([rows // 2, rows - rows // 2], batch, seed=seed)
+    whole = epoch.ranges(0, epoch.lanes, 0, epoch.steps)
+    assert sorted(rows_of(whole)) == [(block, row) for block in (0, 1) for row in range(epoch.block_rows[block])]
+    steps = [rows_of_step(epoch, step) for step in range(epoch.steps)]
+    assert [len(step) for step in steps] == [min(batch, rows - first) for first in range(0, rows, batch)]
+    # No lane gives more to a step than its place in the batch has room for.
+    widths = np.diff(epoch.lane_rows)
+    for step in {0, max(epoch.steps - 1, 0)}:
+        ranges = epoch.ranges(0, epoch.lanes, step, step + 1)
+        given = np.bincount(ranges[:, RANGE_LANE], ranges[:, RANGE_STOP] - ranges[:, RANGE_START], epoch.lanes)
+        assert (given <= widths).all()
+    # Workers touch the lanes that hold their rows, and no others.
+    borders = [batch * rank // workers for rank in range(workers + 1)]
+    for first, last in itertools.pairwise(borders):
+        if first < last:
+            held = [lane for row in range(first, last) for lane in [int((epoch.lane_rows <= row).sum()) - 1]]
+            assert epoch.lanes_of(first, last) == (min(held), max(held) + 1)
 
 
 def test_the_rows_of_a_block_are_permuted_and_none_is_lost() -> None:

@@ -47,6 +47,10 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["x"], "text": ["y"]}), folder / "day=1" / "z.parquet")
     with pytest.raises(ParquetError, match=r"column 'id' is string in .*z.parquet and int64 in"):
         ParquetRows.of(folder, None)
+    pq.write_table(pa.table({"id": [1], "text": ["y"], "more": [2]}), folder / "day=1" / "z.parquet")
+    with pytest.raises(ParquetError, match=r"z\.parquet has columns \['more'\], which .*part\.parquet does not have"):
+        ParquetRows.of(folder, None)
+    assert ParquetRows.of(folder, ["id"]).rows == 66
     (tmp_path / "no.parquet").write_bytes(b"no Parquet file")
     with pytest.raises(ParquetError, match=r"no\.parquet is not a Parquet file"):
         ParquetRows.of(tmp_path / "no.parquet", None)

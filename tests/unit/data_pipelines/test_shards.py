@@ -20,7 +20,8 @@ Tables = Callable[[int, int], pa.Table]
 
 
 def staged(path: Path, table: pa.Table, split: str, rows_per_batch: int = 3) -> StagedFile:
-    ordered = table.append_column("row order", pa.array(range(table.num_rows), pa.int64()))
+    order = pa.array(range(table.num_rows), pa.int64())
+    ordered = table.append_column("row order", order).append_column("row hash", order)
     with pa.ipc.new_file(str(path), ordered.schema) as writer:
         writer.write_table(ordered, max_chunksize=rows_per_batch)
     return StagedFile(split, 3, str(path), table.num_rows)

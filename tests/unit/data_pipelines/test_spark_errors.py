@@ -10,7 +10,7 @@ Traceback (most recent call last):
     process()
   File "transform.py", line 2, in encode
     raise ColumnError("column 'x' is missing")
-data_pipelines.transform.ColumnError: column 'x' is missing
+data_pipelines.raw_columns.ColumnError: column 'x' is missing
 """
 
 JVM_FAILED = """An error occurred while calling o52.collectToPython.

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,22 +10,25 @@ import pytest
 
 from data_pipelines import staging
 from data_pipelines.fitted import FittedFeatures
-from data_pipelines.staging import Staged, StagedFile, StageTask
+from data_pipelines.fitting import Measured
+from data_pipelines.staging import Staged, StagedFile, StageTask, _StagedPart
+from data_pipelines.storage import StoragePath
 
 Tables = Callable[[int, int], pa.Table]
 
 
 def with_splits(table: pa.Table, *names: str | None, first_order: int = 0) -> pa.Table:
     orders = pa.array(range(first_order, first_order + table.num_rows), pa.int64())
-    return table.append_column("split", pa.array(names, pa.string())).append_column("row order", orders)
+    added = table.append_column("split", pa.array(names, pa.string())).append_column("row order", orders)
+    return added.append_column("row hash", orders)
 
 
-def outcomes(folder: Path, fitted: FittedFeatures, tables: list[pa.Table]) -> tuple[list[Any], pa.Table]:
-    """Return what a task tells, and what it measured."""
+def staged_part(folder: Path, fitted: FittedFeatures, tables: list[pa.Table]) -> _StagedPart:
+    """Return what a task tells."""
     batches = [batch for table in tables for batch in table.to_batches()]
-    answer = pa.Table.from_batches(StageTask(str(folder), fitted.spec, "split")(batches), staging._OUTCOME_SCHEMA)
-    told = [json.loads(line) for line in answer.column("outcome").to_pylist() if line]
-    return told, answer
+    (answer,) = StageTask(StoragePath.of(folder), fitted.spec, "split")(batches)
+    (line,) = answer.column("outcome").to_pylist()
+    return _StagedPart.from_dict(json.loads(line))
 
 
 def test_a_task_writes_the_rows_of_each_split_in_their_order_and_measures_the_training_rows(
@@ -34,19 +36,28 @@ def test_a_task_writes_the_rows_of_each_split_in_their_order_and_measures_the_tr
 ) -> None:
     first = with_splits(flight_table(0, 4), *["train"] * 4)
     second = with_splits(flight_table(4, 3), "train", "test", "train", first_order=4)
-    told, answer = outcomes(tmp_path, flight_features, [first, second])
-    files = [StagedFile(**outcome) for outcome in told]
+    part = staged_part(tmp_path, flight_features, [first, second])
+    files = part.files
     assert [(file.split, file.partition, file.rows) for file in files] == [("train", 0, 6), ("test", 0, 1)]
     assert pa.Table.from_batches(files[0].batches())["row"].to_pylist() == [0, 1, 2, 3, 4, 6]
     assert pa.Table.from_batches(files[1].batches()).column_names == list(flight_table(0, 1).column_names)
-    (row,) = [part for part in answer.to_pylist() if part["name"] == "row"]
     # 0, 1, 2, 3, 4 and 6: the row of the test split is not measured.
-    assert (row["count"], row["mean"], row["maximum"]) == (6, pytest.approx(16 / 6), 6.0)
+    row = part.moments["row"]
+    assert (row.count, row.mean, row.maximum) == (6, pytest.approx(16 / 6), 6.0)
+    with pa.ipc.open_file(part.tokens) as reader:
+        counts = {(one["name"], one["token"]): one["count"] for one in reader.read_all().to_pylist()}
+    assert counts == {
+        ("carrier", "UA"): 1,
+        ("carrier", "AA"): 1,
+        ("carrier", "DL"): 1,
+        ("carrier", "ü"): 1,
+        ("carrier", "??"): 1,
+    }
 
 
 def test_a_task_without_rows_writes_nothing(tmp_path: Path, flight_features: FittedFeatures) -> None:
-    told, _ = outcomes(tmp_path, flight_features, [])
-    assert told == []
+    part = staged_part(tmp_path, flight_features, [])
+    assert (part.files, part.tokens, part.repeated_rows) == ((), "", 0)
     assert not list(tmp_path.rglob("*.arrow"))
 
 
@@ -56,15 +67,16 @@ def test_an_unknown_split_is_told_instead_of_raised(
 ) -> None:
     table = with_splits(flight_table(0, 3), "train", split, "train")
     message = f"column 'split' has the value {split!r}; use one of ['train', 'validation', 'test']"
-    assert outcomes(tmp_path, flight_features, [table])[0] == [{"refused": message}]
+    assert staged_part(tmp_path, flight_features, [table]).refused == message
 
 
 def test_two_attempts_of_a_task_do_not_meet(
     tmp_path: Path, flight_features: FittedFeatures, flight_table: Tables
 ) -> None:
     table = with_splits(flight_table(0, 2), "train", "train")
-    paths = {outcomes(tmp_path, flight_features, [table])[0][0]["path"] for _ in range(2)}
-    assert len(paths) == 2
+    parts = [staged_part(tmp_path, flight_features, [table]) for _ in range(2)]
+    paths = {path for part in parts for path in (part.files[0].path, part.tokens)}
+    assert len(paths) == 4
     assert {str(path) for path in tmp_path.rglob("*.arrow")} == paths
 
 
@@ -76,14 +88,28 @@ def test_a_sample_has_the_rows_of_the_smallest_hashes_however_they_were_dealt(
     orders = generator.permutation(200)
     files = []
     for number, part in enumerate(np.array_split(orders, [50, 120])):
-        table = pa.table({"row order": np.sort(part), "id": np.sort(part) * 10})
+        table = pa.table({"row order": np.sort(part), "row hash": np.sort(part), "id": np.sort(part) * 10})
         path = tmp_path / f"{number}.arrow"
         with pa.ipc.new_file(str(path), table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
         files.append(StagedFile("train", number, str(path), len(part)))
-    staged = Staged(tuple(files), None, None)  # type: ignore[arg-type]
+    staged = Staged(tuple(files), Measured({}, ()))
     sample = staged.sample("train")
     assert sample.column_names == ["id"]
     assert sample["id"].to_pylist() == [10 * number for number in range(30)]
     assert staged.rows("train") == 200
     assert staged.sample("test").num_rows == 0
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 2, 9])
+def test_rows_that_are_equal_to_one_of_another_split_are_counted(
+    tmp_path: Path, flight_features: FittedFeatures, flight_table: Tables, rows_per_batch: int
+) -> None:
+    """F10: rows that a model learns from and is judged on."""
+    splits = ("train", "test", "train", "train", "test", "validation", "train", "test", "test")
+    # Rows 0 and 1 are equal, and so are 4 and 5; 2 and 3 are too, in one split.
+    hashes = pa.array([7, 7, 8, 8, 9, 9, 10, 11, 12], pa.int64())
+    table = with_splits(flight_table(0, 9), *splits)
+    table = table.set_column(table.column_names.index("row hash"), "row hash", hashes)
+    batches = [table.slice(start, rows_per_batch) for start in range(0, 9, rows_per_batch)]
+    assert staged_part(tmp_path, flight_features, batches).repeated_rows == 2

@@ -1,7 +1,9 @@
 """Paths on a local disk, on a server that speaks S3's protocol, and on a store of fsspec's."""
 
 import errno
+import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -26,6 +28,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoragePa
 def test_what_was_written_is_read_listed_and_deleted(folder: StoragePath) -> None:
     assert not folder.exists()
     assert folder.files() == []
+    assert folder.folders() == []
     (folder / "a b" / "eins.txt").write_bytes(b"one")
     (folder / "zwei.txt").write_bytes(b"zwei")
 
@@ -34,6 +37,7 @@ def test_what_was_written_is_read_listed_and_deleted(folder: StoragePath) -> Non
         ("zwei.txt", 4),
     ]
     assert [file.path.name for file in folder.files(recursive=False)] == ["zwei.txt"]
+    assert folder.folders() == [folder / "a b"]
     assert folder.is_folder()
     assert (folder / "zwei.txt").is_file()
     assert (folder / "zwei.txt").size() == 4
@@ -110,6 +114,86 @@ def test_a_relative_path_is_taken_from_the_working_directory(tmp_path: Path, mon
     assert StoragePath.of("x/y").local == tmp_path / "x" / "y"
 
 
+def test_a_wave_at_the_beginning_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.chdir(tmp_path)
+    assert StoragePath.of("~/x").uri == "/home/ada/x"
+    assert StoragePath.of(Path("~/x")).uri == "/home/ada/x"
+    assert StoragePath.of("~").uri == "/home/ada"
+    assert StoragePath.of("~x").local == tmp_path / "~x"
+
+
+def test_a_folder_that_is_kept_is_not_made_again(tmp_path: Path) -> None:
+    kept = StoragePath.of(tmp_path / "kept")
+    kept.make_folder()
+    kept = kept.kept_within()
+    (kept / "a" / "b" / "file").write_bytes(b"1")
+    assert (kept / "a" / "b" / "file").parent.within == kept.uri
+    assert kept.parent.within == ""
+    kept.delete()
+
+    for file in (kept / "file", kept / "a" / "file", kept / "a" / "b" / "file"):
+        with pytest.raises(FileNotFoundError):
+            file.write_bytes(b"2")
+    (tmp_path / "source").write_bytes(b"3")
+    with pytest.raises(FileNotFoundError, match="the write is over"):
+        StoragePath.of(tmp_path / "source").rename(kept / "a" / "file")
+
+    assert not kept.exists()
+    assert (kept / "x").is_local
+    assert pickle.loads(pickle.dumps(kept)).within == kept.uri  # noqa: S301 - our own bytes
+
+
+def test_what_is_not_there_cannot_be_renamed(folder: StoragePath) -> None:
+    with pytest.raises(FileNotFoundError):
+        (folder / "nothing").rename(folder / "something")
+
+
+def test_a_folder_on_s3_is_there_while_it_has_a_file(s3_bucket: str) -> None:
+    """Arrow leaves an empty object behind that its listings show as a folder."""
+    folder = StoragePath.of(f"s3://{s3_bucket}") / uuid4().hex / "a"
+    (folder / "b" / "file").write_bytes(b"1")
+    assert folder.parent.is_folder()
+    (folder / "b" / "file").delete()
+    assert not folder.parent.exists()
+    (folder / "file").write_bytes(b"1")
+    folder.delete()
+    assert not folder.parent.exists()
+    assert not folder.parent.is_folder()
+
+
+def test_a_folder_that_others_delete_too_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = StoragePath.of(tmp_path / "t")
+    for name in "abc":
+        (folder / name / "file").write_bytes(b"1")
+    rmtree, calls = shutil.rmtree, []
+
+    def overtaken(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            (path / "a" / "file").unlink()
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path / "a" / "file"))
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", overtaken)
+
+    folder.delete()
+
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_deleted_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t").mkdir()
+
+    def refused(path: str, *, dir_fd: int | None = None) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "rmdir", refused)
+
+    with pytest.raises(PermissionError):
+        StoragePath.of(tmp_path / "t").delete()
+
+
 def test_options_of_the_store_stay_with_every_path_below() -> None:
     root = StoragePath.of("s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http")
     assert str(root / "part") == "s3://bucket/folder/part?endpoint_override=127.0.0.1:9000&scheme=http"
@@ -122,10 +206,20 @@ def test_options_of_the_store_stay_with_every_path_below() -> None:
     ("location", "message"),
     [
         ("", "an empty path names nothing; give a path or a URI"),
+        (
+            "dbfs:/mnt/x",
+            "dbfs:/mnt/x has one slash after dbfs: and names no place; write /dbfs/mnt/x, where it is mounted",
+        ),
+        ("hdfs:/a/b", "hdfs:/a/b has one slash after hdfs: and names no place; write hdfs://NAMENODE:PORT/a/b"),
+        ("s3:/x", "s3:/x has one slash after s3: and names no place; write s3://x, as a string"),
+        (
+            Path("s3://bucket/x"),
+            "s3:/bucket/x has one slash after s3: and names no place; write s3://bucket/x, as a string",
+        ),
         ("s3://user:secret@bucket/x", "a s3:// location carries a password; put credentials into the environment"),
     ],
 )
-def test_refuses_what_names_no_place(location: str, message: str) -> None:
+def test_refuses_what_names_no_place(location: str | Path, message: str) -> None:
     with pytest.raises(StorageError) as raised:
         StoragePath.of(location)
     assert str(raised.value) == message

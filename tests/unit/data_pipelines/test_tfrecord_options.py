@@ -1,5 +1,7 @@
 """The options of the JVM connectors are understood, others are refused by name (T1)."""
 
+from typing import Any
+
 import pytest
 
 from data_pipelines.tfrecord.arrow_schema import RecordType
@@ -36,8 +38,8 @@ def test_codecs_by_name_and_by_hadoops_class(name: str, codec: str) -> None:
         ({"recordtype": "Exmaple"}, "recordType 'Exmaple' is none of Example, SequenceExample, ByteArray"),
         ({"codec": "snappy"}, "codec 'snappy' is none that TFRecord readers know; use none, gzip or zlib"),
         ({"layuot": "block"}, "unknown option layuot; the options are codec"),
-        ({"rowsperblock": "0"}, "rows_per_block is 0"),
-        ({"rowsperblock": "many"}, "'many' is no whole number"),
+        ({"rowsperblock": "0"}, "rowsPerBlock is 0; it is a whole number from 1 on"),
+        ({"rowsperblock": "many"}, "rowsPerBlock is 'many'; it is a whole number"),
         ({"layout": "block", "recordtype": "ByteArray"}, "a block is an Example"),
     ],
 )
@@ -49,12 +51,37 @@ def test_what_a_write_cannot_do_is_refused(options: dict[str, str], message: str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ondamage": "ignore"}, "on_damage 'ignore' is none of fail, skip"),
-        ({"verifychecksums": "maybe"}, "'maybe' is neither true nor false"),
-        ({"samplefiles": "-1"}, "'-1' is no whole number"),
+        ({"ondamage": "ignore"}, "onDamage 'ignore' is none of fail, skip"),
+        ({"verifychecksums": "maybe"}, "verifyChecksums is 'maybe'; it is true or false"),
+        ({"samplefiles": "-1"}, "sampleFiles is '-1'; it is a whole number"),
         ({"partitionby": "day"}, "unknown option partitionby"),
     ],
 )
 def test_what_a_read_cannot_do_is_refused(options: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ReadOptions.of(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows_per_block": "5"}, "rows_per_block is '5'; it is a whole number from 1 on"),
+        ({"rows_per_block": True}, "rows_per_block is True; it is a whole number from 1 on"),
+        ({"max_rows_per_file": 2.5}, r"max_rows_per_file is 2\.5; it is a whole number from 0 on"),
+        ({"codec": None}, "codec None is none that TFRecord readers know"),
+        ({"layout": None}, "layout None is none of row, block"),
+        ({"record_type": 3}, "record_type 3 is none of Example"),
+    ],
+)
+def test_values_of_other_types_are_refused_under_the_names_of_the_functions(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        WriteOptions(**options)
+
+
+def test_values_of_other_types_are_refused_for_reads_too() -> None:
+    with pytest.raises(OptionError, match="verify_checksums is 'no'; it is true or false"):
+        ReadOptions(verify_checksums="no")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="base_path is 3; it is a path"):
+        ReadOptions(base_path=3)  # type: ignore[arg-type]

@@ -55,6 +55,16 @@ def test_several_paths_arrive_as_a_json_list(tmp_path: Path) -> None:
     assert sum(len(share.files) for share in source.reader(SCHEMA).partitions()) == 2  # type: ignore[attr-defined]
 
 
+def test_a_file_that_vanished_is_named_by_the_task_that_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "part-0.tfrecord").write_bytes(b"x")
+    reader = TFRecordSource({"path": str(tmp_path), "onDamage": "skip"}).reader(SCHEMA)
+    (share,) = reader.partitions()
+    (tmp_path / "part-0.tfrecord").unlink()
+
+    with pytest.raises(FileNotFoundError, match=r"part-0\.tfrecord"):
+        list(reader.read(share))
+
+
 def test_a_folder_without_files_is_read_as_no_rows(tmp_path: Path) -> None:
     reader = TFRecordSource({"path": str(tmp_path)}).reader(SCHEMA)
 

@@ -1,25 +1,30 @@
 """What a task writes is what a task reads, in any number of batches, blocks and files; its failures leave nothing."""
 
+import datetime
+import errno
 import gzip
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.file_listing import DataFile, list_files
+from data_pipelines.file_listing import DataFile, list_files, partition_schema
 from data_pipelines.publish import SaveMode, WriteJob
 from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
 from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
-from data_pipelines.tfrecord_options import ReadOptions, WriteOptions
+from data_pipelines.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
 from data_pipelines.tfrecord_tasks import ReadTask, WriteTask, check_files, infer_files, merged_schema, sampled
 
 SCHEMA = pa.schema([("id", pa.int64()), ("names", pa.list_(pa.string())), ("share", pa.float32())])
 ROWS = WriteOptions()
 STRICT = ReadOptions()
+SKIP = ReadOptions(on_damage=OnDamage.SKIP)
 
 
 def table(rows: int, start: int = 0) -> pa.RecordBatch:
@@ -133,6 +138,56 @@ def test_a_failed_task_removes_what_it_wrote(tmp_path: Path) -> None:
     assert not job.staging.files()
 
 
+def test_a_file_that_fails_to_end_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[IO[bytes]] = []
+
+    class FullDisk(io.BytesIO):
+        def write(self, content: Any, /) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_write(path: StoragePath) -> IO[bytes]:
+        opened.append(FullDisk())
+        return opened[-1]
+
+    monkeypatch.setattr(StoragePath, "open_write", open_write)
+    job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.APPEND)
+
+    # Ten rows of the block layout wait until the file ends.
+    with pytest.raises(OSError, match="No space left"):
+        WriteTask(job, WriteOptions(layout=Layout.BLOCK))(0, [table(10)])
+
+    assert [file.closed for file in opened] == [True]
+
+
+@pytest.mark.parametrize("layout", ["row", "block"])
+def test_two_attempts_of_a_task_are_published_once(tmp_path: Path, layout: str) -> None:
+    """(T1) A speculative task and its twin both end; Spark tells the driver of one of them."""
+    job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.ERROR)
+    task = WriteTask(job, WriteOptions(layout=layout))  # type: ignore[arg-type]
+
+    twin = task(7, [table(10)])
+    files = task(7, [table(10)])
+    job.publish(files)
+
+    assert twin[0].path != files[0].path
+    assert [file.path.name for file in list_files(tmp_path / "t")] == [files[0].path]
+    assert read(list_files(tmp_path / "t")).num_rows == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_timestamps_name_folders_in_utc_and_come_back(tmp_path: Path, zone: str) -> None:
+    moments = [datetime.datetime(2024, 1, 2, 3, 4, 5, 678901, datetime.UTC), None]
+    column = pa.array(moments, pa.timestamp("us", zone))
+    rows = table(2).append_column("at", column)
+
+    files = written(tmp_path / "t", [rows], partition_by=("at",))
+
+    assert [file.partition for file in files] == [(("at", "2024-01-02 03:04:05.678901Z"),), (("at", None),)]
+    assert partition_schema(files) == pa.schema([("at", pa.timestamp("us", "UTC"))])
+    assert read(files, partition_schema(files)).column("at").to_pylist() == moments
+
+
 def test_a_value_that_no_record_holds_is_told(tmp_path: Path) -> None:
     job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.APPEND)
     rows = pa.RecordBatch.from_pylist([{"a": [1, None]}], pa.schema([("a", pa.list_(pa.int64()))]))
@@ -173,7 +228,7 @@ def test_damage_fails_or_is_skipped_and_counted(tmp_path: Path) -> None:
     (file,) = written(tmp_path / "t", [table(10)])
     content = bytearray(file.path.read_bytes())
     content[-1] ^= 1
-    file.path.write_bytes(content)
+    file.path.write_bytes(bytes(content))
 
     with pytest.raises(DamagedRecordError, match="record 9"):
         read([file])
@@ -181,6 +236,50 @@ def test_damage_fails_or_is_skipped_and_counted(tmp_path: Path) -> None:
     assert read([file], options=ReadOptions(verify_checksums=False)).num_rows == 10
     (report,) = check_files([file], options=ReadOptions(on_damage="skip"))  # type: ignore[arg-type]
     assert (report.records, report.damaged, report.bytes) == (9, 1, len(content))
+
+
+def test_skipped_records_are_counted_by_who_asks(tmp_path: Path) -> None:
+    class Total:
+        value = 0
+
+        def add(self, count: int) -> None:
+            self.value += count
+
+    files = written(tmp_path / "t", [table(10)], WriteOptions(max_rows_per_file=5))
+    for file in files:
+        content = bytearray(file.path.read_bytes())
+        content[-1] ^= 1
+        file.path.write_bytes(bytes(content))
+    total = Total()
+
+    rows = list(ReadTask(SCHEMA, SKIP, total)(files))  # type: ignore[arg-type]
+
+    assert sum(batch.num_rows for batch in rows) == 8
+    assert total.value == 2
+
+
+def test_each_files_problem_is_reported(tmp_path: Path) -> None:
+    """One bad file does not hide the others: text, a cut-off gzip stream, and a file that is gone meanwhile."""
+    files = written(tmp_path / "t", [table(3)])
+    (packed,) = written(tmp_path / "packed", [table(1000)], WriteOptions(codec="gzip"))
+    packed.path.write_bytes(packed.path.read_bytes()[:-100])
+    (tmp_path / "text").write_text("id,name\n" * 20, encoding="utf-8")
+    (tmp_path / "zip").write_bytes(b"PK\x03\x04" + bytes(100))
+    bad = [packed, *list_files([tmp_path / "text", tmp_path / "zip"]), DataFile(StoragePath.of(tmp_path / "gone"), 9)]
+
+    good, cut, text, archive, gone = check_files([*files, *bad], options=SKIP)
+
+    assert (good.records, good.damaged, good.problem) == (3, 0, None)
+    assert cut.damaged == 1
+    for report, problem in (
+        (cut, "damaged compressed stream in record"),
+        (text, "it is not a TFRecord file"),
+        (archive, "the content is zip, which is not read here"),
+        (gone, "cannot be read: "),
+    ):
+        assert report.problem is not None
+        assert problem in report.problem
+        assert report.path in report.problem
 
 
 def test_compression_is_found_by_content_and_a_wrong_codec_is_told(tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.features import (
+from data_pipelines.feature_kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
     Feature,
-    FeatureSpec,
     Label,
     MultiValued,
     Numeric,
@@ -20,18 +19,10 @@ from data_pipelines.features import (
     Sparse,
     Text,
 )
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.transform import (
-    ColumnError,
-    Encoder,
-    RaggedIds,
-    SparseRows,
-    counted_tokens,
-    measured_values,
-    raw_column,
-    raw_inputs,
-    raw_schema,
-)
+from data_pipelines.raw_columns import ColumnError, raw_column, raw_inputs, raw_schema
+from data_pipelines.transform import Encoder, RaggedIds, SparseRows, counted_tokens, measured_values, non_finite
 from data_pipelines.vocabulary import Vocabulary
 
 # UA = 2, AA = 3, "7" = 4, "日本" = 5, "true" = 6
@@ -241,6 +232,20 @@ def test_the_mean_is_one_of_clipped_logarithms_already() -> None:
 
 def test_numbers_too_large_for_float32_are_infinite() -> None:
     assert encode_one(Numeric("x", standardise=False), pa.array([1e300, -math.inf])).tolist() == [math.inf, -math.inf]
+
+
+def test_infinite_values_are_counted_in_every_form() -> None:
+    """1e300 is finite in the table and not in float32; an infinite value less the mean is infinite too."""
+    number = encode_one(Numeric("distance"), pa.array([1.0, None, math.inf, -math.inf, 1e300, math.nan]))
+    assert non_finite(number) == 3
+    assert (
+        non_finite(
+            sparse_rows(pa.array([[(1, math.inf)], None, [(2, 1.0), (3, -1e39)]], pa.map_(pa.int32(), pa.float64())))
+        )
+        == 2
+    )
+    ids = encoder(MultiValued("stops", max_length=3)).encode(pa.table({"stops": [["a"], []]}))["stops"]
+    assert non_finite(ids) == 0
 
 
 def test_a_number_falls_into_the_bucket_that_begins_at_it() -> None:

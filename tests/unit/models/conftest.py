@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pytest
 
-from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued, Numeric
+from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from data_pipelines.vocabulary import Vocabulary
 

@@ -7,17 +7,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.features import (
-    Bucketed,
-    Categorical,
-    FeatureSpec,
-    Label,
-    MultiValued,
-    Numeric,
-    Sequence,
-    Sparse,
-    Text,
-)
+from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures
 from models import layers
 from models.layers import (

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.features import Label
+from data_pipelines.feature_kinds import Label
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.transform import RaggedIds
 from models import multi_label

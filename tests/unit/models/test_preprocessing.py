@@ -1,6 +1,10 @@
 """The graph form of the transform gives the bits of the Arrow form on the same rows (F1, F2, F9)."""
 
+import gc
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.features import (
+from data_pipelines.feature_kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
     Feature,
-    FeatureSpec,
     Label,
     MultiValued,
     Numeric,
@@ -25,9 +28,12 @@ from data_pipelines.features import (
     Sparse,
     Text,
 )
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.transform import Encoder, SparseRows, raw_inputs
+from data_pipelines.raw_columns import raw_inputs
+from data_pipelines.transform import Encoder, SparseRows
 from data_pipelines.vocabulary import Vocabulary
+from models import preprocessing
 from models.preprocessing import GraphEncoder, encoded_signature, input_tensors, model_inputs
 
 FEATURES = (
@@ -265,6 +271,11 @@ def test_tokens_without_their_times_are_refused(fitted: FittedFeatures) -> None:
         GraphEncoder(fitted, [SPEC["visits"]])(raw)
 
 
+def export_encoder(module: GraphEncoder, folder: Path) -> None:
+    function = tf.function(lambda **inputs: module(inputs)).get_concrete_function(**module.signature())
+    tf.saved_model.save(module, str(folder), signatures=function)
+
+
 def test_an_exported_encoder_gives_the_same_without_this_package_s_objects(
     fitted: FittedFeatures, tmp_path: Path
 ) -> None:
@@ -278,11 +289,50 @@ def test_an_exported_encoder_gives_the_same_without_this_package_s_objects(
         "visits": tf.constant([["a"], [""]]),
         "visited_at": tf.constant([[1], [0]], tf.int64),
     }
-    function = tf.function(lambda **inputs: module(inputs)).get_concrete_function(**module.signature())
-    tf.saved_model.save(module, str(tmp_path / "encoder"), signatures=function)
+    export_encoder(module, tmp_path / "encoder")
     loaded = tf.saved_model.load(str(tmp_path / "encoder")).signatures["serving_default"](**raw)
     for name, expected in module(raw).items():
         assert loaded[name].numpy().tolist() == expected.numpy().tolist(), name
+
+
+ODD_TOKENS = ["\0", "a b", "a\tb", ' "a",b', "\x0b\x0c\x85", "\u2028", "日本", "a ", "-1", "\ufeff"]
+
+
+def test_every_token_of_an_exported_vocabulary_has_its_id_in_another_process(tmp_path: Path) -> None:
+    """Tokens with line breaks fit into no file of lines; files that are not the model's are gone by then."""
+    tokens = {"lines": ODD_TOKENS, "lf": [*ODD_TOKENS, "a\nb"], "cr": [*ODD_TOKENS, "a\rb"]}
+    words = {
+        name: Vocabulary(pa.chunked_array([some[:3], some[3:]], pa.string()), pa.array([1] * len(some)))
+        for name, some in tokens.items()
+    }
+    spec = FeatureSpec(tuple(map(Categorical, tokens)), Label("label"), ("id",))
+    export_encoder(GraphEncoder(FittedFeatures(spec, words, {}), spec.features), tmp_path / "before")
+    gc.collect()
+    moved = (tmp_path / "before").rename(tmp_path / "after")
+    assert [file.name for file in (moved / "assets").iterdir()] == ["lines.txt"]
+
+    asked = [*ODD_TOKENS, "a\nb", "a\rb", "", "ab", "a", "unseen"]
+    program = (
+        "import sys, json, tensorflow as tf; tokens = tf.constant(json.load(sys.stdin));"
+        "ids = tf.saved_model.load(sys.argv[1]).signatures['serving_default'](lines=tokens, lf=tokens, cr=tokens);"
+        "print(json.dumps({name: column.numpy().tolist() for name, column in ids.items()}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(moved)],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert json.loads(result.stdout) == {name: words[name].ids(pa.array(asked)).tolist() for name in words}
+
+
+def test_a_vocabulary_that_neither_a_file_nor_a_graph_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocessing, "MOST_CONSTANT_BYTES", 3)
+    spec = FeatureSpec((Categorical("token"),), Label("label"), ("id",))
+    with pytest.raises(ValueError, match=r"vocabulary 'token' has tokens with line breaks.* its 4 bytes; replace line"):
+        GraphEncoder(FittedFeatures(spec, {"token": vocabulary(["a\nb", "c"])}, {}), spec.features)
 
 
 def test_signatures_say_what_goes_in_and_what_comes_out(fitted: FittedFeatures) -> None:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipelines.features import Categorical, FeatureSpec, Label, Numeric, Sequence, Sparse, Text
+from data_pipelines.feature_kinds import Categorical, Label, Numeric, Sequence, Sparse, Text
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from data_pipelines.transform import Encoder
 from data_pipelines.vocabulary import Vocabulary

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.features import MISSING_ID
+from data_pipelines.feature_kinds import MISSING_ID
 from data_pipelines.fitted import FittedFeatures
 from models import two_tower
 from models.objectives import compile_model

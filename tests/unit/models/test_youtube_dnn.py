@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.features import Categorical, FeatureSpec, Label, MultiValued
+from data_pipelines.feature_kinds import Categorical, Label, MultiValued
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.vocabulary import Vocabulary
 from models import youtube_dnn

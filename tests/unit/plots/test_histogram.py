@@ -68,6 +68,8 @@ def test_text_of_values_is_escaped_and_long_text_shortened() -> None:
 def test_input_without_anything_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="edges has 1 values"):
         overlaid_histogram([1], {})
+    with pytest.raises(ValueError, match=r"edges from 2 to 2 do not rise"):
+        overlaid_histogram([2, 2], {"train": [1.0]})
     with pytest.raises(ValueError, match="'train' has 2 shares for 1 bars"):
         overlaid_histogram([0, 1], {"train": [0.5, 0.5]})
     with pytest.raises(ValueError, match="no labels"):
@@ -91,6 +93,13 @@ def test_input_without_anything_to_draw_is_refused() -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert short_number(value) == text
+
+
+@pytest.mark.parametrize("edges", [[0.0, 5e-324], [-1.7e308, 1.7e308], [-5e-324, 0.0, 5e-324]])
+def test_the_smallest_and_the_largest_spans_fill_the_figure(edges: list[float]) -> None:
+    bars = list(parsed(overlaid_histogram(edges, {"train": [1.0] * (len(edges) - 1)})).iter(f"{SVG}rect"))
+    assert float(bars[0].get("x", "")) == 4
+    assert float(bars[-1].get("x", "")) + float(bars[-1].get("width", "")) == 356
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

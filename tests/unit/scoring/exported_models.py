@@ -6,17 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipelines.features import (
-    Bucketed,
-    Categorical,
-    FeatureSpec,
-    Label,
-    MultiValued,
-    Numeric,
-    Sequence,
-    Sparse,
-    Text,
-)
+from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from data_pipelines.vocabulary import Vocabulary
 from scoring.model_directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER, ModelDescription
@@ -75,12 +66,34 @@ def orders_features() -> FittedFeatures:
 
 def export_orders(folder: Path) -> Path:
     """Export an untrained binary model of :func:`orders_features`."""
-    from models import multi_field
-    from models.serving import ScoringModule
+    return _export_binary(folder, orders_features(), seed=5)
 
-    fitted = orders_features()
-    model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed=5)
-    return _save(ScoringModule(multi_field, model, fitted), folder, "multi_field", fitted, {"score": "float"})
+
+MEMBERS = pa.table(
+    {
+        "id": pa.array([0, 1, 2, 3, 4]),
+        "member": pa.array([True, False, None, True, False]),
+        "flags": pa.array([[True], [False, True, True], [], [False], []]),
+    }
+)
+MEMBERS_DDL = "id bigint, member boolean, flags array<boolean>"
+
+
+def export_members(folder: Path) -> Path:
+    """Export an untrained binary model of tokens that are booleans, whose types were recorded."""
+    fitted = FittedFeatures(
+        FeatureSpec((Categorical("member"), MultiValued("flags", max_length=3)), Label("late"), ("id",)),
+        {"member": _vocabulary("true", "false"), "flags": _vocabulary("false", "true")},
+        {},
+        column_types={name: str(MEMBERS.schema.field(name).type) for name in ("member", "flags")},
+    )
+    return _export_binary(folder, fitted, seed=7)
+
+
+def export_vectors(folder: Path) -> Path:
+    """Export an untrained binary model whose one input is a vector of three."""
+    spec = FeatureSpec((Sparse("vector", size=3),), Label("late"), ("id",))
+    return _export_binary(folder, FittedFeatures(spec, {}, {}), seed=7)
 
 
 def flights_features() -> FittedFeatures:
@@ -119,12 +132,7 @@ def movies_features() -> FittedFeatures:
 
 def export_flights(folder: Path, seed: int) -> Path:
     """Export an untrained binary model, whose weights follow from ``seed``."""
-    from models import multi_field
-    from models.serving import ScoringModule
-
-    fitted = flights_features()
-    model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed)
-    return _save(ScoringModule(multi_field, model, fitted), folder, "multi_field", fitted, {"score": "float"})
+    return _export_binary(folder, flights_features(), seed)
 
 
 def export_movies(folder: Path, *, scann: bool) -> Path:
@@ -166,6 +174,14 @@ def log_flights(store_uri: str, artifacts: Path, model: Path, name: str = "fligh
 
 def _vocabulary(*tokens: str) -> Vocabulary:
     return Vocabulary(pa.array(tokens), pa.array(range(len(tokens), 0, -1), pa.int64()))
+
+
+def _export_binary(folder: Path, fitted: FittedFeatures, seed: int) -> Path:
+    from models import multi_field
+    from models.serving import ScoringModule
+
+    model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed)
+    return _save(ScoringModule(multi_field, model, fitted), folder, "multi_field", fitted, {"score": "float"})
 
 
 def _built(architecture: ModuleType, settings: Any, fitted: FittedFeatures, seed: int) -> Any:

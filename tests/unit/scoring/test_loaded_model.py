@@ -14,11 +14,19 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipelines.transform import ColumnError, raw_inputs
+from data_pipelines.raw_columns import ColumnError, raw_inputs
 from scoring.loaded_model import LoadedModel, ModelCache, ModelChangedError, ModelOutputError, load_once
 from scoring.mirrorspark_pyfunc import RawColumnsModel
 from scoring.model_directory import DESCRIPTION_FILE, folder_digest, needs_scann
-from tests.unit.scoring.exported_models import FLIGHTS, ORDERS, export_movies, export_orders, orders_features
+from tests.unit.scoring.exported_models import (
+    FLIGHTS,
+    MEMBERS,
+    ORDERS,
+    export_members,
+    export_movies,
+    export_orders,
+    orders_features,
+)
 
 # FLIGHTS as the raw signature takes it: NaN and "" for missing, lists padded with "".
 RAW = {
@@ -63,6 +71,15 @@ def test_scores_equal_the_raw_signature_with_every_kind_of_missing_value(
 def test_scores_do_not_depend_on_the_batch_size(loaded: LoadedModel, batch_size: int) -> None:
     whole = loaded.score(FLIGHTS)["score"]
     np.testing.assert_allclose(loaded.score(FLIGHTS, batch_size=batch_size)["score"], whole, rtol=0, atol=1e-6)
+
+
+def test_a_data_frame_s_booleans_are_the_tokens_that_a_table_s_are(tmp_path: Path) -> None:
+    """Python writes True where Arrow and SQL write true."""
+    folder = export_members(tmp_path)
+    scores = LoadedModel(folder).score(MEMBERS)["score"]
+    assert len(np.unique(scores)) == MEMBERS.num_rows
+    frame = MEMBERS.drop_columns(["id"]).to_pandas()
+    np.testing.assert_allclose(RawColumnsModel(folder).predict(frame)["score"], scores, rtol=0, atol=1e-6)
 
 
 def test_a_table_without_rows_has_outputs_of_length_zero(loaded: LoadedModel) -> None:

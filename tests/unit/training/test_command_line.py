@@ -8,7 +8,7 @@ import pytest
 import yaml
 from docstring_parser import parse as parse_docstring
 
-from data_pipelines.features import FeatureSpecError
+from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
 from training.command_line import parse, summary_file
 from training.config import RECIPE_FILE, ConfigError, RunConfig, TrainingConfig

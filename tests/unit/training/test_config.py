@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from data_pipelines.features import FeatureSpecError
+from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
 from training import config as config_module
 from training.config import RECIPE_FILE, SQL_FILE, ConfigError, RunConfig, TrainingConfig, load_recipe, recipe_names
@@ -93,6 +93,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"shards": 0}, "shards is 0; use 1 or more"),
         ({"seed": -1}, "seed is -1; use 0 or more"),
         ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['multi_field', 'two_tower',"),
+        ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
         ({"patience": -1}, "patience is -1; use 0 or more"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; use a finite number above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan; use a finite number above 0"),

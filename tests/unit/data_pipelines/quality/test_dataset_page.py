@@ -1,5 +1,6 @@
 """The page says what was found, needs nothing but itself, and no value can break out of its text."""
 
+import dataclasses
 import re
 import time
 from datetime import datetime, timedelta
@@ -7,8 +8,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from data_pipelines.features import Categorical, Feature, FeatureSpec, Label, MultiValued, Numeric
+from data_pipelines.feature_kinds import Categorical, Feature, Label, MultiValued, Numeric
+from data_pipelines.features import FeatureSpec
 from data_pipelines.quality.dataset_page import PageFacts, dataset_page
 from data_pipelines.quality.profile import SplitCounts, profile_columns
 from data_pipelines.quality.validation import validate
@@ -141,6 +145,42 @@ def test_drift_against_the_former_dataset_is_shown_beside_it() -> None:
     assert "train vs former" in text
     assert "'distance' has moved far since the former dataset" in text
     assert "compare with the former dataset" in text
+
+
+NUMBERS = st.one_of(st.just(0.0), st.floats(width=64), st.sampled_from([5e-324, -5e-324, 1.7e308, -1.7e308]))
+
+
+@given(
+    values=st.lists(NUMBERS, min_size=1, max_size=40).map(np.array),
+    repeats=st.sampled_from([1, 400]),
+    other=st.lists(NUMBERS, max_size=5).map(lambda values: np.array(values, float)),
+)
+@example(values=np.array([0.01] * 4 + [0.0] * 1000), repeats=1, other=np.zeros(1))
+@example(values=np.array([5e-324, 0.0]), repeats=1, other=np.zeros(0))
+@settings(deadline=None, max_examples=150)
+def test_any_numbers_can_be_shown(values: np.ndarray, repeats: int, other: np.ndarray) -> None:
+    spec = FeatureSpec((Numeric("x"),), Label("late"), ("id",))
+    samples = {"train": np.append(np.repeat(values[:1], repeats), values), "test": other}
+    tables = {
+        split: pa.table({"id": np.arange(len(x)), "late": np.arange(len(x)) % 2, "x": x})
+        for split, x in samples.items()
+    }
+    former = profile_columns(tables, spec)
+    profile = profile_columns(tables, spec, reference=former)
+    shown = Elements(dataset_page(PageFacts("numbers"), profile, validate(profile, spec, former), former))
+    assert "nan" not in {value for name, value in shown.attributes if name in ("x", "width")}
+    column = profile.column("x")
+    assert column is not None
+    has_numbers = bool(np.isfinite(samples["train"]).any())
+    assert ((("class", "bar") in shown.attributes), len(column.edges) > 1) == (has_numbers, has_numbers)
+
+
+def test_a_profile_with_too_few_edges_for_a_bar_is_shown_without_its_figure() -> None:
+    profile = profile_columns({"train": flights(1)}, SPEC)
+    columns = tuple(dataclasses.replace(column, edges=column.edges[:1]) for column in profile.columns)
+    profile = dataclasses.replace(profile, columns=columns)
+    shown = Elements(dataset_page(PageFacts("x"), profile, validate(profile, SPEC)))
+    assert ("class", "bar") not in shown.attributes
 
 
 def test_times_are_shown_as_dates() -> None:

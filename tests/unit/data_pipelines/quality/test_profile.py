@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from data_pipelines.features import (
+from data_pipelines.feature_kinds import (
     Bucketed,
     Categorical,
     Feature,
-    FeatureSpec,
     Label,
     MultiValued,
     Numeric,
@@ -23,6 +22,7 @@ from data_pipelines.features import (
     Sparse,
     Text,
 )
+from data_pipelines.features import FeatureSpec
 from data_pipelines.quality.profile import (
     HISTOGRAM_BINS,
     QUANTILES,
@@ -83,6 +83,20 @@ def test_one_wild_value_does_not_squeeze_the_histogram() -> None:
     assert column.edges[-1] < 2
     assert max(column.splits["train"].histogram) < 60
     assert sum(column.splits["train"].histogram) == 1000
+
+
+def test_a_column_that_is_zero_nearly_everywhere_shows_how_far_the_others_lie() -> None:
+    column = profiled(Numeric("x"), pa.array([0.0] * 1000 + [0.01] * 4))
+    assert (column.edges[0], column.edges[-1]) == (0.0, 0.01)
+    assert (column.splits["train"].histogram[0], column.splits["train"].histogram[-1]) == (1000, 4)
+    counts = profiled(Numeric("x"), pa.array([0.0] * 19_950 + [float(n) for n in range(1, 51)]))
+    assert (counts.edges[0], counts.edges[-1]) == (0.0, 50.0)
+    assert sum(counts.splits["train"].histogram) == 20_000
+
+
+def test_one_value_in_all_rows_is_one_bar() -> None:
+    column = profiled(Numeric("x"), pa.array([0.25] * 3))
+    assert (column.edges, column.splits["train"].histogram) == ((-0.25, 0.75), (3,))
 
 
 @pytest.mark.parametrize(

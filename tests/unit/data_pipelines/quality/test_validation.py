@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.features import Categorical, Feature, FeatureSpec, Label, MultiValued, Numeric
+from data_pipelines.feature_kinds import Categorical, Feature, Label, MultiValued, Numeric
+from data_pipelines.features import FeatureSpec
 from data_pipelines.quality.profile import DatasetProfile, SplitCounts, profile_columns
 from data_pipelines.quality.validation import (
     Finding,
     Limits,
     Report,
     Severity,
-    ValidationError,
     measure_drift,
     stability_index,
     validate,
@@ -66,7 +66,7 @@ def test_sound_data_is_quiet(seed: int) -> None:
     report = validate(profile_columns(samples, SPEC, reference=former), SPEC, former)
     assert report.findings == ()
     assert report.summary() == "nothing found"
-    report.raise_if_errors()
+    assert report.refusal() == ""
 
 
 @pytest.mark.parametrize("rows", [30, 100, 300])
@@ -129,8 +129,7 @@ def test_a_test_split_that_differs_is_noted() -> None:
 def test_a_column_without_values_is_an_error() -> None:
     report = judged(tables(train=sound(1, x=pa.nulls(ROWS, pa.float64()))))
     assert "has no value in any of the 2,000 training rows" in report.errors[0].sentence
-    with pytest.raises(ValidationError, match=r"1 error\(s\):\n- 'x' has no value"):
-        report.raise_if_errors()
+    assert report.refusal().startswith("validation found 1 error(s) in the data:\n- 'x' has no value in any of")
 
 
 def test_a_column_that_a_later_split_lacks_is_an_error() -> None:

@@ -1,17 +1,12 @@
 """The CRC-32C kernel against published vectors, its plain twin, and pieces joined (T1)."""
 
-import logging
-
-import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from data_pipelines.kernels import compile_inner_kernel
 from data_pipelines.tfrecord.crc32c import (
-    READ_ONLY_BYTES,
     combine_crc32c,
-    compile_inner_kernel,
-    compile_kernel,
     crc32c,
     crc32c_of_span,
     crc32c_plain,
@@ -96,15 +91,3 @@ def test_other_kernels_can_sum_a_span_of_their_own_buffer() -> None:
         return crc32c_of_span(content, 2, 11, 0)
 
     assert checksum_of_middle(np.frombuffer(b"..123456789..", np.uint8).copy()) == 0xE3069283
-
-
-def test_kernel_works_without_a_cache_folder_and_the_log_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    def first_byte(content: npt.NDArray[np.uint8]) -> int:
-        return content[0]
-
-    # Numba finds no folder for a function whose source file does not exist.
-    first_byte.__code__ = first_byte.__code__.replace(co_filename="/nowhere/kernel.py")
-    with caplog.at_level(logging.WARNING):
-        kernel = compile_kernel(numba.types.int64(READ_ONLY_BYTES))(first_byte)
-    assert kernel(np.array([7], np.uint8)) == 7
-    assert "set NUMBA_CACHE_DIR to a writable folder" in caplog.text

@@ -19,6 +19,7 @@ from data_pipelines.tfrecord.crc32c import crc32c, crc32c_plain
 from data_pipelines.tfrecord.records import (
     CODEC_SUFFIX,
     RECORD_OVERHEAD_BYTES,
+    BinaryReader,
     CodecError,
     Damage,
     DamagedRecordError,
@@ -285,10 +286,9 @@ def test_chunks_of_any_size_hold_all_records_with_their_places(payloads: list[by
     records = 0
     for chunk in scan_records(io.BytesIO(content), chunk_bytes=chunk_bytes):
         assert chunk.first_record == records
-        for start, stop in zip(chunk.starts, chunk.stops, strict=True):
+        for row, (start, stop) in enumerate(zip(chunk.starts, chunk.stops, strict=True)):
             assert chunk.content[start:stop].tobytes() == payloads[records]
-            place = chunk.offset + int(start) - 12
-            assert place == sum(len(payload) + 16 for payload in payloads[:records])
+            assert chunk.record_offset(row) == sum(len(payload) + 16 for payload in payloads[:records])
             records += 1
     assert records == len(payloads)
 
@@ -330,6 +330,11 @@ def test_scanning_tells_file_record_and_offset() -> None:
 
 def skipped(content: bytes, chunk_bytes: int = 64) -> tuple[list[bytes], RecordScan]:
     scanned = scan_records(io.BytesIO(content), on_damage="skip", chunk_bytes=chunk_bytes)
+    return list(payloads_of(scanned)), scanned
+
+
+def skipped_from(reader: BinaryReader) -> tuple[list[bytes], RecordScan]:
+    scanned = scan_records(reader, on_damage="skip")
     return list(payloads_of(scanned)), scanned
 
 
@@ -377,10 +382,40 @@ def test_skipping_yields_only_whole_records_whatever_the_damage(data: st.DataObj
 @given(st.binary(max_size=400), st.integers(1, 50))
 @settings(deadline=None, max_examples=150)
 def test_any_bytes_are_scanned_to_their_end(content: bytes, chunk_bytes: int) -> None:
-    found, scanned = skipped(content, chunk_bytes)
-    assert found == [] or scanned.skipped
-    unverified = scan_records(io.BytesIO(content), on_damage="skip", chunk_bytes=chunk_bytes, verify_checksums=False)
-    assert sum(len(chunk.starts) for chunk in unverified) * 16 <= len(content)
+    for verify_checksums in (True, False):
+        scanned = scan_records(
+            io.BytesIO(content), on_damage="skip", chunk_bytes=chunk_bytes, verify_checksums=verify_checksums
+        )
+        found, error = read_until_damaged(payloads_of(scanned))
+        assert error is None or (error.found is Damage.NO_RECORD and not found)
+        assert error is not None or not content or found or scanned.skipped
+        assert sum(len(payload) + 16 for payload in found) <= len(content)
+
+
+@pytest.mark.parametrize("content", [b"id,age\n1,30\n2,40\n3,50\n", b"id", bytes(100), b"\xff" * 5000])
+@pytest.mark.parametrize("verify_checksums", [True, False])
+def test_a_file_without_any_record_is_refused_even_when_damage_is_skipped(
+    content: bytes, verify_checksums: bool
+) -> None:
+    if content == bytes(100) and not verify_checksums:
+        return  # unverified, zeros are records of no bytes
+    for stored in (content, gzip.compress(content)):
+        reader = open_records(io.BytesIO(stored))
+        scanned = scan_records(
+            reader, name="a.csv", on_damage="skip", chunk_bytes=16, verify_checksums=verify_checksums
+        )
+        message = rf"a.csv: no record in it \({len(content)} bytes searched\); it is not a TFRecord file"
+        with pytest.raises(DamagedRecordError, match=message) as caught:
+            list(scanned)
+        assert caught.value.found is Damage.NO_RECORD
+
+
+def test_a_file_of_one_damaged_record_is_still_one_of_records() -> None:
+    content = framed([b"only"])
+    flipped = content[:-1] + b"?"
+    for damaged in (flipped, content[:-1], b"?" + content[:14], gzip.compress(content)[:5]):
+        scanned = scan_records(open_records(io.BytesIO(damaged)), on_damage="skip")
+        assert (list(scanned), scanned.skipped) == ([], 1)
 
 
 def test_no_more_than_a_hundred_damages_are_kept() -> None:
@@ -437,6 +472,34 @@ def test_a_record_whose_length_looks_like_a_codec_is_a_record() -> None:
         assert list(payloads_of(scan_records(open_records(io.BytesIO(content))))) == [bytes(size)]
 
 
+@pytest.mark.parametrize("codec", [None, "none"])
+def test_a_damaged_length_that_looks_like_zlib_is_a_damaged_record(codec: str | None) -> None:
+    # A record of 376 bytes, 0x178, begins with a mark of zlib: 78 01. One byte of its header is damaged.
+    payloads = [bytes(376), b"second"]
+    content = framed(payloads)
+    assert content[:2] == b"\x78\x01"
+    for place in range(2, 12):
+        for value in range(1, 256, 5):
+            damaged = bytearray(content)
+            damaged[place] ^= value
+            found, scanned = skipped_from(open_records(io.BytesIO(damaged), codec=codec))
+            assert (found, scanned.skipped) == (payloads[1:], 1)
+
+
+def test_zlib_is_believed_where_records_come_out_of_it() -> None:
+    for level in (0, 1, 6, 9):
+        for payloads in (PAYLOADS, [], [np.random.default_rng(1).bytes(100_000)]):
+            content = zlib.compress(framed(payloads), level)
+            assert list(payloads_of(scan_records(open_records(io.BytesIO(content))))) == payloads
+            with pytest.raises(CodecError, match="told to be of codec none, but its content is of codec zlib"):
+                open_records(io.BytesIO(content), codec="none")
+    # One that was told to be zlib is opened as such, and is damaged.
+    other = zlib.compress(b"id,age\n1,30\n2,40\n")
+    for content in (other, framed([bytes(376)])[:6] + b"?" * 400):
+        _, error = read_until_damaged(payloads_of(scan_records(open_records(io.BytesIO(content), codec="zlib"))))
+        assert error is not None
+
+
 def test_a_wrong_or_foreign_codec_is_refused_by_name() -> None:
     plain = framed(PAYLOADS)
     with pytest.raises(CodecError, match="part-1: told to be of codec gzip, but its content is of codec none"):
@@ -460,13 +523,12 @@ def test_a_wrong_or_foreign_codec_is_refused_by_name() -> None:
 def test_a_compressed_file_cut_at_any_byte_gives_the_records_before_the_cut(codec: str) -> None:
     payloads = [np.random.default_rng(number).bytes(300) for number in range(5)]
     content = compressed_as(framed(payloads), codec)
-    for size in range(1, len(content), 23):
+    for size in range(3, len(content), 23):  # one or two bytes say no codec
         scanned = scan_records(open_records(io.BytesIO(content[:size]), name="shard"), name="shard")
         found, error = read_until_damaged(payloads_of(scanned))
         assert error is not None
-        if size > 2:  # one or two bytes say no codec
-            assert error.found is Damage.COMPRESSED_STREAM
-            assert error.record == len(found)
+        assert error.found is Damage.COMPRESSED_STREAM
+        assert error.record == len(found)
         assert found == payloads[: len(found)]
         kept, skipping = [], scan_records(open_records(io.BytesIO(content[:size])), on_damage="skip")
         kept = list(payloads_of(skipping))

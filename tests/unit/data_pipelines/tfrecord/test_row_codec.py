@@ -35,6 +35,7 @@ from data_pipelines.tfrecord.row_codec import RowDecoder, RowEncoder
 from data_pipelines.tfrecord.schema_inference import infer
 from data_pipelines.tfrecord.sequence_codec import encode_sequence_example
 from data_pipelines.tfrecord.stored_columns import StoredColumn
+from data_pipelines.tfrecord.table_blocks import encode_table_block
 
 INT64S = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(0, 300))
 FLOATS = st.floats(width=32, allow_nan=False)
@@ -621,7 +622,7 @@ def test_sequences_of_other_projects_decode_as_tensorflow_decodes_them(shared_da
 def test_lists_of_examples_are_refused_as_such(shared_data: Path, name: str) -> None:
     chunk = records_of(shared_data / "tfrecords" / name)
     assert len(chunk.starts) == RANKING_COUNTS[name]
-    message = f"^{name}: record 0 is not a tf.train.Example: it is an ExampleListWithContext"
+    message = f"^{name}: record 0 at byte 0 is not a tf.train.Example: it is an ExampleListWithContext"
     with pytest.raises(MalformedExampleError, match=message):
         infer(chunk, name=name)
     with pytest.raises(MalformedExampleError, match=message):
@@ -701,8 +702,78 @@ def test_records_are_numbered_over_the_chunks_of_a_file() -> None:
     *chunks, last = scan_records(io.BytesIO(file.getvalue()), chunk_bytes=200)
     values = [value for chunk in chunks for value in decoder.decode(chunk).column("x").to_pylist()]
     assert values == list(range(last.first_record))
-    with pytest.raises(FeatureTypeError, match="part-1: feature 'x' of record 50 is of kind bytes_list"):
+    place = sum(16 + len(payload) for payload in payloads[:-1])
+    message = f"part-1: feature 'x' of record 50 at byte {place} is of kind bytes_list"
+    with pytest.raises(FeatureTypeError, match=message) as caught:
         decoder.decode(last, name="part-1")
+    copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
+    assert (str(copy), copy.offset) == (str(caught.value), place)
+
+
+def chunk_of_file(payloads: list[bytes]) -> RecordChunk:
+    file = io.BytesIO()
+    writer = RecordWriter(file)
+    for payload in payloads:
+        writer.write(payload)
+    (chunk,) = scan_records(io.BytesIO(file.getvalue()))
+    return chunk
+
+
+MALFORMED = b"\x0a\x05"  # a field of 5 bytes that are not there
+ODD_ROW = field(1, entry(b"x", field(3, field(1, b"\x07")))) + b"\x18\x01"  # an unknown field after x = 7
+NUMBERS = pa.schema([pa.field("x", pa.int64(), nullable=False)])
+
+
+def test_a_malformed_record_is_named_by_its_place_in_the_file() -> None:
+    good = example_of(x=np.array([1]))
+    # The odd record, written anew, lies elsewhere in memory; places in the file are told all the same.
+    chunk = chunk_of_file([good, ODD_ROW, good, MALFORMED])
+    place = 3 * 16 + 2 * len(good) + len(ODD_ROW)
+    message = f"^part-1: record 3 at byte {place} is not a tf.train.Example: .*, at byte 0 of the payload"
+    with pytest.raises(MalformedExampleError, match=message) as caught:
+        RowDecoder(NUMBERS).decode(chunk, name="part-1")
+    copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
+    assert (str(copy), copy.record_offset) == (str(caught.value), place)
+    chunk = chunk_of_file([good, ODD_ROW, example_of(x=[b"a"])])
+    with pytest.raises(FeatureTypeError, match=f"record 2 at byte {2 * 16 + len(good) + len(ODD_ROW)} is of kind"):
+        RowDecoder(NUMBERS).decode(chunk)
+
+
+@given(st.lists(st.sampled_from(["good", "odd", "malformed", "block"]), max_size=9))
+@settings(deadline=None, max_examples=60)
+def test_malformed_records_are_skipped_and_counted(kinds: list[str]) -> None:
+    payloads, values = [], []
+    for number, kind in enumerate(kinds):
+        values += {"good": [number], "odd": [7]}.get(kind, [])
+        row = example_of(x=np.array([number]))
+        block = encode_table_block(pa.RecordBatch.from_pydict({"x": [number]}))
+        payloads.append({"good": row, "odd": ODD_ROW, "malformed": MALFORMED, "block": block}[kind])
+    batch, skipped = RowDecoder(NUMBERS).decode_intact(RecordChunk.of_payloads(payloads))
+    assert batch.schema == NUMBERS
+    assert batch.column("x").to_pylist() == values
+    assert skipped == len(kinds) - len(values)
+
+
+def test_a_schema_that_does_not_fit_is_not_skipped() -> None:
+    chunk = chunk_of_file([MALFORMED, example_of(x=[b"a"])])
+    with pytest.raises(FeatureTypeError, match=f"feature 'x' of record 1 at byte {16 + len(MALFORMED)} is of kind"):
+        RowDecoder(NUMBERS).decode_intact(chunk)
+
+
+def test_a_block_among_rows_is_refused() -> None:
+    block = encode_table_block(pa.RecordBatch.from_pydict({"x": [1, 2]}))
+    rows = [example_of(x=np.array([1]))] * 3
+    for odd in (b"", b"\x18\x01"):
+        chunk = RecordChunk.of_payloads([*rows, block + odd])
+        for type_ in (pa.int64(), pa.list_(pa.int64())):
+            with pytest.raises(
+                MalformedExampleError, match=r"part-1: record 3 is not .*it has the feature 'block/rows'"
+            ):
+                RowDecoder(pa.schema([("x", type_)])).decode(chunk, name="part-1")
+    lists = pa.schema([("x", pa.list_(pa.int64()))])
+    assert RowDecoder(lists, takes_blocks=True).decode(chunk).column(0).to_pylist() == [[1], [1], [1], [1, 2]]
+    with pytest.raises(SchemaError, match="column 'block/rows' has a name that tells blocks of rows from rows"):
+        RowEncoder(pa.schema([("block/rows", pa.int64())]))
 
 
 def test_a_row_beyond_protobufs_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -713,3 +784,17 @@ def test_a_row_beyond_protobufs_limit_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(row_codec, "stored_columns", stored_columns)
     with pytest.raises(ValueNotStorableError, match="row 1 passes protobuf's limit of 2 GiB; put less into one row"):
         payloads_of(one_column(pa.string(), ["a", "b"]))
+
+
+@pytest.mark.parametrize("name_bytes", [1, 90, 105, 112, 116, 120, 128, 300])
+def test_scalars_of_every_size_under_names_of_every_length_are_encoded(name_bytes: int) -> None:
+    # Entries pass 127 bytes, and integers take each number of bytes from 1 to 10.
+    ints = [value for bits in range(63) for value in (2**bits - 1, 2**bits)] + [2**63 - 1, -1, -(2**63)]
+    names = ["f" * name_bytes, "i" * name_bytes]
+    floats = np.arange(len(ints), dtype=np.float32)
+    batch = pa.RecordBatch.from_pydict({names[0]: pa.array(floats), names[1]: pa.array(ints)})
+    expected = [
+        encode_example({names[0]: floats[row : row + 1], names[1]: np.array([value], np.int64)})
+        for row, value in enumerate(ints)
+    ]
+    assert payloads_of(batch) == expected

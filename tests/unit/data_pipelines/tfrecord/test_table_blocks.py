@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from data_pipelines.tfrecord.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
 from data_pipelines.tfrecord.examples import MalformedExampleError, decode_example, encode_example
-from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, decode_table_block, encode_table_block, is_table_block
+from data_pipelines.tfrecord.table_blocks import (
+    BLOCK_ROWS,
+    decode_table_block,
+    encode_table_block,
+    is_table_block,
+    table_block_rows,
+)
 
 FLOATS = st.floats(width=32, allow_nan=False)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -116,6 +122,13 @@ def test_a_block_is_told_from_a_row() -> None:
     assert is_table_block(encode_table_block(pa.RecordBatch.from_pydict({"a": [1]})))
     row = encode_example({"a": np.array([1])})
     assert not is_table_block(row)
+    with pytest.raises(FeatureTypeError, match="feature 'a' of record 7 at byte 99 "):
+        decode_table_block(
+            encode_table_block(pa.RecordBatch.from_pydict({"a": [1]})),
+            pa.schema([("a", pa.string())]),
+            record=7,
+            offset=99,
+        )
     with pytest.raises(MalformedExampleError, match=r"part-1: record 7 is not .*no block of rows"):
         decode_table_block(row, pa.schema([("a", pa.int64())]), name="part-1", record=7)
 
@@ -146,7 +159,8 @@ def test_a_null_in_a_list_is_refused() -> None:
         ({"x": np.array([1, 2])}, pa.float32(), "is of kind int64_list, but its column of type float asks"),
         ({"x": np.array([1])}, pa.int64(), "has 1 values where its block says 2"),
         ({"x": np.array([1, 2])}, pa.list_(pa.int64()), "has no '/row_lengths' beside it"),
-        ({"x": np.array([1]), "x/row_lengths": np.array([2, -1])}, pa.list_(pa.int64()), "has no '/row_lengths'"),
+        ({"x": np.array([1]), "x/row_lengths": np.array([1, -1])}, pa.list_(pa.int64()), "has the length -1 in the"),
+        ({"x": np.array([1]), "x/row_lengths": np.array([0, 0])}, pa.list_(pa.int64()), "has 1 values where the '/row"),
         ({"x": np.array([1]), "x/row_lengths": np.array([1])}, pa.list_(pa.int64()), "a damaged '/row_lengths'"),
         ({"x": np.array([1, 2]), "x/is_null": [b"a"]}, pa.int64(), "has a damaged '/is_null' beside it"),
         ({"x": np.array([1, 300])}, pa.int8(), r"\(row 1 of a block\) has the value 300, which does not fit int8"),
@@ -171,3 +185,62 @@ def test_mutated_blocks_are_refused_or_read() -> None:
             decode_table_block(content.tobytes(), SCHEMA).validate(full=True)
         except (FeatureTypeError, MalformedExampleError):
             continue
+
+
+INT64S = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 5) | st.sampled_from([2**30, 2**63 - 1 - 2**30, 2**31])
+
+
+def test_lengths_that_add_up_only_modulo_64_bits_are_refused() -> None:
+    # 2**30 + (2**63 - 1 - 2**30) + (2**63 - 1) + 6 = 2**64 + 4: as an int64, the 4 values there are.
+    lengths = np.array([2**30, 2**63 - 1 - 2**30, 2**63 - 1, 6])
+    block = {BLOCK_ROWS: np.array([4]), "x": np.arange(4), "x/row_lengths": lengths}
+    with pytest.raises(
+        FeatureTypeError, match="has the length 1073741824 in the '/row_lengths' beside it, but only 4 values"
+    ):
+        decode_table_block(encode_example(block), pa.schema([("x", pa.list_(pa.int64()))]))
+    block |= {"x/row_lengths": np.ones(4, np.int64), "x/inner_row_lengths": lengths}
+    with pytest.raises(FeatureTypeError, match="has the length 1073741824 in the '/inner_row_lengths'"):
+        decode_table_block(encode_example(block), pa.schema([("x", pa.list_(pa.list_(pa.int64())))]))
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_blocks_of_any_lengths_are_refused_or_sound(data: st.DataObject) -> None:
+    lengths = st.lists(INT64S, max_size=5).map(lambda values: np.array(values, np.int64))
+    block = {"x": np.arange(data.draw(st.integers(0, 5))), "x/row_lengths": data.draw(lengths)}
+    rows = data.draw(st.just(len(block["x/row_lengths"])) | INT64S)
+    type_ = pa.list_(pa.int64())
+    for suffix in ("x/inner_row_lengths", "x/is_null", "x/inner_is_null"):
+        if data.draw(st.booleans()):
+            block[suffix] = data.draw(lengths)
+            type_ = pa.list_(pa.list_(pa.int64())) if suffix == "x/inner_row_lengths" else type_
+    schema = pa.schema([("x", type_), ("absent", pa.list_(pa.float64()))])
+    try:
+        batch = decode_table_block(encode_example({BLOCK_ROWS: np.array([rows]), **block}), schema)
+    except (FeatureTypeError, MalformedExampleError):
+        return
+    batch.validate(full=True)
+    assert batch.num_rows == rows == len(block["x/row_lengths"])
+    if type_ == pa.list_(pa.int64()) and "x/is_null" not in block:
+        assert [len(values) for values in batch.column("x").to_pylist()] == block["x/row_lengths"].tolist()
+
+
+@pytest.mark.parametrize("rows", [2**20 + 1, 2**31 - 1, 2**33, -1])
+def test_a_number_of_rows_that_no_column_has_reserves_nothing(rows: int) -> None:
+    schema = pa.schema([("absent", pa.float64())])
+    for columns in ({}, {"x": np.array([1])}):
+        block = encode_example({BLOCK_ROWS: np.array([rows]), **columns})
+        with pytest.raises(MalformedExampleError, match=f"its feature 'block/rows' is {rows}"):
+            decode_table_block(block, schema)
+        with pytest.raises(MalformedExampleError, match=f"record 3 at byte 80 is not .*'block/rows' is {rows}"):
+            table_block_rows(block, record=3, offset=80)
+
+
+def test_a_column_that_was_not_asked_for_confirms_the_rows() -> None:
+    rows = 2**20 + 1
+    block = encode_example({BLOCK_ROWS: np.array([rows]), "x": np.zeros(rows, np.int64)})
+    batch = decode_table_block(block, pa.schema([("absent", pa.float64())]))
+    assert (batch.num_rows, batch.column(0).null_count) == (rows, rows)
+    assert table_block_rows(block) == rows
+    nothing = encode_example({BLOCK_ROWS: np.array([1024])})
+    assert decode_table_block(nothing, pa.schema([("absent", pa.int64())])).num_rows == 1024
