@@ -39,7 +39,7 @@ _SIMPLE: tuple[tuple[type[DataType], pa.DataType], ...] = (
     (StringType, pa.string()),
     (BinaryType, pa.binary()),
     (DateType, pa.date32()),
-    # Spark hands a timestamp over as UTC, whatever the session's zone.
+    # Spark hands a timestamp over in the session's zone, and the tasks turn it into UTC: the moment is the same.
     (TimestampType, pa.timestamp("us", tz="UTC")),
     (TimestampNTZType, pa.timestamp("us")),
     (NullType, pa.null()),

@@ -13,7 +13,7 @@ import pyarrow as pa
 from data_pipelines.file_listing import DataFile, partition_column, partition_folder
 from data_pipelines.publish import WriteJob, WrittenFile
 from data_pipelines.tfrecord.arrow_schema import FeatureTypeError, InferredSchema, RecordType, SchemaError
-from data_pipelines.tfrecord.examples import MalformedExampleError, decode_example
+from data_pipelines.tfrecord.examples import MalformedExampleError
 from data_pipelines.tfrecord.records import (
     CODEC_SUFFIX,
     BinaryWriter,
@@ -28,8 +28,13 @@ from data_pipelines.tfrecord.records import (
 )
 from data_pipelines.tfrecord.row_codec import RowDecoder, RowEncoder
 from data_pipelines.tfrecord.schema_inference import infer
-from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, decode_table_block, encode_table_block, is_table_block
-from data_pipelines.tfrecord_options import Layout, ReadOptions, WriteOptions
+from data_pipelines.tfrecord.table_blocks import (
+    decode_table_block,
+    encode_table_block,
+    is_table_block,
+    table_block_rows,
+)
+from data_pipelines.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
 
 if TYPE_CHECKING:
     from pyspark import Accumulator
@@ -255,15 +260,19 @@ class ReadTask:
         folders = dict(file.partition)
         stored = pa.schema([field for field in self.schema if field.name not in folders])
         with _opened(file, self.options) as scan:
-            for batch, rows in _decoded(scan, stored, self.options.record_type, str(file.path)):
+            malformed = 0
+            for batch, rows, skipped in _decoded(scan, stored, self.options, str(file.path)):
+                malformed += skipped
                 yield self._assembled(batch, rows, file)
-            self._tell_skipped(scan, file)
+            self._tell_skipped(scan, malformed, file)
 
-    def _tell_skipped(self, scan: RecordScan, file: DataFile) -> None:
+    def _tell_skipped(self, scan: RecordScan, malformed: int, file: DataFile) -> None:
         if scan.skipped:
             _LOGGER.warning("%s: %d damaged records were skipped; first: %s", file.path, scan.skipped, scan.damages[0])
-            if self.damaged is not None:
-                self.damaged.add(scan.skipped)
+        if malformed:
+            _LOGGER.warning("%s: %d whole records that are no messages were skipped", file.path, malformed)
+        if self.damaged is not None:
+            self.damaged.add(scan.skipped + malformed)
 
     def _assembled(self, stored: pa.RecordBatch, rows: int, file: DataFile) -> pa.RecordBatch:
         """Put the columns into the schema's order; a null where it allows none would crash the JVM."""
@@ -292,30 +301,36 @@ def _opened(file: DataFile, options: ReadOptions) -> Iterator[RecordScan]:
 
 
 def _decoded(
-    scan: RecordScan, schema: pa.Schema, record_type: RecordType, name: str
-) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yield batches of the columns that are stored, and how many rows each has: there may be no column."""
-    decoder = RowDecoder(schema, record_type)
+    scan: RecordScan, schema: pa.Schema, options: ReadOptions, name: str
+) -> Iterator[tuple[pa.RecordBatch, int, int]]:
+    """Yield batches of the stored columns, their rows (there may be no column), and how many were malformed."""
+    decoder = RowDecoder(schema, options.record_type)
     are_blocks: bool | None = None
     for chunk in scan:
         if are_blocks is None:
             # One writer wrote the file: its first record tells of the others.
-            are_blocks = record_type is RecordType.EXAMPLE and _is_block(chunk)
+            are_blocks = options.record_type is RecordType.EXAMPLE and _is_block(chunk)
         if are_blocks:
-            yield _decoded_blocks(chunk, schema, name)
+            yield *_decoded_blocks(chunk, schema, name), 0
+        elif options.on_damage is OnDamage.SKIP:
+            batch, skipped = decoder.decode_intact(chunk, name=name)
+            yield batch, len(chunk.starts) - skipped, skipped
         else:
-            yield decoder.decode(chunk, name=name), len(chunk.starts)
+            yield decoder.decode(chunk, name=name), len(chunk.starts), 0
 
 
 def _decoded_blocks(chunk: RecordChunk, schema: pa.Schema, name: str) -> tuple[pa.RecordBatch, int]:
-    if not len(schema):
-        # A batch without columns does not keep its rows' number.
-        counts = [decode_example(payload, (BLOCK_ROWS,))[BLOCK_ROWS] for payload in _payloads(chunk)]
-        return pa.RecordBatch.from_arrays([], schema=schema), sum(int(count[0]) for count in counts)
-    blocks = [
-        decode_table_block(payload, schema, name=name, record=chunk.first_record + number)
-        for number, payload in enumerate(_payloads(chunk))
-    ]
+    blocks: list[pa.RecordBatch] = []
+    rows = 0
+    for number, payload in enumerate(_payloads(chunk)):
+        record, offset = chunk.first_record + number, chunk.record_offset(number)
+        if len(schema):
+            blocks.append(decode_table_block(payload, schema, name=name, record=record, offset=offset))
+        else:
+            # A batch without columns does not keep its rows' number.
+            rows += table_block_rows(payload, name=name, record=record, offset=offset)
+    if not blocks:
+        return pa.RecordBatch.from_arrays([], schema=schema), rows
     batch = blocks[0] if len(blocks) == 1 else pa.concat_batches(blocks)
     return batch, batch.num_rows
 
