@@ -77,6 +77,8 @@ def _peak_of(work: Callable[[], object]) -> int:
     """Return the highest resident memory that a Python worker of Spark's reached during ``work``, in bytes."""
     with _watching() as highest:
         work()
+    if not highest[0]:
+        raise RuntimeError("no Python worker of Spark's was seen at work; run the benchmark again")
     return highest[0]
 
 
@@ -91,7 +93,7 @@ def _watching() -> Iterator[list[int]]:
 
     def watch() -> None:
         while not over.wait(_POLL_SECONDS):
-            highest[0] = max([highest[0], *(peak_bytes(worker.pid) for worker in _workers())])
+            highest[0] = max([highest[0], *map(peak_bytes, _workers())])
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -102,15 +104,16 @@ def _watching() -> Iterator[list[int]]:
         watcher.join()
 
 
-def _workers() -> list[psutil.Process]:
-    """Return Spark's Python workers: the children of its daemon, which itself runs none of the tasks."""
-    try:
-        children = psutil.Process().children(recursive=True)
-        daemons = {child.pid for child in children if "pyspark.daemon" in child.cmdline()}
-        roots = {pid for pid in daemons if psutil.Process(pid).ppid() not in daemons}
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
-    return [child for child in children if child.pid in daemons - roots]
+def _workers() -> list[int]:
+    """Return the process ids of Spark's Python workers: children of its daemon, which itself runs none of the tasks.
+
+    Benchmarks run alone, so they are looked for among all processes.
+    """
+    parents = {}
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        if "pyspark.daemon" in (process.info["cmdline"] or ()):
+            parents[process.pid] = process.info["ppid"]
+    return [process for process, parent in parents.items() if parent in parents]
 
 
 def peak_bytes(process: int, *, root: Path = Path("/proc")) -> int:

@@ -81,7 +81,8 @@ def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Insta
 def test_wheel_holds_every_package_and_nothing_else(wheel: Path, source: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         folders = {name.split("/")[0] for name in archive.namelist()}
-    packages = {path.parent.name for path in source.glob("*/__init__.py")}
+    # The benchmarks measure a clone; nobody installs them.
+    packages = {path.parent.name for path in source.glob("*/__init__.py")} - {"benchmarks"}
     assert {folder for folder in folders if not folder.endswith(".dist-info")} == packages
     assert {"callbacks", "data_pipelines", "models", "plots", "recipes", "scoring", "training"} <= packages
 
@@ -107,6 +108,20 @@ def test_packages_come_from_the_wheel_and_not_from_the_clone(installation: Insta
     found = installation.run("python", "-c", "import data_pipelines; print(data_pipelines.__file__)")
     assert found.returncode == 0, found.stderr
     assert Path(found.stdout.strip()).is_relative_to(installation.folder)
+
+
+def test_spark_finds_the_data_source_of_an_installation_by_itself(installation: Installation) -> None:
+    """T1: Spark 4 looks for top-level modules named ``pyspark_*`` that have a ``DefaultSource``."""
+    script = (
+        "import pkgutil; names = [module.name for module in pkgutil.iter_modules()]; print('pyspark_tfrecord' in names); "
+        "import pyspark_tfrecord; print(pyspark_tfrecord.DefaultSource.name(), pyspark_tfrecord.__file__)"
+    )
+    found = installation.run("python", "-c", script)
+    assert found.returncode == 0, found.stderr
+    has_module, named = found.stdout.splitlines()
+    assert has_module == "True"
+    assert named.startswith("tfrecord ")
+    assert Path(named.removeprefix("tfrecord ")).is_relative_to(installation.folder)
 
 
 def test_recipe_files_are_readable_outside_the_clone(installation: Installation) -> None:
