@@ -113,7 +113,8 @@ def test_packages_come_from_the_wheel_and_not_from_the_clone(installation: Insta
 def test_spark_finds_the_data_source_of_an_installation_by_itself(installation: Installation) -> None:
     """T1: Spark 4 looks for top-level modules named ``pyspark_*`` that have a ``DefaultSource``."""
     script = (
-        "import pkgutil; names = [module.name for module in pkgutil.iter_modules()]; print('pyspark_tfrecord' in names); "
+        "import pkgutil; names = [module.name for module in pkgutil.iter_modules()]; "
+        "print('pyspark_tfrecord' in names); "
         "import pyspark_tfrecord; print(pyspark_tfrecord.DefaultSource.name(), pyspark_tfrecord.__file__)"
     )
     found = installation.run("python", "-c", script)
