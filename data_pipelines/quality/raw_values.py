@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.feature_kinds import Feature, Text
-from data_pipelines.raw_columns import is_number, is_vector, numeric_values
+from data_pipelines.raw_columns import is_number, is_vector, list_lengths, numeric_values
 from data_pipelines.text import normalise, split_tokens
 
 
@@ -97,7 +97,7 @@ def _number_values(column: pa.Array, kind: ColumnKind) -> RawValues:
     lengths = None
     rows = len(column)
     if _is_list(column.type):
-        lengths = _lengths(column)
+        lengths = list_lengths(column)
         column = column.flatten()
     if kind is ColumnKind.TIME:
         microseconds = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
@@ -131,8 +131,10 @@ def _list_values(column: pa.Array, feature: Feature | None) -> RawValues:
         if pa.types.is_struct(column.type):
             return _vector_values(column)
         if isinstance(feature, Text) and not _is_list(column.type):
-            column = split_tokens(normalise(_as_text(column)), feature.pattern)
-        lengths = _lengths(column)
+            # Bytes that are no UTF-8 have their normal form too; a cast would refuse them.
+            text = column if pa.types.is_binary(column.type) else _as_text(column)
+            column = split_tokens(normalise(text), feature.pattern)
+        lengths = list_lengths(column)
         flat = column.flatten()
     while _is_list(flat.type):
         flat = flat.flatten()
@@ -147,7 +149,7 @@ def _vector_values(column: pa.StructArray) -> RawValues:
     """Count the entries of vectors as Spark ML stores them; a dense one has values for every index and names none."""
     vectors = column.filter(column.is_valid())
     indices = vectors.field("indices")
-    lengths = np.where(indices.is_null(), _lengths(vectors.field("values")), _lengths(indices))
+    lengths = np.where(indices.is_null(), list_lengths(vectors.field("values")), list_lengths(indices))
     missing = len(column) - int((lengths > 0).sum())
     return RawValues(len(column), missing, tokens=_as_text(indices.flatten()), lengths=lengths)
 
@@ -164,10 +166,6 @@ def _as_text(column: pa.Array) -> pa.StringArray:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pa.string())
-
-
-def _lengths(column: pa.ListArray) -> np.ndarray:
-    return pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _is_list(column_type: pa.DataType) -> bool:

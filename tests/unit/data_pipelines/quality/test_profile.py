@@ -371,3 +371,8 @@ def test_any_rows_are_counted_completely_and_survive_json(train: list[Any], test
             assert x.spread.minimum <= x.spread.median <= x.spread.maximum
     text = json.dumps(profile.to_dict(), allow_nan=False)
     assert DatasetProfile.from_dict(json.loads(text)) == profile
+
+
+def test_a_text_of_bytes_that_are_no_utf8_is_counted_too() -> None:
+    part = profiled(Text("t", max_length=8), pa.array([b"red \xff wine", b"wine"], pa.binary())).splits["train"]
+    assert {value.value: value.count for value in part.commonest} == {"wine": 2, "red": 1}
