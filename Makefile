@@ -47,5 +47,5 @@ lock: setup  ## write requirements.lock from setup.cfg, keeping the versions it 
 		--python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
 
 clean:  ## remove .venv, caches and build products; keep datasets and results
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
