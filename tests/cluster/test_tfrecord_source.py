@@ -292,7 +292,7 @@ def test_messages_that_are_no_examples_are_refused_by_name_and_read_as_bytes(
 
     file = shared_data / "tfrecords" / f"tfranking_{name}_elwc.tfrecord"
 
-    with pytest.raises(ValueError, match=f"{file.name}: record 0 is not a tf.train.Example"):
+    with pytest.raises(ValueError, match=f"{file.name}: record 0 at byte 0 is not a tf.train.Example"):
         read_tfrecords(spark, file)
     payloads = [bytes(row.byteArray) for row in read_tfrecords(spark, file, record_type="ByteArray").collect()]
     assert payloads == list(tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
