@@ -22,18 +22,15 @@ from data_pipelines.feature_kinds import Feature, Form
 from data_pipelines.features import FeatureSpec
 from data_pipelines.labels import EncodedLabel, check_label, encode_label
 from data_pipelines.raw_columns import ColumnError, is_number, plain_column, raw_column
-from data_pipelines.tfrecord.arrow_schema import ROW_LENGTHS_SUFFIX
+from data_pipelines.tfrecord.arrow_schema import INDICES_SUFFIX, ROW_LENGTHS_SUFFIX, VALUES_SUFFIX
 from data_pipelines.tfrecord.examples import decode_example, encode_example
-from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS
+from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK
 from data_pipelines.transform import Encoded, Encoder, RaggedIds, SparseRows
 
-ROWS_PER_BLOCK = 1024
 LABEL_PREFIX = "label/"
 WEIGHT_PREFIX = "weight/"
 KEY_PREFIX = "key/"
 EXCLUDE_PREFIX = "exclude/"
-INDICES_SUFFIX = "/indices"
-VALUES_SUFFIX = "/values"
 
 STORED_SUFFIXES: Mapping[Form, tuple[str, ...]] = {
     "value": ("",),

@@ -17,7 +17,7 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from data_pipelines.blocks import ROWS_PER_BLOCK, check_columns
+from data_pipelines.blocks import check_columns
 from data_pipelines.dataset import Dataset
 from data_pipelines.dataset_cache import DatasetCache
 from data_pipelines.features import FeatureSpec
@@ -42,6 +42,7 @@ from data_pipelines.shards import EncodeTask, ShardResult
 from data_pipelines.spark_errors import task_message
 from data_pipelines.staging import Staged, stage
 from data_pipelines.storage import StoragePath
+from data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
 
 EXAMPLE_FILE = "example.parquet"
 EXAMPLE_ROWS = 5

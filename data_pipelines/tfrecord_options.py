@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.arrow_schema import RecordType
-
-ROWS_PER_BLOCK = 1024
+from data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")

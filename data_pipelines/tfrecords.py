@@ -28,8 +28,8 @@ from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
 from data_pipelines.tfrecord.examples import MalformedExampleError
 from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
-from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, check_block_schema
-from data_pipelines.tfrecord_options import ROWS_PER_BLOCK, Layout, OnDamage, ReadOptions, WriteOptions
+from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK, check_block_schema
+from data_pipelines.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
 from data_pipelines.tfrecord_tasks import (
     FileReport,
     ReadTask,

@@ -46,6 +46,7 @@ from data_pipelines.tfrecord.stored_columns import (
 )
 
 BLOCK_ROWS = "block/rows"
+ROWS_PER_BLOCK = 1024
 INNER_ROW_LENGTHS_SUFFIX = "/inner_row_lengths"
 IS_NULL_SUFFIX = "/is_null"
 INNER_IS_NULL_SUFFIX = "/inner_is_null"
