@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
 from benchmarks.benchmark import Options
-from benchmarks.measure import Contender, Timing, interleave
+from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
+from benchmarks.report import Table, timing_table
 from benchmarks.tables import Kind, parquet_files
 from training.spark_session import open_session
 
@@ -94,3 +95,23 @@ def measure_layout(options: Options, spark: SparkSession, kind: Kind, rows: int,
 
 def _count_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield pa.RecordBatch.from_pydict({"rows": [sum(batch.num_rows for batch in batches)]})
+
+
+def compare_with_parquet(
+    options: Options, layout: str, speed_mark: float
+) -> tuple[tuple[Table, ...], tuple[Mark, ...]]:
+    """Write each kind of table in ``layout`` and as Parquet; return the times, and what the numbers reach of the mark.
+
+    All columns come from Parquet files that Spark reads.
+    """
+    spark = session()
+    tables, marks = [], []
+    for kind in Kind:
+        rows = options.rows if kind is Kind.NUMBERS else max(1, options.rows // 4)
+        timings = measure_layout(options, spark, kind, rows, layout)
+        tables.append(timing_table(f"{kind}: {rows:,} rows, {SLOTS} cores", rows, timings, SPARK_PARQUET))
+        ours = next(name for name in timings if name.startswith("write_tfrecords"))
+        if kind is Kind.NUMBERS:
+            marks.append(Mark(f"{ours} / {SPARK_PARQUET}", speed_ratio(timings, ours, SPARK_PARQUET), speed_mark))
+    spark.stop()
+    return tuple(tables), tuple(marks)
