@@ -52,11 +52,12 @@ def _first_epoch(dataset: str, architecture: str) -> tuple[float, float]:
     from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
     from models import catalog
     from models.objectives import compile_model
+    from models.optimizers import OptimizerSettings, build_optimizer
 
     opened = Dataset.open(Path(dataset))
     module = catalog.architecture(architecture)
     model = module.build(catalog.settings(architecture, {}), opened.features, 1)
-    compile_model(model, module.TASK, "adam", 0.001)
+    compile_model(model, module.TASK, build_optimizer(OptimizerSettings()))
     step = tf.function(model.train_step)
     batches = iter(load_dataset(opened, ReadPlan("train", GLOBAL_BATCH, seed=1)))
     step(next(batches))["loss"].numpy()

@@ -7,11 +7,13 @@ one step if that is more: those of four prefetched steps and two in hand, one th
 Shards are mapped into memory: what of them stays there is the operating system's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.batches import LABEL, WEIGHT, BatchColumns, Chunk, EpochReader, StoredBlocks, steps_per_chunk
@@ -21,7 +23,7 @@ from data_pipelines.decode_blocks import SparseSteps
 from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures
 from data_pipelines.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard, check_directory
-from data_pipelines.order import EpochOrder
+from data_pipelines.order import RANGE_BLOCK, EpochOrder
 from data_pipelines.storage import StoragePath
 from data_pipelines.tfrecord.records import read_record_at
 from data_pipelines.transform import SparseRows
@@ -125,6 +127,20 @@ class Dataset:
                 )
             yield block
 
+    def records_of(self, plan: "ReadPlan", epoch: int, step: int) -> dict[str, tuple[int, ...]]:
+        """Return from which records of which files the worker of ``plan`` takes its part of a step, counted from 0."""
+        shards = [shard for shard in self._shards(plan.split) if shard.rows]
+        places = [(shard.path, number) for shard in shards for number in range(len(shard.block_rows))]
+        block_rows = np.array([rows for shard in shards for rows in shard.block_rows], np.int64)
+        order = EpochOrder(block_rows, plan.global_batch_size, plan.seed, epoch)
+        batch = plan.batch_size_per_worker
+        lanes = order.lanes_of(plan.rank * batch, (plan.rank + 1) * batch)
+        found: dict[str, set[int]] = {}
+        for block in order.ranges(*lanes, step, step + 1)[:, RANGE_BLOCK].tolist():
+            path, number = places[block]
+            found.setdefault(path, set()).add(number)
+        return {path: tuple(sorted(found[path])) for path in sorted(found)}
+
     def _shards(self, split: str) -> tuple[Shard, ...]:
         if split not in self.manifest.splits:
             raise DatasetError(f"{self.path} has no split '{split}'; it has {sorted(self.manifest.splits)}")
@@ -179,7 +195,12 @@ class ReadPlan:
         return self.global_batch_size // self.workers
 
 
-def load_dataset(dataset: Dataset | str | Path | StoragePath, plan: ReadPlan) -> "tf.data.Dataset":
+def load_dataset(
+    dataset: Dataset | str | Path | StoragePath,
+    plan: ReadPlan,
+    *,
+    busy: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> "tf.data.Dataset":
     """Return batches ``(features, label, weight)`` for one worker.
 
         load_dataset("s3://bucket/flights", ReadPlan("train", global_batch_size=4096, seed=1))
@@ -195,6 +216,7 @@ def load_dataset(dataset: Dataset | str | Path | StoragePath, plan: ReadPlan) ->
     Args:
         dataset: The dataset, or where to open it.
         plan: What to read of it.
+        busy: Is entered while rows are read and assembled: an input that is busy all the time holds the training up.
 
     Raises:
         DatasetError: No whole dataset is there, or not the split, or it has no rows (with ``drop``: no whole batch).
@@ -221,7 +243,12 @@ def load_dataset(dataset: Dataset | str | Path | StoragePath, plan: ReadPlan) ->
     }
 
     def chunks() -> Iterator[dict[str, Any]]:
-        for chunk in _chunks(dataset, plan):
+        upcoming = _chunks(dataset, plan)
+        while True:
+            with busy():
+                chunk = next(upcoming, None)
+            if chunk is None:
+                return
             yield {
                 "floats": chunk.floats,
                 "int64s": chunk.int64s,

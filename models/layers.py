@@ -73,13 +73,12 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Return float32 ``[batch, fields * dim]`` for int64 ``[batch]`` or ``[batch, width]`` ids by field name."""
+        """Return ``[batch, fields * dim]`` for int64 ``[batch]`` or ``[batch, width]`` ids by field name."""
         ids = [tf.reshape(inputs[field.name], [-1, field.width]) for field in self._fields]
         present = tf.concat([tf.not_equal(column, MISSING_ID) for column in ids], axis=1)
         rows = tf.concat([column + field.offset for column, field in zip(ids, self._fields, strict=True)], axis=1)
-        # A product with one turns the sparse gradient of the lookup into a dense one.
-        table = self._table * 1.0 if self._rows <= DENSE_GRADIENT_ROWS else self._table
-        weights = tf.cast(present, tf.float32)[:, :, tf.newaxis]
+        table = _dense_when_small(self._table, self._rows)
+        weights = tf.cast(present, self.compute_dtype)[:, :, tf.newaxis]
         embedded = tf.nn.embedding_lookup(table, rows) * weights
         widths = [field.width for field in self._fields]
         return tf.concat(
@@ -91,6 +90,14 @@ class FieldEmbeddings(tf_keras.layers.Layer):
             ],
             axis=1,
         )
+
+
+def _dense_when_small(table: Any, rows: int) -> Any:
+    """Return ``table`` for a lookup whose gradient is dense where that is cheaper to sum over the workers."""
+    # Parameter servers would have to send all of it for every batch.
+    is_served = tf.distribute.get_strategy()._should_use_with_coordinator
+    # A product with one turns the sparse gradient of the lookup into a dense one.
+    return table * 1.0 if rows <= DENSE_GRADIENT_ROWS and not is_served else table
 
 
 class SparseEmbedding(tf_keras.layers.Layer):
@@ -114,7 +121,7 @@ class SparseEmbedding(tf_keras.layers.Layer):
 
     def call(self, inputs: tf.SparseTensor) -> tf.Tensor:
         """Return float32 ``[batch, dim]`` for a sparse float32 ``[batch, size]``; a row without entries is zeros."""
-        table = self._table * 1.0 if self._size <= DENSE_GRADIENT_ROWS else self._table
+        table = _dense_when_small(self._table, self._size)
         embedded = tf.nn.embedding_lookup(table, inputs.indices[:, 1]) * inputs.values[:, tf.newaxis]
         return tf.math.unsorted_segment_sum(embedded, inputs.indices[:, 0], inputs.dense_shape[0])
 

@@ -47,7 +47,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     inputs = symbolic_inputs(fitted.spec.features)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
     hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
-    logit = tf_keras.layers.Dense(1, name="logit")(hidden)
+    logit = tf_keras.layers.Dense(1, name="logit", dtype="float32")(hidden)
     return tf_keras.Model(inputs, logit, name="multi_field")
 
 

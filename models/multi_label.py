@@ -27,7 +27,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     inputs = symbolic_inputs(fitted.spec.features)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
     hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
-    logits = tf_keras.layers.Dense(fitted.classes, name="logits")(hidden)
+    logits = tf_keras.layers.Dense(fitted.classes, name="logits", dtype="float32")(hidden)
     return tf_keras.Model(inputs, logits, name="multi_label")
 
 

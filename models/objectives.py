@@ -9,32 +9,27 @@ import tf_keras
 # 200 thresholds (Keras's default) miss the AUC by up to 0.005 when scores crowd near the base rate.
 AUC_THRESHOLDS = 2000
 
-OPTIMIZERS: Mapping[str, type] = {
-    "adam": tf_keras.optimizers.Adam,
-    "adagrad": tf_keras.optimizers.Adagrad,
-    "sgd": tf_keras.optimizers.SGD,
-}
 
-
-def compile_model(
-    model: tf_keras.Model, task: str, optimizer: str, learning_rate: float, steps_per_execution: int = 1
-) -> None:
+def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_execution: int = 1) -> None:
     """Compile ``model`` for ``task``.
 
+    Args:
+        model: What one of the catalog's architectures built.
+        task: What that architecture learns.
+        optimizer: A Keras optimizer, such as :func:`models.optimizers.build_optimizer` returns.
+        steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
+
     Raises:
-        ValueError: The task or the optimizer is unknown.
+        ValueError: The task is unknown.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer '{optimizer}' is unknown; use one of {sorted(OPTIMIZERS)}")
-    chosen = OPTIMIZERS[optimizer](learning_rate=learning_rate)
     if task == "retrieval":
         # Its models compute their loss themselves.
-        model.compile(chosen, steps_per_execution=steps_per_execution)
+        model.compile(optimizer, steps_per_execution=steps_per_execution)
         return
     if task not in _OBJECTIVES:
         raise ValueError(f"task '{task}' is unknown; use one of {sorted([*_OBJECTIVES, 'retrieval'])}")
     loss, metrics = _OBJECTIVES[task]()
-    model.compile(chosen, loss=loss, weighted_metrics=metrics, steps_per_execution=steps_per_execution)
+    model.compile(optimizer, loss=loss, weighted_metrics=metrics, steps_per_execution=steps_per_execution)
 
 
 # Per task its loss and metrics. The compiled loss divides by the padded batch; the metric of the same name by the rows

@@ -68,10 +68,10 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
             inputs = symbolic_inputs(fitted.spec.query_features)
             joined = concatenated_inputs(fitted, fitted.spec.query_features, inputs, settings.embedding_dim)
             hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
-            query = tf_keras.layers.Dense(settings.embedding_dim, name="query")(hidden)
+            query = tf_keras.layers.Dense(settings.embedding_dim, name="query", dtype="float32")(hidden)
             self.query_tower = tf_keras.Model(inputs, query, name="query_tower")
             self.candidate_tower = tf_keras.layers.Embedding(
-                fitted.id_count(candidate), settings.embedding_dim, name="candidate_tower"
+                fitted.id_count(candidate), settings.embedding_dim, name="candidate_tower", dtype="float32"
             )
             self.candidate_tower.build((None,))
             self.task = tfrs.tasks.Retrieval(temperature=settings.temperature, remove_accidental_hits=True)

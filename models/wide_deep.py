@@ -70,7 +70,9 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         wide.append(weights(CrossedIds(settings.cross_buckets)(pair)))
     deep = concatenated_inputs(fitted, features, inputs, settings.embedding_dim, prefix="deep_")
     hidden = dense_stack(deep, settings.hidden_units, settings.dropout, seed)
-    logit = tf_keras.layers.Dense(1, name="logit")(tf_keras.layers.Concatenate(name="both")([*wide, hidden]))
+    logit = tf_keras.layers.Dense(1, name="logit", dtype="float32")(
+        tf_keras.layers.Concatenate(name="both")([*wide, hidden])
+    )
     return tf_keras.Model(inputs, logit, name="wide_deep")
 
 

@@ -7,6 +7,7 @@ import tf_keras
 from data_pipelines.fitted import FittedFeatures
 from models import multi_field
 from models.objectives import compile_model
+from models.optimizers import OptimizerSettings, build_optimizer
 
 
 def inputs(rows: int, seed: int) -> dict[str, tf.Tensor]:
@@ -37,7 +38,7 @@ def test_a_model_without_hidden_layers_is_a_logistic_regression(flight_features:
 def test_training_learns_what_a_field_says(flight_features: FittedFeatures) -> None:
     tf_keras.utils.set_random_seed(1)
     model = multi_field.build(multi_field.Settings(hidden_units=(8,), dropout=0.1), flight_features, seed=1)
-    compile_model(model, multi_field.TASK, "adam", 0.05)
+    compile_model(model, multi_field.TASK, build_optimizer(OptimizerSettings("adam", 0.05)))
     features = inputs(256, seed=2)
     late = tf.cast(features["carrier"] == 2, tf.float32)
     weight = tf.ones(256)

@@ -11,6 +11,7 @@ from data_pipelines.fitted import FittedFeatures
 from data_pipelines.transform import RaggedIds
 from models import multi_label
 from models.objectives import compile_model
+from models.optimizers import OptimizerSettings, build_optimizer
 
 
 def test_training_learns_every_label(flight_features: FittedFeatures) -> None:
@@ -18,7 +19,7 @@ def test_training_learns_every_label(flight_features: FittedFeatures) -> None:
     spec = dataclasses.replace(flight_features.spec, label=Label("delays", "multi_label", classes=3))
     fitted = dataclasses.replace(flight_features, spec=spec)
     model = multi_label.build(multi_label.Settings(hidden_units=(8,)), fitted, seed=1)
-    compile_model(model, multi_label.TASK, "adam", 0.05)
+    compile_model(model, multi_label.TASK, build_optimizer(OptimizerSettings("adam", 0.05)))
     rng = np.random.default_rng(2)
     carrier, dest = rng.integers(0, 4, 200), rng.integers(0, 5, 200)
     features = {

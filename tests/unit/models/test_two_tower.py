@@ -11,6 +11,7 @@ from data_pipelines.feature_kinds import MISSING_ID
 from data_pipelines.fitted import FittedFeatures
 from models import two_tower
 from models.objectives import compile_model
+from models.optimizers import OptimizerSettings, build_optimizer
 
 SETTINGS = two_tower.Settings(embedding_dim=4, hidden_units=(), temperature=0.5)
 
@@ -99,7 +100,7 @@ def test_training_brings_users_to_their_movies(rating_features: FittedFeatures) 
     tf_keras.utils.set_random_seed(1)
     settings = dataclasses.replace(SETTINGS, hidden_units=(8,), dropout=0.1, temperature=1.0)
     model = two_tower.build(settings, rating_features, seed=1)
-    compile_model(model, two_tower.TASK, "adagrad", 0.5)
+    compile_model(model, two_tower.TASK, build_optimizer(OptimizerSettings("adagrad", 0.5)))
     inputs = batch([2, 3, 4] * 4, [3, 4, 2] * 4, [1.0] * 12)
     history = model.fit(tf.data.Dataset.from_tensors(inputs).repeat(60), verbose=0).history
     assert "loss" in history

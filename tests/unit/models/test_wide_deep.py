@@ -9,6 +9,7 @@ from data_pipelines.fitted import FittedFeatures
 from models import wide_deep
 from models.layers import CrossedIds
 from models.objectives import compile_model
+from models.optimizers import OptimizerSettings, build_optimizer
 from models.settings import ModelSettingsError
 
 
@@ -55,7 +56,7 @@ def test_a_crossing_learns_what_neither_feature_says_alone(flight_features: Fitt
     tf_keras.utils.set_random_seed(1)
     settings = wide_deep.Settings(embedding_dim=2, hidden_units=(), crosses=("carrier*dest",), cross_buckets=97)
     model = wide_deep.build(settings, flight_features, seed=1)
-    compile_model(model, wide_deep.TASK, "adam", 0.1)
+    compile_model(model, wide_deep.TASK, build_optimizer(OptimizerSettings("adam", 0.1)))
     features = inputs(256, seed=2)
     is_odd = tf.cast(tf.not_equal(features["carrier"], features["dest"]), tf.float32)
     data = tf.data.Dataset.from_tensors((features, is_odd, tf.ones(256))).repeat(60)

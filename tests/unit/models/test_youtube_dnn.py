@@ -15,6 +15,7 @@ from data_pipelines.vocabulary import Vocabulary
 from models import youtube_dnn
 from models.layers import LogUniformSample
 from models.objectives import compile_model
+from models.optimizers import OptimizerSettings, build_optimizer
 from models.serving import ENCODED_SIGNATURE, RetrievalModule
 
 MOVIES = 50
@@ -104,7 +105,7 @@ def test_training_learns_what_follows_what(fitted: FittedFeatures, negatives: in
     tf_keras.utils.set_random_seed(1)
     settings = youtube_dnn.Settings(embedding_dim=8, hidden_units=(16,), negatives=negatives)
     model = youtube_dnn.build(settings, fitted, seed=1)
-    compile_model(model, youtube_dnn.TASK, "adam", 0.02)
+    compile_model(model, youtube_dnn.TASK, build_optimizer(OptimizerSettings("adam", 0.02)))
     watched = np.arange(2, MOVIES + 2)
     following = np.roll(watched, 1)
     inputs = batch(np.stack([watched, 0 * watched, 0 * watched], 1).tolist(), following.tolist(), [1.0] * MOVIES)

@@ -1,5 +1,7 @@
 """A recipe as small as it can be, and an MLflow store whose tables exist."""
 
+import contextlib
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,10 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
     MlflowClient(uri).search_experiments()
     return uri
+
+
+def free_addresses(count: int) -> list[str]:
+    """Return addresses of this machine whose ports were free a moment ago."""
+    with contextlib.ExitStack() as listening:
+        sockets = [listening.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [f"127.0.0.1:{listener.getsockname()[1]}" for listener in sockets]

@@ -1,0 +1,172 @@
+"""Optimizers by name, with a learning-rate schedule, clipping, and gradients gathered over parts of a batch."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import tensorflow as tf
+import tf_keras
+
+from models.settings import ModelSettingsError
+
+Schedule = Literal["constant", "cosine", "linear"]
+
+OPTIMIZERS: Mapping[str, type] = {
+    "adam": tf_keras.optimizers.Adam,
+    "adagrad": tf_keras.optimizers.Adagrad,
+    "sgd": tf_keras.optimizers.SGD,
+}
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How weights are updated.
+
+    Attributes:
+        name: Rule of the update, a key of ``OPTIMIZERS``.
+        learning_rate: Its step size, the highest one of a schedule.
+        schedule: How the step size goes on after the warm-up: ``constant``, or down to 0 as a ``cosine`` or ``linear``.
+        warmup_steps: Steps over which it rises from 0.
+        total_steps: Steps of the whole training; needed by the schedules that fall.
+        clip_norm: Longest gradient, over all weights together and over the whole batch; None does not clip.
+    """
+
+    name: str = "adam"
+    learning_rate: float = 0.001
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ModelSettingsError(f"optimizer '{self.name}' is unknown; use one of {sorted(OPTIMIZERS)}")
+        if self.schedule not in get_args(Schedule):
+            raise ModelSettingsError(
+                f"learning-rate schedule '{self.schedule}' is unknown; use one of {get_args(Schedule)}"
+            )
+        if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
+            raise ModelSettingsError(
+                f"a {self.schedule} schedule of {self.total_steps} steps ends before its warm-up of "
+                f"{self.warmup_steps}; use fewer warm-up steps or more epochs"
+            )
+
+
+def build_optimizer(settings: OptimizerSettings, *rules: Callable[[type], type]) -> Any:
+    """Return a Keras optimizer.
+
+    Args:
+        settings: How weights are updated.
+        rules: Each takes an optimizer class and returns one that does more, such as `gathering`.
+    """
+    kind = functools.reduce(lambda built, rule: rule(built), rules, OPTIMIZERS[settings.name])
+    rate: Any = settings.learning_rate
+    if settings.schedule != "constant" or settings.warmup_steps:
+        rate = WarmUpAndDecay(settings.learning_rate, settings.schedule, settings.warmup_steps, settings.total_steps)
+    return kind(learning_rate=rate, global_clipnorm=settings.clip_norm)
+
+
+@tf_keras.utils.register_keras_serializable("mirrorspark")
+class WarmUpAndDecay(tf_keras.optimizers.schedules.LearningRateSchedule):
+    """Rises linearly from 0, then stays, or falls to 0 at the last step as a cosine or a straight line.
+
+    Source of the warm-up: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2; of the cosine: Loshchilov
+    and Hutter 2017, "SGDR", equation 5 without restarts.
+    """
+
+    def __init__(self, peak: float, schedule: Schedule, warmup_steps: int, total_steps: int) -> None:
+        """Keep the arguments: those of `OptimizerSettings`."""
+        super().__init__()
+        self.peak = peak
+        self.schedule: Schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """Return the step size of optimizer step ``step``, counted from 0."""
+        step = tf.cast(step, tf.float32)
+        risen = tf.minimum((step + 1.0) / max(self.warmup_steps, 1), 1.0) if self.warmup_steps else 1.0
+        if self.schedule == "constant":
+            return self.peak * risen * tf.ones([])
+        left = float(self.total_steps - self.warmup_steps)
+        done = tf.clip_by_value((step - self.warmup_steps) / left, 0.0, 1.0)
+        share = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + tf.cos(math.pi * done))
+        return self.peak * risen * share
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {
+            "peak": self.peak,
+            "schedule": self.schedule,
+            "warmup_steps": self.warmup_steps,
+            "total_steps": self.total_steps,
+        }
+
+
+def gathering(kind: type) -> type:
+    """Return the optimizer class ``kind`` that can gather gradients before it applies their mean."""
+
+    class Gathering(kind):
+        """Applies gradients at once, unless it was told to hold them."""
+
+        held: list[Any] | None = None
+
+        def apply_gradients(self, grads_and_vars: Iterable[Any], **kwargs: Any) -> Any:
+            """Apply the gradients, or keep them when ``held`` is a list."""
+            pairs = list(grads_and_vars)
+            if self.held is None:
+                return super().apply_gradients(pairs, **kwargs)
+            self.held.append(pairs)
+            return self.iterations
+
+    Gathering.__name__ = f"Gathering{kind.__name__}"
+    return Gathering
+
+
+def accumulate_gradients(model: tf_keras.Model, parts: int) -> None:
+    """Let every training step of ``model`` work through its batch in ``parts`` parts, and update once.
+
+    The update is that of the whole batch (a mean of equal parts), the memory that of one part. A loss that compares
+    the rows of a batch with each other, such as in-batch negatives, sees those of its part only.
+
+    Args:
+        model: Compiled with an optimizer of a class that `gathering` made.
+        parts: By which the rows of a batch on one worker must divide.
+    """
+    whole_step = model.train_step
+
+    def train_step(batch: Any) -> Any:
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling wraps it
+        optimizer.held = []
+        try:
+            for part in _parts(batch, parts):
+                logs = whole_step(part)
+        finally:
+            held, optimizer.held = optimizer.held, None
+        gradients = [_mean([gradient for gradient, _ in of]) for of in zip(*held, strict=True)]
+        model.optimizer.apply_gradients(zip(gradients, [variable for _, variable in held[0]], strict=True))
+        return logs
+
+    model.train_step = train_step
+
+
+def _parts(batch: Any, parts: int) -> list[Any]:
+    tensors = tf.nest.flatten(batch, expand_composites=False)
+    split = [
+        tf.sparse.split(tensor, parts, axis=0) if isinstance(tensor, tf.SparseTensor) else tf.split(tensor, parts)
+        for tensor in tensors
+    ]
+    return [tf.nest.pack_sequence_as(batch, [of[part] for of in split]) for part in range(parts)]
+
+
+def _mean(gradients: Sequence[Any]) -> Any:
+    if gradients[0] is None:
+        return None
+    share = 1.0 / len(gradients)
+    if any(isinstance(gradient, tf.IndexedSlices) for gradient in gradients):
+        values = tf.concat([gradient.values for gradient in gradients], axis=0)
+        indices = tf.concat([gradient.indices for gradient in gradients], axis=0)
+        return tf.IndexedSlices(values * share, indices, gradients[0].dense_shape)
+    return tf.add_n(gradients) * share

@@ -1,0 +1,184 @@
+"""One rank of a small training under `RingStrategy`; what it comes to lies in a file: weights, logs and messages.
+
+Arguments: rank, the ranks' addresses separated by commas, file, names of the cases.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ |= {"TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from models.xla import compile_with_xla
+from training.local_updates import Settle, local_updates
+from training.ring import Ring
+from training.ring_strategy import RingStrategy
+
+GLOBAL_BATCH_SIZE = 48
+STEPS = 100
+TOKENS = 1000
+
+Rows = dict[str, np.ndarray]
+
+
+def rows() -> Rows:
+    """Return the rows of 100 global batches, the same on every rank."""
+    rng = np.random.default_rng(5)
+    count = GLOBAL_BATCH_SIZE * STEPS
+    numbers = rng.normal(size=(count, 8)).astype(np.float32)
+    tokens = rng.zipf(1.3, size=count).clip(max=TOKENS - 1).astype(np.int64)
+    label = (numbers[:, :2].sum(1) + (tokens % 3 - 1) > 0).astype(np.float32)
+    return {"numbers": numbers, "tokens": tokens, "label": label}
+
+
+def batches(ring: Ring) -> Callable[[tf.distribute.InputContext], tf.data.Dataset]:
+    """Return what gives a rank its share of every global batch."""
+
+    def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        assert (context.input_pipeline_id, context.num_input_pipelines) == (ring.rank, ring.workers)
+        share = GLOBAL_BATCH_SIZE // ring.workers
+        part = slice(ring.rank * share, (ring.rank + 1) * share)
+        of = {name: column.reshape(STEPS, GLOBAL_BATCH_SIZE, *column.shape[1:]) for name, column in rows().items()}
+        features = {name: of[name][:, part] for name in ("numbers", "tokens")}
+        return tf.data.Dataset.from_tensor_slices((features, of["label"][:, part])).repeat()
+
+    return mine
+
+
+def build(seed: int) -> tf_keras.Model:
+    """Return a model with dense gradients and, from its table of tokens, sparse ones."""
+    tf_keras.utils.set_random_seed(seed)
+    numbers = tf_keras.Input((8,), name="numbers")
+    tokens = tf_keras.Input((), dtype=tf.int64, name="tokens")
+    table = tf_keras.layers.Embedding(TOKENS, 4)
+    hidden = tf_keras.layers.Concatenate()([numbers, table(tokens)])
+    hidden = tf_keras.layers.Dense(16, activation="relu")(hidden)
+    return tf_keras.Model([numbers, tokens], tf_keras.layers.Dense(1, dtype="float32")(hidden))
+
+
+def trained(
+    ring: Ring,
+    settings: OptimizerSettings,
+    *,
+    accumulate: int = 1,
+    local_steps: int = 1,
+    outer_momentum: float = 0.0,
+    xla: bool = False,
+    precision: str = "float32",
+) -> dict[str, Any]:
+    """Train for 100 steps and return the weights, and the logs of the two epochs."""
+    tf_keras.mixed_precision.set_global_policy(precision)
+    strategy = RingStrategy(ring)
+    rules = ([gathering] if accumulate > 1 else []) + (
+        [local_updates(ring, local_steps, outer_momentum)] if local_steps > 1 else []
+    )
+    with strategy.scope():
+        # Ranks draw other initial weights, as those of careless users do: the chief's count.
+        model = build(seed=1 + ring.rank)
+        model.compile(
+            build_optimizer(settings, *rules),
+            loss=tf_keras.losses.BinaryCrossentropy(from_logits=True),
+            metrics=[tf_keras.metrics.AUC(name="auc", from_logits=True)],
+            steps_per_execution=10,
+        )
+        if xla:
+            compile_with_xla(model)
+        if accumulate > 1:
+            accumulate_gradients(model, accumulate)
+    data = strategy.distribute_datasets_from_function(batches(ring))
+    validation = strategy.distribute_datasets_from_function(batches(ring))
+    history = model.fit(
+        data,
+        epochs=2,
+        steps_per_epoch=STEPS // 2,
+        validation_data=validation,
+        validation_steps=10,
+        callbacks=[Settle()],
+        verbose=0,
+    ).history
+    tf_keras.mixed_precision.set_global_policy("float32")
+    weights = np.concatenate([weight.numpy().ravel() for weight in model.trainable_variables])
+    return {"weights": weights, **{name: np.array(values) for name, values in history.items()}}
+
+
+def custom_loop(ring: Ring) -> dict[str, Any]:
+    """Return what `tf.distribute`'s own functions give: a loop written for any strategy."""
+    strategy = RingStrategy(ring)
+    with strategy.scope():
+        total = tf.Variable(
+            0.0,
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+
+    @tf.function
+    def step() -> tf.Tensor:
+        def of_replica() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            replica = tf.cast(context.replica_id_in_sync_group, tf.float32)
+            total.assign_add(replica + 1.0)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, replica + 1.0)
+
+        return strategy.run(of_replica)
+
+    summed = step()
+    values = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(float(context.replica_id_in_sync_group), tf.float64)
+    )
+    return {
+        "all_reduce": summed.numpy(),
+        "on_read": total.numpy(),
+        "reduce": strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None).numpy(),
+        "gather": strategy.gather(tf.reshape(tf.constant([ring.rank]), [1]), axis=0).numpy(),
+        "replicas": strategy.num_replicas_in_sync,
+    }
+
+
+def finite_dataset(ring: Ring) -> dict[str, Any]:
+    """Return the steps of an epoch over a plain dataset, which the strategy has to shard itself."""
+    strategy = RingStrategy(ring)
+    with strategy.scope():
+        model = tf_keras.Sequential([tf_keras.Input((1,)), tf_keras.layers.Dense(1)])
+        model.compile("sgd", loss="mse")
+    values = np.arange(40, dtype=np.float32).reshape(-1, 1) / 40
+    dataset = tf.data.Dataset.from_tensor_slices((values, values)).batch(12)
+    model.fit(dataset, epochs=1, verbose=0)
+    return {"steps": model.optimizer.iterations.numpy()}
+
+
+CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
+    "adam": lambda ring: trained(ring, OptimizerSettings("adam", 0.01)),
+    "sgd_clipped": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5, clip_norm=0.05)),
+    "adagrad_cosine": lambda ring: trained(
+        ring, OptimizerSettings("adagrad", 0.1, schedule="cosine", warmup_steps=10, total_steps=STEPS)
+    ),
+    "accumulated": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), accumulate=2),
+    "xla": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), xla=True),
+    "float16": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), precision="mixed_float16"),
+    "local": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4),
+    "diloco": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4, outer_momentum=0.5),
+    "custom_loop": custom_loop,
+    "finite_dataset": finite_dataset,
+}
+
+
+def main() -> None:
+    """Run the cases one after the other, all over one ring."""
+    rank, addresses, file, names = sys.argv[1:]
+    ring = Ring.connect(int(rank), addresses.split(","), "secret")
+    results = {f"{name}/{key}": value for name in names.split(",") for key, value in CASES[name](ring).items()}
+    np.savez(file, **results)
+    sys.stdout.flush()
+    os._exit(0)  # TensorFlow's threads take their time
+
+
+if __name__ == "__main__":
+    main()

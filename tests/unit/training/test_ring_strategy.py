@@ -1,0 +1,98 @@
+"""`RingStrategy` on one, two and three workers: T3, T9; two workers equal one at the same global batch."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.training.conftest import free_addresses
+
+PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
+SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla")
+CASES = (*SYNCHRONOUS, "float16", "local", "diloco", "custom_loop", "finite_dataset")
+
+Results = list[dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
+    """Return what gives the results of every rank of a ring, trained once for all tests."""
+    folder = tmp_path_factory.mktemp("ring")
+    known: dict[int, Results] = {}
+
+    def of(workers: int) -> Results:
+        if workers not in known:
+            files = [folder / f"{workers}-{rank}.npz" for rank in range(workers)]
+            addresses = ",".join(free_addresses(workers))
+            cases = ",".join(CASES if workers < 3 else ("adam", "local", "custom_loop", "finite_dataset"))
+            ranks = [
+                subprocess.Popen(
+                    [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases],
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for rank, file in enumerate(files)
+            ]
+            try:
+                for rank in ranks:
+                    said = rank.communicate(timeout=100)[1]
+                    assert rank.returncode == 0, said
+            finally:
+                for rank in ranks:
+                    rank.kill()
+                    rank.wait()
+            known[workers] = [dict(np.load(file)) for file in files]
+        return known[workers]
+
+    return of
+
+
+@pytest.mark.parametrize("case", SYNCHRONOUS)
+def test_two_workers_equal_one_at_the_same_global_batch(results: Callable[[int], Results], case: str) -> None:
+    one, two = results(1)[0], results(2)[0]
+    for name in ("weights", "loss", "auc", "val_loss", "val_auc"):
+        np.testing.assert_allclose(two[f"{case}/{name}"], one[f"{case}/{name}"], atol=1e-5, rtol=0, err_msg=name)
+
+
+def test_three_workers_equal_one_at_the_same_global_batch(results: Callable[[int], Results]) -> None:
+    np.testing.assert_allclose(results(3)[0]["adam/weights"], results(1)[0]["adam/weights"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_workers_end_with_the_same_bits(results: Callable[[int], Results], case: str) -> None:
+    first, second = results(2)
+    for name in first:
+        if name.startswith(f"{case}/"):
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.mark.parametrize("case", ["float16", "local", "diloco"])
+def test_what_is_not_exact_learns_as_well(results: Callable[[int], Results], case: str) -> None:
+    exact, other = results(2)[0]["adam/val_auc"], results(2)[0][f"{case}/val_auc"]
+    assert other[-1] > exact[-1] - 0.05
+
+
+def test_local_updates_differ_from_synchronous_ones(results: Callable[[int], Results]) -> None:
+    two = results(2)[0]
+    assert not np.allclose(two["local/weights"], two["adam/weights"], atol=1e-4)
+    assert not np.allclose(two["diloco/weights"], two["local/weights"], atol=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_loops_written_for_any_strategy_see_all_workers(results: Callable[[int], Results], workers: int) -> None:
+    for rank in results(workers):
+        assert rank["custom_loop/replicas"] == workers
+        assert rank["custom_loop/all_reduce"] == sum(range(1, workers + 1))
+        assert rank["custom_loop/on_read"] == sum(range(1, workers + 1))
+        assert rank["custom_loop/reduce"] == sum(range(workers)) / workers
+        np.testing.assert_array_equal(rank["custom_loop/gather"], np.arange(workers))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_plain_dataset_that_ends_gives_every_worker_as_many_steps(
+    results: Callable[[int], Results], workers: int
+) -> None:
+    assert [int(rank["finite_dataset/steps"]) for rank in results(workers)] == [4] * workers  # 40 rows in batches of 12
