@@ -1,8 +1,12 @@
 """Collectives over the ranks of a training, so that all of them decide from the same number."""
 
-import tensorflow as tf
+import math
+import time
+from collections.abc import Callable
 
-from callbacks.roles import current_role
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
 
 
 def sum_over_ranks(strategy: tf.distribute.Strategy, value: float) -> float:
@@ -15,13 +19,13 @@ def sum_over_ranks(strategy: tf.distribute.Strategy, value: float) -> float:
         strategy: The model's ``distribute_strategy``.
         value: This rank's summand, carried as float64.
     """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not _has_ranks(strategy):
         return float(value)
-    local_replicas = len(strategy.extended.worker_devices)
+    local = local_replicas(strategy)
 
     def summand(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
         # One replica of each rank carries the value, so that ranks count equally whatever their device count.
-        is_first = context.replica_id_in_sync_group % local_replicas == 0
+        is_first = context.replica_id_in_sync_group % local == 0
         return tf.constant(value if is_first else 0.0, tf.float64)
 
     per_replica = strategy.experimental_distribute_values_from_function(summand)
@@ -30,6 +34,93 @@ def sum_over_ranks(strategy: tf.distribute.Strategy, value: float) -> float:
 
 def mean_over_ranks(strategy: tf.distribute.Strategy, value: float) -> float:
     """Return the mean of ``value`` over all ranks; see `sum_over_ranks`."""
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not _has_ranks(strategy):
         return float(value)
-    return sum_over_ranks(strategy, value) / current_role(strategy).workers
+    return sum_over_ranks(strategy, value) * local_replicas(strategy) / strategy.num_replicas_in_sync
+
+
+def gather_over_ranks(strategy: tf.distribute.Strategy, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the rows of all replicas of all ranks, in the order of the replicas; each rank gets the same bits.
+
+    Args:
+        strategy: The model's ``distribute_strategy``.
+        rows: One row for each replica of this rank, float64 ``[local replicas, values]``.
+    """
+    if not _has_ranks(strategy):
+        return rows
+    local, replicas = local_replicas(strategy), strategy.num_replicas_in_sync
+
+    def summand(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+        # A sum in which all others add zero is a gather, and every strategy has sums.
+        replica = context.replica_id_in_sync_group
+        table = np.zeros((replicas, rows.shape[1]))
+        table[replica] = rows[replica % local]
+        return tf.constant(table)
+
+    per_replica = strategy.experimental_distribute_values_from_function(summand)
+    table = strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
+    return np.asarray(table.numpy(), dtype=np.float64)
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """Return how many replicas of the model keep values of their own in this process."""
+    if _has_ranks(strategy):
+        return len(strategy.extended.worker_devices)
+    return 1 if strategy._should_use_with_coordinator else int(strategy.num_replicas_in_sync)
+
+
+class AgreedInterval:
+    """Tells all ranks at the same step that some seconds have passed by the chief's clock.
+
+    Asking all ranks in every step would cost a collective per step. So the chief says in each answer how many steps
+    later to ask again, from the pace of the training.
+
+    Args:
+        seconds: The interval.
+        clock: Returns seconds; monotonic.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start nothing: `restart` does."""
+        if not seconds > 0:
+            raise ValueError(f"every_seconds is {seconds}; use None or a positive number")
+        self._seconds = seconds
+        self._clock = clock
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Begin an interval at ``step``; the pace is measured anew, from the next step on."""
+        self._since = self._looked = self._clock()
+        self._looked_at = step
+        self._look_at = step + 1
+
+    def is_over(self, strategy: tf.distribute.Strategy, step: int, *, is_chief: bool) -> bool:
+        """Return whether the interval is over, on all ranks alike; the next one has begun then.
+
+        Every rank has to call it with the same steps.
+        """
+        if step < self._look_at:
+            return False
+        now = self._clock()
+        is_over = now - self._since >= self._seconds
+        left = self._seconds if is_over else self._since + self._seconds - now
+        steps = steps_until(left, step - self._looked_at, now - self._looked)
+        answer = sum_over_ranks(strategy, (-steps if is_over else steps) if is_chief else 0)
+        self._looked, self._looked_at, self._look_at = now, step, step + int(abs(answer))
+        if answer < 0:
+            self._since = now
+        return answer < 0
+
+
+def steps_until(seconds: float, steps_done: int, seconds_taken: float) -> int:
+    """Return how many steps to wait for ``seconds`` to pass, at least 1.
+
+    At most four times the steps that the pace was measured over: the first steps of a training tell little of the rest.
+    """
+    pace = max(seconds_taken, 1e-9) / max(steps_done, 1)
+    return max(1, min(math.ceil(seconds / pace), 4 * max(steps_done, 1)))
+
+
+def _has_ranks(strategy: tf.distribute.Strategy) -> bool:
+    """Whether several processes run this program side by side; a parameter server's coordinator runs it alone."""
+    return bool(strategy.extended._in_multi_worker_mode()) and not strategy._should_use_with_coordinator

@@ -1,16 +1,22 @@
 """The way back from a committed checkpoint into a training: exact weights, optimizer, callbacks and position."""
 
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tensorflow as tf
 import tf_keras
 
 from callbacks import commit
 from callbacks.agreement import sum_over_ranks
+from callbacks.checkpoint_store import Location, native
+from callbacks.fetch import fetch, fetch_latest
+from callbacks.metric_state import METRICS, MetricState, ResumedMetrics
 from callbacks.roles import current_role
 from callbacks.training_state import Stateful, tensors
+from data_pipelines.storage import StoragePath
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +34,12 @@ class ResumePoint(NamedTuple):
     epoch: int
     step: int
     step_in_epoch: int
-    path: Path | None
+    path: Path | StoragePath | None
 
 
-def resume_point(directory: str | Path) -> ResumePoint:
+def resume_point(directory: Location) -> ResumePoint:
     """Return where a training with checkpoints in ``directory`` goes on; zeros and None when it has none."""
-    checkpoint = commit.latest_committed(Path(directory))
+    checkpoint = commit.latest_committed(directory)
     if checkpoint is None:
         return ResumePoint(0, 0, 0, None)
     return ResumePoint(checkpoint.epoch, checkpoint.step, checkpoint.step_in_epoch, checkpoint.path)
@@ -73,31 +79,69 @@ def restore(
         callback.set_state(states[name])
 
 
+def restore_weights(model: tf_keras.Model, checkpoint: commit.CommittedCheckpoint) -> None:
+    """Bring the model alone to the state of ``checkpoint``: to predict with it, however it was trained.
+
+    Args:
+        model: A built model of the architecture that was saved; it need not be compiled.
+        checkpoint: What to restore; its checksums are the caller's to verify.
+
+    Raises:
+        ValueError: The model differs from what was saved.
+    """
+    try:
+        status = tf.train.Checkpoint(model=model).read(checkpoint.prefix)
+        status.assert_existing_objects_matched()
+        status.expect_partial()
+    except (AssertionError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {checkpoint.path} does not fit this model: {error}; use the architecture and settings it was "
+            "trained with"
+        ) from error
+
+
 class BackupAndRestore(tf_keras.callbacks.Callback):
     """Resumes a training from its newest committed checkpoint when ``fit`` begins; does nothing when there is none.
 
     ``fit`` then goes on at the right epoch and step by itself; ``initial_epoch`` need not be given. After a checkpoint
     within an epoch the dataset's first epoch has to start at batch ``step_in_epoch``: ask `resume_point` for it
-    before the dataset is built. All ranks restore the step that the chief chose.
+    before the dataset is built. The training metrics that such an epoch logs are those of the whole epoch. All ranks
+    restore the step that the chief chose. List it first.
 
     Args:
-        directory: Where the checkpoints of this training live, readable by every rank.
+        directory: Where the checkpoints of this training live, a path or a URI, readable by every rank.
         resume_from: Folder of the checkpoint to take instead of the newest; the same on all ranks.
         stateful: Callbacks to restore, by the names given to `ChiefCheckpoint`.
+        local_cache: Local folder for copies of checkpoints on another store; by default one in the system's folder for
+            temporary files. A download within ``fit`` counts as its time: for large checkpoints call
+            `callbacks.fetch.fetch` before the ranks meet, and pass the result's path as ``resume_from``.
+        verify: Compare the checksums of ``resume_from``; False where that has just been done. What is downloaded is
+            always compared.
+        initial_step_in_epoch: Step of the epoch to go on with, where it is not the checkpoint's: with another batch
+            size the same place in the data is another step.
     """
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: Location,
         *,
-        resume_from: str | Path | None = None,
+        resume_from: Location | None = None,
         stateful: Mapping[str, Stateful] | None = None,
+        local_cache: str | Path | None = None,
+        verify: bool = True,
+        initial_step_in_epoch: int | None = None,
     ) -> None:
         """Keep the arguments; nothing is read yet."""
         super().__init__()
-        self._directory = Path(directory)
-        self._resume_from = None if resume_from is None else Path(resume_from)
+        # Batch logs are not looked at: without this Keras would bring them to the host after every step.
+        self._supports_tf_logs = True
+        self._directory = native(directory)
+        self._resume_from = None if resume_from is None else native(resume_from)
         self._stateful = dict(stateful or {})
+        self._local_cache = Path(local_cache or Path(tempfile.gettempdir()) / "checkpoint-copies")
+        self._verify = verify
+        self._given_step = initial_step_in_epoch
+        self._metrics: ResumedMetrics | None = None
         self.resumed_from: commit.CommittedCheckpoint | None = None
 
     @property
@@ -107,8 +151,10 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
 
     @property
     def initial_step_in_epoch(self) -> int:
-        """Steps of the first epoch that were done before this ``fit``; known once it began."""
-        return 0 if self.resumed_from is None else self.resumed_from.step_in_epoch
+        """Step of the first epoch with which this ``fit`` goes on; known once it began."""
+        if self.resumed_from is None:
+            return 0
+        return self.resumed_from.step_in_epoch if self._given_step is None else self._given_step
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Restore, and tell Keras where to go on.
@@ -118,6 +164,7 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
             CheckpointDamagedError: The checkpoint asked for is damaged.
             ValueError: The checkpoint does not fit the model.
         """
+        self._metrics = None
         self.resumed_from = self._choose()
         if self.resumed_from is None:
             return
@@ -127,24 +174,39 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         if any(getattr(callback, "stopped", False) for callback in self._stateful.values()):
             # The attempt before had decided to stop and was lost after its last checkpoint: nothing is left to train.
             initial_epoch, initial_step = self.params["epochs"], 0
+        elif initial_step and (content := self.resumed_from.content(METRICS)) is not None:
+            self._metrics = ResumedMetrics(MetricState.from_bytes(content))
         # The hook by which Keras' own BackupAndRestore sets the position.
         self.model._training_state = _Position(self.model, initial_epoch, initial_step)
 
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Bring the metrics of a resumed epoch back: Keras has reset them just now."""
+        if self._metrics is not None:
+            self._metrics.epoch_begins(self.model)
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Bring back the metrics that Keras has built in this step."""
+        if self._metrics is not None:
+            self._metrics.step_done(self.model)
+            self._metrics = None
+
     def _choose(self) -> commit.CommittedCheckpoint | None:
+        """Return the checkpoint to take, on the local disk."""
         if self._resume_from is not None:
             checkpoint = commit.read_committed(self._resume_from)
-            if (damage := checkpoint.damage()) is not None:
+            is_remote = not isinstance(checkpoint.path, Path)
+            if self._verify and not is_remote and (damage := checkpoint.damage()) is not None:
                 raise commit.CheckpointDamagedError(checkpoint.path, damage)
-            return checkpoint
+            return fetch(checkpoint, self._local_cache)
         strategy = self.model.distribute_strategy
         role = current_role(strategy)
-        newest = commit.latest_committed(self._directory) if role.is_chief else None
+        newest = fetch_latest(self._directory, self._local_cache) if role.is_chief else None
         # Ranks may see a shared store at different moments: what the chief sees counts. 0 says "none".
         step = int(sum_over_ranks(strategy, 0 if newest is None else newest.step + 1)) - 1
         if step < 0 or role.is_chief:
             return newest
         try:
-            return commit.read_committed(commit.folder(self._directory, step))
+            return fetch(commit.read_committed(commit.folder(self._directory, step)), self._local_cache)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"rank {role.rank} does not see the checkpoint of step {step} in {self._directory} that the chief "

@@ -1,56 +1,83 @@
-"""Checkpoints under any strategy: every rank takes part in the save, only the chief's copy is published."""
+"""Checkpoints under any strategy: every rank takes part, the chief publishes, and training hardly waits."""
 
 import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
 import tf_keras
 
 from callbacks import commit
-from callbacks.agreement import sum_over_ranks
+from callbacks.agreement import AgreedInterval, sum_over_ranks
+from callbacks.checkpoint_store import STORE_ERRORS, Location, native, open_store, store_error
+from callbacks.fence import Permit, read_fence
+from callbacks.metric_state import METRICS, metric_state
 from callbacks.metric_values import scalar_metrics
+from callbacks.publisher import CheckpointPublisher, Keeping, Pending
 from callbacks.roles import current_role
-from callbacks.training_state import Stateful, tensors
+from callbacks.snapshot import Snapshot
+from callbacks.training_state import Stateful, settle
+from data_pipelines.storage import StoragePath
+
+# How long the ranks wait for the chief between two collectives when training ends: none of them looks dead meanwhile.
+_ROUND_SECONDS = 1.0
 
 
 class ChiefCheckpoint(tf_keras.callbacks.Callback):
-    """Commits a checkpoint after each epoch, and every ``every_steps`` steps when asked.
+    """Commits a checkpoint after each epoch, and within epochs when asked, while training goes on.
+
+    Training waits for a snapshot of the values (`callbacks.snapshot`: milliseconds). The chief's thread in the
+    background writes it to the local disk, copies it to the store, commits and prunes. At most one is on its way and
+    one waits; a newer one takes the place of one that waits, unless that has an epoch's metrics. A store that is gone
+    or full is tried again for ``retry_seconds``; until then training goes on, and nothing good is removed. When
+    training ends, everything is waited for.
 
     List it after the callbacks in ``stateful`` (their state has to include the epoch being saved) and after a guard
-    against NaN loss. See `callbacks.commit` for what lies in ``directory`` and `callbacks.backup` for the way back.
+    against NaN loss; `callbacks.stop_request.StopOnRequest` comes after it. See `callbacks.commit` for what lies in
+    ``directory`` and `callbacks.backup` for the way back.
 
     Args:
-        directory: Where the checkpoints of this training live; created by the chief. Other ranks never touch it here.
+        directory: Where the checkpoints of this training live, a path or a URI (``s3://…``); made by the chief. Other
+            ranks never touch it here.
         keep_last: Newest checkpoints to keep.
         keep_best: Best checkpoints by ``monitor`` to keep besides.
         monitor: Metric that tells the best; None keeps the newest only. Looked at when an epoch ends.
         mode: ``max`` when a larger ``monitor`` is better, ``min`` when a smaller one is.
         every_steps: Optimizer steps between checkpoints within an epoch; None for epoch ends only.
-        scratch_dir: Local folder for the copies of ranks that are not the chief; the system's by default.
+        every_seconds: Seconds between checkpoints, by the chief's clock; None for epoch ends and ``every_steps`` only.
+        scratch_dir: Local folder in which the chief prepares files; the system's for temporary files by default.
         stateful: Other callbacks by name, whose state is saved along.
+        attempt: Number of this attempt where a driver fences off earlier ones (`callbacks.fence`).
+        retry_seconds: How long the store may fail before training ends with its error.
+
+    Attributes:
+        stalled_seconds: How long training has waited for checkpoints so far, without the wait at its end.
 
     Raises:
         ValueError: An argument is out of range; ``directory`` holds checkpoints of a training further along than the
             one that starts; ``monitor`` is not among the logs.
-        OSError: The store is full or not writable; the message names it.
+        CheckpointStoreError: The store cannot be written when training begins, or for ``retry_seconds`` later on.
+        StaleAttemptError: A later attempt has taken over.
     """
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: Location,
         *,
         keep_last: int = 2,
         keep_best: int = 1,
         monitor: str | None = "val_auc",
         mode: commit.Mode = "max",
         every_steps: int | None = None,
+        every_seconds: float | None = None,
         scratch_dir: str | Path | None = None,
         stateful: Mapping[str, Stateful] | None = None,
+        attempt: int | None = None,
+        retry_seconds: float = 300.0,
     ) -> None:
         """Check and keep the arguments; nothing is written yet."""
         super().__init__()
@@ -60,78 +87,139 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             raise ValueError(f"mode is {mode!r}; use 'min' or 'max'")
         if every_steps is not None and every_steps < 1:
             raise ValueError(f"every_steps is {every_steps}; use None or a positive number")
+        if not retry_seconds >= 0:
+            raise ValueError(f"retry_seconds is {retry_seconds}; use 0 or more")
         # Batch logs are not looked at: without this Keras would bring them to the host after every step.
         self._supports_tf_logs = True
-        self._directory = Path(directory)
-        self._keep_last = keep_last
-        self._keep_best = keep_best
-        self._monitor = monitor
-        self._mode: commit.Mode = mode
+        self._directory = native(directory)
+        self._keeping = Keeping(keep_last, keep_best, monitor, mode)
         self._every_steps = every_steps
+        self._interval = None if every_seconds is None else AgreedInterval(every_seconds)
         self._scratch_dir = Path(scratch_dir or tempfile.gettempdir())
         self._stateful = dict(stateful or {})
+        self._attempt = attempt
+        self._retry_seconds = retry_seconds
+        self._publisher: CheckpointPublisher | None = None
         self._last_step = 0
         self._epoch = 0
+        self.stalled_seconds = 0.0
+
+    @property
+    def last_committed(self) -> commit.CommittedCheckpoint | None:
+        """The newest checkpoint in the store; None on ranks that are not the chief, and before the first."""
+        return None if self._publisher is None else self._publisher.last_committed
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Find this process's role and remove what an earlier, killed attempt left."""
-        if self._every_steps is not None and self.params.get("steps") is None:
+        if (self._every_steps or self._interval) and self.params.get("steps") is None:
             raise ValueError(
-                "every_steps needs to know how many steps an epoch has, and the dataset does not tell; "
-                "pass steps_per_epoch to fit or every_steps=None"
+                "every_steps and every_seconds need to know how many steps an epoch has, and the dataset does not "
+                "tell; pass steps_per_epoch to fit, or None for both"
             )
         self._role = current_role(self.model.distribute_strategy)
+        self._publisher = None
         self._checked = False
-        if self._role.is_chief:
-            try:
-                self._directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise commit.store_error(self._directory, error) from error
+        self.stalled_seconds = 0.0
+        if not self._role.is_chief:
+            return
+        try:
+            open_store(self._directory).make()
             commit.clean_staging(self._directory)
-        else:
-            self._scratch_dir.mkdir(parents=True, exist_ok=True)
-            for left_over in self._scratch_dir.glob(f"{self._scratch_prefix()}*"):
-                shutil.rmtree(left_over, ignore_errors=True)
+        except STORE_ERRORS as error:
+            raise store_error(self._directory, error) from error
+        for left_over in self._scratch_dir.glob(f"{self._scratch_prefix()}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Remember where the epoch starts."""
         self._epoch = epoch
+        self._step_in_epoch: int | None = None
         self._last_step = self._step()
         # Not in on_train_begin: a callback that restores may be listed after this one.
-        if self._role.is_chief and not self._checked:
-            self._refuse_foreign_checkpoints()
+        if not self._checked:
+            if self._role.is_chief:
+                self._publisher = self._open_publisher()
+            self._restart_interval(self._last_step)
         self._checked = True
 
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Learn from the first batch where the epoch starts: a resumed one does not start with its first."""
+        if self._step_in_epoch is None:
+            self._step_in_epoch = batch
+
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Save within the epoch when ``every_steps`` says so."""
-        if self._every_steps is None:
-            return
+        """Save within the epoch when ``every_steps`` or ``every_seconds`` says so.
+
+        Raises:
+            CheckpointStoreError: The store has failed for ``retry_seconds``.
+        """
+        if self._publisher is not None:
+            self._publisher.raise_failure()
+        # Counted here: to read the optimizer's count would wait for the device in every step.
+        step = self._last_step + batch + 1 - (self._step_in_epoch or 0)
+        self._step_in_epoch = batch + 1
         # The epoch's last step is left to on_epoch_end, whose checkpoint of the same step has validation metrics.
-        step_in_epoch = batch + 1
-        if step_in_epoch >= self.params["steps"]:
-            return
-        step = self._step()
-        is_due = step // self._every_steps > self._last_step // self._every_steps
+        is_last = self._step_in_epoch == self.params.get("steps")
+        if (self._every_steps or self._interval) and not is_last and self._is_due(step):
+            self._save_within_epoch(is_optional=True)
         self._last_step = step
-        if is_due:
-            self._save(step=step, epoch=self._epoch, step_in_epoch=step_in_epoch, metrics={})
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Save with the epoch's metrics."""
         metrics = scalar_metrics(logs)
-        if self._monitor is not None and self._monitor not in metrics:
+        monitor = self._keeping.monitor
+        if monitor is not None and monitor not in metrics:
             raise ValueError(
-                f"monitor {self._monitor!r} is not among the logs {sorted(metrics)}; "
+                f"monitor {monitor!r} is not among the logs {sorted(metrics)}; "
                 "name one of them, or pass monitor=None to keep the newest checkpoints only"
             )
-        self._save(step=self._step(), epoch=epoch + 1, step_in_epoch=0, metrics=metrics)
+        self._step_in_epoch = None
+        self._save(epoch=epoch + 1, step_in_epoch=0, metrics=metrics, is_optional=False)
+        self._restart_interval(self._last_step)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Wait for each other: a rank that leaves while the chief still writes would fail the chief."""
+        """Wait until everything is published, on all ranks: one that leaves before the chief would fail the chief."""
         # tensorflow#58434
-        sum_over_ranks(self.model.distribute_strategy, 0.0)
+        self.wait_until_published()
 
-    def _save(self, *, step: int, epoch: int, step_in_epoch: int, metrics: Mapping[str, float]) -> None:
+    def save_now(self) -> Path | StoragePath:
+        """Save at this very step, wait until it is published, and return the checkpoint's folder.
+
+        Every rank has to call it, in a callback listed after this one, at a step's end or an epoch's.
+        """
+        if self._step_in_epoch is not None:
+            self._save_within_epoch(is_optional=False)
+        self.wait_until_published()
+        return commit.folder(self._directory, self._step())
+
+    def wait_until_published(self) -> None:
+        """Wait on all ranks until the chief has published everything.
+
+        A store that fails or says nothing for ``retry_seconds`` ends the wait.
+
+        Raises:
+            CheckpointStoreError: It did.
+        """
+        is_busy = True
+        while is_busy:
+            is_mine_busy = self._publisher is not None and not self._publisher.wait(_ROUND_SECONDS)
+            is_busy = sum_over_ranks(self.model.distribute_strategy, float(is_mine_busy)) > 0
+
+    def _is_due(self, step: int) -> bool:
+        every = self._every_steps
+        is_due = every is not None and step // every > self._last_step // every
+        # Both are asked: the ranks have to take part in the interval's collective at the same steps.
+        is_over = self._interval is not None and self._interval.is_over(
+            self.model.distribute_strategy, step, is_chief=self._role.is_chief
+        )
+        return is_due or is_over
+
+    def _save_within_epoch(self, *, is_optional: bool) -> None:
+        assert self._step_in_epoch is not None  # noqa: S101 - only after a step
+        self._save(epoch=self._epoch, step_in_epoch=self._step_in_epoch, metrics={}, is_optional=is_optional)
+
+    def _save(self, *, epoch: int, step_in_epoch: int, metrics: Mapping[str, float], is_optional: bool) -> None:
+        began = time.perf_counter()
         states = {name: callback.get_state() for name, callback in self._stateful.items()}
         for name, state in states.items():
             if step_in_epoch == 0 and state.get("epoch", epoch) != epoch:
@@ -139,46 +227,44 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                     f"the state of {name!r} covers {state['epoch']} epochs, the checkpoint {epoch}; "
                     f"list {name!r} before ChiefCheckpoint in the callbacks"
                 )
-        # Every rank saves: values aggregated at save time need them all. Only the chief's copy stays.
-        if self._role.is_chief:
-            folder = commit.new_staging(self._directory)
-        else:
-            folder = Path(tempfile.mkdtemp(prefix=self._scratch_prefix(), dir=self._scratch_dir))
-        try:
-            self._write_tensors(folder)
-            if self._role.is_chief:
-                self._publish(folder, states, step=step, epoch=epoch, step_in_epoch=step_in_epoch, metrics=metrics)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        # Every rank takes part: what is reduced when it is read needs them all. Only the chief keeps the result.
+        settle(self.model)
+        snapshot = Snapshot(self.model, self.model.optimizer)
+        of_epoch = metric_state(self.model) if step_in_epoch else None
+        if self._publisher is not None:
+            files = {commit.STATE: json.dumps(states).encode()}
+            if of_epoch is not None:
+                files[METRICS] = of_epoch.to_bytes()
+            self._publisher.submit(
+                Pending(snapshot, files, self._step(), epoch, step_in_epoch, dict(metrics), is_optional)
+            )
+        self.stalled_seconds += time.perf_counter() - began
 
-    def _write_tensors(self, folder: Path) -> None:
-        store = self._directory if self._role.is_chief else self._scratch_dir
+    def _open_publisher(self) -> CheckpointPublisher:
         try:
-            tensors(self.model, self.model.optimizer).write(str(folder / commit.TENSORS))
-        except tf.errors.OpError as error:
-            # An error that names our folder is the store's; any other (a lost peer) keeps its own class and message.
-            if str(folder) not in str(error):
-                raise
-            raise commit.store_error(store, OSError(str(error.message))) from error
-
-    def _publish(self, staging: Path, states: Mapping[str, Any], **position: Any) -> None:
-        try:
-            (staging / commit.STATE).write_text(json.dumps(states), "utf-8")
-        except OSError as error:
-            raise commit.store_error(self._directory, error) from error
-        published = commit.publish(staging, self._directory, **position)
-        commit.prune(
+            newest = self._refuse_foreign_checkpoints()
+            permit = None
+            if self._attempt is not None:
+                permit = Permit(self._directory, self._attempt, read_fence(self._directory))
+                permit.check()
+        except STORE_ERRORS as error:
+            raise store_error(self._directory, error) from error
+        return CheckpointPublisher(
             self._directory,
-            keep_last=self._keep_last,
-            keep_best=self._keep_best,
-            monitor=self._monitor,
-            mode=self._mode,
-            known_good=published,
+            self._scratch_dir / self._scratch_prefix(),
+            self._keeping,
+            known_good=newest,
+            permit=permit,
+            retry_seconds=self._retry_seconds,
         )
 
-    def _refuse_foreign_checkpoints(self) -> None:
-        """Stop before a training from an earlier step mixes its checkpoints with those of later steps."""
-        ahead = [c for c in commit.committed(self._directory) if c.step > self._last_step]
+    def _refuse_foreign_checkpoints(self) -> commit.CommittedCheckpoint | None:
+        """Stop before a training from an earlier step mixes its checkpoints with those of later steps.
+
+        Returns the newest that stays.
+        """
+        found = commit.committed(self._directory)
+        ahead = [c for c in found if c.step > self._last_step]
         for checkpoint in ahead:
             if checkpoint.damage() is None:
                 raise ValueError(
@@ -187,11 +273,16 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                 )
         for checkpoint in ahead:
             commit.discard(checkpoint.path)
+        return next((c for c in found if c.step <= self._last_step), None)
+
+    def _restart_interval(self, step: int) -> None:
+        if self._interval is not None:
+            self._interval.restart(step)
 
     def _scratch_prefix(self) -> str:
-        # The same for each attempt of this rank, so that the next one finds what a killed one left.
-        training = hashlib.sha256(str(self._directory.absolute()).encode()).hexdigest()[:12]
-        return f"checkpoint-scratch-{training}-rank{self._role.rank}-"
+        # The same for each attempt of this training, so that the next one finds what a killed one left.
+        training = hashlib.sha256(str(self._directory).encode()).hexdigest()[:12]
+        return f"checkpoint-scratch-{training}-"
 
     def _step(self) -> int:
         return int(self.model.optimizer.iterations.numpy())

@@ -1,22 +1,36 @@
-"""What a committed checkpoint is on disk: publish, find, verify and prune. Plain file code, no TensorFlow.
+"""What a committed checkpoint is: publish, find, fetch, verify and prune, on any store. No TensorFlow.
 
 A checkpoint is a folder ``<directory>/step-00000420`` with the tensors (``ckpt.*``), the state of other callbacks
-(``state.json``) and the marker ``COMMITTED.json``. It is prepared as ``<directory>/.staging-*``; the marker is written
-last and the folder is renamed into place, so a folder named ``step-*`` is whole at any crash.
+(``state.json``) and the marker ``COMMITTED.json``, which names every file with its checksum. On a file system it is
+prepared as ``<directory>/.staging-*`` and renamed into place; on an object store its files lie in a folder of their
+own below it, and the marker is written last (`callbacks.checkpoint_store`). Either way it is there whole or not at all.
 """
 
-import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
+import tempfile
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+from callbacks.checkpoint_store import (
+    STAGING,
+    STORE_ERRORS,
+    Delivery,
+    Location,
+    ObjectStore,
+    native,
+    open_store,
+    sha256,
+    store_error,
+)
+from callbacks.fence import Permit, StaleAttemptError
+from data_pipelines.storage import StoragePath
 
 MARKER = "COMMITTED.json"
 TENSORS = "ckpt"
@@ -25,10 +39,7 @@ FORMAT_VERSION = 1
 
 Mode = Literal["min", "max"]
 
-_STAGING = ".staging-"
-_DISCARDED = ".discarded-"
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
-_READ_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +47,13 @@ logger = logging.getLogger(__name__)
 class CheckpointDamagedError(ValueError):
     """A checkpoint folder's marker is missing or unreadable, or a file differs from what the marker names."""
 
-    def __init__(self, path: Path, damage: str) -> None:
+    def __init__(self, path: Path | StoragePath, damage: str) -> None:
         """Keep the folder and what is wrong with it."""
         super().__init__(f"checkpoint {path} is damaged: {damage}; resume from an earlier one or remove the folder")
         self.path = path
         self.damage = damage
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type, tuple[Path | StoragePath, str]]:
         """Pickle by the constructor's own arguments."""
         return type(self), (self.path, self.damage)
 
@@ -61,36 +72,48 @@ class CommittedCheckpoint:
     """A checkpoint whose marker has been read.
 
     Attributes:
-        path: The checkpoint's folder.
+        path: The checkpoint's folder: a ``Path`` where it is local, a ``StoragePath`` on another store.
         step: Optimizer updates done.
         epoch: Epochs completed; also the 0-based index of the epoch to go on with.
         step_in_epoch: Steps done of the epoch after those; the batches to skip when going on. 0 at an epoch's end.
         metrics: Values at that moment; those of validation are there at an epoch's end only.
         files: Every file but the marker.
         format_version: Version of the marker's format.
+        attempt: The attempt that wrote it, where it had a number.
     """
 
-    path: Path
+    path: Path | StoragePath
     step: int
     epoch: int
     step_in_epoch: int
     metrics: Mapping[str, float]
     files: tuple[CheckpointFile, ...]
     format_version: int = FORMAT_VERSION
+    attempt: int | None = None
 
     @property
     def prefix(self) -> str:
-        """The path that ``tf.train.Checkpoint.read`` takes."""
-        return str(self.path / TENSORS)
+        """The path that ``tf.train.Checkpoint.read`` takes.
 
-    def damage(self) -> str | None:
-        """Return the first difference between the files and the marker, or None when all agree."""
+        Raises:
+            StorageError: The checkpoint is not on a local disk: `fetch` it first.
+        """
+        index = self._name_of(f"{TENSORS}.index") or f"{TENSORS}.index"
+        return str(StoragePath.of(self.path).local / index.removesuffix(".index"))
+
+    def damage(self, *, checksums: bool = True) -> str | None:
+        """Return the first difference between the files and the marker, or None when all agree.
+
+        Args:
+            checksums: Read all files, on a remote store over the network; otherwise only their sizes are compared.
+        """
         for file in self.files:
             path = self.path / file.name
             try:
-                if path.stat().st_size != file.bytes:
-                    return f"{file.name} has {path.stat().st_size} bytes instead of {file.bytes}"
-                if _sha256(path) != file.sha256:
+                size = path.stat().st_size if isinstance(path, Path) else path.size()
+                if size != file.bytes:
+                    return f"{file.name} has {size} bytes instead of {file.bytes}"
+                if checksums and sha256(path) != file.sha256:
                     return f"{file.name} has another checksum than when it was written"
             except OSError as error:
                 return f"{file.name} cannot be read ({error.strerror or error})"
@@ -98,22 +121,36 @@ class CommittedCheckpoint:
 
     def states(self) -> dict[str, Any]:
         """Return the saved states of other callbacks by name; empty when none were saved."""
-        path = self.path / STATE
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        content = self.content(STATE)
+        return {} if content is None else dict(json.loads(content))
+
+    def content(self, name: str) -> bytes | None:
+        """Return the content of the file ``name``, None when the checkpoint has none."""
+        stored = self._name_of(name)
+        return None if stored is None else (self.path / stored).read_bytes()
+
+    def _name_of(self, name: str) -> str | None:
+        """Return the name of a file with the folder in which the store keeps it."""
+        return next((file.name for file in self.files if PurePosixPath(file.name).name == name), None)
 
 
-def folder(directory: Path, step: int) -> Path:
+def folder(directory: Location, step: int) -> Path | StoragePath:
     """Return the folder of the checkpoint of ``step``, whether or not it exists."""
-    return directory / f"step-{step:08d}"
+    return native(StoragePath.of(directory) / _folder_name(step))
 
 
-def new_staging(directory: Path) -> Path:
-    """Create and return an empty folder in ``directory`` (made when absent) to prepare a checkpoint in.
+def new_staging(directory: Location) -> Path:
+    """Create and return an empty local folder to prepare a checkpoint in.
+
+    It is in ``directory`` (made when absent), or in the system's folder for temporary files for a remote one.
 
     Raises:
-        OSError: The store cannot be written; the message names it.
+        CheckpointStoreError: The store cannot be written.
     """
-    staging = directory / f"{_STAGING}{uuid.uuid4().hex}"
+    store = open_store(directory)
+    if isinstance(store, ObjectStore):
+        return Path(tempfile.mkdtemp(prefix=STAGING.lstrip(".")))
+    staging = store.directory.local / f"{STAGING}{uuid.uuid4().hex}"
     try:
         staging.mkdir(parents=True)
     except OSError as error:
@@ -123,121 +160,145 @@ def new_staging(directory: Path) -> Path:
 
 def publish(
     staging: Path,
-    directory: Path,
+    directory: Location,
     *,
     step: int,
     epoch: int,
     step_in_epoch: int = 0,
     metrics: Mapping[str, float] | None = None,
+    permit: Permit | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> CommittedCheckpoint:
     """Commit the files in ``staging`` as the checkpoint of ``step`` and return it.
 
-    A step that is committed and whole already stays as it is and ``staging`` is removed; a damaged folder of that
-    step is replaced.
+    A step that is committed and whole already stays as it is; a damaged folder of that step is replaced.
 
     Args:
-        staging: Folder with the checkpoint's files, on the same file system as ``directory``; gone afterwards.
+        staging: Local folder with the checkpoint's files; gone afterwards, and as it was after an error.
         directory: Where the checkpoints of this training live.
         step: Optimizer updates done.
         epoch: Epochs completed.
         step_in_epoch: Steps done of the next epoch.
         metrics: Values to keep with the checkpoint.
+        permit: The right to publish, looked at right before the commit and after it.
+        beat: Called whenever some bytes have moved.
 
     Raises:
-        OSError: The store cannot be written; the message names it. Nothing is committed then.
+        CheckpointStoreError: The store cannot be written; nothing is committed then.
+        StaleAttemptError: A later attempt holds the fence; nothing is committed then.
     """
     target = folder(directory, step)
+    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    checkpoint = CommittedCheckpoint(
+        path=target,
+        step=step,
+        epoch=epoch,
+        step_in_epoch=step_in_epoch,
+        metrics=dict(metrics or {}),
+        files=(),
+        attempt=permit.attempt if permit else None,
+    )
     try:
-        if target.exists():
-            existing = _read_whole(target)
-            if existing is not None:
-                shutil.rmtree(staging)
-                return existing
-            discard(target)
-        paths = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MARKER)
-        checkpoint = CommittedCheckpoint(
-            path=target,
-            step=step,
-            epoch=epoch,
-            step_in_epoch=step_in_epoch,
-            metrics=dict(metrics or {}),
-            files=tuple(
-                CheckpointFile(path.relative_to(staging).as_posix(), path.stat().st_size, _sha256(path))
-                for path in paths
-            ),
+        if (existing := _read_whole(target)) is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+            return existing
+        files = tuple(
+            CheckpointFile(name, (staging / name).stat().st_size, sha256(staging / name, beat))
+            for name in names
+            if name != MARKER
         )
-        # Data reach the disk before the marker that vouches for them, and all of it before the name that counts.
-        for path in paths:
-            _fsync(path)
-        marker = staging / MARKER
-        marker.write_text(_marker_text(checkpoint), "utf-8")
-        _fsync(marker)
-        for parent in {path.parent for path in paths} | {staging}:
-            _fsync(parent)
-        staging.replace(target)
-        _fsync(directory)
-    except OSError as error:
+        delivered = checkpoint
+
+        def marker(inner: str) -> bytes:
+            nonlocal delivered
+            inside = tuple(replace(file, name=f"{inner}/{file.name}" if inner else file.name) for file in files)
+            delivered = replace(checkpoint, files=inside)
+            return marker_text(delivered).encode()
+
+        open_store(directory).deliver(
+            Delivery(
+                name=_folder_name(step),
+                source=staging,
+                files=[file.name for file in files],
+                marker_name=MARKER,
+                marker=marker,
+                last_check=permit.check if permit else lambda: None,
+                beat=beat,
+            )
+        )
+        if permit:
+            _withdraw_when_stale(delivered, permit)
+    except STORE_ERRORS as error:
         raise store_error(directory, error) from error
-    return checkpoint
+    shutil.rmtree(staging, ignore_errors=True)
+    return delivered
 
 
-def read_committed(path: Path) -> CommittedCheckpoint:
+def read_committed(path: Location) -> CommittedCheckpoint:
     """Return the checkpoint in folder ``path`` from its marker; the other files are not looked at.
 
     Raises:
-        FileNotFoundError: There is no such folder.
+        FileNotFoundError: There is no such folder; on an object store, none with a marker.
         CheckpointDamagedError: The marker is missing, unreadable or of another format version.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint {path}; see its parent folder for those that exist")
+    place = native(path)
+    if isinstance(place, Path) and not place.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint {place}; see its parent folder for those that exist")
     try:
-        marker = json.loads((path / MARKER).read_text("utf-8"))
+        marker = json.loads((place / MARKER).read_bytes())
         if marker["format_version"] != FORMAT_VERSION:
             raise CheckpointDamagedError(
-                path, f"its format version is {marker['format_version']}, this program reads {FORMAT_VERSION}"
+                place, f"its format version is {marker['format_version']}, this program reads {FORMAT_VERSION}"
             )
         return CommittedCheckpoint(
-            path=path,
+            path=place,
             step=int(marker["step"]),
             epoch=int(marker["epoch"]),
             step_in_epoch=int(marker["step_in_epoch"]),
             metrics={name: float(value) for name, value in marker["metrics"].items()},
             files=tuple(_file_entry(entry) for entry in marker["files"]),
+            attempt=None if marker.get("attempt") is None else int(marker["attempt"]),
         )
     except FileNotFoundError as error:
-        raise CheckpointDamagedError(path, f"it has no {MARKER}") from error
+        if not isinstance(place, Path):
+            raise FileNotFoundError(f"there is no checkpoint {place}; see its parent for those that exist") from error
+        raise CheckpointDamagedError(place, f"it has no {MARKER}") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointDamagedError(path, f"{MARKER} cannot be read ({error!r})") from error
+        raise CheckpointDamagedError(place, f"{MARKER} cannot be read ({error!r})") from error
 
 
-def committed(directory: Path) -> list[CommittedCheckpoint]:
+def committed(directory: Location) -> list[CommittedCheckpoint]:
     """Return the checkpoints in ``directory``, newest first; a folder without a readable marker is logged and skipped.
 
     Checksums are not verified. A directory that does not exist holds none.
     """
+    store = open_store(directory)
     found = []
-    if not directory.is_dir():
-        return []
-    for path in directory.iterdir():
-        if _STEP_FOLDER.fullmatch(path.name) and path.is_dir():
-            try:
-                found.append(read_committed(path))
-            except CheckpointDamagedError as error:
-                logger.warning("Skipped: %s", error)
+    for name in store.folders():
+        if not _STEP_FOLDER.fullmatch(name):
+            continue
+        try:
+            found.append(read_committed(store.directory / name))
+        except CheckpointDamagedError as error:
+            logger.warning("Skipped: %s", error)
+        except FileNotFoundError:
+            # Pruned since it was listed, or the files of an object store whose marker is not there (yet).
+            continue
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
-def latest_committed(directory: Path, *, verify: bool = True) -> CommittedCheckpoint | None:
+def latest_committed(directory: Location, *, verify: bool = True) -> CommittedCheckpoint | None:
     """Return the newest checkpoint, or None when there is none.
 
     Args:
         directory: Where the checkpoints of a training live.
-        verify: Compare sizes and checksums; a damaged checkpoint is logged and the one before it is tried.
+        verify: Compare sizes and checksums, which reads the files; a damaged checkpoint is logged and the one before
+            it is tried.
     """
-    return next((c for c in committed(directory) if not verify or _is_whole(c)), None)
+    return next((c for c in committed(directory) if not verify or is_whole(c)), None)
 
 
-def best_committed(directory: Path, metric: str, mode: Mode, *, verify: bool = True) -> CommittedCheckpoint | None:
+def best_committed(directory: Location, metric: str, mode: Mode, *, verify: bool = True) -> CommittedCheckpoint | None:
     """Return the checkpoint with the best ``metric``, the earliest of equals; None when there is no checkpoint.
 
     Args:
@@ -254,18 +315,18 @@ def best_committed(directory: Path, metric: str, mode: Mode, *, verify: bool = T
     if checkpoints and not ranked:
         available = sorted({name for checkpoint in checkpoints for name in checkpoint.metrics})
         raise ValueError(f"no checkpoint in {directory} has a finite metric {metric!r}; available: {available}")
-    return next((c for c in ranked if not verify or _is_whole(c)), None)
+    return next((c for c in ranked if not verify or is_whole(c)), None)
 
 
 def prune(
-    directory: Path,
+    directory: Location,
     *,
     keep_last: int,
     keep_best: int = 0,
     monitor: str | None = None,
     mode: Mode = "max",
     known_good: CommittedCheckpoint | None = None,
-) -> list[Path]:
+) -> list[Path | StoragePath]:
     """Remove checkpoints beyond those to keep and return the removed folders. The newest whole one always stays.
 
     Args:
@@ -285,48 +346,65 @@ def prune(
     doomed = [c for c in checkpoints if c.path not in kept]
     if doomed:
         # Counting names is not enough: were all the kept ones damaged, pruning would end the training's memory.
-        newest_good = next((c for c in checkpoints if (known_good and c.path == known_good.path) or _is_whole(c)), None)
+        newest_good = next((c for c in checkpoints if (known_good and c.path == known_good.path) or is_whole(c)), None)
         doomed = [c for c in doomed if newest_good is not None and c.path != newest_good.path]
     for checkpoint in doomed:
         discard(checkpoint.path)
     return [checkpoint.path for checkpoint in doomed]
 
 
-def clean_staging(directory: Path) -> list[Path]:
+def clean_staging(directory: Location) -> list[Path | StoragePath]:
     """Remove what interrupted publishing and pruning left in ``directory``, and return those folders.
 
     Only for a moment when nobody publishes: before the training starts, by the chief.
     """
-    left_over = [*directory.glob(f"{_STAGING}*"), *directory.glob(f"{_DISCARDED}*")]
-    for path in left_over:
-        shutil.rmtree(path, ignore_errors=True)
-    return left_over
+    store = open_store(directory)
+
+    def parts(name: str) -> set[str] | None:
+        if not _STEP_FOLDER.fullmatch(name):
+            return None
+        try:
+            return {PurePosixPath(file.name).parts[0] for file in read_committed(store.directory / name).files}
+        except FileNotFoundError:
+            return set()
+        except CheckpointDamagedError:
+            return None
+
+    return [native(store.directory / name) for name in store.clean(parts)]
 
 
-def discard(path: Path) -> None:
-    """Remove a checkpoint's folder; at no moment is there a half-removed folder under its name."""
-    aside = path.with_name(f"{_DISCARDED}{path.name}-{uuid.uuid4().hex}")
-    path.replace(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+def discard(path: Location) -> None:
+    """Remove a checkpoint's folder; from the first deletion on it does not count any more."""
+    place = StoragePath.of(path)
+    open_store(place.parent).remove(place.name)
 
 
-def store_error(directory: Path, error: OSError) -> OSError:
-    """Return ``error`` as one of the same kind (errno) whose message names the store and says what to do."""
-    reason = error.strerror or str(error)
-    message = f"cannot write a checkpoint to {directory} ({reason}); free space there or choose a writable directory"
-    return OSError(error.errno, message) if error.errno else OSError(message)
+def _withdraw_when_stale(checkpoint: CommittedCheckpoint, permit: Permit) -> None:
+    """Take back what was committed between the look at the fence and the fence's change."""
+    try:
+        permit.check()
+    except StaleAttemptError:
+        discard(checkpoint.path)
+        raise
 
 
-def _read_whole(path: Path) -> CommittedCheckpoint | None:
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _read_whole(path: Path | StoragePath) -> CommittedCheckpoint | None:
     try:
         checkpoint = read_committed(path)
+    except FileNotFoundError:
+        return None
     except CheckpointDamagedError as error:
         logger.warning("Replaced: %s", error)
         return None
-    return checkpoint if _is_whole(checkpoint) else None
+    return checkpoint if is_whole(checkpoint) else None
 
 
-def _is_whole(checkpoint: CommittedCheckpoint) -> bool:
+def is_whole(checkpoint: CommittedCheckpoint) -> bool:
+    """Return whether sizes and checksums agree; damage is logged."""
     damage = checkpoint.damage()
     if damage is not None:
         logger.warning("Checkpoint %s is damaged: %s; passed over", checkpoint.path, damage)
@@ -341,12 +419,14 @@ def _best_first(checkpoints: list[CommittedCheckpoint], metric: str, mode: Mode)
     return sorted(comparable, key=lambda c: (sign * c.metrics[metric], c.step))
 
 
-def _marker_text(checkpoint: CommittedCheckpoint) -> str:
+def marker_text(checkpoint: CommittedCheckpoint) -> str:
+    """Return the content of the marker."""
     marker = {
         "format_version": checkpoint.format_version,
         "step": checkpoint.step,
         "epoch": checkpoint.epoch,
         "step_in_epoch": checkpoint.step_in_epoch,
+        "attempt": checkpoint.attempt,
         # JSON has no NaN or infinity; float() reads them back from their names.
         "metrics": {k: v if math.isfinite(v) else str(v) for k, v in checkpoint.metrics.items()},
         "files": [asdict(file) for file in checkpoint.files],
@@ -360,19 +440,3 @@ def _file_entry(entry: Mapping[str, Any]) -> CheckpointFile:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise KeyError(f"file name {name!r} leaves the folder")
     return CheckpointFile(name, int(entry["bytes"]), str(entry["sha256"]))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Metrics on their way to MLflow: sent in batches by a background thread, kept while the server is away.
+"""What a training tells MLflow, on its way: sent by a background thread, kept while the server is away.
 
 ``python -m callbacks.metric_buffer replay FILE`` sends what a process had to leave behind. No TensorFlow in here: the
 driver uses it, too.
@@ -9,6 +9,7 @@ import logging
 import math
 import posixpath
 import re
+import shlex
 import sys
 import threading
 import time
@@ -18,10 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from callbacks.credentials import without_credentials
 from callbacks.metric_replay import main, replay
 from callbacks.metric_requests import METRICS_PER_REQUEST, first_line, log_points, logged_steps, start_run
-from callbacks.metric_spill import Point, SpillFile
+from callbacks.metric_spill import Point, SpillFile, Target
 from callbacks.metric_values import scalar_metrics
+from callbacks.run_calls import RunCall, SetStatus, is_refusal, with_call
 
 # The command that every warning names is `python -m callbacks.metric_buffer replay`.
 __all__ = ["METRICS_PER_REQUEST", "MetricBuffer", "Point", "main", "metric_name", "replay", "retry_delay"]
@@ -52,24 +55,26 @@ def retry_delay(failures: int, first_seconds: float, longest_seconds: float) -> 
 
 
 class MetricBuffer:
-    """Takes metrics at any rate, sends them from a background thread, and never raises into the training.
+    """Takes metrics and calls at any rate, sends them from a background thread, and never raises into the training.
 
     While the server does not answer, metrics wait in memory; beyond ``capacity`` they move to the file ``spill_path``.
     A file that an earlier process left for the same run is sent, too. Each name's steps only move forward: a step at
     or below one that was logged for that name, by this process or by an earlier one that wrote to the run, is skipped.
     A resumed training repeats the epochs after its checkpoint, and MLflow cannot replace a value, so the first value
-    stays and the curve has one point per step.
+    stays and the curve has one point per step. Parameters, tags and artifacts (`callbacks.run_calls`) follow the
+    metrics in the order they came; one that the server refuses is dropped with a warning.
 
     Args:
         client: An ``MlflowClient``, or a tracking URI to open one for in the background.
         run_id: The run to log to; None starts one when the server answers.
         experiment: Name of the experiment for a run that is started here.
-        run_name: Name for a run that is started here.
+        run_name: Name for a run that is started here; one of that name that an earlier process started is gone on with.
         spill_path: File for metrics that memory cannot hold and for those left at the end; JSON lines.
             By default ``mlflow-metrics-<run id>.jsonl`` in the working directory.
         capacity: Metric values kept in memory.
         first_retry_seconds: Wait after a first failure; it doubles with each further one.
         longest_retry_seconds: Longest wait between attempts.
+        linger_seconds: Wait after a request for more to send with the next: fewer requests, later points.
         clock: Returns seconds; monotonic.
 
     Raises:
@@ -87,6 +92,7 @@ class MetricBuffer:
         capacity: int = 10_000,
         first_retry_seconds: float = 1.0,
         longest_retry_seconds: float = 60.0,
+        linger_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Check the arguments and start the sending thread; the server is not asked yet."""
@@ -97,27 +103,29 @@ class MetricBuffer:
         self._tracking_uri = client if isinstance(client, str) else getattr(client, "tracking_uri", "")
         self._run_id = run_id
         self._is_own_run = run_id is None
-        self._experiment = experiment
-        self._run_name = run_name
+        self._target = Target(run_id, without_credentials(self._tracking_uri), experiment, run_name)
         default_path = Path.cwd() / f"mlflow-metrics-{run_id or uuid.uuid4().hex}.jsonl"
-        self._spill = SpillFile(
-            Path(spill_path) if spill_path else default_path, run_id, self._tracking_uri, experiment
-        )
+        self._spill = SpillFile(Path(spill_path) if spill_path else default_path, self._target)
         self._capacity = capacity
         self._first_retry_seconds = first_retry_seconds
         self._longest_retry_seconds = longest_retry_seconds
+        self._linger_seconds = linger_seconds
         self._clock = clock
 
         # Guards everything below; waited on by flush (all sent?) and by the thread (something to send?).
         self._changed = threading.Condition()
         self._pending: deque[Point] = deque()
         self._in_flight: list[Point] = []
+        # How an earlier process ended says nothing of this one.
+        self._calls: tuple[RunCall, ...] = tuple(
+            call for call in self._spill.earlier_calls if not isinstance(call, SetStatus)
+        )
         self._newest_step: dict[str, int] = {}
         self._stored_step: dict[str, int] | None = None
         self._failures = 0
         self._last_error = ""
         self._retry_at = -math.inf
-        self._final_status: str | None = None
+        self._is_hurried = False
         self._closed = False
         # Daemon: a server that hangs must not keep the process alive. atexit saves what is left then.
         self._thread = threading.Thread(target=self._work, name="metric-buffer", daemon=True)
@@ -157,13 +165,25 @@ class MetricBuffer:
                 self._spill_pending()
             self._changed.notify_all()
 
+    def call(self, call: RunCall) -> None:
+        """Take parameters, tags, an artifact or the status; returns at once."""
+        with self._changed:
+            if self._closed:
+                logger.warning("%s came after close() and is dropped", call)
+                return
+            self._calls = with_call(self._calls, call)
+            self._changed.notify_all()
+
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Try now, whatever the back-off says, and return whether everything was sent within the time."""
         with self._changed:
             self._retry_at = -math.inf
             self._failures = min(self._failures, 1)
+            self._is_hurried = True
             self._changed.notify_all()
-            return self._changed.wait_for(self._is_all_sent, timeout_seconds)
+            is_sent = self._changed.wait_for(self._is_all_sent, timeout_seconds)
+            self._is_hurried = False
+            return is_sent
 
     def close(self, timeout_seconds: float = 30.0, *, status: str | None = None) -> bool:
         """Send what is left, or save it to the spill file and say so in one warning; a second call does nothing.
@@ -178,8 +198,8 @@ class MetricBuffer:
         with self._changed:
             if self._closed:
                 return self._is_all_sent()
-            if self._is_own_run:
-                self._final_status = status
+            if self._is_own_run and status is not None:
+                self._calls = with_call(self._calls, SetStatus(status))
         is_sent = self.flush(timeout_seconds)
         with self._changed:
             self._closed = True
@@ -188,25 +208,35 @@ class MetricBuffer:
                 # A request may still be under way. Its metrics are saved as well: replay leaves out what arrived.
                 self._pending.extendleft(reversed(self._in_flight))
                 self._in_flight = []
-                self._spill_pending()
+                self._spill_pending(self._calls if self._is_worth_a_file() else ())
         atexit.unregister(self.close)
-        if not is_sent and self._spill.has_points():
+        if not is_sent and self.left_behind is not None:
             logger.warning(
-                "MLflow could not be reached (%s); metrics are kept in %s. Send them later with: "
-                "python -m callbacks.metric_buffer replay %s",
+                "MLflow could not be reached (%s); metrics are kept in %s. Send them later with: %s",
                 self._last_error or f"no answer within {timeout_seconds:g} s",
                 self.spill_path,
-                self.spill_path,
+                self.left_behind,
             )
         return is_sent
 
-    def _is_all_sent(self) -> bool:
-        has_points = bool(self._pending or self._in_flight or self._spill.has_points())
-        return not has_points and self._final_status is None
+    @property
+    def left_behind(self) -> str | None:
+        """The command that sends what a closed buffer could not; None when there is nothing."""
+        if not self._closed or not self._spill.has_points():
+            return None
+        return f"python -m callbacks.metric_buffer replay {shlex.quote(str(self.spill_path))}"
 
-    def _spill_pending(self) -> None:
+    def _is_all_sent(self) -> bool:
+        return not (self._pending or self._in_flight or self._calls or self._spill.has_points())
+
+    def _is_worth_a_file(self) -> bool:
+        """Whether there is more to send than the status of a run that was never started."""
+        has_points = bool(self._run_id or self._pending or self._spill.has_points())
+        return has_points or any(not isinstance(call, SetStatus) for call in self._calls)
+
+    def _spill_pending(self, calls: tuple[RunCall, ...] = ()) -> None:
         try:
-            self._spill.append(self._pending, self._run_id)
+            self._spill.append(self._pending, self._run_id, calls)
         except OSError as error:
             # Neither the server nor the disk takes them: the oldest go, and this says how many.
             lost = max(0, len(self._pending) - self._capacity) if not self._closed else len(self._pending)
@@ -232,7 +262,7 @@ class MetricBuffer:
                 self._note_success()
 
     def _send_some(self) -> None:
-        """Send one request's worth: first what an outage moved to the file, then what is in memory."""
+        """Send one request's worth: what an outage moved to the file, then what is in memory, then the first call."""
         client = self._connect()
         with self._changed:
             spilled, offset = self._spill.read(METRICS_PER_REQUEST)
@@ -241,16 +271,26 @@ class MetricBuffer:
                 self._in_flight = [self._pending.popleft() for _ in range(count)]
                 self._spill.drop_until(offset)  # lines that hold no value
             points = spilled or list(self._in_flight)
-            final_status = None if points else self._final_status
+            call = self._calls[0] if self._calls and not points else None
         self._log_batch(client, [point for point in points if not self._is_stored(client, point)])
-        if final_status is not None:
-            client.set_terminated(self._run_id, final_status)
+        if call is not None:
+            self._send_call(client, call)
         with self._changed:
             self._in_flight = []
             if spilled:
                 self._spill.drop_until(offset)
-            if final_status is not None:
-                self._final_status = None
+            # A newer one may have taken its place meanwhile.
+            self._calls = tuple(waiting for waiting in self._calls if waiting is not call)
+
+    def _send_call(self, client: Any, call: RunCall) -> None:
+        run_id = self._run_id
+        assert run_id is not None  # noqa: S101 - _connect started one
+        try:
+            call.send(client, run_id)
+        except Exception as error:  # Whatever the client raises: one call must not hold up all that follow.
+            if not is_refusal(error):
+                raise
+            logger.warning("MLflow refused %s of run %s: %s", call, run_id, first_line(error))
 
     def _connect(self) -> Any:
         if self._client is None:
@@ -258,11 +298,14 @@ class MetricBuffer:
 
             self._client = MlflowClient(self._tracking_uri)
         if self._run_id is None:
-            run_id = start_run(self._client, self._experiment, self._run_name)
+            run_id = start_run(self._client, self._target)
             with self._changed:
                 self._run_id = run_id
                 self._spill.name_run(run_id)
         return self._client
+
+    def _has_a_backlog(self) -> bool:
+        return bool(self._calls or self._spill.has_points()) or len(self._pending) >= METRICS_PER_REQUEST
 
     def _is_stored(self, client: Any, point: Point) -> bool:
         if self._stored_step is None:
@@ -294,7 +337,8 @@ class MetricBuffer:
             if self._failures:
                 logger.info("MLflow takes metrics again")
             self._failures = 0
-            self._retry_at = -math.inf
+            is_patient = self._linger_seconds and not self._is_hurried and not self._has_a_backlog()
+            self._retry_at = self._clock() + self._linger_seconds if is_patient else -math.inf
             self._changed.notify_all()
 
 

@@ -1,21 +1,40 @@
-"""Sends the metrics that a process had to leave behind: ``python -m callbacks.metric_buffer replay FILE``."""
+"""Sends what a training had to leave behind: ``python -m callbacks.metric_buffer replay FILE``."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from callbacks.metric_requests import METRICS_PER_REQUEST, first_line, log_points, logged_steps, start_run
-from callbacks.metric_spill import name_run_in, read_spill
+from callbacks.metric_spill import Spilled, name_run_in, read_spill
+from callbacks.run_calls import SetStatus
 
 
-def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -> tuple[str, int, int]:
-    """Send the metrics in a spill file to their run, then remove the file.
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay did.
 
-    A value whose name and step the run has already is left out, so that a replay can be repeated.
+    Attributes:
+        run_id: The run; started here when it never was.
+        sent: Metric values sent.
+        present: Metric values that were there already.
+        calls: Parameters, tags and artifacts sent, counted by calls.
+    """
+
+    run_id: str
+    sent: int
+    present: int
+    calls: int
+
+
+def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -> Replayed:
+    """Send the metrics and calls in a spill file to their run, then remove the file.
+
+    A value whose name and step the run has already is left out, and every call can be made twice, so that a replay can
+    be repeated.
 
     Args:
         path: The file.
@@ -23,46 +42,49 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
         tracking_uri: Server; by default ``MLFLOW_TRACKING_URI``, else the one that the file names (without user
             name and password, which are never written to it).
 
-    Returns:
-        The run's id (started here when it never was), the values sent, and the values that were there already.
-
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds no metrics.
+        ValueError: It holds nothing to send.
     """
-    target, points = read_spill(path)
-    if not points:
+    found = read_spill(path)
+    if not found.points and not found.calls:
         raise ValueError(f"{path} holds no metrics; name a file that a MetricBuffer left")
     if client is None:
         from mlflow import MlflowClient
 
-        client = MlflowClient(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or target.tracking_uri)
-    run_id = target.run_id
-    is_new_run = run_id is None
+        client = MlflowClient(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or found.target.tracking_uri)
+    run_id = found.target.run_id
     if run_id is None:
-        run_id = start_run(client, target.experiment, None)
+        run_id = start_run(client, found.target)
         # A replay that fails half-way has to find this run again.
-        name_run_in(path, replace(target, run_id=run_id))
+        name_run_in(path, replace(found.target, run_id=run_id))
     stored = {name: set(logged_steps(client, run_id, name)) for name in client.get_run(run_id).data.metrics}
-    missing = [point for point in points if point.step not in stored.get(point.name, ())]
+    missing = [point for point in found.points if point.step not in stored.get(point.name, ())]
     for start in range(0, len(missing), METRICS_PER_REQUEST):
         log_points(client, run_id, missing[start : start + METRICS_PER_REQUEST])
-    if is_new_run:
+    for call in found.calls:
+        call.send(client, run_id)
+    if _is_left_open(found):
         client.set_terminated(run_id, "FINISHED")
     path.unlink()
-    return run_id, len(missing), len(points) - len(missing)
+    return Replayed(run_id, len(missing), len(found.points) - len(missing), len(found.calls))
+
+
+def _is_left_open(found: Spilled) -> bool:
+    """Whether the run was never started, and its process had no time to say how it ended."""
+    return found.target.run_id is None and not any(isinstance(call, SetStatus) for call in found.calls)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 sent, 1 the server did not take them, 2 bad usage."""
     parser = argparse.ArgumentParser(prog="python -m callbacks.metric_buffer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    replay_command = commands.add_parser("replay", help="send the metrics in a file that a training left behind")
+    replay_command = commands.add_parser("replay", help="send what is in a file that a training left behind")
     replay_command.add_argument("file", type=Path)
     replay_command.add_argument("--tracking-uri", help="the MLflow server; by default the one that the file names")
     options = parser.parse_args(arguments)
     try:
-        run_id, sent, present = replay(options.file, tracking_uri=options.tracking_uri)
+        done = replay(options.file, tracking_uri=options.tracking_uri)
     except FileNotFoundError:
         print(f"{options.file} does not exist; name a file that a training left", file=sys.stderr)
         return 2
@@ -72,5 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # Whatever the client raises, the file is still there: say so in one line.
         print(f"{options.file} is kept, MLflow did not take it: {first_line(error)}", file=sys.stderr)
         return 1
-    print(f"{sent} metric values sent to run {run_id}, {present} were there already")
+    print(f"{done.sent} metric values sent to run {done.run_id}, {done.present} were there already")
+    if done.calls:
+        print(f"{done.calls} calls with parameters, tags, artifacts or status sent")
     return 0

@@ -1,13 +1,17 @@
-"""Epoch metrics of a ``fit`` in one MLflow run, logged by the chief."""
+"""Metrics of a ``fit`` in one MLflow run, logged by the chief: each epoch's, and on request sampled steps and usage."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tf_keras
 
 from callbacks.metric_buffer import MetricBuffer
+from callbacks.metric_values import scalar_metrics
+from callbacks.progress import optimizer_step, replicas_in_batch_logs
 from callbacks.roles import current_role
+from callbacks.usage_metrics import STEP_PREFIX, SystemSampler
 
 
 class MLflowLogger(tf_keras.callbacks.Callback):
@@ -22,7 +26,12 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         experiment: Experiment of a run that is started here.
         spill_path: File for metrics that could not be sent; see `MetricBuffer`.
         close_timeout_seconds: Longest wait for the server when training ends.
-        buffer: A buffer to log through instead; it is flushed and not closed. Not together with the others.
+        step_seconds: Log the batch's metrics and ``steps_per_second``, too, under names that begin with ``step/`` and
+            over the optimizer's steps; at most one point in this many seconds. Not at all by default.
+        system_seconds: Log CPU and memory of this process every so many seconds, under the names that MLflow's system
+            metrics have (``system/worker_0/...``). Not at all by default.
+        buffer: A buffer to log through instead; it is flushed and not closed. Not together with what says where to log.
+        clock: Returns seconds; monotonic.
     """
 
     def __init__(
@@ -33,10 +42,23 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         experiment: str = "Default",
         spill_path: str | Path | None = None,
         close_timeout_seconds: float = 30.0,
+        step_seconds: float | None = None,
+        system_seconds: float | None = None,
         buffer: MetricBuffer | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep the arguments."""
+        """Check and keep the arguments."""
+        for name, seconds in (("step_seconds", step_seconds), ("system_seconds", system_seconds)):
+            if seconds is not None and seconds <= 0:
+                raise ValueError(f"{name} is {seconds}; use seconds above 0, or None to log none")
         super().__init__()
+        # Batch logs stay on the device until a point is due.
+        self._supports_tf_logs = True
+        self._step_seconds = step_seconds
+        self._system_seconds = system_seconds
+        self._clock = clock
+        self._sampler: SystemSampler | None = None
+        self._sampled: tuple[float, int] | None = None
         self._run_id = run_id
         self._tracking_uri = tracking_uri
         self._experiment = experiment
@@ -54,6 +76,12 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         """Open the buffer, on the chief."""
         if not current_role(self.model.distribute_strategy).is_chief:
             return
+        self._open_buffer()
+        self._sampled = None
+        if self._system_seconds is not None and self._buffer is not None:
+            self._sampler = SystemSampler(0, self._buffer.log, self._system_seconds)
+
+    def _open_buffer(self) -> None:
         if self._given_buffer is not None:
             self._buffer = self._given_buffer
             return
@@ -67,6 +95,24 @@ class MLflowLogger(tf_keras.callbacks.Callback):
             spill_path=self._spill_path,
         )
 
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Hand the batch's metrics over when they are due."""
+        if self._buffer is None or self._step_seconds is None:
+            return
+        now = self._clock()
+        if self._sampled is not None and now < self._sampled[0] + self._step_seconds:
+            return
+        step = optimizer_step(self.model)
+        if step is None:
+            return
+        replicas = replicas_in_batch_logs(self.model)
+        metrics = {f"{STEP_PREFIX}{name}": value / replicas for name, value in scalar_metrics(logs).items()}
+        if self._sampled is not None:
+            seconds, steps = now - self._sampled[0], step - self._sampled[1]
+            metrics[f"{STEP_PREFIX}steps_per_second"] = steps / seconds
+        self._sampled = (now, step)
+        self._buffer.log(metrics, step)
+
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Hand the epoch's metrics over."""
         if self._buffer is not None:
@@ -76,6 +122,9 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         """Send what is left."""
         if self._buffer is None:
             return
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
         if self._given_buffer is not None:
             self._buffer.flush(self._close_timeout_seconds)
             return

@@ -10,14 +10,33 @@ from callbacks.metric_values import as_float, scalar_metrics
 from callbacks.throughput import RateMeter
 
 
+def optimizer_step(model: tf_keras.Model) -> int | None:
+    """Return the optimizer steps done, exactly; None for a model that was compiled without an optimizer."""
+    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
+    value = None if iterations is None else as_float(iterations)
+    return None if value is None else int(value)
+
+
+def replicas_in_batch_logs(model: tf_keras.Model) -> int:
+    """Return over how many replicas a batch's logs are summed.
+
+    Keras sums them over the replicas (reduce_per_replica), though each of them is a mean already; only the logs of an
+    epoch's end are read from the metrics anew. Under a strategy with ``sums_batch_logs = False`` they are the means of
+    the rank's own replica.
+    """
+    strategy = model.distribute_strategy
+    return int(strategy.num_replicas_in_sync) if getattr(strategy, "sums_batch_logs", True) else 1
+
+
 class EventCallback(tf_keras.callbacks.Callback):
     """Sends events while ``fit`` runs. An event's key ``event`` says which; counts of epochs and steps are 1-based.
 
     - ``train_begin``: ``epochs``, ``steps`` (per epoch; None when not known yet)
-    - ``progress``: ``epoch`` (under way), ``step_in_epoch``, ``steps``, ``examples_per_second``, ``loss``
-      (the epoch's mean so far, or None)
+    - ``progress``: ``step`` (of the optimizer, exact), ``epoch`` (under way), ``step_in_epoch``, ``steps``,
+      ``examples_per_second`` (all replicas together), ``loss`` (the epoch's mean so far, or None)
     - ``validation``: ``epoch`` (under way), ``step``; once when a validation begins with step 0, then like progress
-    - ``epoch_end``: ``epoch`` (completed), ``logs`` (floats), ``seconds`` (with validation), ``examples_per_second``
+    - ``epoch_end``: ``step`` (of the optimizer), ``epoch`` (completed), ``logs`` (floats), ``seconds`` (with
+      validation), ``examples_per_second``
     - ``train_end``: ``epochs`` (completed)
 
     ``progress`` and ``validation`` come at most every ``every_seconds``; each costs a wait for the device, since it
@@ -90,6 +109,7 @@ class EventCallback(tf_keras.callbacks.Callback):
         self._send(
             {
                 "event": "progress",
+                "step": optimizer_step(self.model),
                 "epoch": self._under_way(),
                 "step_in_epoch": batch + 1,
                 "steps": self.params.get("steps"),
@@ -114,6 +134,7 @@ class EventCallback(tf_keras.callbacks.Callback):
         self._completed = epoch + 1
         event = {
             "event": "epoch_end",
+            "step": optimizer_step(self.model),
             "epoch": epoch + 1,
             "logs": scalar_metrics(logs),
             "seconds": self._clock() - self._begin,
@@ -132,9 +153,8 @@ class EventCallback(tf_keras.callbacks.Callback):
     def _loss(self, logs: Mapping[str, Any] | None) -> float | None:
         if not logs or "loss" not in logs:
             return None
-        # Keras sums a batch's logs over the replicas (reduce_per_replica), though each of them is a mean already; only
-        # the logs of an epoch's end are read from the metrics anew.
-        return as_float(logs["loss"]) / self.model.distribute_strategy.num_replicas_in_sync
+        loss = as_float(logs["loss"])
+        return None if loss is None else loss / replicas_in_batch_logs(self.model)
 
     def _under_way(self) -> int:
         return 0 if self._epoch is None else self._epoch + 1

@@ -49,7 +49,7 @@ def is_chief(task_type: str | None, task_id: int | None, cluster: Cluster | None
 
 
 def current_role(strategy: Any = None) -> Role:
-    """Return this process's role, from the strategy's cluster resolver or else from ``TF_CONFIG``.
+    """Return this process's role, from the strategy's cluster resolver, its replicas, or else from ``TF_CONFIG``.
 
     Args:
         strategy: A ``tf.distribute.Strategy``; None, or one without a cluster, leaves the answer to ``TF_CONFIG``.
@@ -57,6 +57,8 @@ def current_role(strategy: Any = None) -> Role:
     resolver = getattr(strategy, "cluster_resolver", None)
     if resolver is not None and (cluster := resolver.cluster_spec().as_dict()):
         return _role(resolver.task_type, resolver.task_id, cluster)
+    if resolver is None and strategy is not None and strategy.extended._in_multi_worker_mode():
+        return _role_of_replicas(strategy)
     tf_config = _tf_config()
     task = tf_config.get("task", {})
     return _role(task.get("type"), task.get("index"), tf_config.get("cluster", {}))
@@ -72,6 +74,20 @@ def _role(task_type: str | None, task_id: int | None, cluster: Cluster) -> Role:
         rank=rank,
         is_chief=is_chief(task_type or None, None if task_id is None else int(task_id), cluster),
     )
+
+
+def _role_of_replicas(strategy: Any) -> Role:
+    """Return the role in a strategy of several processes that has no cluster resolver: its replicas are numbered."""
+    local = len(strategy.extended.worker_devices)
+    numbers: list[int] = []
+
+    def note_number(context: Any) -> float:
+        numbers.append(int(context.replica_id_in_sync_group))
+        return 0.0
+
+    strategy.experimental_distribute_values_from_function(note_number)
+    rank = numbers[0] // local
+    return Role("worker", rank, workers=strategy.num_replicas_in_sync // local, rank=rank, is_chief=rank == 0)
 
 
 def _tf_config() -> dict[str, Any]:

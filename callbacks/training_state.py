@@ -38,6 +38,16 @@ def tensors(model: tf_keras.Model, optimizer: Any) -> tf.train.Checkpoint:
     return tf.train.Checkpoint(model=model, optimizer=optimizer, random=_random_generators(model))
 
 
+def settle(model: tf_keras.Model) -> None:
+    """Bring the workers of ``model`` to one state where its optimizer lets them part; every worker has to call it.
+
+    An optimizer with local updates (`training.local_updates`) has a method ``settle``; for others this does nothing.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling wraps it
+    if hasattr(optimizer, "settle"):
+        optimizer.settle()
+
+
 def _random_generators(model: tf_keras.Model) -> list[tf.random.Generator]:
     # Keras keeps these out of its own checkpoints, for compatibility with older ones.
     layers = (layer for layer in model._flatten_layers() if hasattr(layer, "_random_generator"))

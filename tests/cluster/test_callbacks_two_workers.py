@@ -1,5 +1,7 @@
-"""T5, L15, T10, F6, T6: the callbacks in a real fit of two processes under MultiWorkerMirroredStrategy."""
+"""T5, L15, T10, F6, T6: the callbacks in a real fit of two processes, under every strategy of several processes."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import socket
@@ -14,16 +16,23 @@ import numpy as np
 import pytest
 
 from callbacks import commit
+from callbacks.backup import restore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).parent / "programs" / "callbacks_rank.py"
 TIMEOUT_SECONDS = 120
 
 
-def train(folder: Path, name: str, store: Path, epochs: int) -> list[dict[str, Any]]:
+def train(
+    folder: Path, name: str, store: Path, *, strategy: str, epochs: int, stop_after: int = 10**9
+) -> list[dict[str, Any]]:
     """Run both ranks to their end and return their results; ``folder/scratch-<rank>`` is each one's scratch."""
     with reserved_port() as first, reserved_port() as second:
-        return _train(folder, name, store, epochs, [f"127.0.0.1:{port}" for port in (first, second)])
+        addresses = [f"127.0.0.1:{port}" for port in (first, second)]
+        if strategy != "ring":
+            return _train(folder, name, [strategy, store], [epochs, stop_after], addresses)
+    # A ring does not share its port.
+    return _train(folder, name, [strategy, store], [epochs, stop_after], addresses)
 
 
 @contextmanager
@@ -36,7 +45,7 @@ def reserved_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-def _train(folder: Path, name: str, store: Path, epochs: int, addresses: list[str]) -> list[dict[str, Any]]:
+def _train(folder: Path, name: str, before: list[Any], after: list[Any], addresses: list[str]) -> list[dict[str, Any]]:
     cluster = {"worker": addresses}
     results = [folder / f"{name}-{rank}.json" for rank in range(2)]
     logs = [folder / f"{name}-{rank}.log" for rank in range(2)]
@@ -44,7 +53,7 @@ def _train(folder: Path, name: str, store: Path, epochs: int, addresses: list[st
     try:
         for rank in range(2):
             tf_config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
-            arguments = [store, folder / f"scratch-{rank}", epochs, results[rank]]
+            arguments = [*before, folder / f"scratch-{rank}", *after, results[rank]]
             with logs[rank].open("wb") as log:
                 processes.append(
                     subprocess.Popen(
@@ -64,11 +73,16 @@ def _train(folder: Path, name: str, store: Path, epochs: int, addresses: list[st
     return [json.loads(result.read_text()) for result in results]
 
 
+@pytest.fixture(params=["mirrored", "ring"])
+def strategy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.mark.timeout(420)
-def test_two_ranks_share_one_store_stop_together_and_resume_to_the_same_bits(tmp_path: Path) -> None:
+def test_two_ranks_share_one_store_stop_together_and_resume_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
     unbroken_store, resumed_store = tmp_path / "unbroken", tmp_path / "resumed"
 
-    unbroken = train(tmp_path, "unbroken", unbroken_store, epochs=8)
+    unbroken = train(tmp_path, "unbroken", unbroken_store, strategy=strategy, epochs=8)
 
     assert [(r["is_chief"], r["rank"], r["workers"]) for r in unbroken] == [(True, 0, 2), (False, 1, 2)]
     # Each rank logged other values; both stop after the epoch that the means ask for.
@@ -76,23 +90,48 @@ def test_two_ranks_share_one_store_stop_together_and_resume_to_the_same_bits(tmp
     assert [r["stopping"] for r in unbroken] == [{"epoch": 5, "best": 0.5, "best_epoch": 3, "wait": 2}] * 2
     assert unbroken[0]["weights_sha256"] == unbroken[1]["weights_sha256"]
     assert unbroken[1]["last_event"] == {"event": "train_end", "epochs": 5}
-    # One store, the chief's: the two newest (within and at the end of epoch 5), the best by the chief's own value.
-    assert [(c.step, c.damage()) for c in commit.committed(unbroken_store)] == [(20, None), (18, None)]
-    assert sorted(path.name for path in unbroken_store.iterdir()) == ["step-00000018", "step-00000020"]
-    assert list((tmp_path / "scratch-1").iterdir()) == []
+    # One store, the chief's: the newest, which is the best by the chief's own value, and one before.
+    kept = commit.committed(unbroken_store)
+    assert [c.damage() for c in kept] == [None, None]
+    assert kept[0].step == 20
+    assert sorted(path.name for path in unbroken_store.iterdir()) == sorted(c.path.name for c in kept)
+    assert not (tmp_path / "scratch-1").exists()
 
+    # Rank 1 alone is asked to stop, in the middle of epoch 3: both do, after the same step.
+    broken = train(tmp_path, "broken", resumed_store, strategy=strategy, epochs=8, stop_after=10)
+    assert [r["stopped"] for r in broken] == [[10, str(resumed_store / "step-00000010")]] * 2
+    assert commit.read_committed(resumed_store / "step-00000010").step_in_epoch == 2
     # What a rank left that was killed while it saved is gone after the next attempt.
-    train(tmp_path, "broken", resumed_store, epochs=2)
     (resumed_store / ".staging-killed").mkdir()
-    resumed = train(tmp_path, "resumed", resumed_store, epochs=8)
+    resumed = train(tmp_path, "resumed", resumed_store, strategy=strategy, epochs=8)
 
     assert [r["epochs"] for r in resumed] == [[2, 3, 4]] * 2
     assert [r["stopping"] for r in resumed] == [r["stopping"] for r in unbroken]
     assert {r["weights_sha256"] for r in resumed} == {unbroken[0]["weights_sha256"]}
+    # The epoch that was resumed in its middle logs what the unbroken one did.
+    assert [r["mae"] for r in resumed] == [r["mae"][2:] for r in unbroken]
     # Each rank has its own moving averages; a checkpoint holds their mean, from which both go on: equal but for
     # rounding.
     for averages in (r["moving_averages"] for r in resumed):
         for ours, theirs in zip(averages, unbroken[0]["moving_averages"], strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-    assert sorted(path.name for path in resumed_store.iterdir()) == ["step-00000018", "step-00000020"]
-    assert list((tmp_path / "scratch-1").iterdir()) == []
+    assert not [path.name for path in resumed_store.iterdir() if not path.name.startswith("step-")]
+
+    restores_alone(resumed_store, resumed[0])
+
+
+def restores_alone(store: Path, trained: dict[str, Any]) -> None:
+    """Two ranks wrote the checkpoint; a process of its own reads it, as the export does."""
+    program = REPOSITORY / "tests" / "cluster" / "programs" / "callbacks_rank.py"
+    specification = importlib.util.spec_from_file_location("callbacks_rank", program)
+    assert specification is not None
+    assert specification.loader is not None
+    rank = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(rank)
+    model = rank.build_model()
+    newest = commit.latest_committed(store)
+    assert newest is not None
+    restore(model, model.optimizer, newest)
+    values = b"".join(v.numpy().tobytes() for v in [*model.trainable_variables, *model.optimizer.variables])
+    assert hashlib.sha256(values).hexdigest() == trained["weights_sha256"]
+    assert model.evaluate(rank.epoch_data(0), steps=4, verbose=0, return_dict=True)["mae"] >= 0

@@ -1,10 +1,13 @@
 """One rank of a training with all callbacks; a test starts two. Its result is a JSON file.
 
-Usage: callbacks_rank.py STORE SCRATCH EPOCHS RESULT
+Usage: callbacks_rank.py STRATEGY STORE SCRATCH EPOCHS STOP_AFTER RESULT
+
+STRATEGY is ``mirrored`` (MultiWorkerMirroredStrategy) or ``ring``; rank 1 is asked to stop after STOP_AFTER steps.
 """
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,16 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from callbacks.backup import BackupAndRestore
+from callbacks.backup import BackupAndRestore, resume_point
 from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.early_stopping import AgreedEarlyStopping
 from callbacks.nan_guard import StopOnNaN
 from callbacks.progress import EventCallback
 from callbacks.roles import current_role
+from callbacks.stop_request import StopOnRequest, TrainingStopped
 from callbacks.throughput import Throughput
+from training.ring import Ring
+from training.ring_strategy import RingStrategy
 
 STEPS_PER_EPOCH = 4
 BATCH_PER_WORKER = 8
@@ -36,6 +42,27 @@ class LocalValue(tf_keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs["local"] = LOCAL_VALUES[self._rank][epoch]
+
+
+class StopAfter(tf_keras.callbacks.Callback):
+    """Is asked to stop after so many steps of the training."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def is_requested(self) -> bool:
+        return int(self.model.optimizer.iterations.numpy()) >= self._steps
+
+
+def open_strategy(name: str) -> tf.distribute.Strategy:
+    if name == "mirrored":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    config = json.loads(os.environ["TF_CONFIG"])
+    # What a strategy without a cluster resolver tells of itself has to do.
+    rank = config["task"]["index"]
+    del os.environ["TF_CONFIG"]
+    return RingStrategy(Ring.connect(rank, config["cluster"]["worker"], "made-up token"))
 
 
 def build_model() -> tf_keras.Model:
@@ -58,25 +85,36 @@ def epoch_data(rank: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((features, labels)).batch(BATCH_PER_WORKER).repeat()
 
 
-def main(store: str, scratch: str, epochs: str, result: str) -> None:
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+def main(strategy_name: str, store: str, scratch: str, epochs: str, stop_after: str, result: str) -> None:
+    strategy = open_strategy(strategy_name)
     role = current_role(strategy)
     with strategy.scope():
         model = build_model()
-    data = strategy.distribute_datasets_from_function(lambda context: epoch_data(role.rank))
+    start = resume_point(store).step_in_epoch
+    data = strategy.distribute_datasets_from_function(lambda context: epoch_data(role.rank).skip(start))
     stopping = AgreedEarlyStopping("local", patience=2)
     stateful = {"stopping": stopping}
     events: list[dict[str, Any]] = []
+    request = StopAfter(int(stop_after) if role.rank == 1 else 10**9)
+    checkpoint = ChiefCheckpoint(
+        store, monitor="local", every_steps=3, every_seconds=0.5, scratch_dir=scratch, stateful=stateful
+    )
     callbacks = [
         BackupAndRestore(store, stateful=stateful),
         LocalValue(role.rank),
         Throughput(2 * BATCH_PER_WORKER),
         StopOnNaN(every_steps=2),
         stopping,
-        ChiefCheckpoint(store, monitor="local", every_steps=3, scratch_dir=scratch, stateful=stateful),
         EventCallback(events.append, global_batch_size=2 * BATCH_PER_WORKER),
+        checkpoint,
+        request,
+        StopOnRequest(request.is_requested, checkpoint, every_steps=1),
     ]
-    history = model.fit(data, epochs=int(epochs), steps_per_epoch=STEPS_PER_EPOCH, callbacks=callbacks, verbose=0)
+    stopped = None
+    try:
+        model.fit(data, epochs=int(epochs), steps_per_epoch=STEPS_PER_EPOCH, callbacks=callbacks, verbose=0)
+    except TrainingStopped as stop:
+        stopped = [stop.step, stop.path]
     trained = [*model.trainable_variables, *model.optimizer.variables]
     values = b"".join(variable.numpy().tobytes() for variable in trained)
     Path(result).write_text(
@@ -85,8 +123,10 @@ def main(store: str, scratch: str, epochs: str, result: str) -> None:
                 "is_chief": role.is_chief,
                 "rank": role.rank,
                 "workers": role.workers,
-                "epochs": history.epoch,
+                "epochs": model.history.epoch,
+                "mae": model.history.history.get("mae"),
                 "stopping": stopping.get_state(),
+                "stopped": stopped,
                 "weights_sha256": hashlib.sha256(values).hexdigest(),
                 "moving_averages": [v.numpy().tolist() for v in model.non_trainable_variables],
                 "last_event": events[-1],

@@ -54,14 +54,16 @@ def test_a_resumed_training_equals_an_unbroken_one_bit_for_bit(
     def checkpoint() -> ChiefCheckpoint:
         return ChiefCheckpoint(tmp_path, monitor="loss", mode="min", every_steps=3)
 
+    interrupted = checkpoint()
     with pytest.raises(PowerCutError):
         new_model(is_rich=True).fit(
-            new_dataset(), epochs=3, callbacks=[checkpoint(), PowerCut(cut_after_steps)], verbose=0
+            new_dataset(), epochs=3, callbacks=[interrupted, PowerCut(cut_after_steps)], verbose=0
         )
+    interrupted.wait_until_published()
     point = resume_point(tmp_path)
-    # Checkpoints at steps 3, 4, 6, 8, 9 of epochs of four steps.
-    expected = {5: (1, 4, 0), 11: (2, 9, 1)}[cut_after_steps]
-    assert (point.epoch, point.step, point.step_in_epoch) == expected
+    # Checkpoints at steps 3, 4, 6, 8, 9 of epochs of four steps; one within an epoch may give way to an epoch's end.
+    expected = {5: {(1, 4, 0)}, 11: {(2, 8, 0), (2, 9, 1)}}[cut_after_steps]
+    assert (point.epoch, point.step, point.step_in_epoch) in expected
 
     resumed = new_model(seed=99, is_rich=True)
     backup = BackupAndRestore(tmp_path)

@@ -3,6 +3,8 @@
 import json
 import resource
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,11 @@ import tensorflow as tf
 import tf_keras
 
 from callbacks import commit
+from callbacks.backup import BackupAndRestore, restore
 from callbacks.checkpoint import ChiefCheckpoint
+from callbacks.checkpoint_store import CheckpointStoreError
+from callbacks.fence import StaleAttemptError, fence
+from callbacks.snapshot import Snapshot
 
 NewModel = Callable[..., tf_keras.Model]
 NewDataset = Callable[..., tf.data.Dataset]
@@ -37,6 +43,17 @@ class Counter:
         self.epochs = state["epoch"]
 
 
+class Patient(tf_keras.callbacks.Callback):
+    """Waits after every step until everything is published, so that no checkpoint takes another's place."""
+
+    def __init__(self, checkpoint: ChiefCheckpoint) -> None:
+        super().__init__()
+        self._checkpoint = checkpoint
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._checkpoint.wait_until_published()
+
+
 def test_each_epoch_ends_with_a_checkpoint_and_only_the_kept_ones_stay(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
 ) -> None:
@@ -54,7 +71,7 @@ def test_checkpoints_within_an_epoch_name_the_data_position(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
 ) -> None:
     checkpoint = ChiefCheckpoint(tmp_path, keep_last=9, monitor=None, every_steps=3)
-    fit(new_model(), new_dataset(), [checkpoint], epochs=2)
+    fit(new_model(), new_dataset(), [checkpoint, Patient(checkpoint)], epochs=2)
     positions = [(c.step, c.epoch, c.step_in_epoch) for c in reversed(commit.committed(tmp_path))]
     # Steps 3 and 6 are due; 4 and 8 end epochs.
     assert positions == [(3, 0, 3), (4, 1, 0), (6, 1, 2), (8, 2, 0)]
@@ -65,7 +82,8 @@ def test_steps_that_run_in_one_call_are_saved_when_the_mark_is_passed(
 ) -> None:
     model = new_model()
     model.compile("sgd", "mse", steps_per_execution=2)
-    fit(model, new_dataset(), [ChiefCheckpoint(tmp_path, keep_last=9, monitor=None, every_steps=1)], epochs=1)
+    checkpoint = ChiefCheckpoint(tmp_path, keep_last=9, monitor=None, every_steps=1)
+    fit(model, new_dataset(), [checkpoint, Patient(checkpoint)], epochs=1)
     assert [c.step for c in commit.committed(tmp_path)] == [4, 2]
 
 
@@ -129,13 +147,15 @@ def small_files(limit_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit_bytes", [16, 2000])
-def test_a_full_store_is_named_and_leaves_nothing_half_written(
+def test_a_full_local_disk_is_named_and_leaves_nothing_half_written(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, limit_bytes: int
 ) -> None:
+    store, scratch = tmp_path / "store", tmp_path / "scratch"
     model, dataset = new_model(), new_dataset()
-    with small_files(limit_bytes), pytest.raises(OSError, match=f"cannot write a checkpoint to {tmp_path}"):
-        fit(model, dataset, [ChiefCheckpoint(tmp_path, monitor=None)], epochs=1)
-    assert list(tmp_path.iterdir()) == []
+    checkpoint = ChiefCheckpoint(store, monitor=None, scratch_dir=scratch, retry_seconds=0)
+    with small_files(limit_bytes), pytest.raises(CheckpointStoreError, match=f"cannot write a checkpoint to {scratch}"):
+        fit(model, dataset, [checkpoint], epochs=1)
+    assert list(store.iterdir()) == list(scratch.iterdir()) == []
 
 
 @pytest.fixture
@@ -146,30 +166,182 @@ def as_rank_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_rank_1")
-def test_a_rank_that_is_not_the_chief_leaves_no_file_even_after_an_error(
+def test_a_rank_that_is_not_the_chief_writes_no_file(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
 ) -> None:
     store, scratch = tmp_path / "store", tmp_path / "scratch"
-    checkpoint = ChiefCheckpoint(store, monitor=None, scratch_dir=scratch)
+    checkpoint = ChiefCheckpoint(store, monitor=None, scratch_dir=scratch, every_steps=1)
     fit(new_model(), new_dataset(), [checkpoint], epochs=1)
+    assert not store.exists()
+    assert not scratch.exists()
+
+
+def test_what_a_killed_chief_left_is_removed_by_its_next_attempt(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, scratch = tmp_path / "store", tmp_path / "scratch"
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+        fit(new_model(), new_dataset(), [ChiefCheckpoint(store, monitor=None, scratch_dir=scratch)], epochs=1)
+    assert len(list(scratch.iterdir())) == 1
+    (store / ".staging-killed").mkdir()
+    callbacks = [BackupAndRestore(store), ChiefCheckpoint(store, monitor=None, scratch_dir=scratch)]
+    fit(new_model(), new_dataset(), callbacks, epochs=2)
     assert list(scratch.iterdir()) == []
-    with small_files(16), pytest.raises(OSError, match=f"cannot write a checkpoint to {scratch}"):
-        fit(new_model(), new_dataset(), [checkpoint], epochs=1)
-    assert list(scratch.iterdir()) == []
+    assert sorted(path.name for path in store.iterdir()) == ["step-00000004", "step-00000008"]
+
+
+class AtStep(tf_keras.callbacks.Callback):
+    """Does things after given steps of the training."""
+
+    def __init__(self, actions: dict[int, Callable[[], Any]]) -> None:
+        super().__init__()
+        self._actions = actions
+        self._step = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._step += 1
+        self._actions.get(self._step, lambda: None)()
+
+
+@contextmanager
+def closed_store() -> Iterator[threading.Event]:
+    """Hold back all publishing until the event is set."""
+    opened = threading.Event()
+    publish = commit.publish
+
+    def publish_when_opened(*arguments: Any, **options: Any) -> commit.CommittedCheckpoint:
+        assert opened.wait(60)
+        return publish(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit, "publish", publish_when_opened)
+        patch.setattr(Snapshot, "write", _when_set(opened, Snapshot.write))
+        yield opened
+
+
+def _when_set(event: threading.Event, function: Callable[..., Any]) -> Callable[..., Any]:
+    def waiting(*arguments: Any) -> Any:
+        assert event.wait(60)
+        return function(*arguments)
+
+    return waiting
+
+
+@pytest.mark.parametrize("is_rich", [False, True])
+def test_training_goes_on_while_values_are_written_that_stay_those_of_their_step(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, is_rich: bool
+) -> None:
+    model = new_model(is_rich=is_rich)
+    seen: list[list[np.ndarray]] = []
+
+    def look() -> None:
+        seen.append([variable.numpy() for variable in [*model.variables, *model.optimizer.variables]])
+
+    checkpoint = ChiefCheckpoint(tmp_path, monitor=None, keep_last=9, every_steps=2)
+    with closed_store() as opened:
+        # The snapshot is taken at step 2, written after step 7; steps 4 and 6 come meanwhile.
+        actions = {2: look, 4: look, 7: lambda: (opened.set(), checkpoint.wait_until_published())}
+        fit(model, new_dataset(), [AtStep(actions), checkpoint], epochs=2)
+
+    assert [c.step for c in commit.committed(tmp_path)] == [8, 4, 2]
+    for step, values in zip((2, 4), seen, strict=True):
+        other = new_model(seed=2, is_rich=is_rich)
+        restore(other, other.optimizer, commit.read_committed(commit.folder(tmp_path, step)))
+        for ours, theirs in zip([*other.variables, *other.optimizer.variables], values, strict=True):
+            np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+def test_of_those_that_wait_for_a_slow_store_the_ends_of_epochs_stay(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    checkpoint = ChiefCheckpoint(tmp_path, monitor="loss", mode="min", keep_last=9, every_steps=1)
+    with closed_store() as opened:
+        actions = {10: lambda: (opened.set(), checkpoint.wait_until_published())}
+        fit(new_model(), new_dataset(), [AtStep(actions), checkpoint], epochs=3)
+    # 1 was on its way; 8 took the place of 4, for it has the smaller loss, too.
+    assert {c.step for c in commit.committed(tmp_path)} >= {1, 8, 12}
+    assert 4 not in {c.step for c in commit.committed(tmp_path)}
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses between tries."""
+    monkeypatch.setattr("callbacks.publisher._FIRST_PAUSE_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_store_that_vanishes_for_a_while_loses_nothing(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    checkpoint = ChiefCheckpoint(store, monitor=None, keep_last=9)
+    actions = {
+        # Published before it vanishes.
+        5: lambda: (checkpoint.wait_until_published(), store.rename(elsewhere)),
+        11: lambda: (wait_for(lambda: "waits" in caplog.text), elsewhere.rename(store)),
+    }
+    fit(new_model(), new_dataset(), [AtStep(actions), checkpoint], epochs=3)
+    assert [(c.step, c.damage()) for c in commit.committed(store)] == [(12, None), (8, None), (4, None)]
+    assert "The checkpoint of step 8 waits" in caplog.text
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_store_that_stays_away_ends_training_within_the_budget_and_the_last_good_one_is_named(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    store, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    checkpoint = ChiefCheckpoint(store, monitor=None, retry_seconds=0.05)
+    vanish = AtStep({5: lambda: (checkpoint.wait_until_published(), store.rename(elsewhere))})
+    with pytest.raises(CheckpointStoreError, match=r"the last good checkpoint is .*/store/step-00000004") as caught:
+        fit(new_model(), new_dataset(), [vanish, checkpoint], epochs=10**6)
+    assert caught.value.store == str(store)
+    assert [(c.step, c.damage()) for c in commit.committed(elsewhere)] == [(4, None)]
+    # Made anew, the folder of a disk that is gone would take the files that belong on the disk.
     assert not store.exists()
 
 
-@pytest.mark.usefixtures("as_rank_1")
-def test_what_a_killed_rank_left_is_removed_by_its_next_attempt(
-    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+def test_a_chief_that_was_given_up_publishes_no_more(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
 ) -> None:
-    scratch = tmp_path / "scratch"
-    with monkeypatch.context() as killed:
-        killed.setattr(shutil, "rmtree", lambda *arguments, **options: None)
-        fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None, scratch_dir=scratch)], epochs=1)
-    assert len(list(scratch.iterdir())) == 1
-    fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None, scratch_dir=scratch)], epochs=1)
-    assert list(scratch.iterdir()) == []
+    fence(tmp_path, 1)
+    checkpoint = ChiefCheckpoint(tmp_path, monitor=None, attempt=1)
+    give_up = AtStep({6: lambda: (checkpoint.wait_until_published(), fence(tmp_path, 2))})
+    with pytest.raises(StaleAttemptError, match=r"attempt 1 may not publish .* attempt 2 has taken over"):
+        fit(new_model(), new_dataset(), [give_up, checkpoint], epochs=3)
+    assert [(c.step, c.attempt) for c in commit.committed(tmp_path)] == [(4, 1)]
+
+
+def test_checkpoints_are_due_by_the_clock(tmp_path: Path, new_model: NewModel, new_dataset: NewDataset) -> None:
+    checkpoint = ChiefCheckpoint(tmp_path, monitor=None, keep_last=9, every_seconds=1e-9)
+    fit(new_model(), new_dataset(), [checkpoint, Patient(checkpoint)], epochs=2)
+    # The pace is measured anew in every epoch; its last step is left to its end.
+    assert [c.step for c in commit.committed(tmp_path)] == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+def test_a_remote_store_holds_what_a_local_one_would(
+    s3_bucket: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    bucket, _, options = s3_bucket.partition("?")
+    store = f"s3://{bucket}/fit?{options}"
+    model = new_model()
+    fit(model, new_dataset(), [ChiefCheckpoint(store, monitor=None, keep_last=1)], epochs=2)
+    assert [(c.step, c.damage()) for c in commit.committed(store)] == [(8, None)]
+
+    resumed = new_model(seed=5)
+    backup = BackupAndRestore(store, local_cache=tmp_path)
+    history = resumed.fit(new_dataset(), epochs=3, callbacks=[backup, ChiefCheckpoint(store, monitor=None)], verbose=0)
+    assert history.epoch == [2]
+    assert backup.resumed_from is not None
+    assert backup.resumed_from.path.parent == tmp_path
+    assert [c.step for c in commit.committed(store)] == [12, 8]
 
 
 def test_unknown_steps_per_epoch_and_every_steps_do_not_go_together(tmp_path: Path, new_model: NewModel) -> None:
@@ -180,7 +352,9 @@ def test_unknown_steps_per_epoch_and_every_steps_do_not_go_together(tmp_path: Pa
         fit(new_model(), dataset, [ChiefCheckpoint(tmp_path, monitor=None, every_steps=2)], epochs=1)
 
 
-@pytest.mark.parametrize("arguments", [{"keep_last": 0}, {"mode": "best"}, {"every_steps": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"keep_last": 0}, {"mode": "best"}, {"every_steps": 0}, {"every_seconds": 0}, {"retry_seconds": -1}]
+)
 def test_arguments_out_of_range_are_refused_when_built(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         ChiefCheckpoint(tmp_path, **arguments)

@@ -1,5 +1,6 @@
 """T5, T6: what counts as a committed checkpoint, at any crash and after any damage."""
 
+import errno
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from callbacks import commit
+from callbacks.checkpoint_store import CheckpointStoreError
 
 
 def publish(directory: Path, step: int, *, content: str = "weights", auc: float | None = None) -> Path:
@@ -187,10 +189,13 @@ def test_the_damage_error_survives_pickle(tmp_path: Path) -> None:
     assert (type(again), str(again)) == (type(error), str(error))
 
 
-def test_an_unwritable_store_is_named_in_an_error_of_the_same_kind(tmp_path: Path) -> None:
+def test_an_unwritable_store_is_named_in_an_error_with_the_systems_number(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(NotADirectoryError, match=r"cannot write a checkpoint to .*file/store \(Not a directory\)"):
+    with pytest.raises(CheckpointStoreError, match=r"cannot write a checkpoint to .*file/store \(Not a dir") as caught:
         commit.new_staging(tmp_path / "file" / "store")
+    assert caught.value.errno == errno.ENOTDIR
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (type(again), str(again), again.errno) == (type(caught.value), str(caught.value), errno.ENOTDIR)
 
 
 def test_the_driver_reads_checkpoints_without_tensorflow() -> None:

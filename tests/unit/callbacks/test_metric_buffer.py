@@ -15,6 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from callbacks.metric_buffer import MetricBuffer, main, metric_name, replay, retry_delay
+from callbacks.metric_replay import Replayed
+from callbacks.run_calls import LogArtifact, LogFolder, LogParams, RunCall, SetStatus, SetTags
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RUN = "0123456789abcdef"
@@ -31,17 +33,26 @@ class FakeServer:
         self.logged: dict[str, list[tuple[int, float]]] = {}
         self.statuses: list[str] = []
         self.experiments: list[str] = []
+        self.started: list[str] = []
+        self.params: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+        self.artifacts: dict[str, bytes] = {}
 
-    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
         self._answer()
         assert run_id == RUN
-        self.requests.append(len(metrics))
+        self.params |= {param.key: param.value for param in params}
+        self.tags |= {tag.key: tag.value for tag in tags}
+        if metrics:
+            self.requests.append(len(metrics))
         for metric in metrics:
             self.logged.setdefault(metric.key, []).append((metric.step, metric.value))
 
     def get_run(self, run_id: str) -> Any:
         self._answer()
-        return SimpleNamespace(data=SimpleNamespace(metrics={name: p[-1][1] for name, p in self.logged.items()}))
+        return SimpleNamespace(
+            data=SimpleNamespace(params=self.params, metrics={n: p[-1][1] for n, p in self.logged.items()})
+        )
 
     def get_metric_history(self, run_id: str, name: str) -> list[Any]:
         return [SimpleNamespace(step=step, value=value) for step, value in self.logged[name]]
@@ -51,8 +62,20 @@ class FakeServer:
         self.experiments.append(name)
         return SimpleNamespace(experiment_id="1")
 
-    def create_run(self, experiment_id: str, run_name: str | None) -> Any:
+    def search_runs(self, experiment_ids: list[str], filter_string: str, max_results: int) -> list[Any]:
+        assert filter_string.startswith("tags.`mirrorspark.run` = ")
+        return [SimpleNamespace(info=SimpleNamespace(run_id=RUN)) for name in self.started if name in filter_string]
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self.statuses.append(status)
+
+    def create_run(self, experiment_id: str, run_name: str = "", tags: dict[str, str] | None = None) -> Any:
+        self.started.append(run_name)
         return SimpleNamespace(info=SimpleNamespace(run_id=RUN))
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+        self._answer()
+        self.artifacts[f"{folder}/{Path(path).name}" if folder else Path(path).name] = Path(path).read_bytes()
 
     def set_terminated(self, run_id: str, status: str) -> None:
         self.statuses.append(status)
@@ -114,10 +137,10 @@ def test_logging_never_waits_for_a_server_that_hangs(open_buffer: Callable[..., 
             self.is_asked = threading.Event()
             self.may_answer = threading.Event()
 
-        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
             self.is_asked.set()
             assert self.may_answer.wait(30)
-            super().log_batch(run_id, metrics)
+            super().log_batch(run_id, metrics, params, tags)
 
     server = HangingServer()
     buffer = open_buffer(server)
@@ -129,7 +152,7 @@ def test_logging_never_waits_for_a_server_that_hangs(open_buffer: Callable[..., 
     server.may_answer.set()
     buffer._thread.join(30)
     assert server.logged == {"loss": [(1, 1.0)]}
-    assert replay(spill, client=server) == (RUN, 1, 1)
+    assert replay(spill, client=server) == Replayed(RUN, sent=1, present=1, calls=0)
     assert server.logged == {"loss": [(1, 1.0), (2, 2.0)]}
 
 
@@ -160,7 +183,7 @@ def test_what_cannot_be_sent_by_the_end_is_kept_and_the_replay_command_is_named(
     assert "secret" not in caplog.text + spill.read_text()
 
     server.is_down = False
-    assert replay(spill, client=server) == (RUN, 2, 0)
+    assert replay(spill, client=server) == Replayed(RUN, sent=2, present=0, calls=0)
     assert server.logged["val_auc"] == [(1, 0.5)]
     assert math.isnan(server.logged["loss"][0][1])
     assert not spill.exists()
@@ -180,7 +203,7 @@ def test_a_replay_that_fails_keeps_the_file_and_can_be_repeated(
 
     server.is_down = False
     server.logged["loss"] = [(0, 0.0), (2, 2.0)]  # two of three had arrived
-    assert replay(spill, client=server) == (RUN, 1, 2)
+    assert replay(spill, client=server) == Replayed(RUN, sent=1, present=2, calls=0)
     assert sorted(server.logged["loss"]) == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
 
@@ -237,7 +260,7 @@ def test_metrics_of_a_run_that_could_not_be_started_are_replayed_into_a_new_one(
     buffer.log({"loss": 1.0}, step=1)
     assert not buffer.close(0.0, status="FINISHED")
     server.is_down = False
-    assert replay(spill, client=server) == (RUN, 1, 0)
+    assert replay(spill, client=server) == Replayed(RUN, sent=1, present=0, calls=1)
     assert server.experiments == ["flights"]
     assert server.statuses == ["FINISHED"]
 
@@ -255,6 +278,114 @@ def test_a_full_disk_costs_the_oldest_metrics_and_is_said(
     server.is_down = False
     assert buffer.flush(10)
     assert server.logged["loss"][-1] == (9, 9.0)
+
+
+EVERYTHING: tuple[RunCall, ...] = (
+    LogParams({"seed": "1"}),
+    SetTags({"workers": "2"}),
+    LogArtifact.of("plots/roc.png", b"\x89PNG"),
+    SetStatus("FINISHED"),
+)
+
+
+def test_parameters_tags_artifacts_and_status_arrive_once_the_server_is_there(
+    open_buffer: Callable[..., MetricBuffer],
+) -> None:
+    server = FakeServer(failures=3)
+    buffer = open_buffer(server)
+    for call in EVERYTHING:
+        buffer.call(call)
+    buffer.log({"loss": 1.0}, step=1)
+    assert buffer.close(10)
+    assert (server.params, server.tags, server.statuses) == ({"seed": "1"}, {"workers": "2"}, ["FINISHED"])
+    assert server.artifacts == {"plots/roc.png": b"\x89PNG"}
+    assert buffer.left_behind is None
+
+
+def test_what_else_could_not_be_sent_is_replayed_as_well(
+    open_buffer: Callable[..., MetricBuffer], spill: Path, tmp_path: Path
+) -> None:
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server, run_id=None, run_name="rides-1")
+    for call in (*EVERYTHING, LogFolder("profile", str(tmp_path / "gone"))):
+        buffer.call(call)
+    assert not buffer.close(0.0)
+    assert buffer.left_behind == f"python -m callbacks.metric_buffer replay {spill}"
+    server.is_down = False
+    assert replay(spill, client=server) == Replayed(RUN, sent=0, present=0, calls=5)
+    assert (server.params, server.tags, server.statuses) == ({"seed": "1"}, {"workers": "2"}, ["FINISHED"])
+    assert server.artifacts == {"plots/roc.png": b"\x89PNG"}
+    assert server.started == ["rides-1"]
+
+
+def test_a_call_that_the_server_refuses_does_not_hold_up_the_next(
+    open_buffer: Callable[..., MetricBuffer], caplog: pytest.LogCaptureFixture
+) -> None:
+    class RefusalError(Exception):
+        def get_http_status_code(self) -> int:
+            return 400
+
+    class StrictServer(FakeServer):
+        def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+            raise RefusalError("invalid name")
+
+    server = StrictServer()
+    buffer = open_buffer(server)
+    for call in reversed(EVERYTHING):
+        buffer.call(call)
+    assert buffer.flush(10)
+    assert server.tags == {"workers": "2"}
+    assert f"MLflow refused plots/roc.png of run {RUN}: invalid name" in caplog.text
+
+
+def test_a_newer_text_takes_the_place_of_one_that_still_waits(open_buffer: Callable[..., MetricBuffer]) -> None:
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server)
+    for text in (b"[1]", b"[1, 2]"):
+        buffer.call(LogArtifact.of("attempts.json", text))
+    server.is_down = False
+    assert buffer.flush(10)
+    assert server.artifacts == {"attempts.json": b"[1, 2]"}
+
+
+def test_a_process_goes_on_with_the_run_that_an_earlier_one_could_not_start(
+    open_buffer: Callable[..., MetricBuffer], spill: Path
+) -> None:
+    server = FakeServer(is_down=True)
+    first = open_buffer(server, run_id=None, run_name="rides-1")
+    first.log({"loss": 1.0}, step=1)
+    first.call(SetTags({"workers": "2"}))
+    first.call(SetStatus("FAILED"))
+    first.close(0.0)
+    server.is_down = False
+    second = open_buffer(server, run_id=None, run_name="rides-1")
+    second.log({"loss": 2.0}, step=2)
+    assert second.close(10, status="FINISHED")
+    assert server.logged == {"loss": [(1, 1.0), (2, 2.0)]}
+    assert server.tags == {"workers": "2"}
+    assert server.statuses == ["FINISHED"]
+    assert not spill.exists()
+
+
+def test_a_run_whose_start_was_not_confirmed_is_found_by_its_name(open_buffer: Callable[..., MetricBuffer]) -> None:
+    server = FakeServer()
+    server.started = ["rides-1"]
+    buffer = open_buffer(server, run_id=None, run_name="rides-1")
+    buffer.log({"loss": 1.0}, step=1)
+    assert buffer.flush(10)
+    assert server.started == ["rides-1"]
+
+
+def test_lingering_gathers_values_into_few_requests_and_a_flush_does_not_wait(
+    open_buffer: Callable[..., MetricBuffer],
+) -> None:
+    server = FakeServer()
+    buffer = open_buffer(server, linger_seconds=3600.0)
+    for step in range(50):
+        buffer.log({"loss": float(step)}, step=step)
+    assert buffer.flush(10)
+    assert len(server.requests) <= 3
+    assert len(server.logged["loss"]) == 50
 
 
 def test_a_spill_file_of_another_run_is_refused(open_buffer: Callable[..., MetricBuffer], spill: Path) -> None:

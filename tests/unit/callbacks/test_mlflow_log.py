@@ -1,6 +1,7 @@
 """T7, L6: one run per training, with floats and tensors, gone on with after a restart."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import tensorflow as tf
 import tf_keras
 from mlflow import MlflowClient
 
+from callbacks.metric_buffer import MetricBuffer
 from callbacks.mlflow_log import MLflowLogger
 
 NewModel = Callable[..., tf_keras.Model]
@@ -87,3 +89,53 @@ def test_a_rank_that_is_not_the_chief_logs_nothing(
     logger = MLflowLogger(tracking_uri="http://127.0.0.1:1")
     new_model().fit(new_dataset(), callbacks=[logger], verbose=0)
     assert logger.run_id is None
+
+
+def test_on_request_steps_are_logged_over_the_optimizers_steps(
+    mlflow_store: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    seconds = iter(range(100))  # one more at each batch
+    logger = MLflowLogger(
+        tracking_uri=mlflow_store, spill_path=tmp_path / "s.jsonl", step_seconds=3, clock=lambda: float(next(seconds))
+    )
+    history = new_model().fit(new_dataset(), epochs=2, callbacks=[logger], verbose=0)
+    points = curve(mlflow_store, logger.run_id, "step/loss")
+    assert [step for step, _ in points] == [1, 4, 7]
+    # The fourth batch is the last of its epoch: Keras's mean so far is that of the epoch.
+    assert points[1][1] == pytest.approx(history.history["loss"][0])
+    assert curve(mlflow_store, logger.run_id, "step/steps_per_second") == [(4, 1.0), (7, 1.0)]
+    assert [step for step, _ in curve(mlflow_store, logger.run_id, "loss")] == [1, 2]
+
+
+def test_on_request_the_process_is_measured_under_mlflows_names(
+    mlflow_store: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    class UntilMeasured(tf_keras.callbacks.Callback):
+        """Keeps the training going until there is a measurement."""
+
+        def on_train_end(self, logs: Any = None) -> None:
+            assert measured.wait(30)
+
+    measured = threading.Event()
+    buffer = MetricBuffer(mlflow_store, spill_path=tmp_path / "spill.jsonl")
+    log = buffer.log
+
+    def logged(metrics: Any, step: int) -> None:
+        log(metrics, step)
+        if "system/worker_0/system_memory_usage_megabytes" in metrics:
+            measured.set()
+
+    buffer.log = logged  # type: ignore[method-assign, assignment]
+    logger = MLflowLogger(buffer=buffer, system_seconds=0.01)
+    before = set(threading.enumerate())
+    new_model().fit(new_dataset(), callbacks=[UntilMeasured(), logger], verbose=0)
+    assert not [thread for thread in threading.enumerate() if thread not in before and thread.name == "system-metrics"]
+    assert buffer.close(30)
+    ((_, megabytes),) = curve(mlflow_store, buffer.run_id, "system/worker_0/system_memory_usage_megabytes")[:1]
+    assert 50 < megabytes < 50_000
+
+
+@pytest.mark.parametrize("name", ["step_seconds", "system_seconds"])
+def test_a_pace_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0; use seconds above 0"):
+        MLflowLogger(**{name: 0})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,11 +41,11 @@ def test_a_training_tells_its_story_in_order(
     assert [event["event"] for event in events] == ["train_begin", *epoch, *epoch, "train_end"]
     assert events[0] == {"event": "train_begin", "epochs": 2, "steps": 4}
     progress = events[4]
-    assert (progress["epoch"], progress["step_in_epoch"], progress["steps"]) == (1, 4, 4)
+    assert (progress["step"], progress["epoch"], progress["step_in_epoch"], progress["steps"]) == (4, 1, 4, 4)
     assert progress["examples_per_second"] == 8.0  # one step of 8 a second, the first left out
     assert isinstance(progress["loss"], float)
     epoch_end = events[20]
-    assert epoch_end["epoch"] == 2
+    assert (epoch_end["epoch"], epoch_end["step"]) == (2, 8)
     assert set(epoch_end["logs"]) == {"loss", "mae", "val_loss", "val_mae"}
     # Ticks from the epoch's begin: four steps, four validation batches, the end itself.
     assert epoch_end["seconds"] == 9.0
@@ -75,3 +76,18 @@ def test_what_send_raises_ends_the_training(
 
     with pytest.raises(BrokenPipeError, match="the driver is gone"):
         new_model().fit(new_dataset(), callbacks=[EventCallback(send, global_batch_size=8)], verbose=0)
+
+
+@pytest.mark.parametrize(("attributes", "loss"), [({}, 0.25), ({"sums_batch_logs": False}, 0.5)])
+def test_the_loss_is_a_mean_whether_or_not_the_strategy_sums_it_over_replicas(
+    attributes: dict[str, Any], loss: float
+) -> None:
+    events: list[dict[str, Any]] = []
+    callback = EventCallback(events.append, global_batch_size=8)
+    strategy = SimpleNamespace(num_replicas_in_sync=2, **attributes)
+    callback.set_model(SimpleNamespace(distribute_strategy=strategy, optimizer=None))
+    callback.set_params({"epochs": 1, "steps": 9})
+    callback.on_train_begin()
+    callback.on_epoch_begin(0)
+    callback.on_train_batch_end(0, {"loss": 0.5})
+    assert (events[-1]["loss"], events[-1]["step"]) == (loss, None)

@@ -1,0 +1,131 @@
+"""The training metrics of an epoch under way: saved within an epoch, so that a resumed one logs what a whole one would.
+
+Keras' metrics are sums over the replicas (variables with ``SUM`` aggregation): each replica keeps its own part. A
+checkpoint holds the part of every replica, exactly. With as many replicas as before each takes its own part back; with
+another number the first one takes the sum.
+"""
+
+import io
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tf_keras
+
+from callbacks.agreement import gather_over_ranks, local_replicas
+from callbacks.roles import current_role
+
+METRICS = "epoch_metrics.npz"
+
+logger = logging.getLogger(__name__)
+
+
+class MetricState(NamedTuple):
+    """The values of all metric variables of all replicas.
+
+    Attributes:
+        names: ``metric/number`` of every variable, with its shape, in the model's order.
+        values: Their values one after the other, float64 ``[replicas, values]``.
+    """
+
+    names: tuple[str, ...]
+    values: npt.NDArray[np.float64]
+
+    def to_bytes(self) -> bytes:
+        """Return the content of a file that holds the state."""
+        file = io.BytesIO()
+        np.savez(file, names=np.array(self.names, dtype=np.str_), values=self.values)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "MetricState":
+        """Read what :meth:`to_bytes` returned."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return cls(tuple(str(name) for name in arrays["names"]), arrays["values"])
+
+
+def metric_state(model: tf_keras.Model) -> MetricState:
+    """Return the metrics of the epoch under way; every rank has to call it."""
+    strategy = model.distribute_strategy
+    variables = _variables(model)
+    parts = np.array(
+        [
+            np.concatenate([np.ravel(_local(strategy, v, replica).numpy()) for _, v in variables] or [np.empty(0)])
+            for replica in range(local_replicas(strategy))
+        ],
+        dtype=np.float64,
+    )
+    return MetricState(tuple(name for name, _ in variables), gather_over_ranks(strategy, parts))
+
+
+class ResumedMetrics:
+    """Brings a saved state back at the begin of the epoch that is resumed, after Keras has reset the metrics.
+
+    Keras builds a compiled model's metrics in its first step. Where they are not there yet, the state is added to them
+    after that step, which is the same sum: the same bits when one step runs per execution, rounded otherwise.
+    """
+
+    def __init__(self, state: MetricState) -> None:
+        """Keep the state."""
+        self._state = state
+        self._is_pending = True
+
+    def epoch_begins(self, model: tf_keras.Model) -> None:
+        """Set the metrics when they exist."""
+        variables = _variables(model)
+        if self._is_pending and tuple(name for name, _ in variables) == self._state.names:
+            self._apply(model, variables, is_added=False)
+
+    def step_done(self, model: tf_keras.Model) -> None:
+        """Add to the metrics that exist since now."""
+        if not self._is_pending:
+            return
+        variables = _variables(model)
+        if tuple(name for name, _ in variables) == self._state.names:
+            self._apply(model, variables, is_added=True)
+        else:
+            self._is_pending = False
+            logger.warning(
+                "The metrics of the model are not those of the checkpoint: the training metrics of this epoch cover "
+                "the steps since the checkpoint only"
+            )
+
+    def _apply(self, model: tf_keras.Model, variables: list[tuple[str, Any]], *, is_added: bool) -> None:
+        self._is_pending = False
+        strategy = model.distribute_strategy
+        rows = _rows_of_this_rank(strategy, self._state.values)
+        for replica in range(len(rows)):
+            begin = 0
+            for _, variable in variables:
+                part = _local(strategy, variable, replica)
+                size = int(np.prod(part.shape))
+                value = rows[replica, begin : begin + size].reshape(part.shape).astype(part.dtype.as_numpy_dtype)
+                part.assign(part.numpy() + value if is_added else value)
+                begin += size
+
+
+def _variables(model: tf_keras.Model) -> list[tuple[str, Any]]:
+    return [
+        (f"{metric.name}/{number}{list(variable.shape)}", variable)
+        for metric in model.metrics
+        for number, variable in enumerate(metric.variables)
+        if variable.dtype.is_floating or variable.dtype.is_integer
+    ]
+
+
+def _local(strategy: Any, variable: Any, replica: int) -> Any:
+    """Return the part of a variable that one replica of this process keeps."""
+    return strategy.experimental_local_results(variable)[replica]
+
+
+def _rows_of_this_rank(strategy: Any, saved: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return what the replicas of this process take of what was saved, float64 ``[local replicas, values]``."""
+    local = local_replicas(strategy)
+    role = current_role(strategy)
+    if len(saved) == role.workers * local:
+        return saved[role.rank * local : (role.rank + 1) * local]
+    rows = np.zeros((local, saved.shape[1]))
+    if role.rank == 0:
+        rows[0] = saved.sum(axis=0)
+    return rows

@@ -1,0 +1,293 @@
+"""Publishes checkpoints in the background, with patience for a store that is gone for a while."""
+
+import atexit
+import logging
+import math
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from callbacks import commit
+from callbacks.checkpoint_store import STORE_ERRORS, Location, store_error
+from callbacks.fence import Permit
+
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 15.0
+# At the interpreter's end the one in flight may still be finished: an exception ended the training, say.
+_EXIT_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class Tensors(Protocol):
+    """The values of a training at one moment: `callbacks.snapshot.Snapshot`."""
+
+    def write(self, folder: Path) -> None:
+        """Write them into ``folder``; OSError when that fails."""
+
+    def release(self) -> None:
+        """Give their memory back."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint on its way.
+
+    Attributes:
+        tensors: The values.
+        files: Further files by name, with their content.
+        step: Optimizer updates done.
+        epoch: Epochs completed.
+        step_in_epoch: Steps done of the next epoch.
+        metrics: Values to keep with the checkpoint.
+        is_optional: Whether it may be left out when a later one waits: one that was taken within an epoch to lose
+            little in a crash.
+    """
+
+    tensors: Tensors
+    files: Mapping[str, bytes]
+    step: int
+    epoch: int
+    step_in_epoch: int
+    metrics: Mapping[str, float]
+    is_optional: bool
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which checkpoints to keep: see `callbacks.commit.prune`."""
+
+    keep_last: int
+    keep_best: int
+    monitor: str | None
+    mode: commit.Mode
+
+
+def still_waiting(waiting: Sequence[Pending], new: Pending, keeping: Keeping) -> list[Pending]:
+    """Return which checkpoints wait for the one in flight, now that ``new`` has come: one, at the most two.
+
+    The newest stays. One with an epoch's metrics is not left out for one within an epoch, nor the best by ``monitor``
+    for a later one.
+    """
+    firm = [pending for pending in (*waiting, new) if not pending.is_optional]
+    if not firm:
+        return [new]
+    best = _best(firm, keeping)
+    return [firm[-1]] if best is None or best is firm[-1] else [best, firm[-1]]
+
+
+def _best(pendings: Sequence[Pending], keeping: Keeping) -> Pending | None:
+    """Return the first of the best, as `callbacks.commit.best_committed` chooses; None where that keeps none."""
+    if keeping.monitor is None or not keeping.keep_best:
+        return None
+    name, sign = keeping.monitor, 1.0 if keeping.mode == "max" else -1.0
+    comparable = [pending for pending in pendings if math.isfinite(pending.metrics.get(name, math.nan))]
+    return max(comparable, key=lambda pending: sign * pending.metrics[name], default=None)
+
+
+class CheckpointPublisher:
+    """One thread that writes, checks, copies, commits and prunes, while there is something to publish.
+
+    Args:
+        directory: The store.
+        scratch: Prefix, as a path, of the local folders in which files are prepared.
+        keeping: Which checkpoints stay.
+        known_good: Newest checkpoint in the store.
+        permit: The right to publish, None to take it for granted.
+        retry_seconds: How long a store may fail, or say nothing, before training is ended.
+        clock: Returns seconds; monotonic.
+
+    Attributes:
+        last_committed: The newest checkpoint that is known to be in the store.
+    """
+
+    def __init__(
+        self,
+        directory: Location,
+        scratch: Path,
+        keeping: Keeping,
+        *,
+        known_good: commit.CommittedCheckpoint | None = None,
+        permit: Permit | None = None,
+        retry_seconds: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep the arguments; the thread starts with the first checkpoint."""
+        self._directory = directory
+        self._scratch = scratch
+        self._keeping = keeping
+        self._permit = permit
+        self._retry_seconds = retry_seconds
+        self._clock = clock
+        self.last_committed = known_good
+        # Guards what follows, and tells of every change.
+        self._changed = threading.Condition()
+        self._waiting: list[Pending] = []
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._is_ending = False
+        self._failing_since: float | None = None
+        self._moved = clock()
+
+    def submit(self, pending: Pending) -> None:
+        """Take over a checkpoint, which replaces one that still waits.
+
+        Raises:
+            CheckpointStoreError: The store has failed for ``retry_seconds``.
+            StaleAttemptError: A later attempt has taken over.
+        """
+        self.raise_failure()
+        with self._changed:
+            self._waiting = still_waiting(self._waiting, pending, self._keeping)
+            if self._thread is None:
+                self._moved = self._clock()
+                self._thread = threading.Thread(target=self._run, name="checkpoint-publisher", daemon=True)
+                atexit.register(self._finish_at_exit)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def raise_failure(self) -> None:
+        """Raise what ended the publishing, if anything did."""
+        with self._changed:
+            failure = self._failure
+            silent = self._clock() - self._moved if self._thread is not None else 0.0
+        if failure is not None:
+            raise failure
+        # A call that hangs in the store cannot be ended from here; the process can.
+        if silent > self._retry_seconds:
+            raise store_error(self._directory, TimeoutError(f"no answer for {silent:.0f} s"), self._last_good())
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether everything is published, waiting for at most ``seconds``.
+
+        Raises:
+            CheckpointStoreError: The store has failed for ``retry_seconds``.
+            StaleAttemptError: A later attempt has taken over.
+        """
+        with self._changed:
+            is_idle = self._changed.wait_for(lambda: self._thread is None, seconds)
+        self.raise_failure()
+        return is_idle
+
+    def _run(self) -> None:
+        try:
+            while (pending := self._next()) is not None:
+                self._publish(pending)
+        except Exception as error:
+            # Whatever it is, it belongs to the training thread, which asks after every step.
+            with self._changed:
+                self._failure = error
+                self._waiting.clear()
+                self._end()
+
+    def _next(self) -> Pending | None:
+        with self._changed:
+            if self._waiting:
+                return self._waiting.pop(0)
+            # In the same breath as the look at what waits: whoever comes after starts a new thread.
+            self._end()
+            return None
+
+    def _end(self) -> None:
+        self._thread = None
+        atexit.unregister(self._finish_at_exit)
+        self._changed.notify_all()
+
+    def _publish(self, pending: Pending) -> None:
+        staging: Path | None = None
+        pause = _FIRST_PAUSE_SECONDS
+        try:
+            while True:
+                try:
+                    staging = staging or self._stage(pending)
+                    self._commit(staging, pending)
+                except STORE_ERRORS as error:
+                    if not self._is_worth_another_try(pause):
+                        raise store_error(self._directory, error, self._last_good()) from error
+                    logger.warning("The checkpoint of step %d waits: %s", pending.step, error)
+                else:
+                    self._failing_since = None
+                    return
+                if self._gives_way(pending, pause):
+                    return
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        finally:
+            pending.tensors.release()
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _is_worth_another_try(self, pause: float) -> bool:
+        now = self._clock()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        return not self._is_ending and now + pause - self._failing_since <= self._retry_seconds
+
+    def _gives_way(self, pending: Pending, pause: float) -> bool:
+        """Wait before the next try; return whether a later checkpoint makes this one needless."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_ending or (pending.is_optional and self._waiting), pause)
+            self._moved = self._clock()
+            return pending.is_optional and bool(self._waiting)
+
+    def _stage(self, pending: Pending) -> Path:
+        """Write the files to the local disk, and give the memory of the tensors back."""
+        self._scratch.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=self._scratch.name, dir=self._scratch.parent))
+        try:
+            pending.tensors.write(staging)
+            for name, content in pending.files.items():
+                (staging / name).write_bytes(content)
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise store_error(self._scratch.parent, error) from error
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        pending.tensors.release()
+        self._beat()
+        return staging
+
+    def _commit(self, staging: Path, pending: Pending) -> None:
+        published = commit.publish(
+            staging,
+            self._directory,
+            step=pending.step,
+            epoch=pending.epoch,
+            step_in_epoch=pending.step_in_epoch,
+            metrics=pending.metrics,
+            permit=self._permit,
+            beat=self._beat,
+        )
+        if self.last_committed is None or self.last_committed.step <= published.step:
+            self.last_committed = published
+        keeping = self._keeping
+        try:
+            commit.prune(
+                self._directory,
+                keep_last=keeping.keep_last,
+                keep_best=keeping.keep_best,
+                monitor=keeping.monitor,
+                mode=keeping.mode,
+                known_good=published,
+            )
+        except STORE_ERRORS as error:
+            # The checkpoint is there; what is too many goes with the next one.
+            logger.warning("Older checkpoints in %s were not all removed: %s", self._directory, error)
+
+    def _beat(self) -> None:
+        self._moved = self._clock()
+
+    def _last_good(self) -> str | None:
+        return None if self.last_committed is None else str(self.last_committed.path)
+
+    def _finish_at_exit(self) -> None:
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_EXIT_SECONDS)

@@ -1,0 +1,136 @@
+"""Smaller learning rates when progress stalls, decided alike on every rank, and kept over a restart."""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import tf_keras
+
+from callbacks.agreement import mean_over_ranks
+from callbacks.metric_values import scalar_metrics
+
+logger = logging.getLogger(__name__)
+
+
+class AgreedReduceLROnPlateau(tf_keras.callbacks.Callback):
+    """Multiplies the learning rate by ``factor`` when the monitored value has not improved for ``patience`` epochs.
+
+    Keras' ``ReduceLROnPlateau`` with two differences: the value is averaged over all ranks, which would go on with
+    different rates otherwise, and `ChiefCheckpoint` can save its state (the rate itself is in every checkpoint). List
+    it before the checkpoint.
+
+    Args:
+        monitor: Name of the value in the epoch's logs.
+        mode: ``max`` when larger is better, ``min`` when smaller is.
+        factor: What the learning rate is multiplied by, between 0 and 1.
+        patience: Epochs in a row without improvement after which it is.
+        min_delta: Least change that counts as an improvement, at least 0.
+        cooldown: Epochs after a reduction that do not count.
+        min_learning_rate: Least learning rate.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        mode: Literal["min", "max"] = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_learning_rate: float = 0.0,
+    ) -> None:
+        """Check and keep the arguments."""
+        super().__init__()
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode is {mode!r}; use 'min' or 'max'")
+        if not 0 < factor < 1:
+            raise ValueError(f"factor is {factor}; use a number between 0 and 1")
+        if patience < 1:
+            raise ValueError(f"patience is {patience}; use at least 1 epoch")
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta is {min_delta}; use 0 or more")
+        if cooldown < 0:
+            raise ValueError(f"cooldown is {cooldown}; use 0 or more epochs")
+        self._monitor = monitor
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._factor = factor
+        self._patience = patience
+        self._min_delta = min_delta
+        self._cooldown = cooldown
+        self._min_learning_rate = min_learning_rate
+        self._restored = False
+        self._epoch = self._wait = self._cooling = 0
+        self._best: float | None = None
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state as plain JSON values; see `callbacks.training_state.Stateful`."""
+        return {"epoch": self._epoch, "best": self._best, "wait": self._wait, "cooling": self._cooling}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the next ``on_train_begin`` keeps it, a later one starts afresh."""
+        self._epoch = int(state["epoch"])
+        self._best = None if state["best"] is None else float(state["best"])
+        self._wait = int(state["wait"])
+        self._cooling = int(state["cooling"])
+        self._restored = True
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Forget an earlier training, unless its state was set for this one to go on with.
+
+        Raises:
+            ValueError: The optimizer's learning rate follows a schedule.
+        """
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        # The public attribute of Keras' newer optimizers is a variable in any case.
+        rate = getattr(optimizer, "_learning_rate", optimizer.learning_rate)
+        if isinstance(rate, tf_keras.optimizers.schedules.LearningRateSchedule):
+            raise ValueError(  # noqa: TRY004 - a wrong combination of settings
+                "the learning rate follows a schedule, which a plateau cannot change; give the optimizer a number"
+            )
+        if not self._restored:
+            self._epoch = self._wait = self._cooling = 0
+            self._best = None
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """From here on the restored state is this training's own."""
+        self._restored = False
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Decide, on every rank from the same value.
+
+        Raises:
+            ValueError: The monitored value is not among the logs.
+        """
+        metrics = scalar_metrics(logs)
+        if self._monitor not in metrics:
+            raise ValueError(
+                f"the learning rate depends on {self._monitor!r}, which is not among the logs {sorted(metrics)}; "
+                "name one of them, and pass validation data for those that start with val_"
+            )
+        value = mean_over_ranks(self.model.distribute_strategy, metrics[self._monitor])
+        self._epoch = epoch + 1
+        is_cooling, self._cooling = self._cooling > 0, max(self._cooling - 1, 0)
+        if is_cooling:
+            self._wait = 0
+        if self._improves(value):
+            self._best, self._wait = value, 0
+        elif not is_cooling:
+            self._wait += 1
+            if self._wait >= self._patience:
+                self._reduce()
+                self._wait, self._cooling = 0, self._cooldown
+
+    def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        return self._best is None or self._sign * (value - self._best) > self._min_delta
+
+    def _reduce(self) -> None:
+        rate = self.model.optimizer.learning_rate
+        before = float(rate.numpy())
+        after = max(before * self._factor, self._min_learning_rate)
+        if after < before:
+            rate.assign(after)
+            logger.info("Learning rate reduced from %g to %g", before, after)

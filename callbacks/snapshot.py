@@ -1,0 +1,67 @@
+"""The values of a training at one moment, taken without a copy, to be written while the training goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from callbacks import commit
+from callbacks.training_state import tensors
+
+
+class Snapshot:
+    """What a checkpoint's ``ckpt.*`` files hold: the format of ``tf.train.Checkpoint.write``.
+
+    Taking it reads every variable, which copies nothing: a tensor that was read never changes, and TensorFlow gives the
+    variable other memory at its next update. Measured on 2 cores with Adam: 3 ms for a small MLP; for a table of
+    200 MB (600 MB with its slots) 5 ms, then up to 60 ms more in the next step, where ``Checkpoint.write`` takes 230 ms
+    to 1 s of the training's time. The price is memory: until the files are written, both values are held.
+
+    All ranks have to take it together: a variable whose replicas differ (the moving averages of batch normalisation) is
+    reduced over them when it is read.
+    """
+
+    def __init__(self, model: tf_keras.Model, optimizer: Any) -> None:
+        """Read the values as they are now."""
+        self._names: list[str] = []
+        self._slices: list[str] = []
+        self._values: list[tf.Tensor] = []
+        # Between collecting the tensors and writing them Checkpoint.write leaves no room, so its parts are used.
+        checkpoint = tensors(model, optimizer)
+        serialized, _, registered, _ = checkpoint._saver._gather_serialized_tensors()
+        if registered:
+            raise ValueError(
+                f"the model holds objects that save themselves ({sorted(registered)}), which cannot be written while "
+                "training goes on; keep them out of the model's attributes"
+            )
+        for of_object in serialized.values():
+            for key, of_slices in of_object.items():
+                for part, value in (of_slices if isinstance(of_slices, dict) else {"": of_slices}).items():
+                    # A specification reads its variable when its tensor is asked for.
+                    tensor = value if isinstance(value, tf.Tensor) else value.tensor
+                    if tensor is not None:  # None stands for a variable without a value
+                        self._names.append(key)
+                        self._slices.append(part)
+                        self._values.append(tensor)
+
+    def write(self, folder: Path) -> None:
+        """Write the files into ``folder``, from any thread.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        try:
+            with tf.device("/CPU:0"):
+                tf.raw_ops.SaveV2(
+                    prefix=str(folder / commit.TENSORS),
+                    tensor_names=self._names,
+                    shape_and_slices=self._slices,
+                    tensors=self._values,
+                )
+        except tf.errors.OpError as error:
+            raise OSError(str(error.message)) from error
+
+    def release(self) -> None:
+        """Give the memory back; there is nothing to write any more."""
+        self._values.clear()

@@ -1,0 +1,192 @@
+"""T5: what waits for a slow store, and patience with one that fails."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callbacks import commit
+from callbacks.checkpoint_store import CheckpointStoreError
+from callbacks.publisher import CheckpointPublisher, Keeping, Pending, still_waiting
+
+BY_AUC = Keeping(keep_last=9, keep_best=1, monitor="auc", mode="max")
+
+
+class Text:
+    """Stands for the tensors: writes a text, after the given errors."""
+
+    def __init__(self, text: str, errors: list[Exception] | None = None, *, begun: threading.Event | None = None):
+        self._text = text
+        self._errors = errors or []
+        self._begun = begun
+        self.is_released = False
+
+    def write(self, folder: Path) -> None:
+        if self._begun:
+            self._begun.set()
+        if self._errors:
+            raise self._errors.pop(0)
+        (folder / "ckpt.index").write_text(self._text)
+
+    def release(self) -> None:
+        self.is_released = True
+
+
+def pending(step: int, *, auc: float | None = None, is_optional: bool = False, text: Text | None = None) -> Pending:
+    metrics = {} if auc is None else {"auc": auc}
+    return Pending(text or Text(f"step {step}"), {}, step, 0, 1 if is_optional else 0, metrics, is_optional)
+
+
+def steps_waiting(arrivals: list[Pending], keeping: Keeping = BY_AUC) -> list[int]:
+    waiting: list[Pending] = []
+    for arrival in arrivals:
+        waiting = still_waiting(waiting, arrival, keeping)
+    return [one.step for one in waiting]
+
+
+def test_a_newer_one_takes_the_place_of_one_within_an_epoch() -> None:
+    assert steps_waiting([pending(1, is_optional=True), pending(2, is_optional=True)]) == [2]
+    assert steps_waiting([pending(1, is_optional=True), pending(2, auc=0.5)]) == [2]
+
+
+def test_one_within_an_epoch_does_not_take_the_place_of_an_epochs_end() -> None:
+    assert steps_waiting([pending(1, auc=0.5), pending(2, is_optional=True)]) == [1]
+
+
+def test_the_best_by_metric_waits_beside_the_newest() -> None:
+    arrivals = [pending(1, auc=0.5), pending(2, auc=0.9), pending(3, auc=0.7), pending(4, auc=0.9), pending(5, auc=0.1)]
+    assert steps_waiting(arrivals) == [2, 5]
+    assert steps_waiting([*arrivals, pending(6, auc=0.95)]) == [6]
+    assert steps_waiting(arrivals, Keeping(1, 1, "auc", "min")) == [5]
+    assert steps_waiting(arrivals, Keeping(1, 0, "auc", "max")) == [5]
+
+
+def test_a_metric_that_is_no_number_is_never_the_best() -> None:
+    assert steps_waiting([pending(1, auc=float("nan")), pending(2, auc=0.1), pending(3)]) == [2, 3]
+
+
+@pytest.fixture
+def open_publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckpointPublisher]:
+    """Return a function that opens a publisher with short pauses."""
+    monkeypatch.setattr("callbacks.publisher._FIRST_PAUSE_SECONDS", 0.01)
+    (tmp_path / "store").mkdir()
+
+    def build(**arguments: Any) -> CheckpointPublisher:
+        return CheckpointPublisher(tmp_path / "store", tmp_path / "scratch" / "ours-", BY_AUC, **arguments)
+
+    return build
+
+
+def test_files_are_prepared_in_scratch_which_is_empty_afterwards(
+    tmp_path: Path, open_publisher: Callable[..., CheckpointPublisher]
+) -> None:
+    publisher, text = open_publisher(), Text("values")
+    publisher.submit(pending(7, text=text))
+    assert publisher.wait(60)
+    assert publisher.last_committed == commit.read_committed(tmp_path / "store" / "step-00000007")
+    assert text.is_released
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_an_error_that_passes_is_tried_again_and_forgotten(
+    open_publisher: Callable[..., CheckpointPublisher], caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = open_publisher(retry_seconds=60)
+    publisher.submit(pending(7, text=Text("values", [OSError("full"), OSError("still full")])))
+    assert publisher.wait(60)
+    publisher.submit(pending(8))
+    assert publisher.wait(60)
+    assert publisher.last_committed is not None
+    assert publisher.last_committed.step == 8
+    assert caplog.text.count("The checkpoint of step 7 waits") == 2
+
+
+def test_what_is_no_fault_of_the_store_is_not_tried_again(open_publisher: Callable[..., CheckpointPublisher]) -> None:
+    publisher = open_publisher()
+    publisher.submit(pending(7, text=Text("values", [TypeError("a bug")])))
+    with pytest.raises(TypeError, match="a bug"):
+        publisher.wait(60)
+    with pytest.raises(TypeError, match="a bug"):
+        publisher.submit(pending(8))
+
+
+def test_one_within_an_epoch_that_fails_gives_way_to_the_next(
+    tmp_path: Path, open_publisher: Callable[..., CheckpointPublisher]
+) -> None:
+    publisher, begun = open_publisher(), threading.Event()
+    failing = Text("values", [OSError("full")] * 10**6, begun=begun)
+    publisher.submit(pending(7, is_optional=True, text=failing))
+    assert begun.wait(60)
+    publisher.submit(pending(8, is_optional=True))
+    assert publisher.wait(60)
+    assert [c.step for c in commit.committed(tmp_path / "store")] == [8]
+    assert failing.is_released
+
+
+def test_a_store_that_says_nothing_ends_training_too(open_publisher: Callable[..., CheckpointPublisher]) -> None:
+    now, begun, hang = [0.0], threading.Event(), threading.Event()
+
+    class Hanging(Text):
+        def write(self, folder: Path) -> None:
+            begun.set()
+            assert hang.wait(60)
+            super().write(folder)
+
+    publisher = open_publisher(retry_seconds=30, clock=lambda: now[0])
+    publisher.submit(pending(7, text=Hanging("values")))
+    assert begun.wait(60)
+    now[0] = 29.0
+    publisher.raise_failure()
+    now[0] = 31.0
+    with pytest.raises(CheckpointStoreError, match="no answer for 31 s"):
+        publisher.wait(0.0)
+    hang.set()
+    assert publisher.wait(60)
+
+
+def test_pruning_that_fails_does_not_cost_the_checkpoint(
+    tmp_path: Path,
+    open_publisher: Callable[..., CheckpointPublisher],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise PermissionError("no deletions here")
+
+    monkeypatch.setattr(commit, "prune", fail)
+    publisher = open_publisher()
+    publisher.submit(pending(7))
+    assert publisher.wait(60)
+    assert [c.step for c in commit.committed(tmp_path / "store")] == [7]
+    assert "no deletions here" in caplog.text
+
+
+def test_a_program_that_ends_with_an_error_still_publishes_what_is_on_its_way(tmp_path: Path) -> None:
+    program = f"""
+import pathlib, threading
+from callbacks.publisher import CheckpointPublisher, Keeping, Pending
+
+ending = threading.Event()
+
+class Late:
+    def write(self, folder):
+        ending.wait(60)
+        (folder / "ckpt.index").write_text("values")
+    def release(self):
+        pass
+
+store, scratch = {str(tmp_path)!r}, pathlib.Path({str(tmp_path / "ours-")!r})
+publisher = CheckpointPublisher(store, scratch, Keeping(1, 0, None, "max"))
+publisher.submit(Pending(Late(), {{}}, 7, 0, 1, {{}}, True))
+import atexit
+atexit.register(ending.set)  # runs before the publisher's own
+raise ValueError("the loss is NaN")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "the loss is NaN" in ended.stderr
+    assert [c.step for c in commit.committed(tmp_path)] == [7]
