@@ -1,161 +1,263 @@
-"""The process of one rank: strategy, data, model, fit. Started by :mod:`training.worker`, plan on standard input."""
+"""The process of one rank: takes its orders, runs the training they name, and answers how it ended.
 
+Forked by :mod:`training.fork_server` for :mod:`training.worker`. The orders come on standard input, since they hold a
+secret, and arguments and environment are public on a host. That pipe stays open: the task's requests come by it, and
+when it ends the task is gone, and the rank leaves.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import importlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-from training.child_process import stay_until_dismissed, take_over
-from training.events import EventClient
-from training.plan import TrainingPlan
+from callbacks.commit import CheckpointDamagedError
+from training.activity import Activity, Phase
+from training.events import EventAddress, EventClient
+from training.rank_control import Finish, Outcome, RankControl, StopRequest
+from training.ring import RingConnectError, RingError
 
 EXIT_FAILED = 1
+EXIT_ABANDONED = 3
 
-# Under this name a checkpoint holds what the ranks told of every epoch so far.
-PROGRESS_STATE = "progress"
+_ALIVE_SECONDS = 2.0
+_MESSAGE_LENGTH = 4000
+_TRACEBACK_LENGTH = 8000
 
 
-def main() -> NoReturn:
-    """Train as the plan says and answer with the number of completed epochs; the task ends this process."""
-    line, answer = take_over()
-    plan = TrainingPlan.from_json(line)
-    rank = _rank()
-    events = EventClient(plan.events, rank, plan.attempt)
+@dataclass(frozen=True)
+class RankOrders:
+    """What a task tells its rank.
+
+    Attributes:
+        rank: Which one it is.
+        attempt: Stamped on its events.
+        events: Where the driver listens.
+        entry: ``module:function`` that trains. It is called with plan, :class:`RankControl` and ``finish``, which takes
+            the number of completed epochs and does not return; where it does not call that, it returns the number.
+        plan_class: ``module:class`` of the plan, with a ``from_json``.
+        plan: The plan as JSON.
+        payload: Bytes for the entry, as they are.
+    """
+
+    rank: int
+    attempt: int
+    events: EventAddress
+    entry: str
+    plan_class: str
+    plan: str
+    payload: bytes | None = dataclasses.field(default=None, repr=False)
+
+    def to_bytes(self) -> bytes:
+        """Return what the rank reads: a line of JSON, then the payload."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        size = None if self.payload is None else len(self.payload)
+        line = json.dumps(fields | {"events": dataclasses.asdict(self.events), "payload": size})
+        return line.encode() + b"\n" + (self.payload or b"")
+
+    @classmethod
+    def read(cls, stream: IO[bytes]) -> "RankOrders":
+        """Read what :meth:`to_bytes` wrote."""
+        document = json.loads(stream.readline())
+        size = document["payload"]
+        payload = None if size is None else stream.read(size)
+        return cls(**document | {"events": EventAddress(**document["events"]), "payload": payload})
+
+
+def main(answers: IO[str]) -> NoReturn:
+    """Run the training that the orders name, and answer with its outcome; the task ends this process.
+
+    Args:
+        answers: Takes a line when the orders are read, and one at the end.
+    """
+    orders = RankOrders.read(sys.stdin.buffer)
+    # What ps and top show of a fork is otherwise its server's.
+    Path("/proc/self/comm").write_text(f"rank {orders.rank}")
+    stop_request = StopRequest()
+    signal.signal(signal.SIGTERM, lambda *_: stop_request.request("preempted"))
+    threading.Thread(target=_obey, args=(stop_request,), name="task", daemon=True).start()
+    _answer(answers, {"ready": os.getpid()})
+    events = EventClient(orders.events, orders.rank, orders.attempt)
     logging.getLogger().addHandler(_WarningsToDriver(events))
 
-    def finish(epochs: int) -> None:
+    def tell_phase(phase: Phase) -> None:
+        events.send({"event": "phase", "phase": phase, "host": socket.gethostname(), "process": os.getpid()})
+
+    activity = Activity(on_phase=tell_phase)
+    control = RankControl(orders.rank, events, stop_request, activity, orders.payload)
+    threading.Thread(target=_tell_alive, args=(control,), name="alive", daemon=True).start()
+
+    def end_well(outcome: Outcome) -> None:
+        activity.enter("ending")
         events.close()
-        print(json.dumps({"epochs": epochs}), file=answer, flush=True)
+        _answer(answers, outcome)
         # Peers take the end of a connection for a death, so nobody leaves before the task says that all have answered.
-        stay_until_dismissed()
+        threading.Event().wait()
+
+    def finish(epochs: int, **more: str) -> None:
+        end_well({"outcome": "finished", "epochs": epochs} | more)
 
     try:
-        train(plan, events, finish)
+        finish(_train(orders, control, finish))
     except BaseException as error:
-        failure = describe(error)
+        if (step := _stopped_at(error, activity)) is not None:
+            # All ranks stop when one of them is asked to.
+            end_well({"outcome": "stopped", "reason": stop_request.reason or "peer", "step": step})
+        failure = describe(error, activity.phase) | {"step": activity.step or None}
         events.send(failure)
         traceback.print_exc()
         events.close()
-        # The task may know what to do with this where the driver was out of reach.
-        print(json.dumps({key: failure[key] for key in ("cause", "type", "message")}), file=answer, flush=True)
+        # The task knows what to do with this where the driver was out of reach.
+        fields = {key: failure[key] for key in ("cause", "type", "message", "step", "is_from_tensorflow")}
+        _answer(answers, {"outcome": "failed"} | fields)
     # Not a plain return: TensorFlow's threads can hang in a collective whose peer is gone.
     os._exit(EXIT_FAILED)
 
 
-def train(plan: TrainingPlan, events: EventClient, finish: Callable[[int], None]) -> None:
-    """Fit the model on this rank's share of every batch, then call ``finish`` with the number of completed epochs.
-
-    ``finish`` is called from within ``fit``: on its way out ``fit`` destroys its iterators, and the tuning thread of
-    tf.data, which sleeps for up to a minute, holds them until it wakes (a third of the runs lost 37 s so).
-    """
-    import tensorflow as tf
-    import tf_keras
-
-    from callbacks.backup import BackupAndRestore
-    from callbacks.checkpoint import ChiefCheckpoint
-    from callbacks.early_stopping import AgreedEarlyStopping
-    from callbacks.nan_guard import StopOnNaN
-    from callbacks.progress import EventCallback
-    from callbacks.training_state import Stateful
-    from data_pipelines.dataset import Dataset
-    from models import catalog
-    from models.objectives import compile_model
-
-    events.send({"event": "phase", "phase": "connecting", "host": socket.gethostname(), "process": os.getpid()})
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    dataset = Dataset.open(plan.dataset)
-    tf_keras.utils.set_random_seed(plan.seed)
-    architecture = catalog.architecture(plan.model)
-    steps = dataset.steps("train", plan.global_batch_size)
-    with strategy.scope():
-        model = architecture.build(catalog.settings(plan.model, plan.model_options), dataset.features, plan.seed)
-        compile_model(
-            model, architecture.TASK, plan.optimizer, plan.learning_rate, min(plan.steps_per_execution, steps)
-        )
-    stopping = AgreedEarlyStopping(monitor=plan.monitor, mode=plan.mode, patience=plan.patience or plan.epochs)
-    progress = EventCallback(events.send, global_batch_size=plan.global_batch_size)
-    stateful: dict[str, Stateful] = {"early_stopping": stopping, PROGRESS_STATE: progress}
-    resume = BackupAndRestore(plan.checkpoints, resume_from=plan.resume_from, stateful=stateful)
-    start = _resume_position(plan)
-    model.fit(
-        _batches(strategy, dataset, plan, "train", start),
-        validation_data=_batches(strategy, dataset, plan, "validation", (0, 0)),
-        epochs=plan.epochs,
-        steps_per_epoch=steps,
-        validation_steps=dataset.steps("validation", plan.global_batch_size),
-        callbacks=[
-            resume,
-            StopOnNaN(),
-            stopping,
-            # Before the checkpoint: an epoch that is committed but untold would leave a hole in the curves, since it is
-            # not repeated. One that is told twice is logged once.
-            progress,
-            ChiefCheckpoint(plan.checkpoints, monitor=plan.monitor, mode=plan.mode, stateful=stateful),
-            tf_keras.callbacks.LambdaCallback(
-                on_train_end=lambda logs: finish(resume.initial_epoch + len(model.history.epoch))
-            ),
-        ],
-        verbose=0,
-    )
+def _train(orders: RankOrders, control: RankControl, finish: Finish) -> int:
+    try:
+        entry, plan_class = _named(orders.entry), _named(orders.plan_class)
+    except Exception as error:
+        raise EntryError(f"{orders.entry} cannot be loaded: {type(error).__name__}: {error}") from error
+    epochs = entry(plan_class.from_json(orders.plan), control, finish)
+    if not isinstance(epochs, int):
+        raise TypeError(f"{orders.entry} returned {epochs!r}; return the number of epochs, or call finish with it")
+    return epochs
 
 
-def _batches(strategy: Any, dataset: Any, plan: TrainingPlan, split: str, start: tuple[int, int]) -> Any:
-    """Return this rank's share of every global batch of ``split``, epoch after epoch."""
-    from data_pipelines.dataset import ReadPlan, load_dataset
-
-    def mine(context: Any) -> Any:
-        read = ReadPlan(
-            split,
-            plan.global_batch_size,
-            rank=context.input_pipeline_id,
-            workers=context.num_input_pipelines,
-            seed=plan.seed if split == "train" else None,
-            epoch=start[0],
-            step=start[1],
-            epochs=None,
-        )
-        return load_dataset(dataset, read)
-
-    # Every rank builds its own input, so TensorFlow must neither shard nor re-batch it.
-    return strategy.distribute_datasets_from_function(mine)
+def _stopped_at(error: BaseException, activity: Activity) -> int | None:
+    """Return the step at which a training stopped because it was asked to; None for every other end."""
+    # By name: callbacks import TensorFlow, which this module leaves to the training.
+    is_stop = any(kind.__name__ == "TrainingStopped" for kind in type(error).__mro__)
+    return int(getattr(error, "step", activity.step)) if is_stop else None
 
 
-def _resume_position(plan: TrainingPlan) -> tuple[int, int]:
-    from callbacks import commit
-
-    if plan.resume_from is None:
-        return 0, 0
-    checkpoint = commit.read_committed(Path(plan.resume_from))
-    return checkpoint.epoch, checkpoint.step_in_epoch
+class EntryError(ImportError):
+    """The function that trains, or the class of its plan, cannot be imported here."""
 
 
-def describe(error: BaseException) -> dict[str, Any]:
+def _named(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _answer(answers: IO[str], message: dict[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the task is gone, and so is this process in a moment
+        print(json.dumps(message, default=str), file=answers, flush=True)
+
+
+def _obey(stop_request: StopRequest) -> None:
+    """Take requests from the task until it is gone; then leave."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in sys.stdin.buffer:
+            stop_request.request(json.loads(line)["stop"])
+    os._exit(EXIT_ABANDONED)
+
+
+def _tell_alive(control: RankControl) -> None:
+    over = threading.Event()
+    while not over.wait(_ALIVE_SECONDS):
+        control.events.send({"event": "alive", **control.activity.snapshot()})
+
+
+def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
     """Return the error as an event.
 
-    ``cause`` is ``peer`` when the error tells of another rank's end or a taken port, ``user`` when it stems from the
-    model, the data or the configuration and would come again.
+    Args:
+        error: What ended the training.
+        phase: When.
+
+    Returns:
+        ``cause`` is one of :data:`training.failure_policy.Cause`: ``peer`` when the error tells of another rank's end,
+        ``start`` when the rank never came to train (a taken port, a rank that cannot be reached, an import), ``store``
+        when it is the place of the files that failed, and otherwise ``user``: it stems from the model, the data or the
+        configuration, and would come again.
     """
     return {
         "event": "error",
         "is_from_tensorflow": _is_from_tensorflow(error),
-        "cause": "peer" if _comes_from_outside(error) else "user",
+        "cause": _cause(error, phase),
         "type": type(error).__name__,
-        "message": str(error)[:4000],
-        "traceback": "".join(traceback.format_exception(error))[-8000:],
+        "message": str(error)[:_MESSAGE_LENGTH],
+        "traceback": "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:],
     }
 
 
+_STARTING: frozenset[Phase] = frozenset({"starting", "connecting"})
+
 # What the collectives of the other ranks raise when one is gone, beside UnavailableError.
 _PEER_CLASSES = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError")
-_PEER_MESSAGES = ("Socket closed", "Connection reset", "Collective ops is aborted", "coordination service", "heartbeat")
+_PEER_MESSAGES = (
+    "RingError",  # our ring's, raised within an operation of TensorFlow, which passes on its name and text alone
+    "Socket closed",
+    "Connection reset",
+    "Collective ops is aborted",
+    "coordination service",
+    "heartbeat",
+)
 
-# The port that was free when the cluster's addresses were dealt out may be taken when TensorFlow binds it.
+# The port that was free when the runner dealt out the cluster's addresses may be taken when it is bound.
 _PORT_MESSAGES = ("Could not start gRPC server", "Address already in use")
+
+_STORE_MESSAGES = ("No space left on device", "Stale file handle", "Input/output error")
+
+# A disk that is full, broken, read-only of late or no longer there.
+_STORE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ENOTCONN}
+)
+
+
+def _cause(error: BaseException, phase: Phase) -> str:
+    """Return the cause that the error, or one that it was raised from, tells of."""
+    causes = (_own_cause(one, phase) for one in _chain(error))
+    return next((cause for cause in causes if cause is not None), "user")
+
+
+def _own_cause(error: BaseException, phase: Phase) -> str | None:
+    match error:
+        case RingConnectError() | EntryError():
+            return "start"
+        case CheckpointDamagedError():  # the driver finds an older one that is whole
+            return "store"
+        case RingError():
+            return "start" if phase in _STARTING else "peer"
+        case OSError(errno=errno.EADDRINUSE):
+            return "start"
+        case OSError(errno=number) if number in _STORE_ERRORS:
+            return "store"
+        case ConnectionError() | TimeoutError() if phase in _STARTING:
+            return "start"
+    if not _is_from_tensorflow(error):
+        return None
+    text = str(error)
+    if any(message in text for message in _STORE_MESSAGES):
+        return "store"
+    if any(message in text for message in _PORT_MESSAGES) or "RingConnectError" in text:
+        return "start"
+    if type(error).__name__ in _PEER_CLASSES or any(message in text for message in _PEER_MESSAGES):
+        return "start" if phase in _STARTING else "peer"
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it was raised from. What merely came before it in an ``except`` is no cause."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__
 
 
 def _is_from_tensorflow(error: BaseException) -> bool:
@@ -164,19 +266,6 @@ def _is_from_tensorflow(error: BaseException) -> bool:
     from tensorflow import errors
 
     return isinstance(error, errors.OpError)
-
-
-def _comes_from_outside(error: BaseException) -> bool:
-    """Whether the error tells of another rank's end or of a taken port, and not of the model or its data."""
-    if not _is_from_tensorflow(error):
-        return False
-    texts = (*_PEER_MESSAGES, *_PORT_MESSAGES)
-    return type(error).__name__ in _PEER_CLASSES or any(text in str(error) for text in texts)
-
-
-def _rank() -> int:
-    config = os.environ.get("TF_CONFIG")
-    return int(json.loads(config)["task"]["index"]) if config else 0
 
 
 class _WarningsToDriver(logging.Handler):
@@ -188,7 +277,3 @@ class _WarningsToDriver(logging.Handler):
         # The channel's own warnings would come back to it for ever.
         if not record.name.startswith("training.events"):
             self._events.send({"event": "log", "level": record.levelname, "message": record.getMessage()[:2000]})
-
-
-if __name__ == "__main__":
-    main()

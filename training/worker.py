@@ -1,74 +1,263 @@
-"""What one barrier task does: start the rank's own process, tie its life to the task's, and report how it ended.
+"""What one barrier task does: start the rank's own process, speak for it to the driver, and post how it ended.
 
 TensorFlow lives in a process of its own (:mod:`training.rank`), never in Spark's reused Python worker: a lost peer can
-abort the process from C++, and the collectives of a broken attempt cannot be set up again in the same process.
+abort the process from C++, and a hung one cannot be asked anything. The task sees it from outside, obeys the driver
+(stacks, stop, abort), and ends the rank when the driver has been silent for too long.
+
+A task does not fail because its rank did. All tasks exchange the outcomes and end well, so that Spark keeps the Python
+workers, which hold what makes the next attempt start at once.
 """
 
+import contextlib
 import json
+import os
 import signal
-import subprocess
-from dataclasses import dataclass
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, Literal, Protocol
 
+import psutil
 from pyspark import BarrierTaskContext, TaskContext
 
-from training import child_process
-from training.events import EventClient
-from training.plan import TrainingPlan
+from training import child_process, rank_process
+from training.events import EventAddress, EventClient
+from training.failure_policy import Cause
+from training.rank import RankOrders
+from training.rank_control import Outcome
+from training.rank_process import RankProcess, RankStartError
+
+LEASE_SECONDS = 30.0
+_SYSTEM_SECONDS = 5.0
+_TICK_SECONDS = 0.5
+_MESSAGE_LENGTH = 4000
+
+State = Literal["running", "sleeping", "stopped", "zombie"]
+
+_STATES: dict[str, State] = {
+    psutil.STATUS_RUNNING: "running",
+    psutil.STATUS_STOPPED: "stopped",
+    psutil.STATUS_TRACING_STOP: "stopped",
+    psutil.STATUS_ZOMBIE: "zombie",
+    psutil.STATUS_DEAD: "zombie",
+}
 
 
-class RankFailedError(RuntimeError):
-    """A rank's process ended badly; the driver has the reason from the rank's own event, or from this message."""
+class AttemptPlan(Protocol):
+    """What a task needs of a plan; :class:`training.plan.TrainingPlan` is one. Its class has a ``from_json``."""
+
+    @property
+    def events(self) -> EventAddress:
+        """Where the driver listens."""
+
+    @property
+    def attempt(self) -> int:
+        """Counts from 1."""
+
+    @property
+    def threads(self) -> int | None:
+        """TensorFlow threads of a rank; None for what its Spark task has."""
+
+    @property
+    def verbose(self) -> bool:
+        """Whether TensorFlow's own log is let through."""
+
+    def to_json(self) -> str:
+        """Return the plan as one line."""
 
 
 @dataclass(frozen=True)
 class RankTask:
-    """The training function that MirroredStrategyRunner calls on every barrier task."""
+    """The training function that MirroredStrategyRunner calls on every barrier task.
 
-    plan: TrainingPlan
+    Attributes:
+        plan: What to train.
+        entry: ``module:function`` that trains, as :class:`training.rank.RankOrders` says.
+        payload: Bytes for it.
+        lease_seconds: How long the driver may be silent before the rank is ended.
+        preload: Module that is imported before the first rank is forked.
+    """
 
-    def __call__(self) -> int:
-        """Run the rank to its end and return the number of epochs it completed.
+    plan: AttemptPlan
+    entry: str = "training.fit:train"
+    payload: bytes | None = field(default=None, repr=False)
+    lease_seconds: float = LEASE_SECONDS
+    preload: str = rank_process.PRELOAD
 
-        Raises:
-            RankFailedError: The process was killed, or left with an error.
-        """
+    def __call__(self) -> list[Outcome]:
+        """Run the rank to its end and return the outcomes of all ranks, in their order."""
         context = TaskContext.get()
         rank = context.partitionId() if context else 0
         threads = self.plan.threads or (context.cpus() if context else 1)
         environment = child_process.tensorflow_environment(threads, verbose=self.plan.verbose)
-        with child_process.start("training.rank", environment) as process:
-            tail = child_process.Tail(process.stderr, echo=self.plan.verbose)
+        news: SimpleQueue[News] = SimpleQueue()
+        events = EventClient(self.plan.events, rank, self.plan.attempt, on_command=news.put, sender="task")
+        with contextlib.ExitStack() as ending:
+            ending.callback(events.close)
+            ending.enter_context(_preemption_told_to(news.put))
             try:
-                epochs = self._watch(process, rank, tail)
-                if isinstance(context, BarrierTaskContext):
-                    # Before any rank leaves: the others would take the end of its connections for a death.
-                    context.barrier()
-                return epochs
-            finally:
-                process.kill()  # does nothing to one that has ended
-                tail.close()
+                process = ending.enter_context(rank_process.start(environment, self.preload))
+            except (RankStartError, OSError) as error:
+                outcome = _told(events, "start", type(error).__name__, str(error))
+            else:
+                tail = child_process.Tail(process.errors, echo=self.plan.verbose)
+                ending.callback(tail.close)
+                ending.callback(process.kill)
+                process.tell(self._orders(rank).to_bytes())
+                outcome = _Follower(process, events, news, tail, self.lease_seconds).follow()
+                if outcome["outcome"] not in ("finished", "stopped"):
+                    process.kill()  # the sooner its connections end, the sooner the other ranks know
+            events.close()
+            # The ranks that finished are still there: the others would take the end of their connections for a death.
+            return _exchanged(context, outcome)
 
-    def _watch(self, process: subprocess.Popen[str], rank: int, tail: child_process.Tail) -> int:
-        assert process.stdout is not None  # noqa: S101 - start() made the pipe
-        child_process.tell(process, self.plan.to_json())
-        answer = process.stdout.readline()
-        if answer:
-            result = json.loads(answer)
-            if "epochs" in result:
-                return int(result["epochs"])
-            message = " ".join(result["message"].split())
-            raise RankFailedError(f"rank {rank} failed ({result['cause']}): {result['type']}: {message}")
-        status = process.wait()
+    def _orders(self, rank: int) -> RankOrders:
+        plan_class = type(self.plan)
+        return RankOrders(
+            rank=rank,
+            attempt=self.plan.attempt,
+            events=self.plan.events,
+            entry=self.entry,
+            plan_class=f"{plan_class.__module__}:{plan_class.__qualname__}",
+            plan=self.plan.to_json(),
+            payload=self.payload,
+        )
+
+
+# A command of the driver, {"answer": ...} with a line of the rank, or {"answer": None} at its end.
+News = dict[str, Any]
+
+
+class _Follower:
+    """Follows a rank to its end."""
+
+    def __init__(
+        self,
+        process: RankProcess,
+        events: EventClient,
+        news: "SimpleQueue[News]",
+        tail: child_process.Tail,
+        lease_seconds: float,
+    ) -> None:
+        self._process = process
+        self._events = events
+        self._news = news
+        self._tail = tail
+        self._lease_seconds = lease_seconds
+        self._has_taken_over = False
+        self._observed = psutil.Process(process.pid)
+        self._host = socket.gethostname()
+        threading.Thread(target=self._read, name="answers", daemon=True).start()
+
+    def follow(self) -> Outcome:
+        """Return how the rank ended, or that it was made to end."""
+        next_system = time.monotonic()
+        while True:
+            if time.monotonic() >= next_system:
+                next_system += _SYSTEM_SECONDS
+                self._tell_system()
+            if self._events.silent_seconds > self._lease_seconds:
+                return _aborted(f"no word from the driver for {self._lease_seconds:g} s")
+            try:
+                news = self._news.get(timeout=_TICK_SECONDS)
+            except Empty:
+                continue
+            if (outcome := self._take_in(news)) is not None:
+                return outcome
+
+    def _take_in(self, news: News) -> Outcome | None:
+        match news:
+            case {"answer": None}:
+                return self._end_without_a_word()
+            case {"answer": {"outcome": _} as outcome}:
+                return dict(outcome)
+            case {"answer": {"ready": _}}:
+                self._has_taken_over = True
+            case {"command": "abort"}:
+                return _aborted(str(news.get("reason") or "the driver said so"))
+            case {"command": "stop"}:
+                self._process.tell(json.dumps({"stop": news.get("reason") or "driver"}).encode() + b"\n")
+            case {"command": "stacks"}:
+                # Before it has taken over, the signal would end it.
+                text = self._process.stacks() if self._has_taken_over else ""
+                self._events.send({"event": "stacks", "text": text, "state": self._state()})
+        return None
+
+    def _end_without_a_word(self) -> Outcome:
+        status = self._process.wait()
+        assert status is not None  # noqa: S101 - without a time limit
         if status < 0:
-            self._report_death(rank, -status)
-            raise RankFailedError(f"rank {rank} was killed by signal {-status}")
-        raise RankFailedError(f"rank {rank} left with status {status}\n" + tail.text())
+            number = -status
+            name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+            # TensorFlow's coordination service, which only trainings on GPUs have, aborts those whose peer is gone.
+            has_gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "") not in ("", "-1")
+            is_consequence = number == signal.SIGABRT and has_gpus
+            return _told(self._events, "peer" if is_consequence else "lost", "killed", f"killed by signal {name}")
+        cause: Cause = "lost" if self._has_taken_over else "start"
+        message = f"left with status {status} and said nothing\n{self._tail.text()}"
+        return _told(self._events, cause, "exited", message)
 
-    def _report_death(self, rank: int, number: int) -> None:
-        """Tell the driver at once; Spark's own message arrives later and names no rank."""
-        events = EventClient(self.plan.events, rank, self.plan.attempt)
-        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-        # TensorFlow aborts a process whose peer is gone, so an abort is more often a consequence than a cause.
-        cause = "peer" if number == signal.SIGABRT else "lost"
-        events.send({"event": "error", "cause": cause, "type": "killed", "message": f"killed by signal {name}"})
-        events.close()
+    def _tell_system(self) -> None:
+        with contextlib.suppress(psutil.Error), self._observed.oneshot():
+            self._events.send(
+                {
+                    "event": "system",
+                    "cpu_percent": self._observed.cpu_percent(),
+                    "memory_bytes": self._observed.memory_info().rss,
+                    "threads": self._observed.num_threads(),
+                    "state": self._state(),
+                    "host": self._host,
+                    "process": self._process.pid,
+                }
+            )
+
+    def _state(self) -> State:
+        try:
+            return _STATES.get(self._observed.status(), "sleeping")
+        except psutil.NoSuchProcess:
+            return "zombie"
+
+    def _read(self) -> None:
+        with contextlib.suppress(ValueError):  # closed by the task's end
+            for line in self._process.answers:
+                self._news.put({"answer": json.loads(line)})
+        self._news.put({"answer": None})
+
+
+def _told(events: EventClient, cause: Cause, type_: str, message: str) -> Outcome:
+    """Return the outcome of a rank that could not speak for itself, and tell the driver at once."""
+    failure = {"cause": cause, "type": type_, "message": message[-_MESSAGE_LENGTH:], "step": None}
+    events.send({"event": "error"} | failure)
+    return {"outcome": "failed"} | failure
+
+
+def _aborted(reason: str) -> Outcome:
+    return {"outcome": "aborted", "reason": reason}
+
+
+def _exchanged(context: TaskContext | None, outcome: Outcome) -> list[Outcome]:
+    """Return every rank's outcome, when all have one."""
+    if isinstance(context, BarrierTaskContext):
+        return [json.loads(text) for text in context.allGather(json.dumps(outcome, default=str))]
+    return [outcome]
+
+
+@contextlib.contextmanager
+def _preemption_told_to(put: Callable[[News], None]) -> Iterator[None]:
+    """While the block runs, let a SIGTERM to this process ask the rank to save and stop.
+
+    Where a machine is taken away, all its processes get one; Spark's Python worker would die of it and take the rank
+    along.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # SimpleQueue.put may interrupt itself.
+    before = signal.signal(signal.SIGTERM, lambda *_: put({"command": "stop", "reason": "preempted"}))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import json
 import logging
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -50,9 +52,29 @@ def read_line(connection: socket.socket) -> bytes:
     return line
 
 
+def let_in(connection: socket.socket, stream: BinaryIO) -> dict[str, Any]:
+    """Do the driver's part of the handshake with a client whose token is ``token``; return its hello."""
+    connection.settimeout(SECONDS)
+    connection.sendall(b"00\n")
+    theirs, proof = stream.readline().decode().split()
+    assert proof == events._proof("token", "client", "00", theirs)
+    connection.sendall(events._proof("token", "driver", theirs, "00").encode() + b"\n")
+    return dict(json.loads(stream.readline()))
+
+
+def read_events(connection: socket.socket, stream: BinaryIO) -> list[Event]:
+    """Read to the end, and acknowledge."""
+    heard = []
+    for line in stream:
+        number, _, event = json.loads(line)
+        connection.sendall(json.dumps({"acknowledged": number}).encode() + b"\n")
+        heard.append(event)
+    return heard
+
+
 @pytest.fixture
 def silent_driver() -> Iterator[tuple[EventAddress, Callable[[], list[Event]]]]:
-    """A driver that lets everybody in and does not read until it is asked to."""
+    """A driver that does not read until it is asked to."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listener.settimeout(SECONDS)
@@ -60,10 +82,8 @@ def silent_driver() -> Iterator[tuple[EventAddress, Callable[[], list[Event]]]]:
         def read() -> list[Event]:
             connection, _ = listener.accept()
             with connection, connection.makefile("rb") as stream:
-                connection.settimeout(SECONDS)
-                connection.sendall(b"00\n")
-                stream.readline()
-                return [json.loads(line) for line in stream]
+                let_in(connection, stream)
+                return read_events(connection, stream)
 
         yield EventAddress("127.0.0.1", listener.getsockname()[1], "token"), read
 
@@ -111,9 +131,10 @@ def test_who_does_not_know_the_token_is_refused_and_the_others_are_heard(caplog:
         with connection_to(server.address) as connection:
             nonce = read_line(connection)
             assert len(bytes.fromhex(nonce.decode())) == 32
-            connection.sendall(b"0" * 64 + b'\n{"event": "error", "rank": 0, "attempt": 1}\n')
+            connection.sendall(b"00 " + b"0" * 64 + b'\n{"client": "c", "rank": 0, "sender": "task"}\n[1, true, {}]\n')
             connection.settimeout(SECONDS)
             with contextlib.suppress(ConnectionResetError):  # what we sent after the proof was never read
+                assert connection.recv(100) == b"refused\n"
                 assert connection.recv(1) == b""
         client.send({"event": "epoch_end"})
         client.close()
@@ -143,16 +164,16 @@ def test_a_proof_cannot_be_used_twice() -> None:
 def test_the_token_is_neither_sent_nor_shown() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(SECONDS)
-        address = EventAddress("127.0.0.1", listener.getsockname()[1], "the-token")
+        address = EventAddress("127.0.0.1", listener.getsockname()[1], "token")
         client = EventClient(address, rank=0, attempt=1)
         client.send({"event": "progress"})
         connection, _ = listener.accept()
         with connection, connection.makefile("rb") as stream:
-            connection.sendall(b"00\n")
-            sent = stream.readline() + stream.readline()
-        client.close()
-    assert b"the-token" not in sent
-    assert "the-token" not in f"{address} {address!r}"
+            hello = let_in(connection, stream)
+            sent = json.dumps(hello).encode() + stream.readline()
+        client.close(timeout_seconds=0)
+    assert b"token" not in sent
+    assert "token" not in f"{address} {address!r}"
     assert repr(address) == f"EventAddress(127.0.0.1:{address.port})"
 
 
@@ -179,8 +200,9 @@ def test_lines_that_are_no_events_end_only_the_connection_they_came_by() -> None
     with EventServer("127.0.0.1", log) as server:
         with connection_to(server.address) as connection:
             nonce = read_line(connection).strip().decode()
-            proof = events._proof(server.address.token, nonce).encode()
-            connection.sendall(proof + b"\nnot json\n")
+            proof = events._proof(server.address.token, "client", nonce, "00").encode()
+            connection.sendall(b"00 " + proof + b'\n{"client": "c", "rank": 0, "sender": "rank"}\nnot json\n')
+            read_line(connection)
             assert connection.recv(1) == b""
         client = EventClient(server.address, rank=0, attempt=1)
         client.send({"event": "progress"})
@@ -309,16 +331,177 @@ def test_a_connection_that_never_says_who_it_is_does_not_hold_up_the_end(monkeyp
 
 def test_a_lost_channel_is_noted_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_LAST_WORDS_SECONDS", 0.0)
+    monkeypatch.setattr(events, "_FIRST_PAUSE_SECONDS", 0.001)
     caplog.set_level(logging.WARNING)
-    with EventServer("127.0.0.1", Log()) as server:
+    log = Log()
+    with EventServer("127.0.0.1", log) as server:
         client = EventClient(server.address, rank=0, attempt=1)
-
-    def lost() -> bool:
-        client.send({"event": "progress"})
-        return "lost the event channel" in caplog.text
-
-    wait_until(lost)
-    for _ in range(10):
-        client.send({"event": "progress"})
+        client.send({"event": "epoch_end"})
+        wait_until(lambda: log.kinds() == ["epoch_end"])
+    wait_until(lambda: "lost the event channel" in caplog.text)
     client.close()
     assert caplog.text.count("lost the event channel") == 1
+
+
+@contextlib.contextmanager
+def fake_driver() -> Iterator[tuple[EventAddress, Callable[[], socket.socket]]]:
+    """A driver that is played by the test, connection by connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(SECONDS)
+        yield EventAddress("127.0.0.1", listener.getsockname()[1], "token"), lambda: listener.accept()[0]
+
+
+def test_what_a_cut_line_swallowed_is_sent_again_in_order_except_progress() -> None:
+    with fake_driver() as (address, accept):
+        client = EventClient(address, rank=0, attempt=1)
+        with accept() as first, first.makefile("rb") as stream:
+            let_in(first, stream)
+            for number, kind in enumerate(("phase", "epoch_end", "progress", "error")):
+                client.send({"event": kind, "number": number})
+            assert json.loads(stream.readline())[2]["event"] == "phase"
+            first.sendall(b'{"acknowledged": 1}\n')
+            for _ in range(3):
+                stream.readline()
+            # Taken in by this side's kernel, never acknowledged.
+            first.shutdown(socket.SHUT_RDWR)
+        with accept() as second, second.makefile("rb") as stream:
+            let_in(second, stream)
+            closing = threading.Thread(target=client.close)
+            closing.start()
+            heard = read_events(second, stream)
+        closing.join()
+    assert [(event["event"], event["number"]) for event in heard] == [("epoch_end", 1), ("error", 3)]
+
+
+def test_an_event_that_comes_twice_is_heard_once() -> None:
+    log = Log()
+    with EventServer("127.0.0.1", log) as server:
+        for numbers in ((1, 2), (2, 3)):
+            with connection_to(server.address) as connection:
+                nonce = read_line(connection).strip().decode()
+                proof = events._proof(server.address.token, "client", nonce, "00")
+                lines = [f'[{number}, true, {{"event": "phase", "number": {number}}}]' for number in numbers]
+                hello = json.dumps({"client": "one", "rank": 0, "sender": "rank"})
+                connection.sendall("\n".join([f"00 {proof}", hello, *lines, ""]).encode())
+                read_line(connection)
+                for number in numbers:
+                    assert json.loads(read_line(connection)) == {"acknowledged": number}
+    assert [event["number"] for event in log.events] == [1, 2, 3]
+
+
+def test_a_driver_that_does_not_know_the_token_is_told_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_driver() as (address, accept):
+        client = EventClient(address, rank=0, attempt=1, on_command=lambda _: pytest.fail("obeyed"), sender="task")
+        client.send({"event": "epoch_end"})
+        with accept() as connection, connection.makefile("rb") as stream:
+            connection.sendall(b"00\n")
+            _, proof = stream.readline().decode().split()
+            # The client's own proof, played back.
+            connection.sendall(proof.encode() + b'\n{"command": "abort"}\n')
+            assert stream.readline() == b""
+        client.close()
+    assert "not the driver of this run" in caplog.text
+
+
+def commanded(server: EventServer, rank: int, attempt: int = 1) -> tuple[EventClient, "queue.SimpleQueue[Any]"]:
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    return EventClient(server.address, rank, attempt, on_command=heard.put, sender="task"), heard
+
+
+def test_commands_reach_the_tasks_of_all_ranks_or_of_one() -> None:
+    log = Log()
+    with EventServer("127.0.0.1", log) as server, contextlib.ExitStack() as clients:
+        of_the_process = EventClient(server.address, 0, 1, on_command=lambda _: pytest.fail("not a task"))
+        clients.callback(of_the_process.close)
+        tasks = [commanded(server, rank) for rank in range(2)]
+        for client, _ in tasks:
+            clients.callback(client.close)
+            client.send({"event": "system"})
+        of_the_process.send({"event": "phase"})
+        wait_until(lambda: len(log.events) == 3)
+        server.command({"command": "stacks"}, rank=1)
+        server.command({"command": "lease"})
+        assert tasks[0][1].get(timeout=SECONDS) == {"command": "lease"}
+        assert tasks[1][1].get(timeout=SECONDS) == {"command": "stacks"}
+        assert tasks[1][1].get(timeout=SECONDS) == {"command": "lease"}
+    assert [event.get("from") for event in log.events if event["event"] == "system"] == ["task", "task"]
+
+
+def test_a_task_that_comes_late_learns_what_still_stands() -> None:
+    with EventServer("127.0.0.1", Log()) as server:
+        server.command({"command": "lease"})
+        server.command({"command": "stop", "reason": "driver"})
+        server.command({"command": "abort", "reason": "other"}, rank=1)
+        client, heard = commanded(server, rank=0)
+        assert heard.get(timeout=SECONDS) == {"command": "stop", "reason": "driver"}
+        server.command({"command": "lease"})
+        assert heard.get(timeout=SECONDS) == {"command": "lease"}
+        client.close()
+
+
+def test_a_task_that_does_not_read_holds_up_neither_driver_nor_others() -> None:
+    log = Log()
+    with EventServer("127.0.0.1", log) as server, connection_to(server.address) as deaf:
+        nonce = read_line(deaf).strip().decode()
+        proof = events._proof(server.address.token, "client", nonce, "00")
+        hello = json.dumps({"client": "deaf", "rank": 0, "sender": "task"})
+        deaf.sendall(f'00 {proof}\n{hello}\n[1, false, {{"event": "system"}}]\n'.encode())
+        client, heard = commanded(server, rank=1)
+        client.send({"event": "system"})
+        wait_until(lambda: len(log.events) == 2)
+        begin = time.monotonic()
+        for _ in range(40):
+            server.command({"command": "note", "text": "x" * 200_000}, rank=0)
+        server.command({"command": "lease"})
+        assert heard.get(timeout=SECONDS) == {"command": "lease"}
+        assert time.monotonic() - begin < 5
+        client.close()
+
+
+def test_silence_of_the_driver_is_measured() -> None:
+    with EventServer("127.0.0.1", Log()) as server:
+        client, heard = commanded(server, rank=0)
+        wait_until(lambda: client.silent_seconds > 0.05)
+        server.command({"command": "stop"})
+        heard.get(timeout=SECONDS)
+        assert client.silent_seconds < 0.05
+        client.close()
+
+
+def test_logs_do_not_keep_an_error_from_being_told(
+    silent_driver: tuple[EventAddress, Callable[[], list[Event]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_QUEUE_LENGTH", 5)
+    address, read = silent_driver
+    client = EventClient(address, rank=0, attempt=1)
+    for number in range(50):
+        client.send({"event": "log", "message": str(number)})
+    client.send({"event": "error"})
+    heard: list[Event] = []
+    reader = threading.Thread(target=lambda: heard.extend(read()), daemon=True)
+    reader.start()
+    client.close()
+    reader.join(SECONDS)
+    assert [event.get("message", "error") for event in heard] == ["1", "2", "3", "4", "error"]
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ({"event": "error", "message": "x" * 3_000_000}, {"event": "error", "message": "x" * 4000}),
+        ({"event": "epoch_end", "logs": ["y" * 3_000_000]}, {"event": "epoch_end"}),
+        ({"event": "log", ("a", 1): 2}, {"event": "log", "('a', 1)": 2}),
+    ],
+    ids=["long text", "long value", "odd key"],
+)
+def test_an_event_whose_line_would_be_too_long_or_odd_arrives_without_it(
+    event: dict[Any, Any], expected: dict[str, Any]
+) -> None:
+    log = Log()
+    with EventServer("127.0.0.1", log) as server:
+        client = EventClient(server.address, rank=0, attempt=1)
+        client.send(event)
+        client.close()
+    (heard,) = log.events
+    assert expected.items() <= heard.items()
+    assert (heard["rank"], heard["attempt"]) == (0, 1)

@@ -1,260 +1,282 @@
-"""What a barrier task does with the process of its rank: starts it, outlives it, and never leaves it behind."""
+"""T2, T7: what a barrier task does with its rank: starts it, speaks for it, obeys the driver, leaves nothing behind.
 
+Without Spark there is one rank, and its task's outcomes are that rank's alone.
+"""
+
+import contextlib
+import json
 import os
-import stat
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import pytest
 
-from training.child_process import EXIT_ABANDONED, tensorflow_environment
-from training.events import Event, EventServer
-from training.plan import TrainingPlan
-from training.supervisor import no_address
-from training.worker import RankFailedError, RankTask
+from tests.unit.training import rank_entries
+from training import rank_process
+from training.events import Event, EventAddress, EventServer
+from training.rank_process import RankStartError
+from training.worker import RankTask
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+SECONDS = 20.0
 
-PLAN = TrainingPlan(
-    dataset="dataset",
-    checkpoints="checkpoints",
-    model="multi_field",
-    model_options={},
-    optimizer="adam",
-    learning_rate=0.1,
-    epochs=4,
-    patience=2,
-    monitor="val_auc",
-    mode="max",
-    global_batch_size=8,
-    steps_per_execution=1,
-    seed=1,
-    workers=2,
-    threads=None,
-    attempt=2,
-    resume_from=None,
-    events=no_address(),
+
+@pytest.fixture(autouse=True, scope="module")
+def no_server_stays() -> Iterator[None]:
+    yield
+    rank_process.shut_down()
+
+
+class Driver:
+    """Hears a task, and tells it what to do."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._arrived: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.server = EventServer("127.0.0.1", self._hear)
+
+    def _hear(self, event: Event) -> None:
+        self.events.append(event)
+        self._arrived.put(event)
+
+    def next(self, kind: str, **fields: object) -> Event:
+        """Return the next event of that kind with these fields."""
+        while True:
+            event = self._arrived.get(timeout=SECONDS)
+            if event["event"] == kind and fields.items() <= event.items():
+                return event
+
+    def kinds(self, sender: str | None) -> list[str]:
+        return [event["event"] for event in self.events if event.get("from") == sender]
+
+
+@pytest.fixture
+def driver() -> Iterator[Driver]:
+    driver = Driver()
+    with driver.server:
+        yield driver
+
+
+def task(address: EventAddress, entry: str, note: str = "", **options: Any) -> RankTask:
+    plan = rank_entries.Plan(address, attempt=2, verbose=options.pop("verbose", False), note=note)
+    return RankTask(plan, entry=f"{rank_entries.__name__}:{entry}", preload="json", **options)
+
+
+@dataclass
+class Running:
+    """A task in a thread."""
+
+    thread: threading.Thread
+    outcomes: list[dict[str, Any]]
+
+    def outcome(self) -> dict[str, Any]:
+        self.thread.join(SECONDS)
+        (outcome,) = self.outcomes
+        return outcome
+
+
+@contextlib.contextmanager
+def running(task: RankTask) -> Iterator[Running]:
+    outcomes: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: outcomes.extend(task()))
+    thread.start()
+    yield Running(thread, outcomes)
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
+def test_a_rank_that_finishes_says_with_how_many_epochs(driver: Driver) -> None:
+    assert task(driver.server.address, "finish_at_once")() == [{"outcome": "finished", "epochs": 7}]
+    assert driver.kinds("task") == ["system"]
+    assert driver.kinds(None) == ["phase"]
+
+
+def test_the_secret_is_in_neither_arguments_nor_environment(driver: Driver) -> None:
+    secret = driver.server.address.token
+    with running(task(driver.server.address, "train_until_stopped")) as rank:
+        process = psutil.Process(driver.next("phase", phase="training")["process"])
+        parent = process.parent()
+        assert parent is not None
+        for one in (process, parent):
+            assert secret not in repr(one.cmdline()) + repr(one.environ())
+        driver.server.command({"command": "stop", "reason": "driver"})
+        rank.outcome()
+    assert secret not in repr(task(driver.server.address, "finish_at_once"))
+
+
+def test_a_fault_of_the_user_is_told_with_its_step_and_is_not_the_tasks_own(driver: Driver) -> None:
+    (outcome,) = task(driver.server.address, "fail", "town")()
+    assert outcome == {
+        "outcome": "failed",
+        "cause": "user",
+        "type": "ValueError",
+        "message": "no such column: town",
+        "step": 12,
+        "is_from_tensorflow": False,
+    }
+    assert driver.kinds("task") == ["system"]
+    error = driver.next("error")
+    assert {name: error[name] for name in ("cause", "rank", "attempt", "step")} == {
+        "cause": "user",
+        "rank": 0,
+        "attempt": 2,
+        "step": 12,
+    }
+    assert "raise ValueError" in error["traceback"]
+    assert [event["message"] for event in driver.events if event["event"] == "log"] == ["about to fail"]
+
+
+def test_an_outcome_needs_no_driver_to_hear_it() -> None:
+    begin = time.monotonic()
+    (outcome,) = task(EventAddress("127.0.0.1", 9, "token"), "fail", "town")()
+    assert (outcome["cause"], outcome["message"]) == ("user", "no such column: town")
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("entry", "note", "cause", "type_", "message"),
+    [
+        ("kill_itself", "", "lost", "killed", "killed by signal SIGKILL"),
+        ("abort", "", "lost", "killed", "killed by signal SIGABRT"),
+        ("leave", "2", "lost", "exited", "left with status 5 and said nothing\nline 0\nline 1\n"),
+        ("return_nothing", "", "user", "TypeError", "return_nothing returned None; return the number of epochs"),
+        ("no_such_function", "", "start", "EntryError", "no_such_function cannot be loaded: AttributeError"),
+    ],
 )
-
-
-@pytest.fixture
-def rank_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Return a function that puts a program of one's own in the place of the interpreter that runs the rank."""
-
-    def plant(program: str) -> Path:
-        script = tmp_path / "rank"
-        script.write_text(f"#!{sys.executable}\n{textwrap.dedent(program)}")
-        script.chmod(script.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr(sys, "executable", str(script))
-        return script
-
-    return plant
-
-
-@pytest.fixture
-def heard() -> Iterator[tuple[TrainingPlan, list[Event]]]:
-    """A plan whose events somebody hears, and what was heard."""
-    events: list[Event] = []
-    with EventServer("127.0.0.1", events.append) as server:
-        yield replace(PLAN, events=server.address), events
-
-
-def test_a_rank_gets_the_plan_on_its_input_and_answers_with_its_epochs(
-    rank_that: Callable[[str], Path], tmp_path: Path
+def test_every_other_end_has_a_cause(
+    driver: Driver, entry: str, note: str, cause: str, type_: str, message: str
 ) -> None:
-    rank_that(
-        f"""
-        import sys
-        open("{tmp_path}/arguments", "w").write(" ".join(sys.argv[1:]))
-        open("{tmp_path}/plan", "w").write(sys.stdin.readline())
-        print("a warning", file=sys.stderr)
-        print('{{"epochs": 7}}')
-        """
-    )
-    assert RankTask(PLAN)() == 7
-    assert (tmp_path / "arguments").read_text() == "-m training.rank"
-    assert TrainingPlan.from_json((tmp_path / "plan").read_text()) == PLAN
+    (outcome,) = task(driver.server.address, entry, note)()
+    assert (outcome["outcome"], outcome["cause"], outcome["type"]) == ("failed", cause, type_)
+    assert message in outcome["message"]
+    error = driver.next("error")
+    assert (error["cause"], error["type"], error["rank"]) == (cause, type_, 0)
+    assert driver.kinds("task").count("error") + driver.kinds(None).count("error") == 1
 
 
-def test_the_secret_is_in_neither_arguments_nor_environment(
-    rank_that: Callable[[str], Path], heard: tuple[TrainingPlan, list[Event]], tmp_path: Path
+def test_an_abort_on_a_gpu_is_told_as_the_consequence_of_another_ranks_end(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, _ = heard
-    rank_that(
-        f"""
-        import os, sys
-        open("{tmp_path}/public", "w").write(repr(sys.argv) + repr(dict(os.environ)))
-        sys.stdin.readline()
-        print('{{"epochs": 1}}')
-        """
-    )
-    RankTask(plan)()
-    assert plan.events.token not in (tmp_path / "public").read_text()
-    assert plan.events.token not in repr(RankTask(plan))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    (outcome,) = task(driver.server.address, "abort")()
+    assert outcome["cause"] == "peer"
 
 
-def test_a_rank_that_is_killed_is_reported_lost(rank_that: Callable[[str], Path]) -> None:
-    events: list[Event] = []
-    rank_that("import os, sys; sys.stdin.readline(); os.kill(os.getpid(), 9)")
-    with EventServer("127.0.0.1", events.append) as server:
-        plan = replace(PLAN, events=server.address)
-        with pytest.raises(RankFailedError, match="rank 0 was killed by signal 9"):
-            RankTask(plan)()
-    # Sent before it was raised, so the server has it when it has closed: nothing else has to be waited for.
-    (event,) = events
-    assert (event["event"], event["cause"], event["type"]) == ("error", "lost", "killed")
-    assert event["message"] == "killed by signal SIGKILL"
-    assert (event["rank"], event["attempt"]) == (0, 2)
+def test_only_the_last_lines_of_a_talkative_rank_are_quoted(driver: Driver) -> None:
+    (outcome,) = task(driver.server.address, "leave", "2000")()
+    lines = outcome["message"].splitlines()
+    assert lines[1:] == [f"line {line}" for line in range(1960, 2000)]
 
 
-def test_a_rank_that_fails_is_quoted_and_not_reported_lost(
-    rank_that: Callable[[str], Path], heard: tuple[TrainingPlan, list[Event]]
-) -> None:
-    plan, events = heard
-    rank_that("import sys; sys.stdin.readline(); print('ValueError: boom', file=sys.stderr); sys.exit(1)")
-    with pytest.raises(RankFailedError) as raised:
-        RankTask(plan)()
-    assert str(raised.value) == "rank 0 left with status 1\nValueError: boom\n"
-    assert events == []
+def test_what_a_rank_prints_is_shown_when_asked_for(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
+    for verbose, shown in ((False, ""), (True, "line 0\n")):
+        task(driver.server.address, "leave", "1", verbose=verbose)()
+        assert capfd.readouterr().err == shown
 
 
-def test_only_the_last_lines_of_a_talkative_rank_are_quoted(rank_that: Callable[[str], Path]) -> None:
-    rank_that(
-        """
-        import sys
-        sys.stdin.readline()
-        for line in range(20_000):
-            print("line", line, file=sys.stderr)
-        sys.exit(1)
-        """
-    )
-    with pytest.raises(RankFailedError) as raised:
-        RankTask(PLAN)()
-    lines = str(raised.value).splitlines()
-    assert lines[1:] == [f"line {line}" for line in range(19_960, 20_000)]
+def test_a_rank_that_is_asked_to_stop_does_so_after_its_step(driver: Driver) -> None:
+    with running(task(driver.server.address, "train_until_stopped")) as rank:
+        driver.next("phase", phase="training")
+        driver.server.command({"command": "stop", "reason": "driver"})
+        outcome = rank.outcome()
+    assert outcome == {"outcome": "stopped", "reason": "driver", "step": outcome["step"]}
+    assert driver.kinds("task") == ["system"]
 
 
-def test_a_rank_that_dies_before_it_reads_its_plan_is_quoted(rank_that: Callable[[str], Path]) -> None:
-    rank_that("import sys; print('no such module', file=sys.stderr); sys.exit(4)")
-    # More than a pipe holds, so that the plan is still being written when the rank is gone.
-    plan = replace(PLAN, model_options={"long": "x" * 1_000_000})
-    with pytest.raises(RankFailedError) as raised:
-        RankTask(plan)()
-    assert str(raised.value) == "rank 0 left with status 4\nno such module\n"
+def test_a_rank_that_gets_a_notice_of_preemption_stops(driver: Driver) -> None:
+    with running(task(driver.server.address, "train_until_stopped")) as rank:
+        os.kill(driver.next("phase", phase="training")["process"], signal.SIGTERM)
+        assert rank.outcome()["reason"] == "preempted"
 
 
-def test_what_a_rank_says_is_shown_when_asked_for(
-    rank_that: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    rank_that("import sys; sys.stdin.readline(); print('TensorFlow says', file=sys.stderr); print('{\"epochs\": 1}')")
-    for verbose, shown in ((False, ""), (True, "TensorFlow says\n")):
-        RankTask(replace(PLAN, verbose=verbose))()
-        assert capsys.readouterr().err == shown
+def test_a_task_that_gets_a_notice_of_preemption_passes_it_on(driver: Driver) -> None:
+    def preempt() -> None:
+        driver.next("phase", phase="training")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    notice = threading.Thread(target=preempt)
+    notice.start()
+    (outcome,) = task(driver.server.address, "train_until_stopped")()
+    notice.join()
+    assert (outcome["outcome"], outcome["reason"]) == ("stopped", "preempted")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_rank_passes_on_why_it_failed_even_without_the_channel(rank_that: Callable[[str], Path]) -> None:
-    rank_that(
-        """
-        import json, sys
-        sys.stdin.readline()
-        print(json.dumps({"cause": "user", "type": "ValueError", "message": "no such column\\nhint"}), flush=True)
-        sys.exit(1)
-        """
-    )
-    with pytest.raises(RankFailedError) as raised:
-        RankTask(PLAN)()
-    assert str(raised.value) == "rank 0 failed (user): ValueError: no such column hint"
+def test_a_driver_that_aborts_ends_the_rank_also_when_it_is_stopped(driver: Driver) -> None:
+    with running(task(driver.server.address, "hang")) as rank:
+        process = psutil.Process(driver.next("phase", phase="training")["process"])
+        process.suspend()
+        driver.server.command({"command": "abort", "reason": "rank 1 hangs"}, rank=0)
+        assert rank.outcome() == {"outcome": "aborted", "reason": "rank 1 hangs"}
+    assert not process.is_running()
 
 
-def test_an_abort_is_told_as_a_consequence(rank_that: Callable[[str], Path]) -> None:
-    events: list[Event] = []
-    rank_that("import os, sys; sys.stdin.readline(); os.abort()")
-    with EventServer("127.0.0.1", events.append) as server, pytest.raises(RankFailedError, match="signal 6"):
-        RankTask(replace(PLAN, events=server.address))()
-    assert [(event["cause"], event["message"]) for event in events] == [("peer", "killed by signal SIGABRT")]
+def test_a_driver_that_is_silent_for_too_long_loses_the_rank(driver: Driver) -> None:
+    (outcome,) = task(driver.server.address, "hang", lease_seconds=0.5)()
+    assert outcome == {"outcome": "aborted", "reason": "no word from the driver for 0.5 s"}
+    (fork_server,) = psutil.Process().children()
+    assert fork_server.children() == []
 
 
-def test_a_rank_ends_with_the_task_that_started_it(
-    rank_that: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interpreter = sys.executable
-    script = rank_that(
-        f"""
-        import os, sys, threading
-        from training.child_process import take_over
-        take_over()
-        with open("{tmp_path}/started.part", "w") as file:
-            file.write(str(os.getpid()))
-        os.rename("{tmp_path}/started.part", "{tmp_path}/started")
-        threading.Event().wait(60)
-        """
-    )
-    (tmp_path / "plan").write_text(PLAN.to_json())
-    program = f"""
-        import sys, threading
-        from pathlib import Path
-        from training.plan import TrainingPlan
-        from training.worker import RankTask
-        sys.executable = "{script}"
-        def tell():
-            while not Path("{tmp_path}/started").exists():
-                threading.Event().wait(0.01)
-            print("started", flush=True)
-        threading.Thread(target=tell, daemon=True).start()
-        RankTask(TrainingPlan.from_json(Path("{tmp_path}/plan").read_text()))()
-        """
-    with subprocess.Popen(
-        [interpreter, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-    ) as task:
-        assert task.stdout is not None
-        assert task.stdout.readline() == "started\n"
-        rank = psutil.Process(int((tmp_path / "started").read_text()))
-        task.kill()
-    assert rank.wait(timeout=20) in (EXIT_ABANDONED, None)  # None: it is no child of ours, so nobody tells us
-    assert not rank.is_running()
+def test_leases_keep_the_rank(driver: Driver) -> None:
+    with running(task(driver.server.address, "train_until_stopped", lease_seconds=1.5)) as rank:
+        for _ in range(20):
+            driver.server.command({"command": "lease"})
+            rank.thread.join(0.1)
+        driver.server.command({"command": "stop", "reason": "driver"})
+        assert rank.outcome()["outcome"] == "stopped"
 
 
-def test_an_abandoned_rank_says_so_by_its_status() -> None:
-    program = """
-        import threading
-        from training.child_process import take_over
-        take_over()
-        threading.Event().wait(60)
-        """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], stdin=subprocess.PIPE, cwd=REPOSITORY
-    ) as rank:
-        assert rank.stdin is not None
-        rank.stdin.write(b"the plan\n")
-        rank.stdin.close()
-        assert rank.wait(timeout=20) == EXIT_ABANDONED
+def test_stacks_and_state_are_told_on_command(driver: Driver) -> None:
+    with running(task(driver.server.address, "hang")):
+        process = psutil.Process(driver.next("phase", phase="training")["process"])
+        text = ""
+        while "in hang" not in text:
+            driver.server.command({"command": "stacks"})
+            event = driver.next("stacks", state="sleeping")
+            text = event["text"]
+        process.suspend()
+        driver.server.command({"command": "stacks"})
+        assert driver.next("stacks", state="stopped")["text"] == ""
+        driver.server.command({"command": "abort"})
 
 
-def test_threads_are_those_asked_for() -> None:
-    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-    environment = tensorflow_environment(3, verbose=False)
-    assert [environment[name] for name in names] == ["3", "3", "3"]
+def test_the_process_of_a_rank_is_described(driver: Driver) -> None:
+    with running(task(driver.server.address, "hang")):
+        system = driver.next("system")
+        process = driver.next("phase", phase="training")["process"]
+        driver.server.command({"command": "abort"})
+    assert system["process"] == process
+    assert system["memory_bytes"] > 1_000_000
+    assert system["threads"] >= 1
+    assert (system["from"], system["rank"], system["attempt"]) == ("task", 0, 2)
 
 
-def test_a_rank_uses_legacy_keras_whatever_the_task_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")
-    assert tensorflow_environment(1, verbose=False)["TF_USE_LEGACY_KERAS"] == "1"
+def test_a_rank_says_again_and_again_that_it_is_alive(driver: Driver) -> None:
+    with running(task(driver.server.address, "train_until_stopped")) as rank:
+        alive = driver.next("alive")
+        driver.server.command({"command": "stop"})
+        rank.outcome()
+    assert (alive["phase"], alive["waiting_for"]) == ("training", None)
+    assert alive["step"] > 0
 
 
-def test_tensorflow_is_quiet_unless_asked_to_speak() -> None:
-    assert tensorflow_environment(1, verbose=False)["TF_CPP_MIN_LOG_LEVEL"] == "3"
-    assert tensorflow_environment(1, verbose=True)["TF_CPP_MIN_LOG_LEVEL"] == "0"
+def test_a_rank_that_cannot_be_started_is_told(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RankStartError("no processes left")
+
+    monkeypatch.setattr(rank_process, "start", fail)
+    (outcome,) = task(driver.server.address, "finish_at_once")()
+    assert (outcome["cause"], outcome["message"]) == ("start", "no processes left")
+    assert driver.next("error")["cause"] == "start"
 
 
-def test_a_rank_sees_the_packages_and_the_environment_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend("/shipped/by/spark")
-    monkeypatch.setenv("TF_CONFIG", '{"task": {"index": 1}}')
-    environment = tensorflow_environment(1, verbose=False)
-    assert environment["PYTHONPATH"].split(os.pathsep)[0] == "/shipped/by/spark"
-    assert "" not in environment["PYTHONPATH"].split(os.pathsep)
-    assert environment["TF_CONFIG"] == '{"task": {"index": 1}}'
+def test_outcomes_travel_as_json(driver: Driver) -> None:
+    outcomes = task(driver.server.address, "fail", "ä\n")()
+    assert json.loads(json.dumps(outcomes)) == outcomes

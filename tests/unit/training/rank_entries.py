@@ -1,0 +1,110 @@
+"""What the ranks of the tests run, and the plan that tells them; needs neither TensorFlow nor Spark."""
+
+import ctypes
+import dataclasses
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from training.events import EventAddress
+from training.rank_control import Finish, RankControl
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """``note`` is for the entry alone."""
+
+    events: EventAddress
+    attempt: int = 1
+    threads: int | None = None
+    verbose: bool = False
+    note: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        document = json.loads(text)
+        return cls(**document | {"events": EventAddress(**document["events"])})
+
+
+class TrainingStopped(Exception):  # noqa: N818 - the name that ranks know
+    """As our callback raises it."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+def finish_at_once(plan: Plan, control: RankControl, finish: Finish) -> None:
+    finish(7)
+
+
+def tell_all(plan: Plan, control: RankControl, finish: Finish) -> int:
+    """Return an epoch, after writing what the rank sees of its surroundings."""
+    seen = {
+        "arguments": sys.argv,
+        "environment": dict(os.environ),
+        "rank": control.rank,
+        "note": plan.note,
+        "payload": (control.payload or b"").hex(),
+        "path": sys.path,
+        "random": random.random(),
+    }
+    print("standard output is not the line of answers")
+    print("standard error", file=sys.stderr)
+    Path(plan.note).write_text(json.dumps(seen))
+    return 1
+
+
+def fail(plan: Plan, control: RankControl, finish: Finish) -> int:
+    control.activity.enter("training")
+    control.activity.step = 12
+    logging.getLogger("model").warning("about to fail")
+    raise ValueError(f"no such column: {plan.note}")
+
+
+def return_nothing(plan: Plan, control: RankControl, finish: Finish) -> None:
+    pass
+
+
+def kill_itself(plan: Plan, control: RankControl, finish: Finish) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def abort(plan: Plan, control: RankControl, finish: Finish) -> None:
+    os.abort()
+
+
+def leave(plan: Plan, control: RankControl, finish: Finish) -> None:
+    for line in range(int(plan.note)):
+        print("line", line, file=sys.stderr, flush=True)
+    os._exit(5)
+
+
+def train_until_stopped(plan: Plan, control: RankControl, finish: Finish) -> None:
+    """Say so once it runs; stop where told to."""
+    control.activity.enter("training")
+    while not control.stop_request.is_set():
+        control.activity.step += 1
+        time.sleep(0.005)
+    raise TrainingStopped(control.activity.step)
+
+
+def hang(plan: Plan, control: RankControl, finish: Finish) -> None:
+    control.activity.enter("training")
+    threading.Event().wait(60)
+
+
+def hold_the_lock(plan: Plan, control: RankControl, finish: Finish) -> None:
+    """Hang in C without letting go of Python's lock."""
+    control.activity.enter("training")
+    silent, _ = os.pipe()
+    ctypes.PyDLL(None).read(silent, ctypes.create_string_buffer(1), 1)

@@ -1,0 +1,105 @@
+"""T6: what the error of a rank is told as, and how its orders travel."""
+
+import errno
+import io
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from callbacks.commit import CheckpointDamagedError
+from training.activity import Phase
+from training.events import EventAddress
+from training.rank import EntryError, RankOrders, describe
+from training.ring import RingConnectError, RingError
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "phase", "cause"),
+    [
+        (ValueError("no such column"), "training", "user"),
+        (ImportError("no module named model"), "building", "user"),
+        (MemoryError(), "training", "user"),
+        (FileNotFoundError(errno.ENOENT, "no such shard"), "training", "user"),
+        (ConnectionResetError("a server of the user's own"), "training", "user"),
+        (RingError(1, "is gone"), "training", "peer"),
+        (RingError(1, "is gone"), "connecting", "start"),
+        (RingConnectError(1, "cannot be reached"), "building", "start"),
+        (EntryError("training.fit:train cannot be loaded"), "starting", "start"),
+        (ConnectionRefusedError("nobody there"), "connecting", "start"),
+        (TimeoutError("nobody answers"), "connecting", "start"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), "training", "start"),
+        (OSError(errno.ENOSPC, "No space left on device"), "checkpoint", "store"),
+        (OSError(errno.ESTALE, "Stale file handle"), "training", "store"),
+        (CheckpointDamagedError(Path("c"), "weights are cut short"), "restoring", "store"),
+        (raised_from(RuntimeError("fit failed"), RingError(0, "is gone")), "training", "peer"),
+        (raised_from(RuntimeError("cannot save"), OSError(errno.EIO, "Input/output error")), "checkpoint", "store"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{type(value).__name__}",
+)
+def test_the_cause_of_an_error(error: Exception, phase: Phase, cause: str) -> None:
+    assert describe(error, phase)["cause"] == cause
+
+
+def test_an_error_that_was_only_being_handled_is_no_cause() -> None:
+    error = ValueError("of the user's own")
+    error.__context__ = RingError(1, "is gone")
+    assert describe(error)["cause"] == "user"
+
+
+class OpError(Exception):
+    """Stands for TensorFlow's."""
+
+
+class UnavailableError(OpError):
+    """Likewise."""
+
+
+@pytest.fixture
+def tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TensorFlow whose errors are those above."""
+    stand_in = types.ModuleType("tensorflow")
+    stand_in.errors = types.SimpleNamespace(OpError=OpError)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorflow", stand_in)
+
+
+@pytest.mark.usefixtures("tensorflow")
+@pytest.mark.parametrize(
+    ("error", "phase", "cause"),
+    [
+        (OpError("indices[0] = 7 is not in [0, 5)"), "training", "user"),
+        (OpError("RingError: rank 1 is gone"), "training", "peer"),
+        (OpError("RingConnectError: rank 1 cannot be reached"), "building", "start"),
+        (OpError("Collective ops is aborted by: ..."), "training", "peer"),
+        (UnavailableError("failed to connect to all addresses"), "training", "peer"),
+        (UnavailableError("failed to connect to all addresses"), "connecting", "start"),
+        (OpError("Could not start gRPC server"), "connecting", "start"),
+        (OpError("/data/x; No space left on device"), "checkpoint", "store"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_cause_of_an_error_of_tensorflow(error: Exception, phase: Phase, cause: str) -> None:
+    event = describe(error, phase)
+    assert (event["cause"], event["is_from_tensorflow"]) == (cause, True)
+
+
+def test_an_error_is_told_with_its_type_its_words_and_its_place() -> None:
+    event = describe(ValueError("x" * 10_000))
+    assert (event["event"], event["type"], event["is_from_tensorflow"]) == ("error", "ValueError", False)
+    assert event["message"] == "x" * 4000
+    assert len(event["traceback"]) == 8000
+
+
+@pytest.mark.parametrize("payload", [None, b"", b"\x00\n\xff"])
+def test_orders_are_read_as_they_were_written_and_what_follows_is_left(payload: bytes | None) -> None:
+    orders = RankOrders(2, 3, EventAddress("h", 1, "secret"), "m:f", "m:P", '{"a": "ä\\n"}', payload)
+    stream = io.BytesIO(orders.to_bytes() + b'{"stop": "driver"}\n')
+    assert RankOrders.read(stream) == orders
+    assert stream.read() == b'{"stop": "driver"}\n'
+    assert "secret" not in repr(orders)

@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM on the driver: the first saves and stops, the next stop at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from training.signals import on_stop_signals
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_others() -> Iterator[None]:
+    """Handlers as PySpark or a notebook may have set them; they must not run."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, _not_ours)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _not_ours(*_: object) -> None:
+    raise AssertionError("another handler ran")
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_for_a_stop_and_every_other_stops_now(first: signal.Signals) -> None:
+    said: list[str] = []
+    with on_stop_signals(said.append, lambda: said.append("now")):
+        for number in (first, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    assert said == [first.name, "now", "now"]
+
+
+def test_handlers_are_put_back_also_after_an_error() -> None:
+    with pytest.raises(KeyError), on_stop_signals(lambda _: None, lambda: None):
+        raise KeyError
+    assert signal.getsignal(signal.SIGINT) is _not_ours
+    assert signal.getsignal(signal.SIGTERM) is _not_ours
+
+
+def test_stopping_now_may_raise() -> None:
+    def stop_now() -> None:
+        raise KeyboardInterrupt
+
+    with on_stop_signals(lambda _: None, stop_now):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is _not_ours
+
+
+def test_outside_the_main_thread_signals_stay_whose_they_are() -> None:
+    seen: list[object] = []
+
+    def work() -> None:
+        with on_stop_signals(lambda _: None, lambda: None):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [_not_ours]
