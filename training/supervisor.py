@@ -1,41 +1,99 @@
 """Owns the attempts of a run: launches, watches the ranks' events, restarts from the last commit, or gives up."""
 
+import contextlib
 import dataclasses
+import logging
+import secrets
+import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from callbacks import commit
+from callbacks.fence import fence
+from training.elastic import Elastic
 from training.events import Event, EventAddress, EventServer
-from training.failure_policy import Attempt, Decision, RankError, decide
+from training.failure_policy import Attempt, Budgets, RankError, decide
 from training.launcher import BarrierJobError
 from training.plan import TrainingPlan
+from training.running_attempt import (
+    GROWTH_SECONDS,
+    LEASE_SECONDS,
+    TICK_SECONDS,
+    Commands,
+    Every,
+    RunningAttempt,
+    StopSignal,
+    every,
+)
+from training.watchdog import Limits
 
-# What ranks say of a failure may still be on its way when Spark reports it.
-_LATE_EVENTS_SECONDS = 5.0
+# Between two looks at the slots of a cluster that has too few.
+_SLOTS_POLL_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class Launcher(Protocol):
-    """Runs one attempt and returns the number of completed epochs."""
+    """Runs one attempt."""
 
-    def __call__(self, plan: TrainingPlan) -> int:
-        """Raise ``BarrierJobError`` when a rank fails or is lost."""
+    def __call__(self, plan: TrainingPlan) -> tuple[dict[str, Any], ...]:
+        """Return how every rank ended, in rank order; raise ``BarrierJobError`` when the Spark job itself failed."""
+
+    def cancel(self) -> None:
+        """End the running job, from another thread."""
+
+
+class Server(Commands, contextlib.AbstractContextManager["Server"], Protocol):
+    """What an attempt needs of :class:`training.events.EventServer`."""
+
+    address: EventAddress
+
+
+OpenServer = Callable[[str, Callable[[Event], None], str], Server]
 
 
 class TrainingFailedError(RuntimeError):
     """Training gave up; ``attempts`` holds every attempt with its errors, the message the last one's first error."""
 
-    def __init__(self, attempts: tuple[Attempt, ...]) -> None:
+    def __init__(self, attempts: tuple[Attempt, ...], reason: str = "") -> None:
+        """Keep the attempts, and why there is no further one."""
         self.attempts = attempts
+        self.reason = reason
         first = attempts[-1].first_error
-        where = "Spark" if first.rank is None else f"rank {first.rank}"
+        nobody = "Spark" if first.cause in ("spark", "cancelled") else "driver"
+        where = nobody if first.rank is None else f"rank {first.rank}"
         tries = f" after {len(attempts)} attempts" if len(attempts) > 1 else ""
-        super().__init__(f"training failed{tries}: {where}: {first.type}: {first.message}")
+        # Of their own errors and of a cancelled job, people need not be told why they are not tried again.
+        why = f"; {reason}" if reason and first.cause not in ("user", "cancelled") else ""
+        # What the watchdog found names the ranks itself, and may name several.
+        what = first.message if first.cause == "hung" else f"{where}: {first.type}: {first.message}"
+        super().__init__(f"training failed{tries}: {what}{why}")
 
-    def __reduce__(self) -> tuple[type, tuple[tuple[Attempt, ...]]]:
+    def __reduce__(self) -> tuple[type, tuple[tuple[Attempt, ...], str]]:
         """Pickle by the attempts, not by the message."""
-        return type(self), (self.attempts,)
+        return type(self), (self.attempts, self.reason)
+
+
+class TrainingStoppedError(RuntimeError):
+    """Training was stopped as somebody asked; ``step`` is the checkpoint's it can go on from, 0 when there is none."""
+
+    def __init__(self, attempts: tuple[Attempt, ...], step: int, reason: str) -> None:
+        """Keep where it stopped and why."""
+        self.attempts = attempts
+        self.step = step
+        self.reason = reason
+        where = f"at step {step:,}" if step else "before the first checkpoint"
+        goes_on = "goes on" if step else "starts anew"
+        super().__init__(f"stopped {where} ({reason}); the same command {goes_on}")
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[Attempt, ...], int, str]]:
+        """Pickle by the constructor's own arguments."""
+        return type(self), (self.attempts, self.step, self.reason)
+
+
+class NotEnoughSlotsError(RuntimeError):
+    """The cluster has had too few slots for the fewest workers for too long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,88 +104,228 @@ class Supervisor:
         launch: Runs one attempt.
         host: Interface of this machine to listen on.
         advertised: Address under which the ranks reach it.
-        max_restarts: How often a lost worker may restart the training.
-        on_event: Gets every event of the attempt's ranks, and the supervisor's own (``attempt``, ``restart``).
+        elastic: How many workers, and what they train with.
+        slots: Returns how many workers the cluster has room for, those of this run included.
+        on_event: Gets every event of the attempt's ranks, and the supervisor's own (``attempt``, ``restart``, ``hung``,
+            ``stopping``, ``waiting`` for slots); one at a time, from several threads.
+        budgets: How often it restarts, and how long it waits before.
+        limits: When a rank counts as hung.
+        clock: Returns seconds; monotonic.
+        open_server: Opens the event channel of an attempt.
+        every: Calls something again and again while an attempt runs.
     """
 
     launch: Launcher
     host: str
     advertised: str
-    max_restarts: int
+    elastic: Elastic
+    slots: Callable[[], int]
     on_event: Callable[[Event], None]
+    budgets: Budgets = dataclasses.field(default_factory=Budgets)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    clock: Callable[[], float] = time.monotonic
+    open_server: OpenServer = EventServer
+    every: Every = every
+    _stop: StopSignal = dataclasses.field(default_factory=StopSignal, init=False)
+    _telling: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False)
+
+    def request_stop(self, reason: str) -> None:
+        """Let the ranks save a checkpoint, then end the run. For signal handlers and other threads; may be repeated."""
+        self._stop.request(reason)
+
+    def stop_now(self, reason: str = "stopped at once") -> None:
+        """End the run without another checkpoint. For signal handlers and other threads; may be repeated."""
+        self._stop.request_now(reason)
 
     def supervise(self, plan: TrainingPlan) -> tuple[Attempt, ...]:
         """Return the attempts of a finished training.
 
         Args:
-            plan: The plan of the first attempt; number, checkpoint and address are filled in here.
+            plan: What to train; what one attempt differs in from the next is filled in here.
 
         Raises:
-            TrainingFailedError: A fault of the user's code, or one lost worker too many.
+            TrainingFailedError: A fault of the user's code, or a spent budget.
+            TrainingStoppedError: Somebody asked for a stop.
+            NotEnoughSlotsError: The cluster has had too few slots for too long.
         """
         attempts: tuple[Attempt, ...] = ()
         while True:
-            attempts = (*attempts, self._attempt(plan, len(attempts) + 1))
-            decision = decide(attempts, self.max_restarts)
-            if decision is Decision.FINISH:
+            workers = self._wait_for_slots(plan, attempts)
+            attempts = (*attempts, self._attempt(plan, attempts, workers))
+            decision = decide(attempts, self.budgets, self._slots_after(attempts[-1]), self.elastic)
+            if decision.kind == "finish":
                 return attempts
-            if decision is Decision.RAISE:
-                raise TrainingFailedError(attempts)
-            self.on_event({"event": "restart", "attempt": len(attempts), "error": vars(attempts[-1].first_error)})
+            if decision.kind == "raise":
+                raise TrainingFailedError(attempts, decision.reason)
+            if decision.kind == "stopped":
+                raise self._stopped(plan, attempts)
+            self._tell_restart(attempts[-1], decision.reason, decision.delay_seconds, decision.workers)
+            self._stop.wait(decision.delay_seconds)
 
-    def _attempt(self, plan: TrainingPlan, number: int) -> Attempt:
-        checkpoint = commit.latest_committed(Path(plan.checkpoints))
+    def _wait_for_slots(self, plan: TrainingPlan, attempts: tuple[Attempt, ...]) -> int:
+        """Return how many workers go on. Spark itself would wait for slots in silence."""
+        deadline = self.clock() + self.budgets.slots_wait_seconds
+        needed = self.elastic.workers.fewest
+        is_waiting = False
+        while True:
+            if self._stop.reason is not None:
+                raise self._stopped(plan, attempts)
+            slots = self.slots()
+            workers = self.elastic.next_workers(slots)
+            if workers is not None:
+                return workers
+            if self.clock() >= deadline:
+                raise NotEnoughSlotsError(
+                    f"the cluster has {slots} slots, the training needs {needed}; it has waited "
+                    f"{self.budgets.slots_wait_seconds:g} s for them. Add executors, or use fewer workers"
+                )
+            if not is_waiting:
+                is_waiting = True
+                self._tell({"event": "waiting", "attempt": len(attempts) + 1, "slots": slots, "needed": needed})
+            self._stop.wait(_SLOTS_POLL_SECONDS)
+
+    def _slots_after(self, attempt: Attempt) -> int:
+        """Return how many slots there are now, for people to read; a dead session must not hide why it died."""
+        try:
+            return self.slots()
+        except Exception as error:
+            logger.warning("the slots of the cluster are not known: %s", error)
+            return attempt.workers
+
+    def _attempt(self, plan: TrainingPlan, earlier: Sequence[Attempt], workers: int) -> Attempt:
+        """Launch once, and return how that ended."""
+        number = len(earlier) + 1
+        try:
+            checkpoint = _resume_point(plan, earlier)
+        except OSError as error:
+            fault = RankError("store", None, type(error).__name__, str(error), time.time())
+            step = earlier[-1].committed if earlier else 0
+            return Attempt(number, None, (fault,), step, step, workers=0)
+        batch = self.elastic.batch(workers)
+        plan = dataclasses.replace(
+            plan,
+            attempt=number,
+            resume_from=str(checkpoint.path) if checkpoint else None,
+            workers=workers,
+            global_batch_size=batch.global_batch_size,
+            learning_rate_scale=batch.learning_rate_scale,
+            # A rank of an earlier attempt that still lives must not be let into this one's ring.
+            token=secrets.token_hex(32),
+        )
+        running = RunningAttempt(
+            number,
+            workers,
+            ranks=plan.ranks,
+            dispensable=plan.dispensable_ranks,
+            limits=self.limits,
+            signal=self._stop,
+            tell=self._tell,
+            cancel=self.launch.cancel,
+            clock=self.clock,
+        )
         resumed_from = checkpoint.step if checkpoint else 0
-        errors: list[RankError] = []
+        newest_before = _newest_step(plan)
+        self._tell({"event": "attempt", "attempt": number, "workers": workers, "resumed_from": resumed_from})
+        outcomes, failure = self._run(plan, running)
+        newest = _newest_step(plan)
+        epochs = _epochs(outcomes, plan.dispensable_ranks)
+        return Attempt(
+            number,
+            epochs,
+            () if epochs is not None else running.errors(outcomes, failure),
+            resumed_from,
+            # Not the newest there is: one that was passed over as damaged is no progress.
+            newest if newest > newest_before else resumed_from,
+            workers,
+            running.stop,
+        )
 
-        def collect(event: Event) -> None:
-            # A rank of an earlier attempt that dies late must not count against this one.
-            if event.get("attempt") != number:
-                return
-            if event["event"] == "error":
-                errors.append(RankError.from_event(event))
-            self.on_event(event)
-
-        self.on_event({"event": "attempt", "attempt": number, "workers": plan.workers, "resumed_from": resumed_from})
-        with EventServer(self.host, collect, self.advertised) as server:
-            mine = dataclasses.replace(
-                plan,
-                attempt=number,
-                resume_from=str(checkpoint.path) if checkpoint else None,
-                events=server.address,
-            )
-            try:
-                epochs = self.launch(mine)
-                failure = None
-            except BarrierJobError as error:
-                failure = error.error
-                if failure.cause not in ("cancelled", "user"):
-                    _wait_for_errors(errors)
+    def _run(self, plan: TrainingPlan, running: RunningAttempt) -> tuple[tuple[dict[str, Any], ...], RankError | None]:
+        """Return the outcomes of all ranks, or what Spark knows of a job that failed."""
+        outcomes: tuple[dict[str, Any], ...] = ()
+        failure: RankError | None = None
+        with self.open_server(self.host, running.hear, self.advertised) as server:
+            running.begin(server)
+            with self._rounds(running, plan.workers):
+                try:
+                    outcomes = self.launch(dataclasses.replace(plan, events=server.address))
+                except BarrierJobError as error:
+                    failure = error.error
+            if failure is not None and failure.cause not in ("cancelled", "user"):
+                running.wait_for_reason()
         # Only now, with the server closed, has every rank been heard to its end.
-        if failure is None:
-            return Attempt(number, epochs, (), resumed_from)
-        return Attempt(number, None, (*errors, failure), resumed_from)
+        running.end()
+        return outcomes, failure
+
+    @contextlib.contextmanager
+    def _rounds(self, running: RunningAttempt, workers: int) -> Iterator[None]:
+        """Look after the attempt while the block runs. Slots are asked for in a thread of their own: that may take."""
+        with contextlib.ExitStack() as rounds:
+            rounds.enter_context(self.every(LEASE_SECONDS, running.renew_leases))
+            rounds.enter_context(self.every(TICK_SECONDS, running.tick))
+            if workers < self.elastic.workers.most:
+                rounds.enter_context(self.every(GROWTH_SECONDS, lambda: running.grow(self._larger)))
+            yield
+
+    def _larger(self, workers: int) -> int | None:
+        return self.elastic.larger(workers, self.slots())
+
+    def _stopped(self, plan: TrainingPlan, attempts: tuple[Attempt, ...]) -> TrainingStoppedError:
+        step = attempts[-1].committed if attempts else _newest_step(plan)
+        return TrainingStoppedError(attempts, step, self._stop.reason or "as asked")
+
+    def _tell_restart(self, last: Attempt, reason: str, delay_seconds: float, workers: int) -> None:
+        self._tell(
+            {
+                "event": "restart",
+                "attempt": last.number,
+                "error": vars(last.first_error) if last.errors else None,
+                "decision": reason,
+                "delay_seconds": delay_seconds,
+                "workers": workers,
+            }
+        )
+
+    def _tell(self, event: Event) -> None:
+        """Pass on an event, from whichever thread."""
+        try:
+            with self._telling:
+                self.on_event({"time": time.time(), **event})
+        except Exception:
+            # Whatever a receiver stumbles over (a full disk, say), the training goes on.
+            logger.exception("an event of kind %s could not be handled", event.get("event"))
 
 
-def _wait_for_errors(errors: list[RankError]) -> None:
-    """Give the rank that failed first a bounded time to be heard."""
-    deadline = time.monotonic() + _LATE_EVENTS_SECONDS
-    while time.monotonic() < deadline and not any(error.cause in ("user", "lost") for error in errors):
-        time.sleep(0.05)
+def _resume_point(plan: TrainingPlan, earlier: Sequence[Attempt]) -> commit.CommittedCheckpoint | None:
+    """Return the checkpoint to go on from, or None to start afresh; from now on no earlier attempt may add to them.
+
+    Raises:
+        OSError: The store cannot be used, or has lost what it held: starting afresh would throw that away.
+    """
+    is_first = not any(attempt.workers for attempt in earlier)
+    fence(plan.checkpoints, 1 if is_first else len(earlier) + 1)
+    checkpoint = commit.latest_committed(plan.checkpoints)
+    known_step = earlier[-1].committed if earlier else 0
+    if checkpoint is None and known_step:
+        raise FileNotFoundError(
+            f"no whole checkpoint is left in {plan.checkpoints}, which held step {known_step:,}; make the store "
+            f"available again, or remove the folder to start afresh"
+        )
+    return checkpoint
 
 
-def no_address() -> EventAddress:
-    """Return the placeholder that stands in a plan until an attempt listens."""
-    return EventAddress("", 0, "")
+def _newest_step(plan: TrainingPlan) -> int:
+    """Return the step of the newest checkpoint by its marker alone; 0 when there is none to read."""
+    try:
+        checkpoint = commit.latest_committed(plan.checkpoints, verify=False)
+    except OSError:
+        return 0
+    return checkpoint.step if checkpoint else 0
 
 
-def summary_of(attempts: tuple[Attempt, ...]) -> list[Mapping[str, object]]:
-    """Return what MLflow and the event file keep of the attempts."""
-    return [
-        {
-            "attempt": attempt.number,
-            "resumed_from_step": attempt.resumed_from,
-            "error": None if attempt.finished else vars(attempt.first_error) | {"traceback": ""},
-        }
-        for attempt in attempts
-    ]
+def _epochs(outcomes: Sequence[Mapping[str, Any]], dispensable: frozenset[int]) -> int | None:
+    """Return how many epochs a training took that all its ranks have finished, but for those it can do without."""
+    needed = [outcome for rank, outcome in enumerate(outcomes) if rank not in dispensable]
+    if needed and all(outcome["outcome"] == "finished" for outcome in needed):
+        return int(needed[0]["epochs"])
+    return None

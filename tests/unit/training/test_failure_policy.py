@@ -1,48 +1,180 @@
-"""T6: finish, restart or raise, and which of many failures is the one to show."""
+"""T6: finish, restart, raise or stop, and which of many failures is the one to show."""
+
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from training.failure_policy import Attempt, Cause, Decision, RankError, decide
+from training.elastic import Elastic, WorkerRange
+from training.failure_policy import Attempt, Budgets, Cause, Decision, Kind, RankError, decide, known_errors
+
+TWO = Elastic(WorkerRange(2, 2), 8)
+TWO_TO_FOUR = Elastic(WorkerRange(2, 4), 12)
 
 
-def error(cause: Cause, *, rank: int | None = 0, at: float = 0.0) -> RankError:
-    return RankError(cause, rank, "Type", f"{cause} of {rank} at {at:g}", at)
+def error(cause: Cause, *, rank: int | None = 0, at: float = 0.0, step: int | None = None) -> RankError:
+    return RankError(cause, rank, "Type", f"{cause} of {rank} at {at:g}", at, step=step)
 
 
-def failed(number: int, *errors: RankError) -> Attempt:
-    return Attempt(number, None, errors, resumed_from=0)
+def failed(number: int, *errors: RankError, resumed_from: int = 0, committed: int = 0) -> Attempt:
+    return Attempt(number, None, errors, resumed_from, committed, workers=2)
+
+
+def decided(
+    attempts: list[Attempt], budgets: Budgets | None = None, slots: int = 2, elastic: Elastic = TWO
+) -> Decision:
+    return decide(attempts, budgets or Budgets(), slots, elastic)
 
 
 FINISHED = Attempt(3, 5, (), resumed_from=40)
 
 
 @pytest.mark.parametrize(
-    ("attempts", "max_restarts", "decision"),
+    ("attempts", "max_restarts", "kind"),
     [
-        ([FINISHED], 0, Decision.FINISH),
-        ([failed(1, error("lost")), failed(2, error("lost")), FINISHED], 0, Decision.FINISH),
-        ([failed(1, error("lost"))], 0, Decision.RAISE),
-        ([failed(1, error("lost"))], 1, Decision.RESTART),
-        ([failed(1, error("spark", rank=None))], 1, Decision.RESTART),
-        ([failed(1, error("peer"))], 1, Decision.RESTART),
-        ([failed(1, error("lost")), failed(2, error("lost"))], 1, Decision.RAISE),
-        ([failed(1, error("lost")), failed(2, error("lost"))], 2, Decision.RESTART),
-        ([failed(1, error("user"))], 9, Decision.RAISE),
-        ([failed(1, error("cancelled", rank=None))], 9, Decision.RAISE),
-        ([failed(1, error("peer"), error("cancelled", rank=None))], 9, Decision.RAISE),
-        ([failed(1, error("lost")), failed(2, error("user"))], 9, Decision.RAISE),
-        ([failed(1, error("peer"), error("lost"), error("user"))], 9, Decision.RAISE),
+        ([FINISHED], 0, "finish"),
+        ([failed(1, error("lost")), failed(2, error("lost")), FINISHED], 0, "finish"),
+        ([failed(1, error("lost"))], 0, "raise"),
+        ([failed(1, error("lost"))], 1, "restart"),
+        ([failed(1, error("hung"))], 1, "restart"),
+        ([failed(1, error("spark", rank=None))], 1, "restart"),
+        ([failed(1, error("peer"))], 1, "restart"),
+        ([failed(1, error("lost")), failed(2, error("lost"))], 1, "raise"),
+        ([failed(1, error("lost")), failed(2, error("hung"))], 1, "raise"),
+        ([failed(1, error("lost")), failed(2, error("lost"))], 2, "restart"),
+        ([failed(1, error("user"))], 9, "raise"),
+        ([failed(1, error("cancelled", rank=None))], 9, "raise"),
+        ([failed(1, error("peer"), error("cancelled", rank=None))], 9, "raise"),
+        ([failed(1, error("lost")), failed(2, error("user"))], 9, "raise"),
+        ([failed(1, error("peer"), error("lost"), error("user"))], 9, "raise"),
     ],
 )
 def test_a_lost_worker_restarts_within_the_budget_and_a_fault_of_the_user_never(
-    attempts: list[Attempt], max_restarts: int, decision: Decision
+    attempts: list[Attempt], max_restarts: int, kind: Kind
 ) -> None:
-    assert decide(attempts, max_restarts) is decision
+    assert decided(attempts, Budgets(max_restarts=max_restarts)).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("cause", "budget"),
+    [
+        ("lost", "max_restarts"),
+        ("hung", "max_restarts"),
+        ("spark", "max_restarts"),
+        ("peer", "max_restarts"),
+        ("preempted", "max_preemptions"),
+        ("start", "max_start_failures"),
+        ("store", "max_store_faults"),
+    ],
+)
+def test_each_cause_draws_on_its_own_budget(cause: Cause, budget: str) -> None:
+    one = replace(Budgets(0, 0, 0, 0), **{budget: 1})
+    assert decided([failed(1, error(cause))], one).kind == "restart"
+    spent = decided([failed(1, error(cause)), failed(2, error(cause), committed=40)], one)
+    assert spent == Decision("raise", f"{budget} 1 is spent, the same command goes on from step 40")
+
+
+def test_a_restart_says_what_it_costs_and_how_it_goes_on() -> None:
+    first = failed(1, error("lost"))
+    assert decided([first]) == Decision(
+        "restart", "restart 1 of 3 (max_restarts) from step 0 with 2 workers", delay_seconds=0.0, workers=2
+    )
+    second = failed(2, error("lost"), committed=1200, resumed_from=1200)
+    reason = "restart 2 of 3 (max_restarts) in 1 s from step 1,200 with 2 workers"
+    assert decided([first, second]) == Decision("restart", reason, delay_seconds=1.0, workers=2)
+
+
+def test_restarts_in_a_row_wait_longer_until_a_newer_checkpoint() -> None:
+    budgets = Budgets(max_restarts=99, first_delay_seconds=2, longest_delay_seconds=10)
+    attempts: list[Attempt] = []
+    delays = []
+    for number in range(1, 7):
+        attempts.append(failed(number, error("lost")))
+        delays.append(decided(attempts, budgets).delay_seconds)
+    assert delays == [0, 2, 4, 8, 10, 10]
+    attempts.append(failed(7, error("lost"), resumed_from=0, committed=5))
+    assert decided(attempts, budgets).delay_seconds == 0
+    attempts.append(failed(8, error("lost"), resumed_from=5, committed=5))
+    assert decided(attempts, budgets).delay_seconds == 2
+
+
+@given(st.integers(0, 10**9), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_no_wait_is_longer_than_the_longest_nor_shorter_than_the_one_before(
+    failures: int, first: float, longest: float
+) -> None:
+    budgets = Budgets(first_delay_seconds=first, longest_delay_seconds=longest)
+    assert 0 <= budgets.delay_seconds(failures) <= budgets.delay_seconds(failures + 1) <= longest
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_restarts", -1), ("longest_delay_seconds", float("nan"))])
+def test_a_budget_below_nothing_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}; use 0 or more"):
+        Budgets(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_same_error_at_the_same_step_twice_is_a_fault_of_the_user() -> None:
+    def refused(port: int, *, step: int | None, cause: Cause = "peer", type_: str = "ConnectionError") -> RankError:
+        return RankError(cause, 1, type_, f"lookup at  localhost:{port} refused 0x7f{port}", 1.0, step=step)
+
+    twice = [failed(1, refused(4001, step=40)), failed(2, refused(4002, step=40))]
+    assert decided(twice) == Decision("raise", "the same error came at step 40 in attempt 1 already")
+    # ... also with another failure between them
+    assert decided([twice[0], failed(2, error("lost")), failed(3, refused(7, step=40))]).kind == "raise"
+    # ... but not at another step, at no step, of another type, or with another message
+    for second in (
+        refused(4002, step=41),
+        refused(4002, step=None),
+        refused(4002, step=40, type_="TimeoutError"),
+        replace(refused(4002, step=40), message="another"),
+    ):
+        assert decided([twice[0], failed(2, second)]).kind == "restart"
+    assert decided([failed(1, refused(1, step=None)), failed(2, refused(1, step=None))]).kind == "restart"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RankError("store", 0, "OSError", "no space left", 1.0, step=40),
+        RankError("preempted", 0, "Preempted", "its machine is taken away", 1.0, step=40),
+        RankError("hung", 0, "Hung", "rank 0 is stopped (SIGSTOP)", 1.0, step=40),
+        RankError("lost", 0, "killed", "killed by signal SIGKILL", 1.0, step=40),
+        RankError("peer", 0, "RingError", "rank 1 is gone", 1.0, step=40),
+    ],
+)
+def test_a_full_disk_a_kill_or_a_lost_peer_may_come_twice_at_the_same_step(fault: RankError) -> None:
+    assert decided([failed(1, fault), failed(2, fault)]).kind == "restart"
+
+
+def test_who_asked_for_a_stop_gets_it_whatever_the_ranks_stumble_over_meanwhile() -> None:
+    asked = replace(failed(1, committed=1234), stop="requested")
+    assert decided([asked]) == Decision("stopped", "stopped at step 1,234")
+    for cause in ("lost", "cancelled", "peer", "hung", "store"):
+        assert decided([replace(asked, errors=(error(cause),))], Budgets(0, 0, 0, 0)).kind == "stopped"
+    assert decided([replace(asked, errors=(error("user"),))]).kind == "raise"
+    assert decided([replace(asked, epochs=3)]).kind == "finish"
+
+
+def test_a_stop_to_grow_costs_nothing_and_goes_on_with_more() -> None:
+    grow = replace(failed(1, resumed_from=4, committed=4), stop="grow")
+    decision = decided([grow], Budgets(0, 0, 0, 0), slots=9, elastic=TWO_TO_FOUR)
+    assert decision == Decision("restart", "4 workers go on instead of 2", 0.0, 4)
+    assert decided([replace(grow, errors=(error("lost"),))], Budgets(0, 0, 0, 0)).kind == "raise"
+
+
+@pytest.mark.parametrize(("slots", "workers"), [(9, 4), (3, 3), (2, 2), (1, 2), (0, 2)])
+def test_the_next_attempt_uses_the_slots_that_are_left_or_waits_for_the_fewest(slots: int, workers: int) -> None:
+    assert decided([failed(1, error("lost"))], slots=slots, elastic=TWO_TO_FOUR).workers == workers
 
 
 def test_an_attempt_that_took_no_epoch_is_finished_all_the_same() -> None:
     assert Attempt(1, 0, (), resumed_from=40).finished
     assert not failed(1, error("lost")).finished
+
+
+def test_an_attempt_without_errors_has_no_first_one() -> None:
+    with pytest.raises(ValueError, match="attempt 3 ended without an error"):
+        _ = FINISHED.first_error
 
 
 @pytest.mark.parametrize(
@@ -53,10 +185,30 @@ def test_an_attempt_that_took_no_epoch_is_finished_all_the_same() -> None:
         ([error("user", rank=1, at=9), error("user", rank=2, at=8)], "user of 2 at 8"),
         ([error("peer", rank=1, at=2), error("spark", rank=None, at=5)], "spark of None at 5"),
         ([error("lost", rank=1, at=4), error("spark", rank=None, at=1)], "lost of 1 at 4"),
+        ([error("lost", rank=0, at=1), error("hung", rank=1, at=2)], "hung of 1 at 2"),
+        ([error("peer", rank=0, at=1), error("start", rank=1, at=2)], "start of 1 at 2"),
+        ([error("lost", rank=1, at=1), error("preempted", rank=1, at=2)], "preempted of 1 at 2"),
+        ([error("peer", rank=1, at=1), error("store", rank=0, at=2)], "store of 0 at 2"),
     ],
 )
 def test_the_failure_shown_is_the_earliest_that_no_peer_explains(errors: list[RankError], shown: str) -> None:
     assert failed(1, *errors).first_error.message == shown
+
+
+CAUSES = st.sampled_from(["cancelled", "user", "store", "preempted", "hung", "lost", "start", "spark", "peer"])
+ERRORS = st.builds(error, CAUSES, rank=st.integers(0, 3), at=st.floats(0, 100))
+
+
+@given(st.lists(ERRORS, min_size=1, max_size=6), st.randoms())
+def test_the_order_of_arrival_does_not_matter_and_a_consequence_never_hides_a_cause(
+    errors: list[RankError], random: object
+) -> None:
+    first = failed(1, *errors).first_error
+    random.shuffle(errors)  # type: ignore[attr-defined]
+    again = failed(1, *errors).first_error
+    assert (again.cause, again.time) == (first.cause, first.time)
+    assert first.cause != "peer" or {error.cause for error in errors} == {"peer"}
+    assert all(first.time <= error.time for error in errors if error.cause == first.cause)
 
 
 def test_an_error_is_read_from_its_event() -> None:
@@ -71,20 +223,43 @@ def test_an_error_is_read_from_its_event() -> None:
     }
     assert RankError.from_event(event) == RankError("lost", 1, "killed", "gone", 3.5)
     assert RankError.from_event(event | {"traceback": "line 1"}).traceback == "line 1"
+    assert RankError.from_event(event | {"step": 40}).step == 40
+    assert RankError.from_event(event | {"cause": "something new"}).cause == "user"
 
 
-def test_tensorflows_words_for_a_peer_that_was_killed_are_a_consequence_whatever_they_are() -> None:
+def test_outcomes_tell_what_no_event_told() -> None:
+    heard = RankError("user", 0, "ValueError", "shapes differ", 3.0, traceback="in model.py", step=7)
+    outcomes = [
+        {"outcome": "failed", "cause": "user", "type": "ValueError", "message": "shapes differ", "step": 7},
+        {"outcome": "failed", "cause": "lost", "type": "killed", "message": "by SIGKILL", "step": None},
+        {"outcome": "aborted", "reason": "rank 0: ValueError: shapes differ"},
+        {"outcome": "stopped", "reason": "preempted", "step": 7},
+        {"outcome": "stopped", "reason": "driver", "step": 7},
+        {"outcome": "finished", "epochs": 2},
+    ]
+    assert known_errors([heard], outcomes, 9.0) == (
+        heard,
+        RankError("lost", 1, "killed", "by SIGKILL", 9.0),
+        RankError("peer", 2, "Aborted", "rank 0: ValueError: shapes differ", 9.0),
+        RankError(
+            "preempted", 3, "Preempted", "its machine is taken away; it stopped after saving step 7", 9.0, step=7
+        ),
+    )
+
+
+@pytest.mark.parametrize("end", ["lost", "hung", "start", "spark"])
+def test_tensorflows_words_for_a_peer_that_is_gone_are_a_consequence_whatever_they_are(end: Cause) -> None:
     survivor = RankError("user", 0, "InternalError", "RecvAsync is gone", 1.0, is_from_tensorflow=True)
-    killed = error("lost", rank=1, at=2.0)
-    assert failed(1, survivor, killed).first_error is killed
-    assert decide([failed(1, survivor, killed)], 1) is Decision.RESTART
+    gone = error(end, rank=1, at=2.0)
+    assert failed(1, survivor, gone).first_error is gone
+    assert decided([failed(1, survivor, gone)]).kind == "restart"
 
 
-def test_without_a_killed_peer_an_error_of_tensorflow_is_the_users() -> None:
+def test_without_a_peer_that_is_gone_an_error_of_tensorflow_is_the_users() -> None:
     wrong = RankError("user", 0, "InvalidArgumentError", "shapes differ", 1.0, is_from_tensorflow=True)
     aborted = RankError("peer", 1, "killed", "killed by signal SIGABRT", 0.5)
     assert failed(1, wrong, aborted).first_error is wrong
-    assert decide([failed(1, wrong, aborted)], 9) is Decision.RAISE
+    assert decided([failed(1, wrong, aborted)]).kind == "raise"
 
 
 def test_pythons_own_error_is_the_users_even_when_a_peer_was_killed() -> None:

@@ -1,242 +1,669 @@
 """T6: the attempts of a run: where each goes on, whose error is reported, and when it is over."""
 
+import contextlib
 import pickle
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from callbacks import commit
-from training import events as events_module
-from training import supervisor as supervisor_module
-from training.events import Event, EventClient
-from training.failure_policy import RankError
+from training import events, running_attempt
+from training.elastic import Elastic, WorkerRange
+from training.events import Event, EventAddress, EventClient, EventServer
+from training.failure_policy import Attempt, Budgets, RankError
 from training.launcher import BarrierJobError
 from training.plan import TrainingPlan
-from training.supervisor import Supervisor, TrainingFailedError, no_address, summary_of
+from training.supervisor import (
+    NotEnoughSlotsError,
+    Supervisor,
+    TrainingFailedError,
+    TrainingStoppedError,
+)
+from training.watchdog import Limits
 
-# What a rank says, and when: seconds after the attempt's begin, on the ranks' clock.
-Said = dict[str, Any]
+Outcome = dict[str, Any]
+FINISHED: Outcome = {"outcome": "finished", "epochs": 4}
+ABORTED: Outcome = {"outcome": "aborted", "reason": "another rank failed"}
 
 
-def user_fault(message: str = "shapes do not match") -> Said:
-    return {"event": "error", "cause": "user", "type": "ValueError", "message": message, "traceback": "in model.py"}
+@dataclass(frozen=True)
+class Plan:
+    """The part of a plan that supervision looks at."""
+
+    checkpoints: str
+    workers: int = 0
+    global_batch_size: int = 0
+    learning_rate_scale: float = 0.0
+    attempt: int = 0
+    resume_from: str | None = None
+    events: EventAddress = field(default_factory=lambda: EventAddress("", 0, ""))
+    token: str = ""
+    servers: int = 0
+
+    @property
+    def ranks(self) -> int:
+        return self.workers + (1 + self.servers if self.servers else 0)
+
+    @property
+    def dispensable_ranks(self) -> frozenset[int]:
+        return frozenset(range(1, 1 + self.workers)) if self.servers else frozenset()
 
 
-def killed() -> Said:
-    return {"event": "error", "cause": "lost", "type": "killed", "message": "killed by signal SIGKILL"}
+def stopped(step: int, reason: str = "driver") -> Outcome:
+    return {"outcome": "stopped", "reason": reason, "step": step}
 
 
-def peer_gone() -> Said:
-    return {"event": "error", "cause": "peer", "type": "UnavailableError", "message": "Socket closed"}
+def failed(
+    cause: str, type_: str = "killed", message: str = "killed by signal SIGKILL", step: int | None = None
+) -> Outcome:
+    return {"outcome": "failed", "cause": cause, "type": type_, "message": message, "step": step}
+
+
+def lost_by_spark(message: str = "Spark says that a task failed", cause: Any = "spark") -> BarrierJobError:
+    return BarrierJobError(RankError(cause, None, "BarrierJobError", message, time.time()))
 
 
 def commit_step(directory: str, step: int) -> None:
     staging = commit.new_staging(Path(directory))
+    assert isinstance(staging, Path)
     (staging / "ckpt.index").write_text(f"step {step}")
     commit.publish(staging, Path(directory), step=step, epoch=step // 10)
 
 
-def said_by_spark(message: str) -> RankError:
-    return RankError("spark", None, "BarrierJobError", message, time.time())
+class Cluster:
+    """Stands for Spark, the event channel and time: what a test does while an attempt runs decides how that ends.
 
+    ``during`` gets the attempts' functions in order, the last one again and again. Each is given this object, and
+    returns the outcomes or raises what Spark would.
+    """
 
-class FailingLauncher:
-    """Fails ``times`` attempts: commits the steps it is given, lets the ranks speak, and ends as Spark would."""
+    def __init__(self, *during: Callable[["Cluster"], Sequence[Outcome]], slots: int = 2) -> None:
+        self.during = during
+        self.now = 1000.0
+        self.number_of_slots = slots
+        self.plans: list[Plan] = []
+        self.told: list[Event] = []
+        self.sent: list[tuple[str, int | None]] = []
+        self.cancelled = 0
+        self._hear: Callable[[Event], None] = lambda event: None
+        self._rounds: list[tuple[float, Callable[[], None]]] = []
 
-    def __init__(self, times: int, *, said: Sequence[tuple[int, Said]] = (), commits: Sequence[int] = ()) -> None:
-        self.times = times
-        self.said = said
-        self.commits = list(commits)
-        self.plans: list[TrainingPlan] = []
+    # What the supervisor is given.
 
-    def __call__(self, plan: TrainingPlan) -> int:
+    def __call__(self, plan: Plan) -> tuple[Outcome, ...]:
         self.plans.append(plan)
-        if len(self.plans) > self.times:
-            return plan.epochs
-        if self.commits:
-            commit_step(plan.checkpoints, self.commits.pop(0))
-        for rank, event in self.said:
-            client = EventClient(plan.events, rank, plan.attempt)
-            client.send(event)
-            client.close()
-        raise BarrierJobError(said_by_spark("Spark says that a task failed"))
+        return tuple(self.during[min(len(self.plans), len(self.during)) - 1](self))
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    def clock(self) -> float:
+        return self.now
+
+    def slots(self) -> int:
+        return self.number_of_slots
+
+    @contextlib.contextmanager
+    def open_server(self, host: str, on_event: Callable[[Event], None], advertised: str) -> Iterator["Cluster"]:
+        self.address = EventAddress(advertised, 1234, f"token {len(self.plans) + 1}")
+        self._hear = on_event
+        yield self
+
+    @contextlib.contextmanager
+    def every(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
+        self._rounds.append((seconds, action))
+        yield
+        self._rounds.remove((seconds, action))
+
+    def command(self, command: dict[str, Any], rank: int | None = None) -> None:
+        self.sent.append((command["command"], rank))
+
+    # What a test does while an attempt runs.
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[-1]
+
+    def hear(self, rank: int, kind: str, **said: Any) -> None:
+        event = {"event": kind, "rank": rank, "attempt": self.plan.attempt, "time": self.now}
+        self._hear(event | said)
+
+    def train(self, step: int = 1) -> None:
+        """Let all ranks and their tasks be heard in training."""
+        for rank in range(self.plan.workers):
+            self.hear(rank, "alive", phase="training", step=step)
+            self.hear(rank, "system", **{"from": "task"}, state="running")
+
+    def commit(self, step: int) -> None:
+        commit_step(self.plan.checkpoints, step)
+
+    def run(self, seconds: int) -> None:
+        """Let time go by."""
+        for _ in range(seconds):
+            self.now += 1
+            for every, action in list(self._rounds):
+                if self.now % every == 0:
+                    action()
+
+    def kinds(self) -> list[str]:
+        return [event["event"] for event in self.told]
+
+
+def finishes(cluster: Cluster) -> list[Outcome]:
+    return [FINISHED] * cluster.plan.workers
+
+
+def loses_rank_1(cluster: Cluster) -> list[Outcome]:
+    return [failed("peer", "RingError", "rank 1 is gone", 7), failed("lost")]
 
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "_LATE_EVENTS_SECONDS", 0.3)
+    monkeypatch.setattr(running_attempt, "_LATE_EVENTS_SECONDS", 0.0)
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> TrainingPlan:
-    return TrainingPlan(
-        dataset="dataset",
-        checkpoints=str(tmp_path / "checkpoints"),
-        model="multi_field",
-        model_options={},
-        optimizer="adam",
-        learning_rate=0.1,
-        epochs=4,
-        patience=2,
-        monitor="val_auc",
-        mode="max",
-        global_batch_size=8,
-        steps_per_execution=1,
-        seed=1,
-        workers=2,
-        threads=1,
-        attempt=1,
-        resume_from=None,
-        events=no_address(),
+    return Plan(str(tmp_path / "checkpoints"))  # type: ignore[return-value]
+
+
+def supervised(cluster: Cluster, budgets: Budgets | None = None, elastic: Elastic | None = None) -> Supervisor:
+    return Supervisor(
+        launch=cluster,  # type: ignore[arg-type]
+        host="127.0.0.1",
+        advertised="driver",
+        elastic=elastic or Elastic(WorkerRange(2, 2), 8),
+        slots=cluster.slots,
+        on_event=cluster.told.append,
+        budgets=budgets or Budgets(first_delay_seconds=0.0),
+        limits=Limits(step_seconds=20),
+        clock=cluster.clock,
+        open_server=cluster.open_server,  # type: ignore[arg-type]
+        every=cluster.every,
     )
 
 
-def supervised(
-    launch: Callable[[TrainingPlan], int], max_restarts: int, heard: list[Event] | None = None
-) -> Supervisor:
-    return Supervisor(launch, "127.0.0.1", "127.0.0.1", max_restarts, (heard if heard is not None else []).append)
-
-
 def test_a_training_that_finishes_takes_one_attempt(plan: TrainingPlan) -> None:
-    launch = FailingLauncher(times=0)
-    heard: list[Event] = []
-    (attempt,) = supervised(launch, 3, heard).supervise(plan)
-    assert (attempt.number, attempt.epochs, attempt.errors, attempt.resumed_from) == (1, 4, (), 0)
-    assert (launch.plans[0].attempt, launch.plans[0].resume_from) == (1, None)
-    assert heard == [{"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}]
+    cluster = Cluster(finishes)
+    assert supervised(cluster).supervise(plan) == (Attempt(1, 4, (), resumed_from=0, committed=0, workers=2),)
+    (mine,) = cluster.plans
+    assert mine == Plan(plan.checkpoints, 2, 8, 1.0, 1, None, EventAddress("driver", 1234, "token 1"), mine.token)
+    (told,) = cluster.told
+    assert told == {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0, "time": told["time"]}
 
 
 def test_restart_resumes_from_last_committed_checkpoint(plan: TrainingPlan) -> None:
-    launch = FailingLauncher(times=2, said=[(1, killed())], commits=[10, 20])
-    heard: list[Event] = []
-    attempts = supervised(launch, 3, heard).supervise(plan)
+    steps = iter([10, 20])
+
+    def killed_after_a_checkpoint(cluster: Cluster) -> list[Outcome]:
+        cluster.commit(next(steps))
+        cluster.hear(1, "error", cause="lost", type="killed", message="killed by signal SIGKILL")
+        return loses_rank_1(cluster)
+
+    cluster = Cluster(killed_after_a_checkpoint, killed_after_a_checkpoint, finishes)
+    attempts = supervised(cluster).supervise(plan)
     checkpoints = Path(plan.checkpoints)
-    assert [plan.attempt for plan in launch.plans] == [1, 2, 3]
-    assert [plan.resume_from for plan in launch.plans] == [
+    assert [plan.attempt for plan in cluster.plans] == [1, 2, 3]
+    assert [plan.resume_from for plan in cluster.plans] == [
         None,
         str(checkpoints / "step-00000010"),
         str(checkpoints / "step-00000020"),
     ]
-    assert [attempt.resumed_from for attempt in attempts] == [0, 10, 20]
+    assert [(attempt.resumed_from, attempt.committed) for attempt in attempts] == [(0, 10), (10, 20), (20, 20)]
     assert attempts[-1].epochs == 4
-    kinds = ["attempt", "error", "restart", "attempt", "error", "restart", "attempt"]
-    assert [event["event"] for event in heard] == kinds
-    assert (heard[2]["attempt"], heard[2]["error"]["rank"]) == (1, 1)
+    assert cluster.kinds() == ["attempt", "error", "restart", "attempt", "error", "restart", "attempt"]
+    restart = cluster.told[2]
+    assert (restart["attempt"], restart["error"]["rank"], restart["workers"]) == (1, 1, 2)
+    assert restart["decision"] == "restart 1 of 3 (max_restarts) from step 10 with 2 workers"
 
 
-def test_a_damaged_checkpoint_is_passed_over(plan: TrainingPlan) -> None:
+def test_every_attempt_has_an_address_and_a_secret_of_its_own(plan: TrainingPlan) -> None:
+    cluster = Cluster(loses_rank_1, finishes)
+    supervised(cluster).supervise(plan)
+    first, second = cluster.plans
+    assert first.events.token != second.events.token
+    assert first.token != second.token
+    assert len(first.token) == 64
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_is_no_progress(plan: TrainingPlan) -> None:
     commit_step(plan.checkpoints, 10)
     commit_step(plan.checkpoints, 20)
-    (Path(plan.checkpoints) / "step-00000020" / "ckpt.index").write_text("step 21")
-    launch = FailingLauncher(times=0)
-    (attempt,) = supervised(launch, 0).supervise(plan)
-    assert attempt.resumed_from == 10
+    next(Path(plan.checkpoints).glob("step-00000020/**/ckpt.index")).write_text("step 21")
+    attempts = supervised(Cluster(loses_rank_1, finishes)).supervise(plan)
+    assert [(attempt.resumed_from, attempt.committed) for attempt in attempts] == [(10, 10), (10, 10)]
 
 
-def test_every_attempt_listens_anew_with_a_token_of_its_own(plan: TrainingPlan) -> None:
-    launch = FailingLauncher(times=1, said=[(0, killed())])
-    supervised(launch, 1).supervise(plan)
-    assert launch.plans[0].events.token != launch.plans[1].events.token
-    assert launch.plans[0].events.token not in repr(launch.plans[0])
-
-
-def test_a_spent_budget_raises_with_the_first_error_of_the_last_attempt(plan: TrainingPlan) -> None:
-    launch = FailingLauncher(times=9, said=[(0, peer_gone()), (1, killed())])
+def test_outcomes_count_where_events_were_lost(plan: TrainingPlan) -> None:
+    cluster = Cluster(lambda _: [ABORTED, failed("user", "ValueError", "shapes do not match", 7)])
     with pytest.raises(TrainingFailedError) as raised:
-        supervised(launch, 2).supervise(plan)
-    assert len(launch.plans) == 3
-    expected = "training failed after 3 attempts: rank 1: killed: killed by signal SIGKILL"
-    assert str(raised.value) == expected
+        supervised(cluster).supervise(plan)
+    assert str(raised.value) == "training failed: rank 1: ValueError: shapes do not match"
+    assert raised.value.attempts[0].first_error.step == 7
 
 
 def test_a_fault_of_the_user_raises_at_once_though_its_peers_spoke_first(plan: TrainingPlan) -> None:
-    launch = FailingLauncher(times=9, said=[(0, peer_gone()), (2, peer_gone()), (1, user_fault())])
+    def fails(cluster: Cluster) -> list[Outcome]:
+        gone = {"cause": "peer", "type": "RingError", "message": "rank 1 is gone"}
+        cluster.hear(0, "error", **gone)
+        cluster.hear(1, "error", cause="user", type="ValueError", message="shapes differ", traceback="in model.py")
+        return [failed(**{"cause": "peer", "type_": "RingError"}), failed("user", "ValueError", "shapes differ", 7)]
+
+    cluster = Cluster(fails)
     with pytest.raises(TrainingFailedError) as raised:
-        supervised(launch, 3).supervise(plan)
-    assert len(launch.plans) == 1
-    assert str(raised.value) == "training failed: rank 1: ValueError: shapes do not match"
+        supervised(cluster).supervise(plan)
+    assert len(cluster.plans) == 1
+    assert str(raised.value) == "training failed: rank 1: ValueError: shapes differ"
     assert raised.value.attempts[0].first_error.traceback == "in model.py"
 
 
-def test_a_reason_that_comes_after_spark_has_given_up_still_counts(
-    plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor_module, "_LATE_EVENTS_SECONDS", 10.0)
-    monkeypatch.setattr(events_module, "_LAST_WORDS_SECONDS", 0.1)
-    clients: list[EventClient] = []
-    begin = time.monotonic()
+def test_a_spent_budget_raises_with_the_first_error_of_the_last_attempt(plan: TrainingPlan) -> None:
+    cluster = Cluster(loses_rank_1)
+    with pytest.raises(TrainingFailedError) as raised:
+        supervised(cluster, Budgets(max_restarts=2, first_delay_seconds=0)).supervise(plan)
+    assert len(cluster.plans) == 3
+    assert str(raised.value) == (
+        "training failed after 3 attempts: rank 1: killed: killed by signal SIGKILL; "
+        "max_restarts 2 is spent, the same command starts anew"
+    )
 
-    def launch(plan: TrainingPlan) -> int:
-        clients.append(EventClient(plan.events, 1, plan.attempt))
-        clients[0].send(user_fault("told late"))
-        raise BarrierJobError(said_by_spark("Spark is faster"))
 
-    with pytest.raises(TrainingFailedError, match="rank 1: ValueError: told late"):
-        supervised(launch, 3).supervise(plan)
-    clients[0].close()
-    assert time.monotonic() - begin < 8  # it did not wait longer than for the reason, and for the line to be cut
+def test_a_preempted_worker_costs_no_restart(plan: TrainingPlan) -> None:
+    def preempted(cluster: Cluster) -> list[Outcome]:
+        cluster.commit(7)
+        return [stopped(7), stopped(7, "preempted")]
+
+    cluster = Cluster(preempted, finishes)
+    first, second = supervised(cluster, Budgets(0, 1, 0, 0)).supervise(plan)
+    assert (first.first_error.cause, first.first_error.rank, second.resumed_from) == ("preempted", 1, 7)
 
 
 def test_where_no_rank_could_speak_spark_is_quoted(plan: TrainingPlan) -> None:
+    def fails(cluster: Cluster) -> list[Outcome]:
+        raise lost_by_spark()
+
     with pytest.raises(TrainingFailedError) as raised:
-        supervised(FailingLauncher(times=9), 0).supervise(plan)
-    assert str(raised.value) == "training failed: Spark: BarrierJobError: Spark says that a task failed"
+        supervised(Cluster(fails), Budgets(max_restarts=0)).supervise(plan)
+    assert str(raised.value).startswith("training failed: Spark: BarrierJobError: Spark says that a task failed; max_")
+
+
+@pytest.mark.parametrize("outcomes", [[], [FINISHED, stopped(7)]])
+def test_ranks_that_end_early_without_a_reason_do_not_go_on_for_ever(
+    plan: TrainingPlan, outcomes: list[Outcome]
+) -> None:
+    with pytest.raises(TrainingFailedError, match="the ranks ended before the training did and do not say why"):
+        supervised(Cluster(lambda _: outcomes), Budgets(max_restarts=1)).supervise(plan)
 
 
 def test_an_error_of_an_earlier_attempt_is_not_counted_and_not_passed_on(plan: TrainingPlan) -> None:
-    heard: list[Event] = []
-    attempts_seen: list[int] = []
+    def late_words(cluster: Cluster) -> list[Outcome]:
+        cluster.hear(1, "error", attempt=1, cause="user", type="ValueError", message="from attempt 1")
+        return finishes(cluster)
 
-    def launch(plan: TrainingPlan) -> int:
-        attempts_seen.append(plan.attempt)
-        if plan.attempt == 1:
-            raise BarrierJobError(said_by_spark("lost"))
-        # A rank of the first attempt, as if it had found the second one's address.
-        late = EventClient(plan.events, 1, attempt=1)
-        late.send(user_fault("from attempt 1"))
-        late.close()
-        if plan.attempt == 2:
-            raise BarrierJobError(said_by_spark("lost again"))
-        return 4
+    cluster = Cluster(loses_rank_1, late_words)
+    attempts = supervised(cluster).supervise(plan)
+    assert [error.cause for error in attempts[0].errors] == ["peer", "lost"]
+    assert "error" not in cluster.kinds()
 
-    attempts = supervised(launch, 3, heard).supervise(plan)
-    assert attempts_seen == [1, 2, 3]
-    assert [error.cause for attempt in attempts for error in attempt.errors] == ["spark", "spark"]
-    assert "error" not in [event["event"] for event in heard]
+
+def test_an_error_event_after_the_end_changes_nothing(plan: TrainingPlan) -> None:
+    cluster = Cluster(finishes)
+    attempts = supervised(cluster).supervise(plan)
+    cluster.hear(1, "error", cause="user", type="ValueError", message="after the end")
+    assert attempts[0].errors == ()
+    assert cluster.kinds() == ["attempt"]
 
 
 def test_an_error_that_is_no_failure_of_the_job_is_not_retried(plan: TrainingPlan) -> None:
-    launches: list[int] = []
-
-    def launch(plan: TrainingPlan) -> int:
-        launches.append(plan.attempt)
+    def breaks(cluster: Cluster) -> list[Outcome]:
         raise ConnectionError("the session is gone")
 
+    cluster = Cluster(breaks)
     with pytest.raises(ConnectionError, match="the session is gone"):
-        supervised(launch, 3).supervise(plan)
-    assert launches == [1]
+        supervised(cluster).supervise(plan)
+    assert len(cluster.plans) == 1
+
+
+def test_a_receiver_that_fails_does_not_end_the_training(plan: TrainingPlan, caplog: pytest.LogCaptureFixture) -> None:
+    def stumble(event: Event) -> None:
+        raise OSError("no space left on device")
+
+    cluster = Cluster(loses_rank_1, finishes)
+    assert len(replace(supervised(cluster), on_event=stumble).supervise(plan)) == 2
+    assert "no space left on device" in caplog.text
+
+
+def test_tasks_are_told_every_five_seconds_that_the_driver_lives(plan: TrainingPlan) -> None:
+    def takes_long(cluster: Cluster) -> list[Outcome]:
+        cluster.run(20)
+        return finishes(cluster)
+
+    cluster = Cluster(takes_long)
+    supervised(cluster).supervise(plan)
+    assert cluster.sent == [("lease", None)] * 4
+
+
+def test_a_hang_ends_the_attempt_and_the_next_one_goes_on(plan: TrainingPlan) -> None:
+    def hangs(cluster: Cluster) -> list[Outcome]:
+        cluster.commit(10)
+        cluster.train(step=12)
+        cluster.hear(0, "alive", phase="training", step=12, waiting_for="rank 1", waiting_seconds=1)
+        cluster.run(30)
+        assert [command for command, _ in cluster.sent if command != "lease"] == ["stacks", "abort"]
+        return [ABORTED, ABORTED]
+
+    cluster = Cluster(hangs, finishes)
+    first, second = supervised(cluster).supervise(plan)
+    assert cluster.kinds().count("hung") == 1
+    assert (first.first_error.cause, first.first_error.rank, second.resumed_from) == ("hung", 0, 10)
+
+
+def test_a_stop_ends_the_run_at_the_checkpoint_it_asked_for(plan: TrainingPlan) -> None:
+    def is_stopped(cluster: Cluster) -> list[Outcome]:
+        cluster.train()
+        for _ in range(3):
+            run.request_stop("SIGTERM")
+        cluster.run(2)
+        cluster.commit(1234)
+        return [stopped(1234), stopped(1234)]
+
+    cluster = Cluster(is_stopped)
+    run = supervised(cluster)
+    with pytest.raises(TrainingStoppedError) as raised:
+        run.supervise(plan)
+    assert str(raised.value) == "stopped at step 1,234 (SIGTERM); the same command goes on"
+    assert [command for command in cluster.sent if command[0] == "stop"] == [("stop", None)]
+    assert cluster.kinds()[-1] == "stopping"
+    copy = pickle.loads(pickle.dumps(raised.value))  # noqa: S301 - our own bytes
+    assert (str(copy), copy.attempts, copy.step) == (str(raised.value), raised.value.attempts, 1234)
+    # The same command, from a new driver:
+    (attempt,) = supervised(Cluster(finishes)).supervise(plan)
+    assert attempt.resumed_from == 1234
+
+
+def test_a_stop_before_the_first_launch_launches_nothing(plan: TrainingPlan) -> None:
+    cluster = Cluster(finishes)
+    run = supervised(cluster)
+    run.request_stop("Ctrl-C")
+    with pytest.raises(TrainingStoppedError) as raised:
+        run.supervise(plan)
+    assert str(raised.value) == "stopped before the first checkpoint (Ctrl-C); the same command starts anew"
+    assert cluster.plans == []
+
+
+def test_a_stop_during_the_launch_cancels_the_job(plan: TrainingPlan) -> None:
+    def waits_for_spark(cluster: Cluster) -> list[Outcome]:
+        run.request_stop("Ctrl-C")
+        cluster.run(2)
+        assert cluster.cancelled == 1
+        raise lost_by_spark("Job 1 cancelled", "cancelled")
+
+    cluster = Cluster(waits_for_spark)
+    run = supervised(cluster)
+    with pytest.raises(TrainingStoppedError):
+        run.supervise(plan)
+
+
+def test_a_second_ctrl_c_stops_at_once(plan: TrainingPlan) -> None:
+    def is_stopped_twice(cluster: Cluster) -> list[Outcome]:
+        cluster.train()
+        run.request_stop("SIGINT")
+        cluster.run(2)
+        assert cluster.cancelled == 0
+        run.stop_now()
+        run.stop_now()
+        cluster.run(2)
+        assert cluster.cancelled == 1
+        raise lost_by_spark("Job 1 cancelled", "cancelled")
+
+    cluster = Cluster(is_stopped_twice)
+    run = supervised(cluster)
+    with pytest.raises(TrainingStoppedError, match="SIGINT"):
+        run.supervise(plan)
+
+
+def test_a_stop_between_the_failure_and_the_next_attempt_counts(plan: TrainingPlan) -> None:
+    def fails_while_stopped(cluster: Cluster) -> list[Outcome]:
+        cluster.commit(30)
+        run.request_stop("Ctrl-C")  # and no tick comes any more
+        return loses_rank_1(cluster)
+
+    cluster = Cluster(fails_while_stopped)
+    run = supervised(cluster)
+    with pytest.raises(TrainingStoppedError, match="stopped at step 30"):
+        run.supervise(plan)
+    assert len(cluster.plans) == 1
+
+
+def test_a_stop_wakes_a_run_that_waits_before_its_next_attempt(plan: TrainingPlan) -> None:
+    cluster = Cluster(loses_rank_1)
+    run = supervised(cluster, Budgets(first_delay_seconds=3600, longest_delay_seconds=3600))
+    is_waiting = threading.Event()
+
+    def tell(event: Event) -> None:
+        if event["event"] == "restart" and event["delay_seconds"]:
+            is_waiting.set()
+
+    run = replace(run, on_event=tell)
+    thread = threading.Thread(target=lambda: is_waiting.wait(60) and run.request_stop("Ctrl-C"))
+    thread.start()
+    begin = time.monotonic()
+    with pytest.raises(TrainingStoppedError):
+        run.supervise(plan)
+    thread.join()
+    assert len(cluster.plans) == 2
+    assert time.monotonic() - begin < 60
+
+
+def test_a_stop_that_comes_too_late_leaves_a_finished_training_finished(plan: TrainingPlan) -> None:
+    def finishes_all_the_same(cluster: Cluster) -> list[Outcome]:
+        cluster.train()
+        run.request_stop("Ctrl-C")
+        cluster.run(2)
+        return finishes(cluster)
+
+    run = supervised(Cluster(finishes_all_the_same))
+    (attempt,) = run.supervise(plan)
+    assert attempt.finished
+
+
+def test_a_training_goes_on_with_the_slots_that_are_left_and_grows_back(plan: TrainingPlan) -> None:
+    def loses_its_machine(cluster: Cluster) -> list[Outcome]:
+        cluster.commit(10)
+        cluster.number_of_slots = 3
+        raise lost_by_spark("executor lost")
+
+    def goes_on_with_less(cluster: Cluster) -> list[Outcome]:
+        assert cluster.plan.workers == 2  # 8 rows do not divide among 3
+        for step in range(100):
+            cluster.train(10 + step)
+            if step == 60:
+                cluster.number_of_slots = 4
+            cluster.run(1)
+            if ("stop", None) in cluster.sent:
+                cluster.commit(10 + step)
+                return [stopped(10 + step)] * 2
+        raise AssertionError("it was not asked to grow")
+
+    cluster = Cluster(loses_its_machine, goes_on_with_less, finishes, slots=4)
+    elastic = Elastic(WorkerRange(2, 4), 8)
+    attempts = supervised(cluster, Budgets(max_restarts=1, first_delay_seconds=0), elastic).supervise(plan)
+    assert [attempt.workers for attempt in attempts] == [4, 2, 4]
+    assert [plan.global_batch_size for plan in cluster.plans] == [8, 8, 8]
+    assert [attempt.stop for attempt in attempts] == [None, "grow", None]
+    assert attempts[2].resumed_from == attempts[1].committed > 60
+    restarts = [event["decision"] for event in cluster.told if event["event"] == "restart"]
+    assert restarts[1] == "4 workers go on instead of 2"
+    assert [event["workers"] for event in cluster.told if event["event"] == "attempt"] == [4, 2, 4]
+
+
+def test_a_batch_that_is_kept_per_worker_shrinks_with_the_workers(plan: TrainingPlan) -> None:
+    cluster = Cluster(finishes, slots=3)
+    supervised(cluster, elastic=Elastic(WorkerRange(2, 4), 256, "keep_batch_per_worker")).supervise(plan)
+    assert (cluster.plan.workers, cluster.plan.global_batch_size, cluster.plan.learning_rate_scale) == (3, 192, 0.75)
+
+
+def test_too_few_slots_are_waited_for_and_then_told(plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(finishes, slots=1)
+    run = supervised(cluster, Budgets(slots_wait_seconds=60))
+
+    def wait(seconds: float) -> None:
+        cluster.now += seconds
+
+    monkeypatch.setattr(run._stop, "wait", wait)
+    begin = cluster.now
+    with pytest.raises(NotEnoughSlotsError) as raised:
+        run.supervise(plan)
+    assert cluster.now - begin == 60
+    assert str(raised.value) == (
+        "the cluster has 1 slots, the training needs 2; it has waited 60 s for them. "
+        "Add executors, or use fewer workers"
+    )
+    assert [(event["event"], event["slots"], event["needed"]) for event in cluster.told] == [("waiting", 1, 2)]
+    assert cluster.plans == []
+
+
+def test_a_store_that_vanishes_is_waited_for_and_never_begun_anew(plan: TrainingPlan) -> None:
+    checkpoints, away = Path(plan.checkpoints), Path(plan.checkpoints).with_name("unmounted")
+
+    def loses_the_store(cluster: Cluster) -> list[Outcome]:
+        cluster.commit(10)
+        checkpoints.rename(away)
+        return loses_rank_1(cluster)
+
+    cluster = Cluster(loses_the_store, finishes)
+    run = supervised(cluster)
+
+    def tell(event: Event) -> None:
+        if event["event"] == "restart" and event["attempt"] == 3:
+            away.rename(checkpoints)
+
+    attempts = replace(run, on_event=tell).supervise(plan)
+    assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["lost", "store", "store"]
+    assert [attempt.workers for attempt in attempts] == [2, 0, 0, 2]
+    assert [plan.attempt for plan in cluster.plans] == [1, 4]
+    assert attempts[-1].resumed_from == 10
+
+
+def test_a_store_that_stays_away_ends_the_run_when_its_budget_is_spent(plan: TrainingPlan) -> None:
+    Path(plan.checkpoints).write_text("a file, not a folder")
+    cluster = Cluster(finishes)
+    with pytest.raises(TrainingFailedError, match=r"after 3 attempts: driver: .*; max_store_faults 2 is spent"):
+        supervised(cluster, Budgets(max_store_faults=2, first_delay_seconds=0)).supervise(plan)
+    assert cluster.plans == []
+
+
+def test_checkpoints_that_were_there_are_not_replaced_by_a_fresh_start(plan: TrainingPlan) -> None:
+    def commits(cluster: Cluster) -> list[Outcome]:
+        cluster.commit(10)
+        return loses_rank_1(cluster)
+
+    def tell(event: Event) -> None:
+        if event["event"] == "restart":
+            commit.discard(Path(plan.checkpoints) / "step-00000010")
+
+    cluster = Cluster(commits)
+    run = replace(supervised(cluster, Budgets(max_store_faults=0)), on_event=tell)
+    with pytest.raises(TrainingFailedError, match=r"no whole checkpoint is left in .*, which held step 10; make the"):
+        run.supervise(plan)
+    assert len(cluster.plans) == 1
 
 
 def test_the_failure_survives_pickling(plan: TrainingPlan) -> None:
     with pytest.raises(TrainingFailedError) as raised:
-        supervised(FailingLauncher(times=9, said=[(1, user_fault())]), 0).supervise(plan)
+        supervised(Cluster(loses_rank_1), Budgets(max_restarts=0)).supervise(plan)
     copy = pickle.loads(pickle.dumps(raised.value))  # noqa: S301 - our own bytes
     assert str(copy) == str(raised.value)
     assert copy.attempts == raised.value.attempts
 
 
-def test_the_record_of_the_attempts_is_plain_data(plan: TrainingPlan) -> None:
-    launch = FailingLauncher(times=1, said=[(1, killed())], commits=[10])
-    first, second = summary_of(supervised(launch, 1).supervise(plan))
-    assert (first["attempt"], first["resumed_from_step"]) == (1, 0)
-    assert isinstance(first["error"], dict)
-    assert (first["error"]["cause"], first["error"]["rank"]) == ("lost", 1)
-    assert second == {"attempt": 2, "resumed_from_step": 10, "error": None}
+def test_a_reason_that_comes_after_spark_has_given_up_still_counts(
+    plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the real event channel, with real threads."""
+    monkeypatch.setattr(running_attempt, "_LATE_EVENTS_SECONDS", 30.0)
+    monkeypatch.setattr(events, "_LAST_WORDS_SECONDS", 0.1)
+    clients: list[EventClient] = []
+
+    def fails(cluster: Cluster) -> list[Outcome]:
+        clients.append(EventClient(cluster.plan.events, 1, cluster.plan.attempt))
+        clients[0].send({"event": "error", "cause": "user", "type": "ValueError", "message": "told late"})
+        raise lost_by_spark("Spark is faster")
+
+    run = supervised(Cluster(fails))
+    run = replace(run, advertised="127.0.0.1", open_server=EventServer, every=running_attempt.every)
+    begin = time.monotonic()
+    with pytest.raises(TrainingFailedError, match="rank 1: ValueError: told late"):
+        run.supervise(plan)
+    clients[0].close()
+    assert time.monotonic() - begin < 20  # it did not wait longer than for the reason
 
 
-def test_a_plan_reads_back_from_its_line(plan: TrainingPlan) -> None:
-    assert TrainingPlan.from_json(plan.to_json()) == plan
-    assert "\n" not in plan.to_json()
+def test_a_signal_may_ask_for_a_stop_wherever_it_interrupts_the_main_thread(plan: TrainingPlan) -> None:
+    cluster = Cluster(loses_rank_1)
+
+    def interrupt(event: Event) -> None:
+        signal.raise_signal(signal.SIGUSR1)  # while the supervisor holds what it holds to tell of an event
+
+    run = replace(supervised(cluster), on_event=interrupt)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        run.request_stop("SIGUSR1")
+        run.request_stop("SIGUSR1")
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with pytest.raises(TrainingStoppedError, match="SIGUSR1"):
+            run.supervise(plan)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(cluster.plans) == 1
+
+
+def test_a_signal_wakes_a_main_thread_that_sleeps(plan: TrainingPlan) -> None:
+    is_about_to_sleep = threading.Event()
+
+    def tell(event: Event) -> None:
+        if event["event"] == "restart" and event["delay_seconds"]:
+            is_about_to_sleep.set()
+
+    def send_signal() -> None:
+        if is_about_to_sleep.wait(60):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    cluster = Cluster(loses_rank_1)
+    budgets = Budgets(first_delay_seconds=3600, longest_delay_seconds=3600)
+    run = replace(supervised(cluster, budgets), on_event=tell)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: run.request_stop("SIGUSR1"))
+    sender = threading.Thread(target=send_signal)
+    sender.start()
+    begin = time.monotonic()
+    try:
+        with pytest.raises(TrainingStoppedError, match="SIGUSR1"):
+            run.supervise(plan)
+        sender.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(cluster.plans) == 2
+    assert time.monotonic() - begin < 60
+
+
+def test_a_session_that_is_dead_does_not_hide_why_it_died(plan: TrainingPlan) -> None:
+    def is_shut_down(cluster: Cluster) -> list[Outcome]:
+        raise lost_by_spark("SparkContext was shut down", "cancelled")
+
+    def slots() -> int:
+        if cluster.plans:
+            raise ConnectionError("no JVM")
+        return 2
+
+    cluster = Cluster(is_shut_down)
+    with pytest.raises(TrainingFailedError, match=r"Spark: BarrierJobError: SparkContext was shut down$"):
+        replace(supervised(cluster), slots=slots).supervise(plan)

@@ -1,0 +1,268 @@
+"""T6: what the driver asks of the ranks while an attempt runs, and when."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from training.events import Event
+from training.failure_policy import RankError
+from training.running_attempt import RunningAttempt, StopSignal, every
+from training.watchdog import Limits
+
+
+def system(rank: int, attempt: int = 1) -> Event:
+    return {"event": "system", "from": "task", "rank": rank, "attempt": attempt, "state": "running"}
+
+
+def alive(rank: int, phase: str = "training", step: int = 1) -> Event:
+    return {"event": "alive", "rank": rank, "attempt": 1, "phase": phase, "step": step}
+
+
+def error(rank: int, cause: str = "user", at: float = 1.0, attempt: int = 1) -> Event:
+    said = {"type": "ValueError", "message": "shapes differ", "time": at}
+    return {"event": "error", "cause": cause, "rank": rank, "attempt": attempt, **said}
+
+
+class Driver:
+    """An attempt of two ranks, with a clock of its own and what it has sent, told and cancelled."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.sent: list[tuple[str, int | None]] = []
+        self.commands: list[dict[str, Any]] = []
+        self.told: list[Event] = []
+        self.cancelled = 0
+        self.signal = StopSignal()
+        self.on_tell: Callable[[Event], None] = lambda event: None
+        self.running = RunningAttempt(
+            1,
+            2,
+            limits=Limits(step_seconds=20, checkpoint_seconds=50),
+            signal=self.signal,
+            tell=self._tell,
+            cancel=self._cancel,
+            clock=lambda: self.now,
+        )
+        self.running.begin(self)
+
+    def command(self, command: dict[str, Any], rank: int | None = None) -> None:
+        self.commands.append(command)
+        self.sent.append((command["command"], rank))
+
+    def tick(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.now += 1
+            self.running.tick()
+
+    def hear(self, *events: Event) -> None:
+        for event in events:
+            self.running.hear(event)
+
+    def kinds(self) -> list[str]:
+        return [event["event"] for event in self.told]
+
+    def _tell(self, event: Event) -> None:
+        self.told.append(event)
+        self.on_tell(event)
+
+    def _cancel(self) -> None:
+        self.cancelled += 1
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+def test_leases_go_to_all_tasks(driver: Driver) -> None:
+    driver.running.renew_leases()
+    assert driver.sent == [("lease", None)]
+
+
+def test_the_others_have_a_grace_after_the_first_error_and_are_aborted_once(driver: Driver) -> None:
+    driver.hear(system(0), system(1), error(1))
+    driver.tick(4)
+    assert driver.sent == []
+    driver.hear(error(0, "peer"))
+    driver.tick(10)
+    assert driver.commands == [{"command": "abort", "reason": "rank 1: ValueError: shapes differ"}]
+    assert driver.cancelled == 0
+
+
+def test_tasks_that_do_not_end_after_an_abort_are_cancelled_with_the_job(driver: Driver) -> None:
+    driver.hear(system(0), system(1), error(1))
+    driver.tick(44)
+    assert driver.cancelled == 0
+    driver.tick(10)
+    assert driver.cancelled == 1
+
+
+def test_a_stop_is_passed_on_once_and_by_a_tick_only(driver: Driver) -> None:
+    driver.hear(system(1))
+    driver.signal.request("Ctrl-C")
+    driver.signal.request("again")
+    assert driver.sent == []  # a signal handler only leaves word
+    driver.tick(20)
+    assert driver.commands == [{"command": "stop", "reason": "driver"}]
+    assert driver.running.stop == "requested"
+    assert driver.told[1:] == [{"event": "stopping", "attempt": 1, "reason": "Ctrl-C"}]
+    assert driver.cancelled == 0
+
+
+def test_a_stop_before_any_task_is_there_cancels_the_job(driver: Driver) -> None:
+    driver.signal.request("Ctrl-C")
+    driver.tick(3)
+    assert (driver.cancelled, driver.running.stop, driver.sent) == (1, "requested", [("stop", None)])
+
+
+def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> None:
+    driver.hear(system(0), system(1))
+    driver.signal.request_now("Ctrl-C twice")
+    assert driver.cancelled == 0
+    driver.tick(3)
+    assert (driver.cancelled, driver.running.stop) == (1, "requested")
+
+
+def test_ranks_that_do_not_stop_in_time_are_aborted(driver: Driver) -> None:
+    driver.hear(system(0), system(1))
+    driver.signal.request("Ctrl-C")
+    for step in range(60):
+        driver.hear(alive(0, step=step), alive(1, step=step))
+        driver.tick()
+    assert driver.commands[-1] == {"command": "abort", "reason": "the ranks did not stop within 50 s of being asked to"}
+    assert driver.sent.count(("abort", None)) == 1
+
+
+def test_a_hang_is_told_with_stacks_and_ends_the_attempt(driver: Driver) -> None:
+    driver.hear(system(0), system(1), alive(0), alive(1))
+    for _ in range(20):
+        driver.tick()
+        driver.hear(alive(0) | {"waiting_for": "rank 1"}, alive(1), system(0), system(1))
+    assert driver.sent == []
+    driver.tick()
+    assert driver.sent == [("stacks", None)]
+    for rank in (0, 1):
+        driver.hear({"event": "stacks", "from": "task", "rank": rank, "attempt": 1, "text": f"stack {rank}"})
+    driver.tick(5)
+    why = "rank 1 has stood at step 1 for 21 s (limit 20 s)"
+    assert driver.commands[1:] == [{"command": "abort", "reason": why}]
+    hung = driver.told[-1]
+    assert hung == {"event": "hung", "attempt": 1, "ranks": [1], "why": why, "stacks": {"0": "stack 0", "1": "stack 1"}}
+    (found,) = driver.running.errors([{"outcome": "stopped", "reason": "driver"}] * 2, None)
+    assert (found.cause, found.rank, found.type, found.message, found.step) == ("hung", 1, "Hung", why, 1)
+
+
+def test_an_error_that_comes_while_stacks_are_awaited_explains_the_hang(driver: Driver) -> None:
+    driver.hear(system(0), system(1), alive(0), alive(1))
+    driver.tick(21)
+    driver.hear(error(1))
+    driver.tick(20)
+    assert [command for command, _ in driver.sent] == ["stacks", "abort"]
+    assert [error.cause for error in driver.running.errors([], None)] == ["user"]
+
+
+def test_a_hang_before_any_task_is_there_cancels_the_job_and_is_the_reason_for_that(driver: Driver) -> None:
+    driver.tick(302)
+    assert driver.cancelled == 1
+    cancelled = RankError("cancelled", None, "Cancelled", "Job 1 cancelled", 5.0)
+    (found,) = driver.running.errors([], cancelled)
+    assert (found.cause, found.message) == (
+        "hung",
+        "no rank has been heard for 301 s since the start; are 2 slots free?",
+    )
+
+
+def test_a_job_that_somebody_else_cancelled_is_cancelled(driver: Driver) -> None:
+    driver.hear(system(0), error(0, "peer"))
+    cancelled = RankError("cancelled", None, "Cancelled", "Job 1 cancelled", 5.0)
+    assert driver.running.errors([], cancelled)[-1] is cancelled
+
+
+@pytest.mark.parametrize("phase", ["building", "first_step", "checkpoint", "ending"])
+def test_ranks_are_asked_to_grow_only_while_all_train(driver: Driver, phase: str) -> None:
+    asked: list[int] = []
+
+    def to(workers: int) -> int | None:
+        asked.append(workers)
+        return 4
+
+    driver.hear(system(0), system(1), alive(0), alive(1, phase))
+    driver.running.grow(to)
+    assert asked == []
+    driver.hear(alive(1, "validation"))
+    driver.running.grow(lambda workers: None)
+    driver.tick()
+    assert driver.running.stop is None
+    driver.running.grow(to)
+    driver.running.grow(to)
+    driver.tick(2)
+    assert asked == [2]
+    assert (driver.running.stop, driver.sent) == ("grow", [("stop", None)])
+    driver.signal.request("Ctrl-C")
+    driver.tick(2)
+    assert (driver.running.stop, len(driver.sent)) == ("requested", 1)
+
+
+def test_a_stop_that_comes_while_slots_are_asked_for_is_not_forgotten(driver: Driver) -> None:
+    driver.hear(system(0), system(1), alive(0), alive(1))
+
+    def meanwhile(workers: int) -> int:
+        driver.signal.request("Ctrl-C")
+        driver.tick()
+        return 4
+
+    driver.running.grow(meanwhile)
+    assert driver.running.stop == "requested"
+
+
+def test_what_comes_of_another_attempt_or_after_the_end_does_not_count(driver: Driver) -> None:
+    driver.hear(error(0, attempt=2), system(0, attempt=2))
+    driver.running.end()
+    driver.hear(error(0))
+    driver.tick(100)
+    driver.running.grow(lambda workers: 4)
+    assert (driver.told, driver.sent, driver.cancelled) == ([], [], 0)
+    assert [error.type for error in driver.running.errors([], None)] == ["NoReason"]
+
+
+def test_the_driver_may_be_told_something_while_it_is_telling(driver: Driver) -> None:
+    """Neither lock nor state stands in the way of a receiver that looks at the attempt itself."""
+    driver.hear(system(0))
+    driver.signal.request("Ctrl-C")
+    driver.on_tell = lambda event: driver.running.tick() if event["event"] == "alive" else None
+    driver.hear(alive(0))
+    assert driver.sent == [("stop", None)]
+
+
+def test_a_stop_wakes_who_sleeps_and_lets_nobody_sleep_again() -> None:
+    signal = StopSignal()
+    begin = time.monotonic()
+    signal.wait(0.01)
+    waker = threading.Thread(target=signal.request, args=("Ctrl-C",))
+    waker.start()
+    signal.wait(60)
+    signal.wait(60)
+    waker.join()
+    assert time.monotonic() - begin < 30
+    assert (signal.reason, signal.is_urgent) == ("Ctrl-C", False)
+
+
+def test_an_action_is_repeated_though_it_fails_and_ends_with_its_block(caplog: pytest.LogCaptureFixture) -> None:
+    rounds: list[int] = []
+    has_run_twice = threading.Event()
+
+    def stumble() -> None:
+        rounds.append(1)
+        if len(rounds) == 2:
+            has_run_twice.set()
+        raise OSError("the line is cut")
+
+    with every(0.001, stumble):
+        assert has_run_twice.wait(30)
+    done = len(rounds)
+    assert "the line is cut" in caplog.text
+    assert not [thread for thread in threading.enumerate() if thread.name == "supervision-stumble"]
+    assert len(rounds) == done
