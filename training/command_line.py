@@ -83,11 +83,18 @@ def _build_parser() -> _Parser:
     for name in (*_FIRST_FLAGS, *(name for name in fields if name not in _FIRST_FLAGS)):
         flag = f"--{name.replace('_', '-')}"
         help_text = re.sub(r"``", "", help_by_field[name] or "")
-        if hints[name] is bool:
+        if name == "workers":
+            parser.add_argument(flag, type=_workers, default=_default(fields[name]), help=help_text)
+        elif hints[name] is bool:
             parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=fields[name].default, help=help_text)
         else:
             parser.add_argument(flag, type=hints[name], default=_default(fields[name]), help=help_text)
     return parser
+
+
+def _workers(text: str | int) -> str | int:
+    # As it is: jsonargparse would read it as YAML, where 2:4 is the number 124 (to base 60).
+    return text
 
 
 def _default(knob: dataclasses.Field[Any]) -> Any:

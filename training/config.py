@@ -19,12 +19,18 @@ from callbacks.credentials import without_credentials
 from data_pipelines.convert import ConversionOptions
 from data_pipelines.features import FeatureSpec
 from models import catalog
+from training.elastic import BatchRule, Elastic, WorkerRange, parse_workers
+from training.run_history import DEFAULT_OUTPUT
 
 RECIPE_FILE = "recipe.yaml"
 SQL_FILE = "table.sql"
 
 Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
 Optimizer = Literal["adam", "adagrad", "sgd"]
+Schedule = Literal["constant", "cosine", "linear"]
+LearningRateScaling = Literal["none", "linear", "sqrt"]
+Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
+StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
 class ConfigError(ValueError):
@@ -37,7 +43,10 @@ class TrainingConfig:
 
     Attributes:
         name: Names the registered model, the run folders and, by default, the experiment.
-        workers: Workers that train side by side; each is one Spark barrier task.
+        workers: Workers that train side by side, each one Spark barrier task; ``2:4`` goes on with as few as 2 when
+            slots are lost, and grows back to 4.
+        batch_rule: What fewer workers change: ``keep_global_batch`` nothing, each takes a larger share;
+            ``keep_batch_per_worker`` the global batch and, with it, the learning rate.
         output: Folder for datasets, checkpoints, models, scores and the default MLflow store.
         tracking_uri: MLflow tracking server or store; by default an SQLite file under ``output``.
         experiment: MLflow experiment; by default ``name``.
@@ -48,11 +57,37 @@ class TrainingConfig:
         monitor: Validation metric that picks the best epoch.
         mode: Whether a larger or a smaller ``monitor`` is better.
         global_batch_size: Rows of one optimizer update over all workers.
-        learning_rate: Step size of the optimizer.
+        learning_rate: Step size of the optimizer; of a schedule, the highest one.
+        learning_rate_scaling: Multiplies it by the number of workers (``linear``), by its root (``sqrt``) or not.
+        learning_rate_schedule: How it goes on after the warm-up: ``constant``, or to 0 as ``cosine`` or ``linear``.
+        warmup_steps: Steps over which it rises from 0.
         optimizer: Rule of the update.
+        clip_norm: Longest gradient, over all weights together; by default none.
+        accumulate: Parts in which a worker goes through its share of a batch; more need less memory.
+        local_steps: Steps that a worker makes on its own before all go on from their mean; 1 is synchronous training.
+        outer_momentum: Momentum of that mean's moves (DiLoCo); 0 takes the mean as it is.
+        outer_learning_rate: Share of the way to that mean that is gone.
+        precision: Number type of the layers' arithmetic; weights stay float32.
+        xla: Compile the model's forward and backward pass with XLA.
         steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
         seed: Fixes initial weights, data order and dropout.
-        max_restarts: How often a lost worker may restart the training.
+        strategy: How workers train together: ``ring`` (CPU: gradients over TCP connections between the workers) or
+            ``multi_worker_mirrored`` (TensorFlow's, with NCCL on GPUs); by default as gpus_per_worker says. Or
+            ``parameter_server``: servers hold tables that are too large for a worker, and nobody waits for the others.
+        parameter_servers: Ranks that hold the variables, for the strategy ``parameter_server``.
+        checkpoints: Where checkpoints go, a folder or the URI of a store; by default the run's folder.
+        checkpoint_every_steps: Save within an epoch after so many steps, too.
+        checkpoint_every_seconds: Save within an epoch after so many seconds, too.
+        keep_last: Newest checkpoints to keep.
+        keep_best: Best checkpoints by ``monitor`` to keep besides.
+        max_restarts: How often a lost or hung worker may restart the training.
+        max_preemptions: How often a worker whose machine was taken away may.
+        max_start_failures: How often a worker that could not start may.
+        start_limit_seconds: Longest time in which a worker may stand still while it starts.
+        first_step_limit_seconds: Longest time of the first step.
+        step_limit_seconds: Longest time of any other step.
+        checkpoint_limit_seconds: Longest time of a checkpoint.
+        profile: Record a TensorBoard profile of some steps of every worker.
         threads_per_worker: TensorFlow threads of a worker; by default what the Spark task has (``spark.task.cpus``).
         gpus_per_worker: GPUs of a worker, scheduled by Spark; 0 trains on the CPU.
         model: Name of an architecture and its settings.
@@ -61,8 +96,9 @@ class TrainingConfig:
     """
 
     name: str = ""
-    workers: int = 1
-    output: str = "mirrorspark-output"
+    workers: int | str = 1
+    batch_rule: BatchRule = "keep_global_batch"
+    output: str = DEFAULT_OUTPUT
     tracking_uri: str | None = field(default=None, repr=False)  # it may hold a password, and notebooks show the rest
     experiment: str | None = None
     resume: bool = True
@@ -73,10 +109,34 @@ class TrainingConfig:
     mode: Mode = "max"
     global_batch_size: int = 2048
     learning_rate: float = 0.001
+    learning_rate_scaling: LearningRateScaling = "none"
+    learning_rate_schedule: Schedule = "constant"
+    warmup_steps: int = 0
     optimizer: Optimizer = "adam"
-    steps_per_execution: int = 10
+    clip_norm: float | None = None
+    accumulate: int = 1
+    local_steps: int = 1
+    outer_momentum: float = 0.0
+    outer_learning_rate: float = 1.0
+    precision: Precision = "float32"
+    xla: bool = False
+    steps_per_execution: int = 50
     seed: int = 1
+    strategy: StrategyName | None = None
+    parameter_servers: int = 0
+    checkpoints: str | None = None
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_seconds: float | None = None
+    keep_last: int = 2
+    keep_best: int = 1
     max_restarts: int = 3
+    max_preemptions: int = 100
+    max_start_failures: int = 3
+    start_limit_seconds: float = 300.0
+    first_step_limit_seconds: float = 600.0
+    step_limit_seconds: float = 120.0
+    checkpoint_limit_seconds: float = 600.0
+    profile: bool = False
     threads_per_worker: int | None = None
     gpus_per_worker: int = 0
     model: dict[str, Any] = field(default_factory=lambda: {"name": "multi_field"})
@@ -90,26 +150,9 @@ class TrainingConfig:
             f"output '{self.output}' is on another store; give a folder on a disk that the driver and all executors "
             f"share",
         )
-        for name in ("workers", "epochs", "global_batch_size", "steps_per_execution", "top_k"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
-        for name in ("patience", "seed", "max_restarts", "gpus_per_worker"):
-            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
-        _require(
-            0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; use a finite number above 0"
-        )
-        _require(
-            self.optimizer in get_args(Optimizer),
-            f"optimizer '{self.optimizer}' is unknown; use one of {list(get_args(Optimizer))}",
-        )
-        _require(
-            self.threads_per_worker is None or self.threads_per_worker >= 1,
-            f"threads_per_worker is {self.threads_per_worker}; use 1 or more",
-        )
-        _require(
-            self.global_batch_size % self.workers == 0,
-            f"global_batch_size {self.global_batch_size} does not divide among {self.workers} workers; "
-            f"use a multiple of {self.workers}",
-        )
+        self._check_numbers()
+        self._check_names()
+        self._check_workers()
         _require(
             _NAME.fullmatch(self.name) is not None,
             f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders and the registered model",
@@ -132,6 +175,96 @@ class TrainingConfig:
             f"baseline '{self.baseline}' does not fit a {self.task} model; use {_BASELINES[self.task]} or none",
         )
         catalog.settings(self.model["name"], self.model_options)
+
+    def _check_numbers(self) -> None:
+        for name in _FROM_ONE:
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} is {value}; use 1 or more")
+        for name in _FROM_ZERO:
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
+        for name in _ABOVE_ZERO:
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, f"{name} is {value}; use a finite number above 0")
+        _require(
+            0 <= self.outer_momentum < 1,
+            f"outer_momentum is {self.outer_momentum}; use a number from 0 up to, not including, 1",
+        )
+
+    def _check_names(self) -> None:
+        for name, known in _KNOWN_NAMES.items():
+            value = getattr(self, name)
+            _require(value in known, f"{name} '{value}' is unknown; use one of {[name for name in known if name]}")
+
+    def _check_workers(self) -> None:
+        if isinstance(self.workers, str) and self.workers.isdecimal():
+            object.__setattr__(self, "workers", int(self.workers))
+        try:
+            sizes = self.elastic.sizes
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        shares = {size: self.elastic.batch(size).global_batch_size // size for size in sizes}
+        for size, share in shares.items():
+            _require(
+                share % self.accumulate == 0,
+                f"a worker's share of a batch, {share} rows with {size} workers, does not divide into "
+                f"{self.accumulate} parts; use another accumulate or global_batch_size",
+            )
+        _require(
+            self.strategy_name == "ring" or self.local_steps == 1,
+            "local_steps above 1 need the strategy ring, which trains on CPUs; use local_steps 1",
+        )
+        is_asynchronous = self.strategy == "parameter_server"
+        _require(
+            is_asynchronous == (self.parameter_servers > 0),
+            f"strategy {self.strategy_name} with parameter_servers {self.parameter_servers}; give the strategy "
+            f"parameter_server and 1 or more of them, or neither",
+        )
+        _require(
+            not is_asynchronous or (self.gpus_per_worker == 0 and not self.xla and self.precision == "float32"),
+            "the strategy parameter_server trains on CPUs in float32 without xla; leave gpus_per_worker, xla and "
+            "precision out",
+        )
+        _require(
+            not is_asynchronous or not self.worker_range.is_elastic,
+            f"workers {self.workers}: the strategy parameter_server needs a fixed number; it goes on without a lost "
+            f"worker anyway",
+        )
+        _require(
+            self.strategy != "ring" or self.gpus_per_worker == 0,
+            "the strategy ring trains on CPUs; leave strategy out to train on GPUs",
+        )
+
+    @property
+    def elastic(self) -> Elastic:
+        """The numbers of workers that may train, and what each means for batch and learning rate."""
+        return Elastic(parse_workers(self.workers), self.global_batch_size, self.batch_rule)
+
+    @property
+    def worker_range(self) -> WorkerRange:
+        """From the fewest workers to the most."""
+        return self.elastic.workers
+
+    @property
+    def strategy_name(self) -> StrategyName:
+        """How workers train together."""
+        return self.strategy or ("multi_worker_mirrored" if self.gpus_per_worker else "ring")
+
+    @property
+    def ranks_beside_workers(self) -> int:
+        """Ranks that compute no gradients: parameter servers, and who coordinates them."""
+        return 1 + self.parameter_servers if self.parameter_servers else 0
+
+    @property
+    def slots(self) -> int:
+        """Slots that a training with the most workers takes."""
+        return self.worker_range.most + self.ranks_beside_workers
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """The learning rate of a training with the most workers."""
+        most = self.worker_range.most
+        factor = {"none": 1.0, "linear": float(most), "sqrt": most**0.5}[self.learning_rate_scaling]
+        return self.learning_rate * factor
 
     def _take_paths(self, *names: str) -> None:
         # A notebook may give a pathlib.Path; text is what YAML, JSON and MLflow take.
@@ -186,6 +319,11 @@ class TrainingConfig:
     def public(self) -> dict[str, Any]:
         """Return every knob as anybody may see it: without the password of the tracking server."""
         return dataclasses.asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
+
+    def for_ranks(self) -> "TrainingConfig":
+        """Return what ranks need to know: how to train, and nothing of tables, stores or servers."""
+        knobs = {knob.name: getattr(self, knob.name) for knob in dataclasses.fields(TrainingConfig)}
+        return TrainingConfig(**knobs | {"tracking_uri": None})
 
     def as_yaml(self) -> str:
         """Return the resolved configuration in the form of a recipe, as anybody may see it."""
@@ -276,10 +414,33 @@ class RunConfig(TrainingConfig):
         return ConversionOptions(shards=self.shards, accept_errors=self.accept_data_errors)
 
 
+_FROM_ONE = (
+    *("epochs", "global_batch_size", "steps_per_execution", "top_k", "accumulate", "local_steps", "keep_last"),
+    *("threads_per_worker", "checkpoint_every_steps"),
+)
+_FROM_ZERO = (
+    *("patience", "seed", "gpus_per_worker", "warmup_steps", "keep_best", "parameter_servers"),
+    *("max_restarts", "max_preemptions", "max_start_failures"),
+)
+_ABOVE_ZERO = (
+    *("learning_rate", "clip_norm", "outer_learning_rate", "checkpoint_every_seconds"),
+    *("start_limit_seconds", "first_step_limit_seconds", "step_limit_seconds", "checkpoint_limit_seconds"),
+)
+_KNOWN_NAMES: Mapping[str, tuple[str | None, ...]] = {
+    "optimizer": get_args(Optimizer),
+    "learning_rate_scaling": get_args(LearningRateScaling),
+    "learning_rate_schedule": get_args(Schedule),
+    "precision": get_args(Precision),
+    "strategy": (None, *get_args(StrategyName)),
+}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _FREE_TO_CHANGE = frozenset(
     {"workers", "output", "tracking_uri", "experiment", "master", "resume", "dry_run", "summary", "verbose"}
-    | {"max_restarts", "threads_per_worker", "gpus_per_worker", "description", "reference_dataset"}
+    | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy"}
+    | {"parameter_servers"}
+    | {"checkpoint_every_steps", "checkpoint_every_seconds", "keep_last", "keep_best", "steps_per_execution"}
+    | {"max_restarts", "max_preemptions", "max_start_failures"}
+    | {"start_limit_seconds", "first_step_limit_seconds", "step_limit_seconds", "checkpoint_limit_seconds"}
 )
 _MONITORS: Mapping[str, Mapping[str, Mode]] = {
     "binary": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
@@ -287,6 +448,19 @@ _MONITORS: Mapping[str, Mapping[str, Mode]] = {
 }
 _LABEL_KINDS = {"binary": "binary", "retrieval": "candidate"}
 _BASELINES = {"binary": "hist_gradient_boosting", "retrieval": "popularity"}
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Reads whole numbers as YAML 1.2 does: to its predecessor ``workers: 2:4`` is the number 124 (to base 60)."""
+
+
+_RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:[0-9_]+|0x[0-9a-fA-F]+)$"), [*"-+0123456789"]
+)
 
 
 def recipe_names() -> list[str]:
@@ -315,7 +489,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
             raise ConfigError(f"recipe folder {folder} has no {name}; a recipe is a {RECIPE_FILE} and a {SQL_FILE}")
         texts[name] = folder.joinpath(name).read_text(encoding="utf-8")
     try:
-        knobs = yaml.safe_load(texts[RECIPE_FILE])
+        knobs = yaml.load(texts[RECIPE_FILE], _RecipeLoader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise ConfigError(f"{folder / RECIPE_FILE} is no YAML: {error}") from error
     if not isinstance(knobs, dict):

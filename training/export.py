@@ -42,7 +42,6 @@ class ExportPlan:
         checkpoint: Committed checkpoint of the best epoch.
         model: Name of the architecture.
         model_options: Its settings.
-        optimizer: Name of the optimizer, whose state the checkpoint holds.
         seed: Seed of the run.
         top_k: Candidates per row of a retrieval model.
         folder: Where the exported model goes.
@@ -57,7 +56,6 @@ class ExportPlan:
     checkpoint: str
     model: str
     model_options: dict[str, Any]
-    optimizer: str
     seed: int
     top_k: int
     folder: str
@@ -115,14 +113,12 @@ def main() -> int:
 
 
 def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
-    from callbacks.backup import restore
+    from callbacks.backup import restore_weights
     from callbacks.commit import read_committed
-    from models.objectives import compile_model
 
     architecture = catalog.architecture(plan.model)
     model = architecture.build(catalog.settings(plan.model, plan.model_options), dataset.features, plan.seed)
-    compile_model(model, architecture.TASK, plan.optimizer, learning_rate=0.0)
-    restore(model, model.optimizer, read_committed(Path(plan.checkpoint)))
+    restore_weights(model, read_committed(Path(plan.checkpoint)))
     return model
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from scoring.batch import score
 from scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
 from training import preflight
 from training.config import SQL_FILE, ConfigError, RunConfig
+from training.failure_policy import Attempt
 from training.live_view import LiveView
 from training.spark_session import open_session
 from training.summary import CHALLENGER, Summary, findings_in_words
-from training.train import Trained, TrainingJob, open_job, tracking_uri
+from training.train import Trained, TrainingJob, cluster_checks, open_job, tracking_uri
 
 SCORED_TABLE = "scores.parquet"
 
@@ -45,12 +46,29 @@ class ParityFailedError(RuntimeError):
 
 def dry_run(config: RunConfig) -> list[preflight.Check]:
     """Return the preflight's answers; start nothing but a Spark session."""
-    checks = preflight.check_driver(Path(config.output), tracking_uri(config))
+    checks = preflight.check_driver(Path(config.output), tracking_uri(config), config.master)
     if all(check.passed for check in checks):
         _source_files(config)
-        spark = open_session(config.master, config.workers, verbose=config.verbose)
-        checks += preflight.check_cluster(spark, config.workers, Path(config.output))
+        spark = open_session(config.master, config.slots, verbose=config.verbose)
+        checks += cluster_checks(spark, config)
     return checks
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training starts from.
+
+    Attributes:
+        spark: The session.
+        table: The recipe's table.
+        dataset: Its examples.
+        is_reused: Whether an earlier run converted them.
+    """
+
+    spark: SparkSession
+    table: DataFrame
+    dataset: Dataset
+    is_reused: bool
 
 
 def run(config: RunConfig) -> Summary:
@@ -61,7 +79,29 @@ def run(config: RunConfig) -> Summary:
             command goes on from the last commit.
     """
     view = LiveView(epochs=config.epochs)
-    spark, files = _prepare(config, view)
+    prepared = prepare(config, view)
+    with open_job(prepared.dataset, config, prepared.spark, view) as job:
+        job.tracked.log_text((prepared.dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
+        try:
+            summary = deliver(job, job.train(), prepared, config)
+        except BaseException as error:
+            # Whoever waits for the summary wants to know which run it was that failed.
+            begun = _begun(config, prepared, job)
+            error.partial_summary = replace(begun, timings=_seconds(view))  # type: ignore[attr-defined]
+            raise
+    # What MLflow could not be told is known only when the run has ended.
+    return replace(summary, replay=job.replay)
+
+
+def prepare(config: RunConfig, view: LiveView, *, slots: int | None = None) -> Prepared:
+    """Check everything, open the session, and convert the recipe's table, or find what an earlier run converted.
+
+    Args:
+        config: The run.
+        view: Shows it.
+        slots: Size of a local session; by default a slot for each of the most workers.
+    """
+    spark, files = _checked(config, view, slots or config.slots)
     with view.stage("convert", spark=spark) as stage:
         table = recipe_table(spark, config)
         dataset, is_reused = _dataset(config, table, files)
@@ -69,28 +109,27 @@ def run(config: RunConfig) -> Summary:
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
         if dataset.manifest.findings:
             stage.note += f"; validation: {findings_in_words(dataset.manifest.findings)}"
-    with open_job(dataset, config, spark, view) as job:
-        begun = _begun(config, dataset, is_reused, job)
-        job.tracked.log_text((dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
-        try:
-            trained = job.run()
-            report = _score_and_compare(job, trained, table, config)
-        except BaseException as error:
-            # Whoever waits for the summary wants to know which run it was that failed.
-            error.partial_summary = replace(begun, timings=_seconds(view))  # type: ignore[attr-defined]
-            raise
-    return _finished(begun, trained, report, view)
+    return Prepared(spark, table, dataset, is_reused)
 
 
-def _prepare(config: RunConfig, view: LiveView) -> tuple[SparkSession, dict[str, Path]]:
+def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], prepared: Prepared, config: RunConfig) -> Summary:
+    """Export, register and judge what was trained, score the test split with it and compare."""
+    trained = job.deliver(attempts)
+    report = _score_and_compare(job, trained, prepared.table, config)
+    return _finished(_begun(config, prepared, job), trained, report, job.view)
+
+
+def _checked(config: RunConfig, view: LiveView, slots: int) -> tuple[SparkSession, dict[str, Path]]:
     """Return the session and the source files, once every check has passed."""
     with view.stage("preflight") as stage:
-        preflight.require(preflight.check_driver(Path(config.output), tracking_uri(config)))
+        driver_checks = preflight.check_driver(Path(config.output), tracking_uri(config), config.master)
+        preflight.require(driver_checks)
         files = _source_files(config)
-        spark = open_session(config.master, config.workers, verbose=config.verbose)
-        checks = preflight.check_cluster(spark, config.workers, Path(config.output))
+        spark = open_session(config.master, slots, verbose=config.verbose)
+        checks = cluster_checks(spark, config)
         preflight.require(checks)
-        stage.note = f"{checks[0].name}: {checks[0].detail}"
+        warnings = [f"{check.name}: {check.detail}" for check in (*driver_checks, *checks) if check.is_warning]
+        stage.note = "; ".join([f"{checks[0].name}: {checks[0].detail}", *warnings])
     return spark, files
 
 
@@ -190,20 +229,21 @@ def _log_parity(job: TrainingJob, report: ParityReport) -> None:
     job.tracked.log_text(report.as_table(), "parity.txt")
 
 
-def _begun(config: RunConfig, dataset: Dataset, is_reused: bool, job: TrainingJob) -> Summary:
+def _begun(config: RunConfig, prepared: Prepared, job: TrainingJob) -> Summary:
     """Return what is known before the training."""
+    dataset = prepared.dataset
     manifest = dataset.manifest
     return Summary(
         status="running",
         run_id=job.tracked.run_id,
         experiment=config.experiment or config.name,
-        workers=config.workers,
+        workers=config.worker_range.most,
         dataset={
             "path": str(dataset.path),
             "rows": {split: manifest.rows(split) for split in manifest.splits},
             "bytes": manifest.bytes,
             "layout": manifest.layout,
-            "reused": is_reused,
+            "reused": prepared.is_reused,
             "page": str(dataset.path / PAGE_FILE),
             "findings": [dict(finding) for finding in manifest.findings],
         },

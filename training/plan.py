@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import secrets
 from dataclasses import dataclass
-from typing import Any
 
-from callbacks.commit import Mode
+from training.config import TrainingConfig
 from training.events import EventAddress
+from training.parameter_server_roles import Roles
+
+# Under this name a checkpoint holds what the ranks told of every epoch so far.
+PROGRESS_STATE = "progress"
 
 
 @dataclass(frozen=True)
@@ -14,46 +18,58 @@ class TrainingPlan:
     """One attempt to train.
 
     Attributes:
+        config: How to train; the same for all attempts.
         dataset: Dataset directory, readable by every rank.
-        checkpoints: Checkpoint directory, readable by every rank and writable by the chief.
-        model: Name of the architecture.
-        model_options: Its settings.
-        optimizer: Name of the optimizer.
-        learning_rate: Its step size.
-        epochs: Passes over the training split at the most.
-        patience: Epochs without a better ``monitor`` before stopping; 0 never stops early.
-        monitor: Validation metric that picks the best epoch.
-        mode: Whether a larger or a smaller ``monitor`` is better.
-        global_batch_size: Rows of one update over all workers.
-        steps_per_execution: Steps between two returns to Python.
-        seed: Fixes initial weights, data order and dropout.
+        checkpoints: Where checkpoints go, writable by the chief.
         workers: Number of ranks.
-        threads: TensorFlow threads of a rank; None for what its Spark task has.
+        global_batch_size: Rows of one update over all of them.
+        learning_rate_scale: What the configured learning rate is multiplied with, for that many workers.
         attempt: Counts from 1.
-        resume_from: Checkpoint folder that all ranks restore, or None to start afresh.
+        resume_from: Checkpoint that all ranks restore, or None to start afresh.
         events: Where the driver listens.
-        verbose: Let TensorFlow's own log through.
+        token: Secret by which the ranks know each other.
+        profile: Folder for the ranks' profiles; None records none.
     """
 
+    config: TrainingConfig
     dataset: str
     checkpoints: str
-    model: str
-    model_options: dict[str, Any]
-    optimizer: str
-    learning_rate: float
-    epochs: int
-    patience: int
-    monitor: str
-    mode: Mode
-    global_batch_size: int
-    steps_per_execution: int
-    seed: int
     workers: int
-    threads: int | None
-    attempt: int
-    resume_from: str | None
-    events: EventAddress
-    verbose: bool = False
+    global_batch_size: int
+    learning_rate_scale: float = 1.0
+    attempt: int = 1
+    resume_from: str | None = None
+    events: EventAddress = dataclasses.field(default_factory=lambda: EventAddress("", 0, ""))
+    token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    profile: str | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Number of all ranks, those that are no workers included."""
+        return self.workers + self.config.ranks_beside_workers
+
+    @property
+    def entry(self) -> str:
+        """The function that every rank runs."""
+        return "training.parameter_server:train" if self.config.parameter_servers else "training.fit:train"
+
+    @property
+    def dispensable_ranks(self) -> frozenset[int]:
+        """The ranks without which a training that is under way goes on."""
+        if not self.config.parameter_servers:
+            return frozenset()
+        roles = Roles(self.workers, self.config.parameter_servers)
+        return frozenset(rank for rank in range(roles.ranks) if roles.is_dispensable(rank))
+
+    @property
+    def threads(self) -> int | None:
+        """TensorFlow threads of a rank; None for what its Spark task has."""
+        return self.config.threads_per_worker
+
+    @property
+    def verbose(self) -> bool:
+        """Whether TensorFlow's own log is let through."""
+        return self.config.verbose
 
     def to_json(self) -> str:
         """Return the plan as one line."""
@@ -63,4 +79,5 @@ class TrainingPlan:
     def from_json(cls, text: str) -> "TrainingPlan":
         """Read what :meth:`to_json` wrote."""
         document = json.loads(text)
-        return cls(**document | {"events": EventAddress(**document["events"])})
+        nested = {"config": TrainingConfig(**document["config"]), "events": EventAddress(**document["events"])}
+        return cls(**document | nested)

@@ -1,29 +1,29 @@
 """Answers within seconds whether a run can start: each check says what it found and, if that is bad, what to do."""
 
 import http.client
+import importlib.util
 import os
-import secrets
+import shutil
 import socket
-import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from callbacks.credentials import without_credentials
-from data_pipelines.spark_errors import task_message
-from scoring.shipping import is_local, portable
+from data_pipelines.storage import StorageError, StoragePath
+from scoring.shipping import is_local
+from training.checks import Check, PreflightError, require, warning
+from training.executor_checks import LOW_DISK_BYTES, check_executors
+from training.executor_probe import SHARED_PACKAGES, bounded
 from training.spark_session import MINIMUM_JAVA, java_major_version, task_slots
+
+__all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"]
 
 REACH_SECONDS = 3.0
 EXECUTORS_SECONDS = 20.0
@@ -33,62 +33,86 @@ _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Only the service itself could say more of these.
 _DATABRICKS = ("databricks", "databricks-uc", "uc")
 
-# Packages whose version must be the same on the driver and on every executor.
-SHARED_PACKAGES = ("tensorflow", "tf-keras", "pyspark", "pyarrow", "numpy")
-
 # TensorFlow 2.21 breaks `import tensorflow_recommenders` through ScaNN's op, and Keras 3 cannot train under
 # MultiWorkerMirroredStrategy: these two are pinned to a minor version.
 PINNED_MINOR = {"tensorflow": "2.20.", "tf-keras": "2.20."}
 
-
-class PreflightError(RuntimeError):
-    """A run that cannot start; the message holds every failed check."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One answer.
-
-    Attributes:
-        name: What was looked at.
-        passed: Whether a run can start with it.
-        detail: What was found; what to do about it where it did not pass.
-    """
-
-    name: str
-    passed: bool
-    detail: str
+_CLASSIC = "local[N], spark://, yarn or k8s://, with the driver where this command runs"
+_STANDALONE_PORT = 7077
 
 
-def check_driver(output: Path, tracking_uri: str) -> list[Check]:
+def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> list[Check]:
     """Return what can be said before Spark starts."""
-    return [_java(), _packages(), _legacy_keras(), _output(output), _tracking(tracking_uri)]
+    return [_session(master), _java(), _packages(), _legacy_keras(), _output(output), _tracking(tracking_uri)]
 
 
-def check_cluster(spark: SparkSession, workers: int, output: Path | None = None) -> list[Check]:
-    """Return what the session can say: slots, dynamic allocation, and what its executors have.
+def check_cluster(
+    spark: SparkSession,
+    workers: int,
+    output: Path | None = None,
+    *,
+    checkpoints: str | None = None,
+    gpus_per_worker: int = 0,
+    asks_local: bool = False,
+) -> list[Check]:
+    """Return what the session can say: slots, dynamic allocation, and what its executors have and reach.
 
     Args:
         spark: The session.
         workers: Barrier tasks that training will run side by side.
-        output: Folder that the executors must share with the driver; not looked at when it is None. On a local
-            session there is nothing to share.
+        output: Folder that the executors must share with the driver; not looked at when it is None.
+        checkpoints: Another folder or store that they must share.
+        gpus_per_worker: GPUs that every task must have.
+        asks_local: Ask the tasks of a local session, too. They share all that the driver has, so a run need not wait
+            for it.
     """
-    checks = [_slots(spark, workers), _allocation(spark)]
-    if all(check.passed for check in checks) and not is_local(spark):
-        checks.append(_executors(spark, workers, output))
-    return checks
+    if type(spark).__module__.startswith("pyspark.sql.connect"):
+        return [_refused_connect("the session is one of Spark Connect")]
+    encryption = _encryption(spark)
+    checks = [_slots(spark, workers), _allocation(spark), *([encryption] if encryption else [])]
+    if not all(check.passed for check in checks) or (is_local(spark) and not asks_local):
+        return checks
+    folders = {"--output": StoragePath.of(_existing(output))} if output else {}
+    try:
+        if checkpoints:
+            folders["--checkpoints"] = _store(checkpoints)
+    except StorageError as error:
+        return [*checks, Check("checkpoints", False, f"{error}; give another place as --checkpoints")]
+    return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker)
 
 
-def require(checks: Sequence[Check]) -> None:
-    """Raise unless every check passed.
+def _store(location: str) -> StoragePath:
+    folder = StoragePath.of(location)
+    return StoragePath.of(_existing(folder.local)) if folder.is_local else folder
 
-    Raises:
-        PreflightError: With the failed ones, in one line.
-    """
-    failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
-    if failed:
-        raise PreflightError("; ".join(failed))
+
+def _session(master: str | None) -> Check:
+    remote = os.environ.get("SPARK_REMOTE")
+    if remote:
+        return _refused_connect(f"SPARK_REMOTE is {remote.partition(';')[0]}")
+    if master and master.startswith("sc://"):
+        return _refused_connect(f"--master is {master.partition(';')[0]}")
+    if master and master.startswith("spark://"):
+        problems = [_master_problem(address) for address in master.removeprefix("spark://").split(",")]
+        if all(problems):
+            return Check("session", False, f"{master} cannot be reached ({problems[0]}); start it or mend --master")
+    return Check("session", True, master or "the active one, or a local one")
+
+
+def _refused_connect(what: str) -> Check:
+    # A token may follow the address in a Connect URL; callers leave it out.
+    return Check(
+        "session", False, f"{what}, which has no barrier jobs and so cannot train; use a classic one: {_CLASSIC}"
+    )
+
+
+def _master_problem(address: str) -> str | None:
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", "")
+    try:
+        socket.create_connection((host.strip("[]"), int(port or _STANDALONE_PORT)), REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return None
 
 
 def _java() -> Check:
@@ -125,6 +149,8 @@ def _legacy_keras() -> Check:
             False,
             f"TF_USE_LEGACY_KERAS is '{chosen}', but Keras 3 cannot train on several workers; unset it or set it to 1",
         )
+    if importlib.util.find_spec("tf_keras") is None:
+        return Check("legacy keras", False, "Python finds no module tf_keras; run: pip install tf-keras==2.20.*")
     return Check("legacy keras", True, "tf-keras is used on the driver and on all workers")
 
 
@@ -132,6 +158,9 @@ def _output(output: Path) -> Check:
     refusal = _cannot_write(output)
     if refusal is not None:
         return Check("output", False, f"{output} cannot be written ({refusal}); give another folder as --output")
+    free = shutil.disk_usage(_existing(output)).free
+    if free < LOW_DISK_BYTES:
+        return warning("output", f"{output} has {free / 1e9:.1f} GB free; make room, or give another --output")
     return Check("output", True, str(output))
 
 
@@ -164,11 +193,14 @@ def _tracking(uri: str) -> Check:
         if refusal is not None:
             return Check("tracking", False, f"{shown} cannot be written ({refusal}); give another --tracking-uri")
     elif scheme in ("http", "https"):
-        problem = _server_problem(shown)
+        outage, problem = _server_problems(shown)
         if problem is not None:
-            return Check("tracking", False, f"{shown} {problem}; start it or give another --tracking-uri")
+            return Check("tracking", False, f"{shown} {problem}; give another --tracking-uri")
+        if outage is not None:
+            # It may come back: what the run tells waits for it, and only the registration needs it.
+            return warning("tracking", f"{shown} {outage}; start it: what the run tells is kept and sent later")
     elif dialect in _DATABASE_PORTS:
-        problem = _bounded(lambda: _database_problem(uri, _DATABASE_PORTS[dialect]))
+        problem = bounded(lambda: _database_problem(uri, _DATABASE_PORTS[dialect]), 2 * REACH_SECONDS)
         if problem is not None:
             return Check("tracking", False, f"{shown} {problem}; start it or give another --tracking-uri")
     elif uri not in _DATABRICKS and scheme not in (*_DATABRICKS, *plugins, "sqlite"):
@@ -206,25 +238,21 @@ def _database_problem(uri: str, default_port: int) -> str | None:
     return None
 
 
-def _bounded(ask: Callable[[], str | None]) -> str | None:
-    """Return the answer, or that there was none in time: a driver of a database may wait for ever."""
-    answers: list[str | None] = []
-    thread = threading.Thread(target=lambda: answers.append(ask()), name="preflight", daemon=True)
-    thread.start()
-    thread.join(2 * REACH_SECONDS)
-    return answers[0] if answers else f"did not answer within {2 * REACH_SECONDS:g} s"
-
-
-def _server_problem(uri: str) -> str | None:
+def _server_problems(uri: str) -> tuple[str | None, str | None]:
+    """Return what is wrong with a server for now, and what is wrong with its address."""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()  # noqa: S310 - http(s) only
     except urllib.error.HTTPError as error:
         with error:
             # A server that asks for a password first is there.
-            return f"answers with status {error.code}" if error.code >= 500 else None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"cannot be reached ({getattr(error, 'reason', error)})"
-    return None
+            return (f"answers with status {error.code}" if error.code >= 500 else None), None
+    except (ValueError, http.client.HTTPException) as error:
+        return None, f"is no tracking server ({error})"
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        said = f"cannot be reached ({reason})"
+        return (None, said) if isinstance(reason, socket.gaierror) else (said, None)
+    return None, None
 
 
 def _slots(spark: SparkSession, workers: int) -> Check:
@@ -249,67 +277,16 @@ def _allocation(spark: SparkSession) -> Check:
     return Check("allocation", True, "fixed")
 
 
-def _executors(spark: SparkSession, workers: int, output: Path | None) -> Check:
-    """Ask one barrier task per worker, which is how training will run: a plain job may leave executors out."""
-    mine = fingerprint()
-    shared = None if output is None else _existing(output)
-    token = secrets.token_hex(16)
-    file = shared / f".preflight-{token}" if shared else None
-    try:
-        if file:
-            file.write_text(token, encoding="utf-8")
-        tasks = spark.sparkContext.parallelize(range(workers), workers).barrier()
-        theirs = tasks.mapPartitions(portable(Probe(str(file) if file else None, token))).collect()
-    except (Py4JJavaError, PySparkException) as error:
-        return Check("executors", False, f"cannot run our code: {task_message(error)}")
-    except OSError as error:
-        return Check("executors", False, f"{shared} cannot be written ({error.strerror}); give another --output")
-    finally:
-        if file:
-            file.unlink(missing_ok=True)
-    for host, sees_output, packages in theirs:
-        different = [name for name, found in packages.items() if mine[name] != found]
-        if different:
-            name = different[0]
-            there, here = packages[name], mine[name]
-            return Check(
-                "executors", False, f"{name} is {there} on {host} and {here} on the driver; install the same version"
-            )
-        if not sees_output:
-            return Check(
-                "executors", False, f"the one on {host} does not see {output}; use storage that all nodes share"
-            )
-    hosts = ", ".join(sorted({host for host, _, _ in theirs}))
-    return Check("executors", True, f"same Python and packages for all {len(theirs)} workers, on {hosts}")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a task answers of its executor: host, whether it reads ``file`` as the driver wrote it, and packages.
-
-    Attributes:
-        file: Written by the driver; None to ask for nothing.
-        token: What stands in it: another machine may have a file of that name.
-    """
-
-    file: str | None
-    token: str
-
-    def __call__(self, _: Iterable[object]) -> Iterator[tuple[str, bool, dict[str, str]]]:
-        """Answer."""
-        try:
-            sees_output = self.file is None or Path(self.file).read_text(encoding="utf-8") == self.token
-        except OSError:
-            sees_output = False
-        yield socket.gethostname(), sees_output, fingerprint()
-
-
-def fingerprint() -> dict[str, str]:
-    """Return the versions that this process would train with."""
-    found = {"python": ".".join(map(str, sys.version_info[:2]))}
-    for package in (*SHARED_PACKAGES, "mirrorspark"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
-    return found
+def _encryption(spark: SparkSession) -> Check | None:
+    # MirroredStrategyRunner refuses to run in the clear where the cluster encrypts, unless told so.
+    conf = spark.sparkContext.getConf()
+    ignore = "tensorflow.spark.distributor.ignoreSsl"
+    if conf.get("spark.ssl.enabled", "false").lower() != "true":
+        return None
+    if conf.get(ignore, "false").lower() != "true":
+        return Check(
+            "encryption",
+            False,
+            f"spark.ssl.enabled is true, and workers talk to each other in the clear; set {ignore} to true to allow it",
+        )
+    return warning("encryption", f"workers talk to each other in the clear, as {ignore} allows")

@@ -12,8 +12,9 @@ from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
 from training.command_line import parse, summary_file
 from training.config import ConfigError, RunConfig
+from training.run_history import SUMMARY_FILE
 from training.summary import Summary, make_way
-from training.supervisor import TrainingFailedError
+from training.supervisor import TrainingFailedError, TrainingStoppedError
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
@@ -27,6 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse(arguments)
     except (ConfigError, FeatureSpecError, ModelSettingsError) as error:
         return _refuse(error, summary_file(arguments))
+    return execute(config)
+
+
+def execute(config: RunConfig) -> int:
+    """Do what ``config`` says and return the exit status."""
     if not config.verbose:
         warnings.filterwarnings("ignore")
     if config.dry_run:  # no run, so no summary of one
@@ -48,10 +54,12 @@ def _run(config: RunConfig) -> int:
         return _refuse(error, config.summary)
     except KeyboardInterrupt as error:
         message = "interrupted; the same command goes on from the last checkpoint"
-        return _end(_failed(message, error), config.summary, EXIT_FAILED)
+        return _end(_ended("stopped", message, error), config.summary, EXIT_FAILED)
+    except TrainingStoppedError as error:
+        return _end(_ended("stopped", str(error), error), config.summary, EXIT_FAILED)
     except Exception as error:
         _explain(error, config)
-        return _end(_failed(_one_line(error), error), config.summary, EXIT_FAILED)
+        return _end(_ended("failed", _one_line(error), error), config.summary, EXIT_FAILED)
     print(summary.as_text())
     return _end(summary, config.summary, EXIT_FINISHED)
 
@@ -70,23 +78,23 @@ def _dry_run(config: RunConfig) -> int:
         _explain(error, config)
         return _say(_one_line(error), EXIT_FAILED)
     for check in checks:
-        print(f"{'ok  ' if check.passed else 'FAIL'} {check.name:<14}{check.detail}")
+        print(check.as_line())
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 
 
 def _refuse(error: Exception, summary: str | None) -> int:
-    return _end(_failed(_one_line(error), error), summary, EXIT_USAGE)
+    return _end(_ended("failed", _one_line(error), error), summary, EXIT_USAGE)
 
 
-def _failed(message: str, error: BaseException) -> Summary:
-    """Return the summary of a run that failed, with what the pipeline knew of it by then."""
-    known = getattr(error, "partial_summary", None) or Summary(status="failed")
-    return replace(known, status="failed", error=message)
+def _ended(status: str, message: str, error: BaseException) -> Summary:
+    """Return the summary of a run that ended early, with what the pipeline knew of it by then."""
+    known = getattr(error, "partial_summary", None) or Summary(status=status)
+    return replace(known, status=status, error=message)
 
 
 def _end(summary: Summary, file: str | None, status: int) -> int:
     """Write the summary to ``file`` and into the run's folder, say what went wrong, and return the exit status."""
-    for path in (file, summary.run_folder and str(Path(summary.run_folder) / "summary.json")):
+    for path in (file, summary.run_folder and str(Path(summary.run_folder) / SUMMARY_FILE)):
         try:
             if path:
                 summary.save(Path(path))

@@ -8,18 +8,22 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 import psutil
 
-from training.config import TrainingConfig
+from training.event_file import EventFile
 from training.events import Event
+
+if TYPE_CHECKING:  # whoever reads run folders need not wait for the models' settings
+    from training.config import TrainingConfig
 
 STATE_FILE = "run.json"
 
-Status = Literal["running", "failed", "finished"]
+Status = Literal["running", "failed", "stopped", "finished"]
 
 _SAME_START_SECONDS = 2.0
 
@@ -91,8 +95,13 @@ class RunFolder:
 
     @property
     def events(self) -> Path:
-        """Everything the ranks said, as JSON lines."""
+        """What ranks and supervisor said, as JSON lines."""
         return self.path / "events.jsonl"
+
+    @property
+    def profile(self) -> Path:
+        """Profiles of the ranks, a folder for each, as TensorBoard reads them."""
+        return self.path / "profile"
 
     def save_state(self, status: Status, mlflow_run_id: str | None) -> None:
         """Write the state so that a crash leaves the old one or the new one."""
@@ -103,9 +112,12 @@ class RunFolder:
         temporary.replace(self.path / STATE_FILE)
 
     def append_event(self, event: Event) -> None:
-        """Add an event to the file."""
-        with self.events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        """Add an event to the file; see ``EventFile`` for what is left out."""
+        self._event_file.append(event)
+
+    @cached_property
+    def _event_file(self) -> EventFile:
+        return EventFile(self.events)
 
     def past_events(self) -> Iterator[Event]:
         """Yield the events that earlier drivers of this run saw, in order; a line that a crash cut off is left out."""
@@ -117,7 +129,7 @@ class RunFolder:
                     yield json.loads(line)
 
 
-def open_run_folder(config: TrainingConfig, dataset_hash: str) -> RunFolder:
+def open_run_folder(config: "TrainingConfig", dataset_hash: str) -> RunFolder:
     """Return the folder of the unfinished run on the same dataset that ``config`` continues, or a new one."""
     identity = f"{config.identity}-{dataset_hash}"
     runs = Path(config.output).absolute() / "runs"

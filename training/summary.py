@@ -23,8 +23,8 @@ class Summary:
     """The result of a run.
 
     Attributes:
-        status: ``finished`` or ``failed``.
-        error: The first error of a failed run.
+        status: ``finished``, ``failed``, or ``stopped`` where somebody asked for it.
+        error: The first error of a failed run, or where it was stopped.
         run_id: MLflow run.
         experiment: MLflow experiment.
         model_uri: Where MLflow keeps the model.
@@ -42,6 +42,7 @@ class Summary:
         scored_table: Parquet folder with keys, scores and model version.
         run_folder: Configuration, events, checkpoints and results of this run.
         tracking_uri: MLflow store.
+        replay: Command that sends MLflow what it could not be told; None when it knows all.
     """
 
     status: str
@@ -62,6 +63,7 @@ class Summary:
     scored_table: str | None = None
     run_folder: str | None = None
     tracking_uri: str | None = None
+    replay: str | None = None
 
     def save(self, path: Path) -> None:
         """Write the JSON document; who reads ``path`` meanwhile sees what was there before, or all of this.
@@ -72,7 +74,7 @@ class Summary:
             OSError: It cannot be written.
         """
         shown = asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
-        text = json.dumps(_strict(shown), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(strict(shown), indent=2, allow_nan=False) + "\n"
         path = _place(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -84,7 +86,7 @@ class Summary:
     def as_text(self) -> str:
         """Return the table that ends a run."""
         test = self.metrics.get("test", {})
-        names = [name for name in _headline(test) if name in test]
+        names = [name for name in headline(test) if name in test]
         reference = self.baseline.get("metrics", {})
         lines = [f"{'':<14}{'validation':>12}{'test':>12}{self.baseline.get('name', ''):>26}"]
         for name in names:
@@ -100,6 +102,7 @@ class Summary:
             "dataset": self.dataset.get("path"),
             "data quality": _data_quality(self.dataset),
             "run folder": self.run_folder,
+            "send metrics": self.replay,
             "compare runs": _way_to_the_ui(self.tracking_uri or ""),
         }
         lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
@@ -128,12 +131,12 @@ def _place(path: Path) -> Path:
     return path
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """Return ``value`` in the types that JSON has."""
     if isinstance(value, Mapping):
-        return {str(key): _strict(of) for key, of in value.items()}
+        return {str(key): strict(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(of) for of in value]
+        return [strict(of) for of in value]
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Integral):
@@ -143,7 +146,7 @@ def _strict(value: Any) -> Any:
     return str(value)
 
 
-def _headline(test: Mapping[str, float]) -> tuple[str, ...]:
+def headline(test: Mapping[str, float]) -> tuple[str, ...]:
     """Return the names of the metrics that tell most, for a retrieval model those of its longest lists."""
     ranks = sorted(int(found[1]) for name in test if (found := re.fullmatch(r"recall_at_(\d+)", name)))
     if not ranks:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from callbacks import commit
+from callbacks.fetch import fetch
 from data_pipelines.dataset import Dataset
+from data_pipelines.storage import StoragePath
 from models.settings import check_candidates
 from scoring.model_uri import PinnedModel, resolve
 from training import preflight, tracking
@@ -22,15 +24,16 @@ from training.config import SQL_FILE, TrainingConfig
 from training.evaluate_run import Verdict, curves_of, judge_binary, judge_retrieval
 from training.events import Event
 from training.export import EVALUATED_SPLITS, ExportPlan, ExportResult, export
-from training.failure_policy import Attempt
+from training.failure_policy import Attempt, Budgets
 from training.launcher import SparkLauncher
 from training.live_view import LiveView
-from training.plan import TrainingPlan
-from training.rank import PROGRESS_STATE
+from training.plan import PROGRESS_STATE, TrainingPlan
 from training.run_folder import RunFolder, open_run_folder
-from training.spark_session import bind_address, driver_address, open_session
+from training.signals import on_stop_signals
+from training.spark_session import bind_address, driver_address, open_session, task_slots
 from training.summary import CHALLENGER
-from training.supervisor import Supervisor, no_address, summary_of
+from training.supervisor import Supervisor, TrainingStoppedError
+from training.watchdog import Limits
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
     """
     checks = preflight.check_driver(Path(config.output), tracking_uri(config))
     preflight.require(checks)
-    spark = spark or open_session(None, config.workers, verbose=config.verbose)
-    preflight.require(preflight.check_cluster(spark, config.workers, Path(config.output)))
+    spark = spark or open_session(None, config.slots, verbose=config.verbose)
+    preflight.require(cluster_checks(spark, config))
     view = LiveView(epochs=config.epochs)
     with open_job(dataset, config, spark, view) as job:
         trained = job.run()
@@ -96,13 +99,43 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
     return trained
 
 
+def cluster_checks(spark: SparkSession, config: TrainingConfig) -> list[preflight.Check]:
+    """Return the preflight's answers about the cluster, for the fewest workers that may train."""
+    return preflight.check_cluster(
+        spark,
+        config.worker_range.fewest + config.ranks_beside_workers,
+        Path(config.output),
+        checkpoints=config.checkpoints,
+        gpus_per_worker=config.gpus_per_worker,
+    )
+
+
 @contextlib.contextmanager
-def open_job(dataset: Dataset, config: TrainingConfig, spark: SparkSession, view: LiveView) -> Iterator["TrainingJob"]:
-    """Open the run's folder and its MLflow run, and leave both finished or failed."""
+def open_job(
+    dataset: Dataset,
+    config: TrainingConfig,
+    spark: SparkSession,
+    view: LiveView,
+    *,
+    folder: RunFolder | None = None,
+    slots: Callable[[], int] | None = None,
+    listener: Callable[[Event], None] | None = None,
+) -> Iterator["TrainingJob"]:
+    """Open the run's folder and its MLflow run, and leave both finished, stopped or failed.
+
+    Args:
+        dataset: What to learn from.
+        config: How.
+        spark: Where.
+        view: Shows it.
+        folder: The run's folder; by default that of the unfinished run which ``config`` continues, or a new one.
+        slots: Returns how many workers there is room for; by default all that the session has.
+        listener: Gets every event, too.
+    """
     config.require_label(dataset.spec)
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
-    folder = open_run_folder(config, dataset.manifest.content_hash)
+    folder = folder or open_run_folder(config, dataset.manifest.content_hash)
     config.save(folder.config)
     experiment = config.experiment or config.name
     tracked = tracking.TrackedRun(
@@ -110,19 +143,24 @@ def open_job(dataset: Dataset, config: TrainingConfig, spark: SparkSession, view
     )
     folder.save_state("running", tracked.run_id)
     try:
-        job = TrainingJob(dataset, config, spark, view, folder, tracked)
+        job = TrainingJob(dataset, config, spark, view, folder, tracked, slots or _slots(spark, config), listener)
         for event in folder.past_events():
             job.keep_epoch(event)
             # A killed driver may not have sent its last metrics; what is there already is skipped.
             tracked.on_event(event)
         yield job
-    except BaseException:
-        folder.save_state("failed", tracked.run_id)
-        with contextlib.suppress(tracking.TrackingError):  # the error that is on its way says more
-            tracked.finish("FAILED")
+    except BaseException as error:
+        is_stopped = isinstance(error, TrainingStoppedError | KeyboardInterrupt)
+        folder.save_state("stopped" if is_stopped else "failed", tracked.run_id)
+        tracked.finish("KILLED" if is_stopped else "FAILED")
         raise
-    tracked.finish("FINISHED")
+    job.replay = tracked.finish("FINISHED")
     folder.save_state("finished", tracked.run_id)
+
+
+def _slots(spark: SparkSession, config: TrainingConfig) -> Callable[[], int]:
+    """Return what tells how many workers there is room for."""
+    return lambda: task_slots(spark) - config.ranks_beside_workers
 
 
 def tracking_uri(config: TrainingConfig) -> str:
@@ -141,7 +179,10 @@ class TrainingJob:
         view: Shows it.
         folder: Keeps it.
         tracked: Its MLflow run.
+        slots: Returns how many workers there is room for.
+        listener: Gets every event, too.
         epochs: What the chief said at the end of each epoch.
+        replay: Command that sends MLflow what it could not be told; None while the run goes on, and when it knows all.
     """
 
     dataset: Dataset
@@ -150,16 +191,45 @@ class TrainingJob:
     view: LiveView
     folder: RunFolder
     tracked: tracking.TrackedRun
+    slots: Callable[[], int]
+    listener: Callable[[Event], None] | None = None
     epochs: dict[int, Event] = dataclasses.field(default_factory=dict)
+    replay: str | None = None
 
     def run(self) -> Trained:
         """Train, export, register and judge. The alias is the caller's to give, once he is content."""
+        return self.deliver(self.train())
+
+    def train(self) -> tuple[Attempt, ...]:
+        """Train under supervision and return the attempts.
+
+        Raises:
+            TrainingFailedError: A fault of the user's code, or a spent budget.
+            TrainingStoppedError: Somebody asked for a stop.
+        """
         self._log_start()
         with self.view.stage("train") as stage:
-            attempts = self._train()
-            best = self._best_checkpoint()
+            with on_stop_signals(self.request_stop, self.stop_now):
+                attempts = self._supervisor.supervise(self._training_plan())
+            if self.config.profile:
+                self.tracked.log_folder(self.folder.profile, "profile")
             tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
-            stage.note = f"{attempts[-1].epochs} epochs, best was {best.epoch}{tries}"
+            stage.note = f"{attempts[-1].epochs} epochs, best was {self._best_checkpoint().epoch}{tries}"
+        return attempts
+
+    def request_stop(self, reason: str) -> None:
+        """Let the ranks save a checkpoint and stop; from any thread or signal handler."""
+        self._supervisor.request_stop(reason)
+
+    def stop_now(self, reason: str = "stopped at once") -> None:
+        """Stop without another checkpoint; from any thread or signal handler."""
+        self._supervisor.stop_now(reason)
+
+    def deliver(self, attempts: tuple[Attempt, ...]) -> Trained:
+        """Export the best epoch, register and judge it."""
+        best = self._fetched(self._best_checkpoint())
+        # A run that began without its tracking server has an id by now, which the export needs.
+        self.folder.save_state("running", self.tracked.require_run_id())
         with self.view.stage("export") as stage:
             exported = export(self._export_plan(best), verbose=self.config.verbose)
             stage.note = f"registered as models:/{self.config.name}/{exported.model_version}"
@@ -189,18 +259,24 @@ class TrainingJob:
         tags = {"recipe": self.config.name, "dataset": self.dataset.path.name}
         tracked.log_tags(tags | ({"mlflow.source.git.commit": commit_id} if commit_id else {}))
 
-    def _train(self) -> tuple[Attempt, ...]:
-        supervisor = Supervisor(
-            launch=SparkLauncher(self.spark, self.config.gpus_per_worker),
+    @cached_property
+    def _supervisor(self) -> Supervisor:
+        config = self.config
+        return Supervisor(
+            launch=SparkLauncher(self.spark, config.gpus_per_worker),
             host=bind_address(self.spark),
             advertised=driver_address(self.spark),
-            max_restarts=self.config.max_restarts,
+            elastic=config.elastic,
+            slots=self.slots,
             on_event=self._on_event,
+            budgets=Budgets(config.max_restarts, config.max_preemptions, config.max_start_failures),
+            limits=Limits(
+                start_seconds=config.start_limit_seconds,
+                first_step_seconds=config.first_step_limit_seconds,
+                step_seconds=config.step_limit_seconds,
+                checkpoint_seconds=config.checkpoint_limit_seconds,
+            ),
         )
-        attempts = supervisor.supervise(self._training_plan())
-        self.tracked.log_document(summary_of(attempts), "attempts.json")
-        self.tracked.log_tags({"attempts": str(len(attempts)), "workers": str(self.config.workers)})
-        return attempts
 
     def _on_event(self, event: Event) -> None:
         if event["event"] == "attempt":
@@ -208,12 +284,14 @@ class TrainingJob:
         self.keep_epoch(event)
         self.tracked.on_event(event)
         self.view.on_event(event)
+        if self.listener is not None:
+            self.listener(event)
         # Last: a full disk must not keep the others from hearing it.
         self.folder.append_event(event)
 
     def _recover_epochs(self) -> None:
         """Hear from the checkpoint what the ranks told while no driver listened: those epochs are not repeated."""
-        newest = commit.latest_committed(self.folder.checkpoints)
+        newest = commit.latest_committed(self._checkpoints)
         told = newest.states()[PROGRESS_STATE]["told"] if newest else []
         for event in told:
             if event["epoch"] not in self.epochs:
@@ -224,35 +302,33 @@ class TrainingJob:
         if event["event"] == "epoch_end" and event.get("rank") == 0:
             self.epochs.setdefault(event["epoch"], event)
 
+    @property
+    def _checkpoints(self) -> str:
+        """Where checkpoints go: on a store of one's own, into a folder with the name of the run's."""
+        if self.config.checkpoints is None:
+            return str(self.folder.checkpoints)
+        return f"{self.config.checkpoints.rstrip('/')}/{self.folder.path.name}"
+
     def _training_plan(self) -> TrainingPlan:
-        config = self.config
         return TrainingPlan(
+            config=self.config.for_ranks(),
             dataset=str(self.dataset.path),
-            checkpoints=str(self.folder.checkpoints),
-            model=config.model["name"],
-            model_options=config.model_options,
-            optimizer=config.optimizer,
-            learning_rate=config.learning_rate,
-            epochs=config.epochs,
-            patience=config.patience,
-            monitor=config.monitor,
-            mode=config.mode,
-            global_batch_size=config.global_batch_size,
-            steps_per_execution=config.steps_per_execution,
-            seed=config.seed,
-            workers=config.workers,
-            threads=config.threads_per_worker,
-            attempt=1,
-            resume_from=None,
-            events=no_address(),
-            verbose=config.verbose,
+            checkpoints=self._checkpoints,
+            workers=self.config.worker_range.most,
+            global_batch_size=self.config.global_batch_size,
+            profile=str(self.folder.profile) if self.config.profile else None,
         )
 
     def _best_checkpoint(self) -> commit.CommittedCheckpoint:
-        best = commit.best_committed(self.folder.checkpoints, self.config.monitor, self.config.mode)
+        best = commit.best_committed(self._checkpoints, self.config.monitor, self.config.mode)
         if best is None:
-            raise commit.CheckpointDamagedError(self.folder.checkpoints, "no committed checkpoint holds the best epoch")
+            raise commit.CheckpointDamagedError(
+                StoragePath.of(self._checkpoints), "no committed checkpoint holds the best epoch"
+            )
         return best
+
+    def _fetched(self, checkpoint: commit.CommittedCheckpoint) -> commit.CommittedCheckpoint:
+        return fetch(checkpoint, self.folder.path / "fetched")
 
     def _export_plan(self, best: commit.CommittedCheckpoint) -> ExportPlan:
         return ExportPlan(
@@ -260,13 +336,12 @@ class TrainingJob:
             checkpoint=str(best.path),
             model=self.config.model["name"],
             model_options=self.config.model_options,
-            optimizer=self.config.optimizer,
             seed=self.config.seed,
             top_k=self.config.top_k,
             folder=str(self.folder.model),
             predictions=str(self.folder.predictions),
             tracking_uri=self.tracked.uri,
-            mlflow_run_id=self.tracked.run_id,
+            mlflow_run_id=self.tracked.require_run_id(),
             registered_model=self.config.name,
             threads=self.config.threads_per_worker or os.cpu_count() or 1,
         )
@@ -301,7 +376,7 @@ class TrainingJob:
     ) -> Trained:
         rates = [event["examples_per_second"] for event in self.epochs.values() if event["examples_per_second"]]
         return Trained(
-            run_id=self.tracked.run_id,
+            run_id=self.tracked.require_run_id(),
             model_uri=exported.model_uri,
             registered_model=self.config.name,
             model_version=exported.model_version,

@@ -1,13 +1,9 @@
-"""What the tests of the main job share: a recipe of real flights that is quick, and a way to kill a rank."""
+"""What the tests of the main job share: a recipe of real flights that is quick, and what a run has said so far."""
 
 import json
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +34,14 @@ def some_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_events(output: Path) -> Events:
     """Return the events of the newest run under ``output``; a line that is being written is left out."""
-    files = sorted(_event_files(output), key=lambda path: path.stat().st_mtime)
-    return _events_of(files[-1]) if files else []
-
-
-def _event_files(output: Path) -> set[Path]:
-    return set(output.glob("runs/*/events.jsonl"))
-
-
-def _events_of(file: Path) -> Events:
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    files = sorted(output.glob("runs/*/events.jsonl"), key=lambda path: path.stat().st_mtime)
+    lines = files[-1].read_text(encoding="utf-8").splitlines(keepends=True) if files else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def epochs_told(output: Path) -> set[int]:
+    """Return the epochs that the newest run under ``output`` has completed so far."""
+    return {event["epoch"] for event in read_events(output) if event["event"] == "epoch_end"}
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float, what: str) -> None:
@@ -58,45 +51,6 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float, what: str)
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not happen within {timeout_seconds} s")
         time.sleep(0.005)
-
-
-@contextmanager
-def killed_in_the_middle(output: Path, rank: int, after_epoch: int) -> Iterator[None]:
-    """Send SIGKILL to ``rank`` of the run that starts inside, once the epoch after ``after_epoch`` is under way.
-
-    The run begins a folder of its own: ranks of any other run are left alone.
-    """
-    before = _event_files(output)
-    over = threading.Event()
-    killed: list[int] = []
-    failure: list[Exception] = []
-
-    def events() -> Events:
-        new = _event_files(output) - before
-        return _events_of(min(new)) if new else []
-
-    def is_due() -> bool:
-        return any(event["event"] == "progress" and event["epoch"] > after_epoch for event in events())
-
-    def kill() -> None:
-        try:
-            wait_until(lambda: over.is_set() or is_due(), 240, f"a step after epoch {after_epoch}")
-            if not over.is_set():
-                process = {e["rank"]: e["process"] for e in events() if e["event"] == "phase"}[rank]
-                os.kill(process, signal.SIGKILL)
-                killed.append(process)
-        except Exception as error:
-            failure.append(error)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    try:
-        yield
-    finally:
-        over.set()
-        killer.join(timeout=10)
-    assert not failure, failure
-    assert killed, f"the run ended before rank {rank} could be killed"
 
 
 def copy_datasets(source: Path, target: Path) -> None:

@@ -14,7 +14,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cluster.conftest import copy_datasets, killed_in_the_middle, read_events, wait_until
+from callbacks.fence import FENCE
+from tests.cluster.conftest import copy_datasets, epochs_told, read_events, wait_until
+from training import faults
 from training.run import main
 
 if TYPE_CHECKING:
@@ -142,14 +144,14 @@ def test_nothing_is_left_of_the_workers(unbroken: Finished) -> None:
     folder = Path(unbroken.summary["run_folder"])
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names
-    assert all(name.startswith("step-") for name in names)
+    assert all(name.startswith("step-") or name == FENCE for name in names)
 
 
 @pytest.mark.parametrize("rank", [1, 0], ids=["worker", "chief"])
 def test_killed_rank_restarts_from_the_last_checkpoint_and_ends_equal(unbroken: Finished, rank: int) -> None:
     """T6, L16: two attempts, one MLflow run with an unbroken curve, and the scores of a run without the kill."""
     recipe = f"--recipe={_recipe_of(unbroken)}"
-    with killed_in_the_middle(unbroken.output, rank, after_epoch=2):
+    with faults.kill(unbroken.output, rank, faults.Moment(epoch=2)):
         broken = run(unbroken.output, recipe, "--workers=2", "--no-resume")
     assert broken.summary["dataset"]["reused"]
     assert broken.summary["attempts"] == 2
@@ -171,9 +173,7 @@ def test_killed_driver_goes_on_where_it_was(unbroken: Finished, tmp_path: Path) 
     command += [f"--output={tmp_path}", f"--summary={tmp_path / 'summary.json'}"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as driver:
         try:
-            wait_until(
-                lambda: any(e["event"] == "progress" and e["epoch"] > 2 for e in read_events(tmp_path)), 120, "epoch 3"
-            )
+            wait_until(lambda: 2 in epochs_told(tmp_path), 120, "the second epoch")
         finally:
             driver.kill()
     ranks = [event["process"] for event in read_events(tmp_path) if event["event"] == "phase"]

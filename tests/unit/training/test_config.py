@@ -88,7 +88,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"workers": 0}, "workers is 0; use 1 or more"),
+        ({"workers": 0}, "workers 0 begins below 1; use 1 or more"),
         ({"epochs": -1}, "epochs is -1; use 1 or more"),
         ({"shards": 0}, "shards is 0; use 1 or more"),
         ({"seed": -1}, "seed is -1; use 0 or more"),
@@ -133,7 +133,7 @@ def test_faults_of_the_features_and_the_model_are_found_when_the_configuration_i
 
 
 def test_every_optimizer_of_the_models_can_be_chosen_and_no_other() -> None:
-    from models.objectives import OPTIMIZERS  # TensorFlow
+    from models.optimizers import OPTIMIZERS  # TensorFlow
 
     assert set(get_args(config_module.Optimizer)) == set(OPTIMIZERS)
 
@@ -214,3 +214,11 @@ def test_a_recipe_folder_that_lacks_a_part_is_refused(recipe: Path, name: str) -
     (recipe / name).unlink()
     with pytest.raises(ConfigError, match=f"has no {name}"):
         load_recipe(str(recipe))
+
+
+def test_a_range_of_workers_in_a_recipe_is_no_number_to_base_60(recipe: Path) -> None:
+    text = (recipe / RECIPE_FILE).read_text()
+    (recipe / RECIPE_FILE).write_text(text + "workers: 2:4\nepochs: 0x0A\nlearning_rate: 1.0e-3\n")
+    config = RunConfig.from_recipe(str(recipe))
+    assert (config.worker_range.fewest, config.worker_range.most) == (2, 4)
+    assert (config.epochs, config.learning_rate) == (10, 0.001)

@@ -62,7 +62,7 @@ def test_an_epoch_is_a_line_with_speed_loss_and_validation_metrics(view: LiveVie
 
 def test_without_other_validation_metrics_the_line_shows_the_validation_loss(view: LiveView, lines: list[str]) -> None:
     view.on_event(EPOCH_END | {"logs": {"loss": 0.5, "val_loss": 0.6}, "examples_per_second": None})
-    assert lines == ["  epoch  2/5          0 examples/s  loss 0.5000  val_loss 0.6000"]
+    assert lines == ["  epoch  2/5  loss 0.5000  val_loss 0.6000"]
 
 
 def test_only_the_chief_tells_of_epochs(view: LiveView, lines: list[str]) -> None:
@@ -89,9 +89,91 @@ def test_a_restart_names_the_attempt_and_the_first_error(
     assert lines == [f"  attempt 1 ended: {who}: killed by signal SIGKILL; going on from the last checkpoint"]
 
 
+def test_a_restart_tells_the_decision_and_the_delay(view: LiveView, lines: list[str]) -> None:
+    error = {"rank": 1, "message": "killed by signal SIGKILL"}
+    restart = {"event": "restart", "attempt": 2, "error": error, "decision": "restart 2 of 3", "delay_seconds": 4.0}
+    view.on_event(restart)
+    view.on_event(restart | {"error": None, "decision": "more workers can go on", "delay_seconds": 0.0})
+    assert lines == [
+        "  attempt 2 ended: rank 1: killed by signal SIGKILL; restart 2 of 3 (waiting 4 s first)",
+        "  attempt 2 ended: as it was told; more workers can go on",
+    ]
+
+
+def test_an_attempt_is_told_of_when_it_goes_on_or_has_other_workers(view: LiveView, lines: list[str]) -> None:
+    for number, workers, step in ((1, 4, 1200), (2, 4, 1300), (3, 1, 1400)):
+        view.on_event({"event": "attempt", "attempt": number, "workers": workers, "resumed_from": step})
+    assert lines == ["  going on from step 1,200", "  attempt 3: 1 worker, 4 before"]
+
+
+def test_a_stop_tells_its_reason(view: LiveView, lines: list[str]) -> None:
+    view.on_event({"event": "stopping", "attempt": 1, "reason": "SIGTERM"})
+    assert lines == ["  stopping: SIGTERM; the ranks save a checkpoint first"]
+
+
+def test_a_hang_shows_the_telling_frames_of_each_rank(view: LiveView, lines: list[str]) -> None:
+    stack = (
+        'Current thread 0x1 (most recent call first):\n  File "{}", line {} in {}\n  File "a.py", line 1 in <module>\n'
+    )
+    waiting = stack.format("/opt/clone/training/ring.py", 120, "receive")
+    stacks = {"0": waiting, "1": stack.format("/home/me/model.py", 12, "call"), "2": waiting, "3": ""}
+    view.on_event({"event": "hung", "attempt": 1, "ranks": [1], "why": "rank 1 is 41 steps behind", "stacks": stacks})
+    assert lines == [
+        "  hung: rank 1 is 41 steps behind",
+        "    ranks 0, 2 in receive (ring.py:120) < <module> (a.py:1)",
+        "    rank 1 in call (model.py:12)",
+    ]
+
+
+def test_the_same_failure_on_eight_workers_prints_once_with_the_list_of_workers(lines: list[str]) -> None:
+    view = LiveView(epochs=5, is_interactive=False, write=lines.append)
+
+    def train() -> None:
+        with view.stage("train"):
+            view.on_event({"event": "attempt", "attempt": 1, "workers": 8, "resumed_from": 0})
+            for rank in range(8):
+                error = {"event": "error", "rank": rank, "attempt": 1, "cause": "user", "type": "ValueError"}
+                view.on_event(error | {"message": f"rank {rank} found no column 'late'"})
+            raise ValueError("over")
+
+    with pytest.raises(ValueError, match="over"):
+        train()
+    assert lines == ["  ranks 0-7 failed: ValueError: rank 0 found no column 'late'"]
+
+
+def test_the_ranks_that_lost_a_peer_are_one_line_behind_the_one_that_was_killed(lines: list[str]) -> None:
+    view = LiveView(epochs=5, is_interactive=False, write=lines.append)
+    with view.stage("train"):
+        killed = {"rank": 1, "cause": "lost", "type": "killed", "message": "killed by signal SIGKILL"}
+        view.on_event({"event": "error", "attempt": 0} | killed)
+        for rank, words in ((0, "closed"), (2, "reset by peer"), (3, "closed")):
+            error = {"event": "error", "attempt": 0, "rank": rank, "cause": "peer", "type": "RingError"}
+            view.on_event(error | {"message": words})
+        view.on_event({"event": "restart", "attempt": 1, "error": killed, "decision": "restart 1 of 3"})
+    assert lines[:3] == [
+        "  rank 1 failed: killed by signal SIGKILL",
+        "  ranks 0, 2, 3 lost a peer: RingError: closed",
+        "  attempt 1 ended: rank 1: killed by signal SIGKILL; restart 1 of 3",
+    ]
+
+
+def test_an_input_bound_epoch_is_called_so(view: LiveView, lines: list[str]) -> None:
+    alive = {"event": "alive", "rank": 1, "attempt": 0, "phase": "training", "input_share": 0.97, "step": 3}
+    view.on_event(alive)
+    view.on_event(EPOCH_END)
+    assert lines[1].startswith("  input-bound: the input of rank 1 was busy 97% of the epoch's steps")
+
+
+def test_secrets_are_not_shown(view: LiveView, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "k3y-of-the-store")
+    for message in ("http://ann:s3cret@host is away", "k3y-of-the-store is refused"):
+        view.on_event({"event": "log", "rank": 0, "message": message})
+    assert lines == ["  rank 0: http://host is away", "  rank 0: *** is refused"]
+
+
 @pytest.mark.parametrize("kind", ["train_begin", "train_end", "validation", "phase", "attempt", "error", "new kind"])
 def test_other_events_are_not_shown(view: LiveView, lines: list[str], kind: str) -> None:
-    view.on_event({"event": kind, "rank": 0, "attempt": 1})
+    view.on_event({"event": kind, "rank": 0, "attempt": 1, "phase": "building"})
     assert lines == []
 
 
@@ -112,10 +194,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> LiveView:
 
 
 def drawn(text: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """Wait until a bar with ``text`` is drawn, and return it."""
+    """Wait until a block with ``text`` is drawn, and return it."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        found = [bar for bar in capsys.readouterr().err.split("\r") if text in bar]
+        found = [block for block in capsys.readouterr().err.split("\x1b[J") if text in block]
         if found:
             return found[-1]
         time.sleep(0.01)
@@ -129,11 +211,12 @@ def test_a_terminal_gets_a_bar_with_epoch_step_speed_and_loss(
         terminal.on_event(PROGRESS)
         # 100 steps of the first epoch and 30 of the second, of 500 in all.
         bar = drawn("step 30/100", capsys)
-        assert bar.startswith("train ")
+        assert bar.startswith("\ntrain ")
         assert " 26% " in bar
         assert "epoch 2/5 step 30/100 51,234 examples/s loss 0.5123" in bar
-        # The time that has passed and, with no speed known yet or a known one, what is left.
-        assert re.search(r"\d\d:\d\d<(\d\d:\d\d|\?)", bar)
+        # The time that has passed and, with no speed known yet, an open end.
+        assert re.search(r"\d\d:\d\d<\?", bar)
+        assert "\n  rank 0 " in bar
 
 
 def test_the_bar_goes_on_below_the_line_of_an_epoch_and_shows_its_validation(
@@ -146,16 +229,34 @@ def test_the_bar_goes_on_below_the_line_of_an_epoch_and_shows_its_validation(
         terminal.on_event(PROGRESS | {"epoch": 3, "step_in_epoch": 80, "loss": None})
         bar = drawn("step 80/100", capsys)
         assert " 56% " in bar
-        assert bar.rstrip().endswith("epoch 3/5 step 80/100 51,234 examples/s val_auc 0.6877 val_log_loss 0.5000")
+        assert "epoch 3/5 step 80/100 51,234 examples/s val_auc 0.6877 val_log_loss 0.5000" in bar
 
 
-def test_progress_before_the_number_of_steps_is_known_is_not_shown(
+def test_what_is_left_is_told_from_the_speed_of_this_attempt(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    terminal = LiveView(epochs=5, is_interactive=True, clock=lambda: now[0])
+    with terminal.stage("train"):
+        now[0] = 100.0
+        terminal.on_event(PROGRESS)
+        now[0] = 110.0
+        terminal.on_event(PROGRESS | {"step_in_epoch": 80})
+        # 50 steps in 10 s, and 320 of 500 are left.
+        assert "01:50<01:04" in drawn("step 80/100", capsys)
+
+
+def test_a_stage_of_unknown_length_shows_its_time(terminal: LiveView, capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.stage("export"):
+        assert "export     00:00" in drawn("export", capsys)
+
+
+def test_the_ranks_are_gone_from_the_stages_behind_the_training(
     terminal: LiveView, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with terminal.stage("train"):
-        terminal.on_event(PROGRESS | {"steps": None})
-        drawn("train", capsys)
-    assert "examples/s" not in capsys.readouterr().err
+        terminal.on_event(PROGRESS)
+        drawn("rank 0", capsys)
+    with terminal.stage("export"):
+        assert "rank 0" not in drawn("export ", capsys)
 
 
 class FakeTracker:

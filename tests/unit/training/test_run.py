@@ -18,7 +18,7 @@ from training.failure_policy import Attempt, RankError
 from training.preflight import Check
 from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
 from training.summary import Summary
-from training.supervisor import TrainingFailedError
+from training.supervisor import TrainingFailedError, TrainingStoppedError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -110,7 +110,7 @@ def test_a_recipe_without_data_asks_for_it(
     [
         (["--data", "nowhere"], "data folder nowhere does not exist; give the folder with the tables as --data"),
         (["--output", "file"], "output: file cannot be written (Not a directory)"),
-        (["--tracking-uri", "http://127.0.0.1:1"], "tracking: http://127.0.0.1:1 cannot be reached"),
+        (["--tracking-uri", "http://no-such-host.invalid"], "tracking: http://no-such-host.invalid cannot be reached"),
     ],
 )
 def test_what_stands_in_the_way_is_one_line_and_status_1_before_spark_starts(
@@ -173,15 +173,16 @@ def test_the_summary_of_an_earlier_run_is_gone_before_the_work_begins(
 
 
 @pytest.mark.parametrize(
-    ("flags", "error", "status", "message"),
+    ("flags", "error", "status", "ending", "message"),
     [
-        ([], KeyboardInterrupt(), EXIT_FAILED, "interrupted; the same command goes on from the last checkpoint"),
-        ([], ConfigError("no data"), EXIT_USAGE, "no data"),
-        ([], RuntimeError("no luck"), EXIT_FAILED, "no luck"),
-        (["--workers", "0"], None, EXIT_USAGE, "workers is 0; use 1 or more"),
-        (["--recipe", "flight"], None, EXIT_USAGE, "recipe 'flight' is unknown"),
+        ([], KeyboardInterrupt(), EXIT_FAILED, "stopped", "interrupted; the same command goes on from the last"),
+        ([], TrainingStoppedError((), 1234, "SIGTERM"), EXIT_FAILED, "stopped", "stopped at step 1,234 (SIGTERM); the"),
+        ([], ConfigError("no data"), EXIT_USAGE, "failed", "no data"),
+        ([], RuntimeError("no luck"), EXIT_FAILED, "failed", "no luck"),
+        (["--workers", "0"], None, EXIT_USAGE, "failed", "workers 0 begins below 1; use 1 or more"),
+        (["--recipe", "flight"], None, EXIT_USAGE, "failed", "recipe 'flight' is unknown"),
     ],
-    ids=["interrupted", "configuration", "failure", "bad value", "bad recipe"],
+    ids=["interrupted", "stopped", "configuration", "failure", "bad value", "bad recipe"],
 )
 def test_every_way_out_replaces_the_summary_of_an_earlier_run(
     old: Path,
@@ -189,13 +190,14 @@ def test_every_way_out_replaces_the_summary_of_an_earlier_run(
     flags: list[str],
     error: BaseException | None,
     status: int,
+    ending: str,
     message: str,
 ) -> None:
     if error is not None:
         fail_with(monkeypatch, error)
     assert main([*flags, f"--summary={old}"]) == status
     document = json.loads(old.read_text())
-    assert document["status"] == "failed"
+    assert document["status"] == ending
     assert document["error"].startswith(message)
     assert document["run_id"] is None
 

@@ -32,8 +32,10 @@ def epoch_end(epoch: int, loss: float, *, rank: int = 0) -> Event:
 def open_run(mlflow_store: str, tmp_path: Path, request: pytest.FixtureRequest) -> OpenRun:
     """Return a function that opens this test's run, a new one or one to continue."""
 
-    def build(run_id: str | None = None, *, experiment: str = request.node.name) -> TrackedRun:
-        return TrackedRun(mlflow_store, experiment, tmp_path, run_id, "rides-1")
+    def build(
+        run_id: str | None = None, *, experiment: str = request.node.name, run_name: str = "rides-1"
+    ) -> TrackedRun:
+        return TrackedRun(mlflow_store, experiment, tmp_path, run_id, run_name)
 
     return build
 
@@ -152,7 +154,7 @@ def test_documents_texts_and_figures_are_artifacts_under_the_output_folder(
 
 
 def test_an_experiment_is_made_once(open_run: OpenRun) -> None:
-    runs = [open_run(experiment="shared") for _ in range(2)]
+    runs = [open_run(experiment="shared", run_name=name) for name in ("rides-1", "rides-2")]
     for tracked in runs:
         tracked.finish("FINISHED")
     assert runs[0].experiment_id == runs[1].experiment_id
@@ -172,14 +174,131 @@ def test_a_deleted_experiment_is_refused_with_the_reason(open_run: OpenRun, clie
         open_run(experiment="deleted")
 
 
-def test_a_server_that_is_not_there_is_named_without_its_password(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_whose_driver_died_before_it_kept_the_id_is_found_by_its_name(open_run: OpenRun) -> None:
+    first = open_run()
+    second = open_run()
+    assert first.run_id == second.run_id
+    for tracked in (first, second):
+        tracked.finish("FINISHED")
+
+
+def test_a_store_on_disk_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrackingError, match="cannot be opened"):
+        TrackedRun(f"sqlite:///{tmp_path}/file/mlflow.db", "rides", tmp_path, None, "rides-1")
+
+
+def progress(step: int, time: float, *, rank: int = 0) -> Event:
+    event = {"event": "progress", "rank": rank, "step": step, "time": time}
+    return event | {"loss": 1 / step, "examples_per_second": 1000.0 * step}
+
+
+def test_steps_are_sampled_over_the_optimizers_steps_beside_the_curves_over_epochs(
+    open_run: OpenRun, client: MlflowClient
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError) as raised:
-        TrackedRun("http://ann:s3cret@127.0.0.1:1", "rides", tmp_path, None, "rides-1")
-    assert "http://127.0.0.1:1 cannot be opened" in str(raised.value)
-    assert "s3cret" not in str(raised.value)
+    tracked = open_run()
+    for second in range(21):
+        tracked.on_event(progress(second * 10 + 10, second / 2 + 1000.0))
+        tracked.on_event(progress(second * 10 + 10, second / 2 + 1000.0, rank=1))
+    tracked.on_event(epoch_end(1, 0.9) | {"step": 210})
+    tracked.finish("FINISHED")
+    assert [step for step, _ in curve(client, tracked.run_id, "step/loss")] == [10, 110, 210]
+    assert curve(client, tracked.run_id, "step/examples_per_second")[1] == (110, 110_000.0)
+    assert curve(client, tracked.run_id, "loss") == [(1, 0.9)]
+    assert client.get_metric_history(tracked.run_id, "step/loss")[0].timestamp == 1_000_000
+
+
+def test_usage_of_every_worker_stands_under_the_names_of_mlflows_system_metrics(
+    open_run: OpenRun, client: MlflowClient
+) -> None:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+
+    tracked = open_run()
+    began = client.get_run(tracked.run_id).info.start_time / 1000
+    for second in range(0, 21, 5):
+        for rank in (0, 1):
+            usage = {"cpu_percent": 150.04, "memory_bytes": 1_500_000_000 + rank}
+            tracked.on_event({"event": "system", "rank": rank, "time": began + second} | usage)
+    tracked.finish("FINISHED")
+    monitor = CPUMonitor()
+    monitor.collect_metrics()
+    for rank in (0, 1):
+        for name, value in (("cpu_utilization_percentage", 150.0), ("system_memory_usage_megabytes", 1500.0)):
+            assert name in monitor.metrics
+            assert curve(client, tracked.run_id, f"system/worker_{rank}/{name}") == [
+                (0, value),
+                (10, value),
+                (20, value),
+            ]
+
+
+def test_attempts_are_tags_metrics_and_a_document_while_they_happen(
+    open_run: OpenRun, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "pa55w0rd")
+    tracked = open_run()
+    tracked.on_event({"event": "attempt", "attempt": 1, "workers": 4, "resumed_from": 0})
+    error = {"cause": "lost", "rank": 1, "type": "killed", "message": "s3://ann:s3cret@b pa55w0rd", "traceback": "long"}
+    restart = {"event": "restart", "attempt": 1, "error": error, "decision": "restart 1 of 3", "delay_seconds": 0.0}
+    tracked.on_event(restart)
+    tracked.on_event({"event": "attempt", "attempt": 2, "workers": 3, "resumed_from": 120})
+    tracked.on_event(epoch_end(1, 0.9) | {"step": 200})
+    tracked.finish("FINISHED")
+    run = client.get_run(tracked.run_id)
+    assert {name: run.data.tags[name] for name in ("attempts", "workers")} == {"attempts": "2", "workers": "3"}
+    assert curve(client, tracked.run_id, "world_size") == [(0, 4.0), (120, 3.0), (200, 3.0)]
+    assert curve(client, tracked.run_id, "attempt") == [(0, 1.0), (120, 2.0)]
+    root = Path(url2pathname(urlsplit(run.info.artifact_uri).path))
+    first = json.loads((root / "attempts.json").read_text())[0]
+    assert first == {
+        "attempt": 1,
+        "workers": 4,
+        "resumed_from_step": 0,
+        "error": error | {"message": "s3://b ***", "traceback": ""},
+        "decision": "restart 1 of 3",
+        "delay_seconds": 0.0,
+    }
+
+
+def test_what_an_earlier_driver_told_is_not_logged_twice(open_run: OpenRun, client: MlflowClient) -> None:
+    events = [{"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}, progress(10, 1000.0)]
+    first = open_run()
+    for event in events:
+        first.on_event(event)
+    first.finish("FAILED")
+    second = open_run(first.run_id)
+    for event in [*events, {"event": "attempt", "attempt": 1, "workers": 1, "resumed_from": 10}]:
+        second.on_event(event)
+    second.finish("FINISHED")
+    assert curve(client, first.run_id, "world_size") == [(0, 2.0), (10, 1.0)]
+    assert curve(client, first.run_id, "step/loss") == [(10, 0.1)]
+    assert client.get_run(first.run_id).data.tags["attempts"] == "2"
+
+
+def test_secrets_reach_neither_parameters_nor_tags(
+    open_run: OpenRun, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken-t0ken")
+    tracked = open_run()
+    tracked.log_params(
+        {"store": {"secret_key": "k3y", "uri": "s3://ann:s3cret@b"}, "note": "t0ken-t0ken", "keys": "id"}
+    )
+    tracked.log_tags({"source": "http://ann:s3cret@host"})
+    tracked.finish("FINISHED")
+    data = client.get_run(tracked.run_id).data
+    assert data.params == {"store.secret_key": "***", "store.uri": "s3://b", "note": "***", "keys": "id"}
+    assert data.tags["source"] == "http://host"
+
+
+def test_a_folder_becomes_artifacts(open_run: OpenRun, client: MlflowClient, tmp_path: Path) -> None:
+    profile = tmp_path / "profile" / "rank-0" / "plugins"
+    profile.mkdir(parents=True)
+    (profile / "host.xplane.pb").write_bytes(b"trace")
+    tracked = open_run()
+    tracked.log_folder(tmp_path / "profile", "profile")
+    tracked.finish("FINISHED")
+    root = Path(url2pathname(urlsplit(client.get_run(tracked.run_id).info.artifact_uri).path))
+    assert (root / "profile" / "rank-0" / "plugins" / "host.xplane.pb").read_bytes() == b"trace"
 
 
 def test_the_default_store_is_a_file_under_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
