@@ -16,10 +16,14 @@ VERMILION = "#D55E00"
 PURPLE = "#CC79A7"
 SKY = "#56B4E9"
 GREY = "#6E6E6E"
+BLACK = "#000000"
 GRID = "#DDDDDD"
 
 MODEL = BLUE
 BASELINES = (VERMILION, GREEN, ORANGE, PURPLE, SKY)
+# Curves that stand side by side: colours that stay apart, and a marker each for who sees no colour at all.
+SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 NEGATIVE = BLUE
 POSITIVE = VERMILION
 
@@ -69,3 +73,8 @@ def curve(index: int) -> dict[str, Any]:
 def baseline_colour(index: int) -> str:
     """Return the colour of the ``index``-th baseline; the palette repeats after its end."""
     return BASELINES[index % len(BASELINES)]
+
+
+def series(index: int) -> tuple[str, str]:
+    """Return colour and marker of the ``index``-th of several equals; after 8, colours meet other markers."""
+    return SERIES[index % len(SERIES)], MARKERS[(index + index // len(SERIES)) % len(MARKERS)]
