@@ -1,0 +1,146 @@
+"""The command: flags of its own and those of a run, one line for what is wrong, exit statuses."""
+
+import argparse
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from training import sweep
+from training.config import RunConfig
+from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
+from training.summary import Summary
+from training.sweep import main, read_options
+from training.sweep_run import Engine, SweepPlace, Tracked
+from training.sweep_space import Range
+from training.sweep_trials import TrialControl, TrialOrder
+
+SEARCH = ["--search", "learning_rate=log:1e-4:1e-1"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run in an empty folder; the command silences warnings for the rest of its process, so give them back."""
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        yield
+
+
+class SilentRun:
+    """An MLflow run that keeps nothing."""
+
+    run_id = "parent"
+
+    def log_params(self, params: object) -> None: ...
+    def log_tags(self, tags: object) -> None: ...
+    def log_text(self, text: str, name: str) -> None: ...
+    def log_document(self, document: object, name: str) -> None: ...
+    def log_figure(self, figure: object, name: str) -> None: ...
+    def log_metrics(self, metrics: object, step: int) -> None: ...
+    def finish(self, status: str) -> None: ...
+
+
+class QuickEngine:
+    """Trains in one epoch."""
+
+    def __init__(self, config: RunConfig, error: Exception | None = None) -> None:
+        self.error = error
+
+    def prepare(self, slots: int) -> str:
+        if self.error is not None:
+            raise self.error
+        return "data"
+
+    def slots(self) -> int:
+        return 1
+
+    def open_parent(self, label: str, run_id: str | None) -> Tracked:
+        return SilentRun()
+
+    def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+        control.on_event({"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"val_auc": 0.5}})
+
+    def deliver(self, order: TrialOrder, place: SweepPlace) -> Summary:
+        return Summary(status="finished", registered_model="rides", model_version="1")
+
+
+def no_engine(config: RunConfig) -> Engine:
+    raise AssertionError("nothing may start")
+
+
+def test_flags_of_a_sweep_stand_beside_those_of_a_run(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("epochs: uniform:2:4\nlearning_rate: uniform:0.1:0.2\n")
+    options = read_options(
+        [
+            *("--recipe", str(recipe), "--workers", "2", *SEARCH, "--search-space", "space.yaml"),
+            *("--trials", "7", "--timeout", "60", "--parallel", "2", "--max-failures", "3"),
+            *("--sampler", "random", "--pruner", "hyperband", "--study", "night", "--seed=5"),
+        ]
+    )
+    assert options.config.workers == 2
+    assert options.config.seed == 5
+    assert options.space.domains["learning_rate"] == Range(1e-4, 1e-1, is_log=True)
+    assert options.space.domains["epochs"] == Range(2, 4, is_whole=True)
+    assert dataclasses.astuple(options.limits) == (7, 60.0, 2, 3)
+    assert (options.sampler, options.pruner, options.study) == ("random", "hyperband", "night")
+    assert options.arguments == ("--recipe", str(recipe), "--workers", "2", "--seed=5")
+    assert options.epochs == 4
+
+
+def test_no_flag_of_a_sweep_hides_one_of_a_run() -> None:
+    actions = [action for action in sweep._build_parser()._actions if not isinstance(action, argparse._HelpAction)]
+    assert not {action.dest for action in actions} & {field.name for field in dataclasses.fields(RunConfig)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "nothing is searched; name a knob and its values"),
+        (["--search", "learning_rate=log:0:1"], "begins at 0, which has no logarithm"),
+        ([*SEARCH, "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        ([*SEARCH, "--trials", "0"], "--trials is 0; use 1 or more"),
+        ([*SEARCH, "--trials", "many"], "argument --trials: invalid int value: 'many'"),
+        ([*SEARCH, "--sampler", "grid"], "sampler grid cannot try every value of ['learning_rate']"),
+        ([*SEARCH, "--pruner", "axe"], "argument --pruner: invalid choice: 'axe'"),
+        ([*SEARCH, "--search-space", "none.yaml"], "search-space none.yaml cannot be read (No such file"),
+        ([*SEARCH, "--workers", "3"], "global_batch_size 2048 does not divide among 3 workers"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2_and_starts_nothing(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    assert main(["--recipe", str(recipe), *arguments], engine=no_engine) == EXIT_USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mirrorspark: ")
+    assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_sweep_prints_its_table_and_writes_its_summary(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ["--recipe", str(recipe), *SEARCH, "--trials=2", "--output=out", "--summary=sum.json"]
+    assert main(arguments, engine=QuickEngine) == EXIT_FINISHED
+    captured = capsys.readouterr()
+    assert "best: trial 0, val_auc 0.5000 with learning_rate=" in captured.out
+    assert "trial 0: begins: learning_rate=" in captured.err
+    assert json.loads((tmp_path / "sum.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(("error", "line"), [(OSError("no Spark"), "no Spark"), (KeyboardInterrupt(), "interrupted")])
+def test_a_sweep_that_cannot_begin_is_one_line_and_status_1(
+    capsys: pytest.CaptureFixture[str], recipe: Path, error: Exception, line: str
+) -> None:
+    arguments = ["--recipe", str(recipe), *SEARCH, "--output=out"]
+    assert main(arguments, engine=lambda config: QuickEngine(config, error)) == EXIT_FAILED
+    assert f"mirrorspark: {line}" in capsys.readouterr().err
+
+
+def test_help_shows_how_a_space_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "choice:[64],[128,64]" in capsys.readouterr().out

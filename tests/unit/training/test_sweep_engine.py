@@ -1,0 +1,153 @@
+"""What ties a sweep to a training: folder, tags, stops and attempts. The training itself is made up."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from training import pipeline, sweep_engine
+from training.config import RunConfig
+from training.failure_policy import Attempt, RankError
+from training.live_view import LiveView
+from training.run_folder import RunFolder
+from training.summary import Summary
+from training.supervisor import TrainingStoppedError
+from training.sweep_engine import SparkEngine, read_attempts, save_attempts
+from training.sweep_run import SweepPlace
+from training.sweep_trials import PRUNED, TrialControl, TrialOrder
+
+ATTEMPTS = (
+    Attempt(1, None, (RankError("lost", 1, "killed", "killed by signal SIGKILL", 5.0),), 0, 100, 2),
+    Attempt(2, 4, (), 100, 400, 2),
+)
+
+
+class FakeJob:
+    """A training job that is over at once, or stops as soon as it is asked to."""
+
+    def __init__(self, opened: dict[str, Any]) -> None:
+        self.opened = opened
+        self.tracked = SimpleNamespace(run_id="child-1", log_tags=self._log_tags)
+        self.tags: dict[str, str] = {}
+        self.reason: str | None = None
+
+    def _log_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
+
+    def request_stop(self, reason: str) -> None:
+        self.reason = reason
+
+    stop_now = request_stop
+
+    def train(self) -> tuple[Attempt, ...]:
+        self.opened["listener"]({"event": "epoch_end", "rank": 0, "epoch": 1})
+        self.opened["view"].on_event({"event": "stopping", "reason": "a test"})
+        if self.reason is not None:
+            raise TrainingStoppedError((), 10, self.reason)
+        return ATTEMPTS
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
+    """Let the engine open jobs that are made up; return them."""
+    made: list[FakeJob] = []
+
+    @contextlib.contextmanager
+    def open_job(dataset: Any, config: RunConfig, spark: Any, view: LiveView, **how: Any) -> Iterator[FakeJob]:
+        made.append(FakeJob({"config": config, "view": view, **how}))
+        yield made[-1]
+
+    dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash="d1"))
+    prepared = SimpleNamespace(dataset=dataset, spark="the session")
+    monkeypatch.setattr(sweep_engine, "open_job", open_job)
+    monkeypatch.setattr(pipeline, "prepare", lambda config, view, slots: prepared, raising=False)
+    return made
+
+
+class Heard:
+    """What a trial told the sweep."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.lines: list[str] = []
+        self.notes: list[tuple[str | None, str]] = []
+
+    def control(self) -> TrialControl:
+        note: Callable[[str | None, str], None] = lambda run_id, folder: self.notes.append((run_id, folder))  # noqa: E731
+        return TrialControl(self.events.append, lambda: 2, self.lines.append, note)
+
+
+@pytest.fixture
+def order(new_config: Callable[..., RunConfig]) -> TrialOrder:
+    return TrialOrder(7, new_config(epochs=3))
+
+
+def engine_of(order: TrialOrder) -> SparkEngine:
+    engine = SparkEngine(order.config, LiveView(epochs=3, is_interactive=False, write=lambda line: None))
+    assert engine.prepare(4) == "d1"
+    return engine
+
+
+def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
+    jobs: list[FakeJob], order: TrialOrder, tmp_path: Path
+) -> None:
+    heard, place = Heard(), SweepPlace(tmp_path, "rides-1", lambda: "parent-1")
+    engine_of(order).train(order, heard.control(), place)
+    (job,) = jobs
+    assert job.opened["folder"] == RunFolder(tmp_path / "runs" / "rides-1-0007", f"{order.config.identity}-d1", None)
+    assert job.opened["slots"]() == 2
+    assert job.tags == {
+        "mlflow.parentRunId": "parent-1",
+        "sweep": tmp_path.name,
+        "trial": "7",
+        "trial_state": "complete",
+    }
+    assert heard.notes[-1] == ("child-1", str(tmp_path / "runs" / "rides-1-0007"))
+    assert heard.events == [{"event": "epoch_end", "rank": 0, "epoch": 1}]
+    assert "stopping: a test" in heard.lines[0]
+    assert read_attempts(tmp_path / "runs" / "rides-1-0007") == ATTEMPTS
+
+
+@pytest.mark.parametrize(("reason", "state"), [(PRUNED, "pruned"), ("SIGINT", "stopped")])
+def test_a_stop_reaches_the_training_and_its_mlflow_run_says_which(
+    jobs: list[FakeJob], order: TrialOrder, tmp_path: Path, reason: str, state: str
+) -> None:
+    control = Heard().control()
+    control.request_stop(reason)
+    with pytest.raises(TrainingStoppedError):
+        engine_of(order).train(order, control, SweepPlace(tmp_path, "rides-1", lambda: None))
+    assert jobs[0].tags == {"sweep": tmp_path.name, "trial": "7", "trial_state": state}
+
+
+def test_a_trial_that_goes_on_keeps_its_mlflow_run(jobs: list[FakeJob], order: TrialOrder, tmp_path: Path) -> None:
+    place = SweepPlace(tmp_path, "rides-1", lambda: None)
+    place.run_folder(7).mkdir(parents=True)
+    RunFolder(place.run_folder(7), "abc", None).save_state("failed", "child-0")
+    engine_of(order).train(order, Heard().control(), place)
+    assert jobs[0].opened["folder"].continues == "child-0"
+
+
+def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
+    jobs: list[FakeJob], order: TrialOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered: list[tuple[Any, ...]] = []
+
+    def deliver(job: Any, attempts: Any, prepared: Any, config: RunConfig) -> Summary:
+        delivered.append((job, attempts, config))
+        return Summary(status="finished", model_version="3")
+
+    monkeypatch.setattr(pipeline, "deliver", deliver, raising=False)
+    place = SweepPlace(tmp_path, "rides-1", lambda: "parent-1")
+    engine = engine_of(order)
+    engine.train(order, Heard().control(), place)
+    assert engine.deliver(order, place).model_version == "3"
+    assert delivered == [(jobs[1], ATTEMPTS, order.config)]
+    assert jobs[1].opened["folder"].path == place.run_folder(7)
+
+
+def test_attempts_survive_the_command(tmp_path: Path) -> None:
+    save_attempts(tmp_path, ATTEMPTS)
+    assert read_attempts(tmp_path) == ATTEMPTS

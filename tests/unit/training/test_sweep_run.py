@@ -1,0 +1,270 @@
+"""A sweep as a whole, with trainings that are made up: folder, MLflow run, resume, stop, and the best one's export."""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from matplotlib.figure import Figure
+
+from training.config import ConfigError, RunConfig
+from training.run_folder import STATE_FILE, RunFolder
+from training.summary import Summary
+from training.supervisor import TrainingStoppedError
+from training.sweep_run import (
+    BEST_FILE,
+    STUDY_FILE,
+    SUMMARY_FILE,
+    SWEEPS_FOLDER,
+    TABLE_FILE,
+    SweepOptions,
+    SweepPlace,
+    SweepStoppedError,
+    SweepUnderWayError,
+    run,
+)
+from training.sweep_schedule import SweepLimits
+from training.sweep_space import read_space
+from training.sweep_trials import SweepFailedError, TrialControl, TrialOrder
+
+
+class FakeTracked:
+    """Remembers what a sweep tells MLflow."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id: str | None = run_id
+        self.params: dict[str, Any] = {}
+        self.tags: dict[str, str] = {}
+        self.artifacts: dict[str, Any] = {}
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.status: str | None = None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self.params |= params
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags |= tags
+
+    def log_text(self, text: str, name: str) -> None:
+        self.artifacts[name] = text
+
+    def log_document(self, document: Any, name: str) -> None:
+        self.artifacts[name] = document
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        self.artifacts[name] = figure
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.metrics.append((step, dict(metrics)))
+
+    def finish(self, status: str) -> str | None:
+        self.status = status
+        return None
+
+
+class FakeEngine:
+    """Trains by a formula: the closer the learning rate comes to 0.01, the better."""
+
+    def __init__(self, *, dataset: str = "d1", stop_in: int | None = None, error: Exception | None = None) -> None:
+        self.dataset = dataset
+        self.stop_in = stop_in
+        self.error = error
+        self.trained: list[int] = []
+        self.delivered: list[int] = []
+        self.parents: list[tuple[str, str | None]] = []
+        self.tracked = FakeTracked("none")
+        self.asked_slots = 0
+
+    def prepare(self, slots: int) -> str:
+        self.asked_slots = slots
+        return self.dataset
+
+    def slots(self) -> int:
+        return 1
+
+    def open_parent(self, label: str, run_id: str | None) -> FakeTracked:
+        self.parents.append((label, run_id))
+        self.tracked = FakeTracked(run_id or "parent-1")
+        return self.tracked
+
+    def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+        self.trained.append(order.number)
+        if self.error is not None:
+            raise self.error
+        control.note(f"run-{order.number}", str(place.run_folder(order.number)))
+        value = 1 - abs(order.config.learning_rate - 0.01)
+        control.on_event({"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"val_auc": value}})
+        if order.number == self.stop_in:
+            asked: list[str] = []
+            control.connect(asked.append, asked.append)
+            os.kill(os.getpid(), signal.SIGINT)
+            with contextlib.suppress(TimeoutError):
+                _until(lambda: bool(asked))
+            raise TrainingStoppedError((), 10, asked[0])
+
+    def deliver(self, order: TrialOrder, place: SweepPlace) -> Summary:
+        self.delivered.append(order.number)
+        return Summary(status="finished", registered_model=order.config.name, model_version="7")
+
+
+def _until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.005)
+
+
+NewOptions = Callable[..., SweepOptions]
+
+
+@pytest.fixture
+def new_options(new_config: Callable[..., RunConfig], tmp_path: Path) -> NewOptions:
+    def build(
+        *, trials: int = 4, study: str | None = None, search: str = "log:1e-4:1e-1", **knobs: Any
+    ) -> SweepOptions:
+        config = new_config(output=str(tmp_path), **knobs)
+        space = read_space([f"learning_rate={search}"], None, config)
+        return SweepOptions(config, space, ("--recipe", "rides"), SweepLimits(trials), study=study)
+
+    return build
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_a_sweep_trains_its_trials_and_exports_the_best(new_options: NewOptions, tmp_path: Path) -> None:
+    engine = FakeEngine()
+    summary = run(new_options(), engine, write=quiet)
+    assert engine.trained == [0, 1, 2, 3]
+    assert summary.best is not None
+    closest = min(summary.trials, key=lambda trial: abs(trial.values["learning_rate"] - 0.01))
+    assert summary.best.number == closest.number
+    assert engine.delivered == [closest.number]
+    assert summary.delivered["model_version"] == "7"
+
+    folder = Path(summary.folder)
+    assert folder.parent == tmp_path / SWEEPS_FOLDER
+    assert {path.name for path in folder.iterdir()} >= {STUDY_FILE, SUMMARY_FILE, TABLE_FILE, BEST_FILE, STATE_FILE}
+    assert yaml.safe_load((folder / BEST_FILE).read_text()) == {"learning_rate": closest.values["learning_rate"]}
+    assert json.loads((folder / SUMMARY_FILE).read_text())["status"] == "finished"
+    assert json.loads((folder / STATE_FILE).read_text())["status"] == "finished"
+
+
+def test_the_sweeps_own_mlflow_run_has_space_points_tables_and_figures(new_options: NewOptions) -> None:
+    engine = FakeEngine()
+    summary = run(new_options(), engine, write=quiet)
+    tracked = engine.tracked
+    assert tracked.params["search.learning_rate"] == "log:0.0001:0.1"
+    assert "learning_rate" not in tracked.params
+    assert tracked.params["sampler"] == "tpe"
+    assert tracked.tags == {"sweep": summary.study, "recipe": "rides"}
+    assert [step for step, _ in tracked.metrics] == [0, 1, 2, 3]
+    best = [metrics["best_val_auc"] for _, metrics in tracked.metrics]
+    assert best == sorted(best)
+    assert {"optimisation_history", "parallel_coordinates", SUMMARY_FILE, TABLE_FILE} <= set(tracked.artifacts)
+    assert tracked.status == "FINISHED"
+
+
+def test_the_same_command_again_has_nothing_left_to_do(new_options: NewOptions) -> None:
+    first = run(new_options(), FakeEngine(), write=quiet)
+    engine = FakeEngine()
+    again = run(new_options(), engine, write=quiet)
+    assert (engine.trained, engine.delivered) == ([], [])
+    assert (again.study, again.best) == (first.study, first.best)
+    assert again.delivered["model_version"] == "7"
+    assert engine.parents == [(engine.parents[0][0], "parent-1")]
+
+
+def test_more_trials_go_on_with_the_sweep(new_options: NewOptions) -> None:
+    first = run(new_options(), FakeEngine(), write=quiet)
+    engine = FakeEngine()
+    lines: list[str] = []
+    more = run(new_options(trials=6), engine, write=lines.append)
+    assert engine.trained == [4, 5]
+    assert more.study == first.study
+    assert lines[0] == f"going on with sweep {first.study}: 4 of 6 trials are over"
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes"),
+    [
+        (FakeEngine(dataset="d2"), {}),
+        (FakeEngine(), {"search": "log:1e-5:1e-1"}),
+        (FakeEngine(), {"epochs": 7}),
+        (FakeEngine(), {"resume": False}),
+    ],
+    ids=["other data", "other space", "other configuration", "no resume"],
+)
+def test_another_sweep_is_a_new_one(new_options: NewOptions, engine: FakeEngine, changes: dict[str, Any]) -> None:
+    first = run(new_options(), FakeEngine(), write=quiet)
+    engine.trained.clear()
+    assert run(new_options(**changes), engine, write=quiet).study != first.study
+    assert engine.trained == [0, 1, 2, 3]
+
+
+def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(new_options: NewOptions) -> None:
+    engine = FakeEngine(stop_in=1)
+    with pytest.raises(SweepStoppedError) as caught:
+        run(new_options(study="night"), engine, write=quiet)
+    assert str(caught.value) == (
+        "stopped (SIGINT): 1 of 4 trials are over; the same command goes on, and 1 go on from their last checkpoint"
+    )
+    assert engine.tracked.status == "KILLED"
+    assert engine.delivered == []
+    again = FakeEngine()
+    summary = run(new_options(study="night"), again, write=quiet)
+    assert again.trained == [1, 2, 3]
+    assert again.parents[0] == (engine.parents[0][0], "parent-1")
+    assert summary.study == "night"
+    assert [trial.state for trial in summary.trials] == ["complete"] * 4
+
+
+def test_a_sweep_without_a_trained_trial_fails_and_still_tells(new_options: NewOptions, tmp_path: Path) -> None:
+    engine = FakeEngine(error=RuntimeError("no such layer"))
+    with pytest.raises(SweepFailedError, match="no such layer"):
+        run(new_options(study="night"), engine, write=quiet)
+    assert engine.tracked.status == "FAILED"
+    document = json.loads((tmp_path / SWEEPS_FOLDER / "night" / SUMMARY_FILE).read_text())
+    assert document["status"] == "failed"
+    assert "no such layer" in document["error"]
+    assert "no such layer" in engine.tracked.artifacts[TABLE_FILE]
+
+
+def test_a_named_study_of_another_search_is_refused(new_options: NewOptions) -> None:
+    run(new_options(study="night"), FakeEngine(), write=quiet)
+    with pytest.raises(ConfigError, match=r"study 'night' in .* searches other values"):
+        run(new_options(study="night", search="log:1e-5:1e-1"), FakeEngine(), write=quiet)
+    with pytest.raises(ConfigError, match=r"study 'night' is in .* already; give another --study"):
+        run(new_options(study="night", resume=False), FakeEngine(), write=quiet)
+
+
+def test_a_sweep_that_is_under_way_is_left_alone(new_options: NewOptions, tmp_path: Path) -> None:
+    path = tmp_path / SWEEPS_FOLDER / "night"
+    path.mkdir(parents=True)
+    RunFolder(path, "abc", None).save_state("running", None)
+    with pytest.raises(SweepUnderWayError, match=rf"sweep night is under way \(process {os.getpid()} on "):
+        run(new_options(study="night"), FakeEngine(), write=quiet)
+
+
+def test_a_local_session_has_room_for_the_trials_side_by_side(
+    new_options: NewOptions, new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    engine = FakeEngine()
+    config = new_config(output=str(tmp_path))
+    space = read_space(["workers=choice:1,2"], None, config)
+    run(SweepOptions(config, space, limits=SweepLimits(1, parallel=3)), engine, write=quiet)
+    assert engine.asked_slots == 6
+
+
+def test_a_name_that_is_no_folder_is_refused(new_options: NewOptions) -> None:
+    with pytest.raises(ConfigError, match="study 'a/b' must be letters"):
+        new_options(study="a/b")
