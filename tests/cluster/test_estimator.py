@@ -1,0 +1,78 @@
+"""T2, T8, S7: training as a stage of a Spark ML pipeline: fitted, applied, saved and loaded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import SQLTransformer
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from scoring.batch import ScoringError
+from training.estimator import TrainedModel, TrainingEstimator, content_hash
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def rides(spark: "SparkSession") -> "DataFrame":
+    """Two towns, in one of which most rides are late, and the distance tells nothing."""
+    return spark.range(0, 1200, 1, 2).select(
+        F.col("id").alias("ride_id"),
+        F.when(F.col("id") % 2 == 0, "here").otherwise("there").alias("town"),
+        (F.col("id") % 7).cast("double").alias("kilometres"),
+        F.when(F.col("id") % 10 == 9, F.col("id") % 2 == 0).otherwise(F.col("id") % 2 == 1).cast("int").alias("late"),
+        F.lit("kept").alias("note"),
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> PipelineModel:
+    stage = TrainingEstimator(
+        {"town": {"kind": "categorical"}, "distance": {"kind": "numeric"}},
+        label="late",
+        keys="ride_id",
+        output=str(tmp_path_factory.mktemp("estimator")),
+        workers=1,
+        epochs=3,
+        global_batch_size=64,
+        learning_rate=0.02,
+        shards=1,
+    )
+    miles = SQLTransformer(statement="SELECT *, kilometres * 0.62 AS distance FROM __THIS__")
+    return Pipeline(stages=[miles, stage]).fit(rides(spark))
+
+
+def test_the_scores_stand_beside_every_column_that_was_there(spark: "SparkSession", fitted: PipelineModel) -> None:
+    scored = fitted.transform(rides(spark))
+    assert scored.columns == [*rides(spark).columns, "distance", "score", "model_version"]
+    assert scored._jdf.queryExecution().executedPlan().toString().count("ArrowEvalPython") == 1
+    found = {row.town: row for row in scored.groupBy("town").agg(F.avg("score"), F.count("note")).collect()}
+    assert found["here"][1] < 0.3 < 0.7 < found["there"][1]
+    assert [found[town][2] for town in ("here", "there")] == [600, 600]
+    assert scored.first().model_version == "late/1"
+
+
+def test_a_saved_pipeline_scores_the_same(spark: "SparkSession", fitted: PipelineModel, tmp_path: Path) -> None:
+    path = str(tmp_path / "pipeline")
+    fitted.save(path)
+    loaded = PipelineModel.load(path)
+    (stage,) = (stage for stage in loaded.stages if isinstance(stage, TrainedModel))
+    assert stage.trained is None
+    some = rides(spark).where("ride_id < 20")
+    assert loaded.transform(some).collect() == fitted.transform(some).collect()
+
+
+def test_a_table_that_has_the_outputs_names_already_is_refused(spark: "SparkSession", fitted: PipelineModel) -> None:
+    with pytest.raises(ScoringError, match=r"\['score'\] already"):
+        fitted.transform(rides(spark).withColumn("score", F.lit(0.0)))
+
+
+def test_the_same_rows_have_the_same_hash_whatever_their_order(spark: "SparkSession") -> None:
+    table = rides(spark)
+    assert content_hash(table.repartition(3).orderBy(F.desc("ride_id"))) == content_hash(table)
+    assert content_hash(table.where("ride_id > 0")) != content_hash(table)
+    maps = table.select(F.create_map("town", "kilometres").alias("m"))
+    assert content_hash(maps) != content_hash(maps.where("m['here'] IS NOT NULL"))

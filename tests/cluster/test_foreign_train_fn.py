@@ -1,0 +1,133 @@
+"""T2, T3, T6, T7: functions written for MirroredStrategyRunner, unchanged, on two workers of a real session."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from training import faults
+from training.faults import Fault
+from training.launch import Launched, run_train_fn
+from training.supervisor import TrainingFailedError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def with_our_callbacks() -> Callable[..., Any]:
+    """Return a function that keeps checkpoints where it is told to; as a closure it travels by value."""
+
+    def train(epochs: int) -> Any:
+        import os
+
+        import tensorflow as tf
+
+        from callbacks.backup import BackupAndRestore
+        from callbacks.checkpoint import ChiefCheckpoint
+
+        features = tf.random.stateless_uniform((64, 4), seed=(1, 2))
+        labels = tf.reduce_sum(features, axis=1, keepdims=True)
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        data = tf.data.Dataset.from_tensor_slices((features, labels)).batch(16).with_options(options)
+        tf.keras.utils.set_random_seed(1)
+        model = tf.keras.Sequential([tf.keras.layers.Dense(1, input_shape=(4,))])
+        model.compile(optimizer=tf.keras.optimizers.Adam(0.1), loss="mse")
+        folder = os.environ["MIRRORSPARK_CHECKPOINTS"]
+        history = model.fit(
+            data,
+            epochs=epochs,
+            verbose=0,
+            callbacks=[BackupAndRestore(folder), ChiefCheckpoint(folder, monitor=None)],
+        )
+        return {
+            "epochs": history.epoch,
+            "weights": [weight.tolist() for weight in model.get_weights()],
+            "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
+            "process": os.getpid(),
+        }
+
+    return train
+
+
+def run(spark: "SparkSession", output: Path, **knobs: Any) -> Launched:
+    return run_train_fn(with_our_callbacks(), kwargs={"epochs": 4}, spark=spark, output=output, **knobs)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("foreign")
+
+
+@pytest.fixture(scope="module")
+def unbroken(spark: "SparkSession", output: Path) -> Launched:
+    return run(spark, output, name="unbroken")
+
+
+def test_it_runs_as_under_the_plain_runner_and_its_value_comes_back(unbroken: Launched) -> None:
+    assert unbroken.result["epochs"] == [0, 1, 2, 3]
+    assert unbroken.result["replicas"] == 2
+    assert unbroken.result["process"] != os.getpid()
+    assert [attempt.epochs for attempt in unbroken.attempts] == [4]
+
+
+def test_mlflow_has_its_curve_though_it_knows_nothing_of_mlflow(unbroken: Launched) -> None:
+    client = mlflow.MlflowClient(unbroken.tracking_uri)
+    assert unbroken.run_id is not None
+    found = client.get_run(unbroken.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["function"] == "train"
+    curve = client.get_metric_history(unbroken.run_id, "loss")
+    assert [point.step for point in curve] == [1, 2, 3, 4]
+    assert curve[-1].value < curve[0].value
+    assert {"examples_per_second", "seconds_per_epoch"} <= set(found.data.metrics)
+
+
+def test_a_lost_worker_and_one_that_hangs_cost_an_attempt_each_and_change_nothing(
+    spark: "SparkSession", output: Path, unbroken: Launched
+) -> None:
+    with faults.injected(spark, Fault("kill", rank=1, step=6), Fault("hang", rank=0, step=10, attempt=2)):
+        broken = run(spark, output, name="broken", step_limit_seconds=5)
+    assert [attempt.first_error.cause for attempt in broken.attempts[:-1]] == ["lost", "hung"]
+    assert [attempt.resumed_from for attempt in broken.attempts] == [0, 4, 8]
+    assert broken.attempts[-1].epochs == 4
+    assert broken.result["epochs"] == [2, 3]
+    for ours, theirs in zip(broken.result["weights"], unbroken.result["weights"], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert broken.run_id is not None
+    curve = mlflow.MlflowClient(broken.tracking_uri).get_metric_history(broken.run_id, "loss")
+    assert [point.step for point in curve] == [1, 2, 3, 4]
+
+
+def test_an_error_of_the_function_comes_back_as_it_was_and_is_not_tried_again(
+    spark: "SparkSession", output: Path
+) -> None:
+    def train() -> None:
+        raise LookupError("no table called rides")
+
+    with pytest.raises(TrainingFailedError, match="LookupError: no table called rides") as failed:
+        run_train_fn(train, spark=spark, output=output, name="failing")
+    (attempt,) = failed.value.attempts
+    assert attempt.first_error.type == "LookupError"
+    assert "in train" in attempt.first_error.traceback
+
+
+def test_a_strategy_of_its_own_and_ours_both_run(spark: "SparkSession", output: Path) -> None:
+    def train() -> Any:
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy()
+        if not tf.distribute.has_strategy():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        return type(strategy).__name__, strategy.num_replicas_in_sync
+
+    own = run_train_fn(train, spark=spark, output=output, use_custom_strategy=True)
+    assert own.result == ("CollectiveAllReduceStrategy", 2)
+    ring = run_train_fn(train, spark=spark, output=output, strategy="ring", resume=False)
+    assert ring.result == ("RingStrategy", 2)

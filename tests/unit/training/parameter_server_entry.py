@@ -1,0 +1,26 @@
+"""What the ranks of the tests run: the training with parameter servers, which also tells where variables lie."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from training import fit, parameter_server
+from training.plan import TrainingPlan
+from training.rank_control import Finish, RankControl
+
+build_model = fit.build_model
+
+
+def placement_file(checkpoints: str) -> Path:
+    return Path(f"{checkpoints}-placement.json")
+
+
+def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
+    def build(*arguments: Any) -> Any:
+        model = build_model(*arguments)
+        placed = {variable.name: [variable.shape.as_list(), variable.device] for variable in model.trainable_variables}
+        placement_file(plan.checkpoints).write_text(json.dumps(placed))
+        return model
+
+    fit.build_model = build
+    parameter_server.train(plan, control, finish)

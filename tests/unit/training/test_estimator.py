@@ -1,0 +1,126 @@
+"""T2, T8: an estimator's params are the run's knobs, and what it does with a table, without Spark."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data_pipelines.dataset import Dataset
+from data_pipelines.features import FeatureSpec
+from data_pipelines.raw_columns import ColumnError
+from training import estimator
+from training.config import ConfigError, TrainingConfig
+from training.estimator import TrainedModel, TrainingEstimator
+
+FEATURES = {"town": {"kind": "categorical"}, "distance": {"kind": "numeric"}}
+
+
+def rides(**values: Any) -> TrainingEstimator:
+    return TrainingEstimator(FEATURES, label="late", keys="ride_id", **values)
+
+
+def test_every_knob_of_a_training_is_a_param_with_its_default() -> None:
+    params = rides().getParams()
+    config = TrainingConfig(name="late")
+    assert {name: params[name] for name in vars(config) if name != "name"} == {
+        name: value for name, value in vars(config).items() if name != "name"
+    }
+    assert rides().config == config
+
+
+def test_the_spec_is_that_of_a_recipe() -> None:
+    assert rides(weight="trips").spec == FeatureSpec.from_dict(
+        {"features": FEATURES, "label": "late", "keys": "ride_id", "weight": "trips"}
+    )
+
+
+def test_params_are_set_by_name_as_sparks_own() -> None:
+    stage = rides().setParams(epochs=3, output=Path("there"))
+    assert (stage.config.epochs, stage.config.output) == (3, "there")
+    assert stage.getOrDefault(stage.epochs) == 3
+    assert "epochs: see TrainingConfig (default: 40, current: 3)" in stage.explainParams()
+
+
+def test_a_copy_with_other_params_leaves_the_stage_as_it_was() -> None:
+    stage = rides(epochs=3)
+    other = stage.copy({stage.epochs: 5, stage.label: "early"})
+    assert (other.config.epochs, other.config.name, other.uid) == (5, "early", stage.uid)
+    assert (stage.config.epochs, stage.config.name) == (3, "late")
+
+
+def test_a_param_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"params \['epoch'\] are unknown; use some of \['accept_data_errors'"):
+        rides(epoch=3)
+
+
+def test_a_value_that_cannot_be_is_refused_in_the_words_of_the_knob() -> None:
+    with pytest.raises(ConfigError, match="epochs is 0; use 1 or more"):
+        _ = rides(epochs=0).config
+
+
+def test_passwords_are_not_saved() -> None:
+    for stage in (
+        rides(tracking_uri="https://ann:s3cret@host"),
+        TrainedModel(model_uri="m", tracking_uri="https://ann:s3cret@host"),
+    ):
+        saved = stage.write().instance  # type: ignore[attr-defined]
+        assert saved.getParams()["tracking_uri"] == "https://host"
+        assert stage.getParams()["tracking_uri"] == "https://ann:s3cret@host"
+
+
+class Table:
+    """As much of a DataFrame as fitting looks at when the split is there already."""
+
+    sparkSession = "spark"  # noqa: N815 - Spark's name
+
+    def __init__(self, *columns: str) -> None:
+        self.columns = list(columns)
+
+    def select(self, *columns: str) -> "Table":
+        return Table(*columns)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Return what is called in the place of Spark, with what."""
+    made: list[tuple[str, Any]] = []
+
+    def convert(table: Table, spec: FeatureSpec, path: Path, **options: Any) -> str:
+        made.append(("convert", path))
+        path.mkdir(parents=True)
+        return "converted"
+
+    def train(dataset: Any, config: TrainingConfig, spark: Any) -> Any:
+        made.append(("train", dataset))
+        return SimpleNamespace(version_uri="models:/late/1", tracking_uri="sqlite:///x", model="pinned")
+
+    monkeypatch.setattr(estimator, "content_hash", lambda table: "hash of " + ",".join(table.columns))
+    monkeypatch.setattr(estimator, "convert", convert)
+    monkeypatch.setattr(estimator, "train", train)
+    monkeypatch.setattr(estimator, "is_published", Path.is_dir)
+    monkeypatch.setattr(Dataset, "open", lambda path: f"opened {path.name}")
+    return made
+
+
+def test_fitting_converts_once_and_trains(tmp_path: Path, calls: list[tuple[str, Any]]) -> None:
+    table: Any = Table("ride_id", "town", "distance", "late", "split", "unused")
+    stage = rides(output=tmp_path)
+    model = stage.fit(table)
+    assert (model.getOrDefault("model_uri"), model.getOrDefault("keys")) == ("models:/late/1", ["ride_id"])
+    assert model.pinned() == "pinned"
+    (_, path), trained = calls
+    assert trained == ("train", "converted")
+    assert path.parent == tmp_path / "datasets"
+    assert path.name.startswith("late-")
+    stage.fit(table)
+    assert calls[2:] == [("train", f"opened {path.name}")]
+    stage.copy({stage.shards: 3}).fit(table)
+    assert calls[3][0] == "convert"
+
+
+def test_a_table_that_lacks_a_column_is_refused_before_anything_is_read(calls: list[tuple[str, Any]]) -> None:
+    table: Any = Table("ride_id", "town", "late")
+    with pytest.raises(ColumnError, match=r"lacks the columns \['distance'\]"):
+        rides().fit(table)
+    assert calls == []

@@ -1,0 +1,315 @@
+"""The kit that injects faults: what it is told, when it strikes, whom, and that nothing stays."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from training import faults
+from training.faults import Fault, Moment, NotStruckError, Run
+from training.run_folder import RunState
+
+SECONDS = 20.0
+NOBODY = 4_194_305  # no process has a number above 4,194,304
+
+
+@contextlib.contextmanager
+def waiting(*marks: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits; ``marks`` stand on its command line."""
+    with subprocess.Popen([sys.executable, "-c", "input()", *marks], stdin=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with waiting() as one:
+        yield one
+
+
+class Written:
+    """A run's folder as its driver writes it."""
+
+    def __init__(self, output: Path, name: str = "run", driver: int = NOBODY) -> None:
+        self.folder = output / "runs" / name
+        self.folder.mkdir(parents=True)
+        started = psutil.Process(driver).create_time() if driver != NOBODY else 0.0
+        state = RunState("identity", "running", None, os.uname().nodename, driver, started)
+        (self.folder / "run.json").write_text(json.dumps(dataclasses.asdict(state)))
+
+    def say(self, event: str, rank: int = 0, **fields: Any) -> None:
+        with (self.folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"event": event, "rank": rank, "attempt": 1} | fields) + "\n")
+
+    def train(self, rank: int, process: int) -> None:
+        self.say("phase", rank, phase="training", host=os.uname().nodename, process=process)
+
+
+def try_it(run: Written, process: int) -> None:
+    """Let the moment come, and wait until what was to happen has been tried."""
+    run.train(0, process)
+    for thread in threading.enumerate():
+        if thread.name == "fault":
+            thread.join(SECONDS)
+
+
+def state_of(process: subprocess.Popen[bytes]) -> str:
+    return str(psutil.Process(process.pid).status())
+
+
+def wait_until_stopped(process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while state_of(process) != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("kill:rank=1,step=40", Fault("kill", rank=1, step=40)),
+        ("raise:", Fault("raise")),
+        ("hang_input:attempt=every", Fault("hang_input", attempt=None)),
+        ("slow_input:seconds=0.5,attempt=2", Fault("slow_input", seconds=0.5, attempt=2)),
+        ("full_disk:path=/run/checkpoints", Fault("full_disk", path="/run/checkpoints")),
+    ],
+)
+def test_a_fault_is_written_as_it_is_read(text: str, fault: Fault) -> None:
+    assert faults.parse(text) == (fault,)
+    assert faults.parse(str(fault)) == (fault,)
+
+
+def test_several_faults_stand_in_one_text() -> None:
+    assert faults.parse(" kill:rank=1 ; hang ") == (Fault("kill", rank=1), Fault("hang"))
+    assert faults.parse("") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("explode:rank=1", "fault 'explode' is unknown; use one of"),
+        ("kill:rank=one", "rank 'one' is no number"),
+        ("kill:when=40", "'when' is unknown; use some of"),
+        ("kill:step=-1", "use 0 or more"),
+        ("full_disk", "full_disk needs one"),
+        ("hang:path=/tmp", "no other kind does"),
+    ],
+)
+def test_a_text_that_is_no_fault_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        faults.parse(text)
+
+
+def test_a_fault_is_for_one_attempt_unless_it_is_for_every_one() -> None:
+    assert [Fault("kill", rank=1).strikes(rank, attempt) for rank, attempt in [(1, 1), (0, 1), (1, 2)]] == [1, 0, 0]
+    assert Fault("kill", attempt=None).strikes(3, 7)
+
+
+def test_the_ranks_of_a_session_have_faults_only_within_the_block() -> None:
+    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(environment={"OTHER": "1"}))
+    with faults.injected(spark, Fault("kill", rank=1), Fault("hang")):
+        assert faults.parse(spark.sparkContext.environment[faults.VARIABLE]) == (Fault("kill", rank=1), Fault("hang"))
+    assert spark.sparkContext.environment == {"OTHER": "1"}
+
+
+EVENTS = [
+    {"event": "phase", "rank": 0, "attempt": 1, "phase": "training"},
+    {"event": "alive", "rank": 0, "attempt": 1, "step": 30, "epoch": 2},
+    {"event": "epoch_end", "rank": 0, "attempt": 1, "epoch": 1, "step": 20},
+]
+
+
+@pytest.mark.parametrize(
+    ("moment", "rank", "has_come"),
+    [
+        (Moment(), 0, True),
+        (Moment(step=30), 0, True),
+        (Moment(step=31), 0, False),
+        (Moment(step=30), 1, False),
+        (Moment(epoch=1), 1, True),
+        (Moment(epoch=2), 0, False),
+        (Moment(phase="training"), 0, True),
+        (Moment(phase="training"), 1, False),
+        (Moment(step=30, phase="validation"), 0, False),
+        (Moment(step=30, attempt=1), 0, True),
+        (Moment(attempt=2), 0, False),
+    ],
+)
+def test_a_moment_has_come_when_all_that_is_set_has_come_to_pass(moment: Moment, rank: int, has_come: bool) -> None:
+    assert moment.has_come(EVENTS, rank) is has_come
+
+
+def test_a_rank_is_killed_at_its_moment_whatever_an_older_run_says(
+    tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    old = Written(tmp_path, "old")
+    with faults.kill(tmp_path, rank=1, after=Moment(epoch=2)) as strike:
+        old.train(1, NOBODY)
+        old.say("epoch_end", epoch=5)
+        new = Written(tmp_path, "new")
+        new.train(1, process.pid)
+        assert not strike.happened.wait(0.1)
+        new.say("epoch_end", epoch=2)
+        assert process.wait(timeout=SECONDS) == -signal.SIGKILL
+    assert (strike.process, strike.happened.is_set()) == (process.pid, True)
+    assert strike.time is not None
+
+
+def test_a_run_that_goes_on_counts_from_now_on(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    run = Written(tmp_path)
+    run.train(0, NOBODY)
+    run.say("epoch_end", epoch=7)
+    with faults.preempt(run.folder, rank=0, after=Moment(epoch=2)) as strike:
+        run.train(0, process.pid)
+        assert not strike.happened.wait(0.1)
+        run.say("epoch_end", epoch=8)
+        assert process.wait(timeout=SECONDS) == -signal.SIGTERM
+
+
+def test_the_newest_process_of_a_rank_counts(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    with faults.kill(tmp_path, rank=0, after=Moment(attempt=2)):
+        run = Written(tmp_path)
+        run.train(0, NOBODY)
+        run.say("phase", attempt=2, phase="connecting", process=process.pid)
+        assert process.wait(timeout=SECONDS) == -signal.SIGKILL
+
+
+def test_a_rank_that_is_stopped_goes_on_afterwards(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    with faults.stop(tmp_path, rank=0):
+        Written(tmp_path).train(0, process.pid)
+        wait_until_stopped(process)
+    assert state_of(process) != psutil.STATUS_STOPPED
+    assert process.communicate(b"\n", timeout=SECONDS) == (None, None)
+    assert process.returncode == 0
+
+
+def test_a_rank_may_be_stopped_for_a_while_only(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    with faults.stop(tmp_path, rank=0, for_seconds=0.2):
+        Written(tmp_path).train(0, process.pid)
+        wait_until_stopped(process)
+        process.communicate(b"\n", timeout=SECONDS)
+    assert process.returncode == 0
+
+
+def test_a_driver_is_killed_in_its_own_process(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    with faults.kill_driver(tmp_path):
+        Written(tmp_path, driver=process.pid).train(0, NOBODY)
+        assert process.wait(timeout=SECONDS) == -signal.SIGKILL
+
+
+def test_a_driver_does_not_kill_itself(tmp_path: Path) -> None:
+    with pytest.raises(NotStruckError, match="the driver is this very process"), faults.kill_driver(tmp_path):
+        try_it(Written(tmp_path, driver=os.getpid()), NOBODY)
+
+
+def test_an_executor_is_found_above_its_rank(tmp_path: Path) -> None:
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import os; print(os.getpid()); input()'])"
+    command = [sys.executable, "-uc", program, "org.apache.spark.executor.CoarseGrainedExecutorBackend"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as executor:
+        assert executor.stdout is not None
+        rank = int(executor.stdout.readline())
+        try:
+            with faults.kill_executor(tmp_path, rank=0):
+                Written(tmp_path).train(0, rank)
+                assert executor.wait(timeout=SECONDS) == -signal.SIGKILL
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL)
+
+
+def test_a_local_session_has_no_executor_to_kill(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    with (
+        pytest.raises(NotStruckError, match="a local session's work is its driver's"),
+        faults.kill_executor(tmp_path, rank=0),
+    ):
+        try_it(Written(tmp_path), process.pid)
+    assert process.poll() is None
+
+
+def test_a_rank_on_another_host_is_left_to_that_host(tmp_path: Path) -> None:
+    told = {"event": "phase", "rank": 0, "host": "elsewhere", "process": os.getpid()}
+    with pytest.raises(ProcessLookupError, match="rank 0 runs on elsewhere; inject its fault there"):
+        Run(tmp_path, (told,)).process(0)
+
+
+def test_a_run_that_ends_before_the_moment_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(NotStruckError, match=r"the run ended before its moment had come \(phase training\)"),
+        faults.kill(tmp_path, rank=0),
+    ):
+        Written(tmp_path)
+
+
+def test_a_moment_that_never_comes_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(NotStruckError, match=r"has not come within 0\.1 s"),
+        faults.kill(tmp_path, rank=0, timeout_seconds=0.1) as strike,
+    ):
+        assert not strike.happened.wait(0.3)
+
+
+def test_the_runs_own_error_goes_first(tmp_path: Path) -> None:
+    before = threading.active_count()
+    with pytest.raises(LookupError, match="the run's own"), faults.kill(tmp_path, rank=0):
+        raise LookupError("the run's own")
+    assert threading.active_count() == before
+
+
+def test_anything_can_be_done_at_a_moment_and_is_undone(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    with faults.at(tmp_path, Moment(epoch=1), faults.vanished(store), for_seconds=0.1) as strike:
+        assert store.is_dir()
+        Written(tmp_path).say("epoch_end", epoch=1)
+        assert strike.happened.wait(SECONDS)
+    assert store.is_dir()
+    assert not store.is_symlink()
+
+
+def test_a_store_that_has_vanished_holds_nothing_takes_nothing_and_comes_back(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "step-1").write_text("kept")
+    with faults.vanished(store):
+        assert not store.exists()
+        assert not store.is_dir()
+        with pytest.raises(FileExistsError):
+            store.mkdir(parents=True, exist_ok=True)
+        with pytest.raises(FileNotFoundError):
+            (store / "step-2").write_text("lost")
+    assert {path.name: path.read_text() for path in store.iterdir()} == {"step-1": "kept"}
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_full_disk_takes_nothing_and_gives_what_it_has(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "old").write_text("kept")
+    with faults.full_disk(store):
+        for write in (
+            lambda: (store / "new").write_text("lost"),
+            lambda: (store / "folder").mkdir(),
+            lambda: os.link(store / "old", store / "second"),
+            lambda: os.close(os.open(store / "old", os.O_WRONLY)),
+        ):
+            with pytest.raises(OSError, match="No space left on device") as refused:
+                write()
+            assert refused.value.errno == errno.ENOSPC
+        assert (store / "old").read_text() == "kept"
+        (tmp_path / "store-beside").write_text("another folder")
+    (store / "new").write_text("taken")

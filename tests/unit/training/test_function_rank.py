@@ -1,0 +1,327 @@
+"""T2, T6, T7: a function written for the plain runner, in one rank: unchanged, watched, stopped, and heard.
+
+Its data is made up, where the runner's own example downloads MNIST; otherwise it is that example.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from callbacks import commit
+from callbacks.backup import BackupAndRestore
+from callbacks.checkpoint import ChiefCheckpoint
+from callbacks.stop_request import TrainingStopped
+from training import function_rank
+from training.activity import Activity
+from training.fit_watch import FitWatch, global_batch_size
+from training.function_plan import FunctionPlan, pack_function, unpack_value
+from training.injected_faults import InjectedFault, InjectedFaults, from_environment
+
+Event = dict[str, Any]
+
+
+def readme_example() -> Callable[[], Any]:
+    def train() -> Any:
+        import tensorflow as tf
+
+        BUFFER_SIZE = 10000  # noqa: N806
+        BATCH_SIZE = 64  # noqa: N806
+
+        def make_datasets() -> tf.data.Dataset:
+            images = tf.random.stateless_uniform((256, 28, 28), seed=(1, 2), maxval=255.0)
+            labels = tf.random.stateless_uniform((256,), seed=(3, 4), maxval=10, dtype=tf.int32)
+            dataset = tf.data.Dataset.from_tensor_slices(
+                (tf.cast(images[..., tf.newaxis] / 255.0, tf.float32), tf.cast(labels, tf.int64))
+            )
+            return dataset.repeat().shuffle(BUFFER_SIZE).batch(BATCH_SIZE)
+
+        def build_and_compile_cnn_model() -> Any:
+            model = tf.keras.Sequential(
+                [
+                    tf.keras.layers.Conv2D(4, 3, activation="relu", input_shape=(28, 28, 1)),
+                    tf.keras.layers.MaxPooling2D(),
+                    tf.keras.layers.Flatten(),
+                    tf.keras.layers.Dense(10, activation="softmax"),
+                ]
+            )
+            model.compile(
+                loss=tf.keras.losses.sparse_categorical_crossentropy,
+                optimizer=tf.keras.optimizers.SGD(learning_rate=0.001),
+                metrics=["accuracy"],
+            )
+            return model
+
+        train_datasets = make_datasets()
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        train_datasets = train_datasets.with_options(options)
+        multi_worker_model = build_and_compile_cnn_model()
+        history = multi_worker_model.fit(x=train_datasets, epochs=3, steps_per_epoch=5)
+        return type(tf.distribute.get_strategy()).__name__, history.history
+
+    return train
+
+
+class Rank:
+    """What a rank's process gives to its training, and what the training made of it."""
+
+    def __init__(self, train_fn: Callable[..., Any], **kwargs: Any) -> None:
+        self.events: list[Event] = []
+        self.phases: list[str] = []
+        self.answer: Any = None
+        self.is_to_stop = False
+        self._payload = pack_function(train_fn, kwargs)
+
+    def run(self, **knobs: Any) -> Any:
+        control = SimpleNamespace(
+            rank=0,
+            events=SimpleNamespace(send=self.events.append),
+            stop_request=SimpleNamespace(is_set=lambda: self.is_to_stop),
+            activity=Activity(on_phase=self.phases.append),
+            payload=self._payload,
+        )
+        plan = FunctionPlan(**{"workers": 1, "checkpoints": "c", "strategy": "own"} | knobs)
+        function_rank.train(plan, control, self._finish)  # type: ignore[arg-type]
+        return unpack_value(self.answer["value"])
+
+    def _finish(self, epochs: int, **more: str) -> None:
+        self.answer = json.loads(json.dumps({"epochs": epochs} | more))
+
+    def told(self, kind: str) -> list[Event]:
+        return [event for event in self.events if event["event"] == kind]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A rank's environment is its own; here the test's has to come back."""
+    before = dict(os.environ)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def small_model() -> tf_keras.Model:
+    model = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(2,))])
+    model.compile(optimizer="sgd", loss="mse")
+    return model
+
+
+def rows(count: int = 12) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    return np.ones((count, 2), np.float32), np.ones((count, 1), np.float32)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "multi_worker_mirrored"])
+def test_the_runners_own_example_runs_unchanged_and_tells_how_it_goes(strategy: str) -> None:
+    rank = Rank(readme_example())
+    scope, history = rank.run(strategy=strategy)
+    assert scope == {"ring": "RingStrategy", "multi_worker_mirrored": "CollectiveAllReduceStrategy"}[strategy]
+    assert rank.answer["epochs"] == 3
+    assert rank.told("train_begin") == [{"event": "train_begin", "epochs": 3, "steps": 5}]
+    ends = rank.told("epoch_end")
+    assert [(event["epoch"], event["step"]) for event in ends] == [(1, 5), (2, 10), (3, 15)]
+    assert [event["logs"]["loss"] for event in ends] == pytest.approx(history["loss"])
+    assert all(event["examples_per_second"] > 0 for event in ends)
+    assert rank.phases == ["connecting", "building", "first_step", "training", "building"]
+
+
+def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_is() -> None:
+    def look(name: str) -> tuple[str, str, str]:
+        import os
+
+        return name, os.environ["MIRRORSPARK_CHECKPOINTS"], os.environ["MIRRORSPARK_ATTEMPT"]
+
+    assert Rank(look, name="argument").run(checkpoints="s3://there", attempt=2) == ("argument", "s3://there", "2")
+
+
+def test_it_goes_on_from_its_own_checkpoints_when_it_has_our_callbacks(tmp_path: Path) -> None:
+    def train(epochs: int) -> list[int]:
+        folder = os.environ["MIRRORSPARK_CHECKPOINTS"]
+        callbacks = [BackupAndRestore(folder), ChiefCheckpoint(folder, monitor=None)]
+        return list(small_model().fit(*rows(), batch_size=4, epochs=epochs, callbacks=callbacks, verbose=0).epoch)
+
+    assert Rank(train, epochs=2).run(checkpoints=str(tmp_path)) == [0, 1]
+    again = Rank(train, epochs=4)
+    assert again.run(checkpoints=str(tmp_path), attempt=2) == [2, 3]
+    assert [(event["epoch"], event["step"]) for event in again.told("epoch_end")] == [(3, 9), (4, 12)]
+    assert again.answer["epochs"] == 4
+    over = Rank(train, epochs=4)
+    assert over.run(checkpoints=str(tmp_path), attempt=3) == []
+    assert over.answer["epochs"] == 4
+
+
+def test_a_stop_waits_for_a_checkpoint_where_the_function_keeps_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+
+    def train() -> None:
+        small_model().fit(
+            *rows(), batch_size=4, epochs=50, verbose=0, callbacks=[ChiefCheckpoint(folder, monitor=None)]
+        )
+
+    rank = Rank(train)
+    rank.is_to_stop = True
+    with pytest.raises(TrainingStopped) as stopped:
+        rank.run()
+    assert list(folder.glob(f"step-*{stopped.value.step}"))
+
+
+def test_a_stop_without_checkpoints_ends_the_function_all_the_same() -> None:
+    rank = Rank(lambda: small_model().fit(*rows(), batch_size=4, epochs=50, verbose=0))
+    rank.is_to_stop = True
+    with pytest.raises(TrainingStopped, match="its own checkpoints, if it has any"):
+        rank.run()
+    assert len(rank.told("epoch_end")) <= 1
+
+
+def test_a_second_training_has_curves_of_its_own_and_one_that_goes_on_has_not() -> None:
+    def train() -> None:
+        model = small_model()
+        model.fit(*rows(), epochs=2, verbose=0)
+        model.fit(*rows(), epochs=3, initial_epoch=2, verbose=0)
+        model.fit(*rows(), epochs=1, verbose=0)
+
+    rank = Rank(train)
+    rank.run()
+    assert [(event["epoch"], *event["logs"]) for event in rank.told("epoch_end")] == [
+        (1, "loss"),
+        (2, "loss"),
+        (3, "loss"),
+        (1, "fit_2/loss"),
+    ]
+    assert rank.answer["epochs"] == 4
+
+
+def test_metrics_that_the_functions_own_callbacks_add_are_told() -> None:
+    def train() -> None:
+        adds = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(own=7.0))
+        small_model().fit(*rows(), callbacks=adds, verbose=0)
+
+    rank = Rank(train)
+    rank.run()
+    assert rank.told("epoch_end")[0]["logs"]["own"] == 7.0
+
+
+def test_rates_are_told_only_where_the_batch_is_known() -> None:
+    def train() -> None:
+        def batches() -> Iterator[Any]:
+            yield from [rows(4)] * 3
+
+        small_model().fit(batches(), steps_per_epoch=3, verbose=0)
+
+    rank = Rank(train)
+    rank.run()
+    assert [event["examples_per_second"] for event in rank.told("epoch_end") + rank.told("progress")] == [None, None]
+
+
+def test_the_size_of_a_batch() -> None:
+    x = np.zeros((10, 2))
+    batched = tf.data.Dataset.from_tensor_slices(x).batch(4)
+    assert global_batch_size(batched.repeat().prefetch(1), None) == 4
+    loose = tf.data.Dataset.from_generator(lambda: [x], output_signature=tf.TensorSpec([None, 2]))
+    assert global_batch_size(loose, None) is None
+    assert global_batch_size({"a": x, "b": tf.constant(x)}, 5) == 5
+    assert global_batch_size(x, None) == 32
+    assert global_batch_size(iter([x]), None) is None
+
+
+def test_keras_is_as_it_was_afterwards() -> None:
+    original = tf_keras.Model.fit
+
+    def fail() -> None:
+        raise LookupError("no such table")
+
+    with pytest.raises(LookupError, match="no such table"):
+        Rank(fail).run()
+    assert tf_keras.Model.fit is original
+
+
+def test_a_return_value_that_cannot_travel_does_not_fail_the_training() -> None:
+    rank = Rank(lambda: threading.Lock())
+    with pytest.raises(KeyError):
+        rank.run()
+    assert rank.answer["epochs"] == 0
+    assert rank.answer["refused"].startswith("what the function returned (lock) cannot be pickled")
+
+
+def test_faults_are_none_unless_asked_for_and_strike_who_they_are_for(caplog: pytest.LogCaptureFixture) -> None:
+    assert from_environment({}, 0, 1).callbacks() == []
+    text = {"MIRRORSPARK_FAULTS": "raise:rank=1,step=2"}
+    assert from_environment(text, 0, 1).callbacks() == []
+    assert from_environment(text, 1, 2).callbacks() == []
+    assert not caplog.records
+    assert len(from_environment(text, 1, 1).callbacks()) == 1
+    assert "MIRRORSPARK_FAULTS asks for faults in this rank: raise:rank=1,step=2" in caplog.text
+
+
+def test_an_error_is_raised_after_the_step_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIRRORSPARK_FAULTS", "raise:rank=0,step=4")
+    rank = Rank(lambda: small_model().fit(*rows(), batch_size=4, epochs=5, verbose=0))
+    with pytest.raises(InjectedFault, match="after step 4"):
+        rank.run()
+    assert [event["step"] for event in rank.told("epoch_end")] == [3]
+
+
+def test_input_that_hangs_goes_on_when_its_time_is_over() -> None:
+    batches = tf.data.Dataset.from_tensor_slices(rows(6)).batch(2)
+    gated = from_environment({"MIRRORSPARK_FAULTS": "hang_input:step=1,seconds=0.3"}, 0, 1).input(batches)
+    assert gated.element_spec == batches.element_spec
+    assert int(gated.cardinality()) == 3
+    begin = tf.timestamp()
+    assert [len(x) for x, _ in gated] == [2, 2, 2]
+    assert float(tf.timestamp() - begin) >= 0.3
+    assert InjectedFaults([]).input(batches) is batches
+
+
+def test_a_fit_within_a_fit_is_the_outer_ones_own_affair() -> None:
+    events: list[Event] = []
+
+    def inner(epoch: int, logs: Any) -> None:
+        small_model().fit(*rows(), verbose=0)
+
+    watch = FitWatch(events.append, Activity(), lambda: False, InjectedFaults([]))
+    with watch.installed(), contextlib.nullcontext():
+        small_model().fit(*rows(), verbose=0, callbacks=[tf_keras.callbacks.LambdaCallback(on_epoch_end=inner)])
+    assert [event["event"] for event in events].count("train_begin") == 1
+    assert watch.epochs == 1
+
+
+def test_a_disk_that_was_full_for_a_while_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoints"
+    monkeypatch.setenv("MIRRORSPARK_FAULTS", f"full_disk:step=3,seconds=0.5,path={folder}")
+
+    def train() -> None:
+        checkpoint = ChiefCheckpoint(folder, monitor=None)
+        small_model().fit(*rows(), batch_size=4, epochs=2, verbose=0, callbacks=[checkpoint])
+
+    Rank(train).run()
+    newest = commit.latest_committed(folder)
+    assert newest is not None
+    assert newest.step == 6
+
+
+def test_a_frozen_rank_runs_no_other_thread() -> None:
+    over, looks = threading.Event(), list[float]()
+
+    def look() -> None:
+        while not over.wait(0.01):
+            looks.append(time.monotonic())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    frozen = from_environment({"MIRRORSPARK_FAULTS": "freeze:step=0,seconds=0.4"}, 0, 1)
+    small_model().fit(*rows(), callbacks=frozen.callbacks(), verbose=0)
+    over.set()
+    thread.join(10)
+    assert max(later - earlier for earlier, later in itertools.pairwise(looks)) >= 0.4

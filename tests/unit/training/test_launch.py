@@ -1,0 +1,112 @@
+"""T2, T6: how a run of somebody's own function is set up, and what becomes of its ranks' answers."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training.events import EventAddress
+from training.function_plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
+from training.launch import FunctionLauncher, LaunchConfig, run_train_fn
+from training.worker import RankTask
+
+
+def config(**knobs: Any) -> LaunchConfig:
+    return LaunchConfig(**{"name": "mine", "function": "train", "fingerprint": "0" * 12} | knobs)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"workers": "0"}, "begins below 1"),
+        ({"workers": "many"}, "no number of workers"),
+        ({"name": "a/b"}, "it names folders"),
+        ({"output": "s3://bucket"}, "on another store"),
+        ({"max_restarts": -1}, "use 0 or more"),
+        ({"step_limit_seconds": 0}, "above 0"),
+        ({"strategy": "horovod"}, "'horovod' is unknown; use one of"),
+        ({"strategy": "ring", "gpus_per_worker": 1}, "trains on CPUs"),
+    ],
+)
+def test_what_cannot_be_is_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**knobs)
+
+
+def test_a_function_that_cannot_travel_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with (tmp_path / "open").open("w") as file, pytest.raises(TrainFnError, match="cannot be sent"):
+        run_train_fn(lambda: file, output=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_ways_to_say_who_builds_the_strategy_must_agree() -> None:
+    with pytest.raises(ValueError, match="brings its own"):
+        run_train_fn(lambda: None, strategy="ring", use_custom_strategy=True)
+
+
+def test_any_number_of_workers_between_the_two_may_train() -> None:
+    assert config(workers="2:5").elastic.sizes == (2, 3, 4, 5)
+
+
+def test_outside_of_fit_nobody_is_taken_for_hung_unless_a_limit_is_given() -> None:
+    assert config().limits.start_seconds == math.inf
+    assert config(start_limit_seconds=5, step_limit_seconds=3).limits.of("building") == 5
+    assert config(start_limit_seconds=5, step_limit_seconds=3).limits.of("training") == 3
+
+
+def test_a_run_goes_on_with_the_same_function_wherever_it_trains() -> None:
+    assert config(workers=3, verbose=True).identity == config().identity
+    assert config(fingerprint="1" * 12).identity != config().identity
+
+
+def test_passwords_are_not_written_down(tmp_path: Path) -> None:
+    with_password = config(tracking_uri="https://ann:s3cret@host")
+    with_password.save(tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert yaml.safe_load(text)["tracking_uri"] == "https://host"
+    assert "s3cret" not in text + repr(with_password)
+
+
+class Spark:
+    """Launches nothing and returns what it is given."""
+
+    def __init__(self, *outcomes: dict[str, Any]) -> None:
+        self.outcomes = outcomes
+        self.task: RankTask | None = None
+
+    def launch(self, task: RankTask, workers: int) -> tuple[dict[str, Any], ...]:
+        self.task = task
+        assert len(self.outcomes) == workers
+        return self.outcomes
+
+
+def launched(*outcomes: dict[str, Any]) -> tuple[FunctionLauncher, tuple[dict[str, Any], ...], RankTask]:
+    spark = Spark(*outcomes)
+    launcher = FunctionLauncher(spark, b"function")  # type: ignore[arg-type]
+    plan = FunctionPlan(len(outcomes), "checkpoints", events=EventAddress("h", 1, "secret"))
+    seen = launcher(plan)
+    assert spark.task is not None
+    return launcher, seen, spark.task
+
+
+def test_the_supervisor_sees_epochs_and_the_caller_the_return_value() -> None:
+    ranks = [{"epochs": 3, "value": pack_value([1, 2])}, {"epochs": 3}]
+    launcher, seen, task = launched(*({"outcome": "finished"} | answer for answer in ranks))
+    assert [outcome["epochs"] for outcome in seen] == [3, 3]
+    assert launcher.returned("train") == [1, 2]
+    assert (task.payload, task.entry) == (b"function", "training.function_rank:train")
+    assert "function" not in repr(task).replace("training.function", "")
+
+
+def test_other_outcomes_pass_as_they_are() -> None:
+    failed = {"outcome": "failed", "cause": "lost", "type": "killed", "message": "", "step": None}
+    assert launched(failed)[1] == (failed,)
+
+
+def test_a_value_that_could_not_come_back_is_told_when_all_is_done() -> None:
+    refused = {"epochs": 1, "refused": "what the function returned (Lock) cannot be pickled"}
+    launcher, _, _ = launched({"outcome": "finished"} | refused)
+    with pytest.raises(ReturnValueError, match=r"train is finished, but what the function returned \(Lock\)"):
+        launcher.returned("train")

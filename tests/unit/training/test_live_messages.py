@@ -1,0 +1,37 @@
+"""The same words of eight ranks are one line."""
+
+from training.live_messages import Messages, ranks_in_words, sense_of
+
+
+def test_ranks_in_words() -> None:
+    assert ranks_in_words([3]) == "rank 3"
+    assert ranks_in_words([1, 0]) == "ranks 0, 1"
+    assert ranks_in_words([5, 0, 1, 2, 2, 7, 8, 9]) == "ranks 0-2, 5, 7-9"
+
+
+def test_the_same_words_with_other_addresses_have_the_same_sense() -> None:
+    texts = ["rank 1 (10.0.0.1:41234) at 0x7f01, pid 12", "rank 7 (10.0.0.1:52345) at 0x7f99, pid 998"]
+    assert len({sense_of(text) for text in texts}) == 1
+    assert sense_of("loss is nan at step 10") != sense_of("loss is nan at step 11")
+
+
+def test_eight_ranks_that_say_the_same_make_one_line_in_the_order_of_the_first() -> None:
+    messages = Messages()
+    messages.add("a", 3, ": first", 0.0)
+    for rank in range(8):
+        messages.add("b", rank, ": second", 0.1)
+    assert messages.lines(0.5) == []
+    assert messages.lines(1.2) == ["rank 3: first", "ranks 0-7: second"]
+    assert messages.lines(9.0) == []
+
+
+def test_what_is_said_again_and_again_is_counted_once_a_minute() -> None:
+    messages = Messages()
+    messages.add("a", 0, ": slow", 0.0)
+    assert messages.lines(1.0) == ["rank 0: slow"]
+    for second in range(2, 62):
+        messages.add("a", 0, ": slow", float(second))
+        assert messages.lines(float(second)) == ([] if second < 61 else ["rank 0: slow (60 times more)"])
+    assert messages.lines(122.0) == []
+    messages.add("a", 0, ": slow", 123.0)
+    assert messages.lines(123.0, everything=True) == ["rank 0: slow"]

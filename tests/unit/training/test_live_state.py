@@ -1,0 +1,146 @@
+"""T12: what the events of the ranks come to, and the rows that show it."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from training.events import Event
+from training.live_state import TrainingState, headline, input_verdict, metrics, rank_rows
+
+
+def after(events: Iterable[Event], *, now: float = 0.0, epochs: int = 3) -> TrainingState:
+    """Return what is known after events that all came at ``now``."""
+    state = TrainingState(epochs)
+    for event in events:
+        state = state.after(event, now)
+    return state
+
+
+def attempt(number: int = 1, workers: int = 2) -> Event:
+    return {"event": "attempt", "attempt": number, "workers": workers, "resumed_from": 0}
+
+
+def alive(rank: int, **fields: object) -> Event:
+    known = {"phase": "training", "step": 30, "collectives": 60, "waiting_for": None, "waiting_seconds": 0.0}
+    return {"event": "alive", "rank": rank, "attempt": 1, "input_share": 0.12, **known, **fields}
+
+
+def progress(step: int, rank: int = 0) -> Event:
+    return {
+        "event": "progress",
+        "rank": rank,
+        "attempt": 1,
+        "step": step,
+        "epoch": 1 + step // 100,
+        "step_in_epoch": step % 100,
+        "steps": 100,
+        "examples_per_second": 50_000.0,
+        "loss": 0.51234,
+    }
+
+
+def system(rank: int, **fields: object) -> Event:
+    known = {"cpu_percent": 180.0, "memory_bytes": 1_240_000_000, "state": "running", "host": "a"}
+    return {"event": "system", "rank": rank, "attempt": 1, "from": "task", **known, **fields}
+
+
+def test_each_rank_has_a_row_with_step_speed_input_memory_and_state() -> None:
+    state = after([attempt(), *(alive(rank) for rank in (0, 1)), progress(1230), *(system(rank) for rank in (0, 1))])
+    assert rank_rows(state, 0.0) == [
+        "  rank 0    step     1,230     25,000/s  input  12%    1.24 GB  training",
+        "  rank 1    step        30     25,000/s  input  12%    1.24 GB  training",
+    ]
+
+
+def test_the_host_is_shown_where_there_are_several() -> None:
+    state = after([attempt(), system(0), system(1, host="b")])
+    assert [row.rsplit(maxsplit=1)[-1] for row in rank_rows(state, 0.0)] == ["a", "b"]
+
+
+def test_what_is_not_known_yet_is_a_dash() -> None:
+    state = after([attempt(), {"event": "phase", "rank": 0, "attempt": 1, "phase": "building"}])
+    assert rank_rows(state, 0.0) == [
+        "  rank 0    step         0          -    input    -       -     building the model"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("events", "now", "words"),
+    [
+        ([alive(0, waiting_for="rank 1", waiting_seconds=4.0)], 1.0, "waiting for rank 1 (5 s)"),
+        ([alive(0, waiting_for="rank 1", waiting_seconds=0.2)], 0.0, "training"),
+        ([alive(0, waiting_for="input", waiting_seconds=9.0)], 0.0, "waiting for input (9 s)"),
+        ([alive(0, phase="checkpoint")], 0.0, "checkpoint"),
+        ([alive(0), {"event": "validation", "rank": 0, "attempt": 1, "epoch": 1, "step": 0}], 0.0, "validation"),
+        ([alive(0)], 20.0, "silent (20 s)"),
+        ([alive(0), system(0, state="stopped")], 20.0, "stopped by a signal"),
+        ([alive(0), system(0, state="zombie")], 0.0, "its process is dead"),
+        ([alive(0), {"event": "error", "rank": 0, "attempt": 1}], 99.0, "failed"),
+        ([alive(0), {"event": "train_end", "rank": 0, "attempt": 1, "epochs": 3}], 99.0, "finished"),
+    ],
+)
+def test_the_state_of_a_rank_in_words(events: list[Event], now: float, words: str) -> None:
+    assert rank_rows(after([attempt(), *events]), now)[0].endswith(f"  {words}")
+
+
+def test_of_many_ranks_the_slowest_are_shown_and_the_others_in_one_line() -> None:
+    events = [alive(rank, step=100, waiting_for="rank 7", waiting_seconds=3.0) for rank in range(64)]
+    events[7] = alive(7, step=100, input_share=0.97)
+    events[40] = alive(40, step=98)
+    events[63] = alive(63, step=101)
+    rows = rank_rows(after([attempt(workers=64), *events, system(50, state="stopped")]), 0.0)
+    # First who is in trouble, then who is behind, then who the others wait for.
+    assert [row.split()[1] for row in rows[:3]] == ["50", "40", "7"]
+    assert len(rows) == 6
+    assert rows[5].startswith("  59 more   step   100-101")
+    assert rows[5].endswith("58 waiting for rank 7, 1 training")
+
+
+def test_events_of_an_earlier_attempt_and_of_none_change_nothing() -> None:
+    state = after([attempt(), attempt(2)])
+    assert state.after(alive(0), 0.0) == state
+    assert state.after({"event": "stopping", "reason": "preempted", "attempt": 2}, 0.0) == state
+
+
+def test_before_the_first_step_the_headline_tells_what_the_ranks_are_doing() -> None:
+    begun = [attempt(workers=4)]
+    assert headline(after(begun)) == "waiting for Spark to start 4 workers"
+    begun += [{"event": "phase", "rank": rank, "attempt": 1, "phase": "first_step"} for rank in (0, 1)]
+    assert headline(after(begun)) == "2 of 4 workers: first step"
+    begun.append({"event": "phase", "rank": 2, "attempt": 1, "phase": "connecting"})
+    assert headline(after(begun)) == "3 of 4 workers: first step 2, connecting 1"
+
+
+def test_the_headline_of_a_training_is_that_of_the_chief() -> None:
+    state = after([attempt(), progress(130), progress(250, rank=1)])
+    assert headline(state) == "epoch 2/3 step 30/100 50,000 examples/s"
+    assert metrics(state) == "loss 0.5123"
+
+
+def test_the_speed_counts_validation_and_not_what_earlier_attempts_did() -> None:
+    state = after([attempt(), progress(100)], now=50.0)
+    assert state.position.steps_per_second is None
+    # 100 steps in 20 s, of which validation took some.
+    assert state.after(progress(200), 70.0).position.steps_per_second == 5.0
+    again = state.after(progress(200), 70.0).after(attempt(2), 80.0)
+    assert again.position.done == 200
+    assert again.position.steps_per_second is None
+
+
+def test_an_epoch_whose_steps_wait_for_data_is_called_input_bound() -> None:
+    busy = [alive(1, input_share=share) for share in (0.9, 1.0)]
+    state = after([attempt(), alive(0, input_share=0.3), *busy, alive(0, phase="validation", input_share=1.0)])
+    assert input_verdict(state) == (
+        "input-bound: the input of rank 1 was busy 95% of the epoch's steps, which wait for it; "
+        "more cores per worker (spark.task.cpus) or faster storage would help"
+    )
+    epoch_end = {"event": "epoch_end", "rank": 0, "attempt": 1, "logs": {}}
+    assert input_verdict(state.after(epoch_end, 0.0)) is None
+
+
+def test_the_advice_names_a_setting_that_decides_over_the_threads_of_a_worker() -> None:
+    import inspect
+
+    from training import worker
+
+    assert "context.cpus()" in inspect.getsource(worker)  # what spark.task.cpus says

@@ -1,0 +1,55 @@
+"""T11: batches that one process gives to graphs that another one made; here both are the same."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
+from tests.unit.training.token_dataset import write_token_dataset
+from training.activity import Activity
+from training.parameter_server_data import BatchSupply, RemoteBatches
+
+TRAINING = ReadPlan("train", 32, rank=1, workers=2, seed=3, epochs=None)
+VALIDATION = ReadPlan("validation", 8)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder: Path = tmp_path_factory.mktemp("data") / "tokens"
+    return write_token_dataset(folder, {"train": 100, "validation": 40}, 50)
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    tf.nest.assert_same_structure(found, expected)
+    for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_training_stream_is_that_of_the_worker(dataset: Dataset) -> None:
+    activity = Activity()
+    supply = BatchSupply(dataset, TRAINING, VALIDATION, activity)
+    # The coordinator plans as some worker: the shapes are those of all.
+    remote = RemoteBatches(supply.name, dataset, ReadPlan("train", 32, workers=2), VALIDATION)
+    stream = remote.training(tf.distribute.InputContext())
+    assert stream.element_spec == load_dataset(dataset, TRAINING).element_spec
+    for found, expected in zip(stream.take(9), load_dataset(dataset, TRAINING).take(9), strict=True):
+        assert_equal(found, expected)
+    assert activity.step >= 9
+
+
+def test_validation_batches_come_by_number_in_any_order(dataset: Dataset) -> None:
+    supply = BatchSupply(dataset, TRAINING, VALIDATION, Activity())
+    remote = RemoteBatches(supply.name, dataset, TRAINING, VALIDATION)
+    ask = tf.function(remote.validation)
+    expected = list(load_dataset(dataset, VALIDATION))
+    for step in (3, 4, 0, 1, 1):
+        assert_equal(ask(tf.constant(step, tf.int64)), expected[step])
+
+
+def test_a_name_that_no_worker_gave_is_an_error(dataset: Dataset) -> None:
+    remote = RemoteBatches("pyfunc_999999", dataset, TRAINING, VALIDATION)
+    with pytest.raises(tf.errors.OpError, match="pyfunc_999999"):
+        remote.validation(tf.constant(0, tf.int64))

@@ -1,0 +1,219 @@
+"""T7: a tracking server that is away at the start, in the middle or at the end of a run costs no metric and no run."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from callbacks.metric_buffer import replay
+from training import tracking
+from training.tracking import TrackedRun, TrackingError
+
+pytestmark = pytest.mark.timeout(180)
+
+START_SECONDS = 90
+STORE_ANSWERS_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Run an MLflow server on a free port of loopback; yield the port."""
+    folder = tmp_path_factory.mktemp("server")
+    log = folder / "server.log"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0", "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=os.environ | quiet, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while (found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield int(found[1])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=20)
+
+
+class Road:
+    """The way to a server, which can be closed: then connections are refused, and those there are are cut."""
+
+    def __init__(self, port: int) -> None:
+        self._server = port
+        # Bound for good: a closed road must not lead to somebody else's service.
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            self.port = reserved.getsockname()[1]
+        self._listener: socket.socket | None = None
+        self._ends: list[socket.socket] = []
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def close(self) -> None:
+        for end in (self._listener, *self._ends):
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+        self._listener, self._ends = None, []
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._server), timeout=10)
+                self._ends += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _carry(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def road(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(tracking, "_RUN_ID_SECONDS", 0.5)
+    monkeypatch.setattr(tracking, "_LINGER_SECONDS", 0.01)
+    road = Road(server)
+    yield road
+    road.close()
+
+
+def open_run(road: Road, output: Path, name: str) -> TrackedRun:
+    return TrackedRun(f"http://ann:s3cret@127.0.0.1:{road.port}", "outage", output, None, name)
+
+
+def train(tracked: TrackedRun, epochs: range) -> None:
+    for epoch in epochs:
+        event = {"event": "epoch_end", "rank": 0, "epoch": epoch, "logs": {"loss": 1 / epoch}, "seconds": 2.5}
+        tracked.on_event(event | {"examples_per_second": None})
+
+
+def wait_until_sent(tracked: TrackedRun) -> None:
+    assert tracked._buffer.flush(STORE_ANSWERS_SECONDS)
+
+
+def logged(server: int, run_id: str) -> dict[str, Any]:
+    client = MlflowClient(f"http://127.0.0.1:{server}")
+    run = client.get_run(run_id)
+    points = client.get_metric_history(run_id, "loss")
+    return {
+        "epochs": sorted(point.step for point in points),
+        "params": run.data.params,
+        "dataset": run.data.tags.get("dataset"),
+        "status": run.info.status,
+        "artifacts": sorted(file.path for file in client.list_artifacts(run_id)),
+    }
+
+
+WHOLE = {
+    "epochs": [1, 2, 3, 4],
+    "params": {"seed": "1"},
+    "dataset": "rides",
+    "status": "FINISHED",
+    "artifacts": ["attempts.json"],
+}
+
+
+def describe(tracked: TrackedRun) -> None:
+    tracked.log_params({"seed": 1})
+    tracked.log_tags({"dataset": "rides"})
+    tracked.log_document([], "attempts.json")
+
+
+def test_a_run_begins_without_its_server_and_loses_nothing(
+    road: Road, server: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracked = open_run(road, tmp_path, "start")
+    assert tracked.run_id is None
+    describe(tracked)
+    train(tracked, range(1, 3))
+    with pytest.raises(TrackingError, match="is still away, so the model cannot be registered; the training is done"):
+        tracked.require_run_id()
+    road.open()
+    wait_until_sent(tracked)
+    train(tracked, range(3, 5))
+    run_id = tracked.require_run_id()
+    wait_until_sent(tracked)
+    assert tracked.finish("FINISHED") is None
+    assert logged(server, run_id) == WHOLE
+    away = f"MLflow at http://127.0.0.1:{road.port} is away (Connection refused); the training begins"
+    assert away in caplog.text
+    assert "s3cret" not in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_goes_away_in_the_middle_gets_everything_later(road: Road, server: int, tmp_path: Path) -> None:
+    road.open()
+    tracked = open_run(road, tmp_path, "middle")
+    train(tracked, range(1, 2))
+    wait_until_sent(tracked)
+    road.close()
+    describe(tracked)
+    train(tracked, range(2, 4))
+    assert not tracked._buffer.flush(0.2)
+    road.open()
+    wait_until_sent(tracked)
+    train(tracked, range(4, 5))
+    wait_until_sent(tracked)
+    assert tracked.finish("FINISHED") is None
+    assert logged(server, tracked.require_run_id()) == WHOLE
+
+
+def test_a_server_that_stays_away_leaves_a_file_and_the_command_that_replays_it(
+    road: Road, server: int, tmp_path: Path
+) -> None:
+    road.open()
+    tracked = open_run(road, tmp_path, "end")
+    train(tracked, range(1, 3))
+    wait_until_sent(tracked)
+    run_id = tracked.require_run_id()
+    road.close()
+    describe(tracked)
+    train(tracked, range(3, 5))
+    file = tmp_path / "mlflow-metrics-end.jsonl"
+    assert tracked.finish("FINISHED") == f"python -m callbacks.metric_buffer replay {file}"
+    assert "s3cret" not in file.read_text()
+    road.open()
+    assert replay(file).run_id == run_id
+    assert logged(server, run_id) == WHOLE
+
+
+def test_a_run_that_never_saw_its_server_is_made_by_the_replay(road: Road, server: int, tmp_path: Path) -> None:
+    tracked = open_run(road, tmp_path, "never")
+    describe(tracked)
+    train(tracked, range(1, 5))
+    assert tracked.finish("FINISHED") is not None
+    road.open()
+    done = replay(tmp_path / "mlflow-metrics-never.jsonl")
+    assert logged(server, done.run_id) == WHOLE
+    assert MlflowClient(f"http://127.0.0.1:{server}").get_run(done.run_id).info.run_name == "never"

@@ -1,0 +1,255 @@
+"""Training and scoring as stages of a Spark ML pipeline: ``fit(df)`` trains, ``transform(df)`` adds the scores."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyspark.ml import Estimator, Model
+from pyspark.ml.param import Param, Params
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, DefaultParamsWriter, MLWriter
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import MapType
+
+from callbacks.credentials import without_credentials
+from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address, is_published
+from data_pipelines.dataset import Dataset
+from data_pipelines.features import FeatureSpec
+from data_pipelines.quality.splits import SPLIT_COLUMN, random_split
+from data_pipelines.raw_columns import ColumnError
+from scoring.batch import ScoringError, scorer_udf
+from scoring.loaded_model import DEFAULT_BATCH_SIZE
+from scoring.model_directory import ModelDirectory
+from scoring.model_uri import PinnedModel, resolve
+from training.config import TrainingConfig
+from training.train import Trained, train
+
+_TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
+    "features": (None, "per feature its kind and options"),
+    "label": (None, "the label column, or its name and kind"),
+    "keys": (None, "the columns that name a row"),
+    "weight": (None, "column of training weights"),
+    "exclude": (None, "list column of candidates that are not recommended for the row"),
+    "split_column": (SPLIT_COLUMN, "says which rows are for training, validation and test; made where it is absent"),
+    "split_shares": (None, "share of each split where the column is made; by default 80, 10 and 10 percent"),
+    "shards": (ConversionOptions.shards, "TFRecord files per split"),
+    "accept_data_errors": (False, "train even where validation finds errors in the data"),
+}
+_KNOBS = {knob.name: knob for knob in dataclasses.fields(TrainingConfig)}
+_SCORED = "_mirrorspark_scored"
+
+
+def _as_it_is(value: Any) -> Any:
+    """Stand for a type converter: the configuration checks its knobs itself, and with better words."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+class _KnobParams(Params):
+    """Params of the same names and defaults as what they configure."""
+
+    def getParams(self) -> dict[str, Any]:  # noqa: N802 - beside Spark's own setParams
+        """Return the value of every param by its name."""
+        return {param.name: self.getOrDefault(param) for param in self.params if self.isDefined(param)}
+
+    def setParams(self, **values: Any) -> Any:  # noqa: N802 - Spark's name
+        """Set params by their names; return this stage.
+
+        Raises:
+            ValueError: There is no such param.
+        """
+        unknown = sorted(name for name in values if not self.hasParam(name))
+        if unknown:
+            raise ValueError(f"params {unknown} are unknown; use some of {[param.name for param in self.params]}")
+        return self._set(**values)
+
+    def write(self) -> MLWriter:
+        """Return Spark's writer of stages; passwords are left out."""
+        public = self.copy()
+        for name in ("tracking_uri",):
+            if (uri := public.getOrDefault(name)) is not None:
+                public._set(**{name: without_credentials(uri)})
+        return DefaultParamsWriter(public)
+
+
+class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReadable["TrainedModel"]):
+    """Adds a registered model's scores to a table; every column that is there already stays.
+
+    It is saved as the URI of the model's version, not as the model: that lies in the registry.
+
+    Args:
+        values: ``model_uri``, ``tracking_uri`` (its MLflow store; without a password once it was saved, which then has
+            to be in the environment), ``keys``, ``batch_size`` (rows per call of the model), ``with_version`` (add the
+            column ``model_version``).
+
+    Attributes:
+        trained: All that the training found out; None where the model was loaded.
+    """
+
+    model_uri: Param[str] = Param(Params._dummy(), "model_uri", "version of a registered model", _as_it_is)
+    tracking_uri: Param[str] = Param(Params._dummy(), "tracking_uri", "MLflow store of the model", _as_it_is)
+    keys: Param[list[str]] = Param(Params._dummy(), "keys", "columns that name a row", _as_it_is)
+    batch_size: Param[int] = Param(Params._dummy(), "batch_size", "rows per call of the model", _as_it_is)
+    with_version: Param[bool] = Param(Params._dummy(), "with_version", "add the column model_version", _as_it_is)
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__()
+        self._setDefault(tracking_uri=None, keys=[], batch_size=DEFAULT_BATCH_SIZE, with_version=True)
+        self.setParams(**values)
+        self.trained: Trained | None = None
+
+    def pinned(self) -> PinnedModel:
+        """Return the model, fetched where it is on another machine.
+
+        Raises:
+            ModelNotFoundError: The version does not exist (any more).
+        """
+        if self.trained is not None:
+            return self.trained.model
+        return resolve(self.getOrDefault(self.model_uri), self.getOrDefault(self.tracking_uri))
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        """Return the table with the model's outputs as columns.
+
+        Raises:
+            ScoringError: A column of the model's is missing, or the table has one of the outputs' names.
+        """
+        pinned = self.pinned()
+        inputs = ModelDirectory.open(pinned.path).inputs
+        names = list(dict.fromkeys(name for feature in inputs for name in feature.columns))
+        missing = [name for name in names if name not in dataset.columns]
+        if missing:
+            raise ScoringError(
+                f"the table lacks the columns {missing} that {pinned.label} reads; it has {dataset.columns}"
+            )
+        score = scorer_udf(
+            dataset.sparkSession,
+            pinned,
+            inputs=names,
+            batch_size=self.getOrDefault(self.batch_size),
+            with_version=self.getOrDefault(self.with_version),
+        )
+        scored = dataset.withColumn(_SCORED, score(*(F.col(_quoted(name)) for name in names)))
+        outputs = scored.select(f"{_SCORED}.*").columns
+        if taken := sorted(set(outputs) & set(dataset.columns)):
+            raise ScoringError(f"the table has the columns {taken} already, which {pinned.label} adds; rename them")
+        return scored.select(*(F.col(_quoted(name)) for name in dataset.columns), f"{_SCORED}.*")
+
+
+class TrainingEstimator(
+    _KnobParams, Estimator[TrainedModel], DefaultParamsWritable, DefaultParamsReadable["TrainingEstimator"]
+):
+    """Converts a table, trains on it and registers the model, as ``python -m training.run`` does.
+
+    The table is converted into a folder that is named by its rows: fitting the same rows again, after a crash say,
+    finds the dataset that is there, and goes on with the training. For that the rows are read twice.
+
+    Args:
+        features: Per feature its kind and options, as in a recipe: ``{"town": {"kind": "categorical"}}``.
+        label: The label column, or its name and kind.
+        keys: The columns that name a row.
+        values: Any other param: ``weight``, ``exclude``, ``split_column``, ``split_shares``, ``shards``,
+            ``accept_data_errors``, and every knob of :class:`training.config.TrainingConfig`. ``name`` is the label's
+            by default.
+    """
+
+    def __init__(
+        self,
+        features: Mapping[str, Mapping[str, Any]] | None = None,
+        label: str | Mapping[str, Any] | None = None,
+        keys: str | Sequence[str] | None = None,
+        **values: Any,
+    ) -> None:
+        super().__init__()
+        self._setDefault(**{name: default for name, (default, _) in _TABLE_PARAMS.items()})
+        self._setDefault(
+            **{
+                name: knob.default if knob.default_factory is dataclasses.MISSING else knob.default_factory()
+                for name, knob in _KNOBS.items()
+            }
+        )
+        given = {"features": features, "label": label, "keys": keys}  # none where Spark loads a saved one
+        self.setParams(**{name: value for name, value in given.items() if value is not None} | values)
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What the columns mean.
+
+        Raises:
+            FeatureSpecError: The parts contradict each other, or one is missing.
+        """
+        parts = ("features", "label", "keys", "weight", "exclude")
+        return FeatureSpec.from_dict({name: self.getOrDefault(name) for name in parts})
+
+    @property
+    def config(self) -> TrainingConfig:
+        """How to train.
+
+        Raises:
+            ConfigError: A knob has a value that it cannot have.
+        """
+        knobs = {name: self.getOrDefault(name) for name in _KNOBS}
+        return TrainingConfig(**knobs | {"name": knobs["name"] or self.spec.label.name})
+
+    def _fit(self, dataset: DataFrame) -> TrainedModel:
+        """Return the model that was trained on the table.
+
+        Raises:
+            Exception: As :func:`data_pipelines.convert.convert` and :func:`training.train.train` say.
+        """
+        spec, config = self.spec, self.config
+        config.require_label(spec)
+        trained = train(self._converted(dataset, spec, config), config, dataset.sparkSession)
+        model = TrainedModel(model_uri=trained.version_uri, tracking_uri=trained.tracking_uri, keys=list(spec.keys))
+        model.trained = trained
+        return model
+
+    def _converted(self, table: DataFrame, spec: FeatureSpec, config: TrainingConfig) -> Dataset:
+        options = ConversionOptions(
+            split_column=self.getOrDefault("split_column"),
+            shards=self.getOrDefault("shards"),
+            accept_errors=self.getOrDefault("accept_data_errors"),
+        )
+        missing = [name for name in spec.columns if name not in table.columns]
+        if missing:
+            raise ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
+        if options.split_column not in table.columns:
+            shares = self.getOrDefault("split_shares")
+            table = random_split(table, spec.keys, shares=shares, seed=config.seed, split_column=options.split_column)
+        source = {"table": content_hash(table.select(*map(_quoted, (*spec.columns, options.split_column))))}
+        address = dataset_address(source, spec, options)
+        path = Path(config.output).absolute() / "datasets" / f"{config.name}-{address}"
+        if not is_published(path):
+            try:
+                return convert(table, spec, path, source=source, options=options)
+            except DatasetExistsError:  # an equal fit was quicker
+                pass
+        return Dataset.open(path)
+
+
+for _name, (_, _doc) in _TABLE_PARAMS.items():
+    setattr(TrainingEstimator, _name, Param(Params._dummy(), _name, _doc, _as_it_is))
+for _name in _KNOBS:
+    setattr(TrainingEstimator, _name, Param(Params._dummy(), _name, "see TrainingConfig", _as_it_is))
+
+
+def content_hash(table: DataFrame) -> str:
+    """Return 32 hex digits that all rows of a table decide, whatever their order and partitions."""
+    columns = [
+        # Spark hashes no maps, whose order is nobody's.
+        F.sort_array(F.map_entries(_quoted(field.name))) if isinstance(field.dataType, MapType) else _quoted(field.name)
+        for field in table.schema
+    ]
+    # Sums of 64-bit hashes as decimals: whole numbers, so the order of the summands does not matter.
+    sums = [F.sum(F.xxhash64(F.lit(seed), *columns).cast("decimal(20,0)")) for seed in (1, 2)]
+    row = table.agg(F.count(F.lit(1)), *sums).first()
+    assert row is not None  # noqa: S101 - an aggregate has a row
+    schema = ",".join(f"{field.name} {field.dataType.simpleString()}" for field in table.schema)
+    text = f"{schema} {row[0]} {row[1]} {row[2]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _quoted(name: str) -> str:
+    return f"`{name.replace('`', '``')}`"

@@ -1,0 +1,354 @@
+"""Runs a training function that was written for ``MirroredStrategyRunner``, unchanged, under our supervision."""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pyspark.sql import SparkSession
+
+from callbacks.credentials import without_credentials
+from training import function_plan, preflight, tracking
+from training.elastic import Elastic, WorkerRange, parse_workers
+from training.events import Event
+from training.failure_policy import Attempt, Budgets
+from training.function_plan import FunctionPlan, FunctionStrategy, TrainFn
+from training.launcher import SparkLauncher
+from training.live_view import LiveView
+from training.run_folder import RunFolder, open_run_folder
+from training.run_history import DEFAULT_OUTPUT
+from training.signals import on_stop_signals
+from training.spark_session import bind_address, driver_address, open_session, task_slots
+from training.supervisor import Supervisor, TrainingStoppedError
+from training.watchdog import Limits
+from training.worker import RankTask
+
+ENTRY = "training.function_rank:train"
+
+# Of other people's code nobody knows how long its steps are: what stands still for longer than these surely hangs.
+_FIRST_STEP_SECONDS = 1800.0
+_STEP_SECONDS = 600.0
+_CHECKPOINT_SECONDS = 1800.0
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a finished training function left.
+
+    Attributes:
+        result: What it returned on rank 0.
+        attempts: Every launch; the last one finished.
+        run_id: MLflow run; None where the tracking server stayed away.
+        run_folder: Configuration, events and, by default, checkpoints.
+        tracking_uri: MLflow store.
+        replay: Command that sends MLflow what it could not be told; None when it knows all.
+    """
+
+    result: Any
+    attempts: tuple[Attempt, ...]
+    run_id: str | None
+    run_folder: Path
+    tracking_uri: str
+    replay: str | None = None
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How a training function is run.
+
+    Attributes:
+        name: Names the run folders and, by default, the experiment.
+        function: What people call the function.
+        fingerprint: Of its code and its arguments.
+        workers: Workers that train side by side; ``2:4`` goes on with as few as 2 when slots are lost.
+        output: Folder for run folders and the default MLflow store.
+        checkpoints: Where the function's checkpoints go, a folder or the URI of a store; by default the run's folder.
+        tracking_uri: MLflow tracking server or store; by default an SQLite file under ``output``.
+        experiment: MLflow experiment; by default ``name``.
+        resume: Continue an unfinished run of the same function with the same arguments.
+        max_restarts: How often a lost or hung worker may restart the function.
+        start_limit_seconds: Longest time that the function may take outside of ``fit``, for its data say; None for any.
+        step_limit_seconds: Longest time of a step within ``fit``; None for ten minutes.
+        strategy: The scope it runs in: TensorFlow's ``multi_worker_mirrored``, as the plain runner's, our ``ring``, or
+            its ``own``.
+        gpus_per_worker: GPUs of a worker, scheduled by Spark; 0 trains on the CPU.
+        verbose: Show what Spark and TensorFlow log.
+    """
+
+    name: str
+    function: str
+    fingerprint: str
+    workers: int | str = "2"
+    output: str = DEFAULT_OUTPUT
+    checkpoints: str | None = None
+    tracking_uri: str | None = dataclasses.field(default=None, repr=False)
+    experiment: str | None = None
+    resume: bool = True
+    max_restarts: int = 3
+    start_limit_seconds: float | None = None
+    step_limit_seconds: float | None = None
+    strategy: FunctionStrategy = "multi_worker_mirrored"
+    gpus_per_worker: int = 0
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if _NAME.fullmatch(self.name) is None:
+            raise ValueError(f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders")
+        if "://" in self.output:
+            raise ValueError(f"output '{self.output}' is on another store; give a folder that driver and workers share")
+        for name in ("max_restarts", "gpus_per_worker"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 0 or more")
+        for name in ("start_limit_seconds", "step_limit_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; use a number of seconds above 0, or None")
+        if self.strategy not in get_args(FunctionStrategy):
+            raise ValueError(f"strategy '{self.strategy}' is unknown; use one of {list(get_args(FunctionStrategy))}")
+        if self.strategy == "ring" and self.gpus_per_worker:
+            raise ValueError("the strategy ring trains on CPUs; use multi_worker_mirrored with gpus_per_worker")
+        _ = self.worker_range
+
+    @property
+    def worker_range(self) -> WorkerRange:
+        """From the fewest workers to the most."""
+        return parse_workers(self.workers)
+
+    @property
+    def elastic(self) -> Elastic:
+        """The numbers of workers that may train. The function knows its own batch, so every number will do."""
+        sizes = self.worker_range
+        return Elastic(sizes, global_batch_size=math.lcm(*range(sizes.fewest, sizes.most + 1)))
+
+    @property
+    def limits(self) -> Limits:
+        """When a rank counts as hung. Outside of ``fit`` nobody can tell, unless the limit is given."""
+        return Limits(
+            start_seconds=self.start_limit_seconds or math.inf,
+            first_step_seconds=max(_FIRST_STEP_SECONDS, self.step_limit_seconds or 0.0),
+            step_seconds=self.step_limit_seconds or _STEP_SECONDS,
+            checkpoint_seconds=_CHECKPOINT_SECONDS,
+        )
+
+    @property
+    def identity(self) -> str:
+        """Twelve hex digits that two runs share when one may continue the other."""
+        text = f"{self.name} {self.function} {self.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def store(self) -> str:
+        """The MLflow store."""
+        return self.tracking_uri or tracking.default_uri(Path(self.output))
+
+    def public(self) -> dict[str, Any]:
+        """Return every knob as anybody may see it: without the password of the tracking server."""
+        return dataclasses.asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
+
+    def save(self, path: Path) -> None:
+        """Write the knobs as YAML."""
+        path.write_text(yaml.safe_dump(self.public(), sort_keys=False, width=120), encoding="utf-8")
+
+
+def run_train_fn(
+    train_fn: TrainFn,
+    workers: int | str = "2",
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    output: str | Path = DEFAULT_OUTPUT,
+    checkpoints: str | None = None,
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+    resume: bool = True,
+    max_restarts: int = 3,
+    start_limit_seconds: float | None = None,
+    step_limit_seconds: float | None = None,
+    use_custom_strategy: bool = False,
+    strategy: FunctionStrategy | None = None,
+    gpus_per_worker: int = 0,
+    spark: SparkSession | None = None,
+    verbose: bool = False,
+) -> Launched:
+    """Do what ``MirroredStrategyRunner(num_slots=workers).run(train_fn, **kwargs)`` does, and look after it.
+
+    The function runs unchanged, in a process of its own on every worker. Each ``fit`` that it calls shows its progress
+    and logs its epochs' metrics to one MLflow run; a worker that is lost or hangs starts it again. It then goes on from
+    its own checkpoints: those that it keeps in the folder that the environment variable ``MIRRORSPARK_CHECKPOINTS``
+    names, for example with `callbacks.backup.BackupAndRestore` and `callbacks.checkpoint.ChiefCheckpoint`.
+
+    Args:
+        train_fn: The function. It travels by value, as Spark's own functions do.
+        workers: How many; ``2:4`` goes on with as few as 2 when slots are lost, and grows back to 4.
+        kwargs: Its arguments.
+        name: Names the run; by default as the function is called.
+        output: Folder for the run, and for the MLflow store by default; driver and workers share it.
+        checkpoints: What ``MIRRORSPARK_CHECKPOINTS`` is set to; by default a folder of the run's.
+        tracking_uri: MLflow tracking server or store.
+        experiment: MLflow experiment; by default ``name``.
+        resume: Continue an unfinished run of the same function with the same arguments.
+        max_restarts: How often a lost or hung worker may restart it.
+        start_limit_seconds: Longest time that it may take outside of ``fit``; None for any.
+        step_limit_seconds: Longest time of a step within ``fit``; None for ten minutes.
+        use_custom_strategy: The function builds its own strategy, as the plain runner's option of that name says.
+        strategy: The scope it is given otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
+        gpus_per_worker: GPUs of a worker.
+        spark: The session; by default the active one, or a local one with a slot per worker.
+        verbose: Show what Spark and TensorFlow log.
+
+    Raises:
+        TrainFnError: The function cannot travel.
+        PreflightError: The session cannot run a barrier job of that many workers, or a store cannot be reached.
+        TrainingFailedError: An error of the function, or one lost worker too many; the message names the first error,
+            ``attempts[-1].first_error`` has its traceback.
+        TrainingStoppedError: Somebody asked for a stop.
+        ReturnValueError: The training is finished, but what the function returned cannot come back.
+    """
+    if use_custom_strategy and strategy not in (None, "own"):
+        raise ValueError(f"strategy is '{strategy}', and use_custom_strategy says that the function brings its own")
+    payload = function_plan.pack_function(train_fn, kwargs or {})
+    called = function_plan.name_of(train_fn)
+    config = LaunchConfig(
+        name=name or (called if _NAME.fullmatch(called) else "train_fn"),
+        function=called,
+        fingerprint=function_plan.fingerprint(train_fn, kwargs or {}),
+        workers=workers,
+        output=str(output),
+        checkpoints=checkpoints,
+        tracking_uri=tracking_uri,
+        experiment=experiment,
+        resume=resume,
+        max_restarts=max_restarts,
+        start_limit_seconds=start_limit_seconds,
+        step_limit_seconds=step_limit_seconds,
+        strategy=strategy or ("own" if use_custom_strategy else "multi_worker_mirrored"),
+        gpus_per_worker=gpus_per_worker,
+        verbose=verbose,
+    )
+    preflight.require(preflight.check_driver(Path(config.output), config.store))
+    spark = spark or open_session(None, config.worker_range.most, verbose=verbose)
+    preflight.require(
+        preflight.check_cluster(
+            spark,
+            config.worker_range.fewest,
+            Path(config.output),
+            checkpoints=checkpoints,
+            gpus_per_worker=gpus_per_worker,
+        )
+    )
+    launcher = FunctionLauncher(SparkLauncher(spark, gpus_per_worker), payload)
+    with _opened(config) as launch:
+        attempts = launch.supervise(spark, launcher)
+    return Launched(
+        result=launcher.returned(called),
+        attempts=attempts,
+        run_id=launch.tracked.run_id,
+        run_folder=launch.folder.path,
+        tracking_uri=launch.tracked.uri,
+        replay=launch.replay,
+    )
+
+
+class FunctionLauncher:
+    """Launches attempts whose ranks run a function, and keeps what it returned."""
+
+    def __init__(self, launcher: SparkLauncher, payload: bytes) -> None:
+        """Keep the function as bytes: it travels with each attempt's tasks, in memory."""
+        self._launcher = launcher
+        self._payload = payload
+        self._answer: dict[str, Any] = {}
+
+    def __call__(self, plan: FunctionPlan) -> tuple[dict[str, Any], ...]:
+        """Return how every rank ended; see :class:`training.launcher.SparkLauncher`."""
+        outcomes = self._launcher.launch(RankTask(plan, entry=ENTRY, payload=self._payload), plan.workers)
+        self._answer = next((outcome for outcome in outcomes if outcome["outcome"] == "finished"), {})
+        return outcomes
+
+    def cancel(self) -> None:
+        """End the attempt that runs, from another thread."""
+        self._launcher.cancel()
+
+    def returned(self, called: str) -> Any:
+        """Return what the function, ``called`` so, returned on rank 0.
+
+        Raises:
+            ReturnValueError: It cannot come back.
+        """
+        if "refused" in self._answer:
+            raise function_plan.ReturnValueError(f"{called} is finished, but {self._answer['refused']}")
+        return function_plan.unpack_value(self._answer["value"])
+
+
+@contextlib.contextmanager
+def _opened(config: LaunchConfig) -> Iterator["_Launch"]:
+    """Open the run's folder and its MLflow run, and leave both finished, stopped or failed."""
+    folder = open_run_folder(config, "function")  # type: ignore[arg-type] # it needs name, identity, output and resume
+    config.save(folder.config)
+    experiment = config.experiment or config.name
+    tracked = tracking.TrackedRun(config.store, experiment, Path(config.output), folder.continues, folder.path.name)
+    folder.save_state("running", tracked.run_id)
+    try:
+        launch = _Launch(config, folder, tracked, LiveView(epochs=0))
+        tracked.log_params(config.public())
+        tracked.log_document(tracking.environment(), "environment.json")
+        for event in folder.past_events():
+            # A killed driver may not have sent its last metrics; what is there already is skipped.
+            tracked.on_event(event)
+        yield launch
+    except BaseException as error:
+        is_stopped = isinstance(error, TrainingStoppedError | KeyboardInterrupt)
+        folder.save_state("stopped" if is_stopped else "failed", tracked.run_id)
+        tracked.finish("KILLED" if is_stopped else "FAILED")
+        raise
+    launch.replay = tracked.finish("FINISHED")
+    folder.save_state("finished", tracked.run_id)
+
+
+@dataclass
+class _Launch:
+    """A run of a function while it goes on."""
+
+    config: LaunchConfig
+    folder: RunFolder
+    tracked: tracking.TrackedRun
+    view: LiveView
+    replay: str | None = None
+
+    def supervise(self, spark: SparkSession, launcher: FunctionLauncher) -> tuple[Attempt, ...]:
+        """Run the function to its end."""
+        config = self.config
+        supervisor = Supervisor(
+            launch=launcher,  # type: ignore[arg-type] # of another plan
+            host=bind_address(spark),
+            advertised=driver_address(spark),
+            elastic=config.elastic,
+            slots=lambda: task_slots(spark),
+            on_event=self._on_event,
+            budgets=Budgets(max_restarts=config.max_restarts),
+            limits=config.limits,
+        )
+        plan = FunctionPlan(
+            workers=config.worker_range.most,
+            checkpoints=config.checkpoints or str(self.folder.checkpoints),
+            strategy=config.strategy,
+            verbose=config.verbose,
+        )
+        with self.view.stage(config.name) as stage, on_stop_signals(supervisor.request_stop, supervisor.stop_now):
+            attempts = supervisor.supervise(plan)  # type: ignore[arg-type] # of the same fields as far as it looks
+            tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
+            stage.note = f"{attempts[-1].epochs} epochs{tries}"
+        return attempts
+
+    def _on_event(self, event: Event) -> None:
+        self.tracked.on_event(event)
+        self.view.on_event(event)
+        # Last: a full disk must not keep the others from hearing it.
+        self.folder.append_event(event)
