@@ -6,22 +6,15 @@ that lies there already is used as it is.
 """
 
 import hashlib
-import json
-import os
-import shutil
-import subprocess
-import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
 from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, question_of
-from benchmarks.connector_process import RESULT_PREFIX
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
+from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, started
 from benchmarks.report import Report, timing_table
 from benchmarks.spark_work import drain, emptied
 from benchmarks.tables import Kind, parquet_files
@@ -42,44 +35,7 @@ READ_ROWS = "read_tfrecords, row layout"
 READ_BLOCKS = "read_tfrecords, block layout"
 WRITE_MARK, FROM_PARQUET_MARK, READ_MARK = 2.0, 5.0, 5.0
 
-_INSTALL_SECONDS = 600
 _CONNECTOR = Path(__file__).with_name("connector_process.py")
-
-
-class UnavailableError(RuntimeError):
-    """The connector cannot be measured here; the message is one sentence that says why."""
-
-
-@dataclass(frozen=True)
-class Connector:
-    """The process in which the connector runs.
-
-    Attributes:
-        requests: Takes one JSON object per line.
-        answers: Gives one line per request, and lines that others write in between.
-        log: What the process says besides.
-    """
-
-    requests: IO[str]
-    answers: IO[str]
-    log: Path
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Return the answer to ``request``.
-
-        Raises:
-            UnavailableError: The process ended instead.
-        """
-        try:
-            self.requests.write(json.dumps(request) + "\n")
-            self.requests.flush()
-        except BrokenPipeError:
-            pass  # what it said before it ended is read below
-        for line in self.answers:
-            if line.startswith(RESULT_PREFIX):
-                answer: dict[str, Any] = json.loads(line.removeprefix(RESULT_PREFIX))
-                return answer
-        raise UnavailableError(reason_in(self.log.read_text(encoding="utf-8", errors="replace")))
 
 
 def run(options: Options) -> Report:
@@ -92,7 +48,7 @@ def run(options: Options) -> Report:
         return Report(BENCHMARK.name, BENCHMARK.question, (), skipped=str(error))
 
 
-def _measured(options: Options, connector: Connector) -> Report:
+def _measured(options: Options, connector: OtherProcess) -> Report:
     versions = connector.ask(work="versions")
     spark = spark_work.session()
     files = parquet_files(options.scratch, Kind.NUMBERS, options.rows)
@@ -118,7 +74,7 @@ def _measured(options: Options, connector: Connector) -> Report:
     return Report(BENCHMARK.name, BENCHMARK.question, tables, marks, conditions=beside)
 
 
-def _writes(options: Options, connector: Connector, files: list[Path]) -> dict[str, Timing]:
+def _writes(options: Options, connector: OtherProcess, files: list[Path]) -> dict[str, Timing]:
     from data_pipelines.tfrecords import write_tfrecords, write_tfrecords_from_parquet
 
     spark = spark_work.session()
@@ -137,7 +93,7 @@ def _writes(options: Options, connector: Connector, files: list[Path]) -> dict[s
     return interleave([Contender(name, work, emptied(Path(target))) for name, work in ways.items()], options.rounds)
 
 
-def _reads(options: Options, connector: Connector, files: list[Path]) -> dict[str, Timing]:
+def _reads(options: Options, connector: OtherProcess, files: list[Path]) -> dict[str, Timing]:
     from data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 
     spark = spark_work.session()
@@ -172,57 +128,21 @@ def connector_home(options: Options) -> Path:
             f"{'none' if java is None else java}; set JAVA_HOME to a Java 17."
         )
     home = (options.cache or options.scratch).absolute() / "spark-3.5"
-    if (home / "ready").is_file():
-        return home
-    shutil.rmtree(home, ignore_errors=True)
-    venv.create(home, with_pip=True)
-    install = [_python_of(home), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", SPARK_REQUIREMENT]
-    try:
-        subprocess.run(install, check=True, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError(f"{SPARK_REQUIREMENT} was not installed within {_INSTALL_SECONDS} s.") from error
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no word why"])[-1]
-        raise UnavailableError(f"{SPARK_REQUIREMENT} cannot be installed from the package index ({last}).") from error
-    (home / "ready").touch()
+    environment_with([SPARK_REQUIREMENT], home)
     return home
 
 
 @contextmanager
-def _started(home: Path, log: Path) -> Iterator[Connector]:
+def _started(home: Path, log: Path) -> Iterator[OtherProcess]:
     """Yield the process, and end it."""
     jar = home.parent / JAR
     source = (
         ["--jars", str(jar)] if jar.is_file() else ["--packages", ARTIFACT, "--conf", f"spark.jars.ivy={home / 'ivy'}"]
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYSPARK_", "PYTHON"))}
-    environment.pop("SPARK_HOME", None)
-    environment |= {
-        "PYSPARK_SUBMIT_ARGS": " ".join(["--driver-memory", "2g", *source, "pyspark-shell"]),
-        "PYSPARK_PYTHON": _python_of(home),
-        "SPARK_LOCAL_IP": "127.0.0.1",
-    }
-    with log.open("w", encoding="utf-8") as messages:
-        process = subprocess.Popen(
-            [_python_of(home), str(_CONNECTOR), str(spark_work.SLOTS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            text=True,
-            env=environment,
-            cwd=home,
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield Connector(process.stdin, process.stdout, log)
-    finally:
-        # The end of its input ends it, and the JVM with it.
-        process.stdin.close()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    environment = {"PYSPARK_SUBMIT_ARGS": " ".join(["--driver-memory", "2g", *source, "pyspark-shell"])}
+    command = [_python_of(home), str(_CONNECTOR), str(spark_work.SLOTS)]
+    with started(command, environment, log, reason_in) as connector:
+        yield connector
 
 
 def _origin(cache: Path | None) -> str:

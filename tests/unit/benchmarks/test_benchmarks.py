@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data_path
+from benchmarks import data_path, training
 from benchmarks.benchmark import Benchmark, Options, answer, on_one_core, question_of, scratch_folder
 from benchmarks.cost_per_row import cost_tables, growth
 from benchmarks.file_sizes import size_table
 from benchmarks.jvm_connector import ARTIFACT, reason_in
 from benchmarks.measure import Mark, Timing
 from benchmarks.report import REPOSITORY, Report
+from benchmarks.suite import overview
 from benchmarks.writer_memory import peak_bytes
 
 
@@ -21,7 +22,7 @@ def cores_in_use() -> int:
     return len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize("name", data_path.NAMES)
+@pytest.mark.parametrize("name", data_path.SUITE.benchmarks)
 def test_every_benchmark_goes_by_the_name_of_its_file_and_asks_a_question(name: str) -> None:
     benchmark: Benchmark = importlib.import_module(f"benchmarks.{name}").BENCHMARK
 
@@ -29,14 +30,14 @@ def test_every_benchmark_goes_by_the_name_of_its_file_and_asks_a_question(name: 
     assert "?" in benchmark.question
 
 
-def test_every_benchmark_of_the_folder_is_run_by_the_one_command() -> None:
+def test_every_benchmark_of_the_folder_is_run_by_one_of_the_two_commands() -> None:
     with_command = {
         path.stem
         for path in (REPOSITORY / "benchmarks").glob("*.py")
         if "BENCHMARK = Benchmark(" in path.read_text(encoding="utf-8")
     }
 
-    assert with_command == set(data_path.NAMES)
+    assert with_command == {*data_path.SUITE.benchmarks, *training.SUITE.benchmarks}
 
 
 @pytest.mark.parametrize("knob", ["rows", "rounds"])
@@ -117,7 +118,7 @@ def test_overview_lists_all_marks_and_what_was_skipped() -> None:
         Report("jvm_connector", "How fast?", (), skipped="Maven cannot be reached."),
     ]
 
-    page = data_path.overview(reports, rounds=3)
+    page = overview(data_path.SUITE, reports, rounds=3)
 
     assert "| [file_sizes](file_sizes.md) | block / row | 0.2 | at most 0.25 | met |" in page
     assert "- [jvm_connector](jvm_connector.md): Maven cannot be reached." in page

@@ -1,0 +1,132 @@
+"""What a benchmark compares with but the project does not depend on: an environment for it, and a process that runs it.
+
+The process takes requests on its standard input, one JSON object per line, and answers each with one line of JSON.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import venv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.connector_process import RESULT_PREFIX
+
+_INSTALL_SECONDS = 1200
+_END_SECONDS = 60
+
+
+class UnavailableError(RuntimeError):
+    """The other side cannot be measured here; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class OtherProcess:
+    """A process that answers requests.
+
+    Attributes:
+        requests: Takes one JSON object per line.
+        answers: Gives one line per request, and lines that others write in between.
+        log: What the process says besides.
+        explain: Makes one sentence of that, on why the process ended.
+    """
+
+    requests: IO[str]
+    answers: IO[str]
+    log: Path
+    explain: Callable[[str], str]
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Return the answer to ``request``.
+
+        Raises:
+            UnavailableError: The process ended instead.
+        """
+        try:
+            self.requests.write(json.dumps(request) + "\n")
+            self.requests.flush()
+        except BrokenPipeError:
+            pass  # what it said before it ended is read below
+        for line in self.answers:
+            if line.startswith(RESULT_PREFIX):
+                answer: dict[str, Any] = json.loads(line.removeprefix(RESULT_PREFIX))
+                return answer
+        raise UnavailableError(self.explain(self.log.read_text(encoding="utf-8", errors="replace")))
+
+
+def environment_with(requirements: Sequence[str], home: Path) -> Path:
+    """Return the Python of the environment ``home``, which is made with ``requirements`` unless it is there.
+
+    Raises:
+        UnavailableError: They cannot be installed.
+    """
+    python = home / "bin" / "python"
+    if (home / "ready").is_file():
+        return python
+    shutil.rmtree(home, ignore_errors=True)
+    venv.create(home, with_pip=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+    names = ", ".join(requirements)
+    try:
+        subprocess.run(install, check=True, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"{names}: not installed within {_INSTALL_SECONDS} s.") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no word why"])[-1]
+        raise UnavailableError(f"{names}: cannot be installed from the package index ({last}).") from error
+    (home / "ready").touch()
+    return python
+
+
+def last_error(log: str) -> str:
+    """Return one sentence on why the process ended, from what it wrote."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    telling = [line for line in lines if "Exception" in line or "Error" in line]
+    return f"the process ended: {(telling or lines or ['no word why'])[-1]}"
+
+
+@contextmanager
+def started(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    explain: Callable[[str], str] = last_error,
+) -> Iterator[OtherProcess]:
+    """Yield the process that ``command`` starts, and end it.
+
+    Args:
+        command: Its first word is the Python of the other environment.
+        environment: Added to this process's own, from which what leads to our packages and our Spark is taken away.
+        log: File for what it says besides its answers.
+        explain: Makes one sentence of the log, on why the process ended.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYSPARK_", "PYTHON"))}
+    inherited.pop("SPARK_HOME", None)
+    own = {"PYSPARK_PYTHON": command[0], "PYSPARK_DRIVER_PYTHON": command[0], "SPARK_LOCAL_IP": "127.0.0.1"}
+    with log.open("w", encoding="utf-8") as messages:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            text=True,
+            env={**inherited, **own, **environment},
+            cwd=log.parent,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield OtherProcess(process.stdin, process.stdout, log, explain)
+    finally:
+        # The end of its input ends it, and the JVM with it.
+        process.stdin.close()
+        try:
+            process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()

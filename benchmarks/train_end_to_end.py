@@ -1,0 +1,131 @@
+"""How long do the flights take from their table to a trained model, next to the plain pattern?
+
+Ours: ``convert`` and ``train``. The plain pattern: row TFRecords written by Spark, a parse of every single example, and
+``fit`` under the runner. Same table, same model, same epochs with a validation each; from the query to the end of the
+last epoch. What ours does after that (export, evaluation, registry) does not count; its checkpoints and MLflow do.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from benchmarks.benchmark import Benchmark, Options, main, question_of
+from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
+from benchmarks.report import Report, Table, timing_table
+from benchmarks.train_plain import SPLITS, PlainRank, fit_encoding, write_examples
+from benchmarks.train_work import WORKERS, in_new_process, launch, read_events, usual_session
+from models.multi_field import Settings
+from training.config import RunConfig
+
+RECIPE = "flights"
+PLAIN = "the plain pattern"
+OURS = "convert and train"
+EPOCHS = 10
+SPEED_MARK = 3.0
+
+
+def run(options: Options) -> Report:
+    """Go both ways in turns, each time in a new driver with a session of its own."""
+    aucs: dict[str, list[float]] = {PLAIN: [], OURS: []}
+    folder = options.scratch / "work"
+
+    def contender(name: str, way: Callable[[int, Path], tuple[float, float]]) -> Contender:
+        def work() -> float:
+            seconds, auc = in_new_process(way, options.rows, folder)
+            aucs[name].append(auc)
+            return seconds
+
+        return Contender(name, work, partial(shutil.rmtree, folder, ignore_errors=True))
+
+    timings = interleave([contender(PLAIN, _plain), contender(OURS, _ours)], options.rounds)
+    tables = (_seconds(options.rows, timings), _quality(aucs))
+    mark = Mark(f"{OURS} / {PLAIN}", speed_ratio(timings, OURS, PLAIN), SPEED_MARK)
+    return Report(BENCHMARK.name, BENCHMARK.question, tables, (mark,))
+
+
+def _seconds(rows: int, timings: Mapping[str, Timing]) -> Table:
+    note = (
+        "Rows are those of the table; an epoch trains on about 0.73 of them. The plain pattern does not cache what it "
+        "has parsed: a table that needs a cluster does not fit into the memory of a worker."
+    )
+    return timing_table(f"{rows:,} flights, {EPOCHS} epochs, {WORKERS} workers", rows, timings, PLAIN, note=note)
+
+
+def _quality(aucs: Mapping[str, list[float]]) -> Table:
+    rows = tuple((name, f"{min(found):.4f}", f"{max(found):.4f}") for name, found in aucs.items())
+    return Table("AUC of the last validation", ("way", "lowest", "highest"), rows)
+
+
+def _config(folder: Path) -> RunConfig:
+    return RunConfig.from_recipe(
+        RECIPE,
+        workers=WORKERS,
+        threads_per_worker=1,
+        epochs=EPOCHS,
+        patience=0,
+        baseline="none",
+        resume=False,
+        output=str(folder / "output"),
+    )
+
+
+def _ours(rows: int, folder: Path) -> tuple[float, float]:
+    """Return the seconds until the last epoch ended, and its validation AUC."""
+    from data_pipelines.convert import convert
+    from training.train import train
+
+    spark, config = usual_session(), _config(folder)
+    start = time.time()
+    dataset = convert(_table(spark, config, rows), config.spec, folder / "dataset", options=config.conversion)
+    trained = train(dataset, config, spark)
+    spark.stop()
+    events = read_events(trained.run_folder / "events.jsonl")
+    last = [event for event in events if event["event"] == "epoch_end" and event.get("rank") == 0][-1]
+    return float(last["time"]) - start, float(last["logs"]["val_auc"])
+
+
+def _plain(rows: int, folder: Path) -> tuple[float, float]:
+    """Return the seconds until the last epoch ended, and its validation AUC."""
+    spark, config = usual_session(), _config(folder)
+    start = time.time()
+    # Read several times; the query is run once.
+    table = _table(spark, config, rows).cache()
+    encoding = fit_encoding(table.where("split = 'train'"), config.spec)
+    counts = {row.split: row["count"] for row in table.groupBy("split").count().collect()}
+    for split in SPLITS:
+        write_examples(table.where(F.col("split") == split), encoding, folder / split)
+    table.unpersist()
+    settings = Settings(**config.model_settings)
+    rank = PlainRank(
+        encoding,
+        folder,
+        {split: -(-counts[split] // config.global_batch_size) for split in SPLITS},
+        EPOCHS,
+        config.global_batch_size,
+        config.learning_rate,
+        settings.embedding_dim,
+        settings.hidden_units,
+        settings.dropout,
+    )
+    end, auc = launch(rank, makes_its_strategy=False)
+    spark.stop()
+    return end - start, auc
+
+
+def _table(spark: SparkSession, config: RunConfig, rows: int) -> DataFrame:
+    from training.pipeline import recipe_table
+
+    table = recipe_table(spark, config)
+    # A limit puts all rows into one partition.
+    return table if rows >= BENCHMARK.rows else table.limit(rows)
+
+
+BENCHMARK = Benchmark("train_end_to_end", question_of(__doc__), 336_776, run)
+
+if __name__ == "__main__":
+    main(BENCHMARK)

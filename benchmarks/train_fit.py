@@ -1,0 +1,153 @@
+"""One rank of the TensorFlow sides of ``train_steps``: the same model and ``fit``, under the strategy of each side."""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import harmonic_mean
+from typing import TYPE_CHECKING, Any, Literal
+
+from pyspark import BarrierTaskContext
+
+from benchmarks.train_data import (
+    EMBEDDING_DIM,
+    EMBEDDING_LEARNING_RATE,
+    FEATURES,
+    HIDDEN_UNITS,
+    ITEMS,
+    LEARNING_RATE,
+    USERS,
+    Work,
+    rows_of,
+)
+
+if TYPE_CHECKING:  # the driver pickles the ranks without loading TensorFlow
+    import tensorflow as tf
+    import tf_keras
+
+    from training.ring import Ring
+
+Side = Literal["plain", "ring", "alone"]
+
+
+@dataclass(frozen=True)
+class FitRank:
+    """What a barrier task runs.
+
+    Attributes:
+        side: ``plain``: the strategy in whose scope it is called, the runner's; ``ring``: `RingStrategy`; ``alone``:
+            TensorFlow's default, by which the workers know nothing of each other.
+        work: What to train.
+        steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
+        local_steps: Steps of a worker between two means; 1 is synchronous training.
+        token: Secret of the ring.
+    """
+
+    side: Side
+    work: Work
+    steps_per_execution: int = 50
+    local_steps: int = 1
+    token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+
+    def __call__(self) -> float:
+        """Train and return the seconds of the timed epochs, in the mean of the ranks."""
+        import tensorflow as tf
+
+        from training.local_updates import Settle
+        from training.ring import Ring
+        from training.ring_strategy import RingStrategy
+
+        cluster = json.loads(os.environ["TF_CONFIG"])
+        rank = int(cluster["task"]["index"])
+        ring = None if self.side == "plain" else Ring.connect(rank, cluster["cluster"]["worker"], self.token)
+        strategy = RingStrategy(ring) if ring and self.side == "ring" else tf.distribute.get_strategy()
+        with strategy.scope():
+            model = self._compiled(ring)
+        clock = epoch_clock(ring if self.side == "alone" else None)
+        model.fit(
+            strategy.distribute_datasets_from_function(lambda context: _batches(self.work, rank)),
+            epochs=1 + self.work.epochs,
+            steps_per_epoch=self.work.steps,
+            callbacks=[*([Settle()] if self.local_steps > 1 else []), clock],
+            verbose=0,
+        )
+        # The rates of all workers add up to the rate of the whole.
+        return harmonic_mean([float(text) for text in BarrierTaskContext.get().allGather(repr(clock.seconds))])
+
+    def _compiled(self, ring: "Ring | None") -> "tf_keras.Model":
+        import tf_keras
+
+        from models.optimizers import OptimizerSettings, build_optimizer
+        from training.local_updates import local_updates
+
+        tf_keras.utils.set_random_seed(1)
+        rules = [local_updates(ring, self.local_steps)] if ring and self.local_steps > 1 else []
+        if self.work.model == "mlp":
+            model, settings = _mlp(), OptimizerSettings("adam", LEARNING_RATE)
+            loss: Any = tf_keras.losses.BinaryCrossentropy(from_logits=True)
+            metrics = [tf_keras.metrics.AUC(name="auc", from_logits=True)]
+        else:
+            # Keras' Adam goes through the whole tables in every step; this one through what a batch names.
+            model, settings = _two_tower(), OptimizerSettings("adagrad", EMBEDDING_LEARNING_RATE)
+            loss, metrics = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), []
+        model.compile(
+            build_optimizer(settings, *rules), loss, metrics=metrics, steps_per_execution=self.steps_per_execution
+        )
+        return model
+
+
+def _mlp() -> "tf_keras.Model":
+    import tf_keras
+
+    hidden = [tf_keras.layers.Dense(units, activation="relu") for units in HIDDEN_UNITS]
+    return tf_keras.Sequential([tf_keras.Input((FEATURES,)), *hidden, tf_keras.layers.Dense(1)])
+
+
+def _two_tower() -> "tf_keras.Model":
+    import tensorflow as tf
+    import tf_keras
+
+    users, items = tf_keras.Input((), dtype=tf.int64), tf_keras.Input((), dtype=tf.int64)
+    embedded = [tf_keras.layers.Embedding(rows, EMBEDDING_DIM)(ids) for rows, ids in ((USERS, users), (ITEMS, items))]
+    logits = tf_keras.layers.Lambda(lambda towers: tf.matmul(*towers, transpose_b=True))(embedded)
+    return tf_keras.Model((users, items), logits)
+
+
+def _batches(work: Work, rank: int) -> "tf.data.Dataset":
+    import tensorflow as tf
+
+    inputs, labels = rows_of(work, rank)
+    rows = (inputs if len(inputs) > 1 else inputs[0], labels)
+    batches = tf.data.Dataset.from_tensor_slices(rows).batch(work.batch, drop_remainder=True)
+    # Cut once; from then on they lie in memory.
+    batches = batches.cache().repeat().prefetch(4)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    return batches.with_options(options)
+
+
+def epoch_clock(ring: "Ring | None" = None) -> Any:
+    """Return a callback whose ``seconds`` are those of the epochs after the first.
+
+    Args:
+        ring: Ranks that do not wait for each other anyway begin together by it.
+    """
+    import tf_keras
+
+    class Clock(tf_keras.callbacks.Callback):
+        def __init__(self) -> None:
+            super().__init__()
+            self._supports_tf_logs = True
+            self._begin = 0.0
+            self.seconds = 0.0
+
+        def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+            if epoch == 0:
+                if ring is not None:
+                    ring.barrier()
+                self._begin = time.perf_counter()
+            self.seconds = time.perf_counter() - self._begin
+
+    return Clock()

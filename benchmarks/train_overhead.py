@@ -1,0 +1,78 @@
+"""How much of the throughput do supervision, progress, checkpoints and MLflow take together?
+
+A whole run through ``train`` against the same ``fit`` in bare ranks: same reader, same ring, no callbacks, no events.
+The time is that from the end of the first epoch to the end of the last, validations included.
+"""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from benchmarks.benchmark import Benchmark, Options, main, question_of
+from benchmarks.measure import Contender, Mark, interleave
+from benchmarks.report import Report, timing_table
+from benchmarks.train_bare import BareRank
+from benchmarks.train_work import (
+    config_of,
+    epoch_times,
+    launch,
+    numbers_dataset,
+    read_events,
+    session_with_new_workers,
+)
+from data_pipelines.dataset import Dataset
+from training.plan import TrainingPlan
+
+SUPERVISED = "training.train"
+BARE = "bare ranks"
+EPOCHS = 5
+GLOBAL_BATCH_SIZE = 4_096
+LOST_MARK = 0.02
+
+
+def run(options: Options) -> Report:
+    """Train both ways in turns."""
+    dataset = numbers_dataset(options, options.rows)
+    output = options.scratch / "output"
+    session = session_with_new_workers()
+    emptied = partial(shutil.rmtree, output, ignore_errors=True)
+    timings = interleave(
+        [
+            Contender(BARE, partial(_bare, dataset, output)),
+            Contender(SUPERVISED, partial(_supervised, dataset, output), emptied),
+        ],
+        options.rounds,
+    )
+    session.stop()
+    rows = Dataset.open(dataset).manifest.rows("train") * (EPOCHS - 1)
+    title = f"{EPOCHS - 1} epochs, {rows:,} rows of 40 features, batches of {GLOBAL_BATCH_SIZE:,}"
+    note = "One checkpoint per epoch in the supervised run, none in the bare ranks."
+    table = timing_table(title, rows, timings, BARE, note=note)
+    lost = lost_share(timings[SUPERVISED].median, timings[BARE].median)
+    mark = Mark("throughput lost by supervision, progress, checkpoints and MLflow", lost, LOST_MARK, "at most")
+    return Report(BENCHMARK.name, BENCHMARK.question, (table,), (mark,))
+
+
+def lost_share(supervised_seconds: float, bare_seconds: float) -> float:
+    """Return the share of the bare throughput that is lost; 0 where none is."""
+    return max(0.0, 1.0 - bare_seconds / supervised_seconds)
+
+
+def _bare(dataset: Path, output: Path) -> float:
+    config = config_of(output, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
+    plan = TrainingPlan(config, str(dataset), str(output / "none"), config.worker_range.most, GLOBAL_BATCH_SIZE)
+    return launch(BareRank(plan), makes_its_strategy=True).seconds
+
+
+def _supervised(dataset: Path, output: Path) -> float:
+    from training.train import train
+
+    config = config_of(output, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
+    ends = epoch_times(read_events(train(Dataset.open(dataset), config).run_folder / "events.jsonl"))
+    return ends[-1] - ends[0]
+
+
+BENCHMARK = Benchmark("train_overhead", question_of(__doc__), 2_000_000, run)
+
+if __name__ == "__main__":
+    main(BENCHMARK)

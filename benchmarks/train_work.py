@@ -1,0 +1,138 @@
+"""What the benchmarks of training share: their sessions, how ranks are launched, what a run's events tell."""
+
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyspark.sql import SparkSession
+from spark_tensorflow_distributor import MirroredStrategyRunner
+
+from benchmarks.benchmark import Options
+from benchmarks.tables import Kind, parquet_files
+from training.config import TrainingConfig
+from training.spark_session import open_session
+
+Result = TypeVar("Result")
+Event = Mapping[str, Any]
+
+WORKERS = 2
+# Both sides of every comparison: one thread per rank, as Spark gives each task one core.
+THREADS = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# One row in twenty is for validation, another one for testing.
+SPLIT = "CASE key % 20 WHEN 0 THEN 'validation' WHEN 1 THEN 'test' ELSE 'train' END"
+
+
+def session_with_new_workers() -> SparkSession:
+    """Return a local session in which every task gets a Python process of its own.
+
+    What one side leaves in its process, such as TensorFlow's servers and threads, would burden the next.
+    """
+    # Spark's Python workers inherit the environment of the JVM, and that one ours.
+    os.environ |= THREADS
+    # Read when the JVM starts; `open_session` sets the rest.
+    before = os.environ.get("PYSPARK_SUBMIT_ARGS")
+    os.environ["PYSPARK_SUBMIT_ARGS"] = "--conf spark.python.worker.reuse=false pyspark-shell"
+    try:
+        return open_session(f"local[{WORKERS}]", WORKERS, app_name="mirrorspark-benchmark")
+    finally:
+        os.environ.pop("PYSPARK_SUBMIT_ARGS")
+        if before is not None:
+            os.environ["PYSPARK_SUBMIT_ARGS"] = before
+
+
+def usual_session() -> SparkSession:
+    """Return a local session as a user has it: Spark's Python workers live on from task to task."""
+    os.environ |= THREADS
+    return open_session(f"local[{WORKERS}]", WORKERS, app_name="mirrorspark-benchmark")
+
+
+def launch(rank: Callable[[], Result], *, makes_its_strategy: bool) -> Result:
+    """Run ``rank`` on all workers in a barrier job of the active session, and return what the first one returns.
+
+    Args:
+        rank: Pickles; its module can be imported by Spark's Python workers.
+        makes_its_strategy: Whether it opens its own strategy, or takes the runner's.
+    """
+    # The runner announces each of its steps, and sets its own level.
+    logging.getLogger(MirroredStrategyRunner.__name__).addFilter(_is_warning)
+    runner = MirroredStrategyRunner(num_slots=WORKERS, use_gpu=False, use_custom_strategy=makes_its_strategy)
+    result: Result = runner.run(rank)
+    return result
+
+
+def numbers_dataset(options: Options, rows: int) -> Path:
+    """Return a dataset directory of 20 numbers and 20 categorical features, written unless it is there."""
+    from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+    from data_pipelines.convert import convert
+    from data_pipelines.feature_kinds import Categorical, Label, Numeric
+    from data_pipelines.features import FeatureSpec
+
+    target = options.scratch / f"dataset-{rows}"
+    if target.is_dir():
+        return target
+    files = parquet_files(options.scratch, Kind.NUMBERS, rows)
+    spark = usual_session()
+    table = spark.read.parquet(*map(str, files)).withColumn("split", F.expr(SPLIT))
+    numbers = [Numeric(name) for name in table.columns if name.startswith("float_")]
+    tokens = [Categorical(name, max_size=10_000) for name in table.columns if name.startswith("int_")]
+    convert(table, FeatureSpec((*numbers, *tokens), Label("label"), ("key",)), target)
+    spark.stop()
+    return target
+
+
+def config_of(output: Path, **knobs: Any) -> TrainingConfig:
+    """Return a new training of the ``multi_field`` model to its last epoch, that keeps its files in ``output``."""
+    usual = {"name": "benchmark", "workers": WORKERS, "threads_per_worker": 1, "patience": 0, "resume": False}
+    return TrainingConfig(**{**usual, "output": str(output), **knobs})
+
+
+def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Return what ``function`` returns in a new process: a driver with a JVM and a session of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def read_events(file: Path) -> list[Event]:
+    """Return the events of a run so far; a line that is being written is left out."""
+    if not file.is_file():
+        return []
+    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def first_time(events: Iterable[Event], event: str, **fields: object) -> float:
+    """Return the time of the first event of that name whose fields have those values.
+
+    Raises:
+        LookupError: There is none.
+    """
+    for one in events:
+        if one["event"] == event and all(one.get(name) == value for name, value in fields.items()):
+            return float(one["time"])
+    raise LookupError(f"the run told of no event '{event}' with {fields}")
+
+
+def start_seconds(events: Sequence[Event], attempt: int) -> float:
+    """Return the seconds from the launch of an attempt until its chief had made the first steps."""
+    steps = first_time(events, "phase", attempt=attempt, rank=0, phase="training")
+    return steps - first_time(events, "attempt", attempt=attempt)
+
+
+def epoch_times(events: Iterable[Event], attempt: int = 1) -> list[float]:
+    """Return when each epoch of an attempt ended."""
+    return [
+        float(event["time"])
+        for event in events
+        if event["event"] == "epoch_end" and event.get("rank") == 0 and event.get("attempt") == attempt
+    ]
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
