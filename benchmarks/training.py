@@ -11,6 +11,7 @@ SUITE = Suite(
         "train_overhead",
         "train_checkpoints",
         "train_restart",
+        "train_kills",
         "train_end_to_end",
     ),
     page="training.md",

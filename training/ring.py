@@ -181,10 +181,7 @@ class Ring:
             self._exchange(_SUM, values, theirs)
             theirs += values  # a sum of two has the same bits in either order
         elif values.nbytes <= _SMALL_BYTES:
-            first, *others = self._passed_around(_SUM, values)
-            theirs = first.copy()
-            for part in others:
-                theirs += part
+            theirs = self._summed_from_all(values)
         else:
             theirs = self._reduced_in_parts(values)
         self._done()
@@ -192,24 +189,26 @@ class Ring:
 
     def all_gather(self, values: Array) -> list[Array]:
         """Return every rank's ``values`` in the order of the ranks; the first dimensions may differ, no others."""
-        if self.workers == 1:
-            return [values.copy()]
-        values = np.ascontiguousarray(values)
-        lengths = self._passed_around(_GATHER, np.array([len(values)], np.int64))
-        gathered: list[Array] = [np.empty((int(of[0]), *values.shape[1:]), values.dtype) for of in lengths]
-        gathered[self.rank] = values
-        self._pass_around(_GATHER, gathered)
+        return [parts[0] for parts in self.all_gather_many([values])]
+
+    def all_gather_many(self, arrays: Sequence[Array]) -> list[list[Array]]:
+        """Return every rank's ``arrays`` in the order of the ranks, in one collective; see `all_gather`."""
+        arrays = [np.ascontiguousarray(array) for array in arrays]
+        parts: list[Array] = [_packed(arrays)] * self.workers
+        for turn in range(self.workers - 1):
+            mine, theirs = (self.rank - turn) % self.workers, (self.rank - turn - 1) % self.workers
+            parts[theirs] = self._exchange(_GATHER, parts[mine])
         self._done()
-        return gathered
+        return [_unpacked(part, arrays) for part in parts]
 
     def broadcast(self, values: Array) -> Array:
         """Return rank 0's ``values``; type and shape are the same on all ranks."""
         received = np.array(values, order="C")
         if self.workers > 1:
             if self.rank:
-                self._exchange(_BROADCAST, None, received)
+                self._receive(_BROADCAST, received)
             if self._after:
-                self._exchange(_BROADCAST, received, None)
+                self._send(_BROADCAST, received)
             self._done()
         return received
 
@@ -223,18 +222,17 @@ class Ring:
             if connection is not None:
                 connection.close()
 
-    def _passed_around(self, kind: int, values: Array) -> list[Array]:
-        """Return every rank's ``values``, which are of one length."""
+    def _summed_from_all(self, values: Array) -> Array:
+        """Pass every rank's ``values`` around, and sum them in the order of the ranks."""
         parts = [np.empty_like(values) for _ in range(self.workers)]
         parts[self.rank] = values
-        self._pass_around(kind, parts)
-        return parts
-
-    def _pass_around(self, kind: int, parts: list[Array]) -> None:
-        """Fill ``parts``, of which this rank has its own: what came last is passed on."""
         for turn in range(self.workers - 1):
             mine, theirs = (self.rank - turn) % self.workers, (self.rank - turn - 1) % self.workers
-            self._exchange(kind, parts[mine], parts[theirs])
+            self._exchange(_SUM, parts[mine], parts[theirs])
+        total: Array = parts[0].copy()
+        for part in parts[1:]:
+            total += part
+        return total
 
     def _reduced_in_parts(self, values: Array) -> Array:
         """Sum each part on its way around the ring, then pass the sums around.
@@ -258,20 +256,38 @@ class Ring:
         self.operations += 1
         self._observer.collectives = self.operations
 
-    def _exchange(self, kind: int, sent: Array | None, received: Array | None) -> None:
-        """Send to the next rank and receive from the previous one at the same time: neither has to buffer it all."""
-        outgoing = None if sent is None else _Outgoing(_HEADER.pack(self.operations, kind, sent.nbytes), sent)
-        incoming = None if received is None else _Incoming(received)
-        while outgoing or incoming:
-            has_moved = False
-            if outgoing:
-                has_moved = self._send_some(outgoing)
-                outgoing = None if outgoing.is_done else outgoing
-            if incoming:
+    def _exchange(self, kind: int, sent: Array, room: Array | None = None) -> Array:
+        """Send to the next rank and receive from the previous one at the same time: neither has to buffer it all.
+
+        Args:
+            kind: Of the collective.
+            sent: Goes to the next rank.
+            room: For what the previous one sends, which has to fill it; without one it may send any number of bytes.
+
+        Returns:
+            ``room``, or the bytes received.
+        """
+        outgoing = _Outgoing(_HEADER.pack(self.operations, kind, sent.nbytes), sent)
+        incoming = _Incoming(room)
+        while not (outgoing.is_done and incoming.is_done):
+            has_moved = not outgoing.is_done and self._send_some(outgoing)
+            if not incoming.is_done:
                 has_moved |= self._receive_some(incoming, kind)
-                incoming = None if incoming.is_done else incoming
             if not has_moved:
-                self._wait(reading=incoming is not None, writing=outgoing is not None)
+                self._wait(reading=not incoming.is_done, writing=not outgoing.is_done)
+        return incoming.values
+
+    def _send(self, kind: int, sent: Array) -> None:
+        outgoing = _Outgoing(_HEADER.pack(self.operations, kind, sent.nbytes), sent)
+        while not outgoing.is_done:
+            if not self._send_some(outgoing):
+                self._wait(reading=False, writing=True)
+
+    def _receive(self, kind: int, room: Array) -> None:
+        incoming = _Incoming(room)
+        while not incoming.is_done:
+            if not self._receive_some(incoming, kind):
+                self._wait(reading=True, writing=False)
 
     def _send_some(self, outgoing: "_Outgoing") -> bool:
         assert self._following is not None  # noqa: S101 - only a ring of one has no neighbours
@@ -299,11 +315,11 @@ class Ring:
 
     def _check(self, incoming: "_Incoming", kind: int) -> None:
         operation, their_kind, size = _HEADER.unpack(incoming.header)
-        if (operation, their_kind, size) != (self.operations, kind, incoming.size):
+        if (operation, their_kind) != (self.operations, kind) or not incoming.take(size):
             message = (
                 f"rank {self._before} is in collective {operation}, a {_KINDS.get(their_kind, 'stranger')} of {size} "
-                f"bytes, but rank {self.rank} is in collective {self.operations}, a {_KINDS[kind]} of {incoming.size} "
-                f"bytes; every rank has to run the same program on batches of the same shape"
+                f"bytes, but rank {self.rank} is in collective {self.operations}, a {_KINDS[kind]} of "
+                f"{incoming.values.nbytes} bytes; every rank has to run the same program on batches of the same shape"
             )
             raise self._failed(RingMismatchError(message))
 
@@ -355,23 +371,53 @@ class _Outgoing:
 
 
 class _Incoming:
-    """Room for a header and an array."""
+    """Room for a header, and for an array of known size or of the size that the header says.
 
-    def __init__(self, values: Array) -> None:
+    Attributes:
+        header: Its bytes.
+        values: What comes behind it.
+    """
+
+    def __init__(self, room: Array | None) -> None:
         self.header = bytearray(_HEADER.size)
-        self.size = values.nbytes
-        self.views = [memoryview(self.header), *_views(values)]
+        self.values: Array = np.empty(0, np.uint8) if room is None else room
+        self.views = [memoryview(self.header), *_views(self.values)]
+        self._has_any_size = room is None
         self._has_header = False
 
     @property
     def is_done(self) -> bool:
-        return not self.views
+        return self._has_header and not self.views
 
     def advance(self, count: int) -> bool:
         """Take ``count`` received bytes off; return whether the header has just become whole."""
         _advance(self.views, count)
         had_header, self._has_header = self._has_header, not self.views or self.views[0].obj is not self.header
         return self._has_header and not had_header
+
+    def take(self, size: int) -> bool:
+        """Make room for ``size`` bytes; return whether they fit."""
+        if self._has_any_size:
+            self.values = np.empty(size, np.uint8)
+            self.views = _views(self.values)
+        return self.values.nbytes == size
+
+
+def _packed(arrays: Sequence[Array]) -> Array:
+    """Return how many bytes each array has, and the bytes, in one piece."""
+    sizes = np.array([array.nbytes for array in arrays], np.int64)
+    return np.concatenate([part.reshape(-1).view(np.uint8) for part in (sizes, *arrays)])
+
+
+def _unpacked(packed: Array, like: Sequence[Array]) -> list[Array]:
+    """Return the arrays of another rank: of the types and inner shapes of ``like``, as long as they are."""
+    ends = np.cumsum(packed[: 8 * len(like)].view(np.int64)) + 8 * len(like)
+    starts = [8 * len(like), *ends[:-1].tolist()]
+    return [
+        # A copy where the type needs aligned memory: what stands before may be of any number of bytes.
+        np.frombuffer(packed[start:end].tobytes(), mine.dtype).reshape(-1, *mine.shape[1:])
+        for start, end, mine in zip(starts, ends.tolist(), like, strict=True)
+    ]
 
 
 def _advance(views: list[memoryview], count: int) -> None:

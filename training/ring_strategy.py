@@ -193,7 +193,10 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
 
     def exchange(*arrays: Any) -> list[Any]:
         flat = [ring.all_reduce(array) for array in arrays[:flat_count]]
-        return flat + [np.concatenate(ring.all_gather(array)) for array in arrays[flat_count:]]
+        if len(arrays) == flat_count:
+            return flat
+        # In one message: of many small tables the messages would cost more than the bytes.
+        return flat + [np.concatenate(parts) for parts in zip(*ring.all_gather_many(arrays[flat_count:]), strict=True)]
 
     if tf.executing_eagerly():
         received = [tf.constant(array) for array in exchange(*(part.numpy() for part in sent))]

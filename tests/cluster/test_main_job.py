@@ -160,6 +160,26 @@ def test_killed_rank_restarts_from_the_last_checkpoint_and_ends_equal(unbroken: 
     np.testing.assert_allclose(broken.scores["score"], unbroken.scores["score"], atol=1e-6)
 
 
+def test_ranks_that_stand_still_are_named_with_all_stacks_and_the_run_ends_equal(
+    unbroken: Finished, spark: "SparkSession"
+) -> None:
+    """T6: a hang in Python, one in the input and a stopped process, each noticed within its limit."""
+    hang = faults.Fault("hang", rank=1, step=40)
+    hang_input = faults.Fault("hang_input", rank=0, step=60, attempt=2)
+    stop = faults.Fault("stop", rank=1, step=120, attempt=3)
+    with faults.injected(spark, hang, hang_input, stop):
+        flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-resume", "--step-limit-seconds=6"]
+        broken = run(unbroken.output, *flags)
+    assert broken.summary["attempts"] == 4
+    hangs = [event for event in read_events(unbroken.output) if event["event"] == "hung"]
+    assert [event["ranks"] for event in hangs] == [[1], [0], [1]]
+    assert "input" in hangs[1]["why"]
+    assert "stopped" in hangs[2]["why"]
+    assert all(set(event["stacks"]) == {"0", "1"} for event in hangs)
+    assert "_StrikeAtStep" in hangs[0]["stacks"]["1"] or "injected_faults" in hangs[0]["stacks"]["1"]
+    np.testing.assert_allclose(broken.scores["score"], unbroken.scores["score"], atol=1e-6)
+
+
 def test_one_worker_learns_what_two_do(unbroken: Finished) -> None:
     """T3: at an equal global batch the number of workers does not change the result."""
     alone = run(unbroken.output, f"--recipe={_recipe_of(unbroken)}", "--workers=1")

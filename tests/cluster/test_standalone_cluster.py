@@ -13,6 +13,7 @@ import pyspark
 import pytest
 
 from tests.cluster.conftest import wait_until
+from training import faults
 
 SPARK_CLASS = Path(pyspark.__file__).parent / "bin" / "spark-class"
 MASTER = "org.apache.spark.deploy.master.Master"
@@ -55,19 +56,22 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def test_main_job_trains_and_scores_on_a_standalone_cluster(cluster: str, some_flights: Path, tmp_path: Path) -> None:
-    """T3, S1: ``--master spark://...`` runs every stage on the executors of the cluster."""
-    summary = tmp_path / "summary.json"
-    command = [sys.executable, "-m", "training.run", f"--recipe={some_flights}", "--workers=2", "--epochs=2"]
-    command += [f"--master={cluster}", f"--output={tmp_path / 'output'}", f"--summary={summary}"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=330, check=False)
+def test_main_job_on_a_standalone_cluster_survives_the_loss_of_an_executor(
+    cluster: str, some_flights: Path, tmp_path: Path
+) -> None:
+    """T3, T6, S1: ``--master spark://...`` runs every stage on the cluster, though an executor's JVM is killed."""
+    summary, output = tmp_path / "summary.json", tmp_path / "output"
+    command = [sys.executable, "-m", "training.run", f"--recipe={some_flights}", "--workers=2", "--epochs=4"]
+    command += [f"--master={cluster}", f"--output={output}", f"--summary={summary}"]
+    with faults.kill_executor(output, rank=1, after=faults.Moment(epoch=1)):
+        found = subprocess.run(command, capture_output=True, text=True, timeout=330, check=False)
     assert found.returncode == 0, found.stderr
     document = json.loads(summary.read_text(encoding="utf-8"))
-    assert document["attempts"] == 1
+    assert document["attempts"] == 2
     assert document["parity"]["max"] <= 1e-5
     assert document["parity"]["rows"] == document["dataset"]["rows"]["test"]
-    # Both executors did their part: each has a work folder of the application with the output of its tasks.
-    assert len(list(tmp_path.glob("work-*/app-*/*"))) == 2
+    # Both executors, and the one in the place of the lost one, have a folder of the application with their output.
+    assert len(list(tmp_path.glob("work-*/app-*/*"))) == 3
 
 
 def _master_url(log: Path) -> str | None:
