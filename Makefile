@@ -2,7 +2,10 @@
 
 WORKERS ?= 2
 ARGS ?=
-TESTS ?= tests/unit tests/packaging tests/cluster tests/browser
+TESTS ?=
+# Unit tests run side by side, a file in one process: what a file's tests share is made once.
+UNIT := tests/unit -n 2 --dist loadfile
+OTHERS := tests/packaging tests/cluster tests/browser
 export PYTHON
 
 # The folders that mypy and the import linter look at stand in setup.cfg.
@@ -24,10 +27,12 @@ run: setup  ## the main job on NYC flights: convert, train, register, score (WOR
 
 test: check  ## all checks and all tests (ARGS="-k checkpoint", TESTS=tests/unit)
 	@tools/browser.sh
-	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && exec $(bin)/pytest $(TESTS) $(ARGS)
+	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
+		if [ -n "$(TESTS)" ]; then exec $(bin)/pytest $(TESTS) $(ARGS); fi && \
+		$(bin)/pytest $(UNIT) $(ARGS) && exec $(bin)/pytest $(OTHERS) $(ARGS)
 
-unit: setup  ## the unit tests alone: no Java, under a minute
-	@exec $(bin)/pytest tests/unit $(ARGS)
+unit: setup  ## the unit tests alone: no Java, three minutes (ARGS="-k manifest")
+	@exec $(bin)/pytest $(UNIT) $(ARGS)
 
 check: setup  ## format, lint, types, import direction
 	$(bin)/ruff format --check .
@@ -35,8 +40,9 @@ check: setup  ## format, lint, types, import direction
 	$(bin)/mypy
 	$(bin)/lint-imports
 
-benchmarks: setup  ## measure the data path, about 20 minutes, pages in docs/benchmarks (ARGS="--scale 0.05")
-	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && exec $(bin)/python -m benchmarks.data_path $(ARGS)
+benchmarks: setup  ## measure data path and training, an hour, pages in docs/benchmarks (ARGS="--scale 0.05")
+	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
+		$(bin)/python -m benchmarks.data_path $(ARGS) && exec $(bin)/python -m benchmarks.training $(ARGS)
 
 format: setup  ## rewrite the files as `make check` wants them, as far as that can be done without you
 	$(bin)/ruff format .

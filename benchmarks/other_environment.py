@@ -3,14 +3,18 @@
 The process takes requests on its standard input, one JSON object per line, and answers each with one line of JSON.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import threading
 import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +22,7 @@ from benchmarks.connector_process import RESULT_PREFIX
 
 _INSTALL_SECONDS = 1200
 _END_SECONDS = 60
+_ANSWER_SECONDS = 1200.0
 
 
 class UnavailableError(RuntimeError):
@@ -33,39 +38,56 @@ class OtherProcess:
         answers: Gives one line per request, and lines that others write in between.
         log: What the process says besides.
         explain: Makes one sentence of that, on why the process ended.
+        kill: Ends the process and all that it started.
+        answer_seconds: How long an answer may take.
     """
 
     requests: IO[str]
     answers: IO[str]
     log: Path
     explain: Callable[[str], str]
+    kill: Callable[[], None]
+    answer_seconds: float = _ANSWER_SECONDS
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Return the answer to ``request``.
 
         Raises:
-            UnavailableError: The process ended instead.
+            UnavailableError: The process ended instead, or has not answered in time and was killed.
         """
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            self.kill()
+
+        limit = threading.Timer(self.answer_seconds, give_up)
+        limit.daemon = True
+        limit.start()
         try:
-            self.requests.write(json.dumps(request) + "\n")
-            self.requests.flush()
-        except BrokenPipeError:
-            pass  # what it said before it ended is read below
-        for line in self.answers:
-            if line.startswith(RESULT_PREFIX):
-                answer: dict[str, Any] = json.loads(line.removeprefix(RESULT_PREFIX))
-                return answer
+            with contextlib.suppress(BrokenPipeError):  # what it said before it ended is read below
+                self.requests.write(json.dumps(request) + "\n")
+                self.requests.flush()
+            for line in self.answers:
+                if line.startswith(RESULT_PREFIX):
+                    answer: dict[str, Any] = json.loads(line.removeprefix(RESULT_PREFIX))
+                    return answer
+        finally:
+            limit.cancel()
+        if is_late.is_set():
+            raise UnavailableError(f"the process had no answer to {request} within {self.answer_seconds:g} s.")
         raise UnavailableError(self.explain(self.log.read_text(encoding="utf-8", errors="replace")))
 
 
 def environment_with(requirements: Sequence[str], home: Path) -> Path:
-    """Return the Python of the environment ``home``, which is made with ``requirements`` unless it is there.
+    """Return the Python of the environment ``home``, which is made unless it is there with these ``requirements``.
 
     Raises:
         UnavailableError: They cannot be installed.
     """
     python = home / "bin" / "python"
-    if (home / "ready").is_file():
+    ready, wanted = home / "ready", "\n".join(requirements)
+    if ready.is_file() and ready.read_text(encoding="utf-8") == wanted:
         return python
     shutil.rmtree(home, ignore_errors=True)
     venv.create(home, with_pip=True)
@@ -78,7 +100,7 @@ def environment_with(requirements: Sequence[str], home: Path) -> Path:
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no word why"])[-1]
         raise UnavailableError(f"{names}: cannot be installed from the package index ({last}).") from error
-    (home / "ready").touch()
+    ready.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -116,17 +138,24 @@ def started(
             text=True,
             env={**inherited, **own, **environment},
             cwd=log.parent,
+            start_new_session=True,  # so that it can be killed with all that it starts
         )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield OtherProcess(process.stdin, process.stdout, log, explain)
+        yield OtherProcess(process.stdin, process.stdout, log, explain, partial(_kill_group, process))
     finally:
         # The end of its input ends it, and the JVM with it.
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended with a request unread
+            process.stdin.close()
         try:
             process.wait(timeout=_END_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _kill_group(process)
             process.wait()
         process.stdout.close()
+
+
+def _kill_group(process: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(ProcessLookupError):  # all of it has ended
+        os.killpg(process.pid, signal.SIGKILL)

@@ -46,12 +46,13 @@ class BareRank:
         from data_pipelines.dataset import Dataset
         from training.activity import Activity
         from training.fit import build_model, open_strategy
+        from training.start import Start
 
         plan, config = self.plan, self.plan.config
         strategy = open_strategy(plan, Activity())
         dataset = Dataset.open(plan.dataset)
         tf_keras.utils.set_random_seed(config.seed)
-        model = build_model(plan, dataset, strategy)
+        model = build_model(plan, dataset, strategy, Start())
         checkpoint = _timed_checkpoint(plan) if self.saves else None
         clock = epoch_clock()
         model.fit(

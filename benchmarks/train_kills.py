@@ -79,7 +79,7 @@ def _trained(dataset: Path, output: Path) -> Run:
     from callbacks import commit
     from training.live_view import LiveView
     from training.spark_session import open_session
-    from training.train import open_job
+    from training.training_job import open_job
 
     config = config_of(output, epochs=EPOCHS, checkpoint_every_steps=50, max_restarts=3)
     session = open_session(None, WORKERS)

@@ -28,9 +28,11 @@ DDP = "PyTorch DDP, gloo"
 DDP_SPARSE_ADAM = "PyTorch DDP, gloo, SparseAdam"
 LOCAL_STEPS = 8
 STEPS_PER_EXECUTION = 50
+_MODELS = {"mlp": "feed-forward net", "two_tower": "two towers"}
 SMALL_BATCH, LARGE_BATCH = 256, 2_048
 
 _TORCH_PROCESS = Path(__file__).with_name("torch_process.py")
+_TORCH = "torch==2.15.0"
 _WITH_TORCH = ("pyspark", "numpy", "pandas", "pyarrow")
 
 
@@ -42,21 +44,25 @@ class Aim:
     references: tuple[str, ...]
     limit: float
 
-    def mark(self, batch: int, timings: Mapping[str, Timing]) -> Mark | None:
+    def mark(self, work: Work, timings: Mapping[str, Timing]) -> Mark | None:
         """Return the mark, or None where a side was not measured."""
         if self.name not in timings or not set(self.references) <= set(timings):
             return None
         best = min((timings[reference] for reference in self.references), key=lambda timing: timing.median)
-        return Mark(f"{self.name} / {best.name}, batch {batch:,}", best.median / timings[self.name].median, self.limit)
+        what = f"{_MODELS[work.model]}: {self.name} / {best.name}, batch {work.batch:,}"
+        return Mark(what, best.median / timings[self.name].median, self.limit)
 
 
-AIMS: Mapping[int, tuple[Aim, ...]] = {
-    SMALL_BATCH: (
+_TWO_TOWER_AIMS = (Aim(RING, (PLAIN_ONE, PLAIN_MANY), 1.2), Aim(RING, (DDP, DDP_SPARSE_ADAM), 1.2))
+AIMS: Mapping[tuple[str, int], tuple[Aim, ...]] = {
+    ("mlp", SMALL_BATCH): (
         Aim(RING, (PLAIN_ONE, PLAIN_MANY), 3.0),
         Aim(RING, (DDP,), 1.7),
         Aim(LOCAL, (ALONE,), 0.9),
     ),
-    LARGE_BATCH: (Aim(RING, (DDP,), 2.4), Aim(LOCAL, (ALONE,), 0.95)),
+    ("mlp", LARGE_BATCH): (Aim(RING, (DDP,), 2.4), Aim(LOCAL, (ALONE,), 0.95)),
+    ("two_tower", SMALL_BATCH): _TWO_TOWER_AIMS,
+    ("two_tower", LARGE_BATCH): _TWO_TOWER_AIMS,
 }
 
 
@@ -70,18 +76,23 @@ def run(options: Options) -> Report:
             work = Work.of_rows("mlp", batch, options.rows)
             timings = interleave(_mlp_sides(work, torch), options.rounds, warm_ups=0)
             tables.append(_table("Feed-forward net 64-256-128-1, Adam", work, timings))
-            marks += [mark for aim in AIMS[batch] if (mark := aim.mark(batch, timings)) is not None]
+            marks += _marks(work, timings)
         for batch in (SMALL_BATCH, LARGE_BATCH):
             work = Work.of_rows("two_tower", batch, options.rows // 4)
             timings = interleave(_two_tower_sides(work, torch), options.rounds, warm_ups=0)
             title = f"Two towers, {USERS:,} users and {ITEMS:,} items of {EMBEDDING_DIM} numbers, Adagrad"
             tables.append(_table(title, work, timings))
+            marks += _marks(work, timings)
     session.stop()
     beside = {
         "rounds": f"median of {options.rounds}, interleaved; each in new processes, after an epoch that does not count",
         "PyTorch": about_torch,
     }
     return Report(BENCHMARK.name, BENCHMARK.question, tuple(tables), tuple(marks), conditions=beside)
+
+
+def _marks(work: Work, timings: Mapping[str, Timing]) -> list[Mark]:
+    return [mark for aim in AIMS[work.model, work.batch] if (mark := aim.mark(work, timings)) is not None]
 
 
 def _table(title: str, work: Work, timings: Mapping[str, Timing]) -> Table:
@@ -138,7 +149,7 @@ def _torch(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
     with contextlib.ExitStack() as ending:
         try:
             # The same versions on both sides, as far as both have them.
-            requirements = ["torch", *(f"{package}=={version(package)}" for package in _WITH_TORCH)]
+            requirements = [_TORCH, *(f"{package}=={version(package)}" for package in _WITH_TORCH)]
             python = str(environment_with(requirements, (options.cache or options.scratch).absolute() / "torch"))
             command = [python, str(_TORCH_PROCESS), str(WORKERS)]
             environment = {"PYTHONPATH": str(REPOSITORY)}

@@ -1,7 +1,6 @@
 """The way back from a committed checkpoint into a training: exact weights, optimizer, callbacks and position."""
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,8 +111,8 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         directory: Where the checkpoints of this training live, a path or a URI, readable by every rank.
         resume_from: Folder of the checkpoint to take instead of the newest; the same on all ranks.
         stateful: Callbacks to restore, by the names given to `ChiefCheckpoint`.
-        local_cache: Local folder for copies of checkpoints on another store; by default one in the system's folder for
-            temporary files. A download within ``fit`` counts as its time: for large checkpoints call
+        local_cache: Local folder for copies of checkpoints on another store; by default this user's own in the system's
+            folder for temporary files. A download within ``fit`` counts as its time: for large checkpoints call
             `callbacks.fetch.fetch` before the ranks meet, and pass the result's path as ``resume_from``.
         verify: Compare the checksums of ``resume_from``; False where that has just been done. What is downloaded is
             always compared.
@@ -138,7 +137,7 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         self._directory = native(directory)
         self._resume_from = None if resume_from is None else native(resume_from)
         self._stateful = dict(stateful or {})
-        self._local_cache = Path(local_cache or Path(tempfile.gettempdir()) / "checkpoint-copies")
+        self._local_cache = local_cache
         self._verify = verify
         self._given_step = initial_step_in_epoch
         self._metrics: ResumedMetrics | None = None

@@ -1,11 +1,13 @@
 """Checkpoints under any strategy: every rank takes part, the chief publishes, and training hardly waits."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import tf_keras
 from callbacks import commit
 from callbacks.agreement import AgreedInterval, sum_over_ranks
 from callbacks.checkpoint_store import STORE_ERRORS, Location, native, open_store, store_error
-from callbacks.fence import Permit, read_fence
+from callbacks.fence import Fence, Permit, read_fence
 from callbacks.metric_state import METRICS, metric_state
 from callbacks.metric_values import scalar_metrics
 from callbacks.publisher import CheckpointPublisher, Keeping, Pending
@@ -52,7 +54,13 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         scratch_dir: Local folder in which the chief prepares files; the system's for temporary files by default.
         stateful: Other callbacks by name, whose state is saved along.
         attempt: Number of this attempt where a driver fences off earlier ones (`callbacks.fence`).
+        fence: The ``id`` of the fence that the driver put up for this attempt. Without it the one that stands when
+            training begins is taken for it, though it may be a later attempt's.
         retry_seconds: How long the store may fail before training ends with its error.
+        before_save: Called on all ranks right before each checkpoint is taken; what it raises keeps it from being:
+            `StopOnNaN.check`.
+        on_wait: Returns a context for the time in which training does nothing but wait for what is on its way.
+        beat: Called from any thread, on the chief, whenever some bytes of a checkpoint have moved.
 
     Attributes:
         stalled_seconds: How long training has waited for checkpoints so far, without the wait at its end.
@@ -77,7 +85,11 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         scratch_dir: str | Path | None = None,
         stateful: Mapping[str, Stateful] | None = None,
         attempt: int | None = None,
+        fence: str | None = None,
         retry_seconds: float = 300.0,
+        before_save: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         """Check and keep the arguments; nothing is written yet."""
         super().__init__()
@@ -89,6 +101,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             raise ValueError(f"every_steps is {every_steps}; use None or a positive number")
         if not retry_seconds >= 0:
             raise ValueError(f"retry_seconds is {retry_seconds}; use 0 or more")
+        if fence is not None and attempt is None:
+            raise ValueError(f"fence is {fence!r} without an attempt; give the number it was put up for")
         # Batch logs are not looked at: without this Keras would bring them to the host after every step.
         self._supports_tf_logs = True
         self._directory = native(directory)
@@ -98,7 +112,12 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         self._scratch_dir = Path(scratch_dir or tempfile.gettempdir())
         self._stateful = dict(stateful or {})
         self._attempt = attempt
+        self._fence = fence
         self._retry_seconds = retry_seconds
+        self._before_save = before_save
+        self._on_wait = on_wait
+        self._beat = beat
+        self._permit: Permit | None = None
         self._publisher: CheckpointPublisher | None = None
         self._last_step = 0
         self._epoch = 0
@@ -110,7 +129,12 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         return None if self._publisher is None else self._publisher.last_committed
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Find this process's role and remove what an earlier, killed attempt left."""
+        """Find this process's role and remove what an earlier, killed attempt left.
+
+        Raises:
+            CheckpointStoreError: The store cannot be written.
+            StaleAttemptError: A later attempt has taken over.
+        """
         if (self._every_steps or self._interval) and self.params.get("steps") is None:
             raise ValueError(
                 "every_steps and every_seconds need to know how many steps an epoch has, and the dataset does not "
@@ -123,6 +147,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         if not self._role.is_chief:
             return
         try:
+            # First of all: one that was given up must not clean away what the attempt after it is about to publish.
+            self._permit = self._ask_for_permit()
             open_store(self._directory).make()
             commit.clean_staging(self._directory)
         except STORE_ERRORS as error:
@@ -187,9 +213,10 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
 
         Every rank has to call it, in a callback listed after this one, at a step's end or an epoch's.
         """
-        if self._step_in_epoch is not None:
-            self._save_within_epoch(is_optional=False)
-        self.wait_until_published()
+        with self._on_wait():
+            if self._step_in_epoch is not None:
+                self._save_within_epoch(is_optional=False)
+            self._wait_in_rounds()
         return commit.folder(self._directory, self._step())
 
     def wait_until_published(self) -> None:
@@ -200,6 +227,10 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         Raises:
             CheckpointStoreError: It did.
         """
+        with self._on_wait():
+            self._wait_in_rounds()
+
+    def _wait_in_rounds(self) -> None:
         is_busy = True
         while is_busy:
             is_mine_busy = self._publisher is not None and not self._publisher.wait(_ROUND_SECONDS)
@@ -229,6 +260,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                 )
         # Every rank takes part: what is reduced when it is read needs them all. Only the chief keeps the result.
         settle(self.model)
+        self._before_save()
         snapshot = Snapshot(self.model, self.model.optimizer)
         of_epoch = metric_state(self.model) if step_in_epoch else None
         if self._publisher is not None:
@@ -243,10 +275,6 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
     def _open_publisher(self) -> CheckpointPublisher:
         try:
             newest = self._refuse_foreign_checkpoints()
-            permit = None
-            if self._attempt is not None:
-                permit = Permit(self._directory, self._attempt, read_fence(self._directory))
-                permit.check()
         except STORE_ERRORS as error:
             raise store_error(self._directory, error) from error
         return CheckpointPublisher(
@@ -254,19 +282,28 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             self._scratch_dir / self._scratch_prefix(),
             self._keeping,
             known_good=newest,
-            permit=permit,
+            permit=self._permit,
             retry_seconds=self._retry_seconds,
+            beat=self._beat,
         )
+
+    def _ask_for_permit(self) -> Permit | None:
+        if self._attempt is None:
+            return None
+        held = read_fence(self._directory) if self._fence is None else Fence(self._attempt, self._fence)
+        permit = Permit(self._directory, self._attempt, held)
+        permit.check()
+        return permit
 
     def _refuse_foreign_checkpoints(self) -> commit.CommittedCheckpoint | None:
         """Stop before a training from an earlier step mixes its checkpoints with those of later steps.
 
-        Returns the newest that stays.
+        Returns the newest that stays. Only what is known to be damaged goes: a store that does not answer raises.
         """
         found = commit.committed(self._directory)
         ahead = [c for c in found if c.step > self._last_step]
         for checkpoint in ahead:
-            if checkpoint.damage() is None:
+            if checkpoint.damage(beat=self._beat) is None:
                 raise ValueError(
                     f"{self._directory} holds the checkpoint of step {checkpoint.step} and this training starts at "
                     f"step {self._last_step}; resume with BackupAndRestore, or use an empty directory"

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import mmap
 import os
 import shutil
 import uuid
@@ -13,7 +14,7 @@ from data_pipelines.storage import StorageError, StoragePath
 
 Location = str | Path | StoragePath
 
-# What a store raises that is gone, full or out of reach. Some cannot even be opened then: a StorageError.
+# What a store raises that is gone, full, out of reach, or that this machine cannot open: a StorageError.
 STORE_ERRORS = (OSError, StorageError)
 
 # Beginnings of names that are never a checkpoint's.
@@ -22,6 +23,8 @@ DISCARDED = ".discarded-"
 PROBE = ".staging-probe"
 
 _BLOCK_BYTES = 4 << 20
+# What the disk is given at a time to make durable: a slow one takes minutes for a large file, in one silent call.
+_FLUSH_BYTES = 64 << 20
 
 Marker = Callable[[str], bytes]
 Parts = Callable[[str], set[str] | None]
@@ -120,8 +123,7 @@ class LocalStore:
                 target = inbox / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link_or_copy(delivery.source / name, target, delivery.beat)
-                flush(target)
-                delivery.beat()
+                flush(target, delivery.beat)
             marker = inbox / delivery.marker_name
             marker.write_bytes(delivery.marker(""))
             # Data reach the disk before the marker that vouches for them, and all of it before the name that counts.
@@ -241,9 +243,37 @@ def native(location: Location) -> Path | StoragePath:
     return path.local if path.is_local else path
 
 
-def flush(path: Path) -> None:
-    """Wait until the disk has a file, or which names a folder holds."""
+def bytes_in(folder: Path) -> int:
+    """Return the bytes of all files below a local folder that others may be writing into."""
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            # Files are renamed while they are written.
+            with contextlib.suppress(FileNotFoundError):
+                size += (Path(root) / name).stat().st_size
+    return size
+
+
+def flush(path: Path, beat: Callable[[], None] = _nothing) -> None:
+    """Wait until the disk has a file, or which names a folder holds; ``beat`` is called after each part of a file."""
+    if path.is_file():
+        _flush_parts(path, beat)
     StoragePath.of(path).flush_to_disk()
+    beat()
+
+
+def _flush_parts(path: Path, beat: Callable[[], None]) -> None:
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(path.open("r+b"))
+            content = opened.enter_context(mmap.mmap(file.fileno(), 0))
+        except (OSError, ValueError):
+            # Parts only show that the disk gets on. An empty file has none, and some file systems map nothing.
+            return
+        for start in range(0, len(content), _FLUSH_BYTES):
+            # Its errors count: the system tells of a failed write once.
+            content.flush(start, min(_FLUSH_BYTES, len(content) - start))
+            beat()
 
 
 def sha256(path: Path | StoragePath, beat: Callable[[], None] = _nothing) -> str:
@@ -256,14 +286,21 @@ def sha256(path: Path | StoragePath, beat: Callable[[], None] = _nothing) -> str
     return digest.hexdigest()
 
 
-def download(source: StoragePath, target: Path) -> str:
-    """Copy a stored file to the local ``target``; return the SHA-256 of what came, in hex."""
+def download(source: StoragePath, target: Path, arrived: Callable[[int], None] = lambda _: None) -> str:
+    """Copy a stored file to the local ``target``; return the SHA-256 of what came, in hex.
+
+    Args:
+        source: What to copy.
+        target: Its copy.
+        arrived: Takes the number of bytes that have come since its last call.
+    """
     digest = hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open_stream() as stored, target.open("wb") as file:
         while block := stored.read(_BLOCK_BYTES):
             digest.update(block)
             file.write(block)
+            arrived(len(block))
     return digest.hexdigest()
 
 

@@ -101,11 +101,15 @@ class CommittedCheckpoint:
         index = self._name_of(f"{TENSORS}.index") or f"{TENSORS}.index"
         return str(StoragePath.of(self.path).local / index.removesuffix(".index"))
 
-    def damage(self, *, checksums: bool = True) -> str | None:
+    def damage(self, *, checksums: bool = True, beat: Callable[[], None] = lambda: None) -> str | None:
         """Return the first difference between the files and the marker, or None when all agree.
 
         Args:
             checksums: Read all files, on a remote store over the network; otherwise only their sizes are compared.
+            beat: Called whenever some bytes have been read.
+
+        Raises:
+            OSError: The store does not answer, or refuses: that says nothing about the checkpoint.
         """
         for file in self.files:
             path = self.path / file.name
@@ -113,10 +117,10 @@ class CommittedCheckpoint:
                 size = path.stat().st_size if isinstance(path, Path) else path.size()
                 if size != file.bytes:
                     return f"{file.name} has {size} bytes instead of {file.bytes}"
-                if checksums and sha256(path) != file.sha256:
+                if checksums and sha256(path, beat) != file.sha256:
                     return f"{file.name} has another checksum than when it was written"
-            except OSError as error:
-                return f"{file.name} cannot be read ({error.strerror or error})"
+            except (FileNotFoundError, NotADirectoryError):
+                return f"{file.name} is missing"
         return None
 
     def states(self) -> dict[str, Any]:
@@ -199,7 +203,7 @@ def publish(
         attempt=permit.attempt if permit else None,
     )
     try:
-        if (existing := _read_whole(target)) is not None:
+        if (existing := _read_whole(target, beat)) is not None:
             shutil.rmtree(staging, ignore_errors=True)
             return existing
         files = tuple(
@@ -271,6 +275,9 @@ def committed(directory: Location) -> list[CommittedCheckpoint]:
     """Return the checkpoints in ``directory``, newest first; a folder without a readable marker is logged and skipped.
 
     Checksums are not verified. A directory that does not exist holds none.
+
+    Raises:
+        OSError: The store does not answer, or refuses.
     """
     store = open_store(directory)
     found = []
@@ -294,6 +301,9 @@ def latest_committed(directory: Location, *, verify: bool = True) -> CommittedCh
         directory: Where the checkpoints of a training live.
         verify: Compare sizes and checksums, which reads the files; a damaged checkpoint is logged and the one before
             it is tried.
+
+    Raises:
+        OSError: The store does not answer, or refuses; an older checkpoint is not taken for that.
     """
     return next((c for c in committed(directory) if not verify or is_whole(c)), None)
 
@@ -326,6 +336,7 @@ def prune(
     monitor: str | None = None,
     mode: Mode = "max",
     known_good: CommittedCheckpoint | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> list[Path | StoragePath]:
     """Remove checkpoints beyond those to keep and return the removed folders. The newest whole one always stays.
 
@@ -336,6 +347,7 @@ def prune(
         monitor: Metric that ``keep_best`` looks at.
         mode: ``max`` or ``min``, see `best_committed`.
         known_good: A checkpoint written just now, to save reading it again for its checksums.
+        beat: Called whenever some bytes have been read, and after each removal.
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}; keep at least 1 checkpoint")
@@ -346,17 +358,20 @@ def prune(
     doomed = [c for c in checkpoints if c.path not in kept]
     if doomed:
         # Counting names is not enough: were all the kept ones damaged, pruning would end the training's memory.
-        newest_good = next((c for c in checkpoints if (known_good and c.path == known_good.path) or is_whole(c)), None)
+        newest_good = next(
+            (c for c in checkpoints if (known_good and c.path == known_good.path) or is_whole(c, beat)), None
+        )
         doomed = [c for c in doomed if newest_good is not None and c.path != newest_good.path]
     for checkpoint in doomed:
         discard(checkpoint.path)
+        beat()
     return [checkpoint.path for checkpoint in doomed]
 
 
 def clean_staging(directory: Location) -> list[Path | StoragePath]:
     """Remove what interrupted publishing and pruning left in ``directory``, and return those folders.
 
-    Only for a moment when nobody publishes: before the training starts, by the chief.
+    Only for a moment when nobody publishes: before the training starts, by the chief that holds the fence.
     """
     store = open_store(directory)
 
@@ -392,7 +407,7 @@ def _folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _read_whole(path: Path | StoragePath) -> CommittedCheckpoint | None:
+def _read_whole(path: Path | StoragePath, beat: Callable[[], None]) -> CommittedCheckpoint | None:
     try:
         checkpoint = read_committed(path)
     except FileNotFoundError:
@@ -400,12 +415,16 @@ def _read_whole(path: Path | StoragePath) -> CommittedCheckpoint | None:
     except CheckpointDamagedError as error:
         logger.warning("Replaced: %s", error)
         return None
-    return checkpoint if is_whole(checkpoint) else None
+    return checkpoint if is_whole(checkpoint, beat) else None
 
 
-def is_whole(checkpoint: CommittedCheckpoint) -> bool:
-    """Return whether sizes and checksums agree; damage is logged."""
-    damage = checkpoint.damage()
+def is_whole(checkpoint: CommittedCheckpoint, beat: Callable[[], None] = lambda: None) -> bool:
+    """Return whether sizes and checksums agree; damage is logged.
+
+    Raises:
+        OSError: The store does not answer, or refuses.
+    """
+    damage = checkpoint.damage(beat=beat)
     if damage is not None:
         logger.warning("Checkpoint %s is damaged: %s; passed over", checkpoint.path, damage)
     return damage is None

@@ -87,7 +87,7 @@ class Permit:
     Attributes:
         directory: Where it publishes.
         attempt: Its number.
-        held: The fence when it began; None when there was none.
+        held: The fence that was put up for it; None when there is none.
     """
 
     directory: Location

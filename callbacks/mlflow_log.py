@@ -1,5 +1,6 @@
 """Metrics of a ``fit`` in one MLflow run, logged by the chief: each epoch's, and on request sampled steps and usage."""
 
+import atexit
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,11 @@ from callbacks.metric_buffer import MetricBuffer
 from callbacks.metric_values import scalar_metrics
 from callbacks.progress import optimizer_step, replicas_in_batch_logs
 from callbacks.roles import current_role
+from callbacks.run_calls import SetStatus
 from callbacks.usage_metrics import STEP_PREFIX, SystemSampler
+
+# How long a process that ends within a training waits for the server.
+_SECONDS_AT_EXIT = 5.0
 
 
 class MLflowLogger(tf_keras.callbacks.Callback):
@@ -19,6 +24,9 @@ class MLflowLogger(tf_keras.callbacks.Callback):
 
     Only the chief logs. The network's work is done in the background: a server that is slow or away neither stops nor
     slows the training, and what cannot be sent by the end lies in a file (see `callbacks.metric_buffer`).
+
+    Keras does not tell callbacks of a training that fails. Its run, where it was started here, is ``FAILED`` when the
+    process ends; a later training with the same callback goes on in it.
 
     Args:
         run_id: The run to go on with; by default the active run, else one is started, and ended with the training.
@@ -66,6 +74,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         self._close_timeout_seconds = close_timeout_seconds
         self._given_buffer = buffer
         self._buffer: MetricBuffer | None = None
+        self._is_own_run = False
 
     @property
     def run_id(self) -> str | None:
@@ -74,9 +83,11 @@ class MLflowLogger(tf_keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Open the buffer, on the chief."""
+        self._end("FAILED", self._close_timeout_seconds)  # what a training that failed has left
         if not current_role(self.model.distribute_strategy).is_chief:
             return
         self._open_buffer()
+        atexit.register(self._end, "FAILED", _SECONDS_AT_EXIT)
         self._sampled = None
         if self._system_seconds is not None and self._buffer is not None:
             self._sampler = SystemSampler(0, self._buffer.log, self._system_seconds)
@@ -88,9 +99,11 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         import mlflow
 
         active = mlflow.active_run()
+        run_id = self._run_id or (active.info.run_id if active is not None else None)
+        self._is_own_run = self._is_own_run or run_id is None
         self._buffer = MetricBuffer(
             self._tracking_uri or mlflow.get_tracking_uri(),
-            self._run_id or (active.info.run_id if active is not None else None),
+            run_id,
             experiment=self._experiment,
             spill_path=self._spill_path,
         )
@@ -120,14 +133,22 @@ class MLflowLogger(tf_keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Send what is left."""
-        if self._buffer is None:
-            return
+        self._end("FINISHED", self._close_timeout_seconds)
+
+    def _end(self, status: str, timeout_seconds: float) -> None:
+        """Send what is left of the training that is under way, if one is, and give a run of ours its status."""
+        atexit.unregister(self._end)
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
-        if self._given_buffer is not None:
-            self._buffer.flush(self._close_timeout_seconds)
+        buffer, self._buffer = self._buffer, None
+        if buffer is None:
             return
-        self._buffer.close(self._close_timeout_seconds, status="FINISHED")
+        if self._given_buffer is not None:
+            buffer.flush(timeout_seconds)
+        else:
+            if self._is_own_run:
+                buffer.call(SetStatus(status))
+            buffer.close(timeout_seconds)
         # Another fit of the same callback goes on with the same run.
-        self._run_id = self._buffer.run_id
+        self._run_id = buffer.run_id

@@ -31,7 +31,7 @@ def replicas_in_batch_logs(model: tf_keras.Model) -> int:
 class EventCallback(tf_keras.callbacks.Callback):
     """Sends events while ``fit`` runs. An event's key ``event`` says which; counts of epochs and steps are 1-based.
 
-    - ``train_begin``: ``epochs``, ``steps`` (per epoch; None when not known yet)
+    - ``train_begin``: ``epochs``, ``steps`` (per epoch; None when not known yet), ``global_batch_size``
     - ``progress``: ``step`` (of the optimizer, exact), ``epoch`` (under way), ``step_in_epoch``, ``steps``,
       ``examples_per_second`` (all replicas together), ``loss`` (the epoch's mean so far, or None)
     - ``validation``: ``epoch`` (under way), ``step``; once when a validation begins with step 0, then like progress
@@ -87,7 +87,14 @@ class EventCallback(tf_keras.callbacks.Callback):
         self._meter = RateMeter(self._global_batch_size)
         self._due = self._clock()
         self._epoch: int | None = None
-        self._send({"event": "train_begin", "epochs": self.params["epochs"], "steps": self.params.get("steps")})
+        self._send(
+            {
+                "event": "train_begin",
+                "epochs": self.params["epochs"],
+                "steps": self.params.get("steps"),
+                "global_batch_size": self._global_batch_size,
+            }
+        )
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Note the time."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from callbacks import commit
-from callbacks.checkpoint_store import STORE_ERRORS, Location, store_error
+from callbacks.checkpoint_store import STORE_ERRORS, Location, bytes_in, store_error
 from callbacks.fence import Permit
 
 _FIRST_PAUSE_SECONDS = 0.5
@@ -99,7 +99,9 @@ class CheckpointPublisher:
         keeping: Which checkpoints stay.
         known_good: Newest checkpoint in the store.
         permit: The right to publish, None to take it for granted.
-        retry_seconds: How long a store may fail, or say nothing, before training is ended.
+        retry_seconds: How long a store may fail, or say nothing, before training is ended. A local write that takes
+            longer is not counted against the store, as long as its files grow.
+        beat: Called, from any thread, whenever some bytes have moved.
         clock: Returns seconds; monotonic.
 
     Attributes:
@@ -115,6 +117,7 @@ class CheckpointPublisher:
         known_good: commit.CommittedCheckpoint | None = None,
         permit: Permit | None = None,
         retry_seconds: float = 300.0,
+        beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Keep the arguments; the thread starts with the first checkpoint."""
@@ -123,6 +126,7 @@ class CheckpointPublisher:
         self._keeping = keeping
         self._permit = permit
         self._retry_seconds = retry_seconds
+        self._tell_beat = beat
         self._clock = clock
         self.last_committed = known_good
         # Guards what follows, and tells of every change.
@@ -133,6 +137,9 @@ class CheckpointPublisher:
         self._is_ending = False
         self._failing_since: float | None = None
         self._moved = clock()
+        # Where files are being written, and how large they were when somebody looked.
+        self._writing: Path | None = None
+        self._written_bytes = 0
 
     def submit(self, pending: Pending) -> None:
         """Take over a checkpoint, which replaces one that still waits.
@@ -159,8 +166,9 @@ class CheckpointPublisher:
         if failure is not None:
             raise failure
         # A call that hangs in the store cannot be ended from here; the process can.
-        if silent > self._retry_seconds:
-            raise store_error(self._directory, TimeoutError(f"no answer for {silent:.0f} s"), self._last_good())
+        if silent > self._retry_seconds and not self._look_at_growth():
+            place = self._directory if self._writing is None else self._scratch.parent
+            raise store_error(place, TimeoutError(f"no answer for {silent:.0f} s"), self._last_good())
 
     def wait(self, seconds: float) -> bool:
         """Return whether everything is published, waiting for at most ``seconds``.
@@ -171,6 +179,8 @@ class CheckpointPublisher:
         """
         with self._changed:
             is_idle = self._changed.wait_for(lambda: self._thread is None, seconds)
+        if not is_idle:
+            self._look_at_growth()
         self.raise_failure()
         return is_idle
 
@@ -237,6 +247,8 @@ class CheckpointPublisher:
         """Write the files to the local disk, and give the memory of the tensors back."""
         self._scratch.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=self._scratch.name, dir=self._scratch.parent))
+        self._written_bytes = 0
+        self._writing = staging
         try:
             pending.tensors.write(staging)
             for name, content in pending.files.items():
@@ -247,9 +259,24 @@ class CheckpointPublisher:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+        finally:
+            # The store's time begins only now.
+            self._beat()
+            self._writing = None
         pending.tensors.release()
-        self._beat()
         return staging
+
+    def _look_at_growth(self) -> bool:
+        """Return whether the files that are being written locally have grown since the last look; that is a beat.
+
+        TensorFlow writes them in one call, so nobody else can tell a slow disk from one that hangs.
+        """
+        writing = self._writing
+        if writing is None or (size := bytes_in(writing)) == self._written_bytes:
+            return False
+        self._written_bytes = size
+        self._beat()
+        return True
 
     def _commit(self, staging: Path, pending: Pending) -> None:
         published = commit.publish(
@@ -273,6 +300,7 @@ class CheckpointPublisher:
                 monitor=keeping.monitor,
                 mode=keeping.mode,
                 known_good=published,
+                beat=self._beat,
             )
         except STORE_ERRORS as error:
             # The checkpoint is there; what is too many goes with the next one.
@@ -280,6 +308,7 @@ class CheckpointPublisher:
 
     def _beat(self) -> None:
         self._moved = self._clock()
+        self._tell_beat()
 
     def _last_good(self) -> str | None:
         return None if self.last_committed is None else str(self.last_committed.path)

@@ -28,6 +28,10 @@ class StorageError(ValueError):
     """A location that no store here serves; the message says which and what to do."""
 
 
+class StoreUnreachableError(OSError, StorageError):
+    """A store that does not answer when it is opened; it may later on, unlike a location that names none."""
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """One file of a listing.
@@ -399,9 +403,9 @@ def _arrow_store(scheme: str, path: str, query: str) -> tuple[fs.FileSystem, str
         # The bucket alone, because from_uri wants the path percent-encoded, and its answer is not.
         store, root_path = fs.FileSystem.from_uri(f"{scheme}://{root}/?{query}" if query else f"{scheme}://{root}/")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise StorageError(
-            f"{scheme}://{path} cannot be opened: {error}; check the location and its options"
-        ) from error
+        # Arrow asks S3 for the bucket's region and connects to a name node here: that may fail for a while.
+        kind = StoreUnreachableError if isinstance(error, OSError) else StorageError
+        raise kind(f"{scheme}://{path} cannot be opened: {error}; check the location and its options") from error
     # A bucket is part of an object store's path; a name node is not part of HDFS's.
     return store, f"{root_path.rstrip('/')}/{inside}" if inside else root_path
 

@@ -4,14 +4,12 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import tensorflow as tf
 import tf_keras
 
-from models.settings import ModelSettingsError
-
-Schedule = Literal["constant", "cosine", "linear"]
+from models.settings import ModelSettingsError, Schedule, check_warm_up
 
 OPTIMIZERS: Mapping[str, type] = {
     "adam": tf_keras.optimizers.Adam,
@@ -31,6 +29,8 @@ class OptimizerSettings:
         warmup_steps: Steps over which it rises from 0.
         total_steps: Steps of the whole training; needed by the schedules that fall.
         clip_norm: Longest gradient, over all weights together and over the whole batch; None does not clip.
+        start_step: Optimizer step from which the steps have the size that ``total_steps`` counts in.
+        start_share: Share of the training that was done by then, in steps of another size.
     """
 
     name: str = "adam"
@@ -39,32 +39,38 @@ class OptimizerSettings:
     warmup_steps: int = 0
     total_steps: int = 0
     clip_norm: float | None = None
+    start_step: int = 0
+    start_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ModelSettingsError(f"optimizer '{self.name}' is unknown; use one of {sorted(OPTIMIZERS)}")
         if self.schedule not in get_args(Schedule):
             raise ModelSettingsError(
-                f"learning-rate schedule '{self.schedule}' is unknown; use one of {get_args(Schedule)}"
+                f"learning-rate schedule '{self.schedule}' is unknown; use one of {list(get_args(Schedule))}"
             )
-        if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
-            raise ModelSettingsError(
-                f"a {self.schedule} schedule of {self.total_steps} steps ends before its warm-up of "
-                f"{self.warmup_steps}; use fewer warm-up steps or more epochs"
-            )
+        check_warm_up(self.schedule, self.warmup_steps, self.total_steps)
 
 
 def build_optimizer(settings: OptimizerSettings, *rules: Callable[[type], type]) -> Any:
     """Return a Keras optimizer.
 
+    Its learning rate is always a schedule, also when that is constant: a plain number would be one of its variables,
+    and a checkpoint would bring back that of another number of workers.
+
     Args:
         settings: How weights are updated.
-        rules: Each takes an optimizer class and returns one that does more, such as `gathering`.
+        rules: Each takes an optimizer class and returns one that does more, such as `gathering`; the last is outermost.
     """
     kind = functools.reduce(lambda built, rule: rule(built), rules, OPTIMIZERS[settings.name])
-    rate: Any = settings.learning_rate
-    if settings.schedule != "constant" or settings.warmup_steps:
-        rate = WarmUpAndDecay(settings.learning_rate, settings.schedule, settings.warmup_steps, settings.total_steps)
+    rate = WarmUpAndDecay(
+        settings.learning_rate,
+        settings.schedule,
+        settings.warmup_steps,
+        settings.total_steps,
+        settings.start_step,
+        settings.start_share,
+    )
     return kind(learning_rate=rate, global_clipnorm=settings.clip_norm)
 
 
@@ -76,24 +82,35 @@ class WarmUpAndDecay(tf_keras.optimizers.schedules.LearningRateSchedule):
     and Hutter 2017, "SGDR", equation 5 without restarts.
     """
 
-    def __init__(self, peak: float, schedule: Schedule, warmup_steps: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        peak: float,
+        schedule: Schedule = "constant",
+        warmup_steps: int = 0,
+        total_steps: int = 0,
+        start_step: int = 0,
+        start_share: float = 0.0,
+    ) -> None:
         """Keep the arguments: those of `OptimizerSettings`."""
         super().__init__()
         self.peak = peak
         self.schedule: Schedule = schedule
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
+        self.start_step = start_step
+        self.start_share = start_share
 
     def __call__(self, step: Any) -> tf.Tensor:
         """Return the step size of optimizer step ``step``, counted from 0."""
         step = tf.cast(step, tf.float32)
-        risen = tf.minimum((step + 1.0) / max(self.warmup_steps, 1), 1.0) if self.warmup_steps else 1.0
+        risen = tf.minimum((step + 1.0) / self.warmup_steps, 1.0) if self.warmup_steps else tf.ones([])
         if self.schedule == "constant":
-            return self.peak * risen * tf.ones([])
-        left = float(self.total_steps - self.warmup_steps)
-        done = tf.clip_by_value((step - self.warmup_steps) / left, 0.0, 1.0)
-        share = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + tf.cos(math.pi * done))
-        return self.peak * risen * share
+            return self.peak * risen
+        warm = self.warmup_steps / self.total_steps
+        share = self.start_share + (step - self.start_step) / self.total_steps
+        done = tf.clip_by_value((share - warm) / (1.0 - warm), 0.0, 1.0)
+        left = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + tf.cos(math.pi * done))
+        return self.peak * risen * left
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
@@ -102,6 +119,8 @@ class WarmUpAndDecay(tf_keras.optimizers.schedules.LearningRateSchedule):
             "schedule": self.schedule,
             "warmup_steps": self.warmup_steps,
             "total_steps": self.total_steps,
+            "start_step": self.start_step,
+            "start_share": self.start_share,
         }
 
 
@@ -129,16 +148,17 @@ def accumulate_gradients(model: tf_keras.Model, parts: int) -> None:
     """Let every training step of ``model`` work through its batch in ``parts`` parts, and update once.
 
     The update is that of the whole batch (a mean of equal parts), the memory that of one part. A loss that compares
-    the rows of a batch with each other, such as in-batch negatives, sees those of its part only.
+    the rows of a batch with each other, such as in-batch negatives, sees those of its part only. Not with loss scaling
+    (``mixed_float16``), which sums over the workers and judges each part before it can be held.
 
     Args:
-        model: Compiled with an optimizer of a class that `gathering` made.
+        model: Compiled with an optimizer of a class that `gathering` made, outermost.
         parts: By which the rows of a batch on one worker must divide.
     """
     whole_step = model.train_step
 
     def train_step(batch: Any) -> Any:
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling wraps it
+        optimizer = model.optimizer
         optimizer.held = []
         try:
             for part in _parts(batch, parts):
@@ -146,7 +166,7 @@ def accumulate_gradients(model: tf_keras.Model, parts: int) -> None:
         finally:
             held, optimizer.held = optimizer.held, None
         gradients = [_mean([gradient for gradient, _ in of]) for of in zip(*held, strict=True)]
-        model.optimizer.apply_gradients(zip(gradients, [variable for _, variable in held[0]], strict=True))
+        optimizer.apply_gradients(zip(gradients, [variable for _, variable in held[0]], strict=True))
         return logs
 
     model.train_step = train_step

@@ -1,6 +1,10 @@
 """Checks that the settings of several architectures share; none of them needs TensorFlow."""
 
+from typing import Literal
+
 from data_pipelines.fitted import FittedFeatures
+
+Schedule = Literal["constant", "cosine", "linear"]
 
 
 class ModelSettingsError(ValueError):
@@ -27,4 +31,13 @@ def check_candidates(fitted: FittedFeatures, top_k: int) -> None:
         raise ModelSettingsError(
             f"top_k {top_k} cannot be met: feature '{feature.name}' has {candidates} candidates in the training rows; "
             f"use 1 to {candidates}"
+        )
+
+
+def check_warm_up(schedule: Schedule, warmup_steps: int, total_steps: int) -> None:
+    """Raise ``ModelSettingsError`` unless a learning rate that falls has steps left to do so after its warm-up."""
+    if schedule != "constant" and total_steps <= warmup_steps:
+        raise ModelSettingsError(
+            f"a {schedule} learning-rate schedule of {total_steps} steps ends before its warm-up of {warmup_steps}; "
+            f"use fewer warm-up steps or more epochs"
         )

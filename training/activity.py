@@ -14,14 +14,15 @@ Phase = Literal[
 class Activity:
     """Phase, step and waits of one rank.
 
-    ``step``, ``epoch`` and ``collectives`` are plain attributes: the training sets them, which costs nothing. Waits and
-    input take a lock for less than a microsecond.
+    ``step``, ``epoch``, ``collectives`` and ``beats`` are plain attributes: the training sets them, which costs
+    nothing. Waits and input take a lock for less than a microsecond.
 
     Attributes:
         phase: What is being done.
         step: Optimizer steps done.
         epoch: Epoch that is under way, from 1.
         collectives: Collective operations done.
+        beats: Signs that a checkpoint gets on, to the store or from it, while everything else waits for it.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Activity:
         self.step = 0
         self.epoch = 0
         self.collectives = 0
+        self.beats = 0
         self._on_phase = on_phase
         self._clock = clock
         self._lock = threading.Lock()
@@ -49,6 +51,20 @@ class Activity:
         self.phase = phase
         if self._on_phase is not None:
             self._on_phase(phase)
+
+    def beat(self) -> None:
+        """Count a sign that a checkpoint gets on; from any thread, since one that is lost does not matter."""
+        self.beats += 1
+
+    @contextlib.contextmanager
+    def within(self, phase: Phase) -> Iterator[None]:
+        """Note that ``phase`` begins, and after the block that the one before goes on."""
+        before = self.phase
+        self.enter(phase)
+        try:
+            yield
+        finally:
+            self.enter(before)
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
@@ -94,6 +110,7 @@ class Activity:
             "step": self.step,
             "epoch": self.epoch,
             "collectives": self.collectives,
+            "beats": self.beats,
             "waiting_for": waiting_for,
             "waiting_seconds": round(now - since, 3),
             "input_share": round(share, 4),

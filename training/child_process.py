@@ -4,16 +4,38 @@ The plan goes through standard input, because it may hold a secret and arguments
 The pipe stays open: when it ends, the parent is gone, and the child leaves. Standard output carries the answer alone.
 """
 
+import codecs
 import contextlib
+import io
 import os
+import select
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import IO
 
+from callbacks.credentials import without_credentials
+
 EXIT_ABANDONED = 3
+
+# How much of a line, or of a message of the log, the driver is sent.
+LOG_CHARACTERS = 2000
+
 _LAST_LINES = 40
+_READ_BYTES = 1 << 16
+# What is longer without an end is no line, but is not to fill the memory either.
+_LINE_CHARACTERS = 1 << 16
+_POLL_MILLISECONDS = 50
+
+# A loop that prints every step must not crowd out the events that matter, nor fill the driver's file.
+_BURST_LINES = 50
+_LINES_PER_SECOND = 10.0
+
+# Begins a printed line that the driver is told by other means.
+_TOLD = "\x1e"
 
 
 def tensorflow_environment(threads: int, *, verbose: bool) -> dict[str, str]:
@@ -56,30 +78,104 @@ def tell(process: subprocess.Popen[str], plan: str) -> None:
             process.stdin.close()
 
 
-class Tail:
-    """Reads a stream to its end in the background and keeps its last lines."""
+class LineBudget:
+    """How many lines of one process go to the driver: a burst, then a few in each second."""
 
-    def __init__(self, stream: IO[str] | None, *, echo: bool) -> None:
-        """Start to read; ``echo`` passes every line on to standard error."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with a whole burst."""
+        self._clock = clock
+        self._lines = float(_BURST_LINES)
+        self._at = clock()
+        self._left_out = 0
+
+    def admit(self, line: str) -> str | None:
+        """Return the line, which tells how many were left out before it; None when it is one of those."""
+        now = self._clock()
+        self._lines = min(self._lines + (now - self._at) * _LINES_PER_SECOND, _BURST_LINES)
+        self._at = now
+        if self._lines < 1:
+            self._left_out += 1
+            return None
+        self._lines -= 1
+        left_out, self._left_out = self._left_out, 0
+        return f"({left_out} lines left out) {line}" if left_out else line
+
+
+def marked_as_told(text: str) -> str:
+    """Return lines of a log that a :class:`Tail` is to keep and echo, but not to tell."""
+    return "\n".join(_TOLD + line for line in text.splitlines())
+
+
+class Tail:
+    """Reads a stream to its end in the background and keeps its last lines. What it gives out is without secrets."""
+
+    def __init__(
+        self, stream: IO[str] | None, *, echo: bool, prefix: str = "", tell: Callable[[str], None] | None = None
+    ) -> None:
+        """Start to read.
+
+        Args:
+            stream: What to read; nobody else does.
+            echo: Whether every line is passed on to standard error.
+            prefix: What an echoed line begins with.
+            tell: Gets every line, without its end; called in a thread of the tail.
+        """
         assert stream is not None  # noqa: S101 - start() made the pipe
+        self._echo = echo
+        self._prefix = prefix
+        self._tell = tell
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._reader = threading.Thread(target=self._read, args=(stream, echo), daemon=True)
+        self._is_closing = threading.Event()
+        # A file of its own: the stream may be closed while a process that nobody knows of still holds the other end.
+        self._reader = threading.Thread(target=self._read, args=(os.dup(stream.fileno()),), name="tail", daemon=True)
         self._reader.start()
 
     def text(self) -> str:
         """Return the last lines; to be called when the process has ended."""
         self.close()
-        return "".join(self._lines)
+        # As a whole, since a secret may have several lines.
+        return without_credentials("".join(f"{line}\n" for line in self._lines))
 
     def close(self) -> None:
-        """Read what is left of a process that has ended."""
+        """Read what is there, and no more, also where a child of the process keeps the stream open."""
+        self._is_closing.set()
         self._reader.join(timeout=5)
 
-    def _read(self, stream: IO[str], echo: bool) -> None:
-        for line in stream:
-            self._lines.append(line)
-            if echo:
-                sys.stderr.write(line)
+    def _read(self, file: int) -> None:
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
+        ready = select.poll()
+        ready.register(file, select.POLLIN)
+        rest = ""
+        data = None
+        while data != b"":
+            is_closing = self._is_closing.is_set()
+            if not ready.poll(0 if is_closing else _POLL_MILLISECONDS):
+                if is_closing:
+                    break
+                continue
+            data = os.read(file, _READ_BYTES)
+            *lines, rest = (rest + decoder.decode(data, final=not data)).split("\n")
+            if len(rest) > _LINE_CHARACTERS:
+                lines, rest = [*lines, rest], ""
+            for line in lines:
+                self._take(line)
+        if rest:
+            self._take(rest)
+        os.close(file)
+
+    def _take(self, line: str) -> None:
+        is_told = line.startswith(_TOLD)
+        line = line.removeprefix(_TOLD)
+        self._lines.append(line)
+        if not self._echo and self._tell is None:
+            return
+        shown = without_credentials(line)
+        if self._echo:
+            # Whoever does not read any more would otherwise stop the process that writes.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"{self._prefix}{shown}\n")
+        if self._tell is not None and not is_told:
+            self._tell(shown)
 
 
 def take_over() -> tuple[str, IO[str]]:

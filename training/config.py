@@ -18,7 +18,10 @@ from callbacks.commit import Mode
 from callbacks.credentials import without_credentials
 from data_pipelines.convert import ConversionOptions
 from data_pipelines.features import FeatureSpec
+from data_pipelines.storage import StorageError, StoragePath
 from models import catalog
+from models.settings import Schedule, check_warm_up
+from training.atomic_file import write_when_changed
 from training.elastic import BatchRule, Elastic, WorkerRange, parse_workers
 from training.run_history import DEFAULT_OUTPUT
 
@@ -27,7 +30,6 @@ SQL_FILE = "table.sql"
 
 Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
 Optimizer = Literal["adam", "adagrad", "sgd"]
-Schedule = Literal["constant", "cosine", "linear"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
@@ -144,12 +146,17 @@ class TrainingConfig:
     top_k: int = 20
 
     def __post_init__(self) -> None:
-        self._take_paths("output")
+        self._take_paths("output", "checkpoints")
         _require(
             "://" not in self.output,
             f"output '{self.output}' is on another store; give a folder on a disk that the driver and all executors "
             f"share",
         )
+        if self.checkpoints is not None:
+            try:
+                StoragePath.of(self.checkpoints)
+            except StorageError as error:
+                raise ConfigError(f"checkpoints: {error}") from error
         self._check_numbers()
         self._check_names()
         self._check_workers()
@@ -173,6 +180,11 @@ class TrainingConfig:
         _require(
             self.baseline in ("none", _BASELINES[self.task]),
             f"baseline '{self.baseline}' does not fit a {self.task} model; use {_BASELINES[self.task]} or none",
+        )
+        _require(
+            self.task == "binary" or self.precision != "mixed_float16",
+            f"precision mixed_float16 needs its losses scaled, which a {self.task} model does not do; use "
+            f"mixed_bfloat16",
         )
         catalog.settings(self.model["name"], self.model_options)
 
@@ -228,6 +240,17 @@ class TrainingConfig:
             not is_asynchronous or not self.worker_range.is_elastic,
             f"workers {self.workers}: the strategy parameter_server needs a fixed number; it goes on without a lost "
             f"worker anyway",
+        )
+        for what, name in ((self.accumulate > 1, "accumulate"), (self.local_steps > 1, "local_steps")):
+            _require(
+                not what or self.precision != "mixed_float16",
+                f"{name} above 1 does not go with precision mixed_float16, whose loss scaling judges every step of all "
+                f"workers; use mixed_bfloat16",
+            )
+        _require(
+            self.local_steps == 1 or self.checkpoint_every_seconds is None,
+            "checkpoint_every_seconds does not go with local_steps above 1: the workers meet for a checkpoint, so when "
+            "one is taken is part of the result; use checkpoint_every_steps",
         )
         _require(
             self.strategy != "ring" or self.gpus_per_worker == 0,
@@ -285,6 +308,11 @@ class TrainingConfig:
             not (sparse and self.baseline == "hist_gradient_boosting"),
             f"baseline hist_gradient_boosting takes no sparse features, and {sparse} are; use --baseline none",
         )
+        _require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
+
+    def require_steps(self, steps_per_epoch: int) -> None:
+        """Raise ``ModelSettingsError`` unless the learning rate's schedule fits a training of so many steps."""
+        check_warm_up(self.learning_rate_schedule, self.warmup_steps, steps_per_epoch * self.epochs)
 
     @property
     def task(self) -> str:
@@ -313,7 +341,9 @@ class TrainingConfig:
 
         Where a run trains and how it reports may change between the two; what it learns may not.
         """
-        knobs = {key: value for key, value in dataclasses.asdict(self).items() if key not in _FREE_TO_CHANGE}
+        # With local updates the workers meet for a checkpoint: when that is, is part of what is learnt.
+        free = _FREE_TO_CHANGE - ({"checkpoint_every_steps"} if self.local_steps > 1 else set())
+        knobs = {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
         return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:12]
 
     def public(self) -> dict[str, Any]:
@@ -331,7 +361,7 @@ class TrainingConfig:
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
-        path.write_text(self.as_yaml(), encoding="utf-8")
+        write_when_changed(path, self.as_yaml())
 
 
 @dataclass(frozen=True)

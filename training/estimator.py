@@ -10,11 +10,11 @@ from typing import Any
 from pyspark.ml import Estimator, Model
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, DefaultParamsWriter, MLWriter
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import MapType
+from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
-from callbacks.credentials import without_credentials
+from callbacks.credentials import clean
 from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address, is_published
 from data_pipelines.dataset import Dataset
 from data_pipelines.features import FeatureSpec
@@ -66,11 +66,11 @@ class _KnobParams(Params):
         return self._set(**values)
 
     def write(self) -> MLWriter:
-        """Return Spark's writer of stages; passwords are left out."""
+        """Return Spark's writer of stages; passwords are left out, whichever param they stand in."""
         public = self.copy()
-        for name in ("tracking_uri",):
-            if (uri := public.getOrDefault(name)) is not None:
-                public._set(**{name: without_credentials(uri)})
+        for name, value in self.getParams().items():
+            if (cleaned := clean({name: value})[name]) != value:
+                public._set(**{name: cleaned})
         return DefaultParamsWriter(public)
 
 
@@ -85,7 +85,8 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
             column ``model_version``).
 
     Attributes:
-        trained: All that the training found out; None where the model was loaded.
+        trained: All that the training found out; None where the model was loaded. It says nothing of another
+            ``model_uri`` that was set since.
     """
 
     model_uri: Param[str] = Param(Params._dummy(), "model_uri", "version of a registered model", _as_it_is)
@@ -106,9 +107,11 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
         Raises:
             ModelNotFoundError: The version does not exist (any more).
         """
-        if self.trained is not None:
+        where = self.getOrDefault(self.model_uri), self.getOrDefault(self.tracking_uri)
+        # A copy with other params keeps it: `transform(df, {model.model_uri: ...})` is one.
+        if self.trained is not None and where == (self.trained.version_uri, self.trained.tracking_uri):
             return self.trained.model
-        return resolve(self.getOrDefault(self.model_uri), self.getOrDefault(self.tracking_uri))
+        return resolve(*where)
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         """Return the table with the model's outputs as columns.
@@ -237,11 +240,7 @@ for _name in _KNOBS:
 
 def content_hash(table: DataFrame) -> str:
     """Return 32 hex digits that all rows of a table decide, whatever their order and partitions."""
-    columns = [
-        # Spark hashes no maps, whose order is nobody's.
-        F.sort_array(F.map_entries(_quoted(field.name))) if isinstance(field.dataType, MapType) else _quoted(field.name)
-        for field in table.schema
-    ]
+    columns = [part for field in table.schema for part in _hashed(F.col(_quoted(field.name)), field.dataType)]
     # Sums of 64-bit hashes as decimals: whole numbers, so the order of the summands does not matter.
     sums = [F.sum(F.xxhash64(F.lit(seed), *columns).cast("decimal(20,0)")) for seed in (1, 2)]
     row = table.agg(F.count(F.lit(1)), *sums).first()
@@ -249,6 +248,23 @@ def content_hash(table: DataFrame) -> str:
     schema = ",".join(f"{field.name} {field.dataType.simpleString()}" for field in table.schema)
     text = f"{schema} {row[0]} {row[1]} {row[2]}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _hashed(column: Column, kind: DataType) -> list[Column]:
+    """Return what to hash of a column, so that no two values of its type come to the same.
+
+    Spark's hash passes over nulls, and takes lists that follow each other for one.
+    """
+    if isinstance(kind, MapType):  # of which Spark hashes none: their order is nobody's
+        entry = StructType().add("key", kind.keyType).add("value", kind.valueType)
+        return _hashed(F.sort_array(F.map_entries(column)), ArrayType(entry))
+    if isinstance(kind, StructType):
+        parts = [part for field in kind for part in _hashed(column.getField(field.name), field.dataType)]
+        return [column.isNull(), *parts]
+    if isinstance(kind, ArrayType):
+        items = F.transform(column, lambda item: F.xxhash64(*_hashed(item, kind.elementType)))
+        return [column.isNull(), F.size(column), items]
+    return [column.isNull(), column]
 
 
 def _quoted(name: str) -> str:

@@ -12,7 +12,6 @@ Commands go to the tasks: ``stop`` and ``abort`` also to those that connect late
 
 import contextlib
 import functools
-import hmac
 import itertools
 import json
 import logging
@@ -26,22 +25,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
+from training.handshake import is_proof, keep_alive, proof
+
 _NONCE_BYTES = 32
 _LINE_BYTES = 1 << 20
 _HELLO_BYTES = 1 << 12
 _QUEUE_LENGTH = 1000
 _HANDSHAKE_SECONDS = 10.0
+# Who connects, and does not prove that it knows the token, holds a thread and a socket. Ranks take milliseconds for it,
+# so of too many the one that has taken longest is cut off.
+_MOST_UNPROVEN = 256
 # What ranks sent last may still be on its way when the attempt is over.
 _LAST_WORDS_SECONDS = 3.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
-# After ten seconds of silence three questions, five seconds apart; what was sent is to be taken in as much time.
-_KEEPALIVE = (
-    (socket.TCP_KEEPIDLE, 10),
-    (socket.TCP_KEEPINTVL, 5),
-    (socket.TCP_KEEPCNT, 3),
-    (socket.TCP_USER_TIMEOUT, 25_000),
-)
+# What was sent is to be taken in as soon as a host that vanished without a word is noticed.
+_TAKEN_IN_MILLISECONDS = 25_000
 # Text of an event whose line would be too long is cut to this.
 _SHORT_TEXT = 4000
 
@@ -99,7 +98,7 @@ class EventServer:
             def handle(self) -> None:
                 receive(self)
 
-        self._server = _ThreadingServer((host, 0), Handler)
+        self._server = _ThreadingServer((host, 0), Handler, _MOST_UNPROVEN)
         self.address = EventAddress(advertised or host, self._server.server_address[1], self._token)
         listen = functools.partial(self._server.serve_forever, poll_interval=0.05)
         self._thread = threading.Thread(target=listen, name="events", daemon=True)
@@ -147,12 +146,13 @@ class EventServer:
         connection.connection.settimeout(_HANDSHAKE_SECONDS)
         mine = secrets.token_hex(_NONCE_BYTES)
         connection.wfile.write(mine.encode() + b"\n")
-        theirs, _, proof = connection.rfile.readline(_HELLO_BYTES).decode("ascii", "replace").strip().partition(" ")
-        if not hmac.compare_digest(proof.encode(), _proof(self._token, "client", mine, theirs).encode()):
+        theirs, _, answer = connection.rfile.readline(_HELLO_BYTES).decode("ascii", "replace").strip().partition(" ")
+        if not is_proof(answer, self._token, "client", mine, theirs):
             logger.warning("refused an event connection from %s: wrong token", connection.client_address[0])
             connection.wfile.write(b"refused\n")
             return None
-        connection.wfile.write(_proof(self._token, "driver", theirs, mine).encode() + b"\n")
+        self._server.trust(connection.connection)
+        connection.wfile.write(proof(self._token, "driver", theirs, mine).encode() + b"\n")
         hello = json.loads(connection.rfile.readline(_HELLO_BYTES))
         connection.connection.settimeout(None)
         _notice_silence(connection.connection)
@@ -189,6 +189,7 @@ class EventClient:
         *,
         on_command: Callable[[Command], None] | None = None,
         sender: Sender = "rank",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start to connect.
 
@@ -198,13 +199,15 @@ class EventClient:
             attempt: Likewise.
             on_command: Gets the driver's commands, one at a time, in a thread of the client; only a task gets any.
             sender: ``task`` marks every event with ``from``.
+            clock: Returns seconds; monotonic.
         """
         self._address = address
         self._stamp = {"rank": rank, "attempt": attempt} | ({"from": sender} if sender != "rank" else {})
         self._hello = {"client": secrets.token_hex(8), "rank": rank, "sender": sender}
         self._on_command = on_command
         self._numbers = itertools.count(1)
-        self._last_heard = time.monotonic()
+        self._clock = clock
+        self._last_heard = clock()
         # Guards what follows; the sending thread waits on it for something to send.
         self._changed = threading.Condition()
         self._waiting: deque[_Letter] = deque()
@@ -220,7 +223,7 @@ class EventClient:
     @property
     def silent_seconds(self) -> float:
         """How long the driver has said nothing; from the start on where it never has."""
-        return time.monotonic() - self._last_heard
+        return self._clock() - self._last_heard
 
     def send(self, event: Mapping[str, Any]) -> None:
         """Queue an event; when the queue is full, the oldest progress makes room, or else the event is dropped."""
@@ -335,20 +338,20 @@ class EventClient:
         if not theirs:
             raise ConnectionResetError("the driver said nothing")
         mine = secrets.token_hex(_NONCE_BYTES)
-        connection.sendall(f"{mine} {_proof(self._address.token, 'client', theirs, mine)}\n".encode())
-        answer = stream.readline(_HELLO_BYTES).strip()
+        connection.sendall(f"{mine} {proof(self._address.token, 'client', theirs, mine)}\n".encode())
+        answer = stream.readline(_HELLO_BYTES).decode("ascii", "replace").strip()
         if not answer:
             raise ConnectionResetError("the driver hung up")
-        if not hmac.compare_digest(answer, _proof(self._address.token, "driver", mine, theirs).encode()):
+        if not is_proof(answer, self._address.token, "driver", mine, theirs):
             raise _RefusedError("the two sides do not share a token; this is not the driver of this run")
-        self._last_heard = time.monotonic()
+        self._last_heard = self._clock()
         connection.sendall(json.dumps(self._hello).encode() + b"\n")
 
     def _listen(self, stream: BinaryIO, is_cut: threading.Event) -> None:
         try:
             while line := stream.readline(_LINE_BYTES):
                 message = json.loads(line)
-                self._last_heard = time.monotonic()
+                self._last_heard = self._clock()
                 if "acknowledged" in message:
                     self._forget(int(message["acknowledged"]))
                 elif self._on_command is not None:
@@ -447,15 +450,37 @@ class _ThreadingServer(socketserver.ThreadingTCPServer):
     # A cluster's ranks connect within the same second.
     request_queue_size = 256
 
-    def __init__(self, address: tuple[str, int], handler: type[socketserver.BaseRequestHandler]) -> None:
+    def __init__(
+        self, address: tuple[str, int], handler: type[socketserver.BaseRequestHandler], most_unproven: int
+    ) -> None:
         self._connections: list[tuple[threading.Thread, socket.socket]] = []
+        self._most_unproven = most_unproven
+        self._proving = threading.Lock()
+        # In the order in which they came.
+        self._unproven: dict[socket.socket, None] = {}
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle the connection in a thread of its own; the base class could end them without a time limit only."""
+        with self._proving:
+            self._unproven[request] = None
+            surplus = next(iter(self._unproven)) if len(self._unproven) > self._most_unproven else None
+        if surplus is not None:
+            self.trust(surplus)
+            _hang_up(surplus)
         thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         self._connections = [entry for entry in self._connections if entry[0].is_alive()] + [(thread, request)]
         thread.start()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, and forget it."""
+        self.trust(request)
+        super().shutdown_request(request)
+
+    def trust(self, connection: socket.socket) -> None:
+        """Count ``connection`` no longer among those that have to prove themselves."""
+        with self._proving:
+            self._unproven.pop(connection, None)
 
     def end_connections(self, patience_seconds: float) -> None:
         """Wait for the other side to hang up, then do it. For when no connection is accepted any more."""
@@ -468,17 +493,11 @@ class _ThreadingServer(socketserver.ThreadingTCPServer):
                 thread.join(timeout=5)
 
 
-def _proof(token: str, role: str, challenge: str, nonce: str) -> str:
-    """Return the answer to ``challenge``; ``role`` keeps one side's from being played back to it as the other's."""
-    return hmac.new(token.encode(), f"{role}:{challenge}:{nonce}".encode(), "sha256").hexdigest()
-
-
 def _notice_silence(connection: socket.socket) -> None:
     """Let a host that vanished without a word, or a path that was dropped, show as a cut line within half a minute."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    keep_alive(connection)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for option, value in _KEEPALIVE:
-        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TAKEN_IN_MILLISECONDS)
 
 
 def _hang_up(connection: socket.socket) -> None:

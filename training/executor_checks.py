@@ -30,7 +30,7 @@ from training.executor_probe import (
     fingerprint,
     store_problem,
 )
-from training.spark_session import bind_address, driver_address
+from training.spark_session import DriverAddressError, bind_address, driver_address
 
 # A job that has not answered by then is cancelled: executors whose Python does not start, or tasks that hang.
 JOB_SECONDS = 60.0
@@ -110,6 +110,8 @@ def check_executors(
         heard = Heard(f"{server.address.host}:{server.address.port}", clocks)
     except (Py4JJavaError, PySparkException) as error:
         return [*checks, Check("executors", False, _job_problem(error))]
+    except DriverAddressError as error:
+        return [*checks, Check("events", False, str(error))]
     except OSError as error:
         return [
             *checks,

@@ -6,7 +6,6 @@ ends the whole barrier job and takes the others' findings along; what goes wrong
 
 import contextlib
 import hashlib
-import hmac
 import importlib.util
 import os
 import re
@@ -31,6 +30,7 @@ from pyspark import BarrierTaskContext
 
 from data_pipelines.storage import StorageError, StoragePath
 from training.events import EventAddress, EventClient
+from training.handshake import is_proof, proof, split_address
 from training.ring import Ring
 
 # Packages whose version must be the same on the driver and on every executor.
@@ -56,6 +56,7 @@ _MEASURED_SECONDS = 1.0
 # More threads than that say nothing new, and a large cluster has many pairs.
 _DIALLING_THREADS = 64
 _LINE_BYTES = 256
+_ROLE = "probe"
 # Instead of the address of a task that cannot listen.
 _NOWHERE = "-"
 
@@ -386,8 +387,8 @@ class _Listener:
                 return
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(REACH_SECONDS)
-                nonce = connection.recv(_LINE_BYTES)
-                connection.sendall(_proof(self._token, nonce, self.port).encode())
+                nonce = connection.recv(_LINE_BYTES).decode("ascii", "replace")
+                connection.sendall(proof(self._token, _ROLE, nonce, str(self.port)).encode())
 
 
 def _listen(host: str, token: str) -> tuple[_Listener | None, socket.socket | None, str | None]:
@@ -419,23 +420,19 @@ def reach_all(rank: int, addresses: Sequence[str], token: str) -> tuple[Unreacha
 
 
 def _reach(address: str, token: str) -> str | None:
-    host, _, port = address.rpartition(":")
+    host, port = split_address(address)
     nonce = secrets.token_hex(16)
     try:
-        with socket.create_connection((host, int(port)), REACH_SECONDS) as connection:
+        with socket.create_connection((host, port), REACH_SECONDS) as connection:
             connection.sendall(nonce.encode())
             answer = connection.makefile("r", encoding="ascii", errors="replace").read(_LINE_BYTES)
     except TimeoutError:
         return f"no answer within {REACH_SECONDS:g} s"
     except OSError as error:
         return error.strerror or str(error)
-    if not hmac.compare_digest(answer.encode(), _proof(token, nonce.encode(), int(port)).encode()):
+    if not is_proof(answer, token, _ROLE, nonce, str(port)):
         return "another program answers there"
     return None
-
-
-def _proof(token: str, nonce: bytes, port: int) -> str:
-    return hmac.new(token.encode(), nonce + str(port).encode(), "sha256").hexdigest()
 
 
 def _measure(rank: int, addresses: Sequence[str], token: str) -> tuple[Pace | None, str | None]:

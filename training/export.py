@@ -24,9 +24,13 @@ from models import catalog
 from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
 from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDescription, needs_scann
 from training import child_process
+from training.atomic_file import write_atomically
 from training.child_process import Tail
 
 EVALUATED_SPLITS = ("validation", "test")
+
+# Tag of a registered version: which of its run's checkpoints it was made of.
+CHECKPOINT_TAG = "checkpoint"
 
 
 class ExportFailedError(RuntimeError):
@@ -65,6 +69,11 @@ class ExportPlan:
     registered_model: str
     threads: int
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two exports share when one's result is as good as the other's."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "threads"}
+
 
 @dataclass(frozen=True)
 class ExportResult:
@@ -72,6 +81,44 @@ class ExportResult:
 
     model_uri: str
     model_version: str
+
+
+def export_once(plan: ExportPlan, kept: Path, *, verbose: bool = False) -> ExportResult:
+    """Return what an earlier driver exported by the same plan, while all of it is still there, or else export.
+
+    Args:
+        plan: What to export.
+        kept: File that remembers it.
+        verbose: Show what the process says.
+
+    Raises:
+        ExportFailedError: With the last line of what the process said.
+    """
+    known = _kept(plan, kept)
+    if known is not None:
+        return known
+    # What it says of the files does not hold while they are written anew.
+    kept.unlink(missing_ok=True)
+    result = export(plan, verbose=verbose)
+    document = {"plan": plan.identity, "result": dataclasses.asdict(result), "files": _files(plan)}
+    write_atomically(kept, json.dumps(document, indent=2))
+    return result
+
+
+def _kept(plan: ExportPlan, kept: Path) -> ExportResult | None:
+    try:
+        document = json.loads(kept.read_text(encoding="utf-8"))
+        is_whole = document["plan"] == plan.identity and document["files"] == _files(plan)
+        return ExportResult(**document["result"]) if is_whole else None
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _files(plan: ExportPlan) -> dict[str, int]:
+    """Return the files of the exported model and of the predictions with their sizes."""
+    folders = (Path(plan.folder), Path(plan.predictions))
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.stat().st_size for path in files}
 
 
 def export(plan: ExportPlan, *, verbose: bool = False) -> ExportResult:
@@ -193,6 +240,10 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
     from scoring import mirrorspark_pyfunc
 
     mlflow.set_tracking_uri(plan.tracking_uri)
+    client = mlflow.MlflowClient()
+    known = registered_before(client, plan)
+    if known is not None:
+        return known
     example = pq.read_table(dataset.path / FEATURES_FOLDER / EXAMPLE_FILE).to_pandas()
     mlflow.start_run(run_id=plan.mlflow_run_id)
     try:
@@ -206,12 +257,28 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
             pip_requirements=_requirements(plan),
             registered_model_name=plan.registered_model,
             metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
+            # The version gets them, too, in the request that makes it.
+            tags={CHECKPOINT_TAG: Path(plan.checkpoint).name},
         )
     finally:
         # The run is the driver's to end: scoring and its parity are still to come.
         mlflow.end_run(status="RUNNING")
     version = str(info.registered_model_version)
     return ExportResult(model_uri=info.model_uri, model_version=version)
+
+
+def registered_before(client: Any, plan: ExportPlan) -> ExportResult | None:
+    """Return the version that an earlier export of this run's checkpoint has registered, None when there is none.
+
+    Who repeats a delivery that was cut off must not leave the registry another version of the same weights.
+    """
+    found = client.search_model_versions(f"run_id = '{plan.mlflow_run_id}'")
+    for version in sorted(found, key=lambda version: int(version.version), reverse=True):
+        if version.name != plan.registered_model:
+            continue
+        if version.status == "READY" and version.tags.get(CHECKPOINT_TAG) == Path(plan.checkpoint).name:
+            return ExportResult(version.source, str(version.version))
+    return None
 
 
 def _signature(dataset: Dataset, task: str) -> Any:

@@ -1,19 +1,22 @@
 """Finish, restart, raise or stop, decided from the attempts so far. Pure: values in, value out."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from training.elastic import Elastic
 
-Cause = Literal["cancelled", "user", "store", "preempted", "hung", "lost", "start", "spark", "peer"]
+Cause = Literal["cancelled", "user", "store", "preempted", "hung", "lost", "start", "spark", "driver", "peer"]
 
 # Which failure of an attempt explains the others: the first cause that any of them has.
 _EXPLAINING_FIRST: tuple[Cause, ...] = get_args(Cause)
 
 # A rank is gone, or is known to have failed first: whatever TensorFlow says of it elsewhere is a consequence.
-_ENDS_OF_A_RANK: frozenset[Cause] = frozenset({"store", "preempted", "hung", "lost", "start", "spark"})
+_ENDS_OF_A_RANK: frozenset[Cause] = frozenset({"store", "preempted", "hung", "lost", "start", "spark", "driver"})
+
+# Failures that a machine which comes and goes may have.
+_ENDS_OF_A_WORKER: frozenset[Cause] = frozenset({"preempted", "hung", "lost", "start", "spark", "peer"})
 
 # Types of failures that come from outside, however often and wherever they come.
 _NEVER_THE_USERS = frozenset({"killed", "RingError", "RingConnectError", "Aborted"})
@@ -27,8 +30,9 @@ class RankError:
         cause: ``cancelled`` (somebody ended the job), ``user`` (model, data or configuration: it would come again),
             ``store`` (checkpoints can be neither written nor read), ``preempted`` (its machine is taken away),
             ``hung`` (the watchdog saw it stand still), ``lost`` (the process was killed), ``start`` (it never came to
-            train: port, connection, import), ``spark`` (the job failed without a word from a rank: an executor is gone)
-            or ``peer`` (another rank's end, seen from here).
+            train: port, connection, import), ``spark`` (the job failed without a word from a rank: an executor is
+            gone), ``driver`` (it heard nothing of the driver for too long: that slept, or the network was down) or
+            ``peer`` (another rank's end, seen from here).
         rank: Who said so; None when Spark or the driver did.
         type: Class of the exception, or ``killed``.
         message: What it says.
@@ -73,8 +77,10 @@ class RankError:
         match outcome["outcome"]:
             case "failed":
                 return cls.from_event({**outcome, "rank": rank, "time": time})
+            case "aborted" if outcome.get("cause") == "driver":
+                return cls("driver", rank, "OutOfReach", outcome["reason"], time)
             case "aborted":
-                # Told to end because of another rank, or out of the driver's reach: in either case not the reason.
+                # Told to end because of another rank, which is the reason.
                 return cls("peer", rank, "Aborted", outcome.get("reason") or "aborted", time)
             case "stopped" if outcome.get("reason") == "preempted":
                 message = f"its machine is taken away; it stopped after saving step {outcome.get('step')}"
@@ -83,7 +89,10 @@ class RankError:
 
 
 def known_errors(
-    heard: Sequence[RankError], outcomes: Sequence[Mapping[str, Any]], time: float
+    heard: Sequence[RankError],
+    outcomes: Sequence[Mapping[str, Any]],
+    time: float,
+    connected: Collection[int] | None = None,
 ) -> tuple[RankError, ...]:
     """Return all failures of an attempt: what ranks said of themselves, and what only their outcomes tell.
 
@@ -93,10 +102,20 @@ def known_errors(
         heard: From ``error`` events, in the order of arrival.
         outcomes: Of all ranks, in rank order.
         time: When the outcomes came.
+        connected: Ranks whose task has been heard, where that is known: any other one has not lost the driver, it has
+            never had it, and would not the next time.
     """
     said = {(error.rank, error.cause, error.type) for error in heard}
     told = [RankError.from_outcome(outcome, rank, time) for rank, outcome in enumerate(outcomes)]
+    if connected is not None:
+        told = [_never_connected(e) if e is not None and e.rank not in connected else e for e in told]
     return (*heard, *(e for e in told if e is not None and (e.rank, e.cause, e.type) not in said))
+
+
+def _never_connected(error: RankError) -> RankError:
+    if error.cause != "driver":
+        return error
+    return replace(error, cause="start", message=f"{error.message}, and has never reached it; is its port open?")
 
 
 Stop = Literal["requested", "grow"]
@@ -115,6 +134,7 @@ class Attempt:
         workers: Ranks it ran with; 0 when it could not be launched.
         stop: Why the driver asked it to stop before its end: somebody ``requested`` it, or more workers can go on
             (``grow``); None when it did not ask.
+        committed_epochs: Epochs completed in that checkpoint.
     """
 
     number: int
@@ -124,6 +144,7 @@ class Attempt:
     committed: int = 0
     workers: int = 1
     stop: Stop | None = None
+    committed_epochs: int = 0
 
     @property
     def finished(self) -> bool:
@@ -134,6 +155,11 @@ class Attempt:
     def made_progress(self) -> bool:
         """Whether it left a newer checkpoint than it began with."""
         return self.committed > self.resumed_from
+
+    @property
+    def was_unheard(self) -> bool:
+        """Whether none of its ranks was heard: Spark had no room for them after all."""
+        return any(error.cause == "start" and error.rank is None for error in self.errors)
 
     @property
     def first_error(self) -> RankError:
@@ -159,7 +185,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Budgets:
-    """How much bad luck a run takes before it gives up; each kind has its own budget, over the whole run.
+    """How much bad luck a run takes before it gives up; each kind has its own budget.
+
+    A budget is for an epoch: as soon as a checkpoint of a further one is committed, it is whole again. So a long
+    training survives as many losses as it needs to, and one that gets nowhere ends. A driver that was out of reach
+    costs nothing.
 
     Attributes:
         max_restarts: How often lost and hung workers may restart the training.
@@ -193,7 +223,8 @@ class Budgets:
         return min(self.longest_delay_seconds, self.first_delay_seconds * 2.0 ** min(failures - 2, 1000))
 
 
-# Which budget a cause draws on. User faults and cancelled jobs have none: they are never tried again.
+# Which budget a cause draws on. User faults and cancelled jobs have none: they are never tried again. Nor has a driver
+# that was out of reach: a laptop may sleep every night.
 _BUDGETS: dict[Cause, str] = {
     "lost": "max_restarts",
     "hung": "max_restarts",
@@ -203,6 +234,11 @@ _BUDGETS: dict[Cause, str] = {
     "start": "max_start_failures",
     "store": "max_store_faults",
 }
+
+# How often a training looks for more workers; and the pause once growing was in vain, twice as long each further time.
+_GROWTH_SECONDS = 30.0
+_GROWTH_PAUSE_SECONDS = 300.0
+_LONGEST_GROWTH_PAUSE_SECONDS = 3600.0
 
 Kind = Literal["finish", "restart", "raise", "stopped"]
 
@@ -229,7 +265,7 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
 
     A fault of the user's code ends the run at once: it would come again. So does a job that somebody cancelled, and an
     error that came at the same step before, whatever its cause looked like. Everything else restarts the training until
-    the budget of its kind is spent.
+    the budget of its kind is spent, but for a driver that was out of reach, which restarts it always.
 
     Args:
         attempts: All of the run, oldest first.
@@ -238,7 +274,7 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
         elastic: How many workers may use them.
     """
     last = attempts[-1]
-    workers = elastic.next_workers(slots) or elastic.workers.fewest
+    workers = elastic.next_workers(usable_slots(attempts, slots, elastic)) or elastic.workers.fewest
     if last.finished:
         return Decision("finish", f"finished after {_epochs(last)}")
     error = last.first_error if last.errors else None
@@ -252,16 +288,70 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
         return Decision("raise", "somebody cancelled the job")
     if (earlier := _earlier_twin(error, attempts)) is not None:
         return Decision("raise", f"the same error came at step {error.step:,} in attempt {earlier} already")
+    delay = budgets.delay_seconds(_failures_in_a_row(attempts))
+    how = f"{f' in {delay:g} s' if delay else ''} from step {last.committed:,} with {workers} workers"
+    if error.cause == "driver":
+        return Decision("restart", f"the driver was out of reach; restart{how}", delay, workers)
     name = _BUDGETS[error.cause]
     limit = getattr(budgets, name)
-    used = sum(1 for attempt in attempts if attempt.errors and _BUDGETS.get(attempt.first_error.cause) == name)
+    used = _used(name, attempts)
     if used > limit:
-        then = f"goes on from step {last.committed:,}" if last.committed else "starts anew"
-        return Decision("raise", f"{name} {limit} is spent, the same command {then}")
-    delay = budgets.delay_seconds(_failures_in_a_row(attempts))
-    when = f" in {delay:g} s" if delay else ""
-    reason = f"restart {used} of {limit} ({name}){when} from step {last.committed:,} with {workers} workers"
-    return Decision("restart", reason, delay, workers)
+        return Decision("raise", f"{name} {limit} is spent, the same command {_what_it_does(attempts)}")
+    return Decision("restart", f"restart {used} of {limit} ({name}){how}", delay, workers)
+
+
+def usable_slots(attempts: Sequence[Attempt], slots: int, elastic: Elastic) -> int:
+    """Return how many of ``slots`` there is reason to hope for; not below those of the fewest workers, if they exist.
+
+    Spark counts slots that somebody else's job takes up as well. Where nobody was heard, fewer workers are tried, until
+    a larger training runs or the pause before it may grow is over (`growth_pause_seconds`).
+    """
+    limit = slots
+    for attempt in attempts:
+        if attempt.was_unheard:
+            limit = attempt.workers - 1
+        elif attempt.stop == "grow" or attempt.workers > limit:
+            limit = slots
+    return min(slots, max(limit, elastic.workers.fewest))
+
+
+def growth_pause_seconds(attempts: Sequence[Attempt]) -> float:
+    """Return how long a training goes on before more workers are looked for, after ``attempts``.
+
+    A machine that comes and goes would otherwise stop it again and again: the pause is longer after each growth in a
+    row that was followed by a loss within the same epoch, or for which nobody came.
+    """
+    failures = 0
+    launched = [attempt for attempt in attempts if attempt.workers]
+    for before, attempt in zip((None, *launched), launched, strict=False):
+        if attempt.was_unheard:
+            failures += 1
+        elif before is not None and before.stop == "grow":
+            failures = failures + 1 if _was_in_vain(attempt, before) else 0
+    if failures == 0:
+        return _GROWTH_SECONDS
+    return min(_LONGEST_GROWTH_PAUSE_SECONDS, _GROWTH_PAUSE_SECONDS * 2.0 ** (failures - 1))
+
+
+def _was_in_vain(attempt: Attempt, before: Attempt) -> bool:
+    """Return whether a training that had grown was broken off before an epoch was over."""
+    is_lost = bool(attempt.errors) and attempt.first_error.cause in _ENDS_OF_A_WORKER
+    return is_lost and attempt.committed_epochs <= before.committed_epochs
+
+
+def _used(name: str, attempts: Sequence[Attempt]) -> int:
+    """Return how many of ``attempts`` drew on a budget since the last epoch was committed."""
+    now = attempts[-1].committed_epochs
+    recent = [attempt for attempt in attempts if attempt.errors and attempt.committed_epochs >= now]
+    return sum(1 for attempt in recent if _BUDGETS.get(attempt.first_error.cause) == name)
+
+
+def _what_it_does(attempts: Sequence[Attempt]) -> str:
+    last = attempts[-1]
+    if last.committed:
+        return f"goes on from step {last.committed:,}"
+    # Where the store could never be read, nobody knows what it holds.
+    return "starts anew" if any(attempt.workers for attempt in attempts) else "tries again"
 
 
 def _failures_in_a_row(attempts: Sequence[Attempt]) -> int:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 
-from training.run_folder import STATE_FILE, RunState
+from training.run_folder import STATE_FILE, RunState, driver_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -153,7 +153,7 @@ class Moment:
     (:class:`Fault`). Epochs and phases are all there.
 
     Attributes:
-        step: The rank has done so many optimizer steps.
+        step: The rank has done so many optimizer steps; the steps of a validation are none.
         epoch: The chief has completed this epoch, and is in the next one.
         phase: The rank has come to it (``training``, ``validation``, ...).
         attempt: In this attempt; None in the newest.
@@ -176,8 +176,9 @@ class Moment:
         if self.attempt is not None:
             events = [event for event in events if event.get("attempt") == self.attempt]
         own = [event for event in events if event.get("rank", rank) == rank]
+        steps = [event.get("step") or 0 for event in own if event["event"] != "validation"]
         return (
-            (self.step is None or any((event.get("step") or 0) >= self.step for event in own))
+            (self.step is None or any(step >= self.step for step in steps))
             and (self.epoch is None or any(_is_past(event, self.epoch) for event in events))
             and (self.phase is None or any(event.get("phase") == self.phase for event in own))
             and (self.attempt is None or bool(events))
@@ -241,7 +242,7 @@ class Run:
             ProcessLookupError: It has ended, is on another host, or is this very process.
         """
         state = RunState(**json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8")))
-        if state.host != socket.gethostname() or not state.is_alive:
+        if state.host != socket.gethostname() or driver_of(self.folder, state) != "alive":
             raise ProcessLookupError(f"the driver of {self.folder.name} is not at work on this host")
         if state.process == os.getpid():
             raise ProcessLookupError("the driver is this very process; start the run in one of its own")

@@ -17,11 +17,13 @@ from models.optimizers import OptimizerSettings, accumulate_gradients, build_opt
 from models.xla import compile_with_xla
 from training import injected_faults
 from training.activity import Activity
-from training.fit_callbacks import fit_callbacks, start_position
+from training.fit_callbacks import fit_callbacks, with_local_checkpoint
+from training.live_messages import numbers_in_words
 from training.local_updates import Settle, local_updates
 from training.plan import TrainingPlan
 from training.rank_control import Finish, RankControl
 from training.ring_strategy import RingStrategy
+from training.start import Start, start_of
 
 
 def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
@@ -37,20 +39,21 @@ def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
         TrainingStopped: A rank was asked to stop; the checkpoint of that step is there.
     """
     activity = control.activity
+    plan = with_local_checkpoint(plan, activity)  # before the ranks meet: a download may take long
     activity.enter("connecting")
     strategy = open_strategy(plan, activity)
     activity.enter("building")
     dataset = Dataset.open(plan.dataset)
     tf_keras.utils.set_random_seed(plan.config.seed)
     tf_keras.mixed_precision.set_global_policy(plan.config.precision)
-    model = build_model(plan, dataset, strategy)
+    start = start_of(plan, dataset)
+    model = build_model(plan, dataset, strategy, start)
     faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt)
-    start = start_position(plan)
     activity.enter("restoring")
     with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
         try:
             model.fit(
-                faults.input(_batches(strategy, dataset, plan, "train", start, activity)),
+                _batches(strategy, dataset, plan, "train", (start.epoch, start.step_in_epoch), activity, faults.input),
                 validation_data=_batches(strategy, dataset, plan, "validation", (0, 0), activity),
                 epochs=plan.config.epochs,
                 steps_per_epoch=dataset.steps("train", plan.global_batch_size),
@@ -58,7 +61,7 @@ def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
                 callbacks=fit_callbacks(
                     plan,
                     control,
-                    step_in_epoch=start[1],
+                    start=start,
                     end=finish,
                     locate=lambda epoch, step: _what_was_read(dataset, plan, control.rank, epoch, step),
                     before_all=[Settle()],
@@ -78,7 +81,7 @@ def open_strategy(plan: TrainingPlan, activity: Activity) -> tf.distribute.Strat
     return RingStrategy.from_tf_config(plan.token, timeout_seconds=plan.config.start_limit_seconds, observer=activity)
 
 
-def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.Strategy) -> tf_keras.Model:
+def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.Strategy, start: Start) -> tf_keras.Model:
     """Return the compiled model, its variables equal on all ranks."""
     config = plan.config
     architecture = catalog.architecture(config.model["name"])
@@ -90,15 +93,17 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
         warmup_steps=config.warmup_steps,
         total_steps=steps * config.epochs,
         clip_norm=config.clip_norm,
+        start_step=start.schedule_step,
+        start_share=start.schedule_share,
     )
     rules: list[Callable[[type], type]] = []
-    if config.accumulate > 1:
-        rules.append(gathering)
     if config.local_steps > 1:
         assert isinstance(strategy, RingStrategy)  # noqa: S101 - the configuration has seen to it
         rules.append(
             local_updates(strategy.ring, config.local_steps, config.outer_momentum, config.outer_learning_rate)
         )
+    if config.accumulate > 1:
+        rules.append(gathering)  # outermost: what is held is no step
     with strategy.scope():
         model = architecture.build(
             catalog.settings(config.model["name"], config.model_options), dataset.features, config.seed
@@ -120,13 +125,14 @@ def _batches(
     split: str,
     start: tuple[int, int],
     activity: Activity,
+    gate: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda share: share,
 ) -> Any:
-    """Return this rank's share of every global batch of ``split``, epoch after epoch."""
+    """Return this rank's share of every global batch of ``split``, epoch after epoch, behind ``gate``."""
 
     def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return load_dataset(
-            dataset, _read_plan(plan, split, context.input_pipeline_id, start), busy=activity.input_busy
-        )
+        read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
+        # Within: on what a strategy has distributed no gate can be put.
+        return gate(load_dataset(dataset, read_plan, busy=activity.input_busy))
 
     # Every rank builds its own input, so TensorFlow must neither shard nor re-batch it.
     return strategy.distribute_datasets_from_function(mine)
@@ -135,23 +141,12 @@ def _batches(
 def _what_was_read(dataset: Dataset, plan: TrainingPlan, rank: int, epoch: int, step: int) -> str:
     """Say which records a step of this rank read, and where its training can go on."""
     files = "; ".join(
-        f"{path} records {_in_words(records)}"
+        f"{path} records {numbers_in_words(records)}"
         for path, records in dataset.records_of(_read_plan(plan, "train", rank), epoch, step).items()
     )
-    newest = commit.latest_committed(plan.checkpoints, verify=False)
+    newest = next((c for c in commit.committed(plan.checkpoints) if (c.epoch, c.step_in_epoch) <= (epoch, step)), None)
     last = f"the last checkpoint is that of step {newest.step:,}" if newest else "there is no checkpoint yet"
     return f"it read {files}; {last}"
-
-
-def _in_words(numbers: tuple[int, ...]) -> str:
-    """Return rising numbers with neighbours drawn together: ``3-5, 9``."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
 def _read_plan(plan: TrainingPlan, split: str, rank: int, start: tuple[int, int] = (0, 0)) -> ReadPlan:

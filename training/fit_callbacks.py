@@ -1,8 +1,8 @@
 """What goes along with ``model.fit`` in a rank: the callbacks in their order, and what they keep with a checkpoint."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import tf_keras
 
@@ -10,27 +10,42 @@ from callbacks import commit
 from callbacks.backup import BackupAndRestore
 from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.early_stopping import AgreedEarlyStopping
+from callbacks.fetch import fetch
 from callbacks.nan_guard import Locate, StopOnNaN
 from callbacks.profile import ProfileSteps
 from callbacks.progress import EventCallback
 from callbacks.stop_request import StopOnRequest
 from callbacks.training_state import Stateful
-from training.elastic import resume_step
+from training.activity import Activity
 from training.follow import Follow
 from training.plan import PROGRESS_STATE, TrainingPlan
 from training.rank_control import RankControl
-
-# Under this name a checkpoint holds how many rows its steps had.
-_BATCH_STATE = "batch"
+from training.start import BATCH_STATE, Batches, Start
 
 Callbacks = Sequence[tf_keras.callbacks.Callback]
+
+
+def with_local_checkpoint(plan: TrainingPlan, activity: Activity) -> TrainingPlan:
+    """Return the plan with its checkpoint on this machine's disk; call it before the ranks meet.
+
+    A download takes as long as it takes: its bytes count as progress, and nobody waits in a collective meanwhile.
+
+    Raises:
+        FileNotFoundError: This rank does not see the checkpoint.
+        CheckpointDamagedError: What came is not what was written.
+        OSError: The store does not answer, or the local disk is full.
+    """
+    if plan.resume_from is None:
+        return plan
+    checkpoint = fetch(commit.read_committed(plan.resume_from), progress=lambda done, total: activity.beat())
+    return dataclasses.replace(plan, resume_from=str(checkpoint.path))
 
 
 def fit_callbacks(
     plan: TrainingPlan,
     control: RankControl,
     *,
-    step_in_epoch: int,
+    start: Start,
     end: Callable[[int], None],
     locate: Locate | None = None,
     is_asked_to_stop: Callable[[], bool] | None = None,
@@ -44,7 +59,7 @@ def fit_callbacks(
     Args:
         plan: What to do.
         control: Ties the rank to its driver.
-        step_in_epoch: Where in its first epoch the training begins; see `start_position`.
+        start: Where the attempt begins.
         end: Takes the number of completed epochs when training has come to its end.
         locate: Says what a step has read; see `StopOnNaN`.
         is_asked_to_stop: By default the rank's own stop request.
@@ -53,24 +68,26 @@ def fit_callbacks(
         before_checkpoint: Right before the one that saves.
         behind_checkpoint: Right behind it.
     """
-    config = plan.config
+    config, activity = plan.config, control.activity
     stopping = AgreedEarlyStopping(monitor=config.monitor, mode=config.mode, patience=config.patience or config.epochs)
     progress = EventCallback(control.events.send, global_batch_size=plan.global_batch_size)
     stateful: dict[str, Stateful] = {
         "early_stopping": stopping,
         PROGRESS_STATE: progress,
-        _BATCH_STATE: _BatchSize(plan.global_batch_size),
+        BATCH_STATE: Batches(plan, start),
     }
+    guard = StopOnNaN(locate=locate)
     resume = BackupAndRestore(
         plan.checkpoints,
         resume_from=plan.resume_from,
         stateful=stateful,
         verify=False,  # the driver has just done it
-        initial_step_in_epoch=step_in_epoch,
+        initial_step_in_epoch=start.step_in_epoch,
     )
     checkpoint = checkpoint_class(
         plan.checkpoints,
         attempt=plan.attempt,
+        fence=plan.fence,
         monitor=config.monitor,
         mode=config.mode,
         keep_last=config.keep_last,
@@ -78,12 +95,15 @@ def fit_callbacks(
         every_steps=config.checkpoint_every_steps,
         every_seconds=config.checkpoint_every_seconds,
         stateful=stateful,
+        before_save=guard.check,
+        on_wait=lambda: activity.within("checkpoint"),
+        beat=lambda: _count_beat(activity),
     )
     return [
         resume,
-        Follow(control.activity),
+        Follow(activity),
         *before_all,
-        StopOnNaN(locate=locate),
+        guard,
         stopping,
         # Before the checkpoint: an epoch that is committed but untold would leave a hole in the curves, since it is not
         # repeated. One that is told twice is logged once.
@@ -101,23 +121,7 @@ def fit_callbacks(
     ]
 
 
-def start_position(plan: TrainingPlan) -> tuple[int, int]:
-    """Return epoch and step in it where the data goes on."""
-    if plan.resume_from is None:
-        return 0, 0
-    checkpoint = commit.read_committed(plan.resume_from)
-    then = checkpoint.states()[_BATCH_STATE]["global_batch_size"]
-    return checkpoint.epoch, resume_step(checkpoint.step_in_epoch, then, plan.global_batch_size)
-
-
-class _BatchSize:
-    """Keeps with a checkpoint how many rows its steps had: a step of another size is another place in the data."""
-
-    def __init__(self, global_batch_size: int) -> None:
-        self._global_batch_size = global_batch_size
-
-    def get_state(self) -> dict[str, Any]:
-        return {"global_batch_size": self._global_batch_size}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Keep this attempt's own."""
+def _count_beat(activity: Activity) -> None:
+    """Note that the publisher gets on, where the training waits for it: at other times it must not hide a hang."""
+    if activity.phase == "checkpoint":
+        activity.beat()

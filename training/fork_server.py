@@ -4,7 +4,8 @@ TensorFlow takes seconds to import and milliseconds to fork. A fork copies only 
 which something has started a second thread does not fork a rank but lets it begin afresh, slow and sound.
 
 Each request comes with four open files: the rank's input, its answers, its standard output and error, and where its
-stacks go. The server ends when the process that started it is gone, and takes its ranks along.
+stacks go. A rank leads a group of processes, which ends with it. The server ends when the process that started it is
+gone, and takes its ranks along.
 
 Not ``multiprocessing``'s fork server: that one has a single environment, runs the main module of the process that asked
 (pytest, a notebook, Spark's daemon) in every child, adds a resource tracker, and lets a child that is stopped outlive
@@ -25,10 +26,15 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from callbacks.credentials import without_credentials
+
 _REQUEST_BYTES = 1 << 12
 _FILES = 4
 
 EXIT_BROKEN = 4
+
+# A rank takes them for a notice of preemption, once it can.
+_NOTICES = (signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
@@ -36,12 +42,13 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     # Ctrl-C and a notice of preemption are the ranks' and the driver's affair; the server ends with its task.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _NOTICES:
+        signal.signal(number, signal.SIG_IGN)
     try:
         importlib.import_module(sys.argv[2])
     except Exception:
         # A rank will meet the same error, and has somebody to tell it to.
-        traceback.print_exc()
+        _print_error()
     # Objects that the collector never looks at stay on pages that server and ranks share.
     gc.collect()
     gc.freeze()
@@ -51,6 +58,10 @@ def main() -> None:
 def thread_count() -> int:
     """Return the number of threads of this process, those of libraries in C included."""
     return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _print_error() -> None:
+    print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
 
 
 class _Server:
@@ -71,6 +82,7 @@ class _Server:
                 pass
         for pid in self._ranks:
             os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is nobody else's
+            _kill_group(pid)
 
     def _serve_one(self) -> bool:
         ready, _, _ = select.select([self._channel, self._wake], [], [])
@@ -96,7 +108,7 @@ class _Server:
             try:
                 self._become_rank(files)
             except BaseException:
-                traceback.print_exc()
+                _print_error()
             finally:
                 sys.stderr.flush()
                 os._exit(EXIT_BROKEN)
@@ -106,9 +118,11 @@ class _Server:
         self._say({"forked": pid})
 
     def _become_rank(self, files: list[int]) -> NoReturn:
+        # What a training starts beside itself (readers of data, say) ends with it.
+        os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, *_NOTICES):
+            signal.signal(number, signal.SIG_DFL)
         for connection in (self._channel, self._wake, self._alarm):
             connection.close()
         orders, answers, output, stacks = files
@@ -120,20 +134,28 @@ class _Server:
         if thread_count() > 1:
             for file in (answers, stacks):
                 os.set_inheritable(file, True)
-            program = [sys.executable, "-m", "training.fork_server", "--rank", str(answers), str(stacks)]
+            program = [sys.executable, "-P", "-m", "training.fork_server", "--rank", str(answers), str(stacks)]
             os.execv(sys.executable, program)  # noqa: S606
         run_rank(answers, stacks)
 
     def _report_ends(self) -> None:
         while self._ranks:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
                 return
+            if ended.si_pid in self._ranks:
+                _kill_group(ended.si_pid)  # before it is reaped, after which the number may be another's
+            pid, status = os.waitpid(ended.si_pid, 0)
             self._ranks.discard(pid)
             self._say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
     def _say(self, message: dict[str, int]) -> None:
         self._channel.send(json.dumps(message).encode())
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it had no time to found one
+        os.killpg(pid, signal.SIGKILL)
 
 
 def run_rank(answers: int, stacks: int) -> NoReturn:

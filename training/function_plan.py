@@ -2,12 +2,13 @@
 
 import base64
 import dataclasses
+import dis
 import functools
 import hashlib
 import json
 import pickle
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Literal
@@ -52,6 +53,7 @@ class FunctionPlan:
         token: Secret by which the ranks know each other.
         global_batch_size: The supervisor's; the function knows its own.
         learning_rate_scale: Likewise.
+        fence: Id of the fence that is up for this attempt (`callbacks.fence`); None where there is none.
     """
 
     workers: int
@@ -66,6 +68,7 @@ class FunctionPlan:
     token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(32), repr=False)
     global_batch_size: int = 0
     learning_rate_scale: float = 1.0
+    fence: str | None = None
 
     @property
     def ranks(self) -> int:
@@ -163,25 +166,71 @@ def name_of(train_fn: TrainFn) -> str:
 
 
 def fingerprint(train_fn: TrainFn, kwargs: Mapping[str, Any]) -> str:
-    """Return twelve hex digits that stay the same as long as the function's code and its arguments do.
+    """Return twelve hex digits that stay the same as long as the function's code and its values do.
 
-    Where the code stands (file, line, notebook cell) does not count. Functions that it calls by name do not either:
-    they may be anywhere.
+    What counts: its code, its arguments and their defaults, what it holds, the plain values (numbers, texts, and lists,
+    tuples, sets and dictionaries of them) among its module's globals that it names, and the functions of its module
+    that it names, with all that counts of them. A global that is another one each time, such as the time of its cell,
+    makes each run a new one: pass it as an argument, or make it within the function.
+
+    What does not count: where the code stands (file, line, notebook cell), classes, and what other modules hold.
     """
+    return _fingerprint(train_fn, kwargs, frozenset())
+
+
+def _fingerprint(train_fn: TrainFn, kwargs: Mapping[str, Any], within: frozenset[int]) -> str:
+    """Return the fingerprint; of the functions ``within`` which it stands (by ``id``) nothing is said again."""
     plain = train_fn.func if isinstance(train_fn, functools.partial) else train_fn
     plain = getattr(plain, "__func__", plain)
+    within |= {id(plain)}
     code = getattr(plain, "__code__", None)
     values = [kwargs, getattr(plain, "__defaults__", None), getattr(plain, "__kwdefaults__", None)]
     values += [cell.cell_contents for cell in getattr(plain, "__closure__", None) or () if _is_filled(cell)]
     values += [train_fn.args, train_fn.keywords] if isinstance(train_fn, functools.partial) else []
     digest = hashlib.sha256(repr(_plain_code(code)).encode() if code else cloudpickle.dumps(train_fn))
-    digest.update(b"".join(_bytes_of(value) for value in values))
+    digest.update(b"".join(_bytes_of(value, within) for value in values))
+    for name in sorted(set(_globals_named(code))) if code else ():
+        value = plain.__globals__.get(name)
+        if isinstance(value, FunctionType) and value.__globals__ is plain.__globals__:
+            digest.update(name.encode() + _bytes_of(value, within))
+        elif _is_plain(value):
+            digest.update(f"{name} {_ordered(value)!r}".encode())
     return digest.hexdigest()[:12]
 
 
-def _bytes_of(value: Any) -> bytes:
+def _bytes_of(value: Any, within: frozenset[int]) -> bytes:
+    if not isinstance(value, FunctionType):
+        return bytes(cloudpickle.dumps(value))
     # A function within the function: pickled, it would tell where it stands.
-    return fingerprint(value, {}).encode() if isinstance(value, FunctionType) else bytes(cloudpickle.dumps(value))
+    return b"itself" if id(value) in within else _fingerprint(value, {}, within).encode()
+
+
+def _globals_named(code: CodeType) -> Iterator[str]:
+    """Yield the globals that a function's code reads, and that of the functions in it; attributes are no globals."""
+    for instruction in dis.get_instructions(code):
+        # Python's own, such as __file__, tell where the code stands.
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and not instruction.argval.startswith("__"):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals_named(constant)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(value, dict) and all(_is_plain(part) for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | complex | str | bytes)
+
+
+def _ordered(value: Any) -> Any:
+    """Return a plain value that looks the same in every process: of sets the order differs."""
+    if isinstance(value, dict):
+        return [(key, _ordered(part)) for key, part in value.items()]
+    if isinstance(value, set | frozenset):
+        return "set", sorted(map(repr, value))
+    return [type(value).__name__, *map(_ordered, value)] if isinstance(value, list | tuple) else value
 
 
 def _plain_code(code: CodeType) -> tuple[Any, ...]:

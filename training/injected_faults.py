@@ -34,12 +34,28 @@ class InjectedFaults:
         of_steps = [fault for fault in self._mine if not fault.kind.endswith("_input")]
         return [_StrikeAtStep(of_steps)] if of_steps else []
 
+    @property
+    def of_input(self) -> tuple[Fault, ...]:
+        """Those that hold up the training data."""
+        return tuple(fault for fault in self._mine if fault.kind.endswith("_input"))
+
     def input(self, dataset: Any) -> Any:
-        """Return the training data, behind a gate where there is a fault for it; what is no dataset passes as it is."""
-        gates = [fault for fault in self._mine if fault.kind.endswith("_input")]
-        if not gates or not isinstance(dataset, tf.data.Dataset):
+        """Return the training data, behind a gate where there is a fault for it.
+
+        It belongs before the distribution: on what a strategy made of a dataset nothing can be put.
+
+        Raises:
+            TypeError: There is a fault for it, which can never strike: it is no dataset.
+        """
+        if not self.of_input:
             return dataset
-        return dataset.map(_Gate(gates), num_parallel_calls=1, deterministic=True)
+        if not isinstance(dataset, tf.data.Dataset):
+            kinds = ", ".join(sorted({fault.kind for fault in self.of_input}))
+            raise TypeError(
+                f"{faults.VARIABLE} asks for {kinds}, but the training data is {type(dataset).__name__}, which cannot "
+                f"be held up; train on a tf.data.Dataset, or ask for 'hang'"
+            )
+        return InputGate(self.of_input).before(dataset)
 
 
 def from_environment(environment: Mapping[str, str], rank: int, attempt: int) -> InjectedFaults:
@@ -92,19 +108,31 @@ def _strike(fault: Fault, step: int) -> None:
             end.start()
 
 
-class _Gate:
-    """Lets batches pass one by one, late or not at all."""
+class InputGate:
+    """Lets batches pass one by one, late or not at all.
 
-    def __init__(self, gates: Sequence[Fault]) -> None:
+    Attributes:
+        is_watched: Whether it counts and holds up what passes.
+    """
+
+    def __init__(self, gates: Sequence[Fault], *, is_watched: bool = True) -> None:
+        """Keep the faults; nothing passes yet."""
         self._gates = tuple(gates)
         self._passed = 0
+        self.is_watched = is_watched
 
-    def __call__(self, *batch: Any) -> Any:
+    def before(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Return the dataset behind this gate."""
+        return dataset.map(self._pass, num_parallel_calls=1, deterministic=True)
+
+    def _pass(self, *batch: Any) -> Any:
         with tf.control_dependencies([tf.numpy_function(self._wait, [], tf.int64, stateful=True)]):
             same = tf.nest.map_structure(tf.identity, batch, expand_composites=True)
         return same if len(same) > 1 else same[0]
 
     def _wait(self) -> int:
+        if not self.is_watched:
+            return 0
         for fault in self._gates:
             if fault.kind == "slow_input" and self._passed >= fault.step:
                 threading.Event().wait(fault.duration)

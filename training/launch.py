@@ -1,11 +1,10 @@
 """Runs a training function that was written for ``MirroredStrategyRunner``, unchanged, under our supervision."""
 
-import contextlib
 import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,17 +14,16 @@ from pyspark.sql import SparkSession
 
 from callbacks.credentials import without_credentials
 from training import function_plan, preflight, tracking
+from training.atomic_file import write_when_changed
 from training.elastic import Elastic, WorkerRange, parse_workers
-from training.events import Event
 from training.failure_policy import Attempt, Budgets
 from training.function_plan import FunctionPlan, FunctionStrategy, TrainFn
 from training.launcher import SparkLauncher
 from training.live_view import LiveView
-from training.run_folder import RunFolder, open_run_folder
+from training.open_run import OpenRun, open_run
 from training.run_history import DEFAULT_OUTPUT
-from training.signals import on_stop_signals
 from training.spark_session import bind_address, driver_address, open_session, task_slots
-from training.supervisor import Supervisor, TrainingStoppedError
+from training.supervisor import Supervisor
 from training.watchdog import Limits
 from training.worker import RankTask
 
@@ -155,7 +153,7 @@ class LaunchConfig:
 
     def save(self, path: Path) -> None:
         """Write the knobs as YAML."""
-        path.write_text(yaml.safe_dump(self.public(), sort_keys=False, width=120), encoding="utf-8")
+        write_when_changed(path, yaml.safe_dump(self.public(), sort_keys=False, width=120))
 
 
 def run_train_fn(
@@ -245,15 +243,16 @@ def run_train_fn(
         )
     )
     launcher = FunctionLauncher(SparkLauncher(spark, gpus_per_worker), payload)
-    with _opened(config) as launch:
-        attempts = launch.supervise(spark, launcher)
+    # Of the data nobody knows but the function.
+    with open_run(config, "function", config.store, LiveView(epochs=0)) as run:
+        attempts = _supervise(run, config, spark, launcher)
     return Launched(
         result=launcher.returned(called),
         attempts=attempts,
-        run_id=launch.tracked.run_id,
-        run_folder=launch.folder.path,
-        tracking_uri=launch.tracked.uri,
-        replay=launch.replay,
+        run_id=run.tracked.run_id,
+        run_folder=run.folder.path,
+        tracking_uri=run.tracked.uri,
+        replay=run.replay,
     )
 
 
@@ -287,68 +286,32 @@ class FunctionLauncher:
         return function_plan.unpack_value(self._answer["value"])
 
 
-@contextlib.contextmanager
-def _opened(config: LaunchConfig) -> Iterator["_Launch"]:
-    """Open the run's folder and its MLflow run, and leave both finished, stopped or failed."""
-    folder = open_run_folder(config, "function")  # type: ignore[arg-type] # it needs name, identity, output and resume
-    config.save(folder.config)
-    experiment = config.experiment or config.name
-    tracked = tracking.TrackedRun(config.store, experiment, Path(config.output), folder.continues, folder.path.name)
-    folder.save_state("running", tracked.run_id)
-    try:
-        launch = _Launch(config, folder, tracked, LiveView(epochs=0))
-        tracked.log_params(config.public())
-        tracked.log_document(tracking.environment(), "environment.json")
-        for event in folder.past_events():
-            # A killed driver may not have sent its last metrics; what is there already is skipped.
-            tracked.on_event(event)
-        yield launch
-    except BaseException as error:
-        is_stopped = isinstance(error, TrainingStoppedError | KeyboardInterrupt)
-        folder.save_state("stopped" if is_stopped else "failed", tracked.run_id)
-        tracked.finish("KILLED" if is_stopped else "FAILED")
-        raise
-    launch.replay = tracked.finish("FINISHED")
-    folder.save_state("finished", tracked.run_id)
-
-
-@dataclass
-class _Launch:
-    """A run of a function while it goes on."""
-
-    config: LaunchConfig
-    folder: RunFolder
-    tracked: tracking.TrackedRun
-    view: LiveView
-    replay: str | None = None
-
-    def supervise(self, spark: SparkSession, launcher: FunctionLauncher) -> tuple[Attempt, ...]:
-        """Run the function to its end."""
-        config = self.config
-        supervisor = Supervisor(
-            launch=launcher,  # type: ignore[arg-type] # of another plan
-            host=bind_address(spark),
-            advertised=driver_address(spark),
-            elastic=config.elastic,
-            slots=lambda: task_slots(spark),
-            on_event=self._on_event,
-            budgets=Budgets(max_restarts=config.max_restarts),
-            limits=config.limits,
-        )
-        plan = FunctionPlan(
-            workers=config.worker_range.most,
-            checkpoints=config.checkpoints or str(self.folder.checkpoints),
-            strategy=config.strategy,
-            verbose=config.verbose,
-        )
-        with self.view.stage(config.name) as stage, on_stop_signals(supervisor.request_stop, supervisor.stop_now):
-            attempts = supervisor.supervise(plan)  # type: ignore[arg-type] # of the same fields as far as it looks
-            tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
-            stage.note = f"{attempts[-1].epochs} epochs{tries}"
-        return attempts
-
-    def _on_event(self, event: Event) -> None:
-        self.tracked.on_event(event)
-        self.view.on_event(event)
-        # Last: a full disk must not keep the others from hearing it.
-        self.folder.append_event(event)
+def _supervise(
+    run: OpenRun, config: LaunchConfig, spark: SparkSession, launcher: FunctionLauncher
+) -> tuple[Attempt, ...]:
+    """Run the function to its end."""
+    run.tracked.log_params(config.public())
+    run.tracked.log_document(tracking.environment(), "environment.json")
+    run.recall()
+    supervisor = Supervisor(
+        launch=launcher,  # type: ignore[arg-type] # of another plan
+        host=bind_address(spark),
+        advertised=driver_address(spark),
+        elastic=config.elastic,
+        slots=lambda: task_slots(spark),
+        on_event=run.on_event,
+        has_checkpoints=run.folder.was_fenced,
+        budgets=Budgets(max_restarts=config.max_restarts),
+        limits=config.limits,
+    )
+    plan = FunctionPlan(
+        workers=config.worker_range.most,
+        checkpoints=config.checkpoints or str(run.folder.checkpoints),
+        strategy=config.strategy,
+        verbose=config.verbose,
+    )
+    with run.view.stage(config.name) as stage:
+        attempts = run.supervise(supervisor, plan)  # type: ignore[arg-type] # of the same fields as far as it looks
+        tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
+        stage.note = f"{attempts[-1].epochs} epochs{tries}"
+    return attempts

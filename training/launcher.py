@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
 from pyspark import BarrierTaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -81,17 +81,17 @@ class SparkLauncher:
 
     def launch(self, task: RankTask, workers: int) -> tuple[Outcome, ...]:
         """Run ``task`` on that many workers; see :meth:`__call__`."""
-        with self._job_group(f"training, attempt {task.plan.attempt}"):
-            runner = MirroredStrategyRunner(
-                num_slots=workers * max(1, self._gpus_per_worker),
-                use_gpu=self._gpus_per_worker > 0,
-                # The rank's own process builds the strategy from the TF_CONFIG that the runner sets.
-                use_custom_strategy=True,
-            )
-            try:
+        try:
+            with self._job_group(f"training, attempt {task.plan.attempt}"):
+                runner = MirroredStrategyRunner(
+                    num_slots=workers * max(1, self._gpus_per_worker),
+                    use_gpu=self._gpus_per_worker > 0,
+                    # The rank's own process builds the strategy from the TF_CONFIG that the runner sets.
+                    use_custom_strategy=True,
+                )
                 return tuple(runner.run(task))
-            except (Py4JJavaError, PySparkException) as error:
-                raise BarrierJobError(read_failure(str(error), time.time())) from error
+        except (Py4JError, PySparkException, ConnectionError) as error:
+            raise BarrierJobError(_what_failed(error)) from error
 
     def cancel(self) -> None:
         """End the attempt that runs, if one does; its ranks are killed. For other threads."""
@@ -130,8 +130,10 @@ class SparkLauncher:
         finally:
             with self._turn:
                 self._group = None
-            for name, value in before.items():
-                context.setLocalProperty(name, value)  # type: ignore[arg-type] # None takes it away
+            # In a JVM that is gone there is nothing to restore, and its end is what the caller has to hear of.
+            with contextlib.suppress(Py4JError, ConnectionError):
+                for name, value in before.items():
+                    context.setLocalProperty(name, value)  # type: ignore[arg-type] # None takes it away
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,17 @@ class _WarmUp:
 
 def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
+
+
+def _what_failed(error: Exception) -> RankError:
+    """Return what is known of a job that ended with ``error``."""
+    if isinstance(error, Py4JJavaError | PySparkException):
+        # The text of an error in Java is asked of the JVM.
+        with contextlib.suppress(Py4JError, ConnectionError):
+            return read_failure(str(error), time.time())
+        error = ConnectionError("it ended before it could say why the job failed")
+    reason = f"the JVM of the Spark session does not answer any more ({str(error) or type(error).__name__})"
+    return RankError("spark", None, "SessionLost", reason, time.time())
 
 
 _CANCELLED = re.compile(r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*")

@@ -13,19 +13,23 @@ _QUIET_SECONDS = 60.0
 _DIFFERING = re.compile(r"0x[0-9a-f]+|\brank \d+|:\d{4,5}\b|\bpid \d+|\bport \d+", re.IGNORECASE)
 
 
-def ranks_in_words(ranks: Iterable[int]) -> str:
-    """Return ``rank 3`` or ``ranks 0-2, 5``."""
-    ordered = sorted(set(ranks))
+def numbers_in_words(numbers: Iterable[int]) -> str:
+    """Return different numbers in their order, three and more neighbours drawn together: ``0-2, 5, 6``."""
     spans: list[list[int]] = []
-    for rank in ordered:
-        if spans and rank == spans[-1][1] + 1:
-            spans[-1][1] = rank
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
         else:
-            spans.append([rank, rank])
-    words = ", ".join(
+            spans.append([number, number])
+    return ", ".join(
         f"{first}-{last}" if last > first + 1 else ", ".join(map(str, range(first, last + 1))) for first, last in spans
     )
-    return f"rank{'s' if len(ordered) > 1 else ''} {words}"
+
+
+def ranks_in_words(ranks: Iterable[int]) -> str:
+    """Return ``rank 3`` or ``ranks 0-2, 5``."""
+    different = set(ranks)
+    return f"rank{'s' if len(different) > 1 else ''} {numbers_in_words(different)}"
 
 
 def sense_of(text: str) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from training.events import Event
 from training.live_messages import ranks_in_words
+from training.timing import SILENT_SECONDS
 
 # More ranks than this are shown by the slowest few and a line for the others.
 _ALL_RANKS = 8
 _SLOWEST = 5
 
-# Ranks speak every 2 s. Who misses this many seconds has fallen silent.
-_SILENT_SECONDS = 15.0
+# Over so long the steps of a rank are counted for its speed.
+_RATE_SECONDS = 10.0
 # A shorter wait is a part of any step.
 _WAIT_SECONDS = 1.0
 
@@ -43,7 +44,10 @@ class RankState:
         waiting_seconds: For how long by then.
         process_state: As its task sees it.
         memory_bytes: Resident.
-        input_share: How much of the last seconds its input was busy, from 0 to 1.
+        global_batch_size: Examples of a step over all ranks that share it; None for a rank that shares none.
+        steps_seen: When it was at which step, over the last seconds of training without a break.
+        steps_per_second: Its own speed while it was last seen to train.
+        busy_share: How much of the last seconds its input was busy, from 0 to 1.
         epoch_share: The same over the epoch that is under way: the sum of the reports, and how many there were.
         ended: How, once it has.
     """
@@ -57,7 +61,10 @@ class RankState:
     waiting_seconds: float = 0.0
     process_state: str = ""
     memory_bytes: int | None = None
-    input_share: float | None = None
+    global_batch_size: int | None = None
+    steps_seen: tuple[tuple[float, int], ...] = ()
+    steps_per_second: float | None = None
+    busy_share: float | None = None
     epoch_share: tuple[float, int] = (0.0, 0)
     ended: str = ""
 
@@ -67,7 +74,7 @@ class RankState:
 
     def is_silent(self, now: float) -> bool:
         """Whether it should have been heard meanwhile."""
-        return not self.ended and now - self.heard > _SILENT_SECONDS
+        return not self.ended and now - self.heard > SILENT_SECONDS
 
     def condition(self, now: float) -> tuple[str, float | None]:
         """Return what it is doing, and for how many seconds where that tells something."""
@@ -177,20 +184,26 @@ def _rank_after(rank: RankState, event: Event, now: float) -> RankState:
             return rank
         case "error":
             return dataclasses.replace(rank, ended="failed")
+        case "train_begin":
+            return dataclasses.replace(rank, heard=now, global_batch_size=event.get("global_batch_size"))
         case "train_end":
             return dataclasses.replace(rank, heard=now, ended="finished")
         case "alive":
             share = event.get("input_share")
             total, reports = rank.epoch_share
+            step = event.get("step") or rank.step
+            seen = _steps_seen(rank, step, now) if event.get("phase") == "training" else ()
             return dataclasses.replace(
                 rank,
                 heard=now,
                 phase=event.get("phase") or rank.phase,
-                step=event.get("step") or rank.step,
+                step=step,
+                steps_seen=seen,
+                steps_per_second=_slope(seen) if len(seen) > 1 else rank.steps_per_second,
                 collectives=event.get("collectives") or rank.collectives,
                 waiting_for=event.get("waiting_for"),
                 waiting_seconds=event.get("waiting_seconds") or 0.0,
-                input_share=share,
+                busy_share=share,
                 epoch_share=(total + float(share or 0.0), reports + 1) if _counts(event) else rank.epoch_share,
             )
         case "phase":
@@ -203,6 +216,17 @@ def _rank_after(rank: RankState, event: Event, now: float) -> RankState:
         case "validation":
             return dataclasses.replace(rank, heard=now, phase="validation")
     return dataclasses.replace(rank, heard=now)
+
+
+def _steps_seen(rank: RankState, step: int, now: float) -> tuple[tuple[float, int], ...]:
+    """Return where the rank was over the last seconds, up to now; another training counts from 0 again."""
+    before = [one for one in rank.steps_seen if one[0] < now and now - one[0] <= _RATE_SECONDS and one[1] <= step]
+    return (*before, (now, step))
+
+
+def _slope(seen: Sequence[tuple[float, int]]) -> float:
+    (begin, first), (end, last) = seen[0], seen[-1]
+    return (last - first) / (end - begin)
 
 
 def _counts(event: Event) -> bool:
@@ -291,7 +315,7 @@ def _slowness(state: TrainingState, number: int, now: float) -> tuple[object, ..
         rank.step,
         -waiting,
         rank.collectives,
-        -(rank.input_share or 0.0),
+        -(rank.busy_share or 0.0),
         number,
     )
 
@@ -300,19 +324,29 @@ def _row(name: str, state: TrainingState, ranks: Sequence[RankState], words: str
     """Return a line for one rank, or for several: from the slowest to the fastest, and the most of what they use."""
     steps = sorted({rank.step for rank in ranks})
     step = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
-    # Every rank takes its share of every global batch.
-    rate = state.position.examples_per_second * len(ranks) / (state.workers or len(state.ranks))
-    shares = [rank.input_share for rank in ranks if rank.input_share is not None]
+    size = _examples_per_step(state)
+    rates = [rank.steps_per_second * size for rank in ranks if rank.steps_per_second is not None and size is not None]
+    shares = [rank.busy_share for rank in ranks if rank.busy_share is not None]
     memory = [rank.memory_bytes for rank in ranks if rank.memory_bytes is not None]
     cells = (
         f"{name:<8}",
         f"step {step:>9}",
-        f"{rate:>9,.0f}/s" if rate else f"{'-':>9}  ",
-        f"input {max(shares):>4.0%}" if shares else f"input {'-':>4}",
+        f"{sum(rates):>9,.0f}/s" if rates else f"{'-':>9}  ",
+        f"input busy {max(shares):>4.0%}" if shares else f"input busy {'-':>4}",
         f"{max(memory) / 1e9:>6.2f} GB" if memory else f"{'-':>6}   ",
         words,
     )
     return "  " + "  ".join(cells)
+
+
+def _examples_per_step(state: TrainingState) -> float | None:
+    """Return what a rank takes in a step of its own; None where that is not known.
+
+    The ranks that run ``fit`` share each global batch. With parameter servers that is the coordinator alone, and each
+    worker's step is a whole batch.
+    """
+    sizes = [rank.global_batch_size for rank in state.ranks.values() if rank.global_batch_size is not None]
+    return max(sizes) / len(sizes) if sizes else None
 
 
 def input_verdict(state: TrainingState) -> str | None:

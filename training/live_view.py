@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import logging
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ from training.live_messages import Messages, ranks_in_words, sense_of
 from training.live_screen import NotebookScreen, Screen, TerminalScreen, can_draw, in_notebook
 from training.live_state import TrainingState
 from training.stack_text import telling_frames
+
+logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
 _BAR_FORMAT = "{desc:<10} {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
@@ -60,6 +63,7 @@ class LiveView:
         self._messages = Messages()
         self._stacks: dict[int, str] = {}
         self._stage: _RunningStage | None = None
+        self._has_failed = False
         self.timings: dict[str, float] = {}
 
     @cached_property
@@ -93,7 +97,7 @@ class LiveView:
                 self._say_messages(everything=True)
                 self._stage = None
                 if self._is_interactive:
-                    self._screen.show([])
+                    self._show([])
             self.timings[name] = self._clock() - begin
         self._write(f"{name:<10} {self.timings[name]:6.1f} s  {stage.note}")
 
@@ -126,6 +130,11 @@ class LiveView:
                     self._say(f"  stopping: {event.get('reason')}; the ranks save a checkpoint first")
             if self._stage is None:  # nobody ticks
                 self._say_messages(everything=True)
+
+    def say(self, line: str) -> None:
+        """Write a line that is no event of the training."""
+        with self._lock:
+            self._say(line)
 
     def _hear_error(self, event: Event, now: float) -> None:
         text = event["message"] if event.get("type") == "killed" else f"{event.get('type')}: {event['message']}"
@@ -190,7 +199,7 @@ class LiveView:
             with self._lock:
                 self._say_messages()
                 if self._is_interactive and self._stage is not None:
-                    self._screen.show(self._block(self._stage, counts))
+                    self._show(self._block(self._stage, counts))
 
     def _block(self, stage: "_RunningStage", counts: tuple[int, int] | None) -> list[str]:
         """Return the lines to draw."""
@@ -213,12 +222,27 @@ class LiveView:
 
     def _write(self, line: str) -> None:
         line = without_credentials(line)
-        if self._write_to is not None:
-            self._write_to(line)
-        elif self._is_interactive:
-            self._screen.write(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        with self._unless_nobody_looks():
+            if self._write_to is not None:
+                self._write_to(line)
+            elif self._is_interactive:
+                self._screen.write(line)
+            else:
+                print(line, file=sys.stderr, flush=True)
+
+    def _show(self, block: list[str]) -> None:
+        with self._unless_nobody_looks():
+            self._screen.show(block)
+
+    @contextlib.contextmanager
+    def _unless_nobody_looks(self) -> Iterator[None]:
+        """Let the run go on without its view when the terminal is gone, or the disk of its log is full."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # a closed file is a ValueError
+            if not self._has_failed:
+                logger.warning("the run goes on, but cannot be shown: %s", error)
+            self._has_failed = True
 
 
 class Stage:

@@ -28,12 +28,13 @@ from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.stop_request import TrainingStopped
 from data_pipelines.dataset import Dataset, ReadPlan
 from training import fit
-from training.fit_callbacks import fit_callbacks, start_position
+from training.fit_callbacks import fit_callbacks, with_local_checkpoint
 from training.parameter_server_data import BatchSupply, RemoteBatches
 from training.parameter_server_members import Dismissal, Introduction, Members, Membership, workers_readers
 from training.parameter_server_roles import COORDINATOR, Role, Roles, reading, shards
 from training.plan import TrainingPlan
 from training.rank_control import Finish, RankControl
+from training.start import start_of
 
 # Executions that are on their way for each worker: one runs, one waits, so that no worker is idle.
 _EXECUTIONS_PER_WORKER = 2
@@ -127,11 +128,13 @@ def _fit(
     strategy: tf.distribute.ParameterServerStrategy,
 ) -> None:
     config, activity = plan.config, control.activity
+    plan = with_local_checkpoint(plan, activity)
     activity.enter("building")
     dataset = Dataset.open(plan.dataset)
+    start = start_of(plan, dataset)
     tf_keras.utils.set_random_seed(config.seed)
     tf_keras.mixed_precision.set_global_policy(config.precision)
-    model = fit.build_model(plan, dataset, strategy)
+    model = fit.build_model(plan, dataset, strategy, start)
     training, validation = _read_plans(plan, roles, Role("worker", 0), dataset)
     name = workers_readers(members.introductions.values())
     batches = RemoteBatches(name, dataset, training, validation)
@@ -162,7 +165,7 @@ def _fit(
         callbacks=fit_callbacks(
             plan,
             control,
-            step_in_epoch=start_position(plan)[1],
+            start=start,
             end=end,
             is_asked_to_stop=is_asked_to_stop,
             checkpoint_class=functools.partial(_SettledCheckpoint, pace=pace),
@@ -315,7 +318,8 @@ def _supply(plan: TrainingPlan, control: RankControl, roles: Roles, role: Role) 
 def _read_plans(plan: TrainingPlan, roles: Roles, role: Role, dataset: Dataset) -> tuple[ReadPlan, ReadPlan]:
     """Return what a worker reads of the training and of the validation split."""
     rows = sum(shard.rows for shard in dataset.manifest.splits["train"])
-    training = reading(rows, plan.global_batch_size, role, roles, plan.config.seed, *start_position(plan))
+    start = start_of(plan, dataset)
+    training = reading(rows, plan.global_batch_size, role, roles, plan.config.seed, start.epoch, start.step_in_epoch)
     return training, ReadPlan("validation", plan.global_batch_size)
 
 

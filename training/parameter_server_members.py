@@ -8,7 +8,6 @@ Both sides prove that they know the attempt's token without sending it. Messages
 """
 
 import contextlib
-import hmac
 import json
 import logging
 import secrets
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from training.handshake import is_proof, keep_alive, proof, split_address
 from training.parameter_server_roles import COORDINATOR, Roles
 from training.ring import RingConnectError, RingError
 
@@ -29,8 +29,6 @@ _HANDSHAKE_SECONDS = 10.0
 _DIAL_PAUSE_SECONDS = 0.05
 _POLL_SECONDS = 0.2
 _CLOSE_SECONDS = 5.0
-# After ten seconds of silence three questions, five seconds apart: a host that vanished shows as a cut line.
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +94,7 @@ class Members:
         deadline = time.monotonic() + timeout_seconds
         lines: dict[int, _Line] = {}
         introductions: dict[int, Introduction] = {}
-        with socket.create_server(_split(address), backlog=roles.ranks) as listener:
+        with socket.create_server(split_address(address), backlog=roles.ranks) as listener:
             try:
                 while len(lines) < roles.ranks - 1:
                     missing = next(rank for rank in range(1, roles.ranks) if rank not in lines)
@@ -221,7 +219,7 @@ class Membership:
         while True:
             line: _Line | None = None
             try:
-                line = _Line(socket.create_connection(_split(address), max(0.01, deadline - time.monotonic())))
+                line = _Line(socket.create_connection(split_address(address), max(0.01, deadline - time.monotonic())))
                 line.introduce(introduction, token)
                 return cls(line)
             except OSError as error:
@@ -272,8 +270,8 @@ class _Line:
         """Prove the token to the coordinator, and ask for its proof."""
         theirs = self._read_line()
         mine = secrets.token_hex(_NONCE_BYTES)
-        self._write_line(f"{mine} {_proof(token, 'member', theirs, mine)}")
-        if not hmac.compare_digest(self._read_line().encode(), _proof(token, "coordinator", mine, theirs).encode()):
+        self._write_line(f"{mine} {proof(token, 'member', theirs, mine)}")
+        if not is_proof(self._read_line(), token, "coordinator", mine, theirs):
             raise RingConnectError(COORDINATOR, "answers with another token: it belongs to another attempt")
         self.say(asdict(introduction))
         self._settle()
@@ -286,11 +284,11 @@ class _Line:
         """
         mine = secrets.token_hex(_NONCE_BYTES)
         self._write_line(mine)
-        theirs, _, proof = self._read_line().partition(" ")
-        if not hmac.compare_digest(proof.encode(), _proof(token, "member", mine, theirs).encode()):
+        theirs, _, answer = self._read_line().partition(" ")
+        if not is_proof(answer, token, "member", mine, theirs):
             self._write_line("refused")
             raise ConnectionRefusedError("it does not know the token")
-        self._write_line(_proof(token, "coordinator", theirs, mine))
+        self._write_line(proof(token, "coordinator", theirs, mine))
         introduction = Introduction(**json.loads(self._read_line()))
         self._settle()
         return introduction
@@ -330,9 +328,7 @@ class _Line:
     def _settle(self) -> None:
         """From now on silence is no fault, but a host that vanished is."""
         self.connection.settimeout(None)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            self.connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        keep_alive(self.connection)
 
 
 def workers_readers(introductions: Iterable[Introduction]) -> str:
@@ -341,13 +337,3 @@ def workers_readers(introductions: Iterable[Introduction]) -> str:
     if len(names) != 1:
         raise RuntimeError(f"workers give batches under the names {names}; they have to run the same program")
     return names[0]
-
-
-def _proof(token: str, role: str, challenge: str, nonce: str) -> str:
-    """Return the answer to ``challenge``; ``role`` keeps one side's from being played back to it as the other's."""
-    return hmac.new(token.encode(), f"{role}:{challenge}:{nonce}".encode(), "sha256").hexdigest()
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ from data_pipelines.spark_errors import task_message
 from data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
 from scoring.batch import score
 from scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
-from training import preflight
+from training import delivery, preflight
 from training.config import SQL_FILE, ConfigError, RunConfig
+from training.delivery import Trained
 from training.failure_policy import Attempt
 from training.live_view import LiveView
 from training.spark_session import open_session
 from training.summary import CHALLENGER, Summary, findings_in_words
-from training.train import Trained, TrainingJob, cluster_checks, open_job, tracking_uri
+from training.supervisor import TrainingFailedError, TrainingStoppedError
+from training.train import cluster_checks
+from training.training_job import TrainingJob, open_job, tracking_uri
 
 SCORED_TABLE = "scores.parquet"
 
@@ -71,8 +74,13 @@ class Prepared:
     is_reused: bool
 
 
-def run(config: RunConfig) -> Summary:
+def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: None) -> Summary:
     """Do the main job and return its summary.
+
+    Args:
+        config: The run.
+        tell: Gets what is known of the run so far, whenever that is more, and last before an error comes out of here:
+            whoever waits for the summary wants to know which run it was that failed.
 
     Raises:
         Exception: The first error of the stage that failed. The MLflow run is then marked as failed, and the same
@@ -81,16 +89,19 @@ def run(config: RunConfig) -> Summary:
     view = LiveView(epochs=config.epochs)
     prepared = prepare(config, view)
     with open_job(prepared.dataset, config, prepared.spark, view) as job:
-        job.tracked.log_text((prepared.dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
+        tell(_begun(config, prepared, job))
+        attempts: tuple[Attempt, ...] = ()
         try:
-            summary = deliver(job, job.train(), prepared, config)
+            job.tracked.log_text((prepared.dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
+            attempts = job.train()
+            summary = deliver(job, attempts, prepared, config)
         except BaseException as error:
-            # Whoever waits for the summary wants to know which run it was that failed.
-            begun = _begun(config, prepared, job)
-            error.partial_summary = replace(begun, timings=_seconds(view))  # type: ignore[attr-defined]
+            if isinstance(error, TrainingFailedError | TrainingStoppedError):
+                attempts = error.attempts
+            tell(_with_attempts(_begun(config, prepared, job), attempts))
             raise
     # What MLflow could not be told is known only when the run has ended.
-    return replace(summary, replay=job.replay)
+    return replace(summary, replay=job.run.replay)
 
 
 def prepare(config: RunConfig, view: LiveView, *, slots: int | None = None) -> Prepared:
@@ -114,9 +125,9 @@ def prepare(config: RunConfig, view: LiveView, *, slots: int | None = None) -> P
 
 def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], prepared: Prepared, config: RunConfig) -> Summary:
     """Export, register and judge what was trained, score the test split with it and compare."""
-    trained = job.deliver(attempts)
+    trained = delivery.deliver(job, attempts)
     report = _score_and_compare(job, trained, prepared.table, config)
-    return _finished(_begun(config, prepared, job), trained, report, job.view)
+    return _finished(_begun(config, prepared, job), trained, report)
 
 
 def _checked(config: RunConfig, view: LiveView, slots: int) -> tuple[SparkSession, dict[str, Path]]:
@@ -237,7 +248,7 @@ def _begun(config: RunConfig, prepared: Prepared, job: TrainingJob) -> Summary:
         status="running",
         run_id=job.tracked.run_id,
         experiment=config.experiment or config.name,
-        workers=config.worker_range.most,
+        timings=_seconds(job.view),
         dataset={
             "path": str(dataset.path),
             "rows": {split: manifest.rows(split) for split in manifest.splits},
@@ -252,9 +263,15 @@ def _begun(config: RunConfig, prepared: Prepared, job: TrainingJob) -> Summary:
     )
 
 
-def _finished(begun: Summary, trained: Trained, report: ParityReport, view: LiveView) -> Summary:
+def _with_attempts(summary: Summary, attempts: Sequence[Attempt]) -> Summary:
+    """Return the summary with what the launches so far tell; an attempt that could not be launched had no workers."""
+    workers = [attempt.workers for attempt in attempts if attempt.workers]
+    return replace(summary, workers=workers[-1] if workers else None, attempts=len(attempts) or None)
+
+
+def _finished(begun: Summary, trained: Trained, report: ParityReport) -> Summary:
     return replace(
-        begun,
+        _with_attempts(begun, trained.attempts),
         status="finished",
         model_uri=trained.model_uri,
         registered_model=trained.registered_model,
@@ -262,9 +279,7 @@ def _finished(begun: Summary, trained: Trained, report: ParityReport, view: Live
         metrics=trained.verdict.metrics,
         baseline=trained.verdict.baseline,
         parity={name: getattr(report, name) for name in ("max", "mean", "p99", "rows", "passed")},
-        timings=_seconds(view),
         examples_per_second=trained.examples_per_second,
-        attempts=len(trained.attempts),
         scored_table=str(trained.run_folder / SCORED_TABLE),
     )
 

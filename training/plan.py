@@ -29,6 +29,7 @@ class TrainingPlan:
         events: Where the driver listens.
         token: Secret by which the ranks know each other.
         profile: Folder for the ranks' profiles; None records none.
+        fence: Id of the fence that is up for this attempt (`callbacks.fence`); None where there is none.
     """
 
     config: TrainingConfig
@@ -42,6 +43,7 @@ class TrainingPlan:
     events: EventAddress = dataclasses.field(default_factory=lambda: EventAddress("", 0, ""))
     token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(32), repr=False)
     profile: str | None = None
+    fence: str | None = None
 
     @property
     def ranks(self) -> int:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib
+import io
 import json
 import logging
 import os
@@ -17,23 +18,31 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from callbacks.checkpoint_store import CheckpointStoreError
 from callbacks.commit import CheckpointDamagedError
+from callbacks.credentials import clean, without_credentials
+from callbacks.fence import StaleAttemptError
+from data_pipelines.storage import StoreUnreachableError
 from training.activity import Activity, Phase
+from training.child_process import EXIT_ABANDONED, LOG_CHARACTERS, LineBudget, marked_as_told
 from training.events import EventAddress, EventClient
 from training.rank_control import Finish, Outcome, RankControl, StopRequest
 from training.ring import RingConnectError, RingError
+from training.timing import ALIVE_SECONDS
 
 EXIT_FAILED = 1
-EXIT_ABANDONED = 3
 
-_ALIVE_SECONDS = 2.0
-_MESSAGE_LENGTH = 4000
+# Of an error's message; the traceback is longer.
+MESSAGE_LENGTH = 4000
 _TRACEBACK_LENGTH = 8000
+
+# What a machine sends that is taken away, and what Spark's daemon sends to its whole group when it ends.
+PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class RankOrders:
         plan_class: ``module:class`` of the plan, with a ``from_json``.
         plan: The plan as JSON.
         payload: Bytes for the entry, as they are.
+        verbose: Whether its log goes to the driver and to standard error from INFO on, not from WARNING on.
     """
 
     rank: int
@@ -58,6 +68,7 @@ class RankOrders:
     plan_class: str
     plan: str
     payload: bytes | None = dataclasses.field(default=None, repr=False)
+    verbose: bool = False
 
     def to_bytes(self) -> bytes:
         """Return what the rank reads: a line of JSON, then the payload."""
@@ -82,14 +93,16 @@ def main(answers: IO[str]) -> NoReturn:
         answers: Takes a line when the orders are read, and one at the end.
     """
     orders = RankOrders.read(sys.stdin.buffer)
+    sys.stdout, sys.stderr = _CleanText(1), _CleanText(2)
     # What ps and top show of a fork is otherwise its server's.
     Path("/proc/self/comm").write_text(f"rank {orders.rank}")
     stop_request = StopRequest()
-    signal.signal(signal.SIGTERM, lambda *_: stop_request.request("preempted"))
+    for number in PREEMPTION_SIGNALS:
+        signal.signal(number, lambda *_: stop_request.request("preempted"))
     threading.Thread(target=_obey, args=(stop_request,), name="task", daemon=True).start()
     _answer(answers, {"ready": os.getpid()})
-    events = EventClient(orders.events, orders.rank, orders.attempt)
-    logging.getLogger().addHandler(_WarningsToDriver(events))
+    events = CleanEventClient(orders.events, orders.rank, orders.attempt)
+    _let_the_log_out(events, verbose=orders.verbose)
 
     def tell_phase(phase: Phase) -> None:
         events.send({"event": "phase", "phase": phase, "host": socket.gethostname(), "process": os.getpid()})
@@ -116,7 +129,9 @@ def main(answers: IO[str]) -> NoReturn:
             end_well({"outcome": "stopped", "reason": stop_request.reason or "peer", "step": step})
         failure = describe(error, activity.phase) | {"step": activity.step or None}
         events.send(failure)
-        traceback.print_exc()
+        print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         events.close()
         # The task knows what to do with this where the driver was out of reach.
         fields = {key: failure[key] for key in ("cause", "type", "message", "step", "is_from_tensorflow")}
@@ -153,7 +168,7 @@ def _named(name: str) -> Any:
 
 
 def _answer(answers: IO[str], message: dict[str, Any]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the task is gone, and so is this process in a moment
+    with contextlib.suppress(ConnectionError):  # the task is gone, and so is this process in a moment
         print(json.dumps(message, default=str), file=answers, flush=True)
 
 
@@ -167,7 +182,7 @@ def _obey(stop_request: StopRequest) -> None:
 
 def _tell_alive(control: RankControl) -> None:
     over = threading.Event()
-    while not over.wait(_ALIVE_SECONDS):
+    while not over.wait(ALIVE_SECONDS):
         control.events.send({"event": "alive", **control.activity.snapshot()})
 
 
@@ -182,15 +197,16 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
         ``cause`` is one of :data:`training.failure_policy.Cause`: ``peer`` when the error tells of another rank's end,
         ``start`` when the rank never came to train (a taken port, a rank that cannot be reached, an import), ``store``
         when it is the place of the files that failed, and otherwise ``user``: it stems from the model, the data or the
-        configuration, and would come again.
+        configuration, and would come again. Message and traceback are without secrets.
     """
     return {
         "event": "error",
         "is_from_tensorflow": _is_from_tensorflow(error),
         "cause": _cause(error, phase),
         "type": type(error).__name__,
-        "message": str(error)[:_MESSAGE_LENGTH],
-        "traceback": "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:],
+        # Cleaned before they are cut: half a secret is not found any more.
+        "message": without_credentials(str(error))[:MESSAGE_LENGTH],
+        "traceback": without_credentials("".join(traceback.format_exception(error)))[-_TRACEBACK_LENGTH:],
     }
 
 
@@ -228,8 +244,11 @@ def _own_cause(error: BaseException, phase: Phase) -> str | None:
     match error:
         case RingConnectError() | EntryError():
             return "start"
-        case CheckpointDamagedError():  # the driver finds an older one that is whole
+        # Where a checkpoint is damaged, the driver finds an older one that is whole.
+        case CheckpointStoreError() | StoreUnreachableError() | CheckpointDamagedError():
             return "store"
+        case StaleAttemptError():  # a later attempt has taken over
+            return "peer"
         case RingError():
             return "start" if phase in _STARTING else "peer"
         case OSError(errno=errno.EADDRINUSE):
@@ -268,12 +287,61 @@ def _is_from_tensorflow(error: BaseException) -> bool:
     return isinstance(error, errors.OpError)
 
 
-class _WarningsToDriver(logging.Handler):
-    def __init__(self, events: EventClient) -> None:
-        super().__init__(logging.WARNING)
+class CleanEventClient(EventClient):
+    """Tells the driver without telling it secrets: they can be found only where their environment is known."""
+
+    def send(self, event: Mapping[str, Any]) -> None:
+        """Queue an event without the secrets in it."""
+        super().send(clean(event))
+
+
+class _CleanText(io.TextIOWrapper):
+    """Standard output or error of a rank, line by line, without the secrets that this process knows of."""
+
+    def __init__(self, file: int) -> None:
+        # Line by line also into a pipe: a rank is killed when it has finished, and what it printed is to be seen.
+        stream = open(file, "wb", closefd=False)  # noqa: SIM115 - open as long as the process
+        super().__init__(stream, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+    def write(self, text: str) -> int:
+        super().write(without_credentials(text))
+        return len(text)
+
+
+def _let_the_log_out(events: EventClient, *, verbose: bool) -> None:
+    """Send the log to the driver: warnings and errors, with ``verbose`` INFO too, which is then also printed."""
+    root = logging.getLogger()
+    root.addHandler(_LogToDriver(events, logging.INFO if verbose else logging.WARNING))
+    if verbose:
+        root.setLevel(logging.INFO)
+        printer = logging.StreamHandler()
+        printer.setFormatter(_PrintedFormatter("%(levelname)s %(name)s: %(message)s"))
+        root.addHandler(printer)
+
+
+class _LogToDriver(logging.Handler):
+    def __init__(self, events: EventClient, level: int) -> None:
+        super().__init__(level)
         self._events = events
+        self._budget = LineBudget()
 
     def emit(self, record: logging.LogRecord) -> None:
         # The channel's own warnings would come back to it for ever.
-        if not record.name.startswith("training.events"):
-            self._events.send({"event": "log", "level": record.levelname, "message": record.getMessage()[:2000]})
+        if record.name.startswith("training.events"):
+            return
+        try:
+            text: str | None = without_credentials(record.getMessage())
+        except Exception:  # whatever stands in a record, it is not the end of a training
+            self.handleError(record)
+            return
+        if record.levelno < logging.WARNING:
+            text = self._budget.admit(text or "")
+        if text is not None:
+            self._events.send({"event": "log", "level": record.levelname, "message": text[:LOG_CHARACTERS]})
+
+
+class _PrintedFormatter(logging.Formatter):
+    """Marks what it formats: the task shows these lines and leaves the driver to :class:`_LogToDriver`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return marked_as_told(super().format(record))

@@ -2,7 +2,8 @@
 
 In Spark's Python worker, which lives on between the tasks of a session while Spark reuses it, a fork server
 (:mod:`training.fork_server`) stays ready after the first rank, so that a restart does not import TensorFlow again. Both
-it and its ranks end when the worker does, also when that is killed.
+it and its ranks end when the worker does, also when that is killed. What is sent to the worker's group of processes
+does not reach them: Spark's daemon ends its workers that way, and a rank has a checkpoint to save.
 """
 
 import contextlib
@@ -12,9 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import IO, Any
 
 PRELOAD = "training.rank_preload"
@@ -41,7 +44,7 @@ class RankProcess:
 
     Attributes:
         pid: Its process.
-        answers: What it answers, line by line; ends when the process does.
+        answers: What it answers, line by line; ends with the process, and with what it has started besides.
         errors: Its standard output and error.
     """
 
@@ -61,11 +64,8 @@ class RankProcess:
         self._streams.close()
 
     def tell(self, data: bytes) -> None:
-        """Write to its input; does nothing when it is gone."""
-        # Its end tells why it is gone.
-        with contextlib.suppress(BrokenPipeError):
-            self._streams.orders.write(data)
-            self._streams.orders.flush()
+        """Write to its input, without waiting for it to read; does nothing when it is gone."""
+        self._streams.orders.write(data)
 
     def send_signal(self, number: int) -> None:
         """Send a signal; does nothing to a process that has ended."""
@@ -168,6 +168,7 @@ class _ForkServer:
         # Messages keep their borders and their order, and the end of either process is seen by the other.
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._statuses: dict[int, int] = {}
+        self._is_gone = False
         with theirs:
             self._process = subprocess.Popen(
                 # -P: the folder in which the task happens to run is no place for modules, unless its path says so.
@@ -176,10 +177,11 @@ class _ForkServer:
                 stdout=subprocess.DEVNULL,
                 env=dict(needs.environment) | _NO_THREADS | {"PYTHONPATH": os.pathsep.join(needs.path)},
                 pass_fds=(theirs.fileno(),),
+                start_new_session=True,
             )
 
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return not self._is_gone and self._process.poll() is None
 
     def fork(self, files: list[int]) -> int:
         """Return the process that got these files.
@@ -231,6 +233,8 @@ class _ForkServer:
 
     def _end_without_server(self, pid: int) -> None:
         """End a rank whose server was killed, and with it all knowledge of how the rank ends."""
+        # Its connections end before it can be waited for.
+        self._is_gone = True
         if pid not in self._statuses:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -257,11 +261,42 @@ class _ForkServer:
         return message
 
 
+class _Orders:
+    """Writes to a rank's input from a thread of its own: a rank that is stopped reads nothing."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._waiting: SimpleQueue[bytes | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="orders", daemon=True)
+        self._thread.start()
+
+    def write(self, data: bytes) -> None:
+        self._waiting.put(data)
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        # Frees the thread.
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._connection.close()
+
+    def _work(self) -> None:
+        with contextlib.suppress(OSError):  # the rank is gone; its end tells why
+            while (data := self._waiting.get()) is not None:
+                self._connection.sendall(data)
+
+
 @dataclass(frozen=True)
 class _Streams:
-    """This side's ends of a rank's files, and the other side's."""
+    """This side's ends of a rank's files, and the other side's.
 
-    orders: IO[bytes]
+    Orders and answers are sockets: this side can end them while somebody waits in them, and a child of the rank holds
+    the other end.
+    """
+
+    orders: _Orders
+    connection: socket.socket
     answers: IO[str]
     errors: IO[str]
     stacks: int
@@ -269,23 +304,26 @@ class _Streams:
 
     @classmethod
     def open(cls) -> "_Streams":
-        orders_read, orders = os.pipe()
-        answers, answers_write = os.pipe()
+        orders, orders_read = socket.socketpair()
+        answers, answers_write = socket.socketpair()
         errors, errors_write = os.pipe()
         # A file in memory: a pipe that nobody reads would stop the rank in the middle of its stacks.
         stacks = os.memfd_create("stacks")
         return cls(
-            os.fdopen(orders, "wb"),
-            os.fdopen(answers, encoding="utf-8", errors="replace"),
+            _Orders(orders),
+            answers,
+            answers.makefile(encoding="utf-8", errors="replace"),
             os.fdopen(errors, encoding="utf-8", errors="replace"),
             stacks,
-            (orders_read, answers_write, errors_write, stacks),
+            (orders_read.detach(), answers_write.detach(), errors_write, stacks),
         )
 
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the rank was gone before it had read everything
-            self.orders.close()
+        self.orders.close()
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
         self.answers.close()
+        self.connection.close()
         self.errors.close()
         os.close(self.stacks)
 

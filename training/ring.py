@@ -10,18 +10,20 @@ Spark's own traffic is not unless it is told to. Nothing is unpickled.
 """
 
 import hmac
-import logging
 import secrets
 import select
+import selectors
 import socket
 import struct
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
+
+from training.handshake import keep_alive, split_address
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +32,6 @@ _SMALL_BYTES = 1 << 14
 _SOCKET_BUFFER_BYTES = 4 << 20
 _POLL_MILLISECONDS = 1000
 _DIAL_PAUSE_SECONDS = 0.02
-_HANDSHAKE_SECONDS = 10.0
 
 _NONCE_BYTES = 16
 _PROOF_BYTES = 32
@@ -42,8 +43,6 @@ _REPLY = struct.Struct(f"<{_NONCE_BYTES}s{_PROOF_BYTES}s")
 _HEADER = struct.Struct("<QBQ")
 _SUM, _GATHER, _BROADCAST = range(1, 4)
 _KINDS = {_SUM: "sum", _GATHER: "gather", _BROADCAST: "broadcast"}
-
-logger = logging.getLogger(__name__)
 
 
 class RingError(ConnectionError):
@@ -149,7 +148,7 @@ class Ring:
             return cls(0, 1)
         ring = cls(rank, workers, limit_seconds=limit_seconds, observer=observer)
         deadline = time.monotonic() + timeout_seconds
-        with socket.create_server(_split(addresses[rank]), backlog=8) as listener:
+        with socket.create_server(split_address(addresses[rank]), backlog=128) as listener:
             try:
                 ring._following, dialled = _dial(addresses[ring._after], rank, ring._after, token, deadline)
                 ring._preceding, answered = _answer(listener, ring._before, token, deadline)
@@ -440,7 +439,7 @@ def _views(values: Array) -> list[memoryview]:
 
 def _dial(address: str, rank: int, peer: int, token: str, deadline: float) -> tuple[socket.socket, bytes]:
     """Connect to ``peer``, which may not listen yet, and say who calls; return the nonce that it has to prove."""
-    host, port = _split(address)
+    host, port = split_address(address)
     nonce = secrets.token_bytes(_NONCE_BYTES)
     hello = _HELLO.pack(rank, nonce, _proof(token, b"dial", _RANK.pack(rank), nonce))
     while True:
@@ -456,23 +455,58 @@ def _dial(address: str, rank: int, peer: int, token: str, deadline: float) -> tu
 
 
 def _answer(listener: socket.socket, peer: int, token: str, deadline: float) -> tuple[socket.socket, bytes]:
-    """Wait for ``peer`` to call, and answer; strangers are turned away. Return the nonce that it has to prove."""
-    while True:
-        listener.settimeout(max(0.1, deadline - time.monotonic()))
+    """Wait for ``peer`` to call, and answer. Return the connection, and the nonce that it has to prove.
+
+    Callers are heard side by side, so that strangers who say nothing keep nobody waiting; they are turned away.
+    """
+    with selectors.DefaultSelector() as waiting:
+        listener.setblocking(False)
+        waiting.register(listener, selectors.EVENT_READ)
         try:
-            connection, _ = listener.accept()
-        except TimeoutError as error:
-            raise RingConnectError(peer, "has not called in time") from error
-        try:
-            connection.settimeout(_HANDSHAKE_SECONDS)
-            rank, theirs, proof = _HELLO.unpack(_read(connection, _HELLO.size))
-            if rank == peer and hmac.compare_digest(proof, _proof(token, b"dial", _RANK.pack(rank), theirs)):
-                mine = secrets.token_bytes(_NONCE_BYTES)
-                connection.sendall(_REPLY.pack(mine, _proof(token, b"answer", theirs, mine)))
-                return connection, mine
-        except OSError:
-            logger.debug("a caller left before it had said who it is")
-        connection.close()
+            while (left := deadline - time.monotonic()) > 0:
+                for key, _ in waiting.select(left):
+                    if key.fileobj is listener:
+                        caller, _ = listener.accept()
+                        caller.setblocking(False)
+                        waiting.register(caller, selectors.EVENT_READ, bytearray())
+                    elif (hello := _heard(key, waiting)) is not None:
+                        caller = cast(socket.socket, key.fileobj)
+                        rank, theirs, proof = _HELLO.unpack(hello)
+                        if rank == peer and hmac.compare_digest(
+                            proof, _proof(token, b"dial", _RANK.pack(rank), theirs)
+                        ):
+                            return caller, _replied(caller, token, theirs, deadline)
+                        caller.close()
+        finally:
+            for key in list(waiting.get_map().values()):
+                if key.fileobj is not listener:
+                    cast(socket.socket, key.fileobj).close()
+    raise RingConnectError(peer, "has not called in time")
+
+
+def _heard(key: selectors.SelectorKey, waiting: selectors.BaseSelector) -> bytes | None:
+    """Take in what a caller says; return its hello when that is whole, and wait for nothing more from it then."""
+    caller, so_far = cast(socket.socket, key.fileobj), key.data
+    try:
+        more = caller.recv(_HELLO.size - len(so_far))
+    except OSError:
+        more = b""
+    so_far += more
+    if more and len(so_far) < _HELLO.size:
+        return None
+    waiting.unregister(caller)
+    if len(so_far) == _HELLO.size:
+        return bytes(so_far)
+    caller.close()
+    return None
+
+
+def _replied(caller: socket.socket, token: str, theirs: bytes, deadline: float) -> bytes:
+    """Prove the token for the caller's nonce, and return the nonce that it has to prove."""
+    mine = secrets.token_bytes(_NONCE_BYTES)
+    caller.settimeout(max(0.1, deadline - time.monotonic()))
+    caller.sendall(_REPLY.pack(mine, _proof(token, b"answer", theirs, mine)))
+    return mine
 
 
 def _confirm(connection: socket.socket, peer: int, token: str, nonce: bytes) -> None:
@@ -511,18 +545,9 @@ def _proof(token: str, *parts: bytes) -> bytes:
     return hmac.new(token.encode(), b"\0".join(parts), "sha256").digest()
 
 
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
 def _tune(connection: socket.socket) -> None:
     connection.setblocking(False)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         connection.setsockopt(socket.SOL_SOCKET, buffer, _SOCKET_BUFFER_BYTES)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # A host that vanishes closes nothing: after 10 s of silence it is asked every 5 s, and given up after 4 questions.
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    keep_alive(connection)

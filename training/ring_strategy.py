@@ -125,12 +125,13 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
         self, dataset_fn: Callable[[tf.distribute.InputContext], tf.data.Dataset], options: Any
     ) -> tf.data.Dataset:
         # Plain: what TensorFlow wraps around a dataset asks all workers in every step whether they have a batch left.
-        dataset = dataset_fn(self._input_context())
+        # And an object of its own, since it is marked: the caller may use its own one in another way, too.
+        dataset = dataset_fn(self._input_context()).with_options(tf.data.Options())
         dataset._is_share_of_a_rank = True
         return dataset
 
     def _experimental_distribute_dataset(self, dataset: tf.data.Dataset, options: Any) -> Any:
-        if getattr(dataset, "_is_share_of_a_rank", False):  # Keras calls this for every plain dataset
+        if _is_share_of_a_rank(dataset):  # Keras calls this for every plain dataset
             return dataset
         return input_util.get_distributed_dataset(
             dataset,
@@ -166,6 +167,11 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
         gathered = tf.numpy_function(lambda mine: np.concatenate(self._ring.all_gather(mine)), [moved], local.dtype)
         gathered.set_shape([None, *moved.shape[1:]])
         return tf.experimental.numpy.moveaxis(gathered, 0, axis)
+
+
+def _is_share_of_a_rank(dataset: tf.data.Dataset) -> bool:
+    """Whether it was distributed already, or is made of one that was: by ``map``, ``prefetch``, ..."""
+    return getattr(dataset, "_is_share_of_a_rank", False) or any(map(_is_share_of_a_rank, dataset._inputs()))
 
 
 def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:

@@ -48,18 +48,24 @@ def execute(config: RunConfig) -> int:
 def _run(config: RunConfig) -> int:
     from training import pipeline  # seconds of imports, for which --help and a wrong flag need not wait
 
+    known = Summary(status="running")
+
+    def keep(summary: Summary) -> None:
+        nonlocal known
+        known = summary
+
     try:
-        summary = pipeline.run(config)
+        summary = pipeline.run(config, keep)
     except ConfigError as error:
         return _refuse(error, config.summary)
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         message = "interrupted; the same command goes on from the last checkpoint"
-        return _end(_ended("stopped", message, error), config.summary, EXIT_FAILED)
+        return _end(replace(known, status="stopped", error=message), config.summary, EXIT_FAILED)
     except TrainingStoppedError as error:
-        return _end(_ended("stopped", str(error), error), config.summary, EXIT_FAILED)
+        return _end(replace(known, status="stopped", error=str(error)), config.summary, EXIT_FAILED)
     except Exception as error:
         _explain(error, config)
-        return _end(_ended("failed", _one_line(error), error), config.summary, EXIT_FAILED)
+        return _end(replace(known, status="failed", error=_one_line(error)), config.summary, EXIT_FAILED)
     print(summary.as_text())
     return _end(summary, config.summary, EXIT_FINISHED)
 
@@ -83,13 +89,7 @@ def _dry_run(config: RunConfig) -> int:
 
 
 def _refuse(error: Exception, summary: str | None) -> int:
-    return _end(_ended("failed", _one_line(error), error), summary, EXIT_USAGE)
-
-
-def _ended(status: str, message: str, error: BaseException) -> Summary:
-    """Return the summary of a run that ended early, with what the pipeline knew of it by then."""
-    known = getattr(error, "partial_summary", None) or Summary(status=status)
-    return replace(known, status=status, error=message)
+    return _end(Summary(status="failed", error=_one_line(error)), summary, EXIT_USAGE)
 
 
 def _end(summary: Summary, file: str | None, status: int) -> int:

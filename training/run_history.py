@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from training.run_folder import STATE_FILE, RunFolder, RunState
+from training.run_folder import STATE_FILE, Driver, RunFolder, RunState, driver_of
 from training.summary import headline
 
 DEFAULT_OUTPUT = "mirrorspark-output"
@@ -27,8 +27,6 @@ LATEST = "latest"
 
 # What a configuration does not set.
 UNSET = "(not set)"
-
-Driver = Literal["alive", "gone", "unknown"]
 
 # How a command was given; what came of it does not depend on these.
 _NOT_COMPARED = frozenset({"dry_run", "resume", "summary", "verbose"})
@@ -117,18 +115,15 @@ class RunRecord:
     def driver(self) -> Driver | None:
         """Whether the driver of a run that has not ended is at work; None for one that has ended.
 
-        From another host nobody can tell.
+        From another host nobody can tell of a driver that gives no signs of life.
         """
-        if self.state.status != "running":
-            return None
-        if not self.state.is_alive:
-            return "gone"
-        return "alive" if self.state.host == socket.gethostname() else "unknown"
+        return driver_of(self.path, self.state)
 
     @property
     def status(self) -> str:
         """How it stands, in words."""
-        words = {"gone": "driver gone", "unknown": f"running on {self.state.host}?"}
+        elsewhere = "" if self.state.host == socket.gethostname() else f" on {self.state.host}"
+        words = {"gone": "driver gone", "unknown": f"running{elsewhere}?", "alive": f"running{elsewhere}"}
         return words.get(self.driver or "", self.state.status)
 
     @cached_property

@@ -10,17 +10,11 @@ from typing import Any, Protocol
 
 from training.events import Event
 from training.failure_policy import RankError, Stop, known_errors
+from training.timing import ABORT_SECONDS
 from training.watchdog import Limits, Watch, Watchdog
-
-LEASE_SECONDS = 5.0
-TICK_SECONDS = 1.0
-GROWTH_SECONDS = 30.0
 
 # After the first error of an attempt, the other ranks have this long to end by themselves and say why.
 _GRACE_SECONDS = 5.0
-
-# Ranks that were told to abort are given this long; then the Spark job is cancelled. Longer than a task's lease.
-_ABORT_SECONDS = 40.0
 
 # What ranks say of a failure may still be on its way when Spark reports it.
 _LATE_EVENTS_SECONDS = 5.0
@@ -104,7 +98,7 @@ class RunningAttempt:
     Attributes:
         number: Counts from 1.
         stop: Why the ranks were asked to stop, if they were.
-        cancelled: Whether the Spark job was cancelled from here.
+        cancelled: Whether the Spark job is being cancelled from here.
     """
 
     def __init__(
@@ -241,7 +235,7 @@ class RunningAttempt:
             failure: What it raised, as far as Spark knows.
         """
         with self._lock:
-            errors = known_errors(self._errors, outcomes, time.time())
+            errors = known_errors(self._errors, outcomes, time.time(), self._tasks)
             # The cancelling was ours: the reason for it is what counts.
             is_ours = failure is not None and failure.cause == "cancelled" and self.cancelled
             if failure is not None and not (is_ours and errors):
@@ -262,7 +256,10 @@ class RunningAttempt:
     def _note_hang(self, now: float) -> Event:
         hang = self._watchdog.hang
         assert hang is not None  # noqa: S101 - there is something to report
-        self._hung = RankError("hung", hang.ranks[0], "Hung", hang.why, time.time(), step=hang.step)
+        if hang.is_unheard:  # no rank hangs where none runs; fewer of them may find room
+            self._hung = RankError("start", None, "NotHeard", hang.why, time.time())
+        else:
+            self._hung = RankError("hung", hang.ranks[0], "Hung", hang.why, time.time(), step=hang.step)
         self._note(self._hung, now)
         return self._watchdog.report(hang)
 
@@ -294,14 +291,19 @@ class RunningAttempt:
     def _cancel_if_due(self, now: float) -> None:
         with self._lock:
             has_nothing_to_save = self.stop == "requested" and not self._tasks
-            is_stuck = self._aborted_since is not None and now - self._aborted_since >= _ABORT_SECONDS
+            is_stuck = self._aborted_since is not None and now - self._aborted_since >= ABORT_SECONDS
             is_unheard = self._aborted_since is not None and not self._tasks
             is_due = self._signal.is_urgent or has_nothing_to_save or is_stuck or is_unheard
-            if self._is_over or self.cancelled or not is_due:
+            if self._is_over or not is_due:
                 return
-            self.cancelled = True
-        # From this thread and not from a signal handler: the main one is within a call of its own to the JVM.
-        self._cancel()
+            is_first, self.cancelled = not self.cancelled, True
+        # From this thread and not from a signal handler: the main one is within a call of its own to the JVM. At every
+        # tick: there may have been no job to cancel the last time, or Spark was not listening.
+        try:
+            self._cancel()
+        except Exception as error:
+            if is_first:
+                logger.warning("the Spark job cannot be cancelled, which is tried again every second: %s", error)
 
     def _command(self, command: Mapping[str, Any], rank: int | None = None) -> None:
         if self._server is not None:

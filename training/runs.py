@@ -136,11 +136,11 @@ def why_not_resumed(run: RunRecord) -> str | None:
     if run.state.status == "finished":
         return f"run {run.name} is finished; there is nothing left to resume"
     if run.driver == "alive":
-        return f"run {run.name} is under way (process {run.state.process} on this machine); wait for it, or stop it"
+        return f"run {run.name} is under way (process {run.state.process} on {run.state.host}); wait for it, or stop it"
     if run.driver == "unknown":
         return (
-            f"run {run.name} has its driver on {run.state.host}, and nobody can tell from here whether it is at work; "
-            f"resume it there"
+            f"run {run.name} has its driver on {run.state.host}, which gives no signs of life that could be seen "
+            f"from here; resume it there"
         )
     if not run.config.get("tables"):
         return (

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM mean for a run on the driver: the first asks for a save and a stop, the second ends it."""
+"""What Ctrl-C and SIGTERM mean for a run on the driver: first to save and stop, then to stop at once, then to leave."""
 
 import contextlib
 import signal
@@ -18,7 +18,10 @@ def on_stop_signals(request_stop: Callable[[str], None], stop_now: Callable[[], 
     Args:
         request_stop: Called at the first signal with its name. Runs between two bytecodes of the main thread, so it
             must not wait, nor take a lock that the main thread may hold.
-        stop_now: Called at every further one; may raise.
+        stop_now: Called at the second one; may raise.
+
+    Who asks a third time does not want to wait for Spark or a store either: ``KeyboardInterrupt`` leaves the block, and
+    from then on a signal ends the process, wherever that stands.
 
     Outside the main thread Python has no signal handlers, and this does nothing: whoever owns the main thread, a
     notebook's kernel say, decides what Ctrl-C means.
@@ -26,15 +29,20 @@ def on_stop_signals(request_stop: Callable[[str], None], stop_now: Callable[[], 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    is_stopping = False
+    count = 0
 
     def handle(number: int, _: FrameType | None) -> None:
-        nonlocal is_stopping
-        if is_stopping:
+        nonlocal count
+        count += 1
+        name = signal.Signals(number).name
+        if count == 1:
+            request_stop(name)
+        elif count == 2:
             stop_now()
         else:
-            is_stopping = True
-            request_stop(signal.Signals(number).name)
+            for each in _STOP_SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            raise KeyboardInterrupt(f"{name}, for the third time")
 
     # None stands for a handler that was not set from Python, which cannot be put back; the default can.
     before = {number: signal.signal(number, handle) or signal.SIG_DFL for number in _STOP_SIGNALS}

@@ -1,7 +1,10 @@
 """The Spark session of a run: the one that is there already, a cluster's, or a local one."""
 
+import contextlib
+import ipaddress
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +16,14 @@ from pyspark.sql import SparkSession
 from scoring.shipping import is_local
 
 MINIMUM_JAVA = 17
+
+
+# An address of documentation, which no machine has: the way to it is the way out of this network.
+_ANYWHERE = "192.0.2.1"
+
+
+class DriverAddressError(ValueError):
+    """There is no single interface to listen on."""
 
 
 class AnotherSessionError(ValueError):
@@ -138,9 +149,45 @@ def driver_address(spark: SparkSession) -> str:
 
 
 def bind_address(spark: SparkSession) -> str:
-    """Return the interface on which the driver listens: ``spark.driver.bindAddress`` where that is set."""
+    """Return the interface on which the driver listens: ``spark.driver.bindAddress`` where that names one.
+
+    On Kubernetes it is usually 0.0.0.0, all interfaces. Of those, the one is taken that ``spark.driver.host`` belongs
+    to, or else that which the way there begins with.
+
+    Raises:
+        DriverAddressError: There is none.
+    """
     address = driver_address(spark)
-    return address if is_local(spark) else spark.sparkContext.getConf().get("spark.driver.bindAddress", address)
+    if is_local(spark):
+        return address
+    bound = str(spark.sparkContext.getConf().get("spark.driver.bindAddress", address))
+    return _interface_towards(address) if _is_every_interface(bound) else bound
+
+
+def _is_every_interface(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.strip("[]")).is_unspecified
+    except ValueError:
+        return False
+
+
+def _interface_towards(host: str) -> str:
+    """Return the address of this machine's interface at which others who know it as ``host`` arrive."""
+    try:
+        addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_DGRAM)]
+    except OSError:
+        addresses = []
+    # A machine's own name may stand for loopback in its hosts file, where nobody else arrives.
+    others = [each for each in addresses if each == host or not ipaddress.ip_address(each).is_loopback]
+    # Behind a service or a load balancer the name is not ours. Nothing is sent: the system picks the way only.
+    for address in [*others, _ANYWHERE]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way, contextlib.suppress(OSError):
+            way.connect((address, 9))
+            return str(way.getsockname()[0])
+    raise DriverAddressError(
+        f"spark.driver.bindAddress names all interfaces, and none of them leads to spark.driver.host {host}; set "
+        f"spark.driver.bindAddress to the address at which executors reach this machine"
+    )
 
 
 def _is_on_this_machine(master: str) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import tempfile
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.credentials import without_credentials
+from training.atomic_file import write_atomically
 
 # The registry's alias of the version that a run registers.
 CHALLENGER = "challenger"
@@ -36,7 +36,7 @@ class Summary:
             they ``passed``.
         timings: Seconds per stage.
         examples_per_second: Median over the training's epochs, all workers together.
-        workers: Workers that trained.
+        workers: Workers of the last launch; with elastic workers, earlier ones may have had others.
         attempts: Launches it took.
         dataset: Path, rows per split, bytes, layout, whether it was there already, its page, and what validation found.
         scored_table: Parquet folder with keys, scores and model version.
@@ -75,13 +75,7 @@ class Summary:
         """
         shown = asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
         text = json.dumps(strict(shown), indent=2, allow_nan=False) + "\n"
-        path = _place(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(_place(path), text)
 
     def as_text(self) -> str:
         """Return the table that ends a run."""

@@ -1,37 +1,37 @@
 """Owns the attempts of a run: launches, watches the ranks' events, restarts from the last commit, or gives up."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from callbacks import commit
-from callbacks.fence import fence
+from callbacks.checkpoint_store import STORE_ERRORS
+from callbacks.fence import FENCE, fence, read_fence
 from training.elastic import Elastic
 from training.events import Event, EventAddress, EventServer
-from training.failure_policy import Attempt, Budgets, RankError, decide
+from training.failure_policy import Attempt, Budgets, RankError, decide, growth_pause_seconds, usable_slots
 from training.launcher import BarrierJobError
 from training.plan import TrainingPlan
-from training.running_attempt import (
-    GROWTH_SECONDS,
-    LEASE_SECONDS,
-    TICK_SECONDS,
-    Commands,
-    Every,
-    RunningAttempt,
-    StopSignal,
-    every,
-)
+from training.running_attempt import Commands, Every, RunningAttempt, StopSignal, every
+from training.timing import LEASE_RENEWAL_SECONDS, TICK_SECONDS
 from training.watchdog import Limits
 
 # Between two looks at the slots of a cluster that has too few.
 _SLOTS_POLL_SECONDS = 5.0
 
+# How soon a stop at once is noticed while the store is read.
+_NAP_SECONDS = 0.2
+
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 
 class Launcher(Protocol):
@@ -83,13 +83,21 @@ class TrainingStoppedError(RuntimeError):
         self.attempts = attempts
         self.step = step
         self.reason = reason
-        where = f"at step {step:,}" if step else "before the first checkpoint"
-        goes_on = "goes on" if step else "starts anew"
+        if step:
+            where, goes_on = f"at step {step:,}", "goes on"
+        elif any(attempt.workers for attempt in attempts):
+            where, goes_on = "before the first checkpoint", "starts anew"
+        else:  # what the store holds may never have been read
+            where, goes_on = "before the first launch", "tries again"
         super().__init__(f"stopped {where} ({reason}); the same command {goes_on}")
 
     def __reduce__(self) -> tuple[type, tuple[tuple[Attempt, ...], int, str]]:
         """Pickle by the constructor's own arguments."""
         return type(self), (self.attempts, self.step, self.reason)
+
+
+class _StoppedAtOnce(Exception):  # noqa: N818 - no error: somebody asked for it
+    """A stop at once was asked for while the store was read."""
 
 
 class NotEnoughSlotsError(RuntimeError):
@@ -110,6 +118,8 @@ class Supervisor:
             ``stopping``, ``waiting`` for slots); one at a time, from several threads.
         budgets: How often it restarts, and how long it waits before.
         limits: When a rank counts as hung.
+        has_checkpoints: Whether an earlier driver of this run has used its store of checkpoints, and so left a fence in
+            it. A store without one is then one whose disk is not mounted, and never a place to start afresh.
         clock: Returns seconds; monotonic.
         open_server: Opens the event channel of an attempt.
         every: Calls something again and again while an attempt runs.
@@ -123,6 +133,7 @@ class Supervisor:
     on_event: Callable[[Event], None]
     budgets: Budgets = dataclasses.field(default_factory=Budgets)
     limits: Limits = dataclasses.field(default_factory=Limits)
+    has_checkpoints: bool = False
     clock: Callable[[], float] = time.monotonic
     open_server: OpenServer = EventServer
     every: Every = every
@@ -170,8 +181,8 @@ class Supervisor:
         while True:
             if self._stop.reason is not None:
                 raise self._stopped(plan, attempts)
-            slots = self.slots()
-            workers = self.elastic.next_workers(slots)
+            slots = self._slots(attempts)
+            workers = self.elastic.next_workers(usable_slots(attempts, slots, self.elastic))
             if workers is not None:
                 return workers
             if self.clock() >= deadline:
@@ -184,6 +195,19 @@ class Supervisor:
                 self._tell({"event": "waiting", "attempt": len(attempts) + 1, "slots": slots, "needed": needed})
             self._stop.wait(_SLOTS_POLL_SECONDS)
 
+    def _slots(self, attempts: tuple[Attempt, ...]) -> int:
+        """Return how many slots there are now.
+
+        Raises:
+            TrainingFailedError: The session is gone, and nothing can be launched any more.
+        """
+        try:
+            return self.slots()
+        except Exception as error:
+            message = f"it does not say how many slots it has ({type(error).__name__}: {error}); start a new session"
+            fault = RankError("spark", None, "SessionLost", message, time.time())
+            raise TrainingFailedError((*attempts, _not_launched(attempts, fault))) from error
+
     def _slots_after(self, attempt: Attempt) -> int:
         """Return how many slots there are now, for people to read; a dead session must not hide why it died."""
         try:
@@ -195,12 +219,17 @@ class Supervisor:
     def _attempt(self, plan: TrainingPlan, earlier: Sequence[Attempt], workers: int) -> Attempt:
         """Launch once, and return how that ended."""
         number = len(earlier) + 1
+        read = functools.partial(_resume_point, plan, earlier, has_checkpoints=self.has_checkpoints)
         try:
-            checkpoint = _resume_point(plan, earlier)
-        except OSError as error:
+            resume = self._unless_stopped_at_once(read)
+        except _StoppedAtOnce:
+            raise self._stopped(plan, tuple(earlier)) from None
+        except STORE_ERRORS as error:
             fault = RankError("store", None, type(error).__name__, str(error), time.time())
-            step = earlier[-1].committed if earlier else 0
-            return Attempt(number, None, (fault,), step, step, workers=0)
+            return _not_launched(earlier, fault)
+        if self._stop.reason is not None:
+            raise self._stopped(plan, tuple(earlier))
+        checkpoint = resume.checkpoint
         batch = self.elastic.batch(workers)
         plan = dataclasses.replace(
             plan,
@@ -209,6 +238,7 @@ class Supervisor:
             workers=workers,
             global_batch_size=batch.global_batch_size,
             learning_rate_scale=batch.learning_rate_scale,
+            fence=resume.fence,
             # A rank of an earlier attempt that still lives must not be let into this one's ring.
             token=secrets.token_hex(32),
         )
@@ -224,29 +254,59 @@ class Supervisor:
             clock=self.clock,
         )
         resumed_from = checkpoint.step if checkpoint else 0
-        newest_before = _newest_step(plan)
         self._tell({"event": "attempt", "attempt": number, "workers": workers, "resumed_from": resumed_from})
-        outcomes, failure = self._run(plan, running)
-        newest = _newest_step(plan)
+        outcomes, failure = self._run(plan, running, growth_pause_seconds(earlier))
+        newest = self._newest(plan)
+        # Not the newest there is: one that was passed over as damaged is no progress.
+        reached = newest if newest is not None and newest.step > resume.newest_step else checkpoint
         epochs = _epochs(outcomes, plan.dispensable_ranks)
         return Attempt(
             number,
             epochs,
             () if epochs is not None else running.errors(outcomes, failure),
             resumed_from,
-            # Not the newest there is: one that was passed over as damaged is no progress.
-            newest if newest > newest_before else resumed_from,
+            reached.step if reached else 0,
             workers,
             running.stop,
+            reached.epoch if reached else 0,
         )
 
-    def _run(self, plan: TrainingPlan, running: RunningAttempt) -> tuple[tuple[dict[str, Any], ...], RankError | None]:
+    def _unless_stopped_at_once(self, read: Callable[[], Answer]) -> Answer:
+        """Return what ``read`` does. It runs in a thread of its own: a store may take its time, or hang for ever.
+
+        Raises:
+            _StoppedAtOnce: Somebody would not wait for it.
+        """
+        answer: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(read())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=work, name="reading the store", daemon=True).start()
+        while not concurrent.futures.wait((answer,), _NAP_SECONDS).done:
+            if self._stop.is_urgent:
+                raise _StoppedAtOnce
+        return answer.result()
+
+    def _newest(self, plan: TrainingPlan) -> commit.CommittedCheckpoint | None:
+        """Return the newest checkpoint by its marker alone; None when there is none to read."""
+        try:
+            return self._unless_stopped_at_once(lambda: commit.latest_committed(plan.checkpoints, verify=False))
+        except (*STORE_ERRORS, _StoppedAtOnce):
+            return None
+
+    def _run(
+        self, plan: TrainingPlan, running: RunningAttempt, growth_pause_seconds: float
+    ) -> tuple[tuple[dict[str, Any], ...], RankError | None]:
         """Return the outcomes of all ranks, or what Spark knows of a job that failed."""
         outcomes: tuple[dict[str, Any], ...] = ()
         failure: RankError | None = None
         with self.open_server(self.host, running.hear, self.advertised) as server:
             running.begin(server)
-            with self._rounds(running, plan.workers):
+            with self._rounds(running, plan.workers, growth_pause_seconds):
                 try:
                     outcomes = self.launch(dataclasses.replace(plan, events=server.address))
                 except BarrierJobError as error:
@@ -258,20 +318,24 @@ class Supervisor:
         return outcomes, failure
 
     @contextlib.contextmanager
-    def _rounds(self, running: RunningAttempt, workers: int) -> Iterator[None]:
+    def _rounds(self, running: RunningAttempt, workers: int, growth_pause_seconds: float) -> Iterator[None]:
         """Look after the attempt while the block runs. Slots are asked for in a thread of their own: that may take."""
         with contextlib.ExitStack() as rounds:
-            rounds.enter_context(self.every(LEASE_SECONDS, running.renew_leases))
+            rounds.enter_context(self.every(LEASE_RENEWAL_SECONDS, running.renew_leases))
             rounds.enter_context(self.every(TICK_SECONDS, running.tick))
             if workers < self.elastic.workers.most:
-                rounds.enter_context(self.every(GROWTH_SECONDS, lambda: running.grow(self._larger)))
+                rounds.enter_context(self.every(growth_pause_seconds, lambda: running.grow(self._larger)))
             yield
 
     def _larger(self, workers: int) -> int | None:
         return self.elastic.larger(workers, self.slots())
 
     def _stopped(self, plan: TrainingPlan, attempts: tuple[Attempt, ...]) -> TrainingStoppedError:
-        step = attempts[-1].committed if attempts else _newest_step(plan)
+        if attempts:
+            step = attempts[-1].committed
+        else:
+            newest = self._newest(plan)
+            step = newest.step if newest else 0
         return TrainingStoppedError(attempts, step, self._stop.reason or "as asked")
 
     def _tell_restart(self, last: Attempt, reason: str, delay_seconds: float, workers: int) -> None:
@@ -296,31 +360,52 @@ class Supervisor:
             logger.exception("an event of kind %s could not be handled", event.get("event"))
 
 
-def _resume_point(plan: TrainingPlan, earlier: Sequence[Attempt]) -> commit.CommittedCheckpoint | None:
-    """Return the checkpoint to go on from, or None to start afresh; from now on no earlier attempt may add to them.
+def _not_launched(earlier: Sequence[Attempt], fault: RankError) -> Attempt:
+    """Return an attempt that ended before its launch, and left everything as it was."""
+    step, epochs = (earlier[-1].committed, earlier[-1].committed_epochs) if earlier else (0, 0)
+    return Attempt(len(earlier) + 1, None, (fault,), step, step, workers=0, committed_epochs=epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ResumePoint:
+    """Where an attempt begins.
+
+    Attributes:
+        fence: Id by which its chief knows that it may publish.
+        checkpoint: To go on from; None to start afresh.
+        newest_step: Of the newest checkpoint, damaged or not.
+    """
+
+    fence: str
+    checkpoint: commit.CommittedCheckpoint | None
+    newest_step: int
+
+
+def _resume_point(plan: TrainingPlan, earlier: Sequence[Attempt], *, has_checkpoints: bool) -> _ResumePoint:
+    """Return where to go on; from now on no earlier attempt may add to the checkpoints.
 
     Raises:
         OSError: The store cannot be used, or has lost what it held: starting afresh would throw that away.
+        StorageError: This machine cannot open the store.
     """
     is_first = not any(attempt.workers for attempt in earlier)
-    fence(plan.checkpoints, 1 if is_first else len(earlier) + 1)
+    if is_first and has_checkpoints and read_fence(plan.checkpoints) is None:
+        raise FileNotFoundError(
+            f"{plan.checkpoints} has no {FENCE}, though this run has put one there: is the disk mounted? Make "
+            f"it available again, or start another run with resume false"
+        )
+    mine = fence(plan.checkpoints, 1 if is_first else len(earlier) + 1)
+    newest = commit.latest_committed(plan.checkpoints, verify=False)
     checkpoint = commit.latest_committed(plan.checkpoints)
     known_step = earlier[-1].committed if earlier else 0
     if checkpoint is None and known_step:
         raise FileNotFoundError(
             f"no whole checkpoint is left in {plan.checkpoints}, which held step {known_step:,}; make the store "
-            f"available again, or remove the folder to start afresh"
+            f"available again, or start another run with resume false"
         )
-    return checkpoint
-
-
-def _newest_step(plan: TrainingPlan) -> int:
-    """Return the step of the newest checkpoint by its marker alone; 0 when there is none to read."""
-    try:
-        checkpoint = commit.latest_committed(plan.checkpoints, verify=False)
-    except OSError:
-        return 0
-    return checkpoint.step if checkpoint else 0
+    if checkpoint is None and has_checkpoints:
+        logger.warning("there is no whole checkpoint in %s; the training starts afresh", plan.checkpoints)
+    return _ResumePoint(mine.id, checkpoint, newest.step if newest else 0)
 
 
 def _epochs(outcomes: Sequence[Mapping[str, Any]], dispensable: frozenset[int]) -> int | None:

@@ -17,7 +17,7 @@ from training.supervisor import TrainingStoppedError
 from training.sweep_run import SweepPlace
 from training.sweep_trials import PRUNED, TrialControl, TrialOrder
 from training.tracking import TrackedRun
-from training.train import open_job, tracking_uri
+from training.training_job import open_job, tracking_uri
 
 ATTEMPTS_FILE = "attempts.json"
 
@@ -59,7 +59,8 @@ class SparkEngine:
             prepared.spark,
             view,
             folder=folder,
-            slots=control.slots,
+            # The supervisor counts workers, the sweep slots.
+            slots=lambda: control.slots() - config.ranks_beside_workers,
             listener=control.on_event,
         ) as job:
             job.tracked.log_tags(tags(order, place))

@@ -18,7 +18,7 @@ from callbacks.credentials import without_credentials
 from plots.sweep import importance_bars, optimisation_history, parallel_coordinates
 from training.config import ConfigError, RunConfig
 from training.elastic import parse_workers
-from training.run_folder import STATE_FILE, RunFolder, RunState
+from training.run_folder import STATE_FILE, RunFolder, RunState, RunUnderWayError, driver_of
 from training.signals import on_stop_signals
 from training.summary import Summary
 from training.sweep_report import SweepSummary, as_yaml, command, recipe_patch
@@ -74,9 +74,11 @@ class SweepOptions:
 
     @property
     def slots_per_trial(self) -> int:
-        """The most workers that a trial may have."""
+        """The most slots that a trial may take: its workers, and what ranks it has besides."""
         searched = self.space.domains.get("workers")
-        return max(parse_workers(workers).most for workers in (searched.ends if searched else (self.config.workers,)))
+        if searched is None:
+            return self.config.slots
+        return max(parse_workers(workers).most for workers in searched.ends) + self.config.ranks_beside_workers
 
     @property
     def epochs(self) -> int:
@@ -195,7 +197,7 @@ def run(options: SweepOptions, engine: Engine, *, write: Callable[[str], None] |
             # Somebody else may call a sweep of this experiment the same.
             study.keep("label", f"{name}-{uuid4().hex[:4]}")
         label = str(study.kept("label"))
-        with _tracked(engine, folder, label) as tracked:
+        with _held(folder), _tracked(engine, folder, label) as tracked:
             place = SweepPlace(folder.path, label, lambda: tracked.run_id)
             return _Sweep(options, engine, study, tracked, place, write).run()
 
@@ -373,7 +375,7 @@ def open_sweep_folder(options: SweepOptions, identity: str) -> RunFolder:
 
 
 def _claimed(path: Path, identity: str, state: RunState | None) -> RunFolder:
-    if state is not None and state.is_alive:
+    if state is not None and driver_of(path, state) in ("alive", "unknown"):
         raise SweepUnderWayError(
             f"sweep {path.name} is under way (process {state.process} on {state.host}); wait for it, or stop it. If "
             f"that process is gone, remove {path / STATE_FILE}"
@@ -387,6 +389,17 @@ def _state(path: Path) -> RunState | None:
         return RunState(**json.loads((path / STATE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+@contextlib.contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Be the sweep's only command while the block runs."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(folder.hold())
+        except RunUnderWayError as error:
+            raise SweepUnderWayError(str(error).replace("run ", "sweep ", 1)) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -76,9 +76,15 @@ def next_step(limits: SweepLimits, progress: SweepProgress, slots: int, needed: 
     return "start" if needed <= slots - sum(progress.running.values()) else "wait"
 
 
-def slots_needed(elastic: Elastic, slots: int) -> int:
-    """Return how many slots a trial takes: those of its most workers, or of as many as the cluster can ever have."""
-    return elastic.next_workers(slots) or elastic.workers.fewest
+def slots_needed(elastic: Elastic, slots: int, beside_workers: int = 0) -> int:
+    """Return how many slots a trial takes: those of its most workers, or of as many as the cluster can ever have.
+
+    Args:
+        elastic: How many workers it may have.
+        slots: Barrier tasks that the cluster has room for.
+        beside_workers: Ranks that it has besides, such as parameter servers.
+    """
+    return (elastic.next_workers(slots - beside_workers) or elastic.workers.fewest) + beside_workers
 
 
 def share_of(number: int, running: Mapping[int, int], slots: int) -> int:

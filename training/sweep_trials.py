@@ -235,9 +235,10 @@ class Trials:
     def _needed(self, slots: int) -> int:
         """Return the slots of the next trial; before it is chosen, the fewest that any may take."""
         if self._chosen is not None:
-            return slots_needed(self._chosen.config.elastic, slots)
+            return _slots_of(self._chosen, slots)
         searched = self.space.domains.get("workers")
-        return min(parse_workers(workers).fewest for workers in (searched.ends if searched else (self.base.workers,)))
+        choices = searched.ends if searched else (self.base.workers,)
+        return min(parse_workers(workers).fewest for workers in choices) + self.base.ranks_beside_workers
 
     def _choose(self) -> None:
         """Take the next trial; one whose values contradict each other fails without a training."""
@@ -255,7 +256,7 @@ class Trials:
             say=lambda text: self.say(number, text),
             note=lambda run_id, run_folder: self.study.note(number, run_id=run_id, run_folder=run_folder),
         )
-        self._running[number] = _Running(control, slots_needed(order.config.elastic, self.slots()), self.clock())
+        self._running[number] = _Running(control, _slots_of(order, self.slots()), self.clock())
         if self.stop_reason is not None:  # a signal came before the trial could be found by it
             control.request_stop(self.stop_reason)
         self._chosen = None
@@ -308,6 +309,10 @@ class Trials:
         if self.study.best() is None:
             last = f"; the last error: {self._last_error}" if self._last_error else ""
             raise SweepFailedError(f"no trial was trained to its end{last}")
+
+
+def _slots_of(order: TrialOrder, slots: int) -> int:
+    return slots_needed(order.config.elastic, slots, order.config.ranks_beside_workers)
 
 
 def in_words(values: Mapping[str, Any]) -> str:

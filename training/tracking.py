@@ -60,7 +60,8 @@ class TrackedRun:
     says no (a deleted experiment, wrong credentials) is refused at the start.
 
     - over epochs: the metrics of the epoch, ``seconds_per_epoch``, ``examples_per_second``
-    - over optimizer steps: ``step/loss``, ``step/examples_per_second``, ``world_size``, ``attempt``
+    - over optimizer steps: ``step/loss``, ``step/examples_per_second``, ``world_size``
+    - over the attempts, those of earlier drivers included: ``attempt``, whose points tell when each began
     - over the run's seconds: ``system/worker_0/...``, which MLflow shows as system metrics
     - tags ``attempts`` and ``workers``, and the artifact ``attempts.json``, as attempts come and go
     """
@@ -100,6 +101,7 @@ class TrackedRun:
         self._lock = threading.Lock()
         self._due: dict[object, float] = {}
         self._attempts: list[dict[str, Any]] = []
+        self._world_size_step = 0
         self._began = time.time()
         self.experiment_id: str | None = None
         try:
@@ -238,7 +240,7 @@ class TrackedRun:
             metrics["examples_per_second"] = event["examples_per_second"]
         self.log_metrics(metrics, event["epoch"], timestamp_ms)
         if self._attempts and event.get("step"):
-            self.log_metrics({"world_size": self._attempts[-1]["workers"]}, event["step"], timestamp_ms)
+            self._log_world_size(event["step"], timestamp_ms)
 
     def _log_step(self, event: Event, timestamp_ms: int | None) -> None:
         if event.get("step") is None or not self._is_due("step", _STEP_SECONDS, event):
@@ -259,8 +261,15 @@ class TrackedRun:
         begun = {"attempt": event["attempt"], "workers": workers, "resumed_from_step": step, "error": None}
         self._attempts.append(begun)
         self.log_tags({"attempts": str(len(self._attempts)), "workers": str(workers)})
-        self.log_metrics({"world_size": workers, "attempt": len(self._attempts)}, step, timestamp_ms)
+        self.log_metrics({"attempt": len(self._attempts)}, len(self._attempts), timestamp_ms)
+        # At its first step: that of the checkpoint has the point of the epoch's end. And behind the last point, where
+        # the attempt repeats steps: at an earlier one it would be lost.
+        self._log_world_size(max(step, self._world_size_step) + 1, timestamp_ms)
         self.log_document(self._attempts, "attempts.json")
+
+    def _log_world_size(self, step: int, timestamp_ms: int | None) -> None:
+        self._world_size_step = max(step, self._world_size_step)
+        self.log_metrics({"world_size": self._attempts[-1]["workers"]}, step, timestamp_ms)
 
     def _is_due(self, key: object, seconds: float, event: Event) -> bool:
         """Whether the last point of that kind is long enough ago, by the clock of who tells it."""

@@ -8,20 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from training.activity import Phase
 from training.events import Event
-
-# Ranks speak every 2 s, their tasks every 5 s. Who misses this many seconds has fallen silent.
-_SILENT_SECONDS = 15.0
+from training.timing import SILENT_SECONDS, STALL_SECONDS
 
 # How long the tasks may take to collect their ranks' stacks.
 _STACKS_SECONDS = 5.0
 
-# A tick this late, or an event that takes this long to handle: the driver itself stood still, and heard nobody.
-_DRIVER_STALL_SECONDS = 5.0
-
 # The phases of a rank in order, and the limit of each. A rank that has not been heard yet is in the first.
-_START = "starting"
-_ENDING = "ending"
+_START: Phase = "starting"
+_CHECKPOINT: Phase = "checkpoint"
+_ENDING: Phase = "ending"
 _LIMITS: Mapping[str, str] = {
     _START: "start_seconds",
     "connecting": "start_seconds",
@@ -30,15 +27,18 @@ _LIMITS: Mapping[str, str] = {
     "first_step": "first_step_seconds",
     "training": "step_seconds",
     "validation": "step_seconds",
-    "checkpoint": "checkpoint_seconds",
+    _CHECKPOINT: "checkpoint_seconds",
     _ENDING: "end_seconds",
 }
+
+# Phases in which ranks wait for one another. Under TensorFlow's own collectives none of them knows for whom.
+_IN_STEP: frozenset[Phase] = frozenset({"first_step", "training", "validation"})
 
 # What a rank says when it gets on with its work. That it is alive does not count: a thread of its own says so.
 _PROGRESS = frozenset({"progress", "validation", "train_begin", "epoch_end", "train_end"})
 
-# Counters in an `alive` event that move when the rank's own work does.
-_COUNTERS = ("step", "epoch", "collectives")
+# Counters in an `alive` event that move when the rank's own work does, that on a checkpoint included.
+_COUNTERS = ("step", "epoch", "collectives", "beats")
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ class Hang:
         ranks: Who is the reason.
         why: One line for people.
         step: Steps that the slowest of them has done; None when it has not come to train.
+        is_unheard: Whether neither a rank nor a task has ever been heard: nothing has been started.
     """
 
     ranks: tuple[int, ...]
     why: str
     step: int | None
+    is_unheard: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,14 @@ class _Rank:
     def is_stopped(self) -> bool:
         return self.state in ("stopped", "zombie")
 
+    @property
+    def may_wait_unawares(self) -> bool:
+        """Whether it may stand in a collective that does not tell for whom it waits."""
+        return self.phase in _IN_STEP and self.waiting_for is None and not self.counters.get("collectives")
+
     def is_silent(self, now: float) -> bool:
         # The last rank to leave may have hung up already; only its task could tell.
-        return self.heard is not None and self.phase != _ENDING and now - self.heard > _SILENT_SECONDS
+        return self.heard is not None and self.phase != _ENDING and now - self.heard > SILENT_SECONDS
 
     def peer(self, now: float) -> int | None:
         """Return the rank it waits for; the word of a process that is stopped or silent no longer holds."""
@@ -149,6 +156,8 @@ class Watch:
             return
         kind, phase = event["event"], event.get("phase") or rank.phase
         has_moved = kind in _PROGRESS or phase != rank.phase
+        if rank.phase == _CHECKPOINT != phase:
+            self._let_go_on(now)
         if kind == "alive":
             counters = {name: event[name] for name in _COUNTERS if name in event}
             has_moved = has_moved or counters != rank.counters
@@ -160,6 +169,12 @@ class Watch:
                 waiting_since=now - float(event.get("waiting_seconds") or 0.0),
             )
         self._ranks[rank.rank] = replace(rank, phase=phase, heard=now, moved=now if has_moved else rank.moved)
+
+    def _let_go_on(self, now: float) -> None:
+        """Let who may have waited for a checkpoint begin its step now that there is one."""
+        self._ranks = {
+            number: replace(rank, moved=now) if rank.may_wait_unawares else rank for number, rank in self._ranks.items()
+        }
 
     def forgive(self, seconds: float) -> None:
         """Leave out ``seconds`` in which the driver could not listen."""
@@ -192,14 +207,25 @@ class Watch:
         A rank that waits for another one is never the reason while that one has time left; nor is a rank that has come
         to the end before the others.
         """
-        overdue = {rank.rank for rank in self._ranks.values() if self._stood(rank, now) > self._limits.of(rank.phase)}
+        overdue = {rank.rank for rank in self._ranks.values() if self._is_overdue(rank, now)}
         blamed = {self._blame(rank, now) for rank in overdue}
         if (suspects := [self._ranks[rank] for rank in sorted(blamed & overdue)]) == []:
             return None
         culprits = self._most_telling(suspects, now)
         has_trained = any(rank.phase not in (_START, "connecting", "building", "restoring") for rank in culprits)
         step = min(rank.step for rank in culprits) if has_trained else None
-        return Hang(tuple(rank.rank for rank in culprits), self._why(culprits, now), step)
+        return Hang(tuple(rank.rank for rank in culprits), self._why(culprits, now), step, self._is_unheard())
+
+    def _is_unheard(self) -> bool:
+        return all(rank.heard is None and rank.task_heard is None for rank in self._ranks.values())
+
+    def _is_overdue(self, rank: _Rank, now: float) -> bool:
+        if self._stood(rank, now) <= self._limits.of(rank.phase):
+            return False
+        if not rank.may_wait_unawares or rank.is_stopped or rank.is_silent(now):
+            return True
+        saving = [other for other in self._ranks.values() if other.phase == _CHECKPOINT]
+        return all(self._stood(other, now) > self._limits.of(_CHECKPOINT) for other in saving)
 
     def _stood(self, rank: _Rank, now: float) -> float:
         """Return for how many seconds ``rank`` has stood still; at the end, since the last one has come there."""
@@ -242,9 +268,10 @@ class Watch:
         return max(rank.step for rank in self._ranks.values())
 
     def _why(self, culprits: list[_Rank], now: float) -> str:
-        if len(culprits) == len(self._ranks) > 1 and all(rank.heard is None for rank in culprits):
+        if self._is_unheard():
             seconds = now - culprits[0].moved
-            return f"no rank has been heard for {seconds:.0f} s since the start; are {len(culprits)} slots free?"
+            slots = "is a slot" if len(culprits) == 1 else f"are {len(culprits)} slots"
+            return f"no rank has been heard for {seconds:.0f} s since the start; {slots} free?"
         return "; ".join(self._describe(rank, now) for rank in culprits)
 
     def _describe(self, rank: _Rank, now: float) -> str:
@@ -255,7 +282,7 @@ class Watch:
         if rank.state == "zombie":
             return f"{who} has ended, and nobody has noticed"
         if rank.is_silent(now):
-            is_cut_off = rank.task_heard is not None and now - rank.task_heard > _SILENT_SECONDS
+            is_cut_off = rank.task_heard is not None and now - rank.task_heard > SILENT_SECONDS
             what = "nor does its task: its machine is out of reach" if is_cut_off else "its process is stuck"
             return f"{who} says nothing for {now - (rank.heard or now):.0f} s{', ' if is_cut_off else ': '}{what}"
         if rank.heard is None:
@@ -312,8 +339,8 @@ class Watchdog:
         if self.hang is not None:
             self._has_reported = now >= self._deadline or self._stacks.keys() >= self._tasks
             return "report" if self._has_reported else None
-        is_blocked = self._handling_since is not None and now - self._handling_since > _DRIVER_STALL_SECONDS
-        if gap > _DRIVER_STALL_SECONDS or is_blocked:
+        is_blocked = self._handling_since is not None and now - self._handling_since > STALL_SECONDS
+        if gap > STALL_SECONDS or is_blocked:
             # The ranks' words wait in the sockets; what they say comes before any verdict.
             self._watch.forgive(gap)
             return None

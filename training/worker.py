@@ -23,17 +23,18 @@ from typing import Any, Literal, Protocol
 import psutil
 from pyspark import BarrierTaskContext, TaskContext
 
+from callbacks.credentials import clean, without_credentials
 from training import child_process, rank_process
 from training.events import EventAddress, EventClient
 from training.failure_policy import Cause
-from training.rank import RankOrders
+from training.rank import MESSAGE_LENGTH, PREEMPTION_SIGNALS, CleanEventClient, RankOrders
 from training.rank_control import Outcome
 from training.rank_process import RankProcess, RankStartError
+from training.timing import LEASE_SECONDS, SYSTEM_SECONDS
 
-LEASE_SECONDS = 30.0
-_SYSTEM_SECONDS = 5.0
 _TICK_SECONDS = 0.5
-_MESSAGE_LENGTH = 4000
+# An answer is given before the process ends, so it is in the pipe by then.
+_LAST_WORDS_SECONDS = 1.0
 
 State = Literal["running", "sleeping", "stopped", "zombie"]
 
@@ -63,7 +64,7 @@ class AttemptPlan(Protocol):
 
     @property
     def verbose(self) -> bool:
-        """Whether TensorFlow's own log is let through."""
+        """Whether all that ranks print and log is shown, TensorFlow's own log included."""
 
     def to_json(self) -> str:
         """Return the plan as one line."""
@@ -94,7 +95,7 @@ class RankTask:
         threads = self.plan.threads or (context.cpus() if context else 1)
         environment = child_process.tensorflow_environment(threads, verbose=self.plan.verbose)
         news: SimpleQueue[News] = SimpleQueue()
-        events = EventClient(self.plan.events, rank, self.plan.attempt, on_command=news.put, sender="task")
+        events = CleanEventClient(self.plan.events, rank, self.plan.attempt, on_command=news.put, sender="task")
         with contextlib.ExitStack() as ending:
             ending.callback(events.close)
             ending.enter_context(_preemption_told_to(news.put))
@@ -103,16 +104,30 @@ class RankTask:
             except (RankStartError, OSError) as error:
                 outcome = _told(events, "start", type(error).__name__, str(error))
             else:
-                tail = child_process.Tail(process.errors, echo=self.plan.verbose)
+                tail = self._tail(process, events, rank)
                 ending.callback(tail.close)
                 ending.callback(process.kill)
                 process.tell(self._orders(rank).to_bytes())
                 outcome = _Follower(process, events, news, tail, self.lease_seconds).follow()
                 if outcome["outcome"] not in ("finished", "stopped"):
                     process.kill()  # the sooner its connections end, the sooner the other ranks know
+                    outcome = clean(outcome)
+                if self.plan.verbose:
+                    tail.close()  # the last lines are told too
             events.close()
             # The ranks that finished are still there: the others would take the end of their connections for a death.
             return _exchanged(context, outcome)
+
+    def _tail(self, process: RankProcess, events: EventClient, rank: int) -> child_process.Tail:
+        if not self.plan.verbose:
+            return child_process.Tail(process.errors, echo=False)
+        budget = child_process.LineBudget()
+
+        def tell(line: str) -> None:
+            if (text := budget.admit(line)) is not None:
+                events.send({"event": "log", "level": "INFO", "message": text[: child_process.LOG_CHARACTERS]})
+
+        return child_process.Tail(process.errors, echo=True, prefix=f"rank {rank}: ", tell=tell)
 
     def _orders(self, rank: int) -> RankOrders:
         plan_class = type(self.plan)
@@ -124,6 +139,7 @@ class RankTask:
             plan_class=f"{plan_class.__module__}:{plan_class.__qualname__}",
             plan=self.plan.to_json(),
             payload=self.payload,
+            verbose=self.plan.verbose,
         )
 
 
@@ -148,7 +164,10 @@ class _Follower:
         self._tail = tail
         self._lease_seconds = lease_seconds
         self._has_taken_over = False
-        self._observed = psutil.Process(process.pid)
+        self._has_said_all = False
+        self._observed: psutil.Process | None = None
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that has ended already has its status
+            self._observed = psutil.Process(process.pid)
         self._host = socket.gethostname()
         threading.Thread(target=self._read, name="answers", daemon=True).start()
 
@@ -157,21 +176,35 @@ class _Follower:
         next_system = time.monotonic()
         while True:
             if time.monotonic() >= next_system:
-                next_system += _SYSTEM_SECONDS
+                next_system += SYSTEM_SECONDS
                 self._tell_system()
             if self._events.silent_seconds > self._lease_seconds:
-                return _aborted(f"no word from the driver for {self._lease_seconds:g} s")
-            try:
-                news = self._news.get(timeout=_TICK_SECONDS)
-            except Empty:
-                continue
-            if (outcome := self._take_in(news)) is not None:
+                return _aborted(f"no word from the driver for {self._lease_seconds:g} s") | {"cause": "driver"}
+            if (outcome := self._take_in_next(_TICK_SECONDS)) is not None:
                 return outcome
+            # Not the end of its answers: a process that the training has started may hold their pipe.
+            status = self._process.wait(_TICK_SECONDS if self._has_said_all else 0)
+            if status is not None:
+                return self._last_words() or self._end_without_a_word(status)
+
+    def _take_in_next(self, timeout_seconds: float) -> Outcome | None:
+        try:
+            return self._take_in(self._news.get(timeout=timeout_seconds))
+        except Empty:
+            return None
+
+    def _last_words(self) -> Outcome | None:
+        """Return the outcome that an ended rank has left in its pipe, None when there is none."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        while not self._has_said_all and (seconds := deadline - time.monotonic()) > 0:
+            if (outcome := self._take_in_next(seconds)) is not None:
+                return outcome
+        return None
 
     def _take_in(self, news: News) -> Outcome | None:
         match news:
             case {"answer": None}:
-                return self._end_without_a_word()
+                self._has_said_all = True
             case {"answer": {"outcome": _} as outcome}:
                 return dict(outcome)
             case {"answer": {"ready": _}}:
@@ -186,9 +219,7 @@ class _Follower:
                 self._events.send({"event": "stacks", "text": text, "state": self._state()})
         return None
 
-    def _end_without_a_word(self) -> Outcome:
-        status = self._process.wait()
-        assert status is not None  # noqa: S101 - without a time limit
+    def _end_without_a_word(self, status: int) -> Outcome:
         if status < 0:
             number = -status
             name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
@@ -201,6 +232,8 @@ class _Follower:
         return _told(self._events, cause, "exited", message)
 
     def _tell_system(self) -> None:
+        if self._observed is None:
+            return
         with contextlib.suppress(psutil.Error), self._observed.oneshot():
             self._events.send(
                 {
@@ -215,6 +248,8 @@ class _Follower:
             )
 
     def _state(self) -> State:
+        if self._observed is None:
+            return "zombie"
         try:
             return _STATES.get(self._observed.status(), "sleeping")
         except psutil.NoSuchProcess:
@@ -229,7 +264,8 @@ class _Follower:
 
 def _told(events: EventClient, cause: Cause, type_: str, message: str) -> Outcome:
     """Return the outcome of a rank that could not speak for itself, and tell the driver at once."""
-    failure = {"cause": cause, "type": type_, "message": message[-_MESSAGE_LENGTH:], "step": None}
+    # Cleaned before it is cut: half a secret is not found any more.
+    failure = {"cause": cause, "type": type_, "message": without_credentials(message)[-MESSAGE_LENGTH:], "step": None}
     events.send({"event": "error"} | failure)
     return {"outcome": "failed"} | failure
 
@@ -247,17 +283,19 @@ def _exchanged(context: TaskContext | None, outcome: Outcome) -> list[Outcome]:
 
 @contextlib.contextmanager
 def _preemption_told_to(put: Callable[[News], None]) -> Iterator[None]:
-    """While the block runs, let a SIGTERM to this process ask the rank to save and stop.
+    """While the block runs, let a SIGTERM or SIGHUP to this process ask the rank to save and stop.
 
-    Where a machine is taken away, all its processes get one; Spark's Python worker would die of it and take the rank
-    along.
+    Where a machine is taken away, all its processes get a SIGTERM; Spark's daemon passes it on to its workers as a
+    SIGHUP, and sends that one also when its JVM ends. A Python worker would die of either and take the rank along.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # SimpleQueue.put may interrupt itself.
-    before = signal.signal(signal.SIGTERM, lambda *_: put({"command": "stop", "reason": "preempted"}))
+    notice = {"command": "stop", "reason": "preempted"}
+    before = {number: signal.signal(number, lambda *_: put(notice)) or signal.SIG_DFL for number in PREEMPTION_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)

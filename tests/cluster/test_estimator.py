@@ -76,3 +76,21 @@ def test_the_same_rows_have_the_same_hash_whatever_their_order(spark: "SparkSess
     assert content_hash(table.where("ride_id > 0")) != content_hash(table)
     maps = table.select(F.create_map("town", "kilometres").alias("m"))
     assert content_hash(maps) != content_hash(maps.where("m['here'] IS NOT NULL"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "one", "other"),
+    [
+        ("a int, b int", (None, 1), (1, None)),
+        ("a array<int>, b array<int>", ([1], [2, 3]), ([1, 2], [3])),
+        ("a array<int>", ([1, None],), ([None, 1],)),
+        ("a array<array<int>>", ([[1], [2]],), ([[1, 2]],)),
+        ("a struct<x:int>", ((None,),), (None,)),
+        ("a map<string, int>, b map<string, int>", ({"x": 1}, {"y": 2}), ({"x": 1, "y": 2}, {})),
+    ],
+)
+def test_rows_that_differ_have_another_hash(
+    spark: "SparkSession", schema: str, one: tuple[object, ...], other: tuple[object, ...]
+) -> None:
+    hashes = [content_hash(spark.createDataFrame([row], schema)) for row in (one, one, other)]
+    assert hashes[0] == hashes[1] != hashes[2]

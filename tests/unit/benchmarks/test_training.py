@@ -2,16 +2,20 @@
 
 import importlib
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from pyspark.sql import Row
 
-from benchmarks import training
+from benchmarks import train_plain, training
 from benchmarks.benchmark import Benchmark
 from benchmarks.measure import Mark, Timing
-from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, last_error
+from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, last_error, started
 from benchmarks.report import Report
 from benchmarks.suite import Suite, overview
 from benchmarks.train_bare import BareResult
@@ -76,11 +80,12 @@ def test_aim_compares_with_the_best_reference_that_was_measured() -> None:
     times = {PLAIN_ONE: 9.0, PLAIN_MANY: 6.0, RING: 2.0}
     timings = {name: Timing(name, (seconds,)) for name, seconds in times.items()}
 
-    mark = Aim(RING, (PLAIN_ONE, PLAIN_MANY), 3.0).mark(256, timings)
+    work = Work("two_tower", 2_048, 10)
+    mark = Aim(RING, (PLAIN_ONE, PLAIN_MANY), 3.0).mark(work, timings)
 
-    assert mark == Mark(f"{RING} / {PLAIN_MANY}, batch 256", 3.0, 3.0)
-    assert Aim(RING, (DDP,), 1.7).mark(256, timings) is None
-    assert Aim(ALONE, (RING,), 1.0).mark(256, timings) is None
+    assert mark == Mark(f"two towers: {RING} / {PLAIN_MANY}, batch 2,048", 3.0, 3.0)
+    assert Aim(RING, (DDP,), 1.7).mark(work, timings) is None
+    assert Aim(ALONE, (RING,), 1.0).mark(work, timings) is None
 
 
 def test_start_takes_from_the_launch_to_the_first_steps_of_the_chief() -> None:
@@ -154,10 +159,66 @@ def test_plain_encoding_knows_missing_unknown_and_long_values() -> None:
     assert encoding.size("stops") == 4
 
 
-def test_environment_that_is_ready_is_used_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "ready").touch()
+def test_time_of_the_plain_pattern_ends_with_its_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+    import tf_keras
 
-    assert environment_with(["torch"], tmp_path) == tmp_path / "bin" / "python"
+    encoding = Encoding({}, {}, {"age": (0.0, 1.0)}, "late")
+    for split in train_plain.SPLITS:
+        (tmp_path / split).mkdir()
+        with tf.io.TFRecordWriter(f"{tmp_path / split}/part-0.tfrecord") as writer:
+            for late in (0, 1):
+                age = tf.train.Feature(float_list=tf.train.FloatList(value=[float(late)]))
+                label = tf.train.Feature(int64_list=tf.train.Int64List(value=[late]))
+                writer.write(
+                    tf.train.Example(features=tf.train.Features(feature={"age": age, LABEL: label})).SerializeToString()
+                )
+    clock = [0.0]
+    monkeypatch.setattr(train_plain, "time", SimpleNamespace(time=lambda: clock[0]))
+    fit = tf_keras.Model.fit
+
+    def fit_and_linger(model: Any, *arguments: Any, **options: Any) -> Any:
+        history = fit(model, *arguments, **options)
+        clock[0] = 60.0
+        return history
+
+    monkeypatch.setattr(tf_keras.Model, "fit", fit_and_linger)
+
+    end, auc = train_plain.PlainRank(encoding, tmp_path, {"train": 1, "validation": 1}, 2, 2, 0.1, 1, (1,), 0.0)()
+
+    assert end == 0.0
+    assert 0.0 <= auc <= 1.0
+
+
+def test_environment_is_used_again_for_the_same_requirements_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def create(home: Path, with_pip: bool) -> None:
+        assert with_pip
+        (home / "bin").mkdir(parents=True)
+        (home / "bin" / "python").symlink_to("/bin/true")  # installs nothing, successfully
+        made.append(home)
+
+    monkeypatch.setattr("benchmarks.other_environment.venv.create", create)
+    home = tmp_path / "torch"
+
+    for requirements in (["torch==1", "numpy"], ["torch==1", "numpy"], ["torch==2", "numpy"]):
+        assert environment_with(requirements, home) == home / "bin" / "python"
+
+    assert made == [home, home]
+
+
+def test_process_that_does_not_answer_in_time_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    command = [sys.executable, "-c", program]
+
+    with started(command, {}, tmp_path / "log") as process:
+        # Both hold the standard output open: the end of one would not end the wait.
+        impatient = replace(process, answer_seconds=0.5)
+        with pytest.raises(UnavailableError, match=r"had no answer to \{'work': 'train'\} within 0.5 s"):
+            impatient.ask(work="train")
 
 
 def test_end_of_the_other_process_is_told_by_its_last_error(tmp_path: Path) -> None:
@@ -167,7 +228,7 @@ def test_end_of_the_other_process_is_told_by_its_last_error(tmp_path: Path) -> N
     answers.write_text("noise\n", encoding="utf-8")
 
     with requests.open("w") as out, answers.open() as back, pytest.raises(UnavailableError, match="no torch"):
-        OtherProcess(out, back, log, last_error).ask(work="versions")
+        OtherProcess(out, back, log, last_error, kill=lambda: None).ask(work="versions")
 
     assert json.loads(requests.read_text()) == {"work": "versions"}
     assert last_error("") == "the process ended: no word why"

@@ -319,6 +319,76 @@ def test_a_chief_that_was_given_up_publishes_no_more(
     assert [(c.step, c.attempt) for c in commit.committed(tmp_path)] == [(4, 1)]
 
 
+def test_a_chief_that_comes_late_neither_cleans_nor_publishes(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    late, _ = fence(tmp_path, 1), fence(tmp_path, 1)
+    (tmp_path / ".staging-of-the-new-chief").mkdir()
+    with pytest.raises(StaleAttemptError):
+        fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None, attempt=1, fence=late.id)], epochs=1)
+    assert (tmp_path / ".staging-of-the-new-chief").is_dir()
+    assert commit.committed(tmp_path) == []
+
+
+def test_a_disk_that_has_lost_the_fence_is_not_begun_anew(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    checkpoint = ChiefCheckpoint(tmp_path / "gone", monitor=None, attempt=1, fence="put up before")
+    with pytest.raises(CheckpointStoreError, match="is the disk still there"):
+        fit(new_model(), new_dataset(), [checkpoint], epochs=1)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_good_checkpoint_outlives_a_start_at_which_it_cannot_be_read(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None)], epochs=1)
+
+    def fail(*arguments: Any) -> str:
+        raise OSError("AWS Error SLOW_DOWN")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(commit, "sha256", fail)
+        with pytest.raises(CheckpointStoreError, match="SLOW_DOWN"):
+            fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None)], epochs=1)
+    assert [(c.step, c.damage()) for c in commit.committed(tmp_path)] == [(4, None)]
+
+
+def test_while_training_only_waits_its_owner_knows_and_hears_that_it_gets_on(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        told.append("begin")
+        yield
+        told.append("end")
+
+    def beat() -> None:
+        if told[-1] == "begin":
+            told.append("beat")
+
+    checkpoint = ChiefCheckpoint(tmp_path, monitor=None, on_wait=waiting, beat=beat)
+    with closed_store() as opened:
+        actions = {2: lambda: (threading.Timer(0.0, opened.set).start(), told.append("save"), checkpoint.save_now())}
+        fit(new_model(), new_dataset(), [checkpoint, AtStep(actions)], epochs=1)
+    # Asked to save, and at the end.
+    assert [word for word in told if word != "beat"] == ["save", "begin", "end", "begin", "end"]
+    assert told[2] == "beat"
+
+
+def test_what_is_raised_right_before_a_save_keeps_it_from_being(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    def refuse() -> None:
+        raise ArithmeticError("not this one")
+
+    with pytest.raises(ArithmeticError, match="not this one"):
+        fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None, before_save=refuse)], epochs=1)
+    assert commit.committed(tmp_path) == []
+
+
 def test_checkpoints_are_due_by_the_clock(tmp_path: Path, new_model: NewModel, new_dataset: NewDataset) -> None:
     checkpoint = ChiefCheckpoint(tmp_path, monitor=None, keep_last=9, every_seconds=1e-9)
     fit(new_model(), new_dataset(), [checkpoint, Patient(checkpoint)], epochs=2)
@@ -353,7 +423,15 @@ def test_unknown_steps_per_epoch_and_every_steps_do_not_go_together(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"keep_last": 0}, {"mode": "best"}, {"every_steps": 0}, {"every_seconds": 0}, {"retry_seconds": -1}]
+    "arguments",
+    [
+        {"keep_last": 0},
+        {"mode": "best"},
+        {"every_steps": 0},
+        {"every_seconds": 0},
+        {"retry_seconds": -1},
+        {"fence": "without attempt"},
+    ],
 )
 def test_arguments_out_of_range_are_refused_when_built(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):

@@ -1,5 +1,6 @@
 """T5: the commit protocol, on a file system and on a store without rename, at every crash."""
 
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from callbacks import commit
-from callbacks.checkpoint_store import CheckpointStoreError, Location, native, open_store
+from callbacks.checkpoint_store import CheckpointStoreError, Location, flush, native, open_store
 from data_pipelines.storage import StoragePath
 
 
@@ -85,7 +86,7 @@ def test_a_file_that_is_missing_is_damage(store: Location) -> None:
     publish(store, 10)
     checkpoint = commit.read_committed(commit.folder(store, 10))
     StoragePath.of(checkpoint.path / checkpoint.files[0].name).delete()
-    assert "cannot be read" in str(checkpoint.damage())
+    assert "is missing" in str(checkpoint.damage())
 
 
 class KilledError(BaseException):
@@ -217,3 +218,16 @@ def test_a_local_store_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     assert not (tmp_path / "gone").exists()
     # To be tried again.
     assert (staging / "ckpt.index").exists()
+
+
+@pytest.mark.parametrize(("content", "beats"), [(b"", 1), (b"x" * (2 * mmap.PAGESIZE + 1), 4)])
+def test_a_file_is_made_durable_in_parts_that_show_the_disk_gets_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, beats: int
+) -> None:
+    monkeypatch.setattr("callbacks.checkpoint_store._FLUSH_BYTES", mmap.PAGESIZE)
+    (tmp_path / "file").write_bytes(content)
+    heard: list[int] = []
+    flush(tmp_path / "file", lambda: heard.append(1))
+    # Two whole parts, the rest of one byte, and the file as such.
+    assert len(heard) == beats
+    assert (tmp_path / "file").read_bytes() == content

@@ -115,7 +115,7 @@ def test_damage_names_the_file_that_is_short_or_missing(tmp_path: Path) -> None:
     (checkpoint.path / "ckpt.index").write_text("ind")
     assert checkpoint.damage() == "ckpt.index has 3 bytes instead of 5"
     (checkpoint.path / "ckpt.data-00000-of-00001").unlink()
-    assert checkpoint.damage() == "ckpt.data-00000-of-00001 cannot be read (No such file or directory)"
+    assert checkpoint.damage() == "ckpt.data-00000-of-00001 is missing"
 
 
 def test_the_best_is_the_earliest_of_equals_and_nan_takes_no_part(tmp_path: Path) -> None:
@@ -201,3 +201,32 @@ def test_an_unwritable_store_is_named_in_an_error_with_the_systems_number(tmp_pa
 def test_the_driver_reads_checkpoints_without_tensorflow() -> None:
     program = "import sys, callbacks.commit, callbacks.metric_buffer; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+def test_a_store_that_cannot_be_read_is_an_error_and_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older checkpoint is not taken for it, and nothing is replaced or pruned."""
+    publish(tmp_path, 10)
+    path = publish(tmp_path, 20)
+
+    def fail(*arguments: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(commit, "sha256", fail)
+    for look in (commit.read_committed(path).damage, lambda: commit.latest_committed(tmp_path)):
+        with pytest.raises(OSError, match="Input/output error"):
+            look()
+    with pytest.raises(OSError, match="Input/output error"):
+        commit.prune(tmp_path, keep_last=1)
+    with pytest.raises(CheckpointStoreError, match="Input/output error"):
+        publish(tmp_path, 20, content="other")
+    assert [c.step for c in commit.committed(tmp_path)] == [20, 10]
+    assert (path / "ckpt.data-00000-of-00001").read_text() == "weights 20"
+
+
+def test_reading_for_checksums_shows_that_it_gets_on(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        publish(tmp_path, step)
+    beats: list[int] = []
+    commit.prune(tmp_path, keep_last=1, beat=lambda: beats.append(1))
+    # The two files of the newest one are read, two checkpoints are removed.
+    assert len(beats) == 4

@@ -8,7 +8,7 @@ import pytest
 
 from callbacks import commit
 from callbacks.checkpoint_store import CheckpointStoreError
-from callbacks.fence import FENCE, Permit, StaleAttemptError, fence, read_fence
+from callbacks.fence import FENCE, Fence, Permit, StaleAttemptError, fence, read_fence
 
 
 def publish(directory: Path, step: int, permit: Permit | None) -> None:
@@ -90,3 +90,10 @@ def test_the_error_survives_pickle(make: Callable[[], Exception]) -> None:
     error = make()
     again = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (type(again), str(again)) == (type(error), str(error))
+
+
+def test_a_chief_that_knows_its_fence_is_refused_by_another_drivers_of_the_same_number(tmp_path: Path) -> None:
+    held = fence(tmp_path, 1)
+    fence(tmp_path, 1)
+    with pytest.raises(StaleAttemptError):
+        Permit(tmp_path, 1, Fence(1, held.id)).check()

@@ -1,6 +1,8 @@
 """T7, L6: one run per training, with floats and tensors, gone on with after a restart."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from mlflow import MlflowClient
 
 from callbacks.metric_buffer import MetricBuffer
 from callbacks.mlflow_log import MLflowLogger
+
+ROOT = Path(__file__).parents[3]
 
 NewModel = Callable[..., tf_keras.Model]
 NewDataset = Callable[..., tf.data.Dataset]
@@ -133,6 +137,63 @@ def test_on_request_the_process_is_measured_under_mlflows_names(
     assert buffer.close(30)
     ((_, megabytes),) = curve(mlflow_store, buffer.run_id, "system/worker_0/system_memory_usage_megabytes")[:1]
     assert 50 < megabytes < 50_000
+
+
+class Fails(tf_keras.callbacks.Callback):
+    """Stands for anybody's error within an epoch."""
+
+    is_to_fail = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.is_to_fail:
+            raise LookupError("no such column")
+
+
+def samplers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "system-metrics"]
+
+
+def test_a_fit_that_failed_leaves_nothing_behind_when_another_one_begins(
+    mlflow_store: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    logger = MLflowLogger(tracking_uri=mlflow_store, spill_path=tmp_path / "spill.jsonl", system_seconds=60)
+    fails = Fails()
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            new_model().fit(new_dataset(), callbacks=[logger, fails], verbose=0)
+        assert len(samplers()) == 1
+    run_id = logger.run_id
+    # The first one's end is that of its run; the second one is still open.
+    assert MlflowClient(mlflow_store).get_run(run_id).info.status == "FAILED"
+    fails.is_to_fail = False
+    new_model().fit(new_dataset(), callbacks=[logger, fails], verbose=0)
+    assert samplers() == []
+    assert logger.run_id == run_id
+    assert MlflowClient(mlflow_store).get_run(run_id).info.status == "FINISHED"
+    assert len(curve(mlflow_store, run_id, "loss")) == 1
+
+
+def test_a_process_that_ends_after_a_failed_fit_leaves_a_failed_run(mlflow_store: str, tmp_path: Path) -> None:
+    program = f"""
+import sys, tf_keras
+from callbacks.mlflow_log import MLflowLogger
+
+class Fails(tf_keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise LookupError("no such column")
+
+logger = MLflowLogger(tracking_uri={mlflow_store!r}, spill_path={str(tmp_path / "spill.jsonl")!r})
+model = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(1,))])
+model.compile(loss="mse")
+model.fit([1.0], [1.0], callbacks=[logger, Fails()], verbose=0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert "no such column" in done.stderr
+    (run,) = MlflowClient(mlflow_store).search_runs(["0"], max_results=1)
+    assert run.info.status == "FAILED"
 
 
 @pytest.mark.parametrize("name", ["step_seconds", "system_seconds"])

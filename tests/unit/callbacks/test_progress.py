@@ -39,7 +39,7 @@ def test_a_training_tells_its_story_in_order(
 
     epoch = ["progress"] * 4 + ["validation"] * 5 + ["epoch_end"]
     assert [event["event"] for event in events] == ["train_begin", *epoch, *epoch, "train_end"]
-    assert events[0] == {"event": "train_begin", "epochs": 2, "steps": 4}
+    assert events[0] == {"event": "train_begin", "epochs": 2, "steps": 4, "global_batch_size": 8}
     progress = events[4]
     assert (progress["step"], progress["epoch"], progress["step_in_epoch"], progress["steps"]) == (4, 1, 4, 4)
     assert progress["examples_per_second"] == 8.0  # one step of 8 a second, the first left out

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from callbacks import commit
-from callbacks.checkpoint_store import CheckpointStoreError
+from callbacks.checkpoint_store import CheckpointStoreError, Delivery, LocalStore
 from callbacks.publisher import CheckpointPublisher, Keeping, Pending, still_waiting
 
 BY_AUC = Keeping(keep_last=9, keep_best=1, monitor="auc", mode="max")
@@ -127,24 +127,97 @@ def test_one_within_an_epoch_that_fails_gives_way_to_the_next(
     assert failing.is_released
 
 
-def test_a_store_that_says_nothing_ends_training_too(open_publisher: Callable[..., CheckpointPublisher]) -> None:
-    now, begun, hang = [0.0], threading.Event(), threading.Event()
+class Hanging:
+    """Stands for a call that hangs from when it is ``begun`` until it is ``freed``."""
 
-    class Hanging(Text):
-        def write(self, folder: Path) -> None:
-            begun.set()
-            assert hang.wait(60)
-            super().write(folder)
+    def __init__(self) -> None:
+        self.begun, self.freed = threading.Event(), threading.Event()
 
+    def __call__(self) -> None:
+        self.begun.set()
+        assert self.freed.wait(60)
+
+
+def test_a_store_that_says_nothing_ends_training_too(
+    tmp_path: Path, open_publisher: Callable[..., CheckpointPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, hanging, deliver = [0.0], Hanging(), LocalStore.deliver
+
+    def deliver_late(store: LocalStore, delivery: Delivery) -> None:
+        hanging()
+        deliver(store, delivery)
+
+    monkeypatch.setattr(LocalStore, "deliver", deliver_late)
     publisher = open_publisher(retry_seconds=30, clock=lambda: now[0])
-    publisher.submit(pending(7, text=Hanging("values")))
-    assert begun.wait(60)
+    publisher.submit(pending(7))
+    assert hanging.begun.wait(60)
     now[0] = 29.0
     publisher.raise_failure()
     now[0] = 31.0
-    with pytest.raises(CheckpointStoreError, match="no answer for 31 s"):
+    with pytest.raises(CheckpointStoreError, match=f"to {tmp_path / 'store'} .no answer for 31 s"):
         publisher.wait(0.0)
-    hang.set()
+    hanging.freed.set()
+    assert publisher.wait(60)
+
+
+class Slow(Text):
+    """Writes one file after the other, each after another call that hangs."""
+
+    def __init__(self, calls: list[Hanging]) -> None:
+        super().__init__("values")
+        self._calls = calls
+
+    def write(self, folder: Path) -> None:
+        for number, call in enumerate(self._calls):
+            call()
+            (folder / f"part-{number}").write_text("part")
+        super().write(folder)
+
+
+def test_a_slow_local_write_is_not_counted_against_the_store_while_its_files_grow(
+    tmp_path: Path, open_publisher: Callable[..., CheckpointPublisher]
+) -> None:
+    now, calls, beats = [0.0], [Hanging(), Hanging(), Hanging()], [0]
+
+    def beat() -> None:
+        beats[0] += 1
+
+    publisher = open_publisher(retry_seconds=30, clock=lambda: now[0], beat=beat)
+    publisher.submit(pending(7, text=Slow(calls)))
+    for number, call in enumerate(calls):
+        assert call.begun.wait(60)
+        publisher.wait(0.0)
+        assert beats[0] == number
+        now[0] += 29.0
+        call.freed.set()
+    assert publisher.wait(60)
+    assert publisher.last_committed is not None
+
+    stuck = Hanging()
+    publisher.submit(pending(8, text=Slow([stuck])))
+    assert stuck.begun.wait(60)
+    now[0] += 31.0
+    with pytest.raises(CheckpointStoreError, match=f"to {tmp_path / 'scratch'} .no answer for 31 s"):
+        publisher.raise_failure()
+    stuck.freed.set()
+    assert publisher.wait(60)
+
+
+def test_a_slow_local_write_that_nobody_waited_for_has_its_growth_seen_when_it_is_late(
+    open_publisher: Callable[..., CheckpointPublisher],
+) -> None:
+    now, calls = [0.0], [Hanging(), Hanging()]
+    publisher = open_publisher(retry_seconds=30, clock=lambda: now[0])
+    publisher.submit(pending(7, text=Slow(calls)))
+    assert calls[0].begun.wait(60)
+    calls[0].freed.set()
+    assert calls[1].begun.wait(60)
+    now[0] = 100.0
+    publisher.raise_failure()
+    now[0] = 131.0
+    with pytest.raises(CheckpointStoreError, match="no answer for 31 s"):
+        publisher.raise_failure()
+    calls[1].freed.set()
     assert publisher.wait(60)
 
 

@@ -6,8 +6,10 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
+import pyarrow as pa
 import pytest
 
 from data_pipelines.storage import StorageError, StoragePath, scratch_folder
@@ -233,3 +235,20 @@ def test_an_unknown_store_says_what_can_be_done() -> None:
 def test_only_a_local_path_has_a_local_form() -> None:
     with pytest.raises(StorageError, match="is not on a local disk"):
         _ = StoragePath.of("s3://bucket/x").local
+
+
+@pytest.mark.parametrize(
+    ("error", "is_unreachable"), [(OSError("Couldn't resolve host name"), True), (pa.ArrowInvalid("bad option"), False)]
+)
+def test_a_store_that_does_not_answer_is_told_from_one_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, is_unreachable: bool
+) -> None:
+    def fail(uri: str) -> None:
+        raise error
+
+    monkeypatch.setattr("data_pipelines.storage.fs", SimpleNamespace(FileSystem=SimpleNamespace(from_uri=fail)))
+    with pytest.raises(StorageError, match=f"s3://bucket/x cannot be opened: {error}") as caught:
+        StoragePath.of("s3://bucket/x").open_stream()
+    assert isinstance(caught.value, OSError) == is_unreachable
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
+    assert (type(again), str(again)) == (type(caught.value), str(caught.value))

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -81,6 +82,64 @@ def kill_itself(plan: Plan, control: RankControl, finish: Finish) -> None:
 
 def abort(plan: Plan, control: RankControl, finish: Finish) -> None:
     os.abort()
+
+
+def speak(plan: Plan, control: RankControl, finish: Finish) -> int:
+    print("printed")
+    print("complained", file=sys.stderr)
+    logging.getLogger("model").info("told")
+    logging.getLogger("model").warning("warned\ntwice")
+    logging.getLogger("model").warning("%d is not fitting", "this")
+    return 1
+
+
+def print_many_lines(plan: Plan, control: RankControl, finish: Finish) -> int:
+    for line in range(int(plan.note)):
+        print("line", line)
+    return 1
+
+
+def betray(plan: Plan, control: RankControl, finish: Finish) -> None:
+    """Let secrets out by all ways: those of the environment, those of the note, and one that only this rank has."""
+    os.environ["RANKS_OWN_API_KEY"] = "of-the-rank-" + "alone"
+    own = ("PLANTED_TOKEN", "AWS_SECRET_ACCESS_KEY", "RANKS_OWN_API_KEY")
+    everything = " ".join([plan.note, *(os.environ[name] for name in own)])
+    print(everything)
+    print(everything, file=sys.stderr)
+    os.write(2, f"{plan.note} {os.environ['PLANTED_TOKEN']}\n".encode())
+    for level in (logging.INFO, logging.WARNING):
+        logging.getLogger("model").log(level, everything)
+    control.events.send({"event": "progress", "logs": {"deep": [everything]}})
+    control.activity.enter("training")
+    while not control.stop_request.is_set():
+        time.sleep(0.005)
+    try:
+        os.stat(everything)  # noqa: PTH116 - a path would write the address in another way
+    except OSError as error:
+        raise ValueError("x" * 3950 + everything) from error
+
+
+def leave_with_secrets(plan: Plan, control: RankControl, finish: Finish) -> None:
+    os.write(2, f"{plan.note} {os.environ['PLANTED_TOKEN']}\n".encode())
+    os._exit(5)
+
+
+def be_killed_beside_a_child(plan: Plan, control: RankControl, finish: Finish) -> None:
+    """Die while a process of an own session holds all files of the rank, whose number is in the file of the note."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        threading.Event().wait(60)
+        os._exit(0)
+    Path(plan.note).write_text(str(pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_beside_a_child(plan: Plan, control: RankControl, finish: Finish) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    Path(plan.note).write_text(str(child.pid))
+    control.activity.enter("training")
+    hang(plan, control, finish)
 
 
 def leave(plan: Plan, control: RankControl, finish: Finish) -> None:

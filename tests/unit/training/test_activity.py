@@ -19,6 +19,7 @@ def test_a_new_board_says_that_the_rank_starts() -> None:
         "step": 0,
         "epoch": 0,
         "collectives": 0,
+        "beats": 0,
         "waiting_for": None,
         "waiting_seconds": 0.0,
         "input_share": 0.0,
@@ -75,3 +76,12 @@ def test_the_share_is_that_since_the_last_snapshot_and_counts_what_is_under_way(
     assert activity.snapshot()["input_share"] == 0.25
     clock.now += 1
     assert activity.snapshot()["input_share"] == 0.0
+
+
+def test_a_phase_within_another_gives_way_to_it_again() -> None:
+    told: list[str] = []
+    activity = Activity(on_phase=told.append)
+    activity.enter("training")
+    with pytest.raises(OSError, match="full"), activity.within("checkpoint"), activity.within("checkpoint"):
+        raise OSError("full")
+    assert told == ["training", "checkpoint", "training"]

@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from training.child_process import EXIT_ABANDONED, tensorflow_environment
+from training.child_process import EXIT_ABANDONED, LineBudget, Tail, marked_as_told, tensorflow_environment
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -52,3 +55,95 @@ def test_a_rank_sees_the_packages_and_the_environment_of_its_task(monkeypatch: p
     assert environment["PYTHONPATH"].split(os.pathsep)[0] == "/shipped/by/spark"
     assert "" not in environment["PYTHONPATH"].split(os.pathsep)
     assert environment["TF_CONFIG"] == '{"task": {"index": 1}}'
+
+
+Pipe = tuple[IO[str], Callable[[str], object]]
+
+
+@pytest.fixture
+def pipe() -> Pipe:
+    """A stream and what writes to it; the writer's end is let go of by writing nothing."""
+    reader, writer = os.pipe()
+
+    def write(text: str) -> None:
+        if text:
+            os.write(writer, text.encode())
+        else:
+            os.close(writer)
+
+    return os.fdopen(reader), write
+
+
+def test_lines_are_echoed_with_their_prefix_and_told_without_it(pipe: Pipe, capfd: pytest.CaptureFixture[str]) -> None:
+    stream, write = pipe
+    told: list[str] = []
+    with stream:
+        tail = Tail(stream, echo=True, prefix="rank 3: ", tell=told.append)
+        write("one\n1/10\r2/10\r\n")
+        write(marked_as_told("of the log\nas well") + "\nunfini")
+        write("shed")
+        write("")
+        assert tail.text() == "one\n1/10\n2/10\nof the log\nas well\nunfinished\n"
+    lines = ["one", "1/10", "2/10", "of the log", "as well", "unfinished"]
+    assert capfd.readouterr().err == "".join(f"rank 3: {line}\n" for line in lines)
+    assert told == ["one", "1/10", "2/10", "unfinished"]
+
+
+def test_nothing_is_shown_of_a_quiet_process(pipe: Pipe, capfd: pytest.CaptureFixture[str]) -> None:
+    stream, write = pipe
+    with stream:
+        tail = Tail(stream, echo=False)
+        write("one\n")
+        write("")
+        assert tail.text() == "one\n"
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_process_printed_has_no_secrets_left(
+    pipe: Pipe, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", "planted-secret")
+    monkeypatch.setenv("PLANTED_PASSWORD", "of-two\nlines-of-text")
+    told: list[str] = []
+    stream, write = pipe
+    with stream:
+        tail = Tail(stream, echo=True, tell=told.append)
+        write("planted-secret\nhttp://me:planted@host/\nof-two\nlines-of-text\n")
+        write("")
+        assert tail.text() == "***\nhttp://host/\n***\n"
+    assert told[:2] == ["***", "http://host/"]
+    assert "planted" not in capfd.readouterr().err
+
+
+def test_a_stream_that_somebody_else_keeps_open_is_not_waited_for(pipe: Pipe) -> None:
+    stream, write = pipe
+    with stream:
+        tail = Tail(stream, echo=False)
+        write("all there is\n")
+        begin = time.monotonic()
+        assert tail.text() == "all there is\n"
+        assert time.monotonic() - begin < 4
+    write("")
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(pipe: Pipe) -> None:
+    stream, write = pipe
+    told: list[str] = []
+    with stream:
+        tail = Tail(stream, echo=False, tell=told.append)
+        for _ in range(100):
+            write("x" * 10_000)
+        write("")
+        tail.close()
+    assert sum(map(len, told)) == 1_000_000
+    assert max(map(len, told)) < 200_000
+
+
+def test_a_few_lines_a_second_are_let_through_after_a_burst() -> None:
+    now = 0.0
+    budget = LineBudget(lambda: now)
+    assert [budget.admit("line") for _ in range(60)] == ["line"] * 50 + [None] * 10
+    now = 0.2
+    assert [budget.admit("line") for _ in range(3)] == ["(10 lines left out) line", "line", None]
+    now = 100.0
+    assert [budget.admit("line") for _ in range(51)] == ["(1 lines left out) line", *["line"] * 49, None]

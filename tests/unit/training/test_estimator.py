@@ -69,6 +69,26 @@ def test_passwords_are_not_saved() -> None:
         assert stage.getParams()["tracking_uri"] == "https://ann:s3cret@host"
 
 
+def test_passwords_in_any_other_param_are_not_saved_either() -> None:
+    stage = rides(checkpoints="s3://KEY:S3CRET@bucket/there", model={"name": "mlp", "api_key": "k3y"})
+    saved = stage.write().instance  # type: ignore[attr-defined]
+    assert saved.getParams()["checkpoints"] == "s3://bucket/there"
+    assert saved.getParams()["model"] == {"name": "mlp", "api_key": "***"}
+    assert stage.getParams()["checkpoints"] == "s3://KEY:S3CRET@bucket/there"
+
+
+def test_a_model_that_is_told_to_be_another_one_is_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimator, "resolve", lambda *where: where)
+    model = TrainedModel(model_uri="models:/late/1", tracking_uri="sqlite:///x")
+    trained: Any = SimpleNamespace(version_uri="models:/late/1", tracking_uri="sqlite:///x", model="trained")
+    model.trained = trained
+    assert model.pinned() == "trained"
+    other: Any = model.copy({model.model_uri: "models:/late/2"}).pinned()
+    assert other == ("models:/late/2", "sqlite:///x")
+    elsewhere: Any = model.copy({model.tracking_uri: "sqlite:///y"}).pinned()
+    assert elsewhere == ("models:/late/1", "sqlite:///y")
+
+
 class Table:
     """As much of a DataFrame as fitting looks at when the split is there already."""
 

@@ -15,6 +15,7 @@ import pytest
 
 from training import events
 from training.events import Event, EventAddress, EventClient, EventServer
+from training.handshake import proof
 
 SECONDS = 10.0
 
@@ -56,9 +57,9 @@ def let_in(connection: socket.socket, stream: BinaryIO) -> dict[str, Any]:
     """Do the driver's part of the handshake with a client whose token is ``token``; return its hello."""
     connection.settimeout(SECONDS)
     connection.sendall(b"00\n")
-    theirs, proof = stream.readline().decode().split()
-    assert proof == events._proof("token", "client", "00", theirs)
-    connection.sendall(events._proof("token", "driver", theirs, "00").encode() + b"\n")
+    theirs, answer = stream.readline().decode().split()
+    assert answer == proof("token", "client", "00", theirs)
+    connection.sendall(proof("token", "driver", theirs, "00").encode() + b"\n")
     return dict(json.loads(stream.readline()))
 
 
@@ -200,8 +201,8 @@ def test_lines_that_are_no_events_end_only_the_connection_they_came_by() -> None
     with EventServer("127.0.0.1", log) as server:
         with connection_to(server.address) as connection:
             nonce = read_line(connection).strip().decode()
-            proof = events._proof(server.address.token, "client", nonce, "00").encode()
-            connection.sendall(b"00 " + proof + b'\n{"client": "c", "rank": 0, "sender": "rank"}\nnot json\n')
+            answer = proof(server.address.token, "client", nonce, "00").encode()
+            connection.sendall(b"00 " + answer + b'\n{"client": "c", "rank": 0, "sender": "rank"}\nnot json\n')
             read_line(connection)
             assert connection.recv(1) == b""
         client = EventClient(server.address, rank=0, attempt=1)
@@ -321,6 +322,36 @@ def test_leaving_ends_every_thread_and_nothing_is_heard_afterwards(monkeypatch: 
         pass
 
 
+def test_of_too_many_strangers_the_longest_silent_is_cut_off_and_ranks_are_heard(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events, "_MOST_UNPROVEN", 8)
+    monkeypatch.setattr(events, "_HANDSHAKE_SECONDS", 600)
+    monkeypatch.setattr(events, "_LAST_WORDS_SECONDS", 0.1)
+    log = Log()
+    with EventServer("127.0.0.1", log) as server, contextlib.ExitStack() as strangers:
+        ranks = [EventClient(server.address, rank, attempt=1) for rank in range(5)]
+        for rank in ranks:
+            rank.send({"event": "epoch_end"})
+        wait_until(lambda: len(log.events) == 5)
+        silent = [strangers.enter_context(connection_to(server.address)) for _ in range(9)]
+        for connection in silent:
+            connection.settimeout(SECONDS)
+            assert len(read_line(connection)) == 65
+        assert silent[0].recv(1) == b""
+        late = EventClient(server.address, 5, attempt=1)
+        late.send({"event": "epoch_end"})
+        wait_until(lambda: len(log.events) == 6)
+        # It was one too many as well; but who has proved itself stays, however many come.
+        assert silent[1].recv(1) == b""
+        ranks[0].send({"event": "train_end"})
+        for client in (late, *ranks):
+            client.close()
+    assert sorted(event["rank"] for event in log.events) == [0, 0, 1, 2, 3, 4, 5]
+    assert log.kinds()[-1] == "train_end"
+    assert "lost the event channel" not in caplog.text
+
+
 def test_a_connection_that_never_says_who_it_is_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_LAST_WORDS_SECONDS", 0.1)
     begin = time.monotonic()
@@ -379,10 +410,10 @@ def test_an_event_that_comes_twice_is_heard_once() -> None:
         for numbers in ((1, 2), (2, 3)):
             with connection_to(server.address) as connection:
                 nonce = read_line(connection).strip().decode()
-                proof = events._proof(server.address.token, "client", nonce, "00")
+                answer = proof(server.address.token, "client", nonce, "00")
                 lines = [f'[{number}, true, {{"event": "phase", "number": {number}}}]' for number in numbers]
                 hello = json.dumps({"client": "one", "rank": 0, "sender": "rank"})
-                connection.sendall("\n".join([f"00 {proof}", hello, *lines, ""]).encode())
+                connection.sendall("\n".join([f"00 {answer}", hello, *lines, ""]).encode())
                 read_line(connection)
                 for number in numbers:
                     assert json.loads(read_line(connection)) == {"acknowledged": number}
@@ -395,9 +426,9 @@ def test_a_driver_that_does_not_know_the_token_is_told_nothing(caplog: pytest.Lo
         client.send({"event": "epoch_end"})
         with accept() as connection, connection.makefile("rb") as stream:
             connection.sendall(b"00\n")
-            _, proof = stream.readline().decode().split()
+            _, answer = stream.readline().decode().split()
             # The client's own proof, played back.
-            connection.sendall(proof.encode() + b'\n{"command": "abort"}\n')
+            connection.sendall(answer.encode() + b'\n{"command": "abort"}\n')
             assert stream.readline() == b""
         client.close()
     assert "not the driver of this run" in caplog.text
@@ -443,9 +474,9 @@ def test_a_task_that_does_not_read_holds_up_neither_driver_nor_others() -> None:
     log = Log()
     with EventServer("127.0.0.1", log) as server, connection_to(server.address) as deaf:
         nonce = read_line(deaf).strip().decode()
-        proof = events._proof(server.address.token, "client", nonce, "00")
+        answer = proof(server.address.token, "client", nonce, "00")
         hello = json.dumps({"client": "deaf", "rank": 0, "sender": "task"})
-        deaf.sendall(f'00 {proof}\n{hello}\n[1, false, {{"event": "system"}}]\n'.encode())
+        deaf.sendall(f'00 {answer}\n{hello}\n[1, false, {{"event": "system"}}]\n'.encode())
         client, heard = commanded(server, rank=1)
         client.send({"event": "system"})
         wait_until(lambda: len(log.events) == 2)
@@ -459,12 +490,18 @@ def test_a_task_that_does_not_read_holds_up_neither_driver_nor_others() -> None:
 
 
 def test_silence_of_the_driver_is_measured() -> None:
-    with EventServer("127.0.0.1", Log()) as server:
-        client, heard = commanded(server, rank=0)
-        wait_until(lambda: client.silent_seconds > 0.05)
-        server.command({"command": "stop"})
+    now = [100.0]
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    log = Log()
+    with EventServer("127.0.0.1", log) as server:
+        client = EventClient(server.address, 0, 1, on_command=heard.put, sender="task", clock=lambda: now[0])
+        client.send({"event": "system"})
+        wait_until(lambda: len(log.events) == 1)
+        now[0] += 7
+        assert client.silent_seconds == 7
+        server.command({"command": "lease"})
         heard.get(timeout=SECONDS)
-        assert client.silent_seconds < 0.05
+        assert client.silent_seconds == 0
         client.close()
 
 

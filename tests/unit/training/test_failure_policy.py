@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.elastic import Elastic, WorkerRange
-from training.failure_policy import Attempt, Budgets, Cause, Decision, Kind, RankError, decide, known_errors
+from training.failure_policy import (
+    Attempt,
+    Budgets,
+    Cause,
+    Decision,
+    Kind,
+    RankError,
+    decide,
+    growth_pause_seconds,
+    known_errors,
+    usable_slots,
+)
 
 TWO = Elastic(WorkerRange(2, 2), 8)
 TWO_TO_FOUR = Elastic(WorkerRange(2, 4), 12)
@@ -195,7 +206,9 @@ def test_the_failure_shown_is_the_earliest_that_no_peer_explains(errors: list[Ra
     assert failed(1, *errors).first_error.message == shown
 
 
-CAUSES = st.sampled_from(["cancelled", "user", "store", "preempted", "hung", "lost", "start", "spark", "peer"])
+CAUSES = st.sampled_from(
+    ["cancelled", "user", "store", "preempted", "hung", "lost", "start", "spark", "driver", "peer"]
+)
 ERRORS = st.builds(error, CAUSES, rank=st.integers(0, 3), at=st.floats(0, 100))
 
 
@@ -247,7 +260,91 @@ def test_outcomes_tell_what_no_event_told() -> None:
     )
 
 
-@pytest.mark.parametrize("end", ["lost", "hung", "start", "spark"])
+def test_a_rank_that_lost_the_driver_says_so_and_one_that_never_had_it_could_not_start() -> None:
+    lapsed = {"outcome": "aborted", "reason": "no word from the driver for 30 s", "cause": "driver"}
+    told = {"outcome": "aborted", "reason": "rank 0: killed"}
+    lost, never, aborted = known_errors([], [lapsed, lapsed, told], 9.0, connected={0})
+    assert lost == RankError("driver", 0, "OutOfReach", "no word from the driver for 30 s", 9.0)
+    message = "no word from the driver for 30 s, and has never reached it; is its port open?"
+    assert never == RankError("start", 1, "OutOfReach", message, 9.0)
+    assert aborted.cause == "peer"
+
+
+def test_a_driver_that_sleeps_every_night_costs_no_budget() -> None:
+    nights = [failed(number, error("peer", at=1), error("driver", at=2), committed=40) for number in range(1, 30)]
+    nights = [replace(night, resumed_from=number - 1, committed=number) for number, night in enumerate(nights, 1)]
+    decision = decided(nights, Budgets(0, 0, 0, 0))
+    reason = "the driver was out of reach; restart from step 29 with 2 workers"
+    assert decision == Decision("restart", reason, delay_seconds=0.0, workers=2)
+    # A rank that was lost on the way counts.
+    assert decided([failed(1, error("driver"), error("lost"))], Budgets(0, 0, 0, 0)).kind == "raise"
+    # Where it gets nowhere, it waits longer each time.
+    stuck = [failed(number, error("driver")) for number in range(1, 30)]
+    assert decided(stuck).delay_seconds == 60
+
+
+def test_a_budget_is_whole_again_when_a_further_epoch_is_committed() -> None:
+    def lost(number: int, epoch: int) -> Attempt:
+        return replace(failed(number, error("lost")), committed=10 * number, committed_epochs=epoch)
+
+    one = Budgets(max_restarts=1)
+    assert decided([lost(1, 4), lost(2, 4)], one).kind == "raise"
+    assert decided([lost(1, 4), lost(2, 5)], one).kind == "restart"
+    assert decided([lost(1, 4), lost(2, 5), lost(3, 5)], one).kind == "raise"
+    # A newest checkpoint that is damaged takes the training back, and gives no budget back.
+    assert decided([lost(1, 4), lost(2, 5), lost(3, 4)], one).kind == "raise"
+    assert "restart 1 of 1" in decided([lost(1, 4), lost(2, 5), lost(3, 6)], one).reason
+
+
+UNHEARD = error("start", rank=None)
+
+
+def launched(workers: int, *errors: RankError, grows: bool = False, epochs: int = 0) -> Attempt:
+    return Attempt(1, None, errors, 0, 0, workers, "grow" if grows else None, epochs)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "usable"),
+    [
+        ([], 4),
+        ([launched(4, UNHEARD)], 3),
+        ([launched(4, UNHEARD), launched(3, UNHEARD)], 2),
+        ([launched(2, UNHEARD)], 2),  # there is no smaller size
+        ([launched(4, error("start"))], 4),  # a port that was taken
+        # What was learnt stays known until it runs with more, or may try to.
+        ([launched(4, UNHEARD), launched(3, error("lost"))], 3),
+        ([launched(4, UNHEARD), launched(3, grows=True)], 4),
+        ([launched(4, UNHEARD), launched(3, grows=True), launched(4, UNHEARD)], 3),
+        ([launched(4, UNHEARD), launched(3, grows=True), launched(4, error("lost"))], 4),
+    ],
+)
+def test_slots_that_nobody_was_heard_from_are_somebody_elses(attempts: list[Attempt], usable: int) -> None:
+    assert usable_slots(attempts, 4, TWO_TO_FOUR) == usable
+    assert usable_slots(attempts, 1, TWO_TO_FOUR) == 1
+
+
+def test_where_nobody_was_heard_fewer_are_tried_next() -> None:
+    decision = decided([launched(4, UNHEARD)], slots=4, elastic=TWO_TO_FOUR)
+    assert (decision.kind, decision.workers) == ("restart", 3)
+    assert decision.reason == "restart 1 of 3 (max_start_failures) from step 0 with 3 workers"
+
+
+def test_growth_in_vain_is_tried_again_later_each_time() -> None:
+    small, grown = launched(2, grows=True), launched(4, error("lost"))
+    assert growth_pause_seconds([]) == growth_pause_seconds([grown]) == growth_pause_seconds([small]) == 30
+    assert growth_pause_seconds([launched(4, UNHEARD)]) == 300
+    flapping = [small, grown]
+    assert growth_pause_seconds(flapping) == 300
+    assert growth_pause_seconds(flapping * 2) == 600
+    assert growth_pause_seconds([*flapping, launched(2, error("lost"))]) == 300
+    assert growth_pause_seconds(flapping * 9) == 3600
+    # A store that was away meanwhile changes nothing.
+    assert growth_pause_seconds([small, launched(0, error("store")), grown]) == 300
+    # One that lasted an epoch was worth it.
+    assert growth_pause_seconds([*flapping, small, replace(grown, committed_epochs=1)]) == 30
+
+
+@pytest.mark.parametrize("end", ["lost", "hung", "start", "spark", "driver"])
 def test_tensorflows_words_for_a_peer_that_is_gone_are_a_consequence_whatever_they_are(end: Cause) -> None:
     survivor = RankError("user", 0, "InternalError", "RecvAsync is gone", 1.0, is_from_tensorflow=True)
     gone = error(end, rank=1, at=2.0)

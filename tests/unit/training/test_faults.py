@@ -120,6 +120,12 @@ def test_a_fault_is_for_one_attempt_unless_it_is_for_every_one() -> None:
     assert Fault("kill", attempt=None).strikes(3, 7)
 
 
+def test_the_steps_of_a_validation_are_no_steps_of_the_training() -> None:
+    validation = {"event": "validation", "rank": 0, "attempt": 1, "epoch": 1, "step": 40}
+    assert not Moment(step=40).has_come([validation], 0)
+    assert Moment(step=40).has_come([validation, validation | {"event": "epoch_end"}], 0)
+
+
 def test_the_ranks_of_a_session_have_faults_only_within_the_block() -> None:
     spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(environment={"OTHER": "1"}))
     with faults.injected(spark, Fault("kill", rank=1), Fault("hang")):

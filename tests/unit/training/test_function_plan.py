@@ -94,6 +94,42 @@ def test_the_fingerprint_counts_what_a_function_holds() -> None:
     assert fingerprint(partial, {}) != fingerprint(functools.partial(partial.func, 2), {})
 
 
+NOTEBOOK = """
+RATE, SIZES, NAMES = 0.1, {"hidden": [8, 4]}, {"x", "y", "z"}
+
+def helper(x):
+    return x * RATE
+
+def f():
+    def inner():
+        return helper(1) in NAMES
+    return inner() or SIZES or f()
+"""
+
+
+@pytest.mark.parametrize(("old", "new"), [("0.1", "0.2"), ("[8, 4]", "[8, 5]"), ('"z"', '"w"'), ("x * ", "x / ")])
+def test_another_value_or_helper_in_a_cell_makes_another_function(old: str, new: str) -> None:
+    assert fingerprint(made(NOTEBOOK), {}) == fingerprint(made("\n" + NOTEBOOK), {})
+    assert fingerprint(made(NOTEBOOK.replace(old, new)), {}) != fingerprint(made(NOTEBOOK), {})
+
+
+def test_what_a_function_does_not_name_and_modules_do_not_count() -> None:
+    source = "import math\nunused = 1\nfit = 1\ndef f(model): return model.fit(math.pi, __file__)\n"
+    changed = source.replace("unused = 1", "unused = 2").replace("fit = 1", "fit = 2; __file__ = 'moved'")
+    assert fingerprint(made(source), {}) == fingerprint(made(changed), {})
+
+
+def test_a_function_that_holds_itself_has_a_fingerprint() -> None:
+    def of(step: int) -> Callable[[int], int]:
+        def countdown(x: int) -> int:
+            return countdown(x - step) if x > 0 else x
+
+        return countdown
+
+    assert fingerprint(of(1), {}) == fingerprint(of(1), {})
+    assert fingerprint(of(1), {}) != fingerprint(of(2), {})
+
+
 def test_the_name_of_a_function() -> None:
     assert name_of(functools.partial(made("def f(): pass"))) == "f"
     assert name_of(lambda: 0) == "<lambda>"

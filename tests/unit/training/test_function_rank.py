@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.distribute.distribute_lib import StrategyBase
 
 from callbacks import commit
 from callbacks.backup import BackupAndRestore
@@ -28,6 +29,7 @@ from training.activity import Activity
 from training.fit_watch import FitWatch, global_batch_size
 from training.function_plan import FunctionPlan, pack_function, unpack_value
 from training.injected_faults import InjectedFault, InjectedFaults, from_environment
+from training.ring_strategy import RingStrategy
 
 Event = dict[str, Any]
 
@@ -129,7 +131,7 @@ def test_the_runners_own_example_runs_unchanged_and_tells_how_it_goes(strategy: 
     scope, history = rank.run(strategy=strategy)
     assert scope == {"ring": "RingStrategy", "multi_worker_mirrored": "CollectiveAllReduceStrategy"}[strategy]
     assert rank.answer["epochs"] == 3
-    assert rank.told("train_begin") == [{"event": "train_begin", "epochs": 3, "steps": 5}]
+    assert rank.told("train_begin") == [{"event": "train_begin", "epochs": 3, "steps": 5, "global_batch_size": 64}]
     ends = rank.told("epoch_end")
     assert [(event["epoch"], event["step"]) for event in ends] == [(1, 5), (2, 10), (3, 15)]
     assert [event["logs"]["loss"] for event in ends] == pytest.approx(history["loss"])
@@ -223,6 +225,48 @@ def test_rates_are_told_only_where_the_batch_is_known() -> None:
     rank = Rank(train)
     rank.run()
     assert [event["examples_per_second"] for event in rank.told("epoch_end") + rank.told("progress")] == [None, None]
+    assert rank.told("train_begin")[0]["global_batch_size"] is None
+
+
+class Twin:
+    """The ring of two workers that do the same: the other one is made up."""
+
+    workers, rank, failure = 2, 0, None
+
+    def all_reduce(self, array: Any) -> Any:
+        return 2 * array
+
+    def broadcast(self, array: Any) -> Any:
+        return array
+
+
+def strategies() -> list[Any]:
+    return [tf.distribute.MirroredStrategy(["/cpu:0"]), RingStrategy(Twin())]  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def watched(faults: str = "") -> Iterator[list[Event]]:
+    """Watch the block as a rank does; yields what it tells."""
+    events: list[Event] = []
+    injected = from_environment({"MIRRORSPARK_FAULTS": faults}, 0, 1)
+    with FitWatch(events.append, Activity(), lambda: False, injected).installed():
+        yield events
+
+
+@pytest.mark.parametrize("strategy", strategies(), ids=["mirrored", "ring"])
+def test_a_step_has_the_rows_of_all_replicas_whoever_distributes_them(strategy: Any) -> None:
+    sizes = []
+    with watched() as events, strategy.scope():
+        batches = tf.data.Dataset.from_tensor_slices(rows()).repeat()
+        model = small_model()
+        for data in (
+            batches.batch(6),
+            strategy.distribute_datasets_from_function(lambda context: batches.batch(6)),
+            strategy.experimental_distribute_dataset(batches.batch(6)),
+        ):
+            model.fit(data, steps_per_epoch=1, verbose=0)
+            sizes.append([event for event in events if event["event"] == "train_begin"][-1]["global_batch_size"])
+    assert sizes == [6, 6 * strategy.num_replicas_in_sync, 6]
 
 
 def test_the_size_of_a_batch() -> None:
@@ -282,6 +326,47 @@ def test_input_that_hangs_goes_on_when_its_time_is_over() -> None:
     assert [len(x) for x, _ in gated] == [2, 2, 2]
     assert float(tf.timestamp() - begin) >= 0.3
     assert InjectedFaults([]).input(batches) is batches
+
+
+@pytest.mark.parametrize("strategy", strategies(), ids=["mirrored", "ring"])
+@pytest.mark.parametrize("way", ["plain", "from function", "distributed"])
+def test_input_is_held_up_however_it_is_distributed(strategy: Any, way: str) -> None:
+    seconds = []
+    with watched("hang_input:step=1,seconds=0.6"), strategy.scope():
+        model = small_model()
+
+        def batches() -> tf.data.Dataset:
+            return tf.data.Dataset.from_tensor_slices(rows()).repeat().batch(6)
+
+        def distributed() -> Any:
+            if way == "from function":
+                return strategy.distribute_datasets_from_function(lambda context: batches())
+            return batches() if way == "plain" else strategy.experimental_distribute_dataset(batches())
+
+        validation = distributed()
+        for run in (
+            lambda: model.evaluate(validation, steps=2, verbose=0),
+            lambda: model.fit(distributed(), steps_per_epoch=2, verbose=0),
+        ):
+            begin = time.monotonic()
+            run()
+            seconds.append(time.monotonic() - begin)
+    assert seconds[0] < seconds[1]
+    assert seconds[1] >= 0.6
+
+
+def test_input_that_cannot_be_held_up_is_refused_instead_of_left_alone() -> None:
+    with watched("slow_input:"), pytest.raises(TypeError, match=r"asks for slow_input, but .* is ndarray, .*'hang'"):
+        small_model().fit(*rows(), verbose=0)
+    with watched("raise:"), pytest.raises(InjectedFault):
+        small_model().fit(*rows(), verbose=0)
+
+
+def test_distribution_is_as_it_was_afterwards() -> None:
+    before = dict(vars(StrategyBase))
+    with watched("slow_input:"):
+        pass
+    assert vars(StrategyBase) == before
 
 
 def test_a_fit_within_a_fit_is_the_outer_ones_own_affair() -> None:

@@ -69,6 +69,16 @@ def test_passwords_are_not_written_down(tmp_path: Path) -> None:
     assert "s3cret" not in text + repr(with_password)
 
 
+def test_a_configuration_that_is_the_same_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    config().save(path)
+    before = path.stat()
+    config().save(path)
+    assert path.stat() == before
+    config(max_restarts=1).save(path)
+    assert yaml.safe_load(path.read_text())["max_restarts"] == 1
+
+
 class Spark:
     """Launches nothing and returns what it is given."""
 
@@ -92,7 +102,7 @@ def launched(*outcomes: dict[str, Any]) -> tuple[FunctionLauncher, tuple[dict[st
 
 
 def test_the_supervisor_sees_epochs_and_the_caller_the_return_value() -> None:
-    ranks = [{"epochs": 3, "value": pack_value([1, 2])}, {"epochs": 3}]
+    ranks: list[dict[str, Any]] = [{"epochs": 3, "value": pack_value([1, 2])}, {"epochs": 3}]
     launcher, seen, task = launched(*({"outcome": "finished"} | answer for answer in ranks))
     assert [outcome["epochs"] for outcome in seen] == [3, 3]
     assert launcher.returned("train") == [1, 2]

@@ -1,10 +1,13 @@
 """T6: what Spark's message of a failed barrier job is read as, and which sessions can launch one."""
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 
+from training import launcher
 from training.failure_policy import RankError
 from training.launcher import BarrierJobError, SparkConnectError, SparkLauncher, read_failure, require_classic
 
@@ -72,3 +75,116 @@ class ClassicSession:
 def test_a_session_of_a_cluster_is_taken_and_cancelling_nothing_does_nothing() -> None:
     require_classic(ClassicSession())  # type: ignore[arg-type]
     SparkLauncher(ClassicSession()).cancel()  # type: ignore[arg-type]
+
+
+class JVM:
+    """A context whose JVM answers until it is gone."""
+
+    def __init__(self) -> None:
+        self.gone: Exception | None = None
+        self.properties: dict[str, str | None] = {"spark.job.description": "the notebook's own"}
+        self.sparkContext = self
+
+    def getLocalProperty(self, name: str) -> str | None:  # noqa: N802 - PySpark's name
+        self._answer()
+        return self.properties.get(name)
+
+    def setLocalProperty(self, name: str, value: str | None) -> None:  # noqa: N802 - PySpark's name
+        self._answer()
+        self.properties[name] = value
+
+    def setJobGroup(self, group: str, description: str, interruptOnCancel: bool) -> None:  # noqa: N802, N803 - likewise
+        self.properties["spark.job.description"] = description
+
+    def _answer(self) -> None:
+        if self.gone is not None:
+            raise self.gone
+
+
+class Runner:
+    """Stands for MirroredStrategyRunner; what its job does is ``job``'s."""
+
+    job: Callable[[], Any] = staticmethod(list)
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def run(self, task: Any) -> Any:
+        return type(self).job()
+
+
+class Task:
+    """The part of a task that a launch looks at."""
+
+    class plan:  # noqa: N801 - an attribute
+        attempt = 1
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        Py4JNetworkError("Answer from Java side is empty"),
+        Py4JError("An error occurred while calling None.None"),
+        ConnectionRefusedError(111, "Connection refused"),
+    ],
+)
+@pytest.mark.parametrize("before_the_launch", [True, False])
+def test_a_jvm_that_dies_is_a_failed_job(
+    gone: Exception, before_the_launch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jvm = JVM()
+
+    def die() -> None:
+        jvm.gone = gone
+        raise gone
+
+    monkeypatch.setattr(launcher, "MirroredStrategyRunner", type("R", (Runner,), {"job": staticmethod(die)}))
+    if before_the_launch:
+        jvm.gone = gone
+    with pytest.raises(BarrierJobError) as raised:
+        SparkLauncher(jvm).launch(Task(), 2)  # type: ignore[arg-type]
+    assert (raised.value.error.cause, raised.value.error.type) == ("spark", "SessionLost")
+    assert raised.value.error.message == f"the JVM of the Spark session does not answer any more ({gone})"
+
+
+def test_a_java_error_that_can_no_longer_be_asked_what_it_says_is_a_jvm_that_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class UnknownJavaError(Py4JJavaError):  # type: ignore[misc]
+        def __init__(self) -> None:
+            Exception.__init__(self)
+
+        def __str__(self) -> str:
+            raise Py4JNetworkError("Answer from Java side is empty")
+
+    def fail() -> None:
+        raise UnknownJavaError
+
+    monkeypatch.setattr(launcher, "MirroredStrategyRunner", type("R", (Runner,), {"job": staticmethod(fail)}))
+    with pytest.raises(BarrierJobError, match="ended before it could say why the job failed"):
+        SparkLauncher(JVM()).launch(Task(), 2)  # type: ignore[arg-type]
+
+
+def test_a_launch_leaves_the_threads_job_description_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    jvm = JVM()
+    seen: list[str | None] = []
+
+    def job() -> list[dict[str, Any]]:
+        seen.append(jvm.properties["spark.job.description"])
+        return [{"outcome": "finished", "epochs": 1}]
+
+    monkeypatch.setattr(launcher, "MirroredStrategyRunner", type("R", (Runner,), {"job": staticmethod(job)}))
+    assert SparkLauncher(jvm).launch(Task(), 1) == ({"outcome": "finished", "epochs": 1},)  # type: ignore[arg-type]
+    assert (seen, jvm.properties["spark.job.description"]) == (["training, attempt 1"], "the notebook's own")
+
+
+def test_who_leaves_is_not_held_up_by_a_jvm_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    jvm = JVM()
+
+    def leave() -> None:
+        jvm.gone = Py4JNetworkError("Answer from Java side is empty")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launcher, "MirroredStrategyRunner", type("R", (Runner,), {"job": staticmethod(leave)}))
+    with pytest.raises(KeyboardInterrupt):
+        SparkLauncher(jvm).launch(Task(), 2)  # type: ignore[arg-type]

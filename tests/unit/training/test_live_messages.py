@@ -1,12 +1,17 @@
 """The same words of eight ranks are one line."""
 
-from training.live_messages import Messages, ranks_in_words, sense_of
+from training.live_messages import Messages, numbers_in_words, ranks_in_words, sense_of
 
 
 def test_ranks_in_words() -> None:
     assert ranks_in_words([3]) == "rank 3"
     assert ranks_in_words([1, 0]) == "ranks 0, 1"
     assert ranks_in_words([5, 0, 1, 2, 2, 7, 8, 9]) == "ranks 0-2, 5, 7-9"
+    assert ranks_in_words([2, 2]) == "rank 2"
+
+
+def test_records_are_drawn_together_as_ranks_are() -> None:
+    assert numbers_in_words((3, 4, 5, 9, 11, 12)) == "3-5, 9, 11, 12"
 
 
 def test_the_same_words_with_other_addresses_have_the_same_sense() -> None:

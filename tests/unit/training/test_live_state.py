@@ -1,10 +1,13 @@
 """T12: what the events of the ranks come to, and the rows that show it."""
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import pytest
 
-from training.events import Event
+from tests.unit.training import rank_entries
+from training import child_process, worker
+from training.events import Event, EventAddress
 from training.live_state import TrainingState, headline, input_verdict, metrics, rank_rows
 
 
@@ -18,6 +21,10 @@ def after(events: Iterable[Event], *, now: float = 0.0, epochs: int = 3) -> Trai
 
 def attempt(number: int = 1, workers: int = 2) -> Event:
     return {"event": "attempt", "attempt": number, "workers": workers, "resumed_from": 0}
+
+
+def train_begin(rank: int, size: int | None = 500) -> Event:
+    return {"event": "train_begin", "rank": rank, "attempt": 1, "epochs": 3, "steps": 100, "global_batch_size": size}
 
 
 def alive(rank: int, **fields: object) -> Event:
@@ -45,11 +52,50 @@ def system(rank: int, **fields: object) -> Event:
 
 
 def test_each_rank_has_a_row_with_step_speed_input_memory_and_state() -> None:
-    state = after([attempt(), *(alive(rank) for rank in (0, 1)), progress(1230), *(system(rank) for rank in (0, 1))])
-    assert rank_rows(state, 0.0) == [
-        "  rank 0    step     1,230     25,000/s  input  12%    1.24 GB  training",
-        "  rank 1    step        30     25,000/s  input  12%    1.24 GB  training",
+    state = after([attempt(), *(train_begin(rank) for rank in (0, 1)), *(system(rank) for rank in (0, 1))])
+    for now, steps in ((0.0, (1030, 10)), (2.0, (1230, 30))):
+        for rank, step in enumerate(steps):
+            state = state.after(alive(rank, step=step), now)
+    # 100 and 10 steps a second; of a step's 500 examples each rank takes half.
+    assert rank_rows(state, 2.0) == [
+        "  rank 0    step     1,230     25,000/s  input busy  12%    1.24 GB  training",
+        "  rank 1    step        30      2,500/s  input busy  12%    1.24 GB  training",
     ]
+
+
+def test_the_speed_of_a_rank_is_that_of_its_last_seconds_of_training() -> None:
+    def speed() -> str:
+        return rank_rows(state, 0.0)[0].split()[4]
+
+    state = after([attempt(workers=1), train_begin(0, 10)])
+    for now, step in ((0.0, 0), (10.0, 10), (12.0, 12), (14.0, 112), (16.0, 212)):
+        state = state.after(alive(0, step=step), now)
+    assert speed() == f"{10 * (212 - 10) / 6:,.0f}/s"  # without what was more than ten seconds ago
+    state = state.after(alive(0, step=212, phase="validation"), 18.0)
+    assert speed() == "337/s"  # meanwhile that of before
+    state = state.after(alive(0, step=212), 60.0)
+    state = state.after(alive(0, step=222), 62.0)
+    assert speed() == "50/s"
+    for now in (64.0, 70.0, 80.0):
+        state = state.after(alive(0, step=222), now)
+    assert speed() == "0/s"
+    state = state.after(alive(0, step=1), 82.0)  # another training of the same function
+    state = state.after(alive(0, step=5), 84.0)
+    assert speed() == "20/s"
+
+
+def test_a_worker_of_parameter_servers_takes_whole_batches() -> None:
+    state = after([attempt(workers=2), train_begin(0)])  # the coordinator's, which alone runs fit
+    for now, step in ((0.0, 0), (2.0, 20)):
+        state = state.after(alive(1, step=step), now)
+    assert "5,000/s" in rank_rows(state, 2.0)[1]
+
+
+def test_without_the_size_of_a_batch_there_is_no_speed() -> None:
+    state = after([attempt(workers=1), train_begin(0, None)])
+    for now, step in ((0.0, 0), (2.0, 20)):
+        state = state.after(alive(0, step=step), now)
+    assert "          -    input busy" in rank_rows(state, 2.0)[0]
 
 
 def test_the_host_is_shown_where_there_are_several() -> None:
@@ -60,7 +106,7 @@ def test_the_host_is_shown_where_there_are_several() -> None:
 def test_what_is_not_known_yet_is_a_dash() -> None:
     state = after([attempt(), {"event": "phase", "rank": 0, "attempt": 1, "phase": "building"}])
     assert rank_rows(state, 0.0) == [
-        "  rank 0    step         0          -    input    -       -     building the model"
+        "  rank 0    step         0          -    input busy    -       -     building the model"
     ]
 
 
@@ -138,9 +184,16 @@ def test_an_epoch_whose_steps_wait_for_data_is_called_input_bound() -> None:
     assert input_verdict(state.after(epoch_end, 0.0)) is None
 
 
-def test_the_advice_names_a_setting_that_decides_over_the_threads_of_a_worker() -> None:
-    import inspect
+def test_the_advice_names_a_setting_that_decides_over_the_threads_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
 
-    from training import worker
+    def environment(threads: int, *, verbose: bool) -> dict[str, str]:
+        given.append(threads)
+        raise InterruptedError  # enough is known
 
-    assert "context.cpus()" in inspect.getsource(worker)  # what spark.task.cpus says
+    context = SimpleNamespace(partitionId=lambda: 0, cpus=lambda: 3)  # 3: what spark.task.cpus says
+    monkeypatch.setattr(worker, "TaskContext", SimpleNamespace(get=lambda: context))
+    monkeypatch.setattr(child_process, "tensorflow_environment", environment)
+    with pytest.raises(InterruptedError):
+        worker.RankTask(rank_entries.Plan(EventAddress("127.0.0.1", 1, "")))()
+    assert given == [3]

@@ -285,3 +285,16 @@ def test_no_thread_is_left_when_a_stage_is_over(terminal: LiveView) -> None:
     with terminal.stage("convert"):
         assert threads() > before
     assert threads() == before
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError("nobody reads"), ValueError("I/O operation on closed file")])
+def test_a_run_goes_on_when_nobody_can_be_shown_anything(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(line: str) -> None:
+        raise error
+
+    view = LiveView(epochs=5, is_interactive=False, write=fail)
+    with view.stage("train"):
+        view.on_event(EPOCH_END)
+        view.say("a line")
+    assert list(view.timings) == ["train"]
+    assert [record.getMessage() for record in caplog.records] == [f"the run goes on, but cannot be shown: {error}"]

@@ -27,6 +27,7 @@ from training.parameter_server_roles import Roles
 from training.plan import TrainingPlan
 from training.rank import RankOrders
 from training.rank_process import RankProcess
+from training.start import Start
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -141,7 +142,7 @@ def test_a_table_sharded_over_two_servers_trains_though_a_worker_is_killed_and_r
     assert placed["fields/table/part_0:0"] == [[rows // 2, 32], "/job:ps/replica:0/task:0/device:CPU:0"]
     assert placed["fields/table/part_1:0"] == [[rows // 2, 32], "/job:ps/replica:0/task:1/device:CPU:0"]
 
-    model = fit.build_model(plan, dataset, tf.distribute.get_strategy())
+    model = fit.build_model(plan, dataset, tf.distribute.get_strategy(), Start())
     checkpoint = commit.latest_committed(plan.checkpoints)
     assert checkpoint is not None
     restore(model, model.optimizer, checkpoint)

@@ -1,10 +1,27 @@
 """S7: what the main job decides of itself."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from data_pipelines.quality.dataset_page import PAGE_FILE
 from scoring.parity import parity
+from training import delivery, pipeline
+from training.config import RunConfig
+from training.delivery import Trained
+from training.evaluate_run import Verdict
+from training.failure_policy import Attempt, RankError
+from training.live_view import LiveView
 from training.pipeline import ParityFailedError, require_parity
+from training.summary import Summary
+from training.supervisor import TrainingFailedError
 
 
 def test_equal_scores_are_let_through() -> None:
@@ -19,3 +36,104 @@ def test_one_row_that_differs_is_named_though_the_99th_percentile_passes() -> No
     assert report.p99 == 0
     with pytest.raises(ParityFailedError, match=r"up to 7\.0e-03 .* on 1 of 10000 rows .*flight_id.*7"):
         require_parity(report)
+
+
+@dataclass
+class Attempted:
+    """What stands for a training and its delivery: the next one fails where it is told to."""
+
+    summaries: list[Summary] = field(default_factory=list)
+    error: BaseException | None = None
+    attempts: tuple[Attempt, ...] = (Attempt(1, None, (), 0, 10, workers=4), Attempt(2, 5, (), 10, 50, workers=2))
+    scores: list[float] = field(default_factory=lambda: [0.2, 0.8])
+    aliases: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Callable[..., RunConfig]) -> Attempted:
+    """Replace Spark, the training and MLflow."""
+    this = Attempted()
+    manifest = SimpleNamespace(
+        splits=["test"], rows=lambda split: 2, bytes=12, layout="block", findings=(), content_hash="da7a"
+    )
+    (tmp_path / PAGE_FILE).write_text("<html>")
+    spec = SimpleNamespace(keys=["ride_id"])
+    dataset = SimpleNamespace(path=tmp_path, manifest=manifest, spec=spec)
+    tracked = SimpleNamespace(
+        run_id="run-1",
+        uri="sqlite:///mlflow.db",
+        log_text=lambda text, name: None,
+        log_document=lambda document, name: None,
+        name_version=lambda model, version, alias: this.aliases.append(f"{model}/{version}: {alias}"),
+    )
+    view = LiveView(epochs=5, is_interactive=False, write=lambda line: None)
+
+    def train() -> tuple[Attempt, ...]:
+        if this.error is not None:
+            raise this.error
+        return this.attempts
+
+    job = SimpleNamespace(
+        tracked=tracked,
+        folder=SimpleNamespace(path=tmp_path),
+        view=view,
+        spark=None,
+        dataset=dataset,
+        run=SimpleNamespace(replay="the command that replays"),
+        train=train,
+        log_metrics=lambda metrics: None,
+    )
+
+    @contextlib.contextmanager
+    def open_job(*_: Any) -> Iterator[Any]:
+        yield job
+
+    def deliver(job: Any, attempts: tuple[Attempt, ...]) -> Trained:
+        reference = pa.table({"ride_id": [1, 2], "score": [0.2, 0.8]})
+        verdict = Verdict({"test": {"auc": 0.7}}, {}, {})
+        return Trained("run-1", "models:/m-1", "rides", "3", attempts, 9.0, verdict, {"test": reference}, tmp_path, "")
+
+    prepared = pipeline.Prepared(cast(Any, None), cast(Any, None), cast(Any, dataset), is_reused=True)
+    monkeypatch.setattr(pipeline, "prepare", lambda config, view: prepared)
+    monkeypatch.setattr(pipeline, "open_job", open_job)
+    monkeypatch.setattr(delivery, "deliver", deliver)
+    monkeypatch.setattr(pipeline, "_scored", lambda *_: pa.table({"ride_id": [1, 2], "score": this.scores}))
+    return this
+
+
+def test_a_run_names_the_version_and_tells_how_many_workers_came_to_its_end(
+    attempted: Attempted, new_config: Callable[..., RunConfig]
+) -> None:
+    """Elastic workers: the most that may train are not those that did."""
+    summary = pipeline.run(new_config(workers="1:4", global_batch_size=2400), attempted.summaries.append)
+    assert (summary.status, summary.workers, summary.attempts) == ("finished", 2, 2)
+    assert (summary.model_version, summary.replay) == ("3", "the command that replays")
+    assert attempted.aliases == ["rides/3: challenger"]
+    assert [(known.run_id, known.workers) for known in attempted.summaries] == [("run-1", None)]
+
+
+def test_who_waits_is_told_which_run_it_was_that_failed(
+    attempted: Attempted, new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    fault = RankError("user", 1, "ValueError", "no such layer", 0.0)
+    attempted.error = TrainingFailedError((Attempt(1, None, (fault,), 0, 0, workers=3),))
+    with pytest.raises(TrainingFailedError):
+        pipeline.run(new_config(), attempted.summaries.append)
+    known = attempted.summaries[-1]
+    assert (known.run_id, known.run_folder, known.workers, known.attempts) == ("run-1", str(tmp_path), 3, 1)
+    assert not hasattr(attempted.error, "partial_summary")
+
+
+def test_a_parity_that_fails_leaves_the_version_without_alias_and_the_same_command_gives_it(
+    attempted: Attempted, new_config: Callable[..., RunConfig]
+) -> None:
+    attempted.scores = [0.2, 0.9]
+    with pytest.raises(ParityFailedError):
+        pipeline.run(new_config(), attempted.summaries.append)
+    assert attempted.aliases == []
+    known = attempted.summaries[-1]
+    assert (known.workers, known.attempts) == (2, 2)
+    assert {"score", "parity"} <= set(known.timings)
+    attempted.scores = [0.2, 0.8]
+    assert pipeline.run(new_config()).model_version == "3"
+    assert attempted.aliases == ["rides/3: challenger"]

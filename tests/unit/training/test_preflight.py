@@ -333,9 +333,7 @@ def cluster(
 
 
 def test_too_few_slots_are_told_before_spark_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = time.monotonic()
-    checks = cluster(monkeypatch, 4, [2], master="local[2]")
-    assert time.monotonic() - begin < 0.4  # a local session gets no more
+    checks = cluster(monkeypatch, 4, [2, 4], master="local[2]")  # a local session gets no more: it is asked once
     assert not checks["slots"].passed
     assert checks["slots"].detail.startswith("local[2] has 2 task slots for 4 workers")
     assert "use --workers 2 or a larger cluster" in checks["slots"].detail

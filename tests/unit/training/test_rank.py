@@ -2,16 +2,21 @@
 
 import errno
 import io
+import json
+import logging
 import sys
 import types
 from pathlib import Path
 
 import pytest
 
+from callbacks.checkpoint_store import CheckpointStoreError, store_error
 from callbacks.commit import CheckpointDamagedError
+from callbacks.fence import StaleAttemptError
+from data_pipelines.storage import StoreUnreachableError
 from training.activity import Phase
-from training.events import EventAddress
-from training.rank import EntryError, RankOrders, describe
+from training.events import Event, EventAddress
+from training.rank import EntryError, RankOrders, _LogToDriver, describe
 from training.ring import RingConnectError, RingError
 
 
@@ -38,6 +43,14 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (OSError(errno.ENOSPC, "No space left on device"), "checkpoint", "store"),
         (OSError(errno.ESTALE, "Stale file handle"), "training", "store"),
         (CheckpointDamagedError(Path("c"), "weights are cut short"), "restoring", "store"),
+        (CheckpointStoreError("s3://b/c", "AWS Error NETWORK_CONNECTION"), "checkpoint", "store"),
+        (CheckpointStoreError("/c", "Permission denied", number=errno.EACCES), "checkpoint", "store"),
+        (CheckpointStoreError("/c", "Address already in use", number=errno.EADDRINUSE), "connecting", "store"),
+        (store_error("/c", FileNotFoundError(errno.ENOENT, "FENCE.json is gone")), "checkpoint", "store"),
+        (store_error("/c", TimeoutError("no answer for 301 s")), "connecting", "store"),
+        (StoreUnreachableError("s3://b cannot be reached"), "building", "store"),
+        (raised_from(RuntimeError("cannot read"), StoreUnreachableError("s3://b")), "training", "store"),
+        (StaleAttemptError("/c", 1, 2), "checkpoint", "peer"),
         (raised_from(RuntimeError("fit failed"), RingError(0, "is gone")), "training", "peer"),
         (raised_from(RuntimeError("cannot save"), OSError(errno.EIO, "Input/output error")), "checkpoint", "store"),
     ],
@@ -94,6 +107,49 @@ def test_an_error_is_told_with_its_type_its_words_and_its_place() -> None:
     assert (event["event"], event["type"], event["is_from_tensorflow"]) == ("error", "ValueError", False)
     assert event["message"] == "x" * 4000
     assert len(event["traceback"]) == 8000
+
+
+def test_secrets_are_taken_out_before_a_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", "planted-secret")
+    error = ValueError("x" * 3990 + "planted-secret")
+    error.__cause__ = OSError("s3://user:" + "p" * 8000 + "@store/data")
+    event = describe(error)
+    assert event["message"] == "x" * 3990 + "***"
+    assert "planted" not in json.dumps(event)
+    assert "pppp" not in json.dumps(event)
+
+
+class HeardEvents:
+    """Stands for the line to the driver."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def send(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def record(level: int, message: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord("model", level, "file.py", 1, message, arguments, None)
+
+
+def test_a_talkative_log_is_told_in_parts_and_its_warnings_whole() -> None:
+    line = HeardEvents()
+    handler = _LogToDriver(line, logging.INFO)  # type: ignore[arg-type] # all it needs
+    for number in range(500):
+        handler.handle(record(logging.INFO, "step %d %s", number, "x" * 3000))
+        handler.handle(record(logging.WARNING, "bad %d", number))
+    told = [event["message"] for event in line.events if event["level"] == "INFO"]
+    assert 50 <= len(told) < 100
+    assert {len(message) for message in told} == {2000}
+    assert len([event for event in line.events if event["level"] == "WARNING"]) == 500
+
+
+def test_a_log_record_that_cannot_be_read_does_not_end_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    line = HeardEvents()
+    _LogToDriver(line, logging.INFO).handle(record(logging.WARNING, "%d", "no number"))  # type: ignore[arg-type]
+    assert line.events == []
+    assert "no number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("payload", [None, b"", b"\x00\n\xff"])

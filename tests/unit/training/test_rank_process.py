@@ -16,9 +16,9 @@ import pytest
 
 from tests.unit.training import rank_entries
 from training import rank_process
-from training.child_process import tensorflow_environment
+from training.child_process import EXIT_ABANDONED, tensorflow_environment
 from training.events import EventAddress
-from training.rank import EXIT_ABANDONED, RankOrders
+from training.rank import RankOrders
 from training.rank_process import RankProcess
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -199,6 +199,66 @@ def test_nothing_is_left_when_the_task_is_killed(*, is_stopped: bool) -> None:
         task.kill()
         _, alive = psutil.wait_procs(below, timeout=SECONDS)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_what_is_sent_to_the_group_of_the_task_reaches_neither_server_nor_rank(tmp_path: Path) -> None:
+    with started() as process:
+        order(process, "hang")
+        server = psutil.Process(process.pid).ppid()
+        sessions = {os.getsid(pid) for pid in (process.pid, server)}
+        groups = {os.getpgid(pid) for pid in (process.pid, server)}
+    assert os.getsid(0) not in sessions
+    assert os.getpgid(0) not in groups
+
+
+def test_what_a_rank_has_started_ends_with_it(tmp_path: Path) -> None:
+    with started() as process:
+        order(process, "wait_beside_a_child", str(tmp_path / "child"))
+        child = psutil.Process(number_in(tmp_path / "child"))
+        process.kill()
+        assert process.wait(SECONDS) == -signal.SIGKILL
+        assert process.answers.read() == ""
+    psutil.wait_procs([child], timeout=SECONDS)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def number_in(file: Path) -> int:
+    deadline = time.monotonic() + SECONDS
+    while not (file.exists() and (text := file.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return int(text)
+
+
+def test_nobody_waits_for_a_rank_that_does_not_read(tmp_path: Path) -> None:
+    with started() as process:
+        process.send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        process.tell(b"x" * 4_000_000)
+        assert time.monotonic() - begin < 5
+        process.kill()
+        assert process.wait(SECONDS) == -signal.SIGKILL
+    with started() as process:
+        order(process, "be_killed_beside_a_child", str(tmp_path / "child"))
+        child = psutil.Process(number_in(tmp_path / "child"))
+        process.tell(b"x" * 4_000_000)
+        assert process.wait(SECONDS) == -signal.SIGKILL
+    child.kill()
+
+
+def test_a_line_is_out_as_soon_as_it_is_printed() -> None:
+    with started(PYTHONUNBUFFERED="") as process:
+        order(process, "print_many_lines", "2")
+        assert answer(process)["outcome"] == "finished"
+        assert [process.errors.readline() for _ in range(2)] == ["line 0\n", "line 1\n"]
+
+
+def test_a_rank_that_begins_afresh_takes_no_modules_from_the_folder_of_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "traceback.py").write_text("raise ImportError('of the wrong folder')")
+    monkeypatch.chdir(tmp_path)
+    assert seen_by_a_rank(tmp_path / "seen", preload="tests.unit.training.threaded_preload")["rank"] == 3
 
 
 def test_an_abandoned_rank_leaves_by_itself() -> None:

@@ -1,8 +1,10 @@
 """Collectives over TCP: sums, gathers, broadcasts, and how peers that are gone, strange or out of step are told."""
 
+import contextlib
 import pickle
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -204,6 +206,30 @@ def test_strangers_at_the_door_keep_nobody_out() -> None:
         for ring in rings:
             ring.close()
         stranger.result()
+
+
+def test_strangers_who_say_nothing_keep_nobody_waiting() -> None:
+    addresses = free_addresses(2)
+    host, port = addresses[0].split(":")
+    with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as silent:
+        first = pool.submit(Ring.connect, 0, addresses, "secret", timeout_seconds=20)
+        for _ in range(20):
+            silent.enter_context(_called(host, int(port)))
+        begin = time.monotonic()
+        second = pool.submit(Ring.connect, 1, addresses, "secret", timeout_seconds=20)
+        for rank in (first, second):
+            rank.result().close()
+        assert time.monotonic() - begin < 10
+
+
+def _called(host: str, port: int) -> socket.socket:
+    """Return a connection to who will listen there soon."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=5)
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
 
 
 def test_a_rank_that_never_comes_is_named() -> None:

@@ -12,7 +12,8 @@ from tests.unit.training.conftest import free_addresses
 
 PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
 SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla")
-CASES = (*SYNCHRONOUS, "float16", "local", "diloco", "custom_loop", "finite_dataset")
+LOCAL = ("local", "accumulated_local", "diloco")
+CASES = (*SYNCHRONOUS, "float16", *LOCAL, "mean_of_local_steps", "custom_loop", "finite_dataset")
 
 Results = list[dict[str, np.ndarray]]
 
@@ -27,7 +28,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
         if workers not in known:
             files = [folder / f"{workers}-{rank}.npz" for rank in range(workers)]
             addresses = ",".join(free_addresses(workers))
-            cases = ",".join(CASES if workers < 3 else ("adam", "local", "custom_loop", "finite_dataset"))
+            cases = ",".join(CASES if workers < 3 else ("adam", "mean_of_local_steps", "custom_loop", "finite_dataset"))
             ranks = [
                 subprocess.Popen(
                     [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases],
@@ -73,6 +74,23 @@ def test_all_workers_end_with_the_same_bits(results: Callable[[int], Results], c
 def test_what_is_not_exact_learns_as_well(results: Callable[[int], Results], case: str) -> None:
     exact, other = results(2)[0]["adam/val_auc"], results(2)[0][f"{case}/val_auc"]
     assert other[-1] > exact[-1] - 0.05
+
+
+def test_a_step_takes_one_sum_and_one_gather_and_metrics_travel_when_they_are_read(
+    results: Callable[[int], Results],
+) -> None:
+    """A hundred steps with a table of sparse gradients, two epochs and two validations with four metric variables."""
+    two = results(2)[0]
+    assert 200 < two["adam/operations"] < 280
+    assert two["local/operations"] < 160
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_after_their_local_steps_the_workers_go_on_from_their_mean(
+    results: Callable[[int], Results], workers: int
+) -> None:
+    for rank in results(workers):
+        np.testing.assert_allclose(rank["mean_of_local_steps/found"], rank["mean_of_local_steps/expected"], atol=1e-6)
 
 
 def test_local_updates_differ_from_synchronous_ones(results: Callable[[int], Results]) -> None:

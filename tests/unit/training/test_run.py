@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,28 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+Tell = Callable[[Summary], None]
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
     """Let every run finish at once; return the configurations that were run."""
     configs: list[RunConfig] = []
 
-    def run(config: RunConfig) -> Summary:
+    def run(config: RunConfig, tell: Tell) -> Summary:
         configs.append(config)
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
-        return Summary(status="finished", run_folder=str(folder), workers=config.workers, attempts=1)
+        return Summary(status="finished", run_folder=str(folder), workers=config.worker_range.most, attempts=1)
 
     monkeypatch.setattr(pipeline, "run", run)
     return configs
 
 
-def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def run(config: RunConfig) -> Summary:
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, known: Summary | None = None) -> None:
+    def run(config: RunConfig, tell: Tell) -> Summary:
+        if known is not None:
+            tell(known)
         raise error
 
     monkeypatch.setattr(pipeline, "run", run)
@@ -161,7 +166,7 @@ def test_the_summary_of_an_earlier_run_is_gone_before_the_work_begins(
 ) -> None:
     there: list[bool] = []
 
-    def run(config: RunConfig) -> Summary:
+    def run(config: RunConfig, tell: Tell) -> Summary:
         there.append(old.exists())
         return Summary(status="finished", run_id="new")
 
@@ -213,8 +218,7 @@ def test_the_summary_of_a_failed_run_holds_what_was_known_by_then(
 ) -> None:
     error = RuntimeError("parity could not be computed")
     known = Summary(status="running", run_id="run-1", attempts=2, timings={"train": 3.0}, run_folder=str(tmp_path))
-    error.partial_summary = known  # type: ignore[attr-defined]
-    fail_with(monkeypatch, error)
+    fail_with(monkeypatch, error, known)
     assert main(["--summary", "out/s.json"]) == EXIT_FAILED
     document = json.loads((tmp_path / "out" / "s.json").read_text())
     assert (document["status"], document["error"]) == ("failed", "parity could not be computed")
@@ -244,7 +248,7 @@ def test_a_device_is_never_replaced_by_a_summary(tmp_path: Path, runs: list[RunC
 def test_a_summary_that_can_no_longer_be_written_at_the_end_is_a_line_and_status_1(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(config: RunConfig) -> Summary:
+    def run(config: RunConfig, tell: Tell) -> Summary:
         (tmp_path / "out" / "summary.json").mkdir(parents=True)
         return Summary(status="finished")
 

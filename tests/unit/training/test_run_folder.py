@@ -1,19 +1,36 @@
 """T7: which unfinished run a command continues, and what a crash leaves of its folder."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from training.config import RunConfig
-from training.run_folder import STATE_FILE, RunFolder, Status, open_run_folder
+from training.run_folder import (
+    STALE_SECONDS,
+    STATE_FILE,
+    RunFolder,
+    RunUnderWayError,
+    Status,
+    driver_of,
+    hold_run_folder,
+    open_run_folder,
+    read_state,
+)
+from training.run_lock import look_at_lock
 
 DATASET = "0123456789abcdef"
 
@@ -109,12 +126,210 @@ def test_a_run_whose_driver_is_gone_goes_on(config: RunConfig) -> None:
     assert open_run_folder(config, DATASET).path == before.path
 
 
-def test_nobody_can_tell_whether_a_driver_on_another_host_lives(config: RunConfig) -> None:
+def test_nobody_can_tell_whether_a_driver_on_another_host_lives_that_gives_no_signs(config: RunConfig) -> None:
     elsewhere = f"not-{socket.gethostname()}"
     before = left_behind(config, "running", host=elsewhere)
     assert open_run_folder(config, DATASET).path != before.path
     failed = left_behind(config, "failed", host=elsewhere)
     assert open_run_folder(config, DATASET).path == failed.path
+
+
+def nothing_said(line: str) -> None:
+    raise AssertionError(line)
+
+
+def change_state(folder: RunFolder, **changes: object) -> None:
+    """Write the state as another driver would."""
+    path = folder.path / STATE_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_two_equal_commands_never_drive_one_run(config: RunConfig) -> None:
+    before = left_behind(config, "failed")
+    said: list[str] = []
+    with (
+        hold_run_folder(config, DATASET, nothing_said) as first,
+        hold_run_folder(config, DATASET, said.append) as other,
+    ):
+        assert (first.path, first.continues) == (before.path, "mlflow-run-1")
+        assert (other.path.parent, other.continues) == (first.path.parent, None)
+        assert other.path != first.path
+        (line,) = said
+        assert f"run {before.path.name} of the same configuration is under way (process {os.getpid()} on " in line
+        with (
+            pytest.raises(RunUnderWayError, match=rf"{before.path.name} is under way in another driver"),
+            before.hold(),
+        ):
+            pass
+    # Neither has ended well, and the lock is free again.
+    assert open_run_folder(config, DATASET, nothing_said).path in (first.path, other.path)
+
+
+def test_who_finds_a_run_that_another_command_has_meanwhile_finished_leaves_it_alone(config: RunConfig) -> None:
+    found = left_behind(config, "failed")
+    seen = read_state(found.path)
+    assert seen is not None
+    with hold_run_folder(config, DATASET, nothing_said) as quicker:
+        quicker.save_state("finished", "mlflow-run-1")
+    with pytest.raises(RunUnderWayError), found.hold(seen):
+        pass
+    state = read_state(found.path)
+    assert state is not None
+    assert state.status == "finished"
+
+
+def test_a_run_goes_on_at_once_when_its_driver_was_killed(config: RunConfig) -> None:
+    before = left_behind(config, "failed")
+    program = (
+        "import sys; from pathlib import Path; from training.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1]), sys.argv[2], None).hold():\n"
+        "    print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, str(before.path), before.identity]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "held\n"
+            assert look_at_lock(before.path) == "held"
+            said: list[str] = []
+            assert open_run_folder(config, DATASET, said.append).path != before.path
+            assert f"process {driver.pid} on " in said[0]
+        finally:
+            driver.kill()
+    with hold_run_folder(config, DATASET, nothing_said) as after:
+        assert (after.path, after.continues) == (before.path, "mlflow-run-1")
+
+
+def test_a_clock_that_was_set_makes_no_dead_driver_of_one_that_lives(config: RunConfig) -> None:
+    folder = open_run_folder(config, DATASET)
+    with folder.hold():
+        change_state(folder, process_started=time.time() - 7200, heartbeat=time.time() - 7200)
+        state = read_state(folder.path)
+        assert state is not None
+        assert driver_of(folder.path, state) == "alive"
+        assert open_run_folder(config, DATASET, lambda line: None).path != folder.path
+
+
+@pytest.mark.parametrize(("silent", "goes_on"), [(0.0, False), (STALE_SECONDS - 10, False), (STALE_SECONDS + 10, True)])
+def test_a_run_of_another_host_goes_on_once_its_driver_has_been_silent(
+    config: RunConfig, silent: float, goes_on: bool
+) -> None:
+    elsewhere = {"host": "node-7", "boot": "b7", "holder": "h7", "heartbeat": time.time() - silent}
+    before = left_behind(config, "running", **elsewhere)
+    said: list[str] = []
+    assert (open_run_folder(config, DATASET, said.append).path == before.path) == goes_on
+    if not goes_on:
+        assert "on node-7, last heard of" in said[0]
+        assert f"once its driver has been silent for {STALE_SECONDS:.0f} s" in said[0]
+
+
+def test_the_same_host_started_anew_is_another_one(config: RunConfig) -> None:
+    fresh = {"boot": "the boot before", "holder": "h", "heartbeat": time.time()}
+    before = left_behind(config, "running", **fresh)
+    assert open_run_folder(config, DATASET).path != before.path
+    change_state(before, heartbeat=time.time() - STALE_SECONDS - 1)
+    os.utime(before.path / STATE_FILE, (time.time() + 5, time.time() + 5))
+    assert open_run_folder(config, DATASET).path == before.path
+
+
+def test_without_locks_the_signs_of_life_decide(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    folder = open_run_folder(config, DATASET)
+    with folder.hold(), pytest.raises(RunUnderWayError), RunFolder(folder.path, folder.identity, None).hold():
+        pass
+    change_state(folder, status="failed")
+    with folder.hold():
+        change_state(folder, heartbeat=time.time() - STALE_SECONDS - 1)
+        with RunFolder(folder.path, folder.identity, None).hold():
+            pass
+
+
+class Beats:
+    """Beats when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.beat: Callable[[], None] = lambda: None
+
+    @contextlib.contextmanager
+    def every(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
+        self.beat = action
+        yield
+
+    def clock(self) -> float:
+        return self.now
+
+
+def state_of(folder: RunFolder) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder.path / STATE_FILE).read_text())
+    return document
+
+
+def test_a_driver_gives_signs_of_life_until_its_end(config: RunConfig) -> None:
+    folder, beats = open_run_folder(config, DATASET), Beats()
+    with folder.hold(every=beats.every, clock=beats.clock):
+        folder.save_state("running", "mlflow-run-2")
+        assert state_of(folder)["heartbeat"] == 1000.0
+        beats.now += 10
+        beats.beat()
+        kept = state_of(folder)
+        assert (kept["heartbeat"], kept["mlflow_run_id"]) == (1010.0, "mlflow-run-2")
+        folder.save_state("failed", "mlflow-run-2")
+    beats.now += 10
+    beats.beat()
+    assert (state_of(folder)["heartbeat"], state_of(folder)["status"]) == (1010.0, "failed")
+
+
+def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_state_of_its_successor(config: RunConfig) -> None:
+    folder, beats, lost = open_run_folder(config, DATASET), Beats(), []
+    folder.when_lost(lambda: lost.append("stop"))
+    with folder.hold(every=beats.every, clock=beats.clock):
+        change_state(folder, host="node-7", holder="another", status="running")
+        successor = state_of(folder)
+        beats.beat()
+        beats.beat()
+        assert lost == ["stop"]
+        with pytest.raises(RunUnderWayError, match="on node-7"):
+            folder.save_state("failed", "mlflow-run-1")
+        with pytest.raises(RunUnderWayError, match="on node-7"):
+            folder.note_fenced()
+    assert state_of(folder) == successor
+
+
+def test_who_does_not_hold_a_run_does_not_write_its_state(config: RunConfig) -> None:
+    folder = open_run_folder(config, DATASET)
+    with folder.hold():
+        there = state_of(folder)
+        with pytest.raises(RunUnderWayError):
+            RunFolder(folder.path, folder.identity, None).save_state("failed", None)
+        assert state_of(folder) == there
+
+
+def test_the_next_driver_knows_that_the_checkpoints_store_was_used(config: RunConfig) -> None:
+    with hold_run_folder(config, DATASET) as folder:
+        assert not folder.was_fenced
+        folder.note_fenced()
+        folder.save_state("failed", "mlflow-run-1")
+    with hold_run_folder(config, DATASET) as again:
+        assert again.path == folder.path
+        assert again.was_fenced
+        again.save_state("stopped", "mlflow-run-1")
+    assert state_of(folder)["is_fenced"]
+
+
+def test_a_look_at_the_lock_keeps_no_driver_from_taking_it(config: RunConfig) -> None:
+    folder = open_run_folder(config, DATASET)
+    with folder.hold():
+        pass
+    descriptor = os.open(folder.path / "driver.lock", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    looking = threading.Timer(0.05, os.close, (descriptor,))
+    looking.start()
+    with folder.hold():
+        looking.join()
 
 
 def test_a_crash_while_the_state_is_written_leaves_the_old_one(

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from training.config import RunConfig
+from training.run_folder import RunFolder
 from training.run_history import (
     DEFAULT_OUTPUT,
     UNSET,
@@ -124,13 +126,28 @@ def test_the_drivers_life_shows_in_the_status(new_run: NewRun, tmp_path: Path) -
     new_run("b-20261120-120000-aaaa", state=alive | {"process_started": 0.0})
     new_run("c-20261120-120000-aaaa", state=alive | {"host": "node-7"})
     new_run("d-20261120-120000-aaaa", state={"status": "failed"})
+    elsewhere = {"status": "running", "host": "node-7", "holder": "h"}
+    new_run("e-20261120-120000-aaaa", state=elsewhere | {"heartbeat": time.time()})
+    new_run("f-20261120-120000-aaaa", state=elsewhere | {"heartbeat": time.time() - 3600})
     found = {run.name[0]: (run.status, run.driver) for run in history(tmp_path) if isinstance(run, RunRecord)}
     assert found == {
         "a": ("running", "alive"),
         "b": ("driver gone", "gone"),
         "c": ("running on node-7?", "unknown"),
         "d": ("failed", None),
+        "e": ("running on node-7", "alive"),
+        "f": ("driver gone", "gone"),
     }
+
+
+def test_a_driver_that_holds_its_run_is_alive_whatever_the_clock_says(new_run: NewRun, tmp_path: Path) -> None:
+    path = new_run()
+    with RunFolder(path, "0123456789ab-fedcba9876543210", None).hold():
+        state = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps(state | {"process_started": 0.0, "heartbeat": 0.0}))
+        assert (only(tmp_path).driver, only(tmp_path).status) == ("alive", "running")
+        (path / "run.json").write_text(json.dumps(state))
+    assert (only(tmp_path).driver, only(tmp_path).status) == ("gone", "driver gone")
 
 
 def test_time_in_training_is_that_of_all_attempts_without_the_breaks(new_run: NewRun, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class Driver:
         self.commands: list[dict[str, Any]] = []
         self.told: list[Event] = []
         self.cancelled = 0
+        self.fault: Exception | None = None
         self.signal = StopSignal()
         self.on_tell: Callable[[Event], None] = lambda event: None
         self.running = RunningAttempt(
@@ -70,6 +71,8 @@ class Driver:
 
     def _cancel(self) -> None:
         self.cancelled += 1
+        if self.fault is not None:
+            raise self.fault
 
 
 @pytest.fixture
@@ -97,7 +100,22 @@ def test_tasks_that_do_not_end_after_an_abort_are_cancelled_with_the_job(driver:
     driver.tick(44)
     assert driver.cancelled == 0
     driver.tick(10)
-    assert driver.cancelled == 1
+    assert driver.cancelled > 0
+
+
+def test_cancelling_is_repeated_until_the_job_has_ended_though_spark_does_not_listen(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.fault = ConnectionError("the JVM is busy")
+    driver.signal.request_now("Ctrl-C twice")
+    driver.tick(3)
+    driver.fault = None
+    driver.tick(2)
+    assert driver.cancelled == 5
+    driver.running.end()
+    driver.tick(2)
+    assert driver.cancelled == 5
+    assert caplog.text.count("the JVM is busy") == 1
 
 
 def test_a_stop_is_passed_on_once_and_by_a_tick_only(driver: Driver) -> None:
@@ -115,7 +133,7 @@ def test_a_stop_is_passed_on_once_and_by_a_tick_only(driver: Driver) -> None:
 def test_a_stop_before_any_task_is_there_cancels_the_job(driver: Driver) -> None:
     driver.signal.request("Ctrl-C")
     driver.tick(3)
-    assert (driver.cancelled, driver.running.stop, driver.sent) == (1, "requested", [("stop", None)])
+    assert (driver.cancelled, driver.running.stop, driver.sent) == (3, "requested", [("stop", None)])
 
 
 def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> None:
@@ -123,7 +141,7 @@ def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> 
     driver.signal.request_now("Ctrl-C twice")
     assert driver.cancelled == 0
     driver.tick(3)
-    assert (driver.cancelled, driver.running.stop) == (1, "requested")
+    assert (driver.cancelled, driver.running.stop) == (3, "requested")
 
 
 def test_ranks_that_do_not_stop_in_time_are_aborted(driver: Driver) -> None:
@@ -166,13 +184,21 @@ def test_an_error_that_comes_while_stacks_are_awaited_explains_the_hang(driver: 
 
 def test_a_hang_before_any_task_is_there_cancels_the_job_and_is_the_reason_for_that(driver: Driver) -> None:
     driver.tick(302)
-    assert driver.cancelled == 1
+    assert driver.cancelled > 0
     cancelled = RankError("cancelled", None, "Cancelled", "Job 1 cancelled", 5.0)
     (found,) = driver.running.errors([], cancelled)
-    assert (found.cause, found.message) == (
-        "hung",
+    # Nothing hangs where nothing runs: it could not start.
+    assert (found.cause, found.rank, found.message) == (
+        "start",
+        None,
         "no rank has been heard for 301 s since the start; are 2 slots free?",
     )
+
+
+def test_a_task_that_loses_the_driver_is_told_from_one_that_never_had_it(driver: Driver) -> None:
+    driver.hear(system(0))
+    lapsed = {"outcome": "aborted", "reason": "no word from the driver for 30 s", "cause": "driver"}
+    assert [error.cause for error in driver.running.errors([lapsed, lapsed], None)] == ["driver", "start"]
 
 
 def test_a_job_that_somebody_else_cancelled_is_cancelled(driver: Driver) -> None:

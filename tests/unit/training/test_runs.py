@@ -23,6 +23,7 @@ from training.summary import Summary
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 NewRun = Callable[..., RunFolder]
+Tell = Callable[[Summary], None]
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Replace the main job by one that takes up the run's folder; return the configurations it was given."""
     configs: list[RunConfig] = []
 
-    def run(config: RunConfig) -> Summary:
+    def run(config: RunConfig, tell: Tell) -> Summary:
         configs.append(config)
         folder = open_run_folder(config, "da7a")
         folder.save_state("finished", folder.continues)
@@ -201,7 +202,7 @@ def test_the_exit_status_is_that_of_the_run(
 ) -> None:
     new_run("failed", tracking_uri="http://ann:pw@host")
 
-    def fail(config: RunConfig) -> Summary:
+    def fail(config: RunConfig, tell: Tell) -> Summary:
         open_run_folder(config, "da7a").save_state("failed", None)
         raise RuntimeError("the store refused")
 
@@ -217,7 +218,7 @@ def test_a_run_whose_data_has_changed_is_left_as_it_is(
 ) -> None:
     run = new_run("failed", state={"process": 1})
 
-    def other_data(config: RunConfig) -> Summary:
+    def other_data(config: RunConfig, tell: Tell) -> Summary:
         open_run_folder(config, "0ther").save_state("finished", None)
         return Summary("finished")
 
@@ -226,16 +227,24 @@ def test_a_run_whose_data_has_changed_is_left_as_it_is(
     assert f"the data has changed since {run.path.name} began, so it was left as it is" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("case", ["finished", "alive", "elsewhere", "from Python", "other version", "unknown field"])
+@pytest.mark.parametrize(
+    "case", ["finished", "alive", "heard", "elsewhere", "from Python", "other version", "unknown field"]
+)
 def test_what_cannot_go_on_is_refused_with_the_reason(
     new_run: NewRun, tmp_path: Path, resumed: list[RunConfig], capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     me = psutil.Process()
     alive = {"process": me.pid, "process_started": me.create_time()}
+    heard = {"process": me.pid, "host": "node-7", "holder": "h", "heartbeat": time.time()}
     states: dict[str, tuple[Status, dict[str, Any], str]] = {
         "finished": ("finished", {}, "is finished; there is nothing left to resume"),
-        "alive": ("running", alive, f"is under way (process {me.pid} on this machine); wait for it, or stop it"),
-        "elsewhere": ("running", {"host": f"not-{socket.gethostname()}"}, "nobody can tell from here"),
+        "alive": ("running", alive, f"is under way (process {me.pid} on {socket.gethostname()}); wait for it"),
+        "heard": ("running", heard, f"is under way (process {me.pid} on node-7); wait for it, or stop it"),
+        "elsewhere": (
+            "running",
+            {"host": f"not-{socket.gethostname()}"},
+            "which gives no signs of life that could be seen from here",
+        ),
         "from Python": ("failed", {}, "was started from Python"),
         "other version": ("failed", {"identity": "0-da7a"}, "was begun by another version"),
         "unknown field": ("failed", {}, "cannot go on with its"),

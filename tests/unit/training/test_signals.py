@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM on the driver: the first saves and stops, the next stop at once."""
+"""Ctrl-C and SIGTERM on the driver: the first saves and stops, the next stops at once, a further one leaves."""
 
 import os
 import signal
@@ -26,12 +26,21 @@ def _not_ours(*_: object) -> None:
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_for_a_stop_and_every_other_stops_now(first: signal.Signals) -> None:
+@pytest.mark.parametrize("third", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_for_a_stop_the_second_stops_now_and_the_third_leaves(
+    first: signal.Signals, third: signal.Signals
+) -> None:
     said: list[str] = []
     with on_stop_signals(said.append, lambda: said.append("now")):
-        for number in (first, signal.SIGINT, signal.SIGTERM):
-            os.kill(os.getpid(), number)
-    assert said == [first.name, "now", "now"]
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert said == [first.name, "now"]
+        with pytest.raises(KeyboardInterrupt, match=f"{third.name}, for the third time"):
+            os.kill(os.getpid(), third)
+        # A fourth one would end the process, also where Python does not come to run.
+        assert {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_DFL}
+    assert said == [first.name, "now"]
+    assert signal.getsignal(signal.SIGINT) is _not_ours
 
 
 def test_handlers_are_put_back_also_after_an_error() -> None:

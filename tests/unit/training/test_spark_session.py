@@ -1,5 +1,6 @@
 """Which session a run gets, what is set in it, and where its driver is to be found."""
 
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 from pyspark.sql import SparkSession
 
 from scoring.shipping import is_local
+from training import spark_session
 from training.spark_session import (
     AnotherSessionError,
+    DriverAddressError,
     bind_address,
     driver_address,
     open_session,
@@ -78,9 +81,46 @@ def test_executors_of_their_own_are_not_local(master: str, local: bool) -> None:
 
 
 def test_the_driver_is_found_at_its_host_and_listens_where_it_is_told_to() -> None:
-    behind = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
-    assert (driver_address(behind), bind_address(behind)) == ("driver.svc", "0.0.0.0")  # noqa: S104
+    behind = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress="10.0.0.7")
+    assert (driver_address(behind), bind_address(behind)) == ("driver.svc", "10.0.0.7")
     plain = session("spark://host:7077", spark_driver_host="10.0.0.1")
     assert (driver_address(plain), bind_address(plain)) == ("10.0.0.1", "10.0.0.1")
     local = session("local[2]", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
     assert (driver_address(local), bind_address(local)) == ("127.0.0.1", "127.0.0.1")
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    def getaddrinfo(host: str, *_: object) -> list[Any]:
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize("every", ["0.0.0.0", "::", "[::]"])  # noqa: S104
+def test_the_driver_listens_on_one_interface_where_spark_listens_on_all(
+    every: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spark_session, "_ANYWHERE", "127.0.0.3")
+    spark = session("k8s://api", spark_driver_host="127.0.0.2", spark_driver_bindAddress=every)
+    # The kernel picks the interface: that of an address of this machine is that address, or its network's own.
+    assert bind_address(spark) == interface_of("127.0.0.2")
+    named = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress=every)
+    for found in ((), ("127.0.1.1",)):  # no such name; a hosts file in which the machine's name is loopback
+        resolve(monkeypatch, *found)
+        assert bind_address(named) == interface_of("127.0.0.3")
+
+
+def interface_of(address: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((address, 9))
+        return str(way.getsockname()[0])
+
+
+def test_without_a_way_to_the_driver_no_interface_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch)
+    monkeypatch.setattr(spark_session, "_ANYWHERE", "255.255.255.255")  # which a plain socket may not be connected to
+    spark = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
+    with pytest.raises(DriverAddressError, match=r"spark.driver.host driver.svc; set spark.driver.bindAddress to the"):
+        bind_address(spark)

@@ -80,7 +80,7 @@ def test_a_summary_that_fails_half_way_leaves_the_old_one(tmp_path: Path, monkey
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         BINARY.save(tmp_path / "summary.json")
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]

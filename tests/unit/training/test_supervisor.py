@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from callbacks import commit
-from training import events, running_attempt
+from callbacks.fence import Fence, read_fence
+from data_pipelines.storage import StorageError
+from training import events, running_attempt, supervisor
 from training.elastic import Elastic, WorkerRange
 from training.events import Event, EventAddress, EventClient, EventServer
 from training.failure_policy import Attempt, Budgets, RankError
@@ -45,6 +47,7 @@ class Plan:
     resume_from: str | None = None
     events: EventAddress = field(default_factory=lambda: EventAddress("", 0, ""))
     token: str = ""
+    fence: str | None = None
     servers: int = 0
 
     @property
@@ -93,7 +96,7 @@ class Cluster:
         self.sent: list[tuple[str, int | None]] = []
         self.cancelled = 0
         self._hear: Callable[[Event], None] = lambda event: None
-        self._rounds: list[tuple[float, Callable[[], None]]] = []
+        self._rounds: list[tuple[float, float, Callable[[], None]]] = []
 
     # What the supervisor is given.
 
@@ -118,9 +121,10 @@ class Cluster:
 
     @contextlib.contextmanager
     def every(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
-        self._rounds.append((seconds, action))
+        mine = (self.now, seconds, action)
+        self._rounds.append(mine)
         yield
-        self._rounds.remove((seconds, action))
+        self._rounds.remove(mine)
 
     def command(self, command: dict[str, Any], rank: int | None = None) -> None:
         self.sent.append((command["command"], rank))
@@ -148,8 +152,8 @@ class Cluster:
         """Let time go by."""
         for _ in range(seconds):
             self.now += 1
-            for every, action in list(self._rounds):
-                if self.now % every == 0:
+            for begin, every, action in list(self._rounds):
+                if (self.now - begin) % every == 0:
                     action()
 
     def kinds(self) -> list[str]:
@@ -194,7 +198,8 @@ def test_a_training_that_finishes_takes_one_attempt(plan: TrainingPlan) -> None:
     cluster = Cluster(finishes)
     assert supervised(cluster).supervise(plan) == (Attempt(1, 4, (), resumed_from=0, committed=0, workers=2),)
     (mine,) = cluster.plans
-    assert mine == Plan(plan.checkpoints, 2, 8, 1.0, 1, None, EventAddress("driver", 1234, "token 1"), mine.token)
+    address = EventAddress("driver", 1234, "token 1")
+    assert mine == Plan(plan.checkpoints, 2, 8, 1.0, 1, None, address, mine.token, mine.fence)
     (told,) = cluster.told
     assert told == {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0, "time": told["time"]}
 
@@ -231,6 +236,21 @@ def test_every_attempt_has_an_address_and_a_secret_of_its_own(plan: TrainingPlan
     assert first.events.token != second.events.token
     assert first.token != second.token
     assert len(first.token) == 64
+
+
+def test_every_attempt_is_told_the_fence_that_was_put_up_for_it(plan: TrainingPlan) -> None:
+    """A chief that reads the fence itself may take a later driver's for its own."""
+    held: list[Fence | None] = []
+
+    def looks(cluster: Cluster) -> list[Outcome]:
+        held.append(read_fence(cluster.plan.checkpoints))
+        return loses_rank_1(cluster) if len(held) == 1 else finishes(cluster)
+
+    cluster = Cluster(looks)
+    supervised(cluster).supervise(plan)
+    told = [Fence(plan.attempt, plan.fence or "") for plan in cluster.plans]
+    assert held == told
+    assert told[0].id != told[1].id
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_is_no_progress(plan: TrainingPlan) -> None:
@@ -273,6 +293,29 @@ def test_a_spent_budget_raises_with_the_first_error_of_the_last_attempt(plan: Tr
         "training failed after 3 attempts: rank 1: killed: killed by signal SIGKILL; "
         "max_restarts 2 is spent, the same command starts anew"
     )
+
+
+def test_a_training_survives_more_losses_than_its_budget_as_long_as_it_completes_epochs(plan: TrainingPlan) -> None:
+    def is_killed_after_an_epoch(cluster: Cluster) -> list[Outcome]:
+        cluster.commit(10 * cluster.plan.attempt)
+        return loses_rank_1(cluster)
+
+    cluster = Cluster(*[is_killed_after_an_epoch] * 5, finishes)
+    attempts = supervised(cluster, Budgets(max_restarts=1, first_delay_seconds=0)).supervise(plan)
+    assert [attempt.committed_epochs for attempt in attempts] == [1, 2, 3, 4, 5, 5]
+
+
+def test_a_driver_that_was_out_of_reach_costs_no_restart(plan: TrainingPlan) -> None:
+    def sleeps(cluster: Cluster) -> list[Outcome]:
+        cluster.train()
+        lapsed = {"outcome": "aborted", "reason": "no word from the driver for 30 s", "cause": "driver"}
+        return [failed("peer", "RingError", "rank 1 is gone", 7), lapsed]
+
+    cluster = Cluster(sleeps, sleeps, finishes)
+    attempts = supervised(cluster, Budgets(0, 0, 0, 0, first_delay_seconds=0)).supervise(plan)
+    assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["driver", "driver"]
+    restarts = [event["decision"] for event in cluster.told if event["event"] == "restart"]
+    assert restarts[0] == "the driver was out of reach; restart from step 0 with 2 workers"
 
 
 def test_a_preempted_worker_costs_no_restart(plan: TrainingPlan) -> None:
@@ -394,7 +437,7 @@ def test_a_stop_before_the_first_launch_launches_nothing(plan: TrainingPlan) -> 
     run.request_stop("Ctrl-C")
     with pytest.raises(TrainingStoppedError) as raised:
         run.supervise(plan)
-    assert str(raised.value) == "stopped before the first checkpoint (Ctrl-C); the same command starts anew"
+    assert str(raised.value) == "stopped before the first launch (Ctrl-C); the same command tries again"
     assert cluster.plans == []
 
 
@@ -402,7 +445,7 @@ def test_a_stop_during_the_launch_cancels_the_job(plan: TrainingPlan) -> None:
     def waits_for_spark(cluster: Cluster) -> list[Outcome]:
         run.request_stop("Ctrl-C")
         cluster.run(2)
-        assert cluster.cancelled == 1
+        assert cluster.cancelled > 0
         raise lost_by_spark("Job 1 cancelled", "cancelled")
 
     cluster = Cluster(waits_for_spark)
@@ -420,13 +463,61 @@ def test_a_second_ctrl_c_stops_at_once(plan: TrainingPlan) -> None:
         run.stop_now()
         run.stop_now()
         cluster.run(2)
-        assert cluster.cancelled == 1
+        assert cluster.cancelled > 0
         raise lost_by_spark("Job 1 cancelled", "cancelled")
 
     cluster = Cluster(is_stopped_twice)
     run = supervised(cluster)
     with pytest.raises(TrainingStoppedError, match="SIGINT"):
         run.supervise(plan)
+
+
+@pytest.mark.parametrize("call", ["fence", "latest_committed"])
+def test_a_second_ctrl_c_does_not_wait_for_a_store_that_hangs(
+    plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    is_hanging, answers = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        is_hanging.set()
+        answers.wait(60)
+
+    monkeypatch.setattr(*((supervisor, "fence") if call == "fence" else (commit, "latest_committed")), hang)
+    cluster = Cluster(finishes)
+    run = supervised(cluster)
+
+    def ask_twice() -> None:
+        assert is_hanging.wait(60)
+        run.request_stop("SIGINT")
+        run.stop_now()
+
+    thread = threading.Thread(target=ask_twice)
+    thread.start()
+    begin = time.monotonic()
+    try:
+        with pytest.raises(TrainingStoppedError, match=r"stopped before the first launch \(SIGINT\)"):
+            run.supervise(plan)
+        assert time.monotonic() - begin < 30
+    finally:
+        answers.set()
+        thread.join()
+    assert cluster.plans == []
+
+
+def test_a_stop_while_the_store_is_read_launches_nothing(plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit_step(plan.checkpoints, 30)
+    cluster = Cluster(finishes)
+    run = supervised(cluster)
+    put_up = supervisor.fence
+
+    def fence(directory: str, attempt: int) -> Fence:
+        run.request_stop("SIGINT")
+        return put_up(directory, attempt)
+
+    monkeypatch.setattr(supervisor, "fence", fence)
+    with pytest.raises(TrainingStoppedError, match=r"stopped at step 30 \(SIGINT\); the same command goes on"):
+        run.supervise(plan)
+    assert cluster.plans == []
 
 
 def test_a_stop_between_the_failure_and_the_next_attempt_counts(plan: TrainingPlan) -> None:
@@ -504,6 +595,29 @@ def test_a_training_goes_on_with_the_slots_that_are_left_and_grows_back(plan: Tr
     assert [event["workers"] for event in cluster.told if event["event"] == "attempt"] == [4, 2, 4]
 
 
+def test_slots_that_somebody_else_occupies_are_done_without(plan: TrainingPlan) -> None:
+    """Spark counts all slots of the cluster, those of other jobs included."""
+
+    def finds_no_room(cluster: Cluster) -> list[Outcome]:
+        cluster.run(310)
+        assert cluster.cancelled
+        raise lost_by_spark("Job 1 cancelled", "cancelled")
+
+    def trains(cluster: Cluster) -> list[Outcome]:
+        for step in range(200):
+            cluster.train(step)
+            cluster.run(1)
+        assert ("stop", None) not in cluster.sent  # it has just been shown that there is no room
+        return finishes(cluster)
+
+    cluster = Cluster(finds_no_room, trains, slots=4)
+    attempts = supervised(cluster, elastic=Elastic(WorkerRange(2, 4), 8)).supervise(plan)
+    assert [attempt.workers for attempt in attempts] == [4, 2]
+    assert attempts[0].first_error.cause == "start"
+    (restart,) = (event for event in cluster.told if event["event"] == "restart")
+    assert restart["decision"] == "restart 1 of 3 (max_start_failures) from step 0 with 2 workers"
+
+
 def test_a_batch_that_is_kept_per_worker_shrinks_with_the_workers(plan: TrainingPlan) -> None:
     cluster = Cluster(finishes, slots=3)
     supervised(cluster, elastic=Elastic(WorkerRange(2, 4), 256, "keep_batch_per_worker")).supervise(plan)
@@ -558,6 +672,64 @@ def test_a_store_that_stays_away_ends_the_run_when_its_budget_is_spent(plan: Tra
     with pytest.raises(TrainingFailedError, match=r"after 3 attempts: driver: .*; max_store_faults 2 is spent"):
         supervised(cluster, Budgets(max_store_faults=2, first_delay_seconds=0)).supervise(plan)
     assert cluster.plans == []
+
+
+@pytest.mark.parametrize("is_mount_point", [True, False])
+def test_a_new_driver_does_not_begin_afresh_where_the_checkpoints_are_not_mounted(
+    plan: TrainingPlan, is_mount_point: bool
+) -> None:
+    checkpoints, away = Path(plan.checkpoints), Path(plan.checkpoints).with_name("unmounted")
+    supervised(Cluster(finishes)).supervise(plan)
+    commit_step(plan.checkpoints, 10)
+    checkpoints.rename(away)
+    if is_mount_point:
+        checkpoints.mkdir()
+
+    def tell(event: Event) -> None:
+        if event["event"] == "restart" and event["attempt"] == 2:
+            if is_mount_point:
+                assert list(checkpoints.iterdir()) == []  # nothing was written onto it
+                checkpoints.rmdir()
+            away.rename(checkpoints)
+
+    run = replace(supervised(Cluster(finishes)), has_checkpoints=True, on_event=tell)
+    attempts = run.supervise(plan)
+    assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "store"]
+    assert attempts[0].first_error.message.startswith(
+        f"{checkpoints} has no FENCE.json, though this run has put one there"
+    )
+    assert attempts[-1].resumed_from == 10
+
+
+def test_a_new_driver_of_a_run_that_was_killed_before_its_first_checkpoint_begins_afresh(plan: TrainingPlan) -> None:
+    supervised(Cluster(finishes)).supervise(plan)
+    (attempt,) = replace(supervised(Cluster(finishes)), has_checkpoints=True).supervise(plan)
+    assert attempt.resumed_from == 0
+
+
+def test_a_store_that_cannot_be_opened_is_a_store_that_is_away(
+    plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some tell it with a StorageError, which is no OSError."""
+    find, is_away = commit.latest_committed, [True]
+
+    def latest_committed(directory: str, **more: Any) -> commit.CommittedCheckpoint | None:
+        if is_away[0]:
+            raise StorageError("s3://bucket/a cannot be opened")
+        return find(directory, **more)
+
+    def is_lost_with_the_store(cluster: Cluster) -> list[Outcome]:
+        is_away[0] = True
+        return loses_rank_1(cluster)
+
+    def tell(event: Event) -> None:
+        if event["event"] == "restart":
+            is_away[0] = False
+
+    monkeypatch.setattr(commit, "latest_committed", latest_committed)
+    cluster = Cluster(is_lost_with_the_store, finishes)
+    attempts = replace(supervised(cluster), on_event=tell).supervise(plan)
+    assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "lost"]
 
 
 def test_checkpoints_that_were_there_are_not_replaced_by_a_fresh_start(plan: TrainingPlan) -> None:
@@ -653,6 +825,23 @@ def test_a_signal_wakes_a_main_thread_that_sleeps(plan: TrainingPlan) -> None:
         signal.signal(signal.SIGUSR1, before)
     assert len(cluster.plans) == 2
     assert time.monotonic() - begin < 60
+
+
+def test_a_session_that_dies_between_two_attempts_ends_the_run_with_all_of_them(plan: TrainingPlan) -> None:
+    def slots() -> int:
+        if cluster.plans:
+            raise ConnectionRefusedError(111, "Connection refused")
+        return 2
+
+    cluster = Cluster(loses_rank_1)
+    with pytest.raises(TrainingFailedError) as raised:
+        replace(supervised(cluster), slots=slots).supervise(plan)
+    assert str(raised.value) == (
+        "training failed after 2 attempts: Spark: SessionLost: it does not say how many slots it has "
+        "(ConnectionRefusedError: [Errno 111] Connection refused); start a new session"
+    )
+    assert [attempt.first_error.cause for attempt in raised.value.attempts] == ["lost", "spark"]
+    assert pickle.loads(pickle.dumps(raised.value)).attempts == raised.value.attempts  # noqa: S301 - our own bytes
 
 
 def test_a_session_that_is_dead_does_not_hide_why_it_died(plan: TrainingPlan) -> None:

@@ -70,14 +70,15 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
 class Heard:
     """What a trial told the sweep."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int = 2) -> None:
+        self.slots = slots
         self.events: list[Any] = []
         self.lines: list[str] = []
         self.notes: list[tuple[str | None, str]] = []
 
     def control(self) -> TrialControl:
         note: Callable[[str | None, str], None] = lambda run_id, folder: self.notes.append((run_id, folder))  # noqa: E731
-        return TrialControl(self.events.append, lambda: 2, self.lines.append, note)
+        return TrialControl(self.events.append, lambda: self.slots, self.lines.append, note)
 
 
 @pytest.fixture
@@ -109,6 +110,14 @@ def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
     assert heard.events == [{"event": "epoch_end", "rank": 0, "epoch": 1}]
     assert "stopping: a test" in heard.lines[0]
     assert read_attempts(tmp_path / "runs" / "rides-1-0007") == ATTEMPTS
+
+
+def test_parameter_servers_leave_fewer_slots_for_workers(
+    jobs: list[FakeJob], new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    order = TrialOrder(7, new_config(strategy="parameter_server", parameter_servers=1))
+    engine_of(order).train(order, Heard(slots=3).control(), SweepPlace(tmp_path, "rides-1", lambda: None))
+    assert jobs[0].opened["slots"]() == 1
 
 
 @pytest.mark.parametrize(("reason", "state"), [(PRUNED, "pruned"), ("SIGINT", "stopped")])

@@ -265,6 +265,14 @@ def test_a_local_session_has_room_for_the_trials_side_by_side(
     assert engine.asked_slots == 6
 
 
+def test_parameter_servers_and_their_coordinator_need_slots_too(
+    new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = new_config(output=str(tmp_path), strategy="parameter_server", parameter_servers=2)
+    for search, slots in (("learning_rate=log:1e-4:1e-1", 4), ("workers=choice:1,4", 7)):
+        assert SweepOptions(config, read_space([search], None, config)).slots_per_trial == slots
+
+
 def test_a_name_that_is_no_folder_is_refused(new_options: NewOptions) -> None:
     with pytest.raises(ConfigError, match="study 'a/b' must be letters"):
         new_options(study="a/b")

@@ -51,6 +51,7 @@ def test_no_more_train_side_by_side_than_were_asked_for() -> None:
 @pytest.mark.parametrize(("slots", "needed"), [(8, 4), (4, 4), (3, 2), (2, 2), (1, 2)])
 def test_an_elastic_trial_takes_its_most_workers_or_what_the_cluster_has(slots: int, needed: int) -> None:
     assert slots_needed(Elastic(WorkerRange(2, 4), 64), slots) == needed
+    assert slots_needed(Elastic(WorkerRange(2, 4), 64), slots + 2, beside_workers=2) == needed + 2
 
 
 def test_a_trial_may_count_on_what_the_others_leave() -> None:

@@ -154,18 +154,22 @@ def test_every_trial_is_trained_with_its_own_values_and_kept_with_its_value(
 
 
 @pytest.mark.parametrize(
-    ("slots", "workers", "parallel", "most"), [(1, 1, None, 1), (5, 2, None, 4), (6, 2, None, 6), (6, 2, 2, 4)]
+    ("slots", "workers", "servers", "parallel", "most"),
+    [(1, 1, 0, None, 1), (5, 2, 0, None, 4), (6, 2, 0, None, 6), (6, 2, 0, 2, 4), (5, 1, 1, None, 1)],
 )
 def test_as_many_train_side_by_side_as_have_slots(
     new_trials: NewTrials,
     new_config: Callable[..., RunConfig],
     slots: int,
     workers: int,
+    servers: int,
     parallel: int | None,
     most: int,
 ) -> None:
     training = BlockedTraining()
-    trials = new_trials(training, slots=slots, config=new_config(workers=workers), trials=6, parallel=parallel)
+    strategy = "parameter_server" if servers else None
+    config = new_config(workers=workers, strategy=strategy, parameter_servers=servers)
+    trials = new_trials(training, slots=slots, config=config, trials=6, parallel=parallel)
     runner = threading.Thread(target=trials.run)
     runner.start()
     for _ in range(most // workers):

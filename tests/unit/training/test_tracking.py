@@ -246,8 +246,8 @@ def test_attempts_are_tags_metrics_and_a_document_while_they_happen(
     tracked.finish("FINISHED")
     run = client.get_run(tracked.run_id)
     assert {name: run.data.tags[name] for name in ("attempts", "workers")} == {"attempts": "2", "workers": "3"}
-    assert curve(client, tracked.run_id, "world_size") == [(0, 4.0), (120, 3.0), (200, 3.0)]
-    assert curve(client, tracked.run_id, "attempt") == [(0, 1.0), (120, 2.0)]
+    assert curve(client, tracked.run_id, "world_size") == [(1, 4.0), (121, 3.0), (200, 3.0)]
+    assert curve(client, tracked.run_id, "attempt") == [(1, 1.0), (2, 2.0)]
     root = Path(url2pathname(urlsplit(run.info.artifact_uri).path))
     first = json.loads((root / "attempts.json").read_text())[0]
     assert first == {
@@ -260,6 +260,20 @@ def test_attempts_are_tags_metrics_and_a_document_while_they_happen(
     }
 
 
+def test_no_attempt_is_lost_that_begins_where_another_one_was_before(open_run: OpenRun, client: MlflowClient) -> None:
+    tracked = open_run()
+    tracked.on_event({"event": "attempt", "attempt": 1, "workers": 4, "resumed_from": 0})
+    tracked.on_event(epoch_end(1, 0.9) | {"step": 200})
+    # At the end of the epoch, then twice in the middle of one, behind which the first attempt was already.
+    for number, (workers, step) in enumerate([(3, 200), (2, 120), (1, 120)], start=2):
+        tracked.on_event({"event": "attempt", "attempt": number, "workers": workers, "resumed_from": step})
+    tracked.on_event(epoch_end(2, 0.8) | {"step": 400})
+    tracked.finish("FINISHED")
+    world_size = [(1, 4.0), (200, 4.0), (201, 3.0), (202, 2.0), (203, 1.0), (400, 1.0)]
+    assert curve(client, tracked.run_id, "world_size") == world_size
+    assert [value for _, value in curve(client, tracked.run_id, "attempt")] == [1.0, 2.0, 3.0, 4.0]
+
+
 def test_what_an_earlier_driver_told_is_not_logged_twice(open_run: OpenRun, client: MlflowClient) -> None:
     events = [{"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}, progress(10, 1000.0)]
     first = open_run()
@@ -270,7 +284,8 @@ def test_what_an_earlier_driver_told_is_not_logged_twice(open_run: OpenRun, clie
     for event in [*events, {"event": "attempt", "attempt": 1, "workers": 1, "resumed_from": 10}]:
         second.on_event(event)
     second.finish("FINISHED")
-    assert curve(client, first.run_id, "world_size") == [(0, 2.0), (10, 1.0)]
+    assert curve(client, first.run_id, "world_size") == [(1, 2.0), (11, 1.0)]
+    assert curve(client, first.run_id, "attempt") == [(1, 1.0), (2, 2.0)]
     assert curve(client, first.run_id, "step/loss") == [(10, 0.1)]
     assert client.get_run(first.run_id).data.tags["attempts"] == "2"
 

@@ -1,11 +1,13 @@
 """T6: a training that stands still is noticed within the limit of its phase, and the rank that is the reason named."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training import watchdog
+from training.activity import Phase
 from training.events import Event
 from training.watchdog import Hang, Limits, Watch, Watchdog
 
@@ -90,6 +92,51 @@ def test_collectives_count_as_getting_on_where_one_step_takes_long() -> None:
     for collectives in range(50):
         ranks.say(alive(0, "training", 7) | {"collectives": collectives})
         assert ranks.run(100) is None
+
+
+def test_a_checkpoint_that_gets_on_slowly_is_left_alone() -> None:
+    ranks = Ranks(1)
+    for beats in range(20):
+        ranks.say(alive(0, "checkpoint", 7, beats=beats))
+        assert ranks.run(500) is None
+    assert ranks.run(200) is not None
+
+
+def test_no_phase_is_without_a_limit() -> None:
+    assert set(watchdog._LIMITS) == set(get_args(Phase))
+
+
+def tells_nothing(rank: int, phase: str, step: int, **more: Any) -> Event:
+    """A rank under TensorFlow's own collectives, which do not say for whom they wait."""
+    return alive(rank, phase, step, **more) | {"collectives": 0}
+
+
+def test_who_may_wait_for_a_checkpoint_unawares_is_left_alone_until_it_is_there() -> None:
+    ranks = Ranks(2)
+    for beats in range(5):
+        ranks.say(tells_nothing(0, "checkpoint", 40, beats=beats), tells_nothing(1, "training", 40))
+        assert ranks.run(400) is None
+    ranks.say(tells_nothing(0, "training", 40, beats=5))
+    found = ranks.run(200)  # it has as long as for any other step, from now on
+    assert found is not None
+    assert found[0] == 121
+
+
+def test_a_checkpoint_that_hangs_excuses_nobody_any_more() -> None:
+    ranks = Ranks(2)
+    ranks.say(tells_nothing(0, "checkpoint", 40), tells_nothing(1, "training", 40))
+    found = ranks.run(700)
+    assert found is not None
+    assert found[0] == 601
+
+
+@pytest.mark.parametrize("evidence", [{"waiting_for": "input"}, {"collectives": 120}])
+def test_a_checkpoint_excuses_nobody_who_knows_what_it_waits_for(evidence: dict[str, Any]) -> None:
+    ranks = Ranks(2)
+    ranks.say(tells_nothing(0, "checkpoint", 40), tells_nothing(1, "training", 40) | evidence)
+    found = ranks.run(700)
+    assert found is not None
+    assert (found[0], found[1].ranks) == (121, (1,))
 
 
 @pytest.mark.parametrize("kind", ["progress", "validation", "epoch_end"])
@@ -201,7 +248,20 @@ def test_a_rank_that_was_never_heard_is_the_reason() -> None:
 def test_where_nobody_was_heard_slots_are_asked_after() -> None:
     found = Ranks(2).run(400)
     assert found is not None
-    assert found[1] == Hang((0, 1), "no rank has been heard for 301 s since the start; are 2 slots free?", None)
+    why = "no rank has been heard for 301 s since the start; are 2 slots free?"
+    assert found[1] == Hang((0, 1), why, None, is_unheard=True)
+    alone = Ranks(1).run(400)
+    assert alone is not None
+    assert alone[1].why == "no rank has been heard for 301 s since the start; is a slot free?"
+
+
+def test_where_tasks_were_heard_there_were_slots() -> None:
+    ranks = Ranks(2)
+    ranks.states = {0: "running", 1: "running"}
+    found = ranks.run(400)
+    assert found is not None
+    assert found[1].why.startswith("rank 0 has not been heard for 301 s since the start; rank 1 has")
+    assert not found[1].is_unheard
 
 
 @pytest.mark.parametrize("name", ["start_seconds", "first_step_seconds", "step_seconds", "end_seconds"])

@@ -8,10 +8,14 @@ import json
 import os
 import queue
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,10 +24,11 @@ import pytest
 from tests.unit.training import rank_entries
 from training import rank_process
 from training.events import Event, EventAddress, EventServer
-from training.rank_process import RankStartError
+from training.rank_process import RankProcess, RankStartError
 from training.worker import RankTask
 
 SECONDS = 20.0
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -174,9 +179,106 @@ def test_only_the_last_lines_of_a_talkative_rank_are_quoted(driver: Driver) -> N
 
 
 def test_what_a_rank_prints_is_shown_when_asked_for(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
-    for verbose, shown in ((False, ""), (True, "line 0\n")):
+    for verbose, shown in ((False, ""), (True, "rank 0: line 0\n")):
         task(driver.server.address, "leave", "1", verbose=verbose)()
         assert capfd.readouterr().err == shown
+
+
+def told_by_log(driver: Driver) -> list[tuple[str, str]]:
+    return [(event["level"], event["message"]) for event in driver.events if event["event"] == "log"]
+
+
+def test_prints_and_the_log_of_a_rank_are_shown_with_its_number_and_told_once(
+    driver: Driver, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task(driver.server.address, "speak", verbose=True)()
+    driver.server.__exit__()
+    shown = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("rank 0: ") for line in shown)
+    first = ["printed", "complained", "INFO model: told", "WARNING model: warned", "twice"]
+    assert [line.removeprefix("rank 0: ") for line in shown[:5]] == first
+    expected = [("INFO", "printed"), ("INFO", "complained"), ("INFO", "told"), ("WARNING", "warned\ntwice")]
+    assert set(expected) <= set(told_by_log(driver))
+    assert {times for line in expected if (times := told_by_log(driver).count(line))} == {1}
+
+
+def test_a_quiet_rank_tells_its_warnings_alone(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
+    (outcome,) = task(driver.server.address, "speak")()
+    assert outcome == {"outcome": "finished", "epochs": 1}
+    driver.server.__exit__()
+    assert told_by_log(driver) == [("WARNING", "warned\ntwice")]
+    assert capfd.readouterr().err == ""
+
+
+def test_of_very_many_lines_the_driver_is_told_some(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
+    task(driver.server.address, "print_many_lines", "3000", verbose=True)()
+    driver.server.__exit__()
+    assert len(capfd.readouterr().err.splitlines()) == 3000
+    assert 50 <= len(told_by_log(driver)) < 300
+
+
+PLANTED = {
+    "a token of the environment": "planted-0123456789",
+    "the key of a store": "stores+secret/key0123",
+    "a password in an address": "p@ss/word",
+    "a key named in a text": "named0123456",
+    "a secret of the rank alone": "of-the-rank-alone",
+}
+NOTE = "postgresql://reader:p@ss/word@db:5432/x secret_access_key=named0123456"
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", PLANTED["a token of the environment"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", PLANTED["the key of a store"])
+
+
+def found_in(text: str) -> list[str]:
+    return [name for name, secret in PLANTED.items() if secret in text or json.dumps(secret)[1:-1] in text]
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("verbose", [False, True], ids=["quiet", "verbose"])
+def test_no_secret_leaves_a_rank_that_fails(
+    driver: Driver, capfd: pytest.CaptureFixture[str], *, verbose: bool
+) -> None:
+    """§5: events, answers, what is shown, and arguments of processes are searched for what was planted."""
+    with running(task(driver.server.address, "betray", NOTE, verbose=verbose)) as rank:
+        process = psutil.Process(driver.next("phase", phase="training")["process"])
+        parent = process.parent()
+        assert parent is not None
+        arguments = repr([process.cmdline(), parent.cmdline(), process.name()])
+        driver.server.command({"command": "stop"})
+        outcome = rank.outcome()
+    driver.server.__exit__()
+    shown = capfd.readouterr().err
+    assert (outcome["type"], outcome["message"][:4]) == ("ValueError", "xxxx")
+    assert {"progress", "log", "error"} <= set(driver.kinds(None))
+    assert ("Traceback" in shown, "secret_access_key=***" in shown) == (verbose, verbose)
+    places = {
+        "events": json.dumps(driver.events),
+        "answers": json.dumps(outcome),
+        "standard error": shown,
+        "arguments": arguments,
+    }
+    assert {place: found for place, text in places.items() if (found := found_in(text))} == {}
+
+
+@pytest.mark.usefixtures("planted")
+def test_no_secret_is_in_the_last_lines_of_a_rank(driver: Driver) -> None:
+    (outcome,) = task(driver.server.address, "leave_with_secrets", NOTE)()
+    assert "postgresql://db:5432/x secret_access_key=*** ***" in outcome["message"]
+    assert found_in(json.dumps([outcome, driver.next("error")])) == []
+
+
+@pytest.mark.usefixtures("planted")
+def test_no_secret_is_told_of_a_rank_that_cannot_be_started(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RankStartError(f"{NOTE} {PLANTED['a token of the environment']}")
+
+    monkeypatch.setattr(rank_process, "start", fail)
+    (outcome,) = task(driver.server.address, "finish_at_once")()
+    assert found_in(json.dumps([outcome, driver.next("error")])) == []
 
 
 def test_a_rank_that_is_asked_to_stop_does_so_after_its_step(driver: Driver) -> None:
@@ -208,6 +310,81 @@ def test_a_task_that_gets_a_notice_of_preemption_passes_it_on(driver: Driver) ->
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_notice_to_the_whole_group_of_the_task_lets_the_rank_save(driver: Driver, number: signal.Signals) -> None:
+    """``pyspark.daemon`` sends SIGHUP to its group, of which its workers are, when it or its JVM is to end."""
+    program = """
+        import json, sys
+        from tests.unit.training.test_worker import task
+        from training.events import EventAddress
+        address = EventAddress(**json.loads(sys.stdin.readline()))
+        print(json.dumps(task(address, "train_until_stopped")()))
+        """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(asdict(driver.server.address)) + "\n")
+            process.stdin.flush()
+            driver.next("phase", phase="training")
+            os.killpg(process.pid, number)
+            said, _ = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+    (outcome,) = json.loads(said)
+    assert (outcome["outcome"], outcome["reason"]) == ("stopped", "preempted")
+    assert outcome["step"] > 0
+
+
+def test_a_rank_that_gets_a_hangup_stops(driver: Driver) -> None:
+    with running(task(driver.server.address, "train_until_stopped")) as rank:
+        os.kill(driver.next("phase", phase="training")["process"], signal.SIGHUP)
+        assert rank.outcome()["reason"] == "preempted"
+
+
+def test_the_end_of_a_rank_is_seen_while_a_process_it_has_started_lives_on(driver: Driver, tmp_path: Path) -> None:
+    with running(task(driver.server.address, "be_killed_beside_a_child", str(tmp_path / "child"))) as rank:
+        try:
+            outcome = rank.outcome()
+        finally:
+            psutil.Process(int((tmp_path / "child").read_text())).kill()
+    assert (outcome["cause"], outcome["message"]) == ("lost", "killed by signal SIGKILL")
+
+
+def test_a_rank_that_is_gone_before_it_is_looked_at_is_told_by_its_status(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class GoneProcess:
+        def __init__(self, pid: int) -> None:
+            raise psutil.NoSuchProcess(pid)
+
+    monkeypatch.setattr(psutil, "Process", GoneProcess)
+    (outcome,) = task(driver.server.address, "kill_itself")()
+    assert (outcome["cause"], outcome["message"]) == ("lost", "killed by signal SIGKILL")
+
+
+def test_an_abort_is_obeyed_while_a_large_payload_is_on_its_way(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = rank_process.start
+
+    def start_and_stop(*arguments: Any) -> RankProcess:
+        process = start(*arguments)
+        process.send_signal(signal.SIGSTOP)
+        return process
+
+    monkeypatch.setattr(rank_process, "start", start_and_stop)
+    with running(task(driver.server.address, "hang", payload=b"x" * 4_000_000)) as rank:
+        driver.server.command({"command": "abort", "reason": "enough"})
+        assert rank.outcome() == {"outcome": "aborted", "reason": "enough"}
+
+
 def test_a_driver_that_aborts_ends_the_rank_also_when_it_is_stopped(driver: Driver) -> None:
     with running(task(driver.server.address, "hang")) as rank:
         process = psutil.Process(driver.next("phase", phase="training")["process"])
@@ -219,7 +396,7 @@ def test_a_driver_that_aborts_ends_the_rank_also_when_it_is_stopped(driver: Driv
 
 def test_a_driver_that_is_silent_for_too_long_loses_the_rank(driver: Driver) -> None:
     (outcome,) = task(driver.server.address, "hang", lease_seconds=0.5)()
-    assert outcome == {"outcome": "aborted", "reason": "no word from the driver for 0.5 s"}
+    assert outcome == {"outcome": "aborted", "reason": "no word from the driver for 0.5 s", "cause": "driver"}
     (fork_server,) = psutil.Process().children()
     assert fork_server.children() == []
 

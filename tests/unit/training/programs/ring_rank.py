@@ -76,15 +76,15 @@ def trained(
     """Train for 100 steps and return the weights, and the logs of the two epochs."""
     tf_keras.mixed_precision.set_global_policy(precision)
     strategy = RingStrategy(ring)
-    rules = ([gathering] if accumulate > 1 else []) + (
-        [local_updates(ring, local_steps, outer_momentum)] if local_steps > 1 else []
+    rules = ([local_updates(ring, local_steps, outer_momentum)] if local_steps > 1 else []) + (
+        [gathering] if accumulate > 1 else []
     )
     with strategy.scope():
         # Ranks draw other initial weights, as those of careless users do: the chief's count.
         model = build(seed=1 + ring.rank)
         model.compile(
             build_optimizer(settings, *rules),
-            loss=tf_keras.losses.BinaryCrossentropy(from_logits=True),
+            loss=loss(),
             metrics=[tf_keras.metrics.AUC(name="auc", from_logits=True)],
             steps_per_execution=10,
         )
@@ -92,6 +92,7 @@ def trained(
             compile_with_xla(model)
         if accumulate > 1:
             accumulate_gradients(model, accumulate)
+    operations = ring.operations
     data = strategy.distribute_datasets_from_function(batches(ring))
     validation = strategy.distribute_datasets_from_function(batches(ring))
     history = model.fit(
@@ -105,7 +106,33 @@ def trained(
     ).history
     tf_keras.mixed_precision.set_global_policy("float32")
     weights = np.concatenate([weight.numpy().ravel() for weight in model.trainable_variables])
-    return {"weights": weights, **{name: np.array(values) for name, values in history.items()}}
+    return {
+        "weights": weights,
+        "operations": ring.operations - operations,
+        **{name: np.array(values) for name, values in history.items()},
+    }
+
+
+def mean_of_local_steps(ring: Ring) -> dict[str, Any]:
+    """Return the weights after two local steps and their mean, and the mean of what each rank comes to alone."""
+    strategy = RingStrategy(ring)
+    with strategy.scope():
+        together = build(seed=1)
+        together.compile(build_optimizer(OptimizerSettings("sgd", 0.5), local_updates(ring, 2)), loss=loss())
+    alone = build(seed=1)
+    alone.compile(build_optimizer(OptimizerSettings("sgd", 0.5)), loss=loss())
+    together.fit(strategy.distribute_datasets_from_function(batches(ring)), steps_per_epoch=2, verbose=0)
+    share = batches(ring)(tf.distribute.InputContext(ring.workers, ring.rank, ring.workers))
+    alone.fit(share, steps_per_epoch=2, verbose=0)
+    mean = [ring.all_reduce(weight.ravel()) / ring.workers for weight in alone.get_weights()]
+    return {
+        "found": np.concatenate([weight.ravel() for weight in together.get_weights()]),
+        "expected": np.concatenate(mean),
+    }
+
+
+def loss() -> tf_keras.losses.Loss:
+    return tf_keras.losses.BinaryCrossentropy(from_logits=True)
 
 
 def custom_loop(ring: Ring) -> dict[str, Any]:
@@ -160,10 +187,12 @@ CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "adagrad_cosine": lambda ring: trained(
         ring, OptimizerSettings("adagrad", 0.1, schedule="cosine", warmup_steps=10, total_steps=STEPS)
     ),
-    "accumulated": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), accumulate=2),
+    "accumulated": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5), accumulate=2),
     "xla": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), xla=True),
     "float16": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), precision="mixed_float16"),
     "local": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4),
+    "accumulated_local": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5), accumulate=2, local_steps=4),
+    "mean_of_local_steps": mean_of_local_steps,
     "diloco": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4, outer_momentum=0.5),
     "custom_loop": custom_loop,
     "finite_dataset": finite_dataset,

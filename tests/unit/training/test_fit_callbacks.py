@@ -1,0 +1,99 @@
+"""How the callbacks of a rank are tied to its plan and to its board."""
+
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from callbacks import commit
+from callbacks.checkpoint import ChiefCheckpoint
+from callbacks.nan_guard import StopOnNaN
+from training.activity import Activity, Phase
+from training.config import TrainingConfig
+from training.events import EventClient
+from training.fit_callbacks import fit_callbacks, with_local_checkpoint
+from training.plan import TrainingPlan
+from training.rank_control import RankControl, StopRequest
+from training.start import Start
+
+
+class NoDriver:
+    """Takes events."""
+
+    def send(self, event: dict[str, Any]) -> None:
+        pass
+
+
+def plan_in(folder: Path | str, **fields: Any) -> TrainingPlan:
+    config = TrainingConfig(name="a", model={"name": "multi_field"}, global_batch_size=8)
+    return TrainingPlan(config, "dataset", str(folder), 1, 8, **fields)
+
+
+def checkpoint_arguments(plan: TrainingPlan, activity: Activity) -> tuple[list[Any], dict[str, Any]]:
+    """Return the callbacks of a rank, and what the one that saves was given."""
+    given: dict[str, Any] = {}
+
+    def build(*arguments: Any, **options: Any) -> ChiefCheckpoint:
+        given.update(options)
+        return ChiefCheckpoint(*arguments, **options)
+
+    control = RankControl(0, cast(EventClient, NoDriver()), StopRequest(), activity)
+    callbacks = fit_callbacks(plan, control, start=Start(), end=lambda epochs: None, checkpoint_class=build)
+    return callbacks, given
+
+
+def test_waiting_for_a_checkpoint_is_a_phase_in_which_its_beats_count(tmp_path: Path) -> None:
+    """A slow save is no hang; nor does what moves in the background make one look alive."""
+    told: list[Phase] = []
+    activity = Activity(on_phase=told.append)
+    _, given = checkpoint_arguments(plan_in(tmp_path), activity)
+    activity.enter("training")
+    given["beat"]()
+    assert activity.snapshot()["beats"] == 0
+    with given["on_wait"]():
+        publisher = threading.Thread(target=given["beat"])
+        publisher.start()
+        publisher.join(60)
+    assert activity.snapshot()["beats"] == 1
+    assert told == ["training", "checkpoint", "training"]
+
+
+def test_each_save_asks_the_guard_that_stands_before_it(tmp_path: Path) -> None:
+    callbacks, given = checkpoint_arguments(plan_in(tmp_path), Activity())
+    guard = next(callback for callback in callbacks if isinstance(callback, StopOnNaN))
+    assert given["before_save"] == guard.check
+    kinds = [type(callback) for callback in callbacks]
+    assert kinds.index(StopOnNaN) < kinds.index(ChiefCheckpoint)
+
+
+def test_the_chief_publishes_by_the_fence_that_its_driver_put_up(tmp_path: Path) -> None:
+    _, given = checkpoint_arguments(plan_in(tmp_path, attempt=3, fence="by this driver"), Activity())
+    assert (given["attempt"], given["fence"]) == (3, "by this driver")
+
+
+def publish(location: str | Path) -> commit.CommittedCheckpoint:
+    staging = commit.new_staging(location)
+    (staging / "ckpt.index").write_text("index")
+    return commit.publish(staging, location, step=10, epoch=1)
+
+
+def test_a_remote_checkpoint_is_on_this_machine_before_the_ranks_meet(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bucket, _, options = s3_bucket.partition("?")
+    store, activity = f"s3://{bucket}/{tmp_path.name}?{options}", Activity()
+    plan = plan_in(store, resume_from=str(publish(store).path))
+    resumed = with_local_checkpoint(plan, activity)
+    assert resumed.checkpoints == store
+    assert resumed.resume_from is not None
+    assert Path(commit.read_committed(resumed.resume_from).prefix).with_suffix(".index").read_text() == "index"
+    assert activity.beats == 1
+
+
+def test_a_local_checkpoint_and_a_fresh_start_are_left_as_they_are(tmp_path: Path) -> None:
+    fresh = plan_in(tmp_path)
+    assert with_local_checkpoint(fresh, Activity()) == fresh
+    local = plan_in(tmp_path, resume_from=str(publish(tmp_path).path))
+    assert with_local_checkpoint(local, Activity()) == local

@@ -1,0 +1,172 @@
+"""T6, T7: how a run is opened and left, and that no receiver of its events keeps another one from hearing them."""
+
+import contextlib
+import errno
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training import tracking
+from training.config import RunConfig
+from training.events import Event
+from training.live_view import LiveView
+from training.open_run import OpenRun, open_run
+from training.run_folder import STATE_FILE, RunFolder
+from training.supervisor import TrainingStoppedError
+
+ATTEMPT: Event = {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}
+
+
+@dataclass
+class FakeTracked:
+    """Remembers what a run tells MLflow."""
+
+    run_id: str | None = "mlflow-1"
+    statuses: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def finish(self, status: str) -> str | None:
+        self.statuses.append(status)
+        return "the command that replays"
+
+
+@pytest.fixture
+def tracked(monkeypatch: pytest.MonkeyPatch) -> FakeTracked:
+    one = FakeTracked()
+    monkeypatch.setattr(tracking, "TrackedRun", lambda *arguments: one)
+    return one
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def config(new_config: Callable[..., RunConfig], tmp_path: Path) -> RunConfig:
+    return new_config(output=str(tmp_path))
+
+
+@contextlib.contextmanager
+def opened(config: RunConfig, lines: list[str], **how: Any) -> Iterator[OpenRun]:
+    view = LiveView(epochs=1, is_interactive=False, write=lines.append)
+    with open_run(config, "da7a", "the store", view, **how) as run:
+        yield run
+
+
+def interrupt_after_an_attempt(config: RunConfig, lines: list[str]) -> None:
+    with contextlib.suppress(KeyboardInterrupt), opened(config, lines) as run:
+        assert not run.folder.was_fenced
+        run.on_event(ATTEMPT)
+        raise KeyboardInterrupt
+
+
+def state_of(folder: RunFolder) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder.path / STATE_FILE).read_text())
+    return document
+
+
+def test_a_run_is_left_finished_with_its_configuration(
+    config: RunConfig, tracked: FakeTracked, lines: list[str]
+) -> None:
+    with opened(config, lines) as run:
+        assert state_of(run.folder)["status"] == "running"
+    assert (state_of(run.folder)["status"], state_of(run.folder)["mlflow_run_id"]) == ("finished", "mlflow-1")
+    assert run.folder.config.read_text() == config.as_yaml()
+    assert (tracked.statuses, run.replay) == (["FINISHED"], "the command that replays")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "mlflow_status"),
+    [
+        (RuntimeError("no such layer"), "failed", "FAILED"),
+        (TrainingStoppedError((), 3, "SIGTERM"), "stopped", "KILLED"),
+        (KeyboardInterrupt(), "stopped", "KILLED"),
+    ],
+)
+def test_a_run_that_ends_early_goes_on_in_its_folder(
+    config: RunConfig, tracked: FakeTracked, lines: list[str], error: BaseException, status: str, mlflow_status: str
+) -> None:
+    with pytest.raises(type(error)), opened(config, lines) as run:
+        raise error
+    assert (state_of(run.folder)["status"], tracked.statuses) == (status, [mlflow_status])
+    with opened(config, lines) as again:
+        assert again.folder.path == run.folder.path
+
+
+def test_a_full_disk_hides_neither_the_error_nor_the_end_from_mlflow(
+    config: RunConfig, tracked: FakeTracked, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: RunFolder, status: str, run_id: str | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def train() -> None:
+        with opened(config, lines):
+            monkeypatch.setattr(RunFolder, "save_state", full)
+            raise RuntimeError("no such layer")
+
+    with pytest.raises(RuntimeError, match="no such layer"):
+        train()
+    assert tracked.statuses == ["FAILED"]
+
+
+def test_a_store_that_refuses_leaves_a_run_that_can_go_on(
+    config: RunConfig, lines: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise tracking.TrackingError("the experiment is deleted")
+
+    monkeypatch.setattr(tracking, "TrackedRun", refuse)
+    with pytest.raises(tracking.TrackingError), opened(config, lines):
+        pass
+    (state,) = (tmp_path / "runs").glob(f"*/{STATE_FILE}")
+    assert json.loads(state.read_text())["status"] == "failed"
+
+
+def test_an_equal_command_is_told_why_it_begins_anew(config: RunConfig, tracked: FakeTracked, lines: list[str]) -> None:
+    with opened(config, lines) as first, opened(config, lines) as second:
+        assert first.folder.path != second.folder.path
+        assert f"run {first.folder.path.name} of the same configuration is under way" in lines[0]
+
+
+def test_a_receiver_that_fails_keeps_no_other_from_hearing(
+    config: RunConfig, tracked: FakeTracked, lines: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Event] = []
+
+    def fail(event: Event) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    with opened(config, lines, listener=heard.append) as run:
+        tracked.on_event = fail  # type: ignore[method-assign]
+        run.view.on_event = fail  # type: ignore[method-assign]
+        run.on_event(ATTEMPT)
+        run.on_event({**ATTEMPT, "attempt": 2})
+    assert [event["attempt"] for event in heard] == [1, 2]
+    assert [event["attempt"] for event in run.folder.past_events()] == [1, 2]
+    assert len(caplog.records) == 2
+
+
+def test_an_attempt_leaves_word_that_the_checkpoints_store_is_in_use(
+    config: RunConfig, tracked: FakeTracked, lines: list[str]
+) -> None:
+    interrupt_after_an_attempt(config, lines)
+    with opened(config, lines) as again:
+        assert again.folder.was_fenced
+
+
+def test_what_earlier_drivers_heard_is_told_again(config: RunConfig, tracked: FakeTracked, lines: list[str]) -> None:
+    interrupt_after_an_attempt(config, lines)
+    tracked.events.clear()
+    kept: list[Event] = []
+    with opened(config, lines) as again:
+        again.recall(kept.append)
+    assert [event["event"] for event in kept] == ["attempt"]
+    assert tracked.events == kept

@@ -1,0 +1,87 @@
+"""T6, T7: what a training keeps of what its ranks say, and of what they said while no driver listened."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from callbacks import commit
+from models.settings import ModelSettingsError
+from training.config import RunConfig
+from training.events import Event
+from training.open_run import OpenRun
+from training.run_folder import RunFolder
+from training.training_job import TrainingJob, open_job
+
+
+def epoch_end(epoch: int, **more: Any) -> Event:
+    return {"event": "epoch_end", "rank": 0, "epoch": epoch, "logs": {"loss": 1 / epoch}} | more
+
+
+def commit_step(directory: Path, step: int, told: list[Event]) -> Path:
+    staging = commit.new_staging(directory)
+    (Path(staging) / commit.STATE).write_text(json.dumps({"progress": {"told": told}}))
+    path = commit.publish(staging, directory, step=step, epoch=step // 10).path
+    assert isinstance(path, Path)
+    return path
+
+
+@pytest.fixture
+def heard() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def job(new_config: Callable[..., RunConfig], tmp_path: Path, heard: list[Event]) -> TrainingJob:
+    run = SimpleNamespace(folder=RunFolder(tmp_path, "identity", None), on_event=heard.append)
+    unused = cast(Any, None)
+    return TrainingJob(unused, new_config(output=str(tmp_path)), unused, cast(OpenRun, run), lambda: 1)
+
+
+def attempt(step: int) -> Event:
+    return {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": step}
+
+
+def test_epochs_that_no_driver_heard_of_come_from_the_checkpoint_that_goes_on(
+    job: TrainingJob, heard: list[Event]
+) -> None:
+    commit_step(job.folder.checkpoints, 10, [epoch_end(1)])
+    commit_step(job.folder.checkpoints, 20, [epoch_end(1), epoch_end(2)])
+    commit_step(job.folder.checkpoints, 30, [epoch_end(1), epoch_end(2), epoch_end(3)])
+    job.on_event(epoch_end(1))
+    job.on_event(attempt(20))
+    assert heard == [epoch_end(1), epoch_end(2, recovered=True), attempt(20)]
+    assert sorted(job.epochs) == [1, 2]
+
+
+def test_the_checkpoint_is_not_verified_again(
+    job: TrainingJob, heard: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_step(job.folder.checkpoints, 10, [epoch_end(1)])
+
+    def read_all(self: commit.CommittedCheckpoint, **how: Any) -> None:
+        raise AssertionError("checksums of the whole checkpoint")
+
+    monkeypatch.setattr(commit.CommittedCheckpoint, "damage", read_all)
+    job.on_event(attempt(10))
+    assert sorted(job.epochs) == [1]
+
+
+@pytest.mark.parametrize("step", [0, 10, 20])
+def test_an_attempt_is_told_whatever_the_checkpoint_says(job: TrainingJob, heard: list[Event], step: int) -> None:
+    (commit_step(job.folder.checkpoints, 10, []) / commit.STATE).write_text("{")
+    job.on_event(attempt(step))
+    assert heard == [attempt(step)]
+
+
+def test_a_warm_up_longer_than_the_training_is_refused_before_there_is_a_run(
+    new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = new_config(output=str(tmp_path), epochs=2, warmup_steps=20, learning_rate_schedule="cosine")
+    dataset = SimpleNamespace(spec=config.spec, steps=lambda split, rows: 10)
+    with pytest.raises(ModelSettingsError), open_job(cast(Any, dataset), config, cast(Any, None), cast(Any, None)):
+        pass
+    assert not (tmp_path / "runs").exists()
