@@ -54,7 +54,11 @@ def clean(value: Any) -> Any:
     if isinstance(value, str):
         return without_credentials(value)
     if isinstance(value, Mapping):
-        return {key: HIDDEN if is_secret_name(str(key)) and item else clean(item) for key, item in value.items()}
+        # Numbers are no secrets: a metric may be called loss_per_token.
+        return {
+            key: HIDDEN if isinstance(item, str) and item and is_secret_name(str(key)) else clean(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [clean(item) for item in value]
     return value

@@ -103,10 +103,12 @@ class _Server:
         return True
 
     def _fork(self, files: list[int]) -> None:
+        # Asked here: a fork has one thread, whatever it has lost.
+        is_sound = thread_count() == 1
         pid = os.fork()
         if pid == 0:
             try:
-                self._become_rank(files)
+                self._become_rank(files, is_sound=is_sound)
             except BaseException:
                 _print_error()
             finally:
@@ -117,7 +119,7 @@ class _Server:
             os.close(file)
         self._say({"forked": pid})
 
-    def _become_rank(self, files: list[int]) -> NoReturn:
+    def _become_rank(self, files: list[int], *, is_sound: bool) -> NoReturn:
         # What a training starts beside itself (readers of data, say) ends with it.
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
@@ -131,7 +133,7 @@ class _Server:
         os.dup2(output, 2)
         os.close(orders)
         os.close(output)
-        if thread_count() > 1:
+        if not is_sound:
             for file in (answers, stacks):
                 os.set_inheritable(file, True)
             program = [sys.executable, "-P", "-m", "training.fork_server", "--rank", str(answers), str(stacks)]

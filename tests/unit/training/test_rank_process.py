@@ -60,8 +60,8 @@ def seen_by_a_rank(file: Path, preload: str = "json", **environment: str) -> dic
     with started(preload, **environment) as process:
         order(process, "tell_all", str(file), payload=b"\x00\nbytes")
         assert answer(process) == {"outcome": "finished", "epochs": 1}
-        parent = psutil.Process(process.pid).ppid()
-    return json.loads(file.read_text()) | {"parent": parent}
+        own = psutil.Process(process.pid)
+        return json.loads(file.read_text()) | {"parent": own.ppid(), "command": own.cmdline()}
 
 
 def processes_below(pid: int) -> list[psutil.Process]:
@@ -97,6 +97,7 @@ def test_what_is_read_at_import_gets_a_server_of_its_own(tmp_path: Path, monkeyp
 
 def test_a_server_in_which_a_thread_runs_starts_ranks_afresh(tmp_path: Path) -> None:
     seen = seen_by_a_rank(tmp_path / "seen", preload="tests.unit.training.threaded_preload", TF_CONFIG="mine")
+    assert "--rank" in seen["command"]
     assert seen["environment"]["TF_CONFIG"] == "mine"
     assert seen["arguments"] == ["training.rank"]
 
@@ -262,7 +263,7 @@ def test_a_line_is_out_as_soon_as_it_is_printed() -> None:
 def test_a_rank_that_begins_afresh_takes_no_modules_from_the_folder_of_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "traceback.py").write_text("raise ImportError('of the wrong folder')")
+    (tmp_path / "socket.py").write_text("raise ImportError('of the wrong folder')")
     monkeypatch.chdir(tmp_path)
     assert seen_by_a_rank(tmp_path / "seen", preload="tests.unit.training.threaded_preload")["rank"] == 3
 
