@@ -11,6 +11,10 @@ Phase = Literal[
 ]
 
 
+# One read of a few batches takes milliseconds; after this long it counts as what the training waits for.
+_LONG_READ_SECONDS = 2.0
+
+
 class Activity:
     """Phase, step and waits of one rank.
 
@@ -40,6 +44,7 @@ class Activity:
         # Waits of all threads: a collective may run in a thread of TensorFlow while another one waits for input.
         self._waits: dict[object, tuple[str, float]] = {}
         self._readers = 0
+        self._reading_since = 0.0
         self._busy_since = 0.0
         self._busy_seconds = 0.0
         self._window_began = clock()
@@ -83,7 +88,7 @@ class Activity:
         """Note that the input pipeline works while the block runs; several threads at once count as one."""
         with self._lock:
             if self._readers == 0:
-                self._busy_since = self._clock()
+                self._busy_since = self._reading_since = self._clock()
             self._readers += 1
         try:
             yield
@@ -105,6 +110,9 @@ class Activity:
             self._busy_seconds, self._window_began = 0.0, now
             # The longest wait explains the others.
             waiting_for, since = min(self._waits.values(), key=lambda wait: wait[1], default=(None, now))
+            if waiting_for is None and self._readers and now - self._reading_since >= _LONG_READ_SECONDS:
+                # What is prefetched does not last that long: the training has come to stand behind its input.
+                waiting_for, since = "input", self._reading_since
         return {
             "phase": self.phase,
             "step": self.step,

@@ -48,7 +48,7 @@ def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
     tf_keras.mixed_precision.set_global_policy(plan.config.precision)
     start = start_of(plan, dataset)
     model = build_model(plan, dataset, strategy, start)
-    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt)
+    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, activity.input_busy)
     activity.enter("restoring")
     with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
         try:

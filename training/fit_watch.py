@@ -140,7 +140,7 @@ class FitWatch:
 
     def _gate(self) -> InputGate | None:
         """Return what a dataset may have to pass; whether for training only ``fit`` tells."""
-        return InputGate(self._faults.of_input, is_watched=False) if self._faults.of_input else None
+        return InputGate(self._faults.of_input, self._faults.busy, is_watched=False) if self._faults.of_input else None
 
     def _extend(self, arguments: dict[str, Any]) -> bool:
         """Add our callbacks to the arguments of ``fit``; False where that cannot be done."""

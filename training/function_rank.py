@@ -37,7 +37,7 @@ def train(plan: FunctionPlan, control: "RankControl", finish: "Finish") -> None:
     train_fn, kwargs = function_plan.unpack_function(control.payload)
     os.environ[function_plan.CHECKPOINTS_VARIABLE] = plan.checkpoints
     os.environ[function_plan.ATTEMPT_VARIABLE] = str(plan.attempt)
-    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt)
+    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, control.activity.input_busy)
     watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, faults)
     with _scope(plan, control.activity), watch.installed():
         # Until it calls fit nobody can tell work from standing still: data may have to be fetched first.

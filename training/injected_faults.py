@@ -1,11 +1,13 @@
 """Faults that a rank brings upon itself when ``MIRRORSPARK_FAULTS`` asks: the inside of :mod:`training.faults`."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
@@ -18,16 +20,24 @@ from training.faults import Fault
 logger = logging.getLogger(__name__)
 
 
+Busy = Callable[[], AbstractContextManager[None]]
+
+
 class InjectedFault(RuntimeError):  # noqa: N818 - it stands for anybody's error
     """The error of the user's code that somebody asked for."""
 
 
 class InjectedFaults:
-    """The faults of one rank in one attempt; usually none."""
+    """The faults of one rank in one attempt; usually none.
 
-    def __init__(self, mine: Sequence[Fault]) -> None:
+    Attributes:
+        busy: What is entered while a fault holds the input up.
+    """
+
+    def __init__(self, mine: Sequence[Fault], busy: Busy = contextlib.nullcontext) -> None:
         """Keep them; nothing happens yet."""
         self._mine = tuple(mine)
+        self.busy = busy
 
     def callbacks(self) -> list[tf_keras.callbacks.Callback]:
         """Return what strikes at steps, to be listed behind all that must have seen the step."""
@@ -55,10 +65,12 @@ class InjectedFaults:
                 f"{faults.VARIABLE} asks for {kinds}, but the training data is {type(dataset).__name__}, which cannot "
                 f"be held up; train on a tf.data.Dataset, or ask for 'hang'"
             )
-        return InputGate(self.of_input).before(dataset)
+        return InputGate(self.of_input, self.busy).before(dataset)
 
 
-def from_environment(environment: Mapping[str, str], rank: int, attempt: int) -> InjectedFaults:
+def from_environment(
+    environment: Mapping[str, str], rank: int, attempt: int, busy: Busy = contextlib.nullcontext
+) -> InjectedFaults:
     """Return the faults that the environment names for this rank, and say so aloud.
 
     Raises:
@@ -67,7 +79,7 @@ def from_environment(environment: Mapping[str, str], rank: int, attempt: int) ->
     mine = [fault for fault in faults.parse(environment.get(faults.VARIABLE, "")) if fault.strikes(rank, attempt)]
     if mine:
         logger.warning("%s asks for faults in this rank: %s", faults.VARIABLE, "; ".join(map(str, mine)))
-    return InjectedFaults(mine)
+    return InjectedFaults(mine, busy)
 
 
 class _StrikeAtStep(tf_keras.callbacks.Callback):
@@ -115,9 +127,10 @@ class InputGate:
         is_watched: Whether it counts and holds up what passes.
     """
 
-    def __init__(self, gates: Sequence[Fault], *, is_watched: bool = True) -> None:
-        """Keep the faults; nothing passes yet."""
+    def __init__(self, gates: Sequence[Fault], busy: Busy = contextlib.nullcontext, *, is_watched: bool = True) -> None:
+        """Keep the faults, and what is entered while they hold the input up; nothing passes yet."""
         self._gates = tuple(gates)
+        self._busy = busy
         self._passed = 0
         self.is_watched = is_watched
 
@@ -135,9 +148,11 @@ class InputGate:
             return 0
         for fault in self._gates:
             if fault.kind == "slow_input" and self._passed >= fault.step:
-                threading.Event().wait(fault.duration)
+                with self._busy():
+                    threading.Event().wait(fault.duration)
             elif fault.kind == "hang_input" and self._passed == fault.step:
                 logger.warning("fault %s strikes after %d batches", fault, self._passed)
-                threading.Event().wait(fault.duration)
+                with self._busy():
+                    threading.Event().wait(fault.duration)
         self._passed += 1
         return self._passed

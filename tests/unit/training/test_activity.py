@@ -85,3 +85,15 @@ def test_a_phase_within_another_gives_way_to_it_again() -> None:
     with pytest.raises(OSError, match="full"), activity.within("checkpoint"), activity.within("checkpoint"):
         raise OSError("full")
     assert told == ["training", "checkpoint", "training"]
+
+
+def test_a_read_that_takes_long_is_what_the_training_waits_for() -> None:
+    clock = Clock()
+    activity = Activity(clock=clock)
+    with activity.input_busy():
+        clock.now += 1.0
+        assert activity.snapshot()["waiting_for"] is None
+        clock.now += 4.0
+        told = activity.snapshot()
+    assert (told["waiting_for"], told["waiting_seconds"]) == ("input", 5.0)
+    assert activity.snapshot()["waiting_for"] is None
