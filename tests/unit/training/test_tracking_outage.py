@@ -39,9 +39,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         str(folder / "files"),
     ]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # What other tests of this process told MLflow is not for this server.
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | quiet
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=os.environ | quiet, start_new_session=True
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True
         )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -54,6 +56,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=20)
+
+
+@pytest.fixture(autouse=True)
+def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow keeps in the environment what other tests of this process told it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 class Road:
