@@ -1,13 +1,11 @@
 """Early stopping that every rank decides alike, and that survives a restart."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import tf_keras
 
-from callbacks.agreement import mean_over_ranks
-from callbacks.metric_values import scalar_metrics
+from callbacks.agreed_monitor import AgreedMonitor
 
 
 class AgreedEarlyStopping(tf_keras.callbacks.Callback):
@@ -41,16 +39,10 @@ class AgreedEarlyStopping(tf_keras.callbacks.Callback):
     ) -> None:
         """Check and keep the arguments."""
         super().__init__()
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode is {mode!r}; use 'min' or 'max'")
         if patience < 1:
             raise ValueError(f"patience is {patience}; use at least 1 epoch")
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta is {min_delta}; use 0 or more")
-        self._monitor = monitor
-        self._sign = 1.0 if mode == "max" else -1.0
+        self._monitor = AgreedMonitor(monitor, mode, min_delta, "early stopping monitors")
         self._patience = patience
-        self._min_delta = min_delta
         self._baseline = baseline
         self._restored = False
         self._epoch = self.best_epoch = self.wait = 0
@@ -89,23 +81,11 @@ class AgreedEarlyStopping(tf_keras.callbacks.Callback):
         Raises:
             ValueError: The monitored value is not among the logs.
         """
-        metrics = scalar_metrics(logs)
-        if self._monitor not in metrics:
-            raise ValueError(
-                f"early stopping monitors {self._monitor!r}, which is not among the logs {sorted(metrics)}; "
-                "name one of them, and pass validation data for those that start with val_"
-            )
-        value = mean_over_ranks(self.model.distribute_strategy, metrics[self._monitor])
+        value = self._monitor.value(self.model, logs)
         self._epoch = epoch + 1
-        if self._improves(value):
+        if self._monitor.improves(value, self._baseline if self.best is None else self.best):
             self.best, self.best_epoch, self.wait = value, epoch + 1, 0
         else:
             self.wait += 1
         if self.stopped:
             self.model.stop_training = True
-
-    def _improves(self, value: float) -> bool:
-        reference = self._baseline if self.best is None else self.best
-        if math.isnan(value):
-            return False
-        return reference is None or self._sign * (value - reference) > self._min_delta

@@ -1,14 +1,12 @@
 """Smaller learning rates when progress stalls, decided alike on every rank, and kept over a restart."""
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import tf_keras
 
-from callbacks.agreement import mean_over_ranks
-from callbacks.metric_values import scalar_metrics
+from callbacks.agreed_monitor import AgreedMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +41,15 @@ class AgreedReduceLROnPlateau(tf_keras.callbacks.Callback):
     ) -> None:
         """Check and keep the arguments."""
         super().__init__()
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode is {mode!r}; use 'min' or 'max'")
         if not 0 < factor < 1:
             raise ValueError(f"factor is {factor}; use a number between 0 and 1")
         if patience < 1:
             raise ValueError(f"patience is {patience}; use at least 1 epoch")
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta is {min_delta}; use 0 or more")
         if cooldown < 0:
             raise ValueError(f"cooldown is {cooldown}; use 0 or more epochs")
-        self._monitor = monitor
-        self._sign = 1.0 if mode == "max" else -1.0
+        self._monitor = AgreedMonitor(monitor, mode, min_delta, "the learning rate depends on")
         self._factor = factor
         self._patience = patience
-        self._min_delta = min_delta
         self._cooldown = cooldown
         self._min_learning_rate = min_learning_rate
         self._restored = False
@@ -103,29 +95,18 @@ class AgreedReduceLROnPlateau(tf_keras.callbacks.Callback):
         Raises:
             ValueError: The monitored value is not among the logs.
         """
-        metrics = scalar_metrics(logs)
-        if self._monitor not in metrics:
-            raise ValueError(
-                f"the learning rate depends on {self._monitor!r}, which is not among the logs {sorted(metrics)}; "
-                "name one of them, and pass validation data for those that start with val_"
-            )
-        value = mean_over_ranks(self.model.distribute_strategy, metrics[self._monitor])
+        value = self._monitor.value(self.model, logs)
         self._epoch = epoch + 1
         is_cooling, self._cooling = self._cooling > 0, max(self._cooling - 1, 0)
         if is_cooling:
             self._wait = 0
-        if self._improves(value):
+        if self._monitor.improves(value, self._best):
             self._best, self._wait = value, 0
         elif not is_cooling:
             self._wait += 1
             if self._wait >= self._patience:
                 self._reduce()
                 self._wait, self._cooling = 0, self._cooldown
-
-    def _improves(self, value: float) -> bool:
-        if math.isnan(value):
-            return False
-        return self._best is None or self._sign * (value - self._best) > self._min_delta
 
     def _reduce(self) -> None:
         rate = self.model.optimizer.learning_rate

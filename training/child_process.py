@@ -188,11 +188,6 @@ def take_over() -> tuple[str, IO[str]]:
     return plan, answer
 
 
-def stay_until_dismissed() -> None:
-    """In the child: wait for the end of the pipe, which ends this process."""
-    threading.Event().wait()
-
-
 def _leave_with_the_parent() -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdin.read()

@@ -11,6 +11,7 @@ import yaml
 
 from callbacks.commit import Mode
 from callbacks.credentials import without_credentials
+from training.atomic_file import write_atomically
 from training.config import RunConfig
 from training.runs import duration, table
 from training.summary import strict
@@ -80,9 +81,7 @@ class SweepSummary:
     def save(self, path: Path) -> None:
         """Write the JSON document so that a reader sees the old one or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def ranked(trials: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
