@@ -11,19 +11,15 @@ import logging
 import math
 import re
 import shutil
-import tempfile
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from callbacks.checkpoint_store import (
-    STAGING,
     STORE_ERRORS,
     Delivery,
     Location,
-    ObjectStore,
     native,
     open_store,
     sha256,
@@ -141,25 +137,6 @@ class CommittedCheckpoint:
 def folder(directory: Location, step: int) -> Path | StoragePath:
     """Return the folder of the checkpoint of ``step``, whether or not it exists."""
     return native(StoragePath.of(directory) / _folder_name(step))
-
-
-def new_staging(directory: Location) -> Path:
-    """Create and return an empty local folder to prepare a checkpoint in.
-
-    It is in ``directory`` (made when absent), or in the system's folder for temporary files for a remote one.
-
-    Raises:
-        CheckpointStoreError: The store cannot be written.
-    """
-    store = open_store(directory)
-    if isinstance(store, ObjectStore):
-        return Path(tempfile.mkdtemp(prefix=STAGING.lstrip(".")))
-    staging = store.directory.local / f"{STAGING}{uuid.uuid4().hex}"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise store_error(directory, error) from error
-    return staging
 
 
 def publish(

@@ -7,8 +7,9 @@ from typing import Any
 
 # A password may hold "@" and "/" as they are, so everything between the first ":" and the last "@" goes. Where that is
 # not the password (`http://host:5000/a@b`), a part of an address is lost; the other way round, a part of a password
-# would be shown.
-_USER_AND_PASSWORD = re.compile(r"(?<=://)[^\s/?#:]*(?::(?:(?!://)\S)*)?@")
+# would be shown. An address that was taken for a path has one slash left (`postgresql:/u:p@host`); so has
+# `models:/name@alias`, which is none.
+_USER_AND_PASSWORD = re.compile(r"(?<=:/)(?P<slash>/|(?<!\bmodels:/))[^\s/?#:]*(?::(?:(?!://)\S)*)?@")
 
 # `secret_access_key=...`, `"password": "..."`, `X-Amz-Signature=...`, `fs.s3a.secret.key=...`: the value goes.
 _NAMED = re.compile(
@@ -39,7 +40,7 @@ def without_credentials(text: str) -> str:
     """
     for value in _secrets_of(os.environ):
         text = text.replace(value, HIDDEN)
-    text = _USER_AND_PASSWORD.sub("", text)
+    text = _USER_AND_PASSWORD.sub(r"\g<slash>", text)
     text = _AUTHORIZATION.sub(rf"\g<name>{HIDDEN}", text)
     return _NAMED.sub(rf"\g<name>{HIDDEN}", text)
 

@@ -21,10 +21,18 @@ from typing import Any
 
 from callbacks.credentials import without_credentials
 from callbacks.metric_replay import main, replay
-from callbacks.metric_requests import METRICS_PER_REQUEST, first_line, log_points, logged_steps, start_run
+from callbacks.metric_requests import (
+    METRICS_PER_REQUEST,
+    first_line,
+    log_points,
+    logged_steps,
+    send_call,
+    start_run,
+)
 from callbacks.metric_spill import Point, SpillFile, Target
 from callbacks.metric_values import scalar_metrics
-from callbacks.run_calls import RunCall, SetStatus, is_refusal, with_call
+from callbacks.mlflow_store import absolute_store, store_client
+from callbacks.run_calls import RunCall, SetStatus, with_call
 
 # The command that every warning names is `python -m callbacks.metric_buffer replay`.
 __all__ = ["METRICS_PER_REQUEST", "MetricBuffer", "Point", "main", "metric_name", "replay", "retry_delay"]
@@ -68,6 +76,7 @@ class MetricBuffer:
         client: An ``MlflowClient``, or a tracking URI to open one for in the background.
         run_id: The run to log to; None starts one when the server answers.
         experiment: Name of the experiment for a run that is started here.
+        experiment_id: Its id, where that is what is known; it goes before the name.
         run_name: Name for a run that is started here; one of that name that an earlier process started is gone on with.
         spill_path: File for metrics that memory cannot hold and for those left at the end; JSON lines.
             By default ``mlflow-metrics-<run id>.jsonl`` in the working directory.
@@ -87,6 +96,7 @@ class MetricBuffer:
         run_id: str | None = None,
         *,
         experiment: str = "Default",
+        experiment_id: str | None = None,
         run_name: str | None = None,
         spill_path: str | Path | None = None,
         capacity: int = 10_000,
@@ -103,9 +113,11 @@ class MetricBuffer:
         self._tracking_uri = client if isinstance(client, str) else getattr(client, "tracking_uri", "")
         self._run_id = run_id
         self._is_own_run = run_id is None
-        self._target = Target(run_id, without_credentials(self._tracking_uri), experiment, run_name)
-        default_path = Path.cwd() / f"mlflow-metrics-{run_id or uuid.uuid4().hex}.jsonl"
-        self._spill = SpillFile(Path(spill_path) if spill_path else default_path, self._target)
+        # Whoever replays the file may be anywhere.
+        store = without_credentials(absolute_store(self._tracking_uri))
+        self._target = Target(run_id, store, experiment, run_name, experiment_id)
+        default_path = f"mlflow-metrics-{run_id or uuid.uuid4().hex}.jsonl"
+        self._spill = SpillFile(Path(spill_path or default_path).absolute(), self._target)
         self._capacity = capacity
         self._first_retry_seconds = first_retry_seconds
         self._longest_retry_seconds = longest_retry_seconds
@@ -274,7 +286,8 @@ class MetricBuffer:
             call = self._calls[0] if self._calls and not points else None
         self._log_batch(client, [point for point in points if not self._is_stored(client, point)])
         if call is not None:
-            self._send_call(client, call)
+            assert self._run_id is not None  # noqa: S101 - _connect started one
+            send_call(client, self._run_id, call)
         with self._changed:
             self._in_flight = []
             if spilled:
@@ -282,21 +295,9 @@ class MetricBuffer:
             # A newer one may have taken its place meanwhile.
             self._calls = tuple(waiting for waiting in self._calls if waiting is not call)
 
-    def _send_call(self, client: Any, call: RunCall) -> None:
-        run_id = self._run_id
-        assert run_id is not None  # noqa: S101 - _connect started one
-        try:
-            call.send(client, run_id)
-        except Exception as error:  # Whatever the client raises: one call must not hold up all that follow.
-            if not is_refusal(error):
-                raise
-            logger.warning("MLflow refused %s of run %s: %s", call, run_id, first_line(error))
-
     def _connect(self) -> Any:
         if self._client is None:
-            from mlflow import MlflowClient  # seconds to import, and nobody waits for this thread
-
-            self._client = MlflowClient(self._tracking_uri)
+            self._client = store_client(self._tracking_uri)  # seconds, and nobody waits for this thread
         if self._run_id is None:
             run_id = start_run(self._client, self._target)
             with self._changed:

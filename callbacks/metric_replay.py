@@ -1,15 +1,22 @@
 """Sends what a training had to leave behind: ``python -m callbacks.metric_buffer replay FILE``."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from callbacks.metric_requests import METRICS_PER_REQUEST, first_line, log_points, logged_steps, start_run
-from callbacks.metric_spill import Spilled, name_run_in, read_spill
+from callbacks.metric_requests import (
+    METRICS_PER_REQUEST,
+    first_line,
+    log_points,
+    logged_steps,
+    send_call,
+    start_run,
+)
+from callbacks.metric_spill import Spilled, Target, name_run_in, read_spill
+from callbacks.mlflow_store import is_same_store, store_client
 from callbacks.run_calls import SetStatus
 
 
@@ -21,7 +28,7 @@ class Replayed:
         run_id: The run; started here when it never was.
         sent: Metric values sent.
         present: Metric values that were there already.
-        calls: Parameters, tags and artifacts sent, counted by calls.
+        calls: Parameters, tags and artifacts sent, counted by calls; with those that the server refused.
     """
 
     run_id: str
@@ -39,8 +46,8 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
     Args:
         path: The file.
         client: An ``MlflowClient``; by default one for ``tracking_uri``.
-        tracking_uri: Server; by default ``MLFLOW_TRACKING_URI``, else the one that the file names (without user
-            name and password, which are never written to it).
+        tracking_uri: Server or store; by default the one that the file names. User name and password are never
+            written to it: MLflow's own variables have them, or ``MLFLOW_TRACKING_URI`` where it names the same store.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -50,9 +57,7 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
     if not found.points and not found.calls:
         raise ValueError(f"{path} holds no metrics; name a file that a MetricBuffer left")
     if client is None:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or found.target.tracking_uri)
+        client = store_client(tracking_uri or _store_of(found.target))
     run_id = found.target.run_id
     if run_id is None:
         run_id = start_run(client, found.target)
@@ -63,11 +68,19 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
     for start in range(0, len(missing), METRICS_PER_REQUEST):
         log_points(client, run_id, missing[start : start + METRICS_PER_REQUEST])
     for call in found.calls:
-        call.send(client, run_id)
+        send_call(client, run_id, call)
     if _is_left_open(found):
         client.set_terminated(run_id, "FINISHED")
     path.unlink()
     return Replayed(run_id, len(missing), len(found.points) - len(missing), len(found.calls))
+
+
+def _store_of(target: Target) -> str:
+    """Return the store that has the run, or is to have it; never another one that MLflow happens to be set to."""
+    import mlflow
+
+    current = mlflow.get_tracking_uri()
+    return current if not target.tracking_uri or is_same_store(current, target.tracking_uri) else target.tracking_uri
 
 
 def _is_left_open(found: Spilled) -> bool:
@@ -81,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     replay_command = commands.add_parser("replay", help="send what is in a file that a training left behind")
     replay_command.add_argument("file", type=Path)
-    replay_command.add_argument("--tracking-uri", help="the MLflow server; by default the one that the file names")
+    replay_command.add_argument("--tracking-uri", help="the MLflow server or store, if not the one that the file names")
     options = parser.parse_args(arguments)
     try:
         done = replay(options.file, tracking_uri=options.tracking_uri)
@@ -92,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except Exception as error:  # Whatever the client raises, the file is still there: say so in one line.
-        print(f"{options.file} is kept, MLflow did not take it: {first_line(error)}", file=sys.stderr)
+        moved = "" if options.tracking_uri else "; give --tracking-uri if the server has moved"
+        print(f"{options.file} is kept, MLflow did not take it: {first_line(error)}{moved}", file=sys.stderr)
         return 1
     print(f"{done.sent} metric values sent to run {done.run_id}, {done.present} were there already")
     if done.calls:

@@ -1,11 +1,13 @@
 """The MLflow calls that sending a run's metrics and replaying them share."""
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from callbacks.credentials import without_credentials
 from callbacks.metric_spill import Point, Target
+from callbacks.run_calls import RunCall, is_refusal
 
 # What one log_batch request may carry (MLflow REST API, "Request Limits").
 METRICS_PER_REQUEST = 1000
@@ -16,10 +18,12 @@ RUN_TAG = "mirrorspark.run"
 
 _SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] ([^'\")\n]+)")
 
+logger = logging.getLogger(__name__)
+
 
 def start_run(client: Any, target: Target) -> str:
     """Start the run that values belong to, or find the one that was started before; return its id."""
-    experiment_id = experiment_of(client, target.experiment)
+    experiment_id = target.experiment_id or experiment_of(client, target.experiment)
     if target.run_name is None:
         return str(client.create_run(experiment_id).info.run_id)
     name = target.run_name.replace("'", "")
@@ -56,6 +60,16 @@ def log_points(client: Any, run_id: str | None, points: Sequence[Point]) -> None
     from mlflow.entities import Metric
 
     client.log_batch(run_id, metrics=[Metric(p.name, p.value, p.timestamp_ms, p.step) for p in points])
+
+
+def send_call(client: Any, run_id: str, call: RunCall) -> None:
+    """Send a call; one that the server refuses is left out with a warning, for it must not hold up all that follow."""
+    try:
+        call.send(client, run_id)
+    except Exception as error:  # Whatever the client raises.
+        if not is_refusal(error):
+            raise
+        logger.warning("MLflow refused %s of run %s: %s", call, run_id, first_line(error))
 
 
 def first_line(error: Exception) -> str:

@@ -31,12 +31,14 @@ class Target:
         tracking_uri: Server or store, without user name and password.
         experiment: Of a run that is yet to be started.
         run_name: Of a run that is yet to be started; with it a second start finds the first one's run.
+        experiment_id: Of an experiment that is known by its id; it goes before the name.
     """
 
     run_id: str | None
     tracking_uri: str
     experiment: str
     run_name: str | None = None
+    experiment_id: str | None = None
 
     def is_same_run(self, other: "Target") -> bool:
         """Whether values saved for this target belong to the other one's run."""

@@ -1,8 +1,10 @@
 """Metrics of a ``fit`` in one MLflow run, logged by the chief: each epoch's, and on request sampled steps and usage."""
 
 import atexit
+import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import tf_keras
 
 from callbacks.metric_buffer import MetricBuffer
 from callbacks.metric_values import scalar_metrics
+from callbacks.mlflow_store import is_same_store
 from callbacks.progress import optimizer_step, replicas_in_batch_logs
 from callbacks.roles import current_role
 from callbacks.run_calls import SetStatus
@@ -28,10 +31,15 @@ class MLflowLogger(tf_keras.callbacks.Callback):
     Keras does not tell callbacks of a training that fails. Its run, where it was started here, is ``FAILED`` when the
     process ends; a later training with the same callback goes on in it.
 
+    What is not given is what MLflow is set to, by its functions or its environment variables. Its run and its
+    experiment are those of its current store, and count for no other ``tracking_uri``.
+
     Args:
-        run_id: The run to go on with; by default the active run, else one is started, and ended with the training.
+        run_id: The run to go on with; by default the active run, else that of ``MLFLOW_RUN_ID``, both of which are left
+            open; else one is started, and ended with the training.
         tracking_uri: Server or store; MLflow's current one by default.
-        experiment: Experiment of a run that is started here.
+        experiment: Experiment of a run that is started here; by default MLflow's current one (``set_experiment``,
+            ``MLFLOW_EXPERIMENT_ID``, ``MLFLOW_EXPERIMENT_NAME``), else ``Default``.
         spill_path: File for metrics that could not be sent; see `MetricBuffer`.
         close_timeout_seconds: Longest wait for the server when training ends.
         step_seconds: Log the batch's metrics and ``steps_per_second``, too, under names that begin with ``step/`` and
@@ -47,7 +55,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         run_id: str | None = None,
         tracking_uri: str | None = None,
         *,
-        experiment: str = "Default",
+        experiment: str | None = None,
         spill_path: str | Path | None = None,
         close_timeout_seconds: float = 30.0,
         step_seconds: float | None = None,
@@ -98,13 +106,16 @@ class MLflowLogger(tf_keras.callbacks.Callback):
             return
         import mlflow
 
-        active = mlflow.active_run()
-        run_id = self._run_id or (active.info.run_id if active is not None else None)
+        current = mlflow.get_tracking_uri()
+        store = self._tracking_uri or current
+        settings = _settings() if is_same_store(store, current) else _Settings()
+        run_id = self._run_id or settings.run_id
         self._is_own_run = self._is_own_run or run_id is None
         self._buffer = MetricBuffer(
-            self._tracking_uri or mlflow.get_tracking_uri(),
+            store,
             run_id,
-            experiment=self._experiment,
+            experiment=self._experiment or settings.experiment,
+            experiment_id=None if self._experiment else settings.experiment_id,
             spill_path=self._spill_path,
         )
 
@@ -152,3 +163,25 @@ class MLflowLogger(tf_keras.callbacks.Callback):
             buffer.close(timeout_seconds)
         # Another fit of the same callback goes on with the same run.
         self._run_id = buffer.run_id
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What MLflow is set to log to, within its current store."""
+
+    run_id: str | None = None
+    experiment_id: str | None = None
+    experiment: str = "Default"
+
+
+def _settings() -> _Settings:
+    import mlflow
+
+    active = mlflow.active_run()
+    return _Settings(
+        # mlflow.start_run takes the variable out of the environment: as long as it is there, nobody has begun.
+        run_id=active.info.run_id if active is not None else os.environ.get("MLFLOW_RUN_ID") or None,
+        # mlflow.set_experiment sets this one, so it goes before the name, which may be the job's.
+        experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID") or None,
+        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or _Settings.experiment,
+    )

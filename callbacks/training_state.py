@@ -41,7 +41,8 @@ def tensors(model: tf_keras.Model, optimizer: Any) -> tf.train.Checkpoint:
 def settle(model: tf_keras.Model) -> None:
     """Bring the workers of ``model`` to one state where its optimizer lets them part; every worker has to call it.
 
-    An optimizer with local updates (`training.local_updates`) has a method ``settle``; for others this does nothing.
+    An optimizer with local updates (`training.fitting.local_updates`) has a method ``settle``; for others this does
+    nothing.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling wraps it
     if hasattr(optimizer, "settle"):

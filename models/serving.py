@@ -1,6 +1,7 @@
 """The exported model: a SavedModel that takes raw columns, or encoded features where the caller has encoded them."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,19 +23,17 @@ class ScoringModule(tf.Module):
 
     def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures) -> None:
         super().__init__(name="scoring")
-        self._predict = architecture.predict
-        self._model = model
+        self._predict = partial(architecture.predict, model)
+        self._state = _state(model)
         self._features = fitted.spec.query_features
         self._encoder = GraphEncoder(fitted, self._features)
 
     def signatures(self) -> dict[str, Any]:
         """Return the concrete functions by signature name."""
         return {
-            RAW_SIGNATURE: _concrete(
-                lambda inputs: self._predict(self._model, self._encoder(inputs)), self._encoder.signature()
-            ),
+            RAW_SIGNATURE: _concrete(lambda inputs: self._predict(self._encoder(inputs)), self._encoder.signature()),
             ENCODED_SIGNATURE: _concrete(
-                lambda encoded: self._predict(self._model, model_inputs(self._features, encoded)),
+                lambda encoded: self._predict(model_inputs(self._features, encoded)),
                 encoded_signature(self._features),
             ),
         }
@@ -48,8 +47,8 @@ class RetrievalModule(tf.Module):
 
     def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, *, scann: bool) -> None:
         super().__init__(name="retrieval")
-        self._predict = architecture.predict
-        self._model = model
+        self._predict = partial(architecture.predict, model)
+        self._state = _state(model)
         self._exclude = fitted.spec.exclude
         self._features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
         self._encoder = GraphEncoder(fitted, self._features)
@@ -74,7 +73,7 @@ class RetrievalModule(tf.Module):
 
     def _search(self, index: Any, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         excluded = inputs[self._exclude] if self._exclude else None
-        query = self._predict(self._model, {name: value for name, value in inputs.items() if name != self._exclude})
+        query = self._predict({name: value for name, value in inputs.items() if name != self._exclude})
         return index(query, excluded)
 
 
@@ -88,6 +87,16 @@ def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:
     """Write ``module`` as a SavedModel with its signatures."""
     options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])
     tf.saved_model.save(module, str(folder), signatures=module.signatures(), options=options)
+
+
+def _state(model: Any) -> list[Any]:
+    """Return what a graph of ``model`` uses and a SavedModel has to hold: variables, tables and files.
+
+    Not the model itself: Keras would add some functions for every layer, which nobody calls; to trace, write and load
+    those takes several times as long as all else.
+    """
+    kinds = (tf.Variable, tf.saved_model.experimental.TrackableResource, tf.saved_model.Asset)
+    return [one for one in tf.train.TrackableView(model).descendants() if isinstance(one, kinds)]
 
 
 def _concrete(function: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+if TYPE_CHECKING:  # who takes a colour only, as --help does, need not wait for matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), "Color Universal Design": distinguishable with any common colour blindness.
 BLUE = "#0072B2"
@@ -41,6 +41,9 @@ def new_figure(columns: int = 1, rows: int = 1, *, height_ratios: tuple[float, .
     The figure is a bare ``matplotlib.figure.Figure``: it is registered nowhere, needs no display, and is freed
     when the caller drops it.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     height = PANEL_HEIGHT_INCHES * (sum(height_ratios) if height_ratios else rows)
     size = (PANEL_WIDTH_INCHES * columns, height)
     return Figure(figsize=size, dpi=DOTS_PER_INCH, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))

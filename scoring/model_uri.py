@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse
 
 from callbacks.credentials import without_credentials
+from callbacks.mlflow_store import store_client
 from scoring.model_directory import find_model_directory, folder_digest
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it
@@ -74,7 +75,7 @@ def resolve(uri: str | Path, tracking_uri: str | None = None) -> PinnedModel:
 def _client(tracking_uri: str | None) -> "MlflowClient":
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=tracking_uri)
+    return MlflowClient() if tracking_uri is None else store_client(tracking_uri)
 
 
 def _resolve_folder(uri: str) -> PinnedModel:

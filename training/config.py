@@ -21,9 +21,9 @@ from data_pipelines.features import FeatureSpec
 from data_pipelines.storage import StorageError, StoragePath
 from models import catalog
 from models.settings import Schedule, check_warm_up
-from training.atomic_file import write_when_changed
-from training.elastic import BatchRule, Elastic, WorkerRange, parse_workers
-from training.run_history import DEFAULT_OUTPUT
+from training.records.atomic_file import write_when_changed
+from training.records.run_history import DEFAULT_OUTPUT
+from training.supervision.elastic import BatchRule, Elastic, WorkerRange, parse_workers
 
 RECIPE_FILE = "recipe.yaml"
 SQL_FILE = "table.sql"

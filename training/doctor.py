@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from callbacks.credentials import without_credentials
-from training.checks import Check
-from training.run_history import DEFAULT_OUTPUT
+from training.readiness.checks import Check
+from training.records.run_history import DEFAULT_OUTPUT
 
 EXIT_HEALTHY = 0
 EXIT_FAILED = 1
@@ -76,7 +76,7 @@ def examine(asked: Examination, report: _Report) -> list[Check]:
 
     A cluster is asked only when the driver is well: Spark's own words on what is wrong there are longer.
     """
-    from training import preflight  # Spark's packages, for which a wrong flag need not wait
+    from training.readiness import preflight  # Spark's packages, for which a wrong flag need not wait
 
     checks = []
     for check in preflight.check_driver(asked.output, asked.tracking_uri or _default_uri(asked.output), asked.master):
@@ -95,7 +95,7 @@ def _check_session(asked: Examination) -> list[Check]:
     from pyspark.sql import SparkSession
 
     from data_pipelines.spark_errors import task_message
-    from training import preflight
+    from training.readiness import preflight
     from training.spark_session import AnotherSessionError, open_session
 
     is_ours = SparkSession.getActiveSession() is None
@@ -118,7 +118,7 @@ def _check_session(asked: Examination) -> list[Check]:
 
 
 def _default_uri(output: Path) -> str:
-    from training.tracking import default_uri  # MLflow, which takes a second or two
+    from training.records.tracking import default_uri  # MLflow, which takes a second or two
 
     return default_uri(output)
 

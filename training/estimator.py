@@ -100,6 +100,7 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
         self._setDefault(tracking_uri=None, keys=[], batch_size=DEFAULT_BATCH_SIZE, with_version=True)
         self.setParams(**values)
         self.trained: Trained | None = None
+        self._fetched: tuple[tuple[str, str], PinnedModel] | None = None
 
     def pinned(self) -> PinnedModel:
         """Return the model, fetched where it is on another machine.
@@ -107,11 +108,18 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
         Raises:
             ModelNotFoundError: The version does not exist (any more).
         """
-        where = self.getOrDefault(self.model_uri), self.getOrDefault(self.tracking_uri)
+        uri, tracking_uri = self.getOrDefault(self.model_uri), self.getOrDefault(self.tracking_uri)
         # A copy with other params keeps it: `transform(df, {model.model_uri: ...})` is one.
-        if self.trained is not None and where == (self.trained.version_uri, self.trained.tracking_uri):
+        if self.trained is not None and (uri, tracking_uri) == (self.trained.version_uri, self.trained.tracking_uri):
             return self.trained.model
-        return resolve(*where)
+        # A folder may be written anew, and an alias moved to another version.
+        if not uri.startswith(("models:", "runs:")) or "@" in uri:
+            return resolve(uri, tracking_uri)
+        where = uri, tracking_uri or _mlflow_store()
+        if self._fetched is None or self._fetched[0] != where:
+            # What is fetched lies on this disk until Python exits: once is enough.
+            self._fetched = where, resolve(uri, tracking_uri)
+        return self._fetched[1]
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         """Return the table with the model's outputs as columns.
@@ -139,6 +147,13 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
         if taken := sorted(set(outputs) & set(dataset.columns)):
             raise ScoringError(f"the table has the columns {taken} already, which {pinned.label} adds; rename them")
         return scored.select(*(F.col(_quoted(name)) for name in dataset.columns), f"{_SCORED}.*")
+
+
+def _mlflow_store() -> str:
+    """Return the store that MLflow is set to."""
+    import mlflow  # takes seconds, and whoever names a store does not need it here
+
+    return str(mlflow.get_tracking_uri())
 
 
 class TrainingEstimator(

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 
-from training.run_folder import STATE_FILE, RunState, driver_of
+from training.records.run_folder import STATE_FILE, RunState, driver_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -288,6 +288,7 @@ def at(
 
     Raises:
         NotStruckError: The block ended well, and the moment had not come. An error of the block itself goes first.
+        TimeoutError: The block ended well, and the fault does not end; it may still be active.
     """
     watch = _RunWatch(Path(output))
     strike, over, failure = Strike(), threading.Event(), list[Exception]()
@@ -314,6 +315,10 @@ def at(
     finally:
         over.set()
         thread.join(_JOIN_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(
+            f"the fault has not ended {_JOIN_SECONDS:g} s after its block and may still be active; undo it by hand"
+        )
     if failure:
         raise NotStruckError(f"the fault could not be injected: {failure[0]}") from failure[0]
     if not strike.happened.is_set():
@@ -403,7 +408,7 @@ def vanished(folder: str | Path) -> Iterator[None]:
     aside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     place.rename(aside)
     try:
-        # By another name first: between two calls somebody might make the folder anew.
+        # No free place, where somebody would make the folder anew meanwhile.
         place.symlink_to(aside.with_name(f"{aside.name}.gone"))
         yield
     finally:

@@ -13,21 +13,23 @@ import yaml
 from pyspark.sql import SparkSession
 
 from callbacks.credentials import without_credentials
-from training import function_plan, preflight, tracking
-from training.atomic_file import write_when_changed
-from training.elastic import Elastic, WorkerRange, parse_workers
-from training.failure_policy import Attempt, Budgets
-from training.function_plan import FunctionPlan, FunctionStrategy, TrainFn
-from training.launcher import SparkLauncher
-from training.live_view import LiveView
-from training.open_run import OpenRun, open_run
-from training.run_history import DEFAULT_OUTPUT
+from training.foreign import function_plan
+from training.foreign.function_plan import FunctionPlan, FunctionStrategy, TrainFn
+from training.live.view import LiveView
+from training.ranks.launcher import SparkLauncher
+from training.ranks.worker import RankTask
+from training.readiness import preflight
+from training.records import tracking
+from training.records.atomic_file import write_when_changed
+from training.records.open_run import OpenRun, open_run
+from training.records.run_history import DEFAULT_OUTPUT
 from training.spark_session import bind_address, driver_address, open_session, task_slots
-from training.supervisor import Supervisor
-from training.watchdog import Limits
-from training.worker import RankTask
+from training.supervision.elastic import Elastic, WorkerRange, parse_workers
+from training.supervision.failure_policy import Attempt, Budgets
+from training.supervision.supervisor import Supervisor
+from training.supervision.watchdog import Limits
 
-ENTRY = "training.function_rank:train"
+ENTRY = "training.foreign.function_rank:train"
 
 # Of other people's code nobody knows how long its steps are: what stands still for longer than these surely hangs.
 _FIRST_STEP_SECONDS = 1800.0
@@ -203,8 +205,12 @@ def run_train_fn(
         verbose: Show what Spark and TensorFlow log.
 
     Raises:
+        ValueError: An option has a value that it cannot have.
         TrainFnError: The function cannot travel.
         PreflightError: The session cannot run a barrier job of that many workers, or a store cannot be reached.
+        DriverAddressError: There is no single address at which the workers could reach this machine.
+        TrackingError: The MLflow store cannot be opened.
+        NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         TrainingFailedError: An error of the function, or one lost worker too many; the message names the first error,
             ``attempts[-1].first_error`` has its traceback.
         TrainingStoppedError: Somebody asked for a stop.
@@ -266,7 +272,7 @@ class FunctionLauncher:
         self._answer: dict[str, Any] = {}
 
     def __call__(self, plan: FunctionPlan) -> tuple[dict[str, Any], ...]:
-        """Return how every rank ended; see :class:`training.launcher.SparkLauncher`."""
+        """Return how every rank ended; see :class:`training.ranks.launcher.SparkLauncher`."""
         outcomes = self._launcher.launch(RankTask(plan, entry=ENTRY, payload=self._payload), plan.workers)
         self._answer = next((outcome for outcome in outcomes if outcome["outcome"] == "finished"), {})
         return outcomes

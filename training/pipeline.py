@@ -25,14 +25,16 @@ from data_pipelines.spark_errors import task_message
 from data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
 from scoring.batch import score
 from scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
-from training import delivery, preflight
 from training.config import SQL_FILE, ConfigError, RunConfig
-from training.delivery import Trained
-from training.failure_policy import Attempt
-from training.live_view import LiveView
+from training.live.view import LiveView
+from training.readiness import preflight
+from training.results import delivery
+from training.results.delivery import ExportAhead, Trained
+from training.results.export import ExportProcess
+from training.results.summary import CHALLENGER, Summary, findings_in_words
 from training.spark_session import open_session
-from training.summary import CHALLENGER, Summary, findings_in_words
-from training.supervisor import TrainingFailedError, TrainingStoppedError
+from training.supervision.failure_policy import Attempt
+from training.supervision.supervisor import TrainingFailedError, TrainingStoppedError
 from training.train import cluster_checks
 from training.training_job import TrainingJob, open_job, tracking_uri
 
@@ -88,13 +90,16 @@ def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: Non
     """
     view = LiveView(epochs=config.epochs)
     prepared = prepare(config, view)
-    with open_job(prepared.dataset, config, prepared.spark, view) as job:
+    with (
+        ExportAhead(config) as ahead,
+        open_job(prepared.dataset, config, prepared.spark, view, listener=ahead.on_event) as job,
+    ):
         tell(_begun(config, prepared, job))
         attempts: tuple[Attempt, ...] = ()
         try:
             job.tracked.log_text((prepared.dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
             attempts = job.train()
-            summary = deliver(job, attempts, prepared, config)
+            summary = deliver(job, attempts, prepared, config, ahead.process)
         except BaseException as error:
             if isinstance(error, TrainingFailedError | TrainingStoppedError):
                 attempts = error.attempts
@@ -123,9 +128,15 @@ def prepare(config: RunConfig, view: LiveView, *, slots: int | None = None) -> P
     return Prepared(spark, table, dataset, is_reused)
 
 
-def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], prepared: Prepared, config: RunConfig) -> Summary:
+def deliver(
+    job: TrainingJob,
+    attempts: tuple[Attempt, ...],
+    prepared: Prepared,
+    config: RunConfig,
+    process: ExportProcess | None = None,
+) -> Summary:
     """Export, register and judge what was trained, score the test split with it and compare."""
-    trained = delivery.deliver(job, attempts)
+    trained = delivery.deliver(job, attempts, process)
     report = _score_and_compare(job, trained, prepared.table, config)
     return _finished(_begun(config, prepared, job), trained, report)
 

@@ -12,9 +12,9 @@ from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
 from training.command_line import parse, summary_file
 from training.config import ConfigError, RunConfig
-from training.run_history import SUMMARY_FILE
-from training.summary import Summary, make_way
-from training.supervisor import TrainingFailedError, TrainingStoppedError
+from training.records.run_history import SUMMARY_FILE
+from training.results.summary import Summary, make_way
+from training.supervision.supervisor import TrainingFailedError, TrainingStoppedError
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.run_folder import STATE_FILE
-from training.run_history import (
+from training.records.run_folder import STATE_FILE
+from training.records.run_history import (
     DEFAULT_OUTPUT,
     LATEST,
     UNSET,
@@ -21,7 +21,7 @@ from training.run_history import (
     find,
     history,
 )
-from training.summary import strict
+from training.results.summary import strict
 
 EXIT_DONE = 0
 EXIT_FAILED = 1

@@ -5,20 +5,24 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, get_args
 
 from callbacks.credentials import without_credentials
 from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
-from training.command_line import parse
+from training.command_line import parse, summary_file
 from training.config import ConfigError, RunConfig
+from training.results.summary import make_way
 from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
-from training.summary import make_way
-from training.sweep_run import Engine, SweepOptions, SweepStoppedError, run
-from training.sweep_schedule import SweepLimits
-from training.sweep_space import read_space
-from training.sweep_study import Pruner, Sampler
+from training.sweeping.options import SweepOptions
+from training.sweeping.report import SweepSummary
+from training.sweeping.run import Engine, SweepStoppedError, run
+from training.sweeping.schedule import SweepLimits
+from training.sweeping.specs import read_space
+from training.sweeping.study import Pruner, Sampler
+from training.sweeping.trial import one_line
 
 _DESCRIPTION = """\
 Train with other settings again and again, keep the best model. Every flag of `python -m training.run` works here, too:
@@ -43,33 +47,46 @@ def main(arguments: Sequence[str] | None = None, *, engine: Callable[[RunConfig]
         arguments: The flags; by default those of the process.
         engine: Makes what trains the trials; by default it is Spark.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = read_options(sys.argv[1:] if arguments is None else arguments)
+        options = read_options(arguments)
     except (ConfigError, FeatureSpecError, ModelSettingsError) as error:
-        return _say(_one_line(error), EXIT_USAGE)
+        return _end(SweepSummary("failed", error=one_line(error)), summary_file(arguments), EXIT_USAGE)
     config = options.config
     if not config.verbose:
         warnings.filterwarnings("ignore")
-    if config.dry_run:
+    if config.dry_run:  # no sweep, so no summary of one
         return _dry_run(options)
-    try:
-        if config.summary:
+    if config.summary:
+        try:
             make_way(Path(config.summary))
-        summary = run(options, (engine or _spark)(config))
-        print(summary.as_text())
-        if config.summary:
-            summary.save(Path(config.summary))
+        except OSError as error:
+            return _say(f"summary {config.summary} cannot be written ({_reason(error)}); give another file", EXIT_USAGE)
+    return _run(options, engine or _spark)
+
+
+def _run(options: SweepOptions, engine: Callable[[RunConfig], Engine]) -> int:
+    config, known = options.config, SweepSummary("failed")
+
+    def keep(summary: SweepSummary) -> None:
+        nonlocal known
+        known = summary
+
+    try:
+        summary = run(options, engine(config), tell=keep)
     except ConfigError as error:
-        return _say(_one_line(error), EXIT_USAGE)
+        return _end(replace(known, status="failed", error=one_line(error)), config.summary, EXIT_USAGE)
     except SweepStoppedError as error:
-        return _say(str(error), EXIT_FAILED)
+        return _end(replace(known, status="stopped", error=one_line(error)), config.summary, EXIT_FAILED)
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on", EXIT_FAILED)
+        message = "interrupted; the same command goes on"
+        return _end(replace(known, status="stopped", error=message), config.summary, EXIT_FAILED)
     except Exception as error:
         if config.verbose:
             print(without_credentials("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-        return _say(_one_line(error), EXIT_FAILED)
-    return EXIT_FINISHED
+        return _end(replace(known, status="failed", error=one_line(error)), config.summary, EXIT_FAILED)
+    print(summary.as_text())
+    return _end(summary, config.summary, EXIT_FINISHED)
 
 
 def read_options(arguments: Sequence[str]) -> SweepOptions:
@@ -94,8 +111,8 @@ def read_options(arguments: Sequence[str]) -> SweepOptions:
 
 
 def _spark(config: RunConfig) -> Engine:
-    from training.live_view import LiveView  # seconds of imports, for which --help and a wrong flag need not wait
-    from training.sweep_engine import SparkEngine
+    from training.live.view import LiveView  # seconds of imports, for which --help and a wrong flag need not wait
+    from training.sweeping.engine import SparkEngine
 
     return SparkEngine(config, LiveView(epochs=config.epochs))
 
@@ -144,8 +161,21 @@ def _build_parser() -> _Parser:
     return parser
 
 
-def _one_line(error: Exception) -> str:
-    return without_credentials(" ".join(str(error).split())) or type(error).__name__
+def _end(summary: SweepSummary, file: str | None, status: int) -> int:
+    """Write the summary to ``file``, say what went wrong, and return the exit status."""
+    if file:
+        try:
+            make_way(Path(file))
+            summary.save(Path(file))
+        except OSError as error:
+            # Who waits for the file would wait for ever if the status told of success.
+            status = status or EXIT_FAILED
+            _say(f"summary {file} cannot be written ({_reason(error)}); the sweep {summary.status}", status)
+    return _say(summary.error, status) if summary.error else status
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _say(message: str, status: int) -> int:

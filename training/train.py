@@ -5,12 +5,12 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from data_pipelines.dataset import Dataset
-from training import preflight
 from training.config import TrainingConfig
-from training.delivery import Trained, deliver
-from training.live_view import LiveView
+from training.live.view import LiveView
+from training.readiness import preflight
+from training.results.delivery import ExportAhead, Trained, deliver
+from training.results.summary import CHALLENGER
 from training.spark_session import open_session
-from training.summary import CHALLENGER
 from training.training_job import open_job, tracking_uri
 
 __all__ = ["Trained", "cluster_checks", "train"]
@@ -28,14 +28,18 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
         ConfigError: The model does not fit the dataset's label.
         PreflightError: The session cannot run a barrier job of that many workers, or a store cannot be reached.
         TrainingFailedError: A fault of the model's code, or one lost worker too many.
+        TrainingStoppedError: Somebody asked for a stop.
+        NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
+        TrackingError: The MLflow store cannot be opened.
     """
     checks = preflight.check_driver(Path(config.output), tracking_uri(config))
     preflight.require(checks)
     spark = spark or open_session(None, config.slots, verbose=config.verbose)
     preflight.require(cluster_checks(spark, config))
     view = LiveView(epochs=config.epochs)
-    with open_job(dataset, config, spark, view) as job:
-        trained = deliver(job, job.train())
+    with ExportAhead(config) as ahead, open_job(dataset, config, spark, view, listener=ahead.on_event) as job:
+        attempts = job.train()
+        trained = deliver(job, attempts, ahead.process)
         job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
     return trained
 

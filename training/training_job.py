@@ -14,18 +14,18 @@ from callbacks import commit
 from data_pipelines.dataset import Dataset
 from data_pipelines.storage import StoragePath
 from models.settings import check_candidates
-from training import tracking
+from training.channel.events import Event
 from training.config import SQL_FILE, TrainingConfig
-from training.events import Event
-from training.failure_policy import Attempt, Budgets
-from training.launcher import SparkLauncher
-from training.live_view import LiveView
-from training.open_run import OpenRun, open_run
-from training.plan import PROGRESS_STATE, TrainingPlan
-from training.run_folder import RunFolder
+from training.live.view import LiveView
+from training.ranks.launcher import SparkLauncher
+from training.ranks.plan import PROGRESS_STATE, TrainingPlan
+from training.records import tracking
+from training.records.open_run import OpenRun, open_run
+from training.records.run_folder import RunFolder
 from training.spark_session import bind_address, driver_address, task_slots
-from training.supervisor import Supervisor
-from training.watchdog import Limits
+from training.supervision.failure_policy import Attempt, Budgets
+from training.supervision.supervisor import Supervisor
+from training.supervision.watchdog import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ class TrainingJob:
         Raises:
             TrainingFailedError: A fault of the user's code, or a spent budget.
             TrainingStoppedError: Somebody asked for a stop.
+            NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         """
         self._log_start()
         with self.view.stage("train") as stage:

@@ -478,7 +478,8 @@ def _histogram_edges(numbers: np.ndarray) -> tuple[float, ...]:
         # One value nearly everywhere: what matters is how far the few others lie from it.
         low, high = float(distinct[0]), float(distinct[-1])
     if low == high:
-        half = max(0.5, float(np.spacing(abs(low))))
+        with np.errstate(over="ignore"):  # there is no number behind the largest one
+            half = max(0.5, float(np.spacing(abs(low))))
         return (max(low - half, -sys.float_info.max), min(low + half, sys.float_info.max))
     place = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     # Numbers next to each other have no room for edges between them.

@@ -12,7 +12,7 @@ import pytest
 from training import faults
 from training.faults import Fault
 from training.launch import Launched, run_train_fn
-from training.supervisor import TrainingFailedError
+from training.supervision.supervisor import TrainingFailedError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

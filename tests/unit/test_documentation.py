@@ -119,7 +119,7 @@ def write_example_recipe(folder: Path) -> None:
 def messages_of(package: Path) -> list[str]:
     """Return every string of the package's code on one line, with a mark where a value goes in."""
     found = []
-    for path in package.glob("*.py"):
+    for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Check":
                 found.append(f"{text_of(node.args[0])}: {text_of(node.args[-1])}")

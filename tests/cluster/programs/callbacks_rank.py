@@ -24,8 +24,8 @@ from callbacks.progress import EventCallback
 from callbacks.roles import current_role
 from callbacks.stop_request import StopOnRequest, TrainingStopped
 from callbacks.throughput import Throughput
-from training.ring import Ring
-from training.ring_strategy import RingStrategy
+from training.fitting.ring import Ring
+from training.fitting.ring_strategy import RingStrategy
 
 STEPS_PER_EPOCH = 4
 BATCH_PER_WORKER = 8

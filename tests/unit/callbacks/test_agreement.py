@@ -13,8 +13,8 @@ from callbacks.agreement import (
     sum_over_ranks,
 )
 from callbacks.roles import Role, current_role
-from training.ring import Ring
-from training.ring_strategy import RingStrategy
+from training.fitting.ring import Ring
+from training.fitting.ring_strategy import RingStrategy
 
 
 @pytest.fixture(params=["none", "mirrored", "ring"])

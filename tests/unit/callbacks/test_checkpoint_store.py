@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from callbacks import commit
-from callbacks.checkpoint_store import CheckpointStoreError, Location, flush, native, open_store
+from callbacks.checkpoint_store import CheckpointStoreError, Location, flush, native
 from data_pipelines.storage import StoragePath
+from tests.unit.callbacks.committed_files import publish_files
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -27,13 +28,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 
 def publish(directory: Location, step: int, *, content: str = "weights", auc: float | None = None) -> None:
-    open_store(directory).make()
-    staging = commit.new_staging(directory)
-    (staging / "ckpt.index").write_text("index")
-    (staging / "ckpt.data-00000-of-00001").write_text(f"{content} {step}")
-    (staging / commit.STATE).write_text('{"stopping": {"wait": 1}}')
+    files = {
+        "ckpt.index": "index",
+        "ckpt.data-00000-of-00001": f"{content} {step}",
+        commit.STATE: '{"stopping": {"wait": 1}}',
+    }
     metrics = {} if auc is None else {"auc": auc}
-    commit.publish(staging, directory, step=step, epoch=step // 10, metrics=metrics)
+    publish_files(directory, files, step=step, epoch=step // 10, metrics=metrics)
 
 
 def names(directory: Location) -> set[str]:
@@ -125,9 +126,11 @@ def killed_after(writes: int) -> Iterator[None]:
 @pytest.mark.parametrize("store", ["local", "memory"], indirect=True)
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_at_a_crash_between_any_two_writes_the_old_checkpoint_or_the_new_one_counts(
-    store: Location, is_replaced: bool
+    store: Location, is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T5: whole at any crash; a damaged checkpoint of the same step may be there, a good one always is."""
+    # Who is killed does not clean up what he has prepared.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     seen: set[int] = set()
     for writes in range(100):
         StoragePath.of(store).delete()

@@ -13,14 +13,15 @@ import pytest
 
 from callbacks import commit
 from callbacks.checkpoint_store import CheckpointStoreError
+from tests.unit.callbacks.committed_files import publish_files
 
 
 def publish(directory: Path, step: int, *, content: str = "weights", auc: float | None = None) -> Path:
-    staging = commit.new_staging(directory)
-    (staging / "ckpt.index").write_text("index")
-    (staging / "ckpt.data-00000-of-00001").write_text(f"{content} {step}")
+    files = {"ckpt.index": "index", "ckpt.data-00000-of-00001": f"{content} {step}"}
     metrics = {} if auc is None else {"val_auc": auc}
-    return commit.publish(staging, directory, step=step, epoch=step // 10, metrics=metrics).path
+    path = publish_files(directory, files, step=step, epoch=step // 10, metrics=metrics).path
+    assert isinstance(path, Path)
+    return path
 
 
 def damage(path: Path) -> None:
@@ -28,12 +29,14 @@ def damage(path: Path) -> None:
 
 
 def test_a_published_checkpoint_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    staging = commit.new_staging(tmp_path)
+    staging, store = tmp_path / "prepared", tmp_path / "store"
+    for folder in (staging, store):
+        folder.mkdir()
     (staging / "ckpt.index").write_bytes(b"abc")
     metrics = {"val_auc": 0.75, "loss": math.nan, "gain": -math.inf}
-    written = commit.publish(staging, tmp_path, step=420, epoch=4, step_in_epoch=20, metrics=metrics)
+    written = commit.publish(staging, store, step=420, epoch=4, step_in_epoch=20, metrics=metrics)
 
-    read = commit.read_committed(tmp_path / "step-00000420")
+    read = commit.read_committed(store / "step-00000420")
 
     assert (read.step, read.epoch, read.step_in_epoch, read.format_version) == (420, 4, 20, 1)
     assert read.metrics["val_auc"] == 0.75
@@ -42,7 +45,7 @@ def test_a_published_checkpoint_is_read_back_as_it_was_written(tmp_path: Path) -
     # sha256 of "abc": FIPS 180-2, appendix B.1.
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert read.files == written.files == (commit.CheckpointFile("ckpt.index", 3, sha256),)
-    assert read.prefix == str(tmp_path / "step-00000420" / "ckpt")
+    assert read.prefix == str(store / "step-00000420" / "ckpt")
     assert not staging.exists()
 
 
@@ -64,7 +67,6 @@ def test_a_crash_before_the_rename_leaves_nothing_committed(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         publish(tmp_path, 10)
     assert commit.committed(tmp_path) == []
-    assert len(commit.clean_staging(tmp_path)) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,9 +192,11 @@ def test_the_damage_error_survives_pickle(tmp_path: Path) -> None:
 
 
 def test_an_unwritable_store_is_named_in_an_error_with_the_systems_number(tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointStoreError, match=r"cannot write a checkpoint to .*file/store \(Not a dir") as caught:
-        commit.new_staging(tmp_path / "file" / "store")
+        commit.publish(prepared, tmp_path / "file" / "store", step=10, epoch=1)
     assert caught.value.errno == errno.ENOTDIR
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert (type(again), str(again), again.errno) == (type(caught.value), str(caught.value), errno.ENOTDIR)

@@ -9,12 +9,11 @@ import pytest
 from callbacks import commit
 from callbacks.checkpoint_store import CheckpointStoreError
 from callbacks.fence import FENCE, Fence, Permit, StaleAttemptError, fence, read_fence
+from tests.unit.callbacks.committed_files import publish_files
 
 
 def publish(directory: Path, step: int, permit: Permit | None) -> None:
-    staging = commit.new_staging(directory)
-    (staging / "ckpt.index").write_text("index")
-    commit.publish(staging, directory, step=step, epoch=0, permit=permit)
+    publish_files(directory, {"ckpt.index": "index"}, step=step, epoch=0, permit=permit)
 
 
 def test_the_attempt_that_holds_the_fence_publishes_and_its_number_is_kept(tmp_path: Path) -> None:

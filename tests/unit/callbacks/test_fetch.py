@@ -12,6 +12,7 @@ import pytest
 from callbacks import commit
 from callbacks.fetch import copies_folder, fetch, fetch_latest
 from data_pipelines.storage import StorageError, StoragePath
+from tests.unit.callbacks.committed_files import publish_files
 
 
 @pytest.fixture
@@ -25,10 +26,8 @@ def store(s3_bucket: str, tmp_path: Path) -> str:
 
 
 def publish(location: str, step: int) -> None:
-    staging = commit.new_staging(location)
-    (staging / "ckpt.index").write_text("index")
-    (staging / "ckpt.data-00000-of-00001").write_text(f"weights {step}")
-    commit.publish(staging, location, step=step, epoch=step // 10)
+    files = {"ckpt.index": "index", "ckpt.data-00000-of-00001": f"weights {step}"}
+    publish_files(location, files, step=step, epoch=step // 10)
 
 
 def newest(store: str) -> commit.CommittedCheckpoint:

@@ -3,19 +3,24 @@
 import json
 import logging
 import math
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from callbacks import metric_replay
 from callbacks.metric_buffer import MetricBuffer, main, metric_name, replay, retry_delay
 from callbacks.metric_replay import Replayed
+from callbacks.metric_spill import read_spill
 from callbacks.run_calls import LogArtifact, LogFolder, LogParams, RunCall, SetStatus, SetTags
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -84,6 +89,20 @@ class FakeServer:
         if self.is_down or self.failures > 0:
             self.failures -= 1
             raise ConnectionError("http://user:secret@tracking:5000 refused the connection")
+
+
+class RefusalError(Exception):
+    """What a client raises when the server says that the request is wrong."""
+
+    def get_http_status_code(self) -> int:
+        return 400
+
+
+class StrictServer(FakeServer):
+    """Refuses artifacts."""
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+        raise RefusalError("invalid name")
 
 
 @pytest.fixture
@@ -321,14 +340,6 @@ def test_what_else_could_not_be_sent_is_replayed_as_well(
 def test_a_call_that_the_server_refuses_does_not_hold_up_the_next(
     open_buffer: Callable[..., MetricBuffer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    class RefusalError(Exception):
-        def get_http_status_code(self) -> int:
-            return 400
-
-    class StrictServer(FakeServer):
-        def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
-            raise RefusalError("invalid name")
-
     server = StrictServer()
     buffer = open_buffer(server)
     for call in reversed(EVERYTHING):
@@ -447,6 +458,81 @@ def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
     points = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
     assert sorted(points) == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
     assert sorted(point.step for point in client.get_metric_history(run_id, "recall_20")) == [1, 2, 3]
+
+
+class AwayServer:
+    """Never answers; its store is a real one."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionError("nobody answers")
+
+
+@pytest.fixture
+def other_store(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let MLflow be set to another store; return its file."""
+    file = tmp_path / "other.db"
+    shutil.copy(mlflow_store.removeprefix("sqlite:///"), file)  # with its tables
+    mlflow.set_tracking_uri(None)  # what another test of this process said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    return file
+
+
+@pytest.mark.parametrize("has_run", [True, False])
+def test_a_replay_goes_to_the_store_of_the_run_whatever_mlflow_is_set_to(
+    mlflow_store: str, other_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_run: bool
+) -> None:
+    before = other_store.read_bytes()
+    client = MlflowClient(mlflow_store)
+    experiment = client.create_experiment(f"replayed-{has_run}", artifact_location=(tmp_path / "artifacts").as_uri())
+    run_id = client.create_run(experiment).info.run_id if has_run else None
+    folder = Path(mlflow_store.removeprefix("sqlite:///")).parent
+    monkeypatch.chdir(folder)
+    # An address that means this store in this folder alone.
+    away = AwayServer("sqlite:///mlflow.db")
+    buffer = MetricBuffer(away, run_id, experiment=f"replayed-{has_run}", spill_path=tmp_path / "spill.jsonl")
+    buffer.log({"loss": 0.5}, step=1)
+    buffer.call(LogArtifact.of("attempts.json", b"[]"))
+    assert not buffer.close(0.0)
+    monkeypatch.chdir(tmp_path)
+    done = replay(tmp_path / "spill.jsonl")
+    assert run_id in (None, done.run_id)
+    run = client.get_run(done.run_id)
+    assert (run.info.experiment_id, run.data.metrics) == (experiment, {"loss": 0.5})
+    assert (tmp_path / "artifacts" / done.run_id / "artifacts" / "attempts.json").read_bytes() == b"[]"
+    assert other_store.read_bytes() == before
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_mlflow_is_set_to_the_store_of_the_run_with_the_password_that_no_file_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "left.jsonl"
+    file.write_text(json.dumps({"run_id": RUN, "tracking_uri": "http://tracking:5000", "experiment": "Default"}) + "\n")
+    target = read_spill(file).target
+    mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cret@tracking:5000/")
+    assert metric_replay._store_of(target) == "http://ann:s3cret@tracking:5000/"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cret@elsewhere:5000")
+    assert metric_replay._store_of(target) == "http://tracking:5000"
+    assert metric_replay._store_of(replace(target, tracking_uri="")) == "http://ann:s3cret@elsewhere:5000"
+
+
+def test_a_call_that_the_server_refuses_does_not_hold_up_a_replay(
+    open_buffer: Callable[..., MetricBuffer], spill: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = StrictServer(is_down=True)
+    buffer = open_buffer(server)
+    for call in (LogArtifact.of("attempts.json", b"[]"), SetTags({"workers": "2"}), SetStatus("FINISHED")):
+        buffer.call(call)
+    assert not buffer.close(0.0)
+    server.is_down = False
+    replay(spill, client=server)
+    assert (server.tags, server.statuses) == ({"workers": "2"}, ["FINISHED"])
+    assert f"MLflow refused attempts.json of run {RUN}: invalid name" in caplog.text
+    assert not spill.exists()
 
 
 def test_the_command_that_the_warning_names_is_there(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """T7, L6: one run per training, with floats and tensors, gone on with after a restart."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from mlflow import MlflowClient
+from mlflow.tracking import fluent
 
 from callbacks.metric_buffer import MetricBuffer
 from callbacks.mlflow_log import MLflowLogger
@@ -70,6 +73,87 @@ def test_the_active_run_is_used_and_left_open(
     finally:
         mlflow.set_tracking_uri(None)
     assert len(curve(mlflow_store, run.info.run_id, "loss")) == 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job's environment says of MLflow: its store, its experiment and a run of it."""
+
+    store: str
+    experiment_id: str
+    run_id: str
+
+
+@pytest.fixture
+def job(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Let the environment name a store that is not ``mlflow_store``, and an experiment there."""
+    file = tmp_path / "job.db"
+    shutil.copy(mlflow_store.removeprefix("sqlite:///"), file)  # with its tables
+    store = f"sqlite:///{file}"
+    client = MlflowClient(store)
+    experiment_id = client.create_experiment("the job's")
+    mlflow.set_tracking_uri(None)  # what another test of this process said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "the job's")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return Job(store, experiment_id, client.create_run(experiment_id).info.run_id)
+
+
+def fit(tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, **arguments: Any) -> str:
+    """Train with a logger and return the id of its run."""
+    logger = MLflowLogger(spill_path=tmp_path / "spill.jsonl", **arguments)
+    new_model().fit(new_dataset(), callbacks=[logger], verbose=0)
+    assert logger.run_id is not None
+    return logger.run_id
+
+
+def test_a_run_that_is_started_belongs_to_the_experiment_of_the_environment(
+    job: Job, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
+) -> None:
+    info = MlflowClient(job.store).get_run(fit(tmp_path, new_model, new_dataset)).info
+    assert (info.experiment_id, info.status) == (job.experiment_id, "FINISHED")
+    named = MlflowClient(job.store).get_run(fit(tmp_path, new_model, new_dataset, experiment="mine")).info
+    assert MlflowClient(job.store).get_experiment(named.experiment_id).name == "mine"
+
+
+def test_the_run_of_the_environment_is_gone_on_with_and_left_open(
+    job: Job, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", job.run_id)
+    assert fit(tmp_path, new_model, new_dataset) == job.run_id
+    assert len(curve(job.store, job.run_id, "loss")) == 1
+    assert MlflowClient(job.store).get_run(job.run_id).info.status == "RUNNING"
+
+
+def test_the_experiment_that_the_code_sets_goes_before_that_of_the_environment(
+    job: Job, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fluent, "_active_experiment_id", None)  # so that it is taken back
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # likewise
+    chosen = mlflow.set_experiment("the notebook's").experiment_id
+    info = MlflowClient(job.store).get_run(fit(tmp_path, new_model, new_dataset)).info
+    assert info.experiment_id == chosen
+
+
+def test_a_store_that_is_given_gets_nothing_of_what_holds_for_mlflows_current_one(
+    job: Job,
+    mlflow_store: str,
+    tmp_path: Path,
+    new_model: NewModel,
+    new_dataset: NewDataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # With a run that is active, and one that is yet to be.
+    with mlflow.start_run(run_id=job.run_id):
+        first = fit(tmp_path, new_model, new_dataset, tracking_uri=mlflow_store)
+    monkeypatch.setenv("MLFLOW_RUN_ID", job.run_id)
+    second = fit(tmp_path, new_model, new_dataset, tracking_uri=mlflow_store)
+    assert len({first, second, job.run_id}) == 3
+    for run_id in (first, second):
+        info = MlflowClient(mlflow_store).get_run(run_id).info
+        assert (info.experiment_id, info.status) == ("0", "FINISHED")
+    assert curve(job.store, job.run_id, "loss") == []
 
 
 def test_a_server_that_is_down_from_the_start_does_not_stop_training(

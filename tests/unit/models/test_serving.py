@@ -1,12 +1,15 @@
 """The signatures of exported models: their indexes (R6), and features of every form (F1, F9)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from data_pipelines.feature_kinds import Categorical, Label, Numeric, Sequence, Sparse, Text
 from data_pipelines.features import FeatureSpec
@@ -89,3 +92,24 @@ def test_raw_and_encoded_rows_of_every_form_get_the_same_score(tmp_path: Path) -
     assert by_raw.shape == (3,)
     assert len(set(by_raw.tolist())) == 3
     assert by_raw.tolist() == by_encoded.tolist()
+
+
+class ByIdAlone:
+    """An architecture of somebody's own, whose model holds a table beside its weights."""
+
+    @staticmethod
+    def predict(model: tf_keras.Model, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {"score": tf.reshape(model(inputs["customer"]), [-1])}
+
+
+def test_tables_of_a_models_own_layers_are_saved_but_nothing_for_keras_alone(tmp_path: Path) -> None:
+    fitted = FittedFeatures(FeatureSpec((Categorical("customer", hash_buckets=100),), Label("late"), ("id",)), {}, {})
+    inputs = tf_keras.Input((), dtype=tf.int64)
+    known = tf_keras.layers.IntegerLookup(vocabulary=[7, 9])(inputs)
+    embedded = tf_keras.layers.Embedding(3, 1, embeddings_initializer=tf_keras.initializers.Constant([[1], [2], [3]]))
+    model = tf_keras.Model(inputs, embedded(known))
+    save(ScoringModule(cast(ModuleType, ByIdAlone), model, fitted), tmp_path)
+    signature = tf.saved_model.load(str(tmp_path)).signatures[ENCODED_SIGNATURE]
+    assert signature(customer=tf.constant([9, 5, 7], tf.int64))["score"].numpy().tolist() == [3.0, 1.0, 2.0]
+    # Functions that Keras would add for every layer take most of the time of saving and loading.
+    assert b"call_and_return" not in (tmp_path / "saved_model.pb").read_bytes()

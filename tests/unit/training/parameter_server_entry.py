@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training import fit, parameter_server
-from training.plan import TrainingPlan
-from training.rank_control import Finish, RankControl
+from training.fitting import fit
+from training.parameter_servers import train as parameter_server
+from training.ranks.plan import TrainingPlan
+from training.ranks.rank_control import Finish, RankControl
 
 build_model = fit.build_model
 

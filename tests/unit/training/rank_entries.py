@@ -13,8 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-from training.events import EventAddress
-from training.rank_control import Finish, RankControl
+from training.channel.events import EventAddress
+from training.ranks.rank_control import Finish, RankControl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,14 @@ def tell_all(plan: Plan, control: RankControl, finish: Finish) -> int:
     print("standard error", file=sys.stderr)
     Path(plan.note).write_text(json.dumps(seen))
     return 1
+
+
+def meet(plan: Plan, control: RankControl, finish: Finish) -> None:
+    """Write where all ranks listen."""
+    assert control.meeting is not None
+    control.activity.enter("connecting")
+    Path(plan.note).write_text(json.dumps(control.meeting.peers(4321, 20)))
+    finish(1)
 
 
 def fail(plan: Plan, control: RankControl, finish: Finish) -> int:

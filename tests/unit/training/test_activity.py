@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.activity import Activity
+from training.fitting.activity import Activity
 
 
 class Clock:

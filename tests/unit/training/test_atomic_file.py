@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.atomic_file import write_atomically, write_when_changed
+from training.records.atomic_file import write_atomically, write_when_changed
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

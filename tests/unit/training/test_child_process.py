@@ -11,7 +11,7 @@ from typing import IO
 
 import pytest
 
-from training.child_process import EXIT_ABANDONED, LineBudget, Tail, marked_as_told, tensorflow_environment
+from training.ranks.child_process import EXIT_ABANDONED, LineBudget, Tail, marked_as_told, tell, tensorflow_environment
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 def test_an_abandoned_process_says_so_by_its_status() -> None:
     program = """
         import threading
-        from training.child_process import take_over
+        from training.ranks.child_process import take_over
         take_over()
         threading.Event().wait(60)
         """
@@ -28,6 +28,33 @@ def test_an_abandoned_process_says_so_by_its_status() -> None:
     ) as process:
         assert process.stdin is not None
         process.stdin.write(b"the plan\n")
+        process.stdin.close()
+        assert process.wait(timeout=20) == EXIT_ABANDONED
+
+
+def start_child(program: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=REPOSITORY)
+
+
+def test_what_is_prepared_while_the_plan_is_awaited_does_not_stain_the_answer() -> None:
+    program = """
+        from training.ranks.child_process import take_over
+        plan, answer = take_over(prepare=lambda: print("a library's greeting", flush=True))
+        print("answer to", plan, file=answer, end="", flush=True)
+        """
+    with start_child(program) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "a library's greeting\n"
+        tell(process, "the plan")
+        assert process.stdout is not None
+        assert process.stdout.read() == "answer to the plan\n"
+
+
+def test_a_process_that_is_never_told_a_plan_leaves_with_its_parent() -> None:
+    with start_child("from training.ranks.child_process import take_over; take_over()") as process:
+        assert process.stdin is not None
         process.stdin.close()
         assert process.wait(timeout=20) == EXIT_ABANDONED
 

@@ -9,16 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from callbacks import commit
-from training import delivery
-from training import export as export_module
+from tests.unit.callbacks.committed_files import publish_files
+from training.channel.events import Event
 from training.config import RunConfig
-from training.evaluate_run import Verdict
-from training.export import EVALUATED_SPLITS, ExportPlan, ExportResult
-from training.failure_policy import Attempt
-from training.live_view import LiveView
-from training.open_run import OpenRun
-from training.run_folder import RunFolder
+from training.live.view import LiveView
+from training.records.open_run import OpenRun
+from training.records.run_folder import RunFolder
+from training.results import delivery
+from training.results import export as export_module
+from training.results.delivery import ExportAhead
+from training.results.evaluate_run import Verdict
+from training.results.export import EVALUATED_SPLITS, ExportPlan, ExportResult
+from training.supervision.failure_policy import Attempt
 from training.training_job import TrainingJob
 
 ATTEMPTS = (Attempt(1, 2, (), 0, 20, 2),)
@@ -28,6 +30,7 @@ class FakeTracked:
     """Knows its run, and remembers what it is told."""
 
     uri = "sqlite:///mlflow.db"
+    registry_uri = uri
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
@@ -49,10 +52,9 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, lines: list[str]) 
     """A job whose training is over: two epochs, of which the second is the better one."""
     folder = RunFolder(tmp_path, "identity", None)
     for epoch in (1, 2):
-        staging = commit.new_staging(folder.checkpoints)
-        (Path(str(staging)) / "ckpt.index").write_text(f"epoch {epoch}")
         metrics = {"val_auc": 0.6 + epoch / 10}
-        commit.publish(staging, folder.checkpoints, step=10 * epoch, epoch=epoch, metrics=metrics)
+        files = {"ckpt.index": f"epoch {epoch}"}
+        publish_files(folder.checkpoints, files, step=10 * epoch, epoch=epoch, metrics=metrics)
     view = LiveView(epochs=2, is_interactive=False, write=lines.append)
     run = OpenRun(folder, cast(Any, FakeTracked()), view)
     dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10)
@@ -68,7 +70,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[ExportPlan]:
     """Let every export register a version of its own; return their plans."""
     done: list[ExportPlan] = []
 
-    def export(plan: ExportPlan, *, verbose: bool = False) -> ExportResult:
+    def export(plan: ExportPlan, **_: Any) -> ExportResult:
         done.append(plan)
         Path(plan.predictions).mkdir(exist_ok=True)
         for split in EVALUATED_SPLITS:
@@ -103,3 +105,48 @@ def test_a_delivery_that_was_cut_off_goes_on_with_the_version_it_has_registered(
     monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({}, {}, {}))
     assert [delivery.deliver(job, ATTEMPTS).model_version for _ in range(2)] == ["1", "1"]
     assert len(exports) == 1
+
+
+class FakeProcess:
+    """Counts what is started and ended."""
+
+    def __init__(self, threads: int, *, verbose: bool = False) -> None:
+        self.threads = threads
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_the_export_gets_ready_when_the_chief_has_trained(
+    new_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "ExportProcess", FakeProcess)
+    end: Event = {"event": "train_end", "rank": 0}
+    with ExportAhead(new_config(threads_per_worker=3)) as ahead:
+        for event in ({"event": "epoch_end", "rank": 0, "epoch": 1}, {"event": "waiting"}, end | {"rank": 1}):
+            ahead.on_event(event)
+        assert ahead.process is None
+        ahead.on_event(end)
+        process = cast(Any, ahead.process)
+        assert (process.threads, process.is_closed) == (3, False)
+        # A training function that fits twice, or a restart, tells the same again.
+        ahead.on_event(end)
+        assert ahead.process is process
+    assert process.is_closed
+
+
+def test_the_process_that_is_ready_gets_the_plan(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def export_once(plan: ExportPlan, kept: Path, *, verbose: bool, process: Any) -> ExportResult:
+        given.append(process)
+        return export_module.export(plan)
+
+    monkeypatch.setattr(delivery, "export_once", export_once)
+    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({}, {}, {}))
+    process = cast(Any, FakeProcess(1))
+    delivery.deliver(job, ATTEMPTS, process)
+    assert given == [process]

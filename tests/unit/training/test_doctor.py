@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from training import doctor, preflight, spark_session
-from training.checks import Check, warning
+from training import doctor, spark_session
 from training.doctor import EXIT_FAILED, EXIT_HEALTHY, EXIT_USAGE, main
+from training.readiness import preflight
+from training.readiness.checks import Check, warning
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

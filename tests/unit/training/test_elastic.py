@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.order import EpochOrder
-from training.elastic import BatchRule, BatchSize, Elastic, WorkerRange, parse_workers, resume_step
+from training.supervision.elastic import BatchRule, BatchSize, Elastic, WorkerRange, parse_workers, resume_step
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,45 @@ def test_a_model_that_is_told_to_be_another_one_is_that_one(monkeypatch: pytest.
     assert elsewhere == ("models:/late/1", "sqlite:///y")
 
 
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """What is fetched, and from which store."""
+    made: list[tuple[str, str | None]] = []
+
+    def resolve(uri: str, tracking_uri: str | None) -> str:
+        made.append((uri, tracking_uri))
+        return f"copy {len(made)}"
+
+    monkeypatch.setattr(estimator, "resolve", resolve)
+    return made
+
+
+def test_a_model_is_fetched_once_however_often_it_scores(fetched: list[Any]) -> None:
+    model = TrainedModel(model_uri="models:/late/1", tracking_uri="https://host")
+    assert [model.pinned(), model.pinned(), model.copy({model.batch_size: 7}).pinned()] == ["copy 1"] * 3
+    model.setParams(model_uri="models:/late/2")
+    assert model.pinned() == "copy 2"
+    assert fetched == [("models:/late/1", "https://host"), ("models:/late/2", "https://host")]
+
+
+@pytest.mark.parametrize("uri", ["models:/late@champion", "exported/late"])
+def test_what_may_be_another_model_the_next_time_is_looked_for_each_time(fetched: list[Any], uri: str) -> None:
+    model = TrainedModel(model_uri=uri, tracking_uri="https://host")
+    assert [model.pinned(), model.pinned()] == ["copy 1", "copy 2"]
+
+
+def test_a_model_without_a_store_of_its_own_is_that_of_the_store_which_mlflow_is_set_to(
+    fetched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ["https://one"]
+    monkeypatch.setattr(estimator, "_mlflow_store", lambda: store[0])
+    model = TrainedModel(model_uri="models:/late/1")
+    assert [model.pinned(), model.pinned()] == ["copy 1", "copy 1"]
+    store[0] = "https://two"
+    assert model.pinned() == "copy 2"
+    assert fetched[0] == ("models:/late/1", None)
+
+
 class Table:
     """As much of a DataFrame as fitting looks at when the split is there already."""
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from data_pipelines.blocks import Block
 from data_pipelines.features import FeatureSpec
-from training import baselines, evaluate_run
-from training.baselines import hist_gradient_boosting
-from training.evaluate_run import curves_of, judge_binary, judge_retrieval
+from training.results import baselines, evaluate_run
+from training.results.baselines import hist_gradient_boosting
+from training.results.evaluate_run import curves_of, judge_binary, judge_retrieval
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from training.event_file import EventFile
+from training.records.event_file import EventFile
 
 
 class Clock:

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from training import events
-from training.events import Event, EventAddress, EventClient, EventServer
-from training.handshake import proof
+from training.channel import events
+from training.channel.events import Event, EventAddress, EventClient, EventServer
+from training.channel.handshake import proof
 
 SECONDS = 10.0
 
@@ -468,6 +468,26 @@ def test_a_task_that_comes_late_learns_what_still_stands() -> None:
         server.command({"command": "lease"})
         assert heard.get(timeout=SECONDS) == {"command": "lease"}
         client.close()
+
+
+def test_where_the_ranks_listen_is_told_to_the_ranks_alone_and_to_who_comes_again() -> None:
+    """T7: a rank whose line is cut while it waits for the others must not wait for ever."""
+    log = Log()
+    some, all_of_them = ({"command": "peers", "addresses": [first, "b:2"]} for first in (None, "a:1"))
+    with EventServer("127.0.0.1", log) as server:
+        task, heard_by_task = commanded(server, rank=0)
+        task.send({"event": "system"})
+        wait_until(lambda: len(log.events) == 1)
+        server.command(some)
+        server.command(all_of_them)
+        for _ in range(2):
+            heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            rank = EventClient(server.address, 0, 1, on_command=heard.put)
+            assert heard.get(timeout=SECONDS) == all_of_them
+            rank.close()
+        server.command({"command": "lease"})
+        assert heard_by_task.get(timeout=SECONDS) == {"command": "lease"}
+        task.close()
 
 
 def test_a_task_that_does_not_read_holds_up_neither_driver_nor_others() -> None:

@@ -10,10 +10,10 @@ import pytest
 from pyspark.errors import PySparkException
 
 from data_pipelines.storage import StoragePath
-from training import executor_checks
-from training.checks import Check
-from training.executor_checks import Found, Heard, check_executors, judge
-from training.executor_probe import Answer, Pace, Question, Store, StoreAnswer, Unreachable
+from training.readiness import executor_checks
+from training.readiness.checks import Check
+from training.readiness.executor_checks import Found, Heard, check_executors, judge
+from training.readiness.executor_probe import Answer, Pace, Question, Store, StoreAnswer, Unreachable
 
 VERSIONS = {"python": "3.11", "numpy": "2.0.0"}
 FOLDER = StoragePath("/shared/output")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.storage import StoragePath
-from training import executor_probe
-from training.events import EventServer
-from training.executor_probe import (
+from training.channel.events import EventServer
+from training.readiness import executor_probe
+from training.readiness.executor_probe import (
     Answer,
     Pace,
     Place,

@@ -1,7 +1,9 @@
 """T7: an export that is repeated leaves one version, and is not done twice."""
 
 import dataclasses
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,18 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from training import export as module
-from training.export import CHECKPOINT_TAG, ExportFailedError, ExportPlan, ExportResult, export_once, registered_before
+from training.ranks import child_process
+from training.results import export as module
+from training.results.export import (
+    CHECKPOINT_TAG,
+    ExportFailedError,
+    ExportPlan,
+    ExportProcess,
+    ExportResult,
+    export,
+    export_once,
+    registered_before,
+)
 
 
 @pytest.fixture
@@ -25,6 +37,7 @@ def plan(tmp_path: Path) -> ExportPlan:
         folder=str(tmp_path / "model"),
         predictions=str(tmp_path / "predictions"),
         tracking_uri="sqlite:///mlflow.db",
+        registry_uri="sqlite:///mlflow.db",
         mlflow_run_id="run-1",
         registered_model="flights",
         threads=2,
@@ -36,7 +49,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[ExportPlan]:
     """Let every export succeed with a version of its own; return their plans."""
     done: list[ExportPlan] = []
 
-    def export(plan: ExportPlan, *, verbose: bool = False) -> ExportResult:
+    def export(plan: ExportPlan, **_: Any) -> ExportResult:
         done.append(plan)
         for folder, name in ((plan.folder, "saved_model/saved_model.pb"), (plan.predictions, "test.parquet")):
             file = Path(folder) / name
@@ -82,13 +95,72 @@ def test_an_export_that_fails_leaves_no_word_of_the_one_before(
     kept = tmp_path / "export.json"
     export_once(plan, kept)
 
-    def fail(plan: ExportPlan, *, verbose: bool = False) -> ExportResult:
+    def fail(plan: ExportPlan, **_: Any) -> ExportResult:
         raise ExportFailedError("export failed: no space left")
 
     monkeypatch.setattr(module, "export", fail)
     with pytest.raises(ExportFailedError):
         export_once(dataclasses.replace(plan, seed=2), kept)
     assert not kept.exists()
+
+
+Started = list[subprocess.Popen[str]]
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Started]]:
+    """Return a function that has every export process run a program; it returns the processes."""
+    started: Started = []
+
+    def replace(program: str) -> Started:
+        def start(module: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+            pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            started.append(subprocess.Popen([sys.executable, "-c", program], text=True, **pipes))
+            return started[-1]
+
+        monkeypatch.setattr(child_process, "start", start)
+        return started
+
+    yield replace
+    assert all(process.poll() is not None for process in started)
+
+
+ANSWERS = """
+import json, os
+plan = json.loads(input())
+print(json.dumps({"model_uri": plan["checkpoint"], "model_version": str(os.getpid())}))
+"""
+
+
+def test_an_export_runs_in_the_process_that_was_started_before(plan: ExportPlan, say: Callable[[str], Started]) -> None:
+    started = say(ANSWERS)
+    with ExportProcess(2) as process:
+        assert process.is_alive
+        assert export(plan, process=process) == ExportResult(plan.checkpoint, str(started[0].pid))
+    assert len(started) == 1
+
+
+def test_a_process_that_has_died_meanwhile_is_replaced(plan: ExportPlan, say: Callable[[str], Started]) -> None:
+    started = say(ANSWERS)
+    with ExportProcess(2) as process:
+        started[0].kill()
+        started[0].wait()
+        assert export(plan, process=process).model_version == str(started[1].pid)
+
+
+def test_an_export_that_fails_tells_the_last_line_of_its_process(
+    plan: ExportPlan, say: Callable[[str], Started]
+) -> None:
+    say("input(); raise OSError('no space left')")
+    with pytest.raises(ExportFailedError, match=r"^export failed: OSError: no space left$"):
+        export(plan)
+
+
+def test_a_process_that_is_not_needed_after_all_is_ended(say: Callable[[str], Started]) -> None:
+    started = say("input()")
+    with ExportProcess(2):
+        pass
+    assert started[0].returncode != 0
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.elastic import Elastic, WorkerRange
-from training.failure_policy import (
+from training.supervision.elastic import Elastic, WorkerRange
+from training.supervision.failure_policy import (
     Attempt,
     Budgets,
     Cause,

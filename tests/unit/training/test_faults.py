@@ -20,7 +20,7 @@ import pytest
 
 from training import faults
 from training.faults import Fault, Moment, NotStruckError, Run
-from training.run_folder import RunState
+from training.records.run_folder import RunState
 
 SECONDS = 20.0
 NOBODY = 4_194_305  # no process has a number above 4,194,304
@@ -285,6 +285,28 @@ def test_anything_can_be_done_at_a_moment_and_is_undone(tmp_path: Path) -> None:
         assert strike.happened.wait(SECONDS)
     assert store.is_dir()
     assert not store.is_symlink()
+
+
+def let_it_strike(run: Written, strike: faults.Strike) -> None:
+    run.say("epoch_end", epoch=1)
+    assert strike.happened.wait(SECONDS)
+
+
+def test_a_fault_that_does_not_end_with_its_block_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_JOIN_SECONDS", 0.1)
+    may_end = threading.Event()
+
+    @contextlib.contextmanager
+    def stays() -> Iterator[None]:
+        yield
+        may_end.wait(SECONDS)
+
+    with (
+        pytest.raises(TimeoutError, match=r"has not ended 0\.1 s after its block and may still be active"),
+        faults.at(tmp_path, Moment(epoch=1), stays()) as strike,
+    ):
+        let_it_strike(Written(tmp_path), strike)
+    may_end.set()
 
 
 def test_a_store_that_has_vanished_holds_nothing_takes_nothing_and_comes_back(tmp_path: Path) -> None:

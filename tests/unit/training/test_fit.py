@@ -1,14 +1,45 @@
-"""T6: how the training of one rank gets its data."""
+"""T6: how the training of one rank finds the others, and gets its data."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tensorflow as tf
 
 from tests.unit.training.test_function_rank import Twin
-from training import fit
-from training.activity import Activity
-from training.ring_strategy import RingStrategy
+from tests.unit.training.test_running_attempt import Driver
+from training.channel.events import Command, EventClient, EventServer
+from training.fitting import fit
+from training.fitting.activity import Activity
+from training.fitting.ring_strategy import RingStrategy
+from training.ranks.rank_control import Meeting
+
+
+def test_ranks_find_each_other_through_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T2: nobody has to know a free port before it is listened on."""
+    elsewhere = {"cluster": {"worker": ["192.0.2.1:1", "192.0.2.1:2"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(elsewhere))  # left over, and not to be looked at
+    plan: Any = SimpleNamespace(token="secret", config=SimpleNamespace(strategy_name="ring", start_limit_seconds=20))
+    driver = Driver()
+
+    def open_as(rank: int) -> Any:
+        heard: SimpleQueue[Command] = SimpleQueue()
+        events = EventClient(server.address, rank, 1, on_command=heard.put)
+        activity = Activity()
+        try:
+            return fit.open_strategy(plan, activity, Meeting(rank, "127.0.0.1", events, heard, activity))
+        finally:
+            events.close()
+
+    with EventServer("127.0.0.1", driver.running.hear) as server, ThreadPoolExecutor(2) as pool:
+        driver.running.begin(server)
+        strategies = [strategy.result() for strategy in [pool.submit(open_as, rank) for rank in (0, 1)]]
+    assert [(strategy.ring.rank, strategy.ring.workers) for strategy in strategies] == [(0, 2), (1, 2)]
+    for strategy in strategies:
+        strategy.ring.close()
 
 
 @pytest.mark.parametrize("name", ["mirrored", "ring"])

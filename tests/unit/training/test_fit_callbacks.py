@@ -9,13 +9,14 @@ import pytest
 from callbacks import commit
 from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.nan_guard import StopOnNaN
-from training.activity import Activity, Phase
+from tests.unit.callbacks.committed_files import publish_files
+from training.channel.events import EventClient
 from training.config import TrainingConfig
-from training.events import EventClient
-from training.fit_callbacks import fit_callbacks, with_local_checkpoint
-from training.plan import TrainingPlan
-from training.rank_control import RankControl, StopRequest
-from training.start import Start
+from training.fitting.activity import Activity, Phase
+from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
+from training.fitting.start import Start
+from training.ranks.plan import TrainingPlan
+from training.ranks.rank_control import RankControl, StopRequest
 
 
 class NoDriver:
@@ -73,9 +74,7 @@ def test_the_chief_publishes_by_the_fence_that_its_driver_put_up(tmp_path: Path)
 
 
 def publish(location: str | Path) -> commit.CommittedCheckpoint:
-    staging = commit.new_staging(location)
-    (staging / "ckpt.index").write_text("index")
-    return commit.publish(staging, location, step=10, epoch=1)
+    return publish_files(location, {"ckpt.index": "index"}, step=10, epoch=1)
 
 
 def test_a_remote_checkpoint_is_on_this_machine_before_the_ranks_meet(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training import function_plan
-from training.events import EventAddress
-from training.function_plan import (
+from training.channel.events import EventAddress
+from training.foreign import function_plan
+from training.foreign.function_plan import (
     FunctionPlan,
     ReturnValueError,
     TrainFnError,

@@ -24,12 +24,12 @@ from callbacks import commit
 from callbacks.backup import BackupAndRestore
 from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.stop_request import TrainingStopped
-from training import function_rank
-from training.activity import Activity
-from training.fit_watch import FitWatch, global_batch_size
-from training.function_plan import FunctionPlan, pack_function, unpack_value
+from training.fitting.activity import Activity
+from training.fitting.ring_strategy import RingStrategy
+from training.foreign import function_rank
+from training.foreign.fit_watch import FitWatch, global_batch_size
+from training.foreign.function_plan import FunctionPlan, pack_function, unpack_value
 from training.injected_faults import InjectedFault, InjectedFaults, from_environment
-from training.ring_strategy import RingStrategy
 
 Event = dict[str, Any]
 

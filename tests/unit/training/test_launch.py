@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from training.events import EventAddress
-from training.function_plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
-from training.launch import FunctionLauncher, LaunchConfig, run_train_fn
-from training.worker import RankTask
+from training.channel.events import EventAddress
+from training.foreign.function_plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
+from training.launch import ENTRY, FunctionLauncher, LaunchConfig, run_train_fn
+from training.ranks.worker import RankTask
 
 
 def config(**knobs: Any) -> LaunchConfig:
@@ -106,8 +106,8 @@ def test_the_supervisor_sees_epochs_and_the_caller_the_return_value() -> None:
     launcher, seen, task = launched(*({"outcome": "finished"} | answer for answer in ranks))
     assert [outcome["epochs"] for outcome in seen] == [3, 3]
     assert launcher.returned("train") == [1, 2]
-    assert (task.payload, task.entry) == (b"function", "training.function_rank:train")
-    assert "function" not in repr(task).replace("training.function", "")
+    assert (task.payload, task.entry) == (b"function", "training.foreign.function_rank:train")
+    assert "function" not in repr(task).replace(ENTRY, "")
 
 
 def test_other_outcomes_pass_as_they_are() -> None:

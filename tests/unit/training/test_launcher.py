@@ -1,15 +1,28 @@
-"""T6: what Spark's message of a failed barrier job is read as, and which sessions can launch one."""
+"""T6: what Spark's message of a failed job is read as, which sessions can launch one, and when its ranks begin."""
 
+import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
+from pyspark import BarrierTaskContext, BarrierTaskInfo, TaskContext, cloudpickle
 
-from training import launcher
-from training.failure_policy import RankError
-from training.launcher import BarrierJobError, SparkConnectError, SparkLauncher, read_failure, require_classic
+from tests.unit.training.test_worker import Driver, task
+from training.ranks import launcher, rank_process
+from training.ranks.launcher import (
+    BarrierJobError,
+    EarlyRunner,
+    SparkConnectError,
+    SparkLauncher,
+    read_failure,
+    require_classic,
+)
+from training.ranks.worker import RankTask
+from training.supervision.failure_policy import RankError
 
 SPARK = "An error occurred while calling z:org.apache.spark.api.python.PythonRDD.collectAndServe.\n"
 TRACE = "Traceback (most recent call last):\n  File worker.py, line 53\n"
@@ -77,6 +90,92 @@ def test_a_session_of_a_cluster_is_taken_and_cancelling_nothing_does_nothing() -
     SparkLauncher(ClassicSession()).cancel()  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def driver() -> Iterator[Driver]:
+    driver = Driver()
+    with driver.server:
+        yield driver
+    rank_process.shut_down()
+
+
+class Exchange(BarrierTaskContext):
+    """The context of the only task of a stage, which notes what it exchanges, once ``before`` has returned."""
+
+    before: Callable[[], None]
+    said: list[str]
+
+    @classmethod
+    def of(cls, before: Callable[[], None]) -> "Exchange":
+        context: Exchange = object.__new__(cls)
+        context.before, context.said = before, []
+        return context
+
+    def partitionId(self) -> int:  # noqa: N802 - PySpark's name
+        return 0
+
+    def cpus(self) -> int:
+        return 1
+
+    def getTaskInfos(self) -> list[BarrierTaskInfo]:  # noqa: N802 - likewise
+        return [BarrierTaskInfo("127.0.0.1:38765")]
+
+    def allGather(self, message: str = "") -> list[str]:  # noqa: N802 - likewise
+        if not self.said:
+            self.before()
+        self.said.append(message)
+        return [message]
+
+
+def program(task: RankTask) -> Callable[[Any], list[Any]]:
+    """Return what a task of the runner's job runs, as it arrives there."""
+    runner: EarlyRunner = object.__new__(EarlyRunner)  # its constructor needs a JVM
+    for name, value in {"num_slots": 1, "num_tasks": 1, "use_gpu": False}.items():
+        setattr(runner, f"_{name}", value)
+    runner._gpu_resource_name, runner._use_custom_strategy = "gpu", True
+    arrived: Callable[[Any], list[Any]] = pickle.loads(cloudpickle.dumps(runner._get_spark_task_program(task)))  # noqa: S301
+    return arrived
+
+
+@pytest.mark.parametrize("begins_early", [True, False])
+def test_a_rank_that_can_begins_before_the_runners_exchange(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, begins_early: bool
+) -> None:
+    """T2: an exchange takes a second, and nothing of it is needed by a rank that meets the others otherwise."""
+    seen: list[str] = []
+
+    def before_the_exchange() -> None:
+        if begins_early:
+            seen.append(driver.next("phase", phase="ending")["event"])
+        seen.extend(driver.kinds(None))
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv("TF_CONFIG", "of an earlier attempt")
+    context = Exchange.of(before_the_exchange)
+    monkeypatch.setattr(TaskContext, "_taskContext", context)
+    ours = task(driver.server.address, "tell_all", str(tmp_path / "seen"), begins_early=begins_early)
+    assert program(ours)(iter(())) == [[{"outcome": "finished", "epochs": 1}]]
+    assert bool(seen) == begins_early
+    assert [text.startswith("127.0.0.1:") for text in context.said] == [True, False]
+    environment = json.loads((tmp_path / "seen").read_text())["environment"]
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert ("TF_CONFIG" in environment) == (not begins_early)
+
+
+def test_a_rank_that_has_begun_ends_when_the_runners_exchange_fails(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes: list[psutil.Process] = []
+
+    def fail() -> None:
+        processes.append(psutil.Process(driver.next("phase", phase="training")["process"]))
+        raise ConnectionError("the barrier is broken")
+
+    monkeypatch.setattr(TaskContext, "_taskContext", Exchange.of(fail))
+    with pytest.raises(ConnectionError, match="barrier"):
+        program(task(driver.server.address, "hang", begins_early=True))(iter(()))
+    assert not processes[0].is_running()
+
+
 class JVM:
     """A context whose JVM answers until it is gone."""
 
@@ -138,7 +237,7 @@ def test_a_jvm_that_dies_is_a_failed_job(
         jvm.gone = gone
         raise gone
 
-    monkeypatch.setattr(launcher, "MirroredStrategyRunner", type("R", (Runner,), {"job": staticmethod(die)}))
+    monkeypatch.setattr(launcher, "EarlyRunner", type("R", (Runner,), {"job": staticmethod(die)}))
     if before_the_launch:
         jvm.gone = gone
     with pytest.raises(BarrierJobError) as raised:
@@ -160,7 +259,7 @@ def test_a_java_error_that_can_no_longer_be_asked_what_it_says_is_a_jvm_that_die
     def fail() -> None:
         raise UnknownJavaError
 
-    monkeypatch.setattr(launcher, "MirroredStrategyRunner", type("R", (Runner,), {"job": staticmethod(fail)}))
+    monkeypatch.setattr(launcher, "EarlyRunner", type("R", (Runner,), {"job": staticmethod(fail)}))
     with pytest.raises(BarrierJobError, match="ended before it could say why the job failed"):
         SparkLauncher(JVM()).launch(Task(), 2)  # type: ignore[arg-type]
 
@@ -173,7 +272,7 @@ def test_a_launch_leaves_the_threads_job_description_as_it_was(monkeypatch: pyte
         seen.append(jvm.properties["spark.job.description"])
         return [{"outcome": "finished", "epochs": 1}]
 
-    monkeypatch.setattr(launcher, "MirroredStrategyRunner", type("R", (Runner,), {"job": staticmethod(job)}))
+    monkeypatch.setattr(launcher, "EarlyRunner", type("R", (Runner,), {"job": staticmethod(job)}))
     assert SparkLauncher(jvm).launch(Task(), 1) == ({"outcome": "finished", "epochs": 1},)  # type: ignore[arg-type]
     assert (seen, jvm.properties["spark.job.description"]) == (["training, attempt 1"], "the notebook's own")
 
@@ -185,6 +284,6 @@ def test_who_leaves_is_not_held_up_by_a_jvm_that_is_gone(monkeypatch: pytest.Mon
         jvm.gone = Py4JNetworkError("Answer from Java side is empty")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launcher, "MirroredStrategyRunner", type("R", (Runner,), {"job": staticmethod(leave)}))
+    monkeypatch.setattr(launcher, "EarlyRunner", type("R", (Runner,), {"job": staticmethod(leave)}))
     with pytest.raises(KeyboardInterrupt):
         SparkLauncher(jvm).launch(Task(), 2)  # type: ignore[arg-type]

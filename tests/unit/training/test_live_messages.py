@@ -1,6 +1,6 @@
 """The same words of eight ranks are one line."""
 
-from training.live_messages import Messages, numbers_in_words, ranks_in_words, sense_of
+from training.live.messages import Messages, numbers_in_words, ranks_in_words, sense_of
 
 
 def test_ranks_in_words() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from training.live_screen import NotebookScreen, TerminalScreen, can_draw
+from training.live.screen import NotebookScreen, TerminalScreen, can_draw
 
 _SEQUENCE = re.compile(r"\x1b\[(\d*)([AJ])")
 

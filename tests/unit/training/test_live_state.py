@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.training import rank_entries
-from training import child_process, worker
-from training.events import Event, EventAddress
-from training.live_state import TrainingState, headline, input_verdict, metrics, rank_rows
+from training.channel.events import Event, EventAddress
+from training.live.state import TrainingState, headline, input_verdict, metrics, rank_rows
+from training.ranks import child_process, worker
 
 
 def after(events: Iterable[Event], *, now: float = 0.0, epochs: int = 3) -> TrainingState:
@@ -171,6 +171,36 @@ def test_the_speed_counts_validation_and_not_what_earlier_attempts_did() -> None
     again = state.after(progress(200), 70.0).after(attempt(2), 80.0)
     assert again.position.done == 200
     assert again.position.steps_per_second is None
+
+
+def train_end(rank: int) -> Event:
+    return {"event": "train_end", "rank": rank, "attempt": 1, "epochs": 3}
+
+
+def test_a_function_that_trains_again_is_shown_as_training_again() -> None:
+    state = after([attempt(), *map(train_begin, (0, 1)), alive(0), alive(1), *map(train_end, (0, 1))])
+    assert all(row.endswith("  finished") for row in rank_rows(state, 0.0))
+    # A rank may end the first training after another one has begun the second.
+    for event in (train_begin(0), train_end(1), train_begin(1)):
+        state = state.after(event, 10.0)
+    assert [row.rsplit("  ", 1)[1] for row in rank_rows(state, 10.0)] == ["training", "training"]
+    assert [row.rsplit("  ", 1)[1] for row in rank_rows(state, 40.0)] == ["silent (30 s)", "silent (30 s)"]
+
+
+def test_another_training_of_the_function_begins_with_a_speed_of_its_own() -> None:
+    state = after([attempt(), train_begin(0)])
+    for now, step in ((0.0, 10), (10.0, 90)):
+        state = state.after(progress(step), now)
+    state = state.after(train_end(0), 10.0).after(train_begin(0), 1000.0)
+    assert state.position.done == 0
+    for now, step in ((1000.0, 0), (1005.0, 20)):
+        state = state.after(progress(step), now)
+    assert state.position.steps_per_second == 4.0
+
+
+def test_a_resumed_training_stands_where_it_was_until_its_first_step() -> None:
+    state = after([attempt(), train_begin(0), progress(250), attempt(2), train_begin(0) | {"attempt": 2}])
+    assert state.position.done == 250
 
 
 def test_an_epoch_whose_steps_wait_for_data_is_called_input_bound() -> None:

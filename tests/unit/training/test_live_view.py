@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from training.events import Event
-from training.live_view import LiveView
+from training.channel.events import Event
+from training.live.view import LiveView
+from training.supervision.failure_policy import Attempt, RankError
+from training.supervision.supervisor import TrainingFailedError
 
 EPOCH_END: Event = {
     "event": "epoch_end",
@@ -28,6 +30,7 @@ PROGRESS: Event = {
     "examples_per_second": 51_234.5,
     "loss": 0.51234,
 }
+KILLED = RankError("lost", 1, "killed", "killed by signal SIGKILL", 0.0)
 
 
 @pytest.fixture
@@ -81,17 +84,46 @@ def test_a_warning_names_its_rank(view: LiveView, lines: list[str]) -> None:
     assert lines == ["  rank 3: disk nearly full"]
 
 
-@pytest.mark.parametrize(("rank", "who"), [(1, "rank 1"), (None, "Spark")])
-def test_a_restart_names_the_attempt_and_the_first_error(
-    view: LiveView, lines: list[str], rank: int | None, who: str
+def test_the_epochs_of_another_training_of_a_function_show_its_metrics(view: LiveView, lines: list[str]) -> None:
+    logs = {"fit_2/loss": 0.5, "fit_2/auc": 0.7, "fit_2/val_loss": 0.6, "fit_2/val_auc": 0.8}
+    view.on_event(EPOCH_END | {"logs": logs, "examples_per_second": None})
+    assert lines == ["  epoch  2/5  fit_2/loss 0.5000  fit_2/val_auc 0.8000"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KILLED, "rank 1: killed by signal SIGKILL"),
+        (RankError("spark", None, "BarrierJobError", "executor lost", 0.0), "Spark: BarrierJobError: executor lost"),
+        (RankError("store", None, "FileNotFoundError", "/c is gone", 0.0), "driver: FileNotFoundError: /c is gone"),
+        (RankError("hung", 1, "Hung", "rank 1 is 41 steps behind", 0.0), "rank 1 is 41 steps behind"),
+    ],
+)
+def test_a_restart_names_the_attempt_and_the_first_error_in_the_words_of_a_failure(
+    view: LiveView, lines: list[str], error: RankError, words: str
 ) -> None:
-    view.on_event({"event": "restart", "attempt": 1, "error": {"rank": rank, "message": "killed by signal SIGKILL"}})
-    assert lines == [f"  attempt 1 ended: {who}: killed by signal SIGKILL; going on from the last checkpoint"]
+    view.on_event({"event": "restart", "attempt": 1, "error": vars(error)})
+    assert lines == [f"  attempt 1 ended: {words}; going on from the last checkpoint"]
+    assert str(TrainingFailedError((Attempt(1, None, (error,), 0),))) == f"training failed: {words}"
+
+
+def test_what_a_run_waits_for_is_told(view: LiveView, lines: list[str]) -> None:
+    view.on_event({"event": "waiting", "attempt": 1, "slots": 1, "needed": 2, "limit_seconds": 600.0})
+    view.on_event({"event": "waiting", "store": "s3://ann:s3cret@bucket/here"})
+    assert lines == [
+        "  waiting for slots: the cluster has 1, the training needs 2; it gives up after 600 s",
+        "  waiting for the store of checkpoints s3://bucket/here",
+    ]
 
 
 def test_a_restart_tells_the_decision_and_the_delay(view: LiveView, lines: list[str]) -> None:
-    error = {"rank": 1, "message": "killed by signal SIGKILL"}
-    restart = {"event": "restart", "attempt": 2, "error": error, "decision": "restart 2 of 3", "delay_seconds": 4.0}
+    restart = {
+        "event": "restart",
+        "attempt": 2,
+        "error": vars(KILLED),
+        "decision": "restart 2 of 3",
+        "delay_seconds": 4.0,
+    }
     view.on_event(restart)
     view.on_event(restart | {"error": None, "decision": "more workers can go on", "delay_seconds": 0.0})
     assert lines == [
@@ -113,14 +145,15 @@ def test_a_stop_tells_its_reason(view: LiveView, lines: list[str]) -> None:
 
 def test_a_hang_shows_the_telling_frames_of_each_rank(view: LiveView, lines: list[str]) -> None:
     stack = (
-        'Current thread 0x1 (most recent call first):\n  File "{}", line {} in {}\n  File "a.py", line 1 in <module>\n'
+        'Current thread 0x1 (most recent call first):\n  File "{}", line {} in {}\n'
+        '  File "/opt/clone/training/ranks/rank.py", line 1 in <module>\n'
     )
-    waiting = stack.format("/opt/clone/training/ring.py", 120, "receive")
+    waiting = stack.format("/opt/clone/training/fitting/ring.py", 120, "receive")
     stacks = {"0": waiting, "1": stack.format("/home/me/model.py", 12, "call"), "2": waiting, "3": ""}
     view.on_event({"event": "hung", "attempt": 1, "ranks": [1], "why": "rank 1 is 41 steps behind", "stacks": stacks})
     assert lines == [
         "  hung: rank 1 is 41 steps behind",
-        "    ranks 0, 2 in receive (ring.py:120) < <module> (a.py:1)",
+        "    ranks 0, 2 in receive (ring.py:120)",
         "    rank 1 in call (model.py:12)",
     ]
 
@@ -144,12 +177,11 @@ def test_the_same_failure_on_eight_workers_prints_once_with_the_list_of_workers(
 def test_the_ranks_that_lost_a_peer_are_one_line_behind_the_one_that_was_killed(lines: list[str]) -> None:
     view = LiveView(epochs=5, is_interactive=False, write=lines.append)
     with view.stage("train"):
-        killed = {"rank": 1, "cause": "lost", "type": "killed", "message": "killed by signal SIGKILL"}
-        view.on_event({"event": "error", "attempt": 0} | killed)
+        view.on_event({"event": "error", "attempt": 0} | vars(KILLED))
         for rank, words in ((0, "closed"), (2, "reset by peer"), (3, "closed")):
             error = {"event": "error", "attempt": 0, "rank": rank, "cause": "peer", "type": "RingError"}
             view.on_event(error | {"message": words})
-        view.on_event({"event": "restart", "attempt": 1, "error": killed, "decision": "restart 1 of 3"})
+        view.on_event({"event": "restart", "attempt": 1, "error": vars(KILLED), "decision": "restart 1 of 3"})
     assert lines[:3] == [
         "  rank 1 failed: killed by signal SIGKILL",
         "  ranks 0, 2, 3 lost a peer: RingError: closed",
@@ -189,7 +221,7 @@ def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> LiveView:
     """A view that draws, as often as the tests look."""
-    monkeypatch.setattr("training.live_view._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("training.live.view._TICK_SECONDS", 0.01)
     return LiveView(epochs=5, is_interactive=True)
 
 
@@ -275,6 +307,27 @@ def test_the_tasks_of_a_spark_job_are_counted_on_the_bar(
     spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(statusTracker=FakeTracker))
     with terminal.stage("convert", spark=spark):
         assert " 70% " in drawn("7/10 Spark tasks", capsys)
+
+
+def test_a_bar_goes_on_when_spark_cannot_be_asked_any_more(
+    terminal: LiveView, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    class Gone(FakeTracker):
+        def getActiveStageIds(self) -> list[int]:  # noqa: N802 - Spark's name
+            if asked:
+                asked.append(1)
+                raise ConnectionRefusedError(111, "Connection refused")
+            return super().getActiveStageIds()
+
+    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(statusTracker=Gone))
+    with terminal.stage("convert", spark=spark):
+        drawn("7/10 Spark tasks", capsys)
+        asked.append(1)
+        drawn("convert    00:00", capsys)
+        drawn("convert    00:00", capsys)
+    assert len(asked) == 2  # who asks again and again fills the log
 
 
 def test_no_thread_is_left_when_a_stage_is_over(terminal: LiveView) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from training import tracking
+from training.channel.events import Event
 from training.config import RunConfig
-from training.events import Event
-from training.live_view import LiveView
-from training.open_run import OpenRun, open_run
-from training.run_folder import STATE_FILE, RunFolder
-from training.supervisor import TrainingStoppedError
+from training.live.view import LiveView
+from training.records import tracking
+from training.records.open_run import OpenRun, open_run
+from training.records.run_folder import STATE_FILE, RunFolder
+from training.supervision.supervisor import TrainingStoppedError
 
 ATTEMPT: Event = {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}
 

@@ -19,15 +19,16 @@ from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
 from tests.unit.training import parameter_server_entry
 from tests.unit.training.conftest import free_addresses
 from tests.unit.training.token_dataset import write_token_dataset
-from training import fit, rank_process
-from training.child_process import Tail, tensorflow_environment
+from training.channel.events import Event, EventServer
 from training.config import TrainingConfig
-from training.events import Event, EventServer
-from training.parameter_server_roles import Roles
-from training.plan import TrainingPlan
-from training.rank import RankOrders
-from training.rank_process import RankProcess
-from training.start import Start
+from training.fitting import fit
+from training.fitting.start import Start
+from training.parameter_servers.roles import Roles
+from training.ranks import rank_process
+from training.ranks.child_process import Tail, tensorflow_environment
+from training.ranks.plan import TrainingPlan
+from training.ranks.rank import RankOrders
+from training.ranks.rank_process import RankProcess
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -85,7 +86,7 @@ class Cluster:
                 opening.callback(Tail(process.errors, echo=False).close)
                 opening.callback(process.kill)
                 entry = f"{parameter_server_entry.__name__}:train"
-                plan_class = "training.plan:TrainingPlan"
+                plan_class = "training.ranks.plan:TrainingPlan"
                 orders = RankOrders(rank, plan.attempt, server.address, entry, plan_class, plan.to_json())
                 process.tell(orders.to_bytes())
                 self.processes.append(process)

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
 from tests.unit.training.token_dataset import write_token_dataset
-from training.activity import Activity
-from training.parameter_server_data import BatchSupply, RemoteBatches
+from training.fitting.activity import Activity
+from training.parameter_servers.data import BatchSupply, RemoteBatches
 
 TRAINING = ReadPlan("train", 32, rank=1, workers=2, seed=3, epochs=None)
 VALIDATION = ReadPlan("validation", 8)

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.unit.training.conftest import free_addresses
-from training.parameter_server_members import Dismissal, Introduction, Members, Membership, workers_readers
-from training.parameter_server_roles import Roles
-from training.ring import RingConnectError, RingError
+from training.fitting.ring import RingConnectError, RingError
+from training.parameter_servers.members import Dismissal, Introduction, Members, Membership, workers_readers
+from training.parameter_servers.roles import Roles
 
 ROLES = Roles(workers=2, servers=1)
 SECONDS = 20.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.parameter_server_roles import SHARD_BYTES, Role, Roles, reading, shards
+from training.parameter_servers.roles import SHARD_BYTES, Role, Roles, reading, shards
 
 TWO_AND_TWO = Roles(workers=2, servers=2)
 

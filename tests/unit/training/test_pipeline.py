@@ -13,15 +13,16 @@ import pytest
 
 from data_pipelines.quality.dataset_page import PAGE_FILE
 from scoring.parity import parity
-from training import delivery, pipeline
+from training import pipeline
 from training.config import RunConfig
-from training.delivery import Trained
-from training.evaluate_run import Verdict
-from training.failure_policy import Attempt, RankError
-from training.live_view import LiveView
+from training.live.view import LiveView
 from training.pipeline import ParityFailedError, require_parity
-from training.summary import Summary
-from training.supervisor import TrainingFailedError
+from training.results import delivery
+from training.results.delivery import Trained
+from training.results.evaluate_run import Verdict
+from training.results.summary import Summary
+from training.supervision.failure_policy import Attempt, RankError
+from training.supervision.supervisor import TrainingFailedError
 
 
 def test_equal_scores_are_let_through() -> None:
@@ -85,10 +86,10 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
     )
 
     @contextlib.contextmanager
-    def open_job(*_: Any) -> Iterator[Any]:
+    def open_job(*_: Any, **how: Any) -> Iterator[Any]:
         yield job
 
-    def deliver(job: Any, attempts: tuple[Attempt, ...]) -> Trained:
+    def deliver(job: Any, attempts: tuple[Attempt, ...], process: Any) -> Trained:
         reference = pa.table({"ride_id": [1, 2], "score": [0.2, 0.8]})
         verdict = Verdict({"test": {"auc": 0.7}}, {}, {})
         return Trained("run-1", "models:/m-1", "rides", "3", attempts, 9.0, verdict, {"test": reference}, tmp_path, "")

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from data_pipelines.storage import StoragePath
-from training import preflight
-from training.checks import warning
-from training.preflight import Check, PreflightError, check_cluster, check_driver, require
+from training.readiness import preflight
+from training.readiness.checks import warning
+from training.readiness.preflight import Check, PreflightError, check_cluster, check_driver, require
 
 
 def checked(tmp_path: Path, name: str, *, output: Path | None = None, uri: str | None = None) -> Check:

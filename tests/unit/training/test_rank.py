@@ -5,8 +5,11 @@ import io
 import json
 import logging
 import sys
+import threading
+import time
 import types
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -14,10 +17,11 @@ from callbacks.checkpoint_store import CheckpointStoreError, store_error
 from callbacks.commit import CheckpointDamagedError
 from callbacks.fence import StaleAttemptError
 from data_pipelines.storage import StoreUnreachableError
-from training.activity import Phase
-from training.events import Event, EventAddress
-from training.rank import EntryError, RankOrders, _LogToDriver, describe
-from training.ring import RingConnectError, RingError
+from training.channel.events import Command, Event, EventAddress
+from training.fitting.activity import Activity, Phase
+from training.fitting.ring import RingConnectError, RingError
+from training.ranks.rank import EntryError, RankOrders, _LogToDriver, describe
+from training.ranks.rank_control import Meeting
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
@@ -36,7 +40,7 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (RingError(1, "is gone"), "training", "peer"),
         (RingError(1, "is gone"), "connecting", "start"),
         (RingConnectError(1, "cannot be reached"), "building", "start"),
-        (EntryError("training.fit:train cannot be loaded"), "starting", "start"),
+        (EntryError("training.fitting.fit:train cannot be loaded"), "starting", "start"),
         (ConnectionRefusedError("nobody there"), "connecting", "start"),
         (TimeoutError("nobody answers"), "connecting", "start"),
         (OSError(errno.EADDRINUSE, "Address already in use"), "training", "start"),
@@ -154,8 +158,67 @@ def test_a_log_record_that_cannot_be_read_does_not_end_a_training(capsys: pytest
 
 @pytest.mark.parametrize("payload", [None, b"", b"\x00\n\xff"])
 def test_orders_are_read_as_they_were_written_and_what_follows_is_left(payload: bytes | None) -> None:
-    orders = RankOrders(2, 3, EventAddress("h", 1, "secret"), "m:f", "m:P", '{"a": "ä\\n"}', payload)
+    address = EventAddress("h", 1, "secret")
+    orders = RankOrders(2, 3, address, "m:f", "m:P", '{"a": "ä\\n"}', payload, host="10.0.0.1")
     stream = io.BytesIO(orders.to_bytes() + b'{"stop": "driver"}\n')
     assert RankOrders.read(stream) == orders
     assert stream.read() == b'{"stop": "driver"}\n'
     assert "secret" not in repr(orders)
+
+
+class Rendezvous:
+    """Rank 1 on its way to the others: what it tells, and what it is told."""
+
+    def __init__(self) -> None:
+        self.line = HeardEvents()
+        self.heard: SimpleQueue[Command] = SimpleQueue()
+        self.activity = Activity()
+        self.meeting = Meeting(1, "10.0.0.2", self.line, self.heard, self.activity)  # type: ignore[arg-type] # all it needs
+
+    def tell(self, *addresses: str | None) -> None:
+        self.heard.put({"command": "peers", "addresses": list(addresses)})
+
+    def wait_for(self, whom: str) -> None:
+        deadline = time.monotonic() + 20
+        while self.activity.snapshot()["waiting_for"] != whom:
+            assert time.monotonic() < deadline, self.activity.snapshot()
+            time.sleep(0.001)
+
+
+def test_a_rank_learns_where_the_others_are_and_shows_for_whom_it_waits() -> None:
+    """T7: the watchdog blames the one that everybody waits for."""
+    rendezvous = Rendezvous()
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.extend(rendezvous.meeting.peers(80, 20)))
+    thread.start()
+    rendezvous.wait_for("the driver")
+    rendezvous.tell(None, "10.0.0.2:80", None)
+    rendezvous.wait_for("rank 0")
+    rendezvous.tell("10.0.0.1:70", "10.0.0.2:80", None)
+    rendezvous.wait_for("rank 2")
+    rendezvous.tell("10.0.0.1:70", "10.0.0.2:80", "10.0.0.3:90")
+    thread.join(20)
+    assert found == ["10.0.0.1:70", "10.0.0.2:80", "10.0.0.3:90"]
+    assert rendezvous.line.events == [{"event": "listening", "address": "10.0.0.2:80"}]
+    assert rendezvous.activity.snapshot()["waiting_for"] is None
+
+
+@pytest.mark.parametrize(
+    ("told", "rank", "message"),
+    [
+        ((None, "b:2"), 0, "rank 0 has not told where it listens in 0.01 s"),
+        ((None, "b:2", None, "d:4", None), 0, "rank 0 has not told where it listens in 0.01 s, nor ranks 2, 4"),
+        (None, 1, "rank 1 has not heard from the driver where the others are in 0.01 s"),
+    ],
+    ids=["one", "three", "nobody knows"],
+)
+def test_ranks_that_do_not_come_in_time_are_named_and_the_start_has_failed(
+    told: tuple[str | None, ...] | None, rank: int, message: str
+) -> None:
+    rendezvous = Rendezvous()
+    if told is not None:
+        rendezvous.tell(*told)
+    with pytest.raises(RingConnectError) as raised:
+        rendezvous.meeting.peers(80, 0.01)
+    assert (raised.value.rank, str(raised.value)) == (rank, message)
+    assert describe(raised.value, "connecting")["cause"] == "start"

@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from tests.unit.training import rank_entries
-from training import rank_process
-from training.child_process import EXIT_ABANDONED, tensorflow_environment
-from training.events import EventAddress
-from training.rank import RankOrders
-from training.rank_process import RankProcess
+from training.channel.events import EventAddress
+from training.ranks import rank_process
+from training.ranks.child_process import EXIT_ABANDONED, tensorflow_environment
+from training.ranks.rank import RankOrders
+from training.ranks.rank_process import RankProcess
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 NOBODY = EventAddress("127.0.0.1", 9, "token")
@@ -76,7 +76,7 @@ def test_ranks_come_from_one_server_and_each_has_its_own_place_in_the_cluster(tm
     assert second["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
     assert first["random"] != second["random"]
     assert (first["rank"], first["payload"]) == (3, b"\x00\nbytes".hex())
-    assert first["arguments"] == ["training.rank"]
+    assert first["arguments"] == ["training.ranks.rank"]
 
 
 def test_a_rank_has_the_environment_of_its_task_and_no_more(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_server_in_which_a_thread_runs_starts_ranks_afresh(tmp_path: Path) -> 
     seen = seen_by_a_rank(tmp_path / "seen", preload="tests.unit.training.threaded_preload", TF_CONFIG="mine")
     assert "--rank" in seen["command"]
     assert seen["environment"]["TF_CONFIG"] == "mine"
-    assert seen["arguments"] == ["training.rank"]
+    assert seen["arguments"] == ["training.ranks.rank"]
 
 
 def test_a_module_that_cannot_be_imported_ahead_is_the_ranks_affair(tmp_path: Path) -> None:
@@ -287,9 +287,9 @@ def test_a_server_that_is_not_asked_for_anything_ends_with_its_task() -> None:
 def test_nothing_is_started_by_what_is_imported_ahead() -> None:
     """The one test with TensorFlow: what is imported has started no thread and no runtime, so a fork of it is sound."""
     program = """
-        import training.rank_preload
+        import training.ranks.rank_preload
         from tensorflow.python.eager import context
-        from training.fork_server import thread_count
+        from training.ranks.fork_server import thread_count
         print(thread_count(), context.context_safe())
         """
     environment = tensorflow_environment(2, verbose=False) | rank_process._NO_THREADS

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.training.conftest import free_addresses
-from training.ring import Ring, RingConnectError, RingError, RingMismatchError
+from training.fitting.ring import Ring, RingConnectError, RingError, RingMismatchError, listen
 
 
 def on_every_rank(workers: int, work: Callable[[Ring], Any], **options: Any) -> list[Future[Any]]:
@@ -230,6 +230,22 @@ def _called(host: str, port: int) -> socket.socket:
             return socket.create_connection((host, port), timeout=5)
         except ConnectionRefusedError:
             assert time.monotonic() < deadline
+
+
+def test_ranks_that_listened_before_they_knew_each_other_meet_and_stop_listening() -> None:
+    listeners = [listen("127.0.0.1") for _ in range(3)]
+    addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
+    with ThreadPoolExecutor(3) as pool:
+        ranks = [
+            pool.submit(Ring.connect, rank, addresses, "secret", listener=listener, timeout_seconds=20)
+            for rank, listener in enumerate(listeners)
+        ]
+        rings = [rank.result() for rank in ranks]
+        sums = [pool.submit(ring.all_reduce, np.full(1, ring.rank)) for ring in rings]
+        assert [int(total.result()[0]) for total in sums] == [3, 3, 3]
+    for ring, listener in zip(rings, listeners, strict=True):
+        assert listener.fileno() == -1
+        ring.close()
 
 
 def test_a_rank_that_never_comes_is_named() -> None:

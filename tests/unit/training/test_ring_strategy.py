@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.unit.training.conftest import free_addresses
+from training.fitting.ring import Ring
+from training.fitting.ring_strategy import RingStrategy
 
 PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
 SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla")
 LOCAL = ("local", "accumulated_local", "diloco")
-CASES = (*SYNCHRONOUS, "float16", *LOCAL, "mean_of_local_steps", "custom_loop", "finite_dataset")
+CASES = (*SYNCHRONOUS, "float16", *LOCAL, "mean_of_local_steps", "custom_loop", "finite_dataset", "variables")
 
 Results = list[dict[str, np.ndarray]]
 
@@ -114,3 +117,34 @@ def test_a_plain_dataset_that_ends_gives_every_worker_as_many_steps(
     results: Callable[[int], Results], workers: int
 ) -> None:
     assert [int(rank["finite_dataset/steps"]) for rank in results(workers)] == [4] * workers  # 40 rows in batches of 12
+
+
+def test_variables_that_a_function_creates_begin_as_the_chiefs(results: Callable[[int], Results]) -> None:
+    """The ranks draw different numbers: :func:`test_all_workers_end_with_the_same_bits` has seen the same ones."""
+    alone, (chief, other) = results(1)[0], results(2)
+    for name in ("drawn", "constant", "number"):
+        np.testing.assert_array_equal(chief[f"variables/{name}"], alone[f"variables/{name}"])
+    assert other["variables/number"] == 7.0
+
+
+def test_a_value_that_is_computed_in_a_graph_is_refused_as_an_initial_one(results: Callable[[int], Results]) -> None:
+    for rank in results(2):
+        assert "give tf.Variable a function that returns it" in str(rank["variables/refused"])
+    assert str(results(1)[0]["variables/refused"]) == ""  # alone there is nobody to agree with
+
+
+def test_rows_of_a_table_and_of_its_optimizer_are_read_without_all_others() -> None:
+    strategy = RingStrategy(Ring(0, 1))
+    with strategy.scope():
+        table = tf.Variable(tf.zeros([100, 4]))
+        slot = tf.Variable(tf.zeros([100, 4]), trainable=False)
+
+    @tf.function
+    def read() -> object:
+        return strategy.run(
+            lambda: (tf.nn.embedding_lookup(table, [1]), tf.gather(slot, [1]), tf.gather_nd(slot, [[1]]))
+        )
+
+    operations = {operation.type for operation in read.get_concrete_function().graph.get_operations()}
+    assert operations >= {"ResourceGather", "ResourceGatherNd"}
+    assert "ReadVariableOp" not in operations

@@ -14,11 +14,11 @@ import yaml
 
 from training import pipeline
 from training.config import RECIPE_FILE, ConfigError, RunConfig
-from training.failure_policy import Attempt, RankError
-from training.preflight import Check
+from training.readiness.preflight import Check
+from training.results.summary import Summary
 from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
-from training.summary import Summary
-from training.supervisor import TrainingFailedError, TrainingStoppedError
+from training.supervision.failure_policy import Attempt, RankError
+from training.supervision.supervisor import TrainingFailedError, TrainingStoppedError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -103,7 +103,7 @@ def test_a_recipe_of_ones_own_with_a_mistake_is_bad_usage(
 def test_a_recipe_without_data_asks_for_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.preflight.java_major_version", lambda: 17)
+    monkeypatch.setattr("training.readiness.preflight.java_major_version", lambda: 17)
     assert main(["--recipe", "movielens"]) == EXIT_USAGE
     expected = "mirrorspark: recipe 'movielens' brings no data; give the folder with its tables as --data"
     assert only_line(capsys) == expected
@@ -121,7 +121,7 @@ def test_a_recipe_without_data_asks_for_it(
 def test_what_stands_in_the_way_is_one_line_and_status_1_before_spark_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
 ) -> None:
-    monkeypatch.setattr("training.preflight.java_major_version", lambda: 17)
+    monkeypatch.setattr("training.readiness.preflight.java_major_version", lambda: 17)
     (tmp_path / "file").write_text("")
     assert main(arguments) == EXIT_FAILED == 1
     assert part in only_line(capsys)
@@ -285,7 +285,7 @@ def test_a_lost_worker_needs_no_trace(capsys: pytest.CaptureFixture[str], monkey
     lost = RankError("lost", 1, "killed", "killed by signal SIGKILL", 1.0)
     fail_with(monkeypatch, TrainingFailedError((Attempt(1, None, (lost,), 0),)))
     assert main([]) == EXIT_FAILED
-    assert only_line(capsys) == "mirrorspark: training failed: rank 1: killed: killed by signal SIGKILL"
+    assert only_line(capsys) == "mirrorspark: training failed: rank 1: killed by signal SIGKILL"
 
 
 def test_the_whole_trace_is_shown_when_asked_for(

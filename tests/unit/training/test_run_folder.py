@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
 
 from training.config import RunConfig
-from training.run_folder import (
+from training.records.run_folder import (
     STALE_SECONDS,
     STATE_FILE,
     RunFolder,
@@ -27,10 +28,9 @@ from training.run_folder import (
     Status,
     driver_of,
     hold_run_folder,
-    open_run_folder,
     read_state,
 )
-from training.run_lock import look_at_lock
+from training.records.run_lock import look_at_lock
 
 DATASET = "0123456789abcdef"
 
@@ -40,9 +40,22 @@ def config(new_config: Callable[..., RunConfig], tmp_path: Path) -> RunConfig:
     return new_config(output=str(tmp_path / "output"))
 
 
+def taken(config: RunConfig, dataset: str = DATASET, say: Callable[[str], None] = lambda line: None) -> RunFolder:
+    """Return the folder that a command takes, and leave it as one that was killed does."""
+    with hold_run_folder(config, dataset, say) as folder:
+        return folder
+
+
+def new_folder(config: RunConfig) -> RunFolder:
+    """Return the folder of a run that nobody has begun."""
+    path = Path(config.output) / "runs" / f"rides-{uuid4().hex}"
+    path.mkdir(parents=True)
+    return RunFolder(path, f"{config.identity}-{DATASET}", None)
+
+
 def left_behind(config: RunConfig, status: Status, **changes: object) -> RunFolder:
     """Make the folder of a run whose driver was another process, which has ended; ``changes`` are to its state."""
-    folder = open_run_folder(replace(config, resume=False), DATASET)
+    folder = new_folder(config)
     folder.save_state(status, "mlflow-run-1")
     path = folder.path / STATE_FILE
     state = json.loads(path.read_text())
@@ -59,7 +72,7 @@ def other_driver() -> Iterator[psutil.Process]:
 
 
 def test_a_new_run_gets_a_folder_named_after_the_recipe_and_no_two_share_one(config: RunConfig) -> None:
-    folders = [open_run_folder(config, DATASET) for _ in range(3)]
+    folders = [taken(replace(config, resume=False)) for _ in range(3)]
     assert len({folder.path for folder in folders}) == 3
     for folder in folders:
         assert folder.path.parent == Path(config.output) / "runs"
@@ -71,7 +84,7 @@ def test_a_new_run_gets_a_folder_named_after_the_recipe_and_no_two_share_one(con
 @pytest.mark.parametrize("status", ["running", "failed"])
 def test_an_unfinished_run_of_the_same_identity_goes_on(config: RunConfig, status: Status) -> None:
     before = left_behind(config, status)
-    after = open_run_folder(replace(config, workers=2), DATASET)
+    after = taken(replace(config, workers=2))
     assert (after.path, after.continues) == (before.path, "mlflow-run-1")
 
 
@@ -79,59 +92,59 @@ def test_the_newest_of_several_unfinished_runs_goes_on(config: RunConfig) -> Non
     folders = [left_behind(config, "failed") for _ in range(3)]
     for folder, modified in zip(folders, (200, 300, 100), strict=True):
         os.utime(folder.path / STATE_FILE, (modified, modified))
-    assert open_run_folder(config, DATASET).path == folders[1].path
+    assert taken(config).path == folders[1].path
 
 
 def test_a_finished_run_is_not_done_again_in_its_folder(config: RunConfig) -> None:
     before = left_behind(config, "finished")
-    assert open_run_folder(config, DATASET).path != before.path
+    assert taken(config).path != before.path
 
 
 def test_without_resume_a_new_run_begins(config: RunConfig) -> None:
     before = left_behind(config, "failed")
-    assert open_run_folder(replace(config, resume=False), DATASET).path != before.path
+    assert taken(replace(config, resume=False)).path != before.path
 
 
 def test_a_run_that_learns_something_else_begins_anew(config: RunConfig) -> None:
     before = left_behind(config, "failed")
-    assert open_run_folder(replace(config, seed=2), DATASET).path != before.path
-    assert open_run_folder(config, "another dataset").path != before.path
+    assert taken(replace(config, seed=2)).path != before.path
+    assert taken(config, "another dataset").path != before.path
 
 
 def test_a_run_whose_driver_lives_is_left_alone(config: RunConfig, other_driver: psutil.Process) -> None:
     alive = {"process": other_driver.pid, "process_started": other_driver.create_time()}
     before = left_behind(config, "running", **alive)
-    assert open_run_folder(config, DATASET).path != before.path
+    assert taken(config).path != before.path
 
 
 def test_a_run_of_this_very_process_is_left_alone(config: RunConfig) -> None:
-    before = open_run_folder(config, DATASET)
+    before = new_folder(config)
     before.save_state("running", "mlflow-run-1")
-    assert open_run_folder(config, DATASET).path != before.path
+    assert taken(config).path != before.path
     before.save_state("failed", "mlflow-run-1")
-    assert open_run_folder(config, DATASET).path == before.path
+    assert taken(config).path == before.path
 
 
 def test_a_process_that_got_the_dead_drivers_number_is_not_taken_for_it(
     config: RunConfig, other_driver: psutil.Process
 ) -> None:
     before = left_behind(config, "running", process=other_driver.pid)
-    assert open_run_folder(config, DATASET).path == before.path
+    assert taken(config).path == before.path
 
 
 def test_a_run_whose_driver_is_gone_goes_on(config: RunConfig) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait(timeout=30)
     before = left_behind(config, "running", process=process.pid)
-    assert open_run_folder(config, DATASET).path == before.path
+    assert taken(config).path == before.path
 
 
 def test_nobody_can_tell_whether_a_driver_on_another_host_lives_that_gives_no_signs(config: RunConfig) -> None:
     elsewhere = f"not-{socket.gethostname()}"
     before = left_behind(config, "running", host=elsewhere)
-    assert open_run_folder(config, DATASET).path != before.path
+    assert taken(config).path != before.path
     failed = left_behind(config, "failed", host=elsewhere)
-    assert open_run_folder(config, DATASET).path == failed.path
+    assert taken(config).path == failed.path
 
 
 def nothing_said(line: str) -> None:
@@ -162,7 +175,7 @@ def test_two_equal_commands_never_drive_one_run(config: RunConfig) -> None:
         ):
             pass
     # Neither has ended well, and the lock is free again.
-    assert open_run_folder(config, DATASET, nothing_said).path in (first.path, other.path)
+    assert taken(config, say=nothing_said).path in (first.path, other.path)
 
 
 def test_who_finds_a_run_that_another_command_has_meanwhile_finished_leaves_it_alone(config: RunConfig) -> None:
@@ -181,7 +194,7 @@ def test_who_finds_a_run_that_another_command_has_meanwhile_finished_leaves_it_a
 def test_a_run_goes_on_at_once_when_its_driver_was_killed(config: RunConfig) -> None:
     before = left_behind(config, "failed")
     program = (
-        "import sys; from pathlib import Path; from training.run_folder import RunFolder\n"
+        "import sys; from pathlib import Path; from training.records.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1]), sys.argv[2], None).hold():\n"
         "    print('held', flush=True); input()"
     )
@@ -192,8 +205,10 @@ def test_a_run_goes_on_at_once_when_its_driver_was_killed(config: RunConfig) -> 
             assert driver.stdout.readline() == "held\n"
             assert look_at_lock(before.path) == "held"
             said: list[str] = []
-            assert open_run_folder(config, DATASET, said.append).path != before.path
+            other = taken(config, say=said.append)
+            assert other.path != before.path
             assert f"process {driver.pid} on " in said[0]
+            other.save_state("finished", None)
         finally:
             driver.kill()
     with hold_run_folder(config, DATASET, nothing_said) as after:
@@ -201,13 +216,13 @@ def test_a_run_goes_on_at_once_when_its_driver_was_killed(config: RunConfig) -> 
 
 
 def test_a_clock_that_was_set_makes_no_dead_driver_of_one_that_lives(config: RunConfig) -> None:
-    folder = open_run_folder(config, DATASET)
+    folder = new_folder(config)
     with folder.hold():
         change_state(folder, process_started=time.time() - 7200, heartbeat=time.time() - 7200)
         state = read_state(folder.path)
         assert state is not None
         assert driver_of(folder.path, state) == "alive"
-        assert open_run_folder(config, DATASET, lambda line: None).path != folder.path
+        assert taken(config).path != folder.path
 
 
 @pytest.mark.parametrize(("silent", "goes_on"), [(0.0, False), (STALE_SECONDS - 10, False), (STALE_SECONDS + 10, True)])
@@ -217,7 +232,7 @@ def test_a_run_of_another_host_goes_on_once_its_driver_has_been_silent(
     elsewhere = {"host": "node-7", "boot": "b7", "holder": "h7", "heartbeat": time.time() - silent}
     before = left_behind(config, "running", **elsewhere)
     said: list[str] = []
-    assert (open_run_folder(config, DATASET, said.append).path == before.path) == goes_on
+    assert (taken(config, say=said.append).path == before.path) == goes_on
     if not goes_on:
         assert "on node-7, last heard of" in said[0]
         assert f"once its driver has been silent for {STALE_SECONDS:.0f} s" in said[0]
@@ -226,10 +241,10 @@ def test_a_run_of_another_host_goes_on_once_its_driver_has_been_silent(
 def test_the_same_host_started_anew_is_another_one(config: RunConfig) -> None:
     fresh = {"boot": "the boot before", "holder": "h", "heartbeat": time.time()}
     before = left_behind(config, "running", **fresh)
-    assert open_run_folder(config, DATASET).path != before.path
+    assert taken(config).path != before.path
     change_state(before, heartbeat=time.time() - STALE_SECONDS - 1)
     os.utime(before.path / STATE_FILE, (time.time() + 5, time.time() + 5))
-    assert open_run_folder(config, DATASET).path == before.path
+    assert taken(config).path == before.path
 
 
 def test_without_locks_the_signs_of_life_decide(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +252,7 @@ def test_without_locks_the_signs_of_life_decide(config: RunConfig, monkeypatch: 
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    folder = open_run_folder(config, DATASET)
+    folder = new_folder(config)
     with folder.hold(), pytest.raises(RunUnderWayError), RunFolder(folder.path, folder.identity, None).hold():
         pass
     change_state(folder, status="failed")
@@ -269,7 +284,7 @@ def state_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def test_a_driver_gives_signs_of_life_until_its_end(config: RunConfig) -> None:
-    folder, beats = open_run_folder(config, DATASET), Beats()
+    folder, beats = new_folder(config), Beats()
     with folder.hold(every=beats.every, clock=beats.clock):
         folder.save_state("running", "mlflow-run-2")
         assert state_of(folder)["heartbeat"] == 1000.0
@@ -284,7 +299,7 @@ def test_a_driver_gives_signs_of_life_until_its_end(config: RunConfig) -> None:
 
 
 def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_state_of_its_successor(config: RunConfig) -> None:
-    folder, beats, lost = open_run_folder(config, DATASET), Beats(), []
+    folder, beats, lost = new_folder(config), Beats(), []
     folder.when_lost(lambda: lost.append("stop"))
     with folder.hold(every=beats.every, clock=beats.clock):
         change_state(folder, host="node-7", holder="another", status="running")
@@ -300,7 +315,7 @@ def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_state_of_its_succ
 
 
 def test_who_does_not_hold_a_run_does_not_write_its_state(config: RunConfig) -> None:
-    folder = open_run_folder(config, DATASET)
+    folder = new_folder(config)
     with folder.hold():
         there = state_of(folder)
         with pytest.raises(RunUnderWayError):
@@ -321,7 +336,7 @@ def test_the_next_driver_knows_that_the_checkpoints_store_was_used(config: RunCo
 
 
 def test_a_look_at_the_lock_keeps_no_driver_from_taking_it(config: RunConfig) -> None:
-    folder = open_run_folder(config, DATASET)
+    folder = new_folder(config)
     with folder.hold():
         pass
     descriptor = os.open(folder.path / "driver.lock", os.O_RDWR)
@@ -344,20 +359,20 @@ def test_a_crash_while_the_state_is_written_leaves_the_old_one(
         patched.setattr(Path, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
             before.save_state("finished", "mlflow-run-1")
-    assert open_run_folder(config, DATASET).path == before.path
+    assert taken(config).path == before.path
 
 
 def test_a_damaged_state_is_passed_over_with_a_warning(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
     good, torn, foreign = (left_behind(config, "failed") for _ in range(3))
     (torn.path / STATE_FILE).write_text('{"identity": "')
     (foreign.path / STATE_FILE).write_text('{"unknown": 1}')
-    assert open_run_folder(config, DATASET).path == good.path
+    assert taken(config).path == good.path
     assert str(torn.path) in caplog.text
     assert str(foreign.path) in caplog.text
 
 
 def test_past_events_are_read_in_order_without_what_a_crash_cut_off(config: RunConfig) -> None:
-    folder = open_run_folder(config, DATASET)
+    folder = new_folder(config)
     assert list(folder.past_events()) == []
     for epoch in (1, 2):
         folder.append_event({"event": "epoch_end", "epoch": epoch})
@@ -367,7 +382,7 @@ def test_past_events_are_read_in_order_without_what_a_crash_cut_off(config: RunC
 
 
 def test_everything_of_a_run_lies_in_its_folder(config: RunConfig) -> None:
-    folder = open_run_folder(config, DATASET)
+    folder = new_folder(config)
     places = [folder.config, folder.checkpoints, folder.model, folder.predictions, folder.events]
     assert len(set(places)) == len(places)
     assert all(place.parent == folder.path for place in places)

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from training.config import RunConfig
-from training.run_folder import RunFolder
-from training.run_history import (
+from training.records.run_folder import RunFolder
+from training.records.run_history import (
     DEFAULT_OUTPUT,
     UNSET,
     RunNotFoundError,

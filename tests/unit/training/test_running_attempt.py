@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from training.events import Event
-from training.failure_policy import RankError
-from training.running_attempt import RunningAttempt, StopSignal, every
-from training.watchdog import Limits
+from training.channel.events import Event
+from training.supervision.failure_policy import RankError
+from training.supervision.running_attempt import RunningAttempt, StopSignal, every
+from training.supervision.watchdog import Limits
 
 
 def system(rank: int, attempt: int = 1) -> Event:
@@ -19,6 +19,10 @@ def system(rank: int, attempt: int = 1) -> Event:
 
 def alive(rank: int, phase: str = "training", step: int = 1) -> Event:
     return {"event": "alive", "rank": rank, "attempt": 1, "phase": phase, "step": step}
+
+
+def listening(rank: int, address: str, attempt: int = 1) -> Event:
+    return {"event": "listening", "rank": rank, "attempt": attempt, "address": address}
 
 
 def error(rank: int, cause: str = "user", at: float = 1.0, attempt: int = 1) -> Event:
@@ -78,6 +82,34 @@ class Driver:
 @pytest.fixture
 def driver() -> Driver:
     return Driver()
+
+
+def test_the_ranks_are_told_where_all_listen_as_soon_as_the_last_one_has_said_so(driver: Driver) -> None:
+    """T2: not at the next tick: a start waits for it."""
+    driver.hear(listening(1, "b:2"))
+    assert driver.commands == []
+    driver.hear(listening(0, "a:1"))
+    assert driver.commands == [{"command": "peers", "addresses": ["a:1", "b:2"]}]
+    driver.tick(5)
+    assert driver.sent == [("peers", None)]
+    assert driver.kinds() == ["listening", "listening"]
+
+
+def test_who_waits_for_the_others_is_told_who_is_still_to_come_once(driver: Driver) -> None:
+    driver.hear(listening(1, "b:2"))
+    driver.tick(5)
+    assert driver.commands == [{"command": "peers", "addresses": [None, "b:2"]}]
+    driver.hear(listening(0, "a:1"))
+    assert driver.commands[1:] == [{"command": "peers", "addresses": ["a:1", "b:2"]}]
+
+
+def test_where_a_rank_of_an_earlier_attempt_listens_is_nothing_to_this_one(driver: Driver) -> None:
+    driver.hear(listening(0, "old:1", attempt=0), listening(1, "b:2"))
+    driver.tick()
+    assert driver.commands == [{"command": "peers", "addresses": [None, "b:2"]}]
+    driver.hear(listening(0, "a:1"))
+    driver.hear(listening(0, "a:3"))  # begun anew
+    assert driver.commands[-1] == {"command": "peers", "addresses": ["a:3", "b:2"]}
 
 
 def test_leases_go_to_all_tasks(driver: Driver) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from training import pipeline
 from training.config import RunConfig
-from training.run_folder import STATE_FILE, RunFolder, Status, open_run_folder
+from training.records.run_folder import STATE_FILE, RunFolder, Status, hold_run_folder
+from training.results.summary import Summary
 from training.runs import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, duration, main
-from training.summary import Summary
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -34,8 +34,8 @@ def new_run(new_config: Callable[..., RunConfig], tmp_path: Path) -> NewRun:
         status: Status = "finished", auc: float | None = None, state: dict[str, Any] | None = None, **knobs: Any
     ) -> RunFolder:
         config = new_config(output=str(tmp_path), epochs=3, **knobs)
-        folder = open_run_folder(replace(config, resume=False), "da7a")
-        config.save(folder.config)
+        with hold_run_folder(replace(config, resume=False), "da7a") as folder:
+            config.save(folder.config)
         folder.save_state(status, "mlflow-1")
         path = folder.path / STATE_FILE
         path.write_text(json.dumps(json.loads(path.read_text()) | {"process_started": 0.0} | (state or {})))
@@ -59,8 +59,8 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
 
     def run(config: RunConfig, tell: Tell) -> Summary:
         configs.append(config)
-        folder = open_run_folder(config, "da7a")
-        folder.save_state("finished", folder.continues)
+        with hold_run_folder(config, "da7a") as folder:
+            folder.save_state("finished", folder.continues)
         return Summary("finished", run_folder=str(folder.path))
 
     monkeypatch.setattr(pipeline, "run", run)
@@ -203,7 +203,8 @@ def test_the_exit_status_is_that_of_the_run(
     new_run("failed", tracking_uri="http://ann:pw@host")
 
     def fail(config: RunConfig, tell: Tell) -> Summary:
-        open_run_folder(config, "da7a").save_state("failed", None)
+        with hold_run_folder(config, "da7a") as folder:
+            folder.save_state("failed", None)
         raise RuntimeError("the store refused")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -219,7 +220,8 @@ def test_a_run_whose_data_has_changed_is_left_as_it_is(
     run = new_run("failed", state={"process": 1})
 
     def other_data(config: RunConfig, tell: Tell) -> Summary:
-        open_run_folder(config, "0ther").save_state("finished", None)
+        with hold_run_folder(config, "0ther") as folder:
+            folder.save_state("finished", None)
         return Summary("finished")
 
     monkeypatch.setattr(pipeline, "run", other_data)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from training.signals import on_stop_signals
+from training.supervision.signals import on_stop_signals
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,12 @@ import traceback
 
 import pytest
 
-from training.stack_text import telling_frames
+from training.supervision.stack_text import telling_frames
 
 HUNG_INPUT = """\
 Thread 0x00007f01 (most recent call first):
   File "/usr/lib/python3.12/threading.py", line 359 in wait
-  File "/opt/clone/training/events.py", line 188 in _work
+  File "/opt/clone/training/channel/events.py", line 188 in _work
   File "/usr/lib/python3.12/threading.py", line 1032 in _bootstrap
 
 Thread 0x00007f02 (most recent call first):
@@ -21,8 +21,8 @@ Thread 0x00007f02 (most recent call first):
 Current thread 0x00007f03 (most recent call first):
   File "/opt/v/lib/python3.12/site-packages/tensorflow/python/eager/execute.py", line 53 in quick_execute
   File "/opt/v/lib/python3.12/site-packages/tf_keras/src/engine/training.py", line 1804 in fit
-  File "/opt/clone/training/fit.py", line 80 in train
-  File "/opt/clone/training/rank.py", line 20 in <module>
+  File "/opt/clone/training/fitting/fit.py", line 80 in train
+  File "/opt/clone/training/ranks/rank.py", line 20 in <module>
 """
 
 
@@ -38,9 +38,22 @@ def test_a_hang_in_the_users_code_names_its_line() -> None:
 Current thread 0x1 (most recent call first):
   File "/usr/lib/python3.12/threading.py", line 655 in wait
   File "/home/me/model.py", line 12 in call
-  File "/opt/clone/training/rank.py", line 20 in <module>
+  File "/opt/clone/training/ranks/rank.py", line 20 in <module>
 """
     assert telling_frames(stacks) == ["wait (threading.py:655) < call (model.py:12)"]
+
+
+@pytest.mark.parametrize("file", ["/home/me/training/model.py", "/home/me/training/nets/model.py"])
+def test_the_users_own_folder_may_be_called_training(file: str) -> None:
+    hung = HUNG_INPUT.replace("/home/me/my_input.py", file)
+    assert telling_frames(hung)[1] == "read_slowly (model.py:41)"
+    assert telling_frames(hung.replace("/opt/clone/", "/spark/work/other place/"))[1] == "read_slowly (model.py:41)"
+
+
+def test_threads_of_this_project_tell_nothing_wherever_it_lies() -> None:
+    hung = HUNG_INPUT.replace("/home/me/my_input.py", "/opt/clone/data_pipelines/quality/splits.py")
+    assert len(telling_frames(hung, 9)) == 1
+    assert len(telling_frames(hung.replace("/opt/clone/", "/spark/work/other place/"), 9)) == 1
 
 
 def test_stacks_of_the_traceback_module_are_read_from_the_other_end() -> None:

@@ -16,19 +16,21 @@ import pytest
 from callbacks import commit
 from callbacks.fence import Fence, read_fence
 from data_pipelines.storage import StorageError
-from training import events, running_attempt, supervisor
-from training.elastic import Elastic, WorkerRange
-from training.events import Event, EventAddress, EventClient, EventServer
-from training.failure_policy import Attempt, Budgets, RankError
-from training.launcher import BarrierJobError
-from training.plan import TrainingPlan
-from training.supervisor import (
+from tests.unit.callbacks.committed_files import publish_files
+from training.channel import events
+from training.channel.events import Event, EventAddress, EventClient, EventServer
+from training.ranks.launcher import BarrierJobError
+from training.ranks.plan import TrainingPlan
+from training.supervision import running_attempt, supervisor
+from training.supervision.elastic import Elastic, WorkerRange
+from training.supervision.failure_policy import Attempt, Budgets, RankError
+from training.supervision.supervisor import (
     NotEnoughSlotsError,
     Supervisor,
     TrainingFailedError,
     TrainingStoppedError,
 )
-from training.watchdog import Limits
+from training.supervision.watchdog import Limits
 
 Outcome = dict[str, Any]
 FINISHED: Outcome = {"outcome": "finished", "epochs": 4}
@@ -74,10 +76,7 @@ def lost_by_spark(message: str = "Spark says that a task failed", cause: Any = "
 
 
 def commit_step(directory: str, step: int) -> None:
-    staging = commit.new_staging(Path(directory))
-    assert isinstance(staging, Path)
-    (staging / "ckpt.index").write_text(f"step {step}")
-    commit.publish(staging, Path(directory), step=step, epoch=step // 10)
+    publish_files(Path(directory), {"ckpt.index": f"step {step}"}, step=step, epoch=step // 10)
 
 
 class Cluster:
@@ -201,7 +200,14 @@ def test_a_training_that_finishes_takes_one_attempt(plan: TrainingPlan) -> None:
     address = EventAddress("driver", 1234, "token 1")
     assert mine == Plan(plan.checkpoints, 2, 8, 1.0, 1, None, address, mine.token, mine.fence)
     (told,) = cluster.told
-    assert told == {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0, "time": told["time"]}
+    assert told == {
+        "event": "attempt",
+        "attempt": 1,
+        "workers": 2,
+        "resumed_from": 0,
+        "learning_rate_scale": 1.0,
+        "time": told["time"],
+    }
 
 
 def test_restart_resumes_from_last_committed_checkpoint(plan: TrainingPlan) -> None:
@@ -290,7 +296,7 @@ def test_a_spent_budget_raises_with_the_first_error_of_the_last_attempt(plan: Tr
         supervised(cluster, Budgets(max_restarts=2, first_delay_seconds=0)).supervise(plan)
     assert len(cluster.plans) == 3
     assert str(raised.value) == (
-        "training failed after 3 attempts: rank 1: killed: killed by signal SIGKILL; "
+        "training failed after 3 attempts: rank 1: killed by signal SIGKILL; "
         "max_restarts 2 is spent, the same command starts anew"
     )
 
@@ -472,7 +478,7 @@ def test_a_second_ctrl_c_stops_at_once(plan: TrainingPlan) -> None:
         run.supervise(plan)
 
 
-@pytest.mark.parametrize("call", ["fence", "latest_committed"])
+@pytest.mark.parametrize("call", ["fence", "committed"])
 def test_a_second_ctrl_c_does_not_wait_for_a_store_that_hangs(
     plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -482,7 +488,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_store_that_hangs(
         is_hanging.set()
         answers.wait(60)
 
-    monkeypatch.setattr(*((supervisor, "fence") if call == "fence" else (commit, "latest_committed")), hang)
+    monkeypatch.setattr(*((supervisor, "fence") if call == "fence" else (commit, "committed")), hang)
     cluster = Cluster(finishes)
     run = supervised(cluster)
 
@@ -518,6 +524,129 @@ def test_a_stop_while_the_store_is_read_launches_nothing(plan: TrainingPlan, mon
     with pytest.raises(TrainingStoppedError, match=r"stopped at step 30 \(SIGINT\); the same command goes on"):
         run.supervise(plan)
     assert cluster.plans == []
+
+
+class HangingStore:
+    """Lets the store hang when the fence is put up, until ``answers`` is set; the fences go up in ``order``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_hanging, self.answers = threading.Event(), threading.Event()
+        self.order: list[int] = []
+        self._put_up = supervisor.fence
+        monkeypatch.setattr(supervisor, "fence", self._fence)
+
+    def _fence(self, directory: str, attempt: int) -> Fence:
+        self.is_hanging.set()
+        assert self.answers.wait(60)
+        self.order.append(attempt)
+        return self._put_up(directory, attempt)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingStore]:
+    hanging = HangingStore(monkeypatch)
+    yield hanging
+    hanging.answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "reading the store":
+            thread.join(60)
+
+
+def test_the_first_ctrl_c_does_not_wait_long_for_a_store_that_hangs(
+    plan: TrainingPlan, store: HangingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LAST_ANSWER_SECONDS", 0.1)
+    cluster = Cluster(finishes)
+    run = replace(supervised(cluster), clock=time.monotonic)
+    thread = threading.Thread(target=lambda: store.is_hanging.wait(60) and run.request_stop("SIGINT"))
+    thread.start()
+    with pytest.raises(TrainingStoppedError, match=r"stopped before the first launch \(SIGINT\)"):
+        run.supervise(plan)
+    thread.join()
+    assert not store.answers.is_set()
+    assert cluster.plans == []
+
+
+def test_a_store_that_hangs_is_told_of_and_is_a_fault_of_the_store(plan: TrainingPlan, store: HangingStore) -> None:
+    """T6: and what hung does not undo what the next attempt has done."""
+    cluster = Cluster(finishes)
+
+    def tell(event: Event) -> None:
+        cluster.told.append(event)
+        if cluster.kinds().count("restart") == 2:
+            store.answers.set()
+
+    def clock() -> float:
+        if not store.answers.is_set():
+            cluster.now += 300
+        return cluster.now
+
+    run = replace(supervised(cluster), clock=clock, limits=Limits(checkpoint_seconds=600), on_event=tell)
+    attempts = run.supervise(plan)
+    assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "store"]
+    error = attempts[0].first_error
+    assert error.type == "TimeoutError"
+    assert error.message.startswith(f"{plan.checkpoints} has not answered for ")
+    assert cluster.kinds() == ["waiting", "restart", "waiting", "restart", "attempt"]
+    assert cluster.told[0]["store"] == plan.checkpoints
+    # The second attempt was given up before its turn came.
+    assert len(store.order) == 2
+    assert read_fence(plan.checkpoints) == Fence(attempt=1, id=cluster.plan.fence or "")
+
+
+def test_a_checkpoint_that_takes_long_to_check_is_no_store_that_hangs(
+    plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_step(plan.checkpoints, 10)
+    cluster, has_looked = Cluster(finishes), threading.Event()
+
+    def clock() -> float:
+        if threading.current_thread() is threading.main_thread():
+            has_looked.set()
+        return cluster.now
+
+    def is_whole(checkpoint: commit.CommittedCheckpoint, beat: Callable[[], None]) -> bool:
+        for _ in range(3):
+            cluster.now += 400
+            has_looked.clear()
+            assert has_looked.wait(60)
+            beat()
+        return True
+
+    monkeypatch.setattr(commit, "is_whole", is_whole)
+    run = replace(supervised(cluster), clock=clock, limits=Limits(checkpoint_seconds=600))
+    (attempt,) = run.supervise(plan)
+    assert attempt.resumed_from == 10
+
+
+def test_a_store_that_hangs_at_the_end_of_an_attempt_does_not_keep_a_stop_waiting(
+    plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LAST_ANSWER_SECONDS", 0.1)
+    answers, find = threading.Event(), commit.committed
+
+    def committed(directory: str) -> list[commit.CommittedCheckpoint]:
+        if cluster.plans:
+            assert answers.wait(60)
+        return find(directory)
+
+    def is_stopped(cluster: Cluster) -> list[Outcome]:
+        cluster.train()
+        run.request_stop("SIGTERM")
+        cluster.run(2)
+        return [stopped(30), stopped(30)]
+
+    monkeypatch.setattr(commit, "committed", committed)
+    commit_step(plan.checkpoints, 20)
+    cluster = Cluster(is_stopped)
+    ticking = supervised(cluster)
+    run = replace(ticking, clock=lambda: cluster.now + time.monotonic())
+    try:
+        with pytest.raises(TrainingStoppedError, match="stopped at step 20"):
+            run.supervise(plan)
+        assert not answers.is_set()
+    finally:
+        answers.set()
 
 
 def test_a_stop_between_the_failure_and_the_next_attempt_counts(plan: TrainingPlan) -> None:
@@ -622,6 +751,7 @@ def test_a_batch_that_is_kept_per_worker_shrinks_with_the_workers(plan: Training
     cluster = Cluster(finishes, slots=3)
     supervised(cluster, elastic=Elastic(WorkerRange(2, 4), 256, "keep_batch_per_worker")).supervise(plan)
     assert (cluster.plan.workers, cluster.plan.global_batch_size, cluster.plan.learning_rate_scale) == (3, 192, 0.75)
+    assert [event["learning_rate_scale"] for event in cluster.told if event["event"] == "attempt"] == [0.75]
 
 
 def test_too_few_slots_are_waited_for_and_then_told(plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,7 +770,8 @@ def test_too_few_slots_are_waited_for_and_then_told(plan: TrainingPlan, monkeypa
         "the cluster has 1 slots, the training needs 2; it has waited 60 s for them. "
         "Add executors, or use fewer workers"
     )
-    assert [(event["event"], event["slots"], event["needed"]) for event in cluster.told] == [("waiting", 1, 2)]
+    (told,) = cluster.told
+    assert [told[name] for name in ("event", "slots", "needed", "limit_seconds")] == ["waiting", 1, 2, 60]
     assert cluster.plans == []
 
 
@@ -711,12 +842,12 @@ def test_a_store_that_cannot_be_opened_is_a_store_that_is_away(
     plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some tell it with a StorageError, which is no OSError."""
-    find, is_away = commit.latest_committed, [True]
+    find, is_away = commit.committed, [True]
 
-    def latest_committed(directory: str, **more: Any) -> commit.CommittedCheckpoint | None:
+    def committed(directory: str) -> list[commit.CommittedCheckpoint]:
         if is_away[0]:
             raise StorageError("s3://bucket/a cannot be opened")
-        return find(directory, **more)
+        return find(directory)
 
     def is_lost_with_the_store(cluster: Cluster) -> list[Outcome]:
         is_away[0] = True
@@ -726,7 +857,7 @@ def test_a_store_that_cannot_be_opened_is_a_store_that_is_away(
         if event["event"] == "restart":
             is_away[0] = False
 
-    monkeypatch.setattr(commit, "latest_committed", latest_committed)
+    monkeypatch.setattr(commit, "committed", committed)
     cluster = Cluster(is_lost_with_the_store, finishes)
     attempts = replace(supervised(cluster), on_event=tell).supervise(plan)
     assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "lost"]

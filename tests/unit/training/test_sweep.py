@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from training import sweep
-from training.config import RunConfig
+from training.config import ConfigError, RunConfig
+from training.results.summary import Summary
 from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
-from training.summary import Summary
 from training.sweep import main, read_options
-from training.sweep_run import Engine, SweepPlace, Tracked
-from training.sweep_space import Range
-from training.sweep_trials import TrialControl, TrialOrder
+from training.sweeping.folder import SweepPlace
+from training.sweeping.run import Engine, Tracked
+from training.sweeping.space import Range
+from training.sweeping.trial import TrialControl, TrialOrder
 
 SEARCH = ["--search", "learning_rate=log:1e-4:1e-1"]
 
@@ -128,6 +129,51 @@ def test_a_finished_sweep_prints_its_table_and_writes_its_summary(
     assert "best: trial 0, val_auc 0.5000 with learning_rate=" in captured.out
     assert "trial 0: begins: learning_rate=" in captured.err
     assert json.loads((tmp_path / "sum.json").read_text())["status"] == "finished"
+
+
+def test_the_summary_of_a_sweep_that_fails_holds_its_trials_and_its_error(recipe: Path, tmp_path: Path) -> None:
+    """T12: who waits for the file must not wait for ever."""
+
+    class Failing(QuickEngine):
+        def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+            raise RuntimeError("no such layer")
+
+    arguments = ["--recipe", str(recipe), *SEARCH, "--trials=2", "--output=out", "--summary=sum.json"]
+    assert main(arguments, engine=Failing) == EXIT_FAILED
+    document = json.loads((tmp_path / "sum.json").read_text())
+    assert document["status"] == "failed"
+    assert "no such layer" in document["error"]
+    assert [trial["state"] for trial in document["trials"]] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "exit_status", "status"),
+    [
+        (["--no-such-flag"], OSError("not reached"), EXIT_USAGE, "failed"),
+        ([], OSError("no Spark"), EXIT_FAILED, "failed"),
+        ([], ConfigError("there is no such table"), EXIT_USAGE, "failed"),
+        ([], KeyboardInterrupt(), EXIT_FAILED, "stopped"),
+    ],
+)
+def test_the_summary_of_a_sweep_that_does_not_begin_says_why(
+    recipe: Path, tmp_path: Path, arguments: list[str], error: Exception, exit_status: int, status: str
+) -> None:
+    """T12: nor may it be that of an earlier sweep."""
+    (tmp_path / "sum.json").write_text("that of yesterday")
+    given = ["--recipe", str(recipe), *SEARCH, "--output=out", "--summary=sum.json", *arguments]
+    assert main(given, engine=lambda config: QuickEngine(config, error)) == exit_status
+    document = json.loads((tmp_path / "sum.json").read_text())
+    assert document["status"] == status
+    assert document["error"]
+
+
+def test_a_summary_that_cannot_be_written_is_bad_usage_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sum.json").mkdir()
+    assert main(["--recipe", str(recipe), *SEARCH, "--summary=sum.json"], engine=no_engine) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert said == "mirrorspark: summary sum.json cannot be written (it is no file); give another file\n"
 
 
 @pytest.mark.parametrize(("error", "line"), [(OSError("no Spark"), "no Spark"), (KeyboardInterrupt(), "interrupted")])

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from training import pipeline, sweep_engine
+from training import pipeline
 from training.config import RunConfig
-from training.failure_policy import Attempt, RankError
-from training.live_view import LiveView
-from training.run_folder import RunFolder
-from training.summary import Summary
-from training.supervisor import TrainingStoppedError
-from training.sweep_engine import SparkEngine, read_attempts, save_attempts
-from training.sweep_run import SweepPlace
-from training.sweep_trials import PRUNED, TrialControl, TrialOrder
+from training.live.view import LiveView
+from training.records.run_folder import RunFolder
+from training.results.summary import Summary
+from training.supervision.failure_policy import Attempt, RankError
+from training.supervision.supervisor import TrainingStoppedError
+from training.sweeping import engine as sweep_engine
+from training.sweeping.engine import SparkEngine, read_attempts, save_attempts
+from training.sweeping.folder import SweepPlace
+from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
 
 ATTEMPTS = (
     Attempt(1, None, (RankError("lost", 1, "killed", "killed by signal SIGKILL", 5.0),), 0, 100, 2),
@@ -31,6 +32,7 @@ class FakeJob:
     def __init__(self, opened: dict[str, Any]) -> None:
         self.opened = opened
         self.tracked = SimpleNamespace(run_id="child-1", log_tags=self._log_tags)
+        self.run = SimpleNamespace(replay="python -m callbacks.metric_buffer replay metrics.jsonl")
         self.tags: dict[str, str] = {}
         self.reason: str | None = None
 
@@ -152,7 +154,8 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
     place = SweepPlace(tmp_path, "rides-1", lambda: "parent-1")
     engine = engine_of(order)
     engine.train(order, Heard().control(), place)
-    assert engine.deliver(order, place).model_version == "3"
+    summary = engine.deliver(order, place)
+    assert (summary.model_version, summary.replay) == ("3", "python -m callbacks.metric_buffer replay metrics.jsonl")
     assert delivered == [(jobs[1], ATTEMPTS, order.config)]
     assert jobs[1].opened["folder"].path == place.run_folder(7)
 

@@ -1,5 +1,6 @@
 """What a sweep tells: a table, the best values as a recipe and as a command that trains with them."""
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import yaml
 
 from training.command_line import parse
 from training.config import RECIPE_FILE, RunConfig
-from training.sweep_report import SweepSummary, as_yaml, command, ranked, recipe_patch, trial_table
-from training.sweep_study import TrialRecord
+from training.sweeping.report import SweepSummary, as_yaml, command, ranked, recipe_patch, trial_table
+from training.sweeping.study import TrialRecord
 
 
 def record(number: int, state: Any = "complete", best: float | None = 0.5, **more: Any) -> TrialRecord:
@@ -107,6 +108,16 @@ def test_the_text_names_the_best_the_model_and_the_command(summary: SweepSummary
     assert "model: models:/rides/4" in text
     assert "again: mirrorspark --learning-rate=0.003" in text
     assert "learning_rate  75%" in " ".join(text.split("\n")).replace("   ", "  ")
+
+
+def test_the_text_holds_the_commands_that_send_mlflow_what_it_did_not_get(summary: SweepSummary) -> None:
+    assert "send metrics" not in summary.as_text()
+    delivered = {**summary.delivered, "replay": "replay the best trial's"}
+    lines = dataclasses.replace(summary, replay="replay the sweep's", delivered=delivered).as_text().splitlines()
+    assert [line for line in lines if "replay" in line] == [
+        "send metrics: replay the sweep's",
+        "send metrics: replay the best trial's",
+    ]
 
 
 def test_the_document_is_strict_json(summary: SweepSummary, tmp_path: Path) -> None:

@@ -1,36 +1,34 @@
 """A sweep as a whole, with trainings that are made up: folder, MLflow run, resume, stop, and the best one's export."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from matplotlib.figure import Figure
 
 from training.config import ConfigError, RunConfig
-from training.run_folder import STATE_FILE, RunFolder
-from training.summary import Summary
-from training.supervisor import TrainingStoppedError
-from training.sweep_run import (
-    BEST_FILE,
-    STUDY_FILE,
-    SUMMARY_FILE,
-    SWEEPS_FOLDER,
-    TABLE_FILE,
-    SweepOptions,
-    SweepPlace,
-    SweepStoppedError,
-    SweepUnderWayError,
-    run,
-)
-from training.sweep_schedule import SweepLimits
-from training.sweep_space import read_space
-from training.sweep_trials import SweepFailedError, TrialControl, TrialOrder
+from training.records import run_folder
+from training.records.run_folder import STATE_FILE, RunFolder
+from training.records.run_lock import hold_lock
+from training.results.summary import Summary
+from training.supervision.supervisor import TrainingStoppedError
+from training.sweeping.folder import STUDY_FILE, SWEEPS_FOLDER, SweepPlace, SweepUnderWayError
+from training.sweeping.options import SweepOptions
+from training.sweeping.report import BEST_FILE, SUMMARY_FILE, TABLE_FILE
+from training.sweeping.run import SweepStoppedError, run
+from training.sweeping.schedule import SweepLimits
+from training.sweeping.specs import read_space
+from training.sweeping.trial import TrialControl, TrialOrder
+from training.sweeping.trials import SweepFailedError
 
 
 class FakeTracked:
@@ -43,6 +41,7 @@ class FakeTracked:
         self.artifacts: dict[str, Any] = {}
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self.status: str | None = None
+        self.replay: str | None = None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         self.params |= params
@@ -64,7 +63,7 @@ class FakeTracked:
 
     def finish(self, status: str) -> str | None:
         self.status = status
-        return None
+        return self.replay
 
 
 class FakeEngine:
@@ -167,7 +166,7 @@ def test_the_sweeps_own_mlflow_run_has_space_points_tables_and_figures(new_optio
     assert "learning_rate" not in tracked.params
     assert tracked.params["sampler"] == "tpe"
     assert tracked.tags == {"sweep": summary.study, "recipe": "rides"}
-    assert [step for step, _ in tracked.metrics] == [0, 1, 2, 3]
+    assert [step for step, _ in tracked.metrics] == [1, 2, 3, 4]
     best = [metrics["best_val_auc"] for _, metrics in tracked.metrics]
     assert best == sorted(best)
     assert {"optimisation_history", "parallel_coordinates", SUMMARY_FILE, TABLE_FILE} <= set(tracked.artifacts)
@@ -239,6 +238,151 @@ def test_a_sweep_without_a_trained_trial_fails_and_still_tells(new_options: NewO
     assert "no such layer" in engine.tracked.artifacts[TABLE_FILE]
 
 
+REPLAY = "python -m callbacks.metric_buffer replay metrics.jsonl"
+
+
+def test_the_summary_holds_the_command_that_sends_what_mlflow_did_not_get(
+    new_options: NewOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T10: the server was away to the end."""
+    engine = FakeEngine()
+    monkeypatch.setattr(FakeTracked, "finish", lambda self, status: REPLAY)
+    summary = run(new_options(trials=1), engine, write=quiet)
+    assert summary.replay == REPLAY
+    folder = Path(summary.folder)
+    assert json.loads((folder / SUMMARY_FILE).read_text())["replay"] == REPLAY
+    assert f"send metrics: {REPLAY}" in (folder / TABLE_FILE).read_text()
+
+
+def test_a_stopped_sweep_is_kept_as_stopped(new_options: NewOptions, tmp_path: Path) -> None:
+    with pytest.raises(SweepStoppedError):
+        run(new_options(study="night"), FakeEngine(stop_in=1), write=quiet)
+    path = tmp_path / SWEEPS_FOLDER / "night"
+    assert json.loads((path / STATE_FILE).read_text())["status"] == "stopped"
+    assert json.loads((path / SUMMARY_FILE).read_text())["status"] == "stopped"
+
+
+def test_a_full_disk_at_the_end_hides_neither_the_error_nor_the_end(
+    new_options: NewOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """T12: whatever cannot be written down, MLflow hears of the end, and people of the error."""
+    save = RunFolder.save_state
+
+    def full(self: RunFolder, status: Any, run_id: str | None) -> None:
+        if status != "running":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, status, run_id)
+
+    monkeypatch.setattr(RunFolder, "save_state", full)
+    engine = FakeEngine(error=RuntimeError("no such layer"))
+    with pytest.raises(SweepFailedError, match="no such layer"):
+        run(new_options(), engine, write=quiet)
+    assert engine.tracked.status == "FAILED"
+    assert "No space left on device" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("engine", "error"),
+    [
+        (FakeEngine(error=RuntimeError("no such layer")), SweepFailedError),
+        (FakeEngine(stop_in=1), SweepStoppedError),
+    ],
+    ids=["failed", "stopped"],
+)
+def test_a_report_that_cannot_be_written_does_not_hide_how_the_sweep_ended(
+    new_options: NewOptions,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    engine: FakeEngine,
+    error: type[Exception],
+) -> None:
+    (tmp_path / SWEEPS_FOLDER / "night" / TABLE_FILE).mkdir(parents=True)
+    with pytest.raises(error):
+        run(new_options(study="night"), engine, write=quiet)
+    assert "the report of sweep night" in caplog.text
+    assert engine.tracked.status == ("FAILED" if error is SweepFailedError else "KILLED")
+
+
+def test_an_export_that_fails_is_reported(
+    new_options: NewOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deliver(self: FakeEngine, order: TrialOrder, place: SweepPlace) -> Summary:
+        raise RuntimeError("the registry says no")
+
+    monkeypatch.setattr(FakeEngine, "deliver", deliver)
+    with pytest.raises(RuntimeError, match="the registry says no"):
+        run(new_options(study="night"), FakeEngine(), write=quiet)
+    document = json.loads((tmp_path / SWEEPS_FOLDER / "night" / SUMMARY_FILE).read_text())
+    assert (document["status"], document["error"]) == ("failed", "the registry says no")
+    assert [trial["state"] for trial in document["trials"]] == ["complete"] * 4
+
+
+def test_points_of_trials_that_end_out_of_order_have_rising_steps(
+    new_options: NewOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T10: MLflow's buffer skips a step at or below one that was logged."""
+    second_is_over = threading.Event()
+    train = FakeEngine.train
+
+    def in_turn(self: FakeEngine, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+        if order.number == 0:
+            assert second_is_over.wait(10.0)
+        train(self, order, control, place)
+        if order.number == 2:  # its slots were those of trial 1, which is over and kept
+            second_is_over.set()
+
+    monkeypatch.setattr(FakeEngine, "train", in_turn)
+    monkeypatch.setattr(FakeEngine, "slots", lambda self: 2)
+    engine = FakeEngine()
+    run(new_options(trials=3), engine, write=quiet)
+    assert [step for step, _ in engine.tracked.metrics] == [1, 2, 3]
+
+
+def test_another_commands_sweep_is_not_touched(new_options: NewOptions, tmp_path: Path) -> None:
+    """T2: a trial that has no values yet is another command's, which is about to choose them."""
+    run(new_options(trials=1, study="night"), FakeEngine(), write=quiet)
+    path = tmp_path / SWEEPS_FOLDER / "night"
+    (path / STATE_FILE).unlink()  # as it is seen before the other command has written it
+    study = optuna.load_study(study_name="night", storage=f"sqlite:///{path / STUDY_FILE}")
+    study.ask()
+    with hold_lock(path), pytest.raises(SweepUnderWayError, match="sweep night is under way in another driver"):
+        run(new_options(study="night"), FakeEngine(), write=quiet)
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "RUNNING"]
+
+
+def test_a_sweep_that_another_driver_takes_over_stops(
+    new_options: NewOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T2: this driver slept, and was taken for dead."""
+    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.01)
+    path = tmp_path / SWEEPS_FOLDER / "night" / STATE_FILE
+
+    def train(self: FakeEngine, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+        stopped, reasons = threading.Event(), []
+
+        def stop_now(reason: str) -> None:
+            reasons.append(reason)
+            stopped.set()
+
+        control.connect(lambda reason: None, stop_now)
+        while not stopped.wait(0.02):  # a sign of life may be on its way
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"holder": "another"}))
+        raise TrainingStoppedError((), 10, reasons[0])
+
+    monkeypatch.setattr(FakeEngine, "train", train)
+    with pytest.raises(SweepStoppedError, match=r"stopped \(another driver has taken over this sweep\)"):
+        run(new_options(study="night"), FakeEngine(), write=quiet)
+    assert json.loads(path.read_text())["holder"] == "another"
+
+
+def test_a_refused_command_leaves_the_sweep_of_that_name_as_it_was(new_options: NewOptions) -> None:
+    first = run(new_options(study="night"), FakeEngine(), write=quiet)
+    before = (Path(first.folder) / STATE_FILE).read_text()
+    with pytest.raises(ConfigError, match="searches other values"):
+        run(new_options(study="night", search="log:1e-5:1e-1"), FakeEngine(), write=quiet)
+    assert (Path(first.folder) / STATE_FILE).read_text() == before
+
+
 def test_a_named_study_of_another_search_is_refused(new_options: NewOptions) -> None:
     run(new_options(study="night"), FakeEngine(), write=quiet)
     with pytest.raises(ConfigError, match=r"study 'night' in .* searches other values"):
@@ -251,7 +395,9 @@ def test_a_sweep_that_is_under_way_is_left_alone(new_options: NewOptions, tmp_pa
     path = tmp_path / SWEEPS_FOLDER / "night"
     path.mkdir(parents=True)
     RunFolder(path, "abc", None).save_state("running", None)
-    with pytest.raises(SweepUnderWayError, match=rf"sweep night is under way \(process {os.getpid()} on "):
+    with pytest.raises(
+        SweepUnderWayError, match=rf"sweep night is under way in another driver \(process {os.getpid()} on "
+    ):
         run(new_options(study="night"), FakeEngine(), write=quiet)
 
 
@@ -263,16 +409,3 @@ def test_a_local_session_has_room_for_the_trials_side_by_side(
     space = read_space(["workers=choice:1,2"], None, config)
     run(SweepOptions(config, space, limits=SweepLimits(1, parallel=3)), engine, write=quiet)
     assert engine.asked_slots == 6
-
-
-def test_parameter_servers_and_their_coordinator_need_slots_too(
-    new_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
-    config = new_config(output=str(tmp_path), strategy="parameter_server", parameter_servers=2)
-    for search, slots in (("learning_rate=log:1e-4:1e-1", 4), ("workers=choice:1,4", 7)):
-        assert SweepOptions(config, read_space([search], None, config)).slots_per_trial == slots
-
-
-def test_a_name_that_is_no_folder_is_refused(new_options: NewOptions) -> None:
-    with pytest.raises(ConfigError, match="study 'a/b' must be letters"):
-        new_options(study="a/b")

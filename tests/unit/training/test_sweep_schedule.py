@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from training.elastic import Elastic, WorkerRange
-from training.sweep_schedule import SweepLimits, SweepProgress, next_step, share_of, slots_needed
+from training.supervision.elastic import Elastic, WorkerRange
+from training.sweeping.schedule import SweepLimits, SweepProgress, next_step, share_of, slots_needed
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from training.config import ConfigError, RunConfig
-from training.sweep_space import SearchSpace, read_space
-from training.sweep_study import FEWEST_FOR_IMPORTANCE, AnotherSweepError, StudySettings, SweepStudy, open_study
+from training.sweeping.space import SearchSpace
+from training.sweeping.specs import read_space
+from training.sweeping.study import FEWEST_FOR_IMPORTANCE, AnotherSweepError, StudySettings, SweepStudy, open_study
 
 Open = Callable[..., AbstractContextManager[SweepStudy]]
 

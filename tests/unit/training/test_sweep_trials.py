@@ -1,5 +1,6 @@
 """Trials run side by side as far as slots allow, are pruned by their events, and fail or stop on their own."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,23 +8,15 @@ from typing import Any
 
 import pytest
 
+from training.channel.events import Event
 from training.config import RunConfig
-from training.events import Event
-from training.failure_policy import Attempt, Cause, RankError
-from training.supervisor import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
-from training.sweep_schedule import SweepLimits
-from training.sweep_space import read_space
-from training.sweep_study import StudySettings, SweepStudy, TrialRecord, open_study
-from training.sweep_trials import (
-    PRUNED,
-    SweepFailedError,
-    TrialControl,
-    TrialOrder,
-    Trials,
-    how_it_ended,
-    in_words,
-)
-from training.tracking import TrackingError
+from training.supervision.failure_policy import Attempt, Cause, RankError
+from training.supervision.supervisor import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
+from training.sweeping.schedule import SweepLimits
+from training.sweeping.specs import read_space
+from training.sweeping.study import StudySettings, SweepStudy, TrialRecord, open_study
+from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
+from training.sweeping.trials import SessionLostError, SweepFailedError, Trials
 
 WAIT_SECONDS = 10.0
 
@@ -34,8 +27,8 @@ def epoch_end(epoch: int, value: float, rank: int = 0) -> Event:
     return {"event": "epoch_end", "rank": rank, "attempt": 1, "time": 0.0, "epoch": epoch, "logs": {"val_auc": value}}
 
 
-def failed(cause: Cause = "user", message: str = "no such layer") -> TrainingFailedError:
-    return TrainingFailedError((Attempt(1, None, (RankError(cause, 0, "ValueError", message, 0.0),), 0),))
+def failed(cause: Cause = "user", message: str = "no such layer", kind: str = "ValueError") -> TrainingFailedError:
+    return TrainingFailedError((Attempt(1, None, (RankError(cause, 0, kind, message, 0.0),), 0),))
 
 
 class FakeTraining:
@@ -278,6 +271,113 @@ def test_a_stop_lets_running_trials_save_and_the_next_command_goes_on_with_them(
     assert study.record(0).history[1] == 0.6
 
 
+class MortalSession:
+    """A session that says how many slots it has until it is gone."""
+
+    def __init__(self, slots: int) -> None:
+        self.count = slots
+        self.asked: threading.Semaphore = threading.Semaphore(0)
+        self.is_gone = threading.Event()
+
+    def slots(self) -> int:
+        self.asked.release()
+        if self.is_gone.is_set():
+            raise ConnectionRefusedError(111, "Connection refused")
+        return self.count
+
+
+def test_trials_of_a_session_that_is_gone_stop_and_the_next_command_goes_on_with_them(
+    study: SweepStudy, new_trials: NewTrials
+) -> None:
+    """T2: nothing is wrong with the trials."""
+    training, session = BlockedTraining(), MortalSession(slots=2)
+    trials = new_trials(training, trials=4)
+    trials.slots = session.slots
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            trials.run()
+        except Exception as error:
+            errors.append(error)
+
+    runner = threading.Thread(target=run)
+    runner.start()
+    for _ in range(2):
+        assert training.arrived.acquire(timeout=WAIT_SECONDS)
+    session.is_gone.set()
+    runner.join(WAIT_SECONDS)
+    assert not runner.is_alive()
+    assert [type(error) for error in errors] == [SessionLostError]
+    assert str(errors[0]) == (
+        "the Spark session does not say how many slots it has (ConnectionRefusedError: [Errno 111] Connection "
+        "refused); start a new one: the same command goes on"
+    )
+    assert isinstance(errors[0].__cause__, ConnectionRefusedError)
+    assert states(study) == ["running", "running"]
+
+
+@pytest.mark.parametrize(
+    "error", [failed("spark", "gone", "SessionLost"), AttributeError("'NoneType' object has no attribute 'sc'")]
+)
+def test_a_trial_that_falls_over_with_its_session_goes_on_later(
+    study: SweepStudy, new_trials: NewTrials, error: Exception
+) -> None:
+    """T2: before its ranks are launched a trial meets whatever py4j raises."""
+    session = MortalSession(slots=1)
+
+    def train(order: TrialOrder, control: TrialControl) -> None:
+        # To choose the trial, to start it, and whether to wait for it: from now on the sweep waits.
+        for _ in range(3):
+            assert session.asked.acquire(timeout=WAIT_SECONDS)
+        session.is_gone.set()
+        raise error
+
+    trials = new_trials(train)
+    trials.slots = session.slots
+    with pytest.raises(SessionLostError):
+        trials.run()
+    assert states(study) == ["running"]
+
+
+def test_a_session_that_ends_beside_a_stopped_sweep_is_no_fault(study: SweepStudy, new_trials: NewTrials) -> None:
+    """T2: a SIGTERM may reach the JVM, too."""
+    session = MortalSession(slots=1)
+
+    def train(order: TrialOrder, control: TrialControl) -> None:
+        trials.request_stop("SIGTERM")
+        session.is_gone.set()
+        raise TrainingStoppedError((), 10, "SIGTERM")
+
+    trials = new_trials(train)
+    trials.slots = session.slots
+    trials.run()
+    assert trials.stop_reason == "SIGTERM"
+    assert states(study) == ["running"]
+
+
+def test_a_stop_at_once_reaches_a_trial_that_is_about_to_begin(study: SweepStudy, new_trials: NewTrials) -> None:
+    stops: list[tuple[str, str]] = []
+
+    def train(order: TrialOrder, control: TrialControl) -> None:
+        control.connect(lambda why: stops.append(("save", why)), lambda why: stops.append(("at once", why)))
+        raise TrainingStoppedError((), 0, "as asked")
+
+    trials = new_trials(train)
+    readings = itertools.count(1)
+
+    def clock() -> float:
+        reading = next(readings)
+        # After those of the sweep and of its two decisions, the trial's own: no signal handler can find it yet.
+        if reading == 4:
+            trials.stop_now()
+        return float(reading)
+
+    trials.clock = clock
+    trials.run()
+    assert stops == [("at once", "stopped at once")]
+
+
 def test_after_the_timeout_no_trial_starts(study: SweepStudy, new_trials: NewTrials) -> None:
     now = [0.0]
     training = FakeTraining()
@@ -307,47 +407,6 @@ def test_a_trial_may_count_on_the_slots_that_the_others_leave(new_trials: NewTri
 
     new_trials(train, slots=3, trials=1).run()
     assert seen == [3]
-
-
-def test_a_stop_before_the_training_has_begun_reaches_it() -> None:
-    control = TrialControl(lambda event: None, lambda: 1, lambda text: None, lambda run_id, folder: None)
-    control.request_stop("SIGTERM")
-    asked: list[tuple[str, str]] = []
-    control.connect(lambda reason: asked.append(("stop", reason)), lambda reason: asked.append(("now", reason)))
-    control.stop_now("again")
-    assert asked == [("stop", "SIGTERM"), ("now", "SIGTERM")]
-
-
-@pytest.mark.parametrize(
-    ("error", "reason", "state"),
-    [
-        (None, None, "complete"),
-        (None, PRUNED, "complete"),  # it was over before it heard of it
-        (TrainingStoppedError((), 5, PRUNED), PRUNED, "pruned"),
-        (TrainingStoppedError((), 5, "SIGINT"), "SIGINT", "running"),
-        (failed(), None, "failed"),
-        (failed(), PRUNED, "failed"),
-        (ConnectionError("gone"), "SIGINT", "running"),  # torn down by a second Ctrl-C
-        (ConnectionError("gone"), None, "failed"),
-        (TrackingError("the store says no"), None, "running"),
-    ],
-)
-def test_how_a_training_ends_says_what_becomes_of_its_trial(
-    error: Exception | None, reason: str | None, state: str
-) -> None:
-    assert how_it_ended(error, reason).state == state
-
-
-def test_an_error_is_kept_in_one_line_and_without_passwords() -> None:
-    end = how_it_ended(OSError("cannot reach\nhttp://me:secret@host/"), None)
-    assert end.error is not None
-    assert "secret" not in end.error
-    assert "\n" not in end.error
-
-
-def test_values_in_words() -> None:
-    values = {"learning_rate": 0.00123456, "model.hidden_units": [64, 32], "optimizer": "adam"}
-    assert in_words(values) == "learning_rate=0.001235, model.hidden_units=[64, 32], optimizer=adam"
 
 
 def test_records_of_ended_trials_reach_the_listener(new_trials: NewTrials) -> None:

@@ -1,8 +1,8 @@
 """The periods and limits of supervision fit together: none cuts off what another one has to wait for."""
 
-from training import timing
-from training.watchdog import Limits
-from training.worker import RankTask
+from training.ranks.worker import RankTask
+from training.supervision import timing
+from training.supervision.watchdog import Limits
 
 
 def test_words_may_be_missed_before_anybody_counts_as_silent() -> None:

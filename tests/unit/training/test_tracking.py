@@ -11,8 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from training.events import Event
-from training.tracking import TrackedRun, TrackingError, default_uri, environment, git_commit
+from training.channel.events import Event
+from training.records.tracking import TrackedRun, TrackingError, default_uri, environment, git_commit
 
 OpenRun = Callable[..., TrackedRun]
 

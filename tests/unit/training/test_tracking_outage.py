@@ -5,20 +5,22 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from callbacks.metric_buffer import replay
-from training import tracking
-from training.tracking import TrackedRun, TrackingError
+from training.records import tracking
+from training.records.tracking import TrackedRun, TrackingError
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -214,6 +216,61 @@ def test_a_server_that_stays_away_leaves_a_file_and_the_command_that_replays_it(
     road.open()
     assert replay(file).run_id == run_id
     assert logged(server, run_id) == WHOLE
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Let a job's environment name another store, and a run there; return a function that reads all of that store."""
+    file = tmp_path / "elsewhere" / "mlflow.db"
+    file.parent.mkdir()
+    client = MlflowClient(f"sqlite:///{file}")
+    experiment = client.create_experiment("the job's", artifact_location=(file.parent / "artifacts").as_uri())
+    mlflow.set_tracking_uri(None)  # what another test of this process said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{file}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "the job's")
+    monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run(experiment).info.run_id)
+    monkeypatch.setenv("MLFLOW_ACTIVE_MODEL_ID", client.create_logged_model(experiment, "jobs").model_id)
+
+    def content() -> list[str]:
+        with sqlite3.connect(file) as database:
+            return [*database.iterdump(), *(str(path) for path in file.parent.iterdir())]
+
+    return content
+
+
+def test_an_outage_leads_nothing_into_the_store_that_the_environment_names(
+    road: Road, server: int, tmp_path: Path, elsewhere: Callable[[], list[str]]
+) -> None:
+    before = elsewhere()
+    output = tmp_path / "output"
+    road.open()
+    tracked = open_run(road, output, "other-store")
+    train(tracked, range(1, 2))
+    wait_until_sent(tracked)
+    run_id = tracked.require_run_id()
+    road.close()
+    describe(tracked)
+    train(tracked, range(2, 5))
+    assert tracked.finish("FINISHED") is not None
+    road.open()
+    assert replay(output / "mlflow-metrics-other-store.jsonl").run_id == run_id
+    assert logged(server, run_id) == WHOLE
+    assert elsewhere() == before
+
+
+def test_a_run_that_never_saw_its_server_is_not_made_in_the_store_that_the_environment_names(
+    road: Road, server: int, tmp_path: Path, elsewhere: Callable[[], list[str]]
+) -> None:
+    before = elsewhere()
+    tracked = open_run(road, tmp_path, "never-elsewhere")
+    describe(tracked)
+    train(tracked, range(1, 5))
+    assert tracked.finish("FINISHED") is not None
+    road.open()
+    done = replay(tmp_path / "mlflow-metrics-never-elsewhere.jsonl")
+    assert logged(server, done.run_id) == WHOLE
+    assert elsewhere() == before
 
 
 def test_a_run_that_never_saw_its_server_is_made_by_the_replay(road: Road, server: int, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from callbacks import commit
 from models.settings import ModelSettingsError
+from tests.unit.callbacks.committed_files import publish_files
+from training.channel.events import Event
 from training.config import RunConfig
-from training.events import Event
-from training.open_run import OpenRun
-from training.run_folder import RunFolder
+from training.records.open_run import OpenRun
+from training.records.run_folder import RunFolder
 from training.training_job import TrainingJob, open_job
 
 
@@ -22,9 +23,8 @@ def epoch_end(epoch: int, **more: Any) -> Event:
 
 
 def commit_step(directory: Path, step: int, told: list[Event]) -> Path:
-    staging = commit.new_staging(directory)
-    (Path(staging) / commit.STATE).write_text(json.dumps({"progress": {"told": told}}))
-    path = commit.publish(staging, directory, step=step, epoch=step // 10).path
+    state = json.dumps({"progress": {"told": told}})
+    path = publish_files(directory, {commit.STATE: state}, step=step, epoch=step // 10).path
     assert isinstance(path, Path)
     return path
 

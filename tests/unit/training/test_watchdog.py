@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import watchdog
-from training.activity import Phase
-from training.events import Event
-from training.watchdog import Hang, Limits, Watch, Watchdog
+from training.channel.events import Event
+from training.fitting.activity import Phase
+from training.supervision import watchdog
+from training.supervision.watchdog import Hang, Limits, Watch, Watchdog
 
 LIMITS = Limits(start_seconds=300, first_step_seconds=600, step_seconds=120, checkpoint_seconds=600, end_seconds=300)
 

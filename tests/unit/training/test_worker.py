@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -22,10 +23,11 @@ import psutil
 import pytest
 
 from tests.unit.training import rank_entries
-from training import rank_process
-from training.events import Event, EventAddress, EventServer
-from training.rank_process import RankProcess, RankStartError
-from training.worker import RankTask
+from training.channel.events import Event, EventAddress, EventServer
+from training.ranks import rank_process
+from training.ranks.rank_process import RankProcess, RankStartError
+from training.ranks.worker import RankTask
+from training.supervision.timing import LEASE_SECONDS
 
 SECONDS = 20.0
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -316,7 +318,7 @@ def test_a_notice_to_the_whole_group_of_the_task_lets_the_rank_save(driver: Driv
     program = """
         import json, sys
         from tests.unit.training.test_worker import task
-        from training.events import EventAddress
+        from training.channel.events import EventAddress
         address = EventAddress(**json.loads(sys.stdin.readline()))
         print(json.dumps(task(address, "train_until_stopped")()))
         """
@@ -340,6 +342,92 @@ def test_a_notice_to_the_whole_group_of_the_task_lets_the_rank_save(driver: Driv
     (outcome,) = json.loads(said)
     assert (outcome["outcome"], outcome["reason"]) == ("stopped", "preempted")
     assert outcome["step"] > 0
+
+
+def test_a_rank_that_begins_early_has_no_place_in_a_cluster_and_no_gpu_left_over(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spark's Python worker is reused: what the runner has set there for an attempt stands there in the next."""
+    monkeypatch.setenv("TF_CONFIG", "of an earlier attempt")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    for begins_early, expected in ((True, (None, "")), (False, ("of an earlier attempt", "3"))):
+        task(driver.server.address, "tell_all", str(tmp_path / "seen"), begins_early=begins_early)()
+        environment = json.loads((tmp_path / "seen").read_text())["environment"]
+        assert (environment.get("TF_CONFIG"), environment["CUDA_VISIBLE_DEVICES"]) == expected
+
+
+def test_a_rank_that_begins_early_meets_the_others_through_the_driver(driver: Driver, tmp_path: Path) -> None:
+    with running(task(driver.server.address, "meet", str(tmp_path / "peers"), begins_early=True)) as rank:
+        event = driver.next("listening")
+        assert (event["address"], event["rank"], event["attempt"]) == ("127.0.0.1:4321", 0, 2)
+        driver.server.command({"command": "peers", "addresses": [event["address"], "host1:5000"]})
+        assert rank.outcome() == {"outcome": "finished", "epochs": 1}
+    assert json.loads((tmp_path / "peers").read_text()) == ["127.0.0.1:4321", "host1:5000"]
+
+
+def test_a_rank_is_followed_while_its_task_waits_for_the_runner(driver: Driver) -> None:
+    with task(driver.server.address, "train_until_stopped").begun() as follow:
+        driver.next("phase", phase="training")
+        driver.server.command({"command": "stacks"})
+        assert "train_until_stopped" in driver.next("stacks")["text"]
+        driver.server.command({"command": "stop", "reason": "driver"})
+        driver.next("phase", phase="ending")
+        assert follow()[0]["reason"] == "driver"
+
+
+def test_a_rank_that_dies_while_its_task_waits_for_the_runner_is_told_at_once(driver: Driver) -> None:
+    with task(driver.server.address, "kill_itself").begun() as follow:
+        error = driver.next("error")
+        assert (error["cause"], error["message"]) == ("lost", "killed by signal SIGKILL")
+        assert follow()[0]["cause"] == "lost"
+
+
+def test_a_notice_of_preemption_is_passed_on_while_the_task_waits_for_the_runner(driver: Driver) -> None:
+    """The main thread, in which signals are handled, stands in a read of the runner's exchange."""
+    ours, runners = socket.socketpair()
+
+    def preempt() -> None:
+        driver.next("phase", phase="training")
+        os.kill(os.getpid(), signal.SIGTERM)
+        driver.next("phase", phase="ending")
+        runners.sendall(b"all are here")
+
+    with ours, runners, task(driver.server.address, "train_until_stopped").begun() as follow:
+        notice = threading.Thread(target=preempt)
+        notice.start()
+        assert ours.recv(100) == b"all are here"
+        (outcome,) = follow()
+        notice.join()
+    assert (outcome["outcome"], outcome["reason"]) == ("stopped", "preempted")
+
+
+def test_a_rank_ends_without_a_word_of_its_own_when_the_runner_fails(driver: Driver) -> None:
+    """T6: no orphan, and no error of a rank that has done nothing wrong."""
+    processes: list[psutil.Process] = []
+
+    def fail() -> None:
+        with task(driver.server.address, "hang").begun():
+            processes.append(psutil.Process(driver.next("phase", phase="training")["process"]))
+            raise ConnectionError("the barrier is broken")
+
+    begin = time.monotonic()
+    with pytest.raises(ConnectionError, match="barrier"):
+        fail()
+    assert not processes[0].is_running()
+    assert time.monotonic() - begin < LEASE_SECONDS / 2  # not for want of a driver
+    driver.server.__exit__()
+    assert "error" not in driver.kinds("task") + driver.kinds(None)
+
+
+def test_the_lease_of_a_rank_ends_while_its_task_waits_for_the_runner() -> None:
+    nobody = EventAddress("127.0.0.1", 9, "token")
+    with task(nobody, "hang", lease_seconds=0.2).begun() as follow:
+        (fork_server,) = psutil.Process().children()
+        deadline = time.monotonic() + SECONDS
+        while fork_server.children():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert follow()[0]["cause"] == "driver"
 
 
 def test_a_rank_that_gets_a_hangup_stops(driver: Driver) -> None:

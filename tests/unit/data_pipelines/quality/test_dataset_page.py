@@ -157,6 +157,7 @@ NUMBERS = st.one_of(st.just(0.0), st.floats(width=64), st.sampled_from([5e-324, 
 )
 @example(values=np.array([0.01] * 4 + [0.0] * 1000), repeats=1, other=np.zeros(1))
 @example(values=np.array([5e-324, 0.0]), repeats=1, other=np.zeros(0))
+@example(values=np.array([1.7976931348623157e308]), repeats=1, other=np.zeros(0))
 @settings(deadline=None, max_examples=150)
 def test_any_numbers_can_be_shown(values: np.ndarray, repeats: int, other: np.ndarray) -> None:
     spec = FeatureSpec((Numeric("x"),), Label("late"), ("id",))

@@ -17,9 +17,9 @@ import tf_keras
 
 from models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
 from models.xla import compile_with_xla
-from training.local_updates import Settle, local_updates
-from training.ring import Ring
-from training.ring_strategy import RingStrategy
+from training.fitting.local_updates import Settle, local_updates
+from training.fitting.ring import Ring
+from training.fitting.ring_strategy import RingStrategy
 
 GLOBAL_BATCH_SIZE = 48
 STEPS = 100
@@ -181,6 +181,34 @@ def finite_dataset(ring: Ring) -> dict[str, Any]:
     return {"steps": model.optimizer.iterations.numpy()}
 
 
+def variables_in_a_function(ring: Ring) -> dict[str, Any]:
+    """Return variables that a ``tf.function`` creates, each rank from numbers of its own, and what is refused."""
+    strategy = RingStrategy(ring)
+    drawn = tf.random.Generator.from_seed(1 + ring.rank)
+    made: dict[str, tf.Variable] = {}
+
+    @tf.function
+    def create() -> None:
+        if not made:
+            made["drawn"] = tf.Variable(lambda: drawn.normal([3]))
+            made["constant"] = tf.Variable(tf.constant(float(7 + ring.rank)))
+            made["number"] = tf.Variable(7.0 + ring.rank)
+
+    @tf.function
+    def create_from_the_graph() -> None:
+        if "computed" not in made:
+            made["computed"] = tf.Variable(tf.random.normal([3]))
+
+    with strategy.scope():
+        create()
+        refused = ""
+        try:
+            create_from_the_graph()
+        except ValueError as error:
+            refused = str(error)
+    return {"refused": refused} | {name: variable.numpy() for name, variable in made.items()}
+
+
 CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "adam": lambda ring: trained(ring, OptimizerSettings("adam", 0.01)),
     "sgd_clipped": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5, clip_norm=0.05)),
@@ -196,6 +224,7 @@ CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "diloco": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4, outer_momentum=0.5),
     "custom_loop": custom_loop,
     "finite_dataset": finite_dataset,
+    "variables": variables_in_a_function,
 }
 
 

@@ -1,0 +1,74 @@
+"""T7: which store and which registry a run's client acts on."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from callbacks.mlflow_store import absolute_store, is_same_store, registry_of, store_client
+
+OWN = "http://ann:s3cret@tracking:5000"
+OTHER = "http://other:5000"
+REGISTRY = "http://registry:5000"
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow keeps what other tests of this process told it, in itself and in the environment."""
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, OWN),
+        ({"MLFLOW_TRACKING_URI": OTHER}, OWN),
+        # Nothing but a registry: it is that of any store.
+        ({"MLFLOW_REGISTRY_URI": REGISTRY}, REGISTRY),
+        # The registry of the other store, which knows no model of this one.
+        ({"MLFLOW_TRACKING_URI": OTHER, "MLFLOW_REGISTRY_URI": REGISTRY}, OWN),
+        ({"MLFLOW_TRACKING_URI": OTHER, "MLFLOW_REGISTRY_URI": OTHER}, OWN),
+        # Addresses of one store, with a password and without.
+        ({"MLFLOW_TRACKING_URI": "http://tracking:5000/", "MLFLOW_REGISTRY_URI": REGISTRY}, REGISTRY),
+        ({"MLFLOW_TRACKING_URI": "http://tracking:5000", "MLFLOW_REGISTRY_URI": "http://tracking:5000"}, OWN),
+    ],
+)
+def test_models_are_registered_in_the_store_or_in_the_registry_that_goes_with_it(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert registry_of(OWN) == expected
+    client = store_client(OWN)
+    assert (client.tracking_uri, client._registry_uri) == (OWN, expected)
+
+
+@pytest.mark.parametrize(
+    ("workspace", "catalog"),
+    [("databricks", "databricks-uc"), ("databricks://prod", "databricks-uc://prod")],
+)
+def test_the_registry_of_a_databricks_workspace_is_its_catalog_as_for_mlflow(
+    monkeypatch: pytest.MonkeyPatch, workspace: str, catalog: str
+) -> None:
+    assert mlflow.MlflowClient(workspace)._registry_uri == catalog
+    assert registry_of(workspace) == catalog
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", OTHER)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", OTHER)
+    assert registry_of(workspace) == catalog
+    # The registry of the workspace itself, where somebody asks for it.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks")
+    assert registry_of(workspace) == "databricks"
+
+
+def test_an_sqlite_file_is_the_same_store_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    absolute = f"sqlite:///{tmp_path}/mlflow.db"
+    assert absolute_store("sqlite:///mlflow.db") == absolute_store(absolute) == absolute
+    assert is_same_store("sqlite:///mlflow.db", absolute)
+    assert not is_same_store("sqlite:///other.db", absolute)
+    for uri in ("sqlite:///:memory:", "sqlite:///", "http://tracking:5000", "databricks", "postgresql://db/mlflow", ""):
+        assert absolute_store(uri) == uri

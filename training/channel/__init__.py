@@ -1,0 +1,1 @@
+"""How processes of a run speak to each other."""

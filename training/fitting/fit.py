@@ -1,0 +1,181 @@
+"""The training of one rank: strategy, data, model, ``model.fit``."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from callbacks import commit
+from callbacks.stop_request import TrainingStopped
+from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
+from models import catalog
+from models.objectives import compile_model
+from models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from models.xla import compile_with_xla
+from training import injected_faults
+from training.fitting.activity import Activity
+from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
+from training.fitting.local_updates import Settle, local_updates
+from training.fitting.ring import Ring, listen
+from training.fitting.ring_strategy import RingStrategy
+from training.fitting.start import Start, start_of
+from training.live.messages import numbers_in_words
+from training.ranks.plan import TrainingPlan
+from training.ranks.rank_control import Finish, Meeting, RankControl
+
+
+def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
+    """Fit the model on this rank's share of every batch, then call ``finish`` with the number of completed epochs.
+
+    Args:
+        plan: What to do.
+        control: Ties this rank to its driver.
+        finish: Is called from within ``fit``, at the training's end; it may end the process.
+
+    Raises:
+        RingError: Another rank is gone.
+        TrainingStopped: A rank was asked to stop; the checkpoint of that step is there.
+    """
+    activity = control.activity
+    plan = with_local_checkpoint(plan, activity)  # before the ranks meet: a download may take long
+    activity.enter("connecting")
+    strategy = open_strategy(plan, activity, control.meeting)
+    activity.enter("building")
+    dataset = Dataset.open(plan.dataset)
+    tf_keras.utils.set_random_seed(plan.config.seed)
+    tf_keras.mixed_precision.set_global_policy(plan.config.precision)
+    start = start_of(plan, dataset)
+    model = build_model(plan, dataset, strategy, start)
+    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, activity.input_busy)
+    activity.enter("restoring")
+    with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
+        try:
+            model.fit(
+                _batches(strategy, dataset, plan, "train", (start.epoch, start.step_in_epoch), activity, faults.input),
+                validation_data=_batches(strategy, dataset, plan, "validation", (0, 0), activity),
+                epochs=plan.config.epochs,
+                steps_per_epoch=dataset.steps("train", plan.global_batch_size),
+                validation_steps=dataset.steps("validation", plan.global_batch_size),
+                callbacks=fit_callbacks(
+                    plan,
+                    control,
+                    start=start,
+                    end=finish,
+                    locate=lambda epoch, step: _what_was_read(dataset, plan, control.rank, epoch, step),
+                    before_all=[Settle()],
+                    behind_checkpoint=faults.callbacks(),
+                ),
+                verbose=0,
+            )
+        except TrainingStopped:
+            activity.enter("ending")
+            raise
+
+
+def open_strategy(plan: TrainingPlan, activity: Activity, meeting: Meeting | None = None) -> tf.distribute.Strategy:
+    """Return the strategy that the plan names, connected to the other ranks.
+
+    Args:
+        plan: Names the strategy.
+        activity: Sees what the strategy waits for.
+        meeting: Finds the other ranks; without it ``TF_CONFIG`` names them.
+
+    Raises:
+        RingConnectError: A rank did not come within the limit of the start.
+    """
+    if plan.config.strategy_name == "multi_worker_mirrored":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    limit = plan.config.start_limit_seconds
+    if meeting is None:
+        return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, observer=activity)
+    # The others call as soon as they know the address: whoever has told it has to listen already.
+    with listen(meeting.host) as listener:
+        peers = meeting.peers(listener.getsockname()[1], limit)
+        ring = Ring.connect(
+            meeting.rank, peers, plan.token, listener=listener, timeout_seconds=limit, observer=activity
+        )
+    return RingStrategy(ring)
+
+
+def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.Strategy, start: Start) -> tf_keras.Model:
+    """Return the compiled model, its variables equal on all ranks."""
+    config = plan.config
+    architecture = catalog.architecture(config.model["name"])
+    steps = dataset.steps("train", plan.global_batch_size)
+    settings = OptimizerSettings(
+        name=config.optimizer,
+        learning_rate=config.scaled_learning_rate * plan.learning_rate_scale,
+        schedule=config.learning_rate_schedule,
+        warmup_steps=config.warmup_steps,
+        total_steps=steps * config.epochs,
+        clip_norm=config.clip_norm,
+        start_step=start.schedule_step,
+        start_share=start.schedule_share,
+    )
+    rules: list[Callable[[type], type]] = []
+    if config.local_steps > 1:
+        assert isinstance(strategy, RingStrategy)  # noqa: S101 - the configuration has seen to it
+        rules.append(
+            local_updates(strategy.ring, config.local_steps, config.outer_momentum, config.outer_learning_rate)
+        )
+    if config.accumulate > 1:
+        rules.append(gathering)  # outermost: what is held is no step
+    with strategy.scope():
+        model = architecture.build(
+            catalog.settings(config.model["name"], config.model_options), dataset.features, config.seed
+        )
+        compile_model(
+            model, architecture.TASK, build_optimizer(settings, *rules), min(config.steps_per_execution, steps)
+        )
+        if config.xla:
+            compile_with_xla(model)
+        if config.accumulate > 1:
+            accumulate_gradients(model, config.accumulate)
+    return model
+
+
+def _batches(
+    strategy: tf.distribute.Strategy,
+    dataset: Dataset,
+    plan: TrainingPlan,
+    split: str,
+    start: tuple[int, int],
+    activity: Activity,
+    gate: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda share: share,
+) -> Any:
+    """Return this rank's share of every global batch of ``split``, epoch after epoch, behind ``gate``."""
+
+    def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
+        # Within: on what a strategy has distributed no gate can be put.
+        return gate(load_dataset(dataset, read_plan, busy=activity.input_busy))
+
+    # Every rank builds its own input, so TensorFlow must neither shard nor re-batch it.
+    return strategy.distribute_datasets_from_function(mine)
+
+
+def _what_was_read(dataset: Dataset, plan: TrainingPlan, rank: int, epoch: int, step: int) -> str:
+    """Say which records a step of this rank read, and where its training can go on."""
+    files = "; ".join(
+        f"{path} records {numbers_in_words(records)}"
+        for path, records in dataset.records_of(_read_plan(plan, "train", rank), epoch, step).items()
+    )
+    newest = next((c for c in commit.committed(plan.checkpoints) if (c.epoch, c.step_in_epoch) <= (epoch, step)), None)
+    last = f"the last checkpoint is that of step {newest.step:,}" if newest else "there is no checkpoint yet"
+    return f"it read {files}; {last}"
+
+
+def _read_plan(plan: TrainingPlan, split: str, rank: int, start: tuple[int, int] = (0, 0)) -> ReadPlan:
+    return ReadPlan(
+        split,
+        plan.global_batch_size,
+        rank=rank,
+        workers=plan.workers,
+        seed=plan.config.seed if split == "train" else None,
+        epoch=start[0],
+        step=start[1],
+        epochs=None,
+    )

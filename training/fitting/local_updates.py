@@ -1,0 +1,124 @@
+"""Local updates: every worker makes several steps of its own, then all go on from their mean.
+
+For slow networks and small batches: one exchange for several steps. Sources: Lin et al. 2020, "Don't Use Large
+Mini-Batches, Use Local SGD" (post-local SGD), and Douillard et al. 2023, "DiLoCo: Distributed Low-Communication
+Training of Language Models", whose outer optimizer (Nesterov momentum on the mean of the workers' moves) this is;
+without momentum it is plain averaging.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from callbacks.training_state import settle
+from training.fitting.ring import Ring
+from training.fitting.ring_strategy import all_reduce, own_variable
+
+
+def local_updates(
+    ring: Ring, every: int, outer_momentum: float = 0.0, outer_learning_rate: float = 1.0
+) -> Callable[[type], type]:
+    """Return the rule that makes an optimizer class update locally; see :func:`models.optimizers.build_optimizer`.
+
+    Args:
+        ring: The workers.
+        every: Steps of a worker between two means.
+        outer_momentum: Nesterov momentum of the outer step; DiLoCo uses 0.9.
+        outer_learning_rate: Share of the way to the mean that the outer step goes; DiLoCo uses 0.7. With 1 and without
+            momentum the step is the mean.
+    """
+    has_memory = outer_momentum != 0.0 or outer_learning_rate != 1.0
+
+    def rule(kind: type) -> type:
+        class LocalUpdates(kind):
+            """Applies the worker's own gradients, and now and then the mean of all workers' weights."""
+
+            def aggregate_gradients(self, grads_and_vars: Iterable[Any]) -> list[Any]:
+                """Return this worker's own mean gradients: Keras has divided its loss by the number of workers."""
+                return [(_times(gradient, ring.workers), variable) for gradient, variable in grads_and_vars]
+
+            def build(self, var_list: Sequence[Any]) -> None:
+                """Create the inner optimizer's variables, the count of local steps, and the outer step's memory."""
+                super().build(var_list)
+                if getattr(self, "_trained", None):
+                    return
+                self._trained = list(var_list)
+                self._inner_variables = [variable for variable in self.variables if variable.dtype.is_floating]
+                self._local_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="local_steps")
+                self._anchors, self._outer_velocities = [], []
+                if has_memory:
+                    for variable in var_list:
+                        of = {"model_variable": variable}
+                        self._anchors.append(
+                            self.add_variable_from_reference(variable_name="anchor", initial_value=variable, **of)
+                        )
+                        self._outer_velocities.append(
+                            self.add_variable_from_reference(variable_name="outer_velocity", **of)
+                        )
+
+            def apply_gradients(self, grads_and_vars: Iterable[Any], **kwargs: Any) -> Any:
+                """Make one local step, and the outer one when it is due."""
+                iteration = super().apply_gradients(grads_and_vars, **kwargs)
+                count = own_variable(self._local_steps)
+                with tf.control_dependencies([iteration] if tf.is_tensor(iteration) else []):
+                    count.assign_add(1)
+                tf.cond(count >= every, self._outer_step, lambda: tf.constant(0, tf.int64))
+                return iteration
+
+            def _outer_step(self) -> Any:
+                own = [own_variable(variable) for variable in self._trained]
+                means = [
+                    total / ring.workers for total in all_reduce(ring, [variable.read_value() for variable in own])
+                ]
+                for number, (variable, mean) in enumerate(zip(own, means, strict=True)):
+                    if not has_memory:
+                        variable.assign(mean)
+                        continue
+                    anchor, velocity = own_variable(self._anchors[number]), own_variable(self._outer_velocities[number])
+                    move = anchor - mean
+                    velocity.assign(outer_momentum * velocity + move)
+                    variable.assign(anchor - outer_learning_rate * (outer_momentum * velocity + move))
+                    anchor.assign(variable)
+                return own_variable(self._local_steps).assign(0)
+
+            def settle(self) -> None:
+                """Make the outer step now, and let the workers' inner optimizers meet at their mean, too.
+
+                Before weights are validated or saved: a checkpoint holds one worker's state, which stands for all.
+                """
+                if not getattr(self, "_trained", None) or ring.workers == 1:
+                    return
+                if int(own_variable(self._local_steps).numpy()):
+                    self._outer_step()
+                inner = [own_variable(variable) for variable in self._inner_variables]
+                totals = all_reduce(ring, [variable.read_value() for variable in inner])
+                for variable, total in zip(inner, totals, strict=True):
+                    variable.assign(total / ring.workers)
+
+        LocalUpdates.__name__ = f"LocalUpdates{kind.__name__}"
+        return LocalUpdates
+
+    return rule
+
+
+class Settle(tf_keras.callbacks.Callback):
+    """Settles local updates before a validation and at an epoch's end; list it first."""
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Let all workers validate the same weights."""
+        settle(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Without a validation: let all workers save the same weights."""
+        settle(self.model)
+
+
+def _times(gradient: Any, factor: float) -> Any:
+    if gradient is None or factor == 1:
+        return gradient
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
+    return gradient * np.float32(factor)

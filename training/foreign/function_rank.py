@@ -1,0 +1,72 @@
+"""Runs somebody's own training function in the process of a rank, unchanged, and lets its driver watch."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from training import injected_faults
+from training.fitting.activity import Activity
+from training.fitting.ring_strategy import RingStrategy
+from training.foreign import function_plan
+from training.foreign.fit_watch import FitWatch
+from training.foreign.function_plan import FunctionPlan, ReturnValueError
+
+if TYPE_CHECKING:
+    from training.ranks.rank_control import Finish, RankControl
+
+logger = logging.getLogger(__name__)
+
+
+def train(plan: FunctionPlan, control: "RankControl", finish: "Finish") -> None:
+    """Call the function that came along, in the scope that it is used to; then call ``finish``.
+
+    Args:
+        plan: Where and with whom.
+        control: Ties this rank to its driver; its payload is the function.
+        finish: Takes the number of completed epochs, on rank 0 with what the function returned.
+
+    Raises:
+        TrainFnError: The function cannot be loaded here.
+        RingError: Another rank is gone.
+        TrainingStopped: The rank was asked to stop.
+        Exception: Whatever the function raises.
+    """
+    train_fn, kwargs = function_plan.unpack_function(control.payload)
+    os.environ[function_plan.CHECKPOINTS_VARIABLE] = plan.checkpoints
+    os.environ[function_plan.ATTEMPT_VARIABLE] = str(plan.attempt)
+    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, control.activity.input_busy)
+    watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, faults)
+    with _scope(plan, control.activity), watch.installed():
+        # Until it calls fit nobody can tell work from standing still: data may have to be fetched first.
+        control.activity.enter("building")
+        value = train_fn(**kwargs)
+    finish(watch.epochs, **(_returned(value) if control.rank == 0 else {}))
+
+
+@contextlib.contextmanager
+def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
+    """Enter the scope of the plan's strategy, connected to the other ranks that ``TF_CONFIG`` names."""
+    if plan.strategy == "own":
+        yield
+        return
+    activity.enter("connecting")
+    if plan.strategy == "multi_worker_mirrored":
+        with tf.distribute.MultiWorkerMirroredStrategy().scope():
+            yield
+        return
+    strategy = RingStrategy.from_tf_config(plan.token, timeout_seconds=plan.start_limit_seconds, observer=activity)
+    with strategy.ring_errors(), strategy.scope():
+        yield
+
+
+def _returned(value: Any) -> dict[str, str]:
+    """Return the value as it travels, or why it cannot: hours of training are not lost for that."""
+    try:
+        return {"value": function_plan.pack_value(value)}
+    except ReturnValueError as error:
+        logger.warning("%s", error)
+        return {"refused": str(error)}

@@ -1,0 +1,1 @@
+"""Training with parameter servers, for embedding tables that are too large for every worker to hold."""

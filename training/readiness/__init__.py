@@ -1,0 +1,1 @@
+"""Whether a run can start here, found out before it starts."""

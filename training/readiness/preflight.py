@@ -1,0 +1,292 @@
+"""Answers within seconds whether a run can start: each check says what it found and, if that is bad, what to do."""
+
+import http.client
+import importlib.util
+import os
+import shutil
+import socket
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pyspark.sql import SparkSession
+
+from callbacks.credentials import without_credentials
+from data_pipelines.storage import StorageError, StoragePath
+from scoring.shipping import is_local
+from training.readiness.checks import Check, PreflightError, require, warning
+from training.readiness.executor_checks import LOW_DISK_BYTES, check_executors
+from training.readiness.executor_probe import SHARED_PACKAGES, bounded
+from training.spark_session import MINIMUM_JAVA, java_major_version, task_slots
+
+__all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"]
+
+REACH_SECONDS = 3.0
+EXECUTORS_SECONDS = 20.0
+
+_SQLITE = "sqlite:///"
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+# Only the service itself could say more of these.
+_DATABRICKS = ("databricks", "databricks-uc", "uc")
+
+# TensorFlow 2.21 breaks `import tensorflow_recommenders` through ScaNN's op, and Keras 3 cannot train under
+# MultiWorkerMirroredStrategy: these two are pinned to a minor version.
+PINNED_MINOR = {"tensorflow": "2.20.", "tf-keras": "2.20."}
+
+_CLASSIC = "local[N], spark://, yarn or k8s://, with the driver where this command runs"
+_STANDALONE_PORT = 7077
+
+
+def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> list[Check]:
+    """Return what can be said before Spark starts."""
+    return [_session(master), _java(), _packages(), _legacy_keras(), _output(output), _tracking(tracking_uri)]
+
+
+def check_cluster(
+    spark: SparkSession,
+    workers: int,
+    output: Path | None = None,
+    *,
+    checkpoints: str | None = None,
+    gpus_per_worker: int = 0,
+    asks_local: bool = False,
+) -> list[Check]:
+    """Return what the session can say: slots, dynamic allocation, and what its executors have and reach.
+
+    Args:
+        spark: The session.
+        workers: Barrier tasks that training will run side by side.
+        output: Folder that the executors must share with the driver; not looked at when it is None.
+        checkpoints: Another folder or store that they must share.
+        gpus_per_worker: GPUs that every task must have.
+        asks_local: Ask the tasks of a local session, too. They share all that the driver has, so a run need not wait
+            for it.
+    """
+    if type(spark).__module__.startswith("pyspark.sql.connect"):
+        return [_refused_connect("the session is one of Spark Connect")]
+    encryption = _encryption(spark)
+    checks = [_slots(spark, workers), _allocation(spark), *([encryption] if encryption else [])]
+    if not all(check.passed for check in checks) or (is_local(spark) and not asks_local):
+        return checks
+    folders = {"--output": StoragePath.of(_existing(output))} if output else {}
+    try:
+        if checkpoints:
+            folders["--checkpoints"] = _store(checkpoints)
+    except StorageError as error:
+        return [*checks, Check("checkpoints", False, f"{error}; give another place as --checkpoints")]
+    return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker)
+
+
+def _store(location: str) -> StoragePath:
+    folder = StoragePath.of(location)
+    return StoragePath.of(_existing(folder.local)) if folder.is_local else folder
+
+
+def _session(master: str | None) -> Check:
+    remote = os.environ.get("SPARK_REMOTE")
+    if remote:
+        return _refused_connect(f"SPARK_REMOTE is {remote.partition(';')[0]}")
+    if master and master.startswith("sc://"):
+        return _refused_connect(f"--master is {master.partition(';')[0]}")
+    if master and master.startswith("spark://"):
+        problems = [_master_problem(address) for address in master.removeprefix("spark://").split(",")]
+        if all(problems):
+            return Check("session", False, f"{master} cannot be reached ({problems[0]}); start it or mend --master")
+    return Check("session", True, master or "the active one, or a local one")
+
+
+def _refused_connect(what: str) -> Check:
+    # A token may follow the address in a Connect URL; callers leave it out.
+    return Check(
+        "session", False, f"{what}, which has no barrier jobs and so cannot train; use a classic one: {_CLASSIC}"
+    )
+
+
+def _master_problem(address: str) -> str | None:
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", "")
+    try:
+        socket.create_connection((host.strip("[]"), int(port or _STANDALONE_PORT)), REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return None
+
+
+def _java() -> Check:
+    found = java_major_version()
+    if found is None:
+        home = os.environ.get("JAVA_HOME")
+        where = f"JAVA_HOME is {home}, where none starts" if home else "there is none on PATH"
+        return Check("java", False, f"{where}; install Java {MINIMUM_JAVA} or later and set JAVA_HOME to it")
+    if found < MINIMUM_JAVA:
+        return Check("java", False, f"found {found}; Spark 4 needs {MINIMUM_JAVA} or later: set JAVA_HOME to one")
+    return Check("java", True, str(found))
+
+
+def _packages() -> Check:
+    found = {}
+    for package in SHARED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            return Check("packages", False, f"{package} is not installed; run: pip install mirrorspark")
+    for package, minor in PINNED_MINOR.items():
+        if not found[package].startswith(minor):
+            return Check(
+                "packages", False, f"{package} {found[package]} does not work here; install {package}=={minor}*"
+            )
+    return Check("packages", True, ", ".join(f"{package} {number}" for package, number in found.items()))
+
+
+def _legacy_keras() -> Check:
+    chosen = os.environ.get("TF_USE_LEGACY_KERAS", "1")
+    if chosen not in ("1", "true", "True"):
+        return Check(
+            "legacy keras",
+            False,
+            f"TF_USE_LEGACY_KERAS is '{chosen}', but Keras 3 cannot train on several workers; unset it or set it to 1",
+        )
+    if importlib.util.find_spec("tf_keras") is None:
+        return Check("legacy keras", False, "Python finds no module tf_keras; run: pip install tf-keras==2.20.*")
+    return Check("legacy keras", True, "tf-keras is used on the driver and on all workers")
+
+
+def _output(output: Path) -> Check:
+    refusal = _cannot_write(output)
+    if refusal is not None:
+        return Check("output", False, f"{output} cannot be written ({refusal}); give another folder as --output")
+    free = shutil.disk_usage(_existing(output)).free
+    if free < LOW_DISK_BYTES:
+        return warning("output", f"{output} has {free / 1e9:.1f} GB free; make room, or give another --output")
+    return Check("output", True, str(output))
+
+
+def _cannot_write(folder: Path) -> str | None:
+    """Return why nothing can be written to ``folder``, which need not exist yet, or None. Leaves nothing behind."""
+    existing = _existing(folder)
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".write-test-"):
+            return None
+    except OSError as error:
+        return f"{existing}: {error.strerror}" if existing != folder.absolute() else str(error.strerror)
+
+
+def _existing(folder: Path) -> Path:
+    """Return ``folder``, or where it is not there yet the nearest folder above it that is."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    return existing
+
+
+def _tracking(uri: str) -> Check:
+    # A URI may carry a password. It must not reach a log, and whether the server is there shows without it.
+    shown = without_credentials(uri)
+    scheme = uri.partition(":")[0].lower() if ":" in uri else ""
+    dialect = scheme.partition("+")[0]
+    plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+    if uri.startswith(_SQLITE):
+        refusal = _cannot_write(Path(uri.removeprefix(_SQLITE)).parent)
+        if refusal is not None:
+            return Check("tracking", False, f"{shown} cannot be written ({refusal}); give another --tracking-uri")
+    elif scheme in ("http", "https"):
+        outage, problem = _server_problems(shown)
+        if problem is not None:
+            return Check("tracking", False, f"{shown} {problem}; give another --tracking-uri")
+        if outage is not None:
+            # It may come back: what the run tells waits for it, and only the registration needs it.
+            return warning("tracking", f"{shown} {outage}; start it: what the run tells is kept and sent later")
+    elif dialect in _DATABASE_PORTS:
+        problem = bounded(lambda: _database_problem(uri, _DATABASE_PORTS[dialect]), 2 * REACH_SECONDS)
+        if problem is not None:
+            return Check("tracking", False, f"{shown} {problem}; start it or give another --tracking-uri")
+    elif uri not in _DATABRICKS and scheme not in (*_DATABRICKS, *plugins, "sqlite"):
+        if scheme not in ("", "file"):
+            known = ["http", "https", "sqlite", *_DATABASE_PORTS, "databricks", *sorted(plugins)]
+            return Check("tracking", False, f"{shown} is no store that MLflow knows; --tracking-uri takes {known}")
+        refusal = _folder_problem(Path(unquote(urlsplit(uri).path) if scheme else uri))
+        if refusal is not None:
+            return Check("tracking", False, f"{shown} cannot be written ({refusal}); give another --tracking-uri")
+    return Check("tracking", True, shown)
+
+
+def _folder_problem(folder: Path) -> str | None:
+    # Since version 3.7 MLflow opens a folder only for who insists on it.
+    if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
+        return "MLflow keeps no new runs in folders; use sqlite:///FILE"
+    return _cannot_write(folder)
+
+
+def _database_problem(uri: str, default_port: int) -> str | None:
+    # MLflow itself would try for minutes, and make its tables in a database that is there.
+    import sqlalchemy
+
+    try:
+        address = sqlalchemy.make_url(uri)
+        if address.host:
+            socket.create_connection((address.host, address.port or default_port), REACH_SECONDS).close()
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+        engine.connect().close()
+    except ImportError as error:
+        return f"needs the Python package '{error.name}', which is not installed"
+    except (OSError, ValueError, sqlalchemy.exc.SQLAlchemyError) as error:
+        lines = without_credentials(str(error)).splitlines() or [type(error).__name__]
+        return f"cannot be reached ({lines[0]})"
+    return None
+
+
+def _server_problems(uri: str) -> tuple[str | None, str | None]:
+    """Return what is wrong with a server for now, and what is wrong with its address."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()  # noqa: S310 - http(s) only
+    except urllib.error.HTTPError as error:
+        with error:
+            # A server that asks for a password first is there.
+            return (f"answers with status {error.code}" if error.code >= 500 else None), None
+    except (ValueError, http.client.HTTPException) as error:
+        return None, f"is no tracking server ({error})"
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        said = f"cannot be reached ({reason})"
+        return (None, said) if isinstance(reason, socket.gaierror) else (said, None)
+    return None, None
+
+
+def _slots(spark: SparkSession, workers: int) -> Check:
+    # The executors of a session that has just been started are still on their way.
+    deadline = time.monotonic() + EXECUTORS_SECONDS
+    while (slots := task_slots(spark)) < workers and not is_local(spark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if slots < workers:
+        return Check(
+            "slots",
+            False,
+            f"{spark.sparkContext.master} has {slots} task slots for {workers} workers, and a barrier job starts all "
+            f"or none; use --workers {max(slots, 1)} or a larger cluster",
+        )
+    return Check("slots", True, f"{slots} on {spark.sparkContext.master}")
+
+
+def _allocation(spark: SparkSession) -> Check:
+    key = "spark.dynamicAllocation.enabled"
+    if spark.sparkContext.getConf().get(key, "false").lower() == "true":
+        return Check("allocation", False, f"{key} is true, which Spark refuses for barrier jobs; set it to false")
+    return Check("allocation", True, "fixed")
+
+
+def _encryption(spark: SparkSession) -> Check | None:
+    # MirroredStrategyRunner refuses to run in the clear where the cluster encrypts, unless told so.
+    conf = spark.sparkContext.getConf()
+    ignore = "tensorflow.spark.distributor.ignoreSsl"
+    if conf.get("spark.ssl.enabled", "false").lower() != "true":
+        return None
+    if conf.get(ignore, "false").lower() != "true":
+        return Check(
+            "encryption",
+            False,
+            f"spark.ssl.enabled is true, and workers talk to each other in the clear; set {ignore} to true to allow it",
+        )
+    return warning("encryption", f"workers talk to each other in the clear, as {ignore} allows")

@@ -1,0 +1,1 @@
+"""What becomes of a trained model: exported, registered, judged, told."""

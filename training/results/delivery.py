@@ -1,0 +1,178 @@
+"""What was trained becomes a registered model that has been judged: export, predictions, metrics, baseline, plots."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from callbacks.commit import CommittedCheckpoint
+from callbacks.fetch import fetch
+from scoring.model_uri import PinnedModel, resolve
+from training.channel.events import Event
+from training.config import TrainingConfig
+from training.results.evaluate_run import Verdict, curves_of, judge_binary, judge_retrieval
+from training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
+from training.supervision.failure_policy import Attempt
+from training.training_job import TrainingJob
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained, exported and registered model.
+
+    Attributes:
+        run_id: MLflow run.
+        model_uri: The model in that run.
+        registered_model: Its name in the registry.
+        model_version: Its version there.
+        attempts: Every launch; the last one finished.
+        examples_per_second: Median over the epochs, all workers together; None when a resumed run had none left.
+        verdict: Metrics per split, baseline and plots.
+        predictions: Per evaluated split what the training framework itself predicts, with keys and label.
+        run_folder: Configuration, events, checkpoints and results.
+        tracking_uri: MLflow store.
+    """
+
+    run_id: str
+    model_uri: str
+    registered_model: str
+    model_version: str
+    attempts: tuple[Attempt, ...]
+    examples_per_second: float | None
+    verdict: Verdict
+    predictions: dict[str, pa.Table]
+    run_folder: Path
+    tracking_uri: str
+
+    @cached_property
+    def model(self) -> PinnedModel:
+        """The registered version, pinned and fetched: what the scorers take."""
+        return resolve(self.version_uri, tracking_uri=self.tracking_uri)
+
+    @property
+    def version_uri(self) -> str:
+        """The registered version, which no later training moves."""
+        return f"models:/{self.registered_model}/{self.model_version}"
+
+
+class ExportAhead:
+    """Starts the process of the export as soon as the training ends, so that its imports overlap with the ranks' end.
+
+    Not earlier: it takes 0.8 GB of memory, and on the driver's machine its imports would compete with the training.
+    """
+
+    def __init__(self, config: TrainingConfig) -> None:
+        """Start nothing yet."""
+        self._config = config
+        self.process: ExportProcess | None = None
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process, wherever it has come."""
+        if self.process is not None:
+            self.process.close()
+
+    def on_event(self, event: Event) -> None:
+        """Start the process when the chief says that its training has ended."""
+        if self.process is None and event["event"] == "train_end" and event.get("rank") == 0:
+            self.process = ExportProcess(_threads(self._config), verbose=self._config.verbose)
+
+
+def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProcess | None = None) -> Trained:
+    """Export the best epoch, register and judge it. The alias is the caller's to give, once he is content.
+
+    Done again after it was cut off, it goes on with the version that the run has registered.
+
+    Args:
+        job: What was trained.
+        attempts: Every launch; the last one finished.
+        process: The export's, where it has been started; it is the caller's to end.
+    """
+    best = job.best_checkpoint()
+    # A run that began without its tracking server has an id by now, which the export needs.
+    job.folder.save_state("running", job.tracked.require_run_id())
+    with job.view.stage("export") as stage:
+        fetched = fetch(best, job.folder.path / "fetched")
+        plan = _export_plan(job, fetched)
+        exported = export_once(plan, job.folder.exported, verbose=job.config.verbose, process=process)
+        stage.note = f"registered as models:/{job.config.name}/{exported.model_version}"
+    with job.view.stage("evaluate") as stage:
+        predictions = {split: pq.read_table(job.folder.predictions / f"{split}.parquet") for split in EVALUATED_SPLITS}
+        verdict = _judge(job, predictions, best, attempts)
+        _log_verdict(job, verdict)
+        stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else ""
+    return _trained(job, attempts, exported, verdict, predictions)
+
+
+def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
+    config = job.config
+    return ExportPlan(
+        dataset=str(job.dataset.path),
+        checkpoint=str(best.path),
+        model=config.model["name"],
+        model_options=config.model_options,
+        seed=config.seed,
+        top_k=config.top_k,
+        folder=str(job.folder.model),
+        predictions=str(job.folder.predictions),
+        tracking_uri=job.tracked.uri,
+        registry_uri=job.tracked.registry_uri,
+        mlflow_run_id=job.tracked.require_run_id(),
+        registered_model=config.name,
+        threads=_threads(config),
+    )
+
+
+def _threads(config: TrainingConfig) -> int:
+    """Return how many threads TensorFlow gets on the driver."""
+    return config.threads_per_worker or os.cpu_count() or 1
+
+
+def _judge(
+    job: TrainingJob, predictions: dict[str, pa.Table], best: CommittedCheckpoint, attempts: tuple[Attempt, ...]
+) -> Verdict:
+    config, dataset = job.config, job.dataset
+    steps = dataset.steps("train", config.global_batch_size)
+    history = [job.epochs[epoch]["logs"] for epoch in sorted(job.epochs)]
+    curves = curves_of(history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:]))
+    if config.task == "retrieval":
+        return judge_retrieval(dataset, predictions, config.baseline, config.top_k, curves)
+    return judge_binary(dataset, predictions, config.baseline, config.seed, curves)
+
+
+def _log_verdict(job: TrainingJob, verdict: Verdict) -> None:
+    values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
+    values |= {f"baseline_{name}": value for name, value in verdict.baseline.get("metrics", {}).items()}
+    job.log_metrics(values)
+    for name, figure in verdict.figures.items():
+        job.tracked.log_figure(figure, name)
+
+
+def _trained(
+    job: TrainingJob,
+    attempts: tuple[Attempt, ...],
+    exported: ExportResult,
+    verdict: Verdict,
+    predictions: dict[str, pa.Table],
+) -> Trained:
+    rates = [event["examples_per_second"] for event in job.epochs.values() if event["examples_per_second"]]
+    return Trained(
+        run_id=job.tracked.require_run_id(),
+        model_uri=exported.model_uri,
+        registered_model=job.config.name,
+        model_version=exported.model_version,
+        attempts=attempts,
+        examples_per_second=round(median(rates), 1) if rates else None,
+        verdict=verdict,
+        predictions=predictions,
+        run_folder=job.folder.path,
+        tracking_uri=job.tracked.uri,
+    )

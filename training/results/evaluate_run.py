@@ -1,0 +1,150 @@
+"""Turns predictions into the run's verdict: metrics, baseline, plots. Values in, values out; no Spark, no MLflow."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from data_pipelines.blocks import Block
+from data_pipelines.dataset import Dataset
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
+from plots.calibration import calibration_curve
+from plots.learning_curves import learning_curves
+from plots.lift import lift_chart
+from plots.precision_recall import precision_recall_curve
+from plots.ranking import recall_at_k_curve
+from plots.roc import roc_curve
+from plots.score_histogram import score_histogram
+from training.results.baselines import BaselineFeature, hist_gradient_boosting, popularity
+from training.results.evaluation import RANKING_KS, binary_metrics, ranking_metrics
+
+# The baseline holds its rows in memory on the driver.
+BASELINE_ROWS = 1_000_000
+
+# No feature can have these names.
+_LABEL, _WEIGHT = "\0label", "\0weight"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a trained model.
+
+    Attributes:
+        metrics: Per split the metrics.
+        baseline: Name of the baseline and its test metrics; empty without one.
+        figures: Plots by file name.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    baseline: Mapping[str, Any]
+    figures: Mapping[str, Figure]
+
+
+def judge_binary(
+    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, seed: int, curves: Figure | None
+) -> Verdict:
+    """Return the verdict on a binary model from its ``score``, ``label`` and ``weight`` per split."""
+    metrics = {split: binary_metrics(*_weighed(table), split=split) for split, table in predictions.items()}
+    label, score, weight = _weighed(predictions["test"])
+    compared: Mapping[str, Any] = {}
+    others: dict[str, np.ndarray] | None = None
+    if baseline == "hist_gradient_boosting":
+        # Read in the dataset's stored order, as the predictions were, so label and weight serve both.
+        rival = _gradient_boosting(dataset, seed)
+        others = {"hist. gradient boosting": rival}
+        compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
+    figures = {
+        "roc": roc_curve(label, score, weight=weight, baseline=others),
+        "precision_recall": precision_recall_curve(label, score, weight=weight, baseline=others),
+        "calibration": calibration_curve(label, score, weight=weight),
+        "lift": lift_chart(label, score, weight=weight),
+        "score_histogram": score_histogram(label, score, weight=weight),
+    }
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def judge_retrieval(
+    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, k: int, curves: Figure | None
+) -> Verdict:
+    """Return the verdict on a retrieval model from its ``candidates`` and the held-back ``label`` per split."""
+    ranks = tuple(rank for rank in RANKING_KS if rank <= k)
+    metrics = {
+        split: ranking_metrics(_matrix(table["candidates"]), _held_back(table["label"]), ranks)
+        for split, table in predictions.items()
+    }
+    compared: Mapping[str, Any] = {}
+    shown = {"model": _recalls(metrics["test"], ranks)}
+    if baseline == "popularity":
+        rival = ranking_metrics(*_most_popular(dataset, k), ranks)
+        compared = {"name": baseline, "metrics": rival}
+        shown["popularity"] = _recalls(rival, ranks)
+    figures = {"recall_at_k": recall_at_k_curve(shown)}
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:
+    """Return the learning curves of the epochs' logs, or None when no epoch was seen."""
+    if not history:
+        return None
+    names = [name for name in history[0] if all(name in logs for logs in history)]
+    columns = {name: [logs[name] for logs in history] for name in names}
+    return learning_curves(columns, best_epoch=best_epoch, restarts=tuple(restarts))
+
+
+def _weighed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return label, score and weight of every row."""
+    label, score, weight = (table[name].to_numpy() for name in ("label", "score", "weight"))
+    return label, score, weight
+
+
+def _gradient_boosting(dataset: Dataset, seed: int) -> np.ndarray:
+    """Return the baseline's probability for every row of the test split."""
+    train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
+    features = [BaselineFeature(feature.name, feature.form) for feature in dataset.spec]
+    # Weights of one are not the same as none: scikit-learn then draws other rows to find its bins, and does worse.
+    weight = _WEIGHT if dataset.spec.weight else None
+    model = hist_gradient_boosting(train, validation, features, _LABEL, seed=seed, weight=weight)
+    return np.concatenate([model.predict(_columns([block])) for block in dataset.blocks("test")])
+
+
+def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str, np.ndarray]:
+    """Return features, label and weight of the blocks, up to the one that reaches ``most_rows``."""
+    blocks, rows = [], 0
+    for block in source:
+        blocks.append(block)
+        rows += block.rows
+        if most_rows is not None and rows >= most_rows:
+            break
+    columns = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
+    columns[_LABEL] = np.concatenate([block.label for block in blocks if block.label is not None])
+    columns[_WEIGHT] = np.concatenate([block.weight for block in blocks])
+    return columns
+
+
+def _most_popular(dataset: Dataset, k: int) -> tuple[np.ndarray, np.ndarray]:
+    candidate = dataset.spec.candidate.name
+    train = np.concatenate([block.features[candidate] for block in dataset.blocks("train")])
+    test = list(dataset.blocks("test", keys=True))
+    held_back = np.concatenate([block.features[candidate] for block in test])
+    seen = None
+    if dataset.spec.exclude is not None:
+        seen = [row[row > 0] for block in test for row in (block.excluded if block.excluded is not None else ())]
+    # What is missing or out of vocabulary is not to be recommended, and so never a hit.
+    ranked = popularity(train[train >= FIRST_VOCABULARY_ID], k=k, seen=seen)
+    return np.broadcast_to(ranked, (len(held_back), k)), held_back
+
+
+def _matrix(lists: pa.ChunkedArray) -> np.ndarray:
+    return np.array(lists.to_pylist(), dtype=object)
+
+
+def _held_back(labels: pa.ChunkedArray) -> np.ndarray:
+    # What is out of vocabulary has no token; the empty places of a short list are no hit for it.
+    return np.array([token or "\0" for token in labels.to_pylist()], dtype=object)
+
+
+def _recalls(metrics: Mapping[str, float], ranks: Sequence[int]) -> dict[int, float]:
+    return {rank: metrics[f"recall_at_{rank}"] for rank in ranks}

@@ -1,0 +1,414 @@
+"""The best checkpoint becomes an exported model, its reference predictions and a registered version.
+
+Runs in a process of its own on the driver (``python -m training.results.export``), because TensorFlow must not be
+loaded into the driver: Spark forks it, and a notebook's driver lives for days. Half of its time are its imports, so it
+may be started before it is known what to export.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from callbacks.credentials import without_credentials
+from callbacks.mlflow_store import store_client
+from data_pipelines.convert import EXAMPLE_FILE, library_versions
+from data_pipelines.dataset import Dataset
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, RawForm
+from data_pipelines.manifest import FEATURES_FOLDER
+from models import catalog
+from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
+from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDescription, needs_scann
+from training.ranks import child_process
+from training.ranks.child_process import Tail
+from training.records.atomic_file import write_atomically
+
+EVALUATED_SPLITS = ("validation", "test")
+
+# Tag of a registered version: which of its run's checkpoints it was made of.
+CHECKPOINT_TAG = "checkpoint"
+
+# What every export needs, in seconds of imports; where it is used it is imported again, which costs nothing.
+_LIBRARIES = ("tensorflow", "callbacks.backup", "models.serving", "mlflow.pyfunc", "mlflow.pyfunc.scoring_server")
+
+
+class ExportFailedError(RuntimeError):
+    """The model could not be exported; the message is the first error of the export process."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export and where to.
+
+    Attributes:
+        dataset: Dataset directory.
+        checkpoint: Committed checkpoint of the best epoch.
+        model: Name of the architecture.
+        model_options: Its settings.
+        seed: Seed of the run.
+        top_k: Candidates per row of a retrieval model.
+        folder: Where the exported model goes.
+        predictions: Folder for the reference predictions, one Parquet file per evaluated split.
+        tracking_uri: MLflow store.
+        registry_uri: Where its models are registered.
+        mlflow_run_id: Run that the model belongs to.
+        registered_model: Name in the model registry.
+        threads: TensorFlow threads.
+    """
+
+    dataset: str
+    checkpoint: str
+    model: str
+    model_options: dict[str, Any]
+    seed: int
+    top_k: int
+    folder: str
+    predictions: str
+    tracking_uri: str
+    registry_uri: str
+    mlflow_run_id: str
+    registered_model: str
+    threads: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two exports share when one's result is as good as the other's."""
+        return {
+            # It is kept in a file, where a server's password has no place.
+            name: without_credentials(value) if name.endswith("_uri") else value
+            for name, value in dataclasses.asdict(self).items()
+            if name != "threads"
+        }
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The model in MLflow: its URI and its version in the registry."""
+
+    model_uri: str
+    model_version: str
+
+
+class ExportProcess:
+    """The process that exports: from its start on it loads its libraries, until it is told what to export."""
+
+    def __init__(self, threads: int, *, verbose: bool = False) -> None:
+        """Start it.
+
+        Args:
+            threads: TensorFlow threads.
+            verbose: Show what it says.
+        """
+        environment = child_process.tensorflow_environment(threads, verbose=verbose) | {
+            "CUDA_VISIBLE_DEVICES": "-1",
+            # It would try to tell MLflow's makers of each call, and at its end wait for an answer.
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+        self._process = child_process.start("training.results.export", environment)
+        self._tail = Tail(self._process.stderr, echo=verbose)
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can still be told something."""
+        return self._process.poll() is None
+
+    def export(self, plan: ExportPlan) -> ExportResult:
+        """Export, which it does once.
+
+        Raises:
+            ExportFailedError: With the last line of what the process said.
+        """
+        child_process.tell(self._process, json.dumps(dataclasses.asdict(plan)))
+        assert self._process.stdout is not None  # noqa: S101 - start() made the pipe
+        answer = self._process.stdout.read()
+        if status := self._process.wait():
+            lines = self._tail.text().strip().splitlines()
+            raise ExportFailedError(f"export failed: {lines[-1] if lines else f'status {status}'}")
+        return ExportResult(**json.loads(answer))
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()  # does nothing to one that has ended
+        self._process.wait()
+        self._tail.close()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+def export_once(
+    plan: ExportPlan, kept: Path, *, verbose: bool = False, process: ExportProcess | None = None
+) -> ExportResult:
+    """Return what an earlier driver exported by the same plan, while all of it is still there, or else export.
+
+    Args:
+        plan: What to export.
+        kept: File that remembers it.
+        verbose: Show what the process says.
+        process: The process, where it has been started; it is the caller's to end.
+
+    Raises:
+        ExportFailedError: With the last line of what the process said.
+    """
+    known = _kept(plan, kept)
+    if known is not None:
+        return known
+    # What it says of the files does not hold while they are written anew.
+    kept.unlink(missing_ok=True)
+    result = export(plan, verbose=verbose, process=process)
+    document = {"plan": plan.identity, "result": dataclasses.asdict(result), "files": _files(plan)}
+    write_atomically(kept, json.dumps(document, indent=2))
+    return result
+
+
+def _kept(plan: ExportPlan, kept: Path) -> ExportResult | None:
+    try:
+        document = json.loads(kept.read_text(encoding="utf-8"))
+        is_whole = document["plan"] == plan.identity and document["files"] == _files(plan)
+        return ExportResult(**document["result"]) if is_whole else None
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _files(plan: ExportPlan) -> dict[str, int]:
+    """Return the files of the exported model and of the predictions with their sizes."""
+    folders = (Path(plan.folder), Path(plan.predictions))
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.stat().st_size for path in files}
+
+
+def export(plan: ExportPlan, *, verbose: bool = False, process: ExportProcess | None = None) -> ExportResult:
+    """Run the export in ``process``, or in a new one.
+
+    Raises:
+        ExportFailedError: With the last line of what the process said.
+    """
+    if process is not None and process.is_alive:
+        return process.export(plan)
+    with ExportProcess(plan.threads, verbose=verbose) as new:
+        return new.export(plan)
+
+
+def main() -> int:
+    """Export as the plan on standard input says; print the result as JSON."""
+    line, answer = child_process.take_over(prepare=_load_libraries)
+    plan = ExportPlan(**json.loads(line))
+    dataset = Dataset.open(plan.dataset)
+    architecture = catalog.architecture(plan.model)
+    model = _restored_model(plan, dataset)
+    _write_model(plan, dataset, architecture, model)
+    predict = traced(architecture, model)
+    for split in EVALUATED_SPLITS:
+        table = reference_predictions(architecture, model, predict, dataset, split, plan.top_k)
+        Path(plan.predictions).mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
+    print(json.dumps(dataclasses.asdict(_register(plan, dataset))), file=answer, flush=True)
+    # Python would look through all the libraries once more as it ends: 2 of 10 seconds.
+    gc.freeze()
+    return 0
+
+
+def _load_libraries() -> None:
+    """Import what every export needs, without looking for garbage: what an import makes stays (1 of 4 seconds)."""
+    gc.disable()
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
+
+
+def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
+    from callbacks.backup import restore_weights
+    from callbacks.commit import read_committed
+
+    architecture = catalog.architecture(plan.model)
+    model = architecture.build(catalog.settings(plan.model, plan.model_options), dataset.features, plan.seed)
+    restore_weights(model, read_committed(Path(plan.checkpoint)))
+    return model
+
+
+def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:
+    from models.serving import RetrievalModule, ScoringModule, save
+
+    folder = Path(plan.folder)
+    if architecture.TASK == "retrieval":
+        module: Any = RetrievalModule(architecture, model, dataset.features, plan.top_k, scann=_has_scann())
+        outputs = {"candidates": "array<string>", "scores": "array<float>"}
+    else:
+        module = ScoringModule(architecture, model, dataset.features)
+        outputs = {"score": "float"}
+    save(module, folder / SAVED_MODEL_FOLDER)
+    dataset.features.save(folder / MODEL_FEATURES_FOLDER)
+    ModelDescription(
+        task=architecture.TASK,
+        architecture=plan.model,
+        features_hash=dataset.features.hash,
+        outputs=outputs,
+        versions=library_versions() | {"tensorflow": _tensorflow_version()},
+    ).save(folder)
+
+
+def traced(architecture: Any, model: Any) -> Callable[[Any], Any]:
+    """Return the model's prediction as a graph, to be made once for all splits."""
+    import tensorflow as tf
+
+    return tf.function(lambda inputs: architecture.predict(model, inputs), reduce_retracing=True)
+
+
+def reference_predictions(
+    architecture: Any, model: Any, predict: Callable[[Any], Any], dataset: Dataset, split: str, k: int
+) -> pa.Table:
+    """Return what the training framework itself predicts for ``split``, with keys, label and weight.
+
+    Binary: ``score`` and ``label``. Retrieval: ``candidates``, ``scores`` and ``label`` (the token held back), ranked
+    by NumPy, so that it shares nothing with the exported index.
+    """
+    from models.preprocessing import input_tensors
+
+    parts = []
+    for block in dataset.blocks(split, keys=True):
+        predicted = predict(input_tensors(dataset.spec.query_features, block.features))
+        columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
+        if architecture.TASK == "retrieval":
+            columns |= _ranked(predicted.numpy(), model, dataset, block, k)
+        else:
+            columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
+        columns["weight"] = pa.array(block.weight)
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:
+    from models.serving import candidate_embeddings
+
+    candidate = dataset.spec.candidate
+    tokens = np.array(["", "", *dataset.features.vocabulary(candidate).tokens.to_pylist()], dtype=object)
+    scores = queries @ candidate_embeddings(model).T
+    scores[:, :FIRST_VOCABULARY_ID] = -np.inf
+    if block.excluded is not None:
+        np.put_along_axis(scores, block.excluded, -np.inf, axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best_scores = np.take_along_axis(scores, best, axis=1)
+    # With fewer candidates than places, the exported index says "" with the lowest number; so does this.
+    is_filler = np.isneginf(best_scores)
+    return {
+        "candidates": pa.array(np.where(is_filler, "", tokens[best]).tolist(), pa.list_(pa.string())),
+        "scores": pa.array(np.where(is_filler, np.finfo(np.float32).min, best_scores).tolist(), pa.list_(pa.float32())),
+        "label": pa.array(tokens[block.features[candidate.name]]),
+    }
+
+
+def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
+    import mlflow
+
+    from scoring import mirrorspark_pyfunc
+
+    mlflow.set_tracking_uri(plan.tracking_uri)  # of this process alone, as is the registry
+    mlflow.set_registry_uri(plan.registry_uri)
+    client = store_client(plan.tracking_uri, plan.registry_uri)
+    known = registered_before(client, plan)
+    if known is not None:
+        return known
+    example = pq.read_table(dataset.path / FEATURES_FOLDER / EXAMPLE_FILE).to_pandas()
+    # Whatever the environment says of system metrics: they would be those of the export.
+    mlflow.start_run(run_id=plan.mlflow_run_id, log_system_metrics=False)
+    try:
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=mirrorspark_pyfunc.__name__.rpartition(".")[2],
+            data_path=plan.folder,
+            code_paths=[str(mirrorspark_pyfunc.__file__)],
+            signature=_signature(dataset, catalog.architecture(plan.model).TASK),
+            input_example=example,
+            pip_requirements=_requirements(plan),
+            registered_model_name=plan.registered_model,
+            metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
+            # The version gets them, too, in the request that makes it.
+            tags={CHECKPOINT_TAG: Path(plan.checkpoint).name},
+        )
+    finally:
+        # The run is the driver's to end: scoring and its parity are still to come.
+        mlflow.end_run(status="RUNNING")
+    version = str(info.registered_model_version)
+    return ExportResult(model_uri=info.model_uri, model_version=version)
+
+
+def registered_before(client: Any, plan: ExportPlan) -> ExportResult | None:
+    """Return the version that an earlier export of this run's checkpoint has registered, None when there is none.
+
+    Who repeats a delivery that was cut off must not leave the registry another version of the same weights.
+    """
+    found = client.search_model_versions(f"run_id = '{plan.mlflow_run_id}'")
+    for version in sorted(found, key=lambda version: int(version.version), reverse=True):
+        if version.name != plan.registered_model:
+            continue
+        if version.status == "READY" and version.tags.get(CHECKPOINT_TAG) == Path(plan.checkpoint).name:
+            return ExportResult(version.source, str(version.version))
+    return None
+
+
+def _signature(dataset: Dataset, task: str) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    types: Mapping[RawForm, Any] = {
+        "number": DataType.double,
+        "token": DataType.string,
+        "tokens": Array(DataType.string),
+        "times": Array(DataType.long),
+        "indices": Array(DataType.long),
+        "values": Array(DataType.double),
+    }
+    spec = dataset.spec
+    features = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
+    inputs: list[Any] = [
+        ColSpec(types[form], name, required=False) for one in features for name, form in one.raw.items()
+    ]
+    outputs: list[Any]
+    if task == "retrieval":
+        outputs = [ColSpec(Array(DataType.string), "candidates"), ColSpec(Array(DataType.float), "scores")]
+    else:
+        outputs = [ColSpec(DataType.float, "score")]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+
+
+def _requirements(plan: ExportPlan) -> list[str]:
+    from importlib.metadata import version
+
+    packages = ["tensorflow", "numpy", "pandas", *(["scann"] if needs_scann(Path(plan.folder)) else [])]
+    return [f"{package}=={version(package)}" for package in packages]
+
+
+def _has_scann() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("scann") is not None
+
+
+def _tensorflow_version() -> str:
+    from importlib.metadata import version
+
+    return version("tensorflow")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

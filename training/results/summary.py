@@ -1,0 +1,170 @@
+"""What a run tells at its end: a JSON document for machines, a short table for people."""
+
+import json
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from callbacks.credentials import without_credentials
+from training.records.atomic_file import write_atomically
+
+# The registry's alias of the version that a run registers.
+CHALLENGER = "challenger"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a run.
+
+    Attributes:
+        status: ``finished``, ``failed``, or ``stopped`` where somebody asked for it.
+        error: The first error of a failed run, or where it was stopped.
+        run_id: MLflow run.
+        experiment: MLflow experiment.
+        model_uri: Where MLflow keeps the model.
+        registered_model: Its name in the registry.
+        model_version: Its version there.
+        metrics: Per split (``validation``, ``test``) the metrics.
+        baseline: Name and test metrics of the baseline.
+        parity: Absolute differences between training framework and Spark scorer: max, mean, p99, rows; and whether
+            they ``passed``.
+        timings: Seconds per stage.
+        examples_per_second: Median over the training's epochs, all workers together.
+        workers: Workers of the last launch; with elastic workers, earlier ones may have had others.
+        attempts: Launches it took.
+        dataset: Path, rows per split, bytes, layout, whether it was there already, its page, and what validation found.
+        scored_table: Parquet folder with keys, scores and model version.
+        run_folder: Configuration, events, checkpoints and results of this run.
+        tracking_uri: MLflow store.
+        replay: Command that sends MLflow what it could not be told; None when it knows all.
+    """
+
+    status: str
+    error: str | None = None
+    run_id: str | None = None
+    experiment: str | None = None
+    model_uri: str | None = None
+    registered_model: str | None = None
+    model_version: str | None = None
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    baseline: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    examples_per_second: float | None = None
+    workers: int | None = None
+    attempts: int | None = None
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    scored_table: str | None = None
+    run_folder: str | None = None
+    tracking_uri: str | None = None
+    replay: str | None = None
+
+    def save(self, path: Path) -> None:
+        """Write the JSON document; who reads ``path`` meanwhile sees what was there before, or all of this.
+
+        Numbers that JSON does not know are written as text: ``"inf"``, ``"nan"``.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        shown = asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
+        text = json.dumps(strict(shown), indent=2, allow_nan=False) + "\n"
+        write_atomically(_place(path), text)
+
+    def as_text(self) -> str:
+        """Return the table that ends a run."""
+        test = self.metrics.get("test", {})
+        names = [name for name in headline(test) if name in test]
+        reference = self.baseline.get("metrics", {})
+        lines = [f"{'':<14}{'validation':>12}{'test':>12}{self.baseline.get('name', ''):>26}"]
+        for name in names:
+            cells = (self.metrics.get("validation", {}).get(name), test.get(name))
+            row = "".join(f"{'':>12}" if cell is None else f"{cell:>12.4f}" for cell in cells)
+            lines.append(f"{name:<14}{row}" + (f"{reference[name]:>26.4f}" if name in reference else ""))
+        model = f"models:/{self.registered_model}/{self.model_version} (alias {CHALLENGER})"
+        places = {
+            "parity": _parity_in_words(self.parity) if self.parity else None,
+            "attempts": str(self.attempts) if self.attempts else None,
+            "model": model if self.model_version else None,
+            "scores": self.scored_table,
+            "dataset": self.dataset.get("path"),
+            "data quality": _data_quality(self.dataset),
+            "run folder": self.run_folder,
+            "send metrics": self.replay,
+            "compare runs": _way_to_the_ui(self.tracking_uri or ""),
+        }
+        lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
+        return "\n".join(lines)
+
+
+def make_way(path: Path) -> None:
+    """Remove the summary of an earlier run at ``path``, and make sure that a new one can be written.
+
+    Who waits for a run must not take the result of the one before for it.
+
+    Raises:
+        OSError: ``path`` is no file, or cannot be written.
+    """
+    path = _place(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        path.unlink(missing_ok=True)
+
+
+def _place(path: Path) -> Path:
+    path = path.resolve()  # a link stays one
+    # A device such as /dev/null would be replaced by a file.
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def strict(value: Any) -> Any:
+    """Return ``value`` in the types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): strict(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(of) for of in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else str(float(value))
+    return str(value)
+
+
+def headline(test: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the names of the metrics that tell most, for a retrieval model those of its longest lists."""
+    ranks = sorted(int(found[1]) for name in test if (found := re.fullmatch(r"recall_at_(\d+)", name)))
+    if not ranks:
+        return ("auc", "pr_auc", "log_loss") if "auc" in test else tuple(test)[:3]
+    return (f"recall_at_{ranks[-1]}", f"ndcg_at_{ranks[-1]}", *(f"recall_at_{rank}" for rank in ranks[-2:-1]))
+
+
+def _parity_in_words(parity: Mapping[str, Any]) -> str:
+    verdict = "" if parity.get("passed", True) else "FAILED: "
+    return f"{verdict}max {parity['max']:.1e} over {parity['rows']:,} rows"
+
+
+def findings_in_words(findings: Sequence[Mapping[str, str]]) -> str:
+    """Return how many findings there are of each severity: ``2 warnings, 1 note``."""
+    counts = Counter(finding["severity"] for finding in findings)
+    return ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()) or "nothing found"
+
+
+def _data_quality(dataset: Mapping[str, Any]) -> str | None:
+    if "findings" not in dataset:
+        return None
+    return f"{findings_in_words(dataset['findings'])}; see {dataset['page']}"
+
+
+def _way_to_the_ui(tracking_uri: str) -> str:
+    shown = without_credentials(tracking_uri)
+    return f"open {shown}" if tracking_uri.startswith("http") else f"mlflow ui --backend-store-uri {shown}"

@@ -1,0 +1,1 @@
+"""How the driver keeps a training alive: attempts, watchdog, failure policy, elastic workers, signals."""

@@ -1,0 +1,115 @@
+"""Ties a sweep to Spark, the training and MLflow: the one place that knows :mod:`training.train` and the pipeline."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from training import pipeline
+from training.config import RunConfig
+from training.live.view import LiveView
+from training.records.atomic_file import write_atomically
+from training.records.run_folder import RunFolder, read_state
+from training.records.tracking import TrackedRun
+from training.results.summary import Summary
+from training.spark_session import task_slots
+from training.supervision.failure_policy import Attempt, RankError
+from training.supervision.supervisor import TrainingStoppedError
+from training.sweeping.folder import SweepPlace
+from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
+from training.training_job import open_job, tracking_uri
+
+ATTEMPTS_FILE = "attempts.json"
+
+
+class SparkEngine:
+    """Trains trials on one Spark session and one dataset."""
+
+    def __init__(self, config: RunConfig, view: LiveView) -> None:
+        """Keep what all trials share."""
+        self._config = config
+        self._view = view
+
+    def prepare(self, slots: int) -> str:
+        """Check everything, open a session with that many slots, convert or find the dataset; return its hash."""
+        self._prepared = pipeline.prepare(self._config, self._view, slots=slots)
+        return self._prepared.dataset.manifest.content_hash
+
+    def slots(self) -> int:
+        """Return how many barrier tasks can run side by side now."""
+        return task_slots(self._prepared.spark)
+
+    def open_parent(self, label: str, run_id: str | None) -> TrackedRun:
+        """Open the sweep's own MLflow run."""
+        config = self._config
+        return TrackedRun(
+            tracking_uri(config), config.experiment or config.name, Path(config.output), run_id, run_name=label
+        )
+
+    def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+        """Train a trial under a supervisor of its own, as an MLflow run below the sweep's."""
+        config = order.config
+        folder = self._folder(order, place)
+        # One screen for several trainings would be no screen: each has its lines, with its number before them.
+        view = LiveView(epochs=config.epochs, is_interactive=False, write=control.say)
+        prepared = self._prepared
+        with open_job(
+            prepared.dataset,
+            config,
+            prepared.spark,
+            view,
+            folder=folder,
+            # The supervisor counts workers, the sweep slots.
+            slots=lambda: control.slots() - config.ranks_beside_workers,
+            listener=control.on_event,
+        ) as job:
+            job.tracked.log_tags(tags(order, place))
+            control.note(job.tracked.run_id, str(folder.path))
+            control.connect(job.request_stop, job.stop_now)
+            try:
+                attempts = job.train()
+            except TrainingStoppedError:
+                job.tracked.log_tags({"trial_state": "pruned" if control.reason == PRUNED else "stopped"})
+                raise
+            save_attempts(folder.path, attempts)
+            # The sweep's run, and the trial's, may have got their ids meanwhile.
+            job.tracked.log_tags({**tags(order, place), "trial_state": "complete"})
+            control.note(job.tracked.run_id, str(folder.path))
+
+    def deliver(self, order: TrialOrder, place: SweepPlace) -> Summary:
+        """Export, register, judge and score a trained trial as a run does, in its own MLflow run."""
+        folder = self._folder(order, place)
+        with open_job(self._prepared.dataset, order.config, self._prepared.spark, self._view, folder=folder) as job:
+            job.tracked.log_tags({"sweep_best": "yes"})
+            summary = pipeline.deliver(job, read_attempts(folder.path), self._prepared, order.config)
+        # What MLflow could not be told is known only when the run has ended.
+        return replace(summary, replay=job.run.replay)
+
+    def _folder(self, order: TrialOrder, place: SweepPlace) -> RunFolder:
+        path = place.run_folder(order.number)
+        path.mkdir(parents=True, exist_ok=True)
+        identity = f"{order.config.identity}-{self._prepared.dataset.manifest.content_hash}"
+        state = read_state(path)
+        return RunFolder(path, identity, state.mlflow_run_id if state else None)
+
+
+def tags(order: TrialOrder, place: SweepPlace) -> dict[str, str]:
+    """Return the tags by which MLflow shows a trial's run below the sweep's."""
+    parent = place.parent_run_id()
+    found = {"sweep": place.folder.name, "trial": str(order.number)}
+    return found if parent is None else {**found, "mlflow.parentRunId": parent}
+
+
+def save_attempts(path: Path, attempts: tuple[Attempt, ...]) -> None:
+    """Keep the attempts of a trained trial: its export may be the work of another command."""
+    write_atomically(path / ATTEMPTS_FILE, json.dumps([asdict(attempt) for attempt in attempts]))
+
+
+def read_attempts(path: Path) -> tuple[Attempt, ...]:
+    """Read what :func:`save_attempts` wrote."""
+    documents: list[Mapping[str, Any]] = json.loads((path / ATTEMPTS_FILE).read_text(encoding="utf-8"))
+    return tuple(
+        Attempt(**{**document, "errors": tuple(RankError(**error) for error in document["errors"])})
+        for document in documents
+    )

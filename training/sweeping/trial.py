@@ -1,0 +1,141 @@
+"""One trial: what it trains, how the sweep hears of it and stops it, and what its end means."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from callbacks.credentials import without_credentials
+from training.channel.events import Event
+from training.config import RunConfig
+from training.records.run_folder import RunUnderWayError
+from training.records.tracking import TrackingError
+from training.supervision.supervisor import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
+
+PRUNED = "pruned"
+
+# The trial can do nothing about them, and most others would meet them, too: the cluster is too small, the MLflow store
+# says no, or the driver of a sweep that was taken over still gives signs of life for the trial.
+_FAULTS = (NotEnoughSlotsError, TrackingError, RunUnderWayError)
+
+# What launcher and supervisor call it when the JVM does not answer any more.
+_SESSION_LOST = "SessionLost"
+
+
+class TrialControl:
+    """Ties a trial under way to the sweep.
+
+    Signal handlers ask for stops, so there is no lock in here: plain attributes, and calls that may be repeated.
+    """
+
+    def __init__(
+        self,
+        on_event: Callable[[Event], None],
+        slots: Callable[[], int],
+        say: Callable[[str], None],
+        note: Callable[[str | None, str], None],
+    ) -> None:
+        """Take what the trial may use.
+
+        Args:
+            on_event: Hears every event of the trial's ranks and of its supervisor, from any thread.
+            slots: Returns how many barrier tasks the trial may count on.
+            say: Shows a line about the trial.
+            note: Keeps the trial's MLflow run, where that is known, and its run folder.
+        """
+        self.on_event = on_event
+        self.slots = slots
+        self.say = say
+        self.note = note
+        self.reason: str | None = None
+        self._is_urgent = False
+        self._request_stop: Callable[[str], None] = _nothing
+        self._stop_now: Callable[[str], None] = _nothing
+
+    def connect(self, request_stop: Callable[[str], None], stop_now: Callable[[str], None]) -> None:
+        """Let a training that has begun be stopped; one that was asked to before hears it now."""
+        self._request_stop, self._stop_now = request_stop, stop_now
+        if self.reason is not None:
+            (stop_now if self._is_urgent else request_stop)(self.reason)
+
+    def request_stop(self, reason: str) -> None:
+        """Let the trial save a checkpoint and stop; the first reason counts."""
+        self.reason = self.reason or reason
+        self._request_stop(self.reason)
+
+    def stop_now(self, reason: str) -> None:
+        """Let the trial stop without another checkpoint."""
+        self._is_urgent = True
+        self.reason = self.reason or reason
+        self._stop_now(self.reason)
+
+
+@dataclass(frozen=True)
+class TrialOrder:
+    """A trial to train.
+
+    Attributes:
+        number: Its number in the study.
+        config: How.
+    """
+
+    number: int
+    config: RunConfig
+
+
+class TrainTrial(Protocol):
+    """Trains one trial, from its checkpoint if it has one."""
+
+    def __call__(self, order: TrialOrder, control: TrialControl) -> None:
+        """Return at the training's end.
+
+        Raises:
+            TrainingFailedError: It gave up.
+            TrainingStoppedError: ``control`` asked it to stop.
+        """
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended.
+
+    Attributes:
+        state: ``running`` if the next command goes on with it.
+        error: Why it failed, in one line.
+        fault: What keeps every other trial from training, too.
+    """
+
+    state: Literal["complete", "pruned", "failed", "running"]
+    error: str | None = None
+    fault: Exception | None = None
+
+
+def how_it_ended(error: BaseException | None, reason: str | None) -> TrialEnd:
+    """Return what the end of a training means for its trial.
+
+    Args:
+        error: What it raised; None when it came to its end.
+        reason: Why it was asked to stop; None when it was not.
+    """
+    if error is None:
+        return TrialEnd("complete")
+    if isinstance(error, TrainingStoppedError):
+        return TrialEnd("pruned" if reason == PRUNED else "running")
+    if isinstance(error, _FAULTS) or (isinstance(error, TrainingFailedError) and _has_lost_its_session(error)):
+        return TrialEnd("running", fault=error)
+    if reason is not None and reason != PRUNED and not isinstance(error, TrainingFailedError):
+        # A second Ctrl-C tears things down in any order, and what falls over then is no fault of the trial.
+        return TrialEnd("running")
+    return TrialEnd("failed", one_line(error))
+
+
+def _has_lost_its_session(error: TrainingFailedError) -> bool:
+    return error.attempts[-1].first_error.type == _SESSION_LOST
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line and without passwords."""
+    return without_credentials(" ".join(str(error).split())) or type(error).__name__
+
+
+def _nothing(_: str) -> None:
+    pass
