@@ -1,0 +1,384 @@
+"""T6, T7, T10: lost slots, another number of workers, stores that are away, slow input and notices, on real ranks."""
+
+import contextlib
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from callbacks import commit
+from data_pipelines.convert import ConversionOptions, convert
+from data_pipelines.dataset import Dataset
+from data_pipelines.features import FeatureSpec
+from tests.cluster.conftest import Events, wait_until
+from training import faults
+from training.channel.events import Event
+from training.config import TrainingConfig
+from training.faults import Fault, Moment, Run
+from training.live.screen import Screen
+from training.live.view import LiveView
+from training.supervision import failure_policy, supervisor
+from training.supervision.failure_policy import Attempt
+from training.training_job import open_job
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.timeout(240)
+
+BATCH = 128
+STEPS = 48
+EPOCHS = 10
+# Validation is one step: it should not be what these trainings spend their time with.
+TRAIN_ROWS = STEPS * BATCH
+ROWS = TRAIN_ROWS + 2 * BATCH
+
+SPEC = FeatureSpec.from_dict(
+    {
+        "features": {"town": {"kind": "categorical"}, "distance": {"kind": "numeric"}},
+        "label": "late",
+        "keys": "ride",
+    }
+)
+# Late is who comes from far away, or from an odd town, and now and then somebody else.
+TABLE = f"""
+    SELECT id AS ride, concat('town ', town) AS town, distance, split,
+           CAST(distance + town % 2 + pmod(hash(id, 3), 1000) / 1000 > 1.5 AS INT) AS late
+    FROM (
+        SELECT id, pmod(hash(id, 1), 9) AS town, pmod(hash(id, 2), 1000) / 1000.0D AS distance,
+               CASE WHEN id < {TRAIN_ROWS} THEN 'train' WHEN id % 2 = 0 THEN 'validation' ELSE 'test' END AS split
+        FROM range({ROWS})
+    )
+"""  # noqa: S608 - of numbers
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left."""
+
+    folder: Path
+    checkpoints: Path
+    attempts: tuple[Attempt, ...]
+    events: Events
+    lines: list[str]
+
+    def logs(self) -> dict[int, dict[str, float]]:
+        """Return the metrics of every epoch; of one that was repeated, those of the last time."""
+        return {event["epoch"]: event["logs"] for event in self.of("epoch_end") if event["rank"] == 0}
+
+    def of(self, kind: str) -> Events:
+        """Return the events of that kind."""
+        return [event for event in self.events if event["event"] == kind]
+
+    def values(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return weights, optimizer slots and counters of the newest checkpoint."""
+        newest = commit.latest_committed(self.checkpoints)
+        assert newest is not None
+        reader = tf.train.load_checkpoint(newest.prefix)
+        read = {name: np.asarray(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()}
+        return {name: value for name, value in read.items() if value.dtype.kind in "fiu"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the trainings of this file run, and on what."""
+
+    spark: "SparkSession"
+    dataset: Dataset
+    output: Path
+
+    def train(
+        self,
+        name: str,
+        *,
+        screen: Screen | None = None,
+        slots: Callable[[], int] | None = None,
+        listener: Callable[[Event], None] | None = None,
+        **knobs: Any,
+    ) -> Trained:
+        """Train under supervision, without what comes afterwards (export, scores)."""
+        usual: dict[str, Any] = {
+            "workers": 2,
+            "epochs": EPOCHS,
+            "patience": 0,
+            "global_batch_size": BATCH,
+            "learning_rate": 0.01,
+            "steps_per_execution": 1,
+            "checkpoint_every_steps": 10,
+            "model": {"name": "multi_field", "embedding_dim": 4, "hidden_units": [16]},
+        }
+        config = TrainingConfig(**usual | knobs, name=name, output=str(self.output))
+        lines: list[str] = []
+        view = LiveView(epochs=config.epochs, is_interactive=screen is not None, screen=screen, write=lines.append)
+        with open_job(self.dataset, config, self.spark, view, slots=slots, listener=listener) as job:
+            attempts = job.train()
+            checkpoints = Path(str(job.best_checkpoint().path)).parent
+        return Trained(job.folder.path, checkpoints, attempts, list(job.folder.past_events()), lines)
+
+
+@pytest.fixture(scope="module")
+def place(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> Place:
+    output = tmp_path_factory.mktemp("faults")
+    dataset = convert(spark.sql(TABLE), SPEC, output / "rides", options=ConversionOptions(shards=2))
+    return Place(spark, dataset, output)
+
+
+@pytest.fixture(scope="module")
+def unbroken(place: Place) -> Trained:
+    """Two workers that nobody disturbs; only a profile is taken of them."""
+    return place.train("unbroken", profile=True)
+
+
+def test_a_profile_of_every_rank_is_left_in_the_runs_folder(unbroken: Trained) -> None:
+    """T7: ``--profile`` is what TensorBoard's profiler reads, a folder for each rank."""
+    captured = {path.relative_to(unbroken.folder) for path in unbroken.folder.rglob("*.xplane.pb")}
+    assert {path.parts[:2] for path in captured} == {("profile", "rank-0"), ("profile", "rank-1")}
+    assert all(path.parts[2:4] == ("plugins", "profile") for path in captured)
+    assert all((unbroken.folder / path).stat().st_size > 1000 for path in captured)
+
+
+class OtherJob:
+    """A Spark job of somebody else's that takes up a slot from the moment one is free until it is told to end."""
+
+    def __init__(self, spark: "SparkSession", folder: Path) -> None:
+        self._context = spark.sparkContext
+        self._end = folder / "end-of-the-other-job"
+        self._thread = threading.Thread(target=self._run, name="other job", daemon=True)
+
+    def submit(self) -> None:
+        """Return once Spark has it, whether or not there is a slot for it."""
+        tracker = self._context.statusTracker()
+        before = set(tracker.getActiveStageIds())
+        self._thread.start()
+        wait_until(lambda: bool(set(tracker.getActiveStageIds()) - before), 30, "the start of the other job")
+
+    def end(self) -> None:
+        self._end.touch()
+
+    def _run(self) -> None:
+        end = str(self._end)
+
+        def work(_: int) -> None:
+            import time
+            from pathlib import Path
+
+            limit = time.monotonic() + 120
+            while not Path(end).exists() and time.monotonic() < limit:
+                time.sleep(0.02)
+
+        self._context.parallelize([0], 1).foreach(work)
+
+
+@pytest.fixture
+def other_job(place: Place, tmp_path: Path) -> Iterator[OtherJob]:
+    job = OtherJob(place.spark, tmp_path)
+    yield job
+    job.end()
+    if job._thread.is_alive():
+        job._thread.join(30)
+
+
+@pytest.fixture
+def quick_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for more workers again and again, not every half minute and later every five; these trainings are short."""
+    monkeypatch.setattr(failure_policy, "_GROWTH_SECONDS", 0.2)
+    monkeypatch.setattr(failure_policy, "_GROWTH_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("quick_growth")
+def test_a_training_that_loses_a_rank_and_its_slot_goes_on_alone_grows_back_and_ends_as_one_that_did_not(
+    place: Place, unbroken: Trained, other_job: OtherJob
+) -> None:
+    """T6: two workers, then one within an epoch, then two again within one: the same global batches all along."""
+
+    @contextlib.contextmanager
+    def take_its_slot_and_kill(run: Run) -> Iterator[int]:
+        other_job.submit()  # it gets the slot as soon as the rank's task is over
+        checkpoints = run.folder / "checkpoints"
+        wait_until(lambda: _is_within_an_epoch(checkpoints), 60, "a checkpoint within an epoch")
+        process = run.process(1)
+        os.kill(process, signal.SIGKILL)
+        yield process
+
+    def free_the_slot_later(event: Event) -> None:
+        if event["event"] == "attempt" and event["workers"] == 1:
+            other_job.end()
+
+    with faults.at(place.output, Moment(epoch=1), take_its_slot_and_kill):
+        broken = place.train("elastic", workers="1:2", start_limit_seconds=8, listener=free_the_slot_later)
+
+    lost, unheard, alone, together = broken.attempts
+    assert [attempt.workers for attempt in broken.attempts] == [2, 2, 1, 2]
+    assert (lost.first_error.cause, unheard.first_error.cause, alone.stop) == ("lost", "start", "grow")
+    assert alone.resumed_from == lost.committed
+    assert alone.resumed_from % STEPS != 0
+    assert together.resumed_from == alone.committed > alone.resumed_from
+    assert [event["workers"] for event in broken.of("attempt")] == [2, 2, 1, 2]
+    assert {event["global_batch_size"] for event in broken.of("train_begin")} == {BATCH}
+    assert [line.strip() for line in broken.lines if "before" in line] == [
+        "attempt 3: 1 worker, 2 before",
+        "attempt 4: 2 workers, 1 before",
+    ]
+    _assert_same_training(broken, unbroken)
+
+
+def _is_within_an_epoch(checkpoints: Path) -> bool:
+    newest = commit.latest_committed(checkpoints, verify=False)
+    return newest is not None and newest.epoch >= 1 and newest.step_in_epoch > 0
+
+
+def _assert_same_training(broken: Trained, unbroken: Trained) -> None:
+    """Compare two trainings whose sums were made in another order, by another number of workers."""
+    assert broken.logs().keys() == unbroken.logs().keys()
+    for epoch, logs in unbroken.logs().items():
+        for name, value in logs.items():
+            assert broken.logs()[epoch][name] == pytest.approx(value, abs=1e-3), (epoch, name)
+        # The mean over all batches of the epoch: a batch that is left out or seen twice shows.
+        assert broken.logs()[epoch]["loss"] == pytest.approx(logs["loss"], abs=1e-5), epoch
+    ours, theirs = broken.values(), unbroken.values()
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        np.testing.assert_allclose(ours[name], expected, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.usefixtures("quick_growth")
+def test_a_batch_that_is_kept_per_worker_grows_with_the_workers_and_the_learning_rate_with_it(place: Place) -> None:
+    """T6: ``--batch-rule keep_batch_per_worker``, told by the events and used by the ranks."""
+    slots = [1]
+
+    def come(event: Event) -> None:
+        if event["event"] == "epoch_end":
+            slots[0] = 2
+
+    grown = place.train(
+        "per-worker", workers="1:2", batch_rule="keep_batch_per_worker", slots=lambda: slots[0], listener=come
+    )
+    alone, together = grown.attempts
+    assert (alone.workers, alone.stop, together.workers, together.finished) == (1, "grow", 2, True)
+    assert [event["learning_rate_scale"] for event in grown.of("attempt")] == [0.5, 1.0]
+    said = [line.strip() for line in grown.lines if "attempt " in line and "ended" not in line]
+    assert said == ["attempt 1: 1 worker; learning rate x 0.5", "attempt 2: 2 workers, 1 before"]
+    begun = [event for event in grown.of("train_begin") if event["rank"] == 0]
+    assert [event["global_batch_size"] for event in begun] == [BATCH // 2, BATCH]
+    # Until then it trained as one that was configured with half the batch and half the rate.
+    half = place.train("half", workers=1, epochs=1, global_batch_size=BATCH // 2, learning_rate=0.005)
+    assert half.logs()[1] == grown.logs()[1]
+
+
+@dataclass
+class Outage:
+    """What became of the newest checkpoint while its store was away.
+
+    Attributes:
+        newest: The newest one when the store vanished.
+        damage: What was wrong with it right after the store had come back.
+    """
+
+    newest: commit.CommittedCheckpoint | None = None
+    damage: str | None = "not looked at"
+
+
+class RecordedScreen:
+    """Keeps what a terminal of 120 columns would show."""
+
+    columns = 120
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def show(self, lines: list[str]) -> None:
+        self.shown += lines
+
+    def write(self, line: str) -> None:
+        """Lines go elsewhere."""
+
+    def input_shares(self, rank: int) -> list[int]:
+        """Return how busy the rank's input was, in percent, from each of its lines that says so."""
+        found = (re.match(rf"  rank {rank} .* input busy +(\d+)%", line) for line in self.shown)
+        return [int(match[1]) for match in found if match]
+
+
+@dataclass(frozen=True)
+class Ordeal:
+    """A training with a slow input, whose store was away twice, and whose rank 1 was told that its machine goes."""
+
+    trained: Trained
+    outage: Outage
+    screen: RecordedScreen
+
+
+@pytest.fixture(scope="module")
+def ordeal(place: Place) -> Ordeal:
+    outage = Outage()
+    screen = RecordedScreen()
+    stores = place.output / "stores"
+
+    @contextlib.contextmanager
+    def vanish(run: Run) -> Iterator[None]:
+        store = stores / run.folder.name
+        wait_until(lambda: commit.latest_committed(store, verify=False) is not None, 30, "the first checkpoint")
+        outage.newest = commit.latest_committed(store)
+        with faults.vanished(store):
+            yield
+        assert outage.newest is not None
+        outage.damage = outage.newest.damage()
+
+    # One environment for all: Spark starts new Python workers for every other one. An epoch takes five seconds.
+    slow = Fault("slow_input", rank=1, seconds=5 / STEPS, attempt=None)
+    full = Fault("full_disk", rank=0, step=9, seconds=1.5, path=str(stores))
+    with (
+        faults.injected(place.spark, slow, full),
+        faults.at(place.output, Moment(phase="training", seconds=2), vanish, for_seconds=1.5),
+        faults.preempt(place.output, 1, Moment(epoch=1, seconds=2)),
+    ):
+        trained = place.train("ordeal", epochs=3, checkpoints=str(stores), screen=screen)
+    return Ordeal(trained, outage, screen)
+
+
+def test_a_store_that_is_full_and_one_that_vanishes_are_waited_for_and_nothing_good_is_deleted(
+    ordeal: Ordeal, unbroken: Trained
+) -> None:
+    """T6: the training goes on meanwhile, in the same attempt, and no checkpoint is missing afterwards."""
+    trained = ordeal.trained
+    waits = [event["message"] for event in trained.of("log") if "waits" in event["message"]]
+    assert any("No space left on device" in message for message in waits)
+    assert any("No such file or directory" in message for message in waits)
+    assert "store" not in {error.cause for attempt in trained.attempts for error in attempt.errors}
+    assert ordeal.outage.newest is not None
+    assert ordeal.outage.damage is None
+    kept = commit.committed(trained.checkpoints)
+    assert kept[0].step == 3 * STEPS
+    assert 2 <= len(kept) <= 3  # the newest two, and the best, which may be one of them
+    assert all(commit.is_whole(checkpoint) for checkpoint in kept)
+    assert not list(trained.checkpoints.glob(".staging-*"))
+
+
+def test_a_rank_whose_machine_is_taken_away_saves_first_and_nothing_is_done_twice(
+    ordeal: Ordeal, unbroken: Trained
+) -> None:
+    """T6: a notice within an epoch costs a restart from that very step; every metric is that of an unbroken run."""
+    noticed, finished = ordeal.trained.attempts
+    assert noticed.first_error.cause == "preempted"
+    assert finished.resumed_from == noticed.committed == noticed.first_error.step
+    assert STEPS < finished.resumed_from < 2 * STEPS
+    told = [event["decision"] for event in ordeal.trained.of("restart")]
+    assert told == [f"restart 1 of 100 (max_preemptions) from step {finished.resumed_from:,} with 2 workers"]
+    # Bit for bit, though the input was slow and the store away; of an epoch, its mean loss over all batches as well.
+    assert ordeal.trained.logs() == {epoch: unbroken.logs()[epoch] for epoch in (1, 2, 3)}
+
+
+def test_an_input_that_is_slow_is_seen_in_the_line_of_its_rank_and_in_the_events(ordeal: Ordeal) -> None:
+    """T7, T10: how much of the time a rank's input is busy; the other rank only waits for that one."""
+    assert max(ordeal.screen.input_shares(1)) > 90
+    assert max(ordeal.screen.input_shares(0)) < 50
+    told = {event["rank"] for event in ordeal.trained.of("alive") if event["input_share"] > 0.3}
+    assert told == {1}
