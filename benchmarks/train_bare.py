@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from training.plan import TrainingPlan
+from training.ranks.plan import TrainingPlan
 
 if TYPE_CHECKING:  # the driver pickles the ranks without loading TensorFlow
     import tensorflow as tf
@@ -44,9 +44,9 @@ class BareRank:
 
         from benchmarks.train_fit import epoch_clock
         from data_pipelines.dataset import Dataset
-        from training.activity import Activity
-        from training.fit import build_model, open_strategy
-        from training.start import Start
+        from training.fitting.activity import Activity
+        from training.fitting.fit import build_model, open_strategy
+        from training.fitting.start import Start
 
         plan, config = self.plan, self.plan.config
         strategy = open_strategy(plan, Activity())
@@ -68,7 +68,7 @@ class BareRank:
 
 
 def _batches(strategy: "tf.distribute.Strategy", dataset: "Dataset", plan: TrainingPlan, split: str) -> Any:
-    """Return this rank's share of every global batch, as :mod:`training.fit` reads it."""
+    """Return this rank's share of every global batch, as :mod:`training.fitting.fit` reads it."""
     from data_pipelines.dataset import ReadPlan, load_dataset
 
     def mine(context: "tf.distribute.InputContext") -> "tf.data.Dataset":

@@ -11,9 +11,9 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table, megabytes
 from benchmarks.train_bare import BareRank, BareResult
-from benchmarks.train_work import config_of, launch, numbers_dataset, session_with_new_workers
+from benchmarks.train_work import config_of, in_new_process, launch, numbers_dataset, session_with_new_workers
 from callbacks import commit
-from training.plan import TrainingPlan
+from training.ranks.plan import TrainingPlan
 
 EPOCHS = 5
 GLOBAL_BATCH_SIZE = 4_096
@@ -22,7 +22,7 @@ STALL_MARK = 0.01
 
 def run(options: Options) -> Report:
     """Train as often as there are rounds, one checkpoint per epoch."""
-    dataset = numbers_dataset(options, options.rows)
+    dataset = in_new_process(numbers_dataset, options, options.rows)
     session = session_with_new_workers()
     config = config_of(options.scratch, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
     results, sizes = [], []

@@ -11,18 +11,25 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Report, Table, timing_table
 from benchmarks.train_plain import SPLITS, PlainRank, fit_encoding, write_examples
-from benchmarks.train_work import WORKERS, in_new_process, launch, read_events, usual_session
+from benchmarks.train_work import (
+    FLIGHTS,
+    WORKERS,
+    flights_config,
+    flights_table,
+    in_new_process,
+    launch,
+    read_events,
+    trained,
+    usual_session,
+)
 from models.multi_field import Settings
-from training.config import RunConfig
 
-RECIPE = "flights"
 PLAIN = "the plain pattern"
 OURS = "convert and train"
 EPOCHS = 10
@@ -61,40 +68,26 @@ def _quality(aucs: Mapping[str, list[float]]) -> Table:
     return Table("AUC of the last validation", ("way", "lowest", "highest"), rows)
 
 
-def _config(folder: Path) -> RunConfig:
-    return RunConfig.from_recipe(
-        RECIPE,
-        workers=WORKERS,
-        threads_per_worker=1,
-        epochs=EPOCHS,
-        patience=0,
-        baseline="none",
-        resume=False,
-        output=str(folder / "output"),
-    )
-
-
 def _ours(rows: int, folder: Path) -> tuple[float, float]:
     """Return the seconds until the last epoch ended, and its validation AUC."""
     from data_pipelines.convert import convert
-    from training.train import train
 
-    spark, config = usual_session(), _config(folder)
+    spark, config = usual_session(), flights_config(folder / "output", epochs=EPOCHS)
     start = time.time()
-    dataset = convert(_table(spark, config, rows), config.spec, folder / "dataset", options=config.conversion)
-    trained = train(dataset, config, spark)
+    dataset = convert(flights_table(spark, config, rows), config.spec, folder / "dataset", options=config.conversion)
+    run_folder = trained(dataset.path, config, spark).run_folder
     spark.stop()
-    events = read_events(trained.run_folder / "events.jsonl")
+    events = read_events(run_folder / "events.jsonl")
     last = [event for event in events if event["event"] == "epoch_end" and event.get("rank") == 0][-1]
     return float(last["time"]) - start, float(last["logs"]["val_auc"])
 
 
 def _plain(rows: int, folder: Path) -> tuple[float, float]:
     """Return the seconds until the last epoch ended, and its validation AUC."""
-    spark, config = usual_session(), _config(folder)
+    spark, config = usual_session(), flights_config(folder / "output", epochs=EPOCHS)
     start = time.time()
     # Read several times; the query is run once.
-    table = _table(spark, config, rows).cache()
+    table = flights_table(spark, config, rows).cache()
     encoding = fit_encoding(table.where("split = 'train'"), config.spec)
     counts = {row.split: row["count"] for row in table.groupBy("split").count().collect()}
     for split in SPLITS:
@@ -117,15 +110,7 @@ def _plain(rows: int, folder: Path) -> tuple[float, float]:
     return end - start, auc
 
 
-def _table(spark: SparkSession, config: RunConfig, rows: int) -> DataFrame:
-    from training.pipeline import recipe_table
-
-    table = recipe_table(spark, config)
-    # A limit puts all rows into one partition.
-    return table if rows >= BENCHMARK.rows else table.limit(rows)
-
-
-BENCHMARK = Benchmark("train_end_to_end", question_of(__doc__), 336_776, run)
+BENCHMARK = Benchmark("train_end_to_end", question_of(__doc__), FLIGHTS, run)
 
 if __name__ == "__main__":
     main(BENCHMARK)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the driver pickles the ranks without loading TensorFlow
     import tensorflow as tf
     import tf_keras
 
-    from training.ring import Ring
+    from training.fitting.ring import Ring
 
 Side = Literal["plain", "ring", "alone"]
 
@@ -55,9 +55,9 @@ class FitRank:
         """Train and return the seconds of the timed epochs, in the mean of the ranks."""
         import tensorflow as tf
 
-        from training.local_updates import Settle
-        from training.ring import Ring
-        from training.ring_strategy import RingStrategy
+        from training.fitting.local_updates import Settle
+        from training.fitting.ring import Ring
+        from training.fitting.ring_strategy import RingStrategy
 
         cluster = json.loads(os.environ["TF_CONFIG"])
         rank = int(cluster["task"]["index"])
@@ -80,7 +80,7 @@ class FitRank:
         import tf_keras
 
         from models.optimizers import OptimizerSettings, build_optimizer
-        from training.local_updates import local_updates
+        from training.fitting.local_updates import local_updates
 
         tf_keras.utils.set_random_seed(1)
         rules = [local_updates(ring, self.local_steps)] if ring and self.local_steps > 1 else []

@@ -1,95 +1,250 @@
-"""Do runs whose ranks are killed at random moments end with the weights of a run that is not, and what does it cost?
+"""Do runs that are killed at random moments end with the weights of a run that is not, and what does it cost?
 
-Every run is killed once, at a moment and on a rank drawn from a seed. The weights, and the optimizer's state, are
-compared by the checksums of the last checkpoints' files.
+Every run is killed once, at a moment that is drawn from a seed: a rank of a local session, drawn as well; on a
+standalone cluster the JVM of an executor; and there the driver, whose command is then given again. What is compared is
+every weight, and the optimizer's state, of the last checkpoint, bit by bit.
 """
 
+import contextlib
+import functools
+import hashlib
 import random
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from pyspark.sql import SparkSession
 
 from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table
-from benchmarks.train_work import WORKERS, config_of, in_new_process, numbers_dataset, usual_session
-from data_pipelines.dataset import Dataset
+from benchmarks.standalone_cluster import standalone_cluster
+from benchmarks.train_work import (
+    WORKERS,
+    Event,
+    config_of,
+    epoch_times,
+    first_time,
+    in_new_process,
+    numbers_dataset,
+    read_events,
+    supervised,
+    usual_session,
+)
 from training import faults
 
 KILLS = 20
 EPOCHS = 6
 SEED = 1
+EXECUTOR = "executor JVM killed"
+DRIVER = "driver killed and restarted"
 
-# A kill has to strike before the run's end, which comes the earlier the warmer the session is.
-_LATEST_SHARE = 0.8
+# A kill has to strike before the run's end, on a machine that may be faster by then.
+_LATEST_EPOCHS = 0.8 * EPOCHS
+# TensorFlow's own entry of a checkpoint.
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a run went: how long it took, the checksums of its weights, and who was killed when."""
+    """How a run went.
+
+    Attributes:
+        seconds: How long it took.
+        folder: The run's.
+    """
 
     seconds: float
-    weights: str
-    rank: int | None = None
-    moment: float = 0.0
+    folder: Path
+
+    @property
+    def epoch_seconds(self) -> float:
+        """How long an epoch took; of a run that nobody killed."""
+        return epoch_seconds(read_events(self.folder / "events.jsonl"))
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A run that was killed.
+
+    Attributes:
+        what: What was killed.
+        epochs: When, in epochs since it began to train.
+        run: How the run went.
+        base: How one went that nobody killed, in the same surroundings.
+    """
+
+    what: str
+    epochs: float
+    run: Run
+    base: Run
+
+    @property
+    def lost_seconds(self) -> float:
+        """How much longer the run took than without the kill."""
+        return self.run.seconds - self.base.seconds
 
 
 def run(options: Options) -> Report:
-    """Kill one rank in each of twenty runs."""
+    """Kill one rank in each of twenty runs, and executors and drivers of a cluster as often as there are rounds."""
     dataset = in_new_process(numbers_dataset, options, options.rows)
-    unbroken, *killed = in_new_process(_runs, dataset, options.scratch)
-    lost = [one.seconds - unbroken.seconds for one in killed]
-    is_equal = [one.weights == unbroken.weights for one in killed]
-    rows = tuple(
-        (f"{number}", f"{one.rank}", f"{one.moment:.2f}", f"{seconds:.1f}", "yes" if equal else "NO")
-        for number, (one, seconds, equal) in enumerate(zip(killed, lost, is_equal, strict=True), 1)
+    ranks = in_new_process(_killed_ranks, dataset, options.scratch)
+    others = _killed_on_a_cluster(dataset, options.scratch / "on-a-cluster", options.rounds)
+    equal = in_new_process(_with_equal_weights, [*ranks, *others])
+    setting = f"{WORKERS} workers, {EPOCHS} epochs, a checkpoint every 50 steps."
+    local_note = f"{setting} The run that nobody killed took {ranks[0].base.seconds:.1f} s from its launch to its end."
+    cluster_note = (
+        f"One master, {WORKERS} workers of one core, {WORKERS} executors. Each run is a driver of its own; its time is "
+        f"that of its whole process, with the start of its session: {others[0].base.seconds:.1f} s for the run that "
+        f"nobody killed. A driver that is killed is started again at once, and the time goes on until the second one "
+        f"has ended."
     )
-    columns = ("run", "killed rank", "killed after, s", "time lost, s", "equal weights")
-    note = (
-        f"{WORKERS} workers, {EPOCHS} epochs, a checkpoint every 50 steps. The run that nobody killed took "
-        f"{unbroken.seconds:.1f} s from its launch to its end."
+    tables = (
+        kill_table(f"{KILLS} runs, each killed once", ranks, equal, local_note),
+        kill_table(f"On a standalone cluster, {options.rounds} runs each", others, equal, cluster_note),
     )
     marks = (
-        Mark("runs that ended with the weights of the unbroken one", float(sum(is_equal)), float(KILLS)),
-        Mark("time lost per kill, s, median", median(lost), 15.0, "at most"),
+        Mark("runs that ended with the weights of the unbroken one", _count(ranks, equal), float(KILLS)),
+        Mark("time lost per kill, s, median", median(kill.lost_seconds for kill in ranks), 15.0, "at most"),
+        *(
+            Mark(
+                f"{what}, runs that ended with the weights of the unbroken one",
+                _count([kill for kill in others if kill.what == what], equal),
+                float(options.rounds),
+            )
+            for what in (EXECUTOR, DRIVER)
+        ),
     )
-    table = Table(f"{KILLS} runs, each killed once", columns, rows, note)
-    return Report(BENCHMARK.name, BENCHMARK.question, (table,), marks, conditions={"seed": f"{SEED}"})
+    rounds = f"{KILLS} kills of ranks, {options.rounds} of executors and of drivers"
+    return Report(BENCHMARK.name, BENCHMARK.question, tables, marks, conditions={"seed": f"{SEED}", "rounds": rounds})
 
 
-def _runs(dataset: Path, scratch: Path) -> list[Run]:
-    """Return a run that nobody kills, and those that are killed."""
+def kill_table(title: str, kills: Sequence[Kill], equal: Collection[Kill], note: str) -> Table:
+    """Return a row per run that was killed; ``equal`` are those that ended with the weights of the unbroken one."""
+    rows = tuple(
+        (
+            f"{number}",
+            kill.what,
+            f"{kill.epochs:.2f}",
+            f"{kill.lost_seconds:.1f}",
+            "yes" if kill in equal else "NO",
+        )
+        for number, kill in enumerate(kills, 1)
+    )
+    return Table(title, ("run", "what happened", "after, epochs", "time lost, s", "equal weights"), rows, note)
+
+
+def epoch_seconds(events: Sequence[Event]) -> float:
+    """Return the seconds of an epoch: the mean of all, from the chief's first steps on."""
+    ends = epoch_times(events)
+    return (ends[-1] - first_time(events, "phase", attempt=1, rank=0, phase="training")) / len(ends)
+
+
+def moment_after(epochs: float, epoch_seconds: float) -> faults.Moment:
+    """Return when that part of the training is done; only what is over of whole epochs is told by the clock."""
+    whole = int(epochs)
+    return faults.Moment(phase="training", epoch=whole or None, seconds=(epochs - whole) * epoch_seconds)
+
+
+def weights_of(checkpoint: str) -> str:
+    """Return a checksum of all values of a checkpoint: weights, optimizer's state, counters.
+
+    Not of its files: they hold names of the optimizer's variables, too, and those of a training that goes on are other
+    ones.
+    """
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(checkpoint)
+    digest = hashlib.sha256()
+    for name in sorted(set(reader.get_variable_to_shape_map()) - {_OBJECT_GRAPH}):
+        value = reader.get_tensor(name)
+        digest.update(repr((name, value.dtype, value.shape)).encode() + value.tobytes())
+    return digest.hexdigest()
+
+
+def _with_equal_weights(kills: Sequence[Kill]) -> list[Kill]:
+    """Return those that ended with the weights of the run that nobody killed."""
+    from callbacks import commit
+
+    @functools.cache
+    def weights(folder: Path) -> str:
+        last = commit.latest_committed(folder / "checkpoints")
+        assert last is not None
+        return weights_of(last.prefix)
+
+    return [kill for kill in kills if weights(kill.run.folder) == weights(kill.base.folder)]
+
+
+def _count(kills: Sequence[Kill], equal: Collection[Kill]) -> float:
+    return float(sum(kill in equal for kill in kills))
+
+
+def _killed_ranks(dataset: Path, scratch: Path) -> list[Kill]:
+    """Kill ranks of a local session."""
     draw = random.Random(SEED)
     session = usual_session()
-    _trained(dataset, scratch / "warm-up")
-    unbroken = _trained(dataset, scratch / "unbroken")
-    runs = [unbroken]
+    _trained(session, dataset, scratch / "warm-up")
+    base = _trained(session, dataset, scratch / "unbroken")
+    kills = []
     for number in range(KILLS):
-        rank, moment = draw.randrange(WORKERS), draw.uniform(0, _LATEST_SHARE) * unbroken.seconds
+        rank, epochs = draw.randrange(WORKERS), draw.uniform(0, _LATEST_EPOCHS)
         output = scratch / f"killed-{number}"
-        with faults.kill(output, rank, faults.Moment(phase="training", seconds=moment)):
-            runs.append(replace(_trained(dataset, output), rank=rank, moment=moment))
+        with faults.kill(output, rank, moment_after(epochs, base.epoch_seconds)):
+            kills.append(Kill(f"rank {rank} killed", epochs, _trained(session, dataset, output), base))
     session.stop()
-    return runs
+    return kills
 
 
-def _trained(dataset: Path, output: Path) -> Run:
+def _killed_on_a_cluster(dataset: Path, scratch: Path, rounds: int) -> list[Kill]:
+    """Kill executors and drivers of a cluster that is there as long as that takes."""
+    draw = random.Random(SEED)
+    kills: dict[str, list[Kill]] = {EXECUTOR: [], DRIVER: []}
+    with standalone_cluster(scratch / "cluster", WORKERS) as master:
+        _commanded(master, dataset, scratch / "warm-up")
+        base = _commanded(master, dataset, scratch / "unbroken")
+        for number in range(rounds):
+            for what, done in kills.items():
+                rank, epochs = draw.randrange(WORKERS), draw.uniform(0, _LATEST_EPOCHS)
+                after = moment_after(epochs, base.epoch_seconds)
+                output = scratch / f"{what.split()[0]}-{number}"
+                if what == EXECUTOR:
+                    with faults.kill_executor(output, rank, after):
+                        run = _commanded(master, dataset, output)
+                else:
+                    run = _commanded(master, dataset, output, faults.kill_driver(output, after))
+                done.append(Kill(what, epochs, run, base))
+    return [*kills[EXECUTOR], *kills[DRIVER]]
+
+
+def _commanded(
+    master: str, dataset: Path, output: Path, driver_fault: AbstractContextManager[object] | None = None
+) -> Run:
+    """Train in a new driver; where a fault kills that, in a second one with the same order. The time is of both."""
+    begin = time.monotonic()
+    if driver_fault is not None:
+        with driver_fault, contextlib.suppress(BrokenProcessPool):
+            in_new_process(_drive, master, dataset, output)
+    done = in_new_process(_drive, master, dataset, output)
+    return Run(time.monotonic() - begin, done.folder)
+
+
+def _drive(master: str, dataset: Path, output: Path) -> Run:
+    """Be a driver on the cluster, which goes on with the unfinished run in ``output`` where there is one."""
+    session = usual_session(master)
+    done = _trained(session, dataset, output, resume=True)
+    session.stop()
+    return done
+
+
+def _trained(session: SparkSession, dataset: Path, output: Path, *, resume: bool = False) -> Run:
     """Train, and return how that went."""
-    from callbacks import commit
-    from training.live_view import LiveView
-    from training.spark_session import open_session
-    from training.training_job import open_job
-
-    config = config_of(output, epochs=EPOCHS, checkpoint_every_steps=50, max_restarts=3)
-    session = open_session(None, WORKERS)
-    with open_job(Dataset.open(dataset), config, session, LiveView(epochs=EPOCHS, is_interactive=False)) as job:
-        begin = time.monotonic()
-        job.train()
-        seconds = time.monotonic() - begin
-        last = commit.latest_committed(job.folder.checkpoints)
-    assert last is not None
-    return Run(seconds, " ".join(file.sha256 for file in last.files if file.name.startswith(commit.TENSORS)))
+    config = config_of(output, epochs=EPOCHS, checkpoint_every_steps=50, max_restarts=3, resume=resume)
+    done = supervised(dataset, config, session)
+    return Run(done.seconds, done.folder)
 
 
 BENCHMARK = Benchmark("train_kills", question_of(__doc__), 200_000, run)

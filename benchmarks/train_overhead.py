@@ -4,8 +4,7 @@ A whole run through ``train`` against the same ``fit`` in bare ranks: same reade
 The time is that from the end of the first epoch to the end of the last, validations included.
 """
 
-import shutil
-from functools import partial
+import itertools
 from pathlib import Path
 
 from benchmarks.benchmark import Benchmark, Options, main, question_of
@@ -15,13 +14,15 @@ from benchmarks.train_bare import BareRank
 from benchmarks.train_work import (
     config_of,
     epoch_times,
+    in_new_process,
     launch,
     numbers_dataset,
     read_events,
     session_with_new_workers,
+    trained,
 )
 from data_pipelines.dataset import Dataset
-from training.plan import TrainingPlan
+from training.ranks.plan import TrainingPlan
 
 SUPERVISED = "training.train"
 BARE = "bare ranks"
@@ -32,14 +33,14 @@ LOST_MARK = 0.02
 
 def run(options: Options) -> Report:
     """Train both ways in turns."""
-    dataset = numbers_dataset(options, options.rows)
-    output = options.scratch / "output"
+    dataset = in_new_process(numbers_dataset, options, options.rows)
+    # One for each run: MLflow keeps the store of a run open until this process ends.
+    outputs = (options.scratch / f"output-{number}" for number in itertools.count(1))
     session = session_with_new_workers()
-    emptied = partial(shutil.rmtree, output, ignore_errors=True)
     timings = interleave(
         [
-            Contender(BARE, partial(_bare, dataset, output)),
-            Contender(SUPERVISED, partial(_supervised, dataset, output), emptied),
+            Contender(BARE, lambda: _bare(dataset, next(outputs))),
+            Contender(SUPERVISED, lambda: _supervised(dataset, next(outputs))),
         ],
         options.rounds,
     )
@@ -65,10 +66,8 @@ def _bare(dataset: Path, output: Path) -> float:
 
 
 def _supervised(dataset: Path, output: Path) -> float:
-    from training.train import train
-
     config = config_of(output, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
-    ends = epoch_times(read_events(train(Dataset.open(dataset), config).run_folder / "events.jsonl"))
+    ends = epoch_times(read_events(trained(dataset, config).run_folder / "events.jsonl"))
     return ends[-1] - ends[0]
 
 

@@ -23,9 +23,9 @@ from benchmarks.train_work import (
     in_new_process,
     numbers_dataset,
     read_events,
+    trained,
     usual_session,
 )
-from data_pipelines.dataset import Dataset
 
 EPOCHS_BEFORE, EPOCHS = 2, 4
 RESTART_MARK = 15.0
@@ -61,16 +61,14 @@ def restart_seconds(events: Sequence[Event], killed: float) -> tuple[float, floa
 
 def _killed_run(dataset: Path, output: Path, rank: int) -> tuple[float, list[Event]]:
     """Train, kill ``rank`` on the way, and return when, with the run's events."""
-    from training.train import train
-
     times: list[float] = []
     killer = threading.Thread(target=_kill_when_due, args=(output, rank, times), daemon=True)
     killer.start()
     session = usual_session()
-    trained = train(Dataset.open(dataset), config_of(output, epochs=EPOCHS), session)
+    folder = trained(dataset, config_of(output, epochs=EPOCHS), session).run_folder
     session.stop()
     killer.join()
-    return times[0], read_events(trained.run_folder / "events.jsonl")
+    return times[0], read_events(folder / "events.jsonl")
 
 
 def _kill_when_due(output: Path, rank: int, times: list[float]) -> None:

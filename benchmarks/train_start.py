@@ -17,9 +17,9 @@ from benchmarks.train_work import (
     numbers_dataset,
     read_events,
     start_seconds,
+    trained,
     usual_session,
 )
-from data_pipelines.dataset import Dataset
 
 COLD_MARK, WARM_MARK = 12.0, 3.0
 
@@ -43,14 +43,9 @@ def run(options: Options) -> Report:
 
 
 def _two_attempts(dataset: Path, output: Path) -> tuple[float, float]:
-    from training.train import train
-
     session = usual_session()
     # Two runs, so that the second one has everything to do but to start Python workers.
-    folders = [
-        train(Dataset.open(dataset), config_of(output / name, epochs=1), session).run_folder
-        for name in ("cold", "warm")
-    ]
+    folders = [trained(dataset, config_of(output / name, epochs=1), session).run_folder for name in ("cold", "warm")]
     cold, warm = (start_seconds(read_events(folder / "events.jsonl"), attempt=1) for folder in folders)
     session.stop()
     return cold, warm

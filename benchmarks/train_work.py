@@ -1,21 +1,28 @@
-"""What the benchmarks of training share: their sessions, how ranks are launched, what a run's events tell."""
+"""What the benchmarks of training share: their sessions and data, how trainings run, what a run's events tell."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from benchmarks.benchmark import Options
 from benchmarks.tables import Kind, parquet_files
-from training.config import TrainingConfig
+from training.config import RunConfig, TrainingConfig
 from training.spark_session import open_session
+
+if TYPE_CHECKING:  # seconds of imports, for which the parent of the drivers need not wait
+    from training.results.delivery import Trained
 
 Result = TypeVar("Result")
 Event = Mapping[str, Any]
@@ -23,6 +30,8 @@ Event = Mapping[str, Any]
 WORKERS = 2
 # Both sides of every comparison: one thread per rank, as Spark gives each task one core.
 THREADS = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# Rows of the recipe's largest table.
+FLIGHTS = 336_776
 # One row in twenty is for validation, another one for testing.
 SPLIT = "CASE key % 20 WHEN 0 THEN 'validation' WHEN 1 THEN 'test' ELSE 'train' END"
 
@@ -31,6 +40,9 @@ def session_with_new_workers() -> SparkSession:
     """Return a local session in which every task gets a Python process of its own.
 
     What one side leaves in its process, such as TensorFlow's servers and threads, would burden the next.
+
+    Raises:
+        RuntimeError: This process has had a session before, whose JVM is still there.
     """
     # Spark's Python workers inherit the environment of the JVM, and that one ours.
     os.environ |= THREADS
@@ -38,17 +50,29 @@ def session_with_new_workers() -> SparkSession:
     before = os.environ.get("PYSPARK_SUBMIT_ARGS")
     os.environ["PYSPARK_SUBMIT_ARGS"] = "--conf spark.python.worker.reuse=false pyspark-shell"
     try:
-        return open_session(f"local[{WORKERS}]", WORKERS, app_name="mirrorspark-benchmark")
+        session = open_session(f"local[{WORKERS}]", WORKERS, app_name="mirrorspark-benchmark")
     finally:
         os.environ.pop("PYSPARK_SUBMIT_ARGS")
         if before is not None:
             os.environ["PYSPARK_SUBMIT_ARGS"] = before
+    if session.sparkContext.getConf().get("spark.python.worker.reuse") != "false":
+        raise RuntimeError(
+            "the JVM of an earlier session does not start new workers; do what that was for in a process of its own"
+        )
+    return session
 
 
-def usual_session() -> SparkSession:
-    """Return a local session as a user has it: Spark's Python workers live on from task to task."""
+def usual_session(master: str | None = None) -> SparkSession:
+    """Return a session as a user has it: Spark's Python workers live on from task to task.
+
+    Args:
+        master: URL of a cluster on this machine; by default a local session.
+    """
     os.environ |= THREADS
-    return open_session(f"local[{WORKERS}]", WORKERS, app_name="mirrorspark-benchmark")
+    if master is not None:
+        # As a local session has it: who is on this machine needs no interface but loopback.
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    return open_session(master or f"local[{WORKERS}]", WORKERS, app_name="mirrorspark-benchmark")
 
 
 def launch(rank: Callable[[], Result], *, makes_its_strategy: bool) -> Result:
@@ -90,6 +114,96 @@ def config_of(output: Path, **knobs: Any) -> TrainingConfig:
     """Return a new training of the ``multi_field`` model to its last epoch, that keeps its files in ``output``."""
     usual = {"name": "benchmark", "workers": WORKERS, "threads_per_worker": 1, "patience": 0, "resume": False}
     return TrainingConfig(**{**usual, "output": str(output), **knobs})
+
+
+def flights_config(output: Path, **knobs: Any) -> RunConfig:
+    """Return the recipe ``flights`` with the workers of all sides, trained to its last epoch and without baseline."""
+    usual = {"workers": WORKERS, "threads_per_worker": 1, "patience": 0, "baseline": "none", "resume": False}
+    return RunConfig.from_recipe("flights", **{**usual, "output": str(output), **knobs})
+
+
+def flights_table(spark: SparkSession, config: RunConfig, rows: int) -> DataFrame:
+    """Return the recipe's table, or about so many rows of it, the same ones every time."""
+    from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+    from training.pipeline import recipe_table
+
+    table = recipe_table(spark, config)
+    # Not by a limit, which puts all rows into one partition.
+    return table if rows >= FLIGHTS else table.where(F.expr(f"pmod(xxhash64(flight_id), {FLIGHTS}) < {rows}"))
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A training between its preflight and its export.
+
+    Attributes:
+        folder: The run's.
+        run_id: Its MLflow run.
+        seconds: From the launch of its first attempt until the last one's ranks had ended.
+    """
+
+    folder: Path
+    run_id: str
+    seconds: float
+
+
+def trained(dataset: Path, config: TrainingConfig, session: SparkSession | None = None) -> "Trained":
+    """Return what ``train`` does, without what it shows; see :func:`unwatched`."""
+    from data_pipelines.dataset import Dataset
+    from training.train import train
+
+    with unwatched(Path(config.output)):
+        return train(Dataset.open(dataset), config, session)
+
+
+def supervised(
+    dataset: Path,
+    config: TrainingConfig,
+    session: SparkSession,
+    listener: Callable[[dict[str, Any]], None] | None = None,
+) -> Supervised:
+    """Train as ``train`` does, and export nothing; see :func:`unwatched`.
+
+    Args:
+        dataset: What to learn from.
+        config: How.
+        session: Where; the executors of a cluster are waited for.
+        listener: Gets every event.
+    """
+    from data_pipelines.dataset import Dataset
+    from training.live.view import LiveView
+    from training.readiness import preflight
+    from training.train import cluster_checks
+    from training.training_job import open_job
+
+    with unwatched(Path(config.output)):
+        preflight.require(cluster_checks(session, config))
+        view = LiveView(epochs=config.epochs)
+        with open_job(Dataset.open(dataset), config, session, view, listener=listener) as job:
+            begin = time.monotonic()
+            job.train()
+            seconds = time.monotonic() - begin
+    return Supervised(job.folder.path, job.tracked.require_run_id(), seconds)
+
+
+@contextlib.contextmanager
+def unwatched(output: Path) -> Iterator[None]:
+    """Let what this process shows of its runs go to ``shown.txt`` in their output folder while the block runs.
+
+    All that is written to standard output and error, by their descriptors: libraries may have kept the streams.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    streams = {1: sys.stdout, 2: sys.stderr}
+    with contextlib.ExitStack() as undo, (output / "shown.txt").open("ab") as file:
+        for descriptor, stream in streams.items():
+            stream.flush()
+            terminal = os.dup(descriptor)
+            undo.callback(os.close, terminal)
+            undo.callback(os.dup2, terminal, descriptor)
+            undo.callback(stream.flush)
+            os.dup2(file.fileno(), descriptor)
+        yield
 
 
 def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:

@@ -12,6 +12,8 @@ SUITE = Suite(
         "train_checkpoints",
         "train_restart",
         "train_kills",
+        "train_outage",
+        "train_local_updates",
         "train_end_to_end",
     ),
     page="training.md",
