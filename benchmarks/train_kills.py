@@ -105,7 +105,7 @@ def run(options: Options) -> Report:
     )
     tables = (
         kill_table(f"{KILLS} runs, each killed once", ranks, equal, local_note),
-        kill_table(f"On a standalone cluster, {options.rounds} runs each", others, equal, cluster_note),
+        kill_table("Runs on a standalone cluster, each killed once", others, equal, cluster_note),
     )
     marks = (
         Mark("runs that ended with the weights of the unbroken one", _count(ranks, equal), float(KILLS)),
