@@ -65,6 +65,11 @@ def clean(value: Any) -> Any:
     return value
 
 
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line and without secrets; its type where it says nothing."""
+    return without_credentials(" ".join(str(error).split())) or type(error).__name__
+
+
 def _secrets_of(environment: Mapping[str, str]) -> list[str]:
     # The longest first: one secret may be a part of another. Read at each call: a notebook sets them at any time.
     found = {value for name, value in environment.items() if is_secret_name(name) and len(value) >= _SECRET_CHARACTERS}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from callbacks.credentials import without_credentials
+from callbacks.credentials import one_line, without_credentials
 from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
 from training.command_line import parse, summary_file
@@ -65,7 +65,7 @@ def _run(config: RunConfig) -> int:
         return _end(replace(known, status="stopped", error=str(error)), config.summary, EXIT_FAILED)
     except Exception as error:
         _explain(error, config)
-        return _end(replace(known, status="failed", error=_one_line(error)), config.summary, EXIT_FAILED)
+        return _end(replace(known, status="failed", error=one_line(error)), config.summary, EXIT_FAILED)
     print(summary.as_text())
     return _end(summary, config.summary, EXIT_FINISHED)
 
@@ -77,19 +77,19 @@ def _dry_run(config: RunConfig) -> int:
     try:
         checks = pipeline.dry_run(config)
     except ConfigError as error:
-        return _say(_one_line(error), EXIT_USAGE)
+        return _say(one_line(error), EXIT_USAGE)
     except KeyboardInterrupt:
         return _say("interrupted", EXIT_FAILED)
     except Exception as error:
         _explain(error, config)
-        return _say(_one_line(error), EXIT_FAILED)
+        return _say(one_line(error), EXIT_FAILED)
     for check in checks:
         print(check.as_line())
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 
 
 def _refuse(error: Exception, summary: str | None) -> int:
-    return _end(Summary(status="failed", error=_one_line(error)), summary, EXIT_USAGE)
+    return _end(Summary(status="failed", error=one_line(error)), summary, EXIT_USAGE)
 
 
 def _end(summary: Summary, file: str | None, status: int) -> int:
@@ -111,10 +111,6 @@ def _explain(error: Exception, config: RunConfig) -> None:
         print(without_credentials(error.attempts[-1].first_error.traceback), file=sys.stderr)
     elif config.verbose:
         print(without_credentials("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-
-
-def _one_line(error: Exception) -> str:
-    return without_credentials(" ".join(str(error).split())) or type(error).__name__
 
 
 def _reason(error: OSError) -> str:

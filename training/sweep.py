@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from callbacks.credentials import without_credentials
+from callbacks.credentials import one_line, without_credentials
 from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
 from training.command_line import parse, summary_file
@@ -22,7 +22,6 @@ from training.sweeping.run import Engine, SweepStoppedError, run
 from training.sweeping.schedule import SweepLimits
 from training.sweeping.specs import read_space
 from training.sweeping.study import Pruner, Sampler
-from training.sweeping.trial import one_line
 
 _DESCRIPTION = """\
 Train with other settings again and again, keep the best model. Every flag of `python -m training.run` works here, too:

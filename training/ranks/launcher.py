@@ -20,7 +20,7 @@ from training.ranks import child_process, rank_process
 from training.ranks.plan import TrainingPlan
 from training.ranks.rank_control import Outcome
 from training.ranks.worker import EarlyProgram, EarlyTask, RankTask
-from training.supervision.failure_policy import RankError
+from training.supervision.failure_policy import SESSION_LOST, RankError
 
 
 class BarrierJobError(RuntimeError):
@@ -178,7 +178,7 @@ def _what_failed(error: Exception) -> RankError:
             return read_failure(str(error), time.time())
         error = ConnectionError("it ended before it could say why the job failed")
     reason = f"the JVM of the Spark session does not answer any more ({str(error) or type(error).__name__})"
-    return RankError("spark", None, "SessionLost", reason, time.time())
+    return RankError("spark", None, SESSION_LOST, reason, time.time())
 
 
 _CANCELLED = re.compile(r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*")

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from training.channel.events import Event
 from training.live.view import LiveView
@@ -136,7 +136,7 @@ def open_run(
             yield run
         except BaseException as error:
             is_stopped = isinstance(error, TrainingStoppedError | KeyboardInterrupt)
-            _leave(held, tracked, "stopped" if is_stopped else "failed")
+            leave(held, tracked, "stopped" if is_stopped else "failed")
             raise
         run.replay = tracked.finish("FINISHED")
         held.save_state("finished", tracked.run_id)
@@ -152,16 +152,34 @@ def _held(config: RunIdentity, dataset_hash: str, view: LiveView, folder: RunFol
         yield folder
 
 
-def _leave(folder: RunFolder, tracked: tracking.TrackedRun | None, status: Status) -> None:
-    """Say how the run ended, wherever that can still be said; the error that ended it is what people are told."""
+class Ending(Protocol):
+    """What is told of its end of an MLflow run; :class:`training.records.tracking.TrackedRun` is one."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The run, once it is known."""
+
+    def finish(self, status: str) -> Any:
+        """End it."""
+
+
+def leave(folder: RunFolder, tracked: Ending | None, status: Status, what: str = "run") -> None:
+    """Say how a run ended, wherever that can still be said; the error that ended it is what people are told.
+
+    Args:
+        folder: Its folder.
+        tracked: Its MLflow run, if there is one yet.
+        status: ``stopped`` or ``failed``.
+        what: What it is called.
+    """
     run_id = tracked.run_id if tracked else folder.continues
     try:
         folder.save_state(status, run_id)
     except Exception as error:
-        logger.warning("that run %s has %s could not be written down: %s", folder.path.name, status, error)
+        logger.warning("that %s %s has %s could not be written down: %s", what, folder.path.name, status, error)
     if tracked is None:
         return
     try:
         tracked.finish(_MLFLOW_STATUS[status])
     except Exception as error:
-        logger.warning("MLflow could not be told that run %s has %s: %s", folder.path.name, status, error)
+        logger.warning("MLflow could not be told that %s %s has %s: %s", what, folder.path.name, status, error)

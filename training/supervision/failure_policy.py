@@ -9,6 +9,9 @@ from training.supervision.elastic import Elastic
 
 Cause = Literal["cancelled", "user", "store", "preempted", "hung", "lost", "start", "spark", "driver", "peer"]
 
+# The type of the error of a session whose JVM does not answer any more.
+SESSION_LOST = "SessionLost"
+
 # Which failure of an attempt explains the others: the first cause that any of them has.
 _EXPLAINING_FIRST: tuple[Cause, ...] = get_args(Cause)
 

@@ -18,7 +18,15 @@ from training.channel.events import Event, EventAddress, EventServer
 from training.ranks.launcher import BarrierJobError
 from training.ranks.plan import TrainingPlan
 from training.supervision.elastic import Elastic
-from training.supervision.failure_policy import Attempt, Budgets, RankError, decide, growth_pause_seconds, usable_slots
+from training.supervision.failure_policy import (
+    SESSION_LOST,
+    Attempt,
+    Budgets,
+    RankError,
+    decide,
+    growth_pause_seconds,
+    usable_slots,
+)
 from training.supervision.running_attempt import Commands, Every, RunningAttempt, StopSignal, every
 from training.supervision.timing import LEASE_RENEWAL_SECONDS, TICK_SECONDS
 from training.supervision.watchdog import Limits
@@ -215,7 +223,7 @@ class Supervisor:
             return self.slots()
         except Exception as error:
             message = f"it does not say how many slots it has ({type(error).__name__}: {error}); start a new session"
-            fault = RankError("spark", None, "SessionLost", message, time.time())
+            fault = RankError("spark", None, SESSION_LOST, message, time.time())
             raise TrainingFailedError((*attempts, _not_launched(attempts, fault))) from error
 
     def _slots_after(self, attempt: Attempt) -> int:

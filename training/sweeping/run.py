@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from matplotlib.figure import Figure
 
-from callbacks.credentials import without_credentials
+from callbacks.credentials import one_line, without_credentials
+from training.records.open_run import leave
 from training.records.run_folder import RunFolder
 from training.results.summary import Summary
 from training.supervision.signals import on_stop_signals
@@ -21,7 +22,7 @@ from training.sweeping.options import SweepOptions
 from training.sweeping.report import SUMMARY_FILE, SweepSummary, command, recipe_patch
 from training.sweeping.space import MODEL
 from training.sweeping.study import StudySettings, SweepStudy, TrialRecord, open_study, require_same_sweep
-from training.sweeping.trial import TrialControl, TrialOrder, one_line
+from training.sweeping.trial import TrialControl, TrialOrder
 from training.sweeping.trials import Trials
 
 # What the summary of a run tells of the best trial's export.
@@ -156,22 +157,8 @@ def _parent_run(engine: Engine, folder: RunFolder, label: str) -> Iterator[Track
         yield tracked
     except BaseException as error:
         is_stopped = isinstance(error, SweepStoppedError | KeyboardInterrupt)
-        _leave(folder, tracked, "stopped" if is_stopped else "failed")
+        leave(folder, tracked, "stopped" if is_stopped else "failed", "sweep")
         raise
-
-
-def _leave(folder: RunFolder, tracked: Tracked | None, status: Literal["stopped", "failed"]) -> None:
-    """Say how the sweep ended, wherever that can still be said; the error that ended it is what people are told."""
-    try:
-        folder.save_state(status, tracked.run_id if tracked else folder.continues)
-    except Exception as error:
-        logger.warning("that sweep %s has %s could not be written down: %s", folder.path.name, status, error)
-    if tracked is None:
-        return
-    try:
-        tracked.finish("KILLED" if status == "stopped" else "FAILED")
-    except Exception as error:
-        logger.warning("MLflow could not be told that sweep %s has %s: %s", folder.path.name, status, error)
 
 
 @dataclass(frozen=True)

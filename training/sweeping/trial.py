@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from callbacks.credentials import without_credentials
+from callbacks.credentials import one_line
 from training.channel.events import Event
 from training.config import RunConfig
 from training.records.run_folder import RunUnderWayError
 from training.records.tracking import TrackingError
+from training.supervision.failure_policy import SESSION_LOST
 from training.supervision.supervisor import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 
 PRUNED = "pruned"
@@ -16,9 +17,6 @@ PRUNED = "pruned"
 # The trial can do nothing about them, and most others would meet them, too: the cluster is too small, the MLflow store
 # says no, or the driver of a sweep that was taken over still gives signs of life for the trial.
 _FAULTS = (NotEnoughSlotsError, TrackingError, RunUnderWayError)
-
-# What launcher and supervisor call it when the JVM does not answer any more.
-_SESSION_LOST = "SessionLost"
 
 
 class TrialControl:
@@ -129,12 +127,7 @@ def how_it_ended(error: BaseException | None, reason: str | None) -> TrialEnd:
 
 
 def _has_lost_its_session(error: TrainingFailedError) -> bool:
-    return error.attempts[-1].first_error.type == _SESSION_LOST
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line and without passwords."""
-    return without_credentials(" ".join(str(error).split())) or type(error).__name__
+    return error.attempts[-1].first_error.type == SESSION_LOST
 
 
 def _nothing(_: str) -> None:

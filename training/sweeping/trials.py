@@ -5,13 +5,14 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from callbacks.credentials import one_line
 from training.channel.events import Event
 from training.config import RunConfig
 from training.supervision.elastic import parse_workers
 from training.sweeping.schedule import Step, SweepLimits, SweepProgress, next_step, share_of, slots_needed
 from training.sweeping.space import SearchSpace, in_words
 from training.sweeping.study import SweepStudy, TrialRecord
-from training.sweeping.trial import PRUNED, TrainTrial, TrialControl, TrialEnd, TrialOrder, how_it_ended, one_line
+from training.sweeping.trial import PRUNED, TrainTrial, TrialControl, TrialEnd, TrialOrder, how_it_ended
 
 # Between two looks at the slots of the cluster and at the clock.
 _POLL_SECONDS = 2.0
