@@ -31,24 +31,27 @@ class Work:
     Attributes:
         model: ``mlp``, a feed-forward net 64-256-128-1; or ``two_tower``, a table of users and one of items.
         batch: Rows of a step on one worker.
-        steps: Steps of an epoch.
-        epochs: Epochs that are timed, after one that is not: it traces, compiles and fills caches.
+        steps: Steps that are timed, in one epoch: what an epoch's end takes is not what a step takes.
     """
 
     model: ModelName
     batch: int
     steps: int
-    epochs: int = 4
 
     @classmethod
     def of_rows(cls, model: ModelName, batch: int, rows: int) -> "Work":
         """Return the work of about so many timed rows per worker."""
-        return cls(model, batch, max(1, rows // batch // cls.epochs))
+        return cls(model, batch, max(1, rows // batch))
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Steps before, which trace, compile, and go through all rows once: then they are cut and lie in memory."""
+        return max(ROWS_IN_MEMORY // self.batch + 1, self.steps // 10)
 
     @property
     def rows(self) -> int:
-        """Rows of all timed epochs on one worker."""
-        return self.batch * self.steps * self.epochs
+        """Rows of the timed steps on one worker."""
+        return self.batch * self.steps
 
     def to_json(self) -> str:
         """Return it as one line."""

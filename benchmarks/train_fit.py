@@ -52,7 +52,7 @@ class FitRank:
     token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
     def __call__(self) -> float:
-        """Train and return the seconds of the timed epochs, in the mean of the ranks."""
+        """Train and return the seconds of the timed steps, in the mean of the ranks."""
         import tensorflow as tf
 
         from training.fitting.local_updates import Settle
@@ -66,13 +66,10 @@ class FitRank:
         with strategy.scope():
             model = self._compiled(ring)
         clock = epoch_clock(ring if self.side == "alone" else None)
-        model.fit(
-            strategy.distribute_datasets_from_function(lambda context: _batches(self.work, rank)),
-            epochs=1 + self.work.epochs,
-            steps_per_epoch=self.work.steps,
-            callbacks=[*([Settle()] if self.local_steps > 1 else []), clock],
-            verbose=0,
-        )
+        callbacks = [*([Settle()] if self.local_steps > 1 else []), clock]
+        batches = strategy.distribute_datasets_from_function(lambda context: _batches(self.work, rank))
+        for steps in (self.work.warm_up_steps, self.work.steps):
+            model.fit(batches, steps_per_epoch=steps, callbacks=callbacks, verbose=0)
         # The rates of all workers add up to the rate of the whole.
         return harmonic_mean([float(text) for text in BarrierTaskContext.get().allGather(repr(clock.seconds))])
 
@@ -140,14 +137,19 @@ def epoch_clock(ring: "Ring | None" = None) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self._supports_tf_logs = True
+            self._ended = 0
             self._begin = 0.0
             self.seconds = 0.0
 
-        def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-            if epoch == 0:
+        def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+            if self._ended == 1:
                 if ring is not None:
                     ring.barrier()
                 self._begin = time.perf_counter()
-            self.seconds = time.perf_counter() - self._begin
+
+        def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+            self._ended += 1
+            if self._ended > 1:
+                self.seconds = time.perf_counter() - self._begin
 
     return Clock()

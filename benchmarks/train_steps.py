@@ -85,7 +85,7 @@ def run(options: Options) -> Report:
             marks += _marks(work, timings)
     session.stop()
     beside = {
-        "rounds": f"median of {options.rounds}, interleaved; each in new processes, after an epoch that does not count",
+        "rounds": f"median of {options.rounds}, interleaved; each in new processes, after steps that do not count",
         "PyTorch": about_torch,
     }
     return Report(BENCHMARK.name, BENCHMARK.question, tuple(tables), tuple(marks), conditions=beside)
@@ -97,7 +97,7 @@ def _marks(work: Work, timings: Mapping[str, Timing]) -> list[Mark]:
 
 def _table(title: str, work: Work, timings: Mapping[str, Timing]) -> Table:
     reference = min((PLAIN_ONE, PLAIN_MANY), key=lambda name: timings[name].median)
-    note = f"{work.steps:,} steps per epoch, {work.epochs} epochs; rows of both workers."
+    note = f"{work.steps:,} steps in one epoch; rows of both workers."
     if work.model == "mlp":
         note += " Keras keeps an AUC, PyTorch no metric."
     else:

@@ -50,11 +50,13 @@ def test_overview_lists_the_marks_and_how_to_run_again() -> None:
     assert page.endswith("Run again: `python -m benchmarks.some`\n")
 
 
-def test_work_is_cut_into_epochs_of_whole_batches() -> None:
+def test_work_is_cut_into_whole_batches() -> None:
     work = Work.of_rows("mlp", 256, 1_000_000)
 
-    assert work.steps == 976  # 1,000,000 / 256 / 4 epochs
-    assert work.rows == 999_424
+    assert work.steps == 3_906
+    assert work.rows == 999_936
+    assert work.warm_up_steps == 390
+    assert Work("mlp", 256, 10).warm_up_steps == 257  # all rows that lie in memory, once
     assert Work.from_json(work.to_json()) == work
 
 
