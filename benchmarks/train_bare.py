@@ -61,7 +61,7 @@ class BareRank:
             epochs=config.epochs,
             steps_per_epoch=dataset.steps("train", plan.global_batch_size),
             validation_steps=dataset.steps("validation", plan.global_batch_size),
-            callbacks=[*([checkpoint] if checkpoint else []), clock],
+            callbacks=[*([checkpoint.guard, checkpoint] if checkpoint else []), clock],
             verbose=0,
         )
         return BareResult(clock.seconds, tuple(checkpoint.stalls) if checkpoint else ())
@@ -86,17 +86,26 @@ def _batches(strategy: "tf.distribute.Strategy", dataset: "Dataset", plan: Train
 
 
 def _timed_checkpoint(plan: TrainingPlan) -> Any:
-    """Return the product's own callback, which notes how long it kept the training waiting at each epoch's end."""
+    """Return the product's own callback, which notes how long it kept the training waiting at each epoch's end.
+
+    With the check that the weights are finite, in which all ranks take part, as a training has it.
+    """
     from callbacks.checkpoint import ChiefCheckpoint
+    from callbacks.nan_guard import StopOnNaN
 
     class TimedCheckpoint(ChiefCheckpoint):
         stalls: list[float]
+        guard: StopOnNaN
 
         def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
             start = time.perf_counter()
             super().on_epoch_end(epoch, logs)
             self.stalls.append(time.perf_counter() - start)
 
-    checkpoint = TimedCheckpoint(plan.checkpoints, monitor=plan.config.monitor, mode=plan.config.mode)
+    guard = StopOnNaN()
+    checkpoint = TimedCheckpoint(
+        plan.checkpoints, monitor=plan.config.monitor, mode=plan.config.mode, before_save=guard.check
+    )
+    checkpoint.guard = guard
     checkpoint.stalls = []
     return checkpoint

@@ -82,7 +82,7 @@ class FitRank:
         tf_keras.utils.set_random_seed(1)
         rules = [local_updates(ring, self.local_steps)] if ring and self.local_steps > 1 else []
         if self.work.model == "mlp":
-            model, settings = _mlp(), OptimizerSettings("adam", LEARNING_RATE)
+            model, settings = mlp(), OptimizerSettings("adam", LEARNING_RATE)
             loss: Any = tf_keras.losses.BinaryCrossentropy(from_logits=True)
             metrics = [tf_keras.metrics.AUC(name="auc", from_logits=True)]
         else:
@@ -95,7 +95,8 @@ class FitRank:
         return model
 
 
-def _mlp() -> "tf_keras.Model":
+def mlp() -> "tf_keras.Model":
+    """Return the feed-forward net."""
     import tf_keras
 
     hidden = [tf_keras.layers.Dense(units, activation="relu") for units in HIDDEN_UNITS]

@@ -1,8 +1,9 @@
 """Do runs that are killed at random moments end with the weights of a run that is not, and what does it cost?
 
 Every run is killed once, at a moment that is drawn from a seed: a rank of a local session, drawn as well; on a
-standalone cluster the JVM of an executor; and there the driver, whose command is then given again. What is compared is
-every weight, and the optimizer's state, of the last checkpoint, bit by bit.
+standalone cluster the JVM of an executor; and there the driver, whose command is then given again. One rank in five is
+killed while it connects, builds its model, compiles or ends, the others while they train. The model drops units at
+random. What is compared is every weight, and the optimizer's state, of the last checkpoint, bit by bit.
 """
 
 import contextlib
@@ -45,6 +46,9 @@ DRIVER = "driver killed and restarted"
 
 # A kill has to strike before the run's end, on a machine that may be faster by then.
 _LATEST_EPOCHS = 0.8 * EPOCHS
+# What a rank does before and after it trains.
+_OTHER_PHASES = ("connecting", "building", "first_step", "ending")
+_OTHER_PHASES_SHARE = 0.2
 # TensorFlow's own entry of a checkpoint.
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -73,13 +77,13 @@ class Kill:
 
     Attributes:
         what: What was killed.
-        epochs: When, in epochs since it began to train.
+        when: In epochs since it began to train, or the phase that it was in.
         run: How the run went.
         base: How one went that nobody killed, in the same surroundings.
     """
 
     what: str
-    epochs: float
+    when: str
     run: Run
     base: Run
 
@@ -129,13 +133,13 @@ def kill_table(title: str, kills: Sequence[Kill], equal: Collection[Kill], note:
         (
             f"{number}",
             kill.what,
-            f"{kill.epochs:.2f}",
+            kill.when,
             f"{kill.lost_seconds:.1f}",
             "yes" if kill in equal else "NO",
         )
         for number, kill in enumerate(kills, 1)
     )
-    return Table(title, ("run", "what happened", "after, epochs", "time lost, s", "equal weights"), rows, note)
+    return Table(title, ("run", "what happened", "when, in epochs", "time lost, s", "equal weights"), rows, note)
 
 
 def epoch_seconds(events: Sequence[Event]) -> float:
@@ -148,6 +152,20 @@ def moment_after(epochs: float, epoch_seconds: float) -> faults.Moment:
     """Return when that part of the training is done; only what is over of whole epochs is told by the clock."""
     whole = int(epochs)
     return faults.Moment(phase="training", epoch=whole or None, seconds=(epochs - whole) * epoch_seconds)
+
+
+def drawn_moment(draw: random.Random, epoch_seconds: float) -> tuple[str, faults.Moment]:
+    """Draw when a rank is killed; return it in words, too."""
+    if draw.random() < _OTHER_PHASES_SHARE:
+        phase = draw.choice(_OTHER_PHASES)
+        return phase, faults.Moment(phase=phase)
+    return drawn_training_moment(draw, epoch_seconds)
+
+
+def drawn_training_moment(draw: random.Random, epoch_seconds: float) -> tuple[str, faults.Moment]:
+    """Draw a moment of the training; return it in words, too."""
+    epochs = draw.uniform(0, _LATEST_EPOCHS)
+    return f"{epochs:.2f}", moment_after(epochs, epoch_seconds)
 
 
 def weights_of(checkpoint: str) -> str:
@@ -191,10 +209,10 @@ def _killed_ranks(dataset: Path, scratch: Path) -> list[Kill]:
     base = _trained(session, dataset, scratch / "unbroken")
     kills = []
     for number in range(KILLS):
-        rank, epochs = draw.randrange(WORKERS), draw.uniform(0, _LATEST_EPOCHS)
+        rank, (when, after) = draw.randrange(WORKERS), drawn_moment(draw, base.epoch_seconds)
         output = scratch / f"killed-{number}"
-        with faults.kill(output, rank, moment_after(epochs, base.epoch_seconds)):
-            kills.append(Kill(f"rank {rank} killed", epochs, _trained(session, dataset, output), base))
+        with faults.kill(output, rank, after):
+            kills.append(Kill(f"rank {rank} killed", when, _trained(session, dataset, output), base))
     session.stop()
     return kills
 
@@ -208,15 +226,14 @@ def _killed_on_a_cluster(dataset: Path, scratch: Path, rounds: int) -> list[Kill
         base = _commanded(master, dataset, scratch / "unbroken")
         for number in range(rounds):
             for what, done in kills.items():
-                rank, epochs = draw.randrange(WORKERS), draw.uniform(0, _LATEST_EPOCHS)
-                after = moment_after(epochs, base.epoch_seconds)
+                rank, (when, after) = draw.randrange(WORKERS), drawn_training_moment(draw, base.epoch_seconds)
                 output = scratch / f"{what.split()[0]}-{number}"
                 if what == EXECUTOR:
                     with faults.kill_executor(output, rank, after):
                         run = _commanded(master, dataset, output)
                 else:
                     run = _commanded(master, dataset, output, faults.kill_driver(output, after))
-                done.append(Kill(what, epochs, run, base))
+                done.append(Kill(what, when, run, base))
     return [*kills[EXECUTOR], *kills[DRIVER]]
 
 
@@ -242,7 +259,8 @@ def _drive(master: str, dataset: Path, output: Path) -> Run:
 
 def _trained(session: SparkSession, dataset: Path, output: Path, *, resume: bool = False) -> Run:
     """Train, and return how that went."""
-    config = config_of(output, epochs=EPOCHS, checkpoint_every_steps=50, max_restarts=3, resume=resume)
+    model = {"name": "multi_field", "dropout": 0.3}
+    config = config_of(output, epochs=EPOCHS, model=model, checkpoint_every_steps=50, max_restarts=3, resume=resume)
     done = supervised(dataset, config, session)
     return Run(done.seconds, done.folder)
 

@@ -242,9 +242,13 @@ def _measured(server: TrackingServer, dataset: Path, config: "TrainingConfig", *
     with fault:
         run_id, events = in_new_process(_trained, dataset, config)
     outage = Outage(*times) if has_outage else None
+    if len(ends := epoch_times(events)) != config.epochs:
+        raise RuntimeError(f"the run told of {len(ends)} epochs, but {config.epochs} were ordered: {config.output}")
     with unwatched(Path(config.output)):
         told, stored = _told(config, events, server.uri, run_id), _stored(server.uri, run_id)
-    return Outcome(tuple(epoch_times(events)), told, stored, outage)
+    if len(losses := [point for point in told if point[0] == "loss"]) != config.epochs:
+        raise RuntimeError(f"the run told of {len(losses)} losses in {config.epochs} epochs: {config.output}")
+    return Outcome(tuple(ends), told, stored, outage)
 
 
 @contextlib.contextmanager

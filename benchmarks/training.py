@@ -15,6 +15,7 @@ SUITE = Suite(
         "train_outage",
         "train_local_updates",
         "train_end_to_end",
+        "train_gpu",
     ),
     page="training.md",
     command="python -m benchmarks.training",

@@ -1,4 +1,4 @@
-"""The training benchmarks' own arithmetic: work, marks, what events tell, how a row is encoded; T12."""
+"""The training benchmarks' own arithmetic: work, marks, what events tell, how a row is encoded; T3, T6."""
 
 import importlib
 import json
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from pyspark.sql import Row
 
-from benchmarks import train_plain, training
-from benchmarks.benchmark import Benchmark
+from benchmarks import train_gpu, train_plain, training
+from benchmarks.benchmark import Benchmark, Options
 from benchmarks.measure import Mark, Timing
 from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, last_error, started
 from benchmarks.report import Report
@@ -234,3 +234,21 @@ def test_end_of_the_other_process_is_told_by_its_last_error(tmp_path: Path) -> N
 
     assert json.loads(requests.read_text()) == {"work": "versions"}
     assert last_error("") == "the process ended: no word why"
+
+
+def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """T9: nothing is measured, and the page says why."""
+    monkeypatch.setattr(train_gpu, "in_new_process", lambda function, *arguments: {train_gpu.gpus: []}[function])
+
+    report = train_gpu.run(Options(1_000, 3, tmp_path))
+
+    assert (report.tables, report.marks) == ((), ())
+    assert "no GPU" in report.skipped
+
+
+def test_sides_of_the_gpu_benchmark_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T9: on the one side that every machine has."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+
+    assert train_gpu.seconds_of(train_gpu.CPU, Work("mlp", 8_192, 2)) > 0
+    assert [side.name for side in train_gpu.SIDES[-2:]] == ["GPU, mixed_float16", "GPU, mixed_bfloat16, XLA"]

@@ -1,12 +1,13 @@
 """The arithmetic of the pages about faults: what an outage of MLflow or a kill costs, what is missing; T6, T7."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 from benchmarks.measure import Mark
-from benchmarks.train_kills import Kill, Run, epoch_seconds, kill_table, moment_after, weights_of
+from benchmarks.train_kills import Kill, Run, drawn_moment, epoch_seconds, kill_table, moment_after, weights_of
 from benchmarks.train_local_updates import Outcome as Learned
 from benchmarks.train_local_updates import Pair
 from benchmarks.train_outage import (
@@ -94,12 +95,12 @@ def test_run_has_as_many_epochs_as_take_the_time() -> None:
 
 def test_kill_costs_what_the_run_takes_longer() -> None:
     base = Run(10.0, Path("unbroken"))
-    kills = [Kill("rank 1 killed", 2.5, Run(14.0, Path("1")), base)]
-    kills += [Kill("rank 0 killed", 0.25, Run(13.0, Path("2")), base)]
+    kills = [Kill("rank 1 killed", "2.50", Run(14.0, Path("1")), base)]
+    kills += [Kill("rank 0 killed", "ending", Run(13.0, Path("2")), base)]
 
     assert kill_table("Kills", kills, kills[:1], "").rows == (
         ("1", "rank 1 killed", "2.50", "4.0", "yes"),
-        ("2", "rank 0 killed", "0.25", "3.0", "NO"),
+        ("2", "rank 0 killed", "ending", "3.0", "NO"),
     )
 
 
@@ -130,6 +131,14 @@ def test_epochs_are_counted_from_the_first_steps_of_the_chief() -> None:
 def test_kill_waits_for_whole_epochs_so_that_it_does_not_come_after_the_end_of_a_run_that_is_faster() -> None:
     assert moment_after(3.25, epoch_seconds=4.0) == Moment(phase="training", epoch=3, seconds=1.0)
     assert moment_after(0.5, epoch_seconds=4.0) == Moment(phase="training", seconds=2.0)
+
+
+def test_moments_of_kills_are_drawn_from_the_whole_life_of_a_rank() -> None:
+    draw = random.Random(1)
+    moments = [drawn_moment(draw, epoch_seconds=4.0) for _ in range(100)]
+
+    assert {"connecting", "building", "first_step", "ending"} <= {when for when, _ in moments}
+    assert 60 <= sum(moment.phase == "training" for _, moment in moments) <= 95
 
 
 def test_difference_of_local_updates_is_what_they_lose() -> None:
