@@ -40,7 +40,7 @@ check: setup  ## format, lint, types, import direction
 	$(bin)/mypy
 	$(bin)/lint-imports
 
-benchmarks: setup  ## measure data path and training, an hour, pages in docs/benchmarks (ARGS="--scale 0.05")
+benchmarks: setup  ## measure data path and training, some hours, pages in docs/benchmarks (ARGS="--scale 0.05")
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		$(bin)/python -m benchmarks.data_path $(ARGS) && exec $(bin)/python -m benchmarks.training $(ARGS)
 

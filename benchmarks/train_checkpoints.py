@@ -26,7 +26,9 @@ def run(options: Options) -> Report:
     dataset = in_new_process(numbers_dataset, options, options.rows)
     session = session_with_new_workers()
     config = config_of(options.scratch, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
-    results, sizes, without = [], [], []
+    results: list[BareResult] = []
+    without: list[BareResult] = []
+    sizes = []
     for number in range(options.rounds):
         folder = options.scratch / "checkpoints"
         shutil.rmtree(folder, ignore_errors=True)

@@ -152,7 +152,8 @@ def _torch(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
             requirements = [_TORCH, *(f"{package}=={version(package)}" for package in _WITH_TORCH)]
             python = str(environment_with(requirements, (options.cache or options.scratch).absolute() / "torch"))
             command = [python, str(_TORCH_PROCESS), str(WORKERS)]
-            environment = {"PYTHONPATH": str(REPOSITORY)}
+            # PyTorch's launcher leaves its folders behind.
+            environment = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(options.scratch)}
             torch = ending.enter_context(started(command, environment, options.scratch / "torch.log"))
             about = f"{torch.ask(work='versions')['torch']}, DDP over gloo through Spark's TorchDistributor"
         except UnavailableError as error:

@@ -90,7 +90,9 @@ def _is_left_open(found: Spilled) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 sent, 1 the server did not take them, 2 bad usage."""
-    parser = argparse.ArgumentParser(prog="python -m callbacks.metric_buffer", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m callbacks.metric_buffer", description=(__doc__ or "").replace("``", "")
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     replay_command = commands.add_parser("replay", help="send what is in a file that a training left behind")
     replay_command.add_argument("file", type=Path)

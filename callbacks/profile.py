@@ -1,4 +1,4 @@
-"""Captures a profile of some training steps, which TensorBoard shows (``tensorboard --logdir FOLDER``)."""
+"""Captures a profile of some training steps, which XProf shows (``xprof --logdir FOLDER``)."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ class ProfileSteps(tf_keras.callbacks.Callback):
     not the training.
 
     Args:
-        folder: Folder of this rank's profile; ``tensorboard --logdir`` takes it, or the one above.
+        folder: Folder of this rank's profile; ``xprof --logdir`` takes it, or the one above.
         warm_up_executions: Executions to let pass: the first builds the graph, the second still fills caches.
         steps: Steps to profile at the least.
         longest_seconds: End of the profile, whatever it holds by then: a trace grows with its time.

@@ -65,6 +65,11 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         self._rows = rows
         self._dim = dim
 
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields in the table."""
+        return self._fields
+
     def build(self, input_shape: Mapping[str, Any]) -> None:
         """Create the table ``[rows, dim]``."""
         self._table = self.add_weight(

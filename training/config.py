@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -53,26 +54,32 @@ class TrainingConfig:
         tracking_uri: MLflow tracking server or store; by default an SQLite file under ``output``.
         experiment: MLflow experiment; by default ``name``.
         resume: Continue an unfinished run of the same configuration.
+        run_date: Day that the run stands for, as 2026-01-31: the same command for a day that is done trains nothing.
         verbose: Show what Spark and TensorFlow log.
         epochs: Passes over the training split at the most.
         patience: Stop after this many epochs without a better ``monitor``; 0 never stops early.
         monitor: Validation metric that picks the best epoch.
-        mode: Whether a larger or a smaller ``monitor`` is better.
+        mode: Whether a larger (``max``) or a smaller (``min``) ``monitor`` is better; by default as the monitor says.
         global_batch_size: Rows of one optimizer update over all workers.
         learning_rate: Step size of the optimizer; of a schedule, the highest one.
-        learning_rate_scaling: Multiplies it by the number of workers (``linear``), by its root (``sqrt``) or not.
-        learning_rate_schedule: How it goes on after the warm-up: ``constant``, or to 0 as ``cosine`` or ``linear``.
-        warmup_steps: Steps over which it rises from 0.
+        learning_rate_scaling: Multiplies the learning rate by the number of workers (``linear``), by its root
+            (``sqrt``) or not.
+        learning_rate_schedule: How the learning rate goes on after the warm-up: ``constant``, or to 0 as ``cosine`` or
+            ``linear``.
+        warmup_steps: Steps over which the learning rate rises from 0.
         optimizer: Rule of the update.
         clip_norm: Longest gradient, over all weights together; by default none.
         accumulate: Parts in which a worker goes through its share of a batch; more need less memory.
         local_steps: Steps that a worker makes on its own before all go on from their mean; 1 is synchronous training.
-        outer_momentum: Momentum of that mean's moves (DiLoCo); 0 takes the mean as it is.
-        outer_learning_rate: Share of the way to that mean that is gone.
+        outer_momentum: Nesterov momentum of the moves of the workers' mean (DiLoCo), with local_steps above 1; 0 takes
+            the mean as it is.
+        outer_learning_rate: How far all go towards the mean of the workers, with local_steps above 1; 1 is all the way.
         precision: Number type of the layers' arithmetic; weights stay float32.
         xla: Compile the model's forward and backward pass with XLA.
         steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
         seed: Fixes initial weights, data order and dropout.
+        warm_start: Model to begin from instead of random weights: ``models:/flights@champion``, ``runs:/<run id>`` or a
+            folder. Embeddings are taken token by token, other weights by name and shape.
         strategy: How workers train together: ``ring`` (CPU: gradients over TCP connections between the workers) or
             ``multi_worker_mirrored`` (TensorFlow's, with NCCL on GPUs); by default as gpus_per_worker says. Or
             ``parameter_server``: servers hold tables that are too large for a worker, and nobody waits for the others.
@@ -82,13 +89,14 @@ class TrainingConfig:
         checkpoint_every_seconds: Save within an epoch after so many seconds, too.
         keep_last: Newest checkpoints to keep.
         keep_best: Best checkpoints by ``monitor`` to keep besides.
-        max_restarts: How often a lost or hung worker may restart the training.
-        max_preemptions: How often a worker whose machine was taken away may.
-        max_start_failures: How often a worker that could not start may.
+        max_restarts: How often a lost or hung worker may restart the training within an epoch.
+        max_preemptions: How often a worker whose machine was taken away may restart the training within an epoch.
+        max_start_failures: How often a worker that could not start may restart the training within an epoch.
         start_limit_seconds: Longest time in which a worker may stand still while it starts.
         first_step_limit_seconds: Longest time of the first step.
         step_limit_seconds: Longest time of any other step.
         checkpoint_limit_seconds: Longest time of a checkpoint.
+        end_limit_seconds: Longest time in which the workers may leave, from when the last one has come to the end.
         profile: Record a TensorBoard profile of some steps of every worker.
         threads_per_worker: TensorFlow threads of a worker; by default what the Spark task has (``spark.task.cpus``).
         gpus_per_worker: GPUs of a worker, scheduled by Spark; 0 trains on the CPU.
@@ -104,11 +112,13 @@ class TrainingConfig:
     tracking_uri: str | None = field(default=None, repr=False)  # it may hold a password, and notebooks show the rest
     experiment: str | None = None
     resume: bool = True
+    run_date: str | None = None
     verbose: bool = False
     epochs: int = 40
     patience: int = 15
     monitor: str = "val_auc"
-    mode: Mode = "max"
+    # Set from the monitor when built, so that whoever reads it finds one.
+    mode: Mode = None  # type: ignore[assignment]
     global_batch_size: int = 2048
     learning_rate: float = 0.001
     learning_rate_scaling: LearningRateScaling = "none"
@@ -124,6 +134,7 @@ class TrainingConfig:
     xla: bool = False
     steps_per_execution: int = 50
     seed: int = 1
+    warm_start: str | None = None
     strategy: StrategyName | None = None
     parameter_servers: int = 0
     checkpoints: str | None = None
@@ -138,6 +149,7 @@ class TrainingConfig:
     first_step_limit_seconds: float = 600.0
     step_limit_seconds: float = 120.0
     checkpoint_limit_seconds: float = 600.0
+    end_limit_seconds: float = 300.0
     profile: bool = False
     threads_per_worker: int | None = None
     gpus_per_worker: int = 0
@@ -146,7 +158,8 @@ class TrainingConfig:
     top_k: int = 20
 
     def __post_init__(self) -> None:
-        self._take_paths("output", "checkpoints")
+        self._take_paths("output", "checkpoints", "warm_start")
+        self._check_run_date()
         _require(
             "://" not in self.output,
             f"output '{self.output}' is on another store; give a folder on a disk that the driver and all executors "
@@ -174,8 +187,9 @@ class TrainingConfig:
             self.monitor in _MONITORS[self.task],
             f"monitor '{self.monitor}' is no metric of a {self.task} model; use one of {list(_MONITORS[self.task])}",
         )
-        # The wrong one would keep the worst epoch, and nobody would notice.
         best = _MONITORS[self.task][self.monitor]
+        object.__setattr__(self, "mode", vars(self)["mode"] or best)
+        # The wrong one would keep the worst epoch, and nobody would notice.
         _require(self.mode == best, f"mode '{self.mode}' does not fit monitor '{self.monitor}'; set mode to {best}")
         _require(
             self.baseline in ("none", _BASELINES[self.task]),
@@ -207,6 +221,19 @@ class TrainingConfig:
             value = getattr(self, name)
             _require(value in known, f"{name} '{value}' is unknown; use one of {[name for name in known if name]}")
 
+    def _check_run_date(self) -> None:
+        given: Any = self.run_date
+        if isinstance(given, date):  # a notebook's
+            object.__setattr__(self, "run_date", f"{given:%Y-%m-%d}")
+        if self.run_date is None:
+            return
+        try:
+            # The library alone would take 20260131 for the same day, and so make two runs of one.
+            is_day = _DAY.fullmatch(self.run_date) is not None and bool(date.fromisoformat(self.run_date))
+        except ValueError:
+            is_day = False
+        _require(is_day, f"run_date '{self.run_date}' is no day; give one as 2026-01-31")
+
     def _check_workers(self) -> None:
         if isinstance(self.workers, str) and self.workers.isdecimal():
             object.__setattr__(self, "workers", int(self.workers))
@@ -225,6 +252,11 @@ class TrainingConfig:
             self.strategy_name == "ring" or self.local_steps == 1,
             "local_steps above 1 need the strategy ring, which trains on CPUs; use local_steps 1",
         )
+        _require(
+            self.local_steps > 1 or (self.outer_momentum == 0 and self.outer_learning_rate == 1),
+            f"outer_momentum {self.outer_momentum} and outer_learning_rate {self.outer_learning_rate} say how local "
+            f"updates become one, and with local_steps 1 there are none; set local_steps above 1, or leave both out",
+        )
         is_asynchronous = self.strategy == "parameter_server"
         _require(
             is_asynchronous == (self.parameter_servers > 0),
@@ -235,6 +267,11 @@ class TrainingConfig:
             not is_asynchronous or (self.gpus_per_worker == 0 and not self.xla and self.precision == "float32"),
             "the strategy parameter_server trains on CPUs in float32 without xla; leave gpus_per_worker, xla and "
             "precision out",
+        )
+        _require(
+            not is_asynchronous or self.warm_start is None,
+            "warm_start does not go with the strategy parameter_server, whose tables no rank holds whole; leave one of "
+            "them out",
         )
         _require(
             not is_asynchronous or not self.worker_range.is_elastic,
@@ -372,7 +409,7 @@ class RunConfig(TrainingConfig):
         recipe: Name of a recipe that comes with the installation, or a folder with ``recipe.yaml`` and ``table.sql``.
         data: Folder with the source tables; by default the data package of the recipe.
         master: URL of a Spark cluster; by default the active session, else ``local[workers]``.
-        dry_run: Print the resolved plan and the preflight result, start nothing.
+        dry_run: Print the resolved plan and the preflight result; start nothing but a Spark session.
         summary: File for the JSON summary.
         scoring_batch_size: Rows per call of the model when scoring.
         shards: TFRecord files per split.
@@ -455,6 +492,7 @@ _FROM_ZERO = (
 _ABOVE_ZERO = (
     *("learning_rate", "clip_norm", "outer_learning_rate", "checkpoint_every_seconds"),
     *("start_limit_seconds", "first_step_limit_seconds", "step_limit_seconds", "checkpoint_limit_seconds"),
+    "end_limit_seconds",
 )
 _KNOWN_NAMES: Mapping[str, tuple[str | None, ...]] = {
     "optimizer": get_args(Optimizer),
@@ -464,6 +502,7 @@ _KNOWN_NAMES: Mapping[str, tuple[str | None, ...]] = {
     "strategy": (None, *get_args(StrategyName)),
 }
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _FREE_TO_CHANGE = frozenset(
     {"workers", "output", "tracking_uri", "experiment", "master", "resume", "dry_run", "summary", "verbose"}
     | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy"}
@@ -471,6 +510,7 @@ _FREE_TO_CHANGE = frozenset(
     | {"checkpoint_every_steps", "checkpoint_every_seconds", "keep_last", "keep_best", "steps_per_execution"}
     | {"max_restarts", "max_preemptions", "max_start_failures"}
     | {"start_limit_seconds", "first_step_limit_seconds", "step_limit_seconds", "checkpoint_limit_seconds"}
+    | {"end_limit_seconds"}
 )
 _MONITORS: Mapping[str, Mapping[str, Mode]] = {
     "binary": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
@@ -481,11 +521,18 @@ _BASELINES = {"binary": "hist_gradient_boosting", "retrieval": "popularity"}
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Reads whole numbers as YAML 1.2 does: to its predecessor ``workers: 2:4`` is the number 124 (to base 60)."""
+    """Reads whole numbers as YAML 1.2 does, and days as text.
+
+    To its predecessor ``workers: 2:4`` is the number 124 (to base 60), and ``run_date: 2026-01-31`` no text.
+    """
 
 
 _RecipeLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _RecipeLoader.add_implicit_resolver(

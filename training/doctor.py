@@ -158,7 +158,10 @@ def _refuse(message: str) -> int:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.doctor", allow_abbrev=False, description=__doc__, add_help=True
+        prog="python -m training.doctor",
+        allow_abbrev=False,
+        description=(__doc__ or "").replace("``", ""),
+        add_help=True,
     )
     parser.add_argument("--master", help="URL of a Spark cluster; by default the active session, else local[workers]")
     parser.add_argument("--workers", type=int, default=2, help="as many as training will use (default: %(default)s)")

@@ -32,6 +32,8 @@ from training.supervision.watchdog import Limits
 ENTRY = "training.foreign.function_rank:train"
 
 # Of other people's code nobody knows how long its steps are: what stands still for longer than these surely hangs.
+# Before it is called, none of it runs yet.
+_START_SECONDS = 300.0
 _FIRST_STEP_SECONDS = 1800.0
 _STEP_SECONDS = 600.0
 _CHECKPOINT_SECONDS = 1800.0
@@ -76,9 +78,12 @@ class LaunchConfig:
         resume: Continue an unfinished run of the same function with the same arguments.
         max_restarts: How often a lost or hung worker may restart the function.
         start_limit_seconds: Longest time that the function may take outside of ``fit``, for its data say; None for any.
+            Before it is called, the workers have five minutes to start and to meet, or as long as this where that is
+            more.
         step_limit_seconds: Longest time of a step within ``fit``; None for ten minutes.
         strategy: The scope it runs in: TensorFlow's ``multi_worker_mirrored``, as the plain runner's, our ``ring``, or
             its ``own``.
+        threads_per_worker: TensorFlow threads of a worker; None for what the Spark task has (``spark.task.cpus``).
         gpus_per_worker: GPUs of a worker, scheduled by Spark; 0 trains on the CPU.
         verbose: Show what Spark and TensorFlow log.
     """
@@ -96,6 +101,7 @@ class LaunchConfig:
     start_limit_seconds: float | None = None
     step_limit_seconds: float | None = None
     strategy: FunctionStrategy = "multi_worker_mirrored"
+    threads_per_worker: int | None = None
     gpus_per_worker: int = 0
     verbose: bool = False
 
@@ -107,6 +113,8 @@ class LaunchConfig:
         for name in ("max_restarts", "gpus_per_worker"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 0 or more")
+        if self.threads_per_worker is not None and self.threads_per_worker < 1:
+            raise ValueError(f"threads_per_worker is {self.threads_per_worker}; use 1 or more, or None")
         for name in ("start_limit_seconds", "step_limit_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -132,7 +140,8 @@ class LaunchConfig:
     def limits(self) -> Limits:
         """When a rank counts as hung. Outside of ``fit`` nobody can tell, unless the limit is given."""
         return Limits(
-            start_seconds=self.start_limit_seconds or math.inf,
+            start_seconds=max(_START_SECONDS, self.start_limit_seconds or 0.0),
+            build_seconds=self.start_limit_seconds or math.inf,
             first_step_seconds=max(_FIRST_STEP_SECONDS, self.step_limit_seconds or 0.0),
             step_seconds=self.step_limit_seconds or _STEP_SECONDS,
             checkpoint_seconds=_CHECKPOINT_SECONDS,
@@ -174,6 +183,7 @@ def run_train_fn(
     step_limit_seconds: float | None = None,
     use_custom_strategy: bool = False,
     strategy: FunctionStrategy | None = None,
+    threads_per_worker: int | None = None,
     gpus_per_worker: int = 0,
     spark: SparkSession | None = None,
     verbose: bool = False,
@@ -196,10 +206,12 @@ def run_train_fn(
         experiment: MLflow experiment; by default ``name``.
         resume: Continue an unfinished run of the same function with the same arguments.
         max_restarts: How often a lost or hung worker may restart it.
-        start_limit_seconds: Longest time that it may take outside of ``fit``; None for any.
+        start_limit_seconds: Longest time that it may take outside of ``fit``; None for any. Before it is called, the
+            workers have at least five minutes to start and to meet.
         step_limit_seconds: Longest time of a step within ``fit``; None for ten minutes.
         use_custom_strategy: The function builds its own strategy, as the plain runner's option of that name says.
         strategy: The scope it is given otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
+        threads_per_worker: TensorFlow threads of a worker; None for what its Spark task has.
         gpus_per_worker: GPUs of a worker.
         spark: The session; by default the active one, or a local one with a slot per worker.
         verbose: Show what Spark and TensorFlow log.
@@ -234,6 +246,7 @@ def run_train_fn(
         start_limit_seconds=start_limit_seconds,
         step_limit_seconds=step_limit_seconds,
         strategy=strategy or ("own" if use_custom_strategy else "multi_worker_mirrored"),
+        threads_per_worker=threads_per_worker,
         gpus_per_worker=gpus_per_worker,
         verbose=verbose,
     )
@@ -292,6 +305,18 @@ class FunctionLauncher:
         return function_plan.unpack_value(self._answer["value"])
 
 
+def plan_of(config: LaunchConfig, checkpoints: str) -> FunctionPlan:
+    """Return what the ranks are told of ``config``, for the most workers."""
+    return FunctionPlan(
+        workers=config.worker_range.most,
+        checkpoints=checkpoints,
+        strategy=config.strategy,
+        start_limit_seconds=config.limits.start_seconds,
+        threads=config.threads_per_worker,
+        verbose=config.verbose,
+    )
+
+
 def _supervise(
     run: OpenRun, config: LaunchConfig, spark: SparkSession, launcher: FunctionLauncher
 ) -> tuple[Attempt, ...]:
@@ -310,12 +335,7 @@ def _supervise(
         budgets=Budgets(max_restarts=config.max_restarts),
         limits=config.limits,
     )
-    plan = FunctionPlan(
-        workers=config.worker_range.most,
-        checkpoints=config.checkpoints or str(run.folder.checkpoints),
-        strategy=config.strategy,
-        verbose=config.verbose,
-    )
+    plan = plan_of(config, config.checkpoints or str(run.folder.checkpoints))
     with run.view.stage(config.name) as stage:
         attempts = run.supervise(supervisor, plan)  # type: ignore[arg-type] # of the same fields as far as it looks
         tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""

@@ -21,13 +21,17 @@ from data_pipelines.convert import (
 )
 from data_pipelines.dataset import Dataset
 from data_pipelines.quality.dataset_page import PAGE_FILE
+from data_pipelines.quality.profile import DatasetProfile
 from data_pipelines.spark_errors import task_message
 from data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
 from scoring.batch import score
+from scoring.model_uri import PinnedModel
 from scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
 from training.config import SQL_FILE, ConfigError, RunConfig
 from training.live.view import LiveView
 from training.readiness import preflight
+from training.records.run_folder import find_finished
+from training.records.run_history import SUMMARY_FILE
 from training.results import delivery
 from training.results.delivery import ExportAhead, Trained
 from training.results.export import ExportProcess
@@ -37,12 +41,17 @@ from training.supervision.failure_policy import Attempt
 from training.supervision.supervisor import TrainingFailedError, TrainingStoppedError
 from training.train import cluster_checks
 from training.training_job import TrainingJob, open_job, tracking_uri
+from training.warm_start import find_model
 
 SCORED_TABLE = "scores.parquet"
 
 
 class ScoringFailedError(RuntimeError):
     """The test split could not be scored; the message is that of the first task that failed."""
+
+
+class SummaryLostError(RuntimeError):
+    """A run has finished, and what it found out is gone or damaged."""
 
 
 class ParityFailedError(RuntimeError):
@@ -54,6 +63,7 @@ def dry_run(config: RunConfig) -> list[preflight.Check]:
     checks = preflight.check_driver(Path(config.output), tracking_uri(config), config.master)
     if all(check.passed for check in checks):
         _source_files(config)
+        find_model(config, tracking_uri(config))
         spark = open_session(config.master, config.slots, verbose=config.verbose)
         checks += cluster_checks(spark, config)
     return checks
@@ -68,16 +78,18 @@ class Prepared:
         table: The recipe's table.
         dataset: Its examples.
         is_reused: Whether an earlier run converted them.
+        warm_start: The model that the training begins from, where one was looked for.
     """
 
     spark: SparkSession
     table: DataFrame
     dataset: Dataset
     is_reused: bool
+    warm_start: PinnedModel | None = None
 
 
 def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: None) -> Summary:
-    """Do the main job and return its summary.
+    """Do the main job and return its summary; that of the run that has finished, where ``config`` has its run date.
 
     Args:
         config: The run.
@@ -89,10 +101,22 @@ def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: Non
             command goes on from the last commit.
     """
     view = LiveView(epochs=config.epochs)
+    # Where the data has been converted, Spark need not start for it.
+    if (finished := _finished_for_date(config, _converted(config), view)) is not None:
+        return finished
     prepared = prepare(config, view)
+    if (finished := _finished_for_date(config, prepared.dataset, view)) is not None:
+        return finished
     with (
         ExportAhead(config) as ahead,
-        open_job(prepared.dataset, config, prepared.spark, view, listener=ahead.on_event) as job,
+        open_job(
+            prepared.dataset,
+            config,
+            prepared.spark,
+            view,
+            listener=ahead.on_event,
+            warm_start=prepared.warm_start,
+        ) as job,
     ):
         tell(_begun(config, prepared, job))
         attempts: tuple[Attempt, ...] = ()
@@ -100,6 +124,9 @@ def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: Non
             job.tracked.log_text((prepared.dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
             attempts = job.train()
             summary = deliver(job, attempts, prepared, config, ahead.process)
+            if config.run_date is not None:
+                # Before the run counts as finished: whoever asks for its date again gets this.
+                summary.save(job.folder.path / SUMMARY_FILE)
         except BaseException as error:
             if isinstance(error, TrainingFailedError | TrainingStoppedError):
                 attempts = error.attempts
@@ -107,6 +134,39 @@ def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: Non
             raise
     # What MLflow could not be told is known only when the run has ended.
     return replace(summary, replay=job.run.replay)
+
+
+def _finished_for_date(config: RunConfig, dataset: Dataset | None, view: LiveView) -> Summary | None:
+    """Return the summary of the run of this configuration, date included, that has finished on ``dataset``.
+
+    Raises:
+        RunUnderWayError: Another driver is at work on it.
+        SummaryLostError: What it found out cannot be read any more.
+    """
+    if config.run_date is None or not config.resume or dataset is None:
+        return None
+    folder = find_finished(config, dataset.manifest.content_hash)
+    if folder is None:
+        return None
+    file = folder.path / SUMMARY_FILE
+    try:
+        summary = Summary.load(file)
+    except (OSError, ValueError, TypeError) as error:
+        raise SummaryLostError(
+            f"run {folder.path.name} of {config.run_date} has finished, but {file} cannot be read ({error}); "
+            f"--no-resume trains anew"
+        ) from error
+    view.say(f"run {folder.path.name} of {config.run_date} has finished: nothing to do (--no-resume trains anew)")
+    # Where the folder lies now; and a password of the store is in no file.
+    return replace(summary, run_folder=str(folder.path), tracking_uri=tracking_uri(config))
+
+
+def _converted(config: RunConfig) -> Dataset | None:
+    """Return the dataset of a run with a date where it is there already, which takes no Spark to see."""
+    if config.run_date is None or not config.resume:
+        return None
+    path = _inputs(config, _source_files(config)).path
+    return Dataset.open(path) if is_published(path) else None
 
 
 def prepare(config: RunConfig, view: LiveView, *, slots: int | None = None) -> Prepared:
@@ -117,7 +177,7 @@ def prepare(config: RunConfig, view: LiveView, *, slots: int | None = None) -> P
         view: Shows it.
         slots: Size of a local session; by default a slot for each of the most workers.
     """
-    spark, files = _checked(config, view, slots or config.slots)
+    spark, files, warm_start = _checked(config, view, slots or config.slots)
     with view.stage("convert", spark=spark) as stage:
         table = recipe_table(spark, config)
         dataset, is_reused = _dataset(config, table, files)
@@ -125,7 +185,7 @@ def prepare(config: RunConfig, view: LiveView, *, slots: int | None = None) -> P
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
         if dataset.manifest.findings:
             stage.note += f"; validation: {findings_in_words(dataset.manifest.findings)}"
-    return Prepared(spark, table, dataset, is_reused)
+    return Prepared(spark, table, dataset, is_reused, warm_start)
 
 
 def deliver(
@@ -141,18 +201,19 @@ def deliver(
     return _finished(_begun(config, prepared, job), trained, report)
 
 
-def _checked(config: RunConfig, view: LiveView, slots: int) -> tuple[SparkSession, dict[str, Path]]:
-    """Return the session and the source files, once every check has passed."""
+def _checked(config: RunConfig, view: LiveView, slots: int) -> tuple[SparkSession, dict[str, Path], PinnedModel | None]:
+    """Return the session, the source files and the model to begin from, once every check has passed."""
     with view.stage("preflight") as stage:
         driver_checks = preflight.check_driver(Path(config.output), tracking_uri(config), config.master)
         preflight.require(driver_checks)
         files = _source_files(config)
+        warm_start = find_model(config, tracking_uri(config))
         spark = open_session(config.master, slots, verbose=config.verbose)
         checks = cluster_checks(spark, config)
         preflight.require(checks)
         warnings = [f"{check.name}: {check.detail}" for check in (*driver_checks, *checks) if check.is_warning]
         stage.note = "; ".join([f"{checks[0].name}: {checks[0].detail}", *warnings])
-    return spark, files
+    return spark, files, warm_start
 
 
 def _score_and_compare(job: TrainingJob, trained: Trained, table: DataFrame, config: RunConfig) -> ParityReport:
@@ -195,6 +256,28 @@ def _source_files(config: RunConfig) -> dict[str, Path]:
 
 def _dataset(config: RunConfig, table: DataFrame, files: Mapping[str, Path]) -> tuple[Dataset, bool]:
     """Return the dataset of these inputs, converted now or by an earlier run, and whether it was there already."""
+    given = _inputs(config, files)
+    if is_published(given.path):
+        return Dataset.open(given.path), True
+    try:
+        converted = convert(
+            table, config.spec, given.path, source=given.source, options=config.conversion, reference=given.reference
+        )
+    except DatasetExistsError:  # an equal command was quicker
+        return Dataset.open(given.path), True
+    return converted, False
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a dataset is made of, and the place that follows from it."""
+
+    path: Path
+    source: Mapping[str, Any]
+    reference: DatasetProfile | None
+
+
+def _inputs(config: RunConfig, files: Mapping[str, Path]) -> _Inputs:
     how = {"tables": config.tables, "csv_null": config.csv_null}
     source: dict[str, Any] = {**how, **source_identity(files, config.sql)}
     reference = read_profile(config.reference_dataset) if config.reference_dataset else None
@@ -203,14 +286,7 @@ def _dataset(config: RunConfig, table: DataFrame, files: Mapping[str, Path]) -> 
         document = json.dumps(reference.to_dict(), sort_keys=True)
         source["reference"] = hashlib.sha256(document.encode()).hexdigest()[:16]
     address = dataset_address(source, config.spec, config.conversion)
-    path = Path(config.output).absolute() / "datasets" / f"{config.name}-{address}"
-    if is_published(path):
-        return Dataset.open(path), True
-    try:
-        converted = convert(table, config.spec, path, source=source, options=config.conversion, reference=reference)
-    except DatasetExistsError:  # an equal command was quicker
-        return Dataset.open(path), True
-    return converted, False
+    return _Inputs(Path(config.output).absolute() / "datasets" / f"{config.name}-{address}", source, reference)
 
 
 def _scored(spark: SparkSession, table: DataFrame, trained: Trained, dataset: Dataset, config: RunConfig) -> pa.Table:
@@ -271,7 +347,17 @@ def _begun(config: RunConfig, prepared: Prepared, job: TrainingJob) -> Summary:
         },
         run_folder=str(job.folder.path),
         tracking_uri=job.tracked.uri,
+        warm_start=_warm_start(job),
     )
+
+
+def _warm_start(job: TrainingJob) -> dict[str, Any]:
+    """Return what the training begins from, and, once that is known, how much of it was taken."""
+    if job.warm_start is None:
+        return {}
+    told = ("weights", "of_weights", "tokens", "of_tokens")
+    found: dict[str, Any] = {name: number for name, number in (job.taken or {}).items() if name in told}
+    return {"model": job.warm_start.uri} | found
 
 
 def _with_attempts(summary: Summary, attempts: Sequence[Attempt]) -> Summary:

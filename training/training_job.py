@@ -14,6 +14,7 @@ from callbacks import commit
 from data_pipelines.dataset import Dataset
 from data_pipelines.storage import StoragePath
 from models.settings import check_candidates
+from scoring.model_uri import PinnedModel
 from training.channel.events import Event
 from training.config import SQL_FILE, TrainingConfig
 from training.live.view import LiveView
@@ -26,6 +27,7 @@ from training.spark_session import bind_address, driver_address, task_slots
 from training.supervision.failure_policy import Attempt, Budgets
 from training.supervision.supervisor import Supervisor
 from training.supervision.watchdog import Limits
+from training.warm_start import WarmStart, keep
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def open_job(
     folder: RunFolder | None = None,
     slots: Callable[[], int] | None = None,
     listener: Callable[[Event], None] | None = None,
+    warm_start: PinnedModel | None = None,
 ) -> Iterator["TrainingJob"]:
     """Open the run's folder and its MLflow run, and leave both finished, stopped or failed.
 
@@ -51,9 +54,10 @@ def open_job(
         folder: The run's folder; by default that of the unfinished run which ``config`` continues, or a new one.
         slots: Returns how many workers there is room for; by default all that the session has.
         listener: Gets every event, too.
+        warm_start: What :func:`training.warm_start.find_model` found; without it that is looked for here.
 
     Raises:
-        ConfigError: The model does not fit the dataset's label.
+        ConfigError: The model does not fit the dataset's label, or there is no model to begin from.
         ModelSettingsError: The settings do not fit the dataset's candidates, or its number of steps.
         RunUnderWayError: Another driver is at work on ``folder``.
     """
@@ -63,8 +67,9 @@ def open_job(
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
     with open_run(config, content, tracking_uri(config), view, folder=folder, listener=listener) as run:
-        job = TrainingJob(dataset, config, spark, run, slots or _slots(spark, config))
-        run.recall(job.keep_epoch)
+        begin = keep(config, tracking_uri(config), run.folder, warm_start)
+        job = TrainingJob(dataset, config, spark, run, slots or _slots(spark, config), warm_start=begin)
+        run.recall(job.remember)
         yield job
 
 
@@ -89,6 +94,8 @@ class TrainingJob:
         run: Its folder, its MLflow run and its view.
         slots: Returns how many workers there is room for.
         epochs: What the chief said at the end of each epoch.
+        warm_start: What it begins from; None where its weights are drawn.
+        taken: What the chief said of that.
     """
 
     dataset: Dataset
@@ -97,6 +104,8 @@ class TrainingJob:
     run: OpenRun
     slots: Callable[[], int]
     epochs: dict[int, Event] = dataclasses.field(default_factory=dict)
+    warm_start: WarmStart | None = None
+    taken: Event | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -138,6 +147,12 @@ class TrainingJob:
         """Stop without another checkpoint; from any thread or signal handler."""
         self._supervisor.stop_now(reason)
 
+    def remember(self, event: Event) -> None:
+        """Remember what the chief said that is told of the run at its end."""
+        self.keep_epoch(event)
+        if event["event"] == "warm_start":
+            self.taken = event
+
     def keep_epoch(self, event: Event) -> None:
         """Remember what the chief said of an epoch; one that a restart repeats says the same again."""
         if event["event"] == "epoch_end" and event.get("rank") == 0:
@@ -175,6 +190,8 @@ class TrainingJob:
         tracked.log_document(tracking.environment(), "environment.json")
         commit_id = tracking.git_commit(Path(__file__).parent)
         tags = {"recipe": self.config.name, "dataset": self.dataset.path.name}
+        tags |= {"run_date": self.config.run_date} if self.config.run_date else {}
+        tags |= {"warm_start": self.warm_start.uri} if self.warm_start else {}
         tracked.log_tags(tags | ({"mlflow.source.git.commit": commit_id} if commit_id else {}))
 
     @cached_property
@@ -194,6 +211,7 @@ class TrainingJob:
                 first_step_seconds=config.first_step_limit_seconds,
                 step_seconds=config.step_limit_seconds,
                 checkpoint_seconds=config.checkpoint_limit_seconds,
+                end_seconds=config.end_limit_seconds,
             ),
         )
 
@@ -202,7 +220,9 @@ class TrainingJob:
         if event["event"] == "attempt":
             for told in self._told_without_a_driver(event.get("resumed_from") or 0):
                 self.on_event(told)
-        self.keep_epoch(event)
+        self.remember(event)
+        if event["event"] == "warm_start" and self.warm_start is not None:
+            self.view.say(f"warm start from {self.warm_start.uri}: {event['message']}")
         self.run.on_event(event)
 
     def _told_without_a_driver(self, step: int) -> list[Event]:
@@ -235,4 +255,5 @@ class TrainingJob:
             workers=self.config.worker_range.most,
             global_batch_size=self.config.global_batch_size,
             profile=str(self.folder.profile) if self.config.profile else None,
+            warm_start=str(self.warm_start.folder) if self.warm_start else None,
         )

@@ -67,7 +67,7 @@ def pages(runs: dict[str, TrackedRun], tmp_path_factory: pytest.TempPathFactory)
 def test_runs_page_lists_both_runs_and_draws_their_curves_together(
     browser: "Chrome", pages: str, runs: dict[str, TrackedRun]
 ) -> None:
-    """T10: people compare runs in the MLflow UI."""
+    """T7: people compare runs in the MLflow UI."""
     experiment = next(iter(runs.values())).experiment_id
 
     browser.get(f"{pages}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
@@ -81,7 +81,7 @@ def test_runs_page_lists_both_runs_and_draws_their_curves_together(
 def test_page_of_a_run_shows_a_curve_with_a_point_per_epoch_for_every_metric(
     browser: "Chrome", pages: str, runs: dict[str, TrackedRun]
 ) -> None:
-    """T10: the curve of a run is whole."""
+    """T7: the curve of a run is whole."""
     run = runs["fast-learner"]
 
     browser.get(f"{pages}/#/experiments/{run.experiment_id}/runs/{run.run_id}/model-metrics")

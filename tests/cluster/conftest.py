@@ -1,16 +1,21 @@
-"""What the tests of the main job share: a recipe of real flights that is quick, and what a run has said so far."""
+"""What tests of real runs share: a recipe of real flights that is quick, what a run has said so far, and kills."""
 
+import contextlib
 import json
-import shutil
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from callbacks import commit
+from callbacks.checkpoint_store import Location
 from training.config import RECIPE_FILE, SQL_FILE, load_recipe
+from training.faults import Act, Run
 
 Events = list[dict[str, Any]]
 
@@ -39,11 +44,6 @@ def read_events(output: Path) -> Events:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def epochs_told(output: Path) -> set[int]:
-    """Return the epochs that the newest run under ``output`` has completed so far."""
-    return {event["epoch"] for event in read_events(output) if event["event"] == "epoch_end"}
-
-
 def wait_until(condition: Callable[[], bool], timeout_seconds: float, what: str) -> None:
     """Wait for ``condition``, at most ``timeout_seconds``."""
     deadline = time.monotonic() + timeout_seconds
@@ -53,6 +53,29 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float, what: str)
         time.sleep(0.005)
 
 
-def copy_datasets(source: Path, target: Path) -> None:
-    """Give the output folder ``target`` the datasets of ``source``, so that it need not convert again."""
-    shutil.copytree(source / "datasets", target / "datasets")
+def checkpoints_of(run: Run) -> Location:
+    """Return where the checkpoints of a run are by default."""
+    return run.folder / "checkpoints"
+
+
+def kill_within_an_epoch(rank: int, *, epoch: int = 1, where: Callable[[Run], Location] = checkpoints_of) -> Act:
+    """Return what sends ``rank`` SIGKILL as soon as a checkpoint within an epoch is the newest one of its run.
+
+    Args:
+        rank: Whom.
+        epoch: So many are completed in that checkpoint, or more.
+        where: Returns the store of the run's checkpoints.
+    """
+
+    def is_saved(checkpoints: Location) -> bool:
+        newest = commit.latest_committed(checkpoints, verify=False)
+        return newest is not None and newest.epoch >= epoch and newest.step_in_epoch > 0
+
+    @contextlib.contextmanager
+    def act(run: Run) -> Iterator[int]:
+        process, checkpoints = run.process(rank), where(run)
+        wait_until(lambda: is_saved(checkpoints), 60, "a checkpoint within an epoch")
+        os.kill(process, signal.SIGKILL)
+        yield process
+
+    return act

@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import read_events
-from tests.cluster.test_bad_input import RECIPE, rows, write_data, write_recipe
+from tests.cluster.test_bad_input import write_job
 
 
 @pytest.mark.timeout(240)
 def test_main_job_with_a_parameter_server_delivers_a_checked_model(tmp_path: Path) -> None:
     """T11: the same command, one flag more, and everything behind the training is as it always is."""
-    (tmp_path / "recipe").mkdir()
-    (tmp_path / "data").mkdir()
-    write_recipe(tmp_path, RECIPE | {"baseline": "none", "epochs": 2})
-    write_data(tmp_path, rows())
+    write_job(tmp_path, epochs=2)
     summary = tmp_path / "summary.json"
     # In a process of its own: the session of the tests has two slots, and this takes three.
     command = [sys.executable, "-m", "training.run", f"--summary={summary}"]

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.standalone_cluster import standalone_cluster
+from tests.cluster.test_bad_input import write_job
 from training import faults
 
 pytestmark = pytest.mark.timeout(400)
+
+# Each is short: the executor is lost within one of the first, and the training well before the last.
+EPOCHS = 30
 
 
 @pytest.fixture
@@ -21,13 +25,12 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def test_main_job_on_a_standalone_cluster_survives_the_loss_of_an_executor(
-    cluster: str, some_flights: Path, tmp_path: Path
-) -> None:
+def test_main_job_on_a_standalone_cluster_survives_the_loss_of_an_executor(cluster: str, tmp_path: Path) -> None:
     """T3, T6, S1: ``--master spark://...`` runs every stage on the cluster, though an executor's JVM is killed."""
     summary, output = tmp_path / "summary.json", tmp_path / "output"
-    command = [sys.executable, "-m", "training.run", f"--recipe={some_flights}", "--workers=2", "--epochs=4"]
-    command += [f"--master={cluster}", f"--output={output}", f"--summary={summary}"]
+    job = write_job(tmp_path / "job", epochs=EPOCHS, patience=0)
+    command = [sys.executable, "-m", "training.run", f"--recipe={job / 'recipe'}", f"--data={job / 'data'}"]
+    command += ["--workers=2", f"--master={cluster}", f"--output={output}", f"--summary={summary}"]
     with faults.kill_executor(output, rank=1, after=faults.Moment(epoch=1)):
         found = subprocess.run(command, capture_output=True, text=True, timeout=330, check=False)
     assert found.returncode == 0, found.stderr

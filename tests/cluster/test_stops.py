@@ -1,4 +1,4 @@
-"""T6, T12: a driver that is told to stop, in a process of its own, beside a second one that wants its run."""
+"""T6: a driver that is told to stop, in a process of its own, beside a second one that wants its run."""
 
 import json
 import os
@@ -11,17 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from callbacks import commit
 from tests.cluster.conftest import Events, read_events, wait_until
-from tests.cluster.test_bad_input import RECIPE, rows, write_data, write_recipe
+from tests.cluster.test_bad_input import write_job
+from tests.cluster.test_main_job import Finished, run
 from training import faults, runs
 from training.faults import Fault
 from training.records.run_folder import RunFolder, RunUnderWayError, read_state
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -72,14 +78,19 @@ class Driver:
         return status, self.log.read_text(encoding="utf-8").splitlines()[-1]
 
 
+def flags_for(folder: Path) -> list[str]:
+    """Return what all commands on the recipe in ``folder`` share."""
+    places = [f"--{flag}={folder / flag}" for flag in ("recipe", "data")]
+    return [*places, "--workers=2", "--patience=0", "--steps-per-execution=1", f"--global-batch-size={BATCH}"]
+
+
 @contextmanager
-def driver(folder: Path, name: str) -> Iterator[Driver]:
+def driver(folder: Path, name: str, *, epochs: int = 1000) -> Iterator[Driver]:
     """Start the main job on the recipe in ``folder``, with slow steps, and let nothing of it outlive the block."""
     mark = uuid.uuid4().hex
     slow = Fault("slow_input", seconds=STEP_SECONDS, attempt=None)
-    command = [sys.executable, "-m", "training.run", "--workers=2", "--epochs=1000", "--patience=0"]
-    command += [f"--{flag}={folder / flag}" for flag in ("recipe", "data", "output")]
-    command += [f"--summary={folder / 'summary.json'}", "--steps-per-execution=1", f"--global-batch-size={BATCH}"]
+    command = [sys.executable, "-m", "training.run", *flags_for(folder), f"--epochs={epochs}"]
+    command += [f"--output={folder / 'output'}", f"--summary={folder / 'summary.json'}"]
     log = folder / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -112,12 +123,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stops")
-    (folder / "recipe").mkdir()
-    (folder / "data").mkdir()
-    write_recipe(folder, RECIPE | {"baseline": "none"})
-    write_data(folder, rows())
-    return folder
+    return write_job(tmp_path_factory.mktemp("stops"))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +168,7 @@ def test_a_second_driver_is_refused_the_run_of_one_at_work_which_goes_on(
 def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_on_until_it_is_stopped_at_once(
     first: Driver, folder: Path
 ) -> None:
-    """T6, T12: exit status, last line and summary; then Ctrl-C twice to a training that can no longer save."""
+    """T6: exit status, last line and summary; then Ctrl-C twice to a training that can no longer save."""
     run = run_of(first)
     first.process.send_signal(signal.SIGTERM)
     status, line = first.ended(60)
@@ -201,3 +207,37 @@ def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_
     assert line == f"mirrorspark: stopped at step {newest.step:,} (SIGINT); the same command goes on"
     assert newest.step > saved.step
     assert seconds < 15
+
+
+def test_killed_driver_goes_on_where_it_was(spark: "SparkSession", tmp_path: Path) -> None:
+    """T6, T7: the same command continues the same MLflow run, and all that the dead driver had started is gone."""
+    write_job(tmp_path)
+    unbroken = run(tmp_path / "output", *flags_for(tmp_path), "--epochs=4")
+
+    begun = time.time()
+    with driver(tmp_path, "killed", epochs=4) as killed:
+        wait_until(lambda: is_training(killed.events(begun), 1) or killed.process.poll() is not None, 120, "two epochs")
+        assert killed.process.poll() is None, killed.log.read_text(encoding="utf-8")
+        killed.process.kill()
+        status, _ = killed.ended(60)
+    assert status == -signal.SIGKILL
+    (folder,) = set(killed.output.glob("runs/*")) - {Path(unbroken.summary["run_folder"])}
+    left = read_state(folder)
+    assert left is not None
+    assert left.status == "running"
+
+    begun = time.time()
+    with driver(tmp_path, "again", epochs=4) as again:
+        status, line = again.ended(120)
+    assert status == 0, line
+    (attempt,) = [event for event in again.events(begun) if event["event"] == "attempt"]
+    assert attempt["resumed_from"] > 0
+    resumed = Finished(summary(tmp_path), again.output)
+    assert resumed.summary["run_id"] == left.mlflow_run_id
+    assert resumed.epochs_in_mlflow() == [1, 2, 3, 4]
+    np.testing.assert_allclose(scores_of(resumed), scores_of(unbroken), atol=1e-6)
+
+
+def scores_of(finished: Finished) -> Any:
+    """Return the scores in the order of their keys."""
+    return pq.read_table(finished.summary["scored_table"]).sort_by("id")["score"].to_numpy()

@@ -1,8 +1,10 @@
 """The training of one rank: strategy, data, model, ``model.fit``."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -11,10 +13,13 @@ import tf_keras
 from callbacks import commit
 from callbacks.stop_request import TrainingStopped
 from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
+from data_pipelines.fitted import FittedFeatures
 from models import catalog
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from models.warm_start import EarlierModel, begin_from
 from models.xla import compile_with_xla
+from scoring.model_directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
 from training import injected_faults
 from training.fitting.activity import Activity
 from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
@@ -51,6 +56,8 @@ def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
     model = build_model(plan, dataset, strategy, start)
     faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, activity.input_busy)
     activity.enter("restoring")
+    if plan.warm_start is not None and plan.resume_from is None:
+        _begin_warm(Path(plan.warm_start), model, dataset, control)
     with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
         try:
             model.fit(
@@ -64,7 +71,7 @@ def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
                     control,
                     start=start,
                     end=finish,
-                    locate=lambda epoch, step: _what_was_read(dataset, plan, control.rank, epoch, step),
+                    locate=lambda epoch, step: _what_was_read(dataset, plan, control, epoch, step),
                     before_all=[Settle()],
                     behind_checkpoint=faults.callbacks(),
                 ),
@@ -137,6 +144,20 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
     return model
 
 
+def _begin_warm(folder: Path, model: tf_keras.Model, dataset: Dataset, control: RankControl) -> None:
+    """Give the model the weights that are kept in ``folder``, the same on every rank, and let the driver know.
+
+    Raises:
+        WarmStartError: Nothing fits.
+        OSError: This rank does not see the folder.
+    """
+    earlier = EarlierModel(folder / SAVED_MODEL_FOLDER, FittedFeatures.load(folder / FEATURES_FOLDER))
+    with model.distribute_strategy.scope():
+        taken = begin_from(model, dataset.features, earlier)
+    if control.rank == 0:
+        control.events.send({"event": "warm_start", **dataclasses.asdict(taken), "message": taken.in_words()})
+
+
 def _batches(
     strategy: tf.distribute.Strategy,
     dataset: Dataset,
@@ -157,15 +178,28 @@ def _batches(
     return strategy.distribute_datasets_from_function(mine)
 
 
-def _what_was_read(dataset: Dataset, plan: TrainingPlan, rank: int, epoch: int, step: int) -> str:
+def _what_was_read(dataset: Dataset, plan: TrainingPlan, control: RankControl, epoch: int, step: int) -> str:
     """Say which records a step of this rank read, and where its training can go on."""
     files = "; ".join(
         f"{path} records {numbers_in_words(records)}"
-        for path, records in dataset.records_of(_read_plan(plan, "train", rank), epoch, step).items()
+        for path, records in dataset.records_of(_read_plan(plan, "train", control.rank), epoch, step).items()
     )
-    newest = next((c for c in commit.committed(plan.checkpoints) if (c.epoch, c.step_in_epoch) <= (epoch, step)), None)
-    last = f"the last checkpoint is that of step {newest.step:,}" if newest else "there is no checkpoint yet"
-    return f"it read {files}; {last}"
+    return f"it read {files}; {last_good(plan, control.activity, epoch, step)}"
+
+
+def last_good(plan: TrainingPlan, activity: Activity, epoch: int, step: int) -> str:
+    """Say where a training can go on that went wrong in this step of this epoch, both from 0."""
+    with activity.within("checkpoint"):  # to read it takes as long as it takes, and the others may wait
+        newest = next(
+            (
+                checkpoint
+                for checkpoint in commit.committed(plan.checkpoints)
+                if (checkpoint.epoch, checkpoint.step_in_epoch) <= (epoch, step)
+                and commit.is_whole(checkpoint, activity.beat)
+            ),
+            None,
+        )
+    return f"the last checkpoint is that of step {newest.step:,}" if newest else "there is no checkpoint yet"
 
 
 def _read_plan(plan: TrainingPlan, split: str, rank: int, start: tuple[int, int] = (0, 0)) -> ReadPlan:

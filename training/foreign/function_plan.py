@@ -44,7 +44,7 @@ class FunctionPlan:
         workers: Number of ranks.
         checkpoints: Folder or store that the function is told to use.
         strategy: The scope it runs in: TensorFlow's, ours, or none where it builds its own.
-        start_limit_seconds: How long the ranks try to meet.
+        start_limit_seconds: How long the ranks of our strategy try to meet.
         verbose: Whether TensorFlow's own log is let through.
         threads: TensorFlow threads of a rank; None for what its Spark task has.
         attempt: Counts from 1.

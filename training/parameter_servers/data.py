@@ -7,7 +7,7 @@ them by that name (`RemoteBatches`).
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -29,12 +29,27 @@ class BatchSupply:
         name: Under which graphs find it.
     """
 
-    def __init__(self, dataset: Dataset, training: ReadPlan, validation: ReadPlan, activity: Activity) -> None:
-        """Open the dataset; nothing is read yet."""
+    def __init__(
+        self,
+        dataset: Dataset,
+        training: ReadPlan,
+        validation: ReadPlan,
+        activity: Activity,
+        gate: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda stream: stream,
+    ) -> None:
+        """Open the dataset; nothing is read yet.
+
+        Args:
+            dataset: What is read.
+            training: What this worker reads of its training split.
+            validation: How the batches of its validation split are cut.
+            activity: The rank's board.
+            gate: Returns what the training stream is to be read through; a fault to inject may hold it up.
+        """
         self._dataset = dataset
         self._validation = validation
         self._activity = activity
-        stream = load_dataset(dataset, training, busy=activity.input_busy)
+        stream = gate(load_dataset(dataset, training, busy=activity.input_busy))
         self._training = iter(stream)
         self._validating: Iterator[Any] = iter(())
         self._next_step = -1

@@ -28,9 +28,12 @@ from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.stop_request import TrainingStopped
 from data_pipelines.dataset import Dataset, ReadPlan
 from training.fitting import fit
+from training.fitting.activity import Activity
 from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
 from training.fitting.start import start_of
+from training.injected_faults import InjectedFaults
 from training.parameter_servers.data import BatchSupply, RemoteBatches
+from training.parameter_servers.injected import faults_of
 from training.parameter_servers.members import Dismissal, Introduction, Members, Membership, workers_readers
 from training.parameter_servers.roles import COORDINATOR, Role, Roles, reading, shards
 from training.ranks.plan import TrainingPlan
@@ -51,25 +54,34 @@ def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
         finish: It may end the process.
 
     Raises:
+        ValueError: A fault is to be injected that can never strike; see `training.parameter_servers.injected`.
         RingError: The training cannot go on without a rank that is gone.
         TrainingStopped: A rank was asked to stop; the checkpoint is there.
     """
     addresses = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
     roles = Roles.among(len(addresses), plan.workers)
+    faults = faults_of(os.environ, control.rank, plan.attempt, roles, control.activity)
     # With fewer threads the servers' operations wait for each other for ever: TensorFlow holds one per open request.
     tf.config.threading.set_inter_op_parallelism_threads(_threads(roles))
     if control.rank == COORDINATOR:
-        coordinate(plan, control, finish, roles, addresses[COORDINATOR])
+        coordinate(plan, control, finish, roles, addresses[COORDINATOR], faults)
     else:
-        serve(plan, control, finish, roles, addresses)
+        serve(plan, control, finish, roles, addresses, faults)
 
 
-def serve(plan: TrainingPlan, control: RankControl, finish: Finish, roles: Roles, addresses: Sequence[str]) -> None:
+def serve(
+    plan: TrainingPlan,
+    control: RankControl,
+    finish: Finish,
+    roles: Roles,
+    addresses: Sequence[str],
+    faults: InjectedFaults,
+) -> None:
     """Be a worker or a parameter server until the coordinator says that it is over; see :func:`train`."""
     activity, role = control.activity, roles.of(control.rank)
     activity.enter("connecting")
     server, address = _start_server(role, _host(addresses[control.rank]), _threads(roles))
-    supply = _supply(plan, control, roles, role) if role.job == "worker" else None
+    supply = _supply(plan, control, roles, role, faults) if role.job == "worker" else None
     introduction = Introduction(control.rank, address, supply.name if supply else "")
     line = Membership.join(addresses[COORDINATOR], introduction, plan.token, plan.config.start_limit_seconds)
     activity.enter("training")
@@ -83,14 +95,16 @@ def serve(plan: TrainingPlan, control: RankControl, finish: Finish, roles: Roles
     del server  # it has to outlive everything before
 
 
-def coordinate(plan: TrainingPlan, control: RankControl, finish: Finish, roles: Roles, address: str) -> None:
+def coordinate(
+    plan: TrainingPlan, control: RankControl, finish: Finish, roles: Roles, address: str, faults: InjectedFaults
+) -> None:
     """Run ``model.fit`` over the other ranks; see :func:`train`."""
     activity = control.activity
     activity.enter("connecting")
     members = Members.gather(address, roles, plan.token, plan.config.start_limit_seconds)
     try:
         strategy = open_strategy(members, roles, _host(address))
-        _fit(plan, control, finish, roles, members, strategy)
+        _fit(plan, control, finish, roles, members, strategy, faults)
     except TrainingStopped as stopped:
         activity.enter("ending")
         members.dismiss(Dismissal(step=stopped.step, path=stopped.path))
@@ -126,6 +140,7 @@ def _fit(
     roles: Roles,
     members: Members,
     strategy: tf.distribute.ParameterServerStrategy,
+    faults: InjectedFaults,
 ) -> None:
     config, activity = plan.config, control.activity
     plan = with_local_checkpoint(plan, activity)
@@ -167,9 +182,11 @@ def _fit(
             control,
             start=start,
             end=end,
+            locate=lambda epoch, step: _what_is_known(plan, activity, epoch, step),
             is_asked_to_stop=is_asked_to_stop,
             checkpoint_class=functools.partial(_SettledCheckpoint, pace=pace),
             before_checkpoint=[_Settle(pace)],
+            behind_checkpoint=faults.callbacks(),
         ),
         verbose=0,
     )
@@ -310,9 +327,15 @@ def evaluate_by_workers(
     model.evaluate = evaluate
 
 
-def _supply(plan: TrainingPlan, control: RankControl, roles: Roles, role: Role) -> BatchSupply:
+def _what_is_known(plan: TrainingPlan, activity: Activity, epoch: int, step: int) -> str:
+    """Say of a step what the coordinator can: it hands out steps, and whoever is free reads a batch for one."""
+    last = fit.last_good(plan, activity, epoch, step)
+    return f"the workers' updates overlap, so which records it read is not known; {last}"
+
+
+def _supply(plan: TrainingPlan, control: RankControl, roles: Roles, role: Role, faults: InjectedFaults) -> BatchSupply:
     dataset = Dataset.open(plan.dataset)
-    return BatchSupply(dataset, *_read_plans(plan, roles, role, dataset), control.activity)
+    return BatchSupply(dataset, *_read_plans(plan, roles, role, dataset), control.activity, faults.input)
 
 
 def _read_plans(plan: TrainingPlan, roles: Roles, role: Role, dataset: Dataset) -> tuple[ReadPlan, ReadPlan]:

@@ -6,17 +6,14 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
-from pyspark import BarrierTaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
-from training.ranks import child_process, rank_process
 from training.ranks.plan import TrainingPlan
 from training.ranks.rank_control import Outcome
 from training.ranks.worker import EarlyProgram, EarlyTask, RankTask
@@ -115,20 +112,6 @@ class SparkLauncher:
             # Also where the job of the group is yet to be submitted: a private call, which Spark has since 4.0.
             self._spark.sparkContext._jsc.sc().cancelJobGroupAndFutureJobs(group)
 
-    def warm_up(self, workers: int, threads: int | None = None, *, verbose: bool = False) -> None:
-        """Let that many Python workers begin to import TensorFlow, so that a launch within the minute starts at once.
-
-        Returns as soon as they have begun. Spark ends Python workers that have been idle for a minute.
-
-        Args:
-            workers: How many.
-            threads: As in the plan that is to be launched.
-            verbose: Likewise.
-        """
-        context = self._spark.sparkContext
-        tasks = context.parallelize(range(workers), workers).barrier()
-        tasks.mapPartitions(_WarmUp(threads, verbose)).collect()
-
     @contextlib.contextmanager
     def _job_group(self, description: str) -> Iterator[None]:
         """Put the jobs of this thread into a new group while the block runs."""
@@ -148,22 +131,6 @@ class SparkLauncher:
             with contextlib.suppress(Py4JError, ConnectionError):
                 for name, value in before.items():
                     context.setLocalProperty(name, value)  # type: ignore[arg-type] # None takes it away
-
-
-@dataclass(frozen=True)
-class _WarmUp:
-    """Starts the fork server that a later :class:`RankTask` in the same Python worker finds ready."""
-
-    threads: int | None
-    verbose: bool
-
-    def __call__(self, _: Iterable[Any]) -> Iterable[None]:
-        context = BarrierTaskContext.get()
-        threads = self.threads or context.cpus()
-        rank_process.warm_up(child_process.tensorflow_environment(threads, verbose=self.verbose))
-        # Together, so that no Python worker gets two of the tasks.
-        context.barrier()
-        return ()
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

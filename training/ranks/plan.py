@@ -29,6 +29,7 @@ class TrainingPlan:
         events: Where the driver listens.
         token: Secret by which the ranks know each other.
         profile: Folder for the ranks' profiles; None records none.
+        warm_start: Folder of the model whose weights a training begins from that starts afresh; None for random ones.
         fence: Id of the fence that is up for this attempt (`callbacks.fence`); None where there is none.
     """
 
@@ -43,6 +44,7 @@ class TrainingPlan:
     events: EventAddress = dataclasses.field(default_factory=lambda: EventAddress("", 0, ""))
     token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(32), repr=False)
     profile: str | None = None
+    warm_start: str | None = None
     fence: str | None = None
 
     @property

@@ -123,11 +123,6 @@ def start(environment: Mapping[str, str], preload: str = PRELOAD) -> RankProcess
     return process
 
 
-def warm_up(environment: Mapping[str, str], preload: str = PRELOAD) -> None:
-    """Start the fork server, without waiting for it, so that a later :func:`start` finds it ready."""
-    _server_for(environment, preload)
-
-
 def shut_down() -> None:
     """End the fork server, and with it every rank it has forked."""
     global _server

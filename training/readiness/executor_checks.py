@@ -129,6 +129,19 @@ def check_executors(
     return [*checks, *judge(found, gpus_per_worker)]
 
 
+def check_store(option: str, folder: StoragePath) -> Check:
+    """Say whether the driver, alone, can write to a store and read it again. Nothing is left behind in it.
+
+    Args:
+        option: Names the store (``--checkpoints``).
+        folder: It exists where it is a local one.
+    """
+    store = Store(folder, secrets.token_hex(8))
+    refused = _driver_writes(option, store)
+    bounded(partial(store.clear, ("driver",)), STORE_SECONDS)
+    return refused or Check(_store_name(option), True, f"written and read by the driver: {folder}")
+
+
 def judge(found: Found, gpus_per_worker: int) -> list[Check]:
     """Return what the answers mean."""
     checks = [versions(found), *shared(found), ports(found.answers), reachability(found.answers)]

@@ -19,7 +19,7 @@ from callbacks.credentials import without_credentials
 from data_pipelines.storage import StorageError, StoragePath
 from scoring.shipping import is_local
 from training.readiness.checks import Check, PreflightError, require, warning
-from training.readiness.executor_checks import LOW_DISK_BYTES, check_executors
+from training.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
 from training.readiness.executor_probe import SHARED_PACKAGES, bounded
 from training.spark_session import MINIMUM_JAVA, java_major_version, task_slots
 
@@ -61,7 +61,7 @@ def check_cluster(
         spark: The session.
         workers: Barrier tasks that training will run side by side.
         output: Folder that the executors must share with the driver; not looked at when it is None.
-        checkpoints: Another folder or store that they must share.
+        checkpoints: Another folder or store that they must share; of a local session the driver writes to it.
         gpus_per_worker: GPUs that every task must have.
         asks_local: Ask the tasks of a local session, too. They share all that the driver has, so a run need not wait
             for it.
@@ -70,7 +70,7 @@ def check_cluster(
         return [_refused_connect("the session is one of Spark Connect")]
     encryption = _encryption(spark)
     checks = [_slots(spark, workers), _allocation(spark), *([encryption] if encryption else [])]
-    if not all(check.passed for check in checks) or (is_local(spark) and not asks_local):
+    if not all(check.passed for check in checks):
         return checks
     folders = {"--output": StoragePath.of(_existing(output))} if output else {}
     try:
@@ -78,6 +78,9 @@ def check_cluster(
             folders["--checkpoints"] = _store(checkpoints)
     except StorageError as error:
         return [*checks, Check("checkpoints", False, f"{error}; give another place as --checkpoints")]
+    if is_local(spark) and not asks_local:
+        # The output has been written to before Spark was started.
+        return checks + [check_store(option, place) for option, place in folders.items() if option != "--output"]
     return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker)
 
 
@@ -177,7 +180,8 @@ def _cannot_write(folder: Path) -> str | None:
 def _existing(folder: Path) -> Path:
     """Return ``folder``, or where it is not there yet the nearest folder above it that is."""
     existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
+    # Path.exists raises where a folder above may not be looked into; here the write is to say so.
+    while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110
         existing = existing.parent
     return existing
 

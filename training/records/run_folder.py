@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # whoever reads run folders need not wait for what supervises
     from training.supervision.running_attempt import Every
 
 STATE_FILE = "run.json"
+WARM_START_FOLDER = "warm_start"
 
 Status = Literal["running", "failed", "stopped", "finished"]
 Driver = Literal["alive", "gone", "unknown"]
@@ -174,6 +175,16 @@ class RunFolder:
     def exported(self) -> Path:
         """What became of the export, once it is done."""
         return self.path / "export.json"
+
+    @property
+    def warm_start(self) -> Path:
+        """The model that the training began from."""
+        return self.path / WARM_START_FOLDER
+
+    @property
+    def delivered(self) -> Path:
+        """What a training started from Python has returned."""
+        return self.path / "trained.json"
 
     @property
     def events(self) -> Path:
@@ -350,18 +361,47 @@ def hold_run_folder(
 
 def _find(config: RunIdentity, dataset_hash: str, say: Callable[[str], None]) -> tuple[RunFolder, RunState | None]:
     identity = f"{config.identity}-{dataset_hash}"
-    runs = Path(config.output).absolute() / "runs"
+    runs = _runs(config)
     if config.resume:
-        for path in sorted(runs.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True):
-            state = read_state(path.parent)
-            if state is None or state.identity != identity or state.status == "finished":
+        for path, state in _of_identity(runs, identity):
+            if state.status == "finished":
                 continue
-            if driver_of(path.parent, state) in (None, "gone"):
-                return RunFolder(path.parent, identity, state.mlflow_run_id), state
-            say(_passed_over(path.parent, state))
+            if driver_of(path, state) in (None, "gone"):
+                return RunFolder(path, identity, state.mlflow_run_id), state
+            say(_passed_over(path, state))
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
     (runs / name).mkdir(parents=True)
     return RunFolder(runs / name, identity, None), None
+
+
+def find_finished(config: RunIdentity, dataset_hash: str) -> RunFolder | None:
+    """Return the folder of the newest finished run of ``config`` on the same dataset, None where there is none.
+
+    Raises:
+        RunUnderWayError: None has finished, and another driver is at work on one.
+    """
+    identity = f"{config.identity}-{dataset_hash}"
+    under_way = None
+    for path, state in _of_identity(_runs(config), identity):
+        if state.status == "finished":
+            return RunFolder(path, identity, state.mlflow_run_id)
+        if driver_of(path, state) not in (None, "gone"):
+            under_way = path, state
+    if under_way is not None:
+        raise _under_way(*under_way)
+    return None
+
+
+def _runs(config: RunIdentity) -> Path:
+    return Path(config.output).absolute() / "runs"
+
+
+def _of_identity(runs: Path, identity: str) -> Iterator[tuple[Path, RunState]]:
+    """Yield the folders of the runs of that identity with their states, the one touched last first."""
+    for path in sorted(runs.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True):
+        state = read_state(path.parent)
+        if state is not None and state.identity == identity:
+            yield path.parent, state
 
 
 def driver_of(folder: Path, state: RunState) -> Driver | None:

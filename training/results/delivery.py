@@ -1,7 +1,8 @@
 """What was trained becomes a registered model that has been judged: export, predictions, metrics, baseline, plots."""
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -11,14 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from callbacks.commit import CommittedCheckpoint
+from callbacks.credentials import clean
 from callbacks.fetch import fetch
 from scoring.model_uri import PinnedModel, resolve
 from training.channel.events import Event
 from training.config import TrainingConfig
+from training.records.atomic_file import write_atomically
+from training.records.run_folder import RunFolder
 from training.results.evaluate_run import Verdict, curves_of, judge_binary, judge_retrieval
 from training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
-from training.supervision.failure_policy import Attempt
+from training.supervision.failure_policy import Attempt, RankError
 from training.training_job import TrainingJob
+
+
+class DeliveryLostError(RuntimeError):
+    """A run has finished, and what it delivered is gone or damaged."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +113,62 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         exported = export_once(plan, job.folder.exported, verbose=job.config.verbose, process=process)
         stage.note = f"registered as models:/{job.config.name}/{exported.model_version}"
     with job.view.stage("evaluate") as stage:
-        predictions = {split: pq.read_table(job.folder.predictions / f"{split}.parquet") for split in EVALUATED_SPLITS}
+        predictions = _predictions(job.folder)
         verdict = _judge(job, predictions, best, attempts)
         _log_verdict(job, verdict)
         stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else ""
     return _trained(job, attempts, exported, verdict, predictions)
+
+
+def keep(trained: Trained, folder: RunFolder) -> None:
+    """Write down what a training delivered; its predictions lie beside it, its figures in MLflow."""
+    document = {
+        "run_id": trained.run_id,
+        "model_uri": trained.model_uri,
+        "registered_model": trained.registered_model,
+        "model_version": trained.model_version,
+        "attempts": [asdict(attempt) for attempt in trained.attempts],
+        "examples_per_second": trained.examples_per_second,
+        "metrics": trained.verdict.metrics,
+        "baseline": trained.verdict.baseline,
+    }
+    write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
+
+
+def recall(folder: RunFolder, store: str) -> Trained:
+    """Return what :func:`keep` wrote down, without the figures.
+
+    Args:
+        folder: Of a finished run.
+        store: Its MLflow store.
+
+    Raises:
+        DeliveryLostError: A part cannot be read any more.
+    """
+    try:
+        document = json.loads(folder.delivered.read_text(encoding="utf-8"))
+        verdict = Verdict(document.pop("metrics"), document.pop("baseline"), {})
+        attempts = tuple(
+            Attempt(**one | {"errors": tuple(RankError(**error) for error in one["errors"])})
+            for one in document.pop("attempts")
+        )
+        return Trained(
+            **document,
+            attempts=attempts,
+            verdict=verdict,
+            predictions=_predictions(folder),
+            run_folder=folder.path,
+            tracking_uri=store,
+        )
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise DeliveryLostError(
+            f"run {folder.path.name} has finished, but what it delivered cannot be read ({error}); resume=False trains "
+            f"anew"
+        ) from error
+
+
+def _predictions(folder: RunFolder) -> dict[str, pa.Table]:
+    return {split: pq.read_table(folder.predictions / f"{split}.parquet") for split in EVALUATED_SPLITS}
 
 
 def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:

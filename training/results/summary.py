@@ -43,6 +43,8 @@ class Summary:
         run_folder: Configuration, events, checkpoints and results of this run.
         tracking_uri: MLflow store.
         replay: Command that sends MLflow what it could not be told; None when it knows all.
+        warm_start: The model that the training began from, and how many of its weights and tokens were taken; empty
+            where weights were drawn.
     """
 
     status: str
@@ -64,6 +66,7 @@ class Summary:
     run_folder: str | None = None
     tracking_uri: str | None = None
     replay: str | None = None
+    warm_start: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the JSON document; who reads ``path`` meanwhile sees what was there before, or all of this.
@@ -76,6 +79,17 @@ class Summary:
         shown = asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
         text = json.dumps(strict(shown), indent=2, allow_nan=False) + "\n"
         write_atomically(_place(path), text)
+
+    @classmethod
+    def load(cls, path: Path) -> "Summary":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            OSError: There is none.
+            ValueError: It is damaged.
+            TypeError: It is no summary, or that of another version.
+        """
+        return cls(**_with_numbers(json.loads(path.read_text(encoding="utf-8"))))
 
     def as_text(self) -> str:
         """Return the table that ends a run."""
@@ -90,6 +104,7 @@ class Summary:
         model = f"models:/{self.registered_model}/{self.model_version} (alias {CHALLENGER})"
         places = {
             "parity": _parity_in_words(self.parity) if self.parity else None,
+            "warm start": _warm_start_in_words(self.warm_start),
             "attempts": str(self.attempts) if self.attempts else None,
             "model": model if self.model_version else None,
             "scores": self.scored_table,
@@ -140,6 +155,15 @@ def strict(value: Any) -> Any:
     return str(value)
 
 
+def _with_numbers(value: Any) -> Any:
+    """Return what JSON gave with the numbers that it does not know; see :func:`strict`."""
+    if isinstance(value, Mapping):
+        return {name: _with_numbers(of) for name, of in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(of) for of in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
 def headline(test: Mapping[str, float]) -> tuple[str, ...]:
     """Return the names of the metrics that tell most, for a retrieval model those of its longest lists."""
     ranks = sorted(int(found[1]) for name in test if (found := re.fullmatch(r"recall_at_(\d+)", name)))
@@ -157,6 +181,17 @@ def findings_in_words(findings: Sequence[Mapping[str, str]]) -> str:
     """Return how many findings there are of each severity: ``2 warnings, 1 note``."""
     counts = Counter(finding["severity"] for finding in findings)
     return ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()) or "nothing found"
+
+
+def _warm_start_in_words(warm_start: Mapping[str, Any]) -> str | None:
+    if "model" not in warm_start:
+        return None
+    parts = [
+        f"{warm_start[what]:,} of {warm_start[f'of_{what}']:,} {what}"
+        for what in ("weights", "tokens")
+        if warm_start.get(f"of_{what}")
+    ]
+    return f"{warm_start['model']}: {', '.join(parts)}" if parts else str(warm_start["model"])
 
 
 def _data_quality(dataset: Mapping[str, Any]) -> str | None:

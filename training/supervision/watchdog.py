@@ -22,7 +22,7 @@ _ENDING: Phase = "ending"
 _LIMITS: Mapping[str, str] = {
     _START: "start_seconds",
     "connecting": "start_seconds",
-    "building": "start_seconds",
+    "building": "build_seconds",
     "restoring": "start_seconds",
     "first_step": "first_step_seconds",
     "training": "step_seconds",
@@ -46,7 +46,8 @@ class Limits:
     """How long a rank may stand still before it counts as hung.
 
     Attributes:
-        start_seconds: Until it is heard for the first time, and in each of: connecting, building, restoring.
+        start_seconds: Until it is heard for the first time, and in each of: connecting, restoring.
+        build_seconds: While the user's code builds; None for as long as ``start_seconds``.
         first_step_seconds: For the first step, in which graphs are compiled and data is read for the first time.
         step_seconds: Between two steps, in training and in validation.
         checkpoint_seconds: For a checkpoint, and to stop after being asked to.
@@ -54,6 +55,7 @@ class Limits:
     """
 
     start_seconds: float = 300.0
+    build_seconds: float | None = None
     first_step_seconds: float = 600.0
     step_seconds: float = 120.0
     checkpoint_seconds: float = 600.0
@@ -61,13 +63,13 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; use a number of seconds above 0")
 
     def of(self, phase: str) -> float:
         """Return the limit of ``phase``; one that is not known has the limit of a step."""
-        seconds: float = getattr(self, _LIMITS.get(phase, "step_seconds"))
-        return seconds
+        seconds: float | None = getattr(self, _LIMITS.get(phase, "step_seconds"))
+        return self.start_seconds if seconds is None else seconds
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class SparkEngine:
             # The supervisor counts workers, the sweep slots.
             slots=lambda: control.slots() - config.ranks_beside_workers,
             listener=control.on_event,
+            warm_start=prepared.warm_start,
         ) as job:
             job.tracked.log_tags(tags(order, place))
             control.note(job.tracked.run_id, str(folder.path))
@@ -79,10 +80,17 @@ class SparkEngine:
 
     def deliver(self, order: TrialOrder, place: SweepPlace) -> Summary:
         """Export, register, judge and score a trained trial as a run does, in its own MLflow run."""
-        folder = self._folder(order, place)
-        with open_job(self._prepared.dataset, order.config, self._prepared.spark, self._view, folder=folder) as job:
+        folder, prepared = self._folder(order, place), self._prepared
+        with open_job(
+            prepared.dataset,
+            order.config,
+            prepared.spark,
+            self._view,
+            folder=folder,
+            warm_start=prepared.warm_start,
+        ) as job:
             job.tracked.log_tags({"sweep_best": "yes"})
-            summary = pipeline.deliver(job, read_attempts(folder.path), self._prepared, order.config)
+            summary = pipeline.deliver(job, read_attempts(folder.path), prepared, order.config)
         # What MLflow could not be told is known only when the run has ended.
         return replace(summary, replay=job.run.replay)
 

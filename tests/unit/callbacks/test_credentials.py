@@ -1,4 +1,4 @@
-"""T12: no password, token or store key reaches what people read."""
+"""No password, token or store key reaches what people read."""
 
 import pytest
 

@@ -544,6 +544,15 @@ def test_the_command_that_the_warning_names_is_there(tmp_path: Path) -> None:
     )
 
 
+def test_the_help_of_the_replay_command_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert left.value.code == 0
+    assert "python -m callbacks.metric_buffer replay FILE" in " ".join(said.split())
+    assert "`" not in said
+
+
 def test_the_replay_command_says_what_is_wrong_with_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""T12: a profile of some steps behind the warm-up, at any number of steps per execution, never at a run's cost."""
+"""A profile of some steps behind the warm-up, at any number of steps per execution, never at a run's cost."""
 
 from collections.abc import Callable
 from pathlib import Path

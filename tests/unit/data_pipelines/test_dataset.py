@@ -207,6 +207,39 @@ def test_the_label_of_a_retrieval_is_a_row_of_zeros(tmp_path: Path, write_datase
     assert (label.tolist(), sorted(weight.tolist())) == ([0.0] * 4, [0.0, 1.0, 1.0, 1.0])
 
 
+# Shards (rows of each block) and global batch size.
+PLACES: dict[str, tuple[list[list[int]], int]] = {
+    "lanes of several blocks": ([[10, 5, 9], [4, 4], [1, 8, 7, 5]], 4),
+    "as many lanes as blocks": ([[3, 1, 4], [1, 5]], 6),
+    "empty shards and empty blocks": ([[], [0, 3], [0], [2, 0, 4], [], [5]], 2),
+    "a batch of more than everything": ([[2], [3, 1]], 8),
+}
+
+
+@pytest.mark.parametrize(("shards", "batch"), PLACES.values(), ids=PLACES.keys())
+@pytest.mark.parametrize("seed", [None, 3])
+def test_the_records_of_a_step_are_those_whose_rows_it_reads(
+    tmp_path: Path, write_dataset: WriteDataset, shards: list[list[int]], batch: int, seed: int | None
+) -> None:
+    """T6: of a step that went wrong, people are told which records to look at, and none besides."""
+    dataset = write_dataset(tmp_path / "dataset", shards)
+    # Rows are numbered in stored order.
+    places = [
+        (f"train/part-{shard:05d}.tfrecord", record)
+        for shard, blocks in enumerate(shards)
+        for record, rows in enumerate(blocks)
+        for _ in range(rows)
+    ]
+    per_epoch = dataset.steps("train", batch)
+    for rank, workers in ((0, 1), (0, 2), (1, 2)):
+        plan = ReadPlan("train", batch, rank=rank, workers=workers, seed=seed, epochs=2)
+        for number, (features, _, weight) in enumerate(load_dataset(dataset, plan).as_numpy_iterator()):
+            held = {places[int(row)] for row in features["row"][weight > 0]}
+            told = dataset.records_of(plan, *divmod(number, per_epoch))
+            assert [(path, record) for path, records in told.items() for record in records] == sorted(held)
+        assert number == 2 * per_epoch - 1
+
+
 def test_rows_are_read_as_stored_with_their_keys(small: Dataset) -> None:
     blocks = list(small.blocks("train", keys=True))
     assert [block.rows for block in blocks] == [10, 5, 9, 4, 4, 1, 8, 7, 5]

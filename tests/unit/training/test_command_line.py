@@ -1,6 +1,7 @@
 """Every field is a flag of its name; a recipe stands under the flags; what is wrong is said in one line."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,12 @@ def test_a_recipe_with_a_value_of_the_wrong_type_is_refused(recipe: Path, value:
     (recipe / RECIPE_FILE).write_text(yaml.safe_dump(knobs | {"epochs": value}))
     with pytest.raises(ConfigError, match=r"rides.*epochs"):
         parse(["--recipe", str(recipe)])
+
+
+@pytest.mark.parametrize("leaning", [r"^(\w+ ){0,3}it\b", r"\bthat mean\b", r"\bmay\.$"])
+def test_the_text_of_a_flag_can_be_read_without_that_of_the_flag_before(leaning: str) -> None:
+    described = [entry for kind in (TrainingConfig, RunConfig) for entry in parse_docstring(kind.__doc__ or "").params]
+    assert [entry.arg_name for entry in described if re.search(leaning, entry.description or "")] == []
 
 
 def test_help_lists_every_field_with_what_it_is_for(

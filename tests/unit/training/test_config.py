@@ -1,7 +1,11 @@
 """What makes a run the run it is, and what a configuration refuses before anything starts."""
 
 import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +30,7 @@ NewConfig = Callable[..., RunConfig]
         {"global_batch_size": 64},
         {"learning_rate": 0.1},
         {"optimizer": "sgd"},
-        {"monitor": "val_loss", "mode": "min"},
+        {"monitor": "val_loss"},
         {"model": {"name": "multi_field", "embedding_dim": 3}},
         {"sql": "SELECT 1"},
         {"data": "elsewhere"},
@@ -51,6 +55,8 @@ def test_identity_changes_with_what_is_learnt(new_config: NewConfig, change: dic
         {"summary": "summary.json"},
         {"verbose": True},
         {"max_restarts": 0},
+        {"end_limit_seconds": 9.0},
+        {"mode": "max"},
         {"threads_per_worker": 3},
         {"gpus_per_worker": 1},
         {"description": "other words"},
@@ -62,12 +68,24 @@ def test_identity_stays_where_only_place_and_reporting_change(new_config: NewCon
 
 
 def test_identity_is_the_same_in_every_process(new_config: NewConfig) -> None:
-    reordered = {"distance": {"kind": "numeric"}, "town": {"kind": "categorical"}}
-    assert len(new_config().identity) == 12
-    assert new_config(model={"name": "multi_field", "dropout": 0.5, "embedding_dim": 4}).identity == (
-        new_config(model={"embedding_dim": 4, "dropout": 0.5, "name": "multi_field"}).identity
+    """T6: another process goes on with the run, which looks at texts and sets in another order."""
+    config = new_config(model={"name": "multi_field", "dropout": 0.5, "embedding_dim": 4}, local_steps=2)
+    assert len(config.identity) == 12
+    knobs = dict(reversed(dataclasses.asdict(config).items()))
+    knobs["model"] = dict(reversed(knobs["model"].items()))
+    program = (
+        "import json, sys; from training.config import RunConfig; print(RunConfig(**json.load(sys.stdin)).identity)"
     )
-    assert new_config(features=reordered).sql == new_config().sql
+    other = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(knobs),
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert other.stdout.strip() == config.identity
 
 
 def test_a_saved_configuration_reads_back_as_the_same(new_config: NewConfig, tmp_path: Path) -> None:
@@ -118,9 +136,12 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"strategy": "parameter_server"}, "give the strategy parameter_server and 1 or more of them, or neither"),
         ({"parameter_servers": 2}, "strategy ring with parameter_servers 2; give"),
         ({"outer_momentum": 1.0}, "outer_momentum is 1.0; use a number from 0"),
+        ({"outer_momentum": 0.9}, "with local_steps 1 there are none; set local_steps above 1, or leave both out"),
+        ({"outer_learning_rate": 0.7}, "outer_learning_rate 0.7 say how local updates become one"),
+        ({"end_limit_seconds": 0.0}, "end_limit_seconds is 0.0; use a finite number above 0"),
         ({"checkpoints": "s3://key:s3cret@bucket/runs"}, "checkpoints"),
         ({"monitor": "val_acc"}, "monitor 'val_acc' is no metric of a binary model"),
-        ({"monitor": "val_log_loss"}, "mode 'max' does not fit monitor 'val_log_loss'; set mode to min"),
+        ({"monitor": "val_log_loss", "mode": "max"}, "mode 'max' does not fit monitor 'val_log_loss'; set mode to min"),
         ({"mode": "min"}, "mode 'min' does not fit monitor 'val_auc'; set mode to max"),
         ({"baseline": "popularity"}, "baseline 'popularity' does not fit a binary model"),
         ({"tables": {}}, "recipe 'rides' names no tables"),
@@ -136,6 +157,19 @@ def test_values_that_cannot_work_are_refused_with_the_mend(
     with pytest.raises(ConfigError) as raised:
         new_config(**change)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val_auc", "max"), ("val_log_loss", "min"), ("val_loss", "min")])
+def test_whether_more_is_better_follows_from_the_monitor(new_config: NewConfig, monitor: str, mode: str) -> None:
+    config = new_config(monitor=monitor)
+    assert config.mode == mode
+    assert config == new_config(monitor=monitor, mode=mode)
+    assert yaml.safe_load(config.as_yaml())["mode"] == mode
+
+
+def test_local_updates_may_have_an_outer_step(new_config: NewConfig) -> None:
+    outer = {"outer_momentum": 0.9, "outer_learning_rate": 0.7}
+    assert new_config(local_steps=4, **outer).identity != new_config(local_steps=4).identity
 
 
 def test_faults_of_the_features_and_the_model_are_found_when_the_configuration_is_built(new_config: NewConfig) -> None:

@@ -135,3 +135,5 @@ def test_help_needs_none_of_the_heavy_packages() -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "--checkpoints" in done.stdout
+    assert "python -m training.doctor." in " ".join(done.stdout.split())
+    assert "`" not in done.stdout

@@ -1,4 +1,4 @@
-"""T12: the events file of a day stays small, survives a crash and a full disk, and holds no secrets."""
+"""T7: the events file of a day stays small, survives a crash and a full disk, and holds no secrets."""
 
 import errno
 import json

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
+from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training.test_function_rank import Twin
 from tests.unit.training.test_running_attempt import Driver
 from training.channel.events import Command, EventClient, EventServer
 from training.fitting import fit
-from training.fitting.activity import Activity
+from training.fitting.activity import Activity, Phase
 from training.fitting.ring_strategy import RingStrategy
 from training.ranks.rank_control import Meeting
 
@@ -40,6 +42,21 @@ def test_ranks_find_each_other_through_the_driver(monkeypatch: pytest.MonkeyPatc
     assert [(strategy.ring.rank, strategy.ring.workers) for strategy in strategies] == [(0, 2), (1, 2)]
     for strategy in strategies:
         strategy.ring.close()
+
+
+def test_the_checkpoint_to_go_on_from_is_older_than_the_fault_and_whole(tmp_path: Path) -> None:
+    """T8: what is named as the last good checkpoint has been read again, which may take as long as a save."""
+    for step in (10, 20, 30):
+        checkpoint = publish_files(tmp_path, {"ckpt.index": f"at {step}"}, step=step, epoch=step // 10)
+        if step == 20:
+            (Path(str(checkpoint.path)) / "ckpt.index").write_text("at 21")
+    phases: list[Phase] = []
+    activity = Activity(on_phase=phases.append)
+    activity.enter("training")
+    plan: Any = SimpleNamespace(checkpoints=str(tmp_path))
+    assert fit.last_good(plan, activity, epoch=2, step=5) == "the last checkpoint is that of step 10"
+    assert (phases, activity.beats > 0) == (["training", "checkpoint", "training"], True)
+    assert fit.last_good(plan, activity, epoch=0, step=5) == "there is no checkpoint yet"
 
 
 @pytest.mark.parametrize("name", ["mirrored", "ring"])

@@ -1,5 +1,6 @@
 """How the callbacks of a rank are tied to its plan and to its board."""
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,10 @@ class NoDriver:
 
 
 def plan_in(folder: Path | str, **fields: Any) -> TrainingPlan:
-    config = TrainingConfig(name="a", model={"name": "multi_field"}, global_batch_size=8)
+    """Return a plan with these fields of its own or of its configuration."""
+    own = {field.name for field in dataclasses.fields(TrainingPlan)}
+    knobs = {name: fields.pop(name) for name in set(fields) - own}
+    config = TrainingConfig(name="a", model={"name": "multi_field"}, global_batch_size=8, **knobs)
     return TrainingPlan(config, "dataset", str(folder), 1, 8, **fields)
 
 
@@ -71,6 +75,13 @@ def test_each_save_asks_the_guard_that_stands_before_it(tmp_path: Path) -> None:
 def test_the_chief_publishes_by_the_fence_that_its_driver_put_up(tmp_path: Path) -> None:
     _, given = checkpoint_arguments(plan_in(tmp_path, attempt=3, fence="by this driver"), Activity())
     assert (given["attempt"], given["fence"]) == (3, "by this driver")
+
+
+def test_how_often_is_saved_and_what_is_kept_are_as_configured(tmp_path: Path) -> None:
+    knobs = {"keep_last": 3, "keep_best": 4, "checkpoint_every_steps": 5, "checkpoint_every_seconds": 6.5}
+    _, given = checkpoint_arguments(plan_in(tmp_path, **knobs), Activity())
+    assert (given["keep_last"], given["keep_best"]) == (3, 4)
+    assert (given["every_steps"], given["every_seconds"]) == (5, 6.5)
 
 
 def publish(location: str | Path) -> commit.CommittedCheckpoint:

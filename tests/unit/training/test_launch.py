@@ -9,7 +9,7 @@ import yaml
 
 from training.channel.events import EventAddress
 from training.foreign.function_plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
-from training.launch import ENTRY, FunctionLauncher, LaunchConfig, run_train_fn
+from training.launch import ENTRY, FunctionLauncher, LaunchConfig, plan_of, run_train_fn
 from training.ranks.worker import RankTask
 
 
@@ -26,6 +26,7 @@ def config(**knobs: Any) -> LaunchConfig:
         ({"output": "s3://bucket"}, "on another store"),
         ({"max_restarts": -1}, "use 0 or more"),
         ({"step_limit_seconds": 0}, "above 0"),
+        ({"threads_per_worker": 0}, "threads_per_worker is 0; use 1 or more"),
         ({"strategy": "horovod"}, "'horovod' is unknown; use one of"),
         ({"strategy": "ring", "gpus_per_worker": 1}, "trains on CPUs"),
     ],
@@ -51,9 +52,24 @@ def test_any_number_of_workers_between_the_two_may_train() -> None:
 
 
 def test_outside_of_fit_nobody_is_taken_for_hung_unless_a_limit_is_given() -> None:
-    assert config().limits.start_seconds == math.inf
+    assert config().limits.of("building") == math.inf
     assert config(start_limit_seconds=5, step_limit_seconds=3).limits.of("building") == 5
     assert config(start_limit_seconds=5, step_limit_seconds=3).limits.of("training") == 3
+
+
+@pytest.mark.parametrize("phase", ["starting", "connecting"])
+def test_before_the_function_is_called_a_rank_that_does_not_come_counts_as_hung(phase: str) -> None:
+    """T6: a slot that another job holds, or a connection that hangs, is not waited for for ever."""
+    assert config().limits.of(phase) == 300
+    assert config(start_limit_seconds=5).limits.of(phase) == 300  # no TensorFlow is imported in that
+    assert config(start_limit_seconds=900).limits.of(phase) == 900
+
+
+def test_ranks_are_told_how_long_they_may_look_for_each_other_and_how_many_threads_they_have() -> None:
+    plan = plan_of(config(workers="2:4", start_limit_seconds=900, threads_per_worker=3, strategy="ring"), "there")
+    assert (plan.workers, plan.checkpoints, plan.strategy) == (4, "there", "ring")
+    assert (plan.start_limit_seconds, plan.threads) == (900, 3)
+    assert (plan_of(config(), "there").start_limit_seconds, plan_of(config(), "there").threads) == (300, None)
 
 
 def test_a_run_goes_on_with_the_same_function_wherever_it_trains() -> None:

@@ -99,15 +99,16 @@ def driver() -> Iterator[Driver]:
 
 
 class Exchange(BarrierTaskContext):
-    """The context of the only task of a stage, which notes what it exchanges, once ``before`` has returned."""
+    """The context of the only task of a stage, which notes what it exchanges, once what comes before has returned."""
 
-    before: Callable[[], None]
+    before: list[Callable[[], None]]
     said: list[str]
 
     @classmethod
-    def of(cls, before: Callable[[], None]) -> "Exchange":
+    def of(cls, *before: Callable[[], None]) -> "Exchange":
+        """Return one that calls each of ``before`` at its exchange: the runner's, then that of the outcomes."""
         context: Exchange = object.__new__(cls)
-        context.before, context.said = before, []
+        context.before, context.said = list(before), []
         return context
 
     def partitionId(self) -> int:  # noqa: N802 - PySpark's name
@@ -120,8 +121,8 @@ class Exchange(BarrierTaskContext):
         return [BarrierTaskInfo("127.0.0.1:38765")]
 
     def allGather(self, message: str = "") -> list[str]:  # noqa: N802 - likewise
-        if not self.said:
-            self.before()
+        if self.before:
+            self.before.pop(0)()
         self.said.append(message)
         return [message]
 
@@ -174,6 +175,31 @@ def test_a_rank_that_has_begun_ends_when_the_runners_exchange_fails(
     with pytest.raises(ConnectionError, match="barrier"):
         program(task(driver.server.address, "hang", begins_early=True))(iter(()))
     assert not processes[0].is_running()
+
+
+@pytest.mark.parametrize("entry", ["finish_at_once", "train_until_stopped"])
+def test_a_rank_that_has_come_to_its_end_stays_until_all_have(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    """T6: the others would take the end of its connections for a death."""
+    seen: list[psutil.Process] = []
+
+    def begin() -> None:
+        if entry == "train_until_stopped":
+            driver.next("phase", phase="training")
+            driver.server.command({"command": "stop"})
+
+    def look() -> None:
+        process = psutil.Process(driver.next("phase", phase="ending")["process"])
+        with pytest.raises(psutil.TimeoutExpired):  # one that leaves is away, or a zombie, by then
+            process.wait(0.3)
+        assert process.status() != psutil.STATUS_ZOMBIE
+        seen.append(process)
+
+    monkeypatch.setattr(TaskContext, "_taskContext", Exchange.of(begin, look))
+    ((outcome,),) = program(task(driver.server.address, entry, begins_early=True))(iter(()))
+    assert outcome["outcome"] in ("finished", "stopped")
+    assert [process.is_running() for process in seen] == [False]
 
 
 class JVM:

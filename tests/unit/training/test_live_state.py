@@ -1,4 +1,4 @@
-"""T12: what the events of the ranks come to, and the rows that show it."""
+"""What the events of the ranks come to, and the rows that show it."""
 
 from collections.abc import Iterable
 from types import SimpleNamespace

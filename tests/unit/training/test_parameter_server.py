@@ -183,6 +183,31 @@ def test_what_was_saved_whole_resumes_on_servers_and_a_stop_saves_within_an_epoc
     assert resumed["logs"]["loss"] < 0.3
 
 
+def test_faults_on_purpose_strike_the_coordinators_steps_and_the_workers_data(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRRORSPARK_FAULTS", "raise:step=8;slow_input:seconds=0.01")
+    with Cluster(plan_of(dataset, tmp_path, workers=1, epochs=1000), Roles(workers=1, servers=1)) as cluster:
+        said = cluster.next("log", rank=1)["message"]
+        outcome = cluster.outcome(0) or {}
+    assert said == "MIRRORSPARK_FAULTS asks for faults in this rank: slow_input:seconds=0.01"
+    assert (outcome["cause"], outcome["type"]) == ("user", "InjectedFault")
+    assert outcome["message"] == "MIRRORSPARK_FAULTS asked for an error after step 8"
+
+
+def test_a_loss_that_is_no_number_is_told_with_what_can_be_known(dataset: Dataset, tmp_path: Path) -> None:
+    plan = plan_of(dataset, tmp_path, workers=1, epochs=2)
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, optimizer="sgd", learning_rate=1e30))
+    with Cluster(plan, Roles(workers=1, servers=1)) as cluster:
+        outcome = cluster.outcome(0) or {}
+    assert (outcome["cause"], outcome["type"]) == ("user", "NonFiniteLossError")
+    assert "in epoch 1, first in step " in outcome["message"]
+    assert (
+        "(the workers' updates overlap, so which records it read is not known; there is no checkpoint yet)"
+        in (outcome["message"])
+    )
+
+
 @pytest.mark.parametrize(("victim", "who"), [(3, "parameter server 1"), (1, "worker 0")])
 def test_without_a_server_or_the_last_worker_the_attempt_ends(
     dataset: Dataset, tmp_path: Path, victim: int, who: str

@@ -40,6 +40,19 @@ def test_training_stream_is_that_of_the_worker(dataset: Dataset) -> None:
     assert activity.step >= 9
 
 
+def test_a_gate_holds_up_the_training_stream_alone(dataset: Dataset) -> None:
+    def gate(stream: tf.data.Dataset) -> tf.data.Dataset:
+        return stream.skip(3)
+
+    supply = BatchSupply(dataset, TRAINING, VALIDATION, Activity(), gate)
+    remote = RemoteBatches(supply.name, dataset, TRAINING, VALIDATION)
+    (found,) = remote.training(tf.distribute.InputContext()).take(1)
+    (expected,) = load_dataset(dataset, TRAINING).skip(3).take(1)
+    assert_equal(found, expected)
+    (first,) = load_dataset(dataset, VALIDATION).take(1)
+    assert_equal(remote.validation(tf.constant(0, tf.int64)), first)
+
+
 def test_validation_batches_come_by_number_in_any_order(dataset: Dataset) -> None:
     supply = BatchSupply(dataset, TRAINING, VALIDATION, Activity())
     remote = RemoteBatches(supply.name, dataset, TRAINING, VALIDATION)

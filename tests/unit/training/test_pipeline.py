@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,12 +17,14 @@ from training import pipeline
 from training.config import RunConfig
 from training.live.view import LiveView
 from training.pipeline import ParityFailedError, require_parity
+from training.records.run_history import SUMMARY_FILE
 from training.results import delivery
 from training.results.delivery import Trained
 from training.results.evaluate_run import Verdict
 from training.results.summary import Summary
 from training.supervision.failure_policy import Attempt, RankError
 from training.supervision.supervisor import TrainingFailedError
+from training.warm_start import WarmStart
 
 
 def test_equal_scores_are_let_through() -> None:
@@ -48,6 +50,7 @@ class Attempted:
     attempts: tuple[Attempt, ...] = (Attempt(1, None, (), 0, 10, workers=4), Attempt(2, 5, (), 10, 50, workers=2))
     scores: list[float] = field(default_factory=lambda: [0.2, 0.8])
     aliases: list[str] = field(default_factory=list)
+    job: Any = None
 
 
 @pytest.fixture
@@ -82,8 +85,12 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         dataset=dataset,
         run=SimpleNamespace(replay="the command that replays"),
         train=train,
+        warm_start=None,
+        taken=None,
         log_metrics=lambda metrics: None,
     )
+
+    this.job = job
 
     @contextlib.contextmanager
     def open_job(*_: Any, **how: Any) -> Iterator[Any]:
@@ -138,3 +145,28 @@ def test_a_parity_that_fails_leaves_the_version_without_alias_and_the_same_comma
     attempted.scores = [0.2, 0.8]
     assert pipeline.run(new_config()).model_version == "3"
     assert attempted.aliases == ["rides/3: challenger"]
+
+
+def test_a_day_leaves_its_summary_before_the_run_counts_as_finished(
+    attempted: Attempted, new_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T12: whoever asks for the day again gets it; without a day the command alone writes it."""
+    monkeypatch.setattr(pipeline, "_converted", lambda config: None)
+    pipeline.run(new_config(output=str(tmp_path / "output")))
+    assert not (tmp_path / SUMMARY_FILE).exists()
+    summary = pipeline.run(new_config(output=str(tmp_path / "output"), run_date="2026-01-31"))
+    kept = Summary.load(tmp_path / SUMMARY_FILE)
+    assert kept.status == "finished"
+    assert kept == replace(summary, replay=None)
+
+
+def test_the_summary_tells_what_the_weights_began_from(
+    attempted: Attempted, new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """T12."""
+    attempted.job.warm_start = WarmStart("models:/rides/2", "d1", tmp_path)
+    attempted.job.taken = {"event": "warm_start", "weights": 5, "of_weights": 6, "tokens": 1200, "of_tokens": 1300}
+    summary = pipeline.run(new_config(), attempted.summaries.append)
+    expected = {"model": "models:/rides/2", "weights": 5, "of_weights": 6, "tokens": 1200, "of_tokens": 1300}
+    assert summary.warm_start == expected
+    assert "warm start    models:/rides/2: 5 of 6 weights, 1,200 of 1,300 tokens" in summary.as_text()

@@ -383,6 +383,41 @@ def test_a_local_session_is_asked_only_when_that_is_wanted(monkeypatch: pytest.M
     assert {check.name for check in check_cluster(spark, 2, asks_local=True)} == {"slots", "allocation", "executors"}
 
 
+def test_a_local_session_writes_to_the_store_of_the_checkpoints_before_anything_is_converted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """T9: a run whose checkpoints cannot be written would train in vain, and find out only after all its retries."""
+    (tmp_path / "file").write_text("")
+    spark: Any = FakeSpark(monkeypatch, [2], "local[2]")
+    *_, refused = check_cluster(spark, 2, tmp_path, checkpoints=str(tmp_path / "file" / "below"))
+    assert (refused.name, refused.passed) == ("checkpoints", False)
+    assert refused.detail.startswith(f"{tmp_path / 'file'} cannot be written (Not a directory")
+    assert refused.detail.endswith("give another place as --checkpoints")
+    *_, written = check_cluster(spark, 2, tmp_path, checkpoints=str(tmp_path / "new"))
+    assert written == Check("checkpoints", True, f"written and read by the driver: {tmp_path}")
+    *_, unknown = check_cluster(spark, 2, tmp_path, checkpoints="s3:/bucket/a")
+    assert unknown.detail.startswith("s3:/bucket/a has one slash after s3:")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert spark.asked == []
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told_like_one_that_may_not_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    look = os.stat
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{tmp_path}/locked/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, *arguments, **options)
+
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "stat", refuse)
+    spark: Any = FakeSpark(monkeypatch, [2], "local[2]")
+    *_, check = check_cluster(spark, 2, checkpoints=str(tmp_path / "locked" / "deep" / "checkpoints"))
+    assert check.detail == f"written and read by the driver: {tmp_path / 'locked'}"  # root may write there all the same
+
+
 def test_a_cluster_that_encrypts_is_refused_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     ignore = "tensorflow.spark.distributor.ignoreSsl"
     refused = cluster(monkeypatch, 1, [1], None, **{"spark.ssl.enabled": "true"})["encryption"]

@@ -278,7 +278,7 @@ def test_an_abandoned_rank_leaves_by_itself() -> None:
 
 def test_a_server_that_is_not_asked_for_anything_ends_with_its_task() -> None:
     before = set(processes_below(os.getpid()))  # of other tests in this process
-    rank_process.warm_up(tensorflow_environment(1, verbose=False), "json")
+    rank_process._server_for(tensorflow_environment(1, verbose=False), "json")
     (server,) = set(processes_below(os.getpid())) - before
     rank_process.shut_down()
     assert not server.is_running()

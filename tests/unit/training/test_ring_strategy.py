@@ -14,9 +14,12 @@ from training.fitting.ring import Ring
 from training.fitting.ring_strategy import RingStrategy
 
 PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
-SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla")
+SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla", "scaled")
 LOCAL = ("local", "accumulated_local", "diloco")
-CASES = (*SYNCHRONOUS, "float16", *LOCAL, "mean_of_local_steps", "custom_loop", "finite_dataset", "variables")
+CASES = (
+    *(*SYNCHRONOUS, "float16", "skipped_steps", *LOCAL),
+    *("mean_of_local_steps", "custom_loop", "finite_dataset", "variables"),
+)
 
 Results = list[dict[str, np.ndarray]]
 
@@ -31,7 +34,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
         if workers not in known:
             files = [folder / f"{workers}-{rank}.npz" for rank in range(workers)]
             addresses = ",".join(free_addresses(workers))
-            cases = ",".join(CASES if workers < 3 else ("adam", "mean_of_local_steps", "custom_loop", "finite_dataset"))
+            of_three = ("adam", "mean_of_local_steps", "outer_steps", "custom_loop", "finite_dataset")
+            cases = ",".join((*CASES, "outer_steps") if workers < 3 else of_three)
             ranks = [
                 subprocess.Popen(
                     [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases],
@@ -94,6 +98,39 @@ def test_after_their_local_steps_the_workers_go_on_from_their_mean(
 ) -> None:
     for rank in results(workers):
         np.testing.assert_allclose(rank["mean_of_local_steps/found"], rank["mean_of_local_steps/expected"], atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_outer_steps_are_those_of_nesterovs_momentum(results: Callable[[int], Results], workers: int) -> None:
+    """Of DiLoCo, algorithm 1: the mean of the workers' moves is the gradient, here with momentum 0.9 and rate 0.7."""
+    anchor, velocity = np.array([4.0, -2.0, 0.5]), np.zeros(3)
+    targets = [np.array([1.0, 2.0, 4.0 * rank]) for rank in range(workers)]
+    for outer in range(2):
+        ends = []
+        for rank, target in zip(results(workers), targets, strict=True):
+            after_one = anchor - 0.25 * (anchor - target)
+            ends.append(after_one - 0.25 * (after_one - target))
+            np.testing.assert_allclose(rank["outer_steps/own"][outer], after_one, atol=1e-6)
+        move = anchor - np.mean(ends, axis=0)
+        velocity = 0.9 * velocity + move
+        anchor = anchor - 0.7 * (move + 0.9 * velocity)
+        for rank in results(workers):
+            np.testing.assert_allclose(rank["outer_steps/met"][outer], anchor, atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_workers_skip_a_step_in_which_one_has_an_infinite_gradient(
+    results: Callable[[int], Results], workers: int
+) -> None:
+    """T3: dense or of a table; loss scaling is halved for it."""
+    gradient = sum(range(1, workers + 1))  # over the ranks, each of which has its number plus one
+    dense = np.repeat(-0.5 * gradient * np.array([[1], [1], [2], [2]]), 2, axis=1)
+    table = np.repeat(-0.5 * gradient * np.array([[1], [0], [1], [0]]), 2, axis=1)
+    for rank in results(workers):
+        np.testing.assert_array_equal(rank["skipped_steps/dense"], dense)
+        np.testing.assert_array_equal(rank["skipped_steps/table"], table)
+        assert rank["skipped_steps/loss_scale"] == 64 / 2 / 2
+        assert rank["skipped_steps/steps"] == 4
 
 
 def test_local_updates_differ_from_synchronous_ones(results: Callable[[int], Results]) -> None:

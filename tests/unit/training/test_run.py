@@ -75,7 +75,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--no-such-flag"], ["unrecognized arguments: --no-such-flag"]),
         (["--model.width=3"], ["model 'multi_field' has no setting ['width']"]),
         (["--features.distance.kind=number"], ["feature 'distance': kind 'number' is unknown"]),
-        (["--monitor=val_loss"], ["mode 'max' does not fit monitor 'val_loss'; set mode to min"]),
+        (["--monitor=val_loss", "--mode=max"], ["mode 'max' does not fit monitor 'val_loss'; set mode to min"]),
         (["--summary", "."], ["summary . cannot be written (it is no file); give another file"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",

@@ -132,7 +132,7 @@ def test_a_finished_sweep_prints_its_table_and_writes_its_summary(
 
 
 def test_the_summary_of_a_sweep_that_fails_holds_its_trials_and_its_error(recipe: Path, tmp_path: Path) -> None:
-    """T12: who waits for the file must not wait for ever."""
+    """Who waits for the file must not wait for ever."""
 
     class Failing(QuickEngine):
         def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
@@ -158,7 +158,7 @@ def test_the_summary_of_a_sweep_that_fails_holds_its_trials_and_its_error(recipe
 def test_the_summary_of_a_sweep_that_does_not_begin_says_why(
     recipe: Path, tmp_path: Path, arguments: list[str], error: Exception, exit_status: int, status: str
 ) -> None:
-    """T12: nor may it be that of an earlier sweep."""
+    """Nor may it be that of an earlier sweep."""
     (tmp_path / "sum.json").write_text("that of yesterday")
     given = ["--recipe", str(recipe), *SEARCH, "--output=out", "--summary=sum.json", *arguments]
     assert main(given, engine=lambda config: QuickEngine(config, error)) == exit_status

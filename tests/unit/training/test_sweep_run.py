@@ -244,7 +244,7 @@ REPLAY = "python -m callbacks.metric_buffer replay metrics.jsonl"
 def test_the_summary_holds_the_command_that_sends_what_mlflow_did_not_get(
     new_options: NewOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T10: the server was away to the end."""
+    """T7: the server was away to the end."""
     engine = FakeEngine()
     monkeypatch.setattr(FakeTracked, "finish", lambda self, status: REPLAY)
     summary = run(new_options(trials=1), engine, write=quiet)
@@ -265,7 +265,7 @@ def test_a_stopped_sweep_is_kept_as_stopped(new_options: NewOptions, tmp_path: P
 def test_a_full_disk_at_the_end_hides_neither_the_error_nor_the_end(
     new_options: NewOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """T12: whatever cannot be written down, MLflow hears of the end, and people of the error."""
+    """T7: whatever cannot be written down, MLflow hears of the end, and people of the error."""
     save = RunFolder.save_state
 
     def full(self: RunFolder, status: Any, run_id: str | None) -> None:
@@ -320,7 +320,7 @@ def test_an_export_that_fails_is_reported(
 def test_points_of_trials_that_end_out_of_order_have_rising_steps(
     new_options: NewOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T10: MLflow's buffer skips a step at or below one that was logged."""
+    """T7: MLflow's buffer skips a step at or below one that was logged."""
     second_is_over = threading.Event()
     train = FakeEngine.train
 

@@ -1,14 +1,12 @@
-"""T7: a tracking server that is away at the start, in the middle or at the end of a run costs no metric and no run."""
+"""T7: a tracking server that is away, hangs or is slow, at whatever time of a run, costs no metric and no run."""
 
 import contextlib
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from callbacks.metric_buffer import replay
+from training.fault_proxy import Proxy
 from training.records import tracking
 from training.records.tracking import TrackedRun, TrackingError
 
@@ -66,59 +65,18 @@ def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-class Road:
-    """The way to a server, which can be closed: then connections are refused, and those there are are cut."""
-
-    def __init__(self, port: int) -> None:
-        self._server = port
-        # Bound for good: a closed road must not lead to somebody else's service.
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            self.port = reserved.getsockname()[1]
-        self._listener: socket.socket | None = None
-        self._ends: list[socket.socket] = []
-
-    def open(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def close(self) -> None:
-        for end in (self._listener, *self._ends):
-            if end is not None:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-                end.close()
-        self._listener, self._ends = None, []
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._server), timeout=10)
-                self._ends += [near, far]
-                for source, target in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
-
-    @staticmethod
-    def _carry(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
-
 @pytest.fixture
-def road(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]:
+def road(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Yield the way to the server."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.5)
     monkeypatch.setattr(tracking, "_RUN_ID_SECONDS", 0.5)
     monkeypatch.setattr(tracking, "_LINGER_SECONDS", 0.01)
-    road = Road(server)
-    yield road
-    road.close()
+    with Proxy(server) as road:
+        yield road
 
 
-def open_run(road: Road, output: Path, name: str) -> TrackedRun:
+def open_run(road: Proxy, output: Path, name: str) -> TrackedRun:
     return TrackedRun(f"http://ann:s3cret@127.0.0.1:{road.port}", "outage", output, None, name)
 
 
@@ -161,15 +119,15 @@ def describe(tracked: TrackedRun) -> None:
 
 
 def test_a_run_begins_without_its_server_and_loses_nothing(
-    road: Road, server: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    road: Proxy, server: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracked = open_run(road, tmp_path, "start")
-    assert tracked.run_id is None
-    describe(tracked)
-    train(tracked, range(1, 3))
-    with pytest.raises(TrackingError, match="is still away, so the model cannot be registered; the training is done"):
-        tracked.require_run_id()
-    road.open()
+    with road.cut():
+        tracked = open_run(road, tmp_path, "start")
+        assert tracked.run_id is None
+        describe(tracked)
+        train(tracked, range(1, 3))
+        with pytest.raises(TrackingError, match="is still away, so the model cannot be registered; the training is"):
+            tracked.require_run_id()
     wait_until_sent(tracked)
     train(tracked, range(3, 5))
     run_id = tracked.require_run_id()
@@ -182,16 +140,14 @@ def test_a_run_begins_without_its_server_and_loses_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_goes_away_in_the_middle_gets_everything_later(road: Road, server: int, tmp_path: Path) -> None:
-    road.open()
+def test_a_server_that_goes_away_in_the_middle_gets_everything_later(road: Proxy, server: int, tmp_path: Path) -> None:
     tracked = open_run(road, tmp_path, "middle")
     train(tracked, range(1, 2))
     wait_until_sent(tracked)
-    road.close()
-    describe(tracked)
-    train(tracked, range(2, 4))
-    assert not tracked._buffer.flush(0.2)
-    road.open()
+    with road.cut():
+        describe(tracked)
+        train(tracked, range(2, 4))
+        assert not tracked._buffer.flush(0.2)
     wait_until_sent(tracked)
     train(tracked, range(4, 5))
     wait_until_sent(tracked)
@@ -199,21 +155,61 @@ def test_a_server_that_goes_away_in_the_middle_gets_everything_later(road: Road,
     assert logged(server, tracked.require_run_id()) == WHOLE
 
 
-def test_a_server_that_stays_away_leaves_a_file_and_the_command_that_replays_it(
-    road: Road, server: int, tmp_path: Path
+def longest_call(tracked: TrackedRun, epochs: range) -> float:
+    """Return the longest time in seconds that the training of these epochs has waited."""
+    taken = []
+    for epoch in epochs:
+        begin = time.monotonic()
+        train(tracked, range(epoch, epoch + 1))
+        taken.append(time.monotonic() - begin)
+    return max(taken)
+
+
+def test_a_slow_server_holds_no_training_up_and_gets_everything(road: Proxy, server: int, tmp_path: Path) -> None:
+    tracked = open_run(road, tmp_path, "slow")
+    describe(tracked)
+    train(tracked, range(1, 2))
+    wait_until_sent(tracked)
+    with road.slow(0.5):
+        assert longest_call(tracked, range(2, 5)) < 0.1
+        assert not tracked._buffer.flush(0.1)  # a request takes a second
+        wait_until_sent(tracked)
+    assert tracked.finish("FINISHED") is None
+    assert logged(server, tracked.require_run_id()) == WHOLE
+
+
+def test_a_server_that_hangs_holds_no_training_up_and_gets_every_point_once(
+    road: Proxy, server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    road.open()
+    """What was given up may yet arrive there, beside what was sent in its place."""
+    tracked = open_run(road, tmp_path, "hangs")
+    describe(tracked)
+    train(tracked, range(1, 2))
+    wait_until_sent(tracked)
+    with road.held(), monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        assert longest_call(tracked, range(2, 5)) < 0.1
+        with tracked._buffer._changed:
+            assert tracked._buffer._changed.wait_for(lambda: tracked._buffer._failures > 0, STORE_ANSWERS_SECONDS)
+        assert longest_call(tracked, range(5, 6)) < 0.1
+    wait_until_sent(tracked)
+    assert tracked.finish("FINISHED") is None
+    assert logged(server, tracked.require_run_id()) == WHOLE | {"epochs": [1, 2, 3, 4, 5]}
+
+
+def test_a_server_that_stays_away_leaves_a_file_and_the_command_that_replays_it(
+    road: Proxy, server: int, tmp_path: Path
+) -> None:
     tracked = open_run(road, tmp_path, "end")
     train(tracked, range(1, 3))
     wait_until_sent(tracked)
     run_id = tracked.require_run_id()
-    road.close()
-    describe(tracked)
-    train(tracked, range(3, 5))
-    file = tmp_path / "mlflow-metrics-end.jsonl"
-    assert tracked.finish("FINISHED") == f"python -m callbacks.metric_buffer replay {file}"
+    with road.cut():
+        describe(tracked)
+        train(tracked, range(3, 5))
+        file = tmp_path / "mlflow-metrics-end.jsonl"
+        assert tracked.finish("FINISHED") == f"python -m callbacks.metric_buffer replay {file}"
     assert "s3cret" not in file.read_text()
-    road.open()
     assert replay(file).run_id == run_id
     assert logged(server, run_id) == WHOLE
 
@@ -240,45 +236,43 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
 
 
 def test_an_outage_leads_nothing_into_the_store_that_the_environment_names(
-    road: Road, server: int, tmp_path: Path, elsewhere: Callable[[], list[str]]
+    road: Proxy, server: int, tmp_path: Path, elsewhere: Callable[[], list[str]]
 ) -> None:
     before = elsewhere()
     output = tmp_path / "output"
-    road.open()
     tracked = open_run(road, output, "other-store")
     train(tracked, range(1, 2))
     wait_until_sent(tracked)
     run_id = tracked.require_run_id()
-    road.close()
-    describe(tracked)
-    train(tracked, range(2, 5))
-    assert tracked.finish("FINISHED") is not None
-    road.open()
+    with road.cut():
+        describe(tracked)
+        train(tracked, range(2, 5))
+        assert tracked.finish("FINISHED") is not None
     assert replay(output / "mlflow-metrics-other-store.jsonl").run_id == run_id
     assert logged(server, run_id) == WHOLE
     assert elsewhere() == before
 
 
 def test_a_run_that_never_saw_its_server_is_not_made_in_the_store_that_the_environment_names(
-    road: Road, server: int, tmp_path: Path, elsewhere: Callable[[], list[str]]
+    road: Proxy, server: int, tmp_path: Path, elsewhere: Callable[[], list[str]]
 ) -> None:
     before = elsewhere()
-    tracked = open_run(road, tmp_path, "never-elsewhere")
-    describe(tracked)
-    train(tracked, range(1, 5))
-    assert tracked.finish("FINISHED") is not None
-    road.open()
+    with road.cut():
+        tracked = open_run(road, tmp_path, "never-elsewhere")
+        describe(tracked)
+        train(tracked, range(1, 5))
+        assert tracked.finish("FINISHED") is not None
     done = replay(tmp_path / "mlflow-metrics-never-elsewhere.jsonl")
     assert logged(server, done.run_id) == WHOLE
     assert elsewhere() == before
 
 
-def test_a_run_that_never_saw_its_server_is_made_by_the_replay(road: Road, server: int, tmp_path: Path) -> None:
-    tracked = open_run(road, tmp_path, "never")
-    describe(tracked)
-    train(tracked, range(1, 5))
-    assert tracked.finish("FINISHED") is not None
-    road.open()
+def test_a_run_that_never_saw_its_server_is_made_by_the_replay(road: Proxy, server: int, tmp_path: Path) -> None:
+    with road.cut():
+        tracked = open_run(road, tmp_path, "never")
+        describe(tracked)
+        train(tracked, range(1, 5))
+        assert tracked.finish("FINISHED") is not None
     done = replay(tmp_path / "mlflow-metrics-never.jsonl")
     assert logged(server, done.run_id) == WHOLE
     assert MlflowClient(f"http://127.0.0.1:{server}").get_run(done.run_id).info.run_name == "never"

@@ -77,6 +77,28 @@ def test_an_attempt_is_told_whatever_the_checkpoint_says(job: TrainingJob, heard
     assert heard == [attempt(step)]
 
 
+def test_the_supervisor_has_the_budgets_and_limits_of_the_configuration(new_config: Callable[..., RunConfig]) -> None:
+    config = new_config(
+        workers="2:4",
+        max_restarts=5,
+        max_preemptions=6,
+        max_start_failures=7,
+        start_limit_seconds=11.0,
+        first_step_limit_seconds=12.0,
+        step_limit_seconds=13.0,
+        checkpoint_limit_seconds=14.0,
+        end_limit_seconds=15.0,
+    )
+    spark = SimpleNamespace(sparkContext=SimpleNamespace(master="local[4]"))
+    run = SimpleNamespace(folder=SimpleNamespace(was_fenced=True))
+    supervisor = TrainingJob(cast(Any, None), config, cast(Any, spark), cast(Any, run), lambda: 3)._supervisor
+    budgets, limits = supervisor.budgets, supervisor.limits
+    assert (budgets.max_restarts, budgets.max_preemptions, budgets.max_start_failures) == (5, 6, 7)
+    assert (limits.start_seconds, limits.first_step_seconds, limits.step_seconds) == (11.0, 12.0, 13.0)
+    assert (limits.checkpoint_seconds, limits.end_seconds) == (14.0, 15.0)
+    assert (supervisor.elastic, supervisor.slots(), supervisor.has_checkpoints) == (config.elastic, 3, True)
+
+
 def test_a_warm_up_longer_than_the_training_is_refused_before_there_is_a_run(
     new_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """T6: a training that stands still is noticed within the limit of its phase, and the rank that is the reason named."""
 
+import math
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -78,6 +80,20 @@ def test_every_phase_has_its_limit(phase: str, limit: int) -> None:
     assert found is not None
     assert found[0] == limit + 1
     assert found[1].ranks == (0, 1)
+
+
+def test_code_of_the_user_may_build_for_as_long_as_it_likes_and_a_start_still_has_its_limit() -> None:
+    """T6: what comes before that code is ours, and takes no longer for it."""
+    limits = replace(LIMITS, build_seconds=math.inf)
+    for phase, limit in (("starting", 300), ("connecting", 300), ("building", math.inf), ("first_step", 600)):
+        assert limits.of(phase) == limit
+    slow = Ranks(1, limits)
+    slow.say(alive(0, "building"))
+    assert slow.run(2000) is None
+    unheard = Ranks(2, limits)
+    found = unheard.run(400)
+    assert found is not None
+    assert (found[0], found[1].is_unheard) == (301, True)
 
 
 def test_a_training_that_gets_on_is_left_alone() -> None:
@@ -264,7 +280,9 @@ def test_where_tasks_were_heard_there_were_slots() -> None:
     assert not found[1].is_unheard
 
 
-@pytest.mark.parametrize("name", ["start_seconds", "first_step_seconds", "step_seconds", "end_seconds"])
+@pytest.mark.parametrize(
+    "name", ["start_seconds", "build_seconds", "first_step_seconds", "step_seconds", "end_seconds"]
+)
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_limit_of_nothing_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; use a number of seconds above 0"):

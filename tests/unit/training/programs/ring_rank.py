@@ -72,8 +72,10 @@ def trained(
     outer_momentum: float = 0.0,
     xla: bool = False,
     precision: str = "float32",
+    is_scaled: bool = False,
+    steps: int = STEPS,
 ) -> dict[str, Any]:
-    """Train for 100 steps and return the weights, and the logs of the two epochs."""
+    """Train and return the weights, and the logs of the two epochs."""
     tf_keras.mixed_precision.set_global_policy(precision)
     strategy = RingStrategy(ring)
     rules = ([local_updates(ring, local_steps, outer_momentum)] if local_steps > 1 else []) + (
@@ -82,8 +84,9 @@ def trained(
     with strategy.scope():
         # Ranks draw other initial weights, as those of careless users do: the chief's count.
         model = build(seed=1 + ring.rank)
+        optimizer = build_optimizer(settings, *rules)
         model.compile(
-            build_optimizer(settings, *rules),
+            loss_scaled(optimizer, growth_steps=4) if is_scaled else optimizer,
             loss=loss(),
             metrics=[tf_keras.metrics.AUC(name="auc", from_logits=True)],
             steps_per_execution=10,
@@ -98,7 +101,7 @@ def trained(
     history = model.fit(
         data,
         epochs=2,
-        steps_per_epoch=STEPS // 2,
+        steps_per_epoch=steps // 2,
         validation_data=validation,
         validation_steps=10,
         callbacks=[Settle()],
@@ -129,6 +132,64 @@ def mean_of_local_steps(ring: Ring) -> dict[str, Any]:
         "found": np.concatenate([weight.ravel() for weight in together.get_weights()]),
         "expected": np.concatenate(mean),
     }
+
+
+def loss_scaled(optimizer: tf_keras.optimizers.Optimizer, growth_steps: int) -> Any:
+    """Return ``optimizer`` with its loss scaled by 64, by twice as much after so many steps, by half after a skip."""
+    return tf_keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=64, dynamic_growth_steps=growth_steps)
+
+
+def skipped_steps(ring: Ring) -> dict[str, Any]:
+    """Return what four steps come to, in the second and last of which the last rank alone has an infinite gradient."""
+    strategy = RingStrategy(ring)
+    with strategy.scope():
+        dense, table = tf.Variable(tf.zeros([2])), tf.Variable(tf.zeros([4, 2]))
+        optimizer = loss_scaled(build_optimizer(OptimizerSettings("sgd", 0.5)), growth_steps=100)
+    own = np.tile(np.float32(1 + ring.rank), [4, 2])
+    of_dense, of_table = own.copy(), own.copy()
+    if ring.rank == ring.workers - 1:
+        of_dense[1, 0] = of_table[3, 1] = np.inf
+
+    @tf.function
+    def step(number: tf.Tensor) -> None:
+        def of_replica() -> None:
+            row = tf.IndexedSlices(tf.constant(of_table)[number : number + 1], [number], [4, 2])
+            optimizer.apply_gradients([(tf.constant(of_dense)[number], dense), (row, table)])
+
+        strategy.run(of_replica)
+
+    dense_after = []
+    for number in range(4):
+        step(tf.constant(number))
+        dense_after.append(dense.numpy())
+    return {
+        "dense": np.array(dense_after),
+        "table": table.numpy(),
+        "loss_scale": optimizer.loss_scale.numpy(),
+        "steps": optimizer.iterations.numpy(),
+    }
+
+
+def outer_steps(ring: Ring) -> dict[str, Any]:
+    """Return the weights after each of four local steps, each rank towards a place of its own, two to an outer one."""
+    strategy = RingStrategy(ring)
+    rule = local_updates(ring, 2, outer_momentum=0.9, outer_learning_rate=0.7)
+    with strategy.scope():
+        weight = tf.Variable([4.0, -2.0, 0.5])
+        optimizer = build_optimizer(OptimizerSettings("sgd", 0.25), rule)
+
+    @tf.function
+    def step() -> None:
+        # As Keras does, whose mean of a batch is that of all ranks.
+        strategy.run(
+            lambda: optimizer.apply_gradients([((weight - [1.0, 2.0, 4.0 * ring.rank]) / ring.workers, weight)])
+        )
+
+    found = []
+    for _ in range(4):
+        step()
+        found.append(weight.numpy())
+    return {"own": np.array(found[::2]), "met": np.array(found[1::2])}
 
 
 def loss() -> tf_keras.losses.Loss:
@@ -220,7 +281,10 @@ CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "float16": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), precision="mixed_float16"),
     "local": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4),
     "accumulated_local": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5), accumulate=2, local_steps=4),
+    "scaled": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), is_scaled=True, steps=20),
+    "skipped_steps": skipped_steps,
     "mean_of_local_steps": mean_of_local_steps,
+    "outer_steps": outer_steps,
     "diloco": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4, outer_momentum=0.5),
     "custom_loop": custom_loop,
     "finite_dataset": finite_dataset,

@@ -1,0 +1,353 @@
+"""An earlier model's weights for a new one: the rows of a table by the tokens they belong to, all else by name.
+
+Retraining means new data, and so other vocabularies: the same token has another id, and some tokens are new. What the
+earlier model does not know keeps its initial values.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from data_pipelines.feature_kinds import (
+    FIRST_VOCABULARY_ID,
+    OUT_OF_VOCABULARY_ID,
+    Bucketed,
+    Feature,
+    TokenFeature,
+)
+from data_pipelines.fitted import FittedFeatures
+from models.layers import Field, FieldEmbeddings, lay_out_fields
+
+Ids = npt.NDArray[np.int64]
+
+NOT_THERE = -1
+
+# Where a checkpoint keeps the names of its variables, and what those of a model that models.serving saved begin with.
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_STATE = "_state/"
+
+_NAMES_IN_MESSAGE = 8
+
+
+class WarmStartError(ValueError):
+    """An earlier model from which nothing can be taken; the message says what to give instead."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a model got of an earlier one.
+
+    Attributes:
+        weights: How many weights were taken, whole or in part.
+        of_weights: How many there are.
+        tokens: How many tokens of its vocabularies the earlier model knows, in tables that were taken.
+        of_tokens: How many there are.
+        left_out: Weights that were not taken, each with the reason.
+        redefined: Features that are defined otherwise, or stand elsewhere, in the earlier model: weights of that shape
+            were taken all the same.
+    """
+
+    weights: int
+    of_weights: int
+    tokens: int
+    of_tokens: int
+    left_out: tuple[str, ...]
+    redefined: tuple[str, ...]
+
+    def in_words(self) -> str:
+        """Return it in one line."""
+        words = f"{self.weights:,} of {self.of_weights:,} weights"
+        if self.of_tokens:
+            words += f", {self.tokens:,} of {self.of_tokens:,} tokens"
+        if self.left_out:
+            words += f"; not taken: {_some(self.left_out)}"
+        if self.redefined:
+            words += f"; defined otherwise there: {_some(self.redefined)}"
+        return words
+
+
+class EarlierModel:
+    """The weights of an exported model, read one by one, and what its ids mean."""
+
+    def __init__(self, saved_model: Path, features: FittedFeatures) -> None:
+        """Look at what there is.
+
+        Args:
+            saved_model: Folder of the SavedModel; of what is in it, its variables are needed.
+            features: The fitted features that it was trained with.
+
+        Raises:
+            WarmStartError: They cannot be read.
+        """
+        self.features = features
+        self._variables = str(saved_model / tf.saved_model.VARIABLES_DIRECTORY / tf.saved_model.VARIABLES_FILENAME)
+        try:
+            self._reader = tf.train.load_checkpoint(self._variables)
+            graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(self._reader.get_tensor(_OBJECT_GRAPH))
+        except (ValueError, tf.errors.OpError) as error:
+            raise self._unreadable(error) from error
+        found = [
+            (attribute.full_name, attribute.checkpoint_key)
+            for node in graph.nodes
+            for attribute in node.attributes
+            if attribute.checkpoint_key.startswith(_STATE)
+        ]
+        names = [name for name, _ in found]
+        # Of two with one name nobody can tell which is which.
+        self._keys = {name: key for name, key in found if names.count(name) == 1}
+        self._shapes = self._reader.get_variable_to_shape_map()
+
+    def shape(self, name: str) -> list[int] | None:
+        """Return the shape of a weight; None where there is no weight, or more than one, of that name."""
+        key = self._keys.get(name)
+        return None if key is None else list(self._shapes[key])
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Return the values of a weight.
+
+        Raises:
+            WarmStartError: They are damaged.
+        """
+        try:
+            return np.asarray(self._reader.get_tensor(self._keys[name]))
+        except tf.errors.OpError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> WarmStartError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return WarmStartError(
+            f"warm start: the weights {self._variables} cannot be read ({reason}); give another model"
+        )
+
+
+def begin_from(model: tf_keras.Model, fitted: FittedFeatures, earlier: EarlierModel) -> Taken:
+    """Give ``model`` the weights of ``earlier`` that fit it.
+
+    A function of the files and of the model's initial values: workers that agree on both agree on the result. Counters
+    (dropout's), metrics and the optimizer begin afresh.
+
+    Args:
+        model: A built model of :mod:`models.catalog`.
+        fitted: The features that it was built for.
+        earlier: Where the weights come from.
+
+    Raises:
+        WarmStartError: Nothing fits.
+    """
+    tables = dict(_tables(model, fitted, earlier.features))
+    weights = _learnt(model)
+    names = [_name(weight) for weight in weights]
+    known: dict[str, int] = {}
+    left_out = []
+    for name, weight in zip(names, weights, strict=True):
+        table = tables.get(id(weight))
+        reason = "several have that name" if names.count(name) > 1 else _misfit(weight, name, table, earlier)
+        if reason is not None:
+            left_out.append(f"{name} ({reason})")
+            continue
+        values = earlier.read(name)
+        if table is not None:
+            values = merged(weight.numpy(), values, table.rows)
+            known |= table.known
+        weight.assign(values.astype(weight.dtype.as_numpy_dtype))
+    tokens = {owner: of for table in tables.values() for owner, of in table.tokens.items()}
+    if len(left_out) == len(weights):
+        raise WarmStartError(
+            f"warm start: none of the {len(weights)} weights can be taken: {_some(left_out)}; give a model of the same "
+            f"architecture and settings, or leave warm_start out"
+        )
+    return Taken(
+        len(weights) - len(left_out),
+        len(weights),
+        sum(known.values()),
+        sum(tokens.values()),
+        tuple(left_out),
+        redefined(fitted, earlier.features),
+    )
+
+
+def merged(initial: npt.NDArray[Any], earlier: npt.NDArray[Any], rows: Ids) -> npt.NDArray[Any]:
+    """Return ``initial`` with row ``i`` replaced by row ``rows[i]`` of ``earlier``, where that is not ``NOT_THERE``.
+
+    Args:
+        initial: ``[rows, dim]``.
+        earlier: ``[any, dim]``.
+        rows: int64 ``[rows]``.
+    """
+    found = np.array(initial)
+    is_there = rows != NOT_THERE
+    found[is_there] = earlier[rows[is_there]]
+    return found
+
+
+def earlier_ids(fitted: FittedFeatures, feature: Feature, earlier: FittedFeatures, before: Feature) -> Ids:
+    """Return per id of ``feature`` the id that meant the same to ``before``, ``NOT_THERE`` where none did: int64 [ids].
+
+    Tokens of a vocabulary are looked up; hash buckets and quantile buckets mean the same where there are as many.
+
+    Args:
+        fitted: What ``feature`` belongs to.
+        feature: One whose values are ids.
+        earlier: What ``before`` belongs to.
+        before: What stood in its place.
+    """
+    assert isinstance(feature, TokenFeature | Bucketed)  # noqa: S101 - the caller's to see to
+    ids = np.full(fitted.id_count(feature), NOT_THERE, np.int64)
+    if not isinstance(before, TokenFeature | Bucketed) or isinstance(before, Bucketed) != isinstance(feature, Bucketed):
+        return ids
+    if _has_vocabulary(fitted, feature) != _has_vocabulary(earlier, before):
+        return ids
+    if not _has_vocabulary(fitted, feature):
+        return np.arange(len(ids)) if earlier.id_count(before) == len(ids) else ids
+    assert isinstance(feature, TokenFeature)  # noqa: S101 - it has a vocabulary
+    assert isinstance(before, TokenFeature)  # noqa: S101
+    table = earlier.vocabulary(before)
+    pieces = [table.ids(piece) for piece in fitted.vocabulary(feature).pieces()]
+    known = np.concatenate([np.empty(0, np.int64), *pieces])
+    if (known > OUT_OF_VOCABULARY_ID).any():  # else they have nothing in common, not even what is unknown
+        ids[:FIRST_VOCABULARY_ID] = np.arange(FIRST_VOCABULARY_ID)
+        ids[FIRST_VOCABULARY_ID:] = np.where(known > OUT_OF_VOCABULARY_ID, known, NOT_THERE)
+    return ids
+
+
+def redefined(fitted: FittedFeatures, earlier: FittedFeatures) -> tuple[str, ...]:
+    """Return the names of the features that are not in both, not defined alike, or not in the same order."""
+    here = {feature.name: feature for feature in fitted.spec.query_features}
+    there = {feature.name: feature for feature in earlier.spec.query_features}
+    differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    both = ([name for name in one if name in other] for one, other in ((here, there), (there, here)))
+    moved = [name for name, other in zip(*both, strict=True) if name != other]
+    return tuple(dict.fromkeys([*differing, *moved]))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """How the rows of a table were numbered before.
+
+    Attributes:
+        rows: Per row the row that meant the same, or ``NOT_THERE``.
+        of_rows: How many rows the earlier table must have for that to hold.
+        known: Per vocabulary how many of its tokens were there.
+        tokens: Per vocabulary how many tokens it has.
+    """
+
+    rows: Ids
+    of_rows: int
+    known: dict[str, int]
+    tokens: dict[str, int]
+
+
+def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatures) -> Iterator[tuple[int, _Table]]:
+    """Yield every table of ``model`` whose rows belong to ids, by the identity of its variable."""
+    candidates = getattr(model, "candidate_tower", None)
+    for layer in model.submodules:
+        if isinstance(layer, FieldEmbeddings):
+            fields, of_rows = lay_out_fields(earlier, earlier.spec.query_features)
+            here, there = _owners(fitted, layer.fields), _owners(earlier, fields)
+        elif layer is candidates and isinstance(layer, tf_keras.layers.Embedding):
+            here, of_rows = _owners(fitted, [Field(fitted.spec.candidate.name, 0, 1)]), 0
+            there = {}
+            if earlier.spec.label.kind == "candidate":
+                there = _owners(earlier, [Field(earlier.spec.candidate.name, 0, 1)])
+                of_rows = earlier.id_count(earlier.spec.candidate)
+        elif isinstance(layer, tf_keras.layers.Embedding) and not _ids_agree(fitted, earlier):
+            # Its ids are made of others in a way of its own, such as a hash of two: nothing leads back to tokens.
+            here, there, of_rows = {}, {}, 0
+        else:
+            continue
+        if not layer.weights:  # never called
+            continue
+        (weight,) = layer.weights
+        yield id(weight), _matched(int(weight.shape[0]), fitted, here, earlier, there, of_rows)
+
+
+def _owners(fitted: FittedFeatures, fields: Sequence[Field]) -> dict[str, tuple[Feature, int]]:
+    """Return per vocabulary, hash or bucketed feature one feature that uses it, and its first row in the table."""
+    found: dict[str, tuple[Feature, int]] = {}
+    for field in fields:
+        feature = fitted.spec[field.name]
+        assert isinstance(feature, TokenFeature | Bucketed)  # noqa: S101 - it is a field
+        owner = feature.name if isinstance(feature, Bucketed) else fitted.spec.vocabulary_name(feature)
+        found.setdefault(owner, (feature, field.offset))
+    return found
+
+
+def _matched(
+    count: int,
+    fitted: FittedFeatures,
+    here: dict[str, tuple[Feature, int]],
+    earlier: FittedFeatures,
+    there: dict[str, tuple[Feature, int]],
+    of_rows: int,
+) -> _Table:
+    rows = np.full(count, NOT_THERE, np.int64)
+    known, tokens = {}, {}
+    for owner, (feature, first) in here.items():
+        if _has_vocabulary(fitted, feature):
+            known[owner], tokens[owner] = 0, len(fitted.vocabularies[owner])
+        if owner not in there:
+            continue
+        before, first_before = there[owner]
+        ids = earlier_ids(fitted, feature, earlier, before)
+        rows[first : first + len(ids)] = np.where(ids == NOT_THERE, NOT_THERE, ids + first_before)
+        if owner in known:
+            known[owner] = int((ids[FIRST_VOCABULARY_ID:] != NOT_THERE).sum())
+    return _Table(rows, of_rows, known, tokens)
+
+
+def _ids_agree(fitted: FittedFeatures, earlier: FittedFeatures) -> bool:
+    """Whether every id of every feature means what it meant before."""
+    there = {feature.name: feature for feature in earlier.spec}
+    for feature in fitted.spec:
+        if isinstance(feature, TokenFeature | Bucketed):
+            before = there.get(feature.name)
+            ids = None if before is None else earlier_ids(fitted, feature, earlier, before)
+            if ids is None or not np.array_equal(ids, np.arange(len(ids))):
+                return False
+    return True
+
+
+def _has_vocabulary(fitted: FittedFeatures, feature: Feature) -> bool:
+    return isinstance(feature, TokenFeature) and fitted.spec.hash_buckets(feature) is None
+
+
+def _learnt(model: tf_keras.Model) -> list[Any]:
+    """Return the weights that training moves: neither counters nor what metrics add up."""
+    metrics = {
+        id(weight)
+        for part in model.submodules
+        if isinstance(part, tf_keras.metrics.Metric)
+        for weight in part.variables
+    }
+    return [weight for weight in model.weights if weight.dtype.is_floating and id(weight) not in metrics]
+
+
+def _name(weight: Any) -> str:
+    return str(weight.name).partition(":")[0]
+
+
+def _misfit(weight: Any, name: str, table: _Table | None, earlier: EarlierModel) -> str | None:
+    """Return why a weight cannot be taken, None where it can."""
+    shape = earlier.shape(name)
+    if shape is None:
+        return "not there"
+    here = weight.shape.as_list()
+    if table is None:
+        return None if shape == here else f"{here} here, {shape} there"
+    if shape[1:] != here[1:]:
+        return f"rows of {here[1:]} here, of {shape[1:]} there"
+    if (table.rows == NOT_THERE).all() or shape[0] != table.of_rows:
+        return "no row is known to mean the same"
+    return None
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_IN_MESSAGE
+    return ", ".join(names[:_NAMES_IN_MESSAGE]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,0 +1,58 @@
+"""Faults on purpose in a training with parameter servers: who is struck, and what can strike nobody."""
+
+import logging
+
+import pytest
+
+from training.fitting.activity import Activity
+from training.parameter_servers.injected import faults_of
+from training.parameter_servers.roles import Roles
+
+ROLES = Roles(workers=2, servers=1)
+
+
+def struck(text: str, attempt: int = 1) -> dict[int, tuple[bool, list[str]]]:
+    """Return per rank whether something strikes at a step, and what holds up its data."""
+    found = {}
+    for rank in range(ROLES.ranks):
+        faults = faults_of({"MIRRORSPARK_FAULTS": text}, rank, attempt, ROLES, Activity())
+        found[rank] = (bool(faults.callbacks()), [str(fault.kind) for fault in faults.of_input])
+    return found
+
+
+def test_steps_strike_the_coordinator_and_data_is_held_up_at_the_workers() -> None:
+    nothing: tuple[bool, list[str]] = (False, [])
+    assert struck("") == dict.fromkeys(range(4), nothing)
+    assert struck("kill:step=40;slow_input:rank=2,seconds=0.5") == {
+        0: (True, []),
+        1: nothing,
+        2: (False, ["slow_input"]),
+        3: nothing,
+    }
+    assert struck("hang_input:step=3")[1] == struck("hang_input:step=3")[2] == (False, ["hang_input"])
+    assert struck("kill:step=40", attempt=2)[0] == nothing
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kill:rank=1,step=40", "'kill:rank=1,step=40', but rank 1 is worker 0: steps are counted by rank 0"),
+        ("raise:rank=3", "but rank 3 is parameter server 0"),
+        ("hang_input:rank=0", "but rank 0 is the coordinator: .* data is read by the workers, ranks 1 to 2; name one"),
+        ("slow_input:rank=3", "or strike from outside with training.faults.kill or stop"),
+        ("kill:rank=4", "rank 4 is not one of 4"),
+    ],
+)
+def test_a_fault_that_can_never_strike_is_refused_by_every_rank(text: str, said: str) -> None:
+    for rank in range(ROLES.ranks):
+        with pytest.raises(ValueError, match=said):
+            faults_of({"MIRRORSPARK_FAULTS": text}, rank, 1, ROLES, Activity())
+
+
+def test_a_rank_tells_its_own_faults_only(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        struck("kill:step=40;hang_input:rank=1")
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "kill:step=40",
+        "hang_input:rank=1",
+    ]

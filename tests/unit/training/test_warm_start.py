@@ -1,0 +1,260 @@
+"""T12: the model that a training begins from: found before anything starts, kept with the run, given to every rank."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from data_pipelines.dataset import Dataset
+from scoring.model_directory import folder_digest
+from scoring.model_uri import PinnedModel
+from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
+from tests.unit.training.test_function_rank import Twin
+from training import warm_start
+from training.channel.events import Event
+from training.config import ConfigError, RunConfig
+from training.live.view import LiveView
+from training.ranks.plan import TrainingPlan
+from training.records.open_run import OpenRun
+from training.records.run_folder import RunFolder, hold_run_folder
+from training.records.tracking import TrackingError
+from training.training_job import TrainingJob
+from training.warm_start import WarmStart, find_model, keep
+
+NewConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def flights_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_flights(tmp_path_factory.mktemp("export") / "flights", seed=1)
+
+
+@pytest.fixture(scope="module")
+def registered(mlflow_store: str, tmp_path_factory: pytest.TempPathFactory, flights_model: Path) -> Any:
+    """Return what MLflow says of version 1 of ``flights``; version 2 has the same weights."""
+    artifacts = tmp_path_factory.mktemp("artifacts")
+    first = log_flights(mlflow_store, artifacts, flights_model)
+    log_flights(mlflow_store, artifacts, flights_model)
+    MlflowClient(mlflow_store).set_registered_model_alias("flights", "champion", "1")
+    return first
+
+
+@pytest.fixture
+def config(new_config: NewConfig, tmp_path: Path) -> RunConfig:
+    return new_config(output=str(tmp_path / "output"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    (tmp_path / "run").mkdir()
+    return RunFolder(tmp_path / "run", "identity", None)
+
+
+def found(config: RunConfig, name: str | Path, store: str) -> PinnedModel:
+    model = find_model(replace(config, warm_start=str(name)), store)
+    assert model is not None
+    return model
+
+
+def test_an_alias_a_version_a_run_and_folders_lead_to_the_model(
+    config: RunConfig, mlflow_store: str, registered: Any, flights_model: Path, tmp_path: Path
+) -> None:
+    assert found(config, "models:/flights@champion", mlflow_store).uri == "models:/flights/1"
+    names: list[str | Path] = ["models:/flights/2", f"runs:/{registered.run_id}", f"runs:/{registered.run_id}/model"]
+    run = tmp_path / "runs" / "flights-20260131"
+    shutil.copytree(flights_model, run / "model")
+    digest = folder_digest(flights_model)
+    for name in (*names, flights_model, run, run / "model"):
+        assert found(config, name, mlflow_store).digest == digest, name
+    assert find_model(config, mlflow_store) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("models:/flights/9", r"has the versions \[1, 2\] and the aliases \['champion'\]: use one of them"),
+        ("models:/flihgts@champion", "has no model 'flihgts'"),
+        ("runs:/0123456789abcdef0123456789abcdef", "there is no run '0123456789abcdef0123456789abcdef'"),
+        ("nowhere", "model 'nowhere' does not exist: there is no such folder"),
+        (".", "holds no exported model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_a_usage_error_in_one_line(
+    config: RunConfig,
+    mlflow_store: str,
+    registered: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message) as raised:
+        found(config, name, mlflow_store)
+    assert str(raised.value).startswith(f"warm_start {name}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_store_that_is_not_there_is_not_made(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no MLflow store sqlite:"):
+        found(config, "models:/flights/1", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_registry_that_is_away_is_told_without_its_password(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise ConnectionRefusedError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(warm_start, "resolve", away)
+    expected = r"warm_start models:/flights/1 cannot be looked up in http://mlflow:5000: .*Connection refused"
+    with pytest.raises(TrackingError, match=expected):
+        found(config, "models:/flights/1", "http://ann:s3cret@mlflow:5000")
+
+
+def test_a_run_keeps_what_it_began_from_whatever_becomes_of_alias_and_files(
+    config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(flights_model, tmp_path / "champion"))
+    config = replace(config, warm_start=str(source))
+    begun = keep(config, mlflow_store, folder, find_model(config, mlflow_store))
+    assert begun == WarmStart(str(source), folder_digest(flights_model), folder.warm_start)
+    shutil.rmtree(source)
+    assert keep(config, mlflow_store, folder) == begun
+    kept = {path.relative_to(folder.warm_start).as_posix() for path in folder.warm_start.rglob("*") if path.is_file()}
+    assert {"features/features.json", "saved_model/variables/variables.index", "source.json"} < kept
+    assert "saved_model/saved_model.pb" not in kept
+    assert [path.name for path in folder.path.iterdir()] == ["warm_start"]
+    assert keep(replace(config, warm_start=None), mlflow_store, folder) is None
+
+
+def test_a_copy_that_was_cut_off_is_made_again(
+    config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, warm_start=str(flights_model))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warm_start, "write_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            keep(config, mlflow_store, folder)
+    assert list(folder.path.iterdir()) == []
+    assert keep(config, mlflow_store, folder) is not None
+
+
+def test_an_unfinished_run_goes_on_without_the_model_being_there_any_more(
+    config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(flights_model, tmp_path / "champion"))
+    config = replace(config, warm_start=str(source))
+    with hold_run_folder(config, "da7a") as folder:
+        keep(config, mlflow_store, folder)
+        folder.save_state("stopped", None)
+    shutil.rmtree(source)
+    assert find_model(config, mlflow_store) is None
+    for other in (replace(config, resume=False), replace(config, seed=2)):
+        with pytest.raises(ConfigError, match="there is no such folder"):
+            find_model(other, mlflow_store)
+    folder.save_state("finished", None)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        find_model(config, mlflow_store)
+
+
+def test_what_a_run_begins_from_is_part_of_what_it_learns(new_config: NewConfig, tmp_path: Path) -> None:
+    configs = [new_config(warm_start=name) for name in (None, "models:/flights/1", "models:/flights/2")]
+    assert len({config.identity for config in configs}) == 3
+    assert new_config(warm_start=tmp_path).warm_start == str(tmp_path)
+
+
+def test_tables_that_no_rank_holds_whole_cannot_be_begun_from(new_config: NewConfig) -> None:
+    with pytest.raises(ConfigError, match="warm_start does not go with the strategy parameter_server"):
+        new_config(warm_start="models:/flights/1", strategy="parameter_server", parameter_servers=1)
+
+
+def test_a_rank_takes_the_weights_without_a_collective_and_the_chief_tells(
+    flights_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that read the same file agree: nothing has to travel."""
+    import tf_keras
+
+    from models import multi_field
+    from training.fitting import fit
+    from training.fitting.ring_strategy import RingStrategy
+
+    settings = multi_field.Settings(embedding_dim=4, hidden_units=(8,))
+    ring = Twin()
+    tf_keras.utils.set_random_seed(2)
+    with RingStrategy(cast(Any, ring)).scope():
+        model = multi_field.build(settings, flights_features(), seed=2)
+    for name in ("all_reduce", "all_gather", "broadcast"):
+        monkeypatch.setattr(ring, name, None, raising=False)
+    told: list[Event] = []
+    dataset = cast(Any, SimpleNamespace(features=flights_features()))
+    for rank in (1, 0):
+        control = cast(Any, SimpleNamespace(rank=rank, events=SimpleNamespace(send=told.append)))
+        fit._begin_warm(flights_model, model, dataset, control)
+    tf_keras.utils.set_random_seed(1)
+    original = multi_field.build(settings, flights_features(), seed=1)
+    for mine, theirs in zip(model.get_weights(), original.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    (event,) = told
+    assert (event["event"], event["weights"], event["tokens"]) == ("warm_start", 5, 9)
+    assert event["message"] == "5 of 5 weights, 9 of 9 tokens"
+
+
+@pytest.mark.parametrize(("resume_from", "is_begun"), [(None, True), ("checkpoints/step-00000010", False)])
+def test_a_training_that_goes_on_from_a_checkpoint_is_not_begun_again(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, resume_from: str | None, is_begun: bool
+) -> None:
+    from training.fitting import fit
+    from training.fitting.activity import Activity
+
+    begun: list[Path] = []
+    model = SimpleNamespace(fit=lambda *_, **__: begun.append(Path("fit")))
+    dataset = SimpleNamespace(steps=lambda split, rows: 1)
+    fakes: dict[str, Any] = {
+        "with_local_checkpoint": lambda plan, activity: plan,
+        "open_strategy": lambda *_: None,
+        "start_of": lambda *_: SimpleNamespace(epoch=0, step_in_epoch=0),
+        "build_model": lambda *_: model,
+        "fit_callbacks": lambda *_, **__: [],
+        "_batches": lambda *_: None,
+        "_begin_warm": lambda folder, *_: begun.append(folder),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(fit, name, fake)
+    monkeypatch.setattr(Dataset, "open", lambda path: dataset)
+    plan = TrainingPlan(config, "dataset", "checkpoints", 1, 8, resume_from=resume_from, warm_start="the run's own")
+    control = cast(Any, SimpleNamespace(rank=0, activity=Activity(), meeting=None))
+    fit.train(plan, control, cast(Any, None))
+    assert begun == [*([Path("the run's own")] if is_begun else []), Path("fit")]
+
+
+def test_people_read_once_what_was_taken_and_every_attempt_gets_the_folder(
+    config: RunConfig, folder: RunFolder
+) -> None:
+    lines: list[str] = []
+    view = LiveView(epochs=1, is_interactive=False, write=lines.append)
+    tracked = cast(Any, SimpleNamespace(on_event=lambda event: None))
+    begin = WarmStart("models:/flights/3", "d1", folder.warm_start)
+    dataset = cast(Any, SimpleNamespace(path=folder.path))
+    run = OpenRun(folder, tracked, view)
+    job = TrainingJob(dataset, config, cast(Any, None), run, lambda: 1, warm_start=begin)
+    event: Event = {"event": "warm_start", "rank": 0, "message": "5 of 6 weights; not taken: a (not there)"}
+    job.on_event(event)
+    assert lines == ["warm start from models:/flights/3: 5 of 6 weights; not taken: a (not there)"]
+    assert job._training_plan().warm_start == str(folder.warm_start)
+    again = TrainingJob(dataset, config, cast(Any, None), run, lambda: 1)
+    run.recall(again.remember)
+    assert again.taken == event
+    assert len(lines) == 1
+    assert again._training_plan().warm_start is None
