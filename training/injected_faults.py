@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -109,8 +110,11 @@ def _strike(fault: Fault, step: int) -> None:
         case "hang":
             threading.Event().wait(fault.duration)
         case "freeze":
-            # Within C and with Python's lock held, so that no other thread of this process runs.
-            ctypes.PyDLL(None).poll(None, 0, int(fault.duration * 1000))
+            # Within C and with Python's lock held, so that no other thread of this process runs; again where the signal
+            # for a dump of the stacks has ended it.
+            end = time.monotonic() + fault.duration
+            while (left := end - time.monotonic()) > 0:
+                ctypes.PyDLL(None).poll(None, 0, int(left * 1000) + 1)
         case "full_disk":
             assert fault.path is not None  # noqa: S101 - Fault has seen to it
             disk = faults.full_disk(fault.path)

@@ -245,7 +245,8 @@ class TrainingJob:
         """Where checkpoints go: on a store of one's own, into a folder with the name of the run's."""
         if self.config.checkpoints is None:
             return str(self.folder.checkpoints)
-        return f"{self.config.checkpoints.rstrip('/')}/{self.folder.path.name}"
+        # Not behind the options of a store, with which a URI ends.
+        return str(StoragePath.of(self.config.checkpoints) / self.folder.path.name)
 
     def _training_plan(self) -> TrainingPlan:
         return TrainingPlan(
