@@ -112,8 +112,8 @@ def _strike(fault: Fault, step: int) -> None:
         case "freeze":
             # Within C and with Python's lock held, so that no other thread of this process runs; again where the signal
             # for a dump of the stacks has ended it.
-            end = time.monotonic() + fault.duration
-            while (left := end - time.monotonic()) > 0:
+            until = time.monotonic() + fault.duration
+            while (left := until - time.monotonic()) > 0:
                 ctypes.PyDLL(None).poll(None, 0, int(left * 1000) + 1)
         case "full_disk":
             assert fault.path is not None  # noqa: S101 - Fault has seen to it

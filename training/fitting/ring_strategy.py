@@ -53,13 +53,18 @@ class RingStrategy(tf.distribute.MirroredStrategy):
 
     @contextlib.contextmanager
     def ring_errors(self) -> Iterator[None]:
-        """Raise the ring's own errors while the block runs: in a graph TensorFlow makes them into errors of its own."""
+        """Raise the ring's own errors while the block runs.
+
+        TensorFlow makes them into errors of its own: those of an operation where a graph runs, and where it is traced,
+        which broadcasts the initial values of variables, those of user code.
+        """
         try:
             yield
-        except tf.errors.OpError as error:
-            if self.ring.failure is not None:
-                raise self.ring.failure from error
-            raise
+        except Exception as error:
+            failure = self.ring.failure
+            if failure is None or failure is error:
+                raise
+            raise failure from error
 
 
 class _RingExtended(mirrored_strategy.MirroredExtended):

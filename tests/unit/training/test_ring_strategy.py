@@ -1,5 +1,6 @@
 """`RingStrategy` on one, two and three workers: T3, T9; two workers equal one at the same global batch."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.unit.training.conftest import free_addresses
-from training.fitting.ring import Ring
+from training.fitting.ring import Ring, RingError
 from training.fitting.ring_strategy import RingStrategy
 
 PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
@@ -185,3 +186,22 @@ def test_rows_of_a_table_and_of_its_optimizer_are_read_without_all_others() -> N
     operations = {operation.type for operation in read.get_concrete_function().graph.get_operations()}
     assert operations >= {"ResourceGather", "ResourceGatherNd"}
     assert "ReadVariableOp" not in operations
+
+
+def test_a_rank_that_is_lost_while_a_graph_is_traced_is_told_as_lost() -> None:
+    """T6: TensorFlow would have it that the user's code has failed."""
+    (following, their_following), (preceding, their_preceding) = socket.socketpair(), socket.socketpair()
+    their_following.close()
+    their_preceding.close()
+    made: list[tf.Variable] = []
+
+    @tf.function
+    def step() -> tf.Tensor:
+        if not made:
+            made.append(tf.Variable(1.0))
+        return made[0].value()
+
+    with following, preceding:
+        strategy = RingStrategy(Ring(1, 2, following, preceding))
+        with pytest.raises(RingError, match="rank 0 is gone"), strategy.ring_errors(), strategy.scope():
+            step()
