@@ -6,7 +6,7 @@ from typing import Any
 
 from callbacks.credentials import without_credentials
 
-_SQLITE = "sqlite:///"
+_SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")
 
 
 def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
@@ -61,7 +61,19 @@ def is_same_store(one: str, other: str) -> bool:
 
 def absolute_store(tracking_uri: str) -> str:
     """Return the address of a store; that of an SQLite file means the same from any working directory."""
-    path = tracking_uri.removeprefix(_SQLITE)
-    if path in (tracking_uri, "", ":memory:"):
+    file = sqlite_file(tracking_uri)
+    if file is None:
         return tracking_uri
-    return f"{_SQLITE}{Path(path).absolute()}"
+    scheme, separator, rest = tracking_uri.partition(":///")
+    _, mark, options = rest.partition("?")
+    return f"{scheme}{separator}{file.absolute()}{mark}{options}"
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """Return the file of an SQLite store; None for any other store, and for one that is in no file.
+
+    What stands behind a question mark are options of the connection, such as ``timeout=60``.
+    """
+    found = _SQLITE_FILE.fullmatch(tracking_uri)
+    # SQLite has addresses of its own, of which only its library knows what they name.
+    return None if found is None or found[1] == ":memory:" or found[1].startswith("file:") else Path(found[1])

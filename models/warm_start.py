@@ -4,7 +4,7 @@ Retraining means new data, and so other vocabularies: the same token has another
 earlier model does not know keeps its initial values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _STATE = "_state/"
 
 _NAMES_IN_MESSAGE = 8
+# What is held besides a table while its rows are put together, and how often that gives a sign.
+_ROWS_AT_ONCE = 1 << 16
+# Without it, the next command would begin from the same one, whatever its alias means by then.
+_LOOKED_UP_ANEW = "a run that has begun keeps its model: --no-resume looks it up anew"
 
 
 class WarmStartError(ValueError):
@@ -123,11 +127,14 @@ class EarlierModel:
     def _unreadable(self, error: Exception) -> WarmStartError:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return WarmStartError(
-            f"warm start: the weights {self._variables} cannot be read ({reason}); give another model"
+            f"warm start: the weights {self._variables} cannot be read ({reason}); give another model; "
+            f"{_LOOKED_UP_ANEW}"
         )
 
 
-def begin_from(model: tf_keras.Model, fitted: FittedFeatures, earlier: EarlierModel) -> Taken:
+def begin_from(
+    model: tf_keras.Model, fitted: FittedFeatures, earlier: EarlierModel, beat: Callable[[], None] = lambda: None
+) -> Taken:
     """Give ``model`` the weights of ``earlier`` that fit it.
 
     A function of the files and of the model's initial values: workers that agree on both agree on the result. Counters
@@ -137,11 +144,15 @@ def begin_from(model: tf_keras.Model, fitted: FittedFeatures, earlier: EarlierMo
         model: A built model of :mod:`models.catalog`.
         fitted: The features that it was built for.
         earlier: Where the weights come from.
+        beat: Is called while it gets on: after each read, and every few thousand rows of a table.
 
     Raises:
         WarmStartError: Nothing fits.
     """
-    tables = dict(_tables(model, fitted, earlier.features))
+    tables = {}
+    for key, numbered in _tables(model, fitted, earlier.features):
+        tables[key] = numbered
+        beat()
     weights = _learnt(model)
     names = [_name(weight) for weight in weights]
     known: dict[str, int] = {}
@@ -153,15 +164,17 @@ def begin_from(model: tf_keras.Model, fitted: FittedFeatures, earlier: EarlierMo
             left_out.append(f"{name} ({reason})")
             continue
         values = earlier.read(name)
+        beat()
         if table is not None:
-            values = merged(weight.numpy(), values, table.rows)
+            values = merged(weight.numpy(), values, table.rows, beat)
             known |= table.known
-        weight.assign(values.astype(weight.dtype.as_numpy_dtype))
+        weight.assign(values.astype(weight.dtype.as_numpy_dtype, copy=False))
+        beat()
     tokens = {owner: of for table in tables.values() for owner, of in table.tokens.items()}
     if len(left_out) == len(weights):
         raise WarmStartError(
             f"warm start: none of the {len(weights)} weights can be taken: {_some(left_out)}; give a model of the same "
-            f"architecture and settings, or leave warm_start out"
+            f"architecture and settings, or leave warm_start out; {_LOOKED_UP_ANEW}"
         )
     return Taken(
         len(weights) - len(left_out),
@@ -173,17 +186,23 @@ def begin_from(model: tf_keras.Model, fitted: FittedFeatures, earlier: EarlierMo
     )
 
 
-def merged(initial: npt.NDArray[Any], earlier: npt.NDArray[Any], rows: Ids) -> npt.NDArray[Any]:
+def merged(
+    initial: npt.NDArray[Any], earlier: npt.NDArray[Any], rows: Ids, beat: Callable[[], None] = lambda: None
+) -> npt.NDArray[Any]:
     """Return ``initial`` with row ``i`` replaced by row ``rows[i]`` of ``earlier``, where that is not ``NOT_THERE``.
 
     Args:
         initial: ``[rows, dim]``.
         earlier: ``[any, dim]``.
         rows: int64 ``[rows]``.
+        beat: Is called after every ``_ROWS_AT_ONCE`` rows.
     """
     found = np.array(initial)
-    is_there = rows != NOT_THERE
-    found[is_there] = earlier[rows[is_there]]
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[first : first + _ROWS_AT_ONCE]
+        is_there = part != NOT_THERE
+        found[first : first + _ROWS_AT_ONCE][is_there] = earlier[part[is_there]]
+        beat()
     return found
 
 

@@ -173,6 +173,7 @@ class TrainingConfig:
         self._check_numbers()
         self._check_names()
         self._check_workers()
+        self._check_strategy()
         _require(
             _NAME.fullmatch(self.name) is not None,
             f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders and the registered model",
@@ -223,16 +224,17 @@ class TrainingConfig:
 
     def _check_run_date(self) -> None:
         given: Any = self.run_date
-        if isinstance(given, date):  # a notebook's
-            object.__setattr__(self, "run_date", f"{given:%Y-%m-%d}")
-        if self.run_date is None:
+        if given is None:
             return
+        if isinstance(given, date):  # a notebook's
+            given = f"{given:%Y-%m-%d}"
+            object.__setattr__(self, "run_date", given)
         try:
             # The library alone would take 20260131 for the same day, and so make two runs of one.
-            is_day = _DAY.fullmatch(self.run_date) is not None and bool(date.fromisoformat(self.run_date))
+            is_day = isinstance(given, str) and bool(_DAY.fullmatch(given)) and bool(date.fromisoformat(given))
         except ValueError:
             is_day = False
-        _require(is_day, f"run_date '{self.run_date}' is no day; give one as 2026-01-31")
+        _require(is_day, f"run_date '{given}' is no day; give one as 2026-01-31")
 
     def _check_workers(self) -> None:
         if isinstance(self.workers, str) and self.workers.isdecimal():
@@ -248,6 +250,8 @@ class TrainingConfig:
                 f"a worker's share of a batch, {share} rows with {size} workers, does not divide into "
                 f"{self.accumulate} parts; use another accumulate or global_batch_size",
             )
+
+    def _check_strategy(self) -> None:
         _require(
             self.strategy_name == "ring" or self.local_steps == 1,
             "local_steps above 1 need the strategy ring, which trains on CPUs; use local_steps 1",
@@ -318,6 +322,11 @@ class TrainingConfig:
     def slots(self) -> int:
         """Slots that a training with the most workers takes."""
         return self.worker_range.most + self.ranks_beside_workers
+
+    @property
+    def only_once(self) -> bool:
+        """Whether a run that has been done is not done again: that of a day, unless everything begins anew."""
+        return self.run_date is not None and self.resume
 
     @property
     def scaled_learning_rate(self) -> float:

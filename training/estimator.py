@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ _SCORED = "_mirrorspark_scored"
 
 def _as_it_is(value: Any) -> Any:
     """Stand for a type converter: the configuration checks its knobs itself, and with better words."""
+    if isinstance(value, date):  # a stage is saved as JSON, which has no days
+        return f"{value:%Y-%m-%d}"
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

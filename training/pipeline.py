@@ -30,10 +30,10 @@ from scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
 from training.config import SQL_FILE, ConfigError, RunConfig
 from training.live.view import LiveView
 from training.readiness import preflight
-from training.records.run_folder import find_finished
+from training.records.run_folder import finished_for_date
 from training.records.run_history import SUMMARY_FILE
 from training.results import delivery
-from training.results.delivery import ExportAhead, Trained
+from training.results.delivery import ExportAhead, ResultLostError, Trained
 from training.results.export import ExportProcess
 from training.results.summary import CHALLENGER, Summary, findings_in_words
 from training.spark_session import open_session
@@ -48,10 +48,6 @@ SCORED_TABLE = "scores.parquet"
 
 class ScoringFailedError(RuntimeError):
     """The test split could not be scored; the message is that of the first task that failed."""
-
-
-class SummaryLostError(RuntimeError):
-    """A run has finished, and what it found out is gone or damaged."""
 
 
 class ParityFailedError(RuntimeError):
@@ -94,7 +90,8 @@ def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: Non
     Args:
         config: The run.
         tell: Gets what is known of the run so far, whenever that is more, and last before an error comes out of here:
-            whoever waits for the summary wants to know which run it was that failed.
+            whoever waits for the summary wants to know which run it was that failed. Of a run that had finished before
+            all is known at once.
 
     Raises:
         Exception: The first error of the stage that failed. The MLflow run is then marked as failed, and the same
@@ -103,9 +100,11 @@ def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: Non
     view = LiveView(epochs=config.epochs)
     # Where the data has been converted, Spark need not start for it.
     if (finished := _finished_for_date(config, _converted(config), view)) is not None:
+        tell(finished)
         return finished
     prepared = prepare(config, view)
     if (finished := _finished_for_date(config, prepared.dataset, view)) is not None:
+        tell(finished)
         return finished
     with (
         ExportAhead(config) as ahead,
@@ -141,29 +140,28 @@ def _finished_for_date(config: RunConfig, dataset: Dataset | None, view: LiveVie
 
     Raises:
         RunUnderWayError: Another driver is at work on it.
-        SummaryLostError: What it found out cannot be read any more.
+        ResultLostError: What it found out cannot be read any more.
     """
-    if config.run_date is None or not config.resume or dataset is None:
-        return None
-    folder = find_finished(config, dataset.manifest.content_hash)
+    folder = finished_for_date(config, dataset, view)
     if folder is None:
         return None
     file = folder.path / SUMMARY_FILE
     try:
         summary = Summary.load(file)
+        if summary.status != "finished":
+            raise ValueError(f"it tells of a run that {summary.status}")  # noqa: TRY301 - as lost as a damaged one
     except (OSError, ValueError, TypeError) as error:
-        raise SummaryLostError(
+        raise ResultLostError(
             f"run {folder.path.name} of {config.run_date} has finished, but {file} cannot be read ({error}); "
             f"--no-resume trains anew"
         ) from error
-    view.say(f"run {folder.path.name} of {config.run_date} has finished: nothing to do (--no-resume trains anew)")
     # Where the folder lies now; and a password of the store is in no file.
     return replace(summary, run_folder=str(folder.path), tracking_uri=tracking_uri(config))
 
 
 def _converted(config: RunConfig) -> Dataset | None:
     """Return the dataset of a run with a date where it is there already, which takes no Spark to see."""
-    if config.run_date is None or not config.resume:
+    if not config.only_once:
         return None
     path = _inputs(config, _source_files(config)).path
     return Dataset.open(path) if is_published(path) else None

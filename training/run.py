@@ -12,6 +12,7 @@ from data_pipelines.feature_kinds import FeatureSpecError
 from models.settings import ModelSettingsError
 from training.command_line import parse, summary_file
 from training.config import ConfigError, RunConfig
+from training.records.run_folder import read_state
 from training.records.run_history import SUMMARY_FILE
 from training.results.summary import Summary, make_way
 from training.supervision.supervisor import TrainingFailedError, TrainingStoppedError
@@ -60,14 +61,17 @@ def _run(config: RunConfig) -> int:
         return _refuse(error, config.summary)
     except KeyboardInterrupt:
         message = "interrupted; the same command goes on from the last checkpoint"
-        return _end(replace(known, status="stopped", error=message), config.summary, EXIT_FAILED)
+        return _end(replace(known, status="stopped", error=message), config.summary, EXIT_FAILED, known.run_folder)
     except TrainingStoppedError as error:
-        return _end(replace(known, status="stopped", error=str(error)), config.summary, EXIT_FAILED)
+        return _end(replace(known, status="stopped", error=str(error)), config.summary, EXIT_FAILED, known.run_folder)
     except Exception as error:
         _explain(error, config)
-        return _end(replace(known, status="failed", error=one_line(error)), config.summary, EXIT_FAILED)
+        failed = replace(known, status="failed", error=one_line(error))
+        return _end(failed, config.summary, EXIT_FAILED, known.run_folder)
     print(summary.as_text())
-    return _end(summary, config.summary, EXIT_FINISHED)
+    # A run that had finished before keeps what it wrote itself.
+    folder = None if known.status == "finished" else summary.run_folder
+    return _end(summary, config.summary, EXIT_FINISHED, folder)
 
 
 def _dry_run(config: RunConfig) -> int:
@@ -92,17 +96,28 @@ def _refuse(error: Exception, summary: str | None) -> int:
     return _end(Summary(status="failed", error=one_line(error)), summary, EXIT_USAGE)
 
 
-def _end(summary: Summary, file: str | None, status: int) -> int:
+def _end(summary: Summary, file: str | None, status: int, folder: str | None = None) -> int:
     """Write the summary to ``file`` and into the run's folder, say what went wrong, and return the exit status."""
-    for path in (file, summary.run_folder and str(Path(summary.run_folder) / SUMMARY_FILE)):
+    for path in (file, folder and str(Path(folder) / SUMMARY_FILE)):
         try:
-            if path:
+            if path and (path == file or _takes(Path(path).parent, summary)):
                 summary.save(Path(path))
         except OSError as error:
             # Who waits for the file would wait for ever if the status told of success.
             status = status or EXIT_FAILED
             _say(f"summary {path} cannot be written ({_reason(error)}); the run {summary.status}", status)
     return _say(summary.error, status) if summary.error else status
+
+
+def _takes(folder: Path, summary: Summary) -> bool:
+    """Whether ``summary`` belongs into the run's folder.
+
+    A driver that was taken for dead has nothing to say of the run any more, and what a finished run found out stays.
+    """
+    state = read_state(folder)
+    if state is None:
+        return True
+    return state.is_of_this_process and (state.status != "finished" or summary.status == "finished")
 
 
 def _explain(error: Exception, config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.records.run_folder import STATE_FILE
+from training.records.run_folder import STATE_FILE, read_state
 from training.records.run_history import (
     DEFAULT_OUTPUT,
     LATEST,
@@ -122,8 +122,9 @@ def _resume(flags: argparse.Namespace) -> int:
     # Of several equal runs that did not finish, the one touched last goes on.
     os.utime(run.path / STATE_FILE)
     status = command.execute(config)
-    again = find(Path(flags.output), run.name)
-    if again.state.process != os.getpid():
+    folders = [path.parent for path in run.path.parent.glob(f"*/{STATE_FILE}")]
+    taken = [path.name for path in folders if (state := read_state(path)) is not None and state.is_of_this_process]
+    if taken and run.name not in taken:
         # The same configuration on other rows is another run.
         print(f"mirrorspark: the data has changed since {run.name} began, so it was left as it is", file=sys.stderr)
     elif status != EXIT_DONE and flags.tracking_uri is None and "://" in str(config.tracking_uri or ""):

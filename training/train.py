@@ -8,8 +8,8 @@ from data_pipelines.dataset import Dataset
 from training.config import TrainingConfig
 from training.live.view import LiveView
 from training.readiness import preflight
-from training.records.run_folder import find_finished
-from training.results.delivery import ExportAhead, Trained, deliver, keep, recall
+from training.records.run_folder import finished_for_date
+from training.results.delivery import ExportAhead, Trained, deliver, keep_delivery, recall_delivery
 from training.results.summary import CHALLENGER
 from training.spark_session import open_session
 from training.training_job import open_job, tracking_uri
@@ -37,19 +37,19 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
         NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         TrackingError: The MLflow store cannot be opened.
         RunUnderWayError: Another driver is at work on the run of that date.
-        DeliveryLostError: That run has finished, and what it delivered cannot be read any more.
+        ResultLostError: That run has finished, and what it delivered cannot be read any more.
     """
     view = LiveView(epochs=config.epochs)
-    if config.run_date is not None and config.resume:
-        finished = find_finished(config, dataset.manifest.content_hash)
-        if finished is not None:
-            view.say(f"run {finished.path.name} of {config.run_date} has finished: nothing to do")
-            return recall(finished, tracking_uri(config))
+    if (finished := finished_for_date(config, dataset, view)) is not None:
+        return recall_delivery(finished, tracking_uri(config))
     checks = preflight.check_driver(Path(config.output), tracking_uri(config))
     preflight.require(checks)
     begin = find_model(config, tracking_uri(config))
     spark = spark or open_session(None, config.slots, verbose=config.verbose)
     preflight.require(cluster_checks(spark, config))
+    # The session may have taken minutes to start, in which an equal call has done that day.
+    if (finished := finished_for_date(config, dataset, view)) is not None:
+        return recall_delivery(finished, tracking_uri(config))
     with (
         ExportAhead(config) as ahead,
         open_job(dataset, config, spark, view, listener=ahead.on_event, warm_start=begin) as job,
@@ -58,7 +58,7 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
         trained = deliver(job, attempts, ahead.process)
         job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
         if config.run_date is not None:
-            keep(trained, job.folder)
+            keep_delivery(trained, job.folder)
     return trained
 
 

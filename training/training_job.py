@@ -27,7 +27,7 @@ from training.spark_session import bind_address, driver_address, task_slots
 from training.supervision.failure_policy import Attempt, Budgets
 from training.supervision.supervisor import Supervisor
 from training.supervision.watchdog import Limits
-from training.warm_start import WarmStart, keep
+from training.warm_start import WarmStart, settle_warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def open_job(
     folder: RunFolder | None = None,
     slots: Callable[[], int] | None = None,
     listener: Callable[[Event], None] | None = None,
-    warm_start: PinnedModel | None = None,
+    warm_start: PinnedModel | WarmStart | None = None,
 ) -> Iterator["TrainingJob"]:
     """Open the run's folder and its MLflow run, and leave both finished, stopped or failed.
 
@@ -54,21 +54,33 @@ def open_job(
         folder: The run's folder; by default that of the unfinished run which ``config`` continues, or a new one.
         slots: Returns how many workers there is room for; by default all that the session has.
         listener: Gets every event, too.
-        warm_start: What :func:`training.warm_start.find_model` found; without it that is looked for here.
+        warm_start: What :func:`training.warm_start.find_model` found, or a sweep keeps for all its trials; without it
+            that is looked for here.
 
     Raises:
-        ConfigError: The model does not fit the dataset's label, or there is no model to begin from.
+        ConfigError: The model does not fit the dataset's label, or there is no model to begin from, or not any more.
         ModelSettingsError: The settings do not fit the dataset's candidates, or its number of steps.
-        RunUnderWayError: Another driver is at work on ``folder``.
+        RunUnderWayError: Another driver is at work on ``folder``, or on the day of ``config``.
     """
     config.require_label(dataset.spec)
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
-    with open_run(config, content, tracking_uri(config), view, folder=folder, listener=listener) as run:
-        begin = keep(config, tracking_uri(config), run.folder, warm_start)
-        job = TrainingJob(dataset, config, spark, run, slots or _slots(spark, config), warm_start=begin)
+    with open_run(
+        config,
+        content,
+        tracking_uri(config),
+        view,
+        folder=folder,
+        listener=listener,
+        only_once=config.only_once,
+    ) as run:
+        if not isinstance(warm_start, WarmStart):
+            warm_start = settle_warm_start(
+                config, tracking_uri(config), run.folder.warm_start, warm_start, has_begun=run.folder.was_fenced
+            )
+        job = TrainingJob(dataset, config, spark, run, slots or _slots(spark, config), warm_start=warm_start)
         run.recall(job.remember)
         yield job
 

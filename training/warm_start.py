@@ -1,9 +1,11 @@
 """The model that a training begins from: found before anything starts, and kept in the run's folder for its ranks.
 
 The ranks need it again whenever an attempt begins at the first step. By then an alias may mean another version, a
-folder may be gone and a registry away, so what a run begins from is settled once, when it is opened first.
+folder may be gone and a registry away, so what a run begins from is settled once, when it is opened first. A sweep
+settles it once for all its trials.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -15,7 +17,9 @@ from mlflow.exceptions import MlflowException
 
 from callbacks.credentials import without_credentials
 from callbacks.metric_requests import first_line
+from callbacks.mlflow_store import sqlite_file
 from data_pipelines.fitted import FeatureMismatchError
+from data_pipelines.storage import StoragePath
 from scoring.model_directory import (
     DESCRIPTION_FILE,
     FEATURES_FOLDER,
@@ -27,13 +31,16 @@ from scoring.model_uri import ModelNotFoundError, PinnedModel, resolve
 from training.config import ConfigError, TrainingConfig
 from training.records.atomic_file import write_atomically
 from training.records.run_folder import WARM_START_FOLDER, RunFolder, read_state
-from training.records.tracking import TrackingError
+from training.records.tracking import TrackingError, limit_requests
 
 # Under this name an export logs its model in the MLflow run.
 _LOGGED_AS = "model"
 _VARIABLES = f"{SAVED_MODEL_FOLDER}/variables"  # the graph and its files are not needed
 _SOURCE_FILE = "source.json"
-_SQLITE = "sqlite:///"
+_IDENTITY = "identity"  # of the configuration; its alias may mean another version by now
+_RUNS_FOLDER = "runs"
+
+_PUT_IT_BACK = "put it back, or begin anew with --no-resume"
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class WarmStart:
 
 
 def find_model(config: TrainingConfig, store: str) -> PinnedModel | None:
-    """Return the model that ``config`` begins from; None for none, and where an unfinished run keeps its own.
+    """Return the model that ``config`` begins from; None for none, and where only an earlier command's copy is left.
 
     Args:
         config: The run.
@@ -62,39 +69,59 @@ def find_model(config: TrainingConfig, store: str) -> PinnedModel | None:
         ConfigError: There is no such model.
         TrackingError: The store cannot be asked.
     """
-    if config.warm_start is None or (config.resume and _is_kept(config)):
+    if config.warm_start is None:
         return None
-    return _find(config.warm_start, store)
+    try:
+        return _find(config.warm_start, store)
+    except (ConfigError, TrackingError):
+        # Whether this command goes on with the run that keeps it shows when the dataset is known.
+        if config.resume and _is_kept(config):
+            return None
+        raise
 
 
-def keep(config: TrainingConfig, store: str, folder: RunFolder, model: PinnedModel | None = None) -> WarmStart | None:
-    """Return what the run in ``folder`` begins from; its first driver copies it there.
+def settle_warm_start(
+    config: TrainingConfig, store: str, target: Path, model: PinnedModel | None = None, *, has_begun: bool = False
+) -> WarmStart | None:
+    """Return what a run, or all trials of a sweep, begin from; the first driver copies it to ``target``.
 
     Args:
         config: The run.
         store: MLflow store.
-        folder: Held by this driver.
+        target: In a folder that this driver holds.
         model: What :func:`find_model` found, so that it is fetched once.
+        has_begun: Whether weights may have been trained from what was copied: then no other model can take its place.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: There is no such model, or the copy is gone or damaged.
         TrackingError: The store cannot be asked.
         OSError: It cannot be copied.
     """
     if config.warm_start is None:
         return None
-    target = folder.warm_start
     if not target.is_dir():
-        _copy(model or _find(config.warm_start, store), target)
-    source = json.loads((target / _SOURCE_FILE).read_text(encoding="utf-8"))
-    return WarmStart(source["uri"], source["digest"], target)
+        if has_begun:
+            raise ConfigError(f"{target}, from which the run began, is gone; {_PUT_IT_BACK}")
+        _copy(model or _find(config.warm_start, store), target, config.identity)
+    file = target / _SOURCE_FILE
+    try:
+        source = json.loads(file.read_text(encoding="utf-8"))
+        return WarmStart(source["uri"], source["digest"], target)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{file}, which says what the run began from, cannot be read ({error}); {_PUT_IT_BACK}"
+        ) from error
 
 
 def _find(name: str, store: str) -> PinnedModel:
-    is_in_store = name.startswith(("models:", "runs:"))
-    if is_in_store and store.startswith(_SQLITE) and not Path(store.removeprefix(_SQLITE)).exists():
-        # MLflow would make one.
-        raise ConfigError(f"warm_start {name}: there is no MLflow store {store}; give the one of the model")
+    if name.startswith(("models:", "runs:")):
+        file = sqlite_file(store)
+        if file is not None and not file.exists():
+            # MLflow would make one.
+            raise ConfigError(
+                f"warm_start {name}: there is no MLflow store {without_credentials(store)}; give the one of the model"
+            )
+        limit_requests()
     try:
         pinned = resolve(_uri(name), store)
         ModelDirectory.open(pinned.path)
@@ -115,22 +142,35 @@ def _uri(name: str) -> str:
     return str(exported) if (exported / DESCRIPTION_FILE).is_file() else name
 
 
-def _copy(model: PinnedModel, target: Path) -> None:
-    """Copy weights and features to ``target``, which is there whole or not at all."""
+def _copy(model: PinnedModel, target: Path, identity: str) -> None:
+    """Copy weights and features to ``target``, which is there whole or not at all, whatever dies meanwhile."""
+    for remains in target.parent.glob(f".{target.name}.*"):  # of a driver that was killed
+        shutil.rmtree(remains, ignore_errors=True)
     partial = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         shutil.copytree(model.path / _VARIABLES, partial / _VARIABLES)
         shutil.copytree(model.path / FEATURES_FOLDER, partial / FEATURES_FOLDER)
-        write_atomically(partial / _SOURCE_FILE, json.dumps({"uri": model.uri, "digest": model.digest}))
+        source = {"uri": model.uri, "digest": model.digest, _IDENTITY: identity}
+        write_atomically(partial / _SOURCE_FILE, json.dumps(source))
+        # Without it, a machine that loses its power may keep the new name of empty files.
+        for path in (partial, *partial.rglob("*")):
+            StoragePath.of(path).flush_to_disk()
         partial.rename(target)
+        StoragePath.of(target.parent).flush_to_disk()
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_kept(config: TrainingConfig) -> bool:
-    """Whether an unfinished run of this configuration has what it begins from; on which data is not known yet."""
-    for kept in (Path(config.output).absolute() / "runs").glob(f"*/{WARM_START_FOLDER}"):
-        state = read_state(kept.parent)
-        if state is not None and state.status != "finished" and state.identity.startswith(f"{config.identity}-"):
-            return True
+    """Whether a run of this configuration that can go on, or a sweep, keeps a copy; on which data is not known yet."""
+    for file in Path(config.output).absolute().glob(f"*/*/{WARM_START_FOLDER}/{_SOURCE_FILE}"):
+        folder = file.parent.parent
+        state = read_state(folder)
+        # A sweep that has finished goes on where more trials are asked for.
+        if state is None or (state.status == "finished" and folder.parent.name == _RUNS_FOLDER):
+            continue
+        # What cannot be read is told of by the run that goes on with it.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if json.loads(file.read_text(encoding="utf-8"))[_IDENTITY] == config.identity:
+                return True
     return False

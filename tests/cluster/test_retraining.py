@@ -87,6 +87,6 @@ def test_a_day_begins_from_the_model_of_the_day_before_and_is_done_once(
         f"run {Path(second['run_folder']).name} of 2026-01-31 has finished: nothing to do (--no-resume trains anew)"
     ]
     assert "models:/recipe/2 (alias challenger)" in captured.out
-    assert len(list((folder / "output" / "runs").iterdir())) == 2
+    assert len(list((folder / "output" / "runs").glob("*/run.json"))) == 2
     client = mlflow.MlflowClient(store)
     assert {version.version for version in client.search_model_versions("name = 'recipe'")} in ({"1", "2"}, {1, 2})

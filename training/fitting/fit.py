@@ -151,9 +151,12 @@ def _begin_warm(folder: Path, model: tf_keras.Model, dataset: Dataset, control: 
         WarmStartError: Nothing fits.
         OSError: This rank does not see the folder.
     """
-    earlier = EarlierModel(folder / SAVED_MODEL_FOLDER, FittedFeatures.load(folder / FEATURES_FOLDER))
+    beat = control.activity.beat  # large tables take long to read, and a rank that reads them is no rank that hangs
+    features = FittedFeatures.load(folder / FEATURES_FOLDER)
+    beat()
+    earlier = EarlierModel(folder / SAVED_MODEL_FOLDER, features)
     with model.distribute_strategy.scope():
-        taken = begin_from(model, dataset.features, earlier)
+        taken = begin_from(model, dataset.features, earlier, beat)
     if control.rank == 0:
         control.events.send({"event": "warm_start", **dataclasses.asdict(taken), "message": taken.in_words()})
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pyspark.sql import SparkSession
 
 from callbacks.credentials import without_credentials
+from callbacks.mlflow_store import sqlite_file
 from data_pipelines.storage import StorageError, StoragePath
 from scoring.shipping import is_local
 from training.readiness.checks import Check, PreflightError, require, warning
@@ -28,7 +29,6 @@ __all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"
 REACH_SECONDS = 3.0
 EXECUTORS_SECONDS = 20.0
 
-_SQLITE = "sqlite:///"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Only the service itself could say more of these.
 _DATABRICKS = ("databricks", "databricks-uc", "uc")
@@ -192,8 +192,8 @@ def _tracking(uri: str) -> Check:
     scheme = uri.partition(":")[0].lower() if ":" in uri else ""
     dialect = scheme.partition("+")[0]
     plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
-    if uri.startswith(_SQLITE):
-        refusal = _cannot_write(Path(uri.removeprefix(_SQLITE)).parent)
+    if (file := sqlite_file(uri)) is not None:
+        refusal = _cannot_write(file.parent)
         if refusal is not None:
             return Check("tracking", False, f"{shown} cannot be written ({refusal}); give another --tracking-uri")
     elif scheme in ("http", "https"):

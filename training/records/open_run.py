@@ -110,6 +110,7 @@ def open_run(
     *,
     folder: RunFolder | None = None,
     listener: Sink | None = None,
+    only_once: bool = False,
 ) -> Iterator[OpenRun]:
     """Hold the run's folder, open its MLflow run, and leave both finished, stopped or failed.
 
@@ -120,12 +121,13 @@ def open_run(
         view: Shows it.
         folder: The run's folder; by default that of the unfinished run which ``config`` continues, or a new one.
         listener: Gets every event, too.
+        only_once: Begin none beside one that is under way or has finished; of no account where there is a ``folder``.
 
     Raises:
-        RunUnderWayError: Another driver is at work on ``folder``.
+        RunUnderWayError: Another driver is at work on ``folder``, or there is a run beside which none may begin.
         TrackingError: The MLflow store cannot be opened.
     """
-    with _held(config, dataset_hash, view, folder) as held:
+    with _held(config, dataset_hash, view, folder, only_once=only_once) as held:
         tracked: tracking.TrackedRun | None = None
         try:
             config.save(held.config)
@@ -143,9 +145,11 @@ def open_run(
 
 
 @contextlib.contextmanager
-def _held(config: RunIdentity, dataset_hash: str, view: LiveView, folder: RunFolder | None) -> Iterator[RunFolder]:
+def _held(
+    config: RunIdentity, dataset_hash: str, view: LiveView, folder: RunFolder | None, *, only_once: bool
+) -> Iterator[RunFolder]:
     if folder is None:
-        with hold_run_folder(config, dataset_hash, view.say) as found:
+        with hold_run_folder(config, dataset_hash, view.say, only_once=only_once) as found:
             yield found
         return
     with folder.hold():

@@ -1,6 +1,7 @@
 """The folder of one run: its configuration, state, events, checkpoints and results; what ``--resume`` looks for."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -22,7 +23,9 @@ from training.records.atomic_file import write_atomically
 from training.records.event_file import EventFile
 from training.records.run_lock import LockState, hold_lock, look_at_lock
 
-if TYPE_CHECKING:  # whoever reads run folders need not wait for what supervises
+if TYPE_CHECKING:  # whoever reads run folders need not wait for what trains
+    from data_pipelines.dataset import Dataset
+    from training.live.view import LiveView
     from training.supervision.running_attempt import Every
 
 STATE_FILE = "run.json"
@@ -37,6 +40,7 @@ HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
 _SAME_START_SECONDS = 2.0
+_CHOOSING_LOCK = ".choosing.lock"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 logger = logging.getLogger(__name__)
@@ -64,6 +68,18 @@ class RunIdentity(Protocol):
     @property
     def resume(self) -> bool:
         """Whether an unfinished run goes on."""
+
+
+class DatedRun(RunIdentity, Protocol):
+    """What tells which day a configuration stands for."""
+
+    @property
+    def run_date(self) -> str | None:
+        """The day; None for none."""
+
+    @property
+    def only_once(self) -> bool:
+        """Whether a run that has been done is not done again."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +354,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def hold_run_folder(
-    config: RunIdentity, dataset_hash: str, say: Callable[[str], None] = logger.warning
+    config: RunIdentity, dataset_hash: str, say: Callable[[str], None] = logger.warning, *, only_once: bool = False
 ) -> Iterator[RunFolder]:
     """Hold the folder of the unfinished run on the same dataset that ``config`` continues, or a new one.
 
@@ -346,23 +362,48 @@ def hold_run_folder(
         config: Tells what is trained.
         dataset_hash: Tells on what.
         say: Tells people of a run that is passed over since its driver is at work.
+        only_once: Pass over no run whose driver is at work, nor one that has finished.
+
+    Raises:
+        RunUnderWayError: There is such a run, and ``only_once`` is set.
     """
     while True:
-        folder, seen = _find(config, dataset_hash, say)
         with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(folder.hold(seen))
-            except RunUnderWayError:
-                # An equal command was quicker; the next look passes its run over.
-                continue
+            with _choosing(_runs(config)) if only_once else contextlib.nullcontext():
+                folder, seen = _find(config, dataset_hash, say, only_once=only_once)
+                try:
+                    held.enter_context(folder.hold(seen))
+                except RunUnderWayError:
+                    # An equal command was quicker; the next look sees its run.
+                    continue
             yield folder
             return
 
 
-def _find(config: RunIdentity, dataset_hash: str, say: Callable[[str], None]) -> tuple[RunFolder, RunState | None]:
+@contextlib.contextmanager
+def _choosing(runs: Path) -> Iterator[None]:
+    """Let one command at a time look for its run: two that see none would begin two."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / _CHOOSING_LOCK).open("a") as file:
+        with contextlib.suppress(OSError):  # the file system has no locks: a look is all there is
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _find(
+    config: RunIdentity, dataset_hash: str, say: Callable[[str], None], *, only_once: bool
+) -> tuple[RunFolder, RunState | None]:
     identity = f"{config.identity}-{dataset_hash}"
     runs = _runs(config)
-    if config.resume:
+    if only_once:
+        decisive = _decisive(config, dataset_hash)
+        if decisive is not None and decisive[1].status == "finished":
+            raise RunUnderWayError(
+                f"run {decisive[0].path.name} has finished meanwhile; the same command tells what came of it"
+            )
+        if decisive is not None:
+            return decisive
+    elif config.resume:
         for path, state in _of_identity(runs, identity):
             if state.status == "finished":
                 continue
@@ -375,21 +416,53 @@ def _find(config: RunIdentity, dataset_hash: str, say: Callable[[str], None]) ->
 
 
 def find_finished(config: RunIdentity, dataset_hash: str) -> RunFolder | None:
-    """Return the folder of the newest finished run of ``config`` on the same dataset, None where there is none.
+    """Return the folder of the finished run of ``config`` on the same dataset, None where a run is to begin or go on.
+
+    The newest run decides: one that was broken off after another had finished was to do it again.
 
     Raises:
-        RunUnderWayError: None has finished, and another driver is at work on one.
+        RunUnderWayError: Another driver is at work on a run that is newer than every finished one.
+    """
+    decisive = _decisive(config, dataset_hash)
+    return decisive[0] if decisive is not None and decisive[1].status == "finished" else None
+
+
+def finished_for_date(config: DatedRun, dataset: "Dataset | None", view: "LiveView") -> RunFolder | None:
+    """Return the folder of the run that has done the day of ``config`` on ``dataset``, and say so.
+
+    Args:
+        config: Names the day. Without one, or where everything begins anew, the answer is None.
+        dataset: None where it has still to be converted, so that no run can have finished on it.
+        view: Tells people.
+
+    Raises:
+        RunUnderWayError: Another driver is at work on that day.
+    """
+    if dataset is None or not config.only_once:
+        return None
+    folder = find_finished(config, dataset.manifest.content_hash)
+    if folder is not None:
+        view.say(f"run {folder.path.name} of {config.run_date} has finished: nothing to do (--no-resume trains anew)")
+    return folder
+
+
+def _decisive(config: RunIdentity, dataset_hash: str) -> tuple[RunFolder, RunState] | None:
+    """Return the run that says what is left to do: the newest, which has finished or is to go on; None without any.
+
+    Raises:
+        RunUnderWayError: Another driver is at work on a run that is newer than every finished one.
     """
     identity = f"{config.identity}-{dataset_hash}"
-    under_way = None
+    broken_off: tuple[RunFolder, RunState] | None = None
     for path, state in _of_identity(_runs(config), identity):
-        if state.status == "finished":
-            return RunFolder(path, identity, state.mlflow_run_id)
         if driver_of(path, state) not in (None, "gone"):
-            under_way = path, state
-    if under_way is not None:
-        raise _under_way(*under_way)
-    return None
+            raise _under_way(path, state)
+        found = RunFolder(path, identity, state.mlflow_run_id), state
+        if state.status == "finished":
+            return broken_off or found
+        # Older ones are looked at, too: one of them may be under way, and has not been touched for some seconds.
+        broken_off = broken_off or found
+    return broken_off
 
 
 def _runs(config: RunIdentity) -> Path:

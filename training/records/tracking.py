@@ -39,6 +39,13 @@ def default_uri(output: Path) -> str:
     return f"sqlite:///{output.absolute() / 'mlflow.db'}"
 
 
+def limit_requests() -> None:
+    """Let MLflow's requests to a server that is away end within a minute or so, unless the environment says more."""
+    # By default it retries for minutes, in silence. What must not be lost is retried better, in the background.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+
 logger = logging.getLogger(__name__)
 
 # How long a run waits at its end for a server that is away, before it leaves a file and the command that replays it.
@@ -90,9 +97,7 @@ class TrackedRun:
         Raises:
             TrackingError: The store cannot be opened.
         """
-        # MLflow retries a dead server for minutes by default; the buffer retries better, and in the background.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        limit_requests()
         # Nor need anybody read which tables it makes in a new store.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         # Of a server that is away, one warning of ours is enough.

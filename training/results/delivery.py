@@ -25,8 +25,8 @@ from training.supervision.failure_policy import Attempt, RankError
 from training.training_job import TrainingJob
 
 
-class DeliveryLostError(RuntimeError):
-    """A run has finished, and what it delivered is gone or damaged."""
+class ResultLostError(RuntimeError):
+    """A run has finished, and what it found out or delivered is gone or damaged."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
     return _trained(job, attempts, exported, verdict, predictions)
 
 
-def keep(trained: Trained, folder: RunFolder) -> None:
+def keep_delivery(trained: Trained, folder: RunFolder) -> None:
     """Write down what a training delivered; its predictions lie beside it, its figures in MLflow."""
     document = {
         "run_id": trained.run_id,
@@ -135,15 +135,15 @@ def keep(trained: Trained, folder: RunFolder) -> None:
     write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
 
 
-def recall(folder: RunFolder, store: str) -> Trained:
-    """Return what :func:`keep` wrote down, without the figures.
+def recall_delivery(folder: RunFolder, store: str) -> Trained:
+    """Return what :func:`keep_delivery` wrote down, without the figures.
 
     Args:
         folder: Of a finished run.
         store: Its MLflow store.
 
     Raises:
-        DeliveryLostError: A part cannot be read any more.
+        ResultLostError: A part cannot be read any more.
     """
     try:
         document = json.loads(folder.delivered.read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def recall(folder: RunFolder, store: str) -> Trained:
             tracking_uri=store,
         )
     except (OSError, ValueError, TypeError, LookupError) as error:
-        raise DeliveryLostError(
+        raise ResultLostError(
             f"run {folder.path.name} has finished, but what it delivered cannot be read ({error}); resume=False trains "
             f"anew"
         ) from error

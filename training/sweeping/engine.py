@@ -19,6 +19,7 @@ from training.supervision.supervisor import TrainingStoppedError
 from training.sweeping.folder import SweepPlace
 from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
 from training.training_job import open_job, tracking_uri
+from training.warm_start import WarmStart, settle_warm_start
 
 ATTEMPTS_FILE = "attempts.json"
 
@@ -30,6 +31,7 @@ class SparkEngine:
         """Keep what all trials share."""
         self._config = config
         self._view = view
+        self._begin: WarmStart | None = None
 
     def prepare(self, slots: int) -> str:
         """Check everything, open a session with that many slots, convert or find the dataset; return its hash."""
@@ -45,6 +47,19 @@ class SparkEngine:
         config = self._config
         return TrackedRun(
             tracking_uri(config), config.experiment or config.name, Path(config.output), run_id, run_name=label
+        )
+
+    def settle(self, place: SweepPlace) -> None:
+        """Keep the model that all trials begin from in the sweep's folder, whatever its name means to a later command.
+
+        Raises:
+            ConfigError: There is no such model, or trials began from one that is gone.
+            TrackingError: The store cannot be asked.
+            OSError: It cannot be copied.
+        """
+        config, model = self._config, self._prepared.warm_start
+        self._begin = settle_warm_start(
+            config, tracking_uri(config), place.warm_start, model, has_begun=place.has_trials
         )
 
     def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
@@ -63,7 +78,7 @@ class SparkEngine:
             # The supervisor counts workers, the sweep slots.
             slots=lambda: control.slots() - config.ranks_beside_workers,
             listener=control.on_event,
-            warm_start=prepared.warm_start,
+            warm_start=self._begin,
         ) as job:
             job.tracked.log_tags(tags(order, place))
             control.note(job.tracked.run_id, str(folder.path))
@@ -87,7 +102,7 @@ class SparkEngine:
             prepared.spark,
             self._view,
             folder=folder,
-            warm_start=prepared.warm_start,
+            warm_start=self._begin,
         ) as job:
             job.tracked.log_tags({"sweep_best": "yes"})
             summary = pipeline.deliver(job, read_attempts(folder.path), prepared, order.config)

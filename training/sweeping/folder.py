@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from training.config import ConfigError
-from training.records.run_folder import STATE_FILE, RunFolder, RunUnderWayError, read_state
+from training.records.run_folder import STATE_FILE, WARM_START_FOLDER, RunFolder, RunUnderWayError, read_state
 from training.sweeping.options import SweepOptions
 
 SWEEPS_FOLDER = "sweeps"
@@ -39,7 +39,21 @@ class SweepPlace:
 
     def run_folder(self, number: int) -> Path:
         """Return a trial's run folder; ``python -m training.runs --output FOLDER`` lists them."""
-        return self.folder / "runs" / self.run_name(number)
+        return self._runs / self.run_name(number)
+
+    @property
+    def warm_start(self) -> Path:
+        """The model that all trials begin from."""
+        return self.folder / WARM_START_FOLDER
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether a trial has begun."""
+        return self._runs.is_dir()
+
+    @property
+    def _runs(self) -> Path:
+        return self.folder / "runs"
 
 
 def find_folder(options: SweepOptions, identity: str) -> RunFolder:

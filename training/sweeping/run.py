@@ -79,6 +79,9 @@ class Engine(Protocol):
     def open_parent(self, label: str, run_id: str | None) -> Tracked:
         """Open the sweep's own MLflow run, the one with that id if it has one."""
 
+    def settle(self, place: SweepPlace) -> None:
+        """Settle what all trials begin from; what an earlier command of the sweep has settled stays."""
+
     def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
         """Train a trial, from its checkpoint if it has one."""
 
@@ -102,6 +105,7 @@ def run(
         write: Shows a line; by default on standard error.
 
     Raises:
+        ConfigError: The sweep cannot go on as it is configured, or what its trials begin from is gone.
         SweepStoppedError: Somebody asked for it.
         SweepFailedError: No trial came to its end, or too many failed one after the other.
         SweepUnderWayError: Another command is at work on it.
@@ -117,6 +121,8 @@ def run(
         label = _label(study, folder)
         with _parent_run(engine, folder, label) as tracked:
             place = SweepPlace(folder.path, label, lambda: tracked.run_id)
+            # Before the first trial: what is wrong with it is wrong with all of them.
+            engine.settle(place)
             summary = _Sweep(options, engine, study, folder, tracked, place, tell, write or _to_stderr).run()
         replay = tracked.finish("FINISHED")
         folder.save_state("finished", tracked.run_id)

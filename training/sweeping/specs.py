@@ -31,11 +31,12 @@ _YARDSTICK = "trials are compared by it"
 # Every other field can be searched.
 _FIXED: Mapping[str, str] = {
     **dict.fromkeys(("name", "output", "tracking_uri", "experiment", "resume", "verbose", "checkpoints"), _PLACE),
-    **dict.fromkeys(("recipe", "master", "dry_run", "summary", "description", "profile"), _PLACE),
+    **dict.fromkeys(("recipe", "master", "dry_run", "summary", "description", "profile", "run_date"), _PLACE),
     **dict.fromkeys(("strategy", "parameter_servers"), _PLACE),
     **dict.fromkeys(("data", "data_package", "data_package_folder", "csv_null", "tables", "sql", "features"), _SHARED),
     **dict.fromkeys(("label", "keys", "weight", "exclude", "shards", "accept_data_errors"), _SHARED),
     **dict.fromkeys(("reference_dataset",), _SHARED),
+    "warm_start": "all trials begin from one model",
     **dict.fromkeys(("monitor", "mode"), _YARDSTICK),
     **dict.fromkeys(("baseline", "top_k", "scoring_batch_size"), "it changes nothing of the training"),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from callbacks.mlflow_store import absolute_store, is_same_store, registry_of, store_client
+from callbacks.mlflow_store import absolute_store, is_same_store, registry_of, sqlite_file, store_client
 
 OWN = "http://ann:s3cret@tracking:5000"
 OTHER = "http://other:5000"
@@ -70,5 +70,23 @@ def test_an_sqlite_file_is_the_same_store_from_any_folder(tmp_path: Path, monkey
     assert absolute_store("sqlite:///mlflow.db") == absolute_store(absolute) == absolute
     assert is_same_store("sqlite:///mlflow.db", absolute)
     assert not is_same_store("sqlite:///other.db", absolute)
+    assert absolute_store("sqlite+pysqlite:///mlflow.db?timeout=60") == (
+        f"sqlite+pysqlite:///{tmp_path}/mlflow.db?timeout=60"
+    )
     for uri in ("sqlite:///:memory:", "sqlite:///", "http://tracking:5000", "databricks", "postgresql://db/mlflow", ""):
         assert absolute_store(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("sqlite:///mlflow.db", Path("mlflow.db")),
+        ("sqlite:////srv/mlflow.db", Path("/srv/mlflow.db")),
+        ("sqlite:////srv/mlflow.db?timeout=60&cached_statements=5", Path("/srv/mlflow.db")),
+        ("sqlite+pysqlite:///mlflow.db", Path("mlflow.db")),
+        *((uri, None) for uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?timeout=60")),
+        *((uri, None) for uri in ("sqlite:///file:/srv/mlflow.db?mode=ro&uri=true", "http://tracking:5000", "mlruns")),
+    ],
+)
+def test_the_file_of_an_sqlite_store_is_without_its_options(uri: str, file: Path | None) -> None:
+    assert sqlite_file(uri) == file

@@ -14,7 +14,7 @@ import tf_keras
 from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric
 from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from models import multi_field, two_tower, wide_deep, youtube_dnn
+from models import multi_field, two_tower, warm_start, wide_deep, youtube_dnn
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, build_optimizer
 from models.serving import RetrievalModule, ScoringModule, save
@@ -127,7 +127,10 @@ def test_what_does_not_agree_is_named_and_left(exported: Callable[..., Exported]
 def test_a_model_with_nothing_in_common_is_refused_with_the_mend(exported: Callable[..., Exported]) -> None:
     earlier, _ = exported()
     model = built(two_tower, two_tower.Settings(4, (8,)), movies("a", "b"), seed=2)
-    expected = r"none of the 6 weights can be taken: .*; give a model of the same architecture and settings, or leave"
+    expected = (
+        r"none of the 6 weights can be taken: .*; give a model of the same architecture and settings, or leave "
+        r"warm_start out; a run that has begun keeps its model: --no-resume looks it up anew"
+    )
     with pytest.raises(WarmStartError, match=expected):
         begin_from(model, movies("a", "b"), earlier)
 
@@ -199,6 +202,24 @@ def test_rows_are_put_together() -> None:
     assert initial.ravel().tolist() == [0, 0, 0]
 
 
+def test_every_piece_of_a_large_table_gives_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T6: else a slow one counts as a hang."""
+    monkeypatch.setattr(warm_start, "_ROWS_AT_ONCE", 2)
+    beats: list[None] = []
+    rows = np.array([4, NOT_THERE, NOT_THERE, NOT_THERE, 0])
+    found = merged(np.zeros((5, 1)), np.arange(10.0, 15.0)[:, None], rows, lambda: beats.append(None))
+    assert found.ravel().tolist() == [14, 0, 0, 0, 10]
+    assert len(beats) == 3
+
+
+def test_every_weight_gives_a_sign(exported: Callable[..., Exported]) -> None:
+    earlier, _ = exported()
+    beats: list[None] = []
+    taken = begin_from(built(multi_field, SMALL, AFTER, seed=2), AFTER, earlier, lambda: beats.append(None))
+    # One when it has been read, one when it is there.
+    assert len(beats) >= 2 * taken.weights
+
+
 @pytest.mark.parametrize("fault", ["missing", "damaged"])
 def test_weights_that_cannot_be_read_are_told_with_their_place(
     exported: Callable[..., Exported], tmp_path: Path, fault: str
@@ -211,7 +232,8 @@ def test_weights_that_cannot_be_read_are_told_with_their_place(
         data = variables / "variables.data-00000-of-00001"
         data.write_bytes(bytes(data.stat().st_size))
     model = built(multi_field, SMALL, AFTER, seed=2)
-    with pytest.raises(WarmStartError, match=r"the weights .*saved_model/variables/variables cannot be read"):
+    expected = r"the weights .*saved_model/variables/variables cannot be read .*--no-resume looks it up anew"
+    with pytest.raises(WarmStartError, match=expected):
         begin_from(model, AFTER, EarlierModel(tmp_path / "saved_model", earlier.features))
 
 

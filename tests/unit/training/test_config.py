@@ -146,6 +146,8 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"baseline": "popularity"}, "baseline 'popularity' does not fit a binary model"),
         ({"tables": {}}, "recipe 'rides' names no tables"),
         ({"model": {}}, "the model has no name; set model.name"),
+        ({"run_date": 20260131}, "run_date '20260131' is no day; give one as 2026-01-31"),
+        ({"workers": 3, "strategy": "parameter_server"}, "global_batch_size 2048 does not divide among 3 workers"),
         ({"name": "a/b"}, "name 'a/b' must be letters, digits"),
         ({"label": {"name": "town", "kind": "candidate"}}, "needs a label of kind binary; 'town' is of kind candidate"),
     ],

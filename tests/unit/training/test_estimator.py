@@ -1,5 +1,7 @@
 """T2, T8: an estimator's params are the run's knobs, and what it does with a table, without Spark."""
 
+import json
+from datetime import date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +59,16 @@ def test_a_param_that_does_not_exist_is_refused() -> None:
 def test_a_value_that_cannot_be_is_refused_in_the_words_of_the_knob() -> None:
     with pytest.raises(ConfigError, match="epochs is 0; use 1 or more"):
         _ = rides(epochs=0).config
+
+
+def test_a_day_is_saved_as_text() -> None:
+    """T12: stages are saved as JSON."""
+    for day in (date(2026, 1, 31), datetime(2026, 1, 31, 8, 30)):
+        stage = rides(run_date=day)
+        assert stage.config.run_date == "2026-01-31"
+        saved = stage.write().instance  # type: ignore[attr-defined]
+        assert json.loads(json.dumps(saved.getParams()))["run_date"] == "2026-01-31"
+        assert stage.copy({stage.getParam("run_date"): date(2026, 2, 28)}).config.run_date == "2026-02-28"
 
 
 def test_passwords_are_not_saved() -> None:

@@ -166,11 +166,13 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, inside: str) 
     assert check.detail.endswith("give another folder as --output")
 
 
-def test_a_store_in_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scheme", "options"), [("sqlite", ""), ("sqlite+pysqlite", "?timeout=60")])
+def test_a_store_in_a_folder_that_cannot_be_written_is_named(tmp_path: Path, scheme: str, options: str) -> None:
     (tmp_path / "file").write_text("")
-    check = checked(tmp_path, "tracking", uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    uri = f"{scheme}:///{tmp_path}/file/mlflow.db{options}"
+    check = checked(tmp_path, "tracking", uri=uri)
     assert not check.passed
-    assert check.detail.startswith(f"sqlite:///{tmp_path}/file/mlflow.db cannot be written (")
+    assert check.detail.startswith(f"{uri} cannot be written (")
 
 
 @pytest.mark.parametrize("uri", ["foo://bar", "postgres://host/db", "ftp://host"])

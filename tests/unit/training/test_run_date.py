@@ -2,11 +2,14 @@
 
 import dataclasses
 import datetime
+import json
 import math
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,18 +17,29 @@ import pytest
 
 from data_pipelines.dataset import Dataset
 from training import pipeline
+from training import run as command
+from training import runs as runs_command
 from training import train as train_module
 from training.command_line import parse
 from training.config import RECIPE_FILE, ConfigError, RunConfig
 from training.readiness import preflight
-from training.records.run_folder import RunFolder, RunUnderWayError, Status, find_finished, hold_run_folder
+from training.records.open_run import open_run
+from training.records.run_folder import (
+    STATE_FILE,
+    RunFolder,
+    RunUnderWayError,
+    Status,
+    find_finished,
+    hold_run_folder,
+)
 from training.records.run_history import SUMMARY_FILE
 from training.results import delivery
-from training.results.delivery import DeliveryLostError, Trained
+from training.results.delivery import ResultLostError, Trained
 from training.results.evaluate_run import Verdict
 from training.results.export import EVALUATED_SPLITS
 from training.results.summary import Summary
 from training.supervision.failure_policy import Attempt, RankError
+from training.supervision.supervisor import TrainingStoppedError
 from training.train import train
 
 NewConfig = Callable[..., RunConfig]
@@ -43,11 +57,18 @@ def config(new_config: NewConfig, tmp_path: Path) -> RunConfig:
     return new_config(output=str(tmp_path / "output"), run_date=DAY)
 
 
-def left(config: RunConfig, status: Status, dataset: str = "da7a") -> RunFolder:
-    """Leave a run of ``config`` behind."""
+def left(config: RunConfig, status: Status, dataset: str = "da7a", *, touched: int | None = None) -> RunFolder:
+    """Leave a run of ``config`` behind, touched last at that second."""
     with hold_run_folder(dataclasses.replace(config, resume=False), dataset) as folder:
         folder.save_state(status, "mlflow-run-1")
+    if touched is not None:
+        os.utime(folder.path / STATE_FILE, (touched, touched))
     return folder
+
+
+def change_state(folder: RunFolder, **changes: object) -> None:
+    path = folder.path / STATE_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_day_is_part_of_what_a_run_is(new_config: NewConfig) -> None:
@@ -73,7 +94,7 @@ def test_a_day_is_text_on_the_command_line_in_a_recipe_and_in_what_is_saved(reci
 
 def test_the_newest_finished_run_of_the_same_configuration_day_and_data_is_found(config: RunConfig) -> None:
     assert find_finished(config, "da7a") is None
-    left(config, "failed")
+    left(config, "failed", touched=200)
     left(config, "finished", "other data")
     left(dataclasses.replace(config, run_date="2026-02-28"), "finished")
     left(dataclasses.replace(config, seed=2), "finished")
@@ -88,10 +109,22 @@ def test_a_day_that_another_driver_is_at_work_on_is_not_done_twice(config: RunCo
     with hold_run_folder(config, "da7a") as folder:
         with pytest.raises(RunUnderWayError, match=f"{folder.path.name} is under way in another driver"):
             find_finished(config, "da7a")
-        done = left(config, "finished")
-        found = find_finished(config, "da7a")
-    assert found is not None
-    assert found.path == done.path
+        left(config, "finished", touched=200)
+        with pytest.raises(RunUnderWayError, match=f"{folder.path.name} is under way in another driver"):
+            find_finished(config, "da7a")
+
+
+def test_no_run_is_opened_beside_one_of_the_same_day(config: RunConfig) -> None:
+    said: list[str] = []
+    view: Any = SimpleNamespace(say=said.append)
+    with (
+        hold_run_folder(config, "da7a") as folder,
+        pytest.raises(RunUnderWayError, match=f"{folder.path.name} is under way in another driver"),
+        open_run(config, "da7a", "no store", view, only_once=config.only_once),
+    ):
+        pass
+    assert said == []
+    assert [path.name for path in folder.path.parent.glob("rides-*")] == [folder.path.name]
 
 
 @pytest.fixture
@@ -138,13 +171,94 @@ def test_every_other_run_begins(config: RunConfig, said: list[str], change: dict
     assert said == []
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"status": "finished", "colour": "red"}', "[]"])
+@pytest.mark.parametrize(
+    "text", [None, "{", '{"status": "finished", "colour": "red"}', "[]", '{"status": "stopped", "error": "SIGTERM"}']
+)
 def test_a_summary_that_is_lost_is_told_with_the_mend(config: RunConfig, said: list[str], text: str | None) -> None:
     folder = left(config, "finished")
     if text is not None:
         (folder.path / SUMMARY_FILE).write_text(text)
-    with pytest.raises(pipeline.SummaryLostError, match=r"summary.json cannot be read .*; --no-resume trains anew"):
+    with pytest.raises(ResultLostError, match=r"summary.json cannot be read .*; --no-resume trains anew") as raised:
         pipeline.run(config)
+    assert ("(it tells of a run that stopped)" in str(raised.value)) == ("stopped" in str(text))
+
+
+def executed(config: RunConfig) -> int:
+    with warnings.catch_warnings():  # which the command silences for the rest of its process
+        return command.execute(config)
+
+
+def test_a_day_that_is_done_keeps_its_summary_as_it_was_written(config: RunConfig, said: list[str]) -> None:
+    """Though this very process has done it, and the store is given otherwise now."""
+    folder = left(config, "finished")
+    file = folder.path / SUMMARY_FILE
+    Summary("finished", run_id="run-1", tracking_uri="http://mlflow").save(file)
+    before = file.read_bytes(), file.stat().st_ino
+    asked = dataclasses.replace(config, tracking_uri="http://other", summary=str(folder.path.parent / "asked.json"))
+    assert executed(asked) == command.EXIT_FINISHED
+    assert (file.read_bytes(), file.stat().st_ino) == before
+    assert Summary.load(Path(str(asked.summary))).tracking_uri == "http://other"
+
+
+@pytest.mark.parametrize(
+    "successor", [{"process": 1, "status": "finished"}, {"host": "node-7"}, {"status": "finished"}]
+)
+@pytest.mark.parametrize("error", [TrainingStoppedError((), 1234, "taken over"), KeyboardInterrupt(), ValueError("no")])
+def test_a_driver_whose_run_is_not_its_own_any_more_leaves_the_summary_that_is_there(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, successor: dict[str, Any], error: BaseException
+) -> None:
+    folder = left(config, "running")
+    file = folder.path / SUMMARY_FILE
+
+    def run(config: RunConfig, tell: Callable[[Summary], None]) -> Summary:
+        tell(Summary("running", run_id="run-1", run_folder=str(folder.path)))
+        Summary("finished", run_id="run-1").save(file)
+        change_state(folder, **successor)
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", run)
+    asked = dataclasses.replace(config, summary=str(folder.path.parent / "asked.json"))
+    assert executed(asked) == command.EXIT_FAILED
+    assert Summary.load(file).status == "finished"
+    assert Summary.load(Path(str(asked.summary))).status in ("stopped", "failed")
+
+
+def test_a_run_that_was_stopped_says_so_in_its_folder(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = left(config, "stopped")
+
+    def run(config: RunConfig, tell: Callable[[Summary], None]) -> Summary:
+        tell(Summary("running", run_folder=str(folder.path)))
+        raise TrainingStoppedError((), 1234, "SIGTERM")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    assert executed(config) == command.EXIT_FAILED
+    assert Summary.load(folder.path / SUMMARY_FILE).status == "stopped"
+
+
+def test_a_redo_that_was_broken_off_is_begun_again(config: RunConfig, said: list[str]) -> None:
+    Summary("finished").save(left(config, "finished", touched=200).path / SUMMARY_FILE)
+    left(config, "stopped", touched=300)
+    with pytest.raises(StartedError):
+        pipeline.run(config)
+    with pytest.raises(StartedError):
+        train(DATASET, config)
+    assert said == []
+
+
+def test_a_run_that_cannot_be_resumed_for_another_one_under_way_is_not_told_of_other_data(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = left(config, "stopped")
+    config.save(folder.config)
+    change_state(folder, process=1)
+
+    def run(config: RunConfig, tell: Callable[[Summary], None]) -> Summary:
+        raise RunUnderWayError("another one is under way")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    with warnings.catch_warnings():
+        status = runs_command.main(["resume", folder.path.name, f"--output={config.output}"])
+    assert (status, capsys.readouterr().err) == (1, "mirrorspark: another one is under way\n")
 
 
 def delivered(folder: RunFolder) -> Trained:
@@ -161,17 +275,46 @@ def delivered(folder: RunFolder) -> Trained:
 def test_a_notebook_gets_again_what_it_got(config: RunConfig, said: list[str]) -> None:
     folder = left(config, "finished")
     trained = delivered(folder)
-    delivery.keep(trained, folder)
+    delivery.keep_delivery(trained, folder)
     again = train(DATASET, dataclasses.replace(config, tracking_uri="the store"))
     assert again == trained
     assert again.version_uri == "models:/rides/3"
-    assert said == [f"run {folder.path.name} of {DAY} has finished: nothing to do"]
+    assert said == [f"run {folder.path.name} of {DAY} has finished: nothing to do (--no-resume trains anew)"]
+
+
+def test_a_day_that_was_done_while_this_command_got_ready_is_not_done_twice(
+    config: RunConfig, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: Any, **__: Any) -> None:
+        raise StartedError
+
+    folders: list[RunFolder] = []
+
+    def ready(*_: Any, **__: Any) -> Any:
+        folder = left(config, "finished")
+        folders.append(folder)
+        Summary("finished", run_id="run-1").save(folder.path / SUMMARY_FILE)
+        delivery.keep_delivery(delivered(folder), folder)
+        return SimpleNamespace(dataset=DATASET)
+
+    for module in (pipeline, train_module):
+        monkeypatch.setattr(module, "open_job", begin)
+    monkeypatch.setattr(preflight, "check_driver", lambda *_: [])
+    monkeypatch.setattr(preflight, "require", lambda checks: None)
+    monkeypatch.setattr(train_module, "find_model", lambda config, store: None)
+    monkeypatch.setattr(train_module, "cluster_checks", ready)
+    monkeypatch.setattr(pipeline, "prepare", ready)
+    trained = train(DATASET, config, cast(Any, "a session"))
+    assert trained.run_folder == folders[0].path
+    (folders[0].path / STATE_FILE).unlink()
+    assert pipeline.run(config).run_folder == str(folders[1].path)
+    assert [line.split()[1] for line in said] == [folder.path.name for folder in folders]
 
 
 @pytest.mark.parametrize("lost", ["trained.json", "predictions/test.parquet"])
 def test_a_delivery_that_is_lost_is_told_with_the_mend(config: RunConfig, said: list[str], lost: str) -> None:
     folder = left(config, "finished")
-    delivery.keep(delivered(folder), folder)
+    delivery.keep_delivery(delivered(folder), folder)
     (folder.path / lost).unlink()
-    with pytest.raises(DeliveryLostError, match=r"what it delivered cannot be read .*; resume=False trains anew"):
+    with pytest.raises(ResultLostError, match=r"what it delivered cannot be read .*; resume=False trains anew"):
         train(DATASET, config)

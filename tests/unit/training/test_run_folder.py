@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from training.config import RunConfig
+from training.records import run_folder
 from training.records.run_folder import (
     STALE_SECONDS,
     STATE_FILE,
@@ -27,10 +28,11 @@ from training.records.run_folder import (
     RunUnderWayError,
     Status,
     driver_of,
+    find_finished,
     hold_run_folder,
     read_state,
 )
-from training.records.run_lock import look_at_lock
+from training.records.run_lock import hold_lock, look_at_lock
 
 DATASET = "0123456789abcdef"
 
@@ -189,6 +191,83 @@ def test_who_finds_a_run_that_another_command_has_meanwhile_finished_leaves_it_a
     state = read_state(found.path)
     assert state is not None
     assert state.status == "finished"
+
+
+def test_of_two_equal_commands_for_one_day_the_second_is_told_of_the_first(config: RunConfig) -> None:
+    """T12."""
+    before = left_behind(config, "failed")
+    for goes_on in (True, False):
+        with hold_run_folder(config, DATASET, nothing_said, only_once=True) as first:
+            assert (first.path == before.path) == goes_on
+            with (
+                pytest.raises(RunUnderWayError, match=rf"{first.path.name} is under way in another driver"),
+                hold_run_folder(config, DATASET, nothing_said, only_once=True),
+            ):
+                pass
+            first.save_state("finished", None)
+        with (
+            pytest.raises(RunUnderWayError, match=rf"run {first.path.name} has finished meanwhile; the same command"),
+            hold_run_folder(config, DATASET, nothing_said, only_once=True),
+        ):
+            pass
+        for folder in (before, first):
+            change_state(folder, identity="another")
+    assert len(list((Path(config.output) / "runs").glob(f"*/{STATE_FILE}"))) == 2
+
+
+def test_commands_for_one_day_look_one_after_the_other(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T12: two that look at the same time, and see nothing, would both begin."""
+    seen: list[tuple[str, bool]] = []
+
+    def choosing() -> bool:
+        with (Path(config.output) / "runs" / ".choosing.lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*arguments: Any, **how: Any) -> Any:
+            seen.append((name, choosing()))
+            return function(*arguments, **how)
+
+        return note
+
+    monkeypatch.setattr(run_folder, "_find", noting("find", run_folder._find))
+    monkeypatch.setattr(run_folder, "hold_lock", noting("hold", hold_lock))
+    with hold_run_folder(config, DATASET, only_once=True):
+        assert seen == [("find", True), ("hold", True)]
+        # Who waits is not kept waiting while the run goes on.
+        assert not choosing()
+
+
+def test_a_redo_that_was_broken_off_goes_on_though_an_older_run_has_finished(config: RunConfig) -> None:
+    """T12: the newest run decides."""
+    done, redo = left_behind(config, "finished"), left_behind(config, "stopped")
+    for newest, other in ((redo, done), (done, redo)):
+        os.utime(newest.path / STATE_FILE, (300, 300))
+        os.utime(other.path / STATE_FILE, (200, 200))
+        found = find_finished(config, DATASET)
+        assert (found and found.path) == (done.path if newest is done else None)
+    os.utime(redo.path / STATE_FILE, (400, 400))  # as `python -m training.runs resume` does
+    with hold_run_folder(config, DATASET, nothing_said, only_once=True) as folder:
+        assert folder.path == redo.path
+
+
+@pytest.mark.parametrize("newest", ["under way", "broken off"])
+def test_a_redo_that_is_under_way_is_not_hidden_by_an_older_run(
+    config: RunConfig, other_driver: psutil.Process, newest: str
+) -> None:
+    """T12: nor by one that was broken off and touched since its driver's last sign of life."""
+    alive = {"process": other_driver.pid, "process_started": other_driver.create_time()}
+    folders = {"under way": left_behind(config, "running", **alive), "broken off": left_behind(config, "failed")}
+    for name, folder in folders.items():
+        modified = 300 + (name == newest)
+        os.utime(folder.path / STATE_FILE, (modified, modified))
+    os.utime(left_behind(config, "finished").path / STATE_FILE, (200, 200))
+    with pytest.raises(RunUnderWayError, match=rf"{folders['under way'].path.name} is under way in another driver"):
+        find_finished(config, DATASET)
 
 
 def test_a_run_goes_on_at_once_when_its_driver_was_killed(config: RunConfig) -> None:

@@ -61,6 +61,8 @@ class QuickEngine:
     def open_parent(self, label: str, run_id: str | None) -> Tracked:
         return SilentRun()
 
+    def settle(self, place: SweepPlace) -> None: ...
+
     def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
         control.on_event({"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"val_auc": 0.5}})
 

@@ -4,12 +4,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from scoring.model_uri import PinnedModel
 from training import pipeline
-from training.config import RunConfig
+from training.config import ConfigError, RunConfig
 from training.live.view import LiveView
 from training.records.run_folder import RunFolder
 from training.results.summary import Summary
@@ -19,6 +20,7 @@ from training.sweeping import engine as sweep_engine
 from training.sweeping.engine import SparkEngine, read_attempts, save_attempts
 from training.sweeping.folder import SweepPlace
 from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
+from training.warm_start import WarmStart
 
 ATTEMPTS = (
     Attempt(1, None, (RankError("lost", 1, "killed", "killed by signal SIGKILL", 5.0),), 0, 100, 2),
@@ -63,7 +65,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
         yield made[-1]
 
     dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash="d1"))
-    prepared = SimpleNamespace(dataset=dataset, spark="the session")
+    prepared = SimpleNamespace(dataset=dataset, spark="the session", warm_start=None)
     monkeypatch.setattr(sweep_engine, "open_job", open_job)
     monkeypatch.setattr(pipeline, "prepare", lambda config, view, slots: prepared, raising=False)
     return made
@@ -158,6 +160,44 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
     assert (summary.model_version, summary.replay) == ("3", "python -m callbacks.metric_buffer replay metrics.jsonl")
     assert delivered == [(jobs[1], ATTEMPTS, order.config)]
     assert jobs[1].opened["folder"].path == place.run_folder(7)
+
+
+def exported(folder: Path, version: str) -> PinnedModel:
+    """Return a model of which nothing is there but what a training begins from."""
+    for part in ("saved_model/variables", "features"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "file").write_text(version)
+    return PinnedModel(f"models:/flights/{version}", "flights", version, f"d{version}", folder)
+
+
+def test_all_trials_begin_from_one_model_whatever_its_alias_means_to_a_later_command(
+    jobs: list[FakeJob], new_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T12: and whether it is there at all by then."""
+    order = TrialOrder(7, new_config(warm_start="models:/flights@champion"))
+    place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
+    place.folder.mkdir()
+    monkeypatch.setattr(pipeline, "deliver", lambda *_: Summary(status="finished"))
+    for meant in (exported(tmp_path / "3", "3"), exported(tmp_path / "4", "4"), None):
+        engine = engine_of(order)
+        engine._prepared = cast(Any, SimpleNamespace(**vars(engine._prepared) | {"warm_start": meant}))
+        engine.settle(place)
+        engine.train(order, Heard().control(), place)
+        engine.deliver(order, place)
+    kept = WarmStart("models:/flights/3", "d3", place.folder / "warm_start")
+    assert [job.opened["warm_start"] for job in jobs] == [kept] * 6
+    assert (kept.folder / "features" / "file").read_text() == "3"
+
+
+def test_a_sweep_whose_model_is_gone_trains_no_further_trials_from_another(
+    jobs: list[FakeJob], new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    order = TrialOrder(7, new_config(warm_start="models:/flights@champion"))
+    place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
+    place.run_folder(7).mkdir(parents=True)
+    engine = engine_of(order)
+    with pytest.raises(ConfigError, match=r"sweep/warm_start, from which the run began, is gone; put it back"):
+        engine.settle(place)
 
 
 def test_attempts_survive_the_command(tmp_path: Path) -> None:

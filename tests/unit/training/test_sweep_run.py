@@ -73,6 +73,7 @@ class FakeEngine:
         self.dataset = dataset
         self.stop_in = stop_in
         self.error = error
+        self.unsettled: Exception | None = None
         self.trained: list[int] = []
         self.delivered: list[int] = []
         self.parents: list[tuple[str, str | None]] = []
@@ -90,6 +91,10 @@ class FakeEngine:
         self.parents.append((label, run_id))
         self.tracked = FakeTracked(run_id or "parent-1")
         return self.tracked
+
+    def settle(self, place: SweepPlace) -> None:
+        if self.unsettled is not None:
+            raise self.unsettled
 
     def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
         self.trained.append(order.number)
@@ -236,6 +241,19 @@ def test_a_sweep_without_a_trained_trial_fails_and_still_tells(new_options: NewO
     assert document["status"] == "failed"
     assert "no such layer" in document["error"]
     assert "no such layer" in engine.tracked.artifacts[TABLE_FILE]
+
+
+def test_what_no_trial_can_begin_from_is_told_before_the_first_one(new_options: NewOptions, tmp_path: Path) -> None:
+    """T12: the sweep, not its trials, has failed."""
+    engine = FakeEngine()
+    engine.unsettled = ConfigError("warm_start is gone")
+    with pytest.raises(ConfigError, match="warm_start is gone"):
+        run(new_options(study="night"), engine, write=quiet)
+    assert (engine.trained, engine.tracked.status) == ([], "FAILED")
+    assert json.loads((tmp_path / SWEEPS_FOLDER / "night" / STATE_FILE).read_text())["status"] == "failed"
+    again = FakeEngine()
+    run(new_options(study="night"), again, write=quiet)
+    assert again.trained == [0, 1, 2, 3]
 
 
 REPLAY = "python -m callbacks.metric_buffer replay metrics.jsonl"

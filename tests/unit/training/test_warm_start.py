@@ -1,7 +1,9 @@
 """T12: the model that a training begins from: found before anything starts, kept with the run, given to every rank."""
 
+import contextlib
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,20 +14,23 @@ import pytest
 from mlflow import MlflowClient
 
 from data_pipelines.dataset import Dataset
+from data_pipelines.storage import StoragePath
 from scoring.model_directory import folder_digest
 from scoring.model_uri import PinnedModel
 from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
 from tests.unit.training.test_function_rank import Twin
-from training import warm_start
+from training import training_job, warm_start
 from training.channel.events import Event
 from training.config import ConfigError, RunConfig
+from training.fitting.activity import Activity
 from training.live.view import LiveView
 from training.ranks.plan import TrainingPlan
 from training.records.open_run import OpenRun
 from training.records.run_folder import RunFolder, hold_run_folder
 from training.records.tracking import TrackingError
-from training.training_job import TrainingJob
-from training.warm_start import WarmStart, find_model, keep
+from training.supervision.watchdog import Limits, Watch
+from training.training_job import TrainingJob, open_job
+from training.warm_start import WarmStart, find_model, settle_warm_start
 
 NewConfig = Callable[..., RunConfig]
 
@@ -101,10 +106,15 @@ def test_a_model_that_is_not_there_is_a_usage_error_in_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_store_that_is_not_there_is_not_made(config: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["", "?timeout=60"])
+def test_a_store_that_is_not_there_is_not_made(config: RunConfig, tmp_path: Path, options: str) -> None:
     with pytest.raises(ConfigError, match="there is no MLflow store sqlite:"):
-        found(config, "models:/flights/1", f"sqlite:///{tmp_path / 'mlflow.db'}")
+        found(config, "models:/flights/1", f"sqlite:///{tmp_path / 'mlflow.db'}{options}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_a_store_are_no_part_of_its_file(config: RunConfig, mlflow_store: str, registered: Any) -> None:
+    assert found(config, "models:/flights/1", f"{mlflow_store}?timeout=60").uri == "models:/flights/1"
 
 
 def test_a_registry_that_is_away_is_told_without_its_password(
@@ -119,20 +129,37 @@ def test_a_registry_that_is_away_is_told_without_its_password(
         found(config, "models:/flights/1", "http://ann:s3cret@mlflow:5000")
 
 
+def test_a_registry_that_is_away_is_not_asked_for_minutes(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T7: a limit that somebody has set stays."""
+    asked: list[tuple[str | None, str | None]] = []
+
+    def away(*_: Any) -> None:
+        asked.append((os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"), os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(warm_start, "resolve", away)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")  # for the environment to be as it was afterwards
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    with pytest.raises(TrackingError):
+        found(config, "models:/flights/1", "http://mlflow:5000")
+    assert asked == [("2", "5")]
+
+
 def test_a_run_keeps_what_it_began_from_whatever_becomes_of_alias_and_files(
     config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder, tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(flights_model, tmp_path / "champion"))
     config = replace(config, warm_start=str(source))
-    begun = keep(config, mlflow_store, folder, find_model(config, mlflow_store))
+    begun = settle_warm_start(config, mlflow_store, folder.warm_start, find_model(config, mlflow_store))
     assert begun == WarmStart(str(source), folder_digest(flights_model), folder.warm_start)
     shutil.rmtree(source)
-    assert keep(config, mlflow_store, folder) == begun
+    assert settle_warm_start(config, mlflow_store, folder.warm_start) == begun
     kept = {path.relative_to(folder.warm_start).as_posix() for path in folder.warm_start.rglob("*") if path.is_file()}
     assert {"features/features.json", "saved_model/variables/variables.index", "source.json"} < kept
     assert "saved_model/saved_model.pb" not in kept
     assert [path.name for path in folder.path.iterdir()] == ["warm_start"]
-    assert keep(replace(config, warm_start=None), mlflow_store, folder) is None
+    assert settle_warm_start(replace(config, warm_start=None), mlflow_store, folder.warm_start) is None
 
 
 def test_a_copy_that_was_cut_off_is_made_again(
@@ -146,9 +173,9 @@ def test_a_copy_that_was_cut_off_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(warm_start, "write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
-            keep(config, mlflow_store, folder)
+            settle_warm_start(config, mlflow_store, folder.warm_start)
     assert list(folder.path.iterdir()) == []
-    assert keep(config, mlflow_store, folder) is not None
+    assert settle_warm_start(config, mlflow_store, folder.warm_start) is not None
 
 
 def test_an_unfinished_run_goes_on_without_the_model_being_there_any_more(
@@ -157,7 +184,7 @@ def test_an_unfinished_run_goes_on_without_the_model_being_there_any_more(
     source = Path(shutil.copytree(flights_model, tmp_path / "champion"))
     config = replace(config, warm_start=str(source))
     with hold_run_folder(config, "da7a") as folder:
-        keep(config, mlflow_store, folder)
+        settle_warm_start(config, mlflow_store, folder.warm_start)
         folder.save_state("stopped", None)
     shutil.rmtree(source)
     assert find_model(config, mlflow_store) is None
@@ -167,6 +194,120 @@ def test_an_unfinished_run_goes_on_without_the_model_being_there_any_more(
     folder.save_state("finished", None)
     with pytest.raises(ConfigError, match="there is no such folder"):
         find_model(config, mlflow_store)
+
+
+def test_a_failed_run_does_not_hide_that_the_model_is_another_by_now(
+    config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path
+) -> None:
+    config = replace(config, warm_start=str(flights_model))
+    with hold_run_folder(config, "da7a") as folder:
+        settle_warm_start(config, mlflow_store, folder.warm_start)
+        folder.save_state("failed", None)
+    model = find_model(config, mlflow_store)
+    assert model is not None
+    assert model.digest == folder_digest(flights_model)
+
+
+def test_a_sweep_goes_on_without_the_model_being_there_any_more(
+    config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path
+) -> None:
+    """T12: with further trials even after its end."""
+    source = Path(shutil.copytree(flights_model, tmp_path / "champion"))
+    config = replace(config, warm_start=str(source))
+    path = Path(config.output) / "sweeps" / "night"
+    path.mkdir(parents=True)
+    sweep = RunFolder(path, "of searches", None)
+    begun = settle_warm_start(config, mlflow_store, sweep.warm_start)
+    sweep.save_state("finished", None)
+    shutil.rmtree(source)
+    assert find_model(config, mlflow_store) is None
+    assert settle_warm_start(config, mlflow_store, sweep.warm_start, has_begun=True) == begun
+
+
+def test_a_run_whose_weights_come_of_a_copy_that_is_gone_takes_no_other_model(
+    config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder
+) -> None:
+    config = replace(config, warm_start=str(flights_model))
+    expected = r"run/warm_start, from which the run began, is gone; put it back, or begin anew with --no-resume"
+    with pytest.raises(ConfigError, match=expected):
+        settle_warm_start(config, mlflow_store, folder.warm_start, has_begun=True)
+    assert list(folder.path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"uri": "models:/flights/1"}'])
+def test_a_copy_of_which_nobody_knows_what_it_is_is_a_usage_error(
+    config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder, text: str | None
+) -> None:
+    config = replace(config, warm_start=str(flights_model))
+    settle_warm_start(config, mlflow_store, folder.warm_start)
+    file = folder.warm_start / "source.json"
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text)
+    expected = r"source\.json, which says what the run began from, cannot be read \(.+\); put it back, or begin anew"
+    with pytest.raises(ConfigError, match=expected):
+        settle_warm_start(config, mlflow_store, folder.warm_start)
+
+
+def test_what_a_killed_driver_left_of_a_copy_is_removed(
+    config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder
+) -> None:
+    (folder.path / ".warm_start.0123456789abcdef" / "saved_model").mkdir(parents=True)
+    settle_warm_start(replace(config, warm_start=str(flights_model)), mlflow_store, folder.warm_start)
+    assert [path.name for path in folder.path.iterdir()] == ["warm_start"]
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(
+    config: RunConfig,
+    mlflow_store: str,
+    flights_model: Path,
+    folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """T6: a power cut leaves all of it or nothing."""
+    flushed: list[tuple[Path, bool]] = []
+    flush = StoragePath.flush_to_disk
+
+    def flushing(self: StoragePath) -> None:
+        flushed.append((self.local, folder.warm_start.exists()))
+        flush(self)
+
+    monkeypatch.setattr(StoragePath, "flush_to_disk", flushing)
+    settle_warm_start(replace(config, warm_start=str(flights_model)), mlflow_store, folder.warm_start)
+    *before, last = flushed
+    assert last == (folder.path, True)
+    assert not any(has_its_name for _, has_its_name in before)
+    (partial,) = {path for path, _ in before if path.parent == folder.path}
+    there = {path.relative_to(folder.warm_start) for path in folder.warm_start.rglob("*")}
+    assert {path.relative_to(partial) for path, _ in before} == there | {Path()}
+
+
+@pytest.mark.parametrize("is_of_a_sweep", [False, True])
+def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keeps(
+    config: RunConfig, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, is_of_a_sweep: bool
+) -> None:
+    settled: list[tuple[Path, bool]] = []
+    own = WarmStart("models:/flights/4", "d4", folder.warm_start)
+    of_sweep = WarmStart("models:/flights/3", "d3", Path("the sweep's"))
+
+    @contextlib.contextmanager
+    def open_run(*_: Any, **__: Any) -> Iterator[Any]:
+        yield SimpleNamespace(folder=folder, recall=lambda keep: None)
+
+    def settle(config: RunConfig, store: str, target: Path, model: Any, *, has_begun: bool) -> WarmStart:
+        settled.append((target, has_begun))
+        return own
+
+    monkeypatch.setattr(training_job, "open_run", open_run)
+    monkeypatch.setattr(training_job, "settle_warm_start", settle)
+    monkeypatch.setattr(RunFolder, "was_fenced", True)
+    manifest = SimpleNamespace(content_hash="da7a")
+    dataset = cast(Any, SimpleNamespace(spec=config.spec, steps=lambda split, rows: 10, manifest=manifest))
+    unused = cast(Any, None)
+    with open_job(dataset, config, unused, unused, warm_start=of_sweep if is_of_a_sweep else None) as job:
+        assert job.warm_start == (of_sweep if is_of_a_sweep else own)
+    assert settled == ([] if is_of_a_sweep else [(folder.warm_start, True)])
 
 
 def test_what_a_run_begins_from_is_part_of_what_it_learns(new_config: NewConfig, tmp_path: Path) -> None:
@@ -199,9 +340,12 @@ def test_a_rank_takes_the_weights_without_a_collective_and_the_chief_tells(
         monkeypatch.setattr(ring, name, None, raising=False)
     told: list[Event] = []
     dataset = cast(Any, SimpleNamespace(features=flights_features()))
+    activity = Activity()
     for rank in (1, 0):
-        control = cast(Any, SimpleNamespace(rank=rank, events=SimpleNamespace(send=told.append)))
+        events = SimpleNamespace(send=told.append)
+        control = cast(Any, SimpleNamespace(rank=rank, events=events, activity=activity))
         fit._begin_warm(flights_model, model, dataset, control)
+    assert activity.beats >= 2 * 5  # per rank one for each weight
     tf_keras.utils.set_random_seed(1)
     original = multi_field.build(settings, flights_features(), seed=1)
     for mine, theirs in zip(model.get_weights(), original.get_weights(), strict=True):
@@ -211,12 +355,21 @@ def test_a_rank_takes_the_weights_without_a_collective_and_the_chief_tells(
     assert event["message"] == "5 of 5 weights, 9 of 9 tokens"
 
 
+def test_a_rank_that_reads_a_large_table_does_not_count_as_hung() -> None:
+    """T6: weights that a training begins from are read in the phase `restoring`."""
+    watch = Watch(1, Limits(start_seconds=10.0), now=0.0)
+    for beats in range(5):
+        watch.feed({"event": "alive", "rank": 0, "phase": "restoring", "beats": beats}, now=8.0 * beats)
+        assert watch.verdict(now=8.0 * beats) is None
+    watch.feed({"event": "alive", "rank": 0, "phase": "restoring", "beats": 4}, now=43.0)
+    assert watch.verdict(now=43.0) is not None
+
+
 @pytest.mark.parametrize(("resume_from", "is_begun"), [(None, True), ("checkpoints/step-00000010", False)])
 def test_a_training_that_goes_on_from_a_checkpoint_is_not_begun_again(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, resume_from: str | None, is_begun: bool
 ) -> None:
     from training.fitting import fit
-    from training.fitting.activity import Activity
 
     begun: list[Path] = []
     model = SimpleNamespace(fit=lambda *_, **__: begun.append(Path("fit")))
