@@ -26,8 +26,8 @@ class Activity:
         step: Optimizer steps done.
         epoch: Epoch that is under way, from 1.
         collectives: Collective operations done.
-        beats: Signs that a checkpoint, or the model that a training begins from, gets on, to the store or from it, while
-            everything else waits for it.
+        beats: Signs that a checkpoint, or the model to begin from, gets on, to the store or from it, while everything
+            else waits for it.
     """
 
     def __init__(
