@@ -48,9 +48,14 @@ def new_config(knobs: dict[str, Any]) -> Callable[..., RunConfig]:
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the URI of an SQLite store whose tables exist: making them takes MLflow seconds."""
+    return new_store(tmp_path_factory.mktemp("mlflow"))
+
+
+def new_store(folder: Path) -> str:
+    """Return the URI of a new SQLite store in ``folder``."""
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
     MlflowClient(uri).search_experiments()
     return uri
 

@@ -18,6 +18,7 @@ from data_pipelines.storage import StoragePath
 from scoring.model_directory import folder_digest
 from scoring.model_uri import PinnedModel
 from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
+from tests.unit.training.conftest import new_store
 from tests.unit.training.test_function_rank import Twin
 from training import training_job, warm_start
 from training.channel.events import Event
@@ -33,6 +34,12 @@ from training.training_job import TrainingJob, open_job
 from training.warm_start import WarmStart, find_model, settle_warm_start
 
 NewConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a store of these tests' own: others register models of the same names."""
+    return new_store(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture(scope="module")
