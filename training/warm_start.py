@@ -30,7 +30,7 @@ from scoring.model_directory import (
 from scoring.model_uri import ModelNotFoundError, PinnedModel, resolve
 from training.config import ConfigError, TrainingConfig
 from training.records.atomic_file import write_atomically
-from training.records.run_folder import WARM_START_FOLDER, RunFolder, read_state
+from training.records.run_folder import RUNS_FOLDER, WARM_START_FOLDER, RunFolder, read_state
 from training.records.tracking import TrackingError, limit_requests
 
 # Under this name an export logs its model in the MLflow run.
@@ -38,7 +38,6 @@ _LOGGED_AS = "model"
 _VARIABLES = f"{SAVED_MODEL_FOLDER}/variables"  # the graph and its files are not needed
 _SOURCE_FILE = "source.json"
 _IDENTITY = "identity"  # of the configuration; its alias may mean another version by now
-_RUNS_FOLDER = "runs"
 
 _PUT_IT_BACK = "put it back, or begin anew with --no-resume"
 
@@ -167,7 +166,7 @@ def _is_kept(config: TrainingConfig) -> bool:
         folder = file.parent.parent
         state = read_state(folder)
         # A sweep that has finished goes on where more trials are asked for.
-        if state is None or (state.status == "finished" and folder.parent.name == _RUNS_FOLDER):
+        if state is None or (state.status == "finished" and folder.parent.name == RUNS_FOLDER):
             continue
         # What cannot be read is told of by the run that goes on with it.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):

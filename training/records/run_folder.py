@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # whoever reads run folders need not wait for what trains
     from training.supervision.running_attempt import Every
 
 STATE_FILE = "run.json"
+RUNS_FOLDER = "runs"
 WARM_START_FOLDER = "warm_start"
 
 Status = Literal["running", "failed", "stopped", "finished"]
@@ -466,7 +467,7 @@ def _decisive(config: RunIdentity, dataset_hash: str) -> tuple[RunFolder, RunSta
 
 
 def _runs(config: RunIdentity) -> Path:
-    return Path(config.output).absolute() / "runs"
+    return Path(config.output).absolute() / RUNS_FOLDER
 
 
 def _of_identity(runs: Path, identity: str) -> Iterator[tuple[Path, RunState]]:

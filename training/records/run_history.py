@@ -17,11 +17,10 @@ from typing import Any
 
 import yaml
 
-from training.records.run_folder import STATE_FILE, Driver, RunFolder, RunState, driver_of
+from training.records.run_folder import RUNS_FOLDER, STATE_FILE, Driver, RunFolder, RunState, driver_of
 from training.results.summary import headline
 
 DEFAULT_OUTPUT = "mirrorspark-output"
-RUNS_FOLDER = "runs"
 SUMMARY_FILE = "summary.json"
 LATEST = "latest"
 

@@ -21,7 +21,7 @@ from training.records.atomic_file import write_atomically
 from training.records.run_folder import RunFolder
 from training.results.evaluate_run import Verdict, curves_of, judge_binary, judge_retrieval
 from training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
-from training.supervision.failure_policy import Attempt, RankError
+from training.supervision.failure_policy import Attempt
 from training.training_job import TrainingJob
 
 
@@ -148,10 +148,7 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
     try:
         document = json.loads(folder.delivered.read_text(encoding="utf-8"))
         verdict = Verdict(document.pop("metrics"), document.pop("baseline"), {})
-        attempts = tuple(
-            Attempt(**one | {"errors": tuple(RankError(**error) for error in one["errors"])})
-            for one in document.pop("attempts")
-        )
+        attempts = tuple(map(Attempt.from_document, document.pop("attempts")))
         return Trained(
             **document,
             attempts=attempts,

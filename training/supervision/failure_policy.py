@@ -158,6 +158,11 @@ class Attempt:
     stop: Stop | None = None
     committed_epochs: int = 0
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Attempt":
+        """Return the attempt of which ``dataclasses.asdict`` made ``document``, which may have been JSON since."""
+        return cls(**{**document, "errors": tuple(RankError(**error) for error in document["errors"])})
+
     @property
     def finished(self) -> bool:
         """Whether the training came to its end."""

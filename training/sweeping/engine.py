@@ -1,10 +1,8 @@
 """Ties a sweep to Spark, the training and MLflow: the one place that knows :mod:`training.train` and the pipeline."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from training import pipeline
 from training.config import RunConfig
@@ -14,7 +12,7 @@ from training.records.run_folder import RunFolder, read_state
 from training.records.tracking import TrackedRun
 from training.results.summary import Summary
 from training.spark_session import task_slots
-from training.supervision.failure_policy import Attempt, RankError
+from training.supervision.failure_policy import Attempt
 from training.supervision.supervisor import TrainingStoppedError
 from training.sweeping.folder import SweepPlace
 from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
@@ -131,8 +129,4 @@ def save_attempts(path: Path, attempts: tuple[Attempt, ...]) -> None:
 
 def read_attempts(path: Path) -> tuple[Attempt, ...]:
     """Read what :func:`save_attempts` wrote."""
-    documents: list[Mapping[str, Any]] = json.loads((path / ATTEMPTS_FILE).read_text(encoding="utf-8"))
-    return tuple(
-        Attempt(**{**document, "errors": tuple(RankError(**error) for error in document["errors"])})
-        for document in documents
-    )
+    return tuple(map(Attempt.from_document, json.loads((path / ATTEMPTS_FILE).read_text(encoding="utf-8"))))

@@ -8,7 +8,14 @@ from pathlib import Path
 from uuid import uuid4
 
 from training.config import ConfigError
-from training.records.run_folder import STATE_FILE, WARM_START_FOLDER, RunFolder, RunUnderWayError, read_state
+from training.records.run_folder import (
+    RUNS_FOLDER,
+    STATE_FILE,
+    WARM_START_FOLDER,
+    RunFolder,
+    RunUnderWayError,
+    read_state,
+)
 from training.sweeping.options import SweepOptions
 
 SWEEPS_FOLDER = "sweeps"
@@ -53,7 +60,7 @@ class SweepPlace:
 
     @property
     def _runs(self) -> Path:
-        return self.folder / "runs"
+        return self.folder / RUNS_FOLDER
 
 
 def find_folder(options: SweepOptions, identity: str) -> RunFolder:
