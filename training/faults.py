@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import psutil
 
-from training.records.run_folder import STATE_FILE, RunState, driver_of
+from training.records.run_folder import EVENTS_FILE, RUNS_FOLDER, STATE_FILE, RunState, driver_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -483,20 +483,20 @@ class _RunWatch:
     def __init__(self, place: Path) -> None:
         self.events: list[Event] = []
         self.folder: Path | None = place if (place / STATE_FILE).is_file() else None
-        self._runs = place / "runs"
-        self._before = set(self._files())
-        file = place / _EVENTS_FILE
+        self._runs = place / RUNS_FOLDER
+        self._before = set(self._begun())
+        file = place / EVENTS_FILE
         self._offset = file.stat().st_size if self.folder is not None and file.is_file() else 0
 
     def has_news(self) -> bool:
         """Read on; whether anything has come."""
         if self.folder is None:
-            new = sorted(set(self._files()) - self._before)
+            new = sorted(set(self._begun()) - self._before)
             if not new:
                 return False
             # Of other runs that begin meanwhile nothing is heard.
-            self.folder = new[0].parent
-        file = self.folder / _EVENTS_FILE
+            self.folder = new[0]
+        file = self.folder / EVENTS_FILE
         if not file.is_file():
             return False
         with file.open("rb") as lines:
@@ -509,8 +509,6 @@ class _RunWatch:
                 self.events.append(json.loads(line))
         return bool(whole)
 
-    def _files(self) -> Iterator[Path]:
-        return self._runs.glob(f"*/{_EVENTS_FILE}")
-
-
-_EVENTS_FILE = "events.jsonl"
+    def _begun(self) -> Iterator[Path]:
+        # By the state, which a run writes before it says a word: one that has begun may still be silent.
+        return (state.parent for state in self._runs.glob(f"*/{STATE_FILE}"))

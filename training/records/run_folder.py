@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # whoever reads run folders need not wait for what trains
     from training.supervision.running_attempt import Every
 
 STATE_FILE = "run.json"
+EVENTS_FILE = "events.jsonl"
 RUNS_FOLDER = "runs"
 WARM_START_FOLDER = "warm_start"
 
@@ -206,7 +207,7 @@ class RunFolder:
     @property
     def events(self) -> Path:
         """What ranks and supervisor said, as JSON lines."""
-        return self.path / "events.jsonl"
+        return self.path / EVENTS_FILE
 
     @property
     def profile(self) -> Path:
