@@ -38,12 +38,13 @@ class Snapshot:
         for of_object in serialized.values():
             for key, of_slices in of_object.items():
                 for part, value in (of_slices if isinstance(of_slices, dict) else {"": of_slices}).items():
-                    # A specification reads its variable when its tensor is asked for.
+                    # A specification reads its variable when its tensor is asked for, or gives the variable itself: of
+                    # one that every replica keeps for itself and whose first replica's value counts.
                     tensor = value if isinstance(value, tf.Tensor) else value.tensor
                     if tensor is not None:  # None stands for a variable without a value
                         self._names.append(key)
                         self._slices.append(part)
-                        self._values.append(tensor)
+                        self._values.append(tf.convert_to_tensor(tensor))
 
     def write(self, folder: Path) -> None:
         """Write the files into ``folder``, from any thread.
