@@ -42,6 +42,8 @@ EXIT_FAILED = 1
 MESSAGE_LENGTH = 4000
 _TRACEBACK_LENGTH = 8000
 
+_GENERATED_SOURCE = "__autograph_generated_file"
+
 # What a machine sends that is taken away, and what Spark's daemon sends to its whole group when it ends.
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -120,6 +122,7 @@ def main(answers: IO[str]) -> NoReturn:
     def end_well(outcome: Outcome) -> None:
         activity.enter("ending")
         events.close()
+        _remove_generated_sources()
         _answer(answers, outcome)
         # Peers take the end of a connection for a death, so nobody leaves before the task says that all have answered.
         threading.Event().wait()
@@ -141,9 +144,20 @@ def main(answers: IO[str]) -> NoReturn:
         events.close()
         # The task knows what to do with this where the driver was out of reach.
         fields = {key: failure[key] for key in ("cause", "type", "message", "step", "is_from_tensorflow")}
+        _remove_generated_sources()
         _answer(answers, {"outcome": "failed"} | fields)
     # Not a plain return: TensorFlow's threads can hang in a collective whose peer is gone.
     os._exit(EXIT_FAILED)
+
+
+def _remove_generated_sources() -> None:
+    """Remove the files that TensorFlow's AutoGraph writes for every function it converts.
+
+    It would do so when Python exits, which a rank never does: a day of training leaves thousands in ``/tmp``.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_GENERATED_SOURCE) and module.__file__ is not None:
+            Path(module.__file__).unlink(missing_ok=True)
 
 
 def _train(orders: RankOrders, control: RankControl, finish: Finish) -> int:

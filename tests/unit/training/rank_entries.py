@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -78,6 +79,23 @@ def fail(plan: Plan, control: RankControl, finish: Finish) -> int:
     control.activity.step = 12
     logging.getLogger("model").warning("about to fail")
     raise ValueError(f"no such column: {plan.note}")
+
+
+def convert(plan: Plan, control: RankControl, finish: Finish) -> None:
+    """Let AutoGraph write the source of a function that it converts; then fail, where the note says so."""
+    import tensorflow as tf
+
+    @tf.function
+    def doubled(value: tf.Tensor) -> tf.Tensor:
+        for _ in tf.range(1):
+            value = value + value
+        return value
+
+    doubled(tf.constant(-1.0))
+    assert list(Path(tempfile.gettempdir()).iterdir())
+    if plan.note:
+        raise ValueError(plan.note)
+    finish(1)
 
 
 def return_nothing(plan: Plan, control: RankControl, finish: Finish) -> None:

@@ -103,6 +103,16 @@ def test_a_rank_that_finishes_says_with_how_many_epochs(driver: Driver) -> None:
     assert driver.kinds(None) == ["phase"]
 
 
+@pytest.mark.parametrize("note", ["", "made to fail"])
+def test_nothing_that_tensorflow_generates_is_left_in_the_temporary_folder(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (outcome,) = task(driver.server.address, "convert", note)()
+    assert outcome.get("message") == (note or None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_secret_is_in_neither_arguments_nor_environment(driver: Driver) -> None:
     secret = driver.server.address.token
     with running(task(driver.server.address, "train_until_stopped")) as rank:
