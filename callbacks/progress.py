@@ -31,7 +31,8 @@ def replicas_in_batch_logs(model: tf_keras.Model) -> int:
 class EventCallback(tf_keras.callbacks.Callback):
     """Sends events while ``fit`` runs. An event's key ``event`` says which; counts of epochs and steps are 1-based.
 
-    - ``train_begin``: ``epochs``, ``steps`` (per epoch; None when not known yet), ``global_batch_size``
+    - ``train_begin``: ``epochs``, ``steps`` (per epoch; None when not known yet), ``global_batch_size``,
+      ``parameter_bytes`` (of the weights that are trained; None for a model that is not built yet)
     - ``progress``: ``step`` (of the optimizer, exact), ``epoch`` (under way), ``step_in_epoch``, ``steps``,
       ``examples_per_second`` (all replicas together), ``loss`` (the epoch's mean so far, or None)
     - ``validation``: ``epoch`` (under way), ``step``; once when a validation begins with step 0, then like progress
@@ -93,6 +94,7 @@ class EventCallback(tf_keras.callbacks.Callback):
                 "epochs": self.params["epochs"],
                 "steps": self.params.get("steps"),
                 "global_batch_size": self._global_batch_size,
+                "parameter_bytes": _parameter_bytes(self.model),
             }
         )
 
@@ -165,3 +167,9 @@ class EventCallback(tf_keras.callbacks.Callback):
 
     def _under_way(self) -> int:
         return 0 if self._epoch is None else self._epoch + 1
+
+
+def _parameter_bytes(model: tf_keras.Model) -> int | None:
+    if not model.built:
+        return None
+    return sum(int(weight.shape.num_elements()) * weight.dtype.size for weight in model.trainable_weights)

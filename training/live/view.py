@@ -65,6 +65,7 @@ class LiveView:
         self._stacks: dict[int, str] = {}
         self._stage: _RunningStage | None = None
         self._has_failed = False
+        self._parameter_bytes: int | None = None
         self.timings: dict[str, float] = {}
 
     @cached_property
@@ -123,6 +124,8 @@ class LiveView:
                 case "attempt":
                     self._stacks = {}
                     self._say_attempt(event, previous.workers)
+                case "train_begin" if event.get("rank") == 0:
+                    self._say_model(event)
                 case "restart":
                     self._say_restart(event)
                 case "hung":
@@ -165,6 +168,13 @@ class LiveView:
             self._say(f"  attempt {event['attempt']}: {live_state.workers_in_words(workers)}{before}{rate}")
         if event["attempt"] == 1 and step:  # of later attempts their restart has told
             self._say(f"  going on from step {step:,}")
+
+    def _say_model(self, event: Event) -> None:
+        # Of a training that appears to hang in its first steps it is the first thing to know. Attempts and fits repeat.
+        count = event.get("parameter_bytes")
+        if count not in (None, self._parameter_bytes):
+            self._say(f"  the weights to train take {count / 1e6:,.1f} MB")
+        self._parameter_bytes = count
 
     def _say_restart(self, event: Event) -> None:
         error = event.get("error")

@@ -39,7 +39,8 @@ def test_a_training_tells_its_story_in_order(
 
     epoch = ["progress"] * 4 + ["validation"] * 5 + ["epoch_end"]
     assert [event["event"] for event in events] == ["train_begin", *epoch, *epoch, "train_end"]
-    assert events[0] == {"event": "train_begin", "epochs": 2, "steps": 4, "global_batch_size": 8}
+    begin = {"epochs": 2, "steps": 4, "global_batch_size": 8, "parameter_bytes": 4 * new_model().count_params()}
+    assert events[0] == {"event": "train_begin"} | begin
     progress = events[4]
     assert (progress["step"], progress["epoch"], progress["step_in_epoch"], progress["steps"]) == (4, 1, 4, 4)
     assert progress["examples_per_second"] == 8.0  # one step of 8 a second, the first left out
@@ -85,7 +86,7 @@ def test_the_loss_is_a_mean_whether_or_not_the_strategy_sums_it_over_replicas(
     events: list[dict[str, Any]] = []
     callback = EventCallback(events.append, global_batch_size=8)
     strategy = SimpleNamespace(num_replicas_in_sync=2, **attributes)
-    callback.set_model(SimpleNamespace(distribute_strategy=strategy, optimizer=None))
+    callback.set_model(SimpleNamespace(distribute_strategy=strategy, optimizer=None, built=False))
     callback.set_params({"epochs": 1, "steps": 9})
     callback.on_train_begin()
     callback.on_epoch_begin(0)

@@ -203,6 +203,13 @@ def test_secrets_are_not_shown(view: LiveView, lines: list[str], monkeypatch: py
     assert lines == ["  rank 0: http://host is away", "  rank 0: *** is refused"]
 
 
+def test_how_large_the_model_is_is_said_once(view: LiveView, lines: list[str]) -> None:
+    begin = {"event": "train_begin", "attempt": 1, "parameter_bytes": 8_400_000}
+    for event in (begin | {"rank": 1}, begin | {"rank": 0}, begin | {"rank": 0, "attempt": 2}):
+        view.on_event(event)
+    assert lines == ["  the weights to train take 8.4 MB"]
+
+
 @pytest.mark.parametrize("kind", ["train_begin", "train_end", "validation", "phase", "attempt", "error", "new kind"])
 def test_other_events_are_not_shown(view: LiveView, lines: list[str], kind: str) -> None:
     view.on_event({"event": kind, "rank": 0, "attempt": 1, "phase": "building"})
