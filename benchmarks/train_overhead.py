@@ -1,8 +1,8 @@
 """How much of the throughput do supervision, progress and MLflow take together?
 
-A whole run through ``train`` against the same ``fit`` in bare ranks: same reader, same ring, same checkpoint after every
-epoch, no other callbacks, no events. Beside them ranks without checkpoints, too. The time is that from the end of the
-first epoch to the end of the last, validations included.
+A whole run through ``train`` against the same ``fit`` in bare ranks: same reader, same ring, same checkpoint after
+every epoch, no other callbacks, no events. Beside them ranks without checkpoints, too. The time is that from the end of
+the first epoch to the end of the last, validations included.
 """
 
 import itertools
