@@ -1,5 +1,6 @@
 """Train on Spark and score with the result: ``python -m training.run --workers N``, installed as ``mirrorspark``."""
 
+import os
 import sys
 import traceback
 import warnings
@@ -68,16 +69,18 @@ def _run(config: RunConfig) -> int:
         _explain(error, config)
         failed = replace(known, status="failed", error=one_line(error))
         return _end(failed, config.summary, EXIT_FAILED, known.run_folder)
-    print(summary.as_text())
     # A run that had finished before keeps what it wrote itself.
     folder = None if known.status == "finished" else summary.run_folder
-    return _end(summary, config.summary, EXIT_FINISHED, folder)
+    # Kept before it is shown: who reads along may have gone.
+    status = _end(summary, config.summary, EXIT_FINISHED, folder)
+    _show(summary.as_text())
+    return status
 
 
 def _dry_run(config: RunConfig) -> int:
     from training import pipeline
 
-    print(config.as_yaml())
+    _show(config.as_yaml())
     try:
         checks = pipeline.dry_run(config)
     except ConfigError as error:
@@ -87,8 +90,7 @@ def _dry_run(config: RunConfig) -> int:
     except Exception as error:
         _explain(error, config)
         return _say(one_line(error), EXIT_FAILED)
-    for check in checks:
-        print(check.as_line())
+    _show("\n".join(check.as_line() for check in checks))
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 
 
@@ -126,6 +128,13 @@ def _explain(error: Exception, config: RunConfig) -> None:
         print(without_credentials(error.attempts[-1].first_error.traceback), file=sys.stderr)
     elif config.verbose:
         print(without_credentials("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reason(error: OSError) -> str:

@@ -123,7 +123,7 @@ class Position:
     @property
     def done(self) -> int:
         """Steps of the whole training, those of earlier attempts included."""
-        return (self.epoch - 1) * self.steps + self.step_in_epoch if self.steps else 0
+        return (self.epoch - 1) * self.steps + self.step_in_epoch if self.steps and self.epoch else 0
 
     @property
     def steps_per_second(self) -> float | None:
@@ -187,6 +187,8 @@ def _rank_after(rank: RankState, event: Event, now: float) -> RankState:
         case "train_begin":
             # A function may train again and again.
             return dataclasses.replace(rank, heard=now, ended="", global_batch_size=event.get("global_batch_size"))
+        case "epoch_end":
+            return dataclasses.replace(rank, heard=now, step=event.get("step") or rank.step)
         case "train_end":
             return dataclasses.replace(rank, heard=now, ended="finished")
         case "alive":
@@ -236,12 +238,22 @@ def _counts(event: Event) -> bool:
 
 
 def _position_after(position: Position, event: Event, now: float) -> Position:
-    if event["event"] == "train_begin" and position.began is not None:
-        # There has been progress in this attempt: another training of the same function begins.
-        return Position()
+    if event["event"] == "train_begin":
+        # Where there has been progress in this attempt, another training of the same function begins.
+        fresh = position if position.began is None else Position()
+        return dataclasses.replace(fresh, steps=event.get("steps") or fresh.steps)
     if event["event"] == "epoch_end":
         logs = event["logs"]
-        return dataclasses.replace(position, validation={name: logs[name] for name in validation_names(logs)})
+        # Short epochs are over before they have told of their progress.
+        ended = dataclasses.replace(
+            position,
+            epoch=event["epoch"],
+            step_in_epoch=position.steps,
+            examples_per_second=event.get("examples_per_second") or position.examples_per_second,
+            loss=logs.get("loss", position.loss),
+            validation={name: logs[name] for name in validation_names(logs)},
+        )
+        return dataclasses.replace(ended, began=position.began or (now, ended.done), now=(now, ended.done))
     if event["event"] != "progress" or not event["steps"]:
         return position
     moved = dataclasses.replace(

@@ -46,6 +46,11 @@ def progress(step: int, rank: int = 0) -> Event:
     }
 
 
+def epoch_end(epoch: int, rank: int = 0, **logs: float) -> Event:
+    told = {"epoch": epoch, "step": 100 * epoch, "logs": logs, "examples_per_second": 80_000.0}
+    return {"event": "epoch_end", "rank": rank, "attempt": 1, **told}
+
+
 def system(rank: int, **fields: object) -> Event:
     known = {"cpu_percent": 180.0, "memory_bytes": 1_240_000_000, "state": "running", "host": "a"}
     return {"event": "system", "rank": rank, "attempt": 1, "from": "task", **known, **fields}
@@ -198,6 +203,17 @@ def test_another_training_of_the_function_begins_with_a_speed_of_its_own() -> No
     assert state.position.steps_per_second == 4.0
 
 
+def test_epochs_that_are_over_before_they_tell_of_their_progress_move_the_bar_and_the_ranks() -> None:
+    state = after([attempt(), *map(train_begin, (0, 1)), alive(0, step=50), alive(1, step=40), progress(50)])
+    for epoch in (1, 2):
+        for rank in (0, 1):
+            state = state.after(epoch_end(epoch, rank, loss=0.5 / epoch, val_auc=0.7), float(epoch))
+    assert headline(state) == "epoch 2/3 step 100/100 80,000 examples/s"
+    assert metrics(state) == "loss 0.2500 val_auc 0.7000"
+    assert [state.ranks[rank].step for rank in (0, 1)] == [200, 200]
+    assert state.position.done == 200
+
+
 def test_a_resumed_training_stands_where_it_was_until_its_first_step() -> None:
     state = after([attempt(), train_begin(0), progress(250), attempt(2), train_begin(0) | {"attempt": 2}])
     assert state.position.done == 250
@@ -210,8 +226,7 @@ def test_an_epoch_whose_steps_wait_for_data_is_called_input_bound() -> None:
         "input-bound: the input of rank 1 was busy 95% of the epoch's steps, which wait for it; "
         "more cores per worker (spark.task.cpus) or faster storage would help"
     )
-    epoch_end = {"event": "epoch_end", "rank": 0, "attempt": 1, "logs": {}}
-    assert input_verdict(state.after(epoch_end, 0.0)) is None
+    assert input_verdict(state.after(epoch_end(1), 0.0)) is None
 
 
 def test_the_advice_names_a_setting_that_decides_over_the_threads_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -340,6 +340,19 @@ def test_a_dry_run_prints_plan_and_preflight_and_runs_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_run_came_to_is_kept_though_nobody_reads_its_output(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: list[RunConfig]
+) -> None:
+    """As with `| head`, which has gone by then."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main(["--workers", "2", "--summary", "summary.json"]) == EXIT_FINISHED
+    for file in (tmp_path / "summary.json", tmp_path / "run" / "summary.json"):
+        assert json.loads(file.read_text())["status"] == "finished"
+
+
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training.run", "--workers", "two"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
