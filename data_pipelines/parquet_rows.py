@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 from data_pipelines.file_listing import DataFile, list_files, partition_column, partition_schema
 from data_pipelines.storage import StoragePath
 
-# Rows that are decoded at a time; more do not make it faster, fewer do make it slower.
-_BATCH_ROWS = 32 * 1024
+# Rows that are decoded at a time; more do not make it faster, fewer do make it slower. And how many bytes of wide rows.
+BATCH_ROWS = 32 * 1024
+BATCH_BYTES = 64 * 2**20
 _FOOTERS_AT_A_TIME = 16
+_MOMENT = pa.timestamp("us", "UTC")
 # A task that reads so much makes a file of a good size, in block layout.
 _TASK_BYTES = 256 * 2**20
 
@@ -62,9 +64,7 @@ class ParquetRows:
             ParquetError: A file is not Parquet, has other columns than the first, or has none of a name asked for. More
                 columns than the first are an error where all are asked for.
         """
-        files = list_files(locations)
-        if not files:
-            raise FileNotFoundError(f"there are no Parquet files in {locations}; check the path")
+        files = _listed(locations)
         with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
             footers = list(pool.map(_footer, files))
         schema = _schema(files, footers[0], columns)
@@ -108,26 +108,67 @@ class ParquetRows:
     def batches(self, share: Sequence[RowGroups], multiple: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one share, a multiple of ``multiple`` at a time except where row groups end.
 
+        A batch has some 32 thousand rows, or fewer where these take more than 64 MB in the file, uncompressed; what
+        repeats itself in a file takes more in memory.
+
         Raises:
-            OSError: A file cannot be read.
+            OSError: A file cannot be read; the message names it.
         """
-        rows = max(multiple, _BATCH_ROWS // multiple * multiple)
         for groups in share:
-            folders = dict(groups.file.partition)
-            stored = [name for name in self.schema.names if name not in folders]
-            with groups.file.path.open_read() as source:
-                for batch in _opened(source).iter_batches(
-                    rows, row_groups=list(range(groups.first, groups.stop)), columns=stored, use_threads=False
-                ):
-                    yield pa.RecordBatch.from_arrays(
-                        [
-                            partition_column(folders[field.name], field.type, batch.num_rows)
-                            if field.name in folders
-                            else batch.column(field.name)
-                            for field in self.schema
-                        ],
-                        schema=self.schema,
-                    )
+            try:
+                yield from self._batches(groups, multiple)
+            except (pa.ArrowException, OSError) as error:
+                raise OSError(f"{groups.file.path} cannot be read: {error}") from error
+
+    def _batches(self, groups: RowGroups, multiple: int) -> Iterator[pa.RecordBatch]:
+        folders = dict(groups.file.partition)
+        stored = [name for name in self.schema.names if name not in folders]
+        numbers = list(range(groups.first, groups.stop))
+        with groups.file.path.open_read() as source:
+            file = _opened(source)
+            rows = max(multiple, _rows_at_a_time(file.metadata, numbers, stored) // multiple * multiple)
+            for batch in file.iter_batches(rows, row_groups=numbers, columns=stored, use_threads=False):
+                yield pa.RecordBatch.from_arrays(
+                    [
+                        partition_column(folders[field.name], field.type, batch.num_rows)
+                        if field.name in folders
+                        else _as_described(batch.column(field.name), field.type)
+                        for field in self.schema
+                    ],
+                    schema=self.schema,
+                )
+
+
+def _rows_at_a_time(footer: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> int:
+    """Return how many rows of some columns are decoded together."""
+    rows = size = 0
+    for number in groups:
+        group = footer.row_group(number)
+        rows += group.num_rows
+        for place in range(group.num_columns):
+            column = group.column(place)
+            # Of a nested column there is one for each of its leaves.
+            if column.path_in_schema.split(".")[0] in columns:
+                size += column.total_uncompressed_size
+    return BATCH_ROWS if not size else max(1, min(BATCH_ROWS, BATCH_BYTES * rows // size))
+
+
+def parquet_schema(locations: str | Path | StoragePath | Iterable[str | Path | StoragePath]) -> pa.Schema:
+    """Return the columns of the first of some Parquet files, and of all partition folders.
+
+    Raises:
+        FileNotFoundError: There are no files.
+        ParquetError: The first is not Parquet.
+    """
+    files = _listed(locations)
+    return _schema(files, _footer(files[0]), None)
+
+
+def _listed(locations: str | Path | StoragePath | Iterable[str | Path | StoragePath]) -> list[DataFile]:
+    files = list_files(locations)
+    if not files:
+        raise FileNotFoundError(f"there are no Parquet files in {locations}; check the path")
+    return files
 
 
 @dataclass(frozen=True)
@@ -144,10 +185,33 @@ def _footer(file: DataFile) -> _Footer:
             found = parquet.metadata
             sizes = tuple(found.row_group(number).total_byte_size for number in range(found.num_row_groups))
             # Without the notes of pandas and Spark, which need not agree.
-            fields = [pa.field(field.name, field.type, field.nullable) for field in parquet.schema_arrow]
+            moments = _moments_of_spark(parquet.schema)
+            fields = [
+                pa.field(field.name, _MOMENT if field.name in moments else _plain_type(field.type), field.nullable)
+                for field in parquet.schema_arrow
+            ]
+            names = [field.name for field in fields]
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ParquetError(f"{file.path} has the columns {repeated} twice; leave it out, or rename them")
             return _Footer(pa.schema(fields), found.num_rows, sizes)
     except pa.ArrowInvalid as error:
         raise ParquetError(f"{file.path} is not a Parquet file: {error}; leave it out") from error
+
+
+def _moments_of_spark(schema: pq.ParquetSchema) -> set[str]:
+    """Return the columns of the old 96-bit timestamps: moments, though the file does not say that they are in UTC."""
+    columns = (schema.column(place) for place in range(len(schema)))
+    return {column.path for column in columns if column.physical_type == "INT96"}
+
+
+def _plain_type(type_: pa.DataType) -> pa.DataType:
+    """Return the type of the values of a dictionary: what pandas calls a category is a text to Spark, and here."""
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def _as_described(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    return column if column.type == type_ else column.cast(type_)
 
 
 def _opened(source: pa.NativeFile) -> pq.ParquetFile:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.feature_kinds import Feature, RawForm, Sequence, Sparse
+from data_pipelines.feature_kinds import Categorical, Feature, RawForm, Sequence, Sparse
 from data_pipelines.features import FeatureSpec
 
 # Sorts before every time there is.
@@ -46,6 +46,17 @@ def raw_column(table: pa.Table | pa.RecordBatch, feature: Feature) -> pa.Array:
     """
     arrays = tuple(_read(table, feature).values())
     return _JOINS[type(feature)](feature, *arrays) if type(feature) in _JOINS else arrays[0]
+
+
+def integer_tokens(table: pa.Table | pa.RecordBatch, feature: Categorical) -> pa.Array | None:
+    """Return the column of ``feature`` where it holds integers that fit into int64, else None.
+
+    Raises:
+        ColumnError: It is absent, or of a type that cannot be read as tokens.
+    """
+    (name,) = feature.raw
+    column = _column(table, feature, name, _is_token)
+    return column if pa.types.is_integer(column.type) and column.type != pa.uint64() else None
 
 
 def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:

@@ -359,6 +359,10 @@ class StoragePath:
         return _fsspec_store(scheme, path)
 
 
+Location = str | Path | StoragePath
+"""What names a place in a call."""
+
+
 @contextmanager
 def scratch_folder(parent: StoragePath, prefix: str) -> Iterator[StoragePath]:
     """Yield a new folder below ``parent`` and remove it, whatever happens."""

@@ -6,9 +6,7 @@
 import functools
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
@@ -20,11 +18,12 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.types import StructType, TimestampType
 
 from data_pipelines.file_listing import DataFile, list_files, pack_files, partition_schema
+from data_pipelines.file_writes import WriteResult, outcome, write_files
 from data_pipelines.parquet_rows import ParquetRows, RowGroups
-from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
+from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob
 from data_pipelines.spark_errors import task_message
 from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of
-from data_pipelines.storage import StoragePath
+from data_pipelines.storage import Location, StoragePath
 from data_pipelines.tfrecord.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
 from data_pipelines.tfrecord.examples import MalformedExampleError
 from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
@@ -40,45 +39,14 @@ from data_pipelines.tfrecord_tasks import (
     sampled,
 )
 
-Location = str | Path | StoragePath
-
-_WRITTEN_DDL = "attempt string, path string, rows long, records long, bytes long, refused string"
-_WRITTEN_SCHEMA = pa.schema(
-    [
-        ("attempt", pa.string()),
-        ("path", pa.string()),
-        ("rows", pa.int64()),
-        ("records", pa.int64()),
-        ("bytes", pa.int64()),
-        ("refused", pa.string()),
-    ]
-)
-
+# What a task says of rows that no record can hold.
+_REFUSALS = (SchemaError, ValueNotStorableError)
 
 T = TypeVar("T")
 
 
-class WriteError(OSError):
-    """A write failed, and nothing of it is visible; the message is the failed task's."""
-
-
 class ReadError(OSError):
     """Files cannot be read; the message is the failed task's."""
-
-
-@dataclass(frozen=True)
-class WriteResult:
-    """What a write has made.
-
-    Attributes:
-        files: Paths of the new files, relative to the target, in their order.
-        rows: Rows in them.
-        bytes: Their sizes on the store together.
-    """
-
-    files: tuple[str, ...] = ()
-    rows: int = 0
-    bytes: int = 0
 
 
 def write_tfrecords(
@@ -139,7 +107,7 @@ def write_tfrecords(
     counted = Observation()
     df = df.observe(counted, F.count(F.lit(1)).alias("rows"))
     writer = _DataFrameWriter(WriteTask(job, options, tuple(partition_by)), names)
-    return _write(df, job, writer, lambda: counted.get["rows"])
+    return write_files(df, job, writer, lambda: counted.get["rows"], refusal=ValueNotStorableError)
 
 
 def write_tfrecords_from_parquet(
@@ -196,7 +164,8 @@ def write_tfrecords_from_parquet(
         return WriteResult()
     shares = source.dealt(spark.sparkContext.defaultParallelism)
     one_row_each = spark.range(0, len(shares), 1, len(shares))
-    return _write(one_row_each, job, _ParquetWriter(WriteTask(job, options), source, shares), lambda: source.rows)
+    writer = _ParquetWriter(WriteTask(job, options), source, shares)
+    return write_files(one_row_each, job, writer, lambda: source.rows, refusal=ValueNotStorableError)
 
 
 def check_columns(schema: StructType, options: WriteOptions, partition_by: Sequence[str] = ()) -> None:
@@ -249,7 +218,7 @@ class _DataFrameWriter:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         named = (batch.rename_columns(list(self.names)) for batch in batches)
-        yield _outcome(lambda: self.task(context.partitionId() if context else 0, named))
+        yield outcome(lambda: self.task(context.partitionId() if context else 0, named), refusals=_REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -264,49 +233,7 @@ class _ParquetWriter:
         for batch in batches:
             for number in batch.column(0).to_pylist():
                 rows = self.source.batches(self.shares[number], self.task.options.rows_per_block)
-                yield _outcome(functools.partial(self.task, number, rows))
-
-
-def _outcome(write: Callable[[], list[WrittenFile]]) -> pa.RecordBatch:
-    try:
-        rows = [asdict(file) | {"refused": None} for file in write()]
-    except (SchemaError, ValueNotStorableError) as error:
-        # Told, not raised: Spark would try the same rows again, and bury the message under two stack traces.
-        rows = [{"refused": str(error)}]
-    return pa.RecordBatch.from_pylist(rows, _WRITTEN_SCHEMA)
-
-
-def _write(
-    df: DataFrame,
-    job: WriteJob,
-    writer: Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]],
-    expected_rows: Callable[[], int],
-) -> WriteResult:
-    """Run the tasks, and publish their files, unless they hold other rows than there were."""
-    with ExitStack() as undo:
-        undo.callback(job.abort)
-        files = sorted(_written(df, job, writer), key=lambda file: file.path)
-        rows, expected = sum(file.rows for file in files), expected_rows()
-        if rows != expected:
-            raise WriteError(
-                f"{job.target} cannot be written: the table had {expected} rows and {rows} were written; write it "
-                f"again, from a table that gives the same rows each time"
-            )
-        job.publish(files)
-    return WriteResult(tuple(file.path for file in files), rows, sum(file.bytes for file in files))
-
-
-def _written(
-    df: DataFrame, job: WriteJob, writer: Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
-) -> list[WrittenFile]:
-    try:
-        rows = [row.asDict() for row in df.mapInArrow(writer, _WRITTEN_DDL).collect()]
-    except (Py4JJavaError, PySparkException) as error:
-        raise WriteError(f"{job.target} cannot be written: {task_message(error)}") from error
-    for row in rows:
-        if row["refused"] is not None:
-            raise ValueNotStorableError(f"{job.target} cannot be written: {row['refused']}")
-    return [WrittenFile(**{name: row[name] for name in _WRITTEN_SCHEMA.names[:-1]}) for row in rows]
+                yield outcome(functools.partial(self.task, number, rows), refusals=_REFUSALS)
 
 
 def read_tfrecords(

@@ -8,7 +8,7 @@ The exported model carries the same transform as graph operations (:mod:`models.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,14 @@ from data_pipelines.feature_kinds import (
     TokenFeature,
 )
 from data_pipelines.fitted import FittedFeatures
-from data_pipelines.raw_columns import ColumnError, list_lengths, numeric_values, order_within_rows, raw_column
+from data_pipelines.raw_columns import (
+    ColumnError,
+    integer_tokens,
+    list_lengths,
+    numeric_values,
+    order_within_rows,
+    raw_column,
+)
 from data_pipelines.text import normalise, split_tokens
 
 
@@ -126,7 +133,7 @@ class Encoder:
             ColumnError: A column is absent or has a type or a value that its feature cannot take.
         """
         return {
-            feature.name: self.encode_column(feature, raw_column(table, feature))
+            feature.name: self._encoded(table, feature)
             for feature in (self.fitted.spec.features if features is None else features)
         }
 
@@ -138,22 +145,45 @@ class Encoder:
         As :meth:`encode`, with ``ids`` as int64 ``[batch, max_length]`` and the three parts of ``sparse`` by the
         names that :attr:`data_pipelines.feature_kinds.Sparse.parts` gives them.
         """
-        tensors: dict[str, np.ndarray] = {}
-        for feature in self.fitted.spec.features if features is None else features:
-            encoded = self.encode_column(feature, raw_column(table, feature))
-            if isinstance(encoded, SparseRows):
-                assert isinstance(feature, Sparse)  # noqa: S101 - nothing else is encoded so
-                parts = (encoded.indices, encoded.values, encoded.row_lengths)
-                tensors |= zip(feature.parts, parts, strict=True)
-            elif isinstance(encoded, RaggedIds):
-                tensors[feature.name] = encoded.padded(feature.max_length)  # type: ignore[union-attr]
-            else:
-                tensors[feature.name] = encoded
-        return tensors
+        return next(self.padded_parts(table, features, max(1, table.num_rows)))
+
+    def padded_parts(
+        self, table: pa.Table | pa.RecordBatch, features: Iterable[Feature] | None, rows: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Encode once, and yield what :meth:`encode_padded` returns for so many rows after the other.
+
+        Of a table without rows there is one part.
+        """
+        features = tuple(self.fitted.spec.features if features is None else features)
+        encoded = self.encode(table, features)
+        for start in range(0, max(1, table.num_rows), rows):
+            tensors: dict[str, np.ndarray] = {}
+            for feature in features:
+                tensors |= _padded(feature, encoded[feature.name], start, start + rows)
+            yield tensors
+
+    def _encoded(self, table: pa.Table | pa.RecordBatch, feature: Feature) -> Encoded:
+        # Integers are tokens too. To make text of them takes several times as long as all else that is done to them.
+        if isinstance(feature, Categorical) and self.fitted.spec.hash_buckets(feature) is None:
+            numbers = integer_tokens(table, feature)
+            if numbers is not None:
+                return self.fitted.vocabulary(feature).ids_of_integers(numbers)
+        return self.encode_column(feature, raw_column(table, feature))
 
     def encode_column(self, feature: Feature, column: pa.Array) -> Encoded:
         """Return the input of ``feature`` from what :func:`raw_column` read."""
         return _ENCODERS[type(feature)](self.fitted, feature, column)
+
+
+def _padded(feature: Feature, encoded: Encoded, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Return the tensors of some rows."""
+    if isinstance(encoded, SparseRows):
+        assert isinstance(feature, Sparse)  # noqa: S101 - nothing else is encoded so
+        cut = encoded.cut(start, stop)
+        return dict(zip(feature.parts, (cut.indices, cut.values, cut.row_lengths), strict=True))
+    if isinstance(encoded, RaggedIds):
+        return {feature.name: encoded.cut(start, stop).padded(feature.max_length)}  # type: ignore[union-attr]
+    return {feature.name: encoded[start:stop]}
 
 
 def measured_values(feature: MeasuredFeature, column: pa.Array) -> np.ndarray:

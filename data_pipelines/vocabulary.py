@@ -45,6 +45,19 @@ class Vocabulary:
         distinct[-1] = MISSING_ID
         return distinct[encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()]
 
+    def ids_of_integers(self, numbers: pa.Array) -> npt.NDArray[np.int64]:
+        """Return what :meth:`ids` does for whole numbers as tokens (``7``, ``-3``), without making text of them.
+
+        Args:
+            numbers: Arrow integers that fit into int64.
+        """
+        # Nulls have some number below, and their own id afterwards.
+        values = numbers.cast(pa.int64()).fill_null(0).to_numpy()
+        ids = np.asarray(_ids_of_integers(values, *self._integer_table))
+        if numbers.null_count:
+            ids[numbers.is_null().to_numpy(zero_copy_only=False)] = MISSING_ID
+        return ids
+
     def save(self, path: Path) -> None:
         """Write the vocabulary as an Arrow IPC file."""
         table = pa.table([self.tokens, self.counts], schema=VOCABULARY_SCHEMA)
@@ -92,6 +105,26 @@ class Vocabulary:
         fingerprints = [fingerprint64(piece) for piece in self.pieces()]
         return _build(np.concatenate([np.empty(0, np.uint64), *fingerprints]))
 
+    @cached_property
+    def _integer_table(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Mixed numbers and positions by slot, as :attr:`_table`, and the token of each position.
+
+        The tokens are those that are a number as Arrow writes it: ``7`` is, ``07`` and ``+7`` are not.
+        """
+        tokens = self.tokens.combine_chunks() if isinstance(self.tokens, pa.ChunkedArray) else self.tokens
+        are_numbers = pc.match_substring_regex(tokens, r"^(0|-?[1-9]\d{0,17})$")
+        are_long = pc.match_substring_regex(tokens, r"^-?[1-9]\d{18}$")
+        short, long = (np.flatnonzero(np.asarray(chosen, bool)) for chosen in (are_numbers, are_long))
+        # Of those with 19 digits some are too large for int64, and no number of a table is one of those.
+        exact = {int(place): int(tokens[int(place)].as_py()) for place in long}
+        exact = {place: number for place, number in exact.items() if -(2**63) <= number < 2**63}
+        values = np.concatenate(
+            [tokens.take(pa.array(short)).cast(pa.int64()).to_numpy(), np.array(list(exact.values()), np.int64)]
+        )
+        places = np.concatenate([short, np.array(list(exact), np.int64)])
+        keys, positions, _ = _build(_mixed(values))
+        return keys, positions, places
+
 
 _FINGERPRINTS = types.Array(types.uint64, 1, "C", readonly=True)
 _POSITIONS = types.Array(types.int32, 1, "C", readonly=True)
@@ -138,3 +171,47 @@ def _find(
             slot = (slot + np.uint64(1)) & mask
         found[index] = positions[slot]
     return found
+
+
+_INTEGERS = types.Array(types.int64, 1, "C", readonly=True)
+
+
+@compile_kernel(types.uint64(types.int64))
+def _mix(number: np.int64) -> np.uint64:
+    """Return another number for every number, whose low bits depend on all of its bits.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+    """
+    mixed = np.uint64(number)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+@compile_kernel(types.uint64[::1](_INTEGERS))
+def _mixed(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Return :func:`_mix` of each."""
+    mixed = np.empty(numbers.size, np.uint64)
+    for index in range(numbers.size):
+        mixed[index] = _mix(numbers[index])
+    return mixed
+
+
+@compile_kernel(types.int64[::1](_INTEGERS, _FINGERPRINTS, _POSITIONS, _INTEGERS))
+def _ids_of_integers(
+    numbers: npt.NDArray[np.int64],
+    keys: npt.NDArray[np.uint64],
+    positions: npt.NDArray[np.int32],
+    tokens: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Return the id of each number, by a table of mixed numbers whose position ``i`` stands for token ``tokens[i]``."""
+    mask = np.uint64(keys.size - 1)
+    ids = np.empty(numbers.size, np.int64)
+    for index in range(numbers.size):
+        mixed = _mix(numbers[index])
+        slot = mixed & mask
+        while positions[slot] != _NO_POSITION and keys[slot] != mixed:
+            slot = (slot + np.uint64(1)) & mask
+        position = positions[slot]
+        ids[index] = OUT_OF_VOCABULARY_ID if position == _NO_POSITION else tokens[position] + FIRST_VOCABULARY_ID
+    return ids

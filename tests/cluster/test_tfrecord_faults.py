@@ -16,10 +16,11 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from data_pipelines.file_writes import WriteError
 from data_pipelines.tfrecord.arrow_schema import SchemaError
 from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
 from data_pipelines.tfrecord_source import TFRecordSource
-from data_pipelines.tfrecords import WriteError, check_tfrecords, read_tfrecords, write_tfrecords
+from data_pipelines.tfrecords import check_tfrecords, read_tfrecords, write_tfrecords
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

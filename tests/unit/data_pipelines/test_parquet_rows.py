@@ -41,6 +41,17 @@ def test_columns_are_chosen_and_partition_folders_are_columns(folder: Path) -> N
     assert batch.slice(0, 1).to_pylist() == [{"day": 0, "id": 0}]
 
 
+def test_wide_rows_come_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = pa.array([bytes([number]) * 1000 + number.to_bytes(2) for number in range(200)])
+    pq.write_table(pa.table({"wide": wide, "id": range(200)}), tmp_path / "w.parquet", use_dictionary=False)
+    monkeypatch.setattr("data_pipelines.parquet_rows.BATCH_BYTES", 50_000)
+    for columns, most in ((["wide"], 50), (["id"], 200)):
+        rows = ParquetRows.of(tmp_path / "w.parquet", columns)
+        sizes = [batch.num_rows for batch in rows.batches(rows.dealt(1)[0], 4)]
+        assert sum(sizes) == 200
+        assert most * 0.8 <= max(sizes) <= most
+
+
 def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ParquetError, match=r"has no column \['none'\]; it has \['id', 'text', 'day'\]"):
         ParquetRows.of(folder, ["none"])

@@ -48,6 +48,29 @@ def ids_of(column: pa.Array | pa.ChunkedArray) -> list[int]:
     return ids.tolist()
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(pa.array([7, None, 5, 0], type_) for type_ in (pa.int8(), pa.uint16(), pa.int32(), pa.int64(), pa.uint64())),
+        pa.array([2**63 + 1, 7, None, 5], pa.uint64()),
+        pa.chunked_array([[7], [], [None, 5]], pa.int64()),
+        pa.array([True, None, False]),
+        pa.nulls(3),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_whatever_the_type_of_a_column_its_tokens_are_those_of_its_texts(column: pa.Array) -> None:
+    """Integers are looked up without making text of them; the ids are those of the text."""
+    spec = FeatureSpec((Categorical("x"),), Label("label"), ("id",))
+    tokens = pa.array(["5", "true", "7", "9223372036854775809"])
+    vocabulary = Vocabulary(tokens, pa.array([1] * len(tokens), pa.int64()))
+    encoder = Encoder(FittedFeatures(spec, {"x": vocabulary}, {}))
+    texts = column.cast(pa.string())
+    ids, of_texts = (encoder.encode(pa.table({"x": one}))["x"].tolist() for one in (column, texts))
+    assert ids == of_texts
+    assert len(set(ids)) > 1 or pa.types.is_null(column.type)
+
+
 def lists_of(column: pa.Array, *, max_length: int = 3, truncate: str = "head") -> list[list[int]]:
     ids = encode_one(MultiValued("x", max_length=max_length, truncate=truncate), column)
     assert ids.dtype == np.int64

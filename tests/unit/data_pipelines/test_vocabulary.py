@@ -26,6 +26,29 @@ def test_ids_are_those_of_a_dictionary(tokens: list[str], looked_up: list[str | 
     assert ids.tolist() == [by_token.get(token, 1) for token in looked_up]
 
 
+INTEGERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-20, 20)
+# What is written like a number and is none that Arrow writes, or none of int64.
+NEARLY = st.sampled_from(["07", "+7", "-0", " 7", "7.0", "", "9223372036854775808", "-9223372036854775809", "1" * 30])
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(INTEGERS.map(str) | NEARLY, unique=True), st.lists(st.none() | INTEGERS))
+def test_integers_have_the_ids_of_their_texts(tokens: list[str], looked_up: list[int | None]) -> None:
+    known = [int(token) for token in tokens if token.strip() and token[-2:] != ".0" and abs(int(token)) < 2**63]
+    numbers = pa.array([*looked_up, *known], pa.int64())
+    known_tokens = vocabulary([token for token in tokens if token])
+    ids = known_tokens.ids_of_integers(numbers)
+    assert ids.dtype == np.int64
+    assert ids.tolist() == known_tokens.ids(numbers.cast(pa.string())).tolist()
+
+
+@pytest.mark.parametrize("type_", [pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.uint32(), pa.int64()])
+def test_integers_of_any_width_have_the_ids_of_their_texts(type_: pa.DataType) -> None:
+    numbers = pa.array([7, None, 100, 0], type_)
+    assert vocabulary(["100", "7"]).ids_of_integers(numbers.slice(0, 3)).tolist() == [3, 0, 2]
+    assert vocabulary(["a"]).ids_of_integers(numbers).tolist() == [1, 0, 1, 1]
+
+
 def test_a_token_that_shares_a_fingerprint_is_still_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def first_letter(strings: pa.Array) -> np.ndarray:
         return np.array([ord(text[0]) if text else 0 for text in strings.to_pylist()], np.uint64)
