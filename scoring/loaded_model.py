@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_pipelines.parquet_rows import BATCH_ROWS
 from data_pipelines.transform import Encoder
 from scoring.model_directory import ARROW_TYPES, SAVED_MODEL_FOLDER, ModelDirectory, folder_digest, needs_scann
 
-DEFAULT_BATCH_SIZE = 4096
+DEFAULT_BATCH_SIZE = 8192
 CACHED_BYTES = 2 * 1024**3
 
 
@@ -51,6 +52,7 @@ class LoadedModel:
         from models.serving import ENCODED_SIGNATURE
 
         self.description = directory.description
+        self.threads = _compute_threads(tf)
         self.inputs = directory.inputs
         self._encoder = Encoder(directory.features)
         # The signature does not keep its own variables and tables alive; the module does.
@@ -86,20 +88,25 @@ class LoadedModel:
             ColumnError: A column is missing or has a type that its feature cannot take.
         """
         # A table without rows is scored too: it has outputs, of length zero.
-        starts = range(0, max(batch.num_rows, 1), batch_size)
-        parts = [self._call(batch.slice(start, batch_size)) for start in starts]
+        # Encoded together are several calls' rows, which share what a column costs besides its rows.
+        step = max(batch_size, BATCH_ROWS // batch_size * batch_size)
+        pieces = (batch.slice(start, step) for start in range(0, max(batch.num_rows, 1), step))
+        parts = [
+            self._call(inputs, min(batch_size, piece.num_rows - number * batch_size))
+            for piece in pieces
+            for number, inputs in enumerate(self._encoder.padded_parts(piece, self.inputs, batch_size))
+        ]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.description.outputs}
 
-    def _call(self, rows: pa.Table | pa.RecordBatch) -> dict[str, np.ndarray]:
-        inputs = self._encoder.encode_padded(rows, self.inputs)
+    def _call(self, inputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         outputs = self._signature(**{name: self._to_tensor(values) for name, values in inputs.items()})
         arrays = {name: values.numpy() for name, values in outputs.items()}
         for name, values in arrays.items():
             described = self.description.outputs[name]
             dimensions = 2 if pa.types.is_list(ARROW_TYPES[described]) else 1
-            if values.ndim != dimensions or len(values) != rows.num_rows:
+            if values.ndim != dimensions or len(values) != rows:
                 raise ModelOutputError(
-                    f"output '{name}' has shape {values.shape} for {rows.num_rows} rows; its type {described} needs "
+                    f"output '{name}' has shape {values.shape} for {rows} rows; its type {described} needs "
                     f"{'[rows, k]' if dimensions == 2 else '[rows]'}"
                 )
         return arrays
@@ -138,6 +145,12 @@ def _tensorflow(threads: int | None) -> Any:
     except ModuleNotFoundError as error:
         raise _not_installed("scoring needs TensorFlow", error) from error
     return tf
+
+
+def _compute_threads(tf: Any) -> int:
+    """Return how many threads TensorFlow computes with here; another UDF of this process may have started it before."""
+    configured = int(tf.config.threading.get_intra_op_parallelism_threads())
+    return configured or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or os.cpu_count() or 1)
 
 
 def _register_scann() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from scoring.batch import ScoringError, scorer_udf
+from scoring.checks import ScoringError
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
+from scoring.udf import scorer_udf
 
 
 def register_sql(

@@ -21,10 +21,11 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.features import FeatureSpec
 from data_pipelines.quality.splits import SPLIT_COLUMN, random_split
 from data_pipelines.raw_columns import ColumnError
-from scoring.batch import ScoringError, scorer_udf
+from scoring.checks import ScoringError
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_directory import ModelDirectory
 from scoring.model_uri import PinnedModel, resolve
+from scoring.udf import scorer_udf
 from training.config import TrainingConfig
 from training.train import Trained, train
 

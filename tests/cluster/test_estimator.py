@@ -8,7 +8,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import SQLTransformer
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from scoring.batch import ScoringError
+from scoring.checks import ScoringError
 from training.estimator import TrainedModel, TrainingEstimator, content_hash
 
 if TYPE_CHECKING:

@@ -18,12 +18,14 @@ from pyspark.sql.functions import current_date, expr, lit
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.spark_errors import task_message
 from data_pipelines.tfrecords import write_tfrecords
-from scoring.batch import ScoringError, score, scorer_udf
+from scoring.batch import score
+from scoring.checks import ScoringError
 from scoring.loaded_model import LoadedModel
 from scoring.model_directory import needs_scann
 from scoring.model_uri import ModelNotFoundError, resolve
 from scoring.sql import register_sql
 from scoring.tfrecord_input import score_tfrecords
+from scoring.udf import scorer_udf
 from tests.unit.scoring.exported_models import (
     FLIGHTS,
     FLIGHTS_DDL,

@@ -73,6 +73,26 @@ def test_scores_do_not_depend_on_the_batch_size(loaded: LoadedModel, batch_size:
     np.testing.assert_allclose(loaded.score(FLIGHTS, batch_size=batch_size)["score"], whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("rows", "batch_size"), [(40_000, 20_000), (100_000, 100_000), (70_000, 4_096), (5, 10)])
+def test_every_call_but_the_last_is_of_the_batch_size(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, rows: int, batch_size: int
+) -> None:
+    """S5: however many rows are encoded together."""
+    calls: list[int] = []
+    call = LoadedModel._call
+
+    def counted(model: LoadedModel, inputs: Any, size: int) -> Any:
+        calls.append(size)
+        return call(model, inputs, size)
+
+    monkeypatch.setattr(LoadedModel, "_call", counted)
+    table = pa.concat_tables([FLIGHTS] * -(-rows // FLIGHTS.num_rows)).slice(0, rows)
+    scores = loaded.score(table, batch_size=batch_size)["score"]
+    assert calls[:-1] == [batch_size] * (len(calls) - 1)
+    assert sum(calls) == len(scores) == rows
+    np.testing.assert_allclose(scores[-3:], loaded.score(table.slice(rows - 3))["score"], atol=1e-6)
+
+
 def test_a_data_frame_s_booleans_are_the_tokens_that_a_table_s_are(tmp_path: Path) -> None:
     """Python writes True where Arrow and SQL write true."""
     folder = export_members(tmp_path)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import cloudpickle
 import pytest
 
-from scoring.batch import BatchTask, Scorer
+from scoring.batch import BatchTask
+from scoring.scorer import Scorer
 from scoring.shipping import ShippedModel, portable
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from data_pipelines.feature_kinds import Categorical, Feature, MultiValued, Numeric, Sequence
 from data_pipelines.raw_columns import ColumnError
-from scoring.batch import ColumnsTask, Scorer
+from scoring.scorer import Scorer
 from scoring.token_families import check_token_families, token_family, trained_families
+from scoring.udf import ColumnsTask
 
 FEATURES: tuple[Feature, ...] = (
     Categorical("member"),

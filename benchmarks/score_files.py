@@ -1,0 +1,170 @@
+"""How many rows of Parquet files are scored per second, next to predict_batch_udf and a pandas UDF of one's own?
+
+Every way reads the same files and writes keys and scores to Parquet files; two more show what bounds it. The model has
+an embedding of 8 numbers for each of 20 columns of ids, 20 columns of numbers, and layers of 128 and 64 units. The
+product's own ways look each id up in a vocabulary; the others have a model that takes ids as they are, and are spared
+that.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pyarrow.parquet as pq
+from pyspark.ml.functions import predict_batch_udf
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.pandas.functions import pandas_udf
+from pyspark.sql.types import FloatType
+
+from benchmarks import spark_work
+from benchmarks.benchmark import Benchmark, Options, main, question_of
+from benchmarks.measure import Contender, Mark, interleave, speed_ratio
+from benchmarks.report import Report, timing_table
+from benchmarks.score_model import export_direct_model, export_model, feature_columns
+from benchmarks.tables import Kind, parquet_files
+from benchmarks.train_work import in_new_process
+
+FILES = "score_files"
+TABLE = "score, and Spark's Parquet write"
+PREDICT_BATCH_UDF = "predict_batch_udf"
+ITERATOR_UDF = "pandas UDF with an iterator, model loaded per task"
+READ = "read the columns in the tasks, and nothing else"
+CALL = "call the model on encoded rows, one process per core"
+FILES_MARK, TABLE_MARK, LIMIT_MARK = 3.0, 1.3, 0.5
+BATCH_ROWS = 4_096
+
+
+def run(options: Options) -> Report:
+    """Write the table, export the models, and let every side score the table."""
+    files = parquet_files(options.scratch, Kind.NUMBERS, options.rows)
+    models = in_new_process(_exported, options.scratch, files)
+    session = spark_work.session()
+    timings = interleave(_sides(session, files, models, options.scratch / "scores"), options.rounds)
+    session.stop()
+    slower = max(timings[READ].median, timings[CALL].median)
+    marks = (
+        Mark(f"{FILES} / {PREDICT_BATCH_UDF}", speed_ratio(timings, FILES, PREDICT_BATCH_UDF), FILES_MARK),
+        Mark(f"{TABLE} / {PREDICT_BATCH_UDF}", speed_ratio(timings, TABLE, PREDICT_BATCH_UDF), TABLE_MARK),
+        Mark(f"{FILES} / the slower one of reading and calling", slower / timings[FILES].median, LIMIT_MARK),
+    )
+    title = f"{options.rows:,} rows of 40 features, {spark_work.SLOTS} cores"
+    table = timing_table(title, options.rows, timings, PREDICT_BATCH_UDF)
+    return Report(BENCHMARK.name, BENCHMARK.question, (table,), marks)
+
+
+@dataclass(frozen=True)
+class Models:
+    """Folders of the model that looks ids up, and of the one that takes them as they are."""
+
+    exported: Path
+    direct: Path
+
+
+def _exported(scratch: Path, files: Sequence[Path]) -> Models:
+    return Models(export_model(scratch / "exported", files[0]), export_direct_model(scratch / "direct", files))
+
+
+def _sides(session: SparkSession, files: Sequence[Path], models: Models, target: Path) -> list[Contender]:
+    from scoring.batch import score
+    from scoring.files import score_files
+
+    table = spark_work.table(session, files)
+    names = feature_columns(table.columns)
+    ids, numbers = ([name for name in names if name.startswith(prefix)] for prefix in ("int_", "float_"))
+
+    def write(scored: DataFrame) -> None:
+        scored.write.parquet(str(target))
+
+    def with_predict_batch_udf() -> None:
+        def load() -> Any:
+            return _predictor(str(models.direct))
+
+        shapes: list[list[int] | None] = [[len(ids)], [len(numbers)]]
+        udf = predict_batch_udf(load, return_type=FloatType(), batch_size=BATCH_ROWS, input_tensor_shapes=shapes)
+        write(table.select("key", udf(F.array(*ids), F.array(*numbers)).alias("score")))
+
+    def with_iterator_udf() -> None:
+        udf = _iterator_udf(str(models.direct), len(ids))
+        write(table.select("key", udf(*ids, *numbers).alias("score")))
+
+    ways: Mapping[str, Callable[[], object]] = {
+        FILES: lambda: score_files(session, files, models.exported, target, keys="key"),
+        TABLE: lambda: write(score(table, models.exported, keys="key")),
+        PREDICT_BATCH_UDF: with_predict_batch_udf,
+        ITERATOR_UDF: with_iterator_udf,
+        READ: lambda: spark_work.read_parquet_in_tasks(session, files),
+        CALL: lambda: _call_on_all_cores(models.exported, files),
+    }
+    return [Contender(name, work, spark_work.emptied(target)) for name, work in ways.items()]
+
+
+def _predictor(model: str) -> Any:
+    """Return what predict_batch_udf calls with ids and numbers; it asks for it once per task or worker."""
+    import tensorflow as tf
+
+    module = tf.saved_model.load(model)
+    signature = module.signatures["serving_default"]
+
+    def predict(ids: Any, numbers: Any) -> Any:
+        assert module is not None  # the signature alone does not keep its variables
+        scores = signature(ids=tf.constant(ids, tf.int64), numbers=tf.constant(numbers, tf.float32))
+        return scores["score"].numpy()
+
+    return predict
+
+
+def _iterator_udf(model: str, ids: int) -> Any:
+    """Return a pandas UDF of columns of which the first ``ids`` are ids."""
+    import numpy as np
+    import pandas as pd
+
+    @pandas_udf("float")  # type: ignore[call-overload]
+    def scores(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
+        predict = _predictor(model)
+        for columns in batches:
+            yield pd.Series(predict(np.stack(columns[:ids], 1), np.stack(columns[ids:], 1)))
+
+    return scores
+
+
+def _call_on_all_cores(model: Path, files: Sequence[Path]) -> float:
+    """Return the seconds that the model's calls take for all rows, in the mean of the processes."""
+    with ProcessPoolExecutor(spark_work.SLOTS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        shares = [files[number :: spark_work.SLOTS] for number in range(spark_work.SLOTS)]
+        return mean(pool.map(partial(_call, model), shares))
+
+
+def _call(model: Path, files: Sequence[Path]) -> float:
+    """Return the seconds that the model's calls take for the rows of ``files``; encoding does not count."""
+    os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    import tensorflow as tf
+
+    from data_pipelines.transform import Encoder
+    from scoring.model_directory import ModelDirectory
+
+    directory = ModelDirectory.open(model)
+    module = tf.saved_model.load(str(model / "saved_model"))
+    rows = pq.read_table(files[0])
+    encoded = Encoder(directory.features).encode_padded(rows.slice(0, BATCH_ROWS), directory.inputs)
+    tensors = {name: tf.constant(values) for name, values in encoded.items()}
+    call = module.signatures["encoded"]
+    call(**tensors)
+    calls = -(-sum(pq.read_metadata(file).num_rows for file in files) // BATCH_ROWS)
+    begin = time.perf_counter()
+    for _ in range(calls):
+        call(**tensors)["score"].numpy()
+    return time.perf_counter() - begin
+
+
+BENCHMARK = Benchmark("score_files", question_of(__doc__), 2_000_000, run)
+
+if __name__ == "__main__":
+    main(BENCHMARK)

@@ -1,0 +1,53 @@
+"""Score files while a Python worker is killed in the middle of its rows, and say what came of it.
+
+Arguments: the flights, the model, the output, a folder for the mark of the kill.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import SparkSession
+
+from scoring import files
+from scoring.counters import Tally
+from scoring.loaded_model import LoadedModel
+from scoring.scorer import Scorer
+from tests.cluster.programs import scoring_killed
+
+
+@dataclasses.dataclass(frozen=True)
+class KilledOnce(Scorer):
+    """Kills its process once, after some rows; whoever is first to make the folder ``mark`` is the one."""
+
+    mark: str = ""
+
+    def outputs(self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally | None = None) -> dict[str, Any]:
+        """Return the outputs, or die."""
+        if tally is not None and tally.rows > 1000:
+            try:
+                Path(self.mark).mkdir()
+            except FileExistsError:
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().outputs(model, batch, tally)
+
+
+def main() -> None:
+    """Score, with two threads and up to three tries of a task."""
+    flights, model, output, mark = sys.argv[1:]
+    files.Scorer = lambda *arguments, **named: scoring_killed.KilledOnce(*arguments, **named, mark=mark)  # type: ignore
+    spark = SparkSession.builder.master("local[2,3]").config("spark.ui.enabled", "false").getOrCreate()
+    scored = files.score_files(spark, flights, model, output, keys="flight_id")
+    print(json.dumps(dataclasses.asdict(scored.counters)))
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""S1, S8, S11, S12: Parquet files in, Parquet files out, the same scores, once each, nothing half-done."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines.file_writes import WriteError
+from data_pipelines.parquet_rows import ParquetError
+from data_pipelines.publish import TargetExistsError
+from data_pipelines.raw_columns import ColumnError
+from scoring.batch import score
+from scoring.checks import ScoringError
+from scoring.files import score_files
+from scoring.model_uri import ModelNotFoundError
+from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.timeout(300)
+
+# Several groups of rows for each of two tasks.
+ROWS = 100_000
+ROW_GROUPS = 50
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_flights(tmp_path_factory.mktemp("model"), 1)
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows of ``FLIGHTS`` again and again under new keys, in two files of many row groups."""
+    folder = tmp_path_factory.mktemp("flights")
+    copies = -(-ROWS // FLIGHTS.num_rows)
+    table = pa.concat_tables([FLIGHTS] * copies).combine_chunks().slice(0, ROWS)
+    keys = pa.array([f"flight {number}" for number in range(ROWS)])
+    table = table.set_column(table.schema.get_field_index("flight_id"), "flight_id", keys)
+    half = ROWS // 2
+    for number, part in enumerate((table.slice(0, half), table.slice(half))):
+        pq.write_table(part, folder / f"part-{number}.parquet", row_group_size=ROWS // ROW_GROUPS)
+    return folder
+
+
+def scores_in(folder: Path) -> pa.Table:
+    return pq.read_table(folder)
+
+
+def test_the_scores_are_those_of_the_table_in_the_order_of_the_files(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path
+) -> None:
+    scored = score_files(spark, flights, model, tmp_path / "scores", keys="flight_id")
+    found = scores_in(tmp_path / "scores")
+    assert found.column_names == ["flight_id", "score", "model_version"]
+    assert found["flight_id"].to_pylist() == [f"flight {number}" for number in range(ROWS)]
+    assert set(found["model_version"].to_pylist()) == {scored.model}
+    table = {
+        row.flight_id: row.score for row in score(spark.read.parquet(str(flights)), model, keys="flight_id").collect()
+    }
+    by_key = dict(zip(found["flight_id"].to_pylist(), found["score"].to_pylist(), strict=True))
+    assert by_key == pytest.approx(table, rel=0, abs=1e-6)
+    assert spark.read.parquet(str(tmp_path / "scores")).count() == scored.rows == ROWS
+
+
+def test_counters_tell_one_load_per_python_worker_and_none_in_a_second_job(
+    spark: "SparkSession", flights: Path, tmp_path: Path
+) -> None:
+    model = export_flights(tmp_path / "model", 2)  # which no worker has yet
+    first = score_files(spark, flights, model, tmp_path / "1", keys="flight_id", batch_size=300).counters
+    again = score_files(spark, flights, model, tmp_path / "2", keys="flight_id", batch_size=300).counters
+    assert 1 <= first.loads == first.processes <= 2
+    assert again.loads == 0
+    assert (first.rows, first.tasks, first.threads) == (ROWS, 2, 1)
+    # Of rows that are put together, whatever row groups hold: a call is short at the end of a group alone.
+    assert ROWS / 300 <= first.calls == again.calls <= ROWS / 300 + 4
+    assert first.bytes > 0
+    assert first.peak_memory_bytes > 10e6
+
+
+def test_partition_folders_are_columns_and_can_be_keys(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
+    for day in (1, 2):
+        (tmp_path / f"flights/day={day}").mkdir(parents=True)
+        pq.write_table(FLIGHTS, tmp_path / f"flights/day={day}/part.parquet")
+    score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys=["day", "flight_id"])
+    found = scores_in(tmp_path / "scores")
+    assert found["day"].to_pylist() == [1] * FLIGHTS.num_rows + [2] * FLIGHTS.num_rows
+
+
+def test_keys_keep_their_types_and_the_version_can_be_left_out(
+    spark: "SparkSession", model: Path, tmp_path: Path
+) -> None:
+    rows = FLIGHTS.num_rows
+    keys = {
+        "at": pa.array(range(rows), pa.timestamp("us", "UTC")),
+        "day": pa.array(range(rows), pa.date32()),
+        "price": pa.array([number * 100 for number in range(rows)], pa.decimal128(10, 2)),
+        "code": pa.array([bytes([number]) for number in range(rows)]),
+        "kind": pa.array([None, *"a" * (rows - 1)]),
+    }
+    table = FLIGHTS
+    for name, column in keys.items():
+        table = table.append_column(name, column)
+    pq.write_table(table, tmp_path / "flights.parquet")
+    paths = (tmp_path / "flights.parquet", model, tmp_path / "scores")
+    score_files(spark, *paths, keys=list(keys), with_version=False)
+    found = scores_in(tmp_path / "scores")
+    assert found.column_names == [*keys, "score"]
+    assert found.select(list(keys)).to_pylist() == table.select(list(keys)).to_pylist()
+    of_spark = spark.read.parquet(str(tmp_path / "scores")).dtypes
+    expected = ["timestamp", "date", "decimal(10,2)", "binary", "string", "float"]
+    assert [type_ for _, type_ in of_spark] == expected
+
+
+def test_files_that_spark_wrote_keep_their_moments(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
+    """Spark's own timestamps do not say in the file that they are in UTC."""
+    moment = "timestamp '2024-05-01 12:00:00 Europe/Berlin' AS at"
+    table = spark.createDataFrame([tuple(row.values()) for row in FLIGHTS.to_pylist()], FLIGHTS_DDL)
+    table.selectExpr("*", moment).write.parquet(str(tmp_path / "flights"))
+    score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys=["flight_id", "at"])
+    found = spark.read.parquet(str(tmp_path / "scores"))
+    assert dict(found.dtypes)["at"] == "timestamp"
+    assert found.selectExpr(f"at = {moment.removesuffix(' AS at')} AS same").distinct().collect() == [(True,)]
+
+
+def test_columns_that_pandas_calls_categories_are_texts(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
+    place = FLIGHTS.schema.get_field_index("carrier")
+    pq.write_table(FLIGHTS, tmp_path / "plain.parquet")
+    category = FLIGHTS.set_column(place, "carrier", FLIGHTS["carrier"].dictionary_encode())
+    pq.write_table(category, tmp_path / "category.parquet")
+    for name in ("plain", "category"):
+        score_files(spark, tmp_path / f"{name}.parquet", model, tmp_path / name, keys=["flight_id", "carrier"])
+    assert scores_in(tmp_path / "category").equals(scores_in(tmp_path / "plain"))
+
+
+def test_no_rows_are_no_error(spark: "SparkSession", model: Path, flights: Path, tmp_path: Path) -> None:
+    """Of a table without rows Spark writes a file without row groups."""
+    spark.read.parquet(str(flights)).where("false").write.parquet(str(tmp_path / "none"))
+    scored = score_files(spark, tmp_path / "none", model, tmp_path / "scores", keys="flight_id")
+    assert scored.rows == 0
+    found = spark.read.parquet(str(tmp_path / "scores"))
+    assert (found.columns, found.count()) == (["flight_id", "score", "model_version"], 0)
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "append"])
+def test_the_input_is_never_written_to(spark: "SparkSession", model: Path, tmp_path: Path, mode: str) -> None:
+    (tmp_path / "flights").mkdir()
+    pq.write_table(FLIGHTS, tmp_path / "flights/part.parquet")
+    content = (tmp_path / "flights/part.parquet").read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for target in (tmp_path / "flights", tmp_path, tmp_path / "link/flights"):
+        with pytest.raises(ScoringError, match="holds the input"):
+            score_files(spark, tmp_path / "flights", model, target, keys="flight_id", mode=mode)
+    assert [path.read_bytes() for path in (tmp_path / "flights").iterdir()] == [content]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flights", "link"]
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "append"])
+def test_scores_that_are_there_already_are_replaced_or_added_to_when_asked(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, mode: str
+) -> None:
+    target = tmp_path / "scores"
+    for _ in range(2):
+        score_files(spark, flights / "part-0.parquet", model, target, keys="flight_id", mode=mode)
+    assert scores_in(target).num_rows == {"overwrite": 1, "append": 2}[mode] * ROWS // 2
+    with pytest.raises(TargetExistsError):
+        score_files(spark, flights, model, target, keys="flight_id")
+
+
+def test_what_does_not_fit_is_told_before_a_task_starts(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "scores"
+    pq.write_table(FLIGHTS.drop_columns(["carrier"]), tmp_path / "short.parquet")
+    strings = pa.array(["far"] * FLIGHTS.num_rows)
+    wrong = FLIGHTS.set_column(FLIGHTS.schema.get_field_index("distance"), "distance", strings)
+    pq.write_table(wrong, tmp_path / "wrong.parquet")
+    (tmp_path / "text.parquet").write_text("flight_id,carrier")
+    (tmp_path / "delta" / "_delta_log").mkdir(parents=True)
+    pq.write_table(FLIGHTS, tmp_path / "delta" / "part.parquet")
+    for folder in ("metadata", "data"):
+        (tmp_path / "iceberg" / folder).mkdir(parents=True)
+    (tmp_path / "iceberg/metadata/v1.metadata.json").write_text("{}")
+    pq.write_table(FLIGHTS, tmp_path / "iceberg/data/part.parquet")
+    pq.write_table(FLIGHTS.append_column("flight_id", FLIGHTS["flight_id"]), tmp_path / "twice.parquet")
+    for paths, knobs, error, message in (
+        (flights, {"keys": "id"}, ScoringError, r"key columns \['id'\] are missing; the table has"),
+        (flights, {"keys": []}, ScoringError, "keys is empty"),
+        (flights, {"keys": "flight_id", "mode": "ignore"}, ScoringError, "mode 'ignore' would leave older scores"),
+        (flights, {"keys": "flight_id", "batch_size": 0}, ScoringError, "batch_size 0 is below 1"),
+        (tmp_path / "short.parquet", {"keys": "flight_id"}, ColumnError, "carrier"),
+        (tmp_path / "wrong.parquet", {"keys": "flight_id"}, ColumnError, "distance"),
+        (tmp_path / "text.parquet", {"keys": "flight_id"}, ParquetError, "is not a Parquet file"),
+        (tmp_path / "delta", {"keys": "flight_id"}, ScoringError, "_delta_log"),
+        (tmp_path / "del*", {"keys": "flight_id"}, ScoringError, "_delta_log"),
+        (tmp_path / "iceberg", {"keys": "flight_id"}, ScoringError, "metadata"),
+        (tmp_path / "twice.parquet", {"keys": "flight_id"}, ParquetError, "has the columns .* twice"),
+        (tmp_path / "nothing", {"keys": "flight_id"}, FileNotFoundError, "nothing"),
+    ):
+        with pytest.raises(error, match=message):
+            score_files(spark, paths, model, target, **knobs)  # type: ignore[arg-type]
+    with pytest.raises(ModelNotFoundError):
+        score_files(spark, flights, tmp_path / "no model", target, keys="flight_id")
+    assert not target.exists()
+
+
+def test_a_file_that_is_damaged_in_its_middle_leaves_no_scores(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path
+) -> None:
+    content = bytearray((flights / "part-0.parquet").read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 2000] = bytes(2000)
+    (tmp_path / "damaged.parquet").write_bytes(content)
+    with pytest.raises(WriteError, match=r"damaged\.parquet cannot be read"):
+        score_files(spark, tmp_path / "damaged.parquet", model, tmp_path / "scores", keys="flight_id")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.parquet"]
+
+
+def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_scores(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path
+) -> None:
+    """S12: Spark tries the task again; what the first try has written is not seen."""
+    score_files(spark, flights, model, tmp_path / "clean", keys="flight_id")
+    paths = [str(path) for path in (flights, model, tmp_path / "scores", tmp_path / "killed")]
+    command = [sys.executable, "-m", "tests.cluster.programs.scoring_killed", *paths]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "killed").is_dir()
+    counters = json.loads(done.stdout.splitlines()[-1])
+    assert counters["rows"] == ROWS
+    assert counters["loads"] == counters["processes"]
+    assert scores_in(tmp_path / "scores").equals(scores_in(tmp_path / "clean"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "killed", "scores"]
+
+
+def test_the_command_scores_and_says_so(model: Path, flights: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "scoring.run",
+        "--model",
+        model,
+        "--input",
+        flights,
+        "--output",
+        tmp_path / "scores",
+    ]
+    command += ["--keys", "flight_id", "--master", "local[2]"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{ROWS:,} rows scored with ")
+    assert first.endswith(f"-> {tmp_path / 'scores'}")
+    assert "which loaded the model 2 times" in second
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    assert again.returncode == 2
+    assert f"error: {tmp_path / 'scores'}" in again.stderr.splitlines()[-1]
