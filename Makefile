@@ -40,9 +40,10 @@ check: setup  ## format, lint, types, import direction
 	$(bin)/mypy
 	$(bin)/lint-imports
 
-benchmarks: setup  ## measure data path and training, some hours, pages in docs/benchmarks (ARGS="--scale 0.05")
+benchmarks: setup  ## measure data path, training and scoring, some hours, pages in docs/benchmarks (ARGS="--scale 0.05")
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
-		$(bin)/python -m benchmarks.data_path $(ARGS) && exec $(bin)/python -m benchmarks.training $(ARGS)
+		$(bin)/python -m benchmarks.data_path $(ARGS) && $(bin)/python -m benchmarks.training $(ARGS) && \
+		exec $(bin)/python -m benchmarks.scoring $(ARGS)
 
 format: setup  ## rewrite the files as `make check` wants them, as far as that can be done without you
 	$(bin)/ruff format .

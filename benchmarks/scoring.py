@@ -1,0 +1,14 @@
+"""Runs all benchmarks of scoring one after the other, each in a process of its own, and lists their marks."""
+
+from benchmarks.suite import Suite, main
+
+SUITE = Suite(
+    name="scoring",
+    title="Benchmarks of scoring",
+    benchmarks=("score_files",),
+    page="scoring.md",
+    command="python -m benchmarks.scoring",
+)
+
+if __name__ == "__main__":
+    main(SUITE, __doc__)
