@@ -31,7 +31,7 @@ from training.config import SQL_FILE, ConfigError, RunConfig
 from training.live.view import LiveView
 from training.readiness import preflight
 from training.records.run_folder import finished_for_date
-from training.records.run_history import SUMMARY_FILE
+from training.records.run_history import SUMMARY_FILE, read_curves
 from training.results import delivery
 from training.results.delivery import ExportAhead, ResultLostError, Trained
 from training.results.export import ExportProcess
@@ -129,7 +129,7 @@ def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: Non
         except BaseException as error:
             if isinstance(error, TrainingFailedError | TrainingStoppedError):
                 attempts = error.attempts
-            tell(_with_attempts(_begun(config, prepared, job), attempts))
+            tell(_with_attempts(_begun(config, prepared, job), attempts, job))
             raise
     # What MLflow could not be told is known only when the run has ended.
     return replace(summary, replay=job.run.replay)
@@ -196,7 +196,8 @@ def deliver(
     """Export, register and judge what was trained, score the test split with it and compare."""
     trained = delivery.deliver(job, attempts, process)
     report = _score_and_compare(job, trained, prepared.table, config)
-    return _finished(_begun(config, prepared, job), trained, report)
+    begun = _with_attempts(_begun(config, prepared, job), trained.attempts, job)
+    return _finished(begun, trained, report)
 
 
 def _checked(config: RunConfig, view: LiveView, slots: int) -> tuple[SparkSession, dict[str, Path], PinnedModel | None]:
@@ -358,15 +359,17 @@ def _warm_start(job: TrainingJob) -> dict[str, Any]:
     return {"model": job.warm_start.uri} | found
 
 
-def _with_attempts(summary: Summary, attempts: Sequence[Attempt]) -> Summary:
+def _with_attempts(summary: Summary, attempts: Sequence[Attempt], job: TrainingJob) -> Summary:
     """Return the summary with what the launches so far tell; an attempt that could not be launched had no workers."""
     workers = [attempt.workers for attempt in attempts if attempt.workers]
-    return replace(summary, workers=workers[-1] if workers else None, attempts=len(attempts) or None)
+    # Earlier drivers have launched some, of which the events know.
+    launches = max(len(attempts), read_curves(job.folder.events).attempts)
+    return replace(summary, workers=workers[-1] if workers else None, attempts=launches or None)
 
 
 def _finished(begun: Summary, trained: Trained, report: ParityReport) -> Summary:
     return replace(
-        _with_attempts(begun, trained.attempts),
+        begun,
         status="finished",
         model_uri=trained.model_uri,
         registered_model=trained.registered_model,

@@ -57,8 +57,7 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
         attempts = job.train()
         trained = deliver(job, attempts, ahead.process)
         job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
-        if config.run_date is not None:
-            keep_delivery(trained, job.folder)
+        keep_delivery(trained, job.folder)
     return trained
 
 

@@ -92,7 +92,7 @@ class RunRecord:
         path: Its folder.
         state: What its driver left for the next one.
         config: Its resolved configuration, without passwords.
-        summary: The JSON document of its end; empty when it has none yet.
+        summary: The JSON document of its end, or of what a training from Python delivered; empty before that.
     """
 
     path: Path
@@ -200,7 +200,7 @@ def find(output: Path, name: str) -> RunRecord:
 def read_run(path: Path) -> RunRecord | UnreadableRun:
     """Return what the folder holds, or why it is no run."""
     folder = _folder(path)
-    state_file, summary_file = path / STATE_FILE, path / SUMMARY_FILE
+    state_file = path / STATE_FILE
     if not state_file.exists():
         has_begun = folder.config.exists()
         reason = f"it has no {STATE_FILE}" + (": its start is under way, or was cut off" if has_begun else ": no run")
@@ -215,11 +215,15 @@ def read_run(path: Path) -> RunRecord | UnreadableRun:
         config = _mapping(yaml.load(folder.config.read_text(encoding="utf-8"), _YAML_LOADER))  # noqa: S506 - a safe one
     except (OSError, ValueError, yaml.YAMLError) as error:
         return UnreadableRun(path, f"{folder.config.name} is damaged ({_first_line(error)})")
+    # A training from Python keeps what it delivered, under the same names.
+    return RunRecord(path, state, config, _document(path / SUMMARY_FILE) or _document(folder.delivered))
+
+
+def _document(file: Path) -> dict[str, Any]:
     try:
-        summary = _mapping(json.loads(summary_file.read_text(encoding="utf-8"))) if summary_file.exists() else {}
+        return _mapping(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
     except (OSError, ValueError):
-        summary = {}  # the run's end is lost, the run is not
-    return RunRecord(path, state, config, summary)
+        return {}  # the run's end is lost, the run is not
 
 
 def read_curves(events: Path) -> Curves:

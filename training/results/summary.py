@@ -37,7 +37,7 @@ class Summary:
         timings: Seconds per stage.
         examples_per_second: Median over the training's epochs, all workers together.
         workers: Workers of the last launch; with elastic workers, earlier ones may have had others.
-        attempts: Launches it took.
+        attempts: Launches it took, those of earlier drivers included.
         dataset: Path, rows per split, bytes, layout, whether it was there already, its page, and what validation found.
         scored_table: Parquet folder with keys, scores and model version.
         run_folder: Configuration, events, checkpoints and results of this run.
@@ -93,14 +93,7 @@ class Summary:
 
     def as_text(self) -> str:
         """Return the table that ends a run."""
-        test = self.metrics.get("test", {})
-        names = [name for name in headline(test) if name in test]
-        reference = self.baseline.get("metrics", {})
-        lines = [f"{'':<14}{'validation':>12}{'test':>12}{self.baseline.get('name', ''):>26}"]
-        for name in names:
-            cells = (self.metrics.get("validation", {}).get(name), test.get(name))
-            row = "".join(f"{'':>12}" if cell is None else f"{cell:>12.4f}" for cell in cells)
-            lines.append(f"{name:<14}{row}" + (f"{reference[name]:>26.4f}" if name in reference else ""))
+        lines = verdict_lines(self.metrics, self.baseline)
         model = f"models:/{self.registered_model}/{self.model_version} (alias {CHALLENGER})"
         places = {
             "parity": _parity_in_words(self.parity) if self.parity else None,
@@ -116,6 +109,18 @@ class Summary:
         }
         lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
         return "\n".join(lines)
+
+
+def verdict_lines(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
+    """Return the table of a model's metrics on the validation and test splits, beside those of its baseline."""
+    test = metrics.get("test", {})
+    reference = baseline.get("metrics", {})
+    lines = [f"{'':<14}{'validation':>12}{'test':>12}{baseline.get('name', ''):>26}".rstrip()]
+    for name in (name for name in headline(test) if name in test):
+        cells = (metrics.get("validation", {}).get(name), test.get(name))
+        row = "".join(f"{'':>12}" if cell is None else f"{cell:>12.4f}" for cell in cells)
+        lines.append(f"{name:<14}{row}" + (f"{reference[name]:>26.4f}" if name in reference else ""))
+    return lines
 
 
 def make_way(path: Path) -> None:

@@ -9,6 +9,7 @@ from training.config import RunConfig
 from training.live.view import LiveView
 from training.records.atomic_file import write_atomically
 from training.records.run_folder import RunFolder, read_state
+from training.records.run_history import SUMMARY_FILE
 from training.records.tracking import TrackedRun
 from training.results.summary import Summary
 from training.spark_session import task_slots
@@ -105,7 +106,9 @@ class SparkEngine:
             job.tracked.log_tags({"sweep_best": "yes"})
             summary = pipeline.deliver(job, read_attempts(folder.path), prepared, order.config)
         # What MLflow could not be told is known only when the run has ended.
-        return replace(summary, replay=job.run.replay)
+        summary = replace(summary, replay=job.run.replay)
+        summary.save(folder.path / SUMMARY_FILE)
+        return summary
 
     def _folder(self, order: TrialOrder, place: SweepPlace) -> RunFolder:
         path = place.run_folder(order.number)

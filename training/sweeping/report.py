@@ -13,7 +13,7 @@ from callbacks.commit import Mode
 from callbacks.credentials import without_credentials
 from training.config import RunConfig
 from training.records.atomic_file import write_atomically
-from training.results.summary import strict
+from training.results.summary import strict, verdict_lines
 from training.runs import duration, table
 from training.sweeping.space import MODEL, in_words, value_in_words
 from training.sweeping.study import TrialRecord
@@ -78,8 +78,12 @@ class SweepSummary:
         if self.best is not None:
             words = in_words(self.best.values)
             lines += ["", f"best: trial {self.best.number}, {self.monitor} {self.best.best:.4f} with {words}"]
+        if self.delivered.get("metrics"):
+            lines += ["", *verdict_lines(self.delivered["metrics"], self.delivered.get("baseline") or {}), ""]
         if self.delivered.get("model_version"):
             lines.append(f"model: models:/{self.delivered['registered_model']}/{self.delivered['model_version']}")
+        if self.delivered.get("scored_table"):
+            lines.append(f"scores: {self.delivered['scored_table']}")
         if self.command:
             lines.append(f"again: {self.command}")
         lines += [f"send metrics: {replay}" for replay in (self.replay, self.delivered.get("replay")) if replay]

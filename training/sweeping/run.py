@@ -28,7 +28,7 @@ from training.sweeping.trials import Trials
 # What the summary of a run tells of the best trial's export.
 _DELIVERED = (
     *("run_id", "model_uri", "registered_model", "model_version"),
-    *("metrics", "run_folder", "scored_table", "replay"),
+    *("metrics", "baseline", "run_folder", "scored_table", "replay"),
 )
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """S7: what the main job decides of itself."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,7 +80,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
 
     job = SimpleNamespace(
         tracked=tracked,
-        folder=SimpleNamespace(path=tmp_path),
+        folder=SimpleNamespace(path=tmp_path, events=tmp_path / "events.jsonl"),
         view=view,
         spark=None,
         dataset=dataset,
@@ -118,6 +119,14 @@ def test_a_run_names_the_version_and_tells_how_many_workers_came_to_its_end(
     assert (summary.model_version, summary.replay) == ("3", "the command that replays")
     assert attempted.aliases == ["rides/3: challenger"]
     assert [(known.run_id, known.workers) for known in attempted.summaries] == [("run-1", None)]
+
+
+def test_the_attempts_of_earlier_drivers_count(
+    attempted: Attempted, new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    events = [{"event": "attempt", "attempt": number, "time": float(number)} for number in (1, 2, 3)]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert pipeline.run(new_config(), attempted.summaries.append).attempts == 3
 
 
 def test_who_waits_is_told_which_run_it_was_that_failed(

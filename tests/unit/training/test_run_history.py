@@ -93,6 +93,15 @@ def test_runs_are_listed_newest_first_by_the_start_in_their_names(new_run: NewRu
     assert history(tmp_path / "nowhere") == []
 
 
+def test_a_training_from_python_tells_what_it_delivered(new_run: NewRun, tmp_path: Path) -> None:
+    folder = new_run(events=[epoch_end(1, 1.0, val_auc=0.6)])
+    delivered = {"metrics": {"test": {"auc": 0.7}}, "examples_per_second": 5.0, "attempts": []}
+    (folder / "trained.json").write_text(json.dumps(delivered))
+    run = only(tmp_path)
+    assert run.test_metric == ("auc", 0.7)
+    assert run.summary["examples_per_second"] == 5.0
+
+
 def test_best_epoch_and_test_metric_are_those_of_the_monitor(new_run: NewRun, tmp_path: Path) -> None:
     events = [epoch_end(epoch, epoch, val_auc=value) for epoch, value in ((1, 0.6), (2, 0.8), (3, 0.8))]
     new_run(events=events, summary={"metrics": {"test": {"log_loss": 0.3, "auc": 0.75}}})

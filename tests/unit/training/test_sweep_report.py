@@ -110,6 +110,19 @@ def test_the_text_names_the_best_the_model_and_the_command(summary: SweepSummary
     assert "learning_rate  75%" in " ".join(text.split("\n")).replace("   ", "  ")
 
 
+def test_the_text_shows_what_the_best_trial_s_model_came_to(summary: SweepSummary) -> None:
+    delivered = {
+        **summary.delivered,
+        "metrics": {"validation": {"auc": 0.8}, "test": {"auc": 0.75}},
+        "baseline": {"name": "hist_gradient_boosting", "metrics": {"auc": 0.7}},
+        "scored_table": "/runs/trial-2/scores.parquet",
+    }
+    lines = dataclasses.replace(summary, delivered=delivered).as_text().splitlines()
+    place = lines.index("auc                 0.8000      0.7500                    0.7000")
+    assert lines[place - 1].split() == ["validation", "test", "hist_gradient_boosting"]
+    assert "scores: /runs/trial-2/scores.parquet" in lines
+
+
 def test_the_text_holds_the_commands_that_send_mlflow_what_it_did_not_get(summary: SweepSummary) -> None:
     assert "send metrics" not in summary.as_text()
     delivered = {**summary.delivered, "replay": "replay the best trial's"}
