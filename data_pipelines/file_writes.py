@@ -14,21 +14,11 @@ from pyspark.sql import DataFrame
 from data_pipelines.publish import WriteJob, WrittenFile
 from data_pipelines.spark_errors import task_message
 
-_WRITTEN_SCHEMA = pa.schema(
-    [
-        ("attempt", pa.string()),
-        ("path", pa.string()),
-        ("rows", pa.int64()),
-        ("records", pa.int64()),
-        ("bytes", pa.int64()),
-        ("refused", pa.string()),
-        ("report", pa.string()),
-    ]
-)
+_OF_A_FILE = {field.name: pa.int64() if field.type is int else pa.string() for field in fields(WrittenFile)}
+_WRITTEN_SCHEMA = pa.schema(_OF_A_FILE | {"refused": pa.string(), "report": pa.string()})
 _WRITTEN_DDL = ", ".join(
     f"{field.name} {'long' if pa.types.is_integer(field.type) else 'string'}" for field in _WRITTEN_SCHEMA
 )
-_OF_A_FILE = [field.name for field in fields(WrittenFile)]
 
 
 class WriteError(OSError):

@@ -64,7 +64,15 @@ class ParquetRows:
             ParquetError: A file is not Parquet, has other columns than the first, or has none of a name asked for. More
                 columns than the first are an error where all are asked for.
         """
-        files = _listed(locations)
+        return cls.of_files(parquet_files(locations), columns)
+
+    @classmethod
+    def of_files(cls, files: Sequence[DataFile], columns: Sequence[str] | None) -> "ParquetRows":
+        """Look at the footers of files that are listed already; everything else is as :meth:`of` does it.
+
+        Raises:
+            ParquetError: As there.
+        """
         with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
             footers = list(pool.map(_footer, files))
         schema = _schema(files, footers[0], columns)
@@ -153,22 +161,25 @@ def _rows_at_a_time(footer: pq.FileMetaData, groups: Sequence[int], columns: Seq
     return BATCH_ROWS if not size else max(1, min(BATCH_ROWS, BATCH_BYTES * rows // size))
 
 
-def parquet_schema(locations: str | Path | StoragePath | Iterable[str | Path | StoragePath]) -> pa.Schema:
-    """Return the columns of the first of some Parquet files, and of all partition folders.
+def parquet_files(locations: str | Path | StoragePath | Iterable[str | Path | StoragePath]) -> list[DataFile]:
+    """Return the files at ``locations``: files, folders or globs.
 
     Raises:
-        FileNotFoundError: There are no files.
-        ParquetError: The first is not Parquet.
+        FileNotFoundError: There are none.
     """
-    files = _listed(locations)
-    return _schema(files, _footer(files[0]), None)
-
-
-def _listed(locations: str | Path | StoragePath | Iterable[str | Path | StoragePath]) -> list[DataFile]:
     files = list_files(locations)
     if not files:
         raise FileNotFoundError(f"there are no Parquet files in {locations}; check the path")
     return files
+
+
+def parquet_schema(files: Sequence[DataFile]) -> pa.Schema:
+    """Return the columns of the first of some Parquet files, and of all partition folders.
+
+    Raises:
+        ParquetError: The first is not Parquet.
+    """
+    return _schema(files, _footer(files[0]), None)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -178,6 +179,23 @@ class WriteJob:
                 "executors share",
                 str(folder),
             ) from error
+
+    @contextmanager
+    def attempt(self, partition: int) -> Iterator[str]:
+        """Yield the name of a new attempt to write a partition; its files are removed where the block raises.
+
+        The name is part of the files': two attempts, two appends or two batches of a stream never share one.
+
+        Raises:
+            FileNotFoundError: As :meth:`begin_attempt`.
+        """
+        name = f"{partition:05d}-{uuid4().hex[:8]}"
+        self.begin_attempt(name)
+        try:
+            yield name
+        except BaseException:
+            self.attempt_folder(name).delete()
+            raise
 
     def attempt_folder(self, attempt: str) -> StoragePath:
         """Return where the task attempt of that name writes its files, each at the path where it belongs."""

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -69,11 +68,7 @@ class WriteTask:
             ValueNotStorableError: A value is none that a record can hold.
             OSError: The store refuses, a full disk for example.
         """
-        # Part of the files' names: two attempts, two appends or two batches of a stream never share one.
-        attempt = f"{partition:05d}-{uuid4().hex[:8]}"
-        with ExitStack() as undo:
-            self.job.begin_attempt(attempt)
-            undo.callback(self.job.attempt_folder(attempt).delete)
+        with self.job.attempt(partition) as attempt, ExitStack() as undo:
             files = _Files(self, attempt)
             undo.callback(files.close)
             for batch in batches:

@@ -7,19 +7,16 @@ than the model. Here Spark only deals row groups to tasks and starts them.
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
-from data_pipelines.file_listing import list_files
 from data_pipelines.file_writes import outcome, write_files
-from data_pipelines.parquet_rows import BATCH_BYTES, ParquetRows, RowGroups, parquet_schema
+from data_pipelines.parquet_rows import BATCH_BYTES, ParquetRows, RowGroups, parquet_files, parquet_schema
 from data_pipelines.publish import SaveMode, WriteJob, WrittenFile
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.storage import Location, StoragePath
@@ -102,14 +99,15 @@ def score_files(
     directory = ModelDirectory.open(pinned.path)
     key_names = (keys,) if isinstance(keys, str) else tuple(keys)
     target = StoragePath.of(output)
-    files = [file.path for file in list_files(paths)]
-    _refuse_tables(files)
-    _refuse_own_input(files, target)
-    found = parquet_schema(paths)
+    files = parquet_files(paths)
+    places = [file.path for file in files]
+    _refuse_tables(places)
+    _refuse_own_input(places, target)
+    found = parquet_schema(files)
     outputs = _outputs(directory, with_version=with_version)
     check_columns(found.names, key_names, directory.inputs, outputs.names)
     check_types(found, directory.inputs, directory.features.column_types)
-    source = ParquetRows.of(paths, tuple(dict.fromkeys([*key_names, *input_columns(directory.inputs)])))
+    source = ParquetRows.of_files(files, tuple(dict.fromkeys([*key_names, *input_columns(directory.inputs)])))
     # Files without a row have no row groups; one file of scores tells their columns.
     shares = source.dealt(spark.sparkContext.defaultParallelism) or ((),)
     scorer = Scorer(ship(spark, pinned), batch_size, with_version=with_version)
@@ -152,19 +150,14 @@ class FilesTask:
                 yield outcome(score, refusals=(ColumnError,), report=tally.report)
 
     def _score(self, number: int, tally: Tally) -> list[WrittenFile]:
-        # Part of the file's name: two attempts of a task, or two appends, never share one.
-        attempt = f"{number:05d}-{uuid4().hex[:8]}"
-        path = f"part-{attempt}.parquet"
-        with ExitStack() as undo:
-            self.job.begin_attempt(attempt)
-            undo.callback(self.job.attempt_folder(attempt).delete)
+        with self.job.attempt(number) as attempt:
+            path = f"part-{attempt}.parquet"
             file = self.job.attempt_file(attempt, path)
             with file.open_write() as sink, self._writer(sink) as writer:
                 # A batch that is written becomes a row group, of which readers like large ones.
                 for scored in regrouped(self._scored(number, tally), _ROW_GROUP_ROWS, BATCH_BYTES):
                     writer.write_batch(scored)
-            undo.pop_all()
-        return [WrittenFile(attempt, path, tally.rows, tally.rows, file.size())]
+            return [WrittenFile(attempt, path, tally.rows, tally.rows, file.size())]
 
     def _writer(self, sink: Any) -> pq.ParquetWriter:
         # To look for repetitions among keys and scores takes longer than to write them. Readers are to see texts, not
