@@ -312,7 +312,9 @@ def test_leaving_ends_every_thread_and_nothing_is_heard_afterwards(monkeypatch: 
         late = EventClient(server.address, rank=0, attempt=1)
         late.send({"event": "progress"})
         wait_until(lambda: log.kinds() == ["progress"])
-    serving = [thread for thread in threading.enumerate() if thread not in before and thread is not late._thread]
+    # The client runs in this process as well: its threads learn of the cut line a moment later.
+    started = [thread for thread in threading.enumerate() if thread not in before and thread is not late._thread]
+    serving = [thread for thread in started if thread.name != "event answers"]
     assert serving == []
     for _ in range(3):
         late.send({"event": "epoch_end"})
