@@ -31,7 +31,7 @@ test: check  ## all checks and all tests (ARGS="-k checkpoint", TESTS=tests/unit
 		if [ -n "$(TESTS)" ]; then exec $(bin)/pytest $(TESTS) $(ARGS); fi && \
 		$(bin)/pytest $(UNIT) $(ARGS) && exec $(bin)/pytest $(OTHERS) $(ARGS)
 
-unit: setup  ## the unit tests alone: no Java, three minutes (ARGS="-k manifest")
+unit: setup  ## the unit tests alone: no Java, four minutes (ARGS="-k manifest")
 	@exec $(bin)/pytest $(UNIT) $(ARGS)
 
 check: setup  ## format, lint, types, import direction
@@ -50,7 +50,7 @@ format: setup  ## rewrite the files as `make check` wants them, as far as that c
 	$(bin)/ruff check --fix .
 
 lock: setup  ## write requirements.lock from setup.cfg, keeping the versions it has (ARGS=--upgrade: newest ones)
-	$(bin)/uv pip compile setup.cfg --extra notebook --extra dev --python-version 3.11 \
+	$(bin)/uv pip compile setup.cfg --extra backends --extra notebook --extra dev --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
 
 clean:  ## remove .venv, caches and build products; keep datasets and results

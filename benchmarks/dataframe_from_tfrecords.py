@@ -17,7 +17,7 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Report, timing_table
 from benchmarks.spark_work import drain
-from benchmarks.tables import FILE_ROWS, Kind, make_table, parquet_files
+from benchmarks.tables import DATA_PATH_KINDS, FILE_ROWS, Kind, make_table, parquet_files
 
 READY = "ready Arrow batches"
 OURS = {layout: f"read_tfrecords, {layout} layout" for layout in ("row", "block")}
@@ -66,7 +66,7 @@ def run(options: Options) -> Report:
     spark = spark_work.session()
     spark.dataSource.register(ReadyBatches)
     tables, marks = [], []
-    for kind in Kind:
+    for kind in DATA_PATH_KINDS:
         rows = options.rows if kind is Kind.NUMBERS else max(1, options.rows // 4)
         timings = _measure(options, spark, kind, rows)
         tables.append(timing_table(f"{kind}: {rows:,} rows, {spark_work.SLOTS} cores", rows, timings, READY))

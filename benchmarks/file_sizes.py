@@ -8,7 +8,7 @@ from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table, megabytes
-from benchmarks.tables import Kind, parquet_files
+from benchmarks.tables import DATA_PATH_KINDS, Kind, parquet_files
 
 CODECS = ("none", "gzip")
 SIZE_MARK = 0.25
@@ -18,7 +18,7 @@ def run(options: Options) -> Report:
     """Write each table once per layout and codec; sizes do not vary, so once is enough."""
     spark = spark_work.session()
     tables, marks = [], []
-    for kind in Kind:
+    for kind in DATA_PATH_KINDS:
         source = spark_work.table(spark, parquet_files(options.scratch, kind, options.rows))
         sizes = _sizes(source, options.scratch / str(kind))
         tables.append(size_table(f"{kind}: {options.rows:,} rows, {len(source.columns)} columns", options.rows, sizes))

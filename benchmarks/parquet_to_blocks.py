@@ -11,7 +11,7 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Report, timing_table
 from benchmarks.spark_work import SPARK_PARQUET, emptied
-from benchmarks.tables import Kind, parquet_files
+from benchmarks.tables import DATA_PATH_KINDS, Kind, parquet_files
 
 READ = "pyarrow reading Parquet in the task"
 BLOCKS = "write_tfrecords_from_parquet, block layout"
@@ -23,7 +23,7 @@ def run(options: Options) -> Report:
     """Convert each table; the rows never pass through the JVM on our side."""
     spark = spark_work.session()
     tables, marks = [], []
-    for kind in Kind:
+    for kind in DATA_PATH_KINDS:
         rows = options.rows if kind is Kind.NUMBERS else max(1, options.rows // 4)
         timings = _measure(options, spark, parquet_files(options.scratch, kind, rows))
         tables.append(timing_table(f"{kind}: {rows:,} rows, {spark_work.SLOTS} cores", rows, timings, SPARK_PARQUET))

@@ -1,7 +1,7 @@
-"""How many rows of Parquet files are scored per second, next to predict_batch_udf and a pandas UDF of one's own?
+"""How many rows of Parquet files are scored per second, next to predict_batch_udf and pandas UDFs of one's own?
 
 Every way reads the same files and writes keys and scores to Parquet files; two more show what bounds it. The model has
-an embedding of 8 numbers for each of 20 columns of ids, 20 columns of numbers, and layers of 128 and 64 units. The
+an embedding of 8 numbers for each of 26 columns of ids, 13 columns of numbers, and layers of 128 and 64 units. The
 product's own ways look each id up in a vocabulary; the others have a model that takes ids as they are, and are spared
 that.
 """
@@ -9,7 +9,7 @@ that.
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,17 +18,15 @@ from statistics import mean
 from typing import Any
 
 import pyarrow.parquet as pq
-from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.pandas.functions import pandas_udf
-from pyspark.sql.types import FloatType
 
 from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, interleave, speed_ratio
 from benchmarks.report import Report, timing_table
 from benchmarks.score_model import export_direct_model, export_model, feature_columns
+from benchmarks.score_udfs import batch_udf, iterator_udf, keras_udf, onnx_udf
 from benchmarks.tables import Kind, parquet_files
 from benchmarks.train_work import in_new_process
 
@@ -36,6 +34,8 @@ FILES = "score_files"
 TABLE = "score, and Spark's Parquet write"
 PREDICT_BATCH_UDF = "predict_batch_udf"
 ITERATOR_UDF = "pandas UDF with an iterator, model loaded per task"
+KERAS_UDF = "pandas UDF, model.predict for each batch"
+ONNX_UDF = "pandas UDF with an iterator, ONNX Runtime"
 READ = "read the columns in the tasks, and nothing else"
 CALL = "call the model on encoded rows, one process per core"
 FILES_MARK, TABLE_MARK, LIMIT_MARK = 3.0, 1.3, 0.5
@@ -44,7 +44,7 @@ BATCH_ROWS = 4_096
 
 def run(options: Options) -> Report:
     """Write the table, export the models, and let every side score the table."""
-    files = parquet_files(options.scratch, Kind.NUMBERS, options.rows)
+    files = parquet_files(options.scratch, Kind.CLICKS, options.rows)
     models = in_new_process(_exported, options.scratch, files)
     session = spark_work.session()
     timings = interleave(_sides(session, files, models, options.scratch / "scores"), options.rounds)
@@ -55,7 +55,7 @@ def run(options: Options) -> Report:
         Mark(f"{TABLE} / {PREDICT_BATCH_UDF}", speed_ratio(timings, TABLE, PREDICT_BATCH_UDF), TABLE_MARK),
         Mark(f"{FILES} / the slower one of reading and calling", slower / timings[FILES].median, LIMIT_MARK),
     )
-    title = f"{options.rows:,} rows of 40 features, {spark_work.SLOTS} cores"
+    title = f"{options.rows:,} rows of 39 features, {spark_work.SLOTS} cores"
     table = timing_table(title, options.rows, timings, PREDICT_BATCH_UDF)
     return Report(BENCHMARK.name, BENCHMARK.question, (table,), marks)
 
@@ -83,56 +83,22 @@ def _sides(session: SparkSession, files: Sequence[Path], models: Models, target:
     def write(scored: DataFrame) -> None:
         scored.write.parquet(str(target))
 
-    def with_predict_batch_udf() -> None:
-        def load() -> Any:
-            return _predictor(str(models.direct))
+    batch = batch_udf(models.direct, len(ids), len(numbers), BATCH_ROWS)
 
-        shapes: list[list[int] | None] = [[len(ids)], [len(numbers)]]
-        udf = predict_batch_udf(load, return_type=FloatType(), batch_size=BATCH_ROWS, input_tensor_shapes=shapes)
-        write(table.select("key", udf(F.array(*ids), F.array(*numbers)).alias("score")))
-
-    def with_iterator_udf() -> None:
-        udf = _iterator_udf(str(models.direct), len(ids))
+    def with_udf(udf: Any) -> None:
         write(table.select("key", udf(*ids, *numbers).alias("score")))
 
     ways: Mapping[str, Callable[[], object]] = {
         FILES: lambda: score_files(session, files, models.exported, target, keys="key"),
         TABLE: lambda: write(score(table, models.exported, keys="key")),
-        PREDICT_BATCH_UDF: with_predict_batch_udf,
-        ITERATOR_UDF: with_iterator_udf,
+        PREDICT_BATCH_UDF: lambda: write(table.select("key", batch(F.array(*ids), F.array(*numbers)).alias("score"))),
+        ITERATOR_UDF: lambda: with_udf(iterator_udf(models.direct, len(ids))),
+        KERAS_UDF: lambda: with_udf(keras_udf(models.direct, len(ids))),
+        ONNX_UDF: lambda: with_udf(onnx_udf(models.direct, len(ids))),
         READ: lambda: spark_work.read_parquet_in_tasks(session, files),
         CALL: lambda: _call_on_all_cores(models.exported, files),
     }
     return [Contender(name, work, spark_work.emptied(target)) for name, work in ways.items()]
-
-
-def _predictor(model: str) -> Any:
-    """Return what predict_batch_udf calls with ids and numbers; it asks for it once per task or worker."""
-    import tensorflow as tf
-
-    module = tf.saved_model.load(model)
-    signature = module.signatures["serving_default"]
-
-    def predict(ids: Any, numbers: Any) -> Any:
-        assert module is not None  # the signature alone does not keep its variables
-        scores = signature(ids=tf.constant(ids, tf.int64), numbers=tf.constant(numbers, tf.float32))
-        return scores["score"].numpy()
-
-    return predict
-
-
-def _iterator_udf(model: str, ids: int) -> Any:
-    """Return a pandas UDF of columns of which the first ``ids`` are ids."""
-    import numpy as np
-    import pandas as pd
-
-    @pandas_udf("float")  # type: ignore[call-overload]
-    def scores(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
-        predict = _predictor(model)
-        for columns in batches:
-            yield pd.Series(predict(np.stack(columns[:ids], 1), np.stack(columns[ids:], 1)))
-
-    return scores
 
 
 def _call_on_all_cores(model: Path, files: Sequence[Path]) -> float:
@@ -153,7 +119,7 @@ def _call(model: Path, files: Sequence[Path]) -> float:
     directory = ModelDirectory.open(model)
     module = tf.saved_model.load(str(model / "saved_model"))
     rows = pq.read_table(files[0])
-    encoded = Encoder(directory.features).encode_padded(rows.slice(0, BATCH_ROWS), directory.inputs)
+    encoded = Encoder(directory.features).encode_padded(rows.slice(0, BATCH_ROWS), directory.scored_features)
     tensors = {name: tf.constant(values) for name, values in encoded.items()}
     call = module.signatures["encoded"]
     call(**tensors)

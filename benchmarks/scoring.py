@@ -5,7 +5,17 @@ from benchmarks.suite import Suite, main
 SUITE = Suite(
     name="scoring",
     title="Benchmarks of scoring",
-    benchmarks=("score_files",),
+    benchmarks=(
+        "score_files",
+        "score_mlflow",
+        "score_sparse",
+        "score_ragged",
+        "score_growth",
+        "score_start",
+        "score_row",
+        "score_parity",
+        "recommend",
+    ),
     page="scoring.md",
     command="python -m benchmarks.scoring",
 )

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from benchmarks.benchmark import Options
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Table, timing_table
-from benchmarks.tables import Kind, parquet_files
+from benchmarks.tables import DATA_PATH_KINDS, Kind, parquet_files
 from training.spark_session import open_session
 
 SLOTS = 2
@@ -106,7 +106,7 @@ def compare_with_parquet(
     """
     spark = session()
     tables, marks = [], []
-    for kind in Kind:
+    for kind in DATA_PATH_KINDS:
         rows = options.rows if kind is Kind.NUMBERS else max(1, options.rows // 4)
         timings = measure_layout(options, spark, kind, rows, layout)
         tables.append(timing_table(f"{kind}: {rows:,} rows, {SLOTS} cores", rows, timings, SPARK_PARQUET))

@@ -28,23 +28,33 @@ class Kind(StrEnum):
 
     NUMBERS = "numbers"
     """42 columns: key, label, 20 float32, 20 int64 (ids out of 2 to 100,000, small ones more often)."""
+    CLICKS = "clicks"
+    """41 columns: key, label, 13 float32, 26 int64, as logs of clicks on advertisements have them."""
     STRINGS = "strings"
     """26 columns: key, label, 8 float32, 8 int64, 8 strings of 4 to 60 bytes."""
     LISTS = "lists"
     """26 columns: key, label, 8 float32, 8 int64, 4 lists of int64, 2 of float32 and 2 of strings, 0 to 16 long."""
 
 
+# How many columns of float32 and of int64 each has.
+_PLAIN_COLUMNS = {Kind.NUMBERS: (20, 20), Kind.CLICKS: (13, 26), Kind.STRINGS: (8, 8), Kind.LISTS: (8, 8)}
+
+
+# The shapes of tables that reading and writing are measured on.
+DATA_PATH_KINDS = (Kind.NUMBERS, Kind.STRINGS, Kind.LISTS)
+
+
 def make_table(kind: Kind, rows: int, *, first_key: int = 0, seed: int = SEED) -> pa.Table:
     """Return ``rows`` rows, the same for the same arguments."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, first_key])))
-    plain = 20 if kind is Kind.NUMBERS else 8
+    floats, ints = _PLAIN_COLUMNS[kind]
     columns: dict[str, pa.Array] = {
         "key": pa.array(np.arange(first_key, first_key + rows)),
         "label": pa.array(generator.integers(0, 2, rows)),
     }
-    for number in range(plain):
+    for number in range(floats):
         columns[f"float_{number:02d}"] = pa.array(generator.standard_normal(rows, np.float32))
-    for number, size in enumerate(np.geomspace(2, 100_000, plain).astype(np.int64)):
+    for number, size in enumerate(np.geomspace(2, 100_000, ints).astype(np.int64)):
         columns[f"int_{number:02d}"] = pa.array(_ids(generator, rows, int(size)))
     if kind is Kind.STRINGS:
         columns |= {f"string_{number:02d}": _strings(generator, rows, words=1 + number) for number in range(8)}

@@ -78,6 +78,14 @@ class FittedFeatures:
         label = self.spec.label
         return label.classes if label.classes is not None else len(self.vocabularies[label.name])
 
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of those classes in their order: the label's tokens, or their numbers as text."""
+        label = self.spec.label
+        if label.classes is not None:
+            return tuple(map(str, range(label.classes)))
+        return tuple(self.vocabularies[label.name].tokens.to_pylist())
+
     def imputed(self, feature: Numeric) -> float:
         """Return what stands in for a missing value of ``feature``: a raw number, or the mean after clip and log."""
         return self.statistics[feature.name].mean if feature.impute == "mean" else float(feature.impute)

@@ -235,7 +235,7 @@ def _in_time_order(feature: Sequence, tokens: pa.ListArray, times: pa.ListArray)
     """Return the tokens of every row, oldest first; of equal times in the order they have."""
     _check_lengths(feature, tokens, times)
     lengths, flat_times = list_lengths(tokens), times.flatten().to_numpy(zero_copy_only=False)
-    order = order_within_rows(flat_times, np.repeat(np.arange(len(lengths)), lengths))
+    order = order_within_rows(flat_times, lengths)
     return _lists(lengths, tokens.flatten() if order is None else tokens.flatten().take(pa.array(order)))
 
 
@@ -262,14 +262,21 @@ def _check_lengths(feature: Sequence | Sparse, one: pa.ListArray, other: pa.List
         )
 
 
-def order_within_rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
-    """Return the positions that sort ``values`` within each of ``rows`` (rising), stable; None where they are sorted.
+def order_within_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+    """Return the positions that sort ``values`` within each row, stable; None where they are sorted.
 
     Most vectors and histories come sorted, and looking costs a hundredth of sorting.
+
+    Args:
+        values: Those of all rows one after the other.
+        lengths: int64 ``[rows]``, how many belong to each row.
     """
-    if ((values[1:] >= values[:-1]) | (rows[1:] != rows[:-1])).all():
+    falls = values[1:] < values[:-1]
+    starts = np.cumsum(lengths)[:-1]
+    falls[starts[(starts > 0) & (starts < len(values))] - 1] = False
+    if not falls.any():
         return None
-    return np.lexsort((values, rows))
+    return np.lexsort((values, np.repeat(np.arange(len(lengths)), lengths)))
 
 
 def list_lengths(column: pa.ListArray) -> np.ndarray:

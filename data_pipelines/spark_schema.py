@@ -116,6 +116,9 @@ def _spark_type(arrow_type: pa.DataType, column: str) -> DataType:
         )
     if pa.types.is_null(arrow_type):
         return ArrayType(StringType())
+    if pa.types.is_struct(arrow_type):
+        fields = [arrow_type.field(place) for place in range(arrow_type.num_fields)]
+        return StructType([StructField(field.name, _spark_type(field.type, column), True) for field in fields])
     if pa.types.is_decimal(arrow_type):
         return DecimalType(arrow_type.precision, arrow_type.scale)
     for spark_type, known in _SIMPLE:

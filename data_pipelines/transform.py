@@ -273,23 +273,28 @@ def _encode_tokens(fitted: FittedFeatures, feature: MultiValued | Sequence | Tex
 
 def _encode_sparse(fitted: FittedFeatures, feature: Sparse, column: pa.ListArray) -> SparseRows:
     lengths, (indices, numbers) = list_lengths(column), column.flatten().flatten()
-    values = numbers.to_numpy(zero_copy_only=False)
-    present = indices.is_valid().to_numpy(zero_copy_only=False) & ~np.isnan(values)
-    rows = np.repeat(np.arange(len(lengths)), lengths)[present]
-    kept = indices.fill_null(0).to_numpy(zero_copy_only=False)[present]
-    wrong = np.flatnonzero((kept < 0) | (kept >= feature.size))
-    if len(wrong):
+    kept, values = indices.fill_null(0).to_numpy(zero_copy_only=False), numbers.to_numpy(zero_copy_only=False)
+    absent = np.isnan(values)
+    if indices.null_count:
+        absent |= indices.is_null().to_numpy(zero_copy_only=False)
+    if absent.any():
+        rows = np.repeat(np.arange(len(lengths)), lengths)[~absent]
+        lengths = np.bincount(rows, minlength=len(lengths)).astype(np.int64)
+        kept, values = kept[~absent], values[~absent]
+    # As unsigned, negative ones are the largest.
+    is_wrong = kept.view(np.uint64) >= feature.size
+    if is_wrong.any():
         raise ColumnError(
-            f"sparse feature '{feature.name}' has the index {int(kept[wrong[0]])}; its size is {feature.size}: use "
-            f"indices from 0 to {feature.size - 1}, or a larger size"
+            f"sparse feature '{feature.name}' has the index {int(kept[is_wrong.argmax()])}; its size is "
+            f"{feature.size}: use indices from 0 to {feature.size - 1}, or a larger size"
         )
     with np.errstate(over="ignore", under="ignore"):
-        wide = arithmetic.without_denormals(values[present], arithmetic.NUMPY, arithmetic.LEAST_FLOAT32)
+        wide = arithmetic.without_denormals(values, arithmetic.NUMPY, arithmetic.LEAST_FLOAT32)
         narrow = wide.astype(np.float32)
-    order = order_within_rows(kept, rows)
+    order = order_within_rows(kept, lengths)
     if order is not None:
         kept, narrow = kept[order], narrow[order]
-    return SparseRows(kept, narrow, np.bincount(rows, minlength=len(lengths)).astype(np.int64))
+    return SparseRows(kept, narrow, lengths)
 
 
 _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Encoded]] = {

@@ -10,6 +10,7 @@ from models.settings import ModelSettingsError
 
 ARCHITECTURES: Mapping[str, str] = {
     "multi_field": "models.multi_field",
+    "multi_label": "models.multi_label",
     "two_tower": "models.two_tower",
     "wide_deep": "models.wide_deep",
     "youtube_dnn": "models.youtube_dnn",

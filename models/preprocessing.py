@@ -227,7 +227,8 @@ def sparse_tensor(size: int, indices: tf.Tensor, values: tf.Tensor, row_lengths:
         row_lengths: int64 ``[batch]``, how many entries belong to each row.
     """
     batch = tf.shape(row_lengths, tf.int64)[0]
-    rows = tf.repeat(tf.range(batch), row_lengths)
+    # tf.repeat would make room for the longest row's entries in every row.
+    rows = tf.RaggedTensor.from_row_lengths(indices, row_lengths, validate=False).to_sparse().indices[:, 0]
     return tf.SparseTensor(tf.stack([rows, indices], axis=1), values, tf.stack([batch, _int64(size)]))
 
 

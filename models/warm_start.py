@@ -7,7 +7,7 @@ earlier model does not know keeps its initial values.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from data_pipelines.feature_kinds import (
 )
 from data_pipelines.fitted import FittedFeatures
 from models.layers import Field, FieldEmbeddings, lay_out_fields
+from models.multi_label import HEADS
 
 Ids = npt.NDArray[np.int64]
 
@@ -166,7 +167,8 @@ def begin_from(
         values = earlier.read(name)
         beat()
         if table is not None:
-            values = merged(weight.numpy(), values, table.rows, beat)
+            before, now = (np.moveaxis(one, table.axis, 0) for one in (values, weight.numpy()))
+            values = np.moveaxis(merged(now, before, table.rows, beat), 0, table.axis)
             known |= table.known
         weight.assign(values.astype(weight.dtype.as_numpy_dtype, copy=False))
         beat()
@@ -255,18 +257,23 @@ class _Table:
         of_rows: How many rows the earlier table must have for that to hold.
         known: Per vocabulary how many of its tokens were there.
         tokens: Per vocabulary how many tokens it has.
+        axis: Which axis of the weight counts the rows: the first one, or the last one where they are columns.
     """
 
     rows: Ids
     of_rows: int
     known: dict[str, int]
     tokens: dict[str, int]
+    axis: Literal[0, -1] = 0
 
 
 def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatures) -> Iterator[tuple[int, _Table]]:
-    """Yield every table of ``model`` whose rows belong to ids, by the identity of its variable."""
+    """Yield every weight of ``model`` whose rows belong to ids, or its columns to labels, by its identity."""
     candidates = getattr(model, "candidate_tower", None)
     for layer in model.submodules:
+        if layer.name == HEADS and fitted.spec.label.kind == "multi_label":
+            yield from ((id(weight), _label_columns(fitted, earlier)) for weight in layer.weights)
+            continue
         if isinstance(layer, FieldEmbeddings):
             fields, of_rows = lay_out_fields(earlier, earlier.spec.query_features)
             here, there = _owners(fitted, layer.fields), _owners(earlier, fields)
@@ -285,6 +292,16 @@ def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatur
             continue
         (weight,) = layer.weights
         yield id(weight), _matched(int(weight.shape[0]), fitted, here, earlier, there, of_rows)
+
+
+def _label_columns(fitted: FittedFeatures, earlier: FittedFeatures) -> _Table:
+    """Return how the columns of a weight that has one for every label were numbered before."""
+    label = fitted.spec.label
+    names = earlier.class_names if earlier.spec.label.kind == label.kind else ()
+    places = {name: place for place, name in enumerate(names)}
+    columns = np.array([places.get(name, NOT_THERE) for name in fitted.class_names], np.int64)
+    known = {label.name: int((columns != NOT_THERE).sum())} if label.classes is None else {}
+    return _Table(columns, len(names), known, dict.fromkeys(known, len(columns)), axis=-1)
 
 
 def _owners(fitted: FittedFeatures, fields: Sequence[Field]) -> dict[str, tuple[Feature, int]]:
@@ -360,9 +377,10 @@ def _misfit(weight: Any, name: str, table: _Table | None, earlier: EarlierModel)
     here = weight.shape.as_list()
     if table is None:
         return None if shape == here else f"{here} here, {shape} there"
-    if shape[1:] != here[1:]:
-        return f"rows of {here[1:]} here, of {shape[1:]} there"
-    if (table.rows == NOT_THERE).all() or shape[0] != table.of_rows:
+    of_rows, _ = shape.pop(table.axis), here.pop(table.axis)
+    if shape != here:
+        return f"rows of {here} here, of {shape} there"
+    if (table.rows == NOT_THERE).all() or of_rows != table.of_rows:
         return "no row is known to mean the same"
     return None
 

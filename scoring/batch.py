@@ -1,28 +1,30 @@
 """Score a DataFrame on Spark: rows stream through a model that each Python worker loads once."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
-from pyspark import Accumulator
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
-from data_pipelines.feature_kinds import Feature
 from data_pipelines.raw_columns import ColumnError
-from data_pipelines.spark_schema import sent_schema_of
+from data_pipelines.spark_schema import sent_schema_of, spark_schema_of
 from data_pipelines.tfrecord.arrow_schema import SchemaError
-from scoring.checks import ScoringError, check_batch_size, check_columns, check_types, input_columns
+from scoring.bad_rows import BadRows, NullPolicy, NullRule
+from scoring.call import ScoringCall
+from scoring.checks import ScoringError
+from scoring.counters import Counters, Tally
+from scoring.forms import AS_COLUMNS, Form
+from scoring.inputs import Inputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
-from scoring.model_directory import ModelDirectory
 from scoring.model_uri import PinnedModel
 from scoring.regroup import regrouped
-from scoring.scorer import Scorer, output_schema, pinned_model
-from scoring.shipping import portable, ship
+from scoring.scorer import OtherVersions, Scorer, Settings
+from scoring.shipping import portable
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -33,10 +35,14 @@ def score(
     *,
     keys: str | Sequence[str],
     tracking_uri: str | None = None,
+    outputs: Form = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
+    nulls: Mapping[str, NullRule] | None = None,
+    bad_rows: BadRows = "fail",
+    other_versions: OtherVersions = "refuse",
     extra_columns: Literal["ignore", "refuse"] = "ignore",
-    loads: "Accumulator[int] | None" = None,
+    counters: Counters | None = None,
 ) -> DataFrame:
     """Return the keys of every row of ``df`` with the model's outputs and the version that gave them.
 
@@ -48,39 +54,60 @@ def score(
         model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
         keys: Columns that name a row; they pass through unchanged.
         tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
+        outputs: The form of the scores, one of :mod:`scoring.forms`: a column for each output of the model, a struct,
+            or labels with their scores.
         batch_size: Rows per call of the model.
         with_version: Add the column ``model_version``, such as ``flights/3``.
+        nulls: Per column what stands in for a null, or ``"fail"`` where none may be. Other columns' nulls are missing
+            values to the model.
+        bad_rows: What becomes of a row that cannot be scored, for an index that is too large, say. ``fail``: the job
+            fails, and names it by its keys. ``mark``: its scores are null, and the column ``error`` says why.
+        other_versions: ``refuse`` to score on executors whose TensorFlow is not the model's (up to patches), or
+            ``allow`` it.
         extra_columns: What to do about columns that are neither keys nor inputs of the model. ``ignore`` leaves them in
             the JVM; ``refuse`` is for models that must not be given more than their spec lists.
-        loads: Counts how often a Python worker loaded the model.
+        counters: Collects what the tasks say of themselves.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
-        ScoringError: A key is missing, a column would stand in the result twice, or there is one too many.
+        ScoringError: A key is missing, a column would stand in the result twice, there is one too many, or the model's
+            outputs cannot take the form.
         ColumnError: A raw column is missing, has a type that its feature cannot take, or holds tokens of another family
             of types (boolean, integer, string) than the training rows did.
     """
-    check_batch_size(batch_size)
-    pinned = pinned_model(model, tracking_uri)
-    directory = ModelDirectory.open(pinned.path)
-    key_names = (keys,) if isinstance(keys, str) else tuple(keys)
-    outputs = output_schema(directory, with_version=with_version)
-    check_columns(df.columns, key_names, directory.inputs, outputs.names)
-    wanted = tuple(dict.fromkeys([*key_names, *input_columns(directory.inputs)]))
-    extra = [name for name in df.columns if name not in wanted]
+    settings = Settings(outputs, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
+    call = ScoringCall.of(model, tracking_uri, keys, settings)
+    table = checked_table(df, call, extra_columns=extra_columns)
+    _LOGGER.info("model %s reads the columns %s", call.pinned.label, table.columns)
+    task = BatchTask(call.keys, call.scorer(df.sparkSession, counters=counters))
+    return table.mapInArrow(portable(task), scored_schema(table, call))
+
+
+def checked_table(
+    df: DataFrame, call: ScoringCall, *, extra_columns: Literal["ignore", "refuse"] = "ignore"
+) -> DataFrame:
+    """Return the keys of ``df`` and what the model reads of it, and nothing else.
+
+    Raises:
+        ScoringError: A key is missing, a column would stand in the result twice, there is one too many, or the settings
+            do not fit.
+        ColumnError: An input is missing, or has a type that the model cannot take.
+    """
+    call.check_names(df.columns)
+    extra = [name for name in df.columns if name not in call.columns]
     if extra and extra_columns == "refuse":
         raise ScoringError(
-            f"the table has the columns {extra}, which the model's spec does not allow it to see; select {list(wanted)}"
+            f"the table has the columns {extra}, which the model's spec does not allow it to see; select "
+            f"{list(call.columns)}"
         )
-    _LOGGER.info("model %s reads the columns %s", pinned.label, list(wanted))
-    table = df.select(*(F.col(_quoted(name)) for name in wanted))
-    check_types(_sent_schema(table.schema, directory.inputs), directory.inputs, directory.features.column_types)
-    task = BatchTask(
-        keys=key_names,
-        scorer=Scorer(ship(df.sparkSession, pinned), batch_size, with_version=with_version, loads=loads),
-    )
-    schema = StructType([table.schema[name] for name in key_names] + outputs.fields)
-    return table.mapInArrow(portable(task), schema)
+    table = df.select(*(F.col(_quoted(name)) for name in call.columns))
+    call.check_types(_sent_schema(table.schema, call.directory.inputs))
+    return table
+
+
+def scored_schema(table: DataFrame, call: ScoringCall) -> StructType:
+    """Return the columns of the scores of ``table``: its keys, and what the call adds."""
+    return StructType([table.schema[name] for name in call.keys] + spark_schema_of(call.added).fields)
 
 
 @dataclass(frozen=True)
@@ -92,28 +119,29 @@ class BatchTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the rows in their order."""
-        model = None
-        for batch in regrouped(batches):
-            # Only now: an empty partition has no use for the model.
-            model = model or self.scorer.load()
-            # Keys leave in the batch that they came in, so no row can get another's score.
-            columns = {key: batch.column(key) for key in self.keys} | self.scorer.outputs(model, batch)
-            yield pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-
-
-def _sent_schema(schema: StructType, inputs: Sequence[Feature]) -> pa.Schema:
-    """Return the inputs' columns as Spark will send them."""
-    sent: dict[str, pa.Field] = {}
-    for feature in inputs:
-        columns = StructType([schema[name] for name in feature.columns])
+        model, tally = None, Tally()
         try:
-            sent |= {field.name: field for field in sent_schema_of(columns)}
+            for batch in regrouped(batches):
+                # Only now: an empty partition has no use for the model.
+                model = model or self.scorer.load(tally)
+                yield from self.scorer.scored_parts(model, batch, tally, self.keys)
+        finally:
+            # Spark may want no more rows before there are none.
+            if model is not None:
+                self.scorer.tell(tally)
+
+
+def _sent_schema(schema: StructType, inputs: Inputs) -> pa.Schema:
+    """Return the inputs' columns as Spark will send them."""
+    sent: list[pa.Field] = []
+    for name in inputs.columns:
+        try:
+            sent += sent_schema_of(StructType([schema[name]]))
         except SchemaError as error:
             raise ColumnError(
-                f"feature '{feature.name}' has the columns {columns.simpleString()}, which a {feature.kind} feature "
-                f"cannot take; cast them or change the feature's kind"
+                f"column '{name}' has type {schema[name].dataType.simpleString()}, which no model can take; cast it"
             ) from error
-    return pa.schema(list(sent.values()))
+    return pa.schema(sent)
 
 
 def _quoted(name: str) -> str:

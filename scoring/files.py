@@ -1,33 +1,38 @@
-"""Score Parquet files into Parquet files: tasks read and write them with pyarrow, and no row passes through the JVM.
+"""Score files into Parquet files, which appear all at once: tasks read and write them with pyarrow where they can.
 
 On the way of :func:`scoring.batch.score` every row goes from the JVM to Python and its score back, which takes longer
-than the model. Here Spark only deals row groups to tasks and starts them.
+than the model. Here, where the rows are in plain Parquet files, Spark only deals row groups to tasks and starts them.
 """
 
-import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
 
-from data_pipelines.file_writes import outcome, write_files
-from data_pipelines.parquet_rows import BATCH_BYTES, ParquetRows, RowGroups, parquet_files, parquet_schema
-from data_pipelines.publish import SaveMode, WriteJob, WrittenFile
+from data_pipelines.file_listing import DataFile
+from data_pipelines.file_writes import write_files
+from data_pipelines.parquet_rows import ParquetRows, parquet_schema
+from data_pipelines.publish import SaveMode, WriteJob
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.storage import Location, StoragePath
-from scoring.checks import ScoringError, check_batch_size, check_columns, check_types, input_columns
-from scoring.counters import JobCounters, Tally
+from scoring.bad_rows import BadRows, NullPolicy, NullRule
+from scoring.batch import checked_table
+from scoring.call import ScoringCall
+from scoring.checks import ScoringError
+from scoring.counters import JobCounters
+from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
-from scoring.model_directory import ARROW_TYPES, ModelDirectory
 from scoring.model_uri import PinnedModel
-from scoring.regroup import regrouped
-from scoring.scorer import VERSION_COLUMN, Scorer, pinned_model
-from scoring.shipping import portable, ship
+from scoring.score_writer import FilesTask, RowsTask, ScoreWriter
+from scoring.scorer import OtherVersions, Settings
+from scoring.shipping import portable
+from scoring.sources import SparkSource, find_source
+from scoring.tfrecord_input import tfrecord_table
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -60,12 +65,17 @@ def score_files(
     output: Location,
     *,
     keys: str | Sequence[str],
+    input_format: str | None = None,
     mode: str = "error",
     tracking_uri: str | None = None,
+    outputs: Form = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
+    nulls: Mapping[str, NullRule] | None = None,
+    bad_rows: BadRows = "fail",
+    other_versions: OtherVersions = "refuse",
 ) -> ScoredFiles:
-    """Write the keys of every row of Parquet files with the model's outputs and the version that gave them.
+    """Write the keys of every row of some files with the model's outputs and the version that gave them, as Parquet.
 
     The scores appear all at once or not at all, one file per task, their rows in the order of the input. A task that is
     tried again, or twice at the same time, leaves no row twice.
@@ -73,107 +83,95 @@ def score_files(
     Args:
         spark: Starts the tasks.
         paths: Files, folders or globs of Parquet files; partition folders become columns. Executors read them, so they
-            have to reach them.
+            have to reach them. What is no plain file is read by Spark, and the log says so: the folder of a Delta,
+            Hudi, Iceberg or streaming table, whose log says which of its files count.
         model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
         output: Folder of the scores.
         keys: Columns that name a row; they pass through unchanged.
+        input_format: What ``paths`` hold, where that is not Parquet, as ``spark.read.format`` knows it; ``table`` for a
+            table of Spark's catalog. Spark reads it; of ``tfrecord`` the types are those of the training.
         mode: What becomes of data at ``output``, by its name in Spark: ``error``, ``overwrite`` or ``append``.
         tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
+        outputs: The form of the scores, as for :func:`scoring.batch.score`.
         batch_size: Rows per call of the model.
         with_version: Add the column ``model_version``.
+        nulls: As there.
+        bad_rows: As there.
+        other_versions: As there.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
         FileNotFoundError: There are no Parquet files.
         ParquetError: A file is not Parquet, or has other columns than the first.
-        ScoringError: A key is missing, a column would stand in the result twice, the files are those of a table format
-            that alone knows which of them count, or ``output`` holds some of them.
+        ScoringError: A key is missing, a column would stand in the result twice, the model's outputs cannot take the
+            form, some of the files are those of a table that only Spark can read, Spark cannot, or ``output`` holds
+            some of them.
         ColumnError: A raw column is missing, or has a type or a value that its feature cannot take.
         TargetExistsError: The mode is ``error``, and there is data at ``output``.
         WriteError: A task failed; the message says why. Nothing of the scores is visible.
         OSError: The scores were written whole and cannot be published; the message says what is visible.
     """
-    check_batch_size(batch_size)
+    settings = Settings(outputs, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
     save_mode = _save_mode(mode)
-    pinned = pinned_model(model, tracking_uri)
-    directory = ModelDirectory.open(pinned.path)
-    key_names = (keys,) if isinstance(keys, str) else tuple(keys)
+    call = ScoringCall.of(model, tracking_uri, keys, settings)
     target = StoragePath.of(output)
-    files = parquet_files(paths)
-    places = [file.path for file in files]
-    _refuse_tables(places)
-    _refuse_own_input(places, target)
-    found = parquet_schema(files)
-    outputs = _outputs(directory, with_version=with_version)
-    check_columns(found.names, key_names, directory.inputs, outputs.names)
-    check_types(found, directory.inputs, directory.features.column_types)
-    source = ParquetRows.of_files(files, tuple(dict.fromkeys([*key_names, *input_columns(directory.inputs)])))
-    # Files without a row have no row groups; one file of scores tells their columns.
-    shares = source.dealt(spark.sparkContext.defaultParallelism) or ((),)
-    scorer = Scorer(ship(spark, pinned), batch_size, with_version=with_version)
-    schema = pa.schema([*(source.schema.field(name) for name in key_names), *outputs])
+    source = find_source(paths, input_format)
+    if isinstance(source, SparkSource):
+        rows = _read_by_spark(spark, source, target, call)
+    else:
+        rows = _read_by_tasks(spark, source, target, call)
+    scorer = call.scorer(spark)
     job = WriteJob.begin(target, save_mode)
-    task = FilesTask(job, source, shares, key_names, schema, scorer)
-    one_row_each = spark.range(0, len(shares), 1, len(shares))
-    result = write_files(one_row_each, job, portable(task), lambda: source.rows, refusal=ColumnError)
+    writer = ScoreWriter(job, call.keys, pa.schema([*rows.keys, *call.added]), scorer)
+    result = write_files(rows.partitions, job, portable(rows.task(writer)), rows.count, refusal=ColumnError)
     counters = JobCounters.of(result.reports)
-    _LOGGER.info("%s scored %d rows of %s: %s", pinned.label, result.rows, paths, counters)
-    return ScoredFiles(str(job.target), pinned.label, result.files, result.rows, result.bytes, counters)
+    label = call.pinned.label
+    _LOGGER.info("%s scored %d rows of %s: %s", label, result.rows, paths, counters)
+    return ScoredFiles(str(job.target), label, result.files, result.rows, result.bytes, counters)
 
 
 @dataclass(frozen=True)
-class FilesTask:
-    """The body of a Spark task of :func:`score_files`: its share of the row groups becomes one file of scores.
+class _Rows:
+    """Rows to score, and how tasks come by them.
 
     Attributes:
-        job: Where the files go.
-        source: The rows.
-        shares: The row groups of each task.
-        keys: Columns that pass through.
-        schema: The columns of the scores.
-        scorer: Where the model is and how to call it.
+        keys: The key columns as they are read.
+        partitions: Has a partition for each task.
+        task: Returns the body of the tasks, which hands rows to a writer.
+        count: Returns how many rows there are.
     """
 
-    job: WriteJob
-    source: ParquetRows
-    shares: tuple[tuple[RowGroups, ...], ...]
-    keys: tuple[str, ...]
-    schema: pa.Schema
-    scorer: Scorer
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield what became of each share that ``batches`` number."""
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                tally = Tally()
-                score = functools.partial(self._score, number, tally)
-                yield outcome(score, refusals=(ColumnError,), report=tally.report)
-
-    def _score(self, number: int, tally: Tally) -> list[WrittenFile]:
-        with self.job.attempt(number) as attempt:
-            path = f"part-{attempt}.parquet"
-            file = self.job.attempt_file(attempt, path)
-            with file.open_write() as sink, self._writer(sink) as writer:
-                # A batch that is written becomes a row group, of which readers like large ones.
-                for scored in regrouped(self._scored(number, tally), _ROW_GROUP_ROWS, BATCH_BYTES):
-                    writer.write_batch(scored)
-            return [WrittenFile(attempt, path, tally.rows, tally.rows, file.size())]
-
-    def _writer(self, sink: Any) -> pq.ParquetWriter:
-        # To look for repetitions among keys and scores takes longer than to write them. Readers are to see texts, not
-        # Arrow's own types.
-        repeated = [VERSION_COLUMN] if VERSION_COLUMN in self.schema.names else False
-        return pq.ParquetWriter(sink, self.schema, use_dictionary=repeated, store_schema=False)
-
-    def _scored(self, number: int, tally: Tally) -> Iterator[pa.RecordBatch]:
-        model = self.scorer.load(tally)
-        for rows in regrouped(self.source.batches(self.shares[number], 1)):
-            # Keys leave in the batch that they came in, so no row can get another's score.
-            columns = {key: rows.column(key) for key in self.keys} | self.scorer.outputs(model, rows, tally)
-            yield pa.RecordBatch.from_arrays(list(columns.values()), schema=self.schema)
+    keys: pa.Schema
+    partitions: DataFrame
+    task: Callable[[ScoreWriter], FilesTask | RowsTask]
+    count: Callable[[], int]
 
 
-_ROW_GROUP_ROWS = 2**20
+def _read_by_tasks(spark: SparkSession, files: Sequence[DataFile], target: StoragePath, call: ScoringCall) -> _Rows:
+    """Check the files, and deal them to tasks that read them."""
+    _refuse_own_input([file.path for file in files], target)
+    found = parquet_schema(files)
+    call.check_names(found.names)
+    call.check_types(found)
+    source = ParquetRows.of_files(files, call.columns)
+    # Files without a row have no row groups; one file of scores tells their columns.
+    shares = source.dealt(spark.sparkContext.defaultParallelism) or ((),)
+    one_row_each = spark.range(0, len(shares), 1, len(shares))
+    keys = pa.schema([source.schema.field(name) for name in call.keys])
+    return _Rows(keys, one_row_each, lambda writer: FilesTask(source, shares, writer), lambda: source.rows)
+
+
+def _read_by_spark(spark: SparkSession, source: SparkSource, target: StoragePath, call: ScoringCall) -> _Rows:
+    """Check what Spark reads, and let it hand the rows to the tasks."""
+    if source.format != "table":
+        _refuse_own_input([StoragePath.of(path) for path in source.paths], target)
+    is_tfrecord = source.format == "tfrecord"
+    table = checked_table(tfrecord_table(spark, source.paths, call) if is_tfrecord else source.read(spark), call)
+    if table.isEmpty():
+        # Spark would start no task, and one file of scores tells their columns.
+        table = spark.createDataFrame(spark.sparkContext.parallelize([], 1), table.schema)
+    keys = to_arrow_schema(StructType([table.schema[name] for name in call.keys]), timezone="UTC")
+    return _Rows(keys, table, RowsTask, table.count)
 
 
 def _save_mode(mode: str) -> SaveMode:
@@ -183,47 +181,13 @@ def _save_mode(mode: str) -> SaveMode:
     return found
 
 
-def _refuse_own_input(files: Sequence[StoragePath], target: StoragePath) -> None:
+def _refuse_own_input(places: Sequence[StoragePath], target: StoragePath) -> None:
     """Refuse to write among the rows that are read: they would be replaced, or be read with their scores next time."""
-    place = _settled(target)
-    within = [file for file in files if f"{_settled(file)}/".startswith(f"{place}/")]
+    output = _settled(target)
+    within = [place for place in places if f"{_settled(place)}/".startswith(f"{output}/")]
     if within:
         raise ScoringError(f"the output {target} holds the input {within[0]}; write the scores elsewhere")
 
 
 def _settled(path: StoragePath) -> str:
     return str(StoragePath.of(path.local.resolve()) if path.is_local else path)
-
-
-def _refuse_tables(files: Sequence[StoragePath]) -> None:
-    """Refuse files of tables whose log says which of them count: some may have been replaced or deleted."""
-    roots = {_outside_partitions(file.parent) for file in files}
-    for folder in sorted({*roots, *(root.parent for root in roots)}, key=str):
-        log = _table_log(folder)
-        if log is not None:
-            raise ScoringError(
-                f"{folder} is a table whose log ({log}) says which of its files count; read it with Spark, and score "
-                f"that with scoring.batch.score"
-            )
-
-
-def _outside_partitions(folder: StoragePath) -> StoragePath:
-    while "=" in folder.name:
-        folder = folder.parent
-    return folder
-
-
-def _table_log(folder: StoragePath) -> str | None:
-    """Return what makes the folder a table of Delta, Hudi, Iceberg or Spark's streams; None where nothing does."""
-    for name in ("_delta_log", ".hoodie", "_spark_metadata"):
-        if (folder / name).is_folder():
-            return name
-    metadata = folder / "metadata"
-    if metadata.is_folder() and any(f.path.name.endswith(".metadata.json") for f in metadata.files(recursive=False)):
-        return "metadata"
-    return None
-
-
-def _outputs(directory: ModelDirectory, *, with_version: bool) -> pa.Schema:
-    fields = [(name, ARROW_TYPES[type_]) for name, type_ in directory.description.outputs.items()]
-    return pa.schema([*fields, *([(VERSION_COLUMN, pa.string())] if with_version else [])])

@@ -1,85 +1,156 @@
-"""The exported model in the process that scores with it: loaded once, called batch by batch."""
+"""The model in the process that scores with it: loaded once, called batch by batch."""
 
-import os
-import sys
+import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from data_pipelines.parquet_rows import BATCH_ROWS
 from data_pipelines.transform import Encoder
-from scoring.model_directory import ARROW_TYPES, SAVED_MODEL_FOLDER, ModelDirectory, folder_digest, needs_scann
+from scoring.backends.catalog import load_backend
+from scoring.backends.protocol import ArrayType, Backend, ModelOutputError
+from scoring.backends.trained_model import TrainedBackend, TrainedGraph
+from scoring.model_directory import (
+    ARROW_TYPES,
+    SAVED_MODEL_FOLDER,
+    ModelDirectory,
+    PackagedDescription,
+    folder_digest,
+)
 
 DEFAULT_BATCH_SIZE = 8192
 CACHED_BYTES = 2 * 1024**3
+# What the scores of a part take at most; larger parts take more memory and are no faster.
+PART_BYTES = 16 * 2**20
+_ELEMENT_BYTES = {"boolean": 1, "int": 4, "float": 4, "bigint": 8, "double": 8, "string": 8}
+
+Parts: TypeAlias = Callable[[pa.Table | pa.RecordBatch, int], Iterator[dict[str, np.ndarray]]]
 
 
 class ModelChangedError(RuntimeError):
     """The files of a model are not those that were pinned."""
 
 
-class ModelOutputError(RuntimeError):
-    """A model that does not take or give what its description says."""
+@dataclass(frozen=True)
+class Search:
+    """How to search in an index of a retrieval model.
+
+    Attributes:
+        index: Its name, which is that of its signature.
+        most_candidates: How many to find for every row.
+        unavailable_ids: int64 ``[any]``, ids of candidates that must not be found for any row.
+    """
+
+    index: str
+    most_candidates: int
+    unavailable_ids: np.ndarray
 
 
 class LoadedModel:
-    """A SavedModel with the encoder that feeds it. Scoring is safe from several threads."""
+    """A model with what feeds it. Scoring is safe from several threads."""
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
-        """Load the model; imports TensorFlow.
+        """Load the model; imports the library that computes it.
 
         Args:
-            folder: The exported model.
-            threads: Threads for TensorFlow where this process has not imported it yet and the environment
-                (``TF_NUM_INTRAOP_THREADS``, ``TF_NUM_INTEROP_THREADS``) does not say; None leaves it its own choice.
+            folder: The model.
+            threads: Threads for the library, as far as it can be told: TensorFlow where this process has not imported
+                it yet and the environment (``TF_NUM_INTRAOP_THREADS``, ``TF_NUM_INTEROP_THREADS``) does not say. None
+                leaves it its own choice.
 
         Raises:
             ModelDirectoryError: A part of the folder is missing or damaged.
             FeatureMismatchError: The features are not those that the model was trained with.
-            ModelOutputError: The SavedModel does not fit its description.
-            ModuleNotFoundError: TensorFlow or, for a model that needs it, ScaNN is not installed here.
+            ModelOutputError: What is loaded does not fit its description.
+            UnsupportedModelError: A model of another library cannot be loaded.
+            ModuleNotFoundError: A library that the model needs is not installed here.
         """
         directory = ModelDirectory.open(folder)
-        tf = _tensorflow(threads)
-        if needs_scann(folder):
-            _register_scann()
-        from models.preprocessing import encoded_signature
-        from models.serving import ENCODED_SIGNATURE
-
         self.description = directory.description
-        self.threads = _compute_threads(tf)
-        self.inputs = directory.inputs
-        self._encoder = Encoder(directory.features)
-        # The signature does not keep its own variables and tables alive; the module does.
-        self._module = tf.saved_model.load(str(folder / SAVED_MODEL_FOLDER))
-        if ENCODED_SIGNATURE not in self._module.signatures:
-            raise ModelOutputError(
-                f"the SavedModel in {folder} has the signatures {sorted(self._module.signatures)} but not "
-                f"'{ENCODED_SIGNATURE}'; export the model again"
-            )
-        self._signature = self._module.signatures[ENCODED_SIGNATURE]
-        self._to_tensor = tf.constant
-        self._check_names("inputs", self._signature.structured_input_signature[1], list(encoded_signature(self.inputs)))
-        self._check_names("outputs", self._signature.structured_outputs, list(self.description.outputs))
+        self.labels = directory.labels
+        self._folder = folder
+        self._backend, self._parts = _loaded(directory, threads)
+        self.threads = self._backend.threads
+        self._ends = {array.name: array for array in self._backend.signature.outputs}
+        for name, labels in self.labels.items():
+            self._check_labels(name, labels)
 
-    def _check_names(self, what: str, actual: Mapping[str, Any], expected: list[str]) -> None:
-        if set(actual) != set(expected):
+    def searching(self, search: Search) -> "LoadedModel":
+        """Return the model with outputs that are found by ``search``; it shares all else with this one.
+
+        Raises:
+            ModelOutputError: The model has no such index.
+            ModuleNotFoundError: It is ScaNN's, and the package is not installed here.
+        """
+        from models.serving import SCANN
+
+        if not isinstance(self._backend, TrainedBackend):
+            raise ModelOutputError(f"the model in {self._folder} has no indexes; give one that training.run exported")
+        graph = self._scann_graph if search.index == SCANN else self._backend.graph
+        wanted = {"most_candidates": np.int32(search.most_candidates), "unavailable_ids": search.unavailable_ids}
+        searching = copy.copy(self)
+        searching._backend = TrainedBackend(graph, search.index, wanted)
+        return searching
+
+    @cached_property
+    def _scann_graph(self) -> TrainedGraph:
+        """The graph of the SavedModel beside the model's own, loaded when its index is first searched in."""
+        from models.serving import scann_folder
+
+        return TrainedGraph(scann_folder(self._folder / SAVED_MODEL_FOLDER), scann=True, threads=self.threads)
+
+    def check(self, batch: pa.Table | pa.RecordBatch) -> None:
+        """Check that the rows can be scored, without scoring them.
+
+        Raises:
+            ColumnError: One cannot; or no row could, for a column is missing or of a type that its feature cannot take.
+        """
+        next(self._parts(batch, max(1, batch.num_rows)))
+
+    def parts(self, batch: pa.RecordBatch, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[pa.RecordBatch]:
+        """Yield ``batch`` in parts whose outputs take 16 MB or less: whole calls, or less than one.
+
+        Of a batch as it is read, a model with thousands of outputs per row would have hundreds of megabytes to give.
+        """
+        most = max(1, PART_BYTES // self._row_bytes)
+        rows = most // batch_size * batch_size or most
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows)
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of a row's outputs; a text counts as a pointer, and what has no fixed length as one element."""
+        ends = (self._ends[name] for name in self.description.model_outputs.values())
+        return sum(_ELEMENT_BYTES[end.element] * (end.width or 1) for end in ends)
+
+    def _check_labels(self, name: str, labels: Sequence[str]) -> None:
+        width = self._ends[name].width
+        if width != len(labels):
             raise ModelOutputError(
-                f"the SavedModel has the {what} {sorted(actual)}, its description says {sorted(expected)}; "
-                f"export the model again"
+                f"output '{name}' of the SavedModel has {width} elements per row, and the model's features name "
+                f"{len(labels)} labels: they belong to different trainings; export the model again"
             )
 
-    def score(self, batch: pa.Table | pa.RecordBatch, *, batch_size: int = DEFAULT_BATCH_SIZE) -> dict[str, np.ndarray]:
+    def score(
+        self,
+        batch: pa.Table | pa.RecordBatch,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        on_call: Callable[[], object] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Return the outputs for the raw columns of ``batch``, in the order of the description.
 
         Args:
             batch: Raw columns; more than the model's inputs do no harm.
             batch_size: Rows per call of the model, which bounds the memory that a call takes.
+            on_call: Called for each call of the model.
 
         Returns:
             Per output ``[rows]`` or ``[rows, k]``; strings as an object array of ``bytes`` in UTF-8.
@@ -92,33 +163,85 @@ class LoadedModel:
         step = max(batch_size, BATCH_ROWS // batch_size * batch_size)
         pieces = (batch.slice(start, step) for start in range(0, max(batch.num_rows, 1), step))
         parts = [
-            self._call(inputs, min(batch_size, piece.num_rows - number * batch_size))
+            self._call(inputs, min(batch_size, piece.num_rows - number * batch_size), on_call)
             for piece in pieces
-            for number, inputs in enumerate(self._encoder.padded_parts(piece, self.inputs, batch_size))
+            for number, inputs in enumerate(self._parts(piece, batch_size))
         ]
+        if len(parts) == 1:
+            return {name: parts[0][name] for name in self.description.outputs}
         return {name: np.concatenate([part[name] for part in parts]) for name in self.description.outputs}
 
-    def _call(self, inputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-        outputs = self._signature(**{name: self._to_tensor(values) for name, values in inputs.items()})
-        arrays = {name: values.numpy() for name, values in outputs.items()}
-        for name, values in arrays.items():
-            described = self.description.outputs[name]
-            dimensions = 2 if pa.types.is_list(ARROW_TYPES[described]) else 1
-            if values.ndim != dimensions or len(values) != rows:
-                raise ModelOutputError(
-                    f"output '{name}' has shape {values.shape} for {rows} rows; its type {described} needs "
-                    f"{'[rows, k]' if dimensions == 2 else '[rows]'}"
-                )
-        return arrays
+    def _call(
+        self, inputs: Mapping[str, np.ndarray], rows: int, on_call: Callable[[], object] | None
+    ) -> dict[str, np.ndarray]:
+        outputs, names = self.description.outputs, self.description.model_outputs
+        if not rows:
+            # Not every library takes a batch of none.
+            return {name: _no_values(type_) for name, type_ in outputs.items()}
+        given = self._backend(inputs, tuple(names.values()))
+        if on_call is not None:
+            on_call()
+        return {name: _checked(name, type_, given[names[name]], rows) for name, type_ in outputs.items()}
 
     def score_arrow(
-        self, batch: pa.Table | pa.RecordBatch, *, batch_size: int = DEFAULT_BATCH_SIZE
+        self,
+        batch: pa.Table | pa.RecordBatch,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        on_call: Callable[[], object] | None = None,
     ) -> dict[str, pa.Array]:
         """Return what :meth:`score` does, as Arrow arrays of the described types."""
-        outputs = self.score(batch, batch_size=batch_size)
+        outputs = self.score(batch, batch_size=batch_size, on_call=on_call)
         return {
             name: _arrow_array(values, ARROW_TYPES[self.description.outputs[name]]) for name, values in outputs.items()
         }
+
+
+def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Parts]:
+    """Return what computes the model's outputs, and what makes its inputs of a table."""
+    description = directory.description
+    if isinstance(description, PackagedDescription):
+        path = directory.path / description.file
+        backend = load_backend(description.backend, path, signature=description.signature, threads=threads)
+        return backend, description.inputs.parts
+    encoder, features = Encoder(directory.features), directory.scored_features
+    graph = TrainedGraph(directory.path / SAVED_MODEL_FOLDER, threads=threads)
+    # Only now: they import TensorFlow, which has to start with the threads of the task.
+    from models.preprocessing import encoded_signature
+    from models.serving import ENCODED_SIGNATURE
+
+    trained = TrainedBackend(graph, ENCODED_SIGNATURE)
+    _check_names("inputs", trained.signature.inputs, encoded_signature(features))
+    _check_names("outputs", trained.signature.outputs, description.outputs)
+    return trained, lambda table, rows: encoder.padded_parts(table, features, rows)
+
+
+def _check_names(what: str, actual: Iterable[ArrayType], expected: Iterable[str]) -> None:
+    names = sorted(array.name for array in actual)
+    if names != sorted(expected):
+        raise ModelOutputError(
+            f"the SavedModel has the {what} {names}, its description says {sorted(expected)}; export the model again"
+        )
+
+
+def _no_values(type_: str) -> np.ndarray:
+    arrow_type = ARROW_TYPES[type_]
+    if pa.types.is_list(arrow_type):
+        return np.empty((0, 0), arrow_type.value_type.to_pandas_dtype())
+    return np.empty(0, arrow_type.to_pandas_dtype())
+
+
+def _checked(name: str, described: str, values: np.ndarray, rows: int) -> np.ndarray:
+    """Return an output of the model, if it is of the shape that its type says."""
+    dimensions = 2 if pa.types.is_list(ARROW_TYPES[described]) else 1
+    if dimensions == 1 and values.shape == (rows, 1):
+        return values[:, 0]
+    if values.ndim != dimensions or len(values) != rows:
+        raise ModelOutputError(
+            f"output '{name}' has shape {values.shape} for {rows} rows; its type {described} needs "
+            f"{'[rows, k]' if dimensions == 2 else '[rows]'}"
+        )
+    return values
 
 
 def _arrow_array(values: np.ndarray, arrow_type: pa.DataType) -> pa.Array:
@@ -129,43 +252,6 @@ def _arrow_array(values: np.ndarray, arrow_type: pa.DataType) -> pa.Array:
     offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * length)
     # TensorFlow's strings are bytes, which pyarrow takes for binary; the cast checks that they are UTF-8.
     return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()).cast(arrow_type.value_type))
-
-
-def _tensorflow(threads: int | None) -> Any:
-    """Import TensorFlow, after setting what it reads from the environment only once."""
-    if "tensorflow" not in sys.modules:
-        os.environ["TF_USE_LEGACY_KERAS"] = "1"
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        if threads is not None:
-            # Left alone, every Python worker of a node would start a thread per core of the node.
-            os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
-            os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(threads))
-    try:
-        import tensorflow as tf
-    except ModuleNotFoundError as error:
-        raise _not_installed("scoring needs TensorFlow", error) from error
-    return tf
-
-
-def _compute_threads(tf: Any) -> int:
-    """Return how many threads TensorFlow computes with here; another UDF of this process may have started it before."""
-    configured = int(tf.config.threading.get_intra_op_parallelism_threads())
-    return configured or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or os.cpu_count() or 1)
-
-
-def _register_scann() -> None:
-    try:
-        import scann  # noqa: F401 - the import registers its op with TensorFlow
-    except ModuleNotFoundError as error:
-        raise _not_installed("the model holds a ScaNN index, which needs the package scann", error) from error
-
-
-def _not_installed(need: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
-    return ModuleNotFoundError(
-        f"{need}, but {sys.executable} has no module '{error.name}'; install mirrorspark with its requirements in the "
-        f"Python of every executor (spark.pyspark.python, or an environment sent with --archives)",
-        name=error.name,
-    )
 
 
 class ModelCache:

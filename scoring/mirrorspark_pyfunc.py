@@ -3,18 +3,12 @@
 MLflow imports this file under its own name from the model's ``code`` folder. It takes a DataFrame of raw columns.
 """
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-
-# A retrieval model may hold a ScaNN index, whose op must be registered before the model loads. The package is among
-# such a model's requirements; without it, models that do not need it load all the same.
-with contextlib.suppress(ImportError):
-    import scann  # noqa: F401
 
 RAW_SIGNATURE = "serving_default"
 

@@ -36,8 +36,8 @@ class PinnedModel:
         uri: The URI that leads to this very version.
         name: Registered name; the last part of the path where the model is not registered.
         version: Registered version; the id of the run or logged model, or the start of the digest, where it is not.
-        digest: SHA-256 over the files of the exported model.
-        path: Local folder of the exported model.
+        digest: SHA-256 over the files of the model.
+        path: Local folder of the model.
     """
 
     uri: str
@@ -57,12 +57,12 @@ def resolve(uri: str | Path, tracking_uri: str | None = None) -> PinnedModel:
 
     Args:
         uri: ``models:/<name>/<version>``, ``models:/<name>@<alias>``, ``models:/m-<id>``, ``runs:/<run id>/<path>``,
-            or a local folder: an exported model or an MLflow model that holds one.
+            or a local folder: an exported or packaged model, an MLflow model that holds one, or any MLflow model.
         tracking_uri: MLflow store; by default the one that MLflow is set to.
 
     Raises:
         ModelNotFoundError: The model, its version, alias, run or files do not exist.
-        ModelDirectoryError: What the URI leads to is no exported model.
+        ModelDirectoryError: What the URI leads to is no model.
     """
     text = str(uri)
     if text.startswith("models:"):
@@ -70,6 +70,11 @@ def resolve(uri: str | Path, tracking_uri: str | None = None) -> PinnedModel:
     if text.startswith("runs:"):
         return _resolve_runs_uri(text, _client(tracking_uri), tracking_uri)
     return _resolve_folder(text)
+
+
+def pinned_model(model: str | Path | PinnedModel, tracking_uri: str | None) -> PinnedModel:
+    """Return ``model`` where it is pinned already, else what its URI leads to now."""
+    return model if isinstance(model, PinnedModel) else resolve(model, tracking_uri)
 
 
 def _client(tracking_uri: str | None) -> "MlflowClient":

@@ -1,4 +1,4 @@
-"""Score Parquet files from the command line: ``python -m scoring.run --model URI --input IN --output OUT --keys KEY``.
+"""Score files from the command line: ``python -m scoring.run --model URI --input IN --output OUT --keys KEY``.
 
 The scores appear in the output folder all at once or not at all.
 """
@@ -11,9 +11,15 @@ import sys
 import time
 from collections.abc import Sequence
 
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from data_pipelines.spark_errors import task_message
+from scoring.bad_rows import ERROR_COLUMN, NullRule
+from scoring.checks import ScoringError
 from scoring.files import ScoredFiles, score_files
+from scoring.forms import form_named
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 
 
@@ -41,15 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.model,
             options.output,
             keys=options.keys.split(","),
+            input_format=options.input_format,
             mode=options.mode,
             tracking_uri=options.tracking_uri,
+            outputs=form_named(options.outputs),
             batch_size=options.batch_size,
+            nulls=dict(_null_rule(rule) for rule in options.null),
+            bad_rows=options.bad_rows,
+            other_versions=options.other_versions,
         )
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (PySparkException, Py4JJavaError) as error:
+        print(f"error: {task_message(error)}", file=sys.stderr)
         return 1
     finally:
         spark.stop()
@@ -65,16 +79,53 @@ def _parser() -> argparse.ArgumentParser:
         "--model", required=True, help="models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID/PATH or a folder"
     )
     parser.add_argument("--input", required=True, nargs="+", help="Parquet files, folders or globs")
+    parser.add_argument(
+        "--input-format", help="what the input is where it is not Parquet: csv, tfrecord, table and so on"
+    )
     parser.add_argument("--output", required=True, help="folder of the scores")
     parser.add_argument("--keys", required=True, help="columns that name a row, with commas between them")
     parser.add_argument(
         "--mode", default="error", help="what becomes of data in the output: error, overwrite or append"
+    )
+    parser.add_argument(
+        "--outputs",
+        default="columns",
+        help="form of the scores: columns, struct, wide, long, top:10 (the best labels) or at_least:0.5",
+    )
+    parser.add_argument(
+        "--null",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="what stands in for a null of a column, or COLUMN=fail where none may be; may be given several times",
+    )
+    parser.add_argument(
+        "--bad-rows",
+        default="fail",
+        help="what becomes of a row that cannot be scored: fail, or mark it with the reason in a column 'error'",
+    )
+    parser.add_argument(
+        "--other-versions",
+        default="refuse",
+        help="where an executor's TensorFlow is not the model's: refuse to score, or allow it",
     )
     parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="rows per call of the model")
     parser.add_argument("--tracking-uri", help="MLflow store of the model; by default the one that MLflow is set to")
     parser.add_argument("--master", help="Spark master; by default what spark-submit or the environment says")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
+
+
+def _null_rule(text: str) -> tuple[str, NullRule]:
+    """Return column and value of ``COLUMN=VALUE``; the value becomes what the column holds where that is known.
+
+    Raises:
+        ScoringError: There is no such pair.
+    """
+    column, separator, value = text.partition("=")
+    if not column or not separator:
+        raise ScoringError(f"--null {text} is no COLUMN=VALUE; give --null amount=0, or --null amount=fail")
+    return column, value
 
 
 def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
@@ -88,6 +139,10 @@ def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
         f"Python workers of at most {counters.peak_memory_bytes / 1e6:,.0f} MB, which loaded the model "
         f"{counters.loads} times"
     )
+    if counters.bad_rows:
+        print(f"{counters.bad_rows:,} rows could not be scored; the column '{ERROR_COLUMN}' says why")
+    if counters.nans:
+        print(f"{counters.nans:,} scores are NaN: look at these rows' columns, and at the model's weights")
 
 
 if __name__ == "__main__":

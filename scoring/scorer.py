@@ -1,20 +1,86 @@
-"""What a task needs to score a batch: the pinned model, and how to call it."""
+"""What a task needs to score a batch: the pinned model, how to call it, and what its scores look like."""
 
 import gc
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+import numpy as np
 import pyarrow as pa
-from pyspark import Accumulator, TaskContext
-from pyspark.sql.types import StringType, StructField, StructType
+from pyspark import TaskContext
 
-from scoring.counters import Tally
-from scoring.loaded_model import LoadedModel, load_once
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import PinnedModel, resolve
+from data_pipelines.raw_columns import ColumnError
+from scoring.bad_rows import (
+    ERROR_COLUMN,
+    BadRowError,
+    BadRows,
+    NullPolicy,
+    check_bad_rows,
+    described,
+    faulty_rows,
+    sound_rows,
+)
+from scoring.checks import ScoringError
+from scoring.counters import Counters, Tally
+from scoring.forms import AS_COLUMNS, Form, Shaped
+from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, Search, load_once
+from scoring.model_directory import ARROW_TYPES, ModelDirectory, exported_with
 from scoring.shipping import ShippedModel
+from scoring.versions import check_versions
 
 VERSION_COLUMN = "model_version"
+
+OtherVersions = Literal["refuse", "allow"]
+"""What to do on an executor whose libraries are not those that the model was exported with."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is called, and what its scores look like; checked when built.
+
+    Attributes:
+        outputs: The form of the scores.
+        batch_size: Rows per call of the model.
+        with_version: Whether the columns end with the model's version.
+        nulls: What stands in for nulls, and where none may be.
+        bad_rows: What becomes of a row that cannot be scored; with ``mark`` a column ``error`` follows the scores.
+        other_versions: What to do where an executor's libraries are not those that the model was exported with.
+    """
+
+    outputs: Form = AS_COLUMNS
+    batch_size: int = DEFAULT_BATCH_SIZE
+    with_version: bool = True
+    nulls: NullPolicy = field(default_factory=NullPolicy)
+    bad_rows: BadRows = "fail"
+    other_versions: OtherVersions = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ScoringError(f"batch_size {self.batch_size} is below 1; use some thousands of rows")
+        if self.other_versions not in get_args(OtherVersions):
+            raise ScoringError(f"other_versions '{self.other_versions}' is unknown; use refuse or allow")
+        check_bad_rows(self.bad_rows)
+
+    def schema(self, directory: ModelDirectory) -> pa.Schema:
+        """Return the columns behind the keys.
+
+        Raises:
+            ScoringError: The model's outputs cannot take the form.
+        """
+        outputs = pa.schema([(name, ARROW_TYPES[type_]) for name, type_ in directory.description.outputs.items()])
+        fields = list(self.outputs.fields(outputs, directory.labels))
+        if self.bad_rows == "mark":
+            fields.append(pa.field(ERROR_COLUMN, pa.string()))
+        if self.with_version:
+            fields.append(pa.field(VERSION_COLUMN, pa.string()))
+        names = [one.name for one in fields]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ScoringError(
+                f"the scores would have the columns {repeated} twice: the model has outputs or labels of these names; "
+                f"use another form, or leave the version out"
+            )
+        return pa.schema(fields)
 
 
 @dataclass(frozen=True)
@@ -23,43 +89,115 @@ class Scorer:
 
     Attributes:
         model: Where the model is.
-        batch_size: Rows per call of the model.
-        with_version: Whether the outputs end with the model's version.
-        loads: Counts the loads of the model.
+        settings: How to call it, and what its scores look like.
+        counters: Is told what each task did.
+        search: In which index of a retrieval model to search, and how; None leaves that to the model.
     """
 
     model: ShippedModel
-    batch_size: int
-    with_version: bool = True
-    loads: "Accumulator[int] | None" = None
+    settings: Settings = field(default_factory=Settings)
+    counters: Counters | None = None
+    search: Search | None = None
 
-    def load(self, tally: Tally | None = None) -> LoadedModel:
-        """Return the model, from the cache of this process or its files."""
+    def load(self, tally: Tally) -> LoadedModel:
+        """Return the model, from the cache of this process or its files.
+
+        Raises:
+            ModelVersionsError: The libraries of this Python are not the model's.
+        """
+        folder = self.model.folder()
+        if self.settings.other_versions == "refuse":
+            check_versions(exported_with(folder), self.model.label)
         context = TaskContext.get()
         loaded: list[LoadedModel] = []
         model = load_once(
-            self.model.folder(),
-            self.model.digest,
-            threads=context.cpus() if context is not None else None,
-            on_load=loaded.append,
+            folder, self.model.digest, threads=context.cpus() if context is not None else None, on_load=loaded.append
         )
         if loaded:
             _spare_the_garbage_collector()
-            if self.loads is not None:
-                self.loads.add(1)
-        if tally is not None:
-            tally.loads += len(loaded)
-            tally.threads = model.threads
-        return model
+        tally.begin(loads=len(loaded), threads=model.threads)
+        return model if self.search is None else model.searching(self.search)
 
-    def outputs(self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally | None = None) -> dict[str, pa.Array]:
-        """Return the output columns for the rows of ``batch``."""
-        columns = model.score_arrow(batch, batch_size=self.batch_size)
-        if self.with_version:
-            columns[VERSION_COLUMN] = pa.repeat(self.model.label, batch.num_rows)
-        if tally is not None:
-            tally.add(batch, calls=-(-batch.num_rows // self.batch_size))
-        return columns
+    def scored(
+        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str] = ()
+    ) -> pa.RecordBatch:
+        """Return the keys of the rows of ``batch``, and behind them what the model says of each.
+
+        Raises:
+            BadRowError: A row cannot be scored, and bad rows are not to be marked.
+            ColumnError: A column has a type that its feature cannot take.
+        """
+        outputs, faults = self._outputs(model, batch, tally, keys)
+        tally.add(batch, outputs, bad_rows=len(faults))
+        shaped = self.settings.outputs.shaped(outputs, model.labels)
+        if faults:
+            shaped = _with_rows_of_nulls(shaped, sound_rows(batch.num_rows, faults), batch.num_rows)
+        # Keys leave in the batch that they came in, so no row can get another's score.
+        columns = {key: _repeated(batch.column(key), shaped.rows) for key in keys} | dict(shaped.columns)
+        length = batch.num_rows if shaped.rows is None else len(shaped.rows)
+        if self.settings.bad_rows == "mark":
+            columns[ERROR_COLUMN] = _reasons(faults, shaped.rows, length)
+        if self.settings.with_version:
+            columns[VERSION_COLUMN] = pa.repeat(self.model.label, length)
+        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+    def scored_parts(
+        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield what :meth:`scored` returns, in parts whose outputs do not take much memory."""
+        for rows in model.parts(batch, batch_size=self.settings.batch_size):
+            yield self.scored(model, rows, tally, keys)
+
+    def tell(self, tally: Tally) -> None:
+        """Tell the driver what a task did, where it asked for it."""
+        if self.counters is not None:
+            self.counters.add(tally)
+
+    def _outputs(
+        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]
+    ) -> tuple[Mapping[str, pa.Array], dict[int, str]]:
+        """Return the outputs of the rows that can be scored, and what is wrong with the others, by their numbers."""
+        policy, fails = self.settings.nulls, self.settings.bad_rows == "fail"
+        faults = policy.faults(batch)
+        if faults and fails:
+            raise BadRowError(described(batch, keys, faults))
+        numbers = sound_rows(batch.num_rows, faults)
+        rows = policy.filled(batch.take(pa.array(numbers)) if faults else batch)
+        try:
+            return self._called(model, rows, tally), faults
+        except ColumnError:
+            model.check(rows.slice(0, 0))  # raises where no row could be scored, whatever it holds
+            found = faulty_rows(rows, model.check, first=fails)
+            if not found:
+                raise
+        more = {int(numbers[row]): message for row, message in found.items()}
+        if fails:
+            raise BadRowError(described(batch, keys, more))
+        sound = rows.take(pa.array(sound_rows(rows.num_rows, found)))
+        return self._called(model, sound, tally), dict(sorted({**faults, **more}.items()))
+
+    def _called(self, model: LoadedModel, rows: pa.RecordBatch, tally: Tally) -> dict[str, pa.Array]:
+        return model.score_arrow(rows, batch_size=self.settings.batch_size, on_call=tally.count_call)
+
+
+def _with_rows_of_nulls(shaped: Shaped, sound: np.ndarray, rows: int) -> Shaped:
+    """Return ``shaped``, which has the sound ones of so many rows, with a row of nulls for each of the others."""
+    places = sound if shaped.rows is None else sound[shaped.rows]
+    every = np.concatenate([places, np.delete(np.arange(rows), sound)])
+    order = np.argsort(every, kind="stable")
+    # A place that is null takes a null.
+    taken = pa.array(order, mask=order >= len(places))
+    return Shaped({name: column.take(taken) for name, column in shaped.columns.items()}, every[order])
+
+
+def _repeated(column: pa.Array, rows: np.ndarray | None) -> pa.Array:
+    return column if rows is None else column.take(pa.array(rows))
+
+
+def _reasons(faults: Mapping[int, str], rows: np.ndarray | None, length: int) -> pa.Array:
+    if not faults or rows is None:
+        return pa.nulls(length, pa.string())
+    return pa.array([faults.get(row) for row in rows.tolist()], pa.string())
 
 
 def _spare_the_garbage_collector() -> None:
@@ -72,15 +210,3 @@ def _spare_the_garbage_collector() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-
-
-def pinned_model(model: str | Path | PinnedModel, tracking_uri: str | None) -> PinnedModel:
-    """Return ``model`` where it is pinned already, else what its URI leads to now."""
-    return model if isinstance(model, PinnedModel) else resolve(model, tracking_uri)
-
-
-def output_schema(directory: ModelDirectory, *, with_version: bool) -> StructType:
-    """Return the columns that scoring adds, as Spark has them."""
-    schema = StructType.fromDDL(directory.description.output_schema)
-    assert isinstance(schema, StructType)  # noqa: S101 - a list of columns is one
-    return StructType([*schema.fields, StructField(VERSION_COLUMN, StringType())]) if with_version else schema

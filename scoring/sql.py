@@ -1,14 +1,17 @@
 """The model as a SQL function, for those who score from SQL."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from scoring.bad_rows import BadRows, NullRule
 from scoring.checks import ScoringError
+from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
+from scoring.scorer import OtherVersions
 from scoring.udf import scorer_udf
 
 
@@ -19,7 +22,12 @@ def register_sql(
     *,
     inputs: Sequence[str] | None = None,
     tracking_uri: str | None = None,
+    outputs: Form = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    nulls: Mapping[str, NullRule] | None = None,
+    bad_rows: BadRows = "fail",
+    other_versions: OtherVersions = "refuse",
+    evaluated_once: bool = True,
 ) -> None:
     """Make the model the SQL function ``name`` of this session.
 
@@ -29,8 +37,10 @@ def register_sql(
         SELECT id, score(struct(*)).score FROM flights
         SELECT id, s.score, s.model_version FROM (SELECT id, score(carrier, distance) AS s FROM flights)
 
-    The model is resolved now; register again to use what an alias points to later. A filter on a score makes Spark
-    compute it twice: write the scores to a table first.
+    The model is resolved now; register again to use what an alias points to later. A filter on a score, above it, does
+    not make Spark compute it twice::
+
+        SELECT * FROM (SELECT id, score(struct(*)) AS s FROM flights WHERE month = 1) WHERE s.score > 0.5
 
     Args:
         spark: The session.
@@ -39,7 +49,12 @@ def register_sql(
         inputs: The model's inputs that are given, in this order; those left out are missing in every row. By default
             all, in the model's order.
         tracking_uri: MLflow store of the URI.
+        outputs: The form of the scores, as for :func:`scoring.udf.scorer_udf`.
         batch_size: Rows per call of the model.
+        nulls: As there.
+        bad_rows: As there.
+        other_versions: As there.
+        evaluated_once: As there.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
@@ -47,4 +62,16 @@ def register_sql(
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise ScoringError(f"function name '{name}' is no SQL name; use letters, digits and underscores")
-    spark.udf.register(name, scorer_udf(spark, model, inputs=inputs, tracking_uri=tracking_uri, batch_size=batch_size))
+    udf = scorer_udf(
+        spark,
+        model,
+        inputs=inputs,
+        tracking_uri=tracking_uri,
+        outputs=outputs,
+        batch_size=batch_size,
+        nulls=nulls,
+        bad_rows=bad_rows,
+        other_versions=other_versions,
+        evaluated_once=evaluated_once,
+    )
+    spark.udf.register(name, udf)

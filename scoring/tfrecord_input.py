@@ -9,11 +9,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, BooleanType, DataType, LongType, StringType, StructField, StructType
 
 from data_pipelines.feature_kinds import Feature, RawForm, Sparse
-from data_pipelines.storage import StoragePath
+from data_pipelines.storage import Location
 from data_pipelines.tfrecords import read_tfrecords
 from scoring.batch import score
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import PinnedModel, resolve
+from scoring.call import ScoringCall
+from scoring.model_uri import PinnedModel
+from scoring.scorer import Settings
 from scoring.token_families import TokenFamily, trained_families
 
 _LISTS: frozenset[RawForm] = frozenset({"tokens", "times", "indices", "values"})
@@ -21,7 +22,7 @@ _LISTS: frozenset[RawForm] = frozenset({"tokens", "times", "indices", "values"})
 
 def score_tfrecords(
     spark: SparkSession,
-    paths: str | Path | StoragePath | Sequence[str | Path | StoragePath],
+    paths: Location | Sequence[Location],
     model: str | Path | PinnedModel,
     *,
     keys: str | Sequence[str],
@@ -46,18 +47,34 @@ def score_tfrecords(
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
+        ModelDirectoryError: The model was not trained here, so that nothing tells what its columns are in records.
         FileNotFoundError: There are no files.
         ScoringError: A key is missing, or a column would stand in the result twice.
         ColumnError: A raw column is missing, or has a type that its feature cannot take or was not trained with.
     """
-    pinned = model if isinstance(model, PinnedModel) else resolve(model, tracking_uri)
+    call = ScoringCall.of(model, tracking_uri, keys, Settings())
+    table = tfrecord_table(spark, paths, call, on_damage=on_damage)
+    return score(table, call.pinned, keys=keys, tracking_uri=tracking_uri, **options)
+
+
+def tfrecord_table(
+    spark: SparkSession,
+    paths: Location | Sequence[Location],
+    call: ScoringCall,
+    *,
+    on_damage: str = "fail",
+) -> DataFrame:
+    """Return the keys and the model's columns of TFRecord files, in the types that the model was trained with.
+
+    Raises:
+        FileNotFoundError: There are no files.
+    """
     # Its whole schema is looked for, in all files: the types of one column cost as much as those of all.
     found = read_tfrecords(spark, paths, on_damage=on_damage).schema
-    directory = ModelDirectory.open(pinned.path)
-    families = trained_families(directory.inputs, directory.features.column_types)
-    schema = _schema(found, (keys,) if isinstance(keys, str) else keys, directory.inputs, families)
-    table = read_tfrecords(spark, paths, schema=schema, on_damage=on_damage)
-    return score(table, pinned, keys=keys, tracking_uri=tracking_uri, **options)
+    features = call.directory.scored_features
+    families = trained_families(features, call.directory.features.column_types)
+    schema = _schema(found, call.keys, features, families)
+    return read_tfrecords(spark, paths, schema=schema, on_damage=on_damage)
 
 
 def _schema(

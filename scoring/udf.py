@@ -1,7 +1,7 @@
 """The model as a vectorised UDF: a column among others, and the body of the SQL function."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,18 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.functions import arrow_udf
 
-from data_pipelines.feature_kinds import Feature
-from data_pipelines.raw_columns import is_vector, raw_column
-from scoring.checks import ScoringError, check_batch_size, input_columns
+from data_pipelines.raw_columns import is_vector
+from data_pipelines.spark_schema import spark_schema_of
+from scoring.bad_rows import BadRows, NullPolicy, NullRule
+from scoring.call import ScoringCall
+from scoring.checks import ScoringError
+from scoring.counters import Tally
+from scoring.forms import AS_COLUMNS, Form
+from scoring.inputs import Inputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
-from scoring.model_directory import ModelDirectory
 from scoring.model_uri import PinnedModel
-from scoring.scorer import Scorer, output_schema, pinned_model
-from scoring.shipping import portable, ship
-from scoring.token_families import check_token_families
+from scoring.scorer import OtherVersions, Scorer, Settings
+from scoring.shipping import portable
 
 
 def scorer_udf(
@@ -26,8 +29,13 @@ def scorer_udf(
     *,
     inputs: Sequence[str] | None = None,
     tracking_uri: str | None = None,
+    outputs: Form = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
+    nulls: Mapping[str, NullRule] | None = None,
+    bad_rows: BadRows = "fail",
+    other_versions: OtherVersions = "refuse",
+    evaluated_once: bool = True,
 ) -> Any:
     """Return a vectorised UDF from raw columns to a struct of the model's outputs.
 
@@ -41,33 +49,40 @@ def scorer_udf(
         inputs: The model's inputs that are given, in this order; those left out are missing in every row. By default
             all, in the model's order: the spec's features without the label, then the exclusions where it has any.
         tracking_uri: MLflow store of the URI.
+        outputs: The form of the scores, one of :mod:`scoring.forms` that keeps rows; its columns become fields.
         batch_size: Rows per call of the model.
         with_version: End the struct with ``model_version``.
+        nulls: As for :func:`scoring.batch.score`.
+        bad_rows: As there; with ``mark`` the struct has the field ``error``.
+        other_versions: As there.
+        evaluated_once: Spark computes a column anew wherever it is used: a filter on a score, above the scores, makes
+            it call the model twice. With this it does not; but conditions on other columns then stay above the scores
+            as well: put them below, or pass False where Spark is to move them.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
-        ScoringError: ``inputs`` names something that is no input of the model, or names one twice.
+        ScoringError: ``inputs`` names something that is no input of the model, or names one twice, or the form does
+            not keep rows.
     """
-    check_batch_size(batch_size)
-    pinned = pinned_model(model, tracking_uri)
-    directory = ModelDirectory.open(pinned.path)
-    known = input_columns(directory.inputs)
+    settings = Settings(outputs, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
+    if not outputs.keeps_rows:
+        raise ScoringError(f"the form {outputs} does not give one value per row; use scoring.batch.score for it")
+    call = ScoringCall.of(model, tracking_uri, (), settings)
+    known = call.directory.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:
         raise ScoringError(f"inputs {list(names)} must name some of the model's inputs, each once: {list(known)}")
-    task = ColumnsTask(
-        arguments=names,
-        inputs=directory.inputs,
-        scorer=Scorer(ship(spark, pinned), batch_size, with_version=with_version),
-        column_types=directory.features.column_types,
-    )
-    run = portable(task)
+    if unknown := sorted(set(nulls or {}) - set(known)):
+        raise ScoringError(f"the null policy names {unknown}; the model reads {list(known)}")
+    run = portable(ColumnsTask(names, call.directory.inputs, call.scorer(spark)))
 
     def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
         yield from run(columns)
 
     # The stub has no iterator form that tells it by the type hints alone.
-    return arrow_udf(score, returnType=output_schema(directory, with_version=with_version))  # type: ignore[call-overload]
+    udf = arrow_udf(score, returnType=spark_schema_of(call.added))  # type: ignore[call-overload]
+    # What Spark takes for deterministic it computes once for a column and once more for a filter on it.
+    return udf.asNondeterministic() if evaluated_once else udf
 
 
 @dataclass(frozen=True)
@@ -78,13 +93,11 @@ class ColumnsTask:
         arguments: What the arguments are, in their order, when they come one by one.
         inputs: The model's inputs; those that are no argument are missing in every row.
         scorer: Where the model is and how to call it.
-        column_types: Types of the columns that the model was trained with, as the fitted features have them.
     """
 
     arguments: tuple[str, ...]
-    inputs: tuple[Feature, ...]
+    inputs: Inputs
     scorer: Scorer
-    column_types: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, batches: Iterable[pa.Array | tuple[pa.Array, ...]]) -> Iterator[pa.StructArray]:
         """Yield one struct array per batch of arguments.
@@ -93,24 +106,23 @@ class ColumnsTask:
             ScoringError: The arguments are neither one struct nor as many as ``arguments``.
             ColumnError: A column is missing, or has a type that its feature cannot take or was not trained with.
         """
-        model = None
+        model, tally = None, Tally()
         for given in batches:
             table = self._table(given)
             if model is None:
                 # SQL tells the types of a call only here; a wrong one need not wait for TensorFlow.
-                for feature in self.inputs:
-                    raw_column(table.slice(0, 0), feature)
-                check_token_families(table.schema, self.inputs, self.column_types)
-                model = self.scorer.load()
-            outputs = self.scorer.outputs(model, table)
-            yield pa.StructArray.from_arrays(list(outputs.values()), names=list(outputs))
+                self.inputs.check(table.schema)
+                self.scorer.settings.nulls.check(table.schema)
+                model = self.scorer.load(tally)
+            scored = self.scorer.scored(model, table, tally)
+            yield pa.StructArray.from_arrays(scored.columns, names=scored.schema.names)
 
     def _table(self, given: pa.Array | tuple[pa.Array, ...]) -> pa.RecordBatch:
         arrays = given if isinstance(given, tuple) else (given,)
         # A vector is a struct as well: it is the column itself where the model takes one column.
         is_column = len(self.arguments) == 1 and is_vector(arrays[0].type)
         if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and not is_column:
-            columns = dict(zip((field.name for field in arrays[0].type), arrays[0].flatten(), strict=True))
+            columns = _fields(arrays[0])
         elif len(arrays) == len(self.arguments):
             columns = dict(zip(self.arguments, arrays, strict=True))
         else:
@@ -118,6 +130,14 @@ class ColumnsTask:
                 f"the scorer got {len(arrays)} arguments; give the {len(self.arguments)} columns "
                 f"{list(self.arguments)} in this order, or one struct that has them"
             )
-        absent = [name for name in input_columns(self.inputs) if name not in self.arguments]
+        absent = [name for name in self.inputs.columns if name not in self.arguments]
         columns |= dict.fromkeys(absent, pa.nulls(len(arrays[0])))
         return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _fields(struct: pa.StructArray) -> dict[str, pa.Array]:
+    names = [field.name for field in struct.type]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ScoringError(f"the struct has the columns {repeated} twice; leave one of each out")
+    return dict(zip(names, struct.flatten(), strict=True))

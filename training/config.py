@@ -197,7 +197,7 @@ class TrainingConfig:
             f"baseline '{self.baseline}' does not fit a {self.task} model; use {_BASELINES[self.task]} or none",
         )
         _require(
-            self.task == "binary" or self.precision != "mixed_float16",
+            self.task != "retrieval" or self.precision != "mixed_float16",
             f"precision mixed_float16 needs its losses scaled, which a {self.task} model does not do; use "
             f"mixed_bfloat16",
         )
@@ -362,7 +362,7 @@ class TrainingConfig:
 
     @property
     def task(self) -> str:
-        """What the architecture learns: ``binary`` or ``retrieval``."""
+        """What the architecture learns: ``binary``, ``multi_label`` or ``retrieval``."""
         task = str(catalog.architecture(self.model["name"]).TASK)
         _require(
             task in _LABEL_KINDS,
@@ -454,7 +454,7 @@ class RunConfig(TrainingConfig):
     tables: dict[str, str] = field(default_factory=dict)
     sql: str = ""
     features: dict[str, Any] = field(default_factory=dict)
-    label: str | dict[str, str] = ""
+    label: str | dict[str, Any] = ""
     keys: str | list[str] = field(default_factory=list)
     weight: str | None = None
     exclude: str | None = None
@@ -523,10 +523,11 @@ _FREE_TO_CHANGE = frozenset(
 )
 _MONITORS: Mapping[str, Mapping[str, Mode]] = {
     "binary": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
+    "multi_label": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
     "retrieval": {"val_loss": "min"},
 }
-_LABEL_KINDS = {"binary": "binary", "retrieval": "candidate"}
-_BASELINES = {"binary": "hist_gradient_boosting", "retrieval": "popularity"}
+_LABEL_KINDS = {"binary": "binary", "multi_label": "multi_label", "retrieval": "candidate"}
+_BASELINES = {"binary": "hist_gradient_boosting", "multi_label": "popularity", "retrieval": "popularity"}
 
 
 class _RecipeLoader(yaml.SafeLoader):

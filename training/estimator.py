@@ -132,8 +132,7 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
             ScoringError: A column of the model's is missing, or the table has one of the outputs' names.
         """
         pinned = self.pinned()
-        inputs = ModelDirectory.open(pinned.path).inputs
-        names = list(dict.fromkeys(name for feature in inputs for name in feature.columns))
+        names = list(ModelDirectory.open(pinned.path).inputs.columns)
         missing = [name for name in names if name not in dataset.columns]
         if missing:
             raise ScoringError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -306,7 +307,16 @@ def _parity(task: str, dataset: Dataset, reference: pa.Table, scores: pa.Table) 
     if task == "retrieval":
         lists = [table[name].to_pylist() for name in ("candidates", "scores") for table in (reference, candidate)]
         return ranking_parity(*lists, keys=keys)
+    if task == "multi_label":
+        # Among millions of probabilities some lie on a threshold's edge; who decides by one chooses one per label.
+        by_label = [_by_label(table["scores"], dataset.features.class_names) for table in (reference, candidate)]
+        return parity(*by_label, keys=keys, threshold=None)
     return parity(reference["score"].to_numpy(), candidate["score"].to_numpy(), keys=keys)
+
+
+def _by_label(scores: pa.ChunkedArray, labels: Sequence[str]) -> dict[str, np.ndarray]:
+    columns = scores.combine_chunks().flatten().to_numpy().reshape(-1, len(labels)).T
+    return dict(zip(labels, columns, strict=True))
 
 
 def require_parity(report: ParityReport) -> None:

@@ -123,13 +123,17 @@ def _find(name: str, store: str) -> PinnedModel:
         limit_requests()
     try:
         pinned = resolve(_uri(name), store)
-        ModelDirectory.open(pinned.path)
+        directory = ModelDirectory.open(pinned.path)
     except (ModelNotFoundError, ModelDirectoryError, FeatureMismatchError) as error:
         raise ConfigError(f"warm_start {name}: {error}") from error
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"warm_start {name} cannot be looked up in {without_credentials(store)}: {first_line(error)}"
         ) from error
+    if directory.fitted is None:
+        raise ConfigError(
+            f"warm_start {name}: {pinned.label} is a model of another library; give one that was trained here"
+        )
     return pinned
 
 

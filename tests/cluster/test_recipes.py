@@ -3,10 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from scoring.model_directory import ModelDirectory
+from scoring.model_uri import resolve
+from scoring.recommend import recommend
 from tests.cluster.test_main_job import run
+from training.config import RunConfig
+from training.pipeline import recipe_table
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -25,7 +31,10 @@ def test_flights_reaches_its_baseline(spark: "SparkSession", tmp_path: Path) -> 
 
 
 def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, shared_data: Path) -> None:
-    """T1, S7: two-tower retrieval recommends the held-back movie more often than the most popular ones would."""
+    """T1, S7, R1: two-tower retrieval recommends the held-back movie more often than the most popular ones would.
+
+    Every index of its model recommends to all users, the approximate ones nearly what the exact one does.
+    """
     data = shared_data / "ml_latest_small"
     finished = run(tmp_path, "--recipe=movielens", f"--data={data}", "--workers=2")
     test = finished.summary["metrics"]["test"]
@@ -39,3 +48,21 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
     assert (table["candidates"].map(len) == 20).all()
     assert (table["candidates"].map(lambda movies: len(set(movies))) == 20).all()
     assert set(table["model_version"]) == {"movielens/1"}
+
+    # The same lists for the same users by each index of the model, and by the exact one these very lists.
+    model = resolve("models:/movielens/1", finished.summary["tracking_uri"])
+    config = RunConfig.from_recipe("movielens", data=str(data), output=str(tmp_path))
+    users = recipe_table(spark, config).where("split = 'test'").cache()
+    indexes = ModelDirectory.open(model.path).description.indexes
+    lists = {
+        index: recommend(users, model, keys="interaction_id", k=20, index=index).toPandas().set_index("interaction_id")
+        for index in indexes
+    }
+    exact = lists["exact"]["candidates"]
+    assert exact.map(list).to_dict() == table.set_index("interaction_id")["candidates"].map(list).to_dict()
+    assert {"exact", "cells"} <= set(lists)
+    for index, found in lists.items():
+        assert found["candidates"].map(len).eq(20).all()
+        shared = [len(set(found["candidates"][key]) & set(exact[key])) for key in exact.index]
+        print(f"movielens, best 20 for {len(exact)} users: recall of {index} {np.mean(shared) / 20:.4f}")
+        assert np.mean(shared) / 20 >= 0.9

@@ -199,9 +199,14 @@ def test_what_does_not_fit_is_told_before_a_task_starts(
         (tmp_path / "short.parquet", {"keys": "flight_id"}, ColumnError, "carrier"),
         (tmp_path / "wrong.parquet", {"keys": "flight_id"}, ColumnError, "distance"),
         (tmp_path / "text.parquet", {"keys": "flight_id"}, ParquetError, "is not a Parquet file"),
-        (tmp_path / "delta", {"keys": "flight_id"}, ScoringError, "_delta_log"),
+        (
+            tmp_path / "delta",
+            {"keys": "flight_id"},
+            ScoringError,
+            "Spark cannot read .* as delta: .*; give the session",
+        ),
         (tmp_path / "del*", {"keys": "flight_id"}, ScoringError, "_delta_log"),
-        (tmp_path / "iceberg", {"keys": "flight_id"}, ScoringError, "metadata"),
+        (tmp_path / "iceberg", {"keys": "flight_id"}, ScoringError, "Spark cannot read .* as iceberg"),
         (tmp_path / "twice.parquet", {"keys": "flight_id"}, ParquetError, "has the columns .* twice"),
         (tmp_path / "nothing", {"keys": "flight_id"}, FileNotFoundError, "nothing"),
     ):

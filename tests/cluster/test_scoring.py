@@ -20,8 +20,8 @@ from data_pipelines.spark_errors import task_message
 from data_pipelines.tfrecords import write_tfrecords
 from scoring.batch import score
 from scoring.checks import ScoringError
+from scoring.counters import Counters
 from scoring.loaded_model import LoadedModel
-from scoring.model_directory import needs_scann
 from scoring.model_uri import ModelNotFoundError, resolve
 from scoring.sql import register_sql
 from scoring.tfrecord_input import score_tfrecords
@@ -92,7 +92,7 @@ def scores_by_key(frame: "DataFrame") -> dict[str, float]:
 
 def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSession", models: Models) -> None:
     """S1: local[2], 50 partitions, at most 2 loads; a second action adds none."""
-    loads = spark.sparkContext.accumulator(0)
+    counters = Counters(spark)
     table = spark.range(10_000, numPartitions=50).selectExpr(
         "id",
         "'UA' AS carrier",
@@ -100,13 +100,13 @@ def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSes
         "array('EWR') AS stops",
         "CAST(id AS DOUBLE) AS distance",
     )
-    scored = score(table, models.first, keys="id", loads=loads)
+    scored = score(table, models.first, keys="id", counters=counters)
 
     assert scored.agg({"score": "count"}).first()[0] == 10_000  # type: ignore[index]
-    assert 1 <= loads.value <= 2
-    first_action = loads.value
+    first_action = counters.value.loads
+    assert 1 <= first_action <= 2
     assert scored.where("score > 0").count() == 10_000
-    assert loads.value == first_action
+    assert counters.value.loads == first_action
 
 
 @pytest.mark.parametrize("layout", ["row", "block"])
@@ -314,7 +314,6 @@ def test_a_retrieval_model_with_a_scann_index_loads_in_a_worker_and_gives_lists(
     """S7: the vocabulary travels with the model; candidates come back as tokens, without what was seen."""
     pytest.importorskip("scann")
     model = export_movies(tmp_path / "movies", scann=True)
-    assert needs_scann(model)
     rows = [("u0", ["m1", "m2"], []), ("u1", [], ["m1", "m2", "m3"]), ("new", None, None)]
     users = spark.createDataFrame(rows, "user string, history array<string>, seen array<string>")
     scored = {row.user: row for row in score(users, model, keys="user").collect()}

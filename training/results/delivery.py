@@ -19,7 +19,7 @@ from training.channel.events import Event
 from training.config import TrainingConfig
 from training.records.atomic_file import write_atomically
 from training.records.run_folder import RunFolder
-from training.results.evaluate_run import Verdict, curves_of, judge_binary, judge_retrieval
+from training.results.evaluate_run import Verdict, curves_of, judge_binary, judge_multi_label, judge_retrieval
 from training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
 from training.supervision.failure_policy import Attempt
 from training.training_job import TrainingJob
@@ -201,6 +201,8 @@ def _judge(
     curves = curves_of(history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:]))
     if config.task == "retrieval":
         return judge_retrieval(dataset, predictions, config.baseline, config.top_k, curves)
+    if config.task == "multi_label":
+        return judge_multi_label(dataset, predictions, config.baseline, curves)
     return judge_binary(dataset, predictions, config.baseline, config.seed, curves)
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from data_pipelines.blocks import Block
 from data_pipelines.dataset import Dataset
 from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
+from data_pipelines.transform import RaggedIds
 from plots.calibration import calibration_curve
 from plots.learning_curves import learning_curves
 from plots.lift import lift_chart
@@ -19,10 +20,13 @@ from plots.ranking import recall_at_k_curve
 from plots.roc import roc_curve
 from plots.score_histogram import score_histogram
 from training.results.baselines import BaselineFeature, hist_gradient_boosting, popularity
-from training.results.evaluation import RANKING_KS, binary_metrics, ranking_metrics
+from training.results.evaluation import RANKING_KS, binary_metrics, multi_label_metrics, ranking_metrics
 
 # The baseline holds its rows in memory on the driver.
 BASELINE_ROWS = 1_000_000
+
+# A multi-label model is judged by about so many pairs of a row and a label: metrics and plots sort them in memory.
+JUDGED_PAIRS = 10_000_000
 
 # No feature can have these names.
 _LABEL, _WEIGHT = "\0label", "\0weight"
@@ -56,13 +60,28 @@ def judge_binary(
         rival = _gradient_boosting(dataset, seed)
         others = {"hist. gradient boosting": rival}
         compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
-    figures = {
-        "roc": roc_curve(label, score, weight=weight, baseline=others),
-        "precision_recall": precision_recall_curve(label, score, weight=weight, baseline=others),
-        "calibration": calibration_curve(label, score, weight=weight),
-        "lift": lift_chart(label, score, weight=weight),
-        "score_histogram": score_histogram(label, score, weight=weight),
-    }
+    figures = _probability_figures(label, score, weight, others)
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def judge_multi_label(
+    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, curves: Figure | None
+) -> Verdict:
+    """Return the verdict on a multi-label model from its ``scores``, ``label`` and ``weight`` per split.
+
+    The plots show all pairs of a row and a label; the baseline gives every row the rates that labels have in training.
+    """
+    classes = dataset.features.classes
+    judged = {split: _labelled(table, classes) for split, table in predictions.items()}
+    metrics = {split: multi_label_metrics(*columns, split=split) for split, columns in judged.items()}
+    label, scores, weight = judged["test"]
+    compared: Mapping[str, Any] = {}
+    others: dict[str, np.ndarray] | None = None
+    if baseline == "popularity":
+        rival = np.broadcast_to(_label_rates(dataset), scores.shape)
+        others = {"popularity": rival.ravel()}
+        compared = {"name": baseline, "metrics": multi_label_metrics(label, rival, weight)}
+    figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -92,6 +111,37 @@ def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts:
     names = [name for name in history[0] if all(name in logs for logs in history)]
     columns = {name: [logs[name] for logs in history] for name in names}
     return learning_curves(columns, best_epoch=best_epoch, restarts=tuple(restarts))
+
+
+def _probability_figures(
+    label: np.ndarray, score: np.ndarray, weight: np.ndarray, others: dict[str, np.ndarray] | None
+) -> dict[str, Figure]:
+    return {
+        "roc": roc_curve(label, score, weight=weight, baseline=others),
+        "precision_recall": precision_recall_curve(label, score, weight=weight, baseline=others),
+        "calibration": calibration_curve(label, score, weight=weight),
+        "lift": lift_chart(label, score, weight=weight),
+        "score_histogram": score_histogram(label, score, weight=weight),
+    }
+
+
+def _labelled(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels (zeros and ones) and scores ``[rows, classes]`` and weights of every row, or of every so many."""
+    kept = table.take(np.arange(0, table.num_rows, max(1, table.num_rows * classes // JUDGED_PAIRS)))
+    label, scores = (kept[name].combine_chunks() for name in ("label", "scores"))
+    packed = RaggedIds(label.flatten().to_numpy(), label.value_lengths().to_numpy()).multi_hot(classes)
+    return packed, scores.flatten().to_numpy().reshape(-1, classes), kept["weight"].to_numpy()
+
+
+def _label_rates(dataset: Dataset) -> np.ndarray:
+    """Return the share of the training rows, by weight, that have each label: ``[classes]``."""
+    counts, rows = np.zeros(dataset.features.classes), 0.0
+    for block in dataset.blocks("train"):
+        assert isinstance(block.label, RaggedIds)  # noqa: S101 - so it is stored
+        weights = np.repeat(block.weight, block.label.row_lengths)
+        counts += np.bincount(block.label.values, weights, len(counts))
+        rows += float(block.weight.sum())
+    return counts / rows
 
 
 def _weighed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

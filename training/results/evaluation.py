@@ -11,6 +11,7 @@ from sklearn import metrics
 
 RECALL_AT_PRECISIONS = (0.3, 0.5, 0.7)
 RANKING_KS = (1, 5, 10, 20)
+PRECISION_KS = (1, 3, 5)
 
 
 def check_binary_label(label: ArrayLike, *, split: str) -> NDArray[np.int64]:
@@ -86,6 +87,44 @@ def binary_metrics(
         # The curve ends with precision 1 at recall 0, so there is always at least that point.
         result[f"recall_at_precision_{wanted:g}"] = recall[precision >= wanted].max()
     return {name: float(value) for name, value in result.items()}
+
+
+def multi_label_metrics(
+    label: ArrayLike,
+    scores: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    split: str = "test",
+) -> dict[str, float]:
+    """Return the metrics of a probability per row and label.
+
+    Args:
+        label: 0 or 1, ``[rows, labels]``.
+        scores: probability that the row has the label, ``[rows, labels]``.
+        weight: non-negative row weights, ``[rows]``; rows of weight zero count as absent.
+        split: name of the split for messages.
+
+    Returns:
+        Those of :func:`binary_metrics` over all pairs of a row and a label ("micro averages"), and ``precision_at_K``
+        for each K that there are labels for: the share of the K labels with the highest scores that the row has, in the
+        mean over rows.
+
+    Raises:
+        ValueError: as :func:`binary_metrics`, or shapes that do not match.
+    """
+    labels, probabilities = np.asarray(label), np.asarray(scores)
+    if labels.ndim != 2 or labels.shape != probabilities.shape:
+        raise ValueError(
+            f"label has shape {labels.shape} and scores {probabilities.shape} in split {split!r}; pass [rows, labels]"
+        )
+    weights = np.ones(len(labels)) if weight is None else _column("weight", weight, (len(labels),), split)
+    result = binary_metrics(labels.ravel(), probabilities.ravel(), np.repeat(weights, labels.shape[1]), split=split)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(PRECISION_KS)]
+    hits = np.take_along_axis(labels, best, axis=1)
+    for k in PRECISION_KS:
+        if k <= labels.shape[1]:
+            result[f"precision_at_{k}"] = float(np.average(hits[:, :k].mean(axis=1), weights=weights))
+    return result
 
 
 def ranking_metrics(

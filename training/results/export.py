@@ -26,9 +26,10 @@ from data_pipelines.convert import EXAMPLE_FILE, library_versions
 from data_pipelines.dataset import Dataset
 from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, RawForm
 from data_pipelines.manifest import FEATURES_FOLDER
+from data_pipelines.transform import RaggedIds
 from models import catalog
 from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
-from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDescription, needs_scann
+from scoring.model_directory import OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 from training.ranks import child_process
 from training.ranks.child_process import Tail
 from training.records.atomic_file import write_atomically
@@ -37,6 +38,9 @@ EVALUATED_SPLITS = ("validation", "test")
 
 # Tag of a registered version: which of its run's checkpoints it was made of.
 CHECKPOINT_TAG = "checkpoint"
+
+# The recall of 20 candidates is known to half a percent by so many queries.
+_SAMPLED_QUERIES = 1_000
 
 # What every export needs, in seconds of imports; where it is used it is imported again, which costs nothing.
 _LIBRARIES = ("tensorflow", "callbacks.backup", "models.serving", "mlflow.pyfunc", "mlflow.pyfunc.scoring_server")
@@ -247,24 +251,38 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
 
 
 def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:
-    from models.serving import RetrievalModule, ScoringModule, save
+    from models import serving
 
     folder = Path(plan.folder)
+    indexes: dict[str, float] = {}
     if architecture.TASK == "retrieval":
-        module: Any = RetrievalModule(architecture, model, dataset.features, plan.top_k, scann=_has_scann())
-        outputs = {"candidates": "array<string>", "scores": "array<float>"}
+        sample = _sample_queries(architecture, model, dataset)
+        built = serving.build_indexes(model, plan.top_k, scann=_has_scann(), sample=sample)
+        indexes = serving.recalls(built, plan.top_k, sample)
+        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, folder / SAVED_MODEL_FOLDER)
     else:
-        module = ScoringModule(architecture, model, dataset.features)
-        outputs = {"score": "float"}
-    save(module, folder / SAVED_MODEL_FOLDER)
+        serving.save(serving.ScoringModule(architecture, model, dataset.features), folder / SAVED_MODEL_FOLDER)
     dataset.features.save(folder / MODEL_FEATURES_FOLDER)
     ModelDescription(
         task=architecture.TASK,
         architecture=plan.model,
         features_hash=dataset.features.hash,
-        outputs=outputs,
+        outputs=OUTPUTS[architecture.TASK],
         versions=library_versions() | {"tensorflow": _tensorflow_version()},
+        indexes=indexes,
     ).save(folder)
+
+
+def _sample_queries(architecture: Any, model: Any, dataset: Dataset) -> np.ndarray:
+    """Return float32 ``[queries, dim]``: those of the first rows of the validation split."""
+    from models.preprocessing import input_tensors
+
+    parts: list[np.ndarray] = []
+    for block in dataset.blocks("validation"):
+        parts.append(architecture.predict(model, input_tensors(dataset.spec.query_features, block.features)).numpy())
+        if sum(map(len, parts)) >= _SAMPLED_QUERIES:
+            break
+    return np.concatenate(parts)[:_SAMPLED_QUERIES]
 
 
 def traced(architecture: Any, model: Any) -> Callable[[Any], Any]:
@@ -279,8 +297,9 @@ def reference_predictions(
 ) -> pa.Table:
     """Return what the training framework itself predicts for ``split``, with keys, label and weight.
 
-    Binary: ``score`` and ``label``. Retrieval: ``candidates``, ``scores`` and ``label`` (the token held back), ranked
-    by NumPy, so that it shares nothing with the exported index.
+    Binary: ``score`` and ``label``. Multi-label: ``scores`` of all labels, and ``label``, the numbers of those that the
+    row has. Retrieval: ``candidates``, ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it
+    shares nothing with the exported index.
     """
     from models.preprocessing import input_tensors
 
@@ -290,11 +309,22 @@ def reference_predictions(
         columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
         if architecture.TASK == "retrieval":
             columns |= _ranked(predicted.numpy(), model, dataset, block, k)
+        elif isinstance(block.label, RaggedIds):
+            columns |= _scored_labels(predicted["scores"].numpy(), block.label)
         else:
             columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
         columns["weight"] = pa.array(block.weight)
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
+
+
+def _scored_labels(scores: np.ndarray, label: RaggedIds) -> dict[str, pa.Array]:
+    flat = pa.array(scores.ravel())
+    ends = np.concatenate([[0], np.cumsum(label.row_lengths)]).astype(np.int32)
+    return {
+        "scores": pa.FixedSizeListArray.from_arrays(flat, scores.shape[1]).cast(pa.list_(pa.float32())),
+        "label": pa.ListArray.from_arrays(pa.array(ends), pa.array(label.values)),
+    }
 
 
 def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:
@@ -339,7 +369,7 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
             code_paths=[str(mirrorspark_pyfunc.__file__)],
             signature=_signature(dataset, catalog.architecture(plan.model).TASK),
             input_example=example,
-            pip_requirements=_requirements(plan),
+            pip_requirements=_requirements(),
             registered_model_name=plan.registered_model,
             metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
             # The version gets them, too, in the request that makes it.
@@ -383,19 +413,19 @@ def _signature(dataset: Dataset, task: str) -> Any:
     inputs: list[Any] = [
         ColSpec(types[form], name, required=False) for one in features for name, form in one.raw.items()
     ]
-    outputs: list[Any]
-    if task == "retrieval":
-        outputs = [ColSpec(Array(DataType.string), "candidates"), ColSpec(Array(DataType.float), "scores")]
-    else:
-        outputs = [ColSpec(DataType.float, "score")]
+    given: Mapping[str, Any] = {
+        "float": DataType.float,
+        "array<float>": Array(DataType.float),
+        "array<string>": Array(DataType.string),
+    }
+    outputs: list[Any] = [ColSpec(given[type_], name) for name, type_ in OUTPUTS[task].items()]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
-def _requirements(plan: ExportPlan) -> list[str]:
+def _requirements() -> list[str]:
     from importlib.metadata import version
 
-    packages = ["tensorflow", "numpy", "pandas", *(["scann"] if needs_scann(Path(plan.folder)) else [])]
-    return [f"{package}=={version(package)}" for package in packages]
+    return [f"{package}=={version(package)}" for package in ("tensorflow", "numpy", "pandas")]
 
 
 def _has_scann() -> bool:

@@ -4,17 +4,18 @@ Arguments: the flights, the model, the output, a folder for the mark of the kill
 """
 
 import dataclasses
+import functools
 import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from scoring import files
+from scoring import call, files
 from scoring.counters import Tally
 from scoring.loaded_model import LoadedModel
 from scoring.scorer import Scorer
@@ -27,22 +28,24 @@ class KilledOnce(Scorer):
 
     mark: str = ""
 
-    def outputs(self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally | None = None) -> dict[str, Any]:
-        """Return the outputs, or die."""
-        if tally is not None and tally.rows > 1000:
+    def scored(
+        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str] = ()
+    ) -> pa.RecordBatch:
+        """Return the scores, or die."""
+        if tally.rows > 1000:
             try:
                 Path(self.mark).mkdir()
             except FileExistsError:
                 pass
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().outputs(model, batch, tally)
+        return super().scored(model, batch, tally, keys)
 
 
 def main() -> None:
     """Score, with two threads and up to three tries of a task."""
     flights, model, output, mark = sys.argv[1:]
-    files.Scorer = lambda *arguments, **named: scoring_killed.KilledOnce(*arguments, **named, mark=mark)  # type: ignore
+    call.Scorer = functools.partial(scoring_killed.KilledOnce, mark=mark)  # type: ignore
     spark = SparkSession.builder.master("local[2,3]").config("spark.ui.enabled", "false").getOrCreate()
     scored = files.score_files(spark, flights, model, output, keys="flight_id")
     print(json.dumps(dataclasses.asdict(scored.counters)))

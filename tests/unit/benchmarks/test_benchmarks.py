@@ -22,7 +22,7 @@ def cores_in_use() -> int:
     return len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize("name", data_path.SUITE.benchmarks)
+@pytest.mark.parametrize("name", [*data_path.SUITE.benchmarks, *scoring.SUITE.benchmarks])
 def test_every_benchmark_goes_by_the_name_of_its_file_and_asks_a_question(name: str) -> None:
     benchmark: Benchmark = importlib.import_module(f"benchmarks.{name}").BENCHMARK
 

@@ -15,6 +15,7 @@ def test_every_name_of_the_catalog_leads_to_a_whole_architecture() -> None:
     tasks = {name: catalog.architecture(name).TASK for name in catalog.ARCHITECTURES}
     assert tasks == {
         "multi_field": "binary",
+        "multi_label": "multi_label",
         "two_tower": "retrieval",
         "wide_deep": "binary",
         "youtube_dnn": "retrieval",
@@ -45,6 +46,8 @@ def test_settings_are_read_from_what_yaml_gives() -> None:
         ("wide_deep", {"crosses": ["carrier"]}, "setting crosses has 'carrier'; name two features, for example"),
         ("wide_deep", {"crosses": ["carrier*carrier"]}, r"setting crosses has 'carrier\*carrier'"),
         ("wide_deep", {"cross_buckets": 0}, "setting cross_buckets is 0"),
+        ("multi_label", {"heads": "tanh"}, "setting heads is 'tanh'; use sigmoid or softmax"),
+        ("multi_label", {"dropout": 1.0}, "setting dropout is 1.0"),
         ("youtube_dnn", {"negatives": 0}, "setting negatives is 0; use a whole number from 1 on"),
     ],
 )
@@ -56,7 +59,8 @@ def test_a_setting_that_cannot_work_is_named(name: str, options: dict[str, Any],
 @pytest.mark.parametrize("name", ["transformer", "", ".relative", "two words.here", "a..b"])
 def test_an_unknown_architecture_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
-        ModelSettingsError, match=r"is unknown; use one of \['multi_field', 'two_tower', .*\] or the dotted"
+        ModelSettingsError,
+        match=r"is unknown; use one of \['multi_field', 'multi_label', 'two_tower', .*\] or the dotted",
     ):
         catalog.architecture(name)
 

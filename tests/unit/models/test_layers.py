@@ -1,4 +1,4 @@
-"""Layers against NumPy: fields averaged without padding (F3), sparse vectors (F9), dropout that resumes (T6)."""
+"""Layers against NumPy: averaged fields (F3), sparse vectors (F9), heads fused (S6), dropout that resumes (T6)."""
 
 from pathlib import Path
 
@@ -15,11 +15,14 @@ from models.layers import (
     Field,
     FieldEmbeddings,
     ResumableDropout,
+    SoftmaxHeads,
     SparseEmbedding,
+    TwoWayHeads,
     concatenated_inputs,
     lay_out_fields,
     symbolic_inputs,
 )
+from models.preprocessing import sparse_tensor
 
 FIELDS = (Field("carrier", 0, 1), Field("dest", 4, 1), Field("earlier", 4, 3))
 ROWS, DIM = 9, 2
@@ -156,7 +159,33 @@ def test_a_sparse_vector_times_the_table_is_its_embedding() -> None:
     layer.build(None)
     layer.set_weights([table])
     inputs = sparse([{1: 2.0, 4: -1.0}, {}, {0: 0.5}, {}], size=6)
-    np.testing.assert_allclose(layer(inputs), tf.sparse.to_dense(inputs).numpy() @ table, rtol=1e-6)
+    for training in (True, False):
+        np.testing.assert_allclose(layer(inputs, training), tf.sparse.to_dense(inputs).numpy() @ table, rtol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_rows_with_repeats_and_empty_rows_are_multiplied_as_scipy_does(training: bool) -> None:
+    """S3: training and serving take different ways to the same product."""
+    from scipy.sparse import csr_array
+
+    rng = np.random.default_rng(8)
+    lengths = rng.integers(0, 5, 300)
+    columns, values = rng.integers(0, 40, lengths.sum()), rng.normal(size=lengths.sum()).astype(np.float32)
+    expected = csr_array((values, columns, np.concatenate([[0], np.cumsum(lengths)])), shape=(300, 40))
+    layer = SparseEmbedding(40, 7)
+    layer.build(None)
+    found = layer(sparse_tensor(40, tf.constant(columns), tf.constant(values), tf.constant(lengths)), training=training)
+    np.testing.assert_allclose(found, expected @ layer.get_weights()[0], rtol=1e-5, atol=1e-7)
+
+
+def test_serving_a_sparse_vector_holds_no_embedding_of_each_entry() -> None:
+    """S3: those of 8,192 rows of 100 entries and 128 numbers would take 420 MB."""
+    layer = SparseEmbedding(50, 3)
+    layer.build(None)
+    call = tf.function(lambda inputs: layer(inputs)).get_concrete_function(tf.SparseTensorSpec([None, 50]))
+    operations = {operation.type for operation in call.graph.get_operations()}
+    assert "SparseMatrixMatMul" in operations
+    assert not {kind for kind in operations if "Gather" in kind}
 
 
 def test_a_long_sparse_vector_is_never_made_dense() -> None:
@@ -164,11 +193,65 @@ def test_a_long_sparse_vector_is_never_made_dense() -> None:
     layer = SparseEmbedding(1_000_000, 2)
     layer.build(None)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer(sparse([{7: 2.0, 999_999: 1.0}, {7: 1.0}], size=1_000_000)))
+        loss = tf.reduce_sum(layer(sparse([{7: 2.0, 999_999: 1.0}, {7: 1.0}], size=1_000_000), training=True))
     gradient = tape.gradient(loss, layer.trainable_variables[0])
     assert isinstance(gradient, tf.IndexedSlices)
     assert gradient.indices.numpy().tolist() == [7, 999_999, 7]
     assert gradient.values.numpy().tolist() == [[2.0, 2.0], [1.0, 1.0], [1.0, 1.0]]
+
+
+def heads_and_twins(classes: tuple[int, ...]) -> tuple[SoftmaxHeads, list[tf_keras.layers.Dense]]:
+    """Return fused heads on five units, and a layer of Keras with the same weights for each of them."""
+    rng = np.random.default_rng(4)
+    kernels = [rng.normal(size=(5, width)).astype(np.float32) for width in classes]
+    biases = [rng.normal(size=width).astype(np.float32) for width in classes]
+    fused = SoftmaxHeads(classes)
+    fused.build((None, 5))
+    fused.set_weights([np.concatenate(kernels, axis=1), np.concatenate(biases)])
+    twins = [tf_keras.layers.Dense(width, activation="softmax") for width in classes]
+    for twin, kernel, bias in zip(twins, kernels, biases, strict=True):
+        twin.build((None, 5))
+        twin.set_weights([kernel, bias])
+    return fused, twins
+
+
+HIDDEN = tf.constant(np.random.default_rng(6).normal(size=(50, 5)).astype(np.float32))
+
+
+@pytest.mark.parametrize("classes", [(2, 2, 2), (2, 5, 3, 2), (4,), (2,) * 300], ids=str)
+def test_fused_heads_equal_a_softmax_layer_for_each(classes: tuple[int, ...]) -> None:
+    """S6."""
+    fused, twins = heads_and_twins(classes)
+    expected = np.concatenate([twin(HIDDEN) for twin in twins], axis=1)
+    np.testing.assert_allclose(tf.exp(fused(HIDDEN)), expected, rtol=0, atol=1e-6)
+
+
+def test_two_way_heads_equal_a_softmax_layer_for_each() -> None:
+    """S6: by the sigmoid of one difference for each label."""
+    fused, twins = heads_and_twins((2,) * 300)
+    two_way = TwoWayHeads(300)
+    two_way.build((None, 5))
+    two_way.set_weights([np.stack([weight[..., ::2], weight[..., 1::2]]) for weight in fused.get_weights()])
+    expected = np.stack([twin(HIDDEN).numpy()[:, 1] for twin in twins], axis=1)
+    np.testing.assert_allclose(tf.sigmoid(two_way(HIDDEN)), expected, rtol=0, atol=1e-6)
+
+
+def test_heads_stay_finite_where_a_probability_is_0_or_1() -> None:
+    fused, _ = heads_and_twins((2, 3))
+    assert np.isfinite(fused(HIDDEN * 1e4)).all()
+
+
+def test_heads_begin_as_layers_of_their_own_would() -> None:
+    """Drawn as one layer of 4,000 outputs, the kernel's bound would be 0.04."""
+    layer = TwoWayHeads(2_000)
+    layer.build((None, 128))
+    assert np.abs(layer.get_weights()[0]).max() == pytest.approx((6 / (128 + 2)) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("classes", [(), (2, 1), (0,)])
+def test_a_head_needs_two_classes(classes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"softmax heads of \[.*\] classes; give one head or more, each of 2 or more"):
+        SoftmaxHeads(classes)
 
 
 def test_every_form_of_feature_reaches_a_model() -> None:

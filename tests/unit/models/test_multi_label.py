@@ -1,8 +1,9 @@
-"""One model for all labels: a logit per class, trained on packed lists of classes (F8)."""
+"""One model for all labels: a head per class, trained on packed lists of classes (F8, S6)."""
 
 import dataclasses
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras
 
@@ -14,11 +15,16 @@ from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, build_optimizer
 
 
-def test_training_learns_every_label(flight_features: FittedFeatures) -> None:
+def of_three_delays(features: FittedFeatures) -> FittedFeatures:
+    spec = dataclasses.replace(features.spec, label=Label("delays", "multi_label", classes=3))
+    return dataclasses.replace(features, spec=spec)
+
+
+@pytest.mark.parametrize("heads", ["sigmoid", "softmax"])
+def test_training_learns_every_label(flight_features: FittedFeatures, heads: str) -> None:
     tf_keras.utils.set_random_seed(1)
-    spec = dataclasses.replace(flight_features.spec, label=Label("delays", "multi_label", classes=3))
-    fitted = dataclasses.replace(flight_features, spec=spec)
-    model = multi_label.build(multi_label.Settings(hidden_units=(8,)), fitted, seed=1)
+    fitted = of_three_delays(flight_features)
+    model = multi_label.build(multi_label.Settings(hidden_units=(8,), heads=heads), fitted, seed=1)
     compile_model(model, multi_label.TASK, build_optimizer(OptimizerSettings("adam", 0.05)))
     rng = np.random.default_rng(2)
     carrier, dest = rng.integers(0, 4, 200), rng.integers(0, 5, 200)
@@ -38,3 +44,12 @@ def test_training_learns_every_label(flight_features: FittedFeatures) -> None:
     scores = multi_label.predict(model, features)["scores"].numpy()
     assert (scores.shape, scores.dtype) == ((200, 3), np.float32)
     assert ((scores > 0.5) == packed.astype(bool)).mean() > 0.97
+
+
+def test_a_softmax_has_two_logits_per_label_and_a_sigmoid_one(flight_features: FittedFeatures) -> None:
+    fitted = of_three_delays(flight_features)
+    widths = {
+        heads: multi_label.build(multi_label.Settings(heads=heads), fitted, seed=1).get_layer("heads").weights[0].shape
+        for heads in ("sigmoid", "softmax")
+    }
+    assert widths == {"sigmoid": (64, 3), "softmax": (2, 64, 3)}

@@ -1,6 +1,6 @@
 """The signatures of exported models: their indexes (R6), and features of every form (F1, F9)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -16,39 +16,105 @@ from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from data_pipelines.transform import Encoder
 from data_pipelines.vocabulary import Vocabulary
-from models import multi_field, two_tower
-from models.serving import ENCODED_SIGNATURE, RAW_SIGNATURE, SCANN_SIGNATURE, RetrievalModule, ScoringModule, save
-from models.top_k import SCANN_LEAST_CANDIDATES
+from models import multi_field, top_k_scann, two_tower
+from models.serving import (
+    CELLS,
+    ENCODED_SIGNATURE,
+    EXACT,
+    RAW_SIGNATURE,
+    SCANN,
+    RetrievalModule,
+    ScoringModule,
+    build_indexes,
+    recalls,
+    save,
+    save_retrieval,
+    scann_folder,
+)
 
-Retrieval = Callable[[int], RetrievalModule]
+SAMPLE = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32)
+LOWEST = np.finfo(np.float32).min
 
 
-@pytest.fixture
-def retrieval() -> Retrieval:
-    """Return a function that makes an untrained model of so many candidates, with a ScaNN index wanted."""
-
-    def make(candidates: int) -> RetrievalModule:
-        spec = FeatureSpec((Categorical("user"), Categorical("movie")), Label("movie", kind="candidate"), ("user",))
-        movies = Vocabulary(pa.array([f"m{n}" for n in range(candidates)]), pa.array(np.ones(candidates, np.int64)))
-        fitted = FittedFeatures(spec, {"user": Vocabulary(pa.array(["u"]), pa.array([1])), "movie": movies}, {})
-        model = two_tower.build(two_tower.Settings(embedding_dim=4, hidden_units=()), fitted, seed=1)
-        return RetrievalModule(two_tower, model, fitted, 3, scann=True)
-
-    return make
+def features(candidates: int, user: str = "user") -> FittedFeatures:
+    spec = FeatureSpec(
+        (Categorical(user), Categorical("movie")), Label("movie", kind="candidate"), ("key",), exclude="seen"
+    )
+    movies = Vocabulary(pa.array([f"m{n}" for n in range(candidates)]), pa.array(np.ones(candidates, np.int64)))
+    return FittedFeatures(spec, {user: Vocabulary(pa.array(["u"]), pa.array([1])), "movie": movies}, {})
 
 
-def test_too_few_candidates_for_scann_leave_the_exact_index_alone(retrieval: Retrieval) -> None:
-    signatures = retrieval(SCANN_LEAST_CANDIDATES - 1).signatures()
-    assert set(signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE}
-    found = signatures[ENCODED_SIGNATURE](user=tf.constant([2, 0], tf.int64))["candidates"].numpy()
+def towers(fitted: FittedFeatures) -> tf_keras.Model:
+    return two_tower.build(two_tower.Settings(embedding_dim=4, hidden_units=()), fitted, seed=1)
+
+
+def retrieval(candidates: int, *, user: str = "user", k: int = 3) -> RetrievalModule:
+    """Return an untrained model of so many candidates, with all indexes of stock operations."""
+    fitted = features(candidates, user)
+    model = towers(fitted)
+    return RetrievalModule(two_tower, model, fitted, k, build_indexes(model, min(k, candidates), sample=SAMPLE))
+
+
+def test_a_small_catalogue_has_the_exact_index_alone() -> None:
+    assert set(build_indexes(towers(features(15)), 3, scann=True, sample=SAMPLE)) == {EXACT}
+    signatures = retrieval(15).signatures()
+    assert set(signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT}
+    nothing = tf.zeros((2, 0), tf.int64)
+    found = signatures[ENCODED_SIGNATURE](user=tf.constant([2, 0], tf.int64), seen=nothing)["candidates"].numpy()
     assert found.shape == (2, 3)
     assert (found != b"").all()
 
 
-def test_enough_candidates_for_scann_have_its_index_too(retrieval: Retrieval) -> None:
+def test_scann_is_saved_beside_the_indexes_that_load_without_it(tmp_path: Path) -> None:
+    """R1: the operation of ScaNN is in a SavedModel of its own."""
     pytest.importorskip("scann", reason="scann is not installed: it has wheels for Linux on x86-64 alone")
-    signatures = retrieval(SCANN_LEAST_CANDIDATES).signatures()
-    assert set(signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, SCANN_SIGNATURE}
+    fitted = features(top_k_scann.LEAST_CANDIDATES)
+    model = towers(fitted)
+    indexes = build_indexes(model, 3, scann=True, sample=SAMPLE)
+    save_retrieval(two_tower, model, fitted, 3, indexes, tmp_path / "stock")
+    stock, beside = (
+        tf.saved_model.load(str(folder)) for folder in (tmp_path / "stock", scann_folder(tmp_path / "stock"))
+    )
+    assert set(stock.signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT, CELLS}
+    assert set(beside.signatures) == {SCANN}
+    assert b"Scann>" not in (tmp_path / "stock" / "saved_model.pb").read_bytes()
+
+
+@pytest.mark.parametrize("index", [EXACT, CELLS])
+def test_an_index_gives_as_many_as_asked_for_of_what_is_available(index: str) -> None:
+    """R6: k and the mask are inputs, so neither needs another export; what is missing is empty."""
+    signatures = retrieval(40).signatures()
+    row = {"user": tf.constant([2], tf.int64), "seen": tf.constant([[4, 0]], tf.int64)}
+
+    def search(k: int, unavailable: list[int]) -> tuple[list[bytes], list[float]]:
+        mask = tf.constant(unavailable, tf.int64)
+        found = signatures[index](**row, most_candidates=tf.constant(k), unavailable_ids=mask)
+        return found["candidates"].numpy()[0].tolist(), found["scores"].numpy()[0].tolist()
+
+    every, _ = search(39, [])
+    assert set(every) == {b"m%d" % n for n in range(40)} - {b"m2"}
+    assert every[:3] == signatures[ENCODED_SIGNATURE](**row)["candidates"].numpy()[0].tolist()
+    # Ids 2, 3 and 4 are m0, m1 and m2: with all but those left out, and m2 seen, two are left.
+    left, scores = search(3, list(range(5, 42)))
+    assert set(left[:2]) == {b"m0", b"m1"}
+    assert (left[2], scores[2]) == (b"", LOWEST)
+
+
+def test_recalls_are_those_of_the_indexes_on_the_sample() -> None:
+    found = recalls(build_indexes(towers(features(40)), 3, sample=SAMPLE), 3, SAMPLE)
+    assert found[EXACT] == 1.0
+    assert 0.95 <= found[CELLS] <= 1.0
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_a_k_that_cannot_be_met_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k {k} cannot be met by 4 candidates; use 1 to 4"):
+        retrieval(4, k=k)
+
+
+def test_a_feature_with_the_name_of_an_input_of_the_indexes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"inputs called \['unavailable_ids'\]; give the features another name"):
+        retrieval(4, user="unavailable_ids")
 
 
 def test_raw_and_encoded_rows_of_every_form_get_the_same_score(tmp_path: Path) -> None:
@@ -64,7 +130,8 @@ def test_raw_and_encoded_rows_of_every_form_get_the_same_score(tmp_path: Path) -
         ("id",),
     )
     fitted = FittedFeatures(spec, {}, {"amount": NumericStatistics(1.0, 2.0, 0.0, 9.0, 3)})
-    model = multi_field.build(multi_field.Settings(hidden_units=(4,)), fitted, seed=1)
+    # With few units, drawn at random, two rows may find all of them silent.
+    model = multi_field.build(multi_field.Settings(hidden_units=(64,)), fitted, seed=1)
     save(ScoringModule(multi_field, model, fitted), tmp_path)
     signatures = tf.saved_model.load(str(tmp_path)).signatures
     table = pa.table(

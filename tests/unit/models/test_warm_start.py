@@ -11,13 +11,13 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric
+from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
 from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from models import multi_field, two_tower, warm_start, wide_deep, youtube_dnn
+from models import multi_field, multi_label, two_tower, warm_start, wide_deep, youtube_dnn
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, build_optimizer
-from models.serving import RetrievalModule, ScoringModule, save
+from models.serving import RetrievalModule, ScoringModule, build_indexes, save
 from models.warm_start import NOT_THERE, EarlierModel, WarmStartError, begin_from, earlier_ids, merged, redefined
 from tests.unit.models.conftest import vocabulary
 
@@ -74,7 +74,7 @@ def exported(tmp_path: Path) -> Callable[..., Exported]:
     ) -> Exported:
         model = built(architecture, settings, fitted, seed=1)
         if architecture.TASK == "retrieval":
-            save(RetrievalModule(architecture, model, fitted, 1, scann=False), tmp_path / "saved_model")
+            save(RetrievalModule(architecture, model, fitted, 1, build_indexes(model, 1)), tmp_path / "saved_model")
         else:
             save(ScoringModule(architecture, model, fitted), tmp_path / "saved_model")
         return EarlierModel(tmp_path / "saved_model", fitted), by_name(model)
@@ -99,6 +99,39 @@ def test_a_token_keeps_its_embedding_wherever_it_stands_now_and_a_new_one_its_in
         np.testing.assert_array_equal(by_name(model)[name], before[name])
     assert (taken.weights, taken.of_weights, taken.tokens, taken.of_tokens) == (5, 5, 4, 6)
     assert taken.in_words() == "5 of 5 weights, 4 of 6 tokens"
+
+
+def tagged(*tags: str, classes: int | None = None) -> FittedFeatures:
+    """Return features of a multi-label model."""
+    spec = FeatureSpec((Sparse("words", size=4),), Label("tags", "multi_label", classes=classes), ("id",))
+    return FittedFeatures(spec, {} if classes else {"tags": vocabulary(list(tags))}, {})
+
+
+@pytest.mark.parametrize("heads", ["sigmoid", "softmax"])
+def test_a_label_keeps_its_head_wherever_it_stands_now(exported: Callable[..., Exported], heads: str) -> None:
+    settings = multi_label.Settings(embedding_dim=2, hidden_units=(3,), heads=heads)
+    earlier, before = exported(tagged("tea", "milk", "jam"), multi_label, settings)
+    # Milk is the most frequent by now, jam is gone and rice is new.
+    after = tagged("milk", "rice", "tea")
+    model = built(multi_label, settings, after, seed=2)
+    initial = by_name(model)
+    taken = begin_from(model, after, earlier)
+    for name in ("heads/kernel", "heads/bias"):
+        old, new = before[name], initial[name]
+        expected = np.stack([old[..., 1], new[..., 1], old[..., 0]], axis=-1)
+        np.testing.assert_array_equal(by_name(model)[name], expected)
+    assert taken.in_words() == "5 of 5 weights, 2 of 3 tokens"
+
+
+def test_numbered_labels_keep_their_heads_and_a_further_one_begins_afresh(exported: Callable[..., Exported]) -> None:
+    settings = multi_label.Settings(embedding_dim=2, hidden_units=(3,))
+    earlier, before = exported(tagged(classes=2), multi_label, settings)
+    model = built(multi_label, settings, tagged(classes=3), seed=2)
+    fresh = by_name(model)["heads/kernel"][:, 2]
+    taken = begin_from(model, tagged(classes=3), earlier)
+    found = by_name(model)["heads/kernel"]
+    np.testing.assert_array_equal(found, np.column_stack([before["heads/kernel"], fresh]))
+    assert taken.in_words() == "5 of 5 weights"
 
 
 def test_counters_and_the_optimizer_begin_afresh(exported: Callable[..., Exported]) -> None:

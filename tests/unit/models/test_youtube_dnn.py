@@ -16,7 +16,7 @@ from models import youtube_dnn
 from models.layers import LogUniformSample
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, build_optimizer
-from models.serving import ENCODED_SIGNATURE, RetrievalModule
+from models.serving import ENCODED_SIGNATURE, RetrievalModule, build_indexes
 
 MOVIES = 50
 
@@ -119,7 +119,7 @@ def test_training_learns_what_follows_what(fitted: FittedFeatures, negatives: in
 
 def test_the_exported_index_ranks_by_the_softmax(fitted: FittedFeatures) -> None:
     model = build(fitted, negatives=10)
-    signature = RetrievalModule(youtube_dnn, model, fitted, 5, scann=False).signatures()[ENCODED_SIGNATURE]
+    signature = RetrievalModule(youtube_dnn, model, fitted, 5, build_indexes(model, 5)).signatures()[ENCODED_SIGNATURE]
     watched = tf.constant([[2, 3, 0], [4, 0, 0]], tf.int64)
     found = signature(watched=watched)["candidates"].numpy()
     scores = youtube_dnn.predict(model, {"watched": watched}).numpy() @ model.candidate_tower.get_weights()[0][2:].T

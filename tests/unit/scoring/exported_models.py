@@ -1,16 +1,20 @@
 """Small exported models for the tests of scoring, and an MLflow store that holds them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
 from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from data_pipelines.vocabulary import Vocabulary
-from scoring.model_directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER, ModelDescription
+from scoring.model_directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription, Task
+
+TAGS = Label("tags", "multi_label")
 
 # Every kind of feature, and every kind of missing value: null, "", NaN, an empty list, a null list, a null in a list.
 FLIGHTS = pa.table(
@@ -96,6 +100,34 @@ def export_vectors(folder: Path) -> Path:
     return _export_binary(folder, FittedFeatures(spec, {}, {}), seed=7)
 
 
+BASKETS = pa.table(
+    {
+        "id": pa.array([0, 1, 2, 3]),
+        "products": pa.array([[3, 1], [], None, [999, 3, 3]], pa.list_(pa.int64())),
+        "counts": pa.array([[1.0, 2.0], [], None, [0.5, 1.0, 1.0]], pa.list_(pa.float32())),
+    }
+)
+
+
+def baskets_features(label: Label) -> FittedFeatures:
+    """Return features of a multi-label model of one sparse vector; tags of tokens are tea, milk and ü."""
+    spec = FeatureSpec((Sparse("basket", size=1000, indices="products", values="counts"),), label, ("id",))
+    vocabularies = {label.name: _vocabulary("tea", "milk", "ü")} if label.classes is None else {}
+    return FittedFeatures(spec, vocabularies, {})
+
+
+def export_baskets(folder: Path, label: Label = TAGS, *, heads: str = "sigmoid") -> Path:
+    """Export an untrained multi-label model of :func:`baskets_features`."""
+    from models import multi_label
+    from models.serving import ScoringModule, save
+
+    fitted = baskets_features(label)
+    settings = multi_label.Settings(embedding_dim=4, hidden_units=(8,), heads=heads)
+    model = _built(multi_label, settings, fitted, seed=9)
+    save(ScoringModule(multi_label, model, fitted), folder / SAVED_MODEL_FOLDER)
+    return _described(folder, "multi_label", fitted, "multi_label")
+
+
 def flights_features() -> FittedFeatures:
     """Return features of a binary model, fitted by hand."""
     spec = FeatureSpec(
@@ -130,20 +162,22 @@ def movies_features() -> FittedFeatures:
     return FittedFeatures(spec, {"user": _vocabulary("u0", "u1"), "movie": movies}, {})
 
 
-def export_flights(folder: Path, seed: int) -> Path:
-    """Export an untrained binary model, whose weights follow from ``seed``."""
-    return _export_binary(folder, flights_features(), seed)
+def export_flights(folder: Path, seed: int, *, weights: float | None = None) -> Path:
+    """Export an untrained binary model, whose weights follow from ``seed``, or are all ``weights``."""
+    return _export_binary(folder, flights_features(), seed, weights)
 
 
 def export_movies(folder: Path, *, scann: bool) -> Path:
-    """Export an untrained retrieval model that recommends three candidates."""
+    """Export an untrained retrieval model that recommends three candidates, by the exact index and by cells."""
     from models import two_tower
-    from models.serving import RetrievalModule
+    from models.serving import build_indexes, recalls, save_retrieval
 
     fitted = movies_features()
     model = _built(two_tower, two_tower.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed=3)
-    outputs = {"candidates": "array<string>", "scores": "array<float>"}
-    return _save(RetrievalModule(two_tower, model, fitted, 3, scann=scann), folder, "two_tower", fitted, outputs)
+    sample = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
+    indexes = build_indexes(model, 3, scann=scann, sample=sample)
+    save_retrieval(two_tower, model, fitted, 3, indexes, folder / SAVED_MODEL_FOLDER)
+    return _described(folder, "two_tower", fitted, "retrieval", indexes=recalls(indexes, 3, sample))
 
 
 def log_flights(store_uri: str, artifacts: Path, model: Path, name: str = "flights") -> Any:
@@ -176,12 +210,15 @@ def _vocabulary(*tokens: str) -> Vocabulary:
     return Vocabulary(pa.array(tokens), pa.array(range(len(tokens), 0, -1), pa.int64()))
 
 
-def _export_binary(folder: Path, fitted: FittedFeatures, seed: int) -> Path:
+def _export_binary(folder: Path, fitted: FittedFeatures, seed: int, weights: float | None = None) -> Path:
     from models import multi_field
-    from models.serving import ScoringModule
+    from models.serving import ScoringModule, save
 
     model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed)
-    return _save(ScoringModule(multi_field, model, fitted), folder, "multi_field", fitted, {"score": "float"})
+    if weights is not None:
+        model.set_weights([np.full_like(values, weights) for values in model.get_weights()])
+    save(ScoringModule(multi_field, model, fitted), folder / SAVED_MODEL_FOLDER)
+    return _described(folder, "multi_field", fitted, "binary")
 
 
 def _built(architecture: ModuleType, settings: Any, fitted: FittedFeatures, seed: int) -> Any:
@@ -191,16 +228,21 @@ def _built(architecture: ModuleType, settings: Any, fitted: FittedFeatures, seed
     return architecture.build(settings, fitted, seed)
 
 
-def _save(module: Any, folder: Path, architecture: str, fitted: FittedFeatures, outputs: dict[str, str]) -> Path:
-    from models.serving import save
-
-    save(module, folder / SAVED_MODEL_FOLDER)
+def _described(
+    folder: Path,
+    architecture: str,
+    fitted: FittedFeatures,
+    task: Task,
+    indexes: Mapping[str, float] | None = None,
+) -> Path:
+    """Write what belongs to a SavedModel, and return the folder."""
     fitted.save(folder / FEATURES_FOLDER)
     ModelDescription(
-        task="retrieval" if "candidates" in outputs else "binary",
+        task=task,
         architecture=architecture,
         features_hash=fitted.hash,
-        outputs=outputs,
+        outputs=OUTPUTS[task],
         versions={"tensorflow": "2.20.0"},
+        indexes=indexes or {},
     ).save(folder)
     return folder

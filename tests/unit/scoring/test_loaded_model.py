@@ -14,14 +14,19 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
+from data_pipelines.feature_kinds import Label
 from data_pipelines.raw_columns import ColumnError, raw_inputs
-from scoring.loaded_model import LoadedModel, ModelCache, ModelChangedError, ModelOutputError, load_once
+from scoring import loaded_model
+from scoring.backends.protocol import ModelOutputError
+from scoring.loaded_model import LoadedModel, ModelCache, ModelChangedError, Search, load_once
 from scoring.mirrorspark_pyfunc import RawColumnsModel
-from scoring.model_directory import DESCRIPTION_FILE, folder_digest, needs_scann
+from scoring.model_directory import DESCRIPTION_FILE, FEATURES_FOLDER, folder_digest
 from tests.unit.scoring.exported_models import (
+    BASKETS,
     FLIGHTS,
     MEMBERS,
     ORDERS,
+    export_baskets,
     export_members,
     export_movies,
     export_orders,
@@ -81,9 +86,9 @@ def test_every_call_but_the_last_is_of_the_batch_size(
     calls: list[int] = []
     call = LoadedModel._call
 
-    def counted(model: LoadedModel, inputs: Any, size: int) -> Any:
+    def counted(model: LoadedModel, inputs: Any, size: int, on_call: Any) -> Any:
         calls.append(size)
-        return call(model, inputs, size)
+        return call(model, inputs, size, on_call)
 
     monkeypatch.setattr(LoadedModel, "_call", counted)
     table = pa.concat_tables([FLIGHTS] * -(-rows // FLIGHTS.num_rows)).slice(0, rows)
@@ -133,8 +138,62 @@ def test_retrieval_gives_lists_that_leave_out_what_is_excluded(movies_model: Pat
     assert unchanged == open_
 
 
-def test_a_model_without_a_scann_index_needs_no_scann(movies_model: Path) -> None:
-    assert not needs_scann(movies_model)
+_WITHOUT_SCANN = """
+import sys
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+sys.modules["scann"] = None  # what cannot be imported
+from scoring.loaded_model import LoadedModel, Search
+model = LoadedModel(Path(sys.argv[1]))
+rows = pa.table({"user": ["u0"], "history": [["m1"]], "seen": [["m2"]]})
+nothing = np.empty(0, np.int64)
+for index in ("exact", "cells"):
+    (found,) = model.searching(Search(index, 5, nothing)).score_arrow(rows)["candidates"].to_pylist()
+    print(len(set(found)))
+try:
+    model.searching(Search("scann", 5, nothing))
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+def test_a_model_with_a_scann_index_needs_scann_for_that_index_alone(tmp_path: Path) -> None:
+    """R1: where the package is missing, all but its own index works."""
+    pytest.importorskip("scann", reason="scann is not installed: it has wheels for Linux on x86-64 alone")
+    model = export_movies(tmp_path / "movies", scann=True)
+    repository = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_SCANN, str(model)],
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    first, second, error = done.stdout.splitlines() or [done.stderr] * 3
+    assert (first, second) == ("5", "5"), done.stderr
+    assert error.startswith("the model holds a ScaNN index, which needs the package scann")
+
+
+def test_a_search_finds_as_many_as_asked_for_of_what_is_available(movies_model: Path) -> None:
+    """R6: the model that it is made of answers as before."""
+    model = LoadedModel(movies_model)
+    table = pa.table({"user": ["u0"], "history": [["m1"]], "seen": pa.array([["m5"]], pa.list_(pa.string()))})
+    before = model.score_arrow(table)
+    exact = model.searching(Search("exact", 39, np.empty(0, np.int64))).score_arrow(table)["candidates"][0].as_py()
+    assert set(exact) == {f"m{number}" for number in range(40)} - {"m5"}
+    # Ids 2 to 21 are m0 to m19.
+    half = model.searching(Search("cells", 3, np.arange(2, 22))).score_arrow(table)["candidates"][0].as_py()
+    assert len(half) == 3
+    assert not set(half) & {f"m{number}" for number in range(20)}
+    assert model.score_arrow(table) == before
+    assert before["candidates"][0].as_py() == exact[:3]
+
+
+def test_an_index_that_the_model_lacks_is_named(movies_model: Path) -> None:
+    with pytest.raises(ModelOutputError, match="but not 'hnsw'; export the model again"):
+        LoadedModel(movies_model).searching(Search("hnsw", 3, np.empty(0, np.int64)))
 
 
 def test_outputs_other_than_described_are_refused(flights_model: Path, tmp_path: Path) -> None:
@@ -146,6 +205,44 @@ def test_outputs_other_than_described_are_refused(flights_model: Path, tmp_path:
     (copy / DESCRIPTION_FILE).write_text(json.dumps(document | {"outputs": {"score": "array<float>"}}))
     with pytest.raises(ModelOutputError, match=r"shape \(6,\) for 6 rows; its type array<float> needs \[rows, k\]"):
         LoadedModel(copy).score(FLIGHTS)
+
+
+@pytest.mark.parametrize("heads", ["sigmoid", "softmax"])
+def test_a_multi_label_model_gives_a_score_per_label(tmp_path: Path, heads: str) -> None:
+    """S3, S6: from lists of indices and values, empty ones and repeated indices among them."""
+    folder = export_baskets(tmp_path, heads=heads)
+    scores = LoadedModel(folder).score_arrow(BASKETS)["scores"]
+    assert scores.type == pa.list_(pa.float32())
+    raw = tf.saved_model.load(str(folder / "saved_model")).signatures["serving_default"]
+    expected = raw(
+        products=tf.constant([[3, 1, -1], [-1, -1, -1], [-1, -1, -1], [999, 3, 3]], tf.int64),
+        counts=tf.constant([[1.0, 2.0, 0], [0, 0, 0], [0, 0, 0], [0.5, 1, 1]], tf.float64),
+    )["scores"].numpy()
+    assert expected.shape == (4, 3)
+    np.testing.assert_allclose(scores.to_pylist(), expected, rtol=0, atol=1e-6)
+    assert expected[1].tolist() == expected[2].tolist() != expected[0].tolist()
+
+
+def test_labels_that_are_not_those_of_the_model_are_refused(tmp_path: Path) -> None:
+    """S7: another training's vocabulary would give every score a wrong name."""
+    folder = export_baskets(tmp_path / "three")
+    other = export_baskets(tmp_path / "four", Label("tags", "multi_label", classes=4))
+    for part in (FEATURES_FOLDER, DESCRIPTION_FILE):
+        shutil.move(folder / part, tmp_path / part)
+        shutil.move(other / part, folder / part)
+    with pytest.raises(ModelOutputError, match=r"'scores' of the SavedModel has 3 elements per row, .* name 4 labels"):
+        LoadedModel(folder)
+
+
+def test_a_batch_with_many_outputs_is_scored_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3, S8: a row of three labels takes 12 bytes, so that 240 bytes are 20 rows, or 2 calls of 8."""
+    model = LoadedModel(export_baskets(tmp_path))
+    (batch,) = pa.concat_tables([BASKETS] * 10).combine_chunks().to_batches()
+    assert [part.num_rows for part in model.parts(batch)] == [40]
+    monkeypatch.setattr(loaded_model, "PART_BYTES", 240)
+    assert [part.num_rows for part in model.parts(batch, batch_size=8)] == [16, 16, 8]
+    assert [part.num_rows for part in model.parts(batch, batch_size=30)] == [20, 20]
+    assert pa.Table.from_batches(model.parts(batch, batch_size=8)) == pa.Table.from_batches([batch])
 
 
 def fake_model() -> LoadedModel:

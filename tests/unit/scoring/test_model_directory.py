@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from data_pipelines.feature_kinds import Label
 from data_pipelines.fitted import FeatureMismatchError
 from scoring.model_directory import (
     DESCRIPTION_FILE,
@@ -16,6 +17,7 @@ from scoring.model_directory import (
     find_model_directory,
     folder_digest,
 )
+from tests.unit.scoring.exported_models import TAGS, export_baskets
 
 
 def description(**changes: Any) -> ModelDescription:
@@ -40,9 +42,14 @@ def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert ModelDescription.load(tmp_path / "new" / "folder") == original
 
 
-def test_the_output_schema_is_spark_ddl_in_the_order_of_the_outputs() -> None:
-    outputs = {"scores": "array<float>", "candidates": "array<string>"}
-    assert description(outputs=outputs).output_schema == "`scores` array<float>, `candidates` array<string>"
+def test_a_description_of_before_there_were_indexes_has_none(tmp_path: Path) -> None:
+    original = description(task="retrieval", indexes={"exact": 1.0, "cells": 0.96})
+    original.save(tmp_path)
+    assert ModelDescription.load(tmp_path).indexes == {"exact": 1.0, "cells": 0.96}
+    document = json.loads((tmp_path / DESCRIPTION_FILE).read_text())
+    del document["indexes"]
+    (tmp_path / DESCRIPTION_FILE).write_text(json.dumps(document))
+    assert ModelDescription.load(tmp_path).indexes == {}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_a_damaged_or_later_description_is_refused(tmp_path: Path, text: str, me
 
 def test_an_opened_folder_knows_the_models_raw_inputs(flights_model: Path) -> None:
     directory = ModelDirectory.open(flights_model)
-    assert [feature.name for feature in directory.inputs] == ["carrier", "hour", "stops", "distance"]
+    assert directory.inputs.columns == ("carrier", "hour", "stops", "distance")
     assert directory.features.hash == directory.description.features_hash
 
 
@@ -100,6 +107,22 @@ def test_the_exported_model_is_found_in_an_mlflow_model(tmp_path: Path) -> None:
     (tmp_path / "data" / "other").mkdir()
     assert find_model_directory(tmp_path) == tmp_path / "data" / "export"
     assert find_model_directory(tmp_path / "data" / "export") == tmp_path / "data" / "export"
+
+
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [(TAGS, ("tea", "milk", "ü")), (Label("tags", "multi_label", classes=3), ("0", "1", "2"))],
+    ids=["tokens", "numbers"],
+)
+def test_a_multi_label_model_tells_the_names_of_its_scores_in_their_order(
+    tmp_path: Path, label: Label, names: tuple[str, ...]
+) -> None:
+    """S7: they travel with the model."""
+    assert ModelDirectory.open(export_baskets(tmp_path, label)).labels == {"scores": names}
+
+
+def test_other_models_name_no_elements(flights_model: Path) -> None:
+    assert ModelDirectory.open(flights_model).labels == {}
 
 
 def test_a_folder_with_no_exported_model_or_two_is_refused(tmp_path: Path) -> None:

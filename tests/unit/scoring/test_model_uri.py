@@ -8,7 +8,9 @@ import pytest
 
 from scoring.model_directory import ModelDirectory, ModelDirectoryError, folder_digest
 from scoring.model_uri import ModelNotFoundError, resolve
+from scoring.package import package_model
 from tests.unit.scoring.exported_models import log_flights
+from tests.unit.scoring.other_models import LINEAR
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,16 @@ def test_runs_and_logged_models_lead_to_the_same_files(store: Store) -> None:
     assert of_run.digest == logged.digest == registered.digest
     assert of_run.label == f"model/{store.run_id}"
     assert logged.label == f"model/{store.model_id}"
+
+
+def test_a_package_is_found_among_the_artifacts_of_a_run(store: Store, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    folder = package_model(LINEAR, tmp_path / "boxes")
+    MlflowClient(store.uri).log_artifacts(store.run_id, str(folder), "boxes")
+    pinned = resolve(f"runs:/{store.run_id}/boxes", store.uri)
+    assert (pinned.label, pinned.digest) == (f"boxes/{store.run_id}", folder_digest(folder))
+    assert ModelDirectory.open(pinned.path).inputs.columns == tuple(LINEAR["coefficients"])
 
 
 def test_a_local_folder_needs_no_store(flights_model: Path) -> None:

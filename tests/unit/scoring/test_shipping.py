@@ -19,7 +19,7 @@ class Doubling:
         return (2 * batch for batch in batches)
 
 
-TASK = BatchTask(("id",), Scorer(ShippedModel("0" * 64, "flights/3", path="/model", archive=None), batch_size=10))
+TASK = BatchTask(("id",), Scorer(ShippedModel("0" * 64, "flights/3", path="/model", archive=None)))
 
 
 def test_a_portable_task_does_what_the_task_does() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from data_pipelines.feature_kinds import Categorical, Feature, MultiValued, Numeric, Sequence
 from data_pipelines.raw_columns import ColumnError
+from scoring.inputs import FeatureInputs
 from scoring.scorer import Scorer
 from scoring.token_families import check_token_families, token_family, trained_families
 from scoring.udf import ColumnsTask
@@ -70,6 +71,6 @@ def test_what_does_not_matter_or_was_not_recorded_is_not_refused() -> None:
 
 def test_a_call_in_sql_is_refused_before_the_model_is_loaded() -> None:
     no_scorer = cast(Scorer, None)
-    task = ColumnsTask(("member",), (Categorical("member"),), no_scorer, {"member": "bool"})
+    task = ColumnsTask(("member",), FeatureInputs((Categorical("member"),), {"member": "bool"}), no_scorer)
     with pytest.raises(ColumnError, match="column 'member' has type int64, the model was trained with bool: as tokens"):
         next(task([pa.array([1, 0])]))

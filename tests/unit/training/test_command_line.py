@@ -102,7 +102,7 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (["--model=multi_field"], ConfigError, ["model", "dict", "multi_field"]),
         (["--model.name=5"], ConfigError, ["model.name is 5, which is no text", "'multi_field'"]),
         (["--seed=-1"], ConfigError, ["seed is -1; use 0 or more"]),
-        (["--model.name=nope"], ModelSettingsError, ["model 'nope' is unknown", "'multi_field', 'two_tower'"]),
+        (["--model.name=nope"], ModelSettingsError, ["model 'nope' is unknown", "'multi_field', 'multi_label'"]),
         (["--model.width=3"], ModelSettingsError, ["has no setting ['width']", "embedding_dim"]),
         (["--model.embedding_dim=wide"], ModelSettingsError, ["embedding_dim is 'wide'", "int"]),
         (["--features.distance.kind=number"], FeatureSpecError, ["feature 'distance': kind 'number' is unknown"]),

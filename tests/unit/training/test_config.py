@@ -110,7 +110,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"epochs": -1}, "epochs is -1; use 1 or more"),
         ({"shards": 0}, "shards is 0; use 1 or more"),
         ({"seed": -1}, "seed is -1; use 0 or more"),
-        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['multi_field', 'two_tower',"),
+        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['multi_field', 'multi_label',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
         ({"patience": -1}, "patience is -1; use 0 or more"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; use a finite number above 0"),
@@ -202,6 +202,14 @@ def test_a_notebook_configures_training_alone() -> None:
     config = TrainingConfig(name="rides", model={"name": "multi_field", "embedding_dim": 4})
     assert (config.task, config.model_options) == ("binary", {"embedding_dim": 4})
     assert config.identity != dataclasses.replace(config, epochs=1).identity
+
+
+def test_a_multi_label_model_is_watched_and_compared_as_such() -> None:
+    model = {"name": "multi_label", "heads": "softmax"}
+    config = TrainingConfig(name="tags", model=model, baseline="popularity", precision="mixed_float16")
+    assert (config.task, config.monitor, config.mode) == ("multi_label", "val_auc", "max")
+    with pytest.raises(ConfigError, match="baseline 'hist_gradient_boosting' does not fit a multi_label model"):
+        dataclasses.replace(config, baseline="hist_gradient_boosting")
 
 
 def test_a_notebook_may_give_paths(new_config: NewConfig, tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 
 from data_pipelines.blocks import Block
 from data_pipelines.features import FeatureSpec
+from data_pipelines.fitted import FittedFeatures
+from data_pipelines.transform import RaggedIds
 from training.results import baselines, evaluate_run
 from training.results.baselines import hist_gradient_boosting
-from training.results.evaluate_run import curves_of, judge_binary, judge_retrieval
+from training.results.evaluate_run import curves_of, judge_binary, judge_multi_label, judge_retrieval
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class HandmadeDataset:
 
     spec: FeatureSpec
     splits: Mapping[str, list[Block]]
+
+    @property
+    def features(self) -> FittedFeatures:
+        """Those of a label whose classes are numbered, which needs no vocabulary."""
+        return FittedFeatures(self.spec, {}, {})
 
     def blocks(self, split: str, *, keys: bool = False) -> Iterator[Block]:
         yield from self.splits[split]
@@ -156,6 +163,65 @@ def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
     assert set(learnt_from) == {300}  # of 600
     assert verdict.baseline["metrics"]["base_rate"] == pytest.approx(float(np.mean(label)))
     assert any("boosting" in text.get_text() for text in verdict.figures["roc"].axes[0].get_legend().get_texts())
+
+
+TAGS_SPEC = FeatureSpec.from_dict(
+    {
+        "features": {"size": {"kind": "numeric"}},
+        "label": {"name": "tags", "kind": "multi_label", "classes": 3},
+        "keys": "row",
+    }
+)
+
+
+def tagged(labels: list[list[int]], weight: list[float]) -> Block:
+    """Return rows with these labels."""
+    ids = RaggedIds(np.concatenate(labels).astype(np.int64), np.array([len(row) for row in labels]))
+    return Block({"size": np.zeros(len(labels), np.float32)}, ids, np.asarray(weight, np.float32), {})
+
+
+@pytest.fixture
+def tags() -> Any:
+    """By weight, label 0 is on 4 of 5 rows, label 1 on 1 and label 2 on 2."""
+    train = [tagged([[0], [0, 2]], [1, 2]), tagged([[1], [0]], [1, 1])]
+    return HandmadeDataset(TAGS_SPEC, {"train": train})
+
+
+def label_scores(labels: list[list[int]], scores: list[list[float]]) -> pa.Table:
+    return pa.table(
+        {
+            "label": pa.array(labels, pa.list_(pa.int64())),
+            "scores": pa.array(scores, pa.list_(pa.float32())),
+            "weight": pa.array([1.0] * len(labels), pa.float32()),
+        }
+    )
+
+
+def test_a_multi_label_model_is_measured_beside_what_labels_are_frequent(tags: Any) -> None:
+    """F7: a row that has no label counts, too."""
+    table = label_scores([[1, 2], [], [0]], [[0.1, 0.9, 0.8], [0.2, 0.3, 0.1], [0.7, 0.1, 0.2]])
+    verdict = judge_multi_label(tags, {"validation": table, "test": table}, "popularity", None)
+    assert verdict.metrics["validation"] == verdict.metrics["test"]
+    assert verdict.metrics["test"]["auc"] == 1.0
+    assert verdict.metrics["test"]["base_rate"] == pytest.approx(3 / 9)
+    # The best label of rows 1 and 3 is theirs; of three labels, 2, 0 and 1.
+    assert verdict.metrics["test"]["precision_at_1"] == pytest.approx(2 / 3)
+    assert verdict.metrics["test"]["precision_at_3"] == pytest.approx((2 / 3 + 0 + 1 / 3) / 3)
+    # All rows get 0.8, 0.2 and 0.4. The three pairs that are so have one of each, as have the six that are not two.
+    baseline = verdict.baseline["metrics"]
+    assert verdict.baseline["name"] == "popularity"
+    assert baseline["auc"] == 0.5
+    # Squares of what is missing: of each label one row has it and two have not.
+    assert baseline["brier"] == pytest.approx((0.04 + 2 * 0.64 + 0.64 + 2 * 0.04 + 0.36 + 2 * 0.16) / 9)
+    assert sorted(verdict.figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
+
+
+def test_a_long_split_of_many_labels_is_judged_by_some_of_its_rows(tags: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_run, "JUDGED_PAIRS", 6)
+    # Of four rows of three labels every other one is left, whose scores are right.
+    table = label_scores([[0], [0], [1], [1]], [[0.9, 0.1, 0.2], [0.1, 0.9, 0.9], [0.2, 0.8, 0.1], [0.9, 0.1, 0.9]])
+    verdict = judge_multi_label(tags, {"test": table}, "none", None)
+    assert verdict.metrics["test"]["auc"] == 1.0
 
 
 RETRIEVAL_SPEC = FeatureSpec.from_dict(

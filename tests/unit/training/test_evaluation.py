@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from training.results.evaluation import binary_metrics, check_binary_label, ranking_metrics
+from training.results.evaluation import binary_metrics, check_binary_label, multi_label_metrics, ranking_metrics
 
 # By descending score: 1, 0, 1, 0.
 LABEL = [0, 0, 1, 1]
@@ -82,6 +82,45 @@ def test_input_without_metrics_is_refused_in_one_clear_line(
 def test_messages_name_the_split() -> None:
     with pytest.raises(ValueError, match="in split 'validation'"):
         check_binary_label([1, 1], split="validation")
+
+
+# By descending score, the first row's labels are 1, 0, 1, 0, the second's 0, 1, 0, 0.
+LABELS = [[1, 1, 0, 0], [0, 1, 0, 0]]
+SCORES = [[0.9, 0.3, 0.7, 0.1], [0.8, 0.6, 0.2, 0.4]]
+
+
+def test_multi_label_metrics_hold_hand_worked_numbers() -> None:
+    """F7: over the eight pairs of a row and a label, and over the best labels of each row."""
+    result = multi_label_metrics(LABELS, SCORES)
+    # Positives at 0.9, 0.3 and 0.6; negatives at 0.7, 0.1, 0.8, 0.2 and 0.4: 5, 2 and 3 of five lie below.
+    assert result["auc"] == pytest.approx(10 / 15)
+    assert result["base_rate"] == 3 / 8
+    right = (0.9, 0.3, 0.3, 0.9, 0.2, 0.6, 0.8, 0.6)
+    assert result["log_loss"] == pytest.approx(-sum(map(math.log, right)) / 8)
+    assert result["precision_at_1"] == 0.5
+    assert result["precision_at_3"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    # There are four labels.
+    assert "precision_at_5" not in result
+
+
+def test_multi_label_metrics_agree_with_scikit_learn() -> None:
+    generator = np.random.default_rng(7)
+    scores = generator.random((300, 20)).astype(np.float32)
+    labels = (generator.random((300, 20)) < scores / 3).astype(np.float32)
+    weight = generator.integers(0, 3, 300)
+    result = multi_label_metrics(labels, scores, weight)
+    assert result["auc"] == pytest.approx(metrics.roc_auc_score(labels, scores, average="micro", sample_weight=weight))
+    assert result["pr_auc"] == pytest.approx(
+        metrics.average_precision_score(labels, scores, average="micro", sample_weight=weight)
+    )
+    best = np.argsort(-scores, axis=1)[:, :5]
+    hits = np.take_along_axis(labels, best, axis=1).mean(axis=1)
+    assert result["precision_at_5"] == pytest.approx(np.average(hits, weights=weight))
+
+
+def test_labels_and_scores_of_different_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"label has shape \(2, 4\) and scores \(2, 3\) in split 'test'"):
+        multi_label_metrics(LABELS, np.ones((2, 3)))
 
 
 def test_ranking_metrics_hold_hand_worked_numbers() -> None:

@@ -17,7 +17,9 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.storage import StoragePath
 from scoring.model_directory import folder_digest
 from scoring.model_uri import PinnedModel
+from scoring.package import package_model
 from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
+from tests.unit.scoring.other_models import LINEAR
 from tests.unit.training.conftest import new_store
 from tests.unit.training.test_function_rank import Twin
 from training import training_job, warm_start
@@ -95,6 +97,7 @@ def test_an_alias_a_version_a_run_and_folders_lead_to_the_model(
         ("runs:/0123456789abcdef0123456789abcdef", "there is no run '0123456789abcdef0123456789abcdef'"),
         ("nowhere", "model 'nowhere' does not exist: there is no such folder"),
         (".", "holds no exported model"),
+        ("packaged", "is a model of another library; give one that was trained here"),
     ],
 )
 def test_a_model_that_is_not_there_is_a_usage_error_in_one_line(
@@ -107,6 +110,7 @@ def test_a_model_that_is_not_there_is_a_usage_error_in_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    package_model(LINEAR, "packaged")
     with pytest.raises(ConfigError, match=message) as raised:
         found(config, name, mlflow_store)
     assert str(raised.value).startswith(f"warm_start {name}: ")

@@ -1,0 +1,1 @@
+"""Libraries that compute a model's outputs, one file each."""

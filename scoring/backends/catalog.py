@@ -1,0 +1,44 @@
+"""The backends by name. A new one is one file beside this, and one line in the table here."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from scoring.backends.keras_file import KerasBackend
+from scoring.backends.lightgbm_file import LightGBMBackend
+from scoring.backends.linear import LinearBackend
+from scoring.backends.onnx_file import OnnxBackend
+from scoring.backends.protocol import Backend, UnsupportedModelError
+from scoring.backends.pyfunc import PyfuncBackend
+from scoring.backends.saved_model import SavedModelBackend
+from scoring.backends.xgboost_file import XGBoostBackend
+
+# None of them imports its library before a model is loaded.
+_BACKENDS: Mapping[str, Callable[..., Backend]] = {
+    "keras": KerasBackend,
+    "lightgbm": LightGBMBackend,
+    "linear": LinearBackend,
+    "onnx": OnnxBackend,
+    "pyfunc": PyfuncBackend,
+    "saved_model": SavedModelBackend,
+    "xgboost": XGBoostBackend,
+}
+
+
+def load_backend(name: str, path: Path, *, signature: str | None, threads: int | None) -> Backend:
+    """Load a model of another library.
+
+    Args:
+        name: Of the backend.
+        path: The model's file or folder.
+        signature: The signature of a SavedModel; None of all others.
+        threads: Threads that it may compute with; None is one per core.
+
+    Raises:
+        UnsupportedModelError: The model cannot be loaded, or scored; or there is no such backend.
+        ModuleNotFoundError: A library that it needs is not installed here.
+    """
+    if name not in _BACKENDS:
+        raise UnsupportedModelError(f"backend '{name}' is unknown; use one of {sorted(_BACKENDS)}")
+    if signature is not None:
+        return _BACKENDS[name](path, signature=signature, threads=threads)
+    return _BACKENDS[name](path, threads=threads)

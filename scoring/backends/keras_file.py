@@ -1,0 +1,63 @@
+"""Models in a file of Keras 2 (tf-keras): ``.keras`` and ``.h5``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scoring.backends.libraries import library
+from scoring.backends.protocol import Signature, UnsupportedModelError, with_rank
+from scoring.backends.saved_model import tensor_type
+from scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
+
+
+class KerasBackend:
+    """A tf-keras model, called as one graph: ``model.predict`` would cost several times as much for a batch."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """Load the model; imports TensorFlow and tf-keras.
+
+        Args:
+            path: The file.
+            threads: As for :func:`start_tensorflow`.
+
+        Raises:
+            UnsupportedModelError: It is not a model of tf-keras that has inputs, or its tensors are no columns.
+            ModuleNotFoundError: A library is not installed here.
+        """
+        tf = start_tensorflow(threads)
+        keras = library("tf_keras", f"the model {path.name} needs tf-keras")
+        self.threads = compute_threads(tf)
+        try:
+            model = keras.models.load_model(path, compile=False)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            # What Keras 3 writes has other classes and settings, over which tf-keras stumbles in several ways.
+            raise UnsupportedModelError(
+                f"{path} cannot be read by tf-keras {keras.__version__} ({error}); of Keras 3, or with classes of "
+                f"your own, export a SavedModel (model.export) and give that"
+            ) from error
+        if not getattr(model, "inputs", None):
+            raise UnsupportedModelError(f"{path}: the model has no inputs yet; call it once before you save it")
+        specs = dict(zip(model.input_names, model.inputs, strict=True))
+        results = dict(zip(model.output_names, model.outputs, strict=True))
+        self.signature = Signature(
+            tuple(tensor_type(str(path), name, spec) for name, spec in specs.items()),
+            tuple(tensor_type(str(path), name, spec) for name, spec in results.items()),
+        )
+        self._ranks = [spec.shape.rank for spec in specs.values()]
+        self._to_tensor = tf.constant
+
+        def call(*tensors: object) -> dict[str, object]:
+            given = model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)
+            return dict(zip(results, tf.nest.flatten(given), strict=True))
+
+        self._call = tf.function(call, autograph=False).get_concrete_function(
+            *(tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) for spec in specs.values())
+        )
+        self._model = model  # keeps its variables alive
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the named outputs."""
+        arrays = [inputs[array.name] for array in self.signature.inputs]
+        given = self._call(*(self._to_tensor(with_rank(*pair)) for pair in zip(arrays, self._ranks, strict=True)))
+        return {name: given[name].numpy() for name in outputs}

@@ -1,0 +1,51 @@
+"""LightGBM models in a text file of ``Booster.save_model``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scoring.backends.libraries import BACKENDS_EXTRA, library
+from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
+
+INPUT, OUTPUT = "features", "score"
+
+
+class LightGBMBackend:
+    """A booster. Its output is what ``Booster.predict`` gives."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """Load the model; imports LightGBM.
+
+        Args:
+            path: The file.
+            threads: Threads that it predicts with; None is one per core.
+
+        Raises:
+            UnsupportedModelError: It is not a model of LightGBM, or was trained with categories of pandas.
+            ModuleNotFoundError: LightGBM is not installed here.
+        """
+        lightgbm = library("lightgbm", f"the model {path.name} needs LightGBM", BACKENDS_EXTRA)
+        try:
+            self._booster = lightgbm.Booster(model_file=path)
+        except lightgbm.basic.LightGBMError as error:
+            raise UnsupportedModelError(f"LightGBM {lightgbm.__version__} cannot read {path}: {error}") from error
+        if self._booster.pandas_categorical:
+            raise UnsupportedModelError(
+                f"{path} was trained with categories of pandas, whose codes belong to that data frame; train on codes "
+                f"of your own, as numbers (categorical_feature)"
+            )
+        self.threads = thread_count(threads)
+        names = tuple(self._booster.feature_name())
+        # What it calls columns that had no names.
+        unnamed = tuple(f"Column_{place}" for place in range(len(names)))
+        self.signature = Signature(
+            (ArrayType(INPUT, "double", len(names)),),
+            (ArrayType(OUTPUT, "double", self._booster.num_model_per_iteration()),),
+            None if names == unnamed else names,
+        )
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the predictions: ``[rows]``, or ``[rows, classes]``."""
+        predicted = np.asarray(self._booster.predict(inputs[INPUT], num_threads=self.threads))
+        return dict.fromkeys(outputs, predicted)

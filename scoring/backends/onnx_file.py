@@ -1,0 +1,74 @@
+"""ONNX models, computed by ONNX Runtime on the CPU."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoring.backends.libraries import BACKENDS_EXTRA, library
+from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, array_type, thread_count, with_rank
+
+# ONNX Runtime's names of types, as NodeArg.type has them.
+_ELEMENTS = {
+    "tensor(bool)": "boolean",
+    "tensor(int32)": "int",
+    "tensor(int64)": "bigint",
+    "tensor(float)": "float",
+    "tensor(double)": "double",
+    "tensor(string)": "string",
+}
+
+
+class OnnxBackend:
+    """A session of ONNX Runtime: one per process, made when the model is loaded."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """Load the model; imports ONNX Runtime.
+
+        Args:
+            path: The file.
+            threads: Threads of the session; None is one per core.
+
+        Raises:
+            UnsupportedModelError: ONNX Runtime cannot load it.
+            ModuleNotFoundError: ONNX Runtime is not installed here.
+        """
+        runtime = library("onnxruntime", f"the model {path.name} needs ONNX Runtime", BACKENDS_EXTRA)
+        options = runtime.SessionOptions()
+        # Left alone, every Python worker of a node would start a thread per core of the node.
+        options.intra_op_num_threads = self.threads = thread_count(threads)
+        options.inter_op_num_threads = 1
+        # Threads that spin while they wait take the cores from the other tasks of the machine.
+        # https://onnxruntime.ai/docs/performance/tune-performance/threading.html
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except _load_errors(runtime) as error:
+            raise UnsupportedModelError(
+                f"ONNX Runtime {runtime.__version__} cannot load {path} ({error}); a model whose weights stand in "
+                f"files of their own has to be saved as one (onnx.save_model(..., save_as_external_data=False))"
+            ) from error
+        given, made = self._session.get_inputs(), self._session.get_outputs()
+        self._ranks = {array.name: len(array.shape) for array in given}
+        self.signature = Signature(
+            tuple(_array_type(path, array) for array in given),
+            # A classifier of scikit-learn may give maps of probabilities as well, which no column holds.
+            tuple(_array_type(path, array) for array in made if array.type in _ELEMENTS),
+        )
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the named outputs; others are not computed."""
+        feeds = {name: with_rank(values, self._ranks[name]) for name, values in inputs.items()}
+        return dict(zip(outputs, self._session.run(list(outputs), feeds), strict=True))
+
+
+def _load_errors(runtime: Any) -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises for a file that it cannot load; its errors have no class in common."""
+    errors = runtime.capi.onnxruntime_pybind11_state
+    return (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.RuntimeException)
+
+
+def _array_type(path: Path, array: Any) -> ArrayType:
+    shape = [length if isinstance(length, int) else None for length in array.shape]
+    return array_type(str(path), array.name, _ELEMENTS.get(array.type), shape, f"a {array.type}")

@@ -1,0 +1,157 @@
+"""MLflow models of other people, through their ``python_function`` flavor: a DataFrame in, predictions out.
+
+Names and types of columns are those of the model's MLflow signature.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoring.backends.libraries import library
+from scoring.backends.protocol import (
+    NUMPY_TYPES,
+    ArrayType,
+    ModelOutputError,
+    Signature,
+    UnsupportedModelError,
+    array_type,
+    thread_count,
+)
+
+# What MLflow calls the types of columns.
+_ELEMENTS = {
+    "boolean": "boolean",
+    "integer": "int",
+    "long": "bigint",
+    "float": "float",
+    "double": "double",
+    "string": "string",
+}
+UNNAMED_OUTPUT = "prediction"
+
+
+class PyfuncBackend:
+    """An MLflow model, loaded in this process: no server and no environment of its own."""
+
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        """Load the model; imports MLflow and what the model needs.
+
+        Args:
+            folder: Of the file ``MLmodel``.
+            threads: Threads for the numeric libraries of this process (BLAS and OpenMP); None is one per core.
+
+        Raises:
+            UnsupportedModelError: The model has no signature, or one that is no columns.
+            ModuleNotFoundError: A library that the model needs is not installed here.
+        """
+        library("mlflow", "an MLflow model needs MLflow")
+        pyfunc = library("mlflow.pyfunc", "an MLflow model needs MLflow")
+        self.signature = mlflow_signature(folder)
+        try:
+            self._model = pyfunc.load_model(str(folder))
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"the MLflow model {folder.name} needs the module '{error.name}', which is not installed here; install "
+                f"what its requirements.txt lists in the Python of every executor",
+                name=error.name,
+            ) from error
+        # Of the libraries that the model has just loaded: it says of none how many threads it takes.
+        control = library("threadpoolctl", "scoring needs threadpoolctl")
+        self.threads = thread_count(threads)
+        control.threadpool_limits(self.threads)
+        self._data_frame = library("pandas", "an MLflow model needs pandas").DataFrame
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the named predictions.
+
+        Raises:
+            ModelOutputError: They are not what the signature says.
+        """
+        columns = {name: list(values) if values.ndim == 2 else values for name, values in inputs.items()}
+        predicted = self._model.predict(self._data_frame(columns))
+        arrays = _by_name(predicted, [array.name for array in self.signature.outputs])
+        absent = [name for name in outputs if name not in arrays]
+        if absent:
+            raise ModelOutputError(
+                f"the model's signature says that it gives {absent}, but it has given {sorted(arrays)}; log it with "
+                f"the signature of what it gives (infer_signature)"
+            )
+        return {name: arrays[name] for name in outputs}
+
+
+def mlflow_signature(folder: Path) -> Signature:
+    """Return what an MLflow model takes and gives; imports MLflow, not the model.
+
+    Args:
+        folder: Of the file ``MLmodel``.
+
+    Raises:
+        UnsupportedModelError: It has no signature, or one that is no columns.
+    """
+    from mlflow.models import Model
+
+    model = Model.load(str(folder))
+    signature = model.signature
+    if "python_function" not in model.flavors:
+        raise UnsupportedModelError(
+            f"the MLflow model in {folder} has the flavors {sorted(model.flavors)} but not python_function, which is "
+            f"what scores here; log it with the module of MLflow for its library"
+        )
+    if signature is None or signature.inputs is None or signature.outputs is None:
+        raise UnsupportedModelError(
+            f"the MLflow model in {folder} has no signature of its inputs and outputs, so its columns and their types "
+            f"are unknown; log it with signature=infer_signature(inputs, model.predict(inputs)), or set one with "
+            f"mlflow.models.set_signature"
+        )
+    return Signature(
+        tuple(_array_type(folder, spec, None) for spec in signature.inputs),
+        tuple(_array_type(folder, spec, UNNAMED_OUTPUT) for spec in signature.outputs),
+    )
+
+
+def _array_type(folder: Path, spec: Any, unnamed: str | None) -> ArrayType:
+    name = spec.name or unnamed
+    if name is None:
+        raise UnsupportedModelError(
+            f"the MLflow model in {folder} takes an array ({spec}), whose columns have no names; log it with a "
+            f"signature of a DataFrame (infer_signature(data_frame, ...)), or a model that takes one"
+        )
+    if hasattr(spec, "shape"):
+        lengths = [None if length == -1 else length for length in spec.shape]
+        element = NUMPY_TYPES.get("str" if spec.type.kind == "U" else spec.type.name)
+        return array_type(str(folder), name, element, lengths, f"a tensor of {spec.type}")
+    # A column's type is a name, or an array of a type that is one.
+    of_elements = getattr(spec.type, "dtype", spec.type)
+    is_array = of_elements is not spec.type
+    element = _ELEMENTS.get(getattr(of_elements, "name", ""))
+    shape = [None, None] if is_array else [None]
+    array = array_type(str(folder), name, element, shape, f"a column of {spec.type}")
+    return dataclasses.replace(array, optional=not spec.required)
+
+
+def _by_name(predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return predictions of any of MLflow's forms as arrays: an ndarray, list, Series or DataFrame, or a dict of them.
+
+    What has no names of its own has those of the signature, in their order.
+    """
+    if hasattr(predicted, "columns"):
+        # A DataFrame of the one output that the signature has no name for has a name nonetheless.
+        given = [str(column) for column in predicted.columns]
+        called = given if set(names) <= set(given) or len(given) != len(names) else names
+        return {name: _array(predicted.iloc[:, place]) for place, name in enumerate(called)}
+    if isinstance(predicted, Mapping):
+        return {str(name): _array(values) for name, values in predicted.items()}
+    if len(names) == 1:
+        return {names[0]: _array(predicted)}
+    values = _array(predicted)
+    return {name: values[:, place] for place, name in enumerate(names)}
+
+
+def _array(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    # A column of lists: pandas holds each as an object.
+    is_nested = array.dtype == object and array.ndim == 1 and len(array) and np.ndim(array[0]) == 1
+    return np.stack([np.asarray(row) for row in array]) if is_nested else array

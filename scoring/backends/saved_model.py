@@ -1,0 +1,61 @@
+"""SavedModels of other people: a named signature, called with tensors."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoring.backends.protocol import NUMPY_TYPES, ArrayType, Signature, UnsupportedModelError, array_type, with_rank
+from scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
+
+
+class SavedModelBackend:
+    """A signature of a SavedModel."""
+
+    def __init__(self, folder: Path, *, signature: str, threads: int | None = None) -> None:
+        """Load the SavedModel; imports TensorFlow.
+
+        Args:
+            folder: Of ``saved_model.pb``.
+            signature: Name of the signature to call.
+            threads: As for :func:`start_tensorflow`.
+
+        Raises:
+            UnsupportedModelError: There is no such signature, or its tensors are no columns.
+            ModuleNotFoundError: TensorFlow is not installed here.
+        """
+        tf = start_tensorflow(threads)
+        self.threads = compute_threads(tf)
+        # The signature does not keep its own variables and tables alive; the module does.
+        self._module = tf.saved_model.load(str(folder))
+        if signature not in self._module.signatures:
+            raise UnsupportedModelError(
+                f"{folder} has the signatures {sorted(self._module.signatures)} but not '{signature}'; name one of them"
+            )
+        self._call = self._module.signatures[signature]
+        specs = self._call.structured_input_signature[1]
+        self._to_tensor = tf.constant
+        self._ranks = {name: spec.shape.rank for name, spec in specs.items()}
+        self.signature = Signature(
+            tuple(tensor_type(str(folder), name, spec) for name, spec in specs.items()),
+            tuple(tensor_type(str(folder), name, spec) for name, spec in self._call.structured_outputs.items()),
+        )
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the named outputs."""
+        tensors = {name: self._to_tensor(with_rank(values, self._ranks[name])) for name, values in inputs.items()}
+        given = self._call(**tensors)
+        return {name: given[name].numpy() for name in outputs}
+
+
+def tensor_type(subject: str, name: str, spec: Any) -> ArrayType:
+    """Return the type of a tensor of TensorFlow's, given as anything with a ``dtype`` and a ``shape``.
+
+    Raises:
+        UnsupportedModelError: A column cannot hold it.
+    """
+    # A shape of unknown rank is taken for one value per row; what comes is looked at again when it is called.
+    shape = [None] if spec.shape.rank is None else spec.shape.as_list()
+    element = NUMPY_TYPES.get("str" if spec.dtype.name == "string" else spec.dtype.name)
+    return array_type(subject, name, element, shape, f"a tensor of {spec.dtype.name}")

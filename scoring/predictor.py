@@ -1,0 +1,89 @@
+"""A model in this process, for single rows: no Spark, no server, no call over a network (requirement S15)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_pipelines.feature_kinds import Sparse
+from data_pipelines.raw_columns import ColumnError
+from scoring.loaded_model import LoadedModel, load_once
+from scoring.model_directory import ModelDirectory
+from scoring.model_uri import PinnedModel, pinned_model
+from scoring.scorer import VERSION_COLUMN
+
+
+class Predictor:
+    """Scores rows given as mappings, by the same encoder and graph as tables are scored; safe from several threads."""
+
+    def __init__(
+        self, model: str | Path | PinnedModel, *, tracking_uri: str | None = None, threads: int | None = 1
+    ) -> None:
+        """Load the model, unless this process has it already; imports TensorFlow.
+
+        Args:
+            model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
+            tracking_uri: MLflow store of the URI.
+            threads: Threads for TensorFlow where this process has not imported it yet: for one row, one is quickest.
+                None leaves it its own choice.
+
+        Raises:
+            ModelNotFoundError: The URI leads to no model.
+        """
+        pinned = pinned_model(model, tracking_uri)
+        directory = ModelDirectory.open(pinned.path)
+        self.label = pinned.label
+        self._inputs = directory.inputs
+        features = directory.fitted.spec.features if directory.fitted is not None else ()
+        self._types = {one.name: _VECTOR for one in features if isinstance(one, Sparse) and one.columns == (one.name,)}
+        self._checked: pa.Schema | None = None
+        self._model: LoadedModel = load_once(pinned.path, pinned.digest, threads=threads)
+
+    def predict(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model's outputs for one row, and ``model_version``.
+
+        Args:
+            row: Raw columns by name, as they stand in a table; a sparse vector is a mapping of indices to values, None
+                is missing, and more columns than the model's do no harm.
+
+        Raises:
+            ColumnError: A column is missing, or has a value that its feature cannot take.
+        """
+        return self.predict_rows([row])[0]
+
+    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return what :meth:`predict` does for each row, with one call of the model.
+
+        Raises:
+            ColumnError: As there.
+        """
+        batch = pa.RecordBatch.from_arrays(
+            [
+                _column(name, [row.get(name, _ABSENT) for row in rows], self._types.get(name))
+                for name in self._inputs.columns
+            ],
+            names=self._inputs.columns,
+        )
+        if batch.schema != self._checked:
+            self._inputs.check(batch.schema)
+            self._checked = batch.schema
+        outputs = self._model.score_arrow(batch)
+        columns = {name: column.to_pylist() for name, column in outputs.items()}
+        return [
+            {name: values[number] for name, values in columns.items()} | {VERSION_COLUMN: self.label}
+            for number in range(len(rows))
+        ]
+
+
+_ABSENT = object()
+_VECTOR = pa.map_(pa.int64(), pa.float64())
+
+
+def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.Array:
+    if any(value is _ABSENT for value in values):
+        raise ColumnError(f"column '{name}' is missing in a row; give it, with None where its value is not known")
+    try:
+        return pa.array([list(value.items()) if isinstance(value, Mapping) else value for value in values], type_)
+    except (pa.ArrowException, TypeError) as error:
+        raise ColumnError(f"column '{name}' has values that are of no one type: {error}") from error

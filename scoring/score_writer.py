@@ -1,0 +1,110 @@
+"""The tasks that write scores to Parquet files: of rows that they read themselves, or of rows that Spark hands them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark import TaskContext
+
+from data_pipelines.file_writes import outcome
+from data_pipelines.parquet_rows import BATCH_BYTES, ParquetRows, RowGroups
+from data_pipelines.publish import WriteJob, WrittenFile
+from data_pipelines.raw_columns import ColumnError
+from scoring.counters import Tally
+from scoring.regroup import regrouped
+from scoring.scorer import VERSION_COLUMN, Scorer
+
+_ROW_GROUP_ROWS = 2**20
+
+
+@dataclass(frozen=True)
+class ScoreWriter:
+    """Scores rows and writes one file of it.
+
+    Attributes:
+        job: Where the files go.
+        keys: Columns that pass through.
+        schema: The columns of the scores.
+        scorer: Where the model is and how to call it.
+    """
+
+    job: WriteJob
+    keys: tuple[str, ...]
+    schema: pa.Schema
+    scorer: Scorer
+
+    def write(self, number: int, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
+        """Return what became of share ``number``, whose rows are ``batches``."""
+        tally = Tally()
+        return outcome(
+            lambda: self._written(number, batches, tally),
+            refusals=(ColumnError,),
+            report=tally.report,
+        )
+
+    def _written(self, number: int, batches: Iterable[pa.RecordBatch], tally: Tally) -> list[WrittenFile]:
+        with self.job.attempt(number) as attempt:
+            path = f"part-{attempt}.parquet"
+            file = self.job.attempt_file(attempt, path)
+            with file.open_write() as sink, self._parquet(sink) as parquet:
+                # A batch that is written becomes a row group, of which readers like large ones.
+                written = 0
+                for scored in regrouped(self._scored(batches, tally), _ROW_GROUP_ROWS, BATCH_BYTES):
+                    parquet.write_batch(scored)
+                    written += scored.num_rows
+            # A row of the input may become several, or none; then it counts as read.
+            rows = written if self.scorer.settings.outputs.keeps_rows else tally.rows
+            return [WrittenFile(attempt, path, rows, rows, file.size())]
+
+    def _parquet(self, sink: Any) -> pq.ParquetWriter:
+        # To look for repetitions among keys and scores takes longer than to write them. Readers are to see texts, not
+        # Arrow's own types.
+        repeated = [VERSION_COLUMN] if VERSION_COLUMN in self.schema.names else False
+        return pq.ParquetWriter(sink, self.schema, use_dictionary=repeated, store_schema=False)
+
+    def _scored(self, batches: Iterable[pa.RecordBatch], tally: Tally) -> Iterator[pa.RecordBatch]:
+        model = None
+        for rows in regrouped(batches):
+            model = model or self.scorer.load(tally)
+            # What Spark hands over has its session's time zone, and its own names for the elements of lists.
+            for scored in self.scorer.scored_parts(model, rows, tally, self.keys):
+                yield scored.cast(self.schema)
+
+
+@dataclass(frozen=True)
+class FilesTask:
+    """The body of a task that reads its share of the row groups itself.
+
+    Attributes:
+        source: The rows.
+        shares: The row groups of each task.
+        writer: Scores and writes them.
+    """
+
+    source: ParquetRows
+    shares: tuple[tuple[RowGroups, ...], ...]
+    writer: ScoreWriter
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield what became of each share that ``batches`` number."""
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                yield self.writer.write(number, self.source.batches(self.shares[number], 1))
+
+
+@dataclass(frozen=True)
+class RowsTask:
+    """The body of a task that scores the rows of its partition.
+
+    Attributes:
+        writer: Scores and writes them.
+    """
+
+    writer: ScoreWriter
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield what became of them."""
+        context = TaskContext.get()
+        yield self.writer.write(context.partitionId() if context else 0, batches)

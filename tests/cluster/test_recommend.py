@@ -1,0 +1,135 @@
+"""Recommendations on Spark: the model's own lists by every index, without what is seen or not available (R3, R6)."""
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+from data_pipelines.raw_columns import ColumnError
+from scoring.checks import ScoringError
+from scoring.loaded_model import LoadedModel
+from scoring.recommend import recommend
+from tests.unit.scoring.exported_models import export_flights, export_movies
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+pytestmark = pytest.mark.timeout(300)
+
+HAS_SCANN = importlib.util.find_spec("scann") is not None
+INDEXES = ["exact", "cells", *(["scann"] if HAS_SCANN else [])]
+MOVIES = [f"m{number}" for number in range(40)]
+ROWS = pa.table(
+    {
+        "user": ["u0", "u1", "nobody", "u0"],
+        "history": pa.array([["m1"], [], None, ["m3", "m4"]], pa.list_(pa.string())),
+        "seen": pa.array([["m1", "m2"], None, [], MOVIES[:38]], pa.list_(pa.string())),
+        "row": [0, 1, 2, 3],
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_movies(tmp_path_factory.mktemp("export") / "movies", scann=HAS_SCANN)
+
+
+@pytest.fixture(scope="module")
+def rows(spark: "SparkSession") -> "DataFrame":
+    ddl = "user string, history array<string>, seen array<string>, row bigint"
+    return spark.createDataFrame([tuple(row.values()) for row in ROWS.to_pylist()], ddl).repartition(2)
+
+
+def lists(frame: "DataFrame") -> list[list[str]]:
+    """Return the candidates of the rows in their order."""
+    found = frame.orderBy("row").collect()
+    assert [row.row for row in found] == ROWS["row"].to_pylist()
+    for row in found:
+        assert len(row.candidates) == len(row.scores) == len(set(row.candidates))
+        assert row.scores == sorted(row.scores, reverse=True)
+    return [row.candidates for row in found]
+
+
+def whole_lists(model: Path) -> list[list[str]]:
+    """Return all candidates for each row, best first, found one by one: each is then seen."""
+    model_of_one = LoadedModel(model)
+    best: list[list[str]] = []
+    for place in range(ROWS.num_rows):
+        seen = list(ROWS["seen"][place].as_py() or [])
+        found: list[str] = []
+        while len(seen) < len(MOVIES):
+            row = ROWS.slice(place, 1).set_column(2, "seen", pa.array([seen], pa.list_(pa.string())))
+            found.append(model_of_one.score_arrow(row)["candidates"][0][0].as_py())
+            seen.append(found[-1])
+        best.append(found)
+    return best
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_lists_hold_the_best_that_are_available_and_not_seen(rows: "DataFrame", movies: Path, index: str) -> None:
+    """R6: a masked candidate never appears, and lists are full where enough is left: the last user has seen 38."""
+    every = whole_lists(movies)
+    available = MOVIES[:30]
+    expected = [[movie for movie in row if movie in available and movie != "m7"][:12] for row in every]
+    assert [len(row) for row in expected] == [12, 12, 12, 0]
+    recommended = recommend(rows, movies, keys="row", k=12, index=index, available=available, unavailable=["m7"])
+    assert recommended.columns == ["row", "candidates", "scores", "model_version"]
+    found = lists(recommended)
+    if index == "exact":
+        assert found == expected
+    assert [len(row) for row in found] == [12, 12, 12, 0]
+    assert all(set(row) <= set(available) - {"m7"} for row in found)
+    assert not set(found[0]) & {"m1", "m2"}
+
+
+def test_lists_may_be_longer_and_shorter_than_the_model_was_exported_with(rows: "DataFrame", movies: Path) -> None:
+    every = whole_lists(movies)
+    assert lists(recommend(rows, movies, keys="row", k=40)) == every
+    assert lists(recommend(rows, movies, keys="row", k=3)) == [row[:3] for row in every]
+
+
+def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
+    spark: "SparkSession", rows: "DataFrame", movies: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock = spark.createDataFrame([("m1",), ("m5",), ("new",), (None,)], "movie string")
+    with caplog.at_level(logging.WARNING):
+        found = lists(recommend(rows, movies, keys="row", k=3, available=stock))
+    assert [set(row) for row in found] == [{"m5"}, {"m1", "m5"}, {"m1", "m5"}, set()]
+    assert "the model does not know 2 of 4 available candidates: ['new', None]" in caplog.text
+    assert "only 2 candidates are available: no row gets the 3 that are wanted" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k 0 cannot be met by the model's 40 candidates; use 1 to 40"),
+        ({"k": 41}, "k 41 cannot be met"),
+        ({"index": "hnsw"}, r"holds no index 'hnsw', it holds \['cells', 'exact'"),
+        ({"available": []}, "none of the model's 40 candidates is available"),
+        ({"available": ["new"]}, "none of the model's 40 candidates is available"),
+        ({"unavailable": MOVIES}, "none of the model's 40 candidates is available"),
+        ({"keys": "id"}, r"key columns \['id'\] are missing"),
+    ],
+)
+def test_what_cannot_be_recommended_is_told_before_a_task_starts(
+    rows: "DataFrame", movies: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ScoringError, match=message):
+        recommend(rows, movies, **{"keys": "row", "k": 3} | arguments)
+
+
+def test_candidates_of_another_type_or_column_are_refused(
+    spark: "SparkSession", rows: "DataFrame", movies: Path
+) -> None:
+    with pytest.raises(ScoringError, match=r"has the columns \['id'\]; name the one that holds them 'movie'"):
+        recommend(rows, movies, keys="row", k=3, unavailable=spark.range(3))
+    with pytest.raises(ColumnError, match="column 'movie'"):
+        recommend(rows, movies, keys="row", k=3, available=spark.createDataFrame([(1.5,)], "movie double"))
+
+
+def test_a_model_that_scores_is_refused(rows: "DataFrame", tmp_path: Path) -> None:
+    with pytest.raises(ScoringError, match="is no retrieval model, it has no candidates to recommend; use score"):
+        recommend(rows, export_flights(tmp_path / "flights", seed=1), keys="row", k=3)

@@ -1,0 +1,116 @@
+"""S13: models of other libraries score on every way in, like those that were trained here."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyspark.errors import PySparkException
+
+from data_pipelines.raw_columns import ColumnError
+from data_pipelines.spark_errors import task_message
+from data_pipelines.tfrecords import write_tfrecords
+from scoring.batch import score
+from scoring.files import score_files
+from scoring.inputs import Column
+from scoring.model_directory import ModelDirectoryError
+from scoring.package import package_model
+from scoring.sql import register_sql
+from scoring.tfrecord_input import score_tfrecords
+from tests.unit.scoring.other_models import (
+    NAMES,
+    boxes,
+    logistic,
+    matrix,
+    people,
+    save_logistic_onnx,
+    save_sklearn,
+    save_xgboost,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+pytestmark = pytest.mark.timeout(300)
+
+BOXES = boxes(2_000)
+
+
+@pytest.fixture(scope="module")
+def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    columns = [Column(name, "float", nulls="fail") for name in NAMES]
+    return package_model(save_logistic_onnx(folder / "boxes.onnx"), folder / "boxes", columns=columns)
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("boxes") / "boxes.parquet"
+    pq.write_table(BOXES, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def table(spark: "SparkSession", parquet: Path) -> "DataFrame":
+    frame = spark.read.parquet(str(parquet))
+    frame.createOrReplaceTempView("boxes")
+    return frame
+
+
+def test_a_table_its_files_and_sql_get_the_same_scores(
+    spark: "SparkSession", table: "DataFrame", parquet: Path, onnx_model: Path, tmp_path: Path
+) -> None:
+    scored = score_files(spark, parquet, onnx_model, tmp_path / "scores", keys="id")
+    of_files = pq.read_table(tmp_path / "scores")
+    np.testing.assert_allclose(of_files["score"], logistic(BOXES), rtol=0, atol=1e-6)
+    assert (scored.counters.threads, scored.counters.rows) == (1, 2_000)
+
+    expected = dict(zip(of_files["id"].to_pylist(), of_files["score"].to_pylist(), strict=True))
+    rows = score(table, onnx_model, keys="id").collect()
+    assert {row.id: row.score for row in rows} == expected
+    assert {row.model_version for row in rows} == {scored.model}
+
+    register_sql(spark, "box_score", onnx_model)
+    of_sql = spark.sql("SELECT id, box_score(struct(*)).score AS score FROM boxes").collect()
+    assert {row.id: row.score for row in of_sql} == expected
+
+
+def test_xgboost_scores_a_table_with_null_values(spark: "SparkSession", tmp_path: Path) -> None:
+    import xgboost
+
+    booster = save_xgboost(tmp_path / "boxes.ubj")
+    model = package_model(tmp_path / "boxes.ubj", tmp_path / "model")
+    missing = boxes(500, missing=0.3)
+    pq.write_table(missing, tmp_path / "boxes.parquet")
+    rows = score(spark.read.parquet(str(tmp_path / "boxes.parquet")), model, keys="id").orderBy("id").collect()
+    expected = booster.predict(xgboost.DMatrix(matrix(missing), feature_names=list(NAMES)))
+    assert [row.score for row in rows] == expected.tolist()
+
+
+def test_an_mlflow_model_of_other_people_scores_a_table(spark: "SparkSession", tmp_path: Path) -> None:
+    pipeline = save_sklearn(tmp_path / "model", outputs="probabilities")
+    frame = people()
+    rows = [(key, *values) for key, values in enumerate(frame.astype(object).where(frame.notna(), None).to_numpy())]
+    people_table = spark.createDataFrame(rows, "id bigint, age double, city string, visits bigint")
+    scored = score(people_table, tmp_path / "model", keys="id").orderBy("id").collect()
+    np.testing.assert_allclose([row.prediction for row in scored], pipeline.predict_proba(frame), rtol=1e-12)
+
+
+def test_columns_are_refused_before_a_task_starts_and_null_in_the_task(table: "DataFrame", onnx_model: Path) -> None:
+    with pytest.raises(ColumnError, match="column 'width' is missing"):
+        score(table.drop("width"), onnx_model, keys="id")
+    with pytest.raises(ColumnError, match="column 'width' has type string, the model takes float; cast it"):
+        score(table.selectExpr("id", "height", "depth", "'1' AS width"), onnx_model, keys="id")
+    with_null = score(table.selectExpr("id", "height", "depth", "float(NULL) AS width"), onnx_model, keys="id")
+    with pytest.raises(PySparkException) as failure:
+        with_null.collect()
+    assert "column 'width' (float) has null or NaN in" in task_message(failure.value)
+
+
+def test_records_of_a_model_of_another_library_cannot_be_told(
+    spark: "SparkSession", table: "DataFrame", onnx_model: Path, tmp_path: Path
+) -> None:
+    write_tfrecords(table, tmp_path / "records")
+    with pytest.raises(ModelDirectoryError, match="is of another library and has no fitted features"):
+        score_tfrecords(spark, tmp_path / "records", onnx_model, keys="id")

@@ -1,0 +1,166 @@
+"""ONNX files, SavedModels and Keras files: arrays by name, outputs by name, and what no column holds."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+import tf_keras
+from onnx import TensorProto, helper, save
+
+from scoring.backends.protocol import UnsupportedModelError
+from scoring.inputs import Column
+from scoring.loaded_model import LoadedModel
+from scoring.model_directory import ModelDirectory
+from scoring.package import package_model
+
+ROWS = pa.table(
+    {"x": [1.0, -2.0, 3.0], "n": [1, 2, 3], "text": ["a", "b", ""], "pair": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]}
+)
+
+
+def save_onnx(path: Path, nodes: Any, inputs: Any, outputs: Any) -> Path:
+    """Save a graph; an input or output is a name, a type and the lengths of its dimensions."""
+    graph = helper.make_graph(
+        [helper.make_node(*node) for node in nodes],
+        "graph",
+        [helper.make_tensor_value_info(*each) for each in inputs],
+        [helper.make_tensor_value_info(*each) for each in outputs],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph of inputs of several types and ranks; each output is one of them, or all but unchanged."""
+    return save_onnx(
+        tmp_path_factory.mktemp("onnx") / "m.onnx",
+        [
+            ("Neg", ["x"], ["minus"]),
+            ("Identity", ["n"], ["same"]),
+            ("Identity", ["text"], ["copy"]),
+            ("Neg", ["pair"], ["pairs"]),
+            ("Less", ["x", "zero"], ["negative"]),
+            ("Sub", ["x", "x"], ["zero"]),
+        ][::-1],
+        [
+            ("x", TensorProto.DOUBLE, ["rows", 1]),
+            ("n", TensorProto.INT64, ["rows"]),
+            ("text", TensorProto.STRING, ["rows"]),
+            ("pair", TensorProto.FLOAT, ["rows", 2]),
+        ],
+        [
+            ("minus", TensorProto.DOUBLE, ["rows", 1]),
+            ("same", TensorProto.INT64, ["rows"]),
+            ("copy", TensorProto.STRING, ["rows"]),
+            ("pairs", TensorProto.FLOAT, ["rows", 2]),
+            ("negative", TensorProto.BOOL, ["rows", 1]),
+        ],
+    )
+
+
+def test_onnx_arrays_are_columns_by_name_of_the_types_that_the_model_says(onnx_file: Path, tmp_path: Path) -> None:
+    folder = package_model(onnx_file, tmp_path / "model")
+    directory = ModelDirectory.open(folder)
+    assert [(column.name, column.type) for column in directory.description.inputs.given] == [
+        ("x", "double"),
+        ("n", "bigint"),
+        ("text", "string"),
+        ("pair", "array<float>"),
+    ]
+    columns = LoadedModel(folder).score_arrow(ROWS, batch_size=2)
+    assert {name: (str(column.type), column.to_pylist()) for name, column in columns.items()} == {
+        "minus": ("double", [-1.0, 2.0, -3.0]),
+        "same": ("int64", [1, 2, 3]),
+        "copy": ("string", ["a", "b", ""]),
+        "pairs": ("list<item: float>", [[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]),
+        "negative": ("bool", [False, True, False]),
+    }
+
+
+def test_outputs_that_are_not_wanted_are_left_out(onnx_file: Path, tmp_path: Path) -> None:
+    folder = package_model(onnx_file, tmp_path / "model", outputs={"text": "copy"})
+    assert list(LoadedModel(folder).score(ROWS)) == ["text"]
+
+
+def test_one_array_of_numbers_may_be_a_column_of_arrays(tmp_path: Path) -> None:
+    source = save_onnx(
+        tmp_path / "m.onnx",
+        [("ReduceSum", ["all"], ["sum"])],
+        [("all", TensorProto.FLOAT, ["rows", 3])],
+        [("sum", TensorProto.FLOAT, [1, 1])],
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'sum' is a tensor\(float\) of shape \[1, 1\]"):
+        package_model(source, tmp_path / "model", columns=["x"])
+    source = save_onnx(
+        tmp_path / "m.onnx",
+        [("Neg", ["all"], ["minus"])],
+        [("all", TensorProto.FLOAT, ["rows", 3])],
+        [("minus", TensorProto.FLOAT, ["rows", 3])],
+    )
+    folder = package_model(source, tmp_path / "model", columns=["x", Column("pair", "array<float>")])
+    assert LoadedModel(folder).score(ROWS)["minus"].tolist() == [[-1, -1, -2], [2, -3, -4], [-3, -5, -6]]
+
+
+def test_an_onnx_input_that_no_column_holds_is_refused(tmp_path: Path) -> None:
+    source = save_onnx(
+        tmp_path / "m.onnx",
+        [("Identity", ["image"], ["same"])],
+        [("image", TensorProto.FLOAT, ["rows", 8, 8])],
+        [("same", TensorProto.FLOAT, ["rows", 8, 8])],
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'image' is a tensor\(float\) of shape \[None, 8, 8\]; arrays of"):
+        package_model(source, tmp_path / "model")
+
+
+class Looked(tf.Module):
+    """Looks texts up in a table, whose content stands in a file; has two signatures."""
+
+    def __init__(self, file: Path) -> None:
+        file.write_text("a\nb\n")
+        initializer = tf.lookup.TextFileInitializer(
+            str(file), tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER
+        )
+        self.table = tf.lookup.StaticHashTable(initializer, -1)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
+    def place(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"place": self.table.lookup(text)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, "x")])
+    def double(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"doubled": 2 * x, "text": tf.strings.as_string(x[:, 0], precision=0)}
+
+
+def test_a_saved_model_is_called_by_the_signature_that_is_named(tmp_path: Path) -> None:
+    module = Looked(tmp_path / "words.txt")
+    signatures = {"place": module.place, "double": module.double}
+    tf.saved_model.save(module, str(tmp_path / "source"), signatures=signatures)
+    (tmp_path / "words.txt").unlink()
+    place = package_model(tmp_path / "source", tmp_path / "place", signature="place")
+    double = package_model(tmp_path / "source", tmp_path / "double", signature="double")
+    assert LoadedModel(place).score(ROWS)["place"].tolist() == [0, 1, -1]
+    doubled = LoadedModel(double).score_arrow(ROWS)
+    assert doubled["doubled"].to_pylist() == [2.0, -4.0, 6.0]
+    assert doubled["text"].to_pylist() == ["1", "-2", "3"]
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_a_keras_model_of_several_inputs_and_outputs(tmp_path: Path, ending: str) -> None:
+    x, pair = tf_keras.Input((1,), name="x"), tf_keras.Input((2,), name="pair")
+    both = tf_keras.layers.Concatenate()([x, pair])
+    outputs = [tf_keras.layers.Dense(1, name="one")(both), tf_keras.layers.Dense(2, name="two")(both)]
+    model = tf_keras.Model([x, pair], outputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model.save(tmp_path / f"m.{ending}")
+    folder = package_model(tmp_path / f"m.{ending}", tmp_path / "model")
+    arrays = [np.array(ROWS[name].to_pylist(), np.float32) for name in ("x", "pair")]
+    one, two = model(arrays)
+    scores = LoadedModel(folder).score(ROWS)
+    np.testing.assert_allclose(scores["one"], one[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(scores["two"], two, rtol=1e-6)

@@ -1,0 +1,167 @@
+"""Small models of other libraries for the tests of scoring, with rows for them."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+NAMES = ("height", "width", "depth")
+WEIGHTS = (0.5, -1.25, 2.0)
+INTERCEPT = 0.25
+LINEAR = {"coefficients": dict(zip(NAMES, WEIGHTS, strict=True)), "intercept": INTERCEPT, "link": "logit"}
+
+
+def boxes(rows: int, *, missing: float = 0.0) -> pa.Table:
+    """Return rows of three float columns with a key; some values are null, some NaN."""
+    random = np.random.default_rng(11)
+    columns: dict[str, Any] = {"id": pa.array(range(rows))}
+    for name in NAMES:
+        values = random.standard_normal(rows).astype(np.float32)
+        values[random.random(rows) < missing / 2] = np.nan
+        columns[name] = pa.array(values, mask=random.random(rows) < missing / 2)
+    return pa.table(columns)
+
+
+def matrix(table: pa.Table) -> np.ndarray:
+    """Return the rows as float32 ``[rows, 3]``, NaN for null."""
+    return np.column_stack([table[name].to_numpy() for name in NAMES]).astype(np.float32)
+
+
+def logistic(table: pa.Table) -> np.ndarray:
+    """Return what the logistic models here have to give, by the formula."""
+    return 1 / (1 + np.exp(-(matrix(table).astype(np.float64) @ np.array(WEIGHTS) + INTERCEPT)))
+
+
+def save_logistic_saved_model(folder: Path) -> Path:
+    """Save a SavedModel of the logistic model whose inputs have the columns' names."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weights = tf.Variable(WEIGHTS, dtype=tf.float32)
+    module.call = tf.function(
+        lambda height, width, depth: {
+            "score": tf.sigmoid(tf.linalg.matvec(tf.stack([height, width, depth], axis=1), module.weights) + INTERCEPT)
+        },
+        autograph=False,
+    )
+    specs = {name: tf.TensorSpec([None], tf.float32, name) for name in NAMES}
+    tf.saved_model.save(module, str(folder), signatures=module.call.get_concrete_function(**specs))
+    return folder
+
+
+def save_logistic_keras(path: Path) -> Path:
+    """Save the logistic model as a file of tf-keras that takes one array."""
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.Input((3,), name="box"), tf_keras.layers.Dense(1, "sigmoid", name="score")])
+    model.layers[0].set_weights([np.array(WEIGHTS)[:, None], np.array([INTERCEPT])])
+    with warnings.catch_warnings():
+        # tf-keras calls its own HDF5 form legacy.
+        warnings.simplefilter("ignore", UserWarning)
+        model.save(path)
+    return path
+
+
+def save_logistic_onnx(path: Path) -> Path:
+    """Save the logistic model as an ONNX file that takes one array and gives ``[rows, 1]``."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["box", "weights", "intercept"], ["linear"]),
+            helper.make_node("Sigmoid", ["linear"], ["score"]),
+        ],
+        "logistic",
+        [helper.make_tensor_value_info("box", TensorProto.FLOAT, ["rows", 3])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["rows", 1])],
+        [
+            numpy_helper.from_array(np.array(WEIGHTS, np.float32)[:, None], "weights"),
+            numpy_helper.from_array(np.array([INTERCEPT], np.float32), "intercept"),
+        ],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def save_xgboost(path: Path, *, classes: int = 2, names: bool = True) -> Any:
+    """Train a booster on rows with missing values, save it, and return it."""
+    import xgboost
+
+    table = boxes(300, missing=0.3)
+    labels = np.nan_to_num(matrix(table)) @ np.array(WEIGHTS) > 0
+    target = labels if classes == 2 else np.arange(table.num_rows) % classes
+    objective: dict[str, Any] = (
+        {"objective": "binary:logistic"} if classes == 2 else {"objective": "multi:softprob", "num_class": classes}
+    )
+    rows = xgboost.DMatrix(matrix(table), label=target, feature_names=list(NAMES) if names else None)
+    booster = xgboost.train({**objective, "max_depth": 3, "nthread": 1, "seed": 1}, rows, num_boost_round=5)
+    booster.save_model(path)
+    return booster
+
+
+def save_lightgbm(path: Path, *, classes: int = 2) -> Any:
+    """Train a booster on rows with missing values, save it, and return it."""
+    import lightgbm
+
+    table = boxes(300, missing=0.3)
+    labels = np.nan_to_num(matrix(table)) @ np.array(WEIGHTS) > 0
+    target = labels if classes == 2 else np.arange(table.num_rows) % classes
+    objective: dict[str, Any] = (
+        {"objective": "binary"} if classes == 2 else {"objective": "multiclass", "num_class": classes}
+    )
+    rows = lightgbm.Dataset(matrix(table), label=target, feature_name=list(NAMES))
+    settings = {**objective, "num_threads": 1, "verbosity": -1, "seed": 1}
+    booster = lightgbm.train(settings, rows, num_boost_round=5)
+    booster.save_model(path)
+    return booster
+
+
+def people() -> Any:
+    """Return a DataFrame of a number and a text per row, both of which may be missing."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {"age": [31.0, np.nan, 17.0, 50.0] * 5, "city": ["Bonn", "Ulm", None, "Bonn"] * 5, "visits": [1, 2, 3, 4] * 5}
+    )
+
+
+def save_sklearn(folder: Path, *, signature: bool = True, outputs: str = "classes") -> Any:
+    """Log a pipeline of scikit-learn that imputes and encodes, as MLflow does it, and return the pipeline.
+
+    Args:
+        folder: Becomes the MLflow model.
+        signature: Whether it has one.
+        outputs: What it predicts: ``classes`` or the ``probabilities`` of both.
+    """
+    import mlflow.sklearn
+    from mlflow.models import infer_signature
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    frame = people()
+    pipeline = make_pipeline(
+        make_column_transformer(
+            (SimpleImputer(), ["age", "visits"]), (OneHotEncoder(handle_unknown="ignore"), ["city"])
+        ),
+        LogisticRegression(),
+    )
+    pipeline.fit(frame, np.arange(len(frame)) % 2)
+    predict = {"classes": pipeline.predict, "probabilities": pipeline.predict_proba}[outputs]
+    with warnings.catch_warnings():
+        # MLflow says of whole numbers that they cannot be missing.
+        warnings.filterwarnings("ignore", ".*integer column", UserWarning)
+        of_frame = infer_signature(frame, predict(frame))
+    mlflow.sklearn.save_model(
+        pipeline,
+        str(folder),
+        signature=of_frame if signature else None,
+        pyfunc_predict_fn={"classes": "predict", "probabilities": "predict_proba"}[outputs],
+        pip_requirements=[],
+        skops_trusted_types=["numpy.dtype"],
+    )
+    return pipeline

@@ -1,0 +1,86 @@
+"""Rows that cannot be scored are found, named by their keys, and do not take others along."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.raw_columns import ColumnError
+from scoring.bad_rows import NullPolicy, described, faulty_rows, sound_rows
+from scoring.checks import ScoringError
+
+
+def refuse_negatives(batch: pa.RecordBatch) -> None:
+    values = batch.column("x")
+    bad = values.filter(pc.less(values, 0))
+    if len(bad):
+        raise ColumnError(f"x is {bad[0].as_py()}")
+
+
+@given(st.lists(st.integers(-3, 30), max_size=40))
+def test_all_faulty_rows_are_found_and_no_other(values: list[int]) -> None:
+    found = faulty_rows(pa.record_batch({"x": pa.array(values, pa.int64())}), refuse_negatives)
+    assert found == {row: f"x is {value}" for row, value in enumerate(values) if value < 0}
+    assert list(found) == sorted(found)
+    assert sound_rows(len(values), found).tolist() == [row for row, value in enumerate(values) if value >= 0]
+
+
+def test_one_faulty_row_costs_few_checks() -> None:
+    asked: list[int] = []
+
+    def check(batch: pa.RecordBatch) -> None:
+        asked.append(batch.num_rows)
+        refuse_negatives(batch)
+
+    values = [1] * 700 + [-1] + [1] * 323
+    assert list(faulty_rows(pa.record_batch({"x": values}), check)) == [700]
+    assert len(asked) == 2 * 10 + 1  # 1,024 rows are halved ten times
+
+
+def test_the_first_faulty_row_is_found_without_looking_for_the_others() -> None:
+    batch = pa.record_batch({"x": [1] * 5 + [-1] * 1019})
+    asked: list[int] = []
+
+    def check(rows: pa.RecordBatch) -> None:
+        asked.append(rows.num_rows)
+        refuse_negatives(rows)
+
+    assert list(faulty_rows(batch, check, first=True)) == [5]
+    assert len(asked) <= 2 * 10 + 1
+
+
+def test_the_message_has_the_keys_of_the_first_row() -> None:
+    batch = pa.record_batch({"id": ["a", "b"], "day": [1, 2]})
+    assert described(batch, ["id", "day"], {1: "x is -1"}).startswith(
+        "the row id='b', day=2 cannot be scored: x is -1;"
+    )
+    assert described(batch, [], {0: "no"}).startswith("the row that cannot be named cannot be scored")
+
+
+def test_nulls_are_filled_or_refused_column_by_column() -> None:
+    batch = pa.record_batch({"a": pa.array([1, None], pa.int32()), "b": pa.array([None, "x"]), "c": [None, 1.0]})
+    policy = NullPolicy({"a": 7, "b": "none"})
+    filled = policy.filled(batch)
+    assert filled.to_pydict() == {"a": [1, 7], "b": ["none", "x"], "c": [None, 1.0]}
+    assert filled.schema.field("a").type == pa.int32()
+    strict = NullPolicy({"b": "fail", "c": "fail", "a": 7})
+    assert strict.faults(batch) == {0: "column 'c' is null, which the null policy does not allow"}
+    assert NullPolicy({"a": "fail", "b": "fail"}).faults(batch) == {
+        0: "column 'b' is null, which the null policy does not allow",
+        1: "column 'a' is null, which the null policy does not allow",
+    }
+    assert strict.faults(batch.slice(1)) == policy.faults(batch) == {}
+
+
+def test_a_policy_that_cannot_hold_is_refused() -> None:
+    schema = pa.schema([("a", pa.int32()), ("l", pa.list_(pa.string()))])
+    NullPolicy({"a": "fail", "l": "fail"}).check(schema)
+    for values, message in (
+        ({"x": 1}, r"names 'x'; the model reads \['a', 'l'\]"),
+        ({"a": "many"}, "'many' cannot take the place of a null in column 'a' of type int32"),
+        ({"a": 0.5}, "0.5 cannot take the place of a null in column 'a'"),
+        ({"l": "x"}, "'x' cannot take the place of a null in column 'l'"),
+    ):
+        with pytest.raises(ScoringError, match=message):
+            NullPolicy(values).check(schema)  # type: ignore[arg-type]

@@ -1,0 +1,127 @@
+"""Columns that a model takes as they are: their types, and what becomes of null in them."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_pipelines.raw_columns import ColumnError
+from scoring.inputs import Column, ColumnInputs, Matrix
+
+
+def read(column: Column, values: Any, type_: pa.DataType | None = None) -> np.ndarray:
+    return column.read(pa.table({column.name: pa.array(values, type_)}))
+
+
+@pytest.mark.parametrize("type_", ["float", "double"])
+def test_a_number_that_is_missing_is_nan_or_refused_or_filled(type_: str) -> None:
+    """Pain 18: a null policy per column. NaN is missing as null is."""
+    values = [1.5, None, float("nan")]
+    np.testing.assert_array_equal(read(Column("x", type_), values), [1.5, np.nan, np.nan])
+    np.testing.assert_array_equal(read(Column("x", type_, fill=-1), values), [1.5, -1.0, -1.0])
+    with pytest.raises(ColumnError, match=r"column 'x' \(.*\) has null or NaN in 2 of 3 rows.*coalesce.*a fill"):
+        read(Column("x", type_, nulls="fail"), values)
+
+
+@pytest.mark.parametrize(
+    ("type_", "values", "fill"),
+    [("bigint", [1, None], 0), ("int", [1, None], 0), ("boolean", [True, None], False), ("string", ["a", None], "")],
+)
+def test_other_columns_refuse_null_or_fill_it(type_: str, values: list[Any], fill: Any) -> None:
+    assert read(Column("x", type_, fill=fill), values).tolist() == [values[0], fill]
+    with pytest.raises(ColumnError, match=rf"column 'x' \({type_}\) has null in 1 of 2 rows"):
+        read(Column("x", type_), values)
+
+
+def test_a_text_that_is_missing_can_pass_as_none() -> None:
+    assert read(Column("x", "string", nulls="pass"), ["a", None]).tolist() == ["a", None]
+
+
+@pytest.mark.parametrize(
+    ("type_", "given", "dtype"),
+    [
+        ("float", pa.int32(), np.float32),
+        ("float", pa.decimal128(5, 2), np.float32),
+        ("double", pa.float32(), np.float64),
+        ("double", pa.bool_(), np.float64),
+        ("bigint", pa.int8(), np.int64),
+        ("int", pa.int64(), np.int32),
+    ],
+)
+def test_narrower_and_wider_numbers_are_cast(type_: str, given: pa.DataType, dtype: Any) -> None:
+    values = read(Column("x", type_), pa.array([1, 0], pa.int8()).cast(given))
+    assert values.dtype == dtype
+    assert values.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("type_", "values"),
+    [("float", ["1.5"]), ("bigint", [1.5]), ("string", [7]), ("boolean", [1]), ("array<float>", [1.0]), ("int", [[1]])],
+)
+def test_a_column_of_another_type_is_refused_by_name(type_: str, values: list[Any]) -> None:
+    with pytest.raises(ColumnError, match=rf"column 'x' has type .*, the model takes {type_}; cast it in the query"):
+        read(Column("x", type_), values)
+
+
+def test_a_number_too_large_for_its_type_is_refused() -> None:
+    with pytest.raises(ColumnError, match="column 'x' has a value that is no int"):
+        read(Column("x", "int"), [2**40])
+
+
+def test_lists_of_one_length_become_rows() -> None:
+    column = Column("x", "array<float>")
+    assert read(column, [[1, 2], [3, None]], pa.list_(pa.int64())).tolist()[0] == [1, 2]
+    assert read(column, [[1, 2]], pa.list_(pa.float64(), 2)).tolist() == [[1, 2]]
+    assert read(Column("x", "array<float>", fill=9), [[1.0, None]]).tolist() == [[1, 9]]
+    assert read(column, [], pa.list_(pa.float32())).shape == (0, 0)
+    with pytest.raises(ColumnError, match="fewer than 2 elements in 1 of 2 rows"):
+        read(column, [[1.0, 2.0], [3.0]])
+    with pytest.raises(ColumnError, match="has null in 1 of 2 rows"):
+        read(column, [[1.0, 2.0], None])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"type": "decimal"}, "type 'decimal' is unknown"),
+        ({"type": "bigint", "nulls": "pass"}, "bigint has no value for null"),
+        ({"type": "bigint", "fill": 1.5}, "fill 1.5 is no bigint"),
+        ({"type": "float", "fill": "none"}, "fill 'none' is no float"),
+    ],
+)
+def test_a_column_that_cannot_be_says_why(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ColumnError, match=message):
+        Column("x", **values)
+
+
+def test_columns_are_gathered_into_one_array_in_their_order() -> None:
+    table = pa.table({"b": [[3.0, 4.0]], "unused": ["x"], "a": [1]})
+    inputs = ColumnInputs((Column("a", "float"), Column("b", "array<float>")), Matrix("features", "float"))
+    (part,) = inputs.parts(table, 10)
+    assert {name: (array.dtype, array.tolist()) for name, array in part.items()} == {
+        "features": (np.float32, [[1.0, 3.0, 4.0]])
+    }
+
+
+def test_parts_cover_all_rows_and_an_empty_table_has_one() -> None:
+    inputs = ColumnInputs((Column("a", "bigint"),))
+    table = pa.table({"a": range(5)})
+    assert [part["a"].tolist() for part in inputs.parts(table, 2)] == [[0, 1], [2, 3], [4]]
+    assert [part["a"].tolist() for part in inputs.parts(table.slice(0, 0), 2)] == [[]]
+
+
+def test_a_check_of_the_schema_names_what_is_missing_or_of_another_type() -> None:
+    inputs = ColumnInputs((Column("a", "bigint"), Column("b", "array<double>")))
+    inputs.check(pa.schema({"a": pa.int32(), "b": pa.list_(pa.float32()), "c": pa.date32()}))
+    with pytest.raises(ColumnError, match=r"column 'b' is missing; the table has \['a'\]"):
+        inputs.check(pa.schema({"a": pa.int32()}))
+    with pytest.raises(ColumnError, match="column 'a' has type string, the model takes bigint"):
+        inputs.check(pa.schema({"a": pa.string(), "b": pa.list_(pa.float32())}))
+
+
+def test_inputs_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ColumnError, match=r"columns \['a'\] are given twice"):
+        ColumnInputs((Column("a", "float"), Column("a", "double")))
+    with pytest.raises(ColumnError, match=r"columns \['b'\] are not what the model takes: one array of float"):
+        ColumnInputs((Column("a", "float"), Column("b", "string")), Matrix("features", "float"))

@@ -1,0 +1,204 @@
+"""A model of another library, packaged, scores as that library does, whatever computes it."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+
+from data_pipelines.raw_columns import ColumnError
+from scoring.backends.protocol import UnsupportedModelError
+from scoring.inputs import Column
+from scoring.loaded_model import LoadedModel
+from scoring.model_directory import (
+    DESCRIPTION_FILE,
+    FORMAT_VERSION,
+    ModelDescription,
+    ModelDirectory,
+    ModelDirectoryError,
+    PackagedDescription,
+)
+from scoring.model_uri import resolve
+from scoring.package import package_model
+from tests.unit.scoring.other_models import (
+    LINEAR,
+    NAMES,
+    boxes,
+    logistic,
+    save_logistic_keras,
+    save_logistic_onnx,
+    save_logistic_saved_model,
+    save_xgboost,
+)
+
+BOXES = boxes(1000)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One logistic model in the files of several libraries."""
+    folder = tmp_path_factory.mktemp("packages")
+    (folder / "linear.json").write_text(json.dumps(LINEAR))
+    return {
+        "saved_model": package_model(save_logistic_saved_model(folder / "tf"), folder / "a"),
+        "keras": package_model(save_logistic_keras(folder / "m.keras"), folder / "b", columns=NAMES),
+        "h5": package_model(save_logistic_keras(folder / "m.h5"), folder / "c", columns=NAMES),
+        "onnx": package_model(save_logistic_onnx(folder / "m.onnx"), folder / "d", columns=NAMES),
+        "linear": package_model(LINEAR, folder / "e"),
+        "linear file": package_model(folder / "linear.json", folder / "f"),
+    }
+
+
+@pytest.mark.parametrize("name", ["saved_model", "keras", "h5", "onnx", "linear", "linear file"])
+def test_one_call_scores_every_version_of_a_model_alike(packages: dict[str, Path], name: str) -> None:
+    """S13: TensorFlow, tf-keras, ONNX Runtime and NumPy."""
+    scores = LoadedModel(resolve(packages[name]).path, threads=1).score(BOXES, batch_size=300)
+    assert list(scores) == ["score"]
+    assert scores["score"].shape == (1000,)
+    np.testing.assert_allclose(scores["score"], logistic(BOXES), rtol=0, atol=1e-6)
+
+
+def test_a_table_without_rows_has_outputs_of_length_zero(packages: dict[str, Path]) -> None:
+    for path in packages.values():
+        (column,) = LoadedModel(path).score_arrow(BOXES.slice(0, 0)).values()
+        assert len(column) == 0
+
+
+def test_the_columns_of_a_package_are_checked_before_it_scores(packages: dict[str, Path]) -> None:
+    for path in packages.values():
+        with pytest.raises(ColumnError, match="column 'width' is missing"):
+            ModelDirectory.open(path).inputs.check(BOXES.drop_columns(["width"]).schema)
+
+
+def test_a_description_is_read_as_it_was_written(packages: dict[str, Path]) -> None:
+    """S4: columns with their types and policies travel with the model."""
+    description = PackagedDescription.load(packages["onnx"])
+    assert [(column.name, column.type) for column in description.inputs.given] == [(name, "float") for name in NAMES]
+    assert (description.outputs, description.backend) == ({"score": "float"}, "onnx")
+
+
+def test_columns_change_what_becomes_of_null(tmp_path: Path) -> None:
+    folder = package_model(LINEAR, tmp_path / "model", columns=[Column("width", "double", fill=1.0)])
+    table = pa.table({"height": [0.0], "width": pa.array([None], pa.float64()), "depth": [0.0]})
+    assert LoadedModel(folder).score(table)["score"] == pytest.approx(1 / (1 + np.exp(1.0)))
+
+
+def test_outputs_are_chosen_and_named(tmp_path: Path) -> None:
+    folder = package_model(LINEAR, tmp_path / "model", outputs={"probability": "score"})
+    assert list(LoadedModel(folder).score(BOXES)) == ["probability"]
+    assert ModelDirectory.open(folder).description.outputs == {"probability": "double"}
+
+
+def test_several_outputs_of_a_linear_model_are_a_list(tmp_path: Path) -> None:
+    source = {"coefficients": {"a": [1.0, 0.0], "b": [0.0, 1.0]}, "intercept": [0.0, 1.0], "link": "softmax"}
+    folder = package_model(source, tmp_path / "model")
+    scores = LoadedModel(folder).score_arrow(pa.table({"a": [1.0], "b": [2.0]}))["score"]
+    assert scores.type == pa.list_(pa.float64())
+    # Of 1 and 2 + 1.
+    assert scores.to_pylist()[0] == pytest.approx([1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))])
+
+
+@pytest.mark.parametrize(("link", "expected"), [("identity", 3.0), ("log", np.exp(3.0)), ("logit", 0.9525741268)])
+def test_links_are_those_of_generalised_linear_models(tmp_path: Path, link: str, expected: float) -> None:
+    folder = package_model({"coefficients": {"a": 2.0}, "intercept": 1.0, "link": link}, tmp_path / "model")
+    assert LoadedModel(folder).score(pa.table({"a": [1.0]}))["score"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "message"),
+    [
+        ("m.onnx", {}, ModelDirectoryError, "takes one array of 3 values per row and has no names for them; give col"),
+        ("m.onnx", {"columns": ["a"]}, ModelDirectoryError, r"takes 3 values per row, but columns names 1: \['a'\]"),
+        ("m.ubj", {"columns": ["a"]}, ModelDirectoryError, r"columns \['a'\] are no inputs of the model, which has"),
+        ("m.ubj", {"columns": ["width"] * 2}, ModelDirectoryError, "name one twice"),
+        ("m.ubj", {"outputs": {"score": "margin"}}, ModelDirectoryError, r"\['margin'\] are none of .*\['score'\]"),
+        ("m.pmml", {}, ModelDirectoryError, r"ends in '.pmml', which is no model known here; give one of \['.h5'"),
+        ("absent.onnx", {}, ModelDirectoryError, "there is no model at"),
+        ("empty", {}, ModelDirectoryError, "holds no SavedModel"),
+        ("tf", {"signature": "predict"}, UnsupportedModelError, r"has the signatures \['serving_default'\] but not 'p"),
+        ("damaged.onnx", {}, UnsupportedModelError, "ONNX Runtime .* cannot load"),
+        ("parts.onnx", {}, UnsupportedModelError, "weights stand in files of their own has to be saved as one"),
+        ("damaged.ubj", {}, UnsupportedModelError, "XGBoost .* cannot read"),
+        ("damaged.txt", {}, UnsupportedModelError, "LightGBM .* cannot read"),
+        ("damaged.keras", {}, UnsupportedModelError, "cannot be read by tf-keras"),
+        ("damaged.json", {}, UnsupportedModelError, "is no JSON"),
+        ({"coefficients": {}}, {}, UnsupportedModelError, "one coefficient per column"),
+        ({"coefficients": {"a": 1}, "bias": 2}, {}, UnsupportedModelError, "must be a JSON object of"),
+        ({"coefficients": {"a": 1}, "link": "probit"}, {}, UnsupportedModelError, "link 'probit' is unknown; use one"),
+        ({"coefficients": {"a": 1}, "intercept": [1, 2]}, {}, UnsupportedModelError, r"intercept has the shape \(2,\)"),
+        ({"coefficients": {"a": [1, 2], "b": 3}}, {}, UnsupportedModelError, "must be numbers, or lists of one number"),
+        ({"coefficients": {"a": 1}, "link": "softmax"}, {}, UnsupportedModelError, "softmax is of several outputs"),
+    ],
+)
+def test_what_cannot_be_packaged_says_why_and_leaves_nothing(
+    sources: Path, tmp_path: Path, source: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    given = source if isinstance(source, dict) else sources / source
+    with pytest.raises(error, match=message):
+        package_model(given, tmp_path / "model", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources")
+    save_logistic_saved_model(folder / "tf")
+    save_logistic_onnx(folder / "m.onnx")
+    save_xgboost(folder / "m.ubj")
+    weights = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+    onnx.save_model(onnx.load(folder / "m.onnx"), folder / "parts.onnx", **weights)
+    for ending in ("onnx", "ubj", "txt", "keras", "json"):
+        (folder / f"damaged.{ending}").write_bytes(b"{no model")
+    (folder / "m.pmml").touch()
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_a_folder_that_holds_something_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "note").touch()
+    with pytest.raises(ModelDirectoryError, match="exists already"):
+        package_model(LINEAR, tmp_path)
+
+
+def test_a_package_of_a_later_version_or_damaged_is_refused(packages: dict[str, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(packages["linear"], tmp_path / "copy"))
+    document = json.loads((copy / DESCRIPTION_FILE).read_text())
+    for change, message in (
+        ({"format_version": 3}, "format version 3"),
+        ({"inputs": {"given": [{"name": "a"}], "matrix": None}}, "is damaged .*package it again"),
+        ({"inputs": {"given": [], "matrix": None}}, "at least one column"),
+        ({"file": "gone.json"}, "lacks gone.json"),
+    ):
+        (copy / DESCRIPTION_FILE).write_text(json.dumps(document | change))
+        with pytest.raises(ModelDirectoryError, match=message):
+            ModelDirectory.open(copy)
+
+
+def test_folders_of_the_first_format_are_read_and_still_written(flights_model: Path) -> None:
+    """Models that were exported before there were packages stay readable."""
+    document = json.loads((flights_model / DESCRIPTION_FILE).read_text())
+    fields = {"task", "architecture", "features_hash", "outputs", "versions", "indexes", "format_version"}
+    assert (set(document), document["format_version"], FORMAT_VERSION) == (fields, 1, 1)
+    assert ModelDirectory.open(flights_model).description == ModelDescription(**document)
+
+
+def test_a_package_has_no_fitted_features_and_says_so(packages: dict[str, Path]) -> None:
+    with pytest.raises(ModelDirectoryError, match=r"is of another library and has no fitted features.*training\.run"):
+        _ = ModelDirectory.open(packages["onnx"]).features
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "need"),
+    [("onnx", "onnxruntime", "needs ONNX Runtime"), ("saved_model", "tensorflow", "needs TensorFlow")],
+)
+def test_a_library_that_is_missing_where_a_model_is_loaded_is_named(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, module: str, need: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
+    with pytest.raises(ModuleNotFoundError, match=rf"{need}, but .* has no module '{module}'; install mirrorspark"):
+        LoadedModel(packages[name])

@@ -1,0 +1,65 @@
+"""Plain files are told from tables whose log says which of their files count."""
+
+from pathlib import Path
+
+import pytest
+
+from scoring.checks import ScoringError
+from scoring.sources import SparkSource, find_source
+
+
+def file_at(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"PAR1")
+    return path
+
+
+def test_plain_files_are_read_by_tasks(tmp_path: Path) -> None:
+    files = [file_at(tmp_path / "day=1" / "a.parquet"), file_at(tmp_path / "deep" / "er" / "b.parquet")]
+    found = find_source(tmp_path, None)
+    assert not isinstance(found, SparkSource)
+    assert sorted(file.path.local for file in found) == sorted(files)
+
+
+@pytest.mark.parametrize(
+    "place", ["part.parquet", "day=3/part.parquet", "2024/01/31/part.parquet", "a=1/b=2/p.parquet"]
+)
+@pytest.mark.parametrize(
+    ("log", "table_format"), [("_delta_log", "delta"), (".hoodie", "hudi"), ("_spark_metadata", "parquet")]
+)
+def test_a_table_is_known_by_its_log_however_deep_its_files_are(
+    tmp_path: Path, place: str, log: str, table_format: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file_at(tmp_path / "table" / place)
+    (tmp_path / "table" / log).mkdir()
+    with caplog.at_level("WARNING", "scoring.sources"):
+        assert find_source(tmp_path / "table", None) == SparkSource(table_format, (str(tmp_path / "table"),))
+    assert f"is no folder of plain files ({log}): Spark reads it, which is slower" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["data/part.parquet", "data/0101/0110/11/part.parquet", "data/day=3/part.parquet"])
+def test_an_iceberg_table_is_known_by_its_metadata(tmp_path: Path, place: str) -> None:
+    file_at(tmp_path / "table" / place)
+    (tmp_path / "table" / "metadata").mkdir()
+    assert not isinstance(find_source(tmp_path / "table", None), SparkSource)  # a folder of that name is nothing yet
+    (tmp_path / "table" / "metadata" / "v1.metadata.json").write_text("{}")
+    assert find_source(tmp_path / "table", None) == SparkSource("iceberg", (str(tmp_path / "table"),))
+
+
+@pytest.mark.parametrize("part", ["day=3", "day=3/part.parquet", "*/*.parquet"])
+def test_a_part_of_a_table_is_refused(tmp_path: Path, part: str) -> None:
+    file_at(tmp_path / "table" / "day=3" / "part.parquet")
+    (tmp_path / "table" / "_delta_log").mkdir()
+    with pytest.raises(ScoringError, match=r"is a table whose log \(_delta_log\) says which of its files count; give"):
+        find_source(tmp_path / "table" / part, None)
+
+
+def test_what_spark_is_to_read_is_not_looked_for(tmp_path: Path) -> None:
+    assert find_source("lake.flights", "table") == SparkSource("table", ("lake.flights",))
+    assert find_source([tmp_path / "a", tmp_path / "b"], "orc") == SparkSource(
+        "orc", (str(tmp_path / "a"), str(tmp_path / "b"))
+    )
+    with pytest.raises(ScoringError, match="a table has one name, 2 are given"):
+        find_source(["one", "two"], "table")
+    with pytest.raises(FileNotFoundError):
+        find_source(tmp_path / "nothing", None)
