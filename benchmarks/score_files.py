@@ -3,7 +3,8 @@
 Every way reads the same files and writes keys and scores to Parquet files; two more show what bounds it. The model has
 an embedding of 8 numbers for each of 26 columns of ids, 13 columns of numbers, and layers of 128 and 64 units. The
 product's own ways look each id up in a vocabulary; the others have a model that takes ids as they are, and are spared
-that.
+that. The table is the one of its files, which tasks of ``score`` read past the JVM; of what Spark computes, a join say,
+rows come through it.
 """
 
 import multiprocessing
@@ -32,6 +33,7 @@ from benchmarks.train_work import in_new_process
 
 FILES = "score_files"
 TABLE = "score, and Spark's Parquet write"
+THROUGH_JVM = "the same, of rows that Spark reads"
 PREDICT_BATCH_UDF = "predict_batch_udf"
 ITERATOR_UDF = "pandas UDF with an iterator, model loaded per task"
 KERAS_UDF = "pandas UDF, model.predict for each batch"
@@ -91,6 +93,7 @@ def _sides(session: SparkSession, files: Sequence[Path], models: Models, target:
     ways: Mapping[str, Callable[[], object]] = {
         FILES: lambda: score_files(session, files, models.exported, target, keys="key"),
         TABLE: lambda: write(score(table, models.exported, keys="key")),
+        THROUGH_JVM: lambda: write(score(table, models.exported, keys="key", reader="spark")),
         PREDICT_BATCH_UDF: lambda: write(table.select("key", batch(F.array(*ids), F.array(*numbers)).alias("score"))),
         ITERATOR_UDF: lambda: with_udf(iterator_udf(models.direct, len(ids))),
         KERAS_UDF: lambda: with_udf(keras_udf(models.direct, len(ids))),

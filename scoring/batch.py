@@ -22,9 +22,9 @@ from scoring.forms import AS_COLUMNS, Form
 from scoring.inputs import Inputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
+from scoring.parquet_scan import Reader, map_rows
 from scoring.regroup import regrouped
 from scoring.scorer import OtherVersions, Scorer, Settings
-from scoring.shipping import portable
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -42,12 +42,15 @@ def score(
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
     extra_columns: Literal["ignore", "refuse"] = "ignore",
+    reader: Reader = "auto",
     counters: Counters | None = None,
 ) -> DataFrame:
     """Return the keys of every row of ``df`` with the model's outputs and the version that gave them.
 
     The URI is resolved now: an alias that moves before the rows are computed changes nothing. Only the keys and the
-    model's inputs leave the JVM; memory is bounded by Spark's Arrow batches and ``batch_size``, not by partitions.
+    model's inputs are read; memory is bounded by batches of rows and ``batch_size``, not by partitions. Where ``df`` is
+    nothing but columns of plain Parquet files, tasks read them past the JVM; the rows are then dealt to tasks by the
+    files' row groups, in their order.
 
     Args:
         df: The table, with the keys and the model's raw columns.
@@ -66,12 +69,13 @@ def score(
             ``allow`` it.
         extra_columns: What to do about columns that are neither keys nor inputs of the model. ``ignore`` leaves them in
             the JVM; ``refuse`` is for models that must not be given more than their spec lists.
+        reader: Who reads plain Parquet files, the tasks or Spark: see :data:`scoring.parquet_scan.Reader`.
         counters: Collects what the tasks say of themselves.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
-        ScoringError: A key is missing, a column would stand in the result twice, there is one too many, or the model's
-            outputs cannot take the form.
+        ScoringError: A key is missing, a column would stand in the result twice, there is one too many, the model's
+            outputs cannot take the form, or the tasks are to read what they cannot.
         ColumnError: A raw column is missing, has a type that its feature cannot take, or holds tokens of another family
             of types (boolean, integer, string) than the training rows did.
     """
@@ -80,7 +84,7 @@ def score(
     table = checked_table(df, call, extra_columns=extra_columns)
     _LOGGER.info("model %s reads the columns %s", call.pinned.label, table.columns)
     task = BatchTask(call.keys, call.scorer(df.sparkSession, counters=counters))
-    return table.mapInArrow(portable(task), scored_schema(table, call))
+    return map_rows(table, task, scored_schema(table, call), reader)
 
 
 def checked_table(

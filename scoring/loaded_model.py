@@ -79,6 +79,8 @@ class LoadedModel:
         self._backend, self._parts = _loaded(directory, threads)
         self.threads = self._backend.threads
         self._ends = {array.name: array for array in self._backend.signature.outputs}
+        # Elements per row of outputs whose shape leaves that open.
+        self._open_width = 1
         for name, labels in self.labels.items():
             self._check_labels(name, labels)
 
@@ -97,6 +99,7 @@ class LoadedModel:
         wanted = {"most_candidates": np.int32(search.most_candidates), "unavailable_ids": search.unavailable_ids}
         searching = copy.copy(self)
         searching._backend = TrainedBackend(graph, search.index, wanted)
+        searching._open_width = search.most_candidates
         return searching
 
     @cached_property
@@ -126,9 +129,9 @@ class LoadedModel:
 
     @property
     def _row_bytes(self) -> int:
-        """Bytes of a row's outputs; a text counts as a pointer, and what has no fixed length as one element."""
+        """Bytes of a row's outputs; a text counts as a pointer."""
         ends = (self._ends[name] for name in self.description.model_outputs.values())
-        return sum(_ELEMENT_BYTES[end.element] * (end.width or 1) for end in ends)
+        return sum(_ELEMENT_BYTES[end.element] * (end.width or self._open_width) for end in ends)
 
     def _check_labels(self, name: str, labels: Sequence[str]) -> None:
         width = self._ends[name].width

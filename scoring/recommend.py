@@ -1,7 +1,7 @@
 """Recommendations on Spark: for every row the best candidates of a retrieval model, of those that are available."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +13,18 @@ from pyspark.sql import DataFrame
 from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.transform import Encoder
+from scoring.bad_rows import BadRows, NullPolicy, NullRule
 from scoring.batch import BatchTask, checked_table, scored_schema
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError
+from scoring.counters import Counters
+from scoring.forms import AS_COLUMNS
 from scoring.inputs import FeatureInputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, Search
 from scoring.model_directory import ModelDescription, ModelDirectory
 from scoring.model_uri import PinnedModel
-from scoring.scorer import Settings
-from scoring.shipping import portable
+from scoring.parquet_scan import Reader, map_rows
+from scoring.scorer import OtherVersions, Settings
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,6 +46,11 @@ def recommend(
     tracking_uri: str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
+    nulls: Mapping[str, NullRule] | None = None,
+    bad_rows: BadRows = "fail",
+    other_versions: OtherVersions = "refuse",
+    reader: Reader = "auto",
+    counters: Counters | None = None,
 ) -> DataFrame:
     """Return the keys of every row of ``df`` with its ``candidates`` and their ``scores``, best first.
 
@@ -60,6 +68,11 @@ def recommend(
         tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
         batch_size: Rows per call of the model.
         with_version: Add the column ``model_version``.
+        nulls: As for :func:`scoring.batch.score`, and so are the next four.
+        bad_rows: Of a row that is marked, both lists are null.
+        other_versions: What to do on executors of another TensorFlow.
+        reader: Who reads plain Parquet files.
+        counters: Collects what the tasks say of themselves.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
@@ -67,13 +80,14 @@ def recommend(
             candidates; no candidate is available; or as :func:`scoring.batch.score` raises it.
         ColumnError: As :func:`scoring.batch.score` raises it, and for the table of candidates.
     """
-    call = ScoringCall.of(model, tracking_uri, keys, Settings(batch_size=batch_size, with_version=with_version))
+    settings = Settings(AS_COLUMNS, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
+    call = ScoringCall.of(model, tracking_uri, keys, settings)
     description = checked_index(call.directory, index)
     search = Search(index, k, unavailable_ids(call.directory.features, k, available, unavailable))
     table = checked_table(df, call)
     _LOGGER.info("index %s of %s, whose recall was %.3f", index, call.pinned.label, description.indexes[index])
-    task = RecommendTask(BatchTask(call.keys, call.scorer(df.sparkSession, search=search)))
-    return table.mapInArrow(portable(task), scored_schema(table, call))
+    task = RecommendTask(BatchTask(call.keys, call.scorer(df.sparkSession, counters=counters, search=search)))
+    return map_rows(table, task, scored_schema(table, call), reader)
 
 
 @dataclass(frozen=True)
@@ -169,5 +183,6 @@ def without_empty_places(batch: pa.RecordBatch) -> pa.RecordBatch:
     for name in ("candidates", "scores"):
         values = batch.column(name).values.filter(is_filled)
         place = batch.schema.get_field_index(name)
-        batch = batch.set_column(place, name, pa.ListArray.from_arrays(pa.array(ends), values))
+        lists = pa.ListArray.from_arrays(pa.array(ends), values, mask=batch.column(name).is_null())
+        batch = batch.set_column(place, name, lists)
     return batch

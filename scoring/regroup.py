@@ -20,6 +20,12 @@ def regrouped(
         rows: A batch is whole when it has so many, or more.
         group_bytes: Or when it takes so many.
     """
+    for group in grouped(batches, rows, group_bytes):
+        yield pa.concat_batches(group) if len(group) > 1 else group[0]
+
+
+def grouped(batches: Iterable[pa.RecordBatch], rows: int, group_bytes: int) -> Iterator[list[pa.RecordBatch]]:
+    """Yield the batches in their order, so many together as :func:`regrouped` makes one of, none of them copied."""
     waiting: list[pa.RecordBatch] = []
     waiting_rows = waiting_bytes = 0
     for batch in batches:
@@ -29,11 +35,7 @@ def regrouped(
         waiting_rows += batch.num_rows
         waiting_bytes += batch.nbytes
         if waiting_rows >= rows or waiting_bytes >= group_bytes:
-            yield _together(waiting)
+            yield waiting
             waiting, waiting_rows, waiting_bytes = [], 0, 0
     if waiting:
-        yield _together(waiting)
-
-
-def _together(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return pa.concat_batches(batches) if len(batches) > 1 else batches[0]
+        yield waiting

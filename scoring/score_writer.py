@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 from pyspark import TaskContext
 
 from data_pipelines.file_writes import outcome
-from data_pipelines.parquet_rows import BATCH_BYTES, ParquetRows, RowGroups
+from data_pipelines.parquet_rows import ParquetRows, RowGroups
 from data_pipelines.publish import WriteJob, WrittenFile
 from data_pipelines.raw_columns import ColumnError
 from scoring.counters import Tally
-from scoring.regroup import regrouped
+from scoring.regroup import grouped, regrouped
 from scoring.scorer import VERSION_COLUMN, Scorer
 
 _ROW_GROUP_ROWS = 2**20
+_ROW_GROUP_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class ScoreWriter:
             path = f"part-{attempt}.parquet"
             file = self.job.attempt_file(attempt, path)
             with file.open_write() as sink, self._parquet(sink) as parquet:
-                # A batch that is written becomes a row group, of which readers like large ones.
+                # What is written at a time becomes a row group, of which readers like large ones.
                 written = 0
-                for scored in regrouped(self._scored(batches, tally), _ROW_GROUP_ROWS, BATCH_BYTES):
-                    parquet.write_batch(scored)
+                for group in grouped(self._scored(batches, tally), _ROW_GROUP_ROWS, _ROW_GROUP_BYTES):
+                    scored = pa.Table.from_batches(group, self.schema)
+                    parquet.write_table(scored, _ROW_GROUP_ROWS)
                     written += scored.num_rows
             # A row of the input may become several, or none; then it counts as read.
             rows = written if self.scorer.settings.outputs.keeps_rows else tally.rows

@@ -5,12 +5,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from data_pipelines.raw_columns import ColumnError
 from scoring.checks import ScoringError
-from scoring.loaded_model import LoadedModel
+from scoring.counters import Counters
+from scoring.loaded_model import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
 from scoring.recommend import recommend
 from tests.unit.scoring.exported_models import export_flights, export_movies
 
@@ -133,3 +135,25 @@ def test_candidates_of_another_type_or_column_are_refused(
 def test_a_model_that_scores_is_refused(rows: "DataFrame", tmp_path: Path) -> None:
     with pytest.raises(ScoringError, match="is no retrieval model, it has no candidates to recommend; use score"):
         recommend(rows, export_flights(tmp_path / "flights", seed=1), keys="row", k=3)
+
+
+def test_a_row_that_cannot_be_served_is_marked_and_has_no_lists(
+    spark: "SparkSession", rows: "DataFrame", movies: Path
+) -> None:
+    counters = Counters(spark)
+    options = {"keys": "row", "k": 3, "nulls": {"seen": "fail"}, "bad_rows": "mark", "counters": counters}
+    found = recommend(rows, movies, **options).orderBy("row").collect()
+    assert [row.candidates is None for row in found] == [row.scores is None for row in found]
+    assert [row.candidates is None for row in found] == [False, True, False, False]
+    assert "seen" in found[1].error
+    assert [len(row.candidates) for row in found if row.candidates is not None] == [3, 3, 2]
+    assert (counters.value.rows, counters.value.bad_rows) == (4, 1)
+
+
+def test_long_lists_leave_in_parts_of_16_mb(movies: Path) -> None:
+    """S8: what a part takes follows from the number of candidates asked for, which the graph leaves open."""
+    model, batch = LoadedModel(movies), ROWS.to_batches()[0].take(pa.array([0] * 100_000))
+    for k in (1, 40):
+        searching = model.searching(Search("exact", k, np.array([], np.int64)))
+        most = max(part.num_rows for part in searching.parts(batch))
+        assert most * k * (8 + 4) <= PART_BYTES < (most + DEFAULT_BATCH_SIZE) * k * (8 + 4) or most == batch.num_rows
