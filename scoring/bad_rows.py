@@ -13,6 +13,7 @@ from scoring.checks import ScoringError
 
 ERROR_COLUMN = "error"
 FAIL: Literal["fail"] = "fail"
+_ADVICE = f"correct it, leave it out, or score with bad_rows='mark' to have the reason in the column '{ERROR_COLUMN}'"
 
 BadRows = Literal["fail", "mark"]
 """What becomes of a row that cannot be scored: the job fails and names it, or it is marked with the reason."""
@@ -105,14 +106,11 @@ def faulty_rows(
     return found
 
 
-def described(batch: pa.RecordBatch, keys: Sequence[str], faults: Mapping[int, str]) -> str:
+def described(batch: pa.RecordBatch, keys: Sequence[str], faults: Mapping[int, str], *, advice: str = _ADVICE) -> str:
     """Return what is said when a job fails for a row: its keys, what is wrong with it, and what to do."""
     row, message = next(iter(faults.items()))
     name = ", ".join(f"{key}={batch.column(key)[row].as_py()!r}" for key in keys)
-    return (
-        f"the row {name or 'that cannot be named'} cannot be scored: {message}; correct it, leave it out, or score "
-        f"with bad_rows='mark' to have the reason in the column '{ERROR_COLUMN}'"
-    )
+    return f"the row {name or 'that cannot be named'} cannot be scored: {message}; {advice}"
 
 
 def sound_rows(rows: int, faults: Mapping[int, str]) -> np.ndarray:

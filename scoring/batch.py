@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
@@ -104,9 +104,14 @@ def checked_table(
             f"the table has the columns {extra}, which the model's spec does not allow it to see; select "
             f"{list(call.columns)}"
         )
-    table = df.select(*(F.col(_quoted(name)) for name in call.columns))
+    table = df.select(*(column_named(name) for name in call.columns))
     call.check_types(_sent_schema(table.schema, call.directory.inputs))
     return table
+
+
+def column_named(name: str) -> Column:
+    """Return the column of a table with exactly this name, dots and back-quotes in it included."""
+    return F.col(f"`{name.replace('`', '``')}`")
 
 
 def scored_schema(table: DataFrame, call: ScoringCall) -> StructType:
@@ -146,7 +151,3 @@ def _sent_schema(schema: StructType, inputs: Inputs) -> pa.Schema:
                 f"column '{name}' has type {schema[name].dataType.simpleString()}, which no model can take; cast it"
             ) from error
     return pa.schema(sent)
-
-
-def _quoted(name: str) -> str:
-    return f"`{name.replace('`', '``')}`"

@@ -11,6 +11,19 @@ class ScoringError(ValueError):
     """A table, or a call, that the model cannot score; the message names the column and what to do."""
 
 
+def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
+    """Check that a table has the columns that name a row.
+
+    Raises:
+        ScoringError: One is missing, or there is none.
+    """
+    if not keys:
+        raise ScoringError("keys is empty; name the columns that identify a row, or its score belongs to no row")
+    missing = [key for key in keys if key not in names]
+    if missing:
+        raise ScoringError(f"key columns {missing} are missing; the table has {list(names)}")
+
+
 def check_columns(names: Sequence[str], keys: Sequence[str], inputs: Inputs, outputs: Sequence[str]) -> None:
     """Check that a table has the keys and the inputs, and that the scored table can have all its columns.
 
@@ -24,11 +37,7 @@ def check_columns(names: Sequence[str], keys: Sequence[str], inputs: Inputs, out
         ScoringError: A key is missing, or a column would stand in the result twice, or stands in the table twice.
         ColumnError: An input is missing.
     """
-    if not keys:
-        raise ScoringError("keys is empty; name the columns that identify a row, or its score belongs to no row")
-    missing = [key for key in keys if key not in names]
-    if missing:
-        raise ScoringError(f"key columns {missing} are missing; the table has {list(names)}")
+    check_keys(names, keys)
     result = [*keys, *outputs]
     repeated = sorted({name for name in result if result.count(name) > 1})
     if repeated:

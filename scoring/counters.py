@@ -20,10 +20,10 @@ class Tally:
     """What one task does, counted as it goes.
 
     Attributes:
-        loads: How often it loaded the model: once in the first task of a Python worker.
-        threads: Threads that the model computes with.
+        loads: How often it loaded a model: once in the first task of a Python worker.
+        threads: Most threads that a model computes with.
         rows: Rows scored.
-        bad_rows: Rows among them that could not be scored, and were marked.
+        bad_rows: Rows among them that could not be scored, and have nulls for scores.
         calls: Calls of the model.
         bytes: Bytes of the columns that were read.
         nans: Scores that are NaN.
@@ -39,12 +39,21 @@ class Tally:
 
     def __post_init__(self) -> None:
         self._functions: frozenset[str] | None = None
+        self._traces = 0
+
+    def pause(self) -> None:
+        """Count no graphs until the next model is there: those that loading it makes are not of scoring."""
+        self._traces = self._traced()
+        self._functions = None
 
     def begin(self, *, loads: int, threads: int) -> None:
-        """Count the model, which is there now; graphs are counted from here on."""
+        """Count a model, which is there now; graphs are counted from here on."""
         self.loads += loads
-        self.threads = threads
+        self.threads = max(self.threads, threads)
         self._functions = traced_functions()
+
+    def _traced(self) -> int:
+        return self._traces + (0 if self._functions is None else len(traced_functions() - self._functions))
 
     def count_call(self) -> None:
         """Count a call of the model."""
@@ -60,11 +69,11 @@ class Tally:
     def report(self) -> dict[str, Any]:
         """Return all of it as JSON values.
 
-        With the functions that TensorFlow has traced since the model was there, the process, and its largest resident
+        With the functions that TensorFlow has traced since a model was there, the process, and its largest resident
         memory so far in bytes.
         """
         return asdict(self) | {
-            "traces": 0 if self._functions is None else len(traced_functions() - self._functions),
+            "traces": self._traced(),
             "process": f"{socket.gethostname()}/{os.getpid()}",
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
@@ -86,11 +95,11 @@ class JobCounters:
     Attributes:
         tasks: How many there were.
         processes: Python workers that took part.
-        loads: Loads of the model: one for each process, unless other models crowd it out of the process's memory.
+        loads: Loads of models: one for each process and model, unless others crowd it out of the process's memory.
         traces: Graphs that TensorFlow made while it scored; none for a model of ours.
         threads: Most threads that a model computed with.
         rows: Rows scored.
-        bad_rows: Rows among them that could not be scored, and were marked.
+        bad_rows: Rows among them that could not be scored, and have nulls for scores.
         calls: Calls of the model.
         bytes: Bytes of the columns that were read.
         nans: Scores that are NaN.

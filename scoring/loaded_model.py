@@ -122,10 +122,14 @@ class LoadedModel:
 
         Of a batch as it is read, a model with thousands of outputs per row would have hundreds of megabytes to give.
         """
-        most = max(1, PART_BYTES // self._row_bytes)
-        rows = most // batch_size * batch_size or most
+        rows = self.part_rows(batch_size)
         for start in range(0, batch.num_rows, rows):
             yield batch.slice(start, rows)
+
+    def part_rows(self, batch_size: int) -> int:
+        """Return how many rows have outputs of 16 MB or less: those of whole calls, or of less than one."""
+        most = max(1, PART_BYTES // self._row_bytes)
+        return most // batch_size * batch_size or most
 
     @property
     def _row_bytes(self) -> int:

@@ -84,6 +84,20 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class ScoredRows:
+    """Scores, and the rows that they are of.
+
+    Attributes:
+        batch: The keys of the rows, and what the model says of each.
+        rows: int64 ``[rows of batch]``: the number of the row that each is of, rising; None where there is one for each
+            row.
+    """
+
+    batch: pa.RecordBatch
+    rows: np.ndarray | None
+
+
+@dataclass(frozen=True)
 class Scorer:
     """What a task needs to score a batch.
 
@@ -108,6 +122,7 @@ class Scorer:
         folder = self.model.folder()
         if self.settings.other_versions == "refuse":
             check_versions(exported_with(folder), self.model.label)
+        tally.pause()
         context = TaskContext.get()
         loaded: list[LoadedModel] = []
         model = load_once(
@@ -127,6 +142,10 @@ class Scorer:
             BadRowError: A row cannot be scored, and bad rows are not to be marked.
             ColumnError: A column has a type that its feature cannot take.
         """
+        return self.scored_rows(model, batch, tally, keys).batch
+
+    def scored_rows(self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]) -> ScoredRows:
+        """Return what :meth:`scored` returns, with the row that each score is of."""
         outputs, faults = self._outputs(model, batch, tally, keys)
         tally.add(batch, outputs, bad_rows=len(faults))
         shaped = self.settings.outputs.shaped(outputs, model.labels)
@@ -139,7 +158,7 @@ class Scorer:
             columns[ERROR_COLUMN] = _reasons(faults, shaped.rows, length)
         if self.settings.with_version:
             columns[VERSION_COLUMN] = pa.repeat(self.model.label, length)
-        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+        return ScoredRows(pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), shaped.rows)
 
     def scored_parts(
         self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]

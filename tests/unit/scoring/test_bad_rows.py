@@ -56,6 +56,7 @@ def test_the_message_has_the_keys_of_the_first_row() -> None:
         "the row id='b', day=2 cannot be scored: x is -1;"
     )
     assert described(batch, [], {0: "no"}).startswith("the row that cannot be named cannot be scored")
+    assert described(batch, ["id"], {0: "no"}, advice="mend it") == "the row id='a' cannot be scored: no; mend it"
 
 
 def test_nulls_are_filled_or_refused_column_by_column() -> None:

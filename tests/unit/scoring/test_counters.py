@@ -48,6 +48,20 @@ def test_a_graph_that_is_made_while_rows_are_scored_is_counted() -> None:
     assert tally.report()["traces"] > first
 
 
+def test_of_several_models_the_graphs_are_counted_that_scoring_makes_and_not_those_of_loading() -> None:
+    tally = Tally()
+    tally.begin(loads=1, threads=2)
+    of_scoring = tf.function(lambda x: x * 3.0)
+    of_scoring(tf.zeros([3]))
+    scored = tally.report()["traces"]
+    assert scored > 0
+    tally.pause()
+    of_loading = tf.function(lambda x: x * 5.0)
+    of_loading(tf.zeros([3]))
+    tally.begin(loads=1, threads=1)
+    assert (tally.report()["traces"], tally.loads, tally.threads) == (scored, 2, 2)
+
+
 def test_a_task_without_rows_has_traced_nothing() -> None:
     tf.function(lambda x: x + 1.0)(tf.zeros([2]))
     assert Tally().report()["traces"] == 0
