@@ -1,6 +1,6 @@
 """Small exported models for the tests of scoring, and an MLflow store that holds them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,19 +109,24 @@ BASKETS = pa.table(
 )
 
 
-def baskets_features(label: Label) -> FittedFeatures:
-    """Return features of a multi-label model of one sparse vector; tags of tokens are tea, milk and ü."""
+BASKET_TAGS = ("tea", "milk", "ü")
+
+
+def baskets_features(label: Label, tags: Iterable[str] = BASKET_TAGS) -> FittedFeatures:
+    """Return features of a multi-label model of one sparse vector; a label of tokens has ``tags``."""
     spec = FeatureSpec((Sparse("basket", size=1000, indices="products", values="counts"),), label, ("id",))
-    vocabularies = {label.name: _vocabulary("tea", "milk", "ü")} if label.classes is None else {}
+    vocabularies = {label.name: _vocabulary(*tags)} if label.classes is None else {}
     return FittedFeatures(spec, vocabularies, {})
 
 
-def export_baskets(folder: Path, label: Label = TAGS, *, heads: str = "sigmoid") -> Path:
+def export_baskets(
+    folder: Path, label: Label = TAGS, *, heads: str = "sigmoid", tags: Iterable[str] = BASKET_TAGS
+) -> Path:
     """Export an untrained multi-label model of :func:`baskets_features`."""
     from models import multi_label
     from models.serving import ScoringModule, save
 
-    fitted = baskets_features(label)
+    fitted = baskets_features(label, tags)
     settings = multi_label.Settings(embedding_dim=4, hidden_units=(8,), heads=heads)
     model = _built(multi_label, settings, fitted, seed=9)
     save(ScoringModule(multi_label, model, fitted), folder / SAVED_MODEL_FOLDER)

@@ -1,0 +1,159 @@
+"""The task that scores rows by the models of their groups: it splits batches, and puts the scores back in order."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.bad_rows import ERROR_COLUMN, BadRowError, described
+from scoring.counters import Tally
+from scoring.loaded_model import LoadedModel
+from scoring.regroup import regrouped
+from scoring.scorer import ScoredRows, Scorer
+
+Unknown = Literal["fail", "null"]
+"""What becomes of a row whose group has no model: the job fails and names it, or its scores are null."""
+
+_NO_MODEL = -1
+
+
+@dataclass(frozen=True)
+class GroupTask:
+    """The body of one Spark task of :func:`scoring.groups.score_by_group`: the model of its group scores each row.
+
+    Attributes:
+        group: Column that picks the model.
+        keys: Columns that pass through, the group among them.
+        scorers: One for each model.
+        routes: Per group the place of its model in ``scorers``.
+        added: The columns behind the keys.
+        unknown: What becomes of a row whose group is not among them.
+    """
+
+    group: str
+    keys: tuple[str, ...]
+    scorers: tuple[Scorer, ...]
+    routes: Mapping[Any, int]
+    added: pa.Schema
+    unknown: Unknown = "fail"
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in their order.
+
+        Raises:
+            BadRowError: The group of a row has no model, and such rows are not to have nulls; or the model cannot score
+                it, and bad rows are not to be marked.
+        """
+        models = _Models(self.scorers)
+        try:
+            for batch in regrouped(batches):
+                places = self._places(batch)
+                scored = self._run_by_run if _is_grouped(places) else self._mixed
+                yield from scored(batch, places, models)
+        finally:
+            # Spark may want no more rows before there are none.
+            if models.tally.rows:
+                self.scorers[0].tell(models.tally)
+
+    def _places(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Return int64 ``[rows]``: the place of each row's model in ``scorers``, -1 where there is none."""
+        column = batch.column(self.group)
+        known = pa.array(list(self.routes), column.type)
+        numbers = pc.fill_null(pc.index_in(column, value_set=known), -1).to_numpy(zero_copy_only=False)
+        # An unknown group has the number -1, which is that of the last place here.
+        places = np.array([*self.routes.values(), _NO_MODEL])[numbers]
+        strays = np.flatnonzero(places == _NO_MODEL)
+        if self.unknown == "fail" and len(strays):
+            row = int(strays[0])
+            advice = "give a model for it, leave such rows out, or score with unknown='null' to have nulls for them"
+            raise BadRowError(described(batch, self.keys, {row: self._reason(column[row])}, advice=advice))
+        return places
+
+    def _run_by_run(self, batch: pa.RecordBatch, places: np.ndarray, models: "_Models") -> Iterator[pa.RecordBatch]:
+        """Yield the scores of rows of which those of a model stand together."""
+        bounds = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
+        for start, stop in pairwise(bounds):
+            run, place = batch.slice(start, stop - start), int(places[start])
+            if place == _NO_MODEL:
+                yield self._without_model(run, models.tally)
+            else:
+                parts = self.scorers[place].scored_parts(models.loaded(place), run, models.tally, self.keys)
+                yield from map(self._in_columns, parts)
+
+    def _mixed(self, batch: pa.RecordBatch, places: np.ndarray, models: "_Models") -> Iterator[pa.RecordBatch]:
+        """Yield the scores of any rows, in parts whose outputs do not take much memory."""
+        most = models.part_rows(places)
+        for start in range(0, batch.num_rows, most):
+            part, of_part = batch.slice(start, most), places[start : start + most]
+            numbers = [np.flatnonzero(of_part == place) for place in np.unique(of_part)]
+            scored = [self._scored(part.take(pa.array(of)), int(of_part[of[0]]), models) for of in numbers]
+            yield in_order(scored, numbers)
+
+    def _scored(self, rows: pa.RecordBatch, place: int, models: "_Models") -> ScoredRows:
+        if place == _NO_MODEL:
+            return ScoredRows(self._without_model(rows, models.tally), None)
+        scored = self.scorers[place].scored_rows(models.loaded(place), rows, models.tally, self.keys)
+        return replace(scored, batch=self._in_columns(scored.batch))
+
+    def _in_columns(self, scored: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the columns in the order of the table's; models may have the same labels in another one."""
+        return scored.select([*self.keys, *self.added.names])
+
+    def _without_model(self, rows: pa.RecordBatch, tally: Tally) -> pa.RecordBatch:
+        """Return the keys of rows whose group has no model, with nulls behind them."""
+        tally.add(rows, {}, bad_rows=rows.num_rows)
+        columns = {key: rows.column(key) for key in self.keys}
+        columns |= {field.name: pa.nulls(rows.num_rows, field.type) for field in self.added}
+        if self.scorers[0].settings.bad_rows == "mark":
+            columns[ERROR_COLUMN] = pa.array([self._reason(value) for value in rows.column(self.group)], pa.string())
+        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+    def _reason(self, value: pa.Scalar) -> str:
+        return f"no model is given for {self.group}={value.as_py()!r}"
+
+
+class _Models:
+    """The models of a task, and its tally.
+
+    The cache of the process holds the models and bounds their bytes, so that the task itself must not.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer]) -> None:
+        self.tally = Tally()
+        self._scorers = scorers
+        self._loaded: WeakValueDictionary[int, LoadedModel] = WeakValueDictionary()
+
+    def loaded(self, place: int) -> LoadedModel:
+        """Return a model by its place, loaded unless the process has it."""
+        model = self._loaded.get(place)
+        if model is None:
+            model = self._scorers[place].load(self.tally)
+            self._loaded[place] = model
+        return model
+
+    def part_rows(self, places: np.ndarray) -> int:
+        """Return how many rows, of any of the models at ``places``, have outputs of 16 MB or less."""
+        known = np.unique(places[places != _NO_MODEL]).tolist()
+        return min(self.loaded(place).part_rows(self._scorers[place].settings.batch_size) for place in known)
+
+
+def _is_grouped(places: np.ndarray) -> bool:
+    """Tell whether equal places stand together."""
+    return int(np.count_nonzero(np.diff(places))) + 1 == len(np.unique(places))
+
+
+def in_order(parts: Sequence[ScoredRows], numbers: Sequence[np.ndarray]) -> pa.RecordBatch:
+    """Return the scores of rows of a batch in the order of these rows.
+
+    Args:
+        parts: Scores of different rows, with the same columns.
+        numbers: Per part int64 ``[rows]``: the numbers of its rows in the batch, rising.
+    """
+    of = [own if part.rows is None else own[part.rows] for part, own in zip(parts, numbers, strict=True)]
+    order = np.argsort(np.concatenate(of), kind="stable")
+    return pa.concat_batches([part.batch for part in parts]).take(pa.array(order))
