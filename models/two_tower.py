@@ -52,7 +52,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     import tensorflow_recommenders as tfrs
     import tf_keras
 
-    from models.layers import concatenated_inputs, dense_stack, symbolic_inputs
+    from models.layers import concatenated_inputs, symbolic_inputs
+    from models.towers import candidate_tower, query_tower
 
     candidate = fitted.spec.candidate
     probability = sampling_probability(fitted)
@@ -65,15 +66,11 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
         def __init__(self) -> None:
             super().__init__()
-            inputs = symbolic_inputs(fitted.spec.query_features)
-            joined = concatenated_inputs(fitted, fitted.spec.query_features, inputs, settings.embedding_dim)
-            hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
-            query = tf_keras.layers.Dense(settings.embedding_dim, name="query", dtype="float32")(hidden)
-            self.query_tower = tf_keras.Model(inputs, query, name="query_tower")
-            self.candidate_tower = tf_keras.layers.Embedding(
-                fitted.id_count(candidate), settings.embedding_dim, name="candidate_tower", dtype="float32"
-            )
-            self.candidate_tower.build((None,))
+            features, dim = fitted.spec.query_features, settings.embedding_dim
+            inputs = symbolic_inputs(features)
+            joined = concatenated_inputs(fitted, features, inputs, dim)
+            self.query_tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
+            self.candidate_tower = candidate_tower(fitted, dim)
             self.task = tfrs.tasks.Retrieval(temperature=settings.temperature, remove_accidental_hits=True)
             self.probability = tf.constant(probability)
             self.mean_loss = tf_keras.metrics.Mean(name="loss")

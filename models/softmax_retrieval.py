@@ -1,0 +1,99 @@
+"""Retrieval as a softmax over all candidates, which training takes over a sample of them, for any query tower.
+
+Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3.1: candidates are the
+classes of an extreme multi-class problem, and the classes' weights are what is searched when the model serves. The
+softmax is taken over a sample of the classes, which importance weights correct for.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
+from data_pipelines.fitted import FittedFeatures
+from models.layers import LogUniformSample
+from models.towers import candidate_tower
+
+
+class SoftmaxRetrieval(tf_keras.Model):
+    """Softmax over the candidates of the vocabulary, all of them or a sample.
+
+    ``query_tower`` gives the queries, ``candidate_tower`` holds the softmax's weights by id.
+    """
+
+    def __init__(self, query_tower: tf_keras.Model, fitted: FittedFeatures, negatives: int, seed: int) -> None:
+        """Put the candidates beside a query tower.
+
+        Args:
+            query_tower: Takes the query's features by name; gives float32 ``[batch, embedding_dim]``.
+            fitted: The features.
+            negatives: Candidates that a step draws for all its rows to be compared with; with so many candidates or
+                fewer each row is compared with all of them.
+            seed: Fixes what is drawn.
+        """
+        super().__init__()
+        candidate = fitted.spec.candidate
+        classes = len(fitted.vocabulary(candidate))
+        self._candidate = candidate.name
+        self.query_tower = query_tower
+        self.candidate_tower = candidate_tower(fitted, query_tower.output_shape[-1])
+        self.sample = LogUniformSample(negatives, classes, seed) if negatives < classes else None
+        self.mean_loss = tf_keras.metrics.Mean(name="loss")
+
+    def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Return the score of each row's own candidate: float32 ``[batch]``."""
+        candidates = self.candidate_tower(inputs[self._candidate])
+        return tf.reduce_sum(self.query_tower(self._known(inputs)) * candidates, axis=1)
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The metric that Keras resets at each epoch."""
+        return [self.mean_loss]
+
+    def row_losses(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
+        """Return the cross-entropy of each row, float32 ``[batch]``; sampled while training, else exact."""
+        queries = self.query_tower(self._known(inputs), training=training)
+        # A row without a candidate of the vocabulary gets some class here, and weight 0 in compute_loss.
+        own = tf.maximum(inputs[self._candidate] - FIRST_VOCABULARY_ID, 0)
+        if self.sample is None or not training:
+            weights = self.candidate_tower.embeddings[FIRST_VOCABULARY_ID:]
+            logits = tf.matmul(queries, weights, transpose_b=True)
+            return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=own, logits=logits)
+        drawn = self.sample(own)
+        mine = tf.reduce_sum(queries * self.candidate_tower(own + FIRST_VOCABULARY_ID), axis=1)
+        others = tf.matmul(queries, self.candidate_tower(drawn + FIRST_VOCABULARY_ID), transpose_b=True)
+        # Divided by how often each is drawn, their sum is on average that of all candidates but the row's own.
+        others -= self.sample.log_expected_count(drawn)
+        is_mine = tf.equal(own[:, tf.newaxis], drawn[tf.newaxis, :])
+        logits = tf.concat([mine[:, tf.newaxis], tf.where(is_mine, others.dtype.min, others)], axis=1)
+        return tf.reduce_logsumexp(logits, axis=1) - mine
+
+    def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is not used."""
+        features, _, weight = inputs
+        weight = tf.where(features[self._candidate] >= FIRST_VOCABULARY_ID, weight, 0.0)
+        loss = tf.reduce_sum(self.row_losses(features, training) * weight)
+        rows = tf.reduce_sum(weight)
+        self.mean_loss.update_state(tf.math.divide_no_nan(loss, rows), sample_weight=rows)
+        # Dividing by all replicas' rows makes the all-reduced gradient their mean.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return loss / (tf.cast(tf.shape(weight)[0], tf.float32) * replicas)
+
+    def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
+        """Update once; return the epoch's mean loss so far, over all replicas."""
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(inputs, training=True)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": self.mean_loss.result()}
+
+    def test_step(self, inputs: Any) -> dict[str, tf.Tensor]:
+        """Return the mean loss so far, over all replicas."""
+        self.compute_loss(inputs)
+        return {"loss": self.mean_loss.result()}
+
+    def _known(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Return the features that the query tower takes."""
+        return {name: features[name] for name in self.query_tower.input}
