@@ -24,7 +24,7 @@ from callbacks.credentials import without_credentials
 from callbacks.mlflow_store import store_client
 from data_pipelines.convert import EXAMPLE_FILE, library_versions
 from data_pipelines.dataset import Dataset
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, RawForm
+from data_pipelines.feature_kinds import RawForm
 from data_pipelines.manifest import FEATURES_FOLDER
 from data_pipelines.transform import RaggedIds
 from models import catalog
@@ -33,6 +33,7 @@ from scoring.model_directory import OUTPUTS, SAVED_MODEL_FOLDER, ModelDescriptio
 from training.ranks import child_process
 from training.ranks.child_process import Tail
 from training.records.atomic_file import write_atomically
+from training.results.ranking import best_candidates
 
 EVALUATED_SPLITS = ("validation", "test")
 
@@ -332,12 +333,7 @@ def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: in
 
     candidate = dataset.spec.candidate
     tokens = np.array(["", "", *dataset.features.vocabulary(candidate).tokens.to_pylist()], dtype=object)
-    scores = queries @ candidate_embeddings(model).T
-    scores[:, :FIRST_VOCABULARY_ID] = -np.inf
-    if block.excluded is not None:
-        np.put_along_axis(scores, block.excluded, -np.inf, axis=1)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    best_scores = np.take_along_axis(scores, best, axis=1)
+    best, best_scores = best_candidates(queries, candidate_embeddings(model), block.excluded, k)
     # With fewer candidates than places, the exported index says "" with the lowest number; so does this.
     is_filler = np.isneginf(best_scores)
     return {
