@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from data_pipelines.features import FeatureSpec
 from models.settings import ModelSettingsError
 
 ARCHITECTURES: Mapping[str, str] = {
+    "lstm_retrieval": "models.lstm_retrieval",
     "multi_field": "models.multi_field",
     "multi_label": "models.multi_label",
     "two_tower": "models.two_tower",
@@ -69,3 +71,14 @@ def settings(name: str, options: Mapping[str, Any]) -> Any:
                 f"model '{name}': setting {field.name} is {value!r}; it must be of type {expected.__name__}"
             )
     return kind(**values)
+
+
+def check_features(name: str, options: Mapping[str, Any], spec: FeatureSpec) -> None:
+    """Let architecture ``name`` look at the features that it is to be built for, before anything is done with them.
+
+    Raises:
+        ModelSettingsError: It cannot be built for them, as its ``check_features`` says; most take any features.
+    """
+    check = getattr(architecture(name), "check_features", None)
+    if check is not None:
+        check(settings(name, options), spec)

@@ -1,7 +1,7 @@
 """The layers that models are made of."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +81,17 @@ class FieldEmbeddings(tf_keras.layers.Layer):
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         """Return ``[batch, fields * dim]`` for int64 ``[batch]`` or ``[batch, width]`` ids by field name."""
+        return self._averaged(self._lookup_table(training), inputs)
+
+    def _lookup_table(self, training: bool | None) -> Any:
+        """Return the table as rows are looked up in it."""
+        # No gradient is taken of a prediction, so its lookup may touch the rows that it names and no others.
+        return self._table if training is False else _dense_when_small(self._table, self._rows)
+
+    def _averaged(self, table: Any, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         ids = tf.concat([tf.reshape(inputs[field.name], [-1, field.width]) for field in self._fields], axis=1)
         weights = tf.cast(tf.not_equal(ids, MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
         offsets = np.repeat([field.offset for field in self._fields], [field.width for field in self._fields])
-        # No gradient is taken of a prediction, so its lookup may touch the rows that it names and no others.
-        table = self._table if training is False else _dense_when_small(self._table, self._rows)
         embedded = tf.nn.embedding_lookup(table, ids + offsets) * weights
         # Neighbours of one id each lie side by side already: to take them apart and put them together again costs as
         # much as the layer behind them.
@@ -306,14 +312,20 @@ class CrossedIds(tf_keras.layers.Layer):
         return tf.math.floormod(tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, 15)), self._buckets)
 
 
-def symbolic_inputs(features: Sequence[Feature]) -> dict[str, Any]:
-    """Return one Keras input per feature, as its form says."""
+def symbolic_inputs(features: Sequence[Feature], any_length: Collection[str] = ()) -> dict[str, Any]:
+    """Return one Keras input per feature, as its form says.
+
+    Args:
+        features: The features.
+        any_length: Names of lists that may come padded to any length, not to their ``max_length`` alone.
+    """
     inputs = {}
     for feature in features:
         if isinstance(feature, Sparse):
             inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, sparse=True, name=feature.name)
         elif isinstance(feature, ListFeature):
-            inputs[feature.name] = tf_keras.Input((feature.max_length,), dtype=tf.int64, name=feature.name)
+            length = None if feature.name in any_length else feature.max_length
+            inputs[feature.name] = tf_keras.Input((length,), dtype=tf.int64, name=feature.name)
         else:
             dtype = tf.float32 if feature.form == "value" else tf.int64
             inputs[feature.name] = tf_keras.Input((), dtype=dtype, name=feature.name)
@@ -345,6 +357,15 @@ def concatenated_inputs(
     if fields:
         embeddings = FieldEmbeddings(fields, rows, embedding_dim, name=f"{prefix}fields")
         parts.append(embeddings({field.name: inputs[field.name] for field in fields}))
+    parts += inputs_without_ids(features, inputs, embedding_dim, prefix)
+    return concatenated(parts, f"{prefix}features")
+
+
+def inputs_without_ids(
+    features: Sequence[Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
+) -> list[tf.Tensor]:
+    """Return what is in no field: sparse vectors embedded, ``[batch, dim]``, and numbers as float32 ``[batch, 1]``."""
+    parts = []
     for feature in features:
         if isinstance(feature, Sparse):
             # TensorFlow has no product of sparse float16 rows, and to cast the table takes longer than a product.
@@ -352,5 +373,10 @@ def concatenated_inputs(
                 feature.size, embedding_dim, dtype="float32", name=f"{prefix}{feature.name}_embedding"
             )
             parts.append(embedding(inputs[feature.name]))
-    parts += [inputs[feature.name][:, tf.newaxis] for feature in features if feature.form == "value"]
-    return tf_keras.layers.Concatenate(name=f"{prefix}features")(parts) if len(parts) > 1 else parts[0]
+    numbers = [inputs[feature.name][:, tf.newaxis] for feature in features if feature.form == "value"]
+    return [*parts, *numbers]
+
+
+def concatenated(parts: Sequence[tf.Tensor], name: str = "features") -> tf.Tensor:
+    """Return ``[batch, any]`` parts side by side."""
+    return tf_keras.layers.Concatenate(name=name)(list(parts)) if len(parts) > 1 else parts[0]

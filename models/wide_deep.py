@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_pipelines.feature_kinds import Bucketed, Categorical
+from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures
 from models.settings import ModelSettingsError, check_fraction, check_positive
 
@@ -50,6 +51,12 @@ class Settings:
                 )
 
 
+def check_features(settings: Settings, spec: FeatureSpec) -> None:
+    """Raise ``ModelSettingsError`` unless every crossing names two features of one id per row."""
+    for cross in settings.crosses:
+        _crossed(cross, spec)
+
+
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model from the spec's features to one logit: float32 ``[batch, 1]``.
 
@@ -65,7 +72,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     # An embedding of width one is the weight of its id.
     wide = [concatenated_inputs(fitted, features, inputs, embedding_dim=1, prefix="wide_")]
     for cross in settings.crosses:
-        pair = [inputs[name] for name in _crossed(cross, fitted)]
+        pair = [inputs[name] for name in _crossed(cross, fitted.spec)]
         weights = tf_keras.layers.Embedding(settings.cross_buckets, 1, name=f"weights_{cross.replace('*', '_x_')}")
         wide.append(weights(CrossedIds(settings.cross_buckets)(pair)))
     deep = concatenated_inputs(fitted, features, inputs, settings.embedding_dim, prefix="deep_")
@@ -83,8 +90,8 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
     return {"score": tf.sigmoid(model(inputs, training=False)[:, 0])}
 
 
-def _crossed(cross: str, fitted: FittedFeatures) -> tuple[str, str]:
-    known = [feature.name for feature in fitted.spec if isinstance(feature, Categorical | Bucketed)]
+def _crossed(cross: str, spec: FeatureSpec) -> tuple[str, str]:
+    known = [feature.name for feature in spec if isinstance(feature, Categorical | Bucketed)]
     one, other = cross.split("*")
     for name in (one, other):
         if name not in known:

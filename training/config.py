@@ -341,8 +341,13 @@ class TrainingConfig:
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
 
-    def require_label(self, spec: FeatureSpec) -> None:
-        """Raise ``ConfigError`` unless the spec's label is what the model learns."""
+    def require_features(self, spec: FeatureSpec) -> None:
+        """Check that the model can be built for the features, and learns their label.
+
+        Raises:
+            ConfigError: It learns another kind of label, or does not go with sparse features.
+            ModelSettingsError: The architecture cannot be built for the features.
+        """
         kind = _LABEL_KINDS[self.task]
         _require(
             spec.label.kind == kind,
@@ -355,6 +360,7 @@ class TrainingConfig:
             f"baseline hist_gradient_boosting takes no sparse features, and {sparse} are; use --baseline none",
         )
         _require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
+        catalog.check_features(self.model["name"], self.model_options, spec)
 
     def require_steps(self, steps_per_epoch: int) -> None:
         """Raise ``ModelSettingsError`` unless the learning rate's schedule fits a training of so many steps."""
@@ -467,7 +473,7 @@ class RunConfig(TrainingConfig):
         for name in ("scoring_batch_size", "shards"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
         _require(bool(self.tables), f"recipe '{self.recipe}' names no tables; list each with its columns")
-        self.require_label(self.spec)
+        self.require_features(self.spec)
 
     @property
     def spec(self) -> FeatureSpec:

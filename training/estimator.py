@@ -221,7 +221,7 @@ class TrainingEstimator(
             Exception: As :func:`data_pipelines.convert.convert` and :func:`training.train.train` say.
         """
         spec, config = self.spec, self.config
-        config.require_label(spec)
+        config.require_features(spec)
         trained = train(self._converted(dataset, spec, config), config, dataset.sparkSession)
         model = TrainedModel(model_uri=trained.version_uri, tracking_uri=trained.tracking_uri, keys=list(spec.keys))
         model.trained = trained

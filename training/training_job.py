@@ -59,10 +59,11 @@ def open_job(
 
     Raises:
         ConfigError: The model does not fit the dataset's label, or there is no model to begin from, or not any more.
-        ModelSettingsError: The settings do not fit the dataset's candidates, or its number of steps.
+        ModelSettingsError: The model or its settings do not fit the dataset's features or candidates, or its number of
+            steps.
         RunUnderWayError: Another driver is at work on ``folder``, or on the day of ``config``.
     """
-    config.require_label(dataset.spec)
+    config.require_features(dataset.spec)
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
     config.require_steps(dataset.steps("train", config.global_batch_size))

@@ -1,4 +1,4 @@
-"""The two recipes that come with the installation, on their real data and with their own settings."""
+"""The recipes that come with the installation, on their real data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,3 +66,13 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
         shared = [len(set(found["candidates"][key]) & set(exact[key])) for key in exact.index]
         print(f"movielens, best 20 for {len(exact)} users: recall of {index} {np.mean(shared) / 20:.4f}")
         assert np.mean(shared) / 20 >= 0.9
+
+
+def test_movielens_is_learnt_by_an_lstm_as_well(spark: "SparkSession", tmp_path: Path, shared_data: Path) -> None:
+    """F14: ragged histories from the table to the scores, which are those of the training framework."""
+    flags = ("--model.name=lstm_retrieval", "--epochs=2")
+    finished = run(tmp_path, "--recipe=movielens", f"--data={shared_data / 'ml_latest_small'}", "--workers=2", *flags)
+    assert finished.summary["parity"]["max"] <= 1e-5
+    assert finished.summary["metrics"]["test"]["recall_at_20"] > 0
+    table = pq.read_table(finished.summary["scored_table"], columns=["candidates"]).to_pandas()
+    assert table["candidates"].map(lambda movies: len(set(movies))).eq(20).all()

@@ -14,6 +14,7 @@ from models.settings import ModelSettingsError
 def test_every_name_of_the_catalog_leads_to_a_whole_architecture() -> None:
     tasks = {name: catalog.architecture(name).TASK for name in catalog.ARCHITECTURES}
     assert tasks == {
+        "lstm_retrieval": "retrieval",
         "multi_field": "binary",
         "multi_label": "multi_label",
         "two_tower": "retrieval",
@@ -49,6 +50,9 @@ def test_settings_are_read_from_what_yaml_gives() -> None:
         ("multi_label", {"heads": "tanh"}, "setting heads is 'tanh'; use sigmoid or softmax"),
         ("multi_label", {"dropout": 1.0}, "setting dropout is 1.0"),
         ("youtube_dnn", {"negatives": 0}, "setting negatives is 0; use a whole number from 1 on"),
+        ("lstm_retrieval", {"lstm_units": 0}, "setting lstm_units is 0; use a whole number from 1 on"),
+        ("lstm_retrieval", {"lstm_units": [64]}, "setting lstm_units is .*; it must be of type int"),
+        ("lstm_retrieval", {"dropout": 1.0}, "setting dropout is 1.0"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(name: str, options: dict[str, Any], message: str) -> None:
@@ -60,7 +64,7 @@ def test_a_setting_that_cannot_work_is_named(name: str, options: dict[str, Any],
 def test_an_unknown_architecture_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
         ModelSettingsError,
-        match=r"is unknown; use one of \['multi_field', 'multi_label', 'two_tower', .*\] or the dotted",
+        match=r"is unknown; use one of \['lstm_retrieval', 'multi_field', 'multi_label', .*\] or the dotted",
     ):
         catalog.architecture(name)
 

@@ -14,7 +14,7 @@ import tf_keras
 from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
 from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from models import multi_field, multi_label, two_tower, warm_start, wide_deep, youtube_dnn
+from models import lstm_retrieval, multi_field, multi_label, two_tower, warm_start, wide_deep, youtube_dnn
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, build_optimizer
 from models.serving import RetrievalModule, ScoringModule, build_indexes, save
@@ -183,6 +183,27 @@ def test_candidates_keep_their_embeddings_and_metrics_their_zeros(
     np.testing.assert_array_equal(found, [old[0], old[1], old[4], initial[3], old[2]])
     # The vocabularies of users and of movies; of the latter only one table has rows.
     assert (taken.weights, taken.of_weights, taken.tokens, taken.of_tokens) == (6, 6, 4, 5)
+
+
+def watched(*names: str) -> FittedFeatures:
+    features = (MultiValued("watched", max_length=3, vocabulary_of="movie"), Categorical("user"), Categorical("movie"))
+    spec = FeatureSpec(features, Label("movie", kind="candidate"), ("user",))
+    return FittedFeatures(spec, {"user": vocabulary(["u", "v"]), "movie": vocabulary(list(names))}, {})
+
+
+def test_a_history_keeps_the_embeddings_of_its_tokens_and_what_reads_them(exported: Callable[..., Exported]) -> None:
+    settings = lstm_retrieval.Settings(embedding_dim=4, hidden_units=(8,), lstm_units=3)
+    earlier, before = exported(watched("a", "b", "c"), lstm_retrieval, settings)
+    now = watched("c", "d", "a")
+    model = built(lstm_retrieval, settings, now, seed=2)
+    initial, old = by_name(model)["fields/table"], before["fields/table"]
+    assert begin_from(model, now, earlier).left_out == ()
+    found = by_name(model)
+    np.testing.assert_array_equal(found["fields/table"][:5], [old[0], old[1], old[4], initial[3], old[2]])
+    read_by = [name for name in found if "lstm" in name]
+    assert len(read_by) == 3
+    for name in read_by:
+        np.testing.assert_array_equal(found[name], before[name])
 
 
 def test_a_table_of_hashed_pairs_is_taken_only_where_all_ids_mean_the_same(exported: Callable[..., Exported]) -> None:

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from data_pipelines.fitted import FittedFeatures
-from models import wide_deep
+from models import catalog, wide_deep
 from models.layers import CrossedIds
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, build_optimizer
@@ -66,5 +66,8 @@ def test_a_crossing_learns_what_neither_feature_says_alone(flight_features: Fitt
 
 @pytest.mark.parametrize("cross", ["carrier*nobody", "earlier*dest", "distance*dest"])
 def test_a_crossing_of_what_is_no_single_id_is_refused(flight_features: FittedFeatures, cross: str) -> None:
-    with pytest.raises(ModelSettingsError, match=r"is no feature of one id per row; use two of \['carrier', 'dest'\]"):
+    message = r"is no feature of one id per row; use two of \['carrier', 'dest'\]"
+    with pytest.raises(ModelSettingsError, match=message):
         wide_deep.build(wide_deep.Settings(crosses=(cross,)), flight_features, seed=1)
+    with pytest.raises(ModelSettingsError, match=message):
+        catalog.check_features("wide_deep", {"crosses": [cross]}, flight_features.spec)

@@ -185,6 +185,32 @@ def export_movies(folder: Path, *, scann: bool) -> Path:
     return _described(folder, "two_tower", fitted, "retrieval", indexes=recalls(indexes, 3, sample))
 
 
+HISTORIES = pa.table(
+    {
+        "user": pa.array([0, 1, 2, 3, 4, 5]),
+        "watched": pa.array([[], ["m3"], ["m0", "m1", "m2", "m3", "m0", "m4"], None, ["m7", None, "m2"], ["m5"] * 9]),
+    }
+)
+
+
+def export_histories(folder: Path) -> Path:
+    """Export an untrained retrieval model that reads up to six movies in their order and recommends five."""
+    from models import lstm_retrieval
+    from models.serving import build_indexes, save_retrieval
+
+    history = MultiValued("watched", max_length=6, vocabulary_of="movie")
+    spec = FeatureSpec((history, Categorical("movie")), Label("movie", kind="candidate"), ("user",))
+    fitted = FittedFeatures(spec, {"movie": _vocabulary(*(f"m{number}" for number in range(40)))}, {})
+    settings = lstm_retrieval.Settings(embedding_dim=4, hidden_units=(8,), lstm_units=5)
+    model = _built(lstm_retrieval, settings, fitted, seed=11)
+    # As drawn they are so small that a step too many would hardly be seen.
+    for tower in (model.query_tower, model.candidate_tower):
+        tower.set_weights([weight * 5 for weight in tower.get_weights()])
+    indexes = build_indexes(model, 5)
+    save_retrieval(lstm_retrieval, model, fitted, 5, indexes, folder / SAVED_MODEL_FOLDER)
+    return _described(folder, "lstm_retrieval", fitted, "retrieval", indexes={"exact": 1.0})
+
+
 def log_flights(store_uri: str, artifacts: Path, model: Path, name: str = "flights") -> Any:
     """Log an exported model to MLflow as training does, register it, and return what MLflow says of it."""
     import mlflow

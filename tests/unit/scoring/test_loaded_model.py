@@ -24,9 +24,11 @@ from scoring.model_directory import DESCRIPTION_FILE, FEATURES_FOLDER, folder_di
 from tests.unit.scoring.exported_models import (
     BASKETS,
     FLIGHTS,
+    HISTORIES,
     MEMBERS,
     ORDERS,
     export_baskets,
+    export_histories,
     export_members,
     export_movies,
     export_orders,
@@ -76,6 +78,29 @@ def test_scores_equal_the_raw_signature_with_every_kind_of_missing_value(
 def test_scores_do_not_depend_on_the_batch_size(loaded: LoadedModel, batch_size: int) -> None:
     whole = loaded.score(FLIGHTS)["score"]
     np.testing.assert_allclose(loaded.score(FLIGHTS, batch_size=batch_size)["score"], whole, rtol=0, atol=1e-6)
+
+
+def test_a_ragged_row_has_the_scores_of_the_same_row_padded(tmp_path: Path) -> None:
+    """F14: alone, beside longer ones, and padded with what is missing; of a longer list the newest count."""
+    model = LoadedModel(export_histories(tmp_path))
+    together = model.score(HISTORIES)
+    assert len(np.unique(together["scores"].round(4), axis=0)) == HISTORIES.num_rows - 1  # no list is an empty list
+    lists = HISTORIES["watched"].to_pylist()
+    tables = {
+        "alone": (HISTORIES, 1),
+        "in pairs": (HISTORIES, 2),
+        "null": (as_histories([[*(row or []), *[None] * 7] for row in lists]), 6),
+        "empty text": (as_histories([[*(row or []), *[""] * 20] for row in lists]), 6),
+        "older ones": (as_histories([*lists[:2], ["m30", "m31", *lists[2]], *lists[3:]]), 6),
+    }
+    for name, (table, batch_size) in tables.items():
+        found = model.score(table, batch_size=batch_size)
+        np.testing.assert_array_equal(found["candidates"], together["candidates"], err_msg=name)
+        np.testing.assert_allclose(found["scores"], together["scores"], rtol=0, atol=1e-6, err_msg=name)
+
+
+def as_histories(lists: list[list[str | None] | None]) -> pa.Table:
+    return pa.table({"watched": pa.array(lists, pa.list_(pa.string()))})
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(40_000, 20_000), (100_000, 100_000), (70_000, 4_096), (5, 10)])

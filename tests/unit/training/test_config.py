@@ -234,6 +234,17 @@ def test_every_recipe_that_is_installed_makes_a_configuration() -> None:
     assert tasks == {"flights": "binary", "movielens": "retrieval"}
 
 
+def test_features_that_an_architecture_cannot_be_built_for_are_refused_at_once(new_config: NewConfig) -> None:
+    with pytest.raises(ModelSettingsError, match="but 'distance' is no feature of one id per row"):
+        new_config(model={"name": "wide_deep", "crosses": ["town*distance"]})
+    # Those of this recipe are histories of movies.
+    RunConfig.from_recipe("movielens", model={"name": "lstm_retrieval"})
+    features = load_recipe("movielens")["features"]
+    features["recent_movies"] = {"kind": "multi_valued", "max_length": 50}
+    with pytest.raises(ModelSettingsError, match="no list has the ids of 'movie_id'"):
+        RunConfig.from_recipe("movielens", model={"name": "lstm_retrieval"}, features=features)
+
+
 def test_a_recipe_is_a_folder_with_a_configuration_and_a_query(recipe: Path, knobs: dict[str, Any]) -> None:
     assert load_recipe(str(recipe)) == knobs | {"recipe": str(recipe), "sql": "SELECT * FROM rides"}
 

@@ -1,0 +1,100 @@
+"""Sequential retrieval: an LSTM reads each history in its order, and a softmax over all candidates learns what follows.
+
+A history is a list of the candidate's own tokens, the oldest first, such as what a user has watched. Its rows stay
+ragged from the table to the batch, which pads them on the right; what pads them is masked, so that a row has the same
+query in every batch. All other features, and the loss, are those of :mod:`models.youtube_dnn`.
+
+Source: Hidasi et al. 2016, "Session-based Recommendations with Recurrent Neural Networks", whose recurrent layer is a
+GRU and whose loss compares with the other rows of the batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data_pipelines.feature_kinds import ListFeature
+from data_pipelines.features import FeatureSpec
+from data_pipelines.fitted import FittedFeatures
+from models import youtube_dnn
+from models.settings import ModelSettingsError, check_positive
+
+if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
+    import tensorflow as tf
+    import tf_keras
+
+TASK = "retrieval"
+
+
+@dataclass(frozen=True)
+class Settings(youtube_dnn.Settings):
+    """The architecture's knobs: those of :class:`models.youtube_dnn.Settings`, and the LSTM's.
+
+    Attributes:
+        lstm_units: Width of what the LSTM knows of a history.
+    """
+
+    lstm_units: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("lstm_units", self.lstm_units)
+
+
+def check_features(_: Settings, spec: FeatureSpec) -> None:
+    """Raise ``ModelSettingsError`` unless there is a history to read."""
+    histories(spec)
+
+
+def histories(spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the names of the lists that are read in their order: those with the candidate's vocabulary.
+
+    Raises:
+        ModelSettingsError: There is none.
+    """
+    candidate = spec.candidate.name
+    found = tuple(
+        feature.name
+        for feature in spec.query_features
+        if isinstance(feature, ListFeature) and spec.vocabulary_name(feature) == candidate
+    )
+    if not found:
+        raise ModelSettingsError(
+            f"model 'lstm_retrieval' has no history to read: no list has the ids of '{candidate}'; give a multi_valued "
+            f"or sequence feature vocabulary_of: {candidate}, or use youtube_dnn"
+        )
+    return found
+
+
+def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
+    """Return a model with ``query_tower`` and ``candidate_tower``; the former takes histories padded to any length.
+
+    Raises:
+        ModelSettingsError: There is no history to read.
+    """
+    from models.layers import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
+    from models.recurrent import LastState, OrderedEmbeddings
+    from models.softmax_retrieval import SoftmaxRetrieval
+    from models.towers import query_tower
+
+    features, dim, ordered = fitted.spec.query_features, settings.embedding_dim, histories(fitted.spec)
+    inputs = symbolic_inputs(features, any_length=ordered)
+    fields, rows = lay_out_fields(fitted, features)
+    embeddings = OrderedEmbeddings(fields, ordered, rows, dim, name="fields")
+    embedded = embeddings({field.name: inputs[field.name] for field in fields})
+    states = [
+        LastState(settings.lstm_units, name=f"{name}_lstm")([history, inputs[name]])
+        for name, history in zip(ordered, embedded[: len(ordered)], strict=True)
+    ]
+    averaged = embedded[len(ordered) :]
+    joined = concatenated([*states, *averaged, *inputs_without_ids(features, inputs, dim)])
+    tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
+    return SoftmaxRetrieval(tower, fitted, settings.negatives, seed)
+
+
+def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
+    """Return the query embeddings, float32 ``[batch, embedding_dim]``, in as many steps as the longest history has."""
+    from models.recurrent import without_common_padding
+
+    tower = model.query_tower
+    any_length = [name for name, one in tower.input.items() if one.shape.as_list() == [None, None]]
+    return tower(without_common_padding(inputs, any_length), training=False)

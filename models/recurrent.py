@@ -1,0 +1,91 @@
+"""Layers that read lists of ids in their order, whatever the lists are padded to."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from data_pipelines.feature_kinds import MISSING_ID
+from models.layers import Field, FieldEmbeddings
+
+
+class OrderedEmbeddings(FieldEmbeddings):
+    """Embeds every field in one table, as its base does, and leaves some fields in their order instead of averaging."""
+
+    def __init__(self, fields: Sequence[Field], ordered: Collection[str], rows: int, dim: int, **kwargs: Any) -> None:
+        """Lay the fields out.
+
+        Args:
+            fields: All fields of the table.
+            ordered: Names of those that keep their order.
+            rows: Rows of the table.
+            dim: Width of an embedding.
+            **kwargs: Those of a Keras layer.
+        """
+        super().__init__([field for field in fields if field.name not in ordered], rows, dim, **kwargs)
+        self._ordered = tuple(field for field in fields if field.name in ordered)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields in the table."""
+        return (*self._fields, *self._ordered)
+
+    def call(self, inputs: Mapping[str, tf.Tensor], training: bool | None = None) -> list[tf.Tensor]:
+        """Return ``[batch, any, dim]`` for each ordered field, and then the others averaged, if there are others.
+
+        Args:
+            inputs: int64 ``[batch]`` or ``[batch, width]`` ids by field name, of ordered fields ``[batch, any]``.
+            training: False looks up the rows that are named and no others.
+        """
+        table = self._lookup_table(training)
+        embedded = [self._in_order(table, inputs[field.name], field.offset) for field in self._ordered]
+        return [*embedded, self._averaged(table, inputs)] if self._fields else embedded
+
+    def _in_order(self, table: Any, ids: tf.Tensor, offset: int) -> tf.Tensor:
+        """Return each id's embedding, and zeros for padding, so that it gets no gradient."""
+        weights = tf.cast(tf.not_equal(ids, MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
+        return tf.nn.embedding_lookup(table, ids + offset) * weights
+
+
+class LastState(tf_keras.layers.Layer):
+    """What an LSTM knows at the end of a list: ``[batch, units]``, zeros for an empty list.
+
+    What pads a list on its right is masked, so the state does not depend on how much of it there is. Source: Hochreiter
+    and Schmidhuber 1997, "Long Short-Term Memory"; the layer is Keras's, which on GPUs calls cuDNN's kernel.
+    """
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._lstm = tf_keras.layers.LSTM(units, name="lstm")
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return the state after the last id of each list.
+
+        Args:
+            inputs: Embeddings ``[batch, any, dim]``, and the int64 ids ``[batch, any]`` that they belong to, padded
+                with 0 on the right.
+        """
+        embedded, ids = inputs
+        is_id = tf.not_equal(ids, MISSING_ID)
+        # cuDNN takes masks that are true from the left on, and no list without a step: for a batch with an empty one,
+        # as padding rows have, Keras would use its own loop. So that makes a step, too, whose state is not used.
+        steps = tf.concat([tf.ones_like(is_id[:, :1]), is_id[:, 1:]], axis=1)
+        state = self._lstm(embedded, mask=steps)
+        return tf.where(tf.reduce_any(is_id, axis=1, keepdims=True), state, tf.zeros_like(state))
+
+
+def without_common_padding(inputs: Mapping[str, Any], lists: Iterable[str]) -> dict[str, Any]:
+    """Return ``inputs`` with the named lists cut where the longest of the batch ends: so many steps are made, no more.
+
+    Args:
+        inputs: Tensors by name.
+        lists: Names of int64 ``[batch, any]``, padded with 0 on the right. At least one column of them stays.
+    """
+    return {**inputs, **{name: _cut(inputs[name]) for name in lists}}
+
+
+def _cut(ids: tf.Tensor) -> tf.Tensor:
+    is_used = tf.reduce_any(tf.not_equal(ids, MISSING_ID), axis=0)
+    ends = tf.where(is_used, tf.range(1, tf.shape(ids)[1] + 1), 1)
+    return ids[:, : tf.reduce_max(ends)]
