@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,13 +42,13 @@ class ParquetRows:
         schema: The columns to read; those of partition folders are among them.
         groups: Every row group, in the order of the files.
         group_bytes: The uncompressed size of each row group.
-        rows: Rows in all of them.
+        group_rows: The rows of each row group.
     """
 
     schema: pa.Schema
     groups: tuple[RowGroups, ...]
     group_bytes: tuple[int, ...]
-    rows: int
+    group_rows: tuple[int, ...]
 
     @classmethod
     def of(
@@ -89,8 +90,13 @@ class ParquetRows:
                 for number in range(len(footer.group_bytes))
             ),
             group_bytes=tuple(size for footer in footers for size in footer.group_bytes),
-            rows=sum(footer.rows for footer in footers),
+            group_rows=tuple(rows for footer in footers for rows in footer.group_rows),
         )
+
+    @property
+    def rows(self) -> int:
+        """Rows in all of them."""
+        return sum(self.group_rows)
 
     def dealt(self, slots: int) -> tuple[tuple[RowGroups, ...], ...]:
         """Return a share of the row groups for each task, neighbours together, about equal in bytes.
@@ -98,20 +104,25 @@ class ParquetRows:
         Args:
             slots: Tasks that run at the same time; there is a multiple of them where the files have the row groups.
         """
+        return self.shares(self.groups_per_task(slots))
+
+    def groups_per_task(self, slots: int) -> tuple[int, ...]:
+        """Return how many of the row groups, in their order, :meth:`dealt` gives to each task."""
         total = sum(self.group_bytes)
         tasks = slots * -(-total // (slots * _TASK_BYTES)) if total else 1
-        shares: list[list[RowGroups]] = [[] for _ in range(min(tasks, max(1, len(self.groups))))]
+        counts = [0] * min(tasks, max(1, len(self.groups)))
         before = 0
-        for group, size in zip(self.groups, self.group_bytes, strict=True):
+        for size in self.group_bytes:
             # By the group's middle, so that one of many bytes goes where most of them would.
             middle = before + size / 2
-            share = shares[min(len(shares) - 1, int(middle * len(shares) / total))] if total else shares[0]
-            if share and share[-1].file == group.file and share[-1].stop == group.first:
-                share[-1] = RowGroups(group.file, share[-1].first, group.stop)
-            else:
-                share.append(group)
+            counts[min(len(counts) - 1, int(middle * len(counts) / total)) if total else 0] += 1
             before += size
-        return tuple(tuple(share) for share in shares if share)
+        return tuple(count for count in counts if count)
+
+    def shares(self, groups_per_task: Iterable[int]) -> tuple[tuple[RowGroups, ...], ...]:
+        """Return the row groups of each task, of which one has so many and the next so many."""
+        groups = iter(self.groups)
+        return tuple(_joined(islice(groups, count)) for count in groups_per_task)
 
     def batches(self, share: Sequence[RowGroups], multiple: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one share, a multiple of ``multiple`` at a time except where row groups end.
@@ -145,6 +156,17 @@ class ParquetRows:
                     ],
                     schema=self.schema,
                 )
+
+
+def _joined(groups: Iterable[RowGroups]) -> tuple[RowGroups, ...]:
+    """Return the same row groups, those of one file that follow each other as one."""
+    joined: list[RowGroups] = []
+    for group in groups:
+        if joined and joined[-1].file == group.file and joined[-1].stop == group.first:
+            joined[-1] = RowGroups(group.file, joined[-1].first, group.stop)
+        else:
+            joined.append(group)
+    return tuple(joined)
 
 
 def _rows_at_a_time(footer: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> int:
@@ -185,7 +207,7 @@ def parquet_schema(files: Sequence[DataFile]) -> pa.Schema:
 @dataclass(frozen=True)
 class _Footer:
     schema: pa.Schema
-    rows: int
+    group_rows: tuple[int, ...]
     group_bytes: tuple[int, ...]
 
 
@@ -194,7 +216,7 @@ def _footer(file: DataFile) -> _Footer:
         with file.path.open_read() as source:
             parquet = _opened(source)
             found = parquet.metadata
-            sizes = tuple(found.row_group(number).total_byte_size for number in range(found.num_row_groups))
+            groups = [found.row_group(number) for number in range(found.num_row_groups)]
             # Without the notes of pandas and Spark, which need not agree.
             moments = _moments_of_spark(parquet.schema)
             fields = [
@@ -205,7 +227,11 @@ def _footer(file: DataFile) -> _Footer:
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ParquetError(f"{file.path} has the columns {repeated} twice; leave it out, or rename them")
-            return _Footer(pa.schema(fields), found.num_rows, sizes)
+            return _Footer(
+                pa.schema(fields),
+                group_rows=tuple(group.num_rows for group in groups),
+                group_bytes=tuple(group.total_byte_size for group in groups),
+            )
     except pa.ArrowInvalid as error:
         raise ParquetError(f"{file.path} is not a Parquet file: {error}; leave it out") from error
 

@@ -6,7 +6,7 @@ than the model. Here, where the rows are in plain Parquet files, Spark only deal
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +28,8 @@ from scoring.counters import JobCounters
 from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
+from scoring.planner import DEFAULT_TASK_SECONDS, Plan, check_task_seconds, may_take_longer, plan_tasks
+from scoring.probe import Speed, speed_of
 from scoring.score_writer import FilesTask, RowsTask, ScoreWriter
 from scoring.scorer import OtherVersions, Settings
 from scoring.shipping import portable
@@ -48,6 +50,7 @@ class ScoredFiles:
         rows: Rows scored, as many as there were.
         bytes: Size of the files.
         counters: What the tasks did.
+        predicted_task_seconds: What the longest task was predicted to take, where that was worth a measurement.
     """
 
     output: str
@@ -56,6 +59,7 @@ class ScoredFiles:
     rows: int
     bytes: int
     counters: JobCounters
+    predicted_task_seconds: float | None = None
 
 
 def score_files(
@@ -74,6 +78,7 @@ def score_files(
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
+    task_seconds: float = DEFAULT_TASK_SECONDS,
 ) -> ScoredFiles:
     """Write the keys of every row of some files with the model's outputs and the version that gave them, as Parquet.
 
@@ -98,19 +103,23 @@ def score_files(
         nulls: As there.
         bad_rows: As there.
         other_versions: As there.
+        task_seconds: What a task may take, in seconds: what is lost with a machine that is taken away. Where a task
+            might take longer, how fast the model scores is measured first, and the files are dealt to more tasks if
+            need be. Of what Spark reads the tasks are as Spark makes them.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
         FileNotFoundError: There are no Parquet files.
         ParquetError: A file is not Parquet, or has other columns than the first.
         ScoringError: A key is missing, a column would stand in the result twice, the model's outputs cannot take the
-            form, some of the files are those of a table that only Spark can read, Spark cannot, or ``output`` holds
-            some of them.
+            form, ``task_seconds`` is not above 0, some of the files are those of a table that only Spark can read,
+            Spark cannot, or ``output`` holds some of them.
         ColumnError: A raw column is missing, or has a type or a value that its feature cannot take.
         TargetExistsError: The mode is ``error``, and there is data at ``output``.
         WriteError: A task failed; the message says why. Nothing of the scores is visible.
         OSError: The scores were written whole and cannot be published; the message says what is visible.
     """
+    check_task_seconds(task_seconds)
     settings = Settings(outputs, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
     save_mode = _save_mode(mode)
     call = ScoringCall.of(model, tracking_uri, keys, settings)
@@ -119,15 +128,40 @@ def score_files(
     if isinstance(source, SparkSource):
         rows = _read_by_spark(spark, source, target, call)
     else:
-        rows = _read_by_tasks(spark, source, target, call)
+        rows = _read_by_tasks(spark, source, target, call, task_seconds)
     scorer = call.scorer(spark)
     job = WriteJob.begin(target, save_mode)
     writer = ScoreWriter(job, call.keys, pa.schema([*rows.keys, *call.added]), scorer)
-    result = write_files(rows.partitions, job, portable(rows.task(writer)), rows.count, refusal=ColumnError)
-    counters = JobCounters.of(result.reports)
+    try:
+        tasks = rows.tasks(writer)
+    except BaseException:
+        job.abort()
+        raise
+    result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=ColumnError)
+    told = JobCounters.of(result.reports)
+    counters = replace(told, loads=told.loads + tasks.loads)
     label = call.pinned.label
     _LOGGER.info("%s scored %d rows of %s: %s", label, result.rows, paths, counters)
-    return ScoredFiles(str(job.target), label, result.files, result.rows, result.bytes, counters)
+    return ScoredFiles(
+        str(job.target), label, result.files, result.rows, result.bytes, counters, tasks.predicted_seconds
+    )
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """Tasks that score rows, before they are started.
+
+    Attributes:
+        partitions: Has a partition for each.
+        body: Hands its rows to a writer.
+        predicted_seconds: What the longest is to take, where that was worth a measurement.
+        loads: How often the model was loaded for the measurement.
+    """
+
+    partitions: DataFrame
+    body: FilesTask | RowsTask
+    predicted_seconds: float | None = None
+    loads: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,29 +170,61 @@ class _Rows:
 
     Attributes:
         keys: The key columns as they are read.
-        partitions: Has a partition for each task.
-        task: Returns the body of the tasks, which hands rows to a writer.
+        tasks: Returns the tasks, which hand rows to a writer; may run some to measure how fast that goes.
         count: Returns how many rows there are.
     """
 
     keys: pa.Schema
-    partitions: DataFrame
-    task: Callable[[ScoreWriter], FilesTask | RowsTask]
+    tasks: Callable[[ScoreWriter], _Tasks]
     count: Callable[[], int]
 
 
-def _read_by_tasks(spark: SparkSession, files: Sequence[DataFile], target: StoragePath, call: ScoringCall) -> _Rows:
+def _read_by_tasks(
+    spark: SparkSession, files: Sequence[DataFile], target: StoragePath, call: ScoringCall, task_seconds: float
+) -> _Rows:
     """Check the files, and deal them to tasks that read them."""
     _refuse_own_input([file.path for file in files], target)
     found = parquet_schema(files)
     call.check_names(found.names)
     call.check_types(found)
     source = ParquetRows.of_files(files, call.columns)
-    # Files without a row have no row groups; one file of scores tells their columns.
-    shares = source.dealt(spark.sparkContext.defaultParallelism) or ((),)
-    one_row_each = spark.range(0, len(shares), 1, len(shares))
     keys = pa.schema([source.schema.field(name) for name in call.keys])
-    return _Rows(keys, one_row_each, lambda writer: FilesTask(source, shares, writer), lambda: source.rows)
+    return _Rows(keys, lambda writer: _file_tasks(spark, source, writer, task_seconds), lambda: source.rows)
+
+
+def _file_tasks(spark: SparkSession, source: ParquetRows, writer: ScoreWriter, task_seconds: float) -> _Tasks:
+    """Deal the files to tasks; where one might take too long, measure first how fast the model scores."""
+    slots = spark.sparkContext.defaultParallelism
+    groups, loads = source.groups_per_task(slots), 0
+    predicted_seconds: float | None = None
+    if may_take_longer(source.group_rows, groups, task_seconds):
+        speed = speed_of(spark, source, writer)
+        if speed is not None:
+            plan = plan_tasks(source.group_rows, groups, speed.rows_per_second, slots, task_seconds)
+            _log_plan(plan, speed, task_seconds)
+            groups, predicted_seconds, loads = plan.groups_per_task, plan.longest_seconds, speed.loads
+    # Files without a row have no row groups; one file of scores tells their columns.
+    shares = source.shares(groups) or ((),)
+    one_row_each = spark.range(0, len(shares), 1, len(shares))
+    return _Tasks(one_row_each, FilesTask(source, shares, writer), predicted_seconds, loads)
+
+
+def _log_plan(plan: Plan, speed: Speed, task_seconds: float) -> None:
+    _LOGGER.info(
+        "%d tasks, the longest of some %.1f s: a core scores %.0f rows a second",
+        plan.tasks,
+        plan.longest_seconds,
+        speed.rows_per_second,
+    )
+    if plan.has_large_groups:
+        _LOGGER.warning(
+            "a row group of %d rows takes a task %.0f s, above task_seconds %g, and no task reads a part of one; write "
+            "the files with row groups of at most %d rows",
+            plan.largest_group_rows,
+            plan.largest_group_rows / speed.rows_per_second,
+            task_seconds,
+            max(1, plan.fitting_group_rows),
+        )
 
 
 def _read_by_spark(spark: SparkSession, source: SparkSource, target: StoragePath, call: ScoringCall) -> _Rows:
@@ -171,7 +237,7 @@ def _read_by_spark(spark: SparkSession, source: SparkSource, target: StoragePath
         # Spark would start no task, and one file of scores tells their columns.
         table = spark.createDataFrame(spark.sparkContext.parallelize([], 1), table.schema)
     keys = to_arrow_schema(StructType([table.schema[name] for name in call.keys]), timezone="UTC")
-    return _Rows(keys, table, RowsTask, table.count)
+    return _Rows(keys, lambda writer: _Tasks(table, RowsTask(writer)), table.count)
 
 
 def _save_mode(mode: str) -> SaveMode:

@@ -21,6 +21,7 @@ from scoring.checks import ScoringError
 from scoring.files import ScoredFiles, score_files
 from scoring.forms import form_named
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
+from scoring.planner import DEFAULT_TASK_SECONDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             nulls=dict(_null_rule(rule) for rule in options.null),
             bad_rows=options.bad_rows,
             other_versions=options.other_versions,
+            task_seconds=options.task_seconds,
         )
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -110,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where an executor's TensorFlow is not the model's: refuse to score, or allow it",
     )
     parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="rows per call of the model")
+    parser.add_argument(
+        "--task-seconds",
+        type=float,
+        default=DEFAULT_TASK_SECONDS,
+        help="what a task may take, in seconds: what is lost with a machine that is taken away",
+    )
     parser.add_argument("--tracking-uri", help="MLflow store of the model; by default the one that MLflow is set to")
     parser.add_argument("--master", help="Spark master; by default what spark-submit or the environment says")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -139,6 +147,8 @@ def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
         f"Python workers of at most {counters.peak_memory_bytes / 1e6:,.0f} MB, which loaded the model "
         f"{counters.loads} times"
     )
+    if scored.predicted_task_seconds is not None:
+        print(f"the longest task was to take {scored.predicted_task_seconds:,.1f} s")
     if counters.bad_rows:
         print(f"{counters.bad_rows:,} rows could not be scored; the column '{ERROR_COLUMN}' says why")
     if counters.nans:

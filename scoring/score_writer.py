@@ -13,6 +13,7 @@ from data_pipelines.parquet_rows import ParquetRows, RowGroups
 from data_pipelines.publish import WriteJob, WrittenFile
 from data_pipelines.raw_columns import ColumnError
 from scoring.counters import Tally
+from scoring.loaded_model import LoadedModel
 from scoring.regroup import grouped, regrouped
 from scoring.scorer import VERSION_COLUMN, Scorer
 
@@ -45,11 +46,24 @@ class ScoreWriter:
             report=tally.report,
         )
 
+    def parquet(self, sink: Any) -> pq.ParquetWriter:
+        """Return what writes scores into ``sink``."""
+        # To look for repetitions among keys and scores takes longer than to write them. Readers are to see texts, not
+        # Arrow's own types.
+        repeated = [VERSION_COLUMN] if VERSION_COLUMN in self.schema.names else False
+        return pq.ParquetWriter(sink, self.schema, use_dictionary=repeated, store_schema=False)
+
+    def scored(self, model: LoadedModel, rows: pa.RecordBatch, tally: Tally) -> Iterator[pa.RecordBatch]:
+        """Yield the scores of ``rows`` as they are written."""
+        # What Spark hands over has its session's time zone, and its own names for the elements of lists.
+        for scored in self.scorer.scored_parts(model, rows, tally, self.keys):
+            yield scored.cast(self.schema)
+
     def _written(self, number: int, batches: Iterable[pa.RecordBatch], tally: Tally) -> list[WrittenFile]:
         with self.job.attempt(number) as attempt:
             path = f"part-{attempt}.parquet"
             file = self.job.attempt_file(attempt, path)
-            with file.open_write() as sink, self._parquet(sink) as parquet:
+            with file.open_write() as sink, self.parquet(sink) as parquet:
                 # What is written at a time becomes a row group, of which readers like large ones.
                 written = 0
                 for group in grouped(self._scored(batches, tally), _ROW_GROUP_ROWS, _ROW_GROUP_BYTES):
@@ -60,19 +74,11 @@ class ScoreWriter:
             rows = written if self.scorer.settings.outputs.keeps_rows else tally.rows
             return [WrittenFile(attempt, path, rows, rows, file.size())]
 
-    def _parquet(self, sink: Any) -> pq.ParquetWriter:
-        # To look for repetitions among keys and scores takes longer than to write them. Readers are to see texts, not
-        # Arrow's own types.
-        repeated = [VERSION_COLUMN] if VERSION_COLUMN in self.schema.names else False
-        return pq.ParquetWriter(sink, self.schema, use_dictionary=repeated, store_schema=False)
-
     def _scored(self, batches: Iterable[pa.RecordBatch], tally: Tally) -> Iterator[pa.RecordBatch]:
         model = None
         for rows in regrouped(batches):
             model = model or self.scorer.load(tally)
-            # What Spark hands over has its session's time zone, and its own names for the elements of lists.
-            for scored in self.scorer.scored_parts(model, rows, tally, self.keys):
-                yield scored.cast(self.schema)
+            yield from self.scored(model, rows, tally)
 
 
 @dataclass(frozen=True)

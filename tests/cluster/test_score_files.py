@@ -1,6 +1,7 @@
-"""S1, S8, S11, S12: Parquet files in, Parquet files out, the same scores, once each, nothing half-done."""
+"""S1, S8, S11, S12, S20: Parquet files in, Parquet files out, the same scores, once each, nothing half-done."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from scoring.batch import score
 from scoring.checks import ScoringError
 from scoring.files import score_files
 from scoring.model_uri import ModelNotFoundError
+from scoring.probe import Speed
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
 
 if TYPE_CHECKING:
@@ -196,6 +198,7 @@ def test_what_does_not_fit_is_told_before_a_task_starts(
         (flights, {"keys": []}, ScoringError, "keys is empty"),
         (flights, {"keys": "flight_id", "mode": "ignore"}, ScoringError, "mode 'ignore' would leave older scores"),
         (flights, {"keys": "flight_id", "batch_size": 0}, ScoringError, "batch_size 0 is below 1"),
+        (flights, {"keys": "flight_id", "task_seconds": 0}, ScoringError, "task_seconds 0 is not above 0"),
         (tmp_path / "short.parquet", {"keys": "flight_id"}, ColumnError, "carrier"),
         (tmp_path / "wrong.parquet", {"keys": "flight_id"}, ColumnError, "distance"),
         (tmp_path / "text.parquet", {"keys": "flight_id"}, ParquetError, "is not a Parquet file"),
@@ -215,6 +218,61 @@ def test_what_does_not_fit_is_told_before_a_task_starts(
     with pytest.raises(ModelNotFoundError):
         score_files(spark, flights, tmp_path / "no model", target, keys="flight_id")
     assert not target.exists()
+
+
+def test_tasks_that_would_take_too_long_become_more_with_the_same_scores(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A millisecond is too short for any row group: each becomes a task, and the log says how large they may be."""
+    few = score_files(spark, flights, model, tmp_path / "few", keys="flight_id")
+    assert (len(few.files), few.predicted_task_seconds) == (2, None)
+    with caplog.at_level(logging.INFO, "scoring.files"):
+        many = score_files(spark, flights, model, tmp_path / "many", keys="flight_id", task_seconds=0.001)
+    assert len(many.files) == ROW_GROUPS
+    assert many.predicted_task_seconds is not None
+    assert many.predicted_task_seconds > 0.001
+    assert f"{ROW_GROUPS} tasks, the longest of some" in caplog.text
+    assert "write the files with row groups of at most" in caplog.text
+    assert scores_in(tmp_path / "many").equals(scores_in(tmp_path / "few"))
+
+
+def test_tasks_are_as_many_as_the_measured_speed_asks_for(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 10,000 rows in a task, of 50 row groups of 2,000.
+    monkeypatch.setattr("scoring.files.speed_of", lambda *_: Speed(100_000.0, loads=3))
+    scored = score_files(spark, flights, model, tmp_path / "scores", keys="flight_id", task_seconds=0.1)
+    assert (len(scored.files), scored.predicted_task_seconds) == (10, 0.1)
+    assert [pq.read_metadata(tmp_path / "scores" / file).num_rows for file in scored.files] == [10_000] * 10
+    assert scored.counters.loads >= 3
+    # Short enough as it is, and said so.
+    again = score_files(spark, flights, model, tmp_path / "again", keys="flight_id", task_seconds=0.5)
+    assert (len(again.files), again.predicted_task_seconds) == (2, 0.5)
+
+
+def test_the_speed_is_measured_once_in_a_session(
+    spark: "SparkSession", flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = export_flights(tmp_path / "model", 4)  # which the session does not know
+    first = score_files(spark, flights, model, tmp_path / "1", keys="flight_id", task_seconds=10.0)
+    assert first.predicted_task_seconds is not None
+    assert first.counters.loads >= 1
+    # Nothing could be measured now.
+    monkeypatch.delattr("scoring.probe.ProbeTask")
+    again = score_files(spark, flights, model, tmp_path / "2", keys="flight_id", task_seconds=10.0)
+    assert again.predicted_task_seconds == first.predicted_task_seconds
+
+
+def test_a_measurement_that_fails_leaves_nothing(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> Speed:
+        raise WriteError("a task failed")
+
+    monkeypatch.setattr("scoring.files.speed_of", failing)
+    with pytest.raises(WriteError, match="a task failed"):
+        score_files(spark, flights, model, tmp_path / "scores", keys="flight_id", task_seconds=0.001)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_damaged_in_its_middle_leaves_no_scores(

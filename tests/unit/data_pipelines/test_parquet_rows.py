@@ -68,3 +68,16 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no Parquet files"):
         ParquetRows.of(tmp_path / "empty", None)
+
+
+def test_row_groups_go_to_tasks_by_their_number(folder: Path) -> None:
+    rows = ParquetRows.of(folder, None)
+
+    assert rows.group_rows == (10, 10, 10, 10, 10, 10, 5)
+    assert rows.shares(rows.groups_per_task(3)) == rows.dealt(3)
+    first, second, third = rows.shares([3, 2, 2])
+    # Neighbours of one file are read together.
+    assert [(groups.first, groups.stop) for groups in first] == [(0, 3)]
+    assert [(groups.first, groups.stop) for groups in second] == [(3, 4), (0, 1)]
+    found = [n for share in (first, second, third) for batch in rows.batches(share, 1) for n in batch["id"].to_pylist()]
+    assert found == list(range(65))
