@@ -15,6 +15,7 @@ SUITE = Suite(
         "score_row",
         "score_parity",
         "recommend",
+        "lookup_precomputed",
     ),
     page="scoring.md",
     command="python -m benchmarks.scoring",

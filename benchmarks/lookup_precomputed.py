@@ -1,0 +1,174 @@
+"""How long does it take to find a list that was computed before by its key, in a process and through a server?
+
+Each key has a list of 20 candidates with their scores, as ``recommend`` returns them. Spark finds a key by a filter on
+the Parquet files that the store was made of.
+"""
+
+import http.client
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmarks import spark_work
+from benchmarks.benchmark import Benchmark, Options, main, question_of
+from benchmarks.daemon import Daemon
+from benchmarks.measure import Mark
+from benchmarks.report import Report, Table, megabytes, rate, significant
+from benchmarks.tables import SEED
+from benchmarks.train_work import in_new_process
+
+GET, UNKNOWN, HTTP, SPARK = "get", "get, unknown keys", "GET /rows/KEY", "a filter in Spark"
+CALLS = {GET: 20_000, UNKNOWN: 20_000, HTTP: 3_000, SPARK: 20}
+LIST_LENGTH = 20
+CANDIDATES = 100_000
+FALLBACK = {"candidates": ["m1"], "scores": [0.0], "model_version": "popular/1"}
+GET_MARK, HTTP_MARK, SPARK_MARK = 1.0, 100.0, 5.0
+_FILES = 4
+_WARM_UP_SHARE = 10
+_START_SECONDS = 60.0
+
+
+def run(options: Options) -> Report:
+    """Write the lists and the store, and ask for one key after the other, as often as there are rounds."""
+    from scoring.precompute import precompute
+
+    files, store = _files(options.scratch / "lists", options.rows), options.scratch / "lists.db"
+    begin = time.perf_counter()
+    precompute(files, store, key="user_id", fallback=FALLBACK)
+    seconds = time.perf_counter() - begin
+    found: dict[str, list[np.ndarray]] = {way: [] for way in CALLS}
+    for number in range(options.rounds):
+        of_process = in_new_process(_in_process, store, options.rows, number)
+        of_server = {HTTP: _through_server(store, options.rows, number)}
+        of_spark = {SPARK: in_new_process(_in_spark, files, options.rows, number)}
+        for way, milliseconds in {**of_process, **of_server, **of_spark}.items():
+            found[way].append(milliseconds)
+    quantiles = {way: np.percentile(np.concatenate(rounds), [50, 99]) for way, rounds in found.items()}
+    marks = (
+        Mark(f"{GET}, p99, ms", float(quantiles[GET][1]), GET_MARK, "at most"),
+        Mark(f"{HTTP}, p99, ms", float(quantiles[HTTP][1]), HTTP_MARK, "at most"),
+        Mark(f"{SPARK} / {HTTP}, p50", float(quantiles[SPARK][0] / quantiles[HTTP][0]), SPARK_MARK),
+    )
+    tables = (_table(options, quantiles), _size(files, store, seconds))
+    conditions = {"rounds": f"all calls of {options.rounds}"}
+    return Report(BENCHMARK.name, BENCHMARK.question, tables, marks, conditions=conditions)
+
+
+def _table(options: Options, quantiles: dict[str, np.ndarray]) -> Table:
+    rows = tuple(
+        (way, f"{CALLS[way]:,}", significant(float(p50)), significant(float(p99)))
+        for way, (p50, p99) in quantiles.items()
+    )
+    note = f"In each of {options.rounds} rounds, one caller, random keys, after some that do not count."
+    title = f"Milliseconds for one key of {options.rows:,}, each with a list of {LIST_LENGTH}"
+    return Table(title, ("way", "calls a round", "p50", "p99"), rows, note)
+
+
+def _size(files: Sequence[Path], store: Path, seconds: float) -> Table:
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    cells = (
+        megabytes(sum(file.stat().st_size for file in files)),
+        megabytes(store.stat().st_size),
+        f"{seconds:.1f}",
+        rate(rows / seconds),
+    )
+    return Table("The store, written from the Parquet files once", ("Parquet", "store", "seconds", "rows/s"), (cells,))
+
+
+def _files(folder: Path, rows: int) -> list[Path]:
+    """Write the lists of keys 0 to ``rows``, in an order of no use, into some Parquet files."""
+    folder.mkdir()
+    generator = np.random.default_rng(SEED)
+    files = []
+    for number, keys in enumerate(np.array_split(generator.permutation(rows), _FILES)):
+        files.append(folder / f"part-{number}.parquet")
+        pq.write_table(_lists(generator, keys), files[-1])
+    return files
+
+
+def _lists(generator: np.random.Generator, keys: np.ndarray) -> pa.Table:
+    values = len(keys) * LIST_LENGTH
+    names = pc.binary_join_element_wise("m", pa.array(generator.integers(CANDIDATES, size=values)).cast("string"), "")
+    offsets = pa.array(np.arange(len(keys) + 1, dtype=np.int32) * LIST_LENGTH)
+    return pa.table(
+        {
+            "user_id": keys,
+            "candidates": pa.ListArray.from_arrays(offsets, names),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(generator.random(values, dtype=np.float32))),
+            "model_version": pa.repeat("movielens/3", len(keys)),
+        }
+    )
+
+
+def _in_process(store: Path, rows: int, seed: int) -> dict[str, np.ndarray]:
+    """Return the milliseconds of each call, of known and of unknown keys."""
+    from scoring.precomputed import PrecomputedScores
+
+    with PrecomputedScores.open(store) as scores:
+        return {way: _timed(scores.get, _keys(way, rows, seed)) for way in (GET, UNKNOWN)}
+
+
+def _through_server(store: Path, rows: int, seed: int) -> np.ndarray:
+    command = [sys.executable, "-m", "scoring.lookup", "--store", str(store)]
+    server = Daemon.start(command, store.with_suffix(".log"), {})
+    try:
+        port = int(server.wait_for(r"listening on http://127\.0\.0\.1:(\d+)", _START_SECONDS)[1])
+        return in_new_process(_over_http, port, rows, seed)
+    finally:
+        server.end()
+
+
+def _over_http(port: int, rows: int, seed: int) -> np.ndarray:
+    """Return the milliseconds of each request, all on one connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+
+    def ask(key: int) -> None:
+        connection.request("GET", f"/rows/{key}")
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.status
+        answer.read()
+
+    try:
+        return _timed(ask, _keys(HTTP, rows, seed))
+    finally:
+        connection.close()
+
+
+def _in_spark(files: Sequence[Path], rows: int, seed: int) -> np.ndarray:
+    session = spark_work.session()
+    table = spark_work.table(session, files)
+    found = _timed(lambda key: table.where(table["user_id"] == key).collect(), _keys(SPARK, rows, seed))
+    session.stop()
+    return found
+
+
+def _keys(way: str, rows: int, seed: int) -> list[int]:
+    """Return keys at random, and before them some that only warm up."""
+    first = rows if way == UNKNOWN else 0
+    calls = CALLS[way] + CALLS[way] // _WARM_UP_SHARE
+    drawn = np.random.default_rng([SEED, seed]).integers(first, first + rows, size=calls)
+    return [int(key) for key in drawn]
+
+
+def _timed(call: Callable[[int], object], keys: Sequence[int]) -> np.ndarray:
+    warm_ups = len(keys) // (_WARM_UP_SHARE + 1)
+    for key in keys[:warm_ups]:
+        call(key)
+    milliseconds = np.empty(len(keys) - warm_ups)
+    for number, key in enumerate(keys[warm_ups:]):
+        begin = time.perf_counter()
+        call(key)
+        milliseconds[number] = (time.perf_counter() - begin) * 1e3
+    return milliseconds
+
+
+BENCHMARK = Benchmark("lookup_precomputed", question_of(__doc__), 1_000_000, run)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
