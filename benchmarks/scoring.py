@@ -7,6 +7,7 @@ SUITE = Suite(
     title="Benchmarks of scoring",
     benchmarks=(
         "score_files",
+        "score_djl",
         "score_mlflow",
         "score_sparse",
         "score_ragged",
