@@ -83,12 +83,12 @@ class Djl:
         answer = self.process.ask(
             work="score",
             method=method,
-            files=[str(file) for file in files],
+            files=[str(file.absolute()) for file in files],
             ids=[name for name in names if name.startswith("int_")],
             numbers=[name for name in names if name.startswith("float_")],
-            model=str(self.model),
+            model=str(self.model.absolute()),
             batch_rows=BATCH_ROWS,
-            target=str(target),
+            target=str(target.absolute()),
         )
         return float(answer["seconds"])
 
