@@ -4,12 +4,14 @@ import atexit
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse
 
 from callbacks.credentials import without_credentials
+from callbacks.metric_requests import first_line
 from callbacks.mlflow_store import store_client
 from scoring.model_directory import find_model_directory, folder_digest
 
@@ -26,6 +28,10 @@ _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 class ModelNotFoundError(ValueError):
     """A model URI that leads to no model; the message says which part does not exist, and what does."""
+
+
+class ModelStoreError(OSError):
+    """An MLflow store that cannot be asked for a model; the message says which, and what keeps it from it."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +69,40 @@ def resolve(uri: str | Path, tracking_uri: str | None = None) -> PinnedModel:
     Raises:
         ModelNotFoundError: The model, its version, alias, run or files do not exist.
         ModelDirectoryError: What the URI leads to is no model.
+        ModelStoreError: The store cannot be asked: nobody answers there, or it is no store.
     """
     text = str(uri)
     if text.startswith("models:"):
-        return _resolve_models_uri(text, _client(tracking_uri), tracking_uri)
+        return _asked(_resolve_models_uri, text, tracking_uri)
     if text.startswith("runs:"):
-        return _resolve_runs_uri(text, _client(tracking_uri), tracking_uri)
+        return _asked(_resolve_runs_uri, text, tracking_uri)
     return _resolve_folder(text)
 
 
 def pinned_model(model: str | Path | PinnedModel, tracking_uri: str | None) -> PinnedModel:
     """Return ``model`` where it is pinned already, else what its URI leads to now."""
     return model if isinstance(model, PinnedModel) else resolve(model, tracking_uri)
+
+
+def _asked(
+    find: Callable[[str, "MlflowClient", str | None], PinnedModel], uri: str, tracking_uri: str | None
+) -> PinnedModel:
+    """Return what `find` finds in the store.
+
+    Raises:
+        ModelStoreError: The store cannot be asked.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # of a store that is a database
+
+    try:
+        return find(uri, _client(tracking_uri), tracking_uri)
+    except (MlflowException, SQLAlchemyError) as error:
+        store = without_credentials(tracking_uri or mlflow.get_tracking_uri())
+        raise ModelStoreError(
+            f"model '{uri}' cannot be looked up in the MLflow store {store}: {first_line(error).strip()}"
+        ) from error
 
 
 def _client(tracking_uri: str | None) -> "MlflowClient":

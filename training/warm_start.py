@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from mlflow.exceptions import MlflowException
-
 from callbacks.credentials import without_credentials
 from callbacks.metric_requests import first_line
 from callbacks.mlflow_store import sqlite_file
@@ -126,7 +124,7 @@ def _find(name: str, store: str) -> PinnedModel:
         directory = ModelDirectory.open(pinned.path)
     except (ModelNotFoundError, ModelDirectoryError, FeatureMismatchError) as error:
         raise ConfigError(f"warm_start {name}: {error}") from error
-    except (MlflowException, OSError) as error:
+    except OSError as error:
         raise TrackingError(
             f"warm_start {name} cannot be looked up in {without_credentials(store)}: {first_line(error)}"
         ) from error

@@ -333,6 +333,20 @@ def test_the_command_takes_all_of_it(
         assert message in capsys.readouterr().err
 
 
+def test_a_registry_that_nobody_answers_for_ends_the_command_in_one_line(
+    spark: "SparkSession", tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(spark), "stop", lambda _: None)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    arguments = ["--input", str(tmp_path / "none.parquet"), "--output", str(tmp_path / "scores"), "--keys", "id"]
+    store = "http://127.0.0.1:9"
+    assert main([*arguments, "--model", "models:/flights/1", "--tracking-uri", store]) == 1
+    told = capsys.readouterr().err.splitlines()
+    reason = f"cannot be looked up in the MLflow store {store}: Connection refused"
+    assert told[-1] == f"error: model 'models:/flights/1' {reason}"
+    assert not any("Traceback" in line for line in told)
+
+
 # A task that fails takes its Python worker along, and the next one imports TensorFlow anew: these tests come last.
 
 

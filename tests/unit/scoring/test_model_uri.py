@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scoring.model_directory import ModelDirectory, ModelDirectoryError, folder_digest
-from scoring.model_uri import ModelNotFoundError, resolve
+from scoring.model_uri import ModelNotFoundError, ModelStoreError, resolve
 from scoring.package import package_model
 from tests.unit.scoring.exported_models import log_flights
 from tests.unit.scoring.other_models import LINEAR
@@ -125,3 +125,20 @@ def test_a_version_whose_files_are_gone_says_where_they_were(store: Store, fligh
 def test_a_folder_that_holds_something_else_is_no_exported_model(tmp_path: Path) -> None:
     with pytest.raises(ModelDirectoryError, match="holds no exported model"):
         resolve(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/flights/1", "models:/flights@champion", "models:/m-0123", f"runs:/{'0' * 32}/model"]
+)
+def test_a_store_that_cannot_be_asked_is_told_in_one_line_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """Nobody listens on port 9, and there are no stores of the other kind."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ModelStoreError) as failure:
+        resolve(uri, "http://ann:s3cret@127.0.0.1:9")
+    where = "cannot be looked up in the MLflow store http://127.0.0.1:9"
+    assert str(failure.value) == f"model '{uri}' {where}: Connection refused"
+    with pytest.raises(ModelStoreError, match=r"in the MLflow store nowhere://store: .*unsupported URI") as failure:
+        resolve(uri, "nowhere://store")
+    assert "\n" not in str(failure.value)
