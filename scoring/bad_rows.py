@@ -1,81 +1,23 @@
-"""Rows that a model cannot score: which null is a fault, which rows are at fault, and what is said of them."""
+"""Rows that a model cannot score: which ones are at fault, and what is said of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipelines.raw_columns import ColumnError
 from scoring.checks import ScoringError
 
 ERROR_COLUMN = "error"
-FAIL: Literal["fail"] = "fail"
 _ADVICE = f"correct it, leave it out, or score with bad_rows='mark' to have the reason in the column '{ERROR_COLUMN}'"
 
 BadRows = Literal["fail", "mark"]
 """What becomes of a row that cannot be scored: the job fails and names it, or it is marked with the reason."""
 
 
-NullRule = str | float | bool
-"""What stands in for a null; ``"fail"``: none may be."""
-
-
 class BadRowError(ColumnError):
     """A row that the model cannot score; the message has its keys."""
-
-
-@dataclass(frozen=True)
-class NullPolicy:
-    """What stands in for a null, or that none may be.
-
-    Attributes:
-        values: Per column ``"fail"``, or the value that takes the place of a null. A null of any other column is what
-            the model's features say: a missing value.
-    """
-
-    values: Mapping[str, NullRule] = field(default_factory=dict)
-
-    def check(self, schema: pa.Schema) -> None:
-        """Check the policy against the columns that the model reads.
-
-        Raises:
-            ScoringError: A column is none of those, or cannot hold the value.
-        """
-        for name, value in self.values.items():
-            if name not in schema.names:
-                raise ScoringError(f"the null policy names '{name}'; the model reads {schema.names}")
-            if value == FAIL:
-                continue
-            try:
-                pa.scalar(value).cast(schema.field(name).type)
-            except (pa.ArrowException, TypeError) as error:
-                raise ScoringError(
-                    f"{value!r} cannot take the place of a null in column '{name}' of type {schema.field(name).type}: "
-                    f"{error}"
-                ) from error
-
-    def faults(self, batch: pa.RecordBatch) -> dict[int, str]:
-        """Return the numbers of the rows with a null where none may be, rising, and what is said of each."""
-        found: dict[int, str] = {}
-        for name, value in self.values.items():
-            column = batch.column(name)
-            if value == FAIL and column.null_count:
-                rows = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist()
-                found |= dict.fromkeys(rows, f"column '{name}' is null, which the null policy does not allow")
-        return dict(sorted(found.items()))
-
-    def filled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Return the rows with their nulls filled, where a value is to take their place."""
-        for name, value in self.values.items():
-            place = batch.schema.get_field_index(name)
-            column = batch.column(place)
-            if value != FAIL and column.null_count:
-                without = pc.fill_null(column, pa.scalar(value).cast(column.type))
-                batch = batch.set_column(place, batch.schema.field(place), without)
-        return batch
 
 
 def faulty_rows(

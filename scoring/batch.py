@@ -14,7 +14,7 @@ from pyspark.sql.types import StructType
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.spark_schema import sent_schema_of, spark_schema_of
 from data_pipelines.tfrecord.arrow_schema import SchemaError
-from scoring.bad_rows import BadRows, NullPolicy, NullRule
+from scoring.bad_rows import BadRows
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError
 from scoring.counters import Counters, Tally
@@ -22,6 +22,7 @@ from scoring.forms import AS_COLUMNS, Form
 from scoring.inputs import Inputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
+from scoring.null_policy import NullPolicy, NullRule
 from scoring.parquet_scan import Reader, map_rows
 from scoring.regroup import regrouped
 from scoring.scorer import OtherVersions, Scorer, Settings

@@ -20,7 +20,7 @@ from data_pipelines.parquet_rows import ParquetRows, parquet_schema
 from data_pipelines.publish import SaveMode, WriteJob
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.storage import Location, StoragePath
-from scoring.bad_rows import BadRows, NullPolicy, NullRule
+from scoring.bad_rows import BadRows
 from scoring.batch import checked_table
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError
@@ -28,6 +28,7 @@ from scoring.counters import JobCounters
 from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
+from scoring.null_policy import NullPolicy, NullRule
 from scoring.planner import DEFAULT_TASK_SECONDS, Plan, check_task_seconds, may_take_longer, plan_tasks
 from scoring.probe import Speed, speed_of
 from scoring.score_writer import FilesTask, RowsTask, ScoreWriter

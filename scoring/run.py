@@ -16,11 +16,12 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from data_pipelines.spark_errors import task_message
-from scoring.bad_rows import ERROR_COLUMN, NullRule
+from scoring.bad_rows import ERROR_COLUMN
 from scoring.checks import ScoringError
 from scoring.files import ScoredFiles, score_files
 from scoring.forms import form_named
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
+from scoring.null_policy import NullRule
 from scoring.planner import DEFAULT_TASK_SECONDS
 
 

@@ -14,7 +14,6 @@ from scoring.bad_rows import (
     ERROR_COLUMN,
     BadRowError,
     BadRows,
-    NullPolicy,
     check_bad_rows,
     described,
     faulty_rows,
@@ -25,6 +24,7 @@ from scoring.counters import Counters, Tally
 from scoring.forms import AS_COLUMNS, Form, Shaped
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, Search, load_once
 from scoring.model_directory import ARROW_TYPES, ModelDirectory, exported_with
+from scoring.null_policy import NullPolicy
 from scoring.shipping import ShippedModel
 from scoring.versions import check_versions
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from scoring.bad_rows import BadRows, NullRule
+from scoring.bad_rows import BadRows
 from scoring.checks import ScoringError
 from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
+from scoring.null_policy import NullRule
 from scoring.scorer import OtherVersions
 from scoring.udf import scorer_udf
 

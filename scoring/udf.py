@@ -11,7 +11,7 @@ from pyspark.sql.pandas.functions import arrow_udf
 
 from data_pipelines.raw_columns import is_vector
 from data_pipelines.spark_schema import spark_schema_of
-from scoring.bad_rows import BadRows, NullPolicy, NullRule
+from scoring.bad_rows import BadRows
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError
 from scoring.counters import Tally
@@ -19,6 +19,7 @@ from scoring.forms import AS_COLUMNS, Form
 from scoring.inputs import Inputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
+from scoring.null_policy import NullPolicy, NullRule
 from scoring.scorer import OtherVersions, Scorer, Settings
 from scoring.shipping import portable
 

@@ -2,13 +2,11 @@
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.raw_columns import ColumnError
-from scoring.bad_rows import NullPolicy, described, faulty_rows, sound_rows
-from scoring.checks import ScoringError
+from scoring.bad_rows import described, faulty_rows, sound_rows
 
 
 def refuse_negatives(batch: pa.RecordBatch) -> None:
@@ -57,31 +55,3 @@ def test_the_message_has_the_keys_of_the_first_row() -> None:
     )
     assert described(batch, [], {0: "no"}).startswith("the row that cannot be named cannot be scored")
     assert described(batch, ["id"], {0: "no"}, advice="mend it") == "the row id='a' cannot be scored: no; mend it"
-
-
-def test_nulls_are_filled_or_refused_column_by_column() -> None:
-    batch = pa.record_batch({"a": pa.array([1, None], pa.int32()), "b": pa.array([None, "x"]), "c": [None, 1.0]})
-    policy = NullPolicy({"a": 7, "b": "none"})
-    filled = policy.filled(batch)
-    assert filled.to_pydict() == {"a": [1, 7], "b": ["none", "x"], "c": [None, 1.0]}
-    assert filled.schema.field("a").type == pa.int32()
-    strict = NullPolicy({"b": "fail", "c": "fail", "a": 7})
-    assert strict.faults(batch) == {0: "column 'c' is null, which the null policy does not allow"}
-    assert NullPolicy({"a": "fail", "b": "fail"}).faults(batch) == {
-        0: "column 'b' is null, which the null policy does not allow",
-        1: "column 'a' is null, which the null policy does not allow",
-    }
-    assert strict.faults(batch.slice(1)) == policy.faults(batch) == {}
-
-
-def test_a_policy_that_cannot_hold_is_refused() -> None:
-    schema = pa.schema([("a", pa.int32()), ("l", pa.list_(pa.string()))])
-    NullPolicy({"a": "fail", "l": "fail"}).check(schema)
-    for values, message in (
-        ({"x": 1}, r"names 'x'; the model reads \['a', 'l'\]"),
-        ({"a": "many"}, "'many' cannot take the place of a null in column 'a' of type int32"),
-        ({"a": 0.5}, "0.5 cannot take the place of a null in column 'a'"),
-        ({"l": "x"}, "'x' cannot take the place of a null in column 'l'"),
-    ):
-        with pytest.raises(ScoringError, match=message):
-            NullPolicy(values).check(schema)  # type: ignore[arg-type]

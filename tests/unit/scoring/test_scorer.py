@@ -6,12 +6,13 @@ import pyarrow as pa
 import pytest
 
 from data_pipelines.raw_columns import ColumnError
-from scoring.bad_rows import BadRowError, NullPolicy
+from scoring.bad_rows import BadRowError
 from scoring.checks import ScoringError
 from scoring.counters import Tally
 from scoring.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
 from scoring.loaded_model import LoadedModel
 from scoring.model_directory import ModelDirectory
+from scoring.null_policy import NullPolicy
 from scoring.scorer import Scorer, Settings
 from scoring.shipping import ShippedModel
 from tests.unit.scoring.exported_models import BASKETS, export_baskets

@@ -1,0 +1,67 @@
+"""What stands in for the nulls of a column when a table is scored, and where none may be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.checks import ScoringError
+
+FAIL: Literal["fail"] = "fail"
+
+NullRule = str | float | bool
+"""What stands in for a null; ``"fail"``: none may be."""
+
+
+@dataclass(frozen=True)
+class NullPolicy:
+    """What stands in for a null, or that none may be.
+
+    Attributes:
+        values: Per column ``"fail"``, or the value that takes the place of a null. A null of any other column is what
+            the model's features say: a missing value.
+    """
+
+    values: Mapping[str, NullRule] = field(default_factory=dict)
+
+    def check(self, schema: pa.Schema) -> None:
+        """Check the policy against the columns that the model reads.
+
+        Raises:
+            ScoringError: A column is none of those, or cannot hold the value.
+        """
+        for name, value in self.values.items():
+            if name not in schema.names:
+                raise ScoringError(f"the null policy names '{name}'; the model reads {schema.names}")
+            if value == FAIL:
+                continue
+            try:
+                pa.scalar(value).cast(schema.field(name).type)
+            except (pa.ArrowException, TypeError) as error:
+                raise ScoringError(
+                    f"{value!r} cannot take the place of a null in column '{name}' of type {schema.field(name).type}: "
+                    f"{error}"
+                ) from error
+
+    def faults(self, batch: pa.RecordBatch) -> dict[int, str]:
+        """Return the numbers of the rows with a null where none may be, rising, and what is said of each."""
+        found: dict[int, str] = {}
+        for name, value in self.values.items():
+            column = batch.column(name)
+            if value == FAIL and column.null_count:
+                rows = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist()
+                found |= dict.fromkeys(rows, f"column '{name}' is null, which the null policy does not allow")
+        return dict(sorted(found.items()))
+
+    def filled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the rows with their nulls filled, where a value is to take their place."""
+        for name, value in self.values.items():
+            place = batch.schema.get_field_index(name)
+            column = batch.column(place)
+            if value != FAIL and column.null_count:
+                without = pc.fill_null(column, pa.scalar(value).cast(column.type))
+                batch = batch.set_column(place, batch.schema.field(place), without)
+        return batch
