@@ -1,5 +1,6 @@
 """One call of scoring: the model that it is of, the keys of the rows, and how they are scored."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +11,14 @@ from pyspark.sql import SparkSession
 
 from scoring.checks import check_columns
 from scoring.counters import Counters
+from scoring.hooks import HOOKS_FILE
 from scoring.loaded_model import Search
 from scoring.model_directory import ModelDirectory
 from scoring.model_uri import PinnedModel, pinned_model
 from scoring.scorer import Scorer, Settings
 from scoring.shipping import ship
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,4 +90,7 @@ class ScoringCall:
 
     def scorer(self, spark: SparkSession, *, counters: Counters | None = None, search: Search | None = None) -> Scorer:
         """Send the model to where tasks find it, and return what they need."""
+        if hooks := self.directory.hooks:
+            label, names = self.pinned.label, ", ".join(hooks)
+            _LOGGER.info("model %s brings code that runs in the executors: %s of its %s", label, names, HOOKS_FILE)
         return Scorer(ship(spark, self.pinned), self.settings, counters, search)

@@ -1,8 +1,8 @@
 """What a model reads of a table, as plain data that travels with a task: features, or columns as they are."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,9 @@ import pyarrow.compute as pc
 from data_pipelines.feature_kinds import Feature
 from data_pipelines.raw_columns import ColumnError, is_number, list_lengths, plain_column, raw_column
 from scoring.token_families import check_token_families
+
+Faults: TypeAlias = dict[int, str]
+"""The numbers of rows that cannot be scored, rising, and what is wrong with each."""
 
 
 class Inputs(Protocol):
@@ -73,6 +76,12 @@ def _is_text(column_type: pa.DataType) -> bool:
     return bool(pa.types.is_string(column_type) or pa.types.is_large_string(column_type))
 
 
+def _is_bytes(column_type: pa.DataType) -> bool:
+    return any(
+        check(column_type) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    )
+
+
 # By their name in Spark. What fits is cast, where that changes no value but rounds a number.
 _KINDS: Mapping[str, _Kind] = {
     "boolean": _Kind(pa.bool_(), pa.types.is_boolean),
@@ -81,40 +90,48 @@ _KINDS: Mapping[str, _Kind] = {
     "float": _Kind(pa.float32(), is_number, can_be_nan=True),
     "double": _Kind(pa.float64(), is_number, can_be_nan=True),
     "string": _Kind(pa.string(), _is_text),
+    "binary": _Kind(pa.binary(), _is_bytes),
 }
-COLUMN_TYPES = (*_KINDS, *(f"array<{name}>" for name in _KINDS))
+COLUMN_TYPES = (*_KINDS, *(f"array<{name}>" for name in _KINDS if name != "binary"))
 
 Nulls = Literal["fail", "pass"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that a model takes as it is.
+    """A column that a model takes as it is, or decoded.
 
     Attributes:
         name: Its name in the table.
         type: Spark's name of a type in ``COLUMN_TYPES``. Of an array all rows have the same length.
-        nulls: What becomes of a missing value, where ``fill`` is None: ``fail`` refuses the rows, ``pass`` gives the
-            model NaN, or None in a column of strings. By default ``pass`` for float and double, ``fail`` for all
-            others. NaN is a missing number, as null is.
-        fill: What stands in for a missing value.
+        nulls: What becomes of a missing value, where ``fill`` is None: ``fail`` refuses the row, ``pass`` gives the
+            model NaN, or None in a column of strings or bytes. By default ``pass`` for float and double, ``fail`` for
+            all others. NaN is a missing number, as null is.
+        fill: What stands in for a missing value; of what is decoded, the number that its whole array is made of.
+        decode: What makes an array of the model's input of each value of a ``binary`` column: ``image``,
+            ``resized_image`` or ``numbers`` (:mod:`scoring.decoding`), or a function of the model's hooks.
     """
 
     name: str
     type: str
     nulls: Nulls | None = None
     fill: float | int | str | bool | None = None
+    decode: str | None = None
 
     def __post_init__(self) -> None:
         if self.type not in COLUMN_TYPES:
             raise ColumnError(f"column '{self.name}': type '{self.type}' is unknown; use one of {list(COLUMN_TYPES)}")
-        if self.nulls == "pass" and not (self._kind.can_be_nan or self.type == "string"):
+        if self.decode is not None and self.type != "binary":
+            raise ColumnError(f"column '{self.name}': what is decoded is binary, not {self.type}; give it as binary")
+        if self.nulls == "pass" and not self._can_pass_nulls:
             raise ColumnError(
-                f"column '{self.name}': {self.type} has no value for null, so nulls cannot be 'pass'; use 'fail', give "
-                f"a fill, or make it a double"
+                f"column '{self.name}': {self._what} has no value for null, so nulls cannot be 'pass'; use 'fail', "
+                f"give a fill, or make it a double"
             )
-        if self.fill is not None and not self._kind.fits(pa.scalar(self.fill).type):
-            raise ColumnError(f"column '{self.name}': fill {self.fill!r} is no {self._element_type}; give one")
+        if self.fill is not None and self.type == "binary" and self.decode is None:
+            raise ColumnError(f"column '{self.name}': bytes have no fill; fill them in the query (coalesce)")
+        if self.fill is not None and not self._fits_as_fill(pa.scalar(self.fill).type):
+            raise ColumnError(f"column '{self.name}': fill {self.fill!r} is no {self._filled_with}; give one")
 
     @property
     def is_array(self) -> bool:
@@ -122,29 +139,70 @@ class Column:
         return self.type.startswith("array<")
 
     @property
-    def _element_type(self) -> str:
+    def element(self) -> str:
+        """Spark's name of the type of its values."""
         return self.type.removeprefix("array<").removesuffix(">")
 
     @property
     def _kind(self) -> _Kind:
-        return _KINDS[self._element_type]
+        return _KINDS[self.element]
 
-    def read(self, table: pa.Table | pa.RecordBatch) -> np.ndarray:
-        """Return the column as the model takes it: ``[rows]``, or ``[rows, k]`` of an array.
+    @property
+    def _what(self) -> str:
+        return self.type if self.decode is None else "what is decoded"
+
+    @property
+    def _can_pass_nulls(self) -> bool:
+        return self.decode is None and (self._kind.can_be_nan or self.type in ("string", "binary"))
+
+    @property
+    def _filled_with(self) -> str:
+        return self.element if self.decode is None else "number"
+
+    def _fits_as_fill(self, fill_type: pa.DataType) -> bool:
+        return self._kind.fits(fill_type) if self.decode is None else is_number(fill_type)
+
+    def check(self, schema: pa.Schema) -> None:
+        """Look at the column's type.
 
         Raises:
-            ColumnError: It is missing, of another type, has missing values that the model does not take, or lists of
-                different lengths.
+            ColumnError: It is missing, or of another type.
         """
+        self._column(schema.empty_table())
+
+    def read(self, table: pa.Table | pa.RecordBatch, length: int | None = None) -> np.ndarray:
+        """Return the column as the model takes it: ``[rows]``, or ``[rows, k]`` of an array.
+
+        Args:
+            table: Has the column.
+            length: Elements of each row of an array; by default as many as most rows have.
+
+        Raises:
+            ColumnError: It is missing, of another type, or a row is at fault: it has missing values that the model does
+                not take, a number that is too large for the type, or a list of another length.
+        """
+        values, faults = self.examined(table, length)
+        if faults:
+            raise ColumnError(next(iter(faults.values())))
+        return values
+
+    def examined(self, table: pa.Table | pa.RecordBatch, length: int | None = None) -> tuple[np.ndarray, Faults]:
+        """Return what :meth:`read` does, or anything where rows are at fault; and which these are.
+
+        Raises:
+            ColumnError: The column is missing, or of another type.
+        """
+        column = self._column(table)
+        values, faults = self._lists(column, length) if self.is_array else self._values(column)
+        return values, dict(sorted(faults.items()))
+
+    def _column(self, table: pa.Table | pa.RecordBatch) -> pa.Array:
         column = plain_column(table, self.name)
         if not (pa.types.is_null(column.type) or self._fits(column.type)):
             raise ColumnError(
                 f"column '{self.name}' has type {column.type}, the model takes {self.type}; cast it in the query"
             )
-        if not self.is_array:
-            return self._values(column)
-        values, length = self._elements(column)
-        return self._values(values).reshape(len(column), length)
+        return column
 
     def _fits(self, column_type: pa.DataType) -> bool:
         if not self.is_array:
@@ -154,61 +212,81 @@ class Column:
         )
         return is_list and (pa.types.is_null(column_type.value_type) or self._kind.fits(column_type.value_type))
 
-    def _elements(self, column: pa.Array) -> tuple[pa.Array, int]:
-        """Return the elements of all lists one after the other, and how many each list has."""
-        self._refuse(column.null_count, len(column), "null", "no length can be told for them; leave out such rows")
+    def _lists(self, column: pa.Array, length: int | None) -> tuple[np.ndarray, Faults]:
         if pa.types.is_null(column.type):
-            return column, 0
+            column = pa.nulls(len(column), pa.list_(self._kind.arrow))
         lists = column.cast(pa.list_(column.type.value_type))
-        lengths = list_lengths(lists)
-        length = int(lengths.max(initial=0))
-        self._refuse(
-            int((lengths != length).sum()), len(column), f"fewer than {length} elements", "make them equally long"
-        )
-        return lists.flatten(), length
+        lengths, is_null = list_lengths(lists), lists.is_null().to_numpy(zero_copy_only=False)
+        wanted = _most_common(lengths[~is_null]) if length is None else length
+        faults = {
+            int(row): self._fault(f"{lengths[row]} elements, where {wanted} are wanted", "make them equally long")
+            for row in np.flatnonzero(~is_null & (lengths != wanted))
+        }
+        why_no_null = "no length can be told for it; leave out such rows"
+        faults |= dict.fromkeys(np.flatnonzero(is_null).tolist(), self._fault("null", why_no_null))
+        sound = np.delete(np.arange(len(lists)), list(faults))
+        values, of_elements = self._values((lists.take(pa.array(sound)) if faults else lists).flatten())
+        for place, message in of_elements.items():
+            faults.setdefault(int(sound[place // wanted]), message)
+        return values.reshape(len(sound), wanted), faults
 
-    def _values(self, column: pa.Array) -> np.ndarray:
-        kind = self._kind
+    def _values(self, column: pa.Array) -> tuple[np.ndarray, Faults]:
+        values, faults = self._cast(column)
+        if self.fill is not None or not self._passes_nulls:
+            missing = pc.is_null(values, nan_is_null=True)
+            if self.fill is None:
+                what = "null or NaN" if self._kind.can_be_nan else "null"
+                mend = "replace it in the query (coalesce), or package the model with a fill for the column"
+                faults |= dict.fromkeys(_places(missing), self._fault(what, mend))
+            elif self.decode is None and pc.any(missing).as_py():
+                values = pc.if_else(missing, pa.scalar(self.fill, self._kind.arrow), values)
+        return np.asarray(values.to_numpy(zero_copy_only=False)), faults
+
+    def _cast(self, column: pa.Array) -> tuple[pa.Array, Faults]:
+        """Return the values in the type of the column, and which of them it does not hold."""
+        arrow, is_float = self._kind.arrow, self._kind.can_be_nan
         try:
             # Unsafe in the sense that numbers are rounded to the precision that there is.
-            values = column.cast(kind.arrow, safe=not kind.can_be_nan)
-        except pa.ArrowInvalid as error:
-            raise ColumnError(
-                f"column '{self.name}' has a value that is no {self._element_type} ({error}); correct it, or package "
-                f"the model with a wider type"
-            ) from error
-        missing = pc.is_null(values, nan_is_null=True)
-        count = pc.sum(missing).as_py() or 0
-        if count and self.fill is not None:
-            values = pc.if_else(missing, pa.scalar(self.fill, kind.arrow), values)
-        elif count and not self._passes_nulls:
-            self._refuse(
-                count,
-                len(column),
-                "null or NaN" if kind.can_be_nan else "null",
-                "replace them in the query (coalesce), or package the model with a fill for the column",
-            )
-        return np.asarray(values.to_numpy(zero_copy_only=False))
+            return column.cast(arrow, safe=not is_float), {}
+        except pa.ArrowInvalid:
+            limits = np.iinfo(arrow.to_pandas_dtype())
+            outside = [
+                (place, value)
+                for place, value in enumerate(column.to_pylist())
+                if value is not None and not limits.min <= value <= limits.max
+            ]
+        mend = "correct it, or package the model with a wider type"
+        faults = {
+            place: f"column '{self.name}' has a value that is no {self.element} ({value}); {mend}"
+            for place, value in outside
+        }
+        return column.cast(arrow, safe=False), faults
 
     @property
     def _passes_nulls(self) -> bool:
         return self.nulls == "pass" if self.nulls is not None else self._kind.can_be_nan
 
-    def _refuse(self, count: int, rows: int, what: str, mend: str) -> None:
-        if count:
-            raise ColumnError(
-                f"column '{self.name}' ({self.type}) has {what} in {count} of {rows} rows, which the model does not "
-                f"take: {mend}"
-            )
+    def _fault(self, what: str, mend: str) -> str:
+        return f"column '{self.name}' ({self.type}) has {what}, which the model does not take: {mend}"
+
+
+def _places(mask: pa.Array) -> list[int]:
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist() if pc.any(mask).as_py() else []
+
+
+def _most_common(lengths: np.ndarray) -> int:
+    """Return the length that most rows have; of lengths that as many have, the one that comes first."""
+    found, firsts, counts = np.unique(lengths, return_index=True, return_counts=True)
+    return int(found[np.lexsort((firsts, -counts))[0]]) if len(lengths) else 0
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """The one array ``[rows, columns]`` that a model takes instead of one array per column.
+    """The one array that a model takes instead of one array per column.
 
     Attributes:
         name: Name of the model's input.
-        type: Spark's name of the type of its values.
+        type: Spark's name of the type of its values, or ``uint8``, which no column is of but what is decoded may be.
     """
 
     name: str
@@ -217,11 +295,12 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ColumnInputs:
-    """The inputs of a model of another library: columns as they are.
+    """The inputs of a model of another library: columns as they are, or decoded.
 
     Attributes:
         given: In the order of the model's inputs.
-        matrix: Where it is one array that the model takes: the columns side by side, an array's elements among them.
+        matrix: Where it is one array that the model takes: the columns side by side, an array's elements among them; or
+            what one column is decoded to.
     """
 
     given: tuple[Column, ...]
@@ -246,24 +325,10 @@ class ColumnInputs:
         return tuple(column.name for column in self.given)
 
     def check(self, schema: pa.Schema) -> None:
-        """Read the columns of a table of no rows.
+        """Look at the columns' types.
 
         Raises:
             ColumnError: A column is missing, or has another type.
         """
-        no_rows = schema.empty_table()
         for column in self.given:
-            column.read(no_rows)
-
-    def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the model's arrays for so many rows after the other; of a table without rows there is one part.
-
-        Raises:
-            ColumnError: As for :meth:`Column.read`.
-        """
-        arrays = {column.name: column.read(table) for column in self.given}
-        if self.matrix is not None:
-            gathered = np.column_stack(list(arrays.values()))
-            arrays = {self.matrix.name: gathered.astype(_KINDS[self.matrix.type].arrow.to_pandas_dtype(), copy=False)}
-        for start in range(0, max(1, table.num_rows), rows):
-            yield {name: values[start : start + rows] for name, values in arrays.items()}
+            column.check(schema)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,10 @@ from data_pipelines.transform import Encoder
 from scoring.backends.catalog import load_backend
 from scoring.backends.protocol import ArrayType, Backend, ModelOutputError
 from scoring.backends.trained_model import TrainedBackend, TrainedGraph
+from scoring.decoding import decoders
+from scoring.feed import ColumnFeed, FeatureFeed, Feed
+from scoring.hooks import HOOKS_FILE, PREPROCESS, Hooks, hooked
+from scoring.inputs import Faults
 from scoring.model_directory import (
     ARROW_TYPES,
     SAVED_MODEL_FOLDER,
@@ -30,8 +33,6 @@ CACHED_BYTES = 2 * 1024**3
 # What the scores of a part take at most; larger parts take more memory and are no faster.
 PART_BYTES = 16 * 2**20
 _ELEMENT_BYTES = {"boolean": 1, "int": 4, "float": 4, "bigint": 8, "double": 8, "string": 8}
-
-Parts: TypeAlias = Callable[[pa.Table | pa.RecordBatch, int], Iterator[dict[str, np.ndarray]]]
 
 
 class ModelChangedError(RuntimeError):
@@ -70,13 +71,14 @@ class LoadedModel:
             FeatureMismatchError: The features are not those that the model was trained with.
             ModelOutputError: What is loaded does not fit its description.
             UnsupportedModelError: A model of another library cannot be loaded.
+            HookError: Its hooks cannot be.
             ModuleNotFoundError: A library that the model needs is not installed here.
         """
         directory = ModelDirectory.open(folder)
         self.description = directory.description
         self.labels = directory.labels
         self._folder = folder
-        self._backend, self._parts = _loaded(directory, threads)
+        self._backend, self._feed = _loaded(directory, threads)
         self.threads = self._backend.threads
         self._ends = {array.name: array for array in self._backend.signature.outputs}
         # Elements per row of outputs whose shape leaves that open.
@@ -109,13 +111,17 @@ class LoadedModel:
 
         return TrainedGraph(scann_folder(self._folder / SAVED_MODEL_FOLDER), scann=True, threads=self.threads)
 
-    def check(self, batch: pa.Table | pa.RecordBatch) -> None:
-        """Check that the rows can be scored, without scoring them.
+    def faults(self, batch: pa.RecordBatch, *, first: bool = False) -> Faults:
+        """Return the rows that cannot be scored, without scoring any.
+
+        Args:
+            batch: The rows.
+            first: Look for the first one alone, as far as that is quicker.
 
         Raises:
-            ColumnError: One cannot; or no row could, for a column is missing or of a type that its feature cannot take.
+            ColumnError: No row could be scored, for a column is missing or of a type that the model cannot take.
         """
-        next(self._parts(batch, max(1, batch.num_rows)))
+        return self._feed.faults(batch, first=first)
 
     def parts(self, batch: pa.RecordBatch, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[pa.RecordBatch]:
         """Yield ``batch`` in parts whose outputs take 16 MB or less: whole calls, or less than one.
@@ -134,8 +140,9 @@ class LoadedModel:
     @property
     def _row_bytes(self) -> int:
         """Bytes of a row's outputs; a text counts as a pointer."""
-        ends = (self._ends[name] for name in self.description.model_outputs.values())
-        return sum(_ELEMENT_BYTES[end.element] * (end.width or self._open_width) for end in ends)
+        widths = {name: self._ends[of].width or self._open_width for name, of in self.description.model_outputs.items()}
+        elements = {name: type_.removeprefix("array<").rstrip(">") for name, type_ in self.description.outputs.items()}
+        return sum(_ELEMENT_BYTES[elements[name]] * width for name, width in widths.items())
 
     def _check_labels(self, name: str, labels: Sequence[str]) -> None:
         width = self._ends[name].width
@@ -156,15 +163,18 @@ class LoadedModel:
 
         Args:
             batch: Raw columns; more than the model's inputs do no harm.
-            batch_size: Rows per call of the model, which bounds the memory that a call takes.
+            batch_size: Rows per call of the model, which bounds the memory that a call takes; fewer where what is
+                decoded would take more than 64 MB.
             on_call: Called for each call of the model.
 
         Returns:
             Per output ``[rows]`` or ``[rows, k]``; strings as an object array of ``bytes`` in UTF-8.
 
         Raises:
-            ColumnError: A column is missing or has a type that its feature cannot take.
+            ColumnError: A column is missing or has a type or a value that the model cannot take.
+            HookError: A hook fails, or gives what it must not.
         """
+        batch_size = self._feed.rows_per_call(batch_size)
         # A table without rows is scored too: it has outputs, of length zero.
         # Encoded together are several calls' rows, which share what a column costs besides its rows.
         step = max(batch_size, BATCH_ROWS // batch_size * batch_size)
@@ -172,7 +182,7 @@ class LoadedModel:
         parts = [
             self._call(inputs, min(batch_size, piece.num_rows - number * batch_size), on_call)
             for piece in pieces
-            for number, inputs in enumerate(self._parts(piece, batch_size))
+            for number, inputs in enumerate(self._feed.parts(piece, batch_size))
         ]
         if len(parts) == 1:
             return {name: parts[0][name] for name in self.description.outputs}
@@ -204,13 +214,11 @@ class LoadedModel:
         }
 
 
-def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Parts]:
+def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Feed]:
     """Return what computes the model's outputs, and what makes its inputs of a table."""
     description = directory.description
     if isinstance(description, PackagedDescription):
-        path = directory.path / description.file
-        backend = load_backend(description.backend, path, signature=description.signature, threads=threads)
-        return backend, description.inputs.parts
+        return _packaged(directory.path, description, threads)
     encoder, features = Encoder(directory.features), directory.scored_features
     graph = TrainedGraph(directory.path / SAVED_MODEL_FOLDER, threads=threads)
     # Only now: they import TensorFlow, which has to start with the threads of the task.
@@ -220,7 +228,16 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Pa
     trained = TrainedBackend(graph, ENCODED_SIGNATURE)
     _check_names("inputs", trained.signature.inputs, encoded_signature(features))
     _check_names("outputs", trained.signature.outputs, description.outputs)
-    return trained, lambda table, rows: encoder.padded_parts(table, features, rows)
+    return trained, FeatureFeed(encoder, features)
+
+
+def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:
+    name = description.backend
+    backend = load_backend(name, folder / description.file, signature=description.signature, threads=threads)
+    hooks = Hooks.load(folder / HOOKS_FILE) if description.hooks else None
+    found = decoders(description.inputs, backend.signature, name, hooks)
+    takes = None if PREPROCESS in description.hooks else backend.signature
+    return hooked(backend, hooks, description.hooks), ColumnFeed(description.inputs, takes, found)
 
 
 def _check_names(what: str, actual: Iterable[ArrayType], expected: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ An exported model, which was trained here::
 A packaged model, of another library (:mod:`scoring.package`)::
 
     <folder>/model.onnx         its file or folder, by the name that the description has
+    <folder>/hooks.py           functions that run before and after it, where it has some (:mod:`scoring.hooks`)
     <folder>/mirrorspark.json   what computes it, what it reads and gives back (format version 2)
 
 An MLflow model of other people, which describes itself::
@@ -32,6 +33,7 @@ from data_pipelines.fitted import FeatureMismatchError, FittedFeatures
 from data_pipelines.raw_columns import ColumnError
 from scoring.backends.protocol import ArrayType, UnsupportedModelError
 from scoring.backends.pyfunc import mlflow_signature
+from scoring.hooks import HOOKS_FILE
 from scoring.inputs import Column, ColumnInputs, FeatureInputs, Inputs, Matrix
 
 FORMAT_VERSION = 1
@@ -130,9 +132,10 @@ class PackagedDescription:
         file: Its file or folder in the model's folder; "" is that folder itself.
         inputs: The columns that it reads.
         outputs: Per output its Spark type, in the order of the scored table's columns.
-        model_outputs: Per output its name in the model.
+        model_outputs: Per output its name in the model, or in what its hook ``postprocess`` gives.
         signature: The signature of a SavedModel that is called; None of all others.
         format_version: Version of this layout.
+        hooks: The functions of its file of hooks that are called.
     """
 
     backend: str
@@ -142,6 +145,7 @@ class PackagedDescription:
     model_outputs: Mapping[str, str]
     signature: str | None = None
     format_version: int = PACKAGED_FORMAT_VERSION
+    hooks: tuple[str, ...] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
         _check_outputs(self.outputs)
@@ -162,7 +166,8 @@ class PackagedDescription:
             inputs = document["inputs"]
             matrix = Matrix(**inputs["matrix"]) if inputs["matrix"] else None
             columns = tuple(Column(**column) for column in inputs["given"])
-            return cls(**document | {"inputs": ColumnInputs(columns, matrix)})
+            hooks = tuple(document.get("hooks", ()))
+            return cls(**document | {"inputs": ColumnInputs(columns, matrix), "hooks": hooks})
         except (TypeError, KeyError, ColumnError) as error:
             raise ModelDirectoryError(f"{folder / DESCRIPTION_FILE} is damaged ({error}); package it again") from error
 
@@ -176,15 +181,15 @@ def describe_mlflow_model(folder: Path) -> PackagedDescription:
     try:
         signature = mlflow_signature(folder)
         inputs = ColumnInputs(tuple(_column(array) for array in signature.inputs))
+        outputs = {array.name: array.column_type for array in signature.outputs}
     except (UnsupportedModelError, ColumnError) as error:
         raise ModelDirectoryError(str(error)) from error
-    outputs = {array.name: array.column_type for array in signature.outputs}
     return PackagedDescription("pyfunc", "", inputs, outputs, {name: name for name in outputs})
 
 
 def _column(array: ArrayType) -> Column:
     # Numbers that are missing are NaN in any case, as they are in pandas.
-    passes_nulls = array.optional and array.element == "string"
+    passes_nulls = array.optional and array.element in ("string", "binary")
     return Column(array.name, array.column_type, nulls="pass" if passes_nulls else None)
 
 
@@ -257,8 +262,9 @@ class ModelDirectory:
             return cls(path, describe_mlflow_model(path), None)
         if _version(_document(path)) == PACKAGED_FORMAT_VERSION:
             packaged = PackagedDescription.load(path)
-            if not (path / packaged.file).exists():
-                raise ModelDirectoryError(f"{path} lacks {packaged.file}; package the model again")
+            for name in (packaged.file, *([HOOKS_FILE] if packaged.hooks else [])):
+                if not (path / name).exists():
+                    raise ModelDirectoryError(f"{path} lacks {name}; package the model again")
             return cls(path, packaged, None)
         description = ModelDescription.load(path)
         if not (path / SAVED_MODEL_FOLDER / "saved_model.pb").is_file():
@@ -294,6 +300,11 @@ class ModelDirectory:
         """Per output whose elements have names, these names in their order; empty for other than multi-label models."""
         has_labels = isinstance(self.description, ModelDescription) and self.description.task == "multi_label"
         return {"scores": self.features.class_names} if has_labels else {}
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The functions of its own that a packaged model calls when it scores."""
+        return self.description.hooks if isinstance(self.description, PackagedDescription) else ()
 
     @property
     def inputs(self) -> Inputs:

@@ -3,13 +3,15 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scoring.backends.catalog import load_backend
 from scoring.backends.linear import FIELDS as LINEAR_FIELDS
-from scoring.backends.protocol import Signature, UnsupportedModelError
+from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError
+from scoring.decoding import BUILT_IN, decoders
+from scoring.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, hooked
 from scoring.inputs import Column, ColumnInputs, Matrix
 from scoring.model_directory import ModelDirectoryError, PackagedDescription
 
@@ -25,6 +27,17 @@ _BACKENDS_BY_SUFFIX: Mapping[str, str] = {
     ".txt": "lightgbm",
 }
 
+_NUMBERS = ("boolean", "int", "bigint", "float", "double")
+# What a column may be of that the model takes as something else.
+_CAST_TO: Mapping[str, tuple[str, ...]] = {
+    "boolean": ("boolean",),
+    "int": ("boolean", "int"),
+    "bigint": ("boolean", "int", "bigint"),
+    "float": _NUMBERS,
+    "double": _NUMBERS,
+    "string": ("string",),
+}
+
 
 def package_model(
     source: str | Path | Mapping[str, Any],
@@ -33,6 +46,7 @@ def package_model(
     columns: Sequence[str | Column] | None = None,
     outputs: Mapping[str, str] | None = None,
     signature: str | None = None,
+    hooks: str | Path | None = None,
 ) -> Path:
     """Write the model in ``source`` into ``folder``, with what it reads of a table and what it gives back.
 
@@ -46,19 +60,26 @@ def package_model(
         folder: Becomes the model's folder.
         columns: The columns that the model reads. A model that takes one array of columns without names needs all of
             them, in its order. Of a model that knows their names, those need to be given that are of another type than
-            the model says, or that have null values to be filled or refused: see :class:`Column`.
+            the model says, that have null values to be filled or refused, or that are decoded: see :class:`Column`. A
+            column that is decoded to the only array that a model takes may have any name.
         outputs: Per column of scores the name of the model's output; by default all outputs under their own names. The
             output of XGBoost, LightGBM and a linear model is ``score``.
         signature: The signature of a SavedModel to call; by default ``serving_default``.
+        hooks: A Python file, which is copied into the folder and run wherever the model scores. Columns name those of
+            its functions that decode their values: bytes in, an array out. Its function ``preprocess`` makes the
+            model's inputs of the columns of a call, and ``postprocess`` what the model gives of its outputs; both take
+            and return a dict of arrays, rows first. With ``preprocess``, ``columns`` are what it reads.
 
     Returns:
         The folder.
 
     Raises:
-        ModelDirectoryError: The source is no model, ``folder`` holds something, or columns or outputs do not fit.
-        UnsupportedModelError: The model cannot be loaded, or takes or gives what no column holds.
+        ModelDirectoryError: The source is no model, ``folder`` holds something, or columns, outputs or hooks do not
+            fit.
+        UnsupportedModelError: The model cannot be loaded, or takes or gives what no column holds or is decoded to.
+        HookError: The hooks cannot be run, or ``postprocess`` cannot be tried on a row of zeros.
         ColumnError: A column is given twice, or its type or fill is none.
-        ModuleNotFoundError: The library that computes the model is not installed here.
+        ModuleNotFoundError: A library that the model or its hooks need is not installed here.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -69,16 +90,22 @@ def package_model(
         whole.mkdir()
         name, file = _copied(source, whole)
         called = (signature or DEFAULT_SIGNATURE) if name == "saved_model" else None
-        # The copy, not the source: what is loaded here is what tasks will load.
-        found = load_backend(name, whole / file, signature=called, threads=None).signature
+        # The copies, not the sources: what is loaded here is what tasks will load.
+        backend = load_backend(name, whole / file, signature=called, threads=None)
+        functions = _copied_hooks(hooks, whole) if hooks is not None else None
+        hook_names = _hook_names(functions, columns or ())
+        inputs = _inputs(backend.signature, columns, is_preprocessed=PREPROCESS in hook_names)
+        decoders(inputs, backend.signature, name, functions)  # refuses what they cannot decode
+        found = hooked(backend, functions, hook_names).signature
         model_outputs = _model_outputs(found, outputs)
         PackagedDescription(
             backend=name,
             file=file,
-            inputs=_inputs(found, columns),
+            inputs=inputs,
             outputs={output: _output_type(found, of) for output, of in model_outputs.items()},
             model_outputs=model_outputs,
             signature=called,
+            hooks=hook_names,
         ).save(whole)
         whole.rename(target)
     return target
@@ -127,27 +154,112 @@ def _is_linear(file: Path) -> bool:
     return isinstance(document, dict) and not set(document).isdisjoint(LINEAR_FIELDS)
 
 
-def _inputs(found: Signature, columns: Sequence[str | Column] | None) -> ColumnInputs:
+def _copied_hooks(source: str | Path, folder: Path) -> Hooks:
+    """Copy the file of hooks into ``folder``, and load it from there."""
+    if not Path(source).is_file():
+        raise ModelDirectoryError(f"there is no file of hooks at {source}; give a Python file")
+    return Hooks.load(Path(shutil.copyfile(source, folder / HOOKS_FILE)))
+
+
+def _hook_names(hooks: Hooks | None, columns: Sequence[str | Column]) -> tuple[str, ...]:
+    """Return the functions that scoring calls of a file of hooks."""
+    decode = [column.decode for column in columns if isinstance(column, Column) and column.decode is not None]
+    names = [name for name in dict.fromkeys(decode) if name not in BUILT_IN]
+    if hooks is None:
+        return tuple(names)
+    names += [name for name in (PREPROCESS, POSTPROCESS) if hooks.has(name)]
+    if not names:
+        raise ModelDirectoryError(
+            f"the file of hooks has neither {PREPROCESS} nor {POSTPROCESS}, and no column is decoded by a function of "
+            f"it; define one, name one (Column(..., 'binary', decode=...)), or leave the file out"
+        )
+    return tuple(names)
+
+
+def _inputs(found: Signature, columns: Sequence[str | Column] | None, *, is_preprocessed: bool) -> ColumnInputs:
     """Return what the model reads: one column per array, or one array of all columns."""
     given = {column if isinstance(column, str) else column.name: column for column in columns or ()}
     if columns is not None and len(given) < len(columns):
         raise ModelDirectoryError(f"the columns {list(columns)} name one twice; give each once")
-    if found.columns is not None:
-        (array,) = found.inputs
-        types = dict.fromkeys(found.columns, array.element)
-        matrix = Matrix(array.name, array.element)
-    elif len(found.inputs) == 1 and found.inputs[0].width != 1:
-        (array,) = found.inputs
-        types = dict.fromkeys(given, array.element)
-        matrix = Matrix(array.name, array.element)
+    if is_preprocessed:
+        return _for_preprocess(given)
+    only = found.inputs[0] if len(found.inputs) == 1 else None
+    if only is not None and any(isinstance(column, Column) and column.decode for column in given.values()):
+        return _decoded_to(only, given)
+    if only is not None and (found.columns is not None or (len(only.shape) == 2 and only.width != 1)):
+        return _side_by_side(only, found.columns, given)
+    _check_known(given, [array.name for array in found.inputs])
+    return ColumnInputs(tuple(_own_column(array, given.get(array.name), found) for array in found.inputs))
+
+
+def _for_preprocess(given: Mapping[str, str | Column]) -> ColumnInputs:
+    typed = tuple(column for column in given.values() if isinstance(column, Column))
+    if len(typed) < len(given) or not given:
+        raise ModelDirectoryError(
+            f"{PREPROCESS} makes the model's inputs of columns whose types nothing tells; give columns=[...], each "
+            f"with its type: Column('age', 'double')"
+        )
+    return ColumnInputs(typed)
+
+
+def _decoded_to(array: ArrayType, given: Mapping[str, str | Column]) -> ColumnInputs:
+    """Return the one column that becomes all of the model's only array."""
+    columns = tuple(column for column in given.values() if isinstance(column, Column))
+    if len(given) > 1:
+        raise ModelDirectoryError(
+            f"the model takes one array, all of which a column that is decoded has to be, but columns names "
+            f"{list(given)}; give that one, or put them together in {PREPROCESS}"
+        )
+    return ColumnInputs(columns, Matrix(array.name, array.element or ""))
+
+
+def _side_by_side(array: ArrayType, names: Sequence[str] | None, given: Mapping[str, str | Column]) -> ColumnInputs:
+    """Return the columns that make up the model's only array: those that it names, or all that are given."""
+    element = _element(array)
+    if names is None:
         _check_width(array.width, given)
     else:
-        types = {array.name: array.column_type for array in found.inputs}
-        matrix = None
-    unknown = [name for name in given if name not in types]
+        _check_known(given, names)
+    columns = tuple(_column(given.get(name, name), element) for name in names or given)
+    for column in columns:
+        _check_cast(column, element, _CAST_TO[element])
+    return ColumnInputs(columns, Matrix(array.name, element))
+
+
+def _own_column(array: ArrayType, given: str | Column | None, found: Signature) -> Column:
+    """Return the column that becomes an array of its own."""
+    if isinstance(given, Column) and given.decode is not None:
+        return given
+    column = _column(given or array.name, array.column_type)
+    element = _element(array)
+    of_bytes = ("binary",) if element == "string" and found.texts_are_bytes else ()
+    _check_cast(column, array.column_type, _CAST_TO[element] + of_bytes)
+    fits = len(array.shape) == 2 if column.is_array else array.width in (1, None)
+    if not fits:
+        raise ModelDirectoryError(
+            f"column '{column.name}' is {column.type}, and the model takes {array.column_type}; give it as that"
+        )
+    return column
+
+
+def _element(array: ArrayType) -> str:
+    """Return Spark's name of the type of the values of an array that a column holds."""
+    return array.column_type.removeprefix("array<").removesuffix(">")
+
+
+def _check_known(given: Iterable[str], known: Sequence[str]) -> None:
+    unknown = [name for name in given if name not in known]
     if unknown:
-        raise ModelDirectoryError(f"the columns {unknown} are no inputs of the model, which has {list(types)}")
-    return ColumnInputs(tuple(_column(given.get(name, name), type_) for name, type_ in types.items()), matrix)
+        raise ModelDirectoryError(f"the columns {unknown} are no inputs of the model, which has {list(known)}")
+
+
+def _check_cast(column: Column, wanted: str, castable: Sequence[str]) -> None:
+    """Check that no value changes, but for the precision of numbers, when it is cast to what the model takes."""
+    if column.element not in castable:
+        raise ModelDirectoryError(
+            f"column '{column.name}' is {column.type}, and the model takes {wanted}, to which {list(castable)} can be "
+            f"cast; give it as one of them"
+        )
 
 
 def _check_width(width: int | None, given: Mapping[str, str | Column]) -> None:

@@ -20,13 +20,13 @@ class Predictor:
     def __init__(
         self, model: str | Path | PinnedModel, *, tracking_uri: str | None = None, threads: int | None = 1
     ) -> None:
-        """Load the model, unless this process has it already; imports TensorFlow.
+        """Load the model, unless this process has it already; imports the library that computes it.
 
         Args:
             model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
             tracking_uri: MLflow store of the URI.
-            threads: Threads for TensorFlow where this process has not imported it yet: for one row, one is quickest.
-                None leaves it its own choice.
+            threads: Threads for the library, as far as it can be told without changing those of the whole process: for
+                one row, one is quickest. None leaves it its own choice.
 
         Raises:
             ModelNotFoundError: The URI leads to no model.

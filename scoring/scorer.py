@@ -10,15 +10,8 @@ import pyarrow as pa
 from pyspark import TaskContext
 
 from data_pipelines.raw_columns import ColumnError
-from scoring.bad_rows import (
-    ERROR_COLUMN,
-    BadRowError,
-    BadRows,
-    check_bad_rows,
-    described,
-    faulty_rows,
-    sound_rows,
-)
+from scoring.backends.libraries import library
+from scoring.bad_rows import ERROR_COLUMN, BadRowError, BadRows, check_bad_rows, described, sound_rows
 from scoring.checks import ScoringError
 from scoring.counters import Counters, Tally
 from scoring.forms import AS_COLUMNS, Form, Shaped
@@ -124,11 +117,11 @@ class Scorer:
             check_versions(exported_with(folder), self.model.label)
         tally.pause()
         context = TaskContext.get()
+        threads = context.cpus() if context is not None else None
         loaded: list[LoadedModel] = []
-        model = load_once(
-            folder, self.model.digest, threads=context.cpus() if context is not None else None, on_load=loaded.append
-        )
+        model = load_once(folder, self.model.digest, threads=threads, on_load=loaded.append)
         if loaded:
+            _limit_numeric_libraries(threads)
             _spare_the_garbage_collector()
         tally.begin(loads=len(loaded), threads=model.threads)
         return model if self.search is None else model.searching(self.search)
@@ -185,8 +178,7 @@ class Scorer:
         try:
             return self._called(model, rows, tally), faults
         except ColumnError:
-            model.check(rows.slice(0, 0))  # raises where no row could be scored, whatever it holds
-            found = faulty_rows(rows, model.check, first=fails)
+            found = model.faults(rows, first=fails)
             if not found:
                 raise
         more = {int(numbers[row]): message for row, message in found.items()}
@@ -217,6 +209,16 @@ def _reasons(faults: Mapping[int, str], rows: np.ndarray | None, length: int) ->
     if not faults or rows is None:
         return pa.nulls(length, pa.string())
     return pa.array([faults.get(row) for row in rows.tolist()], pa.string())
+
+
+def _limit_numeric_libraries(threads: int | None) -> None:
+    """Give BLAS and OpenMP the threads of the task; None leaves them alone.
+
+    NumPy has no way to say it, nor have many libraries that an MLflow model loads. It holds for the whole process: a
+    Python worker of Spark belongs to the task, the process of a caller of the model does not.
+    """
+    if threads is not None:
+        library("threadpoolctl", "scoring needs threadpoolctl").threadpool_limits(threads)
 
 
 def _spare_the_garbage_collector() -> None:

@@ -22,7 +22,7 @@ class KerasBackend:
             threads: As for :func:`start_tensorflow`.
 
         Raises:
-            UnsupportedModelError: It is not a model of tf-keras that has inputs, or its tensors are no columns.
+            UnsupportedModelError: It is not a model of tf-keras that has inputs.
             ModuleNotFoundError: A library is not installed here.
         """
         tf = start_tensorflow(threads)
@@ -41,8 +41,9 @@ class KerasBackend:
         specs = dict(zip(model.input_names, model.inputs, strict=True))
         results = dict(zip(model.output_names, model.outputs, strict=True))
         self.signature = Signature(
-            tuple(tensor_type(str(path), name, spec) for name, spec in specs.items()),
-            tuple(tensor_type(str(path), name, spec) for name, spec in results.items()),
+            tuple(tensor_type(name, spec) for name, spec in specs.items()),
+            tuple(tensor_type(name, spec) for name, spec in results.items()),
+            texts_are_bytes=True,
         )
         self._ranks = [spec.shape.rank for spec in specs.values()]
         self._to_tensor = tf.constant

@@ -40,8 +40,8 @@ class LightGBMBackend:
         # What it calls columns that had no names.
         unnamed = tuple(f"Column_{place}" for place in range(len(names)))
         self.signature = Signature(
-            (ArrayType(INPUT, "double", len(names)),),
-            (ArrayType(OUTPUT, "double", self._booster.num_model_per_iteration()),),
+            (ArrayType(INPUT, "double", (None, len(names))),),
+            (ArrayType(OUTPUT, "double", (None, self._booster.num_model_per_iteration())),),
             None if names == unnamed else names,
         )
 

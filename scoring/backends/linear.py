@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from scoring.backends.libraries import library
 from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
 
 INPUT, OUTPUT = "features", "score"
@@ -57,14 +56,12 @@ class LinearBackend:
 
         Args:
             path: The file.
-            threads: Threads that NumPy multiplies with, in this process; None is one per core.
+            threads: Threads of NumPy in this process, as its owner has limited them; None is one per core.
 
         Raises:
             UnsupportedModelError: The file does not hold a linear model.
         """
         self.threads = thread_count(threads)
-        # NumPy itself has no way to say it.
-        library("threadpoolctl", "scoring needs threadpoolctl").threadpool_limits(self.threads, user_api="blas")
         document = _document(path)
         coefficients = document["coefficients"]
         try:
@@ -79,8 +76,8 @@ class LinearBackend:
         self._inverse_link = _INVERSE_LINKS[link]
         width = 1 if self._coefficients.ndim == 1 else self._coefficients.shape[1]
         self.signature = Signature(
-            (ArrayType(INPUT, "double", len(coefficients)),),
-            (ArrayType(OUTPUT, "double", width),),
+            (ArrayType(INPUT, "double", (None, len(coefficients))),),
+            (ArrayType(OUTPUT, "double", (None, width)),),
             tuple(coefficients),
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scoring.backends.libraries import BACKENDS_EXTRA, library
-from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, array_type, thread_count, with_rank
+from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count, with_rank
 
 # ONNX Runtime's names of types, as NodeArg.type has them.
 _ELEMENTS = {
@@ -17,6 +17,7 @@ _ELEMENTS = {
     "tensor(float)": "float",
     "tensor(double)": "double",
     "tensor(string)": "string",
+    "tensor(uint8)": "uint8",
 }
 
 
@@ -52,9 +53,9 @@ class OnnxBackend:
         given, made = self._session.get_inputs(), self._session.get_outputs()
         self._ranks = {array.name: len(array.shape) for array in given}
         self.signature = Signature(
-            tuple(_array_type(path, array) for array in given),
+            tuple(_array_type(array) for array in given),
             # A classifier of scikit-learn may give maps of probabilities as well, which no column holds.
-            tuple(_array_type(path, array) for array in made if array.type in _ELEMENTS),
+            tuple(_array_type(array) for array in made if array.type in _ELEMENTS),
         )
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
@@ -69,6 +70,6 @@ def _load_errors(runtime: Any) -> tuple[type[Exception], ...]:
     return (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.RuntimeException)
 
 
-def _array_type(path: Path, array: Any) -> ArrayType:
-    shape = [length if isinstance(length, int) else None for length in array.shape]
-    return array_type(str(path), array.name, _ELEMENTS.get(array.type), shape, f"a {array.type}")
+def _array_type(array: Any) -> ArrayType:
+    shape = tuple(length if isinstance(length, int) else None for length in array.shape)
+    return ArrayType(array.name, _ELEMENTS.get(array.type), shape, f"a {array.type}")

@@ -3,20 +3,35 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-NUMPY_TYPES: Mapping[str, str] = {
+DTYPES: Mapping[str, Any] = {
+    "boolean": np.bool_,
+    "int": np.int32,
+    "bigint": np.int64,
+    "float": np.float32,
+    "double": np.float64,
+    "string": np.object_,
+    "binary": np.object_,
+    "uint8": np.uint8,
+}
+"""NumPy's types of the elements of arrays, by what Spark calls a column of them; of ``uint8`` there is none."""
+
+ELEMENTS: Mapping[str, str] = {
     "bool": "boolean",
     "int32": "int",
     "int64": "bigint",
     "float32": "float",
     "float64": "double",
+    "uint8": "uint8",
     "object": "string",
-    "str": "string",
+    "string": "string",
 }
-"""Types of arrays by NumPy's name, and what Spark calls a column of them."""
+"""Spark's names of types by what NumPy and other libraries call them, and ``uint8``."""
+
+_OF_COLUMNS = sorted(set(DTYPES) - {"uint8"})
 
 
 class ModelOutputError(RuntimeError):
@@ -29,23 +44,45 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True)
 class ArrayType:
-    """An array that a model takes or gives.
+    """An array that a model takes or gives; whether a column can hold it is another question.
 
     Attributes:
         name: As the model has it.
-        element: Spark's name of the type of its values.
-        width: Values per row, None for any number. One value per row is ``[rows]`` or ``[rows, 1]``.
+        element: Spark's name of the type of its values, or ``uint8``; None of any other type.
+        shape: Length of each dimension, the rows' first; None for any.
+        called: What the model calls it, for messages.
         optional: Whether the model says that it takes missing values.
     """
 
     name: str
-    element: str
-    width: int | None = 1
+    element: str | None
+    shape: tuple[int | None, ...] = (None,)
+    called: str = "an array"
     optional: bool = False
 
     @property
+    def has_rows(self) -> bool:
+        """Whether its first dimension is any number of rows."""
+        return len(self.shape) > 0 and self.shape[0] is None
+
+    @property
+    def width(self) -> int | None:
+        """Values per row where a column holds it, None for any number; ``[rows]`` and ``[rows, 1]`` have one."""
+        return 1 if len(self.shape) < 2 else self.shape[1]
+
+    @property
     def column_type(self) -> str:
-        """Spark's name of the type of a column that holds it."""
+        """Spark's name of the type of a column that holds it.
+
+        Raises:
+            UnsupportedModelError: No column can.
+        """
+        if self.element is None or self.element not in _OF_COLUMNS or not self.has_rows or len(self.shape) > 2:
+            raise UnsupportedModelError(
+                f"'{self.name}' is {self.called} of shape {list(self.shape)}; arrays of one or two dimensions, of "
+                f"which the first is any number of rows, become columns, if they are of {_OF_COLUMNS}: export the "
+                f"model so, decode such an input, or leave such an output out"
+            )
         return self.element if self.width == 1 else f"array<{self.element}>"
 
 
@@ -57,11 +94,13 @@ class Signature:
         inputs: In the model's order.
         outputs: In the model's order.
         columns: Names of the columns that make up the one input, where the model knows them.
+        texts_are_bytes: Whether its strings may be any bytes, as TensorFlow's are.
     """
 
     inputs: tuple[ArrayType, ...]
     outputs: tuple[ArrayType, ...]
     columns: tuple[str, ...] | None = None
+    texts_are_bytes: bool = False
 
 
 class Backend(Protocol):
@@ -79,31 +118,14 @@ class Backend(Protocol):
         """Return the named outputs for a batch of at least one row.
 
         Args:
-            inputs: All of the signature's, ``[rows]`` or ``[rows, k]``.
+            inputs: All of the signature's, with ``[rows]`` for ``[rows, 1]`` where that is more convenient.
             outputs: Names of outputs of the signature.
         """
 
 
-def array_type(subject: str, name: str, element: str | None, shape: Sequence[int | None], what: str) -> ArrayType:
-    """Return the type of an array whose rows come first in ``shape``.
-
-    Args:
-        subject: What the model is, for the message.
-        name: Name of the array.
-        element: Spark's name of its values' type; None where it has none.
-        shape: Length of each dimension; None for any.
-        what: How the model calls its type, for the message.
-
-    Raises:
-        UnsupportedModelError: A column cannot hold the array.
-    """
-    if element is None or not 1 <= len(shape) <= 2 or shape[0] is not None:
-        raise UnsupportedModelError(
-            f"{subject}: '{name}' is {what} of shape {list(shape)}; arrays of one or two dimensions, of which the "
-            f"first is any number of rows, become columns, if they are of {sorted(set(NUMPY_TYPES.values()))}: export "
-            f"the model so"
-        )
-    return ArrayType(name, element, 1 if len(shape) == 1 else shape[1])
+def element_of(dtype: np.dtype[Any]) -> str | None:
+    """Return Spark's name of a type of NumPy's, ``uint8`` among them; None where it has none."""
+    return ELEMENTS.get("string" if dtype.kind in "US" else dtype.name)
 
 
 def with_rank(values: np.ndarray, rank: int | None) -> np.ndarray:

@@ -3,7 +3,6 @@
 Names and types of columns are those of the model's MLflow signature.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ import numpy as np
 
 from scoring.backends.libraries import library
 from scoring.backends.protocol import (
-    NUMPY_TYPES,
     ArrayType,
     ModelOutputError,
     Signature,
     UnsupportedModelError,
-    array_type,
+    element_of,
     thread_count,
 )
 
@@ -29,6 +27,7 @@ _ELEMENTS = {
     "float": "float",
     "double": "double",
     "string": "string",
+    "binary": "binary",
 }
 UNNAMED_OUTPUT = "prediction"
 
@@ -41,10 +40,11 @@ class PyfuncBackend:
 
         Args:
             folder: Of the file ``MLmodel``.
-            threads: Threads for the numeric libraries of this process (BLAS and OpenMP); None is one per core.
+            threads: Threads of the numeric libraries in this process, as its owner has limited them; None is one per
+                core.
 
         Raises:
-            UnsupportedModelError: The model has no signature, or one that is no columns.
+            UnsupportedModelError: The model has no signature, or one of arrays without names.
             ModuleNotFoundError: A library that the model needs is not installed here.
         """
         library("mlflow", "an MLflow model needs MLflow")
@@ -58,10 +58,7 @@ class PyfuncBackend:
                 f"what its requirements.txt lists in the Python of every executor",
                 name=error.name,
             ) from error
-        # Of the libraries that the model has just loaded: it says of none how many threads it takes.
-        control = library("threadpoolctl", "scoring needs threadpoolctl")
         self.threads = thread_count(threads)
-        control.threadpool_limits(self.threads)
         self._data_frame = library("pandas", "an MLflow model needs pandas").DataFrame
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
@@ -89,7 +86,7 @@ def mlflow_signature(folder: Path) -> Signature:
         folder: Of the file ``MLmodel``.
 
     Raises:
-        UnsupportedModelError: It has no signature, or one that is no columns.
+        UnsupportedModelError: It has no signature, or one of arrays without names.
     """
     from mlflow.models import Model
 
@@ -120,16 +117,16 @@ def _array_type(folder: Path, spec: Any, unnamed: str | None) -> ArrayType:
             f"signature of a DataFrame (infer_signature(data_frame, ...)), or a model that takes one"
         )
     if hasattr(spec, "shape"):
-        lengths = [None if length == -1 else length for length in spec.shape]
-        element = NUMPY_TYPES.get("str" if spec.type.kind == "U" else spec.type.name)
-        return array_type(str(folder), name, element, lengths, f"a tensor of {spec.type}")
+        lengths = tuple(None if length == -1 else length for length in spec.shape)
+        called = f"a tensor of {spec.type} of the MLflow model in {folder}"
+        return ArrayType(name, element_of(spec.type), lengths, called)
     # A column's type is a name, or an array of a type that is one.
     of_elements = getattr(spec.type, "dtype", spec.type)
     is_array = of_elements is not spec.type
     element = _ELEMENTS.get(getattr(of_elements, "name", ""))
-    shape = [None, None] if is_array else [None]
-    array = array_type(str(folder), name, element, shape, f"a column of {spec.type}")
-    return dataclasses.replace(array, optional=not spec.required)
+    shape = (None, None) if is_array else (None,)
+    called = f"a column of {spec.type} of the MLflow model in {folder}"
+    return ArrayType(name, element, shape, called, optional=not spec.required)
 
 
 def _by_name(predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from scoring.backends.protocol import NUMPY_TYPES, ArrayType, Signature, UnsupportedModelError, array_type, with_rank
+from scoring.backends.protocol import ELEMENTS, ArrayType, Signature, UnsupportedModelError, with_rank
 from scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
 
@@ -22,7 +22,7 @@ class SavedModelBackend:
             threads: As for :func:`start_tensorflow`.
 
         Raises:
-            UnsupportedModelError: There is no such signature, or its tensors are no columns.
+            UnsupportedModelError: There is no such signature.
             ModuleNotFoundError: TensorFlow is not installed here.
         """
         tf = start_tensorflow(threads)
@@ -38,8 +38,9 @@ class SavedModelBackend:
         self._to_tensor = tf.constant
         self._ranks = {name: spec.shape.rank for name, spec in specs.items()}
         self.signature = Signature(
-            tuple(tensor_type(str(folder), name, spec) for name, spec in specs.items()),
-            tuple(tensor_type(str(folder), name, spec) for name, spec in self._call.structured_outputs.items()),
+            tuple(tensor_type(name, spec) for name, spec in specs.items()),
+            tuple(tensor_type(name, spec) for name, spec in self._call.structured_outputs.items()),
+            texts_are_bytes=True,
         )
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
@@ -49,13 +50,8 @@ class SavedModelBackend:
         return {name: given[name].numpy() for name in outputs}
 
 
-def tensor_type(subject: str, name: str, spec: Any) -> ArrayType:
-    """Return the type of a tensor of TensorFlow's, given as anything with a ``dtype`` and a ``shape``.
-
-    Raises:
-        UnsupportedModelError: A column cannot hold it.
-    """
+def tensor_type(name: str, spec: Any) -> ArrayType:
+    """Return the type of a tensor of TensorFlow's, given as anything with a ``dtype`` and a ``shape``."""
     # A shape of unknown rank is taken for one value per row; what comes is looked at again when it is called.
-    shape = [None] if spec.shape.rank is None else spec.shape.as_list()
-    element = NUMPY_TYPES.get("str" if spec.dtype.name == "string" else spec.dtype.name)
-    return array_type(subject, name, element, shape, f"a tensor of {spec.dtype.name}")
+    shape = (None,) if spec.shape.rank is None else tuple(spec.shape.as_list())
+    return ArrayType(name, ELEMENTS.get(spec.dtype.name), shape, f"a tensor of {spec.dtype.name}")

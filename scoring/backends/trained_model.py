@@ -66,7 +66,7 @@ class TrainedGraph:
         import tensorflow as tf
 
         spec = tf.TensorSpec(tf.TensorShape(end.tensor_shape), tf.as_dtype(end.dtype))
-        return tensor_type(str(self._folder), name, spec)
+        return tensor_type(name, spec)
 
 
 class TrainedBackend:

@@ -47,8 +47,8 @@ class XGBoostBackend:
         width = self._booster.num_features()
         names = self._booster.feature_names
         self.signature = Signature(
-            (ArrayType(INPUT, "float", width),),
-            (ArrayType(OUTPUT, "float", self._predict(np.zeros((1, width), np.float32))[0].size),),
+            (ArrayType(INPUT, "float", (None, width)),),
+            (ArrayType(OUTPUT, "float", (None, self._predict(np.zeros((1, width), np.float32))[0].size)),),
             tuple(names) if names else None,
         )
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.errors import PySparkException
@@ -24,7 +25,10 @@ from tests.unit.scoring.other_models import (
     logistic,
     matrix,
     people,
+    pictures,
+    png,
     save_logistic_onnx,
+    save_picture_keras,
     save_sklearn,
     save_xgboost,
 )
@@ -97,6 +101,49 @@ def test_an_mlflow_model_of_other_people_scores_a_table(spark: "SparkSession", t
     np.testing.assert_allclose([row.prediction for row in scored], pipeline.predict_proba(frame), rtol=1e-12)
 
 
+HOOKS = """
+import io
+import numpy as np
+
+def turned(value):
+    from PIL import Image
+    return np.asarray(Image.open(io.BytesIO(value)).convert("RGB"))[::-1]
+
+def postprocess(outputs):
+    return {"doubt": 1 - outputs["score"]}
+"""
+
+
+def test_images_are_decoded_by_code_that_travels_with_the_model(
+    spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F13, S4: its file is gone where it was packaged, and a broken image takes no other row along."""
+    keras_model = save_picture_keras(tmp_path / "m.keras", 6, 5)
+    hooks = tmp_path / "code.py"
+    hooks.write_text(HOOKS)
+    columns = [Column("photo", "binary", decode="turned")]
+    model = package_model(tmp_path / "m.keras", tmp_path / "model", columns=columns, hooks=hooks)
+    hooks.unlink()
+    images = pictures(20, 6, 5)
+    values = [png(image) for image in images]
+    values[7] = values[7][:40]
+    pq.write_table(pa.table({"id": range(20), "photo": values}), tmp_path / "photos.parquet")
+
+    photos = spark.read.parquet(str(tmp_path / "photos.parquet")).repartition(3)
+    with caplog.at_level("INFO", "scoring.call"):
+        rows = score(photos, model, keys="id", bad_rows="mark").orderBy("id").collect()
+    assert "brings code that runs in the executors: turned, postprocess of its hooks.py" in caplog.text
+    assert [row.id for row in rows if row.error is not None] == [7]
+    assert "is not decoded by turned of hooks.py" in rows[7].error
+    expected = 1 - keras_model(images[:, ::-1].astype(np.float32)).numpy()[:, 0]
+    others = np.delete(np.arange(20), 7)
+    np.testing.assert_allclose([rows[row].doubt for row in others], expected[others], rtol=0, atol=1e-6)
+
+    with pytest.raises(ColumnError, match=r"the row id=7 cannot be scored: .* is not decoded by turned of hooks.py"):
+        score_files(spark, tmp_path / "photos.parquet", model, tmp_path / "scores", keys="id")
+    assert not (tmp_path / "scores").exists()
+
+
 def test_columns_are_refused_before_a_task_starts_and_null_in_the_task(table: "DataFrame", onnx_model: Path) -> None:
     with pytest.raises(ColumnError, match="column 'width' is missing"):
         score(table.drop("width"), onnx_model, keys="id")
@@ -105,7 +152,7 @@ def test_columns_are_refused_before_a_task_starts_and_null_in_the_task(table: "D
     with_null = score(table.selectExpr("id", "height", "depth", "float(NULL) AS width"), onnx_model, keys="id")
     with pytest.raises(PySparkException) as failure:
         with_null.collect()
-    assert "column 'width' (float) has null or NaN in" in task_message(failure.value)
+    assert "column 'width' (float) has null or NaN, which" in task_message(failure.value)
 
 
 def test_records_of_a_model_of_another_library_cannot_be_told(

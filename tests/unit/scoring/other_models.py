@@ -165,3 +165,34 @@ def save_sklearn(folder: Path, *, signature: bool = True, outputs: str = "classe
         skops_trusted_types=["numpy.dtype"],
     )
     return pipeline
+
+
+def pictures(count: int, height: int, width: int) -> np.ndarray:
+    """Return random pixels, uint8 ``[count, height, width, 3]``."""
+    return np.random.default_rng(5).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Return an image of uint8 ``[height, width, channels]``, or ``[height, width]`` of a grey one, as PNG."""
+    import tensorflow as tf
+
+    return bytes(tf.io.encode_png(pixels if pixels.ndim == 3 else pixels[..., None]).numpy())
+
+
+def save_picture_keras(path: Path, height: int, width: int) -> Any:
+    """Save a small convolutional model of images as a file of tf-keras, and return it; it has fixed weights."""
+    import tf_keras
+
+    model = tf_keras.Sequential(
+        [
+            tf_keras.Input((height, width, 3), name="pixels"),
+            tf_keras.layers.Rescaling(1 / 255),
+            tf_keras.layers.Conv2D(2, 3, activation="relu"),
+            tf_keras.layers.GlobalAveragePooling2D(),
+            tf_keras.layers.Dense(1, "sigmoid", name="score"),
+        ]
+    )
+    random = np.random.default_rng(6)
+    model.set_weights([random.standard_normal(weights.shape) for weights in model.get_weights()])
+    model.save(path)
+    return model

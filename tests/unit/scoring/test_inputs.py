@@ -7,11 +7,15 @@ import pyarrow as pa
 import pytest
 
 from data_pipelines.raw_columns import ColumnError
-from scoring.inputs import Column, ColumnInputs, Matrix
+from scoring.inputs import Column, ColumnInputs, Faults, Matrix
 
 
 def read(column: Column, values: Any, type_: pa.DataType | None = None) -> np.ndarray:
     return column.read(pa.table({column.name: pa.array(values, type_)}))
+
+
+def faults(column: Column, values: Any, type_: pa.DataType | None = None, length: int | None = None) -> Faults:
+    return column.examined(pa.table({column.name: pa.array(values, type_)}), length)[1]
 
 
 @pytest.mark.parametrize("type_", ["float", "double"])
@@ -20,8 +24,9 @@ def test_a_number_that_is_missing_is_nan_or_refused_or_filled(type_: str) -> Non
     values = [1.5, None, float("nan")]
     np.testing.assert_array_equal(read(Column("x", type_), values), [1.5, np.nan, np.nan])
     np.testing.assert_array_equal(read(Column("x", type_, fill=-1), values), [1.5, -1.0, -1.0])
-    with pytest.raises(ColumnError, match=r"column 'x' \(.*\) has null or NaN in 2 of 3 rows.*coalesce.*a fill"):
+    with pytest.raises(ColumnError, match=r"column 'x' \(.*\) has null or NaN, which.*coalesce.*a fill"):
         read(Column("x", type_, nulls="fail"), values)
+    assert list(faults(Column("x", type_, nulls="fail"), values)) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,7 @@ def test_a_number_that_is_missing_is_nan_or_refused_or_filled(type_: str) -> Non
 )
 def test_other_columns_refuse_null_or_fill_it(type_: str, values: list[Any], fill: Any) -> None:
     assert read(Column("x", type_, fill=fill), values).tolist() == [values[0], fill]
-    with pytest.raises(ColumnError, match=rf"column 'x' \({type_}\) has null in 1 of 2 rows"):
+    with pytest.raises(ColumnError, match=rf"column 'x' \({type_}\) has null, which"):
         read(Column("x", type_), values)
 
 
@@ -64,9 +69,12 @@ def test_a_column_of_another_type_is_refused_by_name(type_: str, values: list[An
         read(Column("x", type_), values)
 
 
-def test_a_number_too_large_for_its_type_is_refused() -> None:
-    with pytest.raises(ColumnError, match="column 'x' has a value that is no int"):
+def test_a_number_too_large_for_its_type_is_a_fault_of_its_row() -> None:
+    with pytest.raises(ColumnError, match=r"column 'x' has a value that is no int \(1099511627776\)"):
         read(Column("x", "int"), [2**40])
+    assert list(faults(Column("x", "int"), [1, None, 2**40, -(2**31)])) == [1, 2]
+    assert list(faults(Column("x", "bigint"), [2**63, 1], pa.uint64())) == [0]
+    assert list(faults(Column("x", "array<int>"), [[1, 2], [3, 2**31]])) == [1]
 
 
 def test_lists_of_one_length_become_rows() -> None:
@@ -75,10 +83,28 @@ def test_lists_of_one_length_become_rows() -> None:
     assert read(column, [[1, 2]], pa.list_(pa.float64(), 2)).tolist() == [[1, 2]]
     assert read(Column("x", "array<float>", fill=9), [[1.0, None]]).tolist() == [[1, 9]]
     assert read(column, [], pa.list_(pa.float32())).shape == (0, 0)
-    with pytest.raises(ColumnError, match="fewer than 2 elements in 1 of 2 rows"):
+    with pytest.raises(ColumnError, match="has 1 elements, where 2 are wanted, .*make them equally long"):
         read(column, [[1.0, 2.0], [3.0]])
-    with pytest.raises(ColumnError, match="has null in 1 of 2 rows"):
+    with pytest.raises(ColumnError, match="has null, .*no length can be told"):
         read(column, [[1.0, 2.0], None])
+
+
+def test_lists_of_another_length_than_most_are_faults_of_their_rows_unless_the_model_says_a_length() -> None:
+    column, values = Column("x", "array<float>"), [[1.0], [2.0, 3.0], None, [4.0, 5.0], []]
+    assert list(faults(column, values)) == [0, 2, 4]
+    assert list(faults(column, values, length=1)) == [1, 2, 3, 4]
+    assert list(faults(column, [[1.0], [2.0, 3.0]])) == [1]  # of as many lengths, the first
+    assert list(faults(Column("x", "array<float>", nulls="fail"), [[1.0, 2.0], [3.0], [4.0, None]])) == [1, 2]
+    assert list(faults(column, [None, None])) == [0, 1]
+    np.testing.assert_array_equal(read(column, [[1.0], [2.0]]), [[1.0], [2.0]])
+
+
+def test_bytes_are_read_as_they_are() -> None:
+    assert read(Column("x", "binary", nulls="pass"), [b"a\xff", None]).tolist() == [b"a\xff", None]
+    assert read(Column("x", "binary"), [b"ab"], pa.large_binary()).tolist() == [b"ab"]
+    assert read(Column("x", "binary"), [b"ab"], pa.binary(2)).tolist() == [b"ab"]
+    with pytest.raises(ColumnError, match="has type string, the model takes binary"):
+        read(Column("x", "binary"), ["ab"])
 
 
 @pytest.mark.parametrize(
@@ -88,27 +114,16 @@ def test_lists_of_one_length_become_rows() -> None:
         ({"type": "bigint", "nulls": "pass"}, "bigint has no value for null"),
         ({"type": "bigint", "fill": 1.5}, "fill 1.5 is no bigint"),
         ({"type": "float", "fill": "none"}, "fill 'none' is no float"),
+        ({"type": "string", "decode": "image"}, "what is decoded is binary, not string; give it as binary"),
+        ({"type": "binary", "decode": "image", "nulls": "pass"}, "what is decoded has no value for null"),
+        ({"type": "binary", "decode": "image", "fill": "black"}, "fill 'black' is no number"),
+        ({"type": "binary", "fill": b""}, "bytes have no fill"),
+        ({"type": "array<binary>"}, "type 'array<binary>' is unknown"),
     ],
 )
 def test_a_column_that_cannot_be_says_why(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ColumnError, match=message):
         Column("x", **values)
-
-
-def test_columns_are_gathered_into_one_array_in_their_order() -> None:
-    table = pa.table({"b": [[3.0, 4.0]], "unused": ["x"], "a": [1]})
-    inputs = ColumnInputs((Column("a", "float"), Column("b", "array<float>")), Matrix("features", "float"))
-    (part,) = inputs.parts(table, 10)
-    assert {name: (array.dtype, array.tolist()) for name, array in part.items()} == {
-        "features": (np.float32, [[1.0, 3.0, 4.0]])
-    }
-
-
-def test_parts_cover_all_rows_and_an_empty_table_has_one() -> None:
-    inputs = ColumnInputs((Column("a", "bigint"),))
-    table = pa.table({"a": range(5)})
-    assert [part["a"].tolist() for part in inputs.parts(table, 2)] == [[0, 1], [2, 3], [4]]
-    assert [part["a"].tolist() for part in inputs.parts(table.slice(0, 0), 2)] == [[]]
 
 
 def test_a_check_of_the_schema_names_what_is_missing_or_of_another_type() -> None:

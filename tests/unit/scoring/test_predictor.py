@@ -1,15 +1,20 @@
 """S15: single rows without Spark have the scores that tables have."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from data_pipelines.raw_columns import ColumnError
+from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel
 from scoring.model_uri import resolve
+from scoring.package import package_model
 from scoring.predictor import Predictor
 from tests.unit.scoring.exported_models import FLIGHTS, MEMBERS, ORDERS, export_members, export_orders
+from tests.unit.scoring.other_models import LINEAR, pictures, png, save_picture_keras, save_sklearn
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +56,39 @@ def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Pa
     members = Predictor(export_members(tmp_path))
     with pytest.raises(ColumnError, match="column 'member' has type int64, the model was trained with bool"):
         members.predict(MEMBERS.to_pylist()[0] | {"member": 1})
+
+
+def blas_threads() -> dict[str, int]:
+    return {found["filepath"]: found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+
+
+def test_a_linear_model_leaves_the_threads_of_the_process_alone(tmp_path: Path) -> None:
+    """S10: whoever asks for a score may have matrices of their own to multiply."""
+    model = package_model({**LINEAR, "intercept": 0.75}, tmp_path / "model")
+    with threadpool_limits(2):
+        before = blas_threads()
+        score = Predictor(model).predict(dict.fromkeys(LINEAR["coefficients"], 0.0))["score"]
+        assert blas_threads() == before
+    assert score == pytest.approx(1 / (1 + math.exp(-0.75)))
+    assert set(before.values()) == {2}
+
+
+def test_an_mlflow_model_leaves_the_threads_of_the_process_alone(tmp_path: Path) -> None:
+    save_sklearn(tmp_path / "model")
+    with threadpool_limits(2):
+        before = blas_threads()
+        Predictor(tmp_path / "model").predict({"age": 31.0, "city": "Bonn", "visits": 1})
+        # Of what the model has loaded only now, nothing is known.
+        assert before.items() <= blas_threads().items()
+    assert set(before.values()) == {2}
+
+
+def test_a_row_may_have_bytes_that_the_model_decodes(tmp_path: Path) -> None:
+    model = save_picture_keras(tmp_path / "m.keras", 6, 5)
+    columns = [Column("image", "binary", decode="image")]
+    predictor = Predictor(package_model(tmp_path / "m.keras", tmp_path / "model", columns=columns))
+    (picture,) = pictures(1, 6, 5)
+    expected = float(model(picture[None].astype("float32"))[0, 0])
+    assert predictor.predict({"image": png(picture)})["score"] == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ColumnError, match="column 'image' has a value that is not decoded by image"):
+        predictor.predict({"image": b"no image"})

@@ -4,18 +4,23 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from data_pipelines.raw_columns import ColumnError
 from scoring.bad_rows import BadRowError
 from scoring.checks import ScoringError
 from scoring.counters import Tally
 from scoring.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
+from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel
 from scoring.model_directory import ModelDirectory
+from scoring.model_uri import resolve
 from scoring.null_policy import NullPolicy
+from scoring.package import package_model
 from scoring.scorer import Scorer, Settings
 from scoring.shipping import ShippedModel
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
+from tests.unit.scoring.other_models import LINEAR, pictures, png, save_picture_keras
 
 # The second and the last row have an index that the model does not know.
 ROWS = pa.record_batch(
@@ -101,3 +106,74 @@ def test_scores_that_would_have_a_column_twice_are_refused(tmp_path: Path) -> No
     object.__setattr__(clash, "labels", {"scores": ("a", "error", "b")})
     with pytest.raises(ScoringError, match=r"would have the columns \['error'\] twice"):
         Settings(outputs=Wide(), bad_rows="mark").schema(clash)
+
+
+@pytest.fixture(scope="module")
+def pictures_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    save_picture_keras(folder / "m.keras", 6, 5)
+    columns = [Column("image", "binary", decode="image")]
+    return package_model(folder / "m.keras", folder / "model", columns=columns)
+
+
+def test_a_broken_image_is_one_bad_row_among_good_ones(pictures_model: Path) -> None:
+    """F13: named by its key, or marked, whichever call of the model it is in; a null is what the column says."""
+    model = LoadedModel(pictures_model)
+    good = [png(each) for each in pictures(7, 6, 5)]
+    values = [good[0], good[1][:50], good[2], None, good[4], png(pictures(1, 8, 8)[0]), good[6]]
+    batch = pa.record_batch({"id": range(7), "image": pa.array(values, pa.binary())})
+    with pytest.raises(BadRowError, match=r"the row id=1 cannot be scored: column 'image' has a value that is not dec"):
+        scorer_of(pictures_model, batch_size=2).scored(model, batch, Tally(), ["id"])
+    tally = Tally()
+    rows = scorer_of(pictures_model, bad_rows="mark", batch_size=2).scored(model, batch, tally, ["id"]).to_pylist()
+    reasons = {row["id"]: row["error"] for row in rows if row["error"] is not None}
+    assert list(reasons) == [1, 3, 5]
+    assert "column 'image' (binary) has null" in reasons[3]
+    assert "the image is 8 x 8" in reasons[5]
+    expected = model.score(pa.table({"image": [good[row] for row in (0, 2, 4, 6)]}))["score"]
+    assert [row["score"] for row in rows if row["error"] is None] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert (tally.rows, tally.bad_rows) == (7, 3)
+
+
+def test_lists_of_another_length_are_bad_rows_where_the_model_takes_any(tmp_path: Path) -> None:
+    """The length that most rows have is the right one: of the first row alone, nothing would tell that it is wrong."""
+    from onnx import TensorProto, helper, save
+
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["all"], ["mean"], axes=[1], keepdims=0)],
+        "mean",
+        [helper.make_tensor_value_info("all", TensorProto.FLOAT, ["rows", "length"])],
+        [helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["rows"])],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    columns = [Column("list", "array<float>")]
+    folder = package_model(tmp_path / "m.onnx", tmp_path / "model", columns=columns)
+    batch = pa.record_batch({"id": range(4), "list": [[9.0], [1.0, 3.0], [2.0, 2.0, 2.0], [5.0, 7.0]]})
+    model = LoadedModel(folder)
+    with pytest.raises(BadRowError, match=r"the row id=0 cannot be scored: .* has 1 elements, where 2 are wanted"):
+        scorer_of(folder).scored(model, batch, Tally(), ["id"])
+    rows = scorer_of(folder, bad_rows="mark").scored(model, batch, Tally(), ["id"]).to_pylist()
+    assert [row["mean"] for row in rows] == [None, 2.0, None, 6.0]
+    assert [row["error"] is None for row in rows] == [False, True, False, True]
+
+
+class TaskOfOneCore:
+    """What Spark's ``TaskContext`` tells a task."""
+
+    @classmethod
+    def get(cls) -> "TaskOfOneCore":
+        return cls()
+
+    def cpus(self) -> int:
+        return 1
+
+
+def test_a_task_limits_the_numeric_libraries_of_its_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """S10: NumPy multiplies with as many threads as the task has cores."""
+    pinned = resolve(package_model({**LINEAR, "intercept": 0.5}, tmp_path / "model"))  # which no test has loaded yet
+    scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
+    monkeypatch.setattr("scoring.scorer.TaskContext", TaskOfOneCore)
+    monkeypatch.setattr("scoring.scorer._spare_the_garbage_collector", lambda: None)
+    with threadpool_limits(2):
+        assert scorer.load(Tally()).threads == 1
+        assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras
-from onnx import TensorProto, helper, save
+from onnx import TensorProto, helper, numpy_helper, save
 
 from scoring.backends.protocol import UnsupportedModelError
 from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel
-from scoring.model_directory import ModelDirectory
+from scoring.model_directory import ModelDirectory, ModelDirectoryError
 from scoring.package import package_model
 
 ROWS = pa.table(
@@ -22,13 +22,14 @@ ROWS = pa.table(
 )
 
 
-def save_onnx(path: Path, nodes: Any, inputs: Any, outputs: Any) -> Path:
+def save_onnx(path: Path, nodes: Any, inputs: Any, outputs: Any, constants: Any = ()) -> Path:
     """Save a graph; an input or output is a name, a type and the lengths of its dimensions."""
     graph = helper.make_graph(
         [helper.make_node(*node) for node in nodes],
         "graph",
         [helper.make_tensor_value_info(*each) for each in inputs],
         [helper.make_tensor_value_info(*each) for each in outputs],
+        list(constants),
     )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
@@ -87,6 +88,79 @@ def test_outputs_that_are_not_wanted_are_left_out(onnx_file: Path, tmp_path: Pat
     assert list(LoadedModel(folder).score(ROWS)) == ["text"]
 
 
+def test_numbers_of_a_column_are_cast_to_what_the_model_takes(onnx_file: Path, tmp_path: Path) -> None:
+    """Where every array is a column of its own, too."""
+    columns = [Column("x", "bigint", fill=7), Column("n", "boolean"), Column("pair", "array<int>")]
+    folder = package_model(onnx_file, tmp_path / "model", columns=columns)
+    table = pa.table({"x": [1, None], "n": [True, False], "text": ["a", "b"], "pair": [[1, 2], [3, 4]]})
+    scores = LoadedModel(folder).score_arrow(table)
+    assert {name: scores[name].to_pylist() for name in ("minus", "same", "pairs")} == {
+        "minus": [-1.0, -7.0],
+        "same": [1, 0],
+        "pairs": [[-1.0, -2.0], [-3.0, -4.0]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (Column("n", "double"), r"'n' is double, and the model takes bigint, to which \['boolean', 'int', "),
+        (Column("text", "int"), r"'text' is int, and the model takes string, to which \['string'\] can be cast"),
+        (Column("text", "binary"), r"'text' is binary, and the model takes string, to which \['string'\] can be cast"),
+        (Column("n", "array<bigint>"), r"'n' is array<bigint>, and the model takes bigint; give it as that"),
+        (Column("pair", "float"), r"'pair' is float, and the model takes array<float>; give it as that"),
+    ],
+)
+def test_a_column_that_cannot_become_the_model_s_array_is_refused_when_it_is_packaged(
+    onnx_file: Path, tmp_path: Path, column: Column, message: str
+) -> None:
+    with pytest.raises(ModelDirectoryError, match=message):
+        package_model(onnx_file, tmp_path / "model", columns=[column])
+
+
+def test_lists_of_one_value_become_an_array_of_two_dimensions(onnx_file: Path, tmp_path: Path) -> None:
+    folder = package_model(onnx_file, tmp_path / "model", columns=[Column("x", "array<double>")])
+    rows = ROWS.set_column(0, "x", pa.array([[1.0], [2.0], [3.0]]))
+    assert LoadedModel(folder).score(rows)["minus"].tolist() == [-1.0, -2.0, -3.0]
+
+
+def test_lists_of_another_length_than_the_model_takes_are_faults_of_their_rows(onnx_file: Path, tmp_path: Path) -> None:
+    model = LoadedModel(package_model(onnx_file, tmp_path / "model"))
+    pairs = pa.array([[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]])
+    (batch,) = ROWS.set_column(3, "pair", pairs).to_batches()
+    assert {row: message.split(",")[0] for row, message in model.faults(batch).items()} == {
+        1: "column 'pair' (array<float>) has 1 elements",
+        2: "column 'pair' (array<float>) has 3 elements",
+    }
+
+
+def test_an_output_that_no_column_holds_is_refused_only_where_it_is_wanted(tmp_path: Path) -> None:
+    source = save_onnx(
+        tmp_path / "m.onnx",
+        [("Neg", ["x"], ["minus"]), ("Reshape", ["x", "shape"], ["cube"])],
+        [("x", TensorProto.FLOAT, ["rows"])],
+        [("minus", TensorProto.FLOAT, ["rows"]), ("cube", TensorProto.FLOAT, ["rows", 1, 1])],
+        [numpy_helper.from_array(np.array([-1, 1, 1], np.int64), "shape")],
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'cube' is a tensor\(float\) of .* or leave such an output out"):
+        package_model(source, tmp_path / "all")
+    folder = package_model(source, tmp_path / "one", outputs={"minus": "minus"})
+    assert LoadedModel(folder).score(ROWS)["minus"].tolist() == [-1.0, 2.0, -3.0]
+
+    module = tf.Module()
+    module.call = tf.function(
+        lambda x: {"minus": -x, "cube": x[:, None, None], "half": tf.cast(x, tf.float16)},
+        input_signature=[tf.TensorSpec([None], tf.float32, "x")],
+        autograph=False,
+    )
+    tf.saved_model.save(module, str(tmp_path / "tf"), signatures=module.call)
+    for unwanted in ("cube", "half"):
+        with pytest.raises(UnsupportedModelError, match=f"'{unwanted}' is a tensor of"):
+            package_model(tmp_path / "tf", tmp_path / "all", outputs={"minus": "minus", "other": unwanted})
+    folder = package_model(tmp_path / "tf", tmp_path / "two", outputs={"minus": "minus"})
+    assert LoadedModel(folder).score(ROWS)["minus"].tolist() == [-1.0, 2.0, -3.0]
+
+
 def test_one_array_of_numbers_may_be_a_column_of_arrays(tmp_path: Path) -> None:
     source = save_onnx(
         tmp_path / "m.onnx",
@@ -95,7 +169,7 @@ def test_one_array_of_numbers_may_be_a_column_of_arrays(tmp_path: Path) -> None:
         [("sum", TensorProto.FLOAT, [1, 1])],
     )
     with pytest.raises(UnsupportedModelError, match=r"'sum' is a tensor\(float\) of shape \[1, 1\]"):
-        package_model(source, tmp_path / "model", columns=["x"])
+        package_model(source, tmp_path / "model", columns=["x", "y", "z"])
     source = save_onnx(
         tmp_path / "m.onnx",
         [("Neg", ["all"], ["minus"])],
@@ -143,7 +217,12 @@ def test_a_saved_model_is_called_by_the_signature_that_is_named(tmp_path: Path) 
     (tmp_path / "words.txt").unlink()
     place = package_model(tmp_path / "source", tmp_path / "place", signature="place")
     double = package_model(tmp_path / "source", tmp_path / "double", signature="double")
+    of_bytes = package_model(
+        tmp_path / "source", tmp_path / "bytes", signature="place", columns=[Column("text", "binary")]
+    )
     assert LoadedModel(place).score(ROWS)["place"].tolist() == [0, 1, -1]
+    # TensorFlow's strings are bytes, which need not be text.
+    assert LoadedModel(of_bytes).score(pa.table({"text": [b"b", b"\xff"]}))["place"].tolist() == [1, -1]
     doubled = LoadedModel(double).score_arrow(ROWS)
     assert doubled["doubled"].to_pylist() == [2.0, -4.0, 6.0]
     assert doubled["text"].to_pylist() == ["1", "-2", "3"]
