@@ -14,7 +14,7 @@ from pyspark.sql.types import BooleanType, DateType, IntegralType, StringType, S
 from data_pipelines.fitted import FeatureMismatchError
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.spark_schema import sent_schema_of
-from scoring.bad_rows import BadRows, NullPolicy, NullRule
+from scoring.bad_rows import BadRows
 from scoring.batch import checked_table, column_named, scored_schema
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError, check_keys
@@ -24,6 +24,7 @@ from scoring.group_task import GroupTask, Unknown
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_directory import ModelDirectoryError
 from scoring.model_uri import ModelNotFoundError, PinnedModel, pinned_model
+from scoring.null_policy import NullPolicy, NullRule
 from scoring.scorer import OtherVersions, Settings
 from scoring.shipping import portable
 

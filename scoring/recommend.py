@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.transform import Encoder
-from scoring.bad_rows import BadRows, NullPolicy, NullRule
+from scoring.bad_rows import BadRows
 from scoring.batch import BatchTask, checked_table, scored_schema
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError
@@ -23,6 +23,7 @@ from scoring.inputs import FeatureInputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, Search
 from scoring.model_directory import ModelDescription, ModelDirectory
 from scoring.model_uri import PinnedModel
+from scoring.null_policy import NullPolicy, NullRule
 from scoring.parquet_scan import Reader, map_rows
 from scoring.scorer import OtherVersions, Settings
 
