@@ -1,6 +1,7 @@
 """A model in this process, for single rows: no Spark, no server, no call over a network (requirement S15)."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,22 @@ import pyarrow as pa
 from data_pipelines.feature_kinds import Sparse
 from data_pipelines.raw_columns import ColumnError
 from scoring.loaded_model import LoadedModel, load_once
-from scoring.model_directory import ModelDirectory
+from scoring.model_directory import ModelDirectory, exported_with
 from scoring.model_uri import PinnedModel, pinned_model
-from scoring.scorer import VERSION_COLUMN
+from scoring.scorer import VERSION_COLUMN, OtherVersions
+from scoring.versions import check_versions
 
 
 class Predictor:
     """Scores rows given as mappings, by the same encoder and graph as tables are scored; safe from several threads."""
 
     def __init__(
-        self, model: str | Path | PinnedModel, *, tracking_uri: str | None = None, threads: int | None = 1
+        self,
+        model: str | Path | PinnedModel,
+        *,
+        tracking_uri: str | None = None,
+        threads: int | None = 1,
+        other_versions: OtherVersions = "refuse",
     ) -> None:
         """Load the model, unless this process has it already; imports the library that computes it.
 
@@ -27,17 +34,22 @@ class Predictor:
             tracking_uri: MLflow store of the URI.
             threads: Threads for the library, as far as it can be told without changing those of the whole process: for
                 one row, one is quickest. None leaves it its own choice.
+            other_versions: ``refuse`` a model that another TensorFlow (up to patches) has exported, or ``allow`` it.
 
         Raises:
             ModelNotFoundError: The URI leads to no model.
+            ModelVersionsError: The libraries of this Python are not the model's.
         """
         pinned = pinned_model(model, tracking_uri)
+        if other_versions == "refuse":
+            check_versions(exported_with(pinned.path), pinned.label)
         directory = ModelDirectory.open(pinned.path)
         self.label = pinned.label
-        self._inputs = directory.inputs
+        self._columns = directory.inputs.columns
+        # What is None in a row has no type, so rows come with some schemas more than one.
+        self._check = lru_cache(maxsize=_SCHEMAS)(directory.inputs.check)
         features = directory.fitted.spec.features if directory.fitted is not None else ()
         self._types = {one.name: _VECTOR for one in features if isinstance(one, Sparse) and one.columns == (one.name,)}
-        self._checked: pa.Schema | None = None
         self._model: LoadedModel = load_once(pinned.path, pinned.digest, threads=threads)
 
     def predict(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,13 +73,11 @@ class Predictor:
         batch = pa.RecordBatch.from_arrays(
             [
                 _column(name, [row.get(name, _ABSENT) for row in rows], self._types.get(name))
-                for name in self._inputs.columns
+                for name in self._columns
             ],
-            names=self._inputs.columns,
+            names=self._columns,
         )
-        if batch.schema != self._checked:
-            self._inputs.check(batch.schema)
-            self._checked = batch.schema
+        self._check(batch.schema)
         outputs = self._model.score_arrow(batch)
         columns = {name: column.to_pylist() for name, column in outputs.items()}
         return [
@@ -78,6 +88,7 @@ class Predictor:
 
 _ABSENT = object()
 _VECTOR = pa.map_(pa.int64(), pa.float64())
+_SCHEMAS = 128
 
 
 def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.Array:

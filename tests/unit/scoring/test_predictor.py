@@ -1,6 +1,8 @@
 """S15: single rows without Spark have the scores that tables have."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from data_pipelines.raw_columns import ColumnError
 from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel
+from scoring.model_directory import DESCRIPTION_FILE
 from scoring.model_uri import resolve
 from scoring.package import package_model
 from scoring.predictor import Predictor
+from scoring.versions import ModelVersionsError
 from tests.unit.scoring.exported_models import FLIGHTS, MEMBERS, ORDERS, export_members, export_orders
 from tests.unit.scoring.other_models import LINEAR, pictures, png, save_picture_keras, save_sklearn
 
@@ -92,3 +96,13 @@ def test_a_row_may_have_bytes_that_the_model_decodes(tmp_path: Path) -> None:
     assert predictor.predict({"image": png(picture)})["score"] == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ColumnError, match="column 'image' has a value that is not decoded by image"):
         predictor.predict({"image": b"no image"})
+
+
+def test_a_model_of_another_tensorflow_is_refused_unless_it_is_allowed(flights_model: Path, tmp_path: Path) -> None:
+    """L10: what one process answers with may differ from what the model was checked with."""
+    older = Path(shutil.copytree(flights_model, tmp_path / "older"))
+    description = json.loads((older / DESCRIPTION_FILE).read_text())
+    (older / DESCRIPTION_FILE).write_text(json.dumps(description | {"versions": {"tensorflow": "1.15.0"}}))
+    with pytest.raises(ModelVersionsError, match=r"instead of 1\.15\.0"):
+        Predictor(older)
+    assert "score" in Predictor(older, other_versions="allow").predict(FLIGHTS.to_pylist()[0])
