@@ -2,7 +2,8 @@
 
 A run that tells a server of its own, and the same one whose server is killed (SIGKILL) after a quarter of its epochs
 and started again 60 s later, on the same port and store. What the run told is known from its events: heard again by a
-store that is always there, they make every point that the server ought to have.
+store that is always there, they make every point that the server ought to have. The ranks do the same on both sides,
+and runs differ by more than is looked for, so that the CPU time of the driver, which tells the server, is shown, too.
 """
 
 import contextlib
@@ -67,12 +68,14 @@ class Outcome:
         told: What it told.
         stored: What the server has in the end.
         outage: None where there was none.
+        driver_cpu: CPU seconds that the driver's process had taken when each epoch ended.
     """
 
     ends: tuple[float, ...]
     told: frozenset[Point]
     stored: frozenset[Point]
     outage: Outage | None = None
+    driver_cpu: tuple[float, ...] = ()
 
     @property
     def epochs_of_outage(self) -> tuple[int, ...]:
@@ -89,6 +92,11 @@ class Outcome:
         """
         seconds = {epoch: end - begin for epoch, (begin, end) in enumerate(pairwise(self.ends), 2)}
         return rows / median(seconds[epoch] for epoch in epochs or seconds)
+
+    def driver_share(self, epochs: Sequence[int]) -> float:
+        """Return what the driver's process took of a core while neighbouring epochs passed, in percent."""
+        before, last = epochs[0] - 2, epochs[-1] - 1
+        return 100 * (self.driver_cpu[last] - self.driver_cpu[before]) / (self.ends[last] - self.ends[before])
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def run(options: Options) -> Report:
     rounds = []
     with TrackingServer(options.scratch / "server") as server:
         new_config = partial(config_of, tracking_uri=server.uri)
-        _, events = in_new_process(
+        _, events, _ = in_new_process(
             _trained, dataset, new_config(options.scratch / "calibration", epochs=_CALIBRATION_EPOCHS)
         )
         epochs = epochs_of(epoch_times(events), RUN_SECONDS)
@@ -179,12 +187,13 @@ def speed_table(rounds: Sequence[Round], rows: int) -> Table:
                     rate(side.median_rate(rows)),
                     rate(side.median_rate(rows, epochs)),
                     f"{side.ends[-1] - side.ends[0]:.1f}",
+                    f"{side.driver_share(epochs):.2f}",
                     *(("", "") if slower is None else (f"{percent:+.2f}" for percent in slower)),
                 )
             )
     columns = (
         *("round", "side", "rows/s, all epochs", "rows/s, epochs of the outage", "2nd to last epoch, s"),
-        *("slow-down, all, %", "slow-down, outage, %"),
+        *("driver's CPU in those, % of a core", "slow-down, all, %", "slow-down, outage, %"),
     )
     away = [each.outage.outage for each in rounds if each.outage.outage]
     epochs_told = ", ".join(
@@ -240,7 +249,7 @@ def _measured(server: TrackingServer, dataset: Path, config: "TrainingConfig", *
         after = faults.Moment(epoch=config.epochs // 4)
         fault = faults.at(config.output, after, _away(server, times), for_seconds=OUTAGE_SECONDS)
     with fault:
-        run_id, events = in_new_process(_trained, dataset, config)
+        run_id, events, driver_cpu = in_new_process(_trained, dataset, config)
     outage = Outage(*times) if has_outage else None
     if len(ends := epoch_times(events)) != config.epochs:
         raise RuntimeError(f"the run told of {len(ends)} epochs, but {config.epochs} were ordered: {config.output}")
@@ -248,7 +257,7 @@ def _measured(server: TrackingServer, dataset: Path, config: "TrainingConfig", *
         told, stored = _told(config, events, server.uri, run_id), _stored(server.uri, run_id)
     if len(losses := [point for point in told if point[0] == "loss"]) != config.epochs:
         raise RuntimeError(f"the run told of {len(losses)} losses in {config.epochs} epochs: {config.output}")
-    return Outcome(tuple(ends), told, stored, outage)
+    return Outcome(tuple(ends), told, stored, outage, tuple(driver_cpu))
 
 
 @contextlib.contextmanager
@@ -262,13 +271,20 @@ def _away(server: TrackingServer, times: list[float]) -> Iterator[None]:
     times.append(time.time())
 
 
-def _trained(dataset: Path, config: "TrainingConfig") -> tuple[str, list[Event]]:
-    """Return the id of a new run, and all its events."""
+def _trained(dataset: Path, config: "TrainingConfig") -> tuple[str, list[Event], list[float]]:
+    """Return the id of a new run, all its events, and the CPU seconds of this process at the end of each epoch."""
     events: list[Event] = []
+    cpu: list[float] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if event["event"] == "epoch_end" and event.get("rank") == 0:
+            cpu.append(time.process_time())
+
     session = usual_session()
-    done = supervised(dataset, config, session, events.append)
+    done = supervised(dataset, config, session, listen)
     session.stop()
-    return done.run_id, events
+    return done.run_id, events, cpu
 
 
 def _told(config: "TrainingConfig", events: Sequence[Event], server: str, run_id: str) -> frozenset[Point]:

@@ -21,7 +21,7 @@ from benchmarks.suite import Suite, overview
 from benchmarks.train_bare import BareResult
 from benchmarks.train_checkpoints import stalled_share
 from benchmarks.train_data import ITEMS, USERS, Work, rows_of
-from benchmarks.train_overhead import lost_share
+from benchmarks.train_overhead import beside_table, lost_share
 from benchmarks.train_plain import LABEL, Encoding
 from benchmarks.train_restart import process_of, restart_seconds
 from benchmarks.train_steps import ALONE, DDP, PLAIN_MANY, PLAIN_ONE, RING, Aim
@@ -144,6 +144,12 @@ def test_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 def test_lost_share_is_that_of_the_throughput() -> None:
     assert lost_share(supervised_seconds=10.0, bare_seconds=9.8) == pytest.approx(0.02)
     assert lost_share(supervised_seconds=9.0, bare_seconds=10.0) == 0.0
+
+
+def test_share_of_what_runs_beside_the_ranks_is_told_with_its_spread() -> None:
+    (row,) = beside_table([0.01, 0.03, 0.005]).rows
+
+    assert row == ("of 2 cores", "1.00 %", "0.50 %", "3.00 %")
 
 
 def test_stall_of_the_first_epoch_is_outside_the_time() -> None:

@@ -29,7 +29,7 @@ USAGE: Point = ("system/worker_0/cpu_utilization_percentage", 10, 99.0)
 
 
 def outcome(*ends: float, told: frozenset[Point] = frozenset(), outage: Outage | None = None) -> Outcome:
-    return Outcome(ends, told, told, outage)
+    return Outcome(ends, told, told, outage, driver_cpu=tuple(0.02 * end for end in ends))
 
 
 def test_epochs_of_an_outage_are_those_that_any_part_of_it_fell_into_but_not_the_start_of_the_server() -> None:
@@ -45,6 +45,13 @@ def test_rate_is_of_whole_epochs_without_the_first() -> None:
 
     assert side.median_rate(rows=80) == 40.0
     assert side.median_rate(rows=80, epochs=(4,)) == 20.0
+
+
+def test_share_of_the_driver_is_that_of_the_epochs_that_are_asked_for() -> None:
+    side = Outcome((10.0, 20.0, 30.0, 40.0), frozenset(), frozenset(), driver_cpu=(5.0, 5.5, 6.5, 6.6))
+
+    assert side.driver_share((3,)) == pytest.approx(10.0)
+    assert side.driver_share((2, 3, 4)) == pytest.approx(100 * 1.6 / 30)
 
 
 def test_slow_down_is_that_of_all_epochs_and_that_of_the_same_epochs_in_the_other_run() -> None:
@@ -81,8 +88,8 @@ def test_table_of_speed_names_the_epochs_of_the_outage() -> None:
     table = speed_table([Round(up, outage)], rows=100_000)
 
     assert [row[2:] for row in table.rows] == [
-        ("10.00 k", "12.50 k", "28.0", "", ""),
-        ("10.00 k", "10.00 k", "30.0", "+0.00", "+20.00"),
+        ("10.00 k", "12.50 k", "28.0", "2.00", "", ""),
+        ("10.00 k", "10.00 k", "30.0", "2.00", "+0.00", "+20.00"),
     ]
     assert "4 to 4 of 4" in table.note
     assert "away for 8.0 s, and took 0.5 s more" in table.note
