@@ -218,10 +218,9 @@ def _footer(file: DataFile) -> _Footer:
             found = parquet.metadata
             groups = [found.row_group(number) for number in range(found.num_row_groups)]
             # Without the notes of pandas and Spark, which need not agree.
-            moments = _moments_of_spark(parquet.schema)
+            leaves = iter([parquet.schema.column(place) for place in range(len(parquet.schema))])
             fields = [
-                pa.field(field.name, _MOMENT if field.name in moments else _plain_type(field.type), field.nullable)
-                for field in parquet.schema_arrow
+                pa.field(field.name, _plain_type(field.type, leaves), field.nullable) for field in parquet.schema_arrow
             ]
             names = [field.name for field in fields]
             repeated = sorted({name for name in names if names.count(name) > 1})
@@ -236,15 +235,33 @@ def _footer(file: DataFile) -> _Footer:
         raise ParquetError(f"{file.path} is not a Parquet file: {error}; leave it out") from error
 
 
-def _moments_of_spark(schema: pq.ParquetSchema) -> set[str]:
-    """Return the columns of the old 96-bit timestamps: moments, though the file does not say that they are in UTC."""
-    columns = (schema.column(place) for place in range(len(schema)))
-    return {column.path for column in columns if column.physical_type == "INT96"}
+def _plain_type(type_: pa.DataType, leaves: Iterator[pq.ColumnSchema]) -> pa.DataType:
+    """Return the type of a column as it is to Spark, and here.
 
+    What pandas calls a category is a text. The old 96-bit timestamps are moments, also within lists, maps and structs,
+    though the file does not say that they are in UTC.
 
-def _plain_type(type_: pa.DataType) -> pa.DataType:
-    """Return the type of the values of a dictionary: what pandas calls a category is a text to Spark, and here."""
+    Args:
+        type_: As Arrow finds it.
+        leaves: The file's columns of plain values, in their order; those of this column are taken.
+    """
+    if pa.types.is_struct(type_):
+        return pa.struct([_plain_field(field, leaves) for field in type_])
+    if pa.types.is_map(type_):
+        return pa.map_(_plain_field(type_.key_field, leaves), _plain_field(type_.item_field, leaves))
+    if pa.types.is_list(type_):
+        return pa.list_(_plain_field(type_.value_field, leaves))
+    if pa.types.is_large_list(type_):
+        return pa.large_list(_plain_field(type_.value_field, leaves))
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(_plain_field(type_.value_field, leaves), type_.list_size)
+    if next(leaves).physical_type == "INT96":
+        return _MOMENT
     return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def _plain_field(field: pa.Field, leaves: Iterator[pq.ColumnSchema]) -> pa.Field:
+    return field.with_type(_plain_type(field.type, leaves))
 
 
 def _as_described(column: pa.Array, type_: pa.DataType) -> pa.Array:

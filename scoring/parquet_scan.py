@@ -1,7 +1,8 @@
 """Rows of a DataFrame for a task: read past the JVM where the DataFrame is nothing but columns of plain Parquet files.
 
 A row of 40 columns costs more on its way from the JVM to Python than to be scored. Where all that Spark would do is to
-read files, tasks read them on their own; the plan keeps the files, so that Spark goes on to refuse writing over them.
+read files, tasks read them on their own; the plan keeps the files, so that Spark goes on to refuse writing over their
+table.
 """
 
 import logging
@@ -158,7 +159,7 @@ def _as_spark_sends_it(found: pa.Schema, schema: StructType) -> pa.Schema:
     """Return the columns of the files as Spark would hand them over.
 
     Raises:
-        _NotPlainError: Spark takes a column for something else: it was told a schema, or reads the files in its own way.
+        _NotPlainError: Spark takes a column for something else: it was told a schema, or reads files in its own way.
     """
     sent = StructType([StructField(field.name, _stored(field.dataType)) for field in schema])
     try:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from pyspark.errors import AnalysisException
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import AnalysisException, PythonException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from scoring.batch import score
@@ -112,12 +113,15 @@ Change = Callable[["SparkSession", Path], "DataFrame"]
     ("change", "reason"),
     [
         (lambda spark, folder: spark.read.parquet(folder).where("hour > 0"), "Filter"),
-        (lambda spark, folder: spark.read.parquet(folder).withColumn("hour", F.expr("hour + 0")), "computes"),
+        (lambda spark, folder: spark.read.parquet(folder).withColumn("hour", F.expr("hour + 1")), "computes"),
         (lambda spark, folder: spark.read.parquet(folder).repartition(3), "Repartition"),
         (lambda spark, folder: spark.read.parquet(folder).union(spark.read.parquet(folder)), "Union"),
-        (lambda spark, folder: spark.read.option("pathGlobFilter", "*0000*").parquet(folder), "passes over"),
+        (lambda spark, folder: spark.read.option("pathGlobFilter", "part-00000-*").parquet(folder), "passes over"),
         (lambda spark, folder: spark.read.schema(FLIGHTS_DDL + ", more int").parquet(folder), "no column"),
-        (lambda spark, folder: spark.read.schema(FLIGHTS_DDL.replace("hour int", "hour bigint")).parquet(folder), "to Spark"),
+        (
+            lambda spark, folder: spark.read.schema(FLIGHTS_DDL.replace("hour int", "hour bigint")).parquet(folder),
+            "to Spark",
+        ),
     ],
 )
 def test_any_other_table_is_read_by_spark_and_the_log_says_why(
@@ -147,17 +151,35 @@ def test_a_table_in_sparks_cache_is_read_from_there(spark: "SparkSession", model
         table.unpersist(blocking=True)
 
 
-def test_scores_are_not_written_over_the_rows_that_they_are_computed_from(
+def test_scores_are_not_written_over_the_table_that_they_are_computed_from(
+    spark: "SparkSession", model: Path, folder: Path
+) -> None:
+    """Spark refuses it where it reads the table itself; where tasks do, nothing must be lost either."""
+    spark.read.parquet(str(folder)).select("*", F.lit(0.0).cast("float").alias("score")).write.saveAsTable("scored")
+    try:
+        table = spark.table("scored")
+        scored = score(table.drop("score"), model, keys=[*table.drop("score").columns], with_version=False)
+        assert not is_read_by_spark(scored)
+        assert scored.columns == table.columns
+        with pytest.raises(AnalysisException, match="overwrite"):
+            scored.write.mode("overwrite").insertInto("scored")
+        with pytest.raises(AnalysisException, match="overwrite"):
+            scored.write.mode("overwrite").saveAsTable("scored")
+        assert spark.table("scored").count() == FLIGHTS.num_rows
+    finally:
+        spark.sql("DROP TABLE scored")
+
+
+def test_scores_that_are_written_over_their_files_fail_as_they_do_where_spark_reads_them(
     spark: "SparkSession", model: Path, folder: Path, tmp_path: Path
 ) -> None:
-    """Spark refuses it where it reads a table itself; where tasks do, nothing must be lost either."""
-    target = str(tmp_path / "rows")
-    spark.read.parquet(str(folder)).write.parquet(target)
-    scored = score(spark.read.parquet(target), model, keys="flight_id")
-    assert not is_read_by_spark(scored)
-    with pytest.raises(AnalysisException, match="overwrite"):
-        scored.write.mode("overwrite").parquet(target)
-    assert spark.read.parquet(target).count() == FLIGHTS.num_rows
+    """Spark deletes the files of a path before it reads them: that must not pass for a table without rows."""
+    for reader in ("spark", "tasks"):
+        target = str(tmp_path / reader)
+        spark.read.parquet(str(folder)).write.parquet(target)
+        scored = score(spark.read.parquet(target), model, keys="flight_id", reader=reader)
+        with pytest.raises((PythonException, Py4JJavaError), match=r"FILE_NOT_EXIST|cannot be read"):
+            scored.write.mode("overwrite").parquet(target)
 
 
 def test_a_table_without_rows_has_no_scores(spark: "SparkSession", model: Path, folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Row groups of Parquet files are dealt to tasks, each once, and read in their order."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,3 +82,49 @@ def test_row_groups_go_to_tasks_by_their_number(folder: Path) -> None:
     assert [(groups.first, groups.stop) for groups in second] == [(3, 4), (0, 1)]
     found = [n for share in (first, second, third) for batch in rows.batches(share, 1) for n in batch["id"].to_pylist()]
     assert found == list(range(65))
+
+
+def test_old_timestamps_are_moments_and_categories_are_texts_wherever_they_are(tmp_path: Path) -> None:
+    wall, name = pa.timestamp("us"), pa.dictionary(pa.int8(), pa.string())
+    at, inner = datetime(2024, 7, 1, 12, 30, 0, 250), {"of": "a", "at": datetime(1969, 12, 31)}
+    rows = {"name": "a", "at": at, "list": [at, None], "map": [("x", at)], "inner": inner, "names": ["a", "a"], "n": 7}
+    schema = pa.schema(
+        [
+            ("name", name),
+            ("at", wall),
+            ("list", pa.list_(wall)),
+            ("map", pa.map_(pa.string(), wall)),
+            ("inner", pa.struct([("of", name), ("at", wall)])),
+            ("names", pa.large_list(name)),
+            ("n", pa.int64()),
+        ]
+    )
+    pq.write_table(
+        pa.Table.from_pylist([rows, dict.fromkeys(rows)], schema),
+        tmp_path / "t.parquet",
+        use_deprecated_int96_timestamps=True,
+    )
+
+    read = ParquetRows.of(tmp_path / "t.parquet", None)
+
+    moment = pa.timestamp("us", "UTC")
+    assert read.schema == pa.schema(
+        [
+            ("name", pa.string()),
+            ("at", moment),
+            ("list", pa.list_(moment)),
+            ("map", pa.map_(pa.string(), moment)),
+            ("inner", pa.struct([("of", pa.string()), ("at", moment)])),
+            ("names", pa.large_list(pa.string())),
+            ("n", pa.int64()),
+        ]
+    )
+    utc = at.replace(tzinfo=UTC)
+    first, second = next(read.batches(read.dealt(1)[0], 1)).to_pylist()
+    assert first == rows | {
+        "at": utc,
+        "list": [utc, None],
+        "map": [("x", utc)],
+        "inner": {"of": "a", "at": datetime(1969, 12, 31, tzinfo=UTC)},
+    }
+    assert second == dict.fromkeys(rows)
