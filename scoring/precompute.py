@@ -128,8 +128,7 @@ class _SparkRows:
         rows.persist(StorageLevel.DISK_ONLY)
         try:
             rows.count()
-            for found, value, version in rows.toLocalIterator(prefetchPartitions=True):
-                yield found, value, version
+            yield from rows.toLocalIterator(prefetchPartitions=True)
         except (Py4JJavaError, PySparkException) as error:
             raise WriteError(f"the table cannot be computed: {task_message(error)}") from error
         finally:
@@ -236,9 +235,7 @@ def _fallback_text(fallback: Mapping[str, Any], schema: pa.Schema, key: str) -> 
     return _JSON.encode(row)
 
 
-def _written(
-    path: Path, columns: Mapping[str, str], rows: Iterable[Encoded], fallback: str | None
-) -> StoreMetadata:
+def _written(path: Path, columns: Mapping[str, str], rows: Iterable[Encoded], fallback: str | None) -> StoreMetadata:
     """Write the rows into a new file, and what it says of itself.
 
     Raises:
