@@ -71,10 +71,7 @@ class Predictor:
             ColumnError: As there.
         """
         batch = pa.RecordBatch.from_arrays(
-            [
-                _column(name, [row.get(name, _ABSENT) for row in rows], self._types.get(name))
-                for name in self._columns
-            ],
+            [_column(name, [row.get(name, _ABSENT) for row in rows], self._types.get(name)) for name in self._columns],
             names=self._columns,
         )
         self._check(batch.schema)

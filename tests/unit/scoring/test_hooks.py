@@ -240,9 +240,7 @@ def test_hooks_that_do_not_fit_are_refused_when_the_model_is_packaged(
         ("{'features': [[1, 2, 3], [4]]}", "preprocess of hooks.py failed: ValueError"),
     ],
 )
-def test_what_preprocess_gives_is_checked_against_what_the_model_takes(
-    tmp_path: Path, made: str, message: str
-) -> None:
+def test_what_preprocess_gives_is_checked_against_what_the_model_takes(tmp_path: Path, made: str, message: str) -> None:
     source = f"import numpy as np\ndef preprocess(columns): return {made}\n"
     folder = packaged(tmp_path, source, columns=[Column("x", "double")])
     with pytest.raises(HookError, match=message):
@@ -262,7 +260,7 @@ def test_numbers_of_preprocess_are_cast_to_what_the_model_takes(tmp_path: Path) 
 def test_a_model_that_has_lost_its_hooks_says_so(tmp_path: Path) -> None:
     folder = packaged(tmp_path, "def postprocess(outputs): return outputs")
     (folder / "hooks.py").unlink()
-    with pytest.raises(ModelDirectoryError, match="lacks hooks.py; package the model again"):
+    with pytest.raises(ModelDirectoryError, match=r"lacks hooks\.py; package the model again"):
         ModelDirectory.open(folder)
     with pytest.raises(ModelDirectoryError, match="there is no file of hooks at"):
         package_model(LINEAR, tmp_path / "other", hooks=tmp_path / "gone.py")

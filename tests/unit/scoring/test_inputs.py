@@ -83,9 +83,9 @@ def test_lists_of_one_length_become_rows() -> None:
     assert read(column, [[1, 2]], pa.list_(pa.float64(), 2)).tolist() == [[1, 2]]
     assert read(Column("x", "array<float>", fill=9), [[1.0, None]]).tolist() == [[1, 9]]
     assert read(column, [], pa.list_(pa.float32())).shape == (0, 0)
-    with pytest.raises(ColumnError, match="has 1 elements, where 2 are wanted, .*make them equally long"):
+    with pytest.raises(ColumnError, match=r"has 1 elements, where 2 are wanted, .*make them equally long"):
         read(column, [[1.0, 2.0], [3.0]])
-    with pytest.raises(ColumnError, match="has null, .*no length can be told"):
+    with pytest.raises(ColumnError, match=r"has null, .*no length can be told"):
         read(column, [[1.0, 2.0], None])
 
 
