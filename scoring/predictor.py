@@ -38,12 +38,13 @@ class Predictor:
 
         Raises:
             ModelNotFoundError: The URI leads to no model.
+            ModelDirectoryError: A part of the model is missing or damaged.
             ModelVersionsError: The libraries of this Python are not the model's.
         """
         pinned = pinned_model(model, tracking_uri)
+        directory = ModelDirectory.open(pinned.path)
         if other_versions == "refuse":
             check_versions(exported_with(pinned.path), pinned.label)
-        directory = ModelDirectory.open(pinned.path)
         self.label = pinned.label
         self._columns = directory.inputs.columns
         # What is None in a row has no type, so rows come with some schemas more than one.
@@ -93,5 +94,5 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
         raise ColumnError(f"column '{name}' is missing in a row; give it, with None where its value is not known")
     try:
         return pa.array([list(value.items()) if isinstance(value, Mapping) else value for value in values], type_)
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, OverflowError) as error:
         raise ColumnError(f"column '{name}' has values that are of no one type: {error}") from error

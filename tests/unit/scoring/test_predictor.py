@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from data_pipelines.raw_columns import ColumnError
 from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel
-from scoring.model_directory import DESCRIPTION_FILE
+from scoring.model_directory import DESCRIPTION_FILE, ModelDirectoryError
 from scoring.model_uri import resolve
 from scoring.package import package_model
 from scoring.predictor import Predictor
@@ -54,12 +54,20 @@ def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Pa
         (row | {"hour": 5.5}, "column 'hour' has type double"),
         (row | {"stops": "EWR"}, "column 'stops' has type string"),
         (row | {"stops": ["EWR", 3]}, "column 'stops' has values that are of no one type"),
+        (row | {"hour": 2**64}, "column 'hour' has values that are of no one type: .* too large"),
     ):
         with pytest.raises(ColumnError, match=message):
             predictor.predict(wrong)
     members = Predictor(export_members(tmp_path))
     with pytest.raises(ColumnError, match="column 'member' has type int64, the model was trained with bool"):
         members.predict(MEMBERS.to_pylist()[0] | {"member": 1})
+
+
+def test_a_damaged_description_is_told_before_its_versions_are_read(tmp_path: Path) -> None:
+    model = package_model(LINEAR, tmp_path / "model")
+    (model / DESCRIPTION_FILE).write_text("[]")
+    with pytest.raises(ModelDirectoryError, match="does not have the fields"):
+        Predictor(model)
 
 
 def blas_threads() -> dict[str, int]:
