@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from scoring.backends.libraries import BACKENDS_EXTRA, library
-from scoring.backends.protocol import DTYPES, ArrayType, Signature, UnsupportedModelError
+from scoring.backends.protocol import DTYPES, ArrayType, Signature, UnsupportedModelError, number_outside
 from scoring.backends.tensorflow_runtime import start_tensorflow
 from scoring.hooks import Hooks
 from scoring.inputs import Column, ColumnInputs, Faults
@@ -21,6 +21,7 @@ BUILT_IN = (IMAGE, RESIZED_IMAGE, NUMBERS)
 _REASON_CHARACTERS = 200
 _CHANNELS = (1, 3, 4)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MODES_OF_LARGER_NUMBERS = ("I", "F")
 # What these compute gets its images from TensorFlow, as in training; all else from Pillow, as PyTorch's models do.
 _BACKENDS_OF_TENSORFLOW = ("keras", "saved_model")
 
@@ -86,6 +87,9 @@ class Decoder:
             raise ValueError(f"it becomes an array of shape {list(array.shape)}, the model takes {list(self.shape)}")
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise ValueError(f"it becomes an array of {array.dtype}, the model takes {self.dtype}")
+        outside = number_outside(array, self.dtype)
+        if outside is not None:
+            raise ValueError(f"it becomes an array with {outside}, the model takes {self.dtype}")
         return array
 
 
@@ -117,7 +121,19 @@ def decoders(inputs: ColumnInputs, signature: Signature, backend: str, hooks: Ho
         if column.decode is not None:
             array = arrays.get(inputs.matrix.name if inputs.matrix is not None else column.name)
             found[column.name] = _decoder(column.name, column.decode, array, backend, hooks)
+            if column.fill is not None and not _holds(found[column.name].dtype, column.fill):
+                raise UnsupportedModelError(
+                    f"column '{column.name}': fill {column.fill!r} is no {found[column.name].dtype}, which the model "
+                    f"takes; give one"
+                )
     return found
+
+
+def _holds(dtype: np.dtype[Any], fill: Any) -> bool:
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return float(fill).is_integer() and bool(limits.min <= fill <= limits.max)
 
 
 def _decoder(column: str, name: str, array: ArrayType | None, backend: str, hooks: Hooks | None) -> Decoder:
@@ -172,6 +188,10 @@ def _image(read: _ReadImage, shape: tuple[int, ...], dtype: np.dtype[Any], *, re
             f"a row of the model's input has the shape {list(shape)}, which is no image's: height and width, with "
             f"{_CHANNELS} channels behind or before them; decode with 'numbers', or a function of yours"
         )
+    if dtype == np.bool_:
+        raise UnsupportedModelError(
+            "the model's input is boolean, which pixels from 0 to 255 are not; decode with a function of yours"
+        )
     size = (height, width) if resize else None
 
     def decode(value: bytes) -> np.ndarray:
@@ -205,6 +225,11 @@ def _with_pillow() -> _ReadImage:
 
     def read(value: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
         with pillow.open(io.BytesIO(value)) as image:
+            # Pillow would make 255 of all that is larger. https://github.com/python-pillow/Pillow/issues/3011
+            if image.mode.startswith(_MODES_OF_LARGER_NUMBERS):
+                raise ValueError(
+                    f"its pixels are of mode {image.mode}, not of 8 bits; decode it with a function of yours"
+                )
             converted = image.convert(_MODES[channels])
         if size is not None:
             converted = converted.resize(size[::-1], pillow.Resampling.BILINEAR)

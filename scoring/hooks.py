@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scoring.backends.protocol import DTYPES, ArrayType, Backend, element_of, with_rank
+from scoring.backends.protocol import DTYPES, ArrayType, Backend, element_of, number_outside, with_rank
 
 HOOKS_FILE = "hooks.py"
 PREPROCESS, POSTPROCESS = "preprocess", "postprocess"
@@ -152,6 +152,9 @@ class _Preprocessed:
         dtype = np.dtype(DTYPES.get(array.element or "", values.dtype))
         if not np.can_cast(values.dtype, dtype, "same_kind"):
             raise self._error(f"gives '{array.name}' of {values.dtype}, and the model takes {dtype}")
+        outside = number_outside(values, dtype)
+        if outside is not None:
+            raise self._error(f"gives '{array.name}' with {outside}, and the model takes {dtype}")
         return values.astype(dtype, copy=False)
 
     def _error(self, what: str) -> HookError:

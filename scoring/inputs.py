@@ -130,7 +130,7 @@ class Column:
             )
         if self.fill is not None and self.type == "binary" and self.decode is None:
             raise ColumnError(f"column '{self.name}': bytes have no fill; fill them in the query (coalesce)")
-        if self.fill is not None and not self._fits_as_fill(pa.scalar(self.fill).type):
+        if self.fill is not None and not self._has_a_fill:
             raise ColumnError(f"column '{self.name}': fill {self.fill!r} is no {self._filled_with}; give one")
 
     @property
@@ -159,8 +159,19 @@ class Column:
     def _filled_with(self) -> str:
         return self.element if self.decode is None else "number"
 
-    def _fits_as_fill(self, fill_type: pa.DataType) -> bool:
-        return self._kind.fits(fill_type) if self.decode is None else is_number(fill_type)
+    @property
+    def _has_a_fill(self) -> bool:
+        try:
+            given = pa.scalar(self.fill).type
+            if self.decode is not None:
+                return is_number(given)
+            return self._kind.fits(given) and self._stand_in().is_valid
+        except (pa.ArrowException, OverflowError):
+            return False
+
+    def _stand_in(self) -> pa.Scalar:
+        """Return ``fill`` in the type of the column's values."""
+        return pa.scalar(self.fill).cast(self._kind.arrow, safe=not self._kind.can_be_nan)
 
     def check(self, schema: pa.Schema) -> None:
         """Look at the column's type.
@@ -239,7 +250,7 @@ class Column:
                 mend = "replace it in the query (coalesce), or package the model with a fill for the column"
                 faults |= dict.fromkeys(_places(missing), self._fault(what, mend))
             elif self.decode is None and pc.any(missing).as_py():
-                values = pc.if_else(missing, pa.scalar(self.fill, self._kind.arrow), values)
+                values = pc.if_else(missing, self._stand_in(), values)
         return np.asarray(values.to_numpy(zero_copy_only=False)), faults
 
     def _cast(self, column: pa.Array) -> tuple[pa.Array, Faults]:

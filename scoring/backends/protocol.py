@@ -128,6 +128,17 @@ def element_of(dtype: np.dtype[Any]) -> str | None:
     return ELEMENTS.get("string" if dtype.kind in "US" else dtype.name)
 
 
+def number_outside(values: np.ndarray, dtype: np.dtype[Any]) -> int | None:
+    """Return a whole number of ``values`` that a type of whole numbers does not hold, None where it holds all."""
+    if dtype.kind not in "iu" or values.dtype.kind not in "iu" or not values.size:
+        return None
+    if np.can_cast(values.dtype, dtype, "safe"):
+        return None
+    limits = np.iinfo(dtype)
+    ends = int(values.min()), int(values.max())
+    return next((number for number in ends if not limits.min <= number <= limits.max), None)
+
+
 def with_rank(values: np.ndarray, rank: int | None) -> np.ndarray:
     """Return ``[rows]`` as ``[rows, 1]`` where that is what the model takes, and everything else as it is."""
     return values.reshape(-1, 1) if rank == 2 and values.ndim == 1 else values

@@ -111,6 +111,34 @@ def test_bytes_that_are_no_image_are_a_fault_of_their_row(backend: str) -> None:
     np.testing.assert_array_equal(arrays[0], pictures(1, HEIGHT, WIDTH)[0])
 
 
+def test_pixels_of_16_bits_keep_their_upper_8_or_are_refused() -> None:
+    """Pillow alone would make white of all but the darkest."""
+    deep = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 2000
+    value = saved(deep, "PNG")
+    arrays, faults = decoded(decoder("image", (HEIGHT, WIDTH), "uint8", "keras"), value)
+    assert faults == {}
+    np.testing.assert_array_equal(arrays[0], deep >> 8)
+    _, faults = decoded(decoder("image", (HEIGHT, WIDTH), "uint8", "onnx"), value)
+    assert "its pixels are of mode I;16, not of 8 bits; decode it with a function of yours" in faults[0]
+
+
+def test_a_number_that_the_model_s_type_does_not_hold_is_a_fault_of_its_row() -> None:
+    """Cast, it would be another number."""
+    found = Decoder("hook", lambda value: np.array([int(value)]), (1,), np.dtype(np.int32))
+    arrays, faults = decoded(found, b"-2147483648", b"2147483648", b"3")
+    assert arrays[[0, 2], 0].tolist() == [-(2**31), 3]
+    assert list(faults) == [1]
+    assert "it becomes an array with 2147483648, the model takes int32" in faults[1]
+
+
+@pytest.mark.parametrize("fill", [256, -1, 0.5, float("nan")])
+def test_a_fill_that_the_model_s_type_does_not_hold_is_refused(fill: float) -> None:
+    array = ArrayType("image", "uint8", (None, 2, 2), "a tensor")
+    inputs = ColumnInputs((Column("image", "binary", decode="image", fill=fill),))
+    with pytest.raises(UnsupportedModelError, match=rf"column 'image': fill {fill} is no uint8, which the model takes"):
+        decoders(inputs, Signature((array,), ()), "onnx", None)
+
+
 def test_what_is_missing_is_the_fill_all_over() -> None:
     arrays, faults = decoded(decoder("image", (2, 2, 1)), None, fill=0.5)
     assert (arrays.tolist(), faults) == ([[[[0.5], [0.5]], [[0.5], [0.5]]]], {})
@@ -130,6 +158,7 @@ def test_numbers_stand_one_after_the_other_little_end_first() -> None:
     [
         ("image", (8, 6, 5), "float", r"has the shape \[8, 6, 5\], which is no image's"),
         ("image", (64,), "float", r"has the shape \[64\], which is no image's.* decode with 'numbers'"),
+        ("image", (8, 6), "boolean", "input is boolean, which pixels from 0 to 255 are not; decode with a function"),
         ("image", (None, None, 3), "float", r"of shape \[None, None, None, 3\]: .*every length but the rows' has to"),
         ("numbers", (3,), "string", "what is decoded are numbers"),
         ("pixels", (3,), "float", r"there is no 'pixels' that decodes; use one of \['image', 'resized_image', 'numb"),

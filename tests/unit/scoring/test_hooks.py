@@ -257,6 +257,25 @@ def test_numbers_of_preprocess_are_cast_to_what_the_model_takes(tmp_path: Path) 
     assert scores.tolist() == pytest.approx([1 / (1 + np.exp(-0.25))] * 2)
 
 
+def test_whole_numbers_of_preprocess_that_the_model_s_type_does_not_hold_are_refused(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.call = tf.function(
+        lambda x: {"twice": 2.0 * tf.cast(x, tf.float32)},
+        input_signature=[tf.TensorSpec([None], tf.int32, "x")],
+        autograph=False,
+    )
+    tf.saved_model.save(module, str(tmp_path / "tf"), signatures=module.call)
+    file = hooks_file(tmp_path, "def preprocess(columns): return {'x': columns['x']}\n")
+    folder = package_model(tmp_path / "tf", tmp_path / "model", columns=[Column("x", "bigint")], hooks=file)
+    assert LoadedModel(folder).score(pa.table({"x": [1, 2]}))["twice"].tolist() == [2.0, 4.0]
+    with pytest.raises(
+        HookError, match=r"preprocess of hooks\.py gives 'x' with 3000000000, and the model takes int32"
+    ):
+        LoadedModel(folder).score(pa.table({"x": [1, 3_000_000_000]}))
+
+
 def test_a_model_that_has_lost_its_hooks_says_so(tmp_path: Path) -> None:
     folder = packaged(tmp_path, "def postprocess(outputs): return outputs")
     (folder / "hooks.py").unlink()

@@ -113,6 +113,8 @@ def test_bytes_are_read_as_they_are() -> None:
         ({"type": "decimal"}, "type 'decimal' is unknown"),
         ({"type": "bigint", "nulls": "pass"}, "bigint has no value for null"),
         ({"type": "bigint", "fill": 1.5}, "fill 1.5 is no bigint"),
+        ({"type": "int", "fill": 2**31}, "fill 2147483648 is no int"),
+        ({"type": "array<bigint>", "fill": 2**64}, "fill 18446744073709551616 is no bigint"),
         ({"type": "float", "fill": "none"}, "fill 'none' is no float"),
         ({"type": "string", "decode": "image"}, "what is decoded is binary, not string; give it as binary"),
         ({"type": "binary", "decode": "image", "nulls": "pass"}, "what is decoded has no value for null"),
