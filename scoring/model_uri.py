@@ -69,7 +69,7 @@ def resolve(uri: str | Path, tracking_uri: str | None = None) -> PinnedModel:
     Raises:
         ModelNotFoundError: The model, its version, alias, run or files do not exist.
         ModelDirectoryError: What the URI leads to is no model.
-        ModelStoreError: The store cannot be asked: nobody answers there, or it is no store.
+        ModelStoreError: The store cannot be asked: nobody answers there, it is no store, or its driver is missing here.
     """
     text = str(uri)
     if text.startswith("models:"):
@@ -98,7 +98,7 @@ def _asked(
 
     try:
         return find(uri, _client(tracking_uri), tracking_uri)
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, ModuleNotFoundError) as error:
         store = without_credentials(tracking_uri or mlflow.get_tracking_uri())
         raise ModelStoreError(
             f"model '{uri}' cannot be looked up in the MLflow store {store}: {first_line(error).strip()}"

@@ -1,6 +1,7 @@
 """A model URI leads to one pinned version, or to a message that says what there is instead (L4)."""
 
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,3 +143,9 @@ def test_a_store_that_cannot_be_asked_is_told_in_one_line_without_its_password(
     with pytest.raises(ModelStoreError, match=r"in the MLflow store nowhere://store: .*unsupported URI") as failure:
         resolve(uri, "nowhere://store")
     assert "\n" not in str(failure.value)
+
+
+def test_a_store_whose_driver_is_not_installed_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    with pytest.raises(ModelStoreError, match=r"in the MLflow store mysql\+pymysql://127\.0\.0\.1:9/store: .*pymysql"):
+        resolve("models:/flights/1", "mysql+pymysql://ann:s3cret@127.0.0.1:9/store")
