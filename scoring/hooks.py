@@ -174,14 +174,25 @@ class _Postprocessed:
         """Return the named outputs.
 
         Raises:
-            HookError: The hook fails, or does not give them for every row.
+            HookError: The hook fails, does not give them for every row, or now gives another type.
         """
         rows = len(next(iter(inputs.values())))
         made = self._made(self._backend(inputs, self._given), rows)
         absent = [name for name in outputs if name not in made]
         if absent:
             raise self._error(f"does not give {absent}, but {sorted(made)}")
-        return {name: made[name] for name in outputs}
+        return {name: self._of_its_type(name, made[name]) for name in outputs}
+
+    def _of_its_type(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return an output, if it can be cast to the type that it had for a row of zeros; of objects Arrow tells."""
+        element = next(array.element for array in self.signature.outputs if array.name == name)
+        is_object = values.dtype.kind in "OUS"
+        if element is not None and not is_object and not np.can_cast(values.dtype, DTYPES[element], "same_kind"):
+            raise self._error(
+                f"gives '{name}' of {values.dtype}, and gave {element} for a row of zeros; have it return one type "
+                f"(astype)"
+            )
+        return values
 
     def _tried(self, model: Backend) -> tuple[ArrayType, ...]:
         """Return the types of what the hook gives, which only a call tells: of the model, for a row of zeros."""

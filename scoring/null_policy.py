@@ -40,7 +40,7 @@ class NullPolicy:
                 continue
             try:
                 pa.scalar(value).cast(schema.field(name).type)
-            except (pa.ArrowException, TypeError) as error:
+            except (pa.ArrowException, TypeError, OverflowError) as error:
                 raise ScoringError(
                     f"{value!r} cannot take the place of a null in column '{name}' of type {schema.field(name).type}: "
                     f"{error}"

@@ -276,6 +276,25 @@ def test_whole_numbers_of_preprocess_that_the_model_s_type_does_not_hold_are_ref
         LoadedModel(folder).score(pa.table({"x": [1, 3_000_000_000]}))
 
 
+def test_postprocess_gives_the_type_that_it_gave_for_a_row_of_zeros(tmp_path: Path) -> None:
+    """The columns of scores have it; numbers are rounded to it, and nothing else becomes of them."""
+    changing = (
+        "import numpy as np\n"
+        "def postprocess(outputs):\n"
+        "    rows = len(outputs['score'])\n"
+        "    return {'count': np.array([1 if rows == 1 else 0.5] * rows), 'narrow': np.zeros(rows, np.float32)}\n"
+    )
+    folder = packaged(tmp_path, changing)
+    with pytest.raises(HookError, match=r"gives 'count' of float64, and gave bigint for a row of zeros; have it"):
+        LoadedModel(folder).score(BOXES)
+    assert ModelDirectory.open(folder).description.outputs == {"count": "bigint", "narrow": "float"}
+    with_null = changing.replace("else 0.5", "else None")
+    assert LoadedModel(packaged(tmp_path, with_null, "nulls")).score_arrow(BOXES)["count"].null_count == 100
+    widening = changing.replace("np.float32", "np.float32 if rows == 1 else np.float64").replace("0.5", "2")
+    outputs = LoadedModel(packaged(tmp_path, widening, "other")).score_arrow(BOXES)
+    assert {name: str(column.type) for name, column in outputs.items()} == {"count": "int64", "narrow": "float"}
+
+
 def test_a_model_that_has_lost_its_hooks_says_so(tmp_path: Path) -> None:
     folder = packaged(tmp_path, "def postprocess(outputs): return outputs")
     (folder / "hooks.py").unlink()
