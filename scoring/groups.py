@@ -26,7 +26,7 @@ from scoring.model_directory import ModelDirectoryError
 from scoring.model_uri import ModelNotFoundError, PinnedModel, pinned_model
 from scoring.null_policy import NullPolicy, NullRule
 from scoring.scorer import OtherVersions, Settings
-from scoring.shipping import portable
+from scoring.shipping import map_batches
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def score_by_group(
     )
     # A stream has no end, after which its ranges could be told.
     rows = _colocated(table, group, all_keys) if colocate and not df.isStreaming else table
-    return rows.mapInArrow(portable(task), scored_schema(table, first))
+    return map_batches(rows, task, scored_schema(table, first))
 
 
 def _by_value(df: DataFrame, group: str, models: Mapping[Any, _Model]) -> Mapping[Any, _Model]:

@@ -6,9 +6,9 @@ table.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from data_pipelines.file_listing import DataFile
 from data_pipelines.parquet_rows import ParquetError, ParquetRows, RowGroups, parquet_files
 from data_pipelines.storage import StorageError, StoragePath
 from scoring.checks import ScoringError
-from scoring.shipping import portable
+from scoring.shipping import BatchFunction, map_batches, portable
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -37,11 +37,9 @@ Reader = Literal["auto", "spark", "tasks"]
 plain Parquet files anywhere, with the credentials that their environment holds. ``spark``: always Spark.
 """
 
-BatchFunction: TypeAlias = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
-
 
 def map_rows(table: DataFrame, task: BatchFunction, schema: StructType, reader: Reader = "auto") -> DataFrame:
-    """Return what ``task`` makes of the rows of ``table``, as ``mapInArrow`` does.
+    """Return what ``task`` makes of the rows of ``table``.
 
     Args:
         table: The rows.
@@ -55,7 +53,7 @@ def map_rows(table: DataFrame, task: BatchFunction, schema: StructType, reader: 
     if reader not in get_args(Reader):
         raise ScoringError(f"reader '{reader}' is unknown; use {', '.join(get_args(Reader))}")
     if reader == "spark":
-        return table.mapInArrow(portable(task), schema)
+        return map_batches(table, task, schema)
     try:
         rows = _plain_rows(table, only_local=reader == "auto")
     except _NotPlainError as reason:
@@ -65,7 +63,7 @@ def map_rows(table: DataFrame, task: BatchFunction, schema: StructType, reader: 
                 f"leave reader as it is"
             ) from reason
         _LOGGER.info("Spark reads the rows and hands them over: %s", reason)
-        return table.mapInArrow(portable(task), schema)
+        return map_batches(table, task, schema)
     shares = rows.dealt(table.sparkSession.sparkContext.defaultParallelism) or ((),)
     _LOGGER.info("%d tasks read the table's Parquet files on their own", len(shares))
     numbers = table.sparkSession.range(0, len(shares), 1, len(shares))

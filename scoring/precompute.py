@@ -24,7 +24,7 @@ from data_pipelines.spark_errors import first_line, task_message
 from data_pipelines.storage import Location, StoragePath
 from scoring.precomputed import INTEGER, ROWS_TABLES, TEXT, StoreError, StoreMetadata
 from scoring.scorer import VERSION_COLUMN
-from scoring.shipping import portable
+from scoring.shipping import map_batches
 
 # Python's objects take many times what Arrow's do: no more rows than this are objects at a time.
 _ROWS_AT_A_TIME = 1024
@@ -123,7 +123,7 @@ class _SparkRows:
             WriteError: A task failed.
         """
         keys = "bigint" if _key_type(self.schema, key) == INTEGER else "string"
-        rows = self.table.mapInArrow(portable(EncodeTask(key)), f"key {keys}, value string, {VERSION_COLUMN} string")
+        rows = map_batches(self.table, EncodeTask(key), f"key {keys}, value string, {VERSION_COLUMN} string")
         # Partitions come here one by one. If they were computed then, one task would run at a time.
         rows.persist(StorageLevel.DISK_ONLY)
         try:

@@ -7,12 +7,16 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import pyarrow as pa
 from pyspark import SparkFiles
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
 
 from scoring.model_uri import PinnedModel
+
+BatchFunction: TypeAlias = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,34 @@ def portable(task: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterab
         return unpacked(batches)
 
     return run
+
+
+def map_batches(table: DataFrame, task: BatchFunction, schema: StructType | str) -> DataFrame:
+    """Return what ``task`` makes of the rows of ``table``, whose columns may have any name.
+
+    Args:
+        table: The rows.
+        task: The body of a task; it pickles, by reference to its module.
+        schema: Of what it yields.
+    """
+    names = tuple(table.columns)
+    # mapInArrow looks columns up by name, and fails for a name with a dot or a back-quote.
+    plain = table.toDF(*(f"c{number}" for number in range(len(names))))
+    return plain.mapInArrow(portable(NamedTask(names, task)), schema)
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """The body of a task whose batches have lost the names of their columns.
+
+    Attributes:
+        names: Of the columns.
+        task: Gets the batches with these names.
+    """
+
+    names: tuple[str, ...]
+    task: BatchFunction
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield what the task does."""
+        return self.task(batch.rename_columns(self.names) for batch in batches)

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 import pytest
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PythonException
+from pyspark.ml.functions import array_to_vector
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from scoring.batch import score
 from scoring.checks import ScoringError
-from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, ORDERS, ORDERS_DDL, export_flights, export_orders
+from tests.unit.scoring.exported_models import (
+    FLIGHTS,
+    FLIGHTS_DDL,
+    ORDERS,
+    ORDERS_DDL,
+    export_flights,
+    export_orders,
+    export_vectors,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -96,7 +105,35 @@ def test_keys_of_all_kinds_pass_through_as_they_are(spark: "SparkSession", model
         spark.conf.set("spark.sql.session.timeZone", str(before))
 
 
-def test_maps_and_vectors_are_read_by_tasks_too(spark: "SparkSession", tmp_path: Path) -> None:
+def test_vectors_are_read_by_tasks(spark: "SparkSession", tmp_path: Path) -> None:
+    model = export_vectors(tmp_path / "model")
+    vectors = spark.range(3).withColumn("vector", array_to_vector(F.expr("array(1.0D, CAST(id AS DOUBLE), 0.0D)")))
+    vectors.write.parquet(str(tmp_path / "vectors"))
+    table = spark.read.parquet(str(tmp_path / "vectors"))
+    ours, theirs = (score(table, model, keys=["id", "vector"], reader=reader) for reader in ("tasks", "spark"))
+    assert ours.schema == theirs.schema
+    assert sorted(ours.collect()) == sorted(theirs.collect())
+
+
+def test_columns_of_any_name_are_read_from_a_file_alone_and_keep_their_names(
+    spark: "SparkSession", model: Path, folder: Path, tmp_path: Path
+) -> None:
+    names = {"unused": "a.b", "flight_id": "c`d \u00fc"}
+    renamed = spark.read.parquet(str(folder)).withColumnsRenamed(names)
+    renamed.coalesce(1).write.parquet(str(tmp_path / "rows"))
+    (file,) = (tmp_path / "rows").glob("*.parquet")
+    table = spark.read.parquet(str(file))
+    ours, theirs = (score(table, model, keys=[*names.values()], reader=reader) for reader in ("tasks", "spark"))
+    assert ours.columns == theirs.columns == ["a.b", "c`d \u00fc", "score", "model_version"]
+    assert sorted(map(tuple, ours.collect())) == sorted(map(tuple, theirs.collect()))
+    # Other names for columns are nothing that the files know, least of all where two change places.
+    carrier = F.col("carrier").alias("c`d \u00fc")
+    swapped = table.select(carrier, F.col("`c``d \u00fc`").alias("carrier"), "hour", "stops", "distance")
+    assert is_read_by_spark(score(swapped, model, keys="c`d \u00fc"))
+    assert not is_read_by_spark(score(table, model, keys="c`d \u00fc"))
+
+
+def test_maps_and_times_in_lists_are_read_by_tasks(spark: "SparkSession", tmp_path: Path) -> None:
     model = export_orders(tmp_path / "model")
     rows = [row | {"basket": dict(row["basket"] or [])} for row in ORDERS.to_pylist()]
     spark.createDataFrame([tuple(row.values()) for row in rows], ORDERS_DDL).write.parquet(str(tmp_path / "orders"))
