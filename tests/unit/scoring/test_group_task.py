@@ -146,7 +146,7 @@ def test_a_task_holds_no_model_that_the_process_lets_go(
     told = Told()
     batches = [rows_of([region] * BATCH_ROWS) for region in ("north", "south", "north")]
     found = scored_by(task_of(models, told=told), *batches)
-    assert [row["score"] for row in found[1 :: BATCH_ROWS]] == [*factors.values(), factors["north"]]
+    assert [row["score"] for row in found[1::BATCH_ROWS]] == [*factors.values(), factors["north"]]
     assert told.tallies[0].loads == loads
 
 
