@@ -190,7 +190,7 @@ def _started(classes: Sequence[Path], home: Path, log: Path) -> Iterator[OtherPr
         "DJL_CACHE_DIR": str(home / "native"),
         "OMP_NUM_THREADS": "1",
     }
-    with started([sys.executable, str(_FOLDER / "djl_process.py")], environment, log) as process:
+    with started([sys.executable, "-P", "-m", "benchmarks.djl_process"], environment, log) as process:
         yield process
 
 
