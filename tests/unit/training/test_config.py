@@ -110,7 +110,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"epochs": -1}, "epochs is -1; use 1 or more"),
         ({"shards": 0}, "shards is 0; use 1 or more"),
         ({"seed": -1}, "seed is -1; use 0 or more"),
-        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['multi_field', 'multi_label',"),
+        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['lstm_retrieval', 'multi_field',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
         ({"patience": -1}, "patience is -1; use 0 or more"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; use a finite number above 0"),
