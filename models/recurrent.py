@@ -53,10 +53,14 @@ class LastState(tf_keras.layers.Layer):
 
     What pads a list on its right is masked, so the state does not depend on how much of it there is. Source: Hochreiter
     and Schmidhuber 1997, "Long Short-Term Memory"; the layer is Keras's, which on GPUs calls cuDNN's kernel.
+
+    Attributes:
+        is_for_xla: Whether XLA compiles it: then its own loop makes the steps, with the weights of Keras's layer.
     """
 
     def __init__(self, units: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.is_for_xla = False
         self._lstm = tf_keras.layers.LSTM(units, name="lstm")
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -71,8 +75,31 @@ class LastState(tf_keras.layers.Layer):
         # cuDNN takes masks that are true from the left on, and no list without a step: for a batch with an empty one,
         # as padding rows have, Keras would use its own loop. So that makes a step, too, whose state is not used.
         steps = tf.concat([tf.ones_like(is_id[:, :1]), is_id[:, 1:]], axis=1)
-        state = self._lstm(embedded, mask=steps)
+        state = self._compiled_state(embedded, steps) if self.is_for_xla else self._lstm(embedded, mask=steps)
         return tf.where(tf.reduce_any(is_id, axis=1, keepdims=True), state, tf.zeros_like(state))
+
+    def _compiled_state(self, embedded: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+        """Return the state by a loop that XLA can compile forward and backward, each pass on its own.
+
+        Keras's loop leaves its backward pass lists of tensors, which cannot leave what XLA compiles: "Support for
+        TensorList crossing the XLA/TF boundary is not implemented". So the backward pass makes the steps again, and
+        each loop is told its length, which Keras tells it in the forward pass alone.
+        """
+
+        @tf.recompute_grad
+        def last(given: tf.Tensor) -> tf.Tensor:
+            length = tf.shape(given)[1]
+
+            def step(place: tf.Tensor, hidden: tf.Tensor, memory: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                _, (next_hidden, next_memory) = self._lstm.cell(tf.gather(given, place, axis=1), [hidden, memory])
+                is_step = tf.gather(steps, place, axis=1)[:, tf.newaxis]
+                return place + 1, tf.where(is_step, next_hidden, hidden), tf.where(is_step, next_memory, memory)
+
+            zeros = tf.zeros((tf.shape(given)[0], self._lstm.units), given.dtype)
+            start = (tf.constant(0), zeros, zeros)
+            return tf.while_loop(lambda place, *_: place < length, step, start, maximum_iterations=length)[1]
+
+        return last(embedded)
 
 
 def without_common_padding(inputs: Mapping[str, Any], lists: Iterable[str]) -> dict[str, Any]:
