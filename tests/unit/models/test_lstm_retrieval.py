@@ -174,9 +174,7 @@ def test_training_learns_what_only_the_order_tells() -> None:
     fitted = features()
     settings = lstm_retrieval.Settings(embedding_dim=8, hidden_units=(16,), negatives=MOVIES, lstm_units=16)
     model = lstm_retrieval.build(settings, fitted, seed=1)
-    compile_model(
-        model, lstm_retrieval.TASK, build_optimizer(OptimizerSettings("adam", 0.02)), steps_per_execution=10
-    )
+    compile_model(model, lstm_retrieval.TASK, build_optimizer(OptimizerSettings("adam", 0.02)), steps_per_execution=10)
     given, label, weight = batch(pairs, following)
     kept = {name: given[name] for name in ("watched", "movie")}
     history = model.fit(tf.data.Dataset.from_tensors((kept, label, weight)).repeat(150), verbose=0).history
