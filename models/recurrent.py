@@ -89,9 +89,12 @@ class LastState(tf_keras.layers.Layer):
         @tf.recompute_grad
         def last(given: tf.Tensor) -> tf.Tensor:
             length = tf.shape(given)[1]
+            places = tf.range(length)
 
             def step(place: tf.Tensor, hidden: tf.Tensor, memory: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                _, (next_hidden, next_memory) = self._lstm.cell(tf.gather(given, place, axis=1), [hidden, memory])
+                # A product, as the gradient of tf.gather has shapes that XLA cannot tell when batches differ in width.
+                read = tf.einsum("btd,t->bd", given, tf.cast(tf.equal(places, place), given.dtype))
+                _, (next_hidden, next_memory) = self._lstm.cell(read, [hidden, memory])
                 is_step = tf.gather(steps, place, axis=1)[:, tf.newaxis]
                 return place + 1, tf.where(is_step, next_hidden, hidden), tf.where(is_step, next_memory, memory)
 
