@@ -10,10 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
-from models.top_k import GROUP, Best, ExactTopK, Queries, best_columns, completed, in_tiles, without
+from models.top_k import GROUP, TILE_SCORES, Best, ExactTopK, Queries, best_columns, completed, in_tiles, without
 
-# Scores that are in memory at a time.
-TILE_SCORES = 1 << 24
 RECALL_TARGET = 0.95
 LEAST_CANDIDATES = 16
 
