@@ -42,6 +42,7 @@ from data_pipelines.shards import EncodeTask, ShardResult
 from data_pipelines.spark_errors import task_message
 from data_pipelines.staging import Staged, stage
 from data_pipelines.storage import StoragePath
+from data_pipelines.task_numbers import numbered_partitions
 from data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
 
 EXAMPLE_FILE = "example.parquet"
@@ -223,7 +224,7 @@ class _Conversion:
     def _encode(self, spark: SparkSession, staged: Staged) -> list[ShardResult]:
         """Run one task per staged file; return their shards by split and number."""
         task = EncodeTask(self.job, str(self._own(FEATURES_FOLDER)), staged.files, self.options.rows_per_block)
-        numbers = spark.range(0, len(staged.files), 1, len(staged.files))
+        numbers = numbered_partitions(spark, len(staged.files))
         # One result per file: an attempt that Spark ran in vain is not among them, its files stay behind.
         outcomes = [json.loads(row.result) for row in numbers.mapInArrow(task, "result string").collect()]
         for outcome in outcomes:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark import TaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
@@ -22,6 +21,7 @@ from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from data_pipelines.raw_columns import ColumnError, raw_column
 from data_pipelines.storage import StoragePath
+from data_pipelines.task_numbers import numbered_partitions, numbers_of, partition_id
 from data_pipelines.transform import counted_tokens, measured_values
 from data_pipelines.vocabulary import VOCABULARY_SCHEMA, Vocabulary
 
@@ -213,10 +213,9 @@ class TokenCountsTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the counts as they were written."""
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                with StoragePath.of(self.files[number]).open_read() as file, pa.ipc.open_file(file) as reader:
-                    yield from (reader.get_batch(place) for place in range(reader.num_record_batches))
+        for number in numbers_of(batches):
+            with StoragePath.of(self.files[number]).open_read() as file, pa.ipc.open_file(file) as reader:
+                yield from (reader.get_batch(place) for place in range(reader.num_record_batches))
 
 
 @dataclass(frozen=True)
@@ -227,8 +226,7 @@ class RankTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Write all rows; yield the partition's number and file, or nothing where there are no rows."""
-        context = TaskContext.get()
-        partition = context.partitionId() if context else 0
+        partition = partition_id()
         path = StoragePath.of(self.folder) / f"{partition:05d}-{uuid4().hex}.arrow"
         rows = 0
         with path.open_write() as file, pa.ipc.new_file(file, TOKEN_COUNTS_SCHEMA) as writer:
@@ -247,7 +245,7 @@ def _vocabularies(
     owners = spec.vocabulary_owners
     minimum = F.create_map(*(F.lit(part) for owner in owners for part in (owner.name, owner.min_count)))
     written = (
-        spark.range(0, len(token_files), 1, max(1, len(token_files)))
+        numbered_partitions(spark, len(token_files))
         .mapInArrow(TokenCountsTask(token_files), "name string, token string, count long")
         .groupBy("name", "token")
         .agg(F.sum("count").alias("count"))

@@ -22,6 +22,7 @@ from pyspark.sql import DataFrame, SparkSession
 from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 from data_pipelines.spark_errors import first_line, task_message
 from data_pipelines.storage import StoragePath
+from data_pipelines.task_numbers import numbered_partitions, numbers_of
 
 # 3,500 files of about this size read fastest from an object store in a job over 620 million rows: large enough that
 # opening them does not count, small enough to keep every core of a cluster busy to the end.
@@ -151,7 +152,7 @@ def ingest_csv(
         final = narrow_schema(staged_schema, ranges) if downcast else staged_schema
         scale = _pilot(groups, final, codec) if final != staged_schema else 1.0
         plan = plan_files(groups, target_file_bytes / scale)
-        numbers = spark.range(len(plan), numPartitions=len(plan)).toDF("number")
+        numbers = numbered_partitions(spark, len(plan))
         cut = _run(numbers, CutTask(job, tuple(map(tuple, plan)), row_group_bytes, codec, final))
         written = sorted((WrittenFile(**file) for file in cut), key=lambda file: file.path)
         rows = sum(file.rows for file in written)
@@ -249,19 +250,18 @@ class CutTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield each file written, as JSON."""
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                name = _file_name(number)
-                attempt, path = _begun_file(self.job, name)
-                rows = 0
-                with (
-                    path.open_write() as file,
-                    pq.ParquetWriter(file, self.schema, compression=self.codec) as writer,
-                ):
-                    for table in _gathered(self._pieces(number), self.row_group_bytes):
-                        writer.write_table(table, row_group_size=table.num_rows)
-                        rows += table.num_rows
-                yield _result(asdict(WrittenFile(attempt, name, rows, records=rows, bytes=path.size())))
+        for number in numbers_of(batches):
+            name = _file_name(number)
+            attempt, path = _begun_file(self.job, name)
+            rows = 0
+            with (
+                path.open_write() as file,
+                pq.ParquetWriter(file, self.schema, compression=self.codec) as writer,
+            ):
+                for table in _gathered(self._pieces(number), self.row_group_bytes):
+                    writer.write_table(table, row_group_size=table.num_rows)
+                    rows += table.num_rows
+            yield _result(asdict(WrittenFile(attempt, name, rows, records=rows, bytes=path.size())))
 
     def _pieces(self, number: int) -> Iterator[pa.RecordBatch]:
         for span in self.plan[number]:

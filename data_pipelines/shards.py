@@ -20,6 +20,7 @@ from data_pipelines.publish import WriteJob, WrittenFile
 from data_pipelines.raw_columns import ColumnError, raw_column
 from data_pipelines.staging import StagedFile
 from data_pipelines.storage import StoragePath
+from data_pipelines.task_numbers import numbers_of
 from data_pipelines.tfrecord.records import BinaryWriter, RecordWriter
 from data_pipelines.transform import Encoded, Encoder, RaggedIds, SparseRows, measured_values, non_finite
 
@@ -74,14 +75,13 @@ class EncodeTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one JSON result per shard, or one that says what is refused."""
         fitted = FittedFeatures.load(StoragePath.of(self.features))
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                try:
-                    outcome = asdict(self._write(self.staged[number], fitted))
-                except (ColumnError, DatasetError, LabelError) as error:
-                    # Told, not raised: Spark would try the same rows again, and bury the message under stack traces.
-                    outcome = {"refused": str(error)}
-                yield pa.RecordBatch.from_pydict({"result": [json.dumps(outcome)]})
+        for number in numbers_of(batches):
+            try:
+                outcome = asdict(self._write(self.staged[number], fitted))
+            except (ColumnError, DatasetError, LabelError) as error:
+                # Told, not raised: Spark would try the same rows again, and bury the message under stack traces.
+                outcome = {"refused": str(error)}
+            yield pa.RecordBatch.from_pydict({"result": [json.dumps(outcome)]})
 
     def _write(self, staged: StagedFile, fitted: FittedFeatures) -> ShardResult:
         attempt = uuid4().hex

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark import TaskContext
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefinedType, VariantType
@@ -24,6 +23,7 @@ from data_pipelines.labels import LabelError
 from data_pipelines.manifest import SPLITS, TRAIN_SPLIT, DatasetError
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.storage import StoragePath
+from data_pipelines.task_numbers import partition_id
 
 SAMPLE_ROWS = 20_000
 """Rows of a split that are drawn for quantiles and the profile: histograms and shares are good to half a percent."""
@@ -180,8 +180,7 @@ class StageTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one JSON outcome: what was written and measured, or what is refused."""
-        context = TaskContext.get()
-        partition = context.partitionId() if context else 0
+        partition = partition_id()
         try:
             part = self._stage(batches, partition)
         except (ColumnError, DatasetError, LabelError) as error:

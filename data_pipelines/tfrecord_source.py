@@ -30,6 +30,7 @@ from data_pipelines.file_listing import DataFile, list_files, pack_files
 from data_pipelines.publish import SaveMode, WriteJob, WrittenFile
 from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of
 from data_pipelines.storage import StoragePath
+from data_pipelines.task_numbers import partition_id
 from data_pipelines.tfrecord_options import OptionError, ReadOptions, WriteOptions
 from data_pipelines.tfrecord_tasks import ReadTask, WriteTask, infer_files, merged_schema, sampled
 from data_pipelines.tfrecords import check_columns, check_readable, with_partition_columns
@@ -159,7 +160,7 @@ class _Writer(DataSourceArrowWriter):
         self._task = task
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> WriterCommitMessage:
-        return _Written(tuple(self._task(_partition_id(), iterator)))
+        return _Written(tuple(self._task(partition_id(), iterator)))
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
         self._task.job.publish(_reported(messages))
@@ -194,7 +195,7 @@ class _StreamWriter(DataSourceStreamArrowWriter):
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> WriterCommitMessage:
         query = _query_id()
-        return _BatchWritten(tuple(self._task(_partition_id(), iterator)), self._task.job, query)
+        return _BatchWritten(tuple(self._task(partition_id(), iterator)), self._task.job, query)
 
     def commit(self, messages: list[WriterCommitMessage | None], batchId: int) -> None:  # noqa: N803 - Spark's
         told = [message for message in messages if isinstance(message, _BatchWritten)]
@@ -254,11 +255,6 @@ def _note(written: _BatchWritten, batch: int) -> WrittenFile:
     file.parent.make_folder()
     file.write_bytes(text)
     return WrittenFile(attempt, path, rows=0, records=0, bytes=len(text))
-
-
-def _partition_id() -> int:
-    context = TaskContext.get()
-    return context.partitionId() if context else 0
 
 
 def _reported(messages: list[WriterCommitMessage | None]) -> list[WrittenFile]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark import Accumulator, TaskContext
+from pyspark import Accumulator
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
@@ -24,6 +24,7 @@ from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob
 from data_pipelines.spark_errors import task_message
 from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of
 from data_pipelines.storage import Location, StoragePath
+from data_pipelines.task_numbers import numbered_partitions, numbers_of, partition_id
 from data_pipelines.tfrecord.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
 from data_pipelines.tfrecord.examples import MalformedExampleError
 from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
@@ -163,9 +164,9 @@ def write_tfrecords_from_parquet(
     if job is None:
         return WriteResult()
     shares = source.dealt(spark.sparkContext.defaultParallelism)
-    one_row_each = spark.range(0, len(shares), 1, len(shares))
+    numbers = numbered_partitions(spark, len(shares))
     writer = _ParquetWriter(WriteTask(job, options), source, shares)
-    return write_files(one_row_each, job, writer, lambda: source.rows, refusal=ValueNotStorableError)
+    return write_files(numbers, job, writer, lambda: source.rows, refusal=ValueNotStorableError)
 
 
 def check_columns(schema: StructType, options: WriteOptions, partition_by: Sequence[str] = ()) -> None:
@@ -216,9 +217,8 @@ class _DataFrameWriter:
     names: tuple[str, ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        context = TaskContext.get()
         named = (batch.rename_columns(list(self.names)) for batch in batches)
-        yield outcome(lambda: self.task(context.partitionId() if context else 0, named), refusals=_REFUSALS)
+        yield outcome(lambda: self.task(partition_id(), named), refusals=_REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -230,10 +230,9 @@ class _ParquetWriter:
     shares: tuple[tuple[RowGroups, ...], ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                rows = self.source.batches(self.shares[number], self.task.options.rows_per_block)
-                yield outcome(functools.partial(self.task, number, rows), refusals=_REFUSALS)
+        for number in numbers_of(batches):
+            rows = self.source.batches(self.shares[number], self.task.options.rows_per_block)
+            yield outcome(functools.partial(self.task, number, rows), refusals=_REFUSALS)
 
 
 def read_tfrecords(
@@ -297,9 +296,7 @@ def read_tfrecords(
     task = ReadTask(arrow_schema_of(wanted), options, damaged)
     check_readable(task.schema, files, options)
     shares = tuple(pack_files(files, spark.sparkContext.defaultParallelism))
-    # One number for each task: it says which files are the task's.
-    numbers = spark.range(0, len(shares), 1, max(1, len(shares)))
-    return numbers.mapInArrow(_RowReader(task, shares), wanted)
+    return numbered_partitions(spark, len(shares)).mapInArrow(_RowReader(task, shares), wanted)
 
 
 def check_tfrecords(
@@ -335,7 +332,7 @@ def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[S
     if not shares:
         return []
     try:
-        numbers = spark.range(0, len(shares), 1, len(shares))
+        numbers = numbered_partitions(spark, len(shares))
         rows = numbers.mapInArrow(_Looks(look, shares), "seen binary, refused binary").collect()
     except (Py4JJavaError, PySparkException) as error:
         raise ReadError(f"the files cannot be read: {task_message(error)}") from error
@@ -354,14 +351,13 @@ class _Looks:
     shares: tuple[tuple[DataFile, ...], ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                try:
-                    row = {"seen": pickle.dumps(self.look(self.shares[number])), "refused": None}
-                except (CodecError, DamagedRecordError, MalformedExampleError, SchemaError) as error:
-                    # Told, not raised: Spark would look again, and bury the message under two stack traces.
-                    row = {"seen": None, "refused": pickle.dumps(error)}
-                yield pa.RecordBatch.from_pylist([row], pa.schema([("seen", pa.binary()), ("refused", pa.binary())]))
+        for number in numbers_of(batches):
+            try:
+                row = {"seen": pickle.dumps(self.look(self.shares[number])), "refused": None}
+            except (CodecError, DamagedRecordError, MalformedExampleError, SchemaError) as error:
+                # Told, not raised: Spark would look again, and bury the message under two stack traces.
+                row = {"seen": None, "refused": pickle.dumps(error)}
+            yield pa.RecordBatch.from_pylist([row], pa.schema([("seen", pa.binary()), ("refused", pa.binary())]))
 
 
 def with_partition_columns(schema: StructType, files: Sequence[DataFile]) -> StructType:
@@ -401,6 +397,5 @@ class _RowReader:
     shares: tuple[tuple[DataFile, ...], ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                yield from self.task(self.shares[number])
+        for number in numbers_of(batches):
+            yield from self.task(self.shares[number])
