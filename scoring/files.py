@@ -33,6 +33,7 @@ from scoring.planner import DEFAULT_TASK_SECONDS, Plan, check_task_seconds, may_
 from scoring.probe import Speed, speed_of
 from scoring.score_writer import FilesTask, RowsTask, ScoreWriter
 from scoring.scorer import OtherVersions, Settings
+from scoring.shares import Shares
 from scoring.shipping import portable
 from scoring.sources import SparkSource, find_source
 from scoring.tfrecord_input import tfrecord_table
@@ -204,10 +205,8 @@ def _file_tasks(spark: SparkSession, source: ParquetRows, writer: ScoreWriter, t
             plan = plan_tasks(source.group_rows, groups, speed.rows_per_second, slots, task_seconds)
             _log_plan(plan, speed, task_seconds)
             groups, predicted_seconds, loads = plan.groups_per_task, plan.longest_seconds, speed.loads
-    # Files without a row have no row groups; one file of scores tells their columns.
-    shares = source.shares(groups) or ((),)
-    one_row_each = spark.range(0, len(shares), 1, len(shares))
-    return _Tasks(one_row_each, FilesTask(source, shares, writer), predicted_seconds, loads)
+    shares = Shares.of(source, groups)
+    return _Tasks(shares.partitions(spark), FilesTask(shares, writer), predicted_seconds, loads)
 
 
 def _log_plan(plan: Plan, speed: Speed, task_seconds: float) -> None:

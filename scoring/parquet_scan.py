@@ -19,9 +19,10 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import DataType, StructField, StructType, UserDefinedType
 
 from data_pipelines.file_listing import DataFile
-from data_pipelines.parquet_rows import ParquetError, ParquetRows, RowGroups, parquet_files
+from data_pipelines.parquet_rows import ParquetError, ParquetRows, parquet_files
 from data_pipelines.storage import StorageError, StoragePath
 from scoring.checks import ScoringError
+from scoring.shares import Shares
 from scoring.shipping import BatchFunction, map_batches, portable
 
 _LOGGER = logging.getLogger(__name__)
@@ -64,12 +65,12 @@ def map_rows(table: DataFrame, task: BatchFunction, schema: StructType, reader: 
             ) from reason
         _LOGGER.info("Spark reads the rows and hands them over: %s", reason)
         return map_batches(table, task, schema)
-    shares = rows.dealt(table.sparkSession.sparkContext.defaultParallelism) or ((),)
-    _LOGGER.info("%d tasks read the table's Parquet files on their own", len(shares))
-    numbers = table.sparkSession.range(0, len(shares), 1, len(shares))
+    spark = table.sparkSession
+    shares = Shares.of(rows, rows.groups_per_task(spark.sparkContext.defaultParallelism))
+    _LOGGER.info("%d tasks read the table's Parquet files on their own", len(shares.groups))
     # What keeps the files in the plan gives no row, and costs none: the optimizer drops it.
     nothing = table.where(F.lit(False)).select(F.lit(0).cast("bigint").alias("id"))
-    return numbers.union(nothing).mapInArrow(portable(SharesTask(rows, shares, task)), schema)
+    return shares.partitions(spark).union(nothing).mapInArrow(portable(SharesTask(shares, task)), schema)
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,17 @@ class SharesTask:
     """The body of a task that reads its share of the row groups itself.
 
     Attributes:
-        source: The rows.
-        shares: The row groups of each task.
+        shares: The rows of each task.
         task: Gets the rows of a share.
     """
 
-    source: ParquetRows
-    shares: tuple[tuple[RowGroups, ...], ...]
+    shares: Shares
     task: BatchFunction
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield what comes of each share that ``batches`` number."""
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                yield from self.task(self.source.batches(self.shares[number], 1))
+        for _, rows in self.shares.read(batches):
+            yield from self.task(rows)
 
 
 class _NotPlainError(Exception):

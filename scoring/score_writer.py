@@ -6,16 +6,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark import TaskContext
 
 from data_pipelines.file_writes import outcome
-from data_pipelines.parquet_rows import ParquetRows, RowGroups
 from data_pipelines.publish import WriteJob, WrittenFile
 from data_pipelines.raw_columns import ColumnError
+from data_pipelines.task_numbers import partition_id
 from scoring.counters import Tally
 from scoring.loaded_model import LoadedModel
 from scoring.regroup import grouped, regrouped
 from scoring.scorer import VERSION_COLUMN, Scorer
+from scoring.shares import Shares
 
 _ROW_GROUP_ROWS = 2**20
 _ROW_GROUP_BYTES = 64 * 2**20
@@ -86,20 +86,17 @@ class FilesTask:
     """The body of a task that reads its share of the row groups itself.
 
     Attributes:
-        source: The rows.
-        shares: The row groups of each task.
+        shares: The rows of each task.
         writer: Scores and writes them.
     """
 
-    source: ParquetRows
-    shares: tuple[tuple[RowGroups, ...], ...]
+    shares: Shares
     writer: ScoreWriter
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield what became of each share that ``batches`` number."""
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                yield self.writer.write(number, self.source.batches(self.shares[number], 1))
+        for number, rows in self.shares.read(batches):
+            yield self.writer.write(number, rows)
 
 
 @dataclass(frozen=True)
@@ -114,5 +111,4 @@ class RowsTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield what became of them."""
-        context = TaskContext.get()
-        yield self.writer.write(context.partitionId() if context else 0, batches)
+        yield self.writer.write(partition_id(), batches)
