@@ -1,7 +1,7 @@
 """How many rows a core scores in a second: measured on a sample of the rows, before the job is cut into tasks."""
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,16 +14,20 @@ from data_pipelines.file_writes import WriteError
 from data_pipelines.parquet_rows import BATCH_ROWS, ParquetRows, RowGroups
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.spark_errors import task_message
+from data_pipelines.task_numbers import numbered_partitions, numbers_of
 from scoring.counters import Tally
 from scoring.loaded_model import LoadedModel
 from scoring.score_writer import ScoreWriter
 from scoring.scorer import Scorer
 from scoring.shipping import portable
 
-# The sample ends with the first of the two.
+# Rows of the first piece of the sample: it pays for what is done once, such as a graph that the first call traces.
+_FIRST_ROWS = 256
+# The sample ends with the piece that fills one of these: rows of all pieces, seconds of those after the first.
 _MOST_ROWS = 2 * BATCH_ROWS
 _MOST_SECONDS = 2.0
-_FIRST_ROWS = 256
+# A first piece of so many seconds is the whole sample: the next one might take as long.
+_MOST_FIRST_SECONDS = 30.0
 _MEASURED = pa.schema([("rows", pa.int64()), ("seconds", pa.float64()), ("loads", pa.int64())])
 _MEASURED_DDL = "rows long, seconds double, loads long"
 _CONF = "spark.mirrorspark.rowsPerSecond"
@@ -60,47 +64,62 @@ class ProbeTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield rows, seconds and loads of each task that ``batches`` number; no rows where there is no measurement."""
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                tally = Tally()
-                model = self.writer.scorer.load(tally)
-                rows, seconds = self._measured(model) if number == 0 else (0, 0.0)
-                yield pa.RecordBatch.from_pylist([{"rows": rows, "seconds": seconds, "loads": tally.loads}], _MEASURED)
+        for number in numbers_of(batches):
+            tally = Tally()
+            model = self.writer.scorer.load(tally)
+            rows, seconds = self._measured(model) if number == 0 else (0, 0.0)
+            yield pa.RecordBatch.from_pylist([{"rows": rows, "seconds": seconds, "loads": tally.loads}], _MEASURED)
 
     def _measured(self, model: LoadedModel) -> tuple[int, float]:
         try:
-            pieces = list(self._timed(model))
+            pieces = self._timed(model)
         except (ColumnError, OSError):
             # Rows that cannot be read or scored are told by the tasks whose rows they are.
             return 0, 0.0
-        # The first piece pays for what is done once, as long as there is another.
+        # What the first piece pays for is not of the speed; without another piece it is all that is known.
         counted = pieces[1:] or pieces
         return sum(rows for rows, _ in counted), sum(seconds for _, seconds in counted)
 
-    def _timed(self, model: LoadedModel) -> Iterator[tuple[int, float]]:
-        """Yield rows and seconds of one piece of the sample after the other."""
-        rows, begin = 0, time.perf_counter()
-        end = begin + _MOST_SECONDS
+    def _timed(self, model: LoadedModel) -> list[tuple[int, float]]:
+        """Return rows and seconds of one piece of the sample after the other."""
+        timed: list[tuple[int, float]] = []
+        begin = time.perf_counter()
         with self.writer.parquet(pa.MockOutputStream()) as parquet, closing(self._pieces()) as pieces:
             for piece in pieces:
                 for scored in self.writer.scored(model, piece, Tally()):
                     parquet.write_batch(scored)
                 now = time.perf_counter()
-                yield piece.num_rows, now - begin
-                rows += piece.num_rows
-                if rows >= _MOST_ROWS or now >= end:
-                    return
+                timed.append((piece.num_rows, now - begin))
+                if _is_enough(timed):
+                    break
                 begin = now
+        return timed
 
     def _pieces(self) -> Generator[pa.RecordBatch, None, None]:
-        """Yield the sample's rows, each time twice as many as before: of a slow model a few hundred take long."""
-        size = _FIRST_ROWS
+        """Yield the sample's rows, each time as many as so far: of a slow model a few hundred take long."""
+        rows = 0
         for batch in self.source.batches(self.sample, 1):
             start = 0
             while start < batch.num_rows:
-                yield batch.slice(start, size)
-                start += size
-                size *= 2
+                piece = batch.slice(start, rows or _FIRST_ROWS)
+                yield piece
+                start += piece.num_rows
+                rows += piece.num_rows
+
+
+def _is_enough(timed: Sequence[tuple[int, float]]) -> bool:
+    """Whether the pieces scored so far, by their rows and seconds, are the whole sample.
+
+    Where a row takes as long as another, they take less than a minute together, or there is only the first. The second
+    has as many rows as the first, and takes no longer: less than 30 s. Where it takes less than 2 s, all after the
+    first take less than 6 s.
+    """
+    first, *others = timed
+    return (
+        sum(rows for rows, _ in timed) >= _MOST_ROWS
+        or sum(seconds for _, seconds in others) >= _MOST_SECONDS
+        or first[1] >= _MOST_FIRST_SECONDS
+    )
 
 
 def speed_of(spark: SparkSession, source: ParquetRows, writer: ScoreWriter) -> Speed | None:
@@ -124,7 +143,7 @@ def _measured(spark: SparkSession, source: ParquetRows, writer: ScoreWriter) -> 
     largest = max(range(len(source.groups)), key=source.group_rows.__getitem__)
     task = ProbeTask(source, (source.groups[largest],), writer)
     try:
-        told = spark.range(0, slots, 1, slots).mapInArrow(portable(task), _MEASURED_DDL).collect()
+        told = numbered_partitions(spark, slots).mapInArrow(portable(task), _MEASURED_DDL).collect()
     except (Py4JJavaError, PySparkException) as error:
         raise WriteError(f"{writer.job.target} cannot be written: {task_message(error)}") from error
     rows, seconds = sum(row.rows for row in told), sum(row.seconds for row in told)
