@@ -313,8 +313,8 @@ class ModelCache:
             return digest in self._models
 
 
-# The one module-level state of this package: Spark keeps its Python workers, and what they import, from task to task,
-# and nothing else of a task survives it.
+# State of a module, as kept digests are: Spark keeps its Python workers, and what they import, from task to task, and
+# nothing else of a task survives it.
 PROCESS_CACHE = ModelCache()
 
 

@@ -356,14 +356,22 @@ def find_model_directory(folder: Path) -> Path:
     )
 
 
-def folder_digest(folder: Path) -> str:
-    """Return the SHA-256 (64 hex digits) of all files below ``folder``: their relative names and their content.
+def model_files(folder: Path) -> list[tuple[str, Path]]:
+    """Return all files below ``folder`` that count in its digest, by their relative names, in the order of these.
 
     Python's caches do not count: they appear when the code that an MLflow model may hold is first imported.
     """
+    return sorted(
+        (path.relative_to(folder).as_posix(), path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
+    )
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 (64 hex digits) of the files of a model: their relative names and their content."""
     digest = hashlib.sha256()
-    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*")):
-        if path.is_file() and path.parent.name != "__pycache__":
-            with path.open("rb") as file:
-                digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    for name, path in model_files(folder):
+        with path.open("rb") as file:
+            digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlparse
 from callbacks.credentials import without_credentials
 from callbacks.metric_requests import first_line
 from callbacks.mlflow_store import store_client
-from scoring.model_directory import find_model_directory, folder_digest
+from scoring.kept_digests import kept_digest
+from scoring.model_directory import find_model_directory
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it
     from mlflow import MlflowClient
@@ -117,7 +118,7 @@ def _resolve_folder(uri: str) -> PinnedModel:
         raise ModelNotFoundError(f"model '{uri}' does not exist: there is no such folder; use {FORMS}")
     folder = folder.resolve()
     path = find_model_directory(folder)
-    digest = folder_digest(path)
+    digest = kept_digest(path)
     return PinnedModel(uri=str(folder), name=path.name, version=digest[:_DIGEST_DIGITS], digest=digest, path=path)
 
 
@@ -215,7 +216,7 @@ def _resolve_runs_uri(uri: str, client: "MlflowClient", tracking_uri: str | None
 
 def _pinned(uri: str, name: str, version: str, location: str, tracking_uri: str | None) -> PinnedModel:
     path = find_model_directory(_fetched(uri, location, tracking_uri))
-    return PinnedModel(uri=uri, name=name, version=version, digest=folder_digest(path), path=path)
+    return PinnedModel(uri=uri, name=name, version=version, digest=kept_digest(path), path=path)
 
 
 def _fetched(uri: str, location: str, tracking_uri: str | None) -> Path:
