@@ -33,6 +33,7 @@ CACHED_BYTES = 2 * 1024**3
 # What the scores of a part take at most; larger parts take more memory and are no faster.
 PART_BYTES = 16 * 2**20
 _ELEMENT_BYTES = {"boolean": 1, "int": 4, "float": 4, "bigint": 8, "double": 8, "string": 8}
+_CHARACTERS_IN_MESSAGE = 40
 
 
 class ModelChangedError(RuntimeError):
@@ -207,10 +208,17 @@ class LoadedModel:
         batch_size: int = DEFAULT_BATCH_SIZE,
         on_call: Callable[[], object] | None = None,
     ) -> dict[str, pa.Array]:
-        """Return what :meth:`score` does, as Arrow arrays of the described types."""
+        """Return what :meth:`score` does, as Arrow arrays of the described types.
+
+        Raises:
+            ModelOutputError: A text is not UTF-8.
+            ColumnError: As there.
+            HookError: As there.
+        """
         outputs = self.score(batch, batch_size=batch_size, on_call=on_call)
         return {
-            name: _arrow_array(values, ARROW_TYPES[self.description.outputs[name]]) for name, values in outputs.items()
+            name: _arrow_array(name, values, ARROW_TYPES[self.description.outputs[name]])
+            for name, values in outputs.items()
         }
 
 
@@ -268,14 +276,50 @@ def _checked(name: str, described: str, values: np.ndarray, rows: int) -> np.nda
     return values
 
 
-def _arrow_array(values: np.ndarray, arrow_type: pa.DataType) -> pa.Array:
-    """Return ``[rows]`` or ``[rows, k]`` values as an array of ``arrow_type``: a scalar, or a list of k scalars."""
-    if not pa.types.is_list(arrow_type):
-        return pa.array(values).cast(arrow_type)
+def _arrow_array(name: str, values: np.ndarray, arrow_type: pa.DataType) -> pa.Array:
+    """Return ``[rows]`` or ``[rows, k]`` values of an output as an array of ``arrow_type``: a scalar, or k in a list.
+
+    Raises:
+        ModelOutputError: A text is not UTF-8.
+    """
+    is_list = pa.types.is_list(arrow_type)
+    try:
+        # TensorFlow's strings are bytes, which pyarrow takes for binary; the cast checks that they are UTF-8.
+        scalars = pa.array(values.ravel()).cast(arrow_type.value_type if is_list else arrow_type)
+    except (pa.ArrowInvalid, UnicodeEncodeError):
+        _check_texts(name, values)
+        raise
+    if not is_list:
+        return scalars
     rows, length = values.shape
     offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * length)
-    # TensorFlow's strings are bytes, which pyarrow takes for binary; the cast checks that they are UTF-8.
-    return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()).cast(arrow_type.value_type))
+    return pa.ListArray.from_arrays(offsets, scalars)
+
+
+def _check_texts(name: str, values: np.ndarray) -> None:
+    """Check that the texts of an output are UTF-8, one by one: slow, and only asked once one is known not to be.
+
+    Raises:
+        ModelOutputError: One is not.
+    """
+    for (row, *_), value in np.ndenumerate(values):
+        if not _is_utf8(value):
+            raise ModelOutputError(
+                f"output '{name}' is not UTF-8 in row {row} (of {len(values)} scored together, the first is 0): "
+                f"{value[:_CHARACTERS_IN_MESSAGE]!r}; have the model give UTF-8, decode it in a postprocess of its "
+                f"hooks, or package the model without that output"
+            )
+
+
+def _is_utf8(value: object) -> bool:
+    try:
+        if isinstance(value, bytes):
+            value.decode()
+        elif isinstance(value, str):
+            value.encode()
+    except UnicodeError:
+        return False
+    return True
 
 
 class ModelCache:
