@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from data_pipelines.feature_kinds import Sparse
 from data_pipelines.raw_columns import ColumnError
+from scoring.checks import ScoringError
 from scoring.loaded_model import LoadedModel, load_once
 from scoring.model_directory import ModelDirectory, exported_with
 from scoring.model_uri import PinnedModel, pinned_model
@@ -40,9 +41,15 @@ class Predictor:
             ModelNotFoundError: The URI leads to no model.
             ModelDirectoryError: A part of the model is missing or damaged.
             ModelVersionsError: The libraries of this Python are not the model's.
+            ScoringError: An output of the model is called ``model_version``.
         """
         pinned = pinned_model(model, tracking_uri)
         directory = ModelDirectory.open(pinned.path)
+        if VERSION_COLUMN in directory.description.outputs:
+            raise ScoringError(
+                f"{pinned.label} has an output '{VERSION_COLUMN}', where its version stands in every row; package or "
+                f"log the model with another name for it"
+            )
         if other_versions == "refuse":
             check_versions(exported_with(pinned.path), pinned.label)
         self.label = pinned.label

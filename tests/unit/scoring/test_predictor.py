@@ -10,6 +10,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from data_pipelines.raw_columns import ColumnError
+from scoring.checks import ScoringError
 from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel
 from scoring.model_directory import DESCRIPTION_FILE, ModelDirectoryError
@@ -68,6 +69,16 @@ def test_a_damaged_description_is_told_before_its_versions_are_read(tmp_path: Pa
     (model / DESCRIPTION_FILE).write_text("[]")
     with pytest.raises(ModelDirectoryError, match="does not have the fields"):
         Predictor(model)
+
+
+def test_an_output_in_the_place_of_the_version_is_refused_until_it_has_another_name(tmp_path: Path) -> None:
+    """L4: every row tells the version."""
+    row = dict.fromkeys(LINEAR["coefficients"], 0.0)
+    taken = package_model(LINEAR, tmp_path / "taken", outputs={"model_version": "score"})
+    with pytest.raises(ScoringError, match="has an output 'model_version', where its version stands.*another name"):
+        Predictor(taken)
+    free = package_model(LINEAR, tmp_path / "free", outputs={"version": "score"})
+    assert Predictor(free).predict(row).keys() == {"version", "model_version"}
 
 
 def blas_threads() -> dict[str, int]:
