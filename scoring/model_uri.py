@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlparse
 from callbacks.credentials import without_credentials
 from callbacks.metric_requests import first_line
 from callbacks.mlflow_store import store_client
+from callbacks.request_limits import brief_requests
 from scoring.kept_digests import kept_digest
 from scoring.model_directory import find_model_directory
 
@@ -71,12 +72,14 @@ def resolve(uri: str | Path, tracking_uri: str | None = None) -> PinnedModel:
         ModelNotFoundError: The model, its version, alias, run or files do not exist.
         ModelDirectoryError: What the URI leads to is no model.
         ModelStoreError: The store cannot be asked: nobody answers there, it is no store, or its driver is missing here.
+            That a server does not answer is known within 20 s, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` or
+            ``MLFLOW_HTTP_REQUEST_TIMEOUT`` says otherwise.
     """
     text = str(uri)
     if text.startswith("models:"):
-        return _asked(_resolve_models_uri, text, tracking_uri)
+        return _asked(_find_models_uri, text, tracking_uri)
     if text.startswith("runs:"):
-        return _asked(_resolve_runs_uri, text, tracking_uri)
+        return _asked(_find_runs_uri, text, tracking_uri)
     return _resolve_folder(text)
 
 
@@ -85,10 +88,27 @@ def pinned_model(model: str | Path | PinnedModel, tracking_uri: str | None) -> P
     return model if isinstance(model, PinnedModel) else resolve(model, tracking_uri)
 
 
-def _asked(
-    find: Callable[[str, "MlflowClient", str | None], PinnedModel], uri: str, tracking_uri: str | None
-) -> PinnedModel:
-    """Return what `find` finds in the store.
+@dataclass(frozen=True)
+class _Place:
+    """Where a store says that the files of a model are.
+
+    Attributes:
+        uri: The URI that leads to this very version.
+        name: That of the pinned model.
+        version: As there.
+        location: URI of the files.
+        absence: What to say where they are not.
+    """
+
+    uri: str
+    name: str
+    version: str
+    location: str
+    absence: str
+
+
+def _asked(find: Callable[[str, "MlflowClient"], _Place], uri: str, tracking_uri: str | None) -> PinnedModel:
+    """Return the model that is where `find` finds it in the store.
 
     Raises:
         ModelStoreError: The store cannot be asked.
@@ -98,12 +118,16 @@ def _asked(
     from sqlalchemy.exc import SQLAlchemyError  # of a store that is a database
 
     try:
-        return find(uri, _client(tracking_uri), tracking_uri)
+        with brief_requests():
+            place = find(uri, _client(tracking_uri))
+        # Without that limit: a server may take long before it sends a large file.
+        path = find_model_directory(_fetched(place, tracking_uri))
     except (MlflowException, SQLAlchemyError, ModuleNotFoundError) as error:
         store = without_credentials(tracking_uri or mlflow.get_tracking_uri())
         raise ModelStoreError(
             f"model '{uri}' cannot be looked up in the MLflow store {store}: {first_line(error).strip()}"
         ) from error
+    return PinnedModel(uri=place.uri, name=place.name, version=place.version, digest=kept_digest(path), path=path)
 
 
 def _client(tracking_uri: str | None) -> "MlflowClient":
@@ -122,21 +146,25 @@ def _resolve_folder(uri: str) -> PinnedModel:
     return PinnedModel(uri=str(folder), name=path.name, version=digest[:_DIGEST_DIGITS], digest=digest, path=path)
 
 
-def _resolve_models_uri(uri: str, client: "MlflowClient", tracking_uri: str | None) -> PinnedModel:
+def _find_models_uri(uri: str, client: "MlflowClient") -> _Place:
     target = re.fullmatch(r"models:/+(.+?)/?", uri)
     if target is None:
         raise ModelNotFoundError(f"model '{uri}' names no model; use {FORMS}")
     name, separator, selector = _split(target[1])
     if not separator:
         if re.fullmatch(r"m-[0-9a-f]+", name):
-            return _pinned_logged_model(uri, name, client, tracking_uri)
+            return _logged_place(uri, name, client)
         raise ModelNotFoundError(f"model '{uri}' names no version; {_existing(client, name)}")
     version = _registered_version(uri, name, separator, selector, client)
     source = client.get_model_version_download_uri(name, version)
     # MLflow 3 registers a logged model, whose files are wherever its experiment puts them.
     logged = re.fullmatch(r"models:/+(m-[0-9a-f]+)", source)
     location = _artifact_location(uri, logged[1], client) if logged else source
-    return _pinned(f"models:/{name}/{version}", name, version, location, tracking_uri)
+    return _place_of_version(f"models:/{name}/{version}", name, version, location)
+
+
+def _place_of_version(uri: str, name: str, version: str, location: str) -> _Place:
+    return _Place(uri, name, version, location, absence=f"the files of model '{uri}' are not at {location}")
 
 
 def _split(target: str) -> tuple[str, str, str]:
@@ -156,7 +184,10 @@ def _registered_version(uri: str, name: str, separator: str, selector: str, clie
         if selector.isdigit():
             return str(client.get_model_version(name, selector).version)
     except MlflowException as error:
-        _raise_if_absent(error, f"model '{uri}' does not exist; {_existing(client, name)}")
+        if error.error_code not in _ABSENT:
+            # Who does not answer is not asked what else there is: every question would take as long again.
+            raise
+        raise ModelNotFoundError(f"model '{uri}' does not exist; {_existing(client, name)}") from error
     raise ModelNotFoundError(f"model '{uri}': '{selector}' is no version number; {_existing(client, name)}")
 
 
@@ -166,7 +197,9 @@ def _existing(client: "MlflowClient", name: str) -> str:
 
     try:
         registered = client.get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise
         models = sorted(model.name for model in client.search_registered_models(max_results=100))
         known = f"use one of {models[:_NAMES_IN_MESSAGE]}" if models else "no model is registered there"
         return f"the registry at {without_credentials(client.tracking_uri)} has no model '{name}': {known}"
@@ -175,9 +208,9 @@ def _existing(client: "MlflowClient", name: str) -> str:
     return f"'{name}' has the versions {versions[-_NAMES_IN_MESSAGE:]} and the aliases {aliases}: use one of them"
 
 
-def _pinned_logged_model(uri: str, model_id: str, client: "MlflowClient", tracking_uri: str | None) -> PinnedModel:
+def _logged_place(uri: str, model_id: str, client: "MlflowClient") -> _Place:
     location = _artifact_location(uri, model_id, client)
-    return _pinned(f"models:/{model_id}", client.get_logged_model(model_id).name, model_id, location, tracking_uri)
+    return _place_of_version(f"models:/{model_id}", client.get_logged_model(model_id).name, model_id, location)
 
 
 def _artifact_location(uri: str, model_id: str, client: "MlflowClient") -> str:
@@ -189,7 +222,7 @@ def _artifact_location(uri: str, model_id: str, client: "MlflowClient") -> str:
         _raise_if_absent(error, f"model '{uri}' does not exist: there is no logged model '{model_id}'; use {FORMS}")
 
 
-def _resolve_runs_uri(uri: str, client: "MlflowClient", tracking_uri: str | None) -> PinnedModel:
+def _find_runs_uri(uri: str, client: "MlflowClient") -> _Place:
     from mlflow.exceptions import MlflowException
 
     target = re.fullmatch(r"runs:/+([^/]+)/(.+?)/?", uri)
@@ -206,36 +239,27 @@ def _resolve_runs_uri(uri: str, client: "MlflowClient", tracking_uri: str | None
     locations = {model.name: model.artifact_location for model in logged}
     # A model logged by MLflow 3 is no artifact of its run, though the URI reads as if it were.
     location = locations.get(path) or f"{run.info.artifact_uri}/{path}"
-    try:
-        return _pinned(uri, path.rpartition("/")[2], run_id, location, tracking_uri)
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(
-            f"model '{uri}' does not exist: the run has the models {sorted(locations)}, and nothing at '{path}'"
-        ) from error
+    absence = f"model '{uri}' does not exist: the run has the models {sorted(locations)}, and nothing at '{path}'"
+    return _Place(uri, path.rpartition("/")[2], run_id, location, absence)
 
 
-def _pinned(uri: str, name: str, version: str, location: str, tracking_uri: str | None) -> PinnedModel:
-    path = find_model_directory(_fetched(uri, location, tracking_uri))
-    return PinnedModel(uri=uri, name=name, version=version, digest=kept_digest(path), path=path)
-
-
-def _fetched(uri: str, location: str, tracking_uri: str | None) -> Path:
-    """Return a local folder with the files at ``location``; what has to be downloaded is gone when Python exits."""
+def _fetched(place: _Place, tracking_uri: str | None) -> Path:
+    """Return a local folder with the files at a place; what has to be downloaded is gone when Python exits."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     destination = None
-    if urlparse(location).scheme not in ("", "file"):
+    if urlparse(place.location).scheme not in ("", "file"):
         destination = tempfile.mkdtemp(prefix="mirrorspark-model-")
         atexit.register(shutil.rmtree, destination, ignore_errors=True)
     try:
-        folder = Path(download_artifacts(artifact_uri=location, dst_path=destination, tracking_uri=tracking_uri))
+        folder = Path(download_artifacts(artifact_uri=place.location, dst_path=destination, tracking_uri=tracking_uri))
     except OSError as error:
-        raise ModelNotFoundError(f"the files of model '{uri}' are not at {location}: {error}") from error
+        raise ModelNotFoundError(f"{place.absence}: {error}") from error
     except MlflowException as error:
-        _raise_if_absent(error, f"the files of model '{uri}' are not at {location}")
+        _raise_if_absent(error, place.absence)
     if not folder.is_dir():
-        raise ModelNotFoundError(f"the files of model '{uri}' are not at {location}")
+        raise ModelNotFoundError(place.absence)
     return folder
 
 

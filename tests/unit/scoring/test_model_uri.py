@@ -1,9 +1,13 @@
 """A model URI leads to one pinned version, or to a message that says what there is instead (L4)."""
 
+import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +16,8 @@ from scoring.model_uri import ModelNotFoundError, ModelStoreError, resolve
 from scoring.package import package_model
 from tests.unit.scoring.exported_models import log_flights
 from tests.unit.scoring.other_models import LINEAR
+
+LIMITS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,47 @@ def test_a_store_that_cannot_be_asked_is_told_in_one_line_without_its_password(
     with pytest.raises(ModelStoreError, match=r"in the MLflow store nowhere://store: .*unsupported URI") as failure:
         resolve(uri, "nowhere://store")
     assert "\n" not in str(failure.value)
+
+
+@pytest.fixture
+def mlflow_s_own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LIMITS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("mlflow_s_own_limits")
+@pytest.mark.parametrize("uri", ["models:/flights/1", "models:/flights", "models:/m-0123", f"runs:/{'0' * 32}/model"])
+def test_a_store_that_nobody_answers_for_is_told_within_20_seconds(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    """L4: MLflow by itself waits four minutes between its tries. Here nobody waits, and what would be is counted."""
+    waits: list[float] = []
+    monkeypatch.setattr("urllib3.util.retry.time", SimpleNamespace(sleep=waits.append, time=time.time))
+    with pytest.raises(ModelStoreError, match="Connection refused"):
+        resolve(uri, "http://127.0.0.1:9")
+    assert 0 < sum(waits) < 20
+    assert not set(LIMITS) & set(os.environ)
+
+
+@pytest.mark.usefixtures("mlflow_s_own_limits")
+def test_the_store_is_asked_in_a_hurry_and_files_are_fetched_without(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    hurried: dict[str, set[bool]] = {"get_model_version": set(), "download_artifacts": set()}
+
+    def watch(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            hurried[name].add(set(LIMITS) <= set(os.environ))
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(mlflow.MlflowClient, "get_model_version")
+    watch(mlflow.artifacts, "download_artifacts")
+    resolve("models:/flights/1", store.uri)
+    assert hurried == {"get_model_version": {True}, "download_artifacts": {False}}
 
 
 def test_a_store_whose_driver_is_not_installed_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
