@@ -11,10 +11,11 @@ import os
 import shlex
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +41,8 @@ MARK = 1.0
 BATCH_ROWS = 4_096
 
 _FOLDER = Path(__file__).parent
+_NATIVE_JAR = "tensorflow-native-cpu-"
+_NATIVE_FOLDER = PurePosixPath("native/lib")
 
 
 def run(options: Options) -> Report:
@@ -49,7 +52,7 @@ def run(options: Options) -> Report:
         classes = class_path(_FOLDER / "djl_modules.xml", _FOLDER / "DjlScore.java", home)
         files = parquet_files(options.scratch, Kind.CLICKS, options.rows)
         models = in_new_process(_exported, options.scratch, files)
-        with _started(classes, home, options.scratch / "djl.log") as djl:
+        with _started(classes, native_libraries(classes, home / "native"), options.scratch / "djl.log") as djl:
             return _measured(options, Djl(djl, models.direct), models, files)
     except UnavailableError as error:
         return Report(BENCHMARK.name, BENCHMARK.question, (), skipped=str(error))
@@ -170,8 +173,31 @@ def for_older_tensorflow(saved_model: Path, target: Path) -> Path:
     return target
 
 
+def native_libraries(classes: Sequence[Path], folder: Path) -> Path:
+    """Return ``folder`` with TensorFlow's libraries, taken out of their jar.
+
+    DJL would do so by itself, but a description in the jar says that they are for CUDA. DJL believes it where there is
+    no GPU, and asks a server of its own for others.
+    """
+    [jar] = [path for path in classes if path.name.startswith(_NATIVE_JAR)]
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(jar) as inside:
+        for entry in inside.infolist():
+            path = PurePosixPath(entry.filename)
+            target = folder / path.name
+            if path.parent != _NATIVE_FOLDER or ".so" not in path.suffixes or _is_whole(target, entry.file_size):
+                continue
+            with inside.open(entry) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)
+    return folder
+
+
+def _is_whole(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
 @contextlib.contextmanager
-def _started(classes: Sequence[Path], home: Path, log: Path) -> Iterator[OtherProcess]:
+def _started(classes: Sequence[Path], libraries: Path, log: Path) -> Iterator[OtherProcess]:
     """Yield the process of DJL, and end it."""
     # All tasks share one session of TensorFlow. Each has a thread of it to itself, and none splits an operation.
     settings = {
@@ -187,7 +213,7 @@ def _started(classes: Sequence[Path], home: Path, log: Path) -> Iterator[OtherPr
     environment = {
         "PYTHONPATH": str(REPOSITORY),
         "PYSPARK_SUBMIT_ARGS": shlex.join(arguments),
-        "DJL_CACHE_DIR": str(home / "native"),
+        "TENSORFLOW_LIBRARY_PATH": str(libraries),
         "OMP_NUM_THREADS": "1",
     }
     with started([sys.executable, "-P", "-m", "benchmarks.djl_process"], environment, log) as process:

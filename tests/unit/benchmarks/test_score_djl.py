@@ -1,12 +1,13 @@
-"""What the benchmark against DJL does to a model so that an older TensorFlow reads it (S9)."""
+"""What the benchmark against DJL does so that an older TensorFlow is found and reads a model of today's (S9)."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from benchmarks.score_djl import for_older_tensorflow
+from benchmarks.score_djl import for_older_tensorflow, native_libraries
 
 
 class Doubling(tf.Module):
@@ -39,3 +40,22 @@ def test_model_loses_the_debug_names_of_its_variables_and_gives_the_same_scores(
     assert attributes(tmp_path / "new") - attributes(tmp_path / "old") == {"debug_name"}
     scores = tf.saved_model.load(str(tmp_path / "old")).signatures["serving_default"](tf.constant([1.5, -2.0]))
     np.testing.assert_array_equal(scores["score"].numpy(), [3.0, -4.0])
+
+
+def test_libraries_are_taken_out_of_their_jar_and_a_half_written_one_anew(tmp_path: Path) -> None:
+    jar = tmp_path / "tensorflow-native-cpu-2.10.1-linux-x86_64.jar"
+    with zipfile.ZipFile(jar, "w") as written:
+        written.writestr("native/lib/libtensorflow_cc.so.2", b"all of it")
+        written.writestr("native/lib/libjnitensorflow.so", b"bindings")
+        written.writestr("native/lib/tensorflow.properties", b"classifier=cu113-linux-x86_64")
+        written.writestr("META-INF/LICENSE", b"Apache")
+    folder = tmp_path / "native"
+    folder.mkdir()
+    (folder / "libtensorflow_cc.so.2").write_bytes(b"half")
+
+    found = native_libraries([tmp_path / "classes", jar], folder)
+
+    assert {file.name: file.read_bytes() for file in found.iterdir()} == {
+        "libtensorflow_cc.so.2": b"all of it",
+        "libjnitensorflow.so": b"bindings",
+    }
