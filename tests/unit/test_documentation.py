@@ -3,9 +3,12 @@
 import ast
 import builtins
 import dataclasses
+import importlib
+import inspect
 import json
 import re
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from training.config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SHELL = ("export ", "python -m ")
+SCORING_PAGES = ("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md")
 PACKAGES = ("callbacks", "data_pipelines", "models", "scoring", "training")
 
 
@@ -70,6 +75,33 @@ def test_example_in_the_readme_is_the_notebooks_code_and_complete() -> None:
     assert {node.id for node in names} <= imported | assigned | set(dir(builtins))
 
 
+@pytest.mark.parametrize("name", SCORING_PAGES)
+def test_samples_of_the_scoring_pages_call_what_there_is(name: str) -> None:
+    """Every import, and the arguments of every call of what is imported; nothing is called."""
+    blocks = [block for block in indented_blocks(page(f"docs/{name}")) if not block.startswith(SHELL)]
+    nodes = list(ast.walk(ast.parse("\n".join(blocks))))
+    imported = {
+        entry.asname or entry.name: getattr(importlib.import_module(str(node.module)), entry.name)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for entry in node.names
+    }
+    calls = [(node.func.id, node) for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert any(function in imported for function, _ in calls)
+    for function, call in calls:
+        if function in imported:
+            inspect.signature(imported[function]).bind(*call.args, **{str(word.arg): word for word in call.keywords})
+
+
+def test_commands_of_scoring_in_the_pages_are_understood() -> None:
+    lines = [line for path in PAGES for block in indented_blocks(path.read_text()) for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("python -m scoring.")]
+    assert {module for _, _, module, *_ in commands} == {"scoring.run", "scoring.lookup"}
+
+    for _, _, module, *arguments in commands:
+        importlib.import_module(module)._parser().parse_args(arguments)
+
+
 def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
     messages = "\n".join(message for name in PACKAGES for message in messages_of(REPOSITORY / name))
     rows = re.findall(r"^\| (`.*?`) \| .* \|$", page("docs/troubleshooting.md"), re.MULTILINE)
@@ -101,6 +133,11 @@ def shown(value: Any) -> str:
     if value is None or value == "":
         return ""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def indented_blocks(text: str) -> list[str]:
+    """Return the samples that stand four spaces from the margin, empty lines within them included."""
+    return [textwrap.dedent(found) for found in re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))*)+", text, re.MULTILINE)]
 
 
 def mirrorspark_commands(text: str) -> list[str]:
