@@ -26,6 +26,7 @@ from data_pipelines.feature_kinds import (
     Sparse,
     TokenFeature,
 )
+from data_pipelines.repeated_names import repeated_names
 
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
@@ -63,7 +64,7 @@ class FeatureSpec:
             raise FeatureSpecError("a feature spec needs at least one feature")
         if len(by_name) < len(self.features):
             names = [feature.name for feature in self.features]
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = repeated_names(names)
             raise FeatureSpecError(f"feature {twice} is listed twice; keep one of each")
         if not self.keys:
             raise FeatureSpecError("a feature spec needs at least one key column, to name the scored rows")

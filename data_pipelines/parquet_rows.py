@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.file_listing import DataFile, list_files, partition_column, partition_schema
+from data_pipelines.repeated_names import repeated_names
 from data_pipelines.storage import StoragePath
 
 # Rows that are decoded at a time; more do not make it faster, fewer do make it slower. And how many bytes of wide rows.
@@ -223,7 +224,7 @@ def _footer(file: DataFile) -> _Footer:
                 pa.field(field.name, _plain_type(field.type, leaves), field.nullable) for field in parquet.schema_arrow
             ]
             names = [field.name for field in fields]
-            repeated = sorted({name for name in names if names.count(name) > 1})
+            repeated = repeated_names(names)
             if repeated:
                 raise ParquetError(f"{file.path} has the columns {repeated} twice; leave it out, or rename them")
             return _Footer(

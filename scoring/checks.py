@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from data_pipelines.repeated_names import repeated_names
 from scoring.inputs import Inputs
 
 
@@ -38,12 +39,13 @@ def check_columns(names: Sequence[str], keys: Sequence[str], inputs: Inputs, out
         ColumnError: An input is missing.
     """
     check_keys(names, keys)
-    result = [*keys, *outputs]
-    repeated = sorted({name for name in result if result.count(name) > 1})
+    repeated = repeated_names([*keys, *outputs])
     if repeated:
         raise ScoringError(f"the result would have the columns {repeated} twice; rename or leave out such keys")
-    ambiguous = sorted(name for name in {*keys, *inputs.columns} if list(names).count(name) > 1)
+    wanted = {*keys, *inputs.columns}
+    ambiguous = [name for name in repeated_names(names) if name in wanted]
     if ambiguous:
         raise ScoringError(f"the table has the columns {ambiguous} twice; drop or rename one of each")
-    # A column of no type fits everything, so that the inputs say in their words which one is missing.
-    inputs.check(pa.schema([(name, pa.null()) for name in names]))
+    if not wanted <= set(names):
+        # A column of no type fits everything, so that the inputs say in their words which one is missing.
+        inputs.check(pa.schema([(name, pa.null()) for name in names]))

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.kernels import compile_kernel
+from data_pipelines.repeated_names import repeated_names
 from scoring.checks import ScoringError
 
 Labels = Mapping[str, Sequence[str]]
@@ -103,7 +104,7 @@ class Wide:
             ScoringError: There are no labels that hold for all rows, or two of one name.
         """
         names = labels[_labelled(outputs, labels, "wide")]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = repeated_names(names)
         if repeated:
             raise ScoringError(f"the model has the labels {repeated[:3]} twice; use the long form")
         return pa.schema([(name, pa.float32()) for name in names])

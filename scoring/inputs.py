@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from data_pipelines.feature_kinds import Feature
 from data_pipelines.raw_columns import ColumnError, is_number, list_lengths, plain_column, raw_column
+from data_pipelines.repeated_names import repeated_names
 from scoring.token_families import check_token_families
 
 Faults: TypeAlias = dict[int, str]
@@ -173,13 +174,13 @@ class Column:
         """Return ``fill`` in the type of the column's values."""
         return pa.scalar(self.fill).cast(self._kind.arrow, safe=not self._kind.can_be_nan)
 
-    def check(self, schema: pa.Schema) -> None:
-        """Look at the column's type.
+    def check(self, table: pa.Table | pa.RecordBatch) -> None:
+        """Look at the type of the column in ``table``, whatever rows that has.
 
         Raises:
             ColumnError: It is missing, or of another type.
         """
-        self._column(schema.empty_table())
+        self._column(table)
 
     def read(self, table: pa.Table | pa.RecordBatch, length: int | None = None) -> np.ndarray:
         """Return the column as the model takes it: ``[rows]``, or ``[rows, k]`` of an array.
@@ -320,7 +321,7 @@ class ColumnInputs:
     def __post_init__(self) -> None:
         if not self.given:
             raise ColumnError("a model needs at least one column")
-        repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        repeated = repeated_names(self.columns)
         if repeated:
             raise ColumnError(f"the columns {repeated} are given twice; name each once")
         if self.matrix is not None:
@@ -341,5 +342,6 @@ class ColumnInputs:
         Raises:
             ColumnError: A column is missing, or has another type.
         """
+        no_rows = schema.empty_table()
         for column in self.given:
-            column.check(schema)
+            column.check(no_rows)

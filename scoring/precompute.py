@@ -20,6 +20,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from data_pipelines.file_writes import WriteError
 from data_pipelines.parquet_rows import ParquetRows
 from data_pipelines.publish import SaveMode
+from data_pipelines.repeated_names import repeated_names
 from data_pipelines.spark_errors import first_line, task_message
 from data_pipelines.storage import Location, StoragePath
 from scoring.precomputed import INTEGER, ROWS_TABLES, TEXT, StoreError, StoreMetadata
@@ -180,7 +181,7 @@ def _columns(schema: pa.Schema, key: str) -> dict[str, str]:
         StoreError: A store cannot hold them.
     """
     names = schema.names
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = repeated_names(names)
     if repeated:
         raise StoreError(f"the table has the columns {repeated} twice; rename or leave out one of each")
     if key not in names:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyspark import TaskContext
 
 from data_pipelines.raw_columns import ColumnError
+from data_pipelines.repeated_names import repeated_names
 from scoring.backends.libraries import library
 from scoring.bad_rows import ERROR_COLUMN, BadRowError, BadRows, check_bad_rows, described, sound_rows
 from scoring.checks import ScoringError
@@ -67,7 +68,7 @@ class Settings:
         if self.with_version:
             fields.append(pa.field(VERSION_COLUMN, pa.string()))
         names = [one.name for one in fields]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = repeated_names(names)
         if repeated:
             raise ScoringError(
                 f"the scores would have the columns {repeated} twice: the model has outputs or labels of these names; "

@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.pandas.functions import arrow_udf
 
 from data_pipelines.raw_columns import is_vector
+from data_pipelines.repeated_names import repeated_names
 from data_pipelines.spark_schema import spark_schema_of
 from scoring.bad_rows import BadRows
 from scoring.call import ScoringCall
@@ -138,7 +139,7 @@ class ColumnsTask:
 
 def _fields(struct: pa.StructArray) -> dict[str, pa.Array]:
     names = [field.name for field in struct.type]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = repeated_names(names)
     if repeated:
         raise ScoringError(f"the struct has the columns {repeated} twice; leave one of each out")
     return dict(zip(names, struct.flatten(), strict=True))
