@@ -1,10 +1,11 @@
 """How a model and the code that scores with it get from the driver to the tasks."""
 
+import hashlib
 import pickle
 import re
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,7 +28,8 @@ class ShippedModel:
         digest: SHA-256 of the model's files.
         label: What stands on every scored row, such as ``flights/3``.
         path: Folder on the driver's disk, in local mode, where tasks run on the same machine.
-        archive: Name of the archive that Spark has unpacked for the task, on a cluster.
+        archive: Name of the archive that Spark has unpacked for the task, on a cluster; it has a folder for each of its
+            models, by digest.
     """
 
     digest: str
@@ -37,7 +39,7 @@ class ShippedModel:
 
     def folder(self) -> Path:
         """Return the folder of the model on this machine; call it in the task."""
-        return Path(self.path if self.path is not None else SparkFiles.get(self.archive or ""))
+        return Path(self.path) if self.path is not None else Path(SparkFiles.get(self.archive or ""), self.digest)
 
 
 def is_local(spark: SparkSession) -> bool:
@@ -53,25 +55,38 @@ def ship(spark: SparkSession, model: PinnedModel) -> ShippedModel:
 
     On a cluster its files travel once to every executor, through Spark's own file server: no shared disk is needed.
     """
+    (shipped,) = ship_all(spark, [model])
+    return shipped
+
+
+def ship_all(spark: SparkSession, models: Sequence[PinnedModel]) -> Sequence[ShippedModel]:
+    """Make ``models`` available to the tasks of ``spark``, in one archive; the second time does nothing.
+
+    Spark tells every task the names of all archives, and its event log whenever there is one more: an archive for each
+    of thousands of models would be a megabyte for every task. A model that is sent again with others travels again.
+    """
     context = spark.sparkContext
     if is_local(spark):
-        return ShippedModel(model.digest, model.label, path=str(model.path), archive=None)
-    name = f"mirrorspark-model-{model.digest}"
+        return [ShippedModel(model.digest, model.label, path=str(model.path), archive=None) for model in models]
+    folders = {model.digest: model.path for model in models}
+    name = f"mirrorspark-models-{hashlib.sha256(''.join(sorted(folders)).encode()).hexdigest()}"
     if not any(archive.endswith(f"#{name}") for archive in context.listArchives):
         # Spark's folder for added files lives as long as the application, which serves the archive from it.
         archive = Path(SparkFiles.getRootDirectory()) / f"{name}.packed.zip"
-        _pack(model.path, archive)
+        _pack(folders, archive)
         context.addArchive(f"{archive}#{name}")
-    return ShippedModel(model.digest, model.label, path=None, archive=name)
+    return [ShippedModel(model.digest, model.label, path=None, archive=name) for model in models]
 
 
-def _pack(folder: Path, archive: Path) -> None:
-    # Another thread may ship the same model: each writes its file, and the last one to finish replaces an equal.
+def _pack(folders: Mapping[str, Path], archive: Path) -> None:
+    """Write the files of some folders into an archive that has them by these names."""
+    # Another thread may ship the same models: each writes its file, and the last one to finish replaces an equal.
     partial = archive.with_name(f"{archive.name}.{threading.get_ident()}")
     # Stored, not compressed: weights hardly shrink.
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
-        for path in sorted(folder.rglob("*")):
-            packed.write(path, path.relative_to(folder))
+        for name, folder in folders.items():
+            for path in sorted(folder.rglob("*")):
+                packed.write(path, Path(name, path.relative_to(folder)))
     partial.replace(archive)
 
 
