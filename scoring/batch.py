@@ -11,21 +11,19 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.spark_schema import sent_schema_of, spark_schema_of
-from data_pipelines.tfrecord.arrow_schema import SchemaError
+from data_pipelines.spark_schema import spark_schema_of
 from scoring.bad_rows import BadRows
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError
 from scoring.counters import Counters, Tally
 from scoring.forms import AS_COLUMNS, Form
-from scoring.inputs import Inputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
 from scoring.null_policy import NullPolicy, NullRule
 from scoring.parquet_scan import Reader, map_rows
 from scoring.regroup import regrouped
 from scoring.scorer import OtherVersions, Scorer, Settings
+from scoring.sent_columns import SentColumns
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -85,7 +83,7 @@ def score(
     table = checked_table(df, call, extra_columns=extra_columns)
     _LOGGER.info("model %s reads the columns %s", call.pinned.label, table.columns)
     task = BatchTask(call.keys, call.scorer(df.sparkSession, counters=counters))
-    return map_rows(table, task, scored_schema(table, call), reader)
+    return map_rows(table, task, scored_schema(table, call.keys, call.added), reader)
 
 
 def checked_table(
@@ -98,16 +96,15 @@ def checked_table(
             do not fit.
         ColumnError: An input is missing, or has a type that the model cannot take.
     """
-    call.check_names(df.columns)
-    extra = [name for name in df.columns if name not in call.columns]
+    columns, own = SentColumns.of(df.schema), call.columns
+    call.check_names(columns.names)
+    extra = [name for name in columns.names if name not in own]
     if extra and extra_columns == "refuse":
         raise ScoringError(
-            f"the table has the columns {extra}, which the model's spec does not allow it to see; select "
-            f"{list(call.columns)}"
+            f"the table has the columns {extra}, which the model's spec does not allow it to see; select {list(own)}"
         )
-    table = df.select(*(column_named(name) for name in call.columns))
-    call.check_types(_sent_schema(table.schema, call.directory.inputs))
-    return table
+    call.check_types(columns.schema(call.directory.inputs.columns))
+    return df.select(*(column_named(name) for name in own))
 
 
 def column_named(name: str) -> Column:
@@ -115,9 +112,9 @@ def column_named(name: str) -> Column:
     return F.col(f"`{name.replace('`', '``')}`")
 
 
-def scored_schema(table: DataFrame, call: ScoringCall) -> StructType:
-    """Return the columns of the scores of ``table``: its keys, and what the call adds."""
-    return StructType([table.schema[name] for name in call.keys] + spark_schema_of(call.added).fields)
+def scored_schema(table: DataFrame, keys: Sequence[str], added: pa.Schema) -> StructType:
+    """Return the columns of the scores of ``table``: its keys, and what a call adds."""
+    return StructType([table.schema[name] for name in keys] + spark_schema_of(added).fields)
 
 
 @dataclass(frozen=True)
@@ -139,16 +136,3 @@ class BatchTask:
             # Spark may want no more rows before there are none.
             if model is not None:
                 self.scorer.tell(tally)
-
-
-def _sent_schema(schema: StructType, inputs: Inputs) -> pa.Schema:
-    """Return the inputs' columns as Spark will send them."""
-    sent: list[pa.Field] = []
-    for name in inputs.columns:
-        try:
-            sent += sent_schema_of(StructType([schema[name]]))
-        except SchemaError as error:
-            raise ColumnError(
-                f"column '{name}' has type {schema[name].dataType.simpleString()}, which no model can take; cast it"
-            ) from error
-    return pa.schema(sent)

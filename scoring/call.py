@@ -88,9 +88,13 @@ class ScoringCall:
         self.directory.inputs.check(schema)
         self.settings.nulls.check(pa.schema([schema.field(name) for name in self.directory.inputs.columns]))
 
-    def scorer(self, spark: SparkSession, *, counters: Counters | None = None, search: Search | None = None) -> Scorer:
-        """Send the model to where tasks find it, and return what they need."""
+    def log_hooks(self) -> None:
+        """Say in the log which code of the model runs in the executors, where it brings some."""
         if hooks := self.directory.hooks:
             label, names = self.pinned.label, ", ".join(hooks)
             _LOGGER.info("model %s brings code that runs in the executors: %s of its %s", label, names, HOOKS_FILE)
+
+    def scorer(self, spark: SparkSession, *, counters: Counters | None = None, search: Search | None = None) -> Scorer:
+        """Send the model to where tasks find it, and return what they need."""
+        self.log_hooks()
         return Scorer(ship(spark, self.pinned), self.settings, counters, search)

@@ -15,7 +15,7 @@ from data_pipelines.fitted import FeatureMismatchError
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.spark_schema import sent_schema_of
 from scoring.bad_rows import BadRows
-from scoring.batch import checked_table, column_named, scored_schema
+from scoring.batch import column_named, scored_schema
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError, check_keys
 from scoring.counters import Counters
@@ -25,8 +25,9 @@ from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_directory import ModelDirectoryError
 from scoring.model_uri import ModelNotFoundError, PinnedModel, pinned_model
 from scoring.null_policy import NullPolicy, NullRule
-from scoring.scorer import OtherVersions, Settings
-from scoring.shipping import map_batches
+from scoring.scorer import OtherVersions, Scorer, Settings
+from scoring.sent_columns import SentColumns
+from scoring.shipping import map_batches, ship_all
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -93,22 +94,22 @@ def score_by_group(
     by_value = _by_value(df, group, models)
     check_keys(df.columns, own_keys)
     all_keys = own_keys if group in own_keys else (group, *own_keys)
-    found = _group_models(by_value, group, all_keys, tracking_uri, settings)
-    _check_same_columns(found)
-    table = _checked_table(df, found)
+    pinned = _pinned_models(by_value, group, tracking_uri)
+    found, read = _checked_models(pinned, SentColumns.of(df.schema), group, all_keys, settings)
+    table = df.select(*(column_named(name) for name in dict.fromkeys([*all_keys, *read])))
     _LOGGER.info("%d models by '%s' read the columns %s", len(found), group, table.columns)
-    first = found[0].call
+    shipped = ship_all(df.sparkSession, [one.pinned for one in found])
     task = GroupTask(
         group=group,
         keys=all_keys,
-        scorers=tuple(one.call.scorer(df.sparkSession, counters=counters) for one in found),
+        scorers=tuple(Scorer(model, one.settings, counters) for model, one in zip(shipped, found, strict=True)),
         routes={value: place for place, one in enumerate(found) for value in one.values},
-        added=first.added,
+        added=found[0].added,
         unknown=unknown,
     )
     # A stream has no end, after which its ranges could be told.
     rows = _colocated(table, group, all_keys) if colocate and not df.isStreaming else table
-    return map_batches(rows, task, scored_schema(table, first))
+    return map_batches(rows, task, scored_schema(table, all_keys, task.added))
 
 
 def _by_value(df: DataFrame, group: str, models: Mapping[Any, _Model]) -> Mapping[Any, _Model]:
@@ -159,24 +160,6 @@ def _not_held(value: Any, column: pa.Field) -> ScoringError:
     )
 
 
-@dataclass(frozen=True)
-class _GroupModel:
-    """A model.
-
-    Attributes:
-        group: The column that picks it.
-        values: The groups that it is for.
-        call: The call of it alone.
-    """
-
-    group: str
-    values: tuple[Any, ...]
-    call: ScoringCall
-
-    def __str__(self) -> str:
-        return f"{self.group}={self.values[0]!r} ({self.call.pinned.label})"
-
-
 @contextmanager
 def _naming_the_group(group: str, value: Any) -> Iterator[None]:
     """Have an error say which group's model it is about."""
@@ -186,14 +169,13 @@ def _naming_the_group(group: str, value: Any) -> Iterator[None]:
         raise type(error)(f"the model of {group}={value!r}: {error}") from error
 
 
-def _group_models(
-    by_value: Mapping[Any, _Model], group: str, keys: tuple[str, ...], tracking_uri: str | None, settings: Settings
-) -> Sequence[_GroupModel]:
-    """Pin the models, each once, and return the call of each.
+def _pinned_models(
+    by_value: Mapping[Any, _Model], group: str, tracking_uri: str | None
+) -> Mapping[PinnedModel, Sequence[Any]]:
+    """Pin the models, each URI once, and return the groups that each is for.
 
     Raises:
         ModelNotFoundError: A URI leads to no model.
-        ScoringError: The null policy names a column that no model reads.
     """
     pinned: dict[_Model, PinnedModel] = {}
     values: dict[PinnedModel, list[Any]] = {}
@@ -202,41 +184,110 @@ def _group_models(
             with _naming_the_group(group, value):
                 pinned[model] = pinned_model(model, tracking_uri)
         values.setdefault(pinned[model], []).append(value)
-    found = []
-    for of_model, its_values in values.items():
-        with _naming_the_group(group, its_values[0]):
-            found.append(_GroupModel(group, tuple(its_values), _call(of_model, keys, settings)))
-    read = {name for one in found for name in one.call.directory.inputs.columns}
-    if stray := sorted(set(settings.nulls.values) - read):
-        raise ScoringError(f"the null policy names {stray}, which no model reads; they read {sorted(read)}")
-    return found
+    return values
 
 
-def _call(model: PinnedModel, keys: tuple[str, ...], settings: Settings) -> ScoringCall:
-    """Return the call of one model, with what the null policy says of the columns that it reads."""
-    call = ScoringCall(model, keys, settings)
-    policy = settings.nulls.values
-    own = {name: rule for name, rule in policy.items() if name in call.directory.inputs.columns}
-    return call if len(own) == len(policy) else replace(call, settings=replace(settings, nulls=NullPolicy(own)))
+@dataclass(frozen=True)
+class _GroupModel:
+    """What is kept of a model that has been checked.
+
+    Attributes:
+        group: The column that picks it.
+        values: The groups that it is for.
+        pinned: It.
+        settings: How to call it, with what the null policy says of the columns that it reads.
+        added: The columns behind the keys.
+    """
+
+    group: str
+    values: Sequence[Any]
+    pinned: PinnedModel
+    settings: Settings
+    added: pa.Schema
+
+    def __str__(self) -> str:
+        return f"{self.group}={self.values[0]!r} ({self.pinned.label})"
 
 
-def _check_same_columns(found: Sequence[_GroupModel]) -> None:
-    """Check that the scores of all models fit into one table.
+def _checked_models(
+    values: Mapping[PinnedModel, Sequence[Any]],
+    table: SentColumns,
+    group: str,
+    keys: tuple[str, ...],
+    settings: Settings,
+) -> tuple[Sequence[_GroupModel], Sequence[str]]:
+    """Check the models, and return what is kept of each, and the columns that any of them reads.
+
+    Spark is asked nothing, and one model's folder is open at a time: thousands of models have more vocabularies than a
+    process may map into memory (65,530 files, where Linux is left as it is).
 
     Raises:
-        ScoringError: A model's outputs cannot take the form, or give other columns than those of the first model.
+        ScoringError: A model's outputs cannot take the form or give other columns than the first model's, a column
+            would stand in the result twice, or the null policy does not fit.
+        ColumnError: An input is missing, or has a type that its model cannot take.
     """
-    columns = []
-    for one in found:
-        with _naming_the_group(one.group, one.values[0]):
-            columns.append({field.name: str(field.type) for field in one.call.added})
-    for one, added in zip(found, columns, strict=True):
-        if added != columns[0]:
-            raise ScoringError(
-                f"in the form {one.call.settings.outputs} the models of {found[0]} and {one} give different columns: "
-                f"only the former {_beyond(columns[0], added)}, only the latter {_beyond(added, columns[0])}; use "
-                f"TopK, AtLeast or Long, which have the same columns for all labels, or models of equal outputs"
-            )
+    found: list[_GroupModel] = []
+    read: dict[str, None] = {}
+    for pinned, its_values in values.items():
+        with _naming_the_group(group, its_values[0]):
+            call = ScoringCall(pinned, keys, settings)
+            columns = call.directory.inputs.columns
+            own = _own_settings(settings, columns)
+            _check(call, own.nulls, table)
+            one = _GroupModel(group, its_values, pinned, own, call.added)
+        first = found[0] if found else one
+        _check_same_columns(first, one)
+        # Each of thousands of schemas may have a column for each of thousands of labels: one is kept.
+        found.append(replace(one, added=first.added))
+        read |= dict.fromkeys(columns)
+    if stray := sorted(set(settings.nulls.values).difference(read)):
+        raise ScoringError(f"the null policy names {stray}, which no model reads; they read {sorted(read)}")
+    return found, list(read)
+
+
+def _own_settings(settings: Settings, columns: Sequence[str]) -> Settings:
+    """Return ``settings`` with what the null policy says of some columns."""
+    policy = settings.nulls.values
+    own = {name: rule for name, rule in policy.items() if name in columns}
+    # What models share is pickled once.
+    return settings if len(own) == len(policy) else replace(settings, nulls=NullPolicy(own))
+
+
+def _check(call: ScoringCall, nulls: NullPolicy, table: SentColumns) -> None:
+    """Check that a model can score the table.
+
+    Raises:
+        ScoringError: Its outputs cannot take the form, a column would stand in the result twice, or the null policy
+            does not fit.
+        ColumnError: An input is missing, or has a type that the model cannot take.
+    """
+    call.check_names(table.names)
+    inputs = call.directory.inputs
+    sent = table.schema(inputs.columns)
+    inputs.check(sent)
+    nulls.check(sent)
+    call.log_hooks()
+
+
+def _check_same_columns(first: _GroupModel, other: _GroupModel) -> None:
+    """Check that the scores of two models fit into one table.
+
+    Raises:
+        ScoringError: They have different columns.
+    """
+    if other.added.equals(first.added):
+        return
+    columns, others = _types(first.added), _types(other.added)
+    if others != columns:
+        raise ScoringError(
+            f"in the form {other.settings.outputs} the models of {first} and {other} give different columns: "
+            f"only the former {_beyond(columns, others)}, only the latter {_beyond(others, columns)}; use "
+            f"TopK, AtLeast or Long, which have the same columns for all labels, or models of equal outputs"
+        )
+
+
+def _types(schema: pa.Schema) -> Mapping[str, str]:
+    return {field.name: str(field.type) for field in schema}
 
 
 def _beyond(columns: Mapping[str, str], others: Mapping[str, str]) -> str:
@@ -244,20 +295,6 @@ def _beyond(columns: Mapping[str, str], others: Mapping[str, str]) -> str:
     found = [f"{name} ({type_})" for name, type_ in columns.items() if others.get(name) != type_]
     more = f" and {len(found) - _NAMED_IN_MESSAGE} more" if len(found) > _NAMED_IN_MESSAGE else ""
     return f"{', '.join(found[:_NAMED_IN_MESSAGE]) or 'none'}{more}"
-
-
-def _checked_table(df: DataFrame, found: Sequence[_GroupModel]) -> DataFrame:
-    """Return the keys of ``df`` and what the models read of it, each column once.
-
-    Raises:
-        ScoringError: A column would stand in the result twice, or the null policy does not fit.
-        ColumnError: An input is missing, or has a type that its model cannot take.
-    """
-    names: dict[str, None] = {}
-    for one in found:
-        with _naming_the_group(one.group, one.values[0]):
-            names |= dict.fromkeys(checked_table(df, one.call).columns)
-    return df.select(*(column_named(name) for name in names))
 
 
 def _colocated(table: DataFrame, group: str, keys: Sequence[str]) -> DataFrame:

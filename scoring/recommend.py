@@ -88,7 +88,7 @@ def recommend(
     table = checked_table(df, call)
     _LOGGER.info("index %s of %s, whose recall was %.3f", index, call.pinned.label, description.indexes[index])
     task = RecommendTask(BatchTask(call.keys, call.scorer(df.sparkSession, counters=counters, search=search)))
-    return map_rows(table, task, scored_schema(table, call), reader)
+    return map_rows(table, task, scored_schema(table, call.keys, call.added), reader)
 
 
 @dataclass(frozen=True)

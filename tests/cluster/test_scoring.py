@@ -356,8 +356,8 @@ def test_files_that_change_after_the_model_was_pinned_are_refused(
     assert "its files were changed or damaged since" in task_message(caught.value)
 
 
-def test_on_a_cluster_the_model_travels_to_the_executors(models: Models, tmp_path: Path) -> None:
-    """S1, pain 11: an executor scores from the files that Spark sent it, after the driver's are gone."""
+def test_on_a_cluster_models_travel_to_the_executors(models: Models, tmp_path: Path) -> None:
+    """S1, S18, pain 11: an executor scores from the files that Spark sent it, after the driver's are gone."""
     copy = Path(shutil.copytree(models.first, tmp_path / "flights"))
     result = subprocess.run(
         [sys.executable, str(PROGRAM), str(copy)],
@@ -373,7 +373,7 @@ def test_on_a_cluster_the_model_travels_to_the_executors(models: Models, tmp_pat
     assert [float(line) for line in scores] == pytest.approx(
         list(direct_scores(models.first).values()), rel=0, abs=1e-6
     )
-    assert archives == "archives 1", "the second scoring of a session sends nothing again"
+    assert archives == "archives 2", "the second scoring sends nothing again, and models of groups travel together"
 
 
 def test_features_of_every_kind_are_scored_on_spark(spark: "SparkSession", tmp_path: Path) -> None:

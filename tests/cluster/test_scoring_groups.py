@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from py4j.protocol import CALL_COMMAND_NAME
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
@@ -178,6 +179,44 @@ def test_a_uri_is_resolved_once_and_a_group_may_be_a_key(
     assert scored.dtypes == [("id", "bigint"), ("zone", "smallint"), ("score", "double")]
     for row in scored.collect():
         assert row.score == (-1000.0 - row.id if row.zone == 1 else 2.0 * row.id)
+
+
+@pytest.fixture
+def questions(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what this process asks Spark for, call by call, as it comes."""
+    client: Any = spark.sparkContext._gateway._gateway_client
+    send, asked = client.send_command, []
+
+    def kept(command: str, *arguments: Any, **options: Any) -> Any:
+        # All other commands are about objects that come and go.
+        if command.startswith(CALL_COMMAND_NAME):
+            asked.append(command)
+        return send(command, *arguments, **options)
+
+    monkeypatch.setattr(client, "send_command", kept)
+    return asked
+
+
+def test_spark_is_asked_as_often_for_fifty_models_as_for_two(
+    spark: "SparkSession", questions: list[str], tmp_path: Path
+) -> None:
+    """They are checked in this process against one schema: of thousands, each would else be a plan to analyse."""
+    coefficients = [{"x": 1.0 + zone, "y": 1.0} for zone in range(50)]
+    models = {zone: package_model({"coefficients": of}, tmp_path / str(zone)) for zone, of in enumerate(coefficients)}
+    doubles = [f"CAST(id AS DOUBLE) AS {name}" for name in ("x", "y")]
+    table, asked = spark.range(100).selectExpr("id", "id % 50 AS zone", *doubles), []
+    # The first call has the schema to ask for, and whatever a session asks for once.
+    for zones in (2, 2, 50):
+        chosen = {zone: models[zone] for zone in range(zones)}
+        questions.clear()
+        scored = score_by_group(table, chosen, group="zone", keys="id", unknown="null")
+        asked.append(len(questions))
+    assert asked[2] == asked[1] > 0
+    rows = scored.collect()
+    assert len(rows) == 100
+    for row in rows:
+        assert row.score == (2.0 + row.zone) * row.id
+        assert row.model_version == resolve(models[row.zone]).label
 
 
 def test_rows_of_unknown_groups_have_nulls_and_the_reason(
