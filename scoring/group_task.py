@@ -50,9 +50,11 @@ class GroupTask:
                 it, and bad rows are not to be marked.
         """
         models = _Models(self.scorers)
+        routes: _Routes | None = None
         try:
             for batch in regrouped(batches):
-                places = self._places(batch)
+                routes = routes or _Routes(self.routes, batch.schema.field(self.group).type)
+                places = self._places(batch, routes)
                 scored = self._run_by_run if _is_grouped(places) else self._mixed
                 yield from scored(batch, places, models)
         finally:
@@ -60,13 +62,10 @@ class GroupTask:
             if models.tally.rows:
                 self.scorers[0].tell(models.tally)
 
-    def _places(self, batch: pa.RecordBatch) -> np.ndarray:
+    def _places(self, batch: pa.RecordBatch, routes: "_Routes") -> np.ndarray:
         """Return int64 ``[rows]``: the place of each row's model in ``scorers``, -1 where there is none."""
         column = batch.column(self.group)
-        known = pa.array(list(self.routes), column.type)
-        numbers = pc.fill_null(pc.index_in(column, value_set=known), -1).to_numpy(zero_copy_only=False)
-        # An unknown group has the number -1, which is that of the last place here.
-        places = np.array([*self.routes.values(), _NO_MODEL])[numbers]
+        places = routes.places(column)
         strays = np.flatnonzero(places == _NO_MODEL)
         if self.unknown == "fail" and len(strays):
             row = int(strays[0])
@@ -115,6 +114,20 @@ class GroupTask:
 
     def _reason(self, value: pa.Scalar) -> str:
         return f"no model is given for {self.group}={value.as_py()!r}"
+
+
+class _Routes:
+    """The places of the models of a task by group: what its columns are looked up in, made once for all its batches."""
+
+    def __init__(self, routes: Mapping[Any, int], column_type: pa.DataType) -> None:
+        self._groups = pa.array(list(routes), column_type)
+        # An unknown group has the number -1, which is that of the last place here.
+        self._places = np.array([*routes.values(), _NO_MODEL])
+
+    def places(self, column: pa.Array) -> np.ndarray:
+        """Return int64 ``[rows]``: the place of each row's model, -1 where there is none."""
+        numbers = pc.fill_null(pc.index_in(column, value_set=self._groups), -1)
+        return self._places[numbers.to_numpy(zero_copy_only=False)]
 
 
 class _Models:

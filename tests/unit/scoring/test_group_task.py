@@ -1,7 +1,9 @@
 """S18: a task scores every row by the model of its group, and gives the rows back in the order that they came in."""
 
 import datetime
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,6 +150,49 @@ def test_a_task_holds_no_model_that_the_process_lets_go(
     found = scored_by(task_of(models, told=told), *batches)
     assert [row["score"] for row in found[1::BATCH_ROWS]] == [*factors.values(), factors["north"]]
     assert told.tallies[0].loads == loads
+
+
+class CountedRoutes(Mapping[Any, int]):
+    """Counts how often it is read from one end to the other."""
+
+    def __init__(self, routes: Mapping[Any, int]) -> None:
+        self.routes = routes
+        self.reads = 0
+
+    def __getitem__(self, key: Any) -> int:
+        return self.routes[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.reads += 1
+        return iter(self.routes)
+
+    def __len__(self) -> int:
+        return len(self.routes)
+
+
+def test_a_task_reads_the_groups_once_however_many_batches_it_has(models: dict[str, Path]) -> None:
+    """There may be thousands of them. No batch here is so small that it waits."""
+    reads = []
+    for batches in (1, 3):
+        task = task_of(models)
+        routes = CountedRoutes(task.routes)
+        found = scored_by(replace(task, routes=routes), *[rows_of(["north"] * BATCH_ROWS)] * batches)
+        assert len(found) == batches * BATCH_ROWS
+        reads.append(routes.reads)
+    assert reads[0] == reads[1]
+
+
+def test_a_task_carries_little_of_each_of_its_models() -> None:
+    """Each gets all of them, and there may be thousands."""
+    asked, added = Settings(), pa.schema([("score", pa.float64())])
+
+    def task_bytes(models: int) -> int:
+        shipped = [ShippedModel(f"{number:064}", f"churn/{number}", None, "archive") for number in range(models)]
+        scorers = tuple(Scorer(model, asked) for model in shipped)
+        routes = {number: number for number in range(models)}
+        return len(pickle.dumps(GroupTask("region", ("region",), scorers, routes, added)))
+
+    assert (task_bytes(2_000) - task_bytes(1_000)) / 1_000 < 250
 
 
 BASKETS = pa.record_batch(
