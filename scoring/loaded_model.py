@@ -332,13 +332,19 @@ class ModelCache:
     def __init__(self, capacity_bytes: int = CACHED_BYTES) -> None:
         self._capacity_bytes = capacity_bytes
         self._models: OrderedDict[str, tuple[LoadedModel, int]] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
-        self._loads = 0
+        self._loads = self._drops = 0
 
     @property
     def loads(self) -> int:
         """How many models have been loaded so far."""
         return self._loads
+
+    @property
+    def drops(self) -> int:
+        """How many models have been let go so far."""
+        return self._drops
 
     def get(self, digest: str, size_bytes: int, load: Callable[[], LoadedModel]) -> LoadedModel:
         """Return the model with ``digest``; call ``load`` when it is not here."""
@@ -346,10 +352,13 @@ class ModelCache:
         with self._lock:
             if digest not in self._models:
                 self._models[digest] = (load(), size_bytes)
+                self._bytes += size_bytes
                 self._loads += 1
             self._models.move_to_end(digest)
-            while len(self._models) > 1 and sum(size for _, size in self._models.values()) > self._capacity_bytes:
-                self._models.popitem(last=False)
+            while len(self._models) > 1 and self._bytes > self._capacity_bytes:
+                _, dropped = self._models.popitem(last=False)
+                self._bytes -= dropped[1]
+                self._drops += 1
             return self._models[digest][0]
 
     def __contains__(self, digest: str) -> bool:

@@ -332,6 +332,15 @@ def test_the_cache_drops_the_least_recently_used_beyond_its_size() -> None:
     assert [digest in cache for digest in ("a", "c", "larger than all")] == [False, False, True]
 
 
+def test_what_the_cache_has_let_go_takes_no_room_any_more() -> None:
+    """S1, S18: however many models come and go."""
+    cache = ModelCache(capacity_bytes=10)
+    for digest in "abcdef":
+        cache.get(digest, 5, fake_model)
+    assert [digest for digest in "abcdef" if digest in cache] == ["e", "f"]
+    assert (cache.loads, cache.drops) == (6, 4)
+
+
 def test_threads_that_ask_at_once_get_one_load() -> None:
     """S1: the second thread waits for the model that the first one loads."""
     cache = ModelCache()

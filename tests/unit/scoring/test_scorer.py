@@ -12,7 +12,7 @@ from scoring.checks import ScoringError
 from scoring.counters import Tally
 from scoring.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
 from scoring.inputs import Column
-from scoring.loaded_model import LoadedModel
+from scoring.loaded_model import PROCESS_CACHE, LoadedModel
 from scoring.model_directory import ModelDirectory
 from scoring.model_uri import resolve
 from scoring.null_policy import NullPolicy
@@ -173,7 +173,37 @@ def test_a_task_limits_the_numeric_libraries_of_its_process(monkeypatch: pytest.
     pinned = resolve(package_model({**LINEAR, "intercept": 0.5}, tmp_path / "model"))  # which no test has loaded yet
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
     monkeypatch.setattr("scoring.scorer.TaskContext", TaskOfOneCore)
-    monkeypatch.setattr("scoring.scorer._spare_the_garbage_collector", lambda: None)
+    monkeypatch.setattr("scoring.scorer._spare_the_garbage_collector", lambda **_: None)
     with threadpool_limits(2):
         assert scorer.load(Tally()).threads == 1
         assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}
+
+
+class KeptCalls:
+    """Stands for Python's garbage collector, and keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def unfreeze(self) -> None:
+        self.asked.append("unfreeze")
+
+    def collect(self) -> None:
+        self.asked.append("collect")
+
+    def freeze(self) -> None:
+        self.asked.append("freeze")
+
+
+def test_objects_that_are_frozen_are_walked_again_only_where_a_model_was_let_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """S1, S18: a worker may load thousands of models; of those that it lets go nothing may stay."""
+    collector = KeptCalls()
+    monkeypatch.setattr("scoring.scorer.gc", collector)
+    for number, capacity_bytes in enumerate([2**40, 1]):
+        model = {"coefficients": {"x": 31.5 + number}}  # which no test has loaded yet
+        pinned = resolve(package_model(model, tmp_path / str(number)))
+        monkeypatch.setattr(PROCESS_CACHE, "_capacity_bytes", capacity_bytes)
+        Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None)).load(Tally())
+    assert collector.asked == ["collect", "freeze", "unfreeze", "collect", "freeze"]
