@@ -2,7 +2,9 @@
 
 import argparse
 import multiprocessing
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -60,12 +62,17 @@ def main(suite: Suite, description: str | None, arguments: Sequence[str] | None 
     parser.add_argument("--scale", type=float, default=1.0, help="part of each one's rows; 0.05 is a quick try")
     add_common_flags(parser)
     flags = parser.parse_args(arguments)
-    reports = []
+    reports, failed = [], []
     context = multiprocessing.get_context("spawn")
     for name in flags.only:
         # A folder each: what one leaves behind would fill the disk for the next.
         with scratch_folder(flags.scratch) as scratch, ProcessPoolExecutor(1, mp_context=context) as pool:
             done = pool.submit(run_one, name, flags.scale, flags.rounds, scratch, flags.cache)
+            if (error := done.exception()) is not None:
+                # The others are told all the same: they took an hour.
+                traceback.print_exception(error)
+                failed.append(name)
+                continue
             report, seconds = done.result()
         reports.append(report)
         print(f"{report.save(flags.output)} ({seconds:.0f} s)", flush=True)
@@ -75,6 +82,8 @@ def main(suite: Suite, description: str | None, arguments: Sequence[str] | None 
             )
         if report.skipped:
             print(f"  skipped: {report.skipped}")
+    if failed:
+        sys.exit(f"{', '.join(failed)} failed; run again with --only {' '.join(failed)}")
     if flags.only == names:
         page = flags.output / suite.page
         page.write_text(overview(suite, reports, flags.rounds), encoding="utf-8")
