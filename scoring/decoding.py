@@ -210,7 +210,7 @@ def _image(read: _ReadImage, shape: tuple[int, ...], dtype: np.dtype[Any], *, re
 
 
 def _with_tensorflow() -> _ReadImage:
-    tf = start_tensorflow(None)
+    tf = start_tensorflow()
 
     def read(value: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
         # Of an animated GIF the first frame.

@@ -63,9 +63,10 @@ class LoadedModel:
 
         Args:
             folder: The model.
-            threads: Threads for the library, as far as it can be told: TensorFlow where this process has not imported
-                it yet and the environment (``TF_NUM_INTRAOP_THREADS``, ``TF_NUM_INTEROP_THREADS``) does not say. None
-                leaves it its own choice.
+            threads: Threads for the library, as far as it can be told without changing those of the whole process.
+                TensorFlow's belong to the process, and so do NumPy's and those of an MLflow model; with 1, a model
+                that was trained here does all but large operations in the thread that calls. None leaves the library
+                its own choice.
 
         Raises:
             ModelDirectoryError: A part of the folder is missing or damaged.
@@ -229,7 +230,7 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
         return _packaged(directory.path, description, threads)
     encoder, features = Encoder(directory.features), directory.scored_features
     graph = TrainedGraph(directory.path / SAVED_MODEL_FOLDER, threads=threads)
-    # Only now: they import TensorFlow, which has to start with the threads of the task.
+    # Only now: they import TensorFlow, and the graph has set what that reads from the environment.
     from models.preprocessing import encoded_signature
     from models.serving import ENCODED_SIGNATURE
 

@@ -30,11 +30,17 @@ class Predictor:
     ) -> None:
         """Load the model, unless this process has it already; imports the library that computes it.
 
+        TensorFlow is imported with ``TF_USE_LEGACY_KERAS=1`` in the environment of this process, which makes tf-keras
+        its ``tf.keras``, and with ``TF_CPP_MIN_LOG_LEVEL=3`` where that is not set. To have it otherwise, import it
+        before.
+
         Args:
             model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
             tracking_uri: MLflow store of the URI.
             threads: Threads for the library, as far as it can be told without changing those of the whole process: for
-                one row, one is quickest. None leaves it its own choice.
+                one row, one is quickest. TensorFlow's belong to the process, and so do NumPy's and those of an MLflow
+                model; with 1, a model that was trained here does all but large operations in the thread that calls.
+                None leaves the library its own choice.
             other_versions: ``refuse`` a model that another TensorFlow (up to patches) has exported, or ``allow`` it.
 
         Raises:

@@ -12,6 +12,7 @@ from pyspark import TaskContext
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.repeated_names import repeated_names
 from scoring.backends.libraries import library
+from scoring.backends.tensorflow_runtime import limit_tensorflow
 from scoring.bad_rows import ERROR_COLUMN, BadRowError, BadRows, check_bad_rows, described, sound_rows
 from scoring.checks import ScoringError
 from scoring.counters import Counters, Tally
@@ -119,6 +120,9 @@ class Scorer:
         tally.pause()
         context = TaskContext.get()
         threads = context.cpus() if context is not None else None
+        if threads is not None:
+            # Before any model or its hooks can import it.
+            limit_tensorflow(threads)
         loaded: list[LoadedModel] = []
         drops = PROCESS_CACHE.drops
         model = load_once(folder, self.model.digest, threads=threads, on_load=loaded.append)

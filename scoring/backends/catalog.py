@@ -31,7 +31,7 @@ def load_backend(name: str, path: Path, *, signature: str | None, threads: int |
         name: Of the backend.
         path: The model's file or folder.
         signature: The signature of a SavedModel; None of all others.
-        threads: Threads that it may compute with; None is one per core.
+        threads: Threads that it may compute with, where they are its own and not the process's; None is one per core.
 
     Raises:
         UnsupportedModelError: The model cannot be loaded, or scored; or there is no such backend.

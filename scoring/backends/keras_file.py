@@ -19,13 +19,13 @@ class KerasBackend:
 
         Args:
             path: The file.
-            threads: As for :func:`start_tensorflow`.
+            threads: Not asked for: TensorFlow's are those of the process (:func:`limit_tensorflow`).
 
         Raises:
             UnsupportedModelError: It is not a model of tf-keras that has inputs.
             ModuleNotFoundError: A library is not installed here.
         """
-        tf = start_tensorflow(threads)
+        tf = start_tensorflow()
         keras = library("tf_keras", f"the model {path.name} needs tf-keras")
         self.threads = compute_threads(tf)
         try:

@@ -145,5 +145,5 @@ def with_rank(values: np.ndarray, rank: int | None) -> np.ndarray:
 
 
 def thread_count(threads: int | None) -> int:
-    """Return how many threads to compute with where ``threads`` are allowed: None allows one per core."""
+    """Return how many threads to compute with: ``threads``, or for None one per core that this process may run on."""
     return threads or len(os.sched_getaffinity(0))

@@ -19,13 +19,13 @@ class SavedModelBackend:
         Args:
             folder: Of ``saved_model.pb``.
             signature: Name of the signature to call.
-            threads: As for :func:`start_tensorflow`.
+            threads: Not asked for: TensorFlow's are those of the process (:func:`limit_tensorflow`).
 
         Raises:
             UnsupportedModelError: There is no such signature.
             ModuleNotFoundError: TensorFlow is not installed here.
         """
-        tf = start_tensorflow(threads)
+        tf = start_tensorflow()
         self.threads = compute_threads(tf)
         # The signature does not keep its own variables and tables alive; the module does.
         self._module = tf.saved_model.load(str(folder))

@@ -1,18 +1,37 @@
-"""TensorFlow in a process that scores: started with the threads of the task, and a session of it for one model."""
+"""TensorFlow in a process that scores: how it is imported, and whose threads it computes with."""
 
+import logging
 import os
 import sys
+from functools import cache
 from typing import Any
 
 from scoring.backends.libraries import library
+from scoring.backends.protocol import thread_count
+
+# TensorFlow reads them when it starts its threads: those within an operation, and those between operations.
+INTRA_OP, INTER_OP = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
+
+_LOGGER = logging.getLogger(__name__)
 
 
-def start_tensorflow(threads: int | None) -> Any:
-    """Import TensorFlow, after setting what it reads from the environment only once.
+def limit_tensorflow(threads: int) -> None:
+    """Have TensorFlow start with so many threads in this process, unless the environment says otherwise.
 
-    Args:
-        threads: Where this process has not imported it yet and the environment (``TF_NUM_INTRAOP_THREADS``,
-            ``TF_NUM_INTEROP_THREADS``) does not say; None leaves it its own choice.
+    Its threads are the process's, as a Python worker of Spark is the task's. Where it has been imported before, it may
+    run already: it keeps what it has, and the log says so, once, if that is more.
+    """
+    tf = sys.modules.get("tensorflow")
+    if tf is None:
+        # Left alone, every Python worker of a node would start a thread per core of the node.
+        for name in (INTRA_OP, INTER_OP):
+            os.environ.setdefault(name, str(threads))
+    elif INTRA_OP not in os.environ and compute_threads(tf) > threads:
+        _warn_of_more_threads(compute_threads(tf), threads)
+
+
+def start_tensorflow() -> Any:
+    """Import TensorFlow, after setting what it reads from the environment only once; its threads stay as they are.
 
     Raises:
         ModuleNotFoundError: It is not installed here.
@@ -20,11 +39,23 @@ def start_tensorflow(threads: int | None) -> Any:
     if "tensorflow" not in sys.modules:
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        if threads is not None:
-            # Left alone, every Python worker of a node would start a thread per core of the node.
-            os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
-            os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(threads))
     return library("tensorflow", "scoring needs TensorFlow")
+
+
+def session_config(tf: Any, threads: int | None) -> Any:
+    """Return the settings of a session of TensorFlow 1 that leaves the threads of the process as they are.
+
+    Args:
+        tf: TensorFlow.
+        threads: With 1, operations run one after the other in the thread that calls, unless the environment says how
+            many there are between operations. A large one is still divided among the threads within operations.
+    """
+    is_in_caller = threads == 1 and INTER_OP not in os.environ
+    return tf.compat.v1.ConfigProto(
+        # The first session of a process starts the threads within operations for all: as many as without it.
+        intra_op_parallelism_threads=compute_threads(tf),
+        inter_op_parallelism_threads=-1 if is_in_caller else 0,
+    )
 
 
 def traced_functions() -> frozenset[str]:
@@ -40,4 +71,20 @@ def traced_functions() -> frozenset[str]:
 def compute_threads(tf: Any) -> int:
     """Return how many threads TensorFlow computes with here; another UDF of this process may have started it before."""
     configured = int(tf.config.threading.get_intra_op_parallelism_threads())
-    return configured or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or os.cpu_count() or 1)
+    return thread_count(configured or int(os.environ.get(INTRA_OP) or 0) or None)
+
+
+# Once in a process, however many models and tasks it sees.
+@cache
+def _warn_of_more_threads(has: int, cores: int) -> None:
+    _LOGGER.warning(
+        "TensorFlow computes with %d threads here, more than the task's cores (%d): this Python worker has imported it "
+        "before, for another UDF, say, and tasks will take the cores from each other; start the session with "
+        "spark.executorEnv.%s=%d and spark.executorEnv.%s=%d, or with more cores per task (spark.task.cpus)",
+        has,
+        cores,
+        INTRA_OP,
+        cores,
+        INTER_OP,
+        cores,
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from scoring.backends.libraries import library
 from scoring.backends.protocol import ArrayType, ModelOutputError, Signature
 from scoring.backends.saved_model import tensor_type
-from scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
+from scoring.backends.tensorflow_runtime import compute_threads, session_config, start_tensorflow
 
 
 class TrainedGraph:
@@ -26,19 +26,19 @@ class TrainedGraph:
         Args:
             folder: The SavedModel.
             scann: Whether its graph holds an op of ScaNN's.
-            threads: As for :func:`start_tensorflow`.
+            threads: As for :func:`session_config`.
 
         Raises:
             ModuleNotFoundError: TensorFlow or, for a model that needs it, ScaNN is not installed here.
         """
-        tf = start_tensorflow(threads)
+        tf = start_tensorflow()
         if scann:
             # The import registers its op with TensorFlow, which reads the whole graph.
             library("scann", "the model holds a ScaNN index, which needs the package scann")
         self.threads = compute_threads(tf)
         self._folder = folder
         self._meta_graph = _meta_graph(folder)
-        self._session = _restored(tf, folder, self._meta_graph, self.threads)
+        self._session = _restored(tf, folder, self._meta_graph, session_config(tf, threads))
 
     def ends(self, signature: str) -> Any:
         """Return what a signature takes and gives, as the SavedModel has it.
@@ -109,12 +109,12 @@ def _meta_graph(folder: Path) -> Any:
     return SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
 
 
-def _restored(tf: Any, folder: Path, meta_graph: Any, threads: int) -> Any:
+def _restored(tf: Any, folder: Path, meta_graph: Any, config: Any) -> Any:
     """Return a session with the graph and the variables of the SavedModel."""
     v1 = tf.compat.v1
     with tf.Graph().as_default() as graph:
         saver = v1.train.import_meta_graph(meta_graph)
-        session = v1.Session(graph=graph, config=v1.ConfigProto(intra_op_parallelism_threads=threads))
+        session = v1.Session(graph=graph, config=config)
         if (folder / "variables" / "variables.index").is_file():
             saver.restore(session, str(folder / "variables" / "variables"))
     return session

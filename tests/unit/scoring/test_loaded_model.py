@@ -386,29 +386,6 @@ def test_load_once_reports_its_load_and_refuses_changed_files(flights_model: Pat
         load_once(copy, digest, cache=ModelCache())
 
 
-def test_tensorflow_starts_with_the_threads_of_the_task(flights_model: Path) -> None:
-    """S10, as far as issue 2 goes: the pools are bounded before TensorFlow is imported."""
-    program = (
-        "import os, sys\n"
-        "from pathlib import Path\n"
-        "from scoring.loaded_model import LoadedModel\n"
-        "assert 'tensorflow' not in sys.modules\n"
-        "LoadedModel(Path(sys.argv[1]), threads=3)\n"
-        "print(os.environ['TF_NUM_INTRAOP_THREADS'], os.environ['TF_NUM_INTEROP_THREADS'])\n"
-    )
-    repository = Path(__file__).resolve().parents[3]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(flights_model)],
-        env=environment | {"PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (result.returncode, result.stdout) == (0, "3 3\n"), result.stderr
-
-
 def test_features_of_every_kind_are_scored_alike_by_arrow_and_by_mlflow(tmp_path: Path) -> None:
     folder = export_orders(tmp_path)
     by_arrow = LoadedModel(folder).score(ORDERS)["score"]

@@ -1,0 +1,68 @@
+"""Score files in a session whose tasks have some cores, and tell the threads of the Python workers.
+
+Arguments: the flights, the model, the output, a folder where workers tell, the cores of a task. Prints a JSON object:
+``counted``, with how many threads the model computed, as the counters say; ``started``, the most threads that a worker
+has started between its asking for the model and its having scored rows.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+from pyspark.sql import SparkSession
+
+from scoring import call, files
+from scoring.counters import Tally
+from scoring.loaded_model import LoadedModel
+from scoring.scorer import Scorer
+from tests.cluster.programs import scoring_threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling(Scorer):
+    """Writes into the folder ``told`` how many threads its process has, before the model is loaded and after a call."""
+
+    told: str = ""
+
+    def load(self, tally: Tally) -> LoadedModel:
+        """Return the model."""
+        before = psutil.Process().num_threads()
+        model = super().load(tally)
+        if tally.loads:
+            (Path(self.told) / f"{os.getpid()}.before").write_text(f"{before}")
+        return model
+
+    def scored(
+        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str] = ()
+    ) -> pa.RecordBatch:
+        """Return the scores."""
+        scored = super().scored(model, batch, tally, keys)
+        (Path(self.told) / f"{os.getpid()}.after").write_text(f"{psutil.Process().num_threads()}")
+        return scored
+
+
+def started_threads(told: Path) -> int:
+    """Return the most threads that a process has started, from what they have told."""
+    after = {path.stem: int(path.read_text()) for path in told.glob("*.after")}
+    return max(after[path.stem] - int(path.read_text()) for path in told.glob("*.before"))
+
+
+def main() -> None:
+    """Score, with two cores for all tasks."""
+    flights, model, output, told, cores = sys.argv[1:]
+    call.Scorer = functools.partial(scoring_threads.Telling, told=told)  # type: ignore
+    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    spark = builder.config("spark.task.cpus", cores).getOrCreate()
+    scored = files.score_files(spark, flights, model, output, keys="flight_id")
+    print(json.dumps({"counted": scored.counters.threads, "started": started_threads(Path(told))}))
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main()

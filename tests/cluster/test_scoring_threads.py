@@ -1,0 +1,53 @@
+"""S10: a model computes with the cores of its task, and its Python worker starts no threads beyond them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.scoring.exported_models import FLIGHTS, export_flights
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# What the tests say of threads for themselves, and what would have the last word here.
+SAID = ("OMP_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
+# TensorFlow has one within operations, one between those of sessions, and one between all others.
+POOLS = 3
+# Such as a library may start for itself when it is imported.
+OTHERS = 12
+
+pytestmark = pytest.mark.timeout(500)
+
+
+def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, int]:
+    """Return what a job tells whose tasks have so many cores, in a process of its own."""
+    told = folder / f"told-{cores}"
+    told.mkdir()
+    arguments = [folder / "flights.parquet", model, folder / f"scores-{cores}", told, cores]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cluster.programs.scoring_threads", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name not in SAID},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    threads: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return threads
+
+
+def test_a_python_worker_has_the_threads_of_its_task(tmp_path: Path) -> None:
+    """Of two jobs that differ in ``spark.task.cpus``, as the counters and the system count them."""
+    pq.write_table(FLIGHTS, tmp_path / "flights.parquet")
+    model = export_flights(tmp_path / "model", 1)
+    one, two = (threads_of_a_job(tmp_path, model, cores) for cores in (1, 2))
+    assert (one["counted"], two["counted"]) == (1, 2)
+    for cores, job in enumerate((one, two), start=1):
+        assert job["started"] <= cores * POOLS + OTHERS
+    # Left alone, TensorFlow would start as many in both. Not all of its pools need have been started.
+    assert two["started"] - one["started"] >= 2

@@ -1,0 +1,122 @@
+"""S10: TensorFlow has the threads of the task in a task, and its own choice in a process that somebody else may use."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP, limit_tensorflow
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+
+_LIMITED = """
+import sys
+from pathlib import Path
+import psutil
+from scoring.backends.tensorflow_runtime import limit_tensorflow
+from scoring.loaded_model import LoadedModel
+assert "tensorflow" not in sys.modules
+threads = int(sys.argv[2])
+limit_tensorflow(threads)
+before = psutil.Process().num_threads()
+model = LoadedModel(Path(sys.argv[1]), threads=threads)
+print(model.threads, psutil.Process().num_threads() - before)
+"""
+
+_RUNS_ALREADY = """
+import logging, sys
+import tensorflow as tf
+from scoring.backends.tensorflow_runtime import limit_tensorflow
+logging.getLogger("scoring").addHandler(logging.StreamHandler(sys.stdout))
+tf.config.threading.set_intra_op_parallelism_threads(4)
+tf.constant(1) + 1
+for threads in (4, 1, 1):
+    limit_tensorflow(threads)
+"""
+
+_PREDICTOR_STARTS_IT = """
+import os, sys
+import psutil
+from scoring.predictor import Predictor
+from tests.unit.scoring.exported_models import FLIGHTS
+
+def seconds_of_others():
+    times = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process().threads()}
+    times.pop(os.getpid())  # of the thread that calls
+    return sum(times.values())
+
+row = FLIGHTS.to_pylist()[0]
+predictor = Predictor(sys.argv[1])
+predictor.predict(row)
+begin = seconds_of_others()
+for _ in range(1_000):
+    predictor.predict(row)
+print([name for name in os.environ if name.startswith("TF_NUM_")])
+print(predictor._model.threads == len(os.sched_getaffinity(0)))
+print(round(seconds_of_others() - begin, 2))
+"""
+
+_PREDICTOR_BESIDE_IT = """
+import sys
+import psutil
+import tensorflow as tf
+from scoring.predictor import Predictor
+from tests.unit.scoring.exported_models import FLIGHTS
+tf.config.threading.set_intra_op_parallelism_threads(99)
+before = psutil.Process().num_threads()
+Predictor(sys.argv[1]).predict(FLIGHTS.to_pylist()[0])
+print(psutil.Process().num_threads() - before)
+"""
+
+
+def lines_of(program: str, *arguments: object) -> list[str]:
+    """Return what a process of its own prints, whose environment says nothing of TensorFlow's threads."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_tensorflow_starts_with_the_threads_that_it_is_limited_to(flights_model: Path) -> None:
+    """Counted by the system: what two processes differ in are the threads of TensorFlow."""
+    (few,), (many,) = (lines_of(_LIMITED, flights_model, threads) for threads in (1, 9))
+    computing, started = zip(*(map(int, line.split()) for line in (few, many)), strict=True)
+    assert computing == (1, 9)
+    # Eight more within operations, and eight more between them; other libraries may start or end one meanwhile.
+    assert started[1] - started[0] >= 14
+
+
+def test_tensorflow_that_runs_already_with_more_threads_is_told_once() -> None:
+    (line,) = lines_of(_RUNS_ALREADY)
+    assert line.startswith("TensorFlow computes with 4 threads here, more than the task's cores (1): ")
+    assert "spark.executorEnv.TF_NUM_INTRAOP_THREADS=1 and spark.executorEnv.TF_NUM_INTEROP_THREADS=1" in line
+
+
+def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setenv(INTRA_OP, "4")
+    monkeypatch.delenv(INTER_OP)
+    limit_tensorflow(2)
+    assert (os.environ[INTRA_OP], os.environ[INTER_OP]) == ("4", "2")
+
+
+def test_a_predictor_leaves_the_process_its_threads_and_computes_in_the_one_that_calls(flights_model: Path) -> None:
+    told, is_its_own_choice, seconds_of_others = lines_of(_PREDICTOR_STARTS_IT, flights_model)
+    assert (told, is_its_own_choice) == ("[]", "True")
+    # The system counts in hundredths; a thousand rows take about one second.
+    assert float(seconds_of_others) <= 0.02
+
+
+def test_a_predictor_starts_tensorflow_with_the_threads_that_its_process_has_asked_for(flights_model: Path) -> None:
+    """The first session of a process starts the threads of all."""
+    (started,) = lines_of(_PREDICTOR_BESIDE_IT, flights_model)
+    assert int(started) >= 99
