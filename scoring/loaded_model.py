@@ -82,9 +82,11 @@ class LoadedModel:
         self._folder = folder
         self._backend, self._feed = _loaded(directory, threads)
         self.threads = self._backend.threads
-        self._ends = {array.name: array for array in self._backend.signature.outputs}
-        # Elements per row of outputs whose shape leaves that open.
-        self._open_width = 1
+        widths = {array.name: array.width for array in self._backend.signature.outputs}
+        # Elements per row of each output, at most; None where the model does not say, until a call has told. The lock
+        # is for two calls that tell at once.
+        self._widths = {name: widths[of] for name, of in self.description.model_outputs.items()}
+        self._widths_lock = threading.Lock()
         for name, labels in self.labels.items():
             self._check_labels(name, labels)
 
@@ -103,7 +105,7 @@ class LoadedModel:
         wanted = {"most_candidates": np.int32(search.most_candidates), "unavailable_ids": search.unavailable_ids}
         searching = copy.copy(self)
         searching._backend = TrainedBackend(graph, search.index, wanted)
-        searching._open_width = search.most_candidates
+        searching._widths = dict.fromkeys(self._widths, search.most_candidates)
         return searching
 
     @cached_property
@@ -129,25 +131,35 @@ class LoadedModel:
         """Yield ``batch`` in parts whose outputs take 16 MB or less: whole calls, or less than one.
 
         Of a batch as it is read, a model with thousands of outputs per row would have hundreds of megabytes to give.
+        Score a part before the next one is asked for: where the model does not say how many it gives, the first part is
+        ``batch_size`` rows, whose outputs tell. A batch without rows is one part.
         """
-        rows = self.part_rows(batch_size)
-        for start in range(0, batch.num_rows, rows):
+        start = 0
+        while start < max(1, batch.num_rows):
+            rows = self.part_rows(batch_size)
             yield batch.slice(start, rows)
+            start += rows
 
     def part_rows(self, batch_size: int) -> int:
-        """Return how many rows have outputs of 16 MB or less: those of whole calls, or of less than one."""
-        most = max(1, PART_BYTES // self._row_bytes)
+        """Return how many rows have outputs of 16 MB or less: those of whole calls, or of less than one.
+
+        It is ``batch_size`` as long as nothing tells how many elements the outputs of a row have.
+        """
+        row_bytes = self._row_bytes
+        if not row_bytes:
+            return batch_size
+        most = max(1, PART_BYTES // row_bytes)
         return most // batch_size * batch_size or most
 
     @property
-    def _row_bytes(self) -> int:
-        """Bytes of a row's outputs; a text counts as a pointer."""
-        widths = {name: self._ends[of].width or self._open_width for name, of in self.description.model_outputs.items()}
+    def _row_bytes(self) -> int | None:
+        """Bytes of a row's outputs, a text as a pointer; None where the width of one is not known yet."""
         elements = {name: type_.removeprefix("array<").rstrip(">") for name, type_ in self.description.outputs.items()}
-        return sum(_ELEMENT_BYTES[elements[name]] * width for name, width in widths.items())
+        sizes = [_ELEMENT_BYTES[elements[name]] * width for name, width in self._widths.items() if width is not None]
+        return sum(sizes) if len(sizes) == len(self._widths) else None
 
     def _check_labels(self, name: str, labels: Sequence[str]) -> None:
-        width = self._ends[name].width
+        width = self._widths[name]
         if width != len(labels):
             raise ModelOutputError(
                 f"output '{name}' of the SavedModel has {width} elements per row, and the model's features name "
@@ -200,7 +212,15 @@ class LoadedModel:
         given = self._backend(inputs, tuple(names.values()))
         if on_call is not None:
             on_call()
-        return {name: _checked(name, type_, given[names[name]], rows) for name, type_ in outputs.items()}
+        made = {name: _checked(name, type_, given[names[name]], rows) for name, type_ in outputs.items()}
+        self._note_widths(made, rows)
+        return made
+
+    def _note_widths(self, outputs: Mapping[str, np.ndarray], rows: int) -> None:
+        """Remember the most elements per row that each output has had."""
+        with self._widths_lock:
+            for name, values in outputs.items():
+                self._widths[name] = max(self._widths[name] or 0, values.size // rows)
 
     def score_arrow(
         self,

@@ -18,6 +18,7 @@ from data_pipelines.feature_kinds import Label
 from data_pipelines.raw_columns import ColumnError, raw_inputs
 from scoring import loaded_model
 from scoring.backends.protocol import ModelOutputError
+from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel, ModelCache, ModelChangedError, Search, load_once
 from scoring.mirrorspark_pyfunc import RawColumnsModel
 from scoring.model_directory import DESCRIPTION_FILE, FEATURES_FOLDER, folder_digest
@@ -307,6 +308,37 @@ def test_a_batch_with_many_outputs_is_scored_in_parts(tmp_path: Path, monkeypatc
     assert [part.num_rows for part in model.parts(batch, batch_size=8)] == [16, 16, 8]
     assert [part.num_rows for part in model.parts(batch, batch_size=30)] == [20, 20]
     assert pa.Table.from_batches(model.parts(batch, batch_size=8)) == pa.Table.from_batches([batch])
+
+
+def package_same(folder: Path) -> Path:
+    """Package a model that gives the lists that it takes, and does not say how long they are."""
+    from onnx import TensorProto, helper, save
+
+    shape = ["rows", "length"]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["all"], ["same"])],
+        "same",
+        [helper.make_tensor_value_info("all", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("same", TensorProto.FLOAT, shape)],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "m.onnx")
+    return package_model(folder / "m.onnx", folder / "model", columns=[Column("list", "array<float>")])
+
+
+def test_outputs_of_no_told_width_are_bounded_once_a_call_has_shown_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3, S8: a row of three floats takes 12 bytes, so that 240 bytes are 20 rows; the widest rows so far count."""
+    model = LoadedModel(package_same(tmp_path))
+    batch = pa.record_batch({"list": [[1.0, 2.0, 3.0]] * 100})
+    monkeypatch.setattr(loaded_model, "PART_BYTES", 240)
+    sizes = []
+    for part in model.parts(batch, batch_size=30):
+        sizes.append(part.num_rows)
+        assert model.score(part, batch_size=30)["same"].shape == (part.num_rows, 3)
+    assert sizes == [30, 20, 20, 20, 10]
+    model.score(pa.table({"list": [[1.0]]}))
+    assert (model.part_rows(30), model.part_rows(8)) == (20, 16)
 
 
 def fake_model() -> LoadedModel:
