@@ -22,6 +22,7 @@ from scoring.model_uri import PinnedModel
 from scoring.null_policy import NullPolicy, NullRule
 from scoring.parquet_scan import Reader, map_rows
 from scoring.regroup import regrouped
+from scoring.row_count import RowCount
 from scoring.scorer import OtherVersions, Scorer, Settings
 from scoring.sent_columns import SentColumns
 
@@ -125,13 +126,18 @@ class BatchTask:
     scorer: Scorer
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in their order."""
-        model, tally = None, Tally()
+        """Yield the rows in their order.
+
+        Raises:
+            RowCountError: Rows were lost on the way, or made up.
+        """
+        model, tally, rows = None, Tally(), RowCount()
         try:
-            for batch in regrouped(batches):
+            for batch in regrouped(rows.taken(batches)):
                 # Only now: an empty partition has no use for the model.
                 model = model or self.scorer.load(tally)
-                yield from self.scorer.scored_parts(model, batch, tally, self.keys)
+                yield from rows.given(self.scorer.scored_parts(model, batch, tally, self.keys))
+            rows.check(self.scorer.settings.outputs)
         finally:
             # Spark may want no more rows before there are none.
             if model is not None:

@@ -14,6 +14,7 @@ from scoring.bad_rows import ERROR_COLUMN, BadRowError, described
 from scoring.counters import Tally
 from scoring.loaded_model import LoadedModel
 from scoring.regroup import regrouped
+from scoring.row_count import RowCount
 from scoring.scorer import ScoredRows, Scorer
 
 Unknown = Literal["fail", "null"]
@@ -48,15 +49,17 @@ class GroupTask:
         Raises:
             BadRowError: The group of a row has no model, and such rows are not to have nulls; or the model cannot score
                 it, and bad rows are not to be marked.
+            RowCountError: Rows were lost on the way, or made up.
         """
-        models = _Models(self.scorers)
+        models, rows = _Models(self.scorers), RowCount()
         routes: _Routes | None = None
         try:
-            for batch in regrouped(batches):
+            for batch in regrouped(rows.taken(batches)):
                 routes = routes or _Routes(self.routes, batch.schema.field(self.group).type)
                 places = self._places(batch, routes)
                 scored = self._run_by_run if _is_grouped(places) else self._mixed
-                yield from scored(batch, places, models)
+                yield from rows.given(scored(batch, places, models))
+            rows.check(self.scorers[0].settings.outputs)
         finally:
             # Spark may want no more rows before there are none.
             if models.tally.rows:
