@@ -17,7 +17,7 @@ BadRows = Literal["fail", "mark"]
 
 
 class BadRowError(ColumnError):
-    """A row that the model cannot score; the message has its keys."""
+    """A row that the model cannot score; the message has its keys, or its place where there are none."""
 
 
 def faulty_rows(
@@ -49,10 +49,15 @@ def faulty_rows(
 
 
 def described(batch: pa.RecordBatch, keys: Sequence[str], faults: Mapping[int, str], *, advice: str = _ADVICE) -> str:
-    """Return what is said when a job fails for a row: its keys, what is wrong with it, and what to do."""
+    """Return what is said when a job fails for a row: its keys, what is wrong with it, and what to do.
+
+    Without keys it is named by its place in ``batch``. What is wrong tells the column, and what of its value is at
+    fault.
+    """
     row, message = next(iter(faults.items()))
     name = ", ".join(f"{key}={batch.column(key)[row].as_py()!r}" for key in keys)
-    return f"the row {name or 'that cannot be named'} cannot be scored: {message}; {advice}"
+    place = f"number {row} of {batch.num_rows} scored together (the first is 0)"
+    return f"the row {name or place} cannot be scored: {message}; {advice}"
 
 
 def sound_rows(rows: int, faults: Mapping[int, str]) -> np.ndarray:

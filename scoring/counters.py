@@ -150,7 +150,7 @@ def _add(told: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Counters:
-    """Collects what the tasks of a scored DataFrame say of themselves, over all actions on it.
+    """Collects what the tasks of a scored DataFrame, or of a UDF, say of themselves, over all actions.
 
     Tasks that score no row say nothing. A task that Spark runs twice, speculatively or after a failure elsewhere, may
     be counted twice. However many tasks there are, it holds one number for each.

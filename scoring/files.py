@@ -40,6 +40,8 @@ from scoring.tfrecord_input import tfrecord_table
 
 _LOGGER = logging.getLogger(__name__)
 
+NAN_ADVICE = "look at these rows' columns, and at the model's weights"
+
 
 @dataclass(frozen=True)
 class ScoredFiles:
@@ -144,6 +146,8 @@ def score_files(
     counters = replace(told, loads=told.loads + tasks.loads)
     label = call.pinned.label
     _LOGGER.info("%s scored %d rows of %s: %s", label, result.rows, paths, counters)
+    if counters.nans:
+        _LOGGER.warning("%d scores of %s are NaN: %s", counters.nans, label, NAN_ADVICE)
     return ScoredFiles(
         str(job.target), label, result.files, result.rows, result.bytes, counters, tasks.predicted_seconds
     )

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from data_pipelines.spark_errors import task_message
 from scoring.bad_rows import ERROR_COLUMN
 from scoring.checks import ScoringError
-from scoring.files import ScoredFiles, score_files
+from scoring.files import NAN_ADVICE, ScoredFiles, score_files
 from scoring.forms import form_named
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.null_policy import NullRule
@@ -153,7 +153,7 @@ def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
     if counters.bad_rows:
         print(f"{counters.bad_rows:,} rows could not be scored; the column '{ERROR_COLUMN}' says why")
     if counters.nans:
-        print(f"{counters.nans:,} scores are NaN: look at these rows' columns, and at the model's weights")
+        print(f"{counters.nans:,} scores are NaN: {NAN_ADVICE}")
 
 
 if __name__ == "__main__":

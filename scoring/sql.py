@@ -8,6 +8,7 @@ from pyspark.sql import SparkSession
 
 from scoring.bad_rows import BadRows
 from scoring.checks import ScoringError
+from scoring.counters import Counters
 from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
@@ -29,6 +30,7 @@ def register_sql(
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
     evaluated_once: bool = True,
+    counters: Counters | None = None,
 ) -> None:
     """Make the model the SQL function ``name`` of this session.
 
@@ -56,6 +58,7 @@ def register_sql(
         bad_rows: As there.
         other_versions: As there.
         evaluated_once: As there.
+        counters: As there.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
@@ -74,5 +77,6 @@ def register_sql(
         bad_rows=bad_rows,
         other_versions=other_versions,
         evaluated_once=evaluated_once,
+        counters=counters,
     )
     spark.udf.register(name, udf)

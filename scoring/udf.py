@@ -15,12 +15,13 @@ from data_pipelines.spark_schema import spark_schema_of
 from scoring.bad_rows import BadRows
 from scoring.call import ScoringCall
 from scoring.checks import ScoringError
-from scoring.counters import Tally
+from scoring.counters import Counters, Tally
 from scoring.forms import AS_COLUMNS, Form
 from scoring.inputs import Inputs
-from scoring.loaded_model import DEFAULT_BATCH_SIZE
+from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel
 from scoring.model_uri import PinnedModel
 from scoring.null_policy import NullPolicy, NullRule
+from scoring.regroup import pieces
 from scoring.scorer import OtherVersions, Scorer, Settings
 from scoring.shipping import portable
 
@@ -38,12 +39,16 @@ def scorer_udf(
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
     evaluated_once: bool = True,
+    counters: Counters | None = None,
 ) -> Any:
     """Return a vectorised UDF from raw columns to a struct of the model's outputs.
 
     Call it with one struct of columns, found by name (``score(struct(*))``), or with the columns one by one, in the
     order of ``inputs``. It is the Arrow form of an iterator pandas UDF: pandas would turn an integer column that has
     a null into floats, and with that the token ``"5"`` into ``"5.0"``, which no vocabulary knows.
+
+    Spark wants one array for each batch of rows that it sends (``spark.sql.execution.arrow.maxRecordsPerBatch``): the
+    model's outputs are bounded as everywhere, but the scores of a batch, in their form, stand in memory together.
 
     Args:
         spark: The session that will use it.
@@ -60,6 +65,8 @@ def scorer_udf(
         evaluated_once: Spark computes a column anew wherever it is used: a filter on a score, above the scores, makes
             it call the model twice. With this it does not; but conditions on other columns then stay above the scores
             as well: put them below, or pass False where Spark is to move them.
+        counters: Collects what the tasks say of themselves, in every query with the UDF; rows that Spark has computed
+            twice count twice.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
@@ -76,7 +83,7 @@ def scorer_udf(
         raise ScoringError(f"inputs {list(names)} must name some of the model's inputs, each once: {list(known)}")
     if unknown := sorted(set(nulls or {}) - set(known)):
         raise ScoringError(f"the null policy names {unknown}; the model reads {list(known)}")
-    run = portable(ColumnsTask(names, call.directory.inputs, call.scorer(spark)))
+    run = portable(ColumnsTask(names, call.directory.inputs, call.scorer(spark, counters=counters)))
 
     def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
         yield from run(columns)
@@ -107,17 +114,29 @@ class ColumnsTask:
         Raises:
             ScoringError: The arguments are neither one struct nor as many as ``arguments``.
             ColumnError: A column is missing, or has a type that its feature cannot take or was not trained with.
+            BadRowError: A row cannot be scored, and bad rows are not to be marked.
         """
         model, tally = None, Tally()
-        for given in batches:
-            table = self._table(given)
-            if model is None:
-                # SQL tells the types of a call only here; a wrong one need not wait for TensorFlow.
-                self.inputs.check(table.schema)
-                self.scorer.settings.nulls.check(table.schema)
-                model = self.scorer.load(tally)
-            scored = self.scorer.scored(model, table, tally)
-            yield pa.StructArray.from_arrays(scored.columns, names=scored.schema.names)
+        try:
+            for given in batches:
+                table = self._table(given)
+                if model is None:
+                    # SQL tells the types of a call only here; a wrong one need not wait for TensorFlow.
+                    self.inputs.check(table.schema)
+                    self.scorer.settings.nulls.check(table.schema)
+                    model = self.scorer.load(tally)
+                yield self._scored(model, table, tally)
+        finally:
+            # Spark may want no more rows before there are none.
+            if model is not None:
+                self.scorer.tell(tally)
+
+    def _scored(self, model: LoadedModel, table: pa.RecordBatch, tally: Tally) -> pa.StructArray:
+        """Return the scores of a batch in one array, as Spark wants it, whose parts are scored one after the other."""
+        parts = [part for rows in pieces(table) for part in self.scorer.scored_parts(model, rows, tally, ())]
+        # Most batches are one part, which need not be copied.
+        scored = pa.concat_batches(parts) if len(parts) > 1 else parts[0]
+        return pa.StructArray.from_arrays(scored.columns, names=scored.schema.names)
 
     def _table(self, given: pa.Array | tuple[pa.Array, ...]) -> pa.RecordBatch:
         arrays = given if isinstance(given, tuple) else (given,)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.errors import PySparkException
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from data_pipelines.file_writes import WriteError
 from data_pipelines.raw_columns import ColumnError
@@ -86,6 +87,32 @@ def test_two_hundred_partitions_are_scored_by_one_load_per_python_worker_and_no_
     assert (told.bad_rows, told.nans) == (0, 0)
     assert told.bytes > 20_000 * 8
     assert told.peak_memory_bytes > 10e6
+
+
+def test_sql_and_a_udf_tell_what_their_tasks_did_over_all_queries(spark: "SparkSession", tmp_path: Path) -> None:
+    """S1, S5, S10: as `score` does; of a model whose scores are all NaN."""
+    model, counters = export_flights(tmp_path, 8, weights=float("nan")), Counters(spark)
+    table = spark.range(20_000, numPartitions=4).selectExpr(
+        "id", "'UA' AS carrier", "5 AS hour", "array('EWR') AS stops", "CAST(id AS DOUBLE) AS distance"
+    )
+    table.createOrReplaceTempView("many_flights")
+    register_sql(spark, "counted", model, batch_size=1_000, counters=counters)
+    scores = spark.sql("SELECT count(s.score) FROM (SELECT counted(struct(*)) AS s FROM many_flights)")
+    assert scores.collect() == [(20_000,)]
+    told = counters.value
+    assert (told.tasks, told.rows, told.calls, told.traces, told.threads) == (4, 20_000, 20, 0, 1)
+    assert (told.bad_rows, told.nans) == (0, 20_000)
+    assert 1 <= told.loads == told.processes <= 2
+    assert told.bytes > 20_000 * 8
+    assert told.peak_memory_bytes > 10e6
+
+    udf = scorer_udf(spark, model, nulls={"hour": "fail"}, bad_rows="mark", counters=counters)
+    hour = F.expr("IF(id = 7, CAST(NULL AS INT), hour)")
+    marked = table.select(udf("carrier", hour, "stops", "distance").alias("s")).select("s.error")
+    assert marked.where("error IS NOT NULL").count() == 1
+    told = counters.value
+    assert (told.tasks, told.rows, told.bad_rows, told.nans) == (8, 40_000, 1, 39_999)
+    assert told.loads == told.processes <= 2
 
 
 def test_a_filter_on_a_score_evaluates_the_model_once(spark: "SparkSession", flights: "DataFrame", model: Path) -> None:
@@ -299,12 +326,25 @@ def test_nulls_are_what_the_caller_says(spark: "SparkSession", flights: "DataFra
         score(flights, model, keys="flight_id", nulls={"minute": 0})
 
 
-def test_nan_scores_are_counted(spark: "SparkSession", tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model of weights that are NaN, as a training that went wrong leaves them."""
-    model = export_flights(tmp_path / "model", 1, weights=float("nan"))
-    pq.write_table(FLIGHTS, tmp_path / "flights.parquet")
-    scored = score_files(spark, tmp_path / "flights.parquet", model, tmp_path / "scores", keys="flight_id")
+def test_nan_scores_are_counted_and_told(
+    spark: "SparkSession",
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model of weights that are NaN, as a training that went wrong leaves them: in the log, and by the command."""
+    model, file = export_flights(tmp_path / "model", 1, weights=float("nan")), tmp_path / "flights.parquet"
+    pq.write_table(FLIGHTS, file)
+    with caplog.at_level("WARNING", "scoring.files"):
+        scored = score_files(spark, file, model, tmp_path / "scores", keys="flight_id")
     assert (scored.rows, scored.counters.nans) == (6, 6)
+    advice = "NaN: look at these rows' columns, and at the model's weights"
+    assert f"6 scores of {scored.model} are {advice}" in caplog.text
+    monkeypatch.setattr(type(spark), "stop", lambda _: None)
+    arguments = ["--model", str(model), "--input", str(file), "--output", str(tmp_path / "again")]
+    assert main([*arguments, "--keys", "flight_id"]) == 0
+    assert f"6 scores are {advice}" in capsys.readouterr().out.splitlines()
 
 
 def test_the_command_takes_all_of_it(
@@ -368,8 +408,16 @@ def test_executors_of_other_versions_refuse_before_the_first_row(
         score_files(spark, tmp_path.parent / "of-old.parquet", model, tmp_path.parent / "scores", keys="flight_id")
 
 
-def test_a_bad_row_of_a_table_is_named_by_its_key(orders: "DataFrame", orders_model: Path) -> None:
-    bad = orders.selectExpr("* except (basket)", "IF(order_id = 2, map(77, 1.0D), basket) AS basket")
+def test_a_bad_row_of_a_table_is_named_by_its_key_and_in_sql_by_its_place(
+    spark: "SparkSession", orders: "DataFrame", orders_model: Path
+) -> None:
+    bad = orders.selectExpr("* except (basket)", "IF(order_id = 2, map(77, 1.0D), basket) AS basket").coalesce(1)
+    fault = "cannot be scored: sparse feature 'basket' has the index 77"
     with pytest.raises(PySparkException) as caught:
         score(bad, orders_model, keys="order_id").collect()
-    assert "the row order_id=2 cannot be scored: sparse feature 'basket' has the index 77" in task_message(caught.value)
+    assert f"the row order_id=2 {fault}" in task_message(caught.value)
+    bad.createOrReplaceTempView("bad_orders")
+    register_sql(spark, "score_order", orders_model)
+    with pytest.raises(PySparkException) as caught:
+        spark.sql("SELECT score_order(struct(*)).score FROM bad_orders").collect()
+    assert f"the row number 1 of 3 scored together (the first is 0) {fault}" in task_message(caught.value)

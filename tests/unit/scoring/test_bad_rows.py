@@ -53,5 +53,7 @@ def test_the_message_has_the_keys_of_the_first_row() -> None:
     assert described(batch, ["id", "day"], {1: "x is -1"}).startswith(
         "the row id='b', day=2 cannot be scored: x is -1;"
     )
-    assert described(batch, [], {0: "no"}).startswith("the row that cannot be named cannot be scored")
+    assert described(batch, [], {1: "no"}, advice="mend it") == (
+        "the row number 1 of 2 scored together (the first is 0) cannot be scored: no; mend it"
+    )
     assert described(batch, ["id"], {0: "no"}, advice="mend it") == "the row id='a' cannot be scored: no; mend it"

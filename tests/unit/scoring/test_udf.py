@@ -1,0 +1,117 @@
+"""S2, S5, S8: the task of the UDF: an array for each batch, scored in parts, and what it says of itself."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scoring import loaded_model, regroup, udf
+from scoring.bad_rows import BadRowError
+from scoring.counters import Counters, Tally
+from scoring.loaded_model import LoadedModel
+from scoring.model_directory import ModelDirectory
+from scoring.model_uri import resolve
+from scoring.scorer import Scorer, Settings
+from scoring.shipping import ShippedModel
+from scoring.udf import ColumnsTask
+from tests.unit.scoring.exported_models import BASKETS, export_baskets
+
+(ROWS,) = BASKETS.combine_chunks().to_batches()
+TEN_TIMES = pa.concat_batches([ROWS] * 10)
+
+
+class Told:
+    """Keeps what a task tells."""
+
+    def __init__(self) -> None:
+        self.tallies: list[Tally] = []
+
+    def add(self, tally: Tally) -> None:
+        self.tallies.append(tally)
+
+
+@pytest.fixture(scope="module")
+def baskets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_baskets(tmp_path_factory.mktemp("baskets"))
+
+
+def task_of(folder: Path, told: Told | None = None, **settings: object) -> ColumnsTask:
+    inputs, pinned = ModelDirectory.open(folder).inputs, resolve(folder)
+    shipped = ShippedModel(pinned.digest, pinned.label, str(pinned.path), None)
+    return ColumnsTask(
+        inputs.columns,
+        inputs,
+        Scorer(shipped, Settings(**settings), cast(Counters | None, told)),  # type: ignore[arg-type]
+    )
+
+
+def structs(*batches: pa.RecordBatch) -> Iterator[pa.StructArray]:
+    """Yield batches as Spark sends ``struct(*)`` of a table."""
+    for batch in batches:
+        yield pa.StructArray.from_arrays(batch.columns, names=batch.schema.names)
+
+
+def test_a_batch_is_one_array_though_its_rows_are_scored_in_parts(
+    baskets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of three labels takes 12 bytes, so that 240 bytes are 20 rows."""
+    monkeypatch.setattr(loaded_model, "PART_BYTES", 240)
+    told = Told()
+    found = list(task_of(baskets, told)(structs(TEN_TIMES, ROWS)))
+    assert [len(array) for array in found] == [40, 4]
+    expected = LoadedModel(baskets).score(ROWS)["scores"]
+    scores = np.array([row["scores"] for array in found for row in array.to_pylist()])
+    np.testing.assert_allclose(scores, np.tile(expected, (11, 1)), rtol=0, atol=1e-6)
+    (tally,) = told.tallies
+    assert (tally.rows, tally.calls, tally.bad_rows, tally.nans) == (44, 3, 0, 0)
+
+
+def test_wide_rows_are_encoded_in_pieces(baskets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S8: here a piece may take three quarters of what the batch does."""
+    encoded: list[int] = []
+    score = LoadedModel.score_arrow
+
+    def counted(model: LoadedModel, batch: pa.RecordBatch, **options: object) -> dict[str, pa.Array]:
+        encoded.append(batch.num_rows)
+        return score(model, batch, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoadedModel, "score_arrow", counted)
+    most = TEN_TIMES.nbytes * 3 // 4
+    monkeypatch.setattr(udf, "pieces", lambda batch: regroup.pieces(batch, most))
+    (array,) = task_of(baskets)(structs(TEN_TIMES))
+    assert (len(array), encoded) == (40, [20, 20])
+
+
+def test_a_batch_without_rows_is_an_array_without_rows(baskets: Path) -> None:
+    (array,) = task_of(baskets, bad_rows="mark")(structs(ROWS.slice(0, 0)))
+    assert len(array) == 0
+    assert [field.name for field in array.type] == ["scores", "error", "model_version"]
+
+
+def test_what_was_scored_is_told_though_the_rest_is_not_wanted(baskets: Path) -> None:
+    """S5: Spark may close the iterator, as for a query with a limit."""
+    told = Told()
+    scored = task_of(baskets, told)(structs(ROWS, ROWS, ROWS))
+    next(scored)
+    assert told.tallies == []
+    scored.close()  # type: ignore[attr-defined]
+    (tally,) = told.tallies
+    assert (tally.rows, tally.calls) == (4, 1)
+    assert list(task_of(baskets, told)(structs())) == []
+    assert len(told.tallies) == 1  # an empty partition says nothing
+
+
+def test_a_bad_row_is_named_by_its_place_for_there_are_no_keys(baskets: Path) -> None:
+    products = pa.array([[3], [1], [5000], [1]], pa.list_(pa.int64()))
+    counts = pa.array([[1.0], [1.0], [1.0], [1.0]], pa.list_(pa.float32()))
+    bad = pa.record_batch({"products": products, "counts": counts})
+    message = r"the row number 2 of 4 scored together \(the first is 0\) cannot be scored: sparse feature 'basket' has "
+    with pytest.raises(BadRowError, match=message + "the index 5000"):
+        list(task_of(baskets)(structs(bad)))
+    told = Told()
+    (array,) = task_of(baskets, told, bad_rows="mark")(structs(bad))
+    assert [row["error"] is None for row in array.to_pylist()] == [True, True, False, True]
+    assert (told.tallies[0].rows, told.tallies[0].bad_rows) == (4, 1)
