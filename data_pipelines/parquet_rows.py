@@ -172,6 +172,7 @@ def _joined(groups: Iterable[RowGroups]) -> tuple[RowGroups, ...]:
 
 def _rows_at_a_time(footer: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> int:
     """Return how many rows of some columns are decoded together."""
+    wanted = set(columns)
     rows = size = 0
     for number in groups:
         group = footer.row_group(number)
@@ -179,7 +180,7 @@ def _rows_at_a_time(footer: pq.FileMetaData, groups: Sequence[int], columns: Seq
         for place in range(group.num_columns):
             column = group.column(place)
             # Of a nested column there is one for each of its leaves.
-            if column.path_in_schema.split(".")[0] in columns:
+            if column.path_in_schema.split(".")[0] in wanted:
                 size += column.total_uncompressed_size
     return BATCH_ROWS if not size else max(1, min(BATCH_ROWS, BATCH_BYTES * rows // size))
 
@@ -295,7 +296,8 @@ def _check_columns(file: DataFile, footer: _Footer, expected: Sequence[pa.Field]
 
 
 def _check_no_more_columns(file: DataFile, footer: _Footer, first_footer: _Footer, first: DataFile) -> None:
-    more = [name for name in footer.schema.names if name not in first_footer.schema.names]
+    known = set(first_footer.schema.names)
+    more = [name for name in footer.schema.names if name not in known]
     if more:
         raise ParquetError(
             f"{file.path} has columns {more}, which {first.path} does not have; write files of one schema, or name the "

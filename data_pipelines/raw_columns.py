@@ -110,7 +110,7 @@ def _read(table: pa.Table | pa.RecordBatch, feature: Feature) -> dict[str, pa.Ar
     if (
         isinstance(feature, Sparse)
         and feature.columns == (feature.name,)
-        and not set(feature.raw) <= {*table.schema.names}
+        and any(table.schema.get_field_index(name) < 0 for name in feature.raw)
     ):
         index_lists, value_lists = _vector_parts(feature, _column(table, feature, feature.name, is_vector))
         return dict(zip(feature.raw, (index_lists, value_lists), strict=True))

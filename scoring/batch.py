@@ -99,7 +99,8 @@ def checked_table(
     """
     columns, own = SentColumns.of(df.schema), call.columns
     call.check_names(columns.names)
-    extra = [name for name in columns.names if name not in own]
+    read = set(own)
+    extra = [name for name in columns.names if name not in read]
     if extra and extra_columns == "refuse":
         raise ScoringError(
             f"the table has the columns {extra}, which the model's spec does not allow it to see; select {list(own)}"

@@ -247,8 +247,8 @@ def _checked_models(
 
 def _own_settings(settings: Settings, columns: Sequence[str]) -> Settings:
     """Return ``settings`` with what the null policy says of some columns."""
-    policy = settings.nulls.values
-    own = {name: rule for name, rule in policy.items() if name in columns}
+    policy, read = settings.nulls.values, set(columns)
+    own = {name: rule for name, rule in policy.items() if name in read}
     # What models share is pickled once.
     return settings if len(own) == len(policy) else replace(settings, nulls=NullPolicy(own))
 

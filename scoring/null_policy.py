@@ -33,8 +33,9 @@ class NullPolicy:
         Raises:
             ScoringError: A column is none of those, or cannot hold the value.
         """
+        names = set(schema.names)
         for name, value in self.values.items():
-            if name not in schema.names:
+            if name not in names:
                 raise ScoringError(f"the null policy names '{name}'; the model reads {schema.names}")
             if value == FAIL:
                 continue
@@ -58,10 +59,14 @@ class NullPolicy:
 
     def filled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the rows with their nulls filled, where a value is to take their place."""
+        filled: dict[int, pa.Array] = {}
         for name, value in self.values.items():
             place = batch.schema.get_field_index(name)
             column = batch.column(place)
             if value != FAIL and column.null_count:
-                without = pc.fill_null(column, pa.scalar(value).cast(column.type))
-                batch = batch.set_column(place, batch.schema.field(place), without)
-        return batch
+                filled[place] = pc.fill_null(column, pa.scalar(value).cast(column.type))
+        if not filled:
+            return batch
+        # All at once: each column that is set takes a new list of all.
+        columns = [filled.get(place, column) for place, column in enumerate(batch.columns)]
+        return pa.RecordBatch.from_arrays(columns, schema=batch.schema)

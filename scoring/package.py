@@ -248,7 +248,8 @@ def _element(array: ArrayType) -> str:
 
 
 def _check_known(given: Iterable[str], known: Sequence[str]) -> None:
-    unknown = [name for name in given if name not in known]
+    names = set(known)
+    unknown = [name for name in given if name not in names]
     if unknown:
         raise ModelDirectoryError(f"the columns {unknown} are no inputs of the model, which has {list(known)}")
 

@@ -81,13 +81,14 @@ def _schema(
     found: StructType, keys: Sequence[str], inputs: Sequence[Feature], families: Mapping[str, TokenFamily]
 ) -> StructType:
     """Return the columns among ``found`` that scoring reads, in the types that the features take."""
-    types: dict[str, DataType] = {key: found[key].dataType for key in keys if key in found.names}
+    in_records = {field.name: field.dataType for field in found}
+    types = {key: in_records[key] for key in keys if key in in_records}
     for feature in inputs:
         for name in feature.columns:
             if isinstance(feature, Sparse) and name == feature.name:
                 types[name] = VectorUDT()
-            elif name in found.names:
-                stored = _told_apart(found[name].dataType, families.get(name))
+            elif name in in_records:
+                stored = _told_apart(in_records[name], families.get(name))
                 is_list = feature.raw[name] in _LISTS and not isinstance(stored, ArrayType)
                 types[name] = ArrayType(stored) if is_list else stored
     return StructType([StructField(name, type_) for name, type_ in types.items()])

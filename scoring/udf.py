@@ -151,7 +151,8 @@ class ColumnsTask:
                 f"the scorer got {len(arrays)} arguments; give the {len(self.arguments)} columns "
                 f"{list(self.arguments)} in this order, or one struct that has them"
             )
-        absent = [name for name in self.inputs.columns if name not in self.arguments]
+        arguments = set(self.arguments)
+        absent = [name for name in self.inputs.columns if name not in arguments]
         columns |= dict.fromkeys(absent, pa.nulls(len(arrays[0])))
         return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
