@@ -1,6 +1,7 @@
 """The model in the process that scores with it: loaded once, called batch by batch."""
 
 import copy
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -417,8 +418,9 @@ def load_once(
         found = folder_digest(folder)
         if found != digest:
             raise ModelChangedError(
-                f"the model in {folder} has the digest {found[:12]}, pinned was {digest[:12]}: its files were changed "
-                f"or damaged since; resolve the model's URI again"
+                f"the model in {folder} on {socket.gethostname()} has the digest {found[:12]}, pinned was "
+                f"{digest[:12]}: its files were changed or damaged since; resolve the model's URI again (if this is an "
+                f"executor's copy, in a new session)"
             )
         model = LoadedModel(folder, threads=threads)
         if on_load is not None:

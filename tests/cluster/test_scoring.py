@@ -1,6 +1,7 @@
 """Scoring on Spark: one load per Python worker, equal scores on every way, and the pinned version on every row."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).parent / "programs" / "scoring_cluster.py"
+PROGRAMS = Path(__file__).parent / "programs"
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -359,21 +360,44 @@ def test_files_that_change_after_the_model_was_pinned_are_refused(
 def test_on_a_cluster_models_travel_to_the_executors(models: Models, tmp_path: Path) -> None:
     """S1, S18, pain 11: an executor scores from the files that Spark sent it, after the driver's are gone."""
     copy = Path(shutil.copytree(models.first, tmp_path / "flights"))
+    *scores, archives = said_on_a_cluster("scoring_cluster.py", copy, tmp_path)[-7:]
+    assert [float(line) for line in scores] == pytest.approx(
+        list(direct_scores(models.first).values()), rel=0, abs=1e-6
+    )
+    assert archives == "archives 2", "the second scoring sends nothing again, and models of groups travel together"
+
+
+def said_on_a_cluster(program: str, argument: Path, folder: Path) -> list[str]:
+    """Return the lines that a program prints that starts a cluster of its own, in ``folder``."""
     result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(copy)],
+        [sys.executable, str(PROGRAMS / program), str(argument)],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    *scores, archives = result.stdout.strip().splitlines()[-7:]
-    assert [float(line) for line in scores] == pytest.approx(
-        list(direct_scores(models.first).values()), rel=0, abs=1e-6
+    return result.stdout.strip().splitlines()
+
+
+def test_a_model_that_an_executor_cannot_load_is_told_in_one_line(tmp_path: Path) -> None:
+    """S1, L4: what was damaged on its way and what the executor lacks, by name, with what to do; nothing is written."""
+    of_table, of_files, hooks = said_on_a_cluster("scoring_fails.py", tmp_path, tmp_path)[-3:]
+    scores = tmp_path / "scores"
+    for line in (of_table, of_files.removeprefix(f"{scores} cannot be written: ")):
+        assert re.fullmatch(
+            r"the model in /\S+ on \S+ has the digest \w{12}, pinned was \w{12}: its files were changed or damaged "
+            r"since; resolve the model's URI again \(if this is an executor's copy, in a new session\)",
+            line,
+        ), line
+    assert hooks == (
+        f"{scores} cannot be written: hooks.py imports the module 'only_beside_the_driver', which {sys.executable} "
+        f"does not have; install it in the Python of every executor (spark.pyspark.python, or an environment sent with "
+        f"--archives)"
     )
-    assert archives == "archives 2", "the second scoring sends nothing again, and models of groups travel together"
+    assert not scores.exists()
 
 
 def test_features_of_every_kind_are_scored_on_spark(spark: "SparkSession", tmp_path: Path) -> None:
