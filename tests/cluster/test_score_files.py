@@ -286,13 +286,14 @@ def test_a_file_that_is_damaged_in_its_middle_leaves_no_scores(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.parquet"]
 
 
+@pytest.mark.parametrize("way", ["files", "table"])
 def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_scores(
-    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, way: str
 ) -> None:
     """S12: Spark tries the task again; what the first try has written is not seen."""
     score_files(spark, flights, model, tmp_path / "clean", keys="flight_id")
     paths = [str(path) for path in (flights, model, tmp_path / "scores", tmp_path / "killed")]
-    command = [sys.executable, "-m", "tests.cluster.programs.scoring_killed", *paths]
+    command = [sys.executable, "-m", "tests.cluster.programs.scoring_killed", way, *paths]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "killed").is_dir()

@@ -1,6 +1,7 @@
-"""Score files while a Python worker is killed in the middle of its rows, and say what came of it.
+"""Score while a Python worker is killed in the middle of its rows, and say what came of it.
 
-Arguments: the flights, the model, the output, a folder for the mark of the kill.
+Arguments: ``files`` to score them into files, or ``table`` to have Spark write the scores of their table; the flights,
+the model, the output, a folder for the mark of the kill.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from scoring import call, files
-from scoring.counters import Tally
+from scoring.batch import score
+from scoring.counters import Counters, JobCounters, Tally
 from scoring.loaded_model import LoadedModel
 from scoring.scorer import Scorer
 from tests.cluster.programs import scoring_killed
@@ -42,13 +44,25 @@ class KilledOnce(Scorer):
         return super().scored(model, batch, tally, keys)
 
 
+def score_files(spark: SparkSession, flights: str, model: str, output: str) -> JobCounters:
+    """Score into files that appear at once."""
+    return files.score_files(spark, flights, model, output, keys="flight_id").counters
+
+
+def score_table(spark: SparkSession, flights: str, model: str, output: str) -> JobCounters:
+    """Have Spark write the scores."""
+    counters = Counters(spark)
+    score(spark.read.parquet(flights), model, keys="flight_id", counters=counters).write.parquet(output)
+    return counters.value
+
+
 def main() -> None:
     """Score, with two threads and up to three tries of a task."""
-    flights, model, output, mark = sys.argv[1:]
+    way, flights, model, output, mark = sys.argv[1:]
     call.Scorer = functools.partial(scoring_killed.KilledOnce, mark=mark)  # type: ignore
     spark = SparkSession.builder.master("local[2,3]").config("spark.ui.enabled", "false").getOrCreate()
-    scored = files.score_files(spark, flights, model, output, keys="flight_id")
-    print(json.dumps(dataclasses.asdict(scored.counters)))
+    told = {"files": score_files, "table": score_table}[way](spark, flights, model, output)
+    print(json.dumps(dataclasses.asdict(told)))
     spark.stop()
 
 
