@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from pyspark.errors import PySparkException
@@ -20,6 +21,7 @@ from scoring.package import package_model
 from scoring.sql import register_sql
 from scoring.tfrecord_input import score_tfrecords
 from tests.unit.scoring.other_models import (
+    LINEAR,
     NAMES,
     boxes,
     logistic,
@@ -153,6 +155,55 @@ def test_columns_are_refused_before_a_task_starts_and_null_in_the_task(table: "D
     with pytest.raises(PySparkException) as failure:
         with_null.collect()
     assert "column 'width' (float) has null or NaN, which" in task_message(failure.value)
+
+
+def test_a_model_of_two_thousand_columns_scores_a_table_and_its_files(spark: "SparkSession", tmp_path: Path) -> None:
+    """S11: with missing values here and there, which the call fills in every column."""
+    random, rows = np.random.default_rng(3), 500
+    weights = {f"x{number}": float(weight) for number, weight in enumerate(random.standard_normal(2_000))}
+    values = random.standard_normal((len(weights), rows))
+    values[random.random(values.shape) < 0.01] = np.nan
+    expected = np.array(list(weights.values())) @ np.nan_to_num(values)
+    columns = {name: pa.array(column, from_pandas=True) for name, column in zip(weights, values, strict=True)}
+    pq.write_table(pa.table({"id": range(rows), **columns}), tmp_path / "wide.parquet", row_group_size=200)
+    model = package_model({"coefficients": weights}, tmp_path / "model")
+    nulls = dict.fromkeys(weights, 0.0)
+
+    score_files(spark, tmp_path / "wide.parquet", model, tmp_path / "scores", keys="id", nulls=nulls)
+    found = pq.read_table(tmp_path / "scores")
+    assert found["id"].to_pylist() == list(range(rows))
+    np.testing.assert_allclose(found["score"], expected, rtol=0, atol=1e-9)
+    wide = spark.read.parquet(str(tmp_path / "wide.parquet"))
+    for reader in ("tasks", "spark"):
+        scored = score(wide, model, keys="id", nulls=nulls, reader=reader).orderBy("id").collect()
+        assert [row.id for row in scored] == list(range(rows))
+        np.testing.assert_allclose([row.score for row in scored], expected, rtol=0, atol=1e-9)
+
+
+def test_one_bad_row_in_a_million_is_named_or_marked_and_all_others_are_scored(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    """S4, pain 18: whichever task it is in."""
+    rows, bad = 1_000_000, 765_432
+    table = boxes(rows)
+    width = pa.array(table["width"].to_numpy(), mask=np.arange(rows) == bad)
+    table = table.set_column(table.column_names.index("width"), "width", width)
+    pq.write_table(table, tmp_path / "boxes.parquet", row_group_size=100_000)
+    columns = [Column(name, "double", nulls="fail") for name in NAMES]
+    model = package_model(LINEAR, tmp_path / "model", columns=columns)
+
+    scored = score_files(spark, tmp_path / "boxes.parquet", model, tmp_path / "scores", keys="id", bad_rows="mark")
+    assert (scored.rows, scored.counters.rows, scored.counters.bad_rows) == (rows, rows, 1)
+    found = pq.read_table(tmp_path / "scores")
+    assert found["id"].equals(table["id"])
+    [marked] = found.filter(pc.is_valid(found["error"])).to_pylist()
+    assert (marked["id"], marked["score"]) == (bad, None)
+    assert marked["error"].startswith("column 'width' (double) has null or NaN, which the model does not take")
+    np.testing.assert_allclose(found["score"].drop_null(), np.delete(logistic(table), bad), rtol=0, atol=1e-9)
+
+    with pytest.raises(ColumnError, match=r"the row id=765432 cannot be scored: column 'width' \(double\) has null"):
+        score_files(spark, tmp_path / "boxes.parquet", model, tmp_path / "none", keys="id")
+    assert not (tmp_path / "none").exists()
 
 
 def test_records_of_a_model_of_another_library_cannot_be_told(
