@@ -1,6 +1,8 @@
 """What a table of scores can be asked for: forms, nulls, bad rows, counters; and what Spark's ways do not change."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from scoring.files import score_files
 from scoring.forms import AtLeast, Long, Struct, TopK, Wide
 from scoring.loaded_model import LoadedModel
 from scoring.model_directory import DESCRIPTION_FILE
+from scoring.package import package_model
 from scoring.run import main
 from scoring.sql import register_sql
 from scoring.udf import scorer_udf
@@ -39,6 +42,8 @@ from tests.unit.scoring.exported_models import (
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -113,6 +118,34 @@ def test_sql_and_a_udf_tell_what_their_tasks_did_over_all_queries(spark: "SparkS
     told = counters.value
     assert (told.tasks, told.rows, told.bad_rows, told.nans) == (8, 40_000, 1, 39_999)
     assert told.loads == told.processes <= 2
+
+
+def test_a_partition_of_a_million_rows_takes_the_memory_of_one_of_ten_thousand(tmp_path: Path) -> None:
+    """S8, S11: one Python worker scores the small one first; neither it nor the driver ever holds the rows."""
+    weights = {f"x{number}": 0.5 for number in range(20)}
+    model = package_model({"coefficients": weights}, tmp_path / "model")
+    command = [sys.executable, "-m", "tests.cluster.programs.scoring_memory", str(model)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    small, large = map(json.loads, done.stdout.splitlines()[-2:])
+    assert (small["rows"], large["rows"]) == (10_000, 1_000_000)
+    assert (small["tasks"], large["tasks"], small["loads"], large["loads"]) == (1, 1, 1, 0)
+    # 168 MB of rows, of which a task holds some ten thousands at a time.
+    assert large["bytes"] > 160e6
+    assert large["peak_memory_bytes"] - small["peak_memory_bytes"] < large["bytes"] / 4
+    assert large["driver_bytes"] - small["driver_bytes"] < large["bytes"] / 10
+
+
+def test_scores_do_not_pass_through_the_driver(spark: "SparkSession", flights: "DataFrame", model: Path) -> None:
+    """S11: no job runs before the scores are used, and no step of the plan brings rows together."""
+    group = "not used yet"
+    spark.sparkContext.setJobGroup(group, group)
+    scored = score(flights, model, keys="flight_id")
+    spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
+    assert spark.sparkContext.statusTracker().getJobIdsForGroup(group) == []
+    plan = scored._jdf.queryExecution().executedPlan().toString()  # type: ignore[operator]
+    assert "MapInArrow" in plan
+    assert not [step for step in ("Collect", "Broadcast", "Exchange") if step in plan]
 
 
 def test_a_filter_on_a_score_evaluates_the_model_once(spark: "SparkSession", flights: "DataFrame", model: Path) -> None:

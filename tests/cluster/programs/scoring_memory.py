@@ -1,0 +1,34 @@
+"""Score a partition of 10,000 rows, then one of a million, in one Python worker, and say what memory that took.
+
+Prints a line for each: what the tasks counted, and the largest resident memory of the driver's Python so far, in bytes.
+Argument: a linear model of the columns ``x0``, ``x1``, and so on.
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+
+from scoring.batch import score
+from scoring.counters import Counters
+from scoring.model_directory import ModelDirectory
+from scoring.model_uri import resolve
+from training.spark_session import open_session
+
+
+def main() -> None:
+    """Score rows that Spark makes, and have it count the scores."""
+    model = resolve(sys.argv[1])
+    columns = [f"CAST(id AS DOUBLE) AS {name}" for name in ModelDirectory.open(model.path).inputs.columns]
+    spark = open_session(master="local[1]", workers=1)
+    for rows in (10_000, 1_000_000):
+        counters = Counters(spark)
+        table = spark.range(rows, numPartitions=1).selectExpr("id", *columns)
+        score(table, model, keys="id", counters=counters).agg({"score": "count"}).collect()
+        driver_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(dataclasses.asdict(counters.value) | {"driver_bytes": driver_bytes}))
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main()
