@@ -13,6 +13,7 @@ from benchmarks.file_sizes import size_table
 from benchmarks.jvm_connector import ARTIFACT, reason_in
 from benchmarks.measure import Mark, Timing
 from benchmarks.report import REPOSITORY, Report
+from benchmarks.score_growth import beyond_start
 from benchmarks.suite import overview
 from benchmarks.writer_memory import peak_bytes
 
@@ -78,6 +79,17 @@ def test_growth_compares_the_cost_of_a_row_in_the_two_largest_tables() -> None:
 
     # 30 s / 2,000 rows = 15 ms per row, against 2 s / 200 rows = 10 ms.
     assert growth(timings, [20, 200, 2_000]) == pytest.approx(1.5)
+
+
+def test_what_a_row_costs_beyond_the_start_of_a_job_is_told() -> None:
+    start = {"write": Timing("write", (0.25,))}
+    timings = [Timing("write", (0.5,)), Timing("write", (3.25,))]
+
+    table = beyond_start(start, {"write": timings}, [200_000, 2_000_000])
+
+    # 0.25 s for 200,000 rows, and 3 s for ten times as many.
+    assert table.rows == (("write", "0.250", "1.250", "1.500"),)
+    assert "a job of 1,000 rows takes the seconds of the first column" in table.note
 
 
 def test_cost_table_shows_microseconds_per_row() -> None:
