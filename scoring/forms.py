@@ -1,7 +1,8 @@
 """The forms that scores can take in a table: what the model gives, a struct of it, or labels with their scores.
 
 A *label* is the name of one element of a list of scores: a class of a multi-label model, or a candidate of a retrieval
-model. Labels come from the model's artifact, so no index has to be joined with names afterwards.
+model. Labels come from the model's artifact, so no index has to be joined with names afterwards. Scores of labels are
+float, whatever the model gives, so that models of several libraries go into one table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +115,9 @@ class Wide:
         (output,) = labels
         names = labels[output]
         by_label = outputs[output].flatten().to_numpy().reshape(-1, len(names)).T
-        return Shaped({name: pa.array(np.ascontiguousarray(by_label[place])) for place, name in enumerate(names)})
+        return Shaped(
+            {name: pa.array(np.ascontiguousarray(by_label[place], np.float32)) for place, name in enumerate(names)}
+        )
 
 
 @dataclass(frozen=True)
@@ -279,9 +282,8 @@ class _Scored:
         if _is_ranked_list(list(outputs)):
             return cls._of_candidates(outputs["candidates"], outputs["scores"])
         (output,) = labels
-        return cls(
-            outputs[output].flatten().to_numpy(), _starts(outputs[output]), pa.array(labels[output], pa.string())
-        )
+        scores = outputs[output].flatten().to_numpy().astype(np.float32, copy=False)
+        return cls(scores, _starts(outputs[output]), pa.array(labels[output], pa.string()))
 
     @classmethod
     def _of_candidates(cls, candidates: pa.ListArray, scores: pa.ListArray) -> "_Scored":

@@ -163,8 +163,8 @@ class LoadedModel:
         width = self._widths[name]
         if width != len(labels):
             raise ModelOutputError(
-                f"output '{name}' of the SavedModel has {width} elements per row, and the model's features name "
-                f"{len(labels)} labels: they belong to different trainings; export the model again"
+                f"output '{name}' of the model has {width} elements per row, and what stands beside it names "
+                f"{len(labels)} labels: they belong to different trainings; export or package the model again"
             )
 
     def score(
@@ -213,7 +213,10 @@ class LoadedModel:
         given = self._backend(inputs, tuple(names.values()))
         if on_call is not None:
             on_call()
-        made = {name: _checked(name, type_, given[names[name]], rows) for name, type_ in outputs.items()}
+        made = {
+            name: _checked(name, type_, given[names[name]], rows, self.labels.get(name))
+            for name, type_ in outputs.items()
+        }
         self._note_widths(made, rows)
         return made
 
@@ -285,8 +288,8 @@ def _no_values(type_: str) -> np.ndarray:
     return np.empty(0, arrow_type.to_pandas_dtype())
 
 
-def _checked(name: str, described: str, values: np.ndarray, rows: int) -> np.ndarray:
-    """Return an output of the model, if it is of the shape that its type says."""
+def _checked(name: str, described: str, values: np.ndarray, rows: int, labels: Sequence[str] | None) -> np.ndarray:
+    """Return an output of the model, if it is of the shape that its type says, and has an element for each label."""
     dimensions = 2 if pa.types.is_list(ARROW_TYPES[described]) else 1
     if dimensions == 1 and values.shape == (rows, 1):
         return values[:, 0]
@@ -294,6 +297,11 @@ def _checked(name: str, described: str, values: np.ndarray, rows: int) -> np.nda
         raise ModelOutputError(
             f"output '{name}' has shape {values.shape} for {rows} rows; its type {described} needs "
             f"{'[rows, k]' if dimensions == 2 else '[rows]'}"
+        )
+    if labels is not None and values.shape[1] != len(labels):
+        raise ModelOutputError(
+            f"output '{name}' has {values.shape[1]} elements per row, and the model has {len(labels)} labels for them; "
+            f"have its postprocess give one per label"
         )
     return values
 

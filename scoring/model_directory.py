@@ -20,7 +20,7 @@ An MLflow model of other people, which describes itself::
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +31,12 @@ import pyarrow as pa
 from data_pipelines.feature_kinds import Feature
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures
 from data_pipelines.raw_columns import ColumnError
+from data_pipelines.repeated_names import repeated_names
 from scoring.backends.protocol import ArrayType, UnsupportedModelError
 from scoring.backends.pyfunc import mlflow_signature
 from scoring.hooks import HOOKS_FILE
 from scoring.inputs import Column, ColumnInputs, FeatureInputs, Inputs, Matrix
+from scoring.versions import COMPARED_OF_TRAINED, pinned_versions
 
 FORMAT_VERSION = 1
 PACKAGED_FORMAT_VERSION = 2
@@ -64,6 +66,8 @@ _SCALAR_TYPES = {
 ARROW_TYPES: Mapping[str, pa.DataType] = _SCALAR_TYPES | {
     f"array<{name}>": pa.list_(arrow_type) for name, arrow_type in _SCALAR_TYPES.items()
 }
+# Outputs whose elements can have names.
+_LABELLED_TYPES = ("array<float>", "array<double>")
 
 
 class ModelDirectoryError(ValueError):
@@ -136,6 +140,8 @@ class PackagedDescription:
         signature: The signature of a SavedModel that is called; None of all others.
         format_version: Version of this layout.
         hooks: The functions of its file of hooks that are called.
+        labels: Per output whose elements have names, these names in their order.
+        versions: What its scores depend on, as it was where the model was packaged: Python, and libraries.
     """
 
     backend: str
@@ -146,9 +152,13 @@ class PackagedDescription:
     signature: str | None = None
     format_version: int = PACKAGED_FORMAT_VERSION
     hooks: tuple[str, ...] = field(default_factory=tuple)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_outputs(self.outputs)
+        for output, names in self.labels.items():
+            _check_labels(output, names, self.outputs)
 
     def save(self, folder: Path) -> None:
         """Write ``mirrorspark.json`` into ``folder``."""
@@ -167,7 +177,8 @@ class PackagedDescription:
             matrix = Matrix(**inputs["matrix"]) if inputs["matrix"] else None
             columns = tuple(Column(**column) for column in inputs["given"])
             hooks = tuple(document.get("hooks", ()))
-            return cls(**document | {"inputs": ColumnInputs(columns, matrix), "hooks": hooks})
+            labels = {output: tuple(names) for output, names in document.get("labels", {}).items()}
+            return cls(**document | {"inputs": ColumnInputs(columns, matrix), "hooks": hooks, "labels": labels})
         except (TypeError, KeyError, ColumnError) as error:
             raise ModelDirectoryError(f"{folder / DESCRIPTION_FILE} is damaged ({error}); package it again") from error
 
@@ -199,6 +210,25 @@ def _check_outputs(outputs: Mapping[str, str]) -> None:
     unknown = {name: type_ for name, type_ in outputs.items() if type_ not in ARROW_TYPES}
     if unknown:
         raise ModelDirectoryError(f"output types {unknown} are unknown; use some of {sorted(ARROW_TYPES)}")
+
+
+def _check_labels(output: str, names: Sequence[str], outputs: Mapping[str, str]) -> None:
+    """Check names of elements; whether they are as many as the elements only the model tells."""
+    if outputs.get(output) not in _LABELLED_TYPES:
+        raise ModelDirectoryError(
+            f"labels name the elements of an output of several scores per row ({', '.join(_LABELLED_TYPES)}), which "
+            f"'{output}' is not: the outputs are {dict(outputs)}"
+        )
+    nameless = [name for name in names if not isinstance(name, str) or not name.strip()]
+    if nameless:
+        raise ModelDirectoryError(
+            f"the labels of output '{output}' hold {nameless[:3]}; give each as a text that is not empty"
+        )
+    repeated = repeated_names(names)
+    if repeated:
+        raise ModelDirectoryError(
+            f"the labels of output '{output}' hold {repeated[:3]} twice; give each element a name of its own"
+        )
 
 
 def _save(document: Mapping[str, Any], folder: Path) -> None:
@@ -297,9 +327,10 @@ class ModelDirectory:
 
     @cached_property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
-        """Per output whose elements have names, these names in their order; empty for other than multi-label models."""
-        has_labels = isinstance(self.description, ModelDescription) and self.description.task == "multi_label"
-        return {"scores": self.features.class_names} if has_labels else {}
+        """Per output whose elements have names, these names in their order: of multi-label models, and of packages."""
+        if isinstance(self.description, PackagedDescription):
+            return self.description.labels
+        return {"scores": self.features.class_names} if self.description.task == "multi_label" else {}
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -315,9 +346,14 @@ class ModelDirectory:
 
 
 def exported_with(folder: Path) -> Mapping[str, str]:
-    """Return the versions of the libraries that exported a model, as far as its folder tells; quick to ask."""
-    versions = _document(folder).get("versions") if (folder / DESCRIPTION_FILE).is_file() else None
-    return versions or {}
+    """Return the versions that a model's scores depend on, as far as its folder tells; quick to ask."""
+    if not (folder / DESCRIPTION_FILE).is_file():
+        return pinned_versions(folder)
+    document = _document(folder)
+    versions: Mapping[str, str] = document.get("versions", {})
+    if _version(document) == PACKAGED_FORMAT_VERSION:
+        return versions
+    return {library: versions[library] for library in COMPARED_OF_TRAINED if library in versions}
 
 
 def _fitted(path: Path, description: ModelDescription) -> FittedFeatures:

@@ -14,6 +14,7 @@ from scoring.decoding import BUILT_IN, decoders
 from scoring.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, hooked
 from scoring.inputs import Column, ColumnInputs, Matrix
 from scoring.model_directory import ModelDirectoryError, PackagedDescription
+from scoring.versions import versions_here
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -47,6 +48,7 @@ def package_model(
     outputs: Mapping[str, str] | None = None,
     signature: str | None = None,
     hooks: str | Path | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Write the model in ``source`` into ``folder``, with what it reads of a table and what it gives back.
 
@@ -69,13 +71,15 @@ def package_model(
             its functions that decode their values: bytes in, an array out. Its function ``preprocess`` makes the
             model's inputs of the columns of a call, and ``postprocess`` what the model gives of its outputs; both take
             and return a dict of arrays, rows first. With ``preprocess``, ``columns`` are what it reads.
+        labels: Per column of several scores the names of its elements, in the model's order: those of its classes, say.
+            They make the forms ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` of its scores.
 
     Returns:
         The folder.
 
     Raises:
-        ModelDirectoryError: The source is no model, ``folder`` holds something, or columns, outputs or hooks do not
-            fit.
+        ModelDirectoryError: The source is no model, ``folder`` holds something, or columns, outputs, hooks or labels do
+            not fit.
         UnsupportedModelError: The model cannot be loaded, or takes or gives what no column holds or is decoded to.
         HookError: The hooks cannot be run, or ``postprocess`` cannot be tried on a row of zeros.
         ColumnError: A column is given twice, or its type or fill is none.
@@ -98,7 +102,7 @@ def package_model(
         decoders(inputs, backend.signature, name, functions)  # refuses what they cannot decode
         found = hooked(backend, functions, hook_names).signature
         model_outputs = _model_outputs(found, outputs)
-        PackagedDescription(
+        description = PackagedDescription(
             backend=name,
             file=file,
             inputs=inputs,
@@ -106,7 +110,11 @@ def package_model(
             model_outputs=model_outputs,
             signature=called,
             hooks=hook_names,
-        ).save(whole)
+            labels={output: tuple(names) for output, names in (labels or {}).items()},
+            versions=versions_here(name, has_hooks=functions is not None),
+        )
+        _check_widths(description, found)
+        description.save(whole)
         whole.rename(target)
     return target
 
@@ -296,3 +304,16 @@ def _model_outputs(found: Signature, outputs: Mapping[str, str] | None) -> Mappi
 
 def _output_type(found: Signature, name: str) -> str:
     return next(array.column_type for array in found.outputs if array.name == name)
+
+
+def _check_widths(description: PackagedDescription, found: Signature) -> None:
+    """Check that there is a label for each element that the model gives."""
+    widths = {array.name: array.width for array in found.outputs}
+    for output, names in description.labels.items():
+        width = widths[description.model_outputs[output]]
+        if width != len(names):
+            elements = "no fixed number of" if width is None else width
+            raise ModelDirectoryError(
+                f"output '{output}' has {elements} elements per row, and labels names {len(names)}; labels need a "
+                f"fixed number of elements, and one name for each, in the model's order"
+            )

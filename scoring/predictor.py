@@ -41,7 +41,7 @@ class Predictor:
                 one row, one is quickest. TensorFlow's belong to the process, and so do NumPy's and those of an MLflow
                 model; with 1, a model that was trained here does all but large operations in the thread that calls.
                 None leaves the library its own choice.
-            other_versions: ``refuse`` a model that another TensorFlow (up to patches) has exported, or ``allow`` it.
+            other_versions: ``refuse`` a model that other libraries (up to patches) have exported, or ``allow`` it.
 
         Raises:
             ModelNotFoundError: The URI leads to no model.

@@ -1,4 +1,7 @@
-"""The backends by name. A new one is one file beside this, and one line in the table here."""
+"""The backends by name.
+
+A new one is one file beside this, one line in the table here, and one in that of :mod:`scoring.versions`.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,5 +1,7 @@
 """S13: models of other libraries score on every way in, like those that were trained here."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,9 @@ from data_pipelines.spark_errors import task_message
 from data_pipelines.tfrecords import write_tfrecords
 from scoring.batch import score
 from scoring.files import score_files
+from scoring.forms import TopK
 from scoring.inputs import Column
-from scoring.model_directory import ModelDirectoryError
+from scoring.model_directory import DESCRIPTION_FILE, ModelDirectoryError
 from scoring.package import package_model
 from scoring.sql import register_sql
 from scoring.tfrecord_input import score_tfrecords
@@ -92,6 +95,18 @@ def test_xgboost_scores_a_table_with_null_values(spark: "SparkSession", tmp_path
     rows = score(spark.read.parquet(str(tmp_path / "boxes.parquet")), model, keys="id").orderBy("id").collect()
     expected = booster.predict(xgboost.DMatrix(matrix(missing), feature_names=list(NAMES)))
     assert [row.score for row in rows] == expected.tolist()
+
+
+def test_the_best_class_of_a_booster_has_its_name(table: "DataFrame", tmp_path: Path) -> None:
+    """S7: labels travel in the package."""
+    import xgboost
+
+    kinds = ("flat", "tall", "cube")
+    booster = save_xgboost(tmp_path / "boxes.ubj", classes=3)
+    model = package_model(tmp_path / "boxes.ubj", tmp_path / "model", labels={"score": kinds})
+    rows = score(table, model, keys="id", outputs=TopK(1)).orderBy("id").collect()
+    best = booster.predict(xgboost.DMatrix(matrix(BOXES), feature_names=list(NAMES))).argmax(axis=1)
+    assert [row.predictions[0].label for row in rows] == [kinds[place] for place in best]
 
 
 def test_an_mlflow_model_of_other_people_scores_a_table(spark: "SparkSession", tmp_path: Path) -> None:
@@ -212,3 +227,20 @@ def test_records_of_a_model_of_another_library_cannot_be_told(
     write_tfrecords(table, tmp_path / "records")
     with pytest.raises(ModelDirectoryError, match="is of another library and has no fitted features"):
         score_tfrecords(spark, tmp_path / "records", onnx_model, keys="id")
+
+
+def test_executors_of_another_library_refuse_a_package_before_the_first_row(
+    table: "DataFrame", onnx_model: Path, tmp_path: Path
+) -> None:
+    """L10: the message has both versions; by option they score all the same."""
+    model = Path(shutil.copytree(onnx_model, tmp_path / "model"))
+    description = json.loads((model / DESCRIPTION_FILE).read_text())
+    old = {"versions": description["versions"] | {"onnxruntime": "0.1.2"}}
+    (model / DESCRIPTION_FILE).write_text(json.dumps(description | old))
+    allowed = score(table, model, keys="id", other_versions="allow").orderBy("id").collect()
+    np.testing.assert_allclose([row.score for row in allowed], logistic(BOXES), rtol=0, atol=1e-6)
+    with pytest.raises(PySparkException) as failure:
+        score(table, model, keys="id").collect()
+    told = task_message(failure.value)
+    assert "it has onnxruntime " in told
+    assert "instead of 0.1.2, which the model was exported with" in told

@@ -85,6 +85,26 @@ def save_logistic_onnx(path: Path) -> Path:
     return path
 
 
+def save_onnx_classifier(path: Path) -> Path:
+    """Save an ONNX file that gives the class and the probabilities of three, as one of scikit-learn does."""
+    from onnx import TensorProto, helper, save
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Softmax", ["box"], ["probabilities"], axis=1),
+            helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("box", TensorProto.FLOAT, ["rows", 3])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, ["rows"]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", 3]),
+        ],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
 def save_xgboost(path: Path, *, classes: int = 2, names: bool = True) -> Any:
     """Train a booster on rows with missing values, save it, and return it."""
     import xgboost

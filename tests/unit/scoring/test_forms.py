@@ -110,6 +110,13 @@ def test_slices_of_a_larger_array_have_their_own_rows(form: Columns) -> None:
     assert of_part == [column.to_pylist()[-kept:] for column in whole.columns.values()]
 
 
+@pytest.mark.parametrize("form", [Wide(), Long(), TopK(2), AtLeast(0.3)], ids=repr)
+def test_scores_of_labels_are_float_of_models_that_give_double_too(form: Columns) -> None:
+    """S13: as LightGBM and linear models do."""
+    of_double = {"scores": OUTPUTS["scores"].cast(pa.list_(pa.float64()))}
+    assert form.shaped(of_double, LABELS).columns == form.shaped(OUTPUTS, LABELS).columns
+
+
 def test_outputs_without_labels_have_no_labelled_form() -> None:
     score = pa.schema([("score", pa.float32())])
     for form in (Wide(), Long(), TopK(3), AtLeast(0.5)):

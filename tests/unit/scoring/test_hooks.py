@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from data_pipelines.raw_columns import ColumnError
-from scoring.backends.protocol import UnsupportedModelError
+from scoring.backends.protocol import ModelOutputError, UnsupportedModelError
 from scoring.hooks import HookError, Hooks
 from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel
@@ -293,6 +293,20 @@ def test_postprocess_gives_the_type_that_it_gave_for_a_row_of_zeros(tmp_path: Pa
     widening = changing.replace("np.float32", "np.float32 if rows == 1 else np.float64").replace("0.5", "2")
     outputs = LoadedModel(packaged(tmp_path, widening, "other")).score_arrow(BOXES)
     assert {name: str(column.type) for name, column in outputs.items()} == {"count": "int64", "narrow": "float"}
+
+
+def test_postprocess_gives_as_many_scores_as_there_are_labels(tmp_path: Path) -> None:
+    """S7: as it did for a row of zeros."""
+    changing = (
+        "import numpy as np\n"
+        "def postprocess(outputs):\n"
+        "    rows = len(outputs['score'])\n"
+        "    return {'p': np.zeros((rows, 2 if rows < 10 else 3))}\n"
+    )
+    model = LoadedModel(packaged(tmp_path, changing, labels={"p": ["stays", "leaves"]}))
+    assert model.score(BOXES.slice(0, 9))["p"].shape == (9, 2)
+    with pytest.raises(ModelOutputError, match="'p' has 3 elements per row, and the model has 2 labels for them"):
+        model.score(BOXES)
 
 
 def test_a_model_that_has_lost_its_hooks_says_so(tmp_path: Path) -> None:

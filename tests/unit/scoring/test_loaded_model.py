@@ -295,7 +295,7 @@ def test_labels_that_are_not_those_of_the_model_are_refused(tmp_path: Path) -> N
     for part in (FEATURES_FOLDER, DESCRIPTION_FILE):
         shutil.move(folder / part, tmp_path / part)
         shutil.move(other / part, folder / part)
-    with pytest.raises(ModelOutputError, match=r"'scores' of the SavedModel has 3 elements per row, .* name 4 labels"):
+    with pytest.raises(ModelOutputError, match=r"'scores' of the model has 3 elements per row, .* names 4 labels"):
         LoadedModel(folder)
 
 

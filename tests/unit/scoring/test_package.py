@@ -1,6 +1,8 @@
 """A model of another library, packaged, scores as that library does, whatever computes it."""
 
+import importlib
 import json
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from data_pipelines.raw_columns import ColumnError
-from scoring.backends.protocol import UnsupportedModelError
+from scoring.backends.protocol import ModelOutputError, UnsupportedModelError
 from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel
 from scoring.model_directory import (
@@ -22,6 +24,7 @@ from scoring.model_directory import (
     ModelDirectory,
     ModelDirectoryError,
     PackagedDescription,
+    exported_with,
 )
 from scoring.model_uri import resolve
 from scoring.package import package_model
@@ -37,6 +40,7 @@ from tests.unit.scoring.other_models import (
 )
 
 BOXES = boxes(1000)
+SOFTMAX = {"coefficients": {"age": [1.0, 0.0], "visits": [0.0, 1.0]}, "link": "softmax"}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,65 @@ def test_a_description_is_read_as_it_was_written(packages: dict[str, Path]) -> N
     description = PackagedDescription.load(packages["onnx"])
     assert [(column.name, column.type) for column in description.inputs.given] == [(name, "float") for name in NAMES]
     assert (description.outputs, description.backend) == ({"score": "float"}, "onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("saved_model", ["tensorflow"]),
+        ("keras", ["tensorflow", "tf_keras"]),
+        ("h5", ["tensorflow", "tf_keras"]),
+        ("onnx", ["onnxruntime"]),
+        ("linear", ["numpy"]),
+    ],
+)
+def test_a_package_tells_the_versions_that_its_scores_depend_on(
+    packages: dict[str, Path], name: str, modules: list[str]
+) -> None:
+    """L10: by the names that pip has for them."""
+    installed = {module.replace("_", "-"): importlib.import_module(module).__version__ for module in modules}
+    assert exported_with(packages[name]) == {"python": platform.python_version(), **installed}
+
+
+def test_a_package_of_before_there_were_labels_and_versions_has_none(packages: dict[str, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(packages["linear"], tmp_path / "copy"))
+    document = json.loads((copy / DESCRIPTION_FILE).read_text())
+    del document["labels"], document["versions"]
+    (copy / DESCRIPTION_FILE).write_text(json.dumps(document))
+    assert (ModelDirectory.open(copy).labels, exported_with(copy)) == ({}, {})
+    np.testing.assert_allclose(LoadedModel(copy).score(BOXES)["score"], logistic(BOXES), rtol=0, atol=1e-6)
+
+
+def test_labels_travel_with_the_model_and_are_as_many_as_it_gives_wherever_it_is_loaded(tmp_path: Path) -> None:
+    """S7: another order or number would give every score a wrong name."""
+    folder = package_model(SOFTMAX, tmp_path / "model", outputs={"p": "score"}, labels={"p": ["stays", "leaves"]})
+    assert ModelDirectory.open(folder).labels == LoadedModel(folder).labels == {"p": ("stays", "leaves")}
+    document = json.loads((folder / DESCRIPTION_FILE).read_text())
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(document | {"labels": {"p": ["a", "b", "c"]}}))
+    with pytest.raises(ModelOutputError, match=r"'p' of the model has 2 elements per row, .* names 3 labels"):
+        LoadedModel(folder)
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(document | {"labels": {"p": ["a", "a"]}}))
+    with pytest.raises(ModelDirectoryError, match=r"the labels of output 'p' hold \['a'\] twice"):
+        ModelDirectory.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "labels", "message"),
+    [
+        (SOFTMAX, {"score": ["a"]}, "output 'score' has 2 elements per row, and labels names 1; .* one name for each"),
+        (SOFTMAX, {"score": ["a", "a"]}, r"'score' hold \['a'\] twice; give each element a name of its own"),
+        (SOFTMAX, {"score": ["a", " "]}, r"'score' hold \[' '\]; give each as a text that is not empty"),
+        (SOFTMAX, {"score": [0, 1]}, r"'score' hold \[0, 1\]; give each as a text"),
+        (SOFTMAX, {"scores": ["a", "b"]}, r"which 'scores' is not: the outputs are \{'score': 'array<double>'\}"),
+        (LINEAR, {"score": ["a"]}, r"an output of several scores per row .*, which 'score' is not"),
+    ],
+)
+def test_labels_that_do_not_name_each_element_once_are_refused(
+    tmp_path: Path, source: Any, labels: Any, message: str
+) -> None:
+    with pytest.raises(ModelDirectoryError, match=message):
+        package_model(source, tmp_path / "model", labels=labels)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_columns_change_what_becomes_of_null(tmp_path: Path) -> None:

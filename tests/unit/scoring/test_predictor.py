@@ -125,3 +125,29 @@ def test_a_model_of_another_tensorflow_is_refused_unless_it_is_allowed(flights_m
     with pytest.raises(ModelVersionsError, match=r"instead of 1\.15\.0"):
         Predictor(older)
     assert "score" in Predictor(older, other_versions="allow").predict(FLIGHTS.to_pylist()[0])
+
+
+def test_a_package_of_other_libraries_is_refused_with_all_that_differs_unless_it_is_allowed(tmp_path: Path) -> None:
+    """L10."""
+    model, row = package_model(LINEAR, tmp_path / "model"), dict.fromkeys(LINEAR["coefficients"], 0.0)
+    description = json.loads((model / DESCRIPTION_FILE).read_text())
+    others = {"versions": {"python": "3.1.4", "numpy": "0.1.2"}}
+    (model / DESCRIPTION_FILE).write_text(json.dumps(description | others))
+    with pytest.raises(ModelVersionsError, match=r"python \S+ instead of 3\.1\.4, numpy \S+ instead of 0\.1\.2, which"):
+        Predictor(model)
+    assert "score" in Predictor(model, other_versions="allow").predict(row)
+    # As packages were before they told versions.
+    del description["versions"]
+    (model / DESCRIPTION_FILE).write_text(json.dumps(description))
+    assert "score" in Predictor(model).predict(row)
+
+
+def test_an_mlflow_model_is_refused_by_other_libraries_than_it_pins_unless_it_is_allowed(tmp_path: Path) -> None:
+    """L10: a pin of what is not installed does not count, nor does what is not pinned."""
+    save_sklearn(tmp_path / "model")
+    row = {"age": 31.0, "city": "Bonn", "visits": 1}
+    pins = "mlflow\npandas>=0.1\nno-such-library==1.0\nscikit-learn==0.1.2\n"
+    (tmp_path / "model" / "requirements.txt").write_text(pins)
+    with pytest.raises(ModelVersionsError, match=r": it has scikit-learn \S+ instead of 0\.1\.2, which"):
+        Predictor(tmp_path / "model")
+    assert "prediction" in Predictor(tmp_path / "model", other_versions="allow").predict(row)

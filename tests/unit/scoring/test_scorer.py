@@ -1,7 +1,9 @@
 """S5, S7: rows that cannot be scored are marked in every form, beside their own keys; what fails names the row."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -13,14 +15,25 @@ from scoring.counters import Tally
 from scoring.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
 from scoring.inputs import Column
 from scoring.loaded_model import PROCESS_CACHE, LoadedModel
-from scoring.model_directory import ModelDirectory
+from scoring.model_directory import DESCRIPTION_FILE, ModelDirectory
 from scoring.model_uri import resolve
 from scoring.null_policy import NullPolicy
 from scoring.package import package_model
 from scoring.scorer import Scorer, Settings
 from scoring.shipping import ShippedModel
+from scoring.versions import ModelVersionsError
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
-from tests.unit.scoring.other_models import LINEAR, pictures, png, save_picture_keras
+from tests.unit.scoring.other_models import (
+    LINEAR,
+    NAMES,
+    boxes,
+    pictures,
+    png,
+    save_lightgbm,
+    save_onnx_classifier,
+    save_picture_keras,
+    save_xgboost,
+)
 
 # The second and the last row have an index that the model does not know.
 ROWS = pa.record_batch(
@@ -108,6 +121,57 @@ def test_scores_that_would_have_a_column_twice_are_refused(tmp_path: Path) -> No
         Settings(outputs=Wide(), bad_rows="mark").schema(clash)
 
 
+KINDS = ("flat", "tall", "cube")
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of three kinds of boxes, with their names."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    save_xgboost(folder / "m.ubj", classes=3)
+    save_lightgbm(folder / "m.txt", classes=3)
+    save_onnx_classifier(folder / "m.onnx")
+    linear = {"coefficients": {name: [1.0, -1.0, 0.5] for name in NAMES}, "link": "softmax"}
+    return {
+        "xgboost": package_model(folder / "m.ubj", folder / "a", labels={"score": KINDS}),
+        "lightgbm": package_model(folder / "m.txt", folder / "b", labels={"score": KINDS}),
+        "onnx": package_model(folder / "m.onnx", folder / "c", columns=NAMES, labels={"probabilities": KINDS}),
+        "linear": package_model(linear, folder / "d", labels={"score": KINDS}),
+    }
+
+
+@pytest.mark.parametrize("name", ["xgboost", "lightgbm", "onnx", "linear"])
+def test_the_labels_of_a_package_are_in_every_form_that_has_labels(classifiers: dict[str, Path], name: str) -> None:
+    """S7, S13: also where the model gives double, or a class beside its probabilities."""
+    folder, (batch,) = classifiers[name], boxes(50).to_batches()
+    model = LoadedModel(folder, threads=1)
+    (output,) = model.labels
+
+    def scored(form: Form) -> list[dict[str, object]]:
+        scorer = scorer_of(folder, outputs=form, with_version=False)
+        columns = scorer.scored(model, batch, Tally(), ["id"])
+        announced = scorer.settings.schema(ModelDirectory.open(folder))
+        assert columns.schema.types[1:] == announced.types
+        return columns.to_pylist()
+
+    scores = [dict(zip(KINDS, row, strict=True)) for row in model.score(batch)[output].astype(np.float32).tolist()]
+    assert scored(Wide()) == [{"id": number, **row} for number, row in enumerate(scores)]
+    assert scored(Long()) == [
+        {"id": number, "label": label, "score": score}
+        for number, row in enumerate(scores)
+        for label, score in row.items()
+    ]
+    ranked = [
+        [{"label": label, "score": score} for label, score in sorted(row.items(), key=lambda pair: -pair[1])]
+        for row in scores
+    ]
+    assert scored(TopK(2)) == [{"id": number, "predictions": row[:2]} for number, row in enumerate(ranked)]
+    assert scored(AtLeast(0.4)) == [
+        {"id": number, "predictions": [entry for entry in row if entry["score"] >= np.float32(0.4)]}
+        for number, row in enumerate(ranked)
+    ]
+
+
 @pytest.fixture(scope="module")
 def pictures_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
@@ -177,6 +241,23 @@ def test_a_task_limits_the_numeric_libraries_of_its_process(monkeypatch: pytest.
     with threadpool_limits(2):
         assert scorer.load(Tally()).threads == 1
         assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}
+
+
+def test_a_task_refuses_a_package_of_other_libraries_before_it_loads_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """L10."""
+    monkeypatch.setattr("scoring.scorer._spare_the_garbage_collector", lambda **_: None)
+    folder = package_model({**LINEAR, "intercept": 1.5}, tmp_path / "model")  # which no test has loaded yet
+    document = json.loads((folder / DESCRIPTION_FILE).read_text())
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(document | {"versions": {"numpy": "0.1.2"}}))
+    pinned = resolve(folder)
+    shipped = ShippedModel(pinned.digest, pinned.label, path=str(folder), archive=None)
+    with pytest.raises(ModelVersionsError, match=rf"{pinned.label} cannot be .*numpy \S+ instead of 0\.1\.2, which"):
+        Scorer(shipped).load(Tally())
+    assert pinned.digest not in PROCESS_CACHE
+    Scorer(shipped, Settings(other_versions="allow")).load(Tally())
+    assert pinned.digest in PROCESS_CACHE
 
 
 class KeptCalls:

@@ -1,34 +1,80 @@
-"""L10: an executor whose TensorFlow is not the model's says so before it loads anything."""
+"""L10: an executor whose Python or libraries are not the model's says so before it loads anything."""
 
+import platform
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
-from scoring.versions import ModelVersionsError, check_versions
+from scoring.versions import ModelVersionsError, check_versions, pinned_versions, versions_here
 
+PYTHON = platform.python_version()
 INSTALLED = version("tensorflow")
 MINOR = ".".join(INSTALLED.split(".")[:2])
 
 
 @pytest.mark.parametrize(
-    "exported_with",
-    [{}, {"tensorflow": INSTALLED}, {"tensorflow": f"{MINOR}.99"}, {"tensorflow": INSTALLED, "numpy": "0.1"}],
+    "exported_with", [{}, {"tensorflow": INSTALLED}, {"tensorflow": f"{MINOR}.99", "python": PYTHON, "numpy": "2.4"}]
 )
-def test_patch_versions_and_other_libraries_may_differ(exported_with: dict[str, str]) -> None:
+def test_patch_versions_may_differ(exported_with: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"tensorflow": INSTALLED, "python": PYTHON, "numpy": "2.4.6"}
+    monkeypatch.setattr("scoring.versions.installed_version", here.get)
     check_versions(exported_with, "flights/3")
 
 
-def test_another_minor_version_is_refused_with_both_and_what_to_do() -> None:
+def test_all_minor_versions_that_differ_are_told_in_one_message_with_what_to_do() -> None:
     with pytest.raises(ModelVersionsError) as caught:
-        check_versions({"tensorflow": "1.15.0", "numpy": "0.1"}, "flights/3")
+        check_versions(
+            {"python": "3.1.4", "numpy": version("numpy"), "tensorflow": "1.15.0", "no-such-library": "7.1"},
+            "flights/3",
+        )
     message = str(caught.value)
     assert "flights/3 cannot be scored by " in message
-    assert f"it has tensorflow {INSTALLED} instead of 1.15.0" in message
+    assert (
+        f": it has python {PYTHON} instead of 3.1.4, tensorflow {INSTALLED} instead of 1.15.0, no-such-library not at "
+        f"all instead of 7.1, which the model was exported with; install these minor versions in"
+    ) in message
     assert "other_versions='allow'" in message
-    assert "numpy" not in message
 
 
-def test_a_library_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoring.versions.COMPARED", {"tensorflow": ("no-such-distribution",)})
-    with pytest.raises(ModelVersionsError, match="tensorflow not at all instead of"):
-        check_versions({"tensorflow": INSTALLED}, "flights/3")
+def test_a_whole_number_is_a_minor_version_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEP 440: 2 is 2.0."""
+    monkeypatch.setattr("scoring.versions.installed_version", {"one": "2.0.1", "other": "2.1"}.get)
+    with pytest.raises(ModelVersionsError, match=r"it has other 2\.1 instead of 2, which"):
+        check_versions({"one": "2", "other": "2"}, "flights/3")
+
+
+def test_a_library_may_come_in_a_distribution_of_another_name() -> None:
+    """What is imported as ``xgboost`` is ``xgboost-cpu`` here."""
+    assert versions_here("xgboost", has_hooks=False) == {"python": PYTHON, "xgboost": version("xgboost-cpu")}
+
+
+def test_functions_of_a_model_add_numpy_to_what_is_compared() -> None:
+    assert versions_here("lightgbm", has_hooks=True) == {
+        "python": PYTHON,
+        "lightgbm": version("lightgbm"),
+        "numpy": version("numpy"),
+    }
+
+
+def test_an_mlflow_model_is_compared_by_its_python_and_what_it_pins_of_what_is_here(tmp_path: Path) -> None:
+    assert pinned_versions(tmp_path) == {}
+    (tmp_path / "python_env.yaml").write_text("python: 3.1.4\nbuild_dependencies:\n- pip==1.0\n")
+    (tmp_path / "requirements.txt").write_text(
+        "# pandas==0.1\n"
+        "numpy==0.2.5\n"
+        "scikit-learn[tests] == 0.3+local  # as in training\n"
+        "xgboost==0.4 \\\n    --hash=sha256:0123\n"
+        "pandas>=0.1\n"
+        "pyarrow==3.*\n"
+        "psutil==0.1; sys_platform == 'win32'\n"
+        "no-such-library==0.1\n"
+        "scipy\n"
+        "-r more.txt"
+    )
+    assert pinned_versions(tmp_path) == {
+        "python": "3.1.4",
+        "numpy": "0.2.5",
+        "scikit-learn": "0.3+local",
+        "xgboost": "0.4",
+    }

@@ -1,6 +1,7 @@
 """Boosters of XGBoost and LightGBM score as their own libraries do, with the threads of the task."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from scoring.backends.protocol import UnsupportedModelError
 from scoring.loaded_model import LoadedModel
-from scoring.model_directory import ModelDirectory
+from scoring.model_directory import ModelDirectory, exported_with
 from scoring.package import package_model
 from tests.unit.scoring.other_models import (
     LINEAR,
@@ -77,6 +78,18 @@ def test_lightgbm_scores_rows_with_missing_values_as_the_booster_does(tmp_path: 
     assert scores.shape == ((500,) if classes == 2 else (500, 3))
     np.testing.assert_array_equal(scores, booster.predict(matrix(BOXES).astype(np.float64)))
     assert len(np.unique(scores)) > 10
+
+
+def test_a_package_of_a_booster_tells_the_version_of_its_library(tmp_path: Path) -> None:
+    """L10."""
+    import lightgbm
+    import xgboost
+
+    save_xgboost(tmp_path / "model.ubj")
+    save_lightgbm(tmp_path / "model.txt")
+    for source, library in (("model.ubj", xgboost), ("model.txt", lightgbm)):
+        folder = package_model(tmp_path / source, tmp_path / library.__name__)
+        assert exported_with(folder) == {"python": platform.python_version(), library.__name__: library.__version__}
 
 
 def test_codes_of_a_data_frame_s_categories_are_refused(tmp_path: Path) -> None:

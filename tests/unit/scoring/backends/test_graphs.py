@@ -180,6 +180,19 @@ def test_one_array_of_numbers_may_be_a_column_of_arrays(tmp_path: Path) -> None:
     assert LoadedModel(folder).score(ROWS)["minus"].tolist() == [[-1, -1, -2], [2, -3, -4], [-3, -5, -6]]
 
 
+def test_labels_are_for_an_output_of_a_fixed_number_of_scores(tmp_path: Path) -> None:
+    """S7."""
+    source = save_onnx(
+        tmp_path / "m.onnx",
+        [("Neg", ["all"], ["minus"])],
+        [("all", TensorProto.FLOAT, ["rows", "length"])],
+        [("minus", TensorProto.FLOAT, ["rows", "length"])],
+    )
+    columns = [Column("pair", "array<float>")]
+    with pytest.raises(ModelDirectoryError, match="'minus' has no fixed number of elements per row, and labels"):
+        package_model(source, tmp_path / "model", columns=columns, labels={"minus": ["a", "b"]})
+
+
 def test_an_onnx_input_that_no_column_holds_is_refused(tmp_path: Path) -> None:
     source = save_onnx(
         tmp_path / "m.onnx",
