@@ -1,6 +1,7 @@
 """A model URI leads to one pinned version, or to a message that says what there is instead (L4)."""
 
 import os
+import platform
 import shutil
 import sys
 import time
@@ -9,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from scoring.model_directory import ModelDirectory, ModelDirectoryError, folder_digest
+from scoring.inputs import Column, ColumnInputs, Matrix
+from scoring.model_directory import ModelDirectory, ModelDirectoryError, PackagedDescription, folder_digest
 from scoring.model_uri import ModelNotFoundError, ModelStoreError, resolve
 from scoring.package import package_model
 from tests.unit.scoring.exported_models import log_flights
@@ -85,6 +88,35 @@ def test_a_package_is_found_among_the_artifacts_of_a_run(store: Store, tmp_path:
     pinned = resolve(f"runs:/{store.run_id}/boxes", store.uri)
     assert (pinned.label, pinned.digest) == (f"boxes/{store.run_id}", folder_digest(folder))
     assert ModelDirectory.open(pinned.path).inputs.columns == tuple(LINEAR["coefficients"])
+
+
+def test_all_that_a_package_says_of_itself_comes_back_from_mlflow(store: Store, tmp_path: Path) -> None:
+    """S4: columns with their types and policies, outputs, hooks, labels and versions."""
+    from mlflow import MlflowClient
+
+    (tmp_path / "code.py").write_text("def postprocess(outputs): return {'both': outputs['score']}\n")
+    folder = package_model(
+        {"coefficients": {"age": [1.0, 0.0], "visits": [0.0, 1.0]}, "link": "softmax"},
+        tmp_path / "visits",
+        columns=[Column("visits", "int", fill=3), Column("age", "float", nulls="fail")],
+        outputs={"p": "both"},
+        hooks=tmp_path / "code.py",
+        labels={"p": ["stays", "leaves"]},
+    )
+    MlflowClient(store.uri).log_artifacts(store.run_id, str(folder), "visits")
+    pinned = resolve(f"runs:/{store.run_id}/visits", store.uri)
+    assert ModelDirectory.open(pinned.path).description == PackagedDescription(
+        backend="linear",
+        file="linear.json",
+        inputs=ColumnInputs(
+            (Column("age", "float", nulls="fail"), Column("visits", "int", fill=3)), Matrix("features", "double")
+        ),
+        outputs={"p": "array<double>"},
+        model_outputs={"p": "both"},
+        hooks=("postprocess",),
+        labels={"p": ("stays", "leaves")},
+        versions={"python": platform.python_version(), "numpy": np.__version__},
+    )
 
 
 def test_a_local_folder_needs_no_store(flights_model: Path) -> None:
