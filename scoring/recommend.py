@@ -71,7 +71,7 @@ def recommend(
         with_version: Add the column ``model_version``.
         nulls: As for :func:`scoring.batch.score`, and so are the next four.
         bad_rows: Of a row that is marked, both lists are null.
-        other_versions: What to do on executors of another Python or TensorFlow.
+        other_versions: What to do on executors of another TensorFlow.
         reader: Who reads plain Parquet files.
         counters: Collects what the tasks say of themselves.
 

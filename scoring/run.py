@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--other-versions",
         default="refuse",
-        help="where an executor's Python or libraries are not the model's: refuse to score, or allow it",
+        help="where an executor's libraries are not the model's: refuse to score, or allow it",
     )
     parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="rows per call of the model")
     parser.add_argument(

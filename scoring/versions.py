@@ -1,8 +1,8 @@
 """The libraries of this Python against those that a model was exported with: told before the first row, in one message.
 
-What is compared are Python and the libraries whose minor versions change what a model computes; of an MLflow model, all
-that it pins. Of everything else it is enough that the model loads: it carries rows, and what Mirrorspark writes has
-format versions of its own.
+What is compared are the libraries whose minor versions change what a model computes, and Python where functions of its
+own do; of an MLflow model, Python and what it pins. Of everything else it is enough that the model loads: it carries
+rows, and what Mirrorspark and MLflow write has format versions of its own.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 PYTHON = "python"
 
-COMPARED_OF_TRAINED = (PYTHON, "tensorflow")
+COMPARED_OF_TRAINED = ("tensorflow",)
 """What is compared of a model that was trained here: its features are the same bits with every NumPy."""
 
 # What computes a packaged model, by its backend.
@@ -28,6 +28,8 @@ _COMPUTED_BY: Mapping[str, tuple[str, ...]] = {
     "saved_model": ("tensorflow",),
     "xgboost": ("xgboost",),
 }
+# What reads models of older versions by design, and computes nothing.
+_READS_OLDER = frozenset({"mlflow", "mlflow-skinny"})
 # The distributions of libraries that come in several; all others are called as their library is.
 _DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -75,7 +77,7 @@ def versions_here(backend: str, *, has_hooks: bool) -> dict[str, str]:
         backend: What computes it, by its name in :mod:`scoring.backends.catalog`.
         has_hooks: Whether functions of its own compute too, of whose libraries only NumPy is known.
     """
-    libraries = (PYTHON, *_COMPUTED_BY[backend], *(("numpy",) if has_hooks else ()))
+    libraries = (*_COMPUTED_BY[backend], *((PYTHON, "numpy") if has_hooks else ()))
     found = {library: installed_version(library) for library in libraries}
     # A build of one's own may be a distribution of any name.
     return {library: text for library, text in found.items() if text is not None}
@@ -90,7 +92,7 @@ def pinned_versions(folder: Path) -> dict[str, str]:
     python = _PINNED_PYTHON.search(_text(folder / "python_env.yaml"))
     pins = dict(_PIN.findall(_text(folder / "requirements.txt")))
     # What is not installed may be something that only serving needs; of all else the model misses it when it is loaded.
-    installed = {name: pin for name, pin in pins.items() if installed_version(name) is not None}
+    installed = {name: pin for name, pin in pins.items() if name not in _READS_OLDER and installed_version(name)}
     return ({PYTHON: python[1]} if python else {}) | installed
 
 

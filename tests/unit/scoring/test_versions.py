@@ -46,10 +46,10 @@ def test_a_whole_number_is_a_minor_version_of_zero(monkeypatch: pytest.MonkeyPat
 
 def test_a_library_may_come_in_a_distribution_of_another_name() -> None:
     """What is imported as ``xgboost`` is ``xgboost-cpu`` here."""
-    assert versions_here("xgboost", has_hooks=False) == {"python": PYTHON, "xgboost": version("xgboost-cpu")}
+    assert versions_here("xgboost", has_hooks=False) == {"xgboost": version("xgboost-cpu")}
 
 
-def test_functions_of_a_model_add_numpy_to_what_is_compared() -> None:
+def test_functions_of_a_model_add_python_and_numpy_to_what_is_compared() -> None:
     assert versions_here("lightgbm", has_hooks=True) == {
         "python": PYTHON,
         "lightgbm": version("lightgbm"),
@@ -62,6 +62,7 @@ def test_an_mlflow_model_is_compared_by_its_python_and_what_it_pins_of_what_is_h
     (tmp_path / "python_env.yaml").write_text("python: 3.1.4\nbuild_dependencies:\n- pip==1.0\n")
     (tmp_path / "requirements.txt").write_text(
         "# pandas==0.1\n"
+        "mlflow==0.1.0\n"
         "numpy==0.2.5\n"
         "scikit-learn[tests] == 0.3+local  # as in training\n"
         "xgboost==0.4 \\\n    --hash=sha256:0123\n"
