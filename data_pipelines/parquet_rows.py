@@ -26,6 +26,10 @@ class ParquetError(ValueError):
     """A file is not Parquet, or does not fit the others; the message says which."""
 
 
+class NotParquetError(ParquetError):
+    """A file is not Parquet; the message says which."""
+
+
 @dataclass(frozen=True)
 class RowGroups:
     """Row groups ``first`` to ``stop`` (not included) of one file."""
@@ -75,24 +79,7 @@ class ParquetRows:
         Raises:
             ParquetError: As there.
         """
-        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-            footers = list(pool.map(_footer, files))
-        schema = _schema(files, footers[0], columns)
-        stored = [field for field in schema if field.name not in dict(files[0].partition)]
-        for file, footer in zip(files, footers, strict=True):
-            _check_columns(file, footer, stored, files[0])
-            if columns is None:
-                _check_no_more_columns(file, footer, footers[0], files[0])
-        return cls(
-            schema,
-            groups=tuple(
-                RowGroups(file, number, number + 1)
-                for file, footer in zip(files, footers, strict=True)
-                for number in range(len(footer.group_bytes))
-            ),
-            group_bytes=tuple(size for footer in footers for size in footer.group_bytes),
-            group_rows=tuple(rows for footer in footers for rows in footer.group_rows),
-        )
+        return ParquetFiles.of(files).rows(columns)
 
     @property
     def rows(self) -> int:
@@ -185,6 +172,77 @@ def _rows_at_a_time(footer: pq.FileMetaData, groups: Sequence[int], columns: Seq
     return BATCH_ROWS if not size else max(1, min(BATCH_ROWS, BATCH_BYTES * rows // size))
 
 
+@dataclass(frozen=True)
+class _Footer:
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+    group_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Parquet files, and what their footers say of them.
+
+    Attributes:
+        files: At least one.
+        footers: The footer of each.
+    """
+
+    files: tuple[DataFile, ...]
+    footers: tuple[_Footer, ...]
+
+    @classmethod
+    def of(cls, files: Sequence[DataFile]) -> "ParquetFiles":
+        """Read the footers.
+
+        Raises:
+            NotParquetError: A file is not Parquet.
+            ParquetError: A file has two columns of one name.
+        """
+        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+            return cls(tuple(files), tuple(pool.map(_footer, files)))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the first file, and of all partition folders."""
+        return _schema(self.files, self.footers[0], None)
+
+    def of_each_schema(self, columns: Sequence[str]) -> tuple[DataFile, ...]:
+        """Return the first file of each schema that there is among them, as far as ``columns`` go.
+
+        A column of partition folders is in no file.
+        """
+        folders = dict(self.files[0].partition)
+        found: dict[tuple[pa.DataType | None, ...], DataFile] = {}
+        for file, footer in zip(self.files, self.footers, strict=True):
+            types = {field.name: field.type for field in footer.schema}
+            found.setdefault(tuple(types.get(name) for name in columns if name not in folders), file)
+        return tuple(found.values())
+
+    def rows(self, columns: Sequence[str] | None) -> ParquetRows:
+        """Return the rows of the columns asked for, or of all.
+
+        Raises:
+            ParquetError: As for :meth:`ParquetRows.of`.
+        """
+        schema = _schema(self.files, self.footers[0], columns)
+        stored = [field for field in schema if field.name not in dict(self.files[0].partition)]
+        for file, footer in zip(self.files, self.footers, strict=True):
+            _check_columns(file, footer, stored, self.files[0])
+            if columns is None:
+                _check_no_more_columns(file, footer, self.footers[0], self.files[0])
+        return ParquetRows(
+            schema,
+            groups=tuple(
+                RowGroups(file, number, number + 1)
+                for file, footer in zip(self.files, self.footers, strict=True)
+                for number in range(len(footer.group_bytes))
+            ),
+            group_bytes=tuple(size for footer in self.footers for size in footer.group_bytes),
+            group_rows=tuple(rows for footer in self.footers for rows in footer.group_rows),
+        )
+
+
 def parquet_files(locations: str | Path | StoragePath | Iterable[str | Path | StoragePath]) -> list[DataFile]:
     """Return the files at ``locations``: files, folders or globs.
 
@@ -195,22 +253,6 @@ def parquet_files(locations: str | Path | StoragePath | Iterable[str | Path | St
     if not files:
         raise FileNotFoundError(f"there are no Parquet files in {locations}; check the path")
     return files
-
-
-def parquet_schema(files: Sequence[DataFile]) -> pa.Schema:
-    """Return the columns of the first of some Parquet files, and of all partition folders.
-
-    Raises:
-        ParquetError: The first is not Parquet.
-    """
-    return _schema(files, _footer(files[0]), None)
-
-
-@dataclass(frozen=True)
-class _Footer:
-    schema: pa.Schema
-    group_rows: tuple[int, ...]
-    group_bytes: tuple[int, ...]
 
 
 def _footer(file: DataFile) -> _Footer:
@@ -234,7 +276,7 @@ def _footer(file: DataFile) -> _Footer:
                 group_bytes=tuple(group.total_byte_size for group in groups),
             )
     except pa.ArrowInvalid as error:
-        raise ParquetError(f"{file.path} is not a Parquet file: {error}; leave it out") from error
+        raise NotParquetError(f"{file.path} is not a Parquet file: {error}; leave it out") from error
 
 
 def _plain_type(type_: pa.DataType, leaves: Iterator[pq.ColumnSchema]) -> pa.DataType:

@@ -16,7 +16,7 @@ from pyspark.sql.types import StructType
 
 from data_pipelines.file_listing import DataFile
 from data_pipelines.file_writes import write_files
-from data_pipelines.parquet_rows import ParquetRows, parquet_schema
+from data_pipelines.parquet_rows import NotParquetError, ParquetFiles, ParquetRows
 from data_pipelines.publish import SaveMode, WriteJob
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.storage import Location, StoragePath
@@ -27,6 +27,7 @@ from scoring.checks import ScoringError
 from scoring.counters import JobCounters
 from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
+from scoring.mixed_parquet import read_together
 from scoring.model_uri import PinnedModel
 from scoring.null_policy import NullPolicy, NullRule
 from scoring.planner import DEFAULT_TASK_SECONDS, Plan, check_task_seconds, may_take_longer, plan_tasks
@@ -92,8 +93,9 @@ def score_files(
     Args:
         spark: Starts the tasks.
         paths: Files, folders or globs of Parquet files; partition folders become columns. Executors read them, so they
-            have to reach them. What is no plain file is read by Spark, and the log says so: the folder of a Delta,
-            Hudi, Iceberg or streaming table, whose log says which of its files count.
+            have to reach them. What is more than plain files of one schema is read by Spark, and the log says so: the
+            folder of a Delta, Hudi, Iceberg or streaming table, whose log says which of its files count, and files
+            that lack a column or have numbers of another width, as far as Spark reads them as one table.
         model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
         output: Folder of the scores.
         keys: Columns that name a row; they pass through unchanged.
@@ -114,10 +116,10 @@ def score_files(
     Raises:
         ModelNotFoundError: The URI leads to no model.
         FileNotFoundError: There are no Parquet files.
-        ParquetError: A file is not Parquet, or has other columns than the first.
+        ParquetError: A file is not Parquet, or has two columns of one name.
         ScoringError: A key is missing, a column would stand in the result twice, the model's outputs cannot take the
-            form, ``task_seconds`` is not above 0, some of the files are those of a table that only Spark can read,
-            Spark cannot, or ``output`` holds some of them.
+            form, ``task_seconds`` is not above 0, some of the files are those of a table that only Spark can read, it
+            cannot, files have a column of types that it does not read as one, or ``output`` holds some of them.
         ColumnError: A raw column is missing, or has a type or a value that its feature cannot take.
         TargetExistsError: The mode is ``error``, and there is data at ``output``.
         WriteError: A task failed; the message says why. Nothing of the scores is visible.
@@ -130,9 +132,10 @@ def score_files(
     target = StoragePath.of(output)
     source = find_source(paths, input_format)
     if isinstance(source, SparkSource):
-        rows = _read_by_spark(spark, source, target, call)
+        rows = _read_by_spark(spark, _table_of(spark, source, target, call), call)
     else:
-        rows = _read_by_tasks(spark, source, target, call, task_seconds)
+        _refuse_own_input([file.path for file in source], target)
+        rows = _of_files(spark, paths, _parquet_files(source), call, task_seconds)
     scorer = call.scorer(spark)
     job = WriteJob.begin(target, save_mode)
     writer = ScoreWriter(job, call.keys, pa.schema([*rows.keys, *call.added]), scorer)
@@ -185,15 +188,32 @@ class _Rows:
     count: Callable[[], int]
 
 
-def _read_by_tasks(
-    spark: SparkSession, files: Sequence[DataFile], target: StoragePath, call: ScoringCall, task_seconds: float
+def _parquet_files(source: Sequence[DataFile]) -> ParquetFiles:
+    try:
+        return ParquetFiles.of(source)
+    except NotParquetError as error:
+        raise NotParquetError(f"{error}, or say what the files are: input_format='csv', for example") from error
+
+
+def _of_files(
+    spark: SparkSession,
+    paths: Location | Sequence[Location],
+    files: ParquetFiles,
+    call: ScoringCall,
+    task_seconds: float,
 ) -> _Rows:
+    """Let tasks read files of one schema, and Spark those of several."""
+    if len(files.of_each_schema(call.columns)) == 1:
+        return _read_by_tasks(spark, files, call, task_seconds)
+    return _read_by_spark(spark, read_together(spark, paths, files, call.columns), call)
+
+
+def _read_by_tasks(spark: SparkSession, files: ParquetFiles, call: ScoringCall, task_seconds: float) -> _Rows:
     """Check the files, and deal them to tasks that read them."""
-    _refuse_own_input([file.path for file in files], target)
-    found = parquet_schema(files)
+    found = files.schema
     call.check_names(found.names)
     call.check_types(found)
-    source = ParquetRows.of_files(files, call.columns)
+    source = files.rows(call.columns)
     keys = pa.schema([source.schema.field(name) for name in call.keys])
     return _Rows(keys, lambda writer: _file_tasks(spark, source, writer, task_seconds), lambda: source.rows)
 
@@ -231,12 +251,16 @@ def _log_plan(plan: Plan, speed: Speed, task_seconds: float) -> None:
         )
 
 
-def _read_by_spark(spark: SparkSession, source: SparkSource, target: StoragePath, call: ScoringCall) -> _Rows:
-    """Check what Spark reads, and let it hand the rows to the tasks."""
+def _table_of(spark: SparkSession, source: SparkSource, target: StoragePath, call: ScoringCall) -> DataFrame:
+    """Return what Spark reads at a source."""
     if source.format != "table":
         _refuse_own_input([StoragePath.of(path) for path in source.paths], target)
-    is_tfrecord = source.format == "tfrecord"
-    table = checked_table(tfrecord_table(spark, source.paths, call) if is_tfrecord else source.read(spark), call)
+    return tfrecord_table(spark, source.paths, call) if source.format == "tfrecord" else source.read(spark)
+
+
+def _read_by_spark(spark: SparkSession, table: DataFrame, call: ScoringCall) -> _Rows:
+    """Check what Spark reads, and let it hand the rows to the tasks."""
+    table = checked_table(table, call)
     if table.isEmpty():
         # Spark would start no task, and one file of scores tells their columns.
         table = spark.createDataFrame(spark.sparkContext.parallelize([], 1), table.schema)

@@ -18,6 +18,7 @@ from data_pipelines.raw_columns import ColumnError
 from scoring.batch import score
 from scoring.checks import ScoringError
 from scoring.files import score_files
+from scoring.loaded_model import LoadedModel
 from scoring.model_uri import ModelNotFoundError
 from scoring.probe import Speed
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
@@ -95,6 +96,52 @@ def test_partition_folders_are_columns_and_can_be_keys(spark: "SparkSession", mo
     score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys=["day", "flight_id"])
     found = scores_in(tmp_path / "scores")
     assert found["day"].to_pylist() == [1] * FLIGHTS.num_rows + [2] * FLIGHTS.num_rows
+
+
+def with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_files_of_several_schemas_are_read_by_spark_as_one_table(
+    spark: "SparkSession", model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, str]
+) -> None:
+    """S16: narrow numbers are widened, what a file lacks is null, whichever file comes first, and the log says so."""
+    narrow = with_column(FLIGHTS.drop_columns(["stops"]), "distance", FLIGHTS["distance"].cast(pa.float32()))
+    wide = with_column(FLIGHTS, "hour", FLIGHTS["hour"].cast(pa.int64()))
+    wide = with_column(wide, "flight_id", pa.array([f"w{number}" for number in range(FLIGHTS.num_rows)]))
+    for name, table in zip(names, (narrow, wide), strict=True):
+        (tmp_path / "flights" / name).mkdir(parents=True)
+        pq.write_table(table, tmp_path / "flights" / name / "part.parquet")
+
+    with caplog.at_level("WARNING", "scoring.mixed_parquet"):
+        scored = score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys="flight_id")
+    said = caplog.text
+    assert "have 2 schemas" in said
+    assert "Spark reads them, which is slower; columns that some of them lack, and that are null there: stops" in said
+    stops = pa.nulls(FLIGHTS.num_rows, FLIGHTS.schema.field("stops").type)
+    expected = pa.concat_tables(
+        pa.table({"flight_id": rows["flight_id"], "score": LoadedModel(model).score(rows)["score"]})
+        for rows in (with_column(FLIGHTS, "stops", stops), wide)
+    )
+    assert scored.rows == expected.num_rows
+    found, by_hand = (table.sort_by("flight_id") for table in (scores_in(tmp_path / "scores"), expected))
+    assert found["flight_id"].to_pylist() == by_hand["flight_id"].to_pylist()
+    assert found["score"].to_pylist() == pytest.approx(by_hand["score"].to_pylist(), rel=0, abs=1e-6)
+
+
+def test_partition_folders_are_columns_of_files_of_several_schemas_too(
+    spark: "SparkSession", model: Path, tmp_path: Path
+) -> None:
+    for day, hours in ((1, pa.int32()), (2, pa.int64())):
+        (tmp_path / f"flights/day={day}").mkdir(parents=True)
+        table = with_column(FLIGHTS, "hour", FLIGHTS["hour"].cast(hours))
+        pq.write_table(table, tmp_path / f"flights/day={day}/part.parquet")
+    score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys=["day", "flight_id"])
+    found = scores_in(tmp_path / "scores").sort_by([("day", "ascending"), ("flight_id", "ascending")])
+    assert found["day"].to_pylist() == [1] * FLIGHTS.num_rows + [2] * FLIGHTS.num_rows
+    scores = found["score"].to_pylist()
+    assert scores[: FLIGHTS.num_rows] == pytest.approx(scores[FLIGHTS.num_rows :], rel=0, abs=1e-6)
 
 
 def test_keys_keep_their_types_and_the_version_can_be_left_out(
@@ -186,6 +233,9 @@ def test_what_does_not_fit_is_told_before_a_task_starts(
     wrong = FLIGHTS.set_column(FLIGHTS.schema.get_field_index("distance"), "distance", strings)
     pq.write_table(wrong, tmp_path / "wrong.parquet")
     (tmp_path / "text.parquet").write_text("flight_id,carrier")
+    (tmp_path / "mixed").mkdir()
+    pq.write_table(FLIGHTS, tmp_path / "mixed" / "a.parquet")
+    pq.write_table(wrong, tmp_path / "mixed" / "b.parquet")
     (tmp_path / "delta" / "_delta_log").mkdir(parents=True)
     pq.write_table(FLIGHTS, tmp_path / "delta" / "part.parquet")
     for folder in ("metadata", "data"):
@@ -201,7 +251,13 @@ def test_what_does_not_fit_is_told_before_a_task_starts(
         (flights, {"keys": "flight_id", "task_seconds": 0}, ScoringError, "task_seconds 0 is not above 0"),
         (tmp_path / "short.parquet", {"keys": "flight_id"}, ColumnError, "carrier"),
         (tmp_path / "wrong.parquet", {"keys": "flight_id"}, ColumnError, "distance"),
-        (tmp_path / "text.parquet", {"keys": "flight_id"}, ParquetError, "is not a Parquet file"),
+        (
+            tmp_path / "text.parquet",
+            {"keys": "flight_id"},
+            ParquetError,
+            "is not a Parquet file: .*; leave it out, or say what the files are: input_format='csv'",
+        ),
+        (tmp_path / "mixed", {"keys": "flight_id"}, ScoringError, "column 'distance' has types that Spark does not"),
         (
             tmp_path / "delta",
             {"keys": "flight_id"},

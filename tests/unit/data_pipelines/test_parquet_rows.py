@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.parquet_rows import ParquetError, ParquetRows
+from data_pipelines.file_listing import list_files
+from data_pipelines.parquet_rows import NotParquetError, ParquetError, ParquetFiles, ParquetRows
 
 
 @pytest.fixture
@@ -64,11 +65,22 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
         ParquetRows.of(folder, None)
     assert ParquetRows.of(folder, ["id"]).rows == 66
     (tmp_path / "no.parquet").write_bytes(b"no Parquet file")
-    with pytest.raises(ParquetError, match=r"no\.parquet is not a Parquet file"):
+    with pytest.raises(NotParquetError, match=r"no\.parquet is not a Parquet file"):
         ParquetRows.of(tmp_path / "no.parquet", None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no Parquet files"):
         ParquetRows.of(tmp_path / "empty", None)
+
+
+def test_schemas_are_told_apart_by_the_columns_asked_for(folder: Path) -> None:
+    pq.write_table(pa.table({"id": pa.array([1], pa.int32()), "day": ["x"]}), folder / "day=1" / "z.parquet")
+    files = ParquetFiles.of(list_files(folder))
+
+    first, _, last = files.files
+    assert files.of_each_schema(["id"]) == (first, last)
+    assert files.of_each_schema(["text"]) == (first, last)
+    # Nobody has the one; the other one is that of the folders, whatever is in the files.
+    assert files.of_each_schema(["none", "day"]) == (first,)
 
 
 def test_row_groups_go_to_tasks_by_their_number(folder: Path) -> None:

@@ -1,0 +1,100 @@
+"""Parquet files of several schemas: Spark reads them as one table, where its reader can."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import DataType, StructField, StructType
+
+from data_pipelines.parquet_rows import ParquetFiles
+from data_pipelines.spark_errors import task_message
+from data_pipelines.storage import Location, StoragePath
+from scoring.checks import ScoringError
+
+_LOGGER = logging.getLogger(__name__)
+
+# What Spark 4 widens as it reads (its ParquetVectorUpdaterFactory), where it is given the schema: its own `mergeSchema`
+# merges no two types.
+_NARROWER: Mapping[str, tuple[str, ...]] = {
+    "smallint": ("tinyint",),
+    "int": ("tinyint", "smallint"),
+    "bigint": ("tinyint", "smallint", "int"),
+    "double": ("tinyint", "smallint", "int", "float"),
+}
+
+
+def read_together(
+    spark: SparkSession, paths: Location | Sequence[Location], files: ParquetFiles, columns: Sequence[str]
+) -> DataFrame:
+    """Return rows of Parquet files whose schemas differ, and say so in the log.
+
+    A column that a file lacks is null in its rows; numbers become the widest type that they have in a file.
+
+    Args:
+        spark: Reads them.
+        paths: Files, folders or globs.
+        files: What is there.
+        columns: The columns to read.
+
+    Raises:
+        ScoringError: Spark cannot read them together, or not at all.
+    """
+    locations = [str(StoragePath.of(path)) for path in ([paths] if isinstance(paths, Location) else paths)]
+    folders = dict(files.files[0].partition)
+    examples = [str(file.path) for file in files.of_each_schema(columns)]
+    try:
+        schemas = {example: spark.read.parquet(example).schema for example in examples}
+        schema = schema_of_all(schemas, [name for name in columns if name not in folders])
+        # Spark looks into folders below the given ones for partitions, or when it is told to.
+        reader = spark.read.schema(schema).option("recursiveFileLookup", not folders)
+        table = reader.parquet(*locations)
+    except (PySparkException, Py4JJavaError) as error:
+        raise ScoringError(
+            f"Spark cannot read the Parquet files at {', '.join(locations)}, whose schemas differ (those of "
+            f"{examples[0]} and {examples[1]}, for example): {task_message(error)}"
+        ) from error
+    lacking = [name for name in schema.names if any(name not in found.names for found in schemas.values())]
+    _LOGGER.warning(
+        "the Parquet files at %s have %d schemas (those of %s and %s, for example): Spark reads them, which is slower; "
+        "columns that some of them lack, and that are null there: %s",
+        ", ".join(locations),
+        len(examples),
+        *examples[:2],
+        ", ".join(lacking) or "none",
+    )
+    return table
+
+
+def schema_of_all(schemas: Mapping[str, StructType], columns: Sequence[str]) -> StructType:
+    """Return those of ``columns`` that some schema has, each in the type as which Spark reads it from all files.
+
+    Args:
+        schemas: By the file that has it.
+        columns: The columns to read.
+
+    Raises:
+        ScoringError: A column has types that Spark does not read as one.
+    """
+    fields = []
+    for name in columns:
+        found = {file: schema[name].dataType for file, schema in schemas.items() if name in schema.names}
+        if found:
+            fields.append(StructField(name, _type_of_all(name, found)))
+    return StructType(fields)
+
+
+def _type_of_all(name: str, found: Mapping[str, DataType]) -> DataType:
+    for wide in found.values():
+        if all(_is_read_as(other, wide) for other in found.values()):
+            return wide
+    types = "; ".join(f"{of_file.simpleString()} in {file}" for file, of_file in found.items())
+    raise ScoringError(
+        f"column '{name}' has types that Spark does not read as one ({types}); write files of one schema, or cast the "
+        f"column with Spark, and score that with scoring.batch.score"
+    )
+
+
+def _is_read_as(narrow: DataType, wide: DataType) -> bool:
+    return narrow == wide or narrow.simpleString() in _NARROWER.get(wide.simpleString(), ())
