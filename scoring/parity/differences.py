@@ -1,0 +1,86 @@
+"""Absolute differences of two arrays of scores, and what a report says of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.parity.report import ParityReport, WorstRow
+
+
+def check_shapes(expected: NDArray[Any], actual: NDArray[Any]) -> None:
+    """Check that two arrays can be compared place by place.
+
+    Raises:
+        ValueError: Their shapes differ.
+    """
+    if expected.shape != actual.shape:
+        raise ValueError(
+            f"reference has shape {expected.shape} but candidate has {actual.shape}; "
+            "score the same rows, and align them with join_on_keys"
+        )
+
+
+def absolute_difference(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the difference at each place; a NaN on either side, or on both, makes it infinite."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(expected - actual)
+    # Equal infinities subtract to NaN but do not differ; every NaN score differs from anything, NaN included.
+    difference[expected == actual] = 0.0
+    return np.where(np.isnan(difference), np.inf, difference)
+
+
+def report_of(
+    expected: NDArray[np.float64],
+    actual: NDArray[np.float64],
+    difference: NDArray[np.float64],
+    tolerance: float,
+    *,
+    threshold: float | None,
+    threshold_flips: int,
+    worst: tuple[WorstRow, ...],
+    order_changes: int = 0,
+    identical_order_share: float | None = None,
+) -> ParityReport:
+    """Return the statistics of the differences of two arrays ``[rows, k]``, with what else was found."""
+    flat = np.sort(difference, axis=None)
+    largest = float(flat[-1])
+    return ParityReport(
+        rows=len(difference),
+        mean=float(flat.mean()),
+        # inf - inf would make it NaN; the sample form (n - 1), as pandas and Spark describe a column.
+        std=math.inf if math.isinf(largest) else float(flat.std(ddof=1)) if flat.size > 1 else 0.0,
+        p25=_percentile(flat, 0.25),
+        p50=_percentile(flat, 0.50),
+        p75=_percentile(flat, 0.75),
+        p99=_percentile(flat, 0.99),
+        max=largest,
+        max_relative=_max_relative(expected, actual, difference),
+        tolerance=tolerance,
+        above_tolerance=int((flat > tolerance).sum()),
+        nans=int((np.isnan(expected) | np.isnan(actual)).sum()),
+        threshold=threshold,
+        threshold_flips=threshold_flips,
+        worst=worst,
+        order_changes=order_changes,
+        identical_order_share=identical_order_share,
+    )
+
+
+def _max_relative(expected: NDArray[np.float64], actual: NDArray[np.float64], difference: NDArray[np.float64]) -> float:
+    """Return the largest difference relative to the larger magnitude of the two scores."""
+    if np.isinf(difference).any():
+        return math.inf
+    magnitude = np.maximum(np.abs(expected), np.abs(actual))
+    differs = difference > 0
+    return float((difference[differs] / magnitude[differs]).max(initial=0.0))
+
+
+def _percentile(ordered: NDArray[np.float64], share: float) -> float:
+    """Return NumPy's linear percentile of sorted values, and stay right where some of them are infinite."""
+    position = (ordered.size - 1) * share
+    low, high = float(ordered[math.floor(position)]), float(ordered[math.ceil(position)])
+    return low if low == high else low + (high - low) * (position - math.floor(position))

@@ -1,0 +1,89 @@
+"""Comparison of ranked lists: ids with their scores, best first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scoring.parity.differences import absolute_difference, check_shapes, report_of
+from scoring.parity.report import TOLERANCE, WORST_ROWS, ParityReport
+from scoring.parity.worst_rows import Keys, key_columns, key_values, largest_first, plain_value, worst_row
+
+
+def ranking_parity(
+    reference_ids: ArrayLike,
+    candidate_ids: ArrayLike,
+    reference_scores: ArrayLike,
+    candidate_scores: ArrayLike,
+    *,
+    keys: Keys | None = None,
+    tolerance: float = TOLERANCE,
+    worst: int = WORST_ROWS,
+) -> ParityReport:
+    """Compare two sets of ranked lists, rank by rank.
+
+    Scores are compared at equal ranks. Items whose reference scores lie within the tolerance may trade places, and
+    such an item may be another one at the end of the list, without counting as a change of order: rounding alone
+    decides between them.
+
+    Args:
+        reference_ids: recommended ids, best first, ``[rows, k]``.
+        candidate_ids: the other side's ids, ``[rows, k]``.
+        reference_scores: their scores, ``[rows, k]``.
+        candidate_scores: the other side's scores, ``[rows, k]``.
+        keys: key columns, ``[rows]`` each, that name the worst rows.
+        tolerance: the largest absolute difference of scores that passes.
+        worst: how many rows are kept: changed order first, then by difference.
+
+    Raises:
+        ValueError: no rows or unequal shapes.
+    """
+    expected = np.asarray(reference_scores, dtype=np.float64)
+    actual = np.asarray(candidate_scores, dtype=np.float64)
+    expected_ids, actual_ids = np.asarray(reference_ids), np.asarray(candidate_ids)
+    for name, value in (("reference_scores", expected), ("reference_ids", expected_ids)):
+        if value.ndim != 2 or not value.size:
+            raise ValueError(f"{name} has shape {value.shape}; pass [rows, k] with at least one row and one rank")
+    check_shapes(expected, actual)
+    check_shapes(expected_ids, actual_ids)
+    check_shapes(expected, expected_ids)
+    columns = key_columns(keys, len(expected))
+    difference = absolute_difference(expected, actual)
+    moved = expected_ids != actual_ids
+    changed = np.zeros(expected_ids.shape, dtype=bool)
+    for row in np.flatnonzero(moved.any(axis=1)):
+        changed[row] = moved[row] & ~_tied(expected_ids[row], actual_ids[row], expected[row], tolerance)
+
+    # A changed order outranks any difference of scores in the list of worst rows.
+    severity = np.where(changed, np.inf, difference)
+    worst_rank = severity.argmax(axis=1)
+    order = largest_first(severity.max(axis=1), worst)
+    cells = [(int(row), int(worst_rank[row])) for row in order]
+
+    def where(row: int, rank: int) -> dict[str, Any]:
+        ids = {"reference_id": plain_value(expected_ids[row, rank]), "candidate_id": plain_value(actual_ids[row, rank])}
+        return {**key_values(columns, row), "rank": rank + 1, **ids}
+
+    return report_of(
+        expected,
+        actual,
+        difference,
+        tolerance,
+        threshold=None,
+        threshold_flips=0,
+        worst=tuple(worst_row(where(*cell), expected, actual, difference, cell) for cell in cells),
+        order_changes=int(changed.any(axis=1).sum()),
+        identical_order_share=float((~moved.any(axis=1)).mean()),
+    )
+
+
+def _tied(
+    expected_ids: NDArray[Any], actual_ids: NDArray[Any], scores: NDArray[np.float64], tolerance: float
+) -> NDArray[np.bool_]:
+    """Tell at which ranks the other side's item ties with the reference's, by the reference's own scores ``[k]``."""
+    same = actual_ids[:, None] == expected_ids[None, :]
+    # An item that the reference does not list scores at most what its last item does.
+    own = np.where(same.any(axis=1), scores[same.argmax(axis=1)], scores[-1])
+    return np.asarray(absolute_difference(own, scores) <= tolerance)
