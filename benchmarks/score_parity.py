@@ -16,7 +16,8 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table
 from benchmarks.train_work import FLIGHTS, flights_config, flights_table, in_new_process, trained, usual_session
-from scoring.parity import ParityReport, join_on_keys, parity
+from scoring.model_uri import PinnedModel
+from scoring.parity import THRESHOLD, ParityReport, parity_check
 
 EPOCHS = 3
 PREDICTOR_ROWS = 2_000
@@ -24,8 +25,8 @@ KEY = "flight_id"
 PREDICTOR = "Predictor"
 MARK = 1e-6
 
-Scores = Callable[[], pa.Table]
-"""Returns keys and scores."""
+Way = Callable[[Path], pa.Table]
+"""Takes a folder of Parquet files with raw rows; returns their keys and scores."""
 
 
 def run(options: Options) -> Report:
@@ -67,79 +68,96 @@ def _reports(rows: int, folder: Path) -> dict[str, ParityReport]:
     table = flights_table(spark, config, rows)
     dataset = convert(table, config.spec, folder / "dataset", options=config.conversion)
     made = trained(dataset.path, config, spark)
-    reference = made.predictions["test"].select([KEY, "score"])
-    test = folder / "test"
-    table.where("split = 'test'").write.parquet(str(test))
+    all_rows, some_rows = folder / "test", folder / "some"
+    table.where("split = 'test'").write.parquet(str(all_rows))
+    some_rows.mkdir()
+    pq.write_table(pq.read_table(all_rows).slice(0, PREDICTOR_ROWS), some_rows / "rows.parquet")
+    reference = predicted(made.predictions["test"])
     found = {
-        way: scores() for way, scores in _ways(spark, spark.read.parquet(str(test)), test, made.model, folder).items()
+        name: parity_check(reference, way, some_rows if name == PREDICTOR else all_rows, keys=KEY, threshold=THRESHOLD)
+        for name, way in ways_in(spark, made.model, folder).items()
     }
     spark.stop()
-    return {way: _report(way, reference, scores) for way, scores in found.items()}
+    return found
 
 
-def _report(way: str, reference: pa.Table, scores: pa.Table) -> ParityReport:
-    if way == PREDICTOR:
-        reference = reference.join(scores.select([KEY]), keys=KEY, join_type="left semi")
-    expected, actual = join_on_keys(reference, scores, [KEY])
-    return parity(expected["score"].to_numpy(), actual["score"].to_numpy())
+def predicted(predictions: pa.Table) -> Way:
+    """Return the way that looks rows up among what the training framework has predicted."""
+
+    def way(files: Path) -> pa.Table:
+        return predictions.select([KEY, "score"]).join(
+            pq.read_table(files, columns=[KEY]), keys=KEY, join_type="left semi"
+        )
+
+    return way
 
 
-def _ways(spark: SparkSession, table: DataFrame, files: Path, model: object, folder: Path) -> dict[str, Scores]:
+def ways_in(spark: SparkSession, model: PinnedModel, scratch: Path) -> dict[str, Way]:
+    """Return every way in to a model of flights.
+
+    Args:
+        spark: Runs what needs it.
+        model: The model.
+        scratch: Folder for what the ways write; each writes once.
+    """
     from data_pipelines.tfrecords import write_tfrecords
     from scoring.batch import score
     from scoring.files import score_files
     from scoring.loaded_model import LoadedModel
     from scoring.mirrorspark_pyfunc import RawColumnsModel
-    from scoring.model_uri import PinnedModel
     from scoring.predictor import Predictor
     from scoring.sql import register_sql
     from scoring.tfrecord_input import score_tfrecords
     from scoring.udf import scorer_udf
 
-    assert isinstance(model, PinnedModel)
-    rows = pq.read_table(files)
-    pinned = model
-
-    def with_keys(scores: object) -> pa.Table:
-        return pa.table({KEY: rows[KEY], "score": scores})
+    def table_of(files: Path) -> DataFrame:
+        return spark.read.parquet(str(files))
 
     def of_frame(frame: DataFrame) -> pa.Table:
         return frame.select(KEY, "score").toArrow()
 
-    def of_files() -> pa.Table:
-        score_files(spark, files, pinned, folder / "scores", keys=KEY)
-        return pq.read_table(folder / "scores")
+    def of_raw_columns(files: Path) -> pa.Table:
+        rows = pq.read_table(files)
+        scores = RawColumnsModel(model.path).predict(rows.to_pandas())["score"]
+        return pa.table({KEY: rows[KEY], "score": scores})
 
-    def of_sql() -> pa.Table:
-        register_sql(spark, "score_flight", pinned)
-        table.createOrReplaceTempView("to_score")
+    def of_encoded_columns(files: Path) -> pa.Table:
+        rows = pq.read_table(files)
+        return pa.table({KEY: rows[KEY], "score": LoadedModel(model.path).score(rows)["score"]})
+
+    def of_files(files: Path) -> pa.Table:
+        score_files(spark, files, model, scratch / "scores", keys=KEY)
+        return pq.read_table(scratch / "scores")
+
+    def of_sql(files: Path) -> pa.Table:
+        register_sql(spark, "score_flight", model)
+        table_of(files).createOrReplaceTempView("to_score")
         return of_frame(spark.sql(f"SELECT {KEY}, score_flight(struct(*)).score AS score FROM to_score"))  # noqa: S608
 
-    def of_udf() -> pa.Table:
-        udf = scorer_udf(spark, pinned)
-        return of_frame(table.selectExpr("*", "struct(*) AS row").select(KEY, udf("row").score.alias("score")))
+    def of_udf(files: Path) -> pa.Table:
+        udf = scorer_udf(spark, model)
+        rows = table_of(files).selectExpr("*", "struct(*) AS row")
+        return of_frame(rows.select(KEY, udf("row").score.alias("score")))
 
-    def of_records(layout: str) -> pa.Table:
-        write_tfrecords(table, folder / layout, layout=layout)
-        return of_frame(score_tfrecords(spark, folder / layout, pinned, keys=KEY))
+    def of_records(layout: str, files: Path) -> pa.Table:
+        write_tfrecords(table_of(files), scratch / layout, layout=layout)
+        return of_frame(score_tfrecords(spark, scratch / layout, model, keys=KEY))
 
-    def of_stream() -> pa.Table:
-        stream = score(spark.readStream.schema(table.schema).parquet(str(files)), pinned, keys=KEY)
-        writer = stream.writeStream.option("checkpointLocation", str(folder / "checkpoint")).trigger(availableNow=True)
-        writer.start(str(folder / "streamed")).awaitTermination()
-        return of_frame(spark.read.parquet(str(folder / "streamed")))
+    def of_stream(files: Path) -> pa.Table:
+        stream = score(spark.readStream.schema(table_of(files).schema).parquet(str(files)), model, keys=KEY)
+        writer = stream.writeStream.option("checkpointLocation", str(scratch / "checkpoint")).trigger(availableNow=True)
+        writer.start(str(scratch / "streamed")).awaitTermination()
+        return of_frame(table_of(scratch / "streamed"))
 
-    def of_predictor() -> pa.Table:
-        predictor, some = Predictor(pinned), rows.slice(0, PREDICTOR_ROWS)
-        scores = [predictor.predict(row)["score"] for row in some.to_pylist()]
-        return pa.table({KEY: some[KEY], "score": pa.array(scores, pa.float32())})
+    def of_predictor(files: Path) -> pa.Table:
+        predictor, rows = Predictor(model), pq.read_table(files)
+        scores = [predictor.predict(row)["score"] for row in rows.to_pylist()]
+        return pa.table({KEY: rows[KEY], "score": pa.array(scores, pa.float32())})
 
     return {
-        "exported model, raw columns (pyfunc)": lambda: with_keys(
-            RawColumnsModel(pinned.path).predict(rows.to_pandas())["score"]
-        ),
-        "exported model, encoded columns": lambda: with_keys(LoadedModel(pinned.path).score(rows)["score"]),
-        "score": lambda: of_frame(score(table, pinned, keys=KEY)),
+        "exported model, raw columns (pyfunc)": of_raw_columns,
+        "exported model, encoded columns": of_encoded_columns,
+        "score": lambda files: of_frame(score(table_of(files), model, keys=KEY)),
         "score_files": of_files,
         "scorer_udf": of_udf,
         "register_sql": of_sql,

@@ -15,14 +15,19 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.score_parity import predicted, ways_in
 from benchmarks.train_kills import weights_of
 from callbacks import commit
 from callbacks.fence import FENCE
 from data_pipelines.dataset import Dataset
 from data_pipelines.manifest import Shard
+from scoring.model_uri import resolve
+from scoring.parity import parity_check
 from tests.cluster.conftest import kill_within_an_epoch, read_events
 from training import faults
+from training.config import RunConfig
 from training.faults import Moment
+from training.pipeline import recipe_table
 from training.run import main
 
 if TYPE_CHECKING:
@@ -101,6 +106,25 @@ def test_scores_of_spark_equal_those_of_the_training_framework(unbroken: Finishe
     assert scores["flight_id"].is_unique
     assert set(scores["model_version"]) == {"some_flights/1"}
     assert unbroken.summary["parity"]["max"] <= 1e-5
+
+
+def test_every_way_in_gives_the_scores_of_the_training_framework(
+    spark: "SparkSession", unbroken: Finished, some_flights: Path, tmp_path: Path
+) -> None:
+    """S14: raw rows of the held-back split through each, beside what Keras predicted before the export."""
+    summary = unbroken.summary
+    version = f"models:/{summary['registered_model']}/{summary['model_version']}"
+    table = recipe_table(spark, RunConfig.from_recipe(str(some_flights), output=str(tmp_path / "sources")))
+    table.where("split = 'test'").limit(3_000).write.parquet(str(tmp_path / "rows"))
+    reference = predicted(pq.read_table(Path(summary["run_folder"]) / "predictions" / "test.parquet"))
+    ways = ways_in(spark, resolve(version, summary["tracking_uri"]), tmp_path)
+    assert len(ways) == 10
+    for name, way in ways.items():
+        # Records hold numbers of 32 bits.
+        tolerance = 1e-5 if "tfrecords" in name else 1e-6
+        report = parity_check(reference, way, tmp_path / "rows", keys="flight_id", tolerance=tolerance)
+        assert report.rows == 3_000
+        assert report.passed, f"{name}\n{report.as_table()}"
 
 
 def test_mlflow_has_one_run_with_everything_in_it(unbroken: Finished) -> None:
