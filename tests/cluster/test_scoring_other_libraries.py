@@ -14,15 +14,17 @@ from pyspark.errors import PySparkException
 
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.spark_errors import task_message
-from data_pipelines.tfrecords import write_tfrecords
+from data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 from scoring.batch import score
 from scoring.files import score_files
 from scoring.forms import TopK
 from scoring.inputs import Column
 from scoring.model_directory import DESCRIPTION_FILE, ModelDirectoryError
 from scoring.package import package_model
+from scoring.parity import parity_check
 from scoring.sql import register_sql
 from scoring.tfrecord_input import score_tfrecords
+from scoring.udf import scorer_udf
 from tests.unit.scoring.other_models import (
     LINEAR,
     NAMES,
@@ -33,9 +35,11 @@ from tests.unit.scoring.other_models import (
     pictures,
     png,
     save_logistic_onnx,
+    save_parsing_saved_model,
     save_picture_keras,
     save_sklearn,
     save_xgboost,
+    serialized_examples,
 )
 
 if TYPE_CHECKING:
@@ -116,6 +120,28 @@ def test_an_mlflow_model_of_other_people_scores_a_table(spark: "SparkSession", t
     people_table = spark.createDataFrame(rows, "id bigint, age double, city string, visits bigint")
     scored = score(people_table, tmp_path / "model", keys="id").orderBy("id").collect()
     np.testing.assert_allclose([row.prediction for row in scored], pipeline.predict_proba(frame), rtol=1e-12)
+
+
+def test_serialized_examples_go_to_a_signature_that_parses_them(spark: "SparkSession", tmp_path: Path) -> None:
+    """S16: a column of tf.train.Example, and the payloads of TFRecord files, score like the columns inside."""
+    source = save_parsing_saved_model(tmp_path / "source")
+    parsing = package_model(source, tmp_path / "parsing", columns=[Column("examples", "binary")])
+    of_columns = package_model(source, tmp_path / "columns", signature="columns")
+
+    def parsed(rows: pa.Table) -> pa.Table:
+        examples = pa.table({"id": rows["id"], "examples": serialized_examples(rows)})
+        return score(spark.createDataFrame(examples), parsing, keys="id").toArrow()
+
+    def by_columns(rows: pa.Table) -> pa.Table:
+        return score(spark.createDataFrame(rows), of_columns, keys="id").toArrow()
+
+    report = parity_check(by_columns, parsed, BOXES, keys="id", tolerance=1e-6, threshold=0.5)
+    assert report.passed, report.as_table()
+
+    write_tfrecords(spark.createDataFrame(BOXES), tmp_path / "records")
+    payloads = read_tfrecords(spark, tmp_path / "records", record_type="ByteArray")
+    of_records = payloads.select(scorer_udf(spark, parsing)("byteArray").score.alias("score")).toArrow()
+    np.testing.assert_allclose(np.sort(of_records["score"]), np.sort(logistic(BOXES)), rtol=0, atol=1e-6)
 
 
 HOOKS = """

@@ -51,6 +51,42 @@ def save_logistic_saved_model(folder: Path) -> Path:
     return folder
 
 
+def save_parsing_saved_model(folder: Path) -> Path:
+    """Save a SavedModel of the logistic model that parses serialized examples; signature ``columns`` takes numbers."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weights = tf.Variable(WEIGHTS, dtype=tf.float32)
+    features = {name: tf.io.FixedLenFeature([], tf.float32) for name in NAMES}
+
+    def of_columns(height: tf.Tensor, width: tf.Tensor, depth: tf.Tensor) -> dict[str, tf.Tensor]:
+        linear = tf.linalg.matvec(tf.stack([height, width, depth], axis=1), module.weights)
+        return {"score": tf.sigmoid(linear + INTERCEPT)}
+
+    def of_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        return of_columns(**tf.io.parse_example(examples, features))
+
+    specs = {name: tf.TensorSpec([None], tf.float32, name) for name in NAMES}
+    examples = tf.TensorSpec([None], tf.string, "examples")
+    signatures = {
+        "serving_default": tf.function(of_examples, autograph=False).get_concrete_function(examples=examples),
+        "columns": tf.function(of_columns, autograph=False).get_concrete_function(**specs),
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return folder
+
+
+def serialized_examples(table: pa.Table) -> list[bytes]:
+    """Return each row's three columns as a serialized ``tf.train.Example``."""
+    import tensorflow as tf
+
+    def example(row: dict[str, float]) -> bytes:
+        feature = {name: tf.train.Feature(float_list=tf.train.FloatList(value=[row[name]])) for name in NAMES}
+        return bytes(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+
+    return [example(row) for row in table.to_pylist()]
+
+
 def save_logistic_keras(path: Path) -> Path:
     """Save the logistic model as a file of tf-keras that takes one array."""
     import tf_keras
