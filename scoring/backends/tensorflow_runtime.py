@@ -59,7 +59,10 @@ def session_config(tf: Any, threads: int | None) -> Any:
 
 
 def traced_functions() -> frozenset[str]:
-    """Return the functions of which TensorFlow holds graphs in this process; none where it is not imported."""
+    """Return the functions that TensorFlow has traced or loaded in this process; none where it is not imported.
+
+    Those of a session of TensorFlow 1 are not among them, nor does it tell for which shapes XLA has compiled one.
+    """
     if "tensorflow" not in sys.modules:
         return frozenset()
     # Its own tests count so; there is no public way.

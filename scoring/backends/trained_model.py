@@ -117,6 +117,9 @@ def _restored(tf: Any, folder: Path, meta_graph: Any, config: Any) -> Any:
         session = v1.Session(graph=graph, config=config)
         if (folder / "variables" / "variables.index").is_file():
             saver.restore(session, str(folder / "variables" / "variables"))
+    # A session runs one graph for any number of rows. What TensorFlow 2 would trace, TensorFlow 1 adds to its graph: an
+    # error from now on.
+    graph.finalize()
     return session
 
 
