@@ -59,7 +59,7 @@ def score(
         tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
         outputs: The form of the scores, one of :mod:`scoring.forms`: a column for each output of the model, a struct,
             or labels with their scores.
-        batch_size: Rows per call of the model.
+        batch_size: Rows per call of the model, unless it takes a number of its own.
         with_version: Add the column ``model_version``, such as ``flights/3``.
         nulls: Per column what stands in for a null, or ``"fail"`` where none may be. Other columns' nulls are missing
             values to the model.

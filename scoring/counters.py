@@ -96,9 +96,9 @@ class JobCounters:
         tasks: How many there were.
         processes: Python workers that took part.
         loads: Loads of models: one for each process and model, unless others crowd it out of the process's memory.
-        traces: Functions that TensorFlow traced in the tasks' processes after a model was loaded: of Keras, of hooks, of
-            what an MLflow model runs. To the graph of a model that was trained here none can be added. What XLA compiles
-            is not counted.
+        traces: Functions that TensorFlow traced in the tasks' processes after a model was loaded: of Keras, hooks and
+            what an MLflow model runs. None can come to the graph of a model that was trained here. What XLA compiles is
+            not counted.
         threads: Most threads that a model computed with.
         rows: Rows scored.
         bad_rows: Rows among them that could not be scored, and have nulls for scores.

@@ -104,7 +104,7 @@ def score_files(
         mode: What becomes of data at ``output``, by its name in Spark: ``error``, ``overwrite`` or ``append``.
         tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
         outputs: The form of the scores, as for :func:`scoring.batch.score`.
-        batch_size: Rows per call of the model.
+        batch_size: Rows per call of the model, unless it takes a number of its own.
         with_version: Add the column ``model_version``.
         nulls: As there.
         bad_rows: As there.

@@ -74,7 +74,7 @@ def score_by_group(
             in any case, partitions stay as they are, and rows in their order.
         tracking_uri: MLflow store of the URIs; by default the one that MLflow is set to.
         outputs: The form of the scores, as for :func:`scoring.batch.score`.
-        batch_size: Rows per call of a model.
+        batch_size: Rows per call of a model, unless it takes a number of its own.
         with_version: Add the column ``model_version``.
         nulls: As there; it holds for the models that read the column.
         bad_rows: As there.

@@ -195,16 +195,17 @@ class _Postprocessed:
         return values
 
     def _tried(self, model: Backend) -> tuple[ArrayType, ...]:
-        """Return the types of what the hook gives, which only a call tells: of the model, for a row of zeros."""
+        """Return the types of what the hook gives, which only a call tells: of the model, for rows of zeros."""
+        rows = model.signature.rows or 1
         try:
-            given = model({array.name: _zeros(array) for array in model.signature.inputs}, self._given)
+            given = model({array.name: _zeros(array, rows) for array in model.signature.inputs}, self._given)
         except Exception as error:  # whatever the library raises
             raise self._error(
                 f"cannot be tried: the model fails for a row of zeros ({type(error).__name__}: {error})"
             ) from error
         return tuple(
             ArrayType(name, element_of(values.dtype), (None, *values.shape[1:]), f"an array of {values.dtype}")
-            for name, values in self._made(given, 1).items()
+            for name, values in self._made(given, rows).items()
         )
 
     def _made(self, given: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
@@ -220,8 +221,10 @@ class _Postprocessed:
         return HookError(f"{POSTPROCESS} of {self._hooks.file.name} {what}")
 
 
-def _zeros(array: ArrayType) -> np.ndarray:
-    """Return a row of zeros, or of empty texts; what has any length has 1."""
+def _zeros(array: ArrayType, rows: int) -> np.ndarray:
+    """Return so many rows of zeros, or of empty texts; what else has any length has 1."""
     shape = [length or 1 for length in array.shape]
+    if array.has_rows:
+        shape[0] = rows
     dtype = np.dtype(DTYPES.get(array.element or "", np.float32))
     return np.full(shape, "", dtype) if dtype == np.object_ else np.zeros(shape, dtype)

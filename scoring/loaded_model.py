@@ -128,12 +128,29 @@ class LoadedModel:
         """
         return self._feed.faults(batch, first=first)
 
+    def most_rows(self, batch_size: int) -> int:
+        """Return how many rows a call has at most: the number that the model has itself, or ``batch_size``.
+
+        It is fewer than ``batch_size`` where what is decoded would take more than 64 MB.
+        """
+        return self._backend.signature.rows or self._feed.rows_per_call(batch_size)
+
+    def least_rows(self, batch_size: int) -> int:
+        """Return how many rows a call has at least: one, or as many as at most where another number would not do.
+
+        That is where the model has a fixed number, or would be compiled anew for another. In all other cases to pad
+        would only cost time: a single row would take as long as thousands.
+        """
+        signature = self._backend.signature
+        return self.most_rows(batch_size) if signature.rows or signature.compiles_each_shape else 1
+
     def parts(self, batch: pa.RecordBatch, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[pa.RecordBatch]:
         """Yield ``batch`` in parts whose outputs take 16 MB or less: whole calls, or less than one.
 
         Of a batch as it is read, a model with thousands of outputs per row would have hundreds of megabytes to give.
-        Score a part before the next one is asked for: where the model does not say how many it gives, the first part is
-        ``batch_size`` rows, whose outputs tell. A batch without rows is one part.
+        A call that is padded is not divided: each part would cost what the whole does. Score a part before the next one
+        is asked for: where the model does not say how many it gives, the first part is ``batch_size`` rows, whose
+        outputs tell. A batch without rows is one part.
         """
         start = 0
         while start < max(1, batch.num_rows):
@@ -142,15 +159,12 @@ class LoadedModel:
             start += rows
 
     def part_rows(self, batch_size: int) -> int:
-        """Return how many rows have outputs of 16 MB or less: those of whole calls, or of less than one.
-
-        It is ``batch_size`` as long as nothing tells how many elements the outputs of a row have.
-        """
-        row_bytes = self._row_bytes
+        """Return how many rows a part has, as :meth:`parts` says."""
+        row_bytes, call = self._row_bytes, self.most_rows(batch_size)
         if not row_bytes:
-            return batch_size
-        most = max(1, PART_BYTES // row_bytes)
-        return most // batch_size * batch_size or most
+            return call
+        part = PART_BYTES // row_bytes
+        return part // call * call or max(part, self.least_rows(batch_size))
 
     @property
     def _row_bytes(self) -> int | None:
@@ -178,8 +192,8 @@ class LoadedModel:
 
         Args:
             batch: Raw columns; more than the model's inputs do no harm.
-            batch_size: Rows per call of the model, which bounds the memory that a call takes; fewer where what is
-                decoded would take more than 64 MB.
+            batch_size: Rows per call of the model, which bounds the memory that a call takes; see :meth:`most_rows` and
+                :meth:`least_rows`.
             on_call: Called for each call of the model.
 
         Returns:
@@ -189,32 +203,33 @@ class LoadedModel:
             ColumnError: A column is missing or has a type or a value that the model cannot take.
             HookError: A hook fails, or gives what it must not.
         """
-        batch_size = self._feed.rows_per_call(batch_size)
+        most, least = self.most_rows(batch_size), self.least_rows(batch_size)
         # A table without rows is scored too: it has outputs, of length zero.
         # Encoded together are several calls' rows, which share what a column costs besides its rows.
-        step = max(batch_size, BATCH_ROWS // batch_size * batch_size)
+        step = max(most, BATCH_ROWS // most * most)
         pieces = (batch.slice(start, step) for start in range(0, max(batch.num_rows, 1), step))
         parts = [
-            self._call(inputs, min(batch_size, piece.num_rows - number * batch_size), on_call)
+            self._call(inputs, min(most, piece.num_rows - number * most), least, on_call)
             for piece in pieces
-            for number, inputs in enumerate(self._feed.parts(piece, batch_size))
+            for number, inputs in enumerate(self._feed.parts(piece, most))
         ]
         if len(parts) == 1:
             return {name: parts[0][name] for name in self.description.outputs}
         return {name: np.concatenate([part[name] for part in parts]) for name in self.description.outputs}
 
     def _call(
-        self, inputs: Mapping[str, np.ndarray], rows: int, on_call: Callable[[], object] | None
+        self, inputs: Mapping[str, np.ndarray], rows: int, least_rows: int, on_call: Callable[[], object] | None
     ) -> dict[str, np.ndarray]:
         outputs, names = self.description.outputs, self.description.model_outputs
         if not rows:
             # Not every library takes a batch of none.
             return {name: _no_values(type_) for name, type_ in outputs.items()}
-        given = self._backend(inputs, tuple(names.values()))
+        size = max(rows, least_rows)
+        given = self._backend(inputs if size == rows else _padded(inputs, rows, size), tuple(names.values()))
         if on_call is not None:
             on_call()
         made = {
-            name: _checked(name, type_, given[names[name]], rows, self.labels.get(name))
+            name: _checked(name, type_, given[names[name]], size, self.labels.get(name))[:rows]
             for name, type_ in outputs.items()
         }
         self._note_widths(made, rows)
@@ -279,6 +294,15 @@ def _check_names(what: str, actual: Iterable[ArrayType], expected: Iterable[str]
         raise ModelOutputError(
             f"the SavedModel has the {what} {names}, its description says {sorted(expected)}; export the model again"
         )
+
+
+def _padded(inputs: Mapping[str, np.ndarray], rows: int, size: int) -> dict[str, np.ndarray]:
+    """Return arrays of ``[rows, ...]`` as ``[size, ...]``: behind the last row itself, again and again.
+
+    Whatever its type, the model takes that row; zeros and empty texts may be outside what it knows.
+    """
+    places = np.minimum(np.arange(size), rows - 1)
+    return {name: values[places] for name, values in inputs.items()}
 
 
 def _no_values(type_: str) -> np.ndarray:

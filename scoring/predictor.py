@@ -10,7 +10,7 @@ import pyarrow as pa
 from data_pipelines.feature_kinds import Sparse
 from data_pipelines.raw_columns import ColumnError
 from scoring.checks import ScoringError
-from scoring.loaded_model import LoadedModel, load_once
+from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, load_once
 from scoring.model_directory import ModelDirectory, exported_with
 from scoring.model_uri import PinnedModel, pinned_model
 from scoring.scorer import VERSION_COLUMN, OtherVersions
@@ -79,7 +79,7 @@ class Predictor:
         return self.predict_rows([row])[0]
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return what :meth:`predict` does for each row, with one call of the model.
+        """Return what :meth:`predict` does for each row, with one call of a model that takes any number of rows.
 
         Raises:
             ColumnError: As there.
@@ -89,7 +89,9 @@ class Predictor:
             names=self._columns,
         )
         self._check(batch.schema)
-        outputs = self._model.score_arrow(batch)
+        # Where calls are padded, so many rows are not to cost what 8,192 do.
+        batch_size = min(max(len(rows), 1), DEFAULT_BATCH_SIZE)
+        outputs = self._model.score_arrow(batch, batch_size=batch_size)
         columns = {name: column.to_pylist() for name, column in outputs.items()}
         return [
             {name: values[number] for name, values in columns.items()} | {VERSION_COLUMN: self.label}

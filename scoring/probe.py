@@ -21,7 +21,8 @@ from scoring.score_writer import ScoreWriter
 from scoring.scorer import Scorer
 from scoring.shipping import portable
 
-# Rows of the first piece of the sample: it pays for what is done once, such as a graph that the first call traces.
+# Rows of the first piece of the sample, or more where one call has: it pays for what is done once, such as a graph that
+# the first call traces.
 _FIRST_ROWS = 256
 # The sample ends with the piece that fills one of these: rows of all pieces, seconds of those after the first.
 _MOST_ROWS = 2 * BATCH_ROWS
@@ -84,7 +85,9 @@ class ProbeTask:
         """Return rows and seconds of one piece of the sample after the other."""
         timed: list[tuple[int, float]] = []
         begin = time.perf_counter()
-        with self.writer.parquet(pa.MockOutputStream()) as parquet, closing(self._pieces()) as pieces:
+        # Where calls are padded, fewer rows would take as long as a call.
+        first = max(_FIRST_ROWS, model.least_rows(self.writer.scorer.settings.batch_size))
+        with self.writer.parquet(pa.MockOutputStream()) as parquet, closing(self._pieces(first)) as pieces:
             for piece in pieces:
                 for scored in self.writer.scored(model, piece, Tally()):
                     parquet.write_batch(scored)
@@ -95,13 +98,13 @@ class ProbeTask:
                 begin = now
         return timed
 
-    def _pieces(self) -> Generator[pa.RecordBatch, None, None]:
-        """Yield the sample's rows, each time as many as so far: of a slow model a few hundred take long."""
+    def _pieces(self, first: int) -> Generator[pa.RecordBatch, None, None]:
+        """Yield the sample's rows: so many first, then as many as so far. Of a slow model a few hundred take long."""
         rows = 0
         for batch in self.source.batches(self.sample, 1):
             start = 0
             while start < batch.num_rows:
-                piece = batch.slice(start, rows or _FIRST_ROWS)
+                piece = batch.slice(start, rows or first)
                 yield piece
                 start += piece.num_rows
                 rows += piece.num_rows

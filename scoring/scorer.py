@@ -35,7 +35,7 @@ class Settings:
 
     Attributes:
         outputs: The form of the scores.
-        batch_size: Rows per call of the model.
+        batch_size: Rows per call of the model, unless it takes a number of its own.
         with_version: Whether the columns end with the model's version.
         nulls: What stands in for nulls, and where none may be.
         bad_rows: What becomes of a row that cannot be scored; with ``mark`` a column ``error`` follows the scores.

@@ -53,7 +53,7 @@ def register_sql(
             all, in the model's order.
         tracking_uri: MLflow store of the URI.
         outputs: The form of the scores, as for :func:`scoring.udf.scorer_udf`.
-        batch_size: Rows per call of the model.
+        batch_size: Rows per call of the model, unless it takes a number of its own.
         nulls: As there.
         bad_rows: As there.
         other_versions: As there.

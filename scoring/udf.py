@@ -57,7 +57,7 @@ def scorer_udf(
             all, in the model's order: the spec's features without the label, then the exclusions where it has any.
         tracking_uri: MLflow store of the URI.
         outputs: The form of the scores, one of :mod:`scoring.forms` that keeps rows; its columns become fields.
-        batch_size: Rows per call of the model.
+        batch_size: Rows per call of the model, unless it takes a number of its own.
         with_version: End the struct with ``model_version``.
         nulls: As for :func:`scoring.batch.score`.
         bad_rows: As there; with ``mark`` the struct has the field ``error``.

@@ -22,7 +22,7 @@ class KerasBackend:
             threads: Not asked for: TensorFlow's are those of the process (:func:`limit_tensorflow`).
 
         Raises:
-            UnsupportedModelError: It is not a model of tf-keras that has inputs.
+            UnsupportedModelError: It is not a model of tf-keras that has inputs, or keeps a state between calls.
             ModuleNotFoundError: A library is not installed here.
         """
         tf = start_tensorflow()
@@ -38,13 +38,18 @@ class KerasBackend:
             ) from error
         if not getattr(model, "inputs", None):
             raise UnsupportedModelError(f"{path}: the model has no inputs yet; call it once before you save it")
+        if model.stateful:
+            raise UnsupportedModelError(
+                f"{path}: the model keeps a state from call to call, so that scores would depend on the rows before "
+                f"them; save it with stateful=False"
+            )
         specs = dict(zip(model.input_names, model.inputs, strict=True))
         results = dict(zip(model.output_names, model.outputs, strict=True))
         self.signature = Signature(
             tuple(tensor_type(name, spec) for name, spec in specs.items()),
             tuple(tensor_type(name, spec) for name, spec in results.items()),
             texts_are_bytes=True,
-        )
+        ).with_rows()
         self._ranks = [spec.shape.rank for spec in specs.values()]
         self._to_tensor = tf.constant
 
@@ -53,7 +58,7 @@ class KerasBackend:
             return dict(zip(results, tf.nest.flatten(given), strict=True))
 
         self._call = tf.function(call, autograph=False).get_concrete_function(
-            *(tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) for spec in specs.values())
+            *(tf.TensorSpec(spec.shape, spec.dtype) for spec in specs.values())
         )
         self._model = model  # keeps its variables alive
 

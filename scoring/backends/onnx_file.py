@@ -56,7 +56,7 @@ class OnnxBackend:
             tuple(_array_type(array) for array in given),
             # A classifier of scikit-learn may give maps of probabilities as well, which no column holds.
             tuple(_array_type(array) for array in made if array.type in _ELEMENTS),
-        )
+        ).with_rows()
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the named outputs; others are not computed."""

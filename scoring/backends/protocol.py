@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,8 +80,8 @@ class ArrayType:
         if self.element is None or self.element not in _OF_COLUMNS or not self.has_rows or len(self.shape) > 2:
             raise UnsupportedModelError(
                 f"'{self.name}' is {self.called} of shape {list(self.shape)}; arrays of one or two dimensions, of "
-                f"which the first is any number of rows, become columns, if they are of {_OF_COLUMNS}: export the "
-                f"model so, decode such an input, or leave such an output out"
+                f"which the first is the rows (any number, or the same for all inputs), become columns, if they are of "
+                f"{_OF_COLUMNS}: export the model so, decode such an input, or leave such an output out"
             )
         return self.element if self.width == 1 else f"array<{self.element}>"
 
@@ -95,12 +95,38 @@ class Signature:
         outputs: In the model's order.
         columns: Names of the columns that make up the one input, where the model knows them.
         texts_are_bytes: Whether its strings may be any bytes, as TensorFlow's are.
+        rows: The number of rows that every call has to have; None for any.
+        compiles_each_shape: Whether it is compiled anew for every number of rows that it is called with. XLA does so,
+            and nothing else here: graphs of TensorFlow and ONNX are made once, for any number, when they are loaded;
+            boosters and linear models have none. What the code of an MLflow model does is not known.
     """
 
     inputs: tuple[ArrayType, ...]
     outputs: tuple[ArrayType, ...]
     columns: tuple[str, ...] | None = None
     texts_are_bytes: bool = False
+    rows: int | None = None
+    compiles_each_shape: bool = False
+
+    def with_rows(self) -> "Signature":
+        """Return it with ``rows``, where the model has a fixed number: the same first dimension in all its inputs.
+
+        Its arrays are then of any number of rows, as those of other models are. A fixed length beside any number of
+        rows counts something else, and stays.
+        """
+        lengths = {array.shape[0] if array.shape else None for array in self.inputs}
+        rows = lengths.pop() if len(lengths) == 1 else None
+        if not rows:
+            return self
+        inputs, outputs = _of_any_rows(self.inputs, rows), _of_any_rows(self.outputs, rows)
+        return replace(self, inputs=inputs, outputs=outputs, rows=rows)
+
+
+def _of_any_rows(arrays: tuple[ArrayType, ...], rows: int) -> tuple[ArrayType, ...]:
+    """Return arrays of so many rows as arrays of any number; others stay."""
+    return tuple(
+        replace(array, shape=(None, *array.shape[1:])) if array.shape[:1] == (rows,) else array for array in arrays
+    )
 
 
 class Backend(Protocol):
@@ -115,7 +141,7 @@ class Backend(Protocol):
     threads: int
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Return the named outputs for a batch of at least one row.
+        """Return the named outputs for a batch of at least one row: of the signature's number where it has one.
 
         Args:
             inputs: All of the signature's, with ``[rows]`` for ``[rows, 1]`` where that is more convenient.

@@ -9,6 +9,9 @@ import numpy as np
 from scoring.backends.protocol import ELEMENTS, ArrayType, Signature, UnsupportedModelError, with_rank
 from scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
+# How TensorFlow marks such a function (python/eager/polymorphic_function/attributes.py); it has no public name.
+_COMPILED = "_XlaMustCompile"
+
 
 class SavedModelBackend:
     """A signature of a SavedModel."""
@@ -41,13 +44,20 @@ class SavedModelBackend:
             tuple(tensor_type(name, spec) for name, spec in specs.items()),
             tuple(tensor_type(name, spec) for name, spec in self._call.structured_outputs.items()),
             texts_are_bytes=True,
-        )
+            compiles_each_shape=_is_compiled(self._call.graph),
+        ).with_rows()
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the named outputs."""
         tensors = {name: self._to_tensor(with_rank(values, self._ranks[name])) for name, values in inputs.items()}
         given = self._call(**tensors)
         return {name: given[name].numpy() for name in outputs}
+
+
+def _is_compiled(graph: Any) -> bool:
+    """Whether XLA compiles a function that a graph calls: one of ``tf.function(..., jit_compile=True)``."""
+    functions = graph.as_graph_def().library.function
+    return any(function.attr[_COMPILED].b for function in functions if _COMPILED in function.attr)
 
 
 def tensor_type(name: str, spec: Any) -> ArrayType:

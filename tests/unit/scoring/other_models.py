@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from scoring.inputs import Column
+from scoring.package import package_model
+
 NAMES = ("height", "width", "depth")
 WEIGHTS = (0.5, -1.25, 2.0)
 INTERCEPT = 0.25
@@ -34,8 +37,13 @@ def logistic(table: pa.Table) -> np.ndarray:
     return 1 / (1 + np.exp(-(matrix(table).astype(np.float64) @ np.array(WEIGHTS) + INTERCEPT)))
 
 
-def save_logistic_saved_model(folder: Path) -> Path:
-    """Save a SavedModel of the logistic model whose inputs have the columns' names."""
+def save_logistic_saved_model(folder: Path, *, rows: int | None = None) -> Path:
+    """Save a SavedModel of the logistic model whose inputs have the columns' names.
+
+    Args:
+        folder: Becomes the SavedModel.
+        rows: The number of rows that it takes, of this model as of the others; None for any.
+    """
     import tensorflow as tf
 
     module = tf.Module()
@@ -46,7 +54,7 @@ def save_logistic_saved_model(folder: Path) -> Path:
         },
         autograph=False,
     )
-    specs = {name: tf.TensorSpec([None], tf.float32, name) for name in NAMES}
+    specs = {name: tf.TensorSpec([rows], tf.float32, name) for name in NAMES}
     tf.saved_model.save(module, str(folder), signatures=module.call.get_concrete_function(**specs))
     return folder
 
@@ -87,11 +95,12 @@ def serialized_examples(table: pa.Table) -> list[bytes]:
     return [example(row) for row in table.to_pylist()]
 
 
-def save_logistic_keras(path: Path) -> Path:
+def save_logistic_keras(path: Path, *, rows: int | None = None) -> Path:
     """Save the logistic model as a file of tf-keras that takes one array."""
     import tf_keras
 
-    model = tf_keras.Sequential([tf_keras.Input((3,), name="box"), tf_keras.layers.Dense(1, "sigmoid", name="score")])
+    box = tf_keras.Input((3,), batch_size=rows, name="box")
+    model = tf_keras.Sequential([box, tf_keras.layers.Dense(1, "sigmoid", name="score")])
     model.layers[0].set_weights([np.array(WEIGHTS)[:, None], np.array([INTERCEPT])])
     with warnings.catch_warnings():
         # tf-keras calls its own HDF5 form legacy.
@@ -100,7 +109,7 @@ def save_logistic_keras(path: Path) -> Path:
     return path
 
 
-def save_logistic_onnx(path: Path) -> Path:
+def save_logistic_onnx(path: Path, *, rows: int | None = None) -> Path:
     """Save the logistic model as an ONNX file that takes one array and gives ``[rows, 1]``."""
     from onnx import TensorProto, helper, numpy_helper, save
 
@@ -110,8 +119,8 @@ def save_logistic_onnx(path: Path) -> Path:
             helper.make_node("Sigmoid", ["linear"], ["score"]),
         ],
         "logistic",
-        [helper.make_tensor_value_info("box", TensorProto.FLOAT, ["rows", 3])],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["rows", 1])],
+        [helper.make_tensor_value_info("box", TensorProto.FLOAT, [rows or "rows", 3])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, [rows or "rows", 1])],
         [
             numpy_helper.from_array(np.array(WEIGHTS, np.float32)[:, None], "weights"),
             numpy_helper.from_array(np.array([INTERCEPT], np.float32), "intercept"),
@@ -139,6 +148,50 @@ def save_onnx_classifier(path: Path) -> Path:
     )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
+
+
+def save_counting_saved_model(folder: Path, *, rows: int | None = None, is_compiled: bool = False) -> Path:
+    """Save a SavedModel that gives for every ``x`` its double, ``twice``, and how many ``rows`` the call has.
+
+    Args:
+        folder: Becomes the SavedModel.
+        rows: The number of rows that it takes; None for any.
+        is_compiled: Whether XLA compiles it.
+    """
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.call = tf.function(
+        lambda x: {"twice": 2.0 * x, "rows": tf.zeros_like(x, tf.int32) + tf.shape(x)[0]},
+        input_signature=[tf.TensorSpec([rows], tf.float32, "x")],
+        autograph=False,
+        jit_compile=is_compiled,
+    )
+    tf.saved_model.save(module, str(folder), signatures=module.call)
+    return folder
+
+
+_TRACING_HOOKS = """
+import tensorflow as tf
+
+@tf.function(autograph=False)
+def tripled(x):
+    return 3.0 * x
+
+def preprocess(columns):
+    return {"x": tripled(tf.constant(columns["x"])).numpy()}
+"""
+
+
+def package_with_tracing_hooks(saved_model: Path, folder: Path) -> Path:
+    """Package a model of :func:`save_counting_saved_model` with hooks that are traced for every number of rows.
+
+    They triple its ``x``.
+    """
+    hooks = folder.with_suffix(".py")
+    # A process runs hooks of one content once: the path makes these no other model's, whose traces they would share.
+    hooks.write_text(f"# {hooks}\n{_TRACING_HOOKS}")
+    return package_model(saved_model, folder, columns=[Column("x", "float")], hooks=hooks)
 
 
 def save_xgboost(path: Path, *, classes: int = 2, names: bool = True) -> Any:

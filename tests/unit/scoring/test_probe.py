@@ -131,6 +131,14 @@ def test_a_sample_ends_where_it_says_enough(probe: ProbeTask, monkeypatch: pytes
     assert measured["rows"] == 768
 
 
+def test_the_first_piece_is_a_call_where_calls_are_padded(probe: ProbeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S5: less would take as long, and the speed would look lower than it is."""
+    monkeypatch.setattr(LoadedModel, "least_rows", lambda _model, _batch_size: 1_000)
+    on_a_clock(monkeypatch, per_row=1 / 100_000)
+    [measured] = told(probe, 0)
+    assert measured["rows"] == ROWS - 1_000
+
+
 def test_rows_that_cannot_be_read_give_no_measurement(probe: ProbeTask, tmp_path: Path) -> None:
     (tmp_path / "flights.parquet").unlink()
     [measured] = told(probe, 0)

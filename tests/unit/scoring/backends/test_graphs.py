@@ -256,3 +256,51 @@ def test_a_keras_model_of_several_inputs_and_outputs(tmp_path: Path, ending: str
     scores = LoadedModel(folder).score(ROWS)
     np.testing.assert_allclose(scores["one"], one[:, 0], rtol=1e-6)
     np.testing.assert_allclose(scores["two"], two, rtol=1e-6)
+
+
+def test_texts_and_lists_of_a_fixed_number_of_rows_are_padded_too(tmp_path: Path) -> None:
+    """S5: three rows are two calls of two."""
+    source = save_onnx(
+        tmp_path / "m.onnx",
+        [("Identity", ["text"], ["copy"]), ("Neg", ["pair"], ["pairs"])],
+        [("text", TensorProto.STRING, [2]), ("pair", TensorProto.FLOAT, [2, 2])],
+        [("copy", TensorProto.STRING, [2]), ("pairs", TensorProto.FLOAT, [2, 2])],
+    )
+    columns = LoadedModel(package_model(source, tmp_path / "model")).score_arrow(ROWS)
+    assert columns["copy"].to_pylist() == ["a", "b", ""]
+    assert columns["pairs"].to_pylist() == [[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]
+
+
+@pytest.mark.parametrize(("name", "inputs"), [("window", [["rows"], [24]]), ("x", [[3], [24]])])
+def test_a_fixed_length_that_is_not_that_of_all_inputs_is_no_number_of_rows(
+    tmp_path: Path, name: str, inputs: list[list[Any]]
+) -> None:
+    lengths = dict(zip(("x", "window"), inputs, strict=True))
+    source = save_onnx(
+        tmp_path / "m.onnx",
+        [("Neg", ["x"], ["minus"]), ("Neg", ["window"], ["other"])],
+        [(of, TensorProto.FLOAT, length) for of, length in lengths.items()],
+        [("minus", TensorProto.FLOAT, lengths["x"]), ("other", TensorProto.FLOAT, lengths["window"])],
+    )
+    message = rf"'{name}' is a tensor\(float\) of shape \[\d+\]; arrays of .* \(any number, or the same for all inputs"
+    with pytest.raises(UnsupportedModelError, match=message):
+        package_model(source, tmp_path / "model", outputs={"minus": "minus"})
+
+
+def test_an_output_that_has_not_the_fixed_number_of_rows_is_refused(tmp_path: Path) -> None:
+    source = save_onnx(
+        tmp_path / "m.onnx",
+        [("ReduceSum", ["x"], ["sum"])],
+        [("x", TensorProto.FLOAT, [4])],
+        [("sum", TensorProto.FLOAT, [1])],
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'sum' is a tensor\(float\) of shape \[1\]"):
+        package_model(source, tmp_path / "model")
+
+
+def test_a_keras_model_that_keeps_a_state_between_calls_is_refused(tmp_path: Path) -> None:
+    """It has a fixed number of rows, and what it gives for one depends on the call before."""
+    series = tf_keras.Input((3, 1), batch_size=4)
+    tf_keras.Sequential([series, tf_keras.layers.SimpleRNN(2, stateful=True)]).save(tmp_path / "m.keras")
+    with pytest.raises(UnsupportedModelError, match="keeps a state from call to call"):
+        package_model(tmp_path / "m.keras", tmp_path / "model")
