@@ -1,9 +1,7 @@
 """Model URIs: what names a model becomes one version and one digest, pinned for all that follows."""
 
-import atexit
+import logging
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,16 @@ from urllib.parse import unquote, urlparse
 
 from callbacks.credentials import without_credentials
 from callbacks.metric_requests import first_line
-from callbacks.mlflow_store import store_client
+from callbacks.mlflow_store import absolute_store, registry_of, sqlite_file, store_client
 from callbacks.request_limits import brief_requests
+from scoring.fetched_models import (
+    FOLDER_VARIABLE,
+    OFFLINE_VARIABLE,
+    FetchedModels,
+    FetchedVersion,
+    StoredVersion,
+    asks_to_be_offline,
+)
 from scoring.kept_digests import kept_digest
 from scoring.model_directory import find_model_directory
 
@@ -26,6 +32,7 @@ FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:
 _NAMES_IN_MESSAGE = 5
 _DIGEST_DIGITS = 12
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_LOGGER = logging.getLogger(__name__)
 
 
 class ModelNotFoundError(ValueError):
@@ -60,26 +67,29 @@ class PinnedModel:
         return f"{self.name}/{self.version}"
 
 
-def resolve(uri: str | Path, tracking_uri: str | None = None) -> PinnedModel:
-    """Find the model that ``uri`` names now, and fetch it unless its files are local already.
+def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool = False) -> PinnedModel:
+    """Find the model that ``uri`` names now, and fetch it unless its files are on this machine already.
 
     Args:
         uri: ``models:/<name>/<version>``, ``models:/<name>@<alias>``, ``models:/m-<id>``, ``runs:/<run id>/<path>``,
             or a local folder: an exported or packaged model, an MLflow model that holds one, or any MLflow model.
         tracking_uri: MLflow store; by default the one that MLflow is set to.
+        offline: Ask nobody but a store that is a file on this machine, and fetch nothing: the model is the copy of what
+            ``uri`` led to when the store was asked last. ``MIRRORSPARK_OFFLINE=1`` means that for every call.
 
     Raises:
         ModelNotFoundError: The model, its version, alias, run or files do not exist.
         ModelDirectoryError: What the URI leads to is no model.
         ModelStoreError: The store cannot be asked: nobody answers there, it is no store, or its driver is missing here.
             That a server does not answer is known within 20 s, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` or
-            ``MLFLOW_HTTP_REQUEST_TIMEOUT`` says otherwise.
+            ``MLFLOW_HTTP_REQUEST_TIMEOUT`` says otherwise. Offline: there is no whole copy.
+        FetchedModelsError: The folder for copies cannot be written.
     """
-    text = str(uri)
+    text, is_offline = str(uri), offline or asks_to_be_offline()
     if text.startswith("models:"):
-        return _asked(_find_models_uri, text, tracking_uri)
+        return _asked(_find_models_uri, text, tracking_uri, is_offline)
     if text.startswith("runs:"):
-        return _asked(_find_runs_uri, text, tracking_uri)
+        return _asked(_find_runs_uri, text, tracking_uri, is_offline)
     return _resolve_folder(text)
 
 
@@ -98,6 +108,7 @@ class _Place:
         version: As there.
         location: URI of the files.
         absence: What to say where they are not.
+        is_final: Whether the files stay as they are: those of a run that goes on may be on their way, or logged again.
     """
 
     uri: str
@@ -105,35 +116,122 @@ class _Place:
     version: str
     location: str
     absence: str
+    is_final: bool = True
 
 
-def _asked(find: Callable[[str, "MlflowClient"], _Place], uri: str, tracking_uri: str | None) -> PinnedModel:
+def _asked(
+    find: Callable[[str, "MlflowClient"], _Place], uri: str, tracking_uri: str | None, is_offline: bool
+) -> PinnedModel:
     """Return the model that is where `find` finds it in the store.
 
     Raises:
         ModelStoreError: The store cannot be asked.
     """
-    import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # of a store that is a database
 
+    addresses = _addresses(tracking_uri)
+    store = " ".join(without_credentials(absolute_store(address)).rstrip("/") for address in addresses)
+    if is_offline and not all(_is_file_here(address) for address in addresses):
+        return _remembered(uri, store)
     try:
         with brief_requests():
             place = find(uri, _client(tracking_uri))
         # Without that limit: a server may take long before it sends a large file.
-        path = find_model_directory(_fetched(place, tracking_uri))
+        if urlparse(place.location).scheme in ("", "file"):
+            return _in_place(place, tracking_uri)
+        return _copied(uri, place, store, tracking_uri, is_offline)
     except (MlflowException, SQLAlchemyError, ModuleNotFoundError) as error:
-        store = without_credentials(tracking_uri or mlflow.get_tracking_uri())
         raise ModelStoreError(
-            f"model '{uri}' cannot be looked up in the MLflow store {store}: {first_line(error).strip()}"
+            f"model '{uri}' cannot be looked up in the MLflow store {without_credentials(addresses[0])}: "
+            f"{first_line(error).strip()}{_way_out(uri, store)}"
         ) from error
-    return PinnedModel(uri=place.uri, name=place.name, version=place.version, digest=kept_digest(path), path=path)
+
+
+def _addresses(tracking_uri: str | None) -> list[str]:
+    """Return where models are logged and, where that is another store, where they are registered."""
+    import mlflow
+
+    tracking = tracking_uri or mlflow.get_tracking_uri()
+    return list(dict.fromkeys([tracking, registry_of(tracking)]))
+
+
+def _is_file_here(address: str) -> bool:
+    """Whether a store is a file or folder on this machine; it is not where that is gone, and MLflow would make one."""
+    file, parts = sqlite_file(address), urlparse(address)
+    if file is None and parts.scheme in ("", "file"):
+        file = Path(unquote(parts.path))
+    return file is not None and file.exists()
 
 
 def _client(tracking_uri: str | None) -> "MlflowClient":
     from mlflow import MlflowClient
 
     return MlflowClient() if tracking_uri is None else store_client(tracking_uri)
+
+
+def _in_place(place: _Place, tracking_uri: str | None) -> PinnedModel:
+    path = find_model_directory(_downloaded(place, tracking_uri, None))
+    return PinnedModel(uri=place.uri, name=place.name, version=place.version, digest=kept_digest(path), path=path)
+
+
+def _copied(uri: str, place: _Place, store: str, tracking_uri: str | None, is_offline: bool) -> PinnedModel:
+    """Return the copy of a version whose files are elsewhere; it is made where there is none yet.
+
+    Raises:
+        ModelStoreError: There is none, and offline none can be made.
+    """
+    models = FetchedModels()
+
+    def download(folder: Path) -> Path:
+        if is_offline:
+            raise _no_copy(place.uri, store, models)
+        return find_model_directory(_downloaded(place, tracking_uri, folder))
+
+    wanted = StoredVersion(store, place.uri, place.name, place.version, without_credentials(place.location))
+    version = models.fetch(wanted, download, again=not (place.is_final or is_offline))
+    if uri != place.uri:
+        models.remember(uri, version)
+    return _pinned(version, models)
+
+
+def _remembered(uri: str, store: str) -> PinnedModel:
+    """Return the copy of what `uri` led to when its store was asked last.
+
+    Raises:
+        ModelStoreError: There is none.
+    """
+    models = FetchedModels()
+    version = models.recall(store, uri)
+    if version is None:
+        raise _no_copy(uri, store, models)
+    if uri != version.uri:
+        _LOGGER.warning("offline: model '%s' is %s, as the MLflow store last said at %s", uri, version, version.asked)
+    return _pinned(version, models)
+
+
+def _pinned(version: FetchedVersion, models: FetchedModels) -> PinnedModel:
+    path = models.path(version)
+    return PinnedModel(version.uri, version.name, version.version, digest=version.digest, path=path)
+
+
+def _no_copy(uri: str, store: str, models: FetchedModels) -> ModelStoreError:
+    return ModelStoreError(
+        f"offline there is no model '{uri}': {models.folder} has no whole copy of it from the MLflow store {store}; "
+        f"resolve it once where the store answers, without offline and {OFFLINE_VARIABLE}, or have {FOLDER_VARIABLE} "
+        f"name the folder that has it"
+    )
+
+
+def _way_out(uri: str, store: str) -> str:
+    """Say how to use the copy of what `uri` led to, where there is one; nothing where there is none."""
+    models = FetchedModels()
+    version = models.find(store, uri)
+    if version is None:
+        return ""
+    since = f", where it led {version.asked}," if uri != version.uri else ""
+    ways = f"offline=True, --offline or {OFFLINE_VARIABLE}=1"
+    return f"; a copy of {version}{since} is in {models.folder}: {ways} uses it"
 
 
 def _resolve_folder(uri: str) -> PinnedModel:
@@ -240,20 +338,18 @@ def _find_runs_uri(uri: str, client: "MlflowClient") -> _Place:
     # A model logged by MLflow 3 is no artifact of its run, though the URI reads as if it were.
     location = locations.get(path) or f"{run.info.artifact_uri}/{path}"
     absence = f"model '{uri}' does not exist: the run has the models {sorted(locations)}, and nothing at '{path}'"
-    return _Place(uri, path.rpartition("/")[2], run_id, location, absence)
+    name, has_ended = path.rpartition("/")[2], run.info.end_time is not None
+    return _Place(uri, name, run_id, location, absence, is_final=has_ended)
 
 
-def _fetched(place: _Place, tracking_uri: str | None) -> Path:
-    """Return a local folder with the files at a place; what has to be downloaded is gone when Python exits."""
+def _downloaded(place: _Place, tracking_uri: str | None, destination: Path | None) -> Path:
+    """Return a local folder with the files at a place: `destination` or one in it, or None for where they are."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    destination = None
-    if urlparse(place.location).scheme not in ("", "file"):
-        destination = tempfile.mkdtemp(prefix="mirrorspark-model-")
-        atexit.register(shutil.rmtree, destination, ignore_errors=True)
+    target = None if destination is None else str(destination)
     try:
-        folder = Path(download_artifacts(artifact_uri=place.location, dst_path=destination, tracking_uri=tracking_uri))
+        folder = Path(download_artifacts(artifact_uri=place.location, dst_path=target, tracking_uri=tracking_uri))
     except OSError as error:
         raise ModelNotFoundError(f"{place.absence}: {error}") from error
     except MlflowException as error:

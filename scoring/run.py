@@ -21,6 +21,7 @@ from scoring.checks import ScoringError
 from scoring.files import NAN_ADVICE, ScoredFiles, score_files
 from scoring.forms import form_named
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
+from scoring.model_uri import resolve
 from scoring.null_policy import NullRule
 from scoring.planner import DEFAULT_TASK_SECONDS
 
@@ -46,12 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scored = score_files(
             spark,
             options.input,
-            options.model,
+            resolve(options.model, options.tracking_uri, offline=options.offline),
             options.output,
             keys=options.keys.split(","),
             input_format=options.input_format,
             mode=options.mode,
-            tracking_uri=options.tracking_uri,
             outputs=form_named(options.outputs),
             batch_size=options.batch_size,
             nulls=dict(_null_rule(rule) for rule in options.null),
@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what a task may take, in seconds: what is lost with a machine that is taken away",
     )
     parser.add_argument("--tracking-uri", help="MLflow store of the model; by default the one that MLflow is set to")
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="ask no store: use the copy of the model that was fetched before; an alias is what it was then",
+    )
     parser.add_argument("--master", help="Spark master; by default what spark-submit or the environment says")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

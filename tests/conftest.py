@@ -37,6 +37,15 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fetched_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep models that tests fetch apart from those of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIRRORSPARK_MODEL_CACHE", str(tmp_path_factory.mktemp("fetched")))
+        patch.delenv("MIRRORSPARK_OFFLINE", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of data sets that are not part of the repository; skip where there is none."""

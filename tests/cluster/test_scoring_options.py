@@ -418,6 +418,8 @@ def test_a_registry_that_nobody_answers_for_ends_the_command_in_one_line(
     reason = f"cannot be looked up in the MLflow store {store}: Connection refused"
     assert told[-1] == f"error: model 'models:/flights/1' {reason}"
     assert not any("Traceback" in line for line in told)
+    assert main([*arguments, "--model", "models:/flights/1", "--tracking-uri", store, "--offline"]) == 1
+    assert "error: offline there is no model 'models:/flights/1'" in capsys.readouterr().err
 
 
 # A task that fails takes its Python worker along, and the next one imports TensorFlow anew: these tests come last.

@@ -1,0 +1,289 @@
+"""L4: a version is fetched once, stays as it was fetched, and goes when room is needed and nobody uses it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from scoring.fetched_models import FetchedModels, FetchedModelsError, FetchedVersion, StoredVersion
+from scoring.model_directory import folder_digest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+BYTES = 1000
+
+# Fetches the models that it is told, says so, and lives until its input ends. One called "never" is never there.
+PROGRAM = """
+import sys
+from pathlib import Path
+
+from scoring.fetched_models import FetchedModels
+from tests.unit.scoring.test_fetched_models import BYTES, version, write_model
+
+folder, limit_bytes, *names = sys.argv[1:]
+
+
+def download(name, arriving):
+    model = write_model(arriving, name)
+    if name == "never":
+        print("ready", flush=True)
+        sys.stdin.read()
+    return model
+
+
+for name in names:
+    FetchedModels(Path(folder), int(limit_bytes)).fetch(version(name), lambda arriving: download(name, arriving))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def version(name: str, location: str = "s3://far/away") -> StoredVersion:
+    return StoredVersion("http://store", f"models:/{name}/1", name, "1", location)
+
+
+def write_model(folder: Path, text: str) -> Path:
+    """Write a model of `BYTES` bytes, as a download does: with something around it."""
+    model = folder / "artifacts" / "model"
+    model.mkdir(parents=True)
+    (folder / "artifacts" / "MLmodel").touch()
+    (model / "weights").write_text(text[0] * BYTES)
+    return model
+
+
+@dataclass
+class Store:
+    """Has models whose weights are the letter that they are called by, and counts how often each is downloaded."""
+
+    weights: str = ""
+    downloads: list[str] = field(default_factory=list)
+
+    def of(self, name: str) -> Callable[[Path], Path]:
+        """Return what downloads a model."""
+
+        def download(arriving: Path) -> Path:
+            self.downloads.append(name)
+            return write_model(arriving, self.weights or name)
+
+        return download
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> FetchedModels:
+    return FetchedModels(tmp_path / "cache" / "models")
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+def weights(models: FetchedModels, fetched: FetchedVersion) -> Path:
+    return models.path(fetched) / "weights"
+
+
+def letters(models: FetchedModels) -> str:
+    """Return which models there are, by the letter that they consist of."""
+    return "".join(sorted(path.read_text()[0] for path in (models.folder / "files").glob("*/weights")))
+
+
+def on_the_way(models: FetchedModels) -> list[Path]:
+    return [*models.folder.glob("processes/*/arriving-*"), *models.folder.glob("processes/*/removed-*")]
+
+
+@contextmanager
+def other_process(models: FetchedModels, *names: str) -> Iterator["subprocess.Popen[str]"]:
+    """Have another process fetch `names` one after the other; it lives as long as the context."""
+    command = [sys.executable, "-c", PROGRAM, str(models.folder), str(models.limit_bytes or 10**9), *names]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.stdin.close()
+
+
+def test_a_version_that_is_there_is_not_fetched_again(models: FetchedModels, store: Store) -> None:
+    first = models.fetch(version("a"), store.of("a"))
+    assert models.fetch(version("a"), store.of("a")) == first
+    assert store.downloads == ["a"]
+    assert weights(models, first).read_text() == "a" * BYTES
+    assert (first.digest, first.bytes) == (folder_digest(models.path(first)), BYTES)
+    assert [path.name for path in models.path(first).iterdir()] == ["weights"], "what lay around the model is not kept"
+    assert on_the_way(models) == []
+
+
+def test_equal_versions_of_other_stores_are_fetched_for_themselves_and_share_their_files(
+    models: FetchedModels, store: Store
+) -> None:
+    first = models.fetch(version("a"), store.of("a"))
+    second = models.fetch(replace(version("a"), store="http://other"), store.of("a"))
+    assert store.downloads == ["a", "a"]
+    assert models.path(first) == models.path(second)
+    assert letters(models) == "a"
+
+
+def test_a_version_whose_files_are_elsewhere_now_is_fetched_again(models: FetchedModels, store: Store) -> None:
+    """A model that was deleted and registered anew has a version 1 again."""
+    before = models.fetch(version("a"), store.of("a"))
+    store.weights = "b"
+    after = models.fetch(version("a", "s3://far/anew"), store.of("a"))
+    assert weights(models, after).read_text() == "b" * BYTES
+    assert weights(models, before).read_text() == "a" * BYTES, "this process has pinned it"
+    assert models.find("http://store", "models:/a/1") == after
+
+
+def test_what_may_have_changed_is_fetched_when_asked_to(models: FetchedModels, store: Store) -> None:
+    models.fetch(version("a"), store.of("a"))
+    store.weights = "b"
+    assert weights(models, models.fetch(version("a"), store.of("a"), again=True)).read_text() == "b" * BYTES
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone", "more", "no folder"])
+def test_a_copy_that_is_not_what_was_fetched_is_not_used_and_fetched_again(
+    models: FetchedModels, store: Store, damage: str
+) -> None:
+    fetched = models.fetch(version("a"), store.of("a"))
+    file = weights(models, fetched)
+    if damage == "changed":
+        file.write_text("a" * (BYTES - 1) + "b")
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "more":
+        file.with_name("more").touch()
+    else:
+        shutil.rmtree(models.path(fetched))
+    assert models.recall("http://store", "models:/a/1") is None
+    assert models.path(models.fetch(version("a"), store.of("a"))) == models.path(fetched)
+    assert file.read_text() == "a" * BYTES
+    assert [path.name for path in models.path(fetched).iterdir()] == ["weights"]
+    assert store.downloads == ["a", "a"]
+    assert models.recall("http://store", "models:/a/1") is not None
+
+
+def test_a_record_that_was_cut_off_counts_for_nothing(models: FetchedModels, store: Store) -> None:
+    models.fetch(version("a"), store.of("a"))
+    (record,) = (models.folder / "known").iterdir()
+    record.write_text(record.read_text()[:20])
+    assert models.find("http://store", "models:/a/1") is None
+    models.fetch(version("a"), store.of("a"))
+    assert models.find("http://store", "models:/a/1") is not None
+
+
+def test_an_alias_leads_where_it_was_said_to_lead_last(models: FetchedModels, store: Store) -> None:
+    first, second = (models.fetch(version(name), store.of(name)) for name in "ab")
+    for fetched in (first, second):
+        models.remember("models:/a@champion", fetched)
+    found = models.recall("http://store", "models:/a@champion")
+    assert found == replace(second, asked=found.asked if found else "")
+    assert models.recall("http://other", "models:/a@champion") is None
+    assert models.recall("http://store", "models:/a@challenger") is None
+
+
+def test_spellings_of_a_uri_are_one(models: FetchedModels, store: Store) -> None:
+    models.fetch(version("a"), store.of("a"))
+    assert models.find("http://store", "models:///a/1/") == models.find("http://store", "models:/a/1") is not None
+
+
+def test_of_many_that_ask_at_once_one_downloads(models: FetchedModels, store: Store) -> None:
+    """Locks are held by open files, so threads stand for processes."""
+    with ThreadPoolExecutor(8) as threads:
+        fetched = set(threads.map(lambda _: models.fetch(version("a"), store.of("a")), range(8)))
+    assert len(fetched) == 1
+    assert store.downloads == ["a"]
+
+
+def test_other_processes_use_what_one_has_fetched(models: FetchedModels, store: Store) -> None:
+    with other_process(models, "a"):
+        models.fetch(version("a"), store.of("a"))
+    models.fetch(version("a"), store.of("a"))
+    assert store.downloads == []
+
+
+def test_a_download_that_fails_leaves_nothing(models: FetchedModels, store: Store) -> None:
+    def fail(arriving: Path) -> Path:
+        write_model(arriving, "a")
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        models.fetch(version("a"), fail)
+    assert models.recall("http://store", "models:/a/1") is None
+    assert on_the_way(models) == []
+    models.fetch(version("a"), store.of("a"))
+    assert store.downloads == ["a"]
+
+
+def test_a_process_that_is_killed_while_it_downloads_leaves_nothing_and_is_in_nobody_s_way(
+    models: FetchedModels, store: Store
+) -> None:
+    with other_process(models, "never") as process:
+        assert len(on_the_way(models)) == 1
+        process.kill()
+        process.wait()
+    assert letters(models) == ""
+    models.fetch(version("never"), store.of("never"))
+    assert store.downloads == ["never"]
+    assert on_the_way(models) == []
+
+
+def test_what_is_longest_unused_makes_room(models: FetchedModels, store: Store) -> None:
+    with other_process(models, "a", "b", "c"):
+        pass
+    for seconds, name in enumerate("bca"):
+        fetched = models.find("http://store", f"models:/{name}/1")
+        assert fetched is not None
+        os.utime(models.path(fetched), (seconds, seconds))
+    bounded = replace(models, limit_bytes=3 * BYTES)
+    # This process uses c from now on.
+    bounded.fetch(version("c"), store.of("c"))
+    bounded.fetch(version("d"), store.of("d"))
+    assert letters(models) == "acd"
+    bounded.fetch(version("e"), store.of("e"))
+    assert letters(models) == "cde"
+    assert models.find("http://store", "models:/a/1") is None
+    assert on_the_way(models) == []
+
+
+def test_what_a_living_process_uses_stays(models: FetchedModels, store: Store) -> None:
+    bounded = replace(models, limit_bytes=BYTES)
+    with other_process(bounded, "a"):
+        bounded.fetch(version("b"), store.of("b"))
+        assert letters(models) == "ab"
+    bounded.fetch(version("c"), store.of("c"))
+    assert letters(models) == "bc", "this process uses both"
+
+
+def test_a_folder_that_was_emptied_is_filled_again(models: FetchedModels, store: Store) -> None:
+    for _ in range(2):
+        models.fetch(version("a"), store.of("a"))
+        shutil.rmtree(models.folder)
+    assert store.downloads == ["a", "a"]
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_what_names_another(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "file").touch()
+    models = FetchedModels(tmp_path / "file" / "models")
+    assert models.find("http://store", "models:/a/1") is None
+    with pytest.raises(FetchedModelsError, match=r"file/models cannot hold copies .* MIRRORSPARK_MODEL_CACHE name"):
+        models.fetch(version("a"), store.of("a"))
+
+
+def test_the_folder_is_the_user_s_own_below_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("MIRRORSPARK_MODEL_CACHE", str(tmp_path / "named"))
+    folders = []
+    for name in ("MIRRORSPARK_MODEL_CACHE", "XDG_CACHE_HOME", "HOME"):
+        models = FetchedModels()
+        models.fetch(version("a"), Store().of("a"))
+        folders.append(models.folder)
+        monkeypatch.delenv(name)
+    mine = Path("mirrorspark", "models")
+    assert folders == [tmp_path / "named", tmp_path / "xdg" / mine, tmp_path / "home" / ".cache" / mine]
+    assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700}
