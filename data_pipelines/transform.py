@@ -8,7 +8,7 @@ The exported model carries the same transform as graph operations (:mod:`models.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from data_pipelines.feature_kinds import (
     Bucketed,
     Categorical,
     Feature,
+    ListFeature,
     MeasuredFeature,
     MultiValued,
     Numeric,
@@ -61,6 +62,14 @@ class RaggedIds:
         """Return the rows from ``start`` up to, not including, ``stop``."""
         first, last = self.row_lengths[:start].sum(), self.row_lengths[:stop].sum()
         return RaggedIds(self.values[first:last], self.row_lengths[start:stop])
+
+    def bucket(self, max_length: int) -> int:
+        """Return the least power of two that the longest row fits in: 1 at least, and ``max_length`` at most.
+
+        What is padded to it comes in few shapes, and is never twice as long as its rows need.
+        """
+        longest = int(self.row_lengths.max(initial=1))
+        return min(1 << (longest - 1).bit_length(), max_length)
 
     def padded(self, max_length: int) -> np.ndarray:
         """Return int64 ``[batch, max_length]``, rows padded with 0 on the right.
@@ -148,18 +157,29 @@ class Encoder:
         return next(self.padded_parts(table, features, max(1, table.num_rows)))
 
     def padded_parts(
-        self, table: pa.Table | pa.RecordBatch, features: Iterable[Feature] | None, rows: int
+        self,
+        table: pa.Table | pa.RecordBatch,
+        features: Iterable[Feature] | None,
+        rows: int,
+        any_length: Collection[str] = (),
     ) -> Iterator[dict[str, np.ndarray]]:
         """Encode once, and yield what :meth:`encode_padded` returns for so many rows after the other.
 
         Of a table without rows there is one part.
+
+        Args:
+            table: The rows.
+            features: As for :meth:`encode`.
+            rows: How many a part has; the last one may have fewer.
+            any_length: Features whose ``ids`` are padded part by part, to what :meth:`RaggedIds.bucket` says.
         """
         features = tuple(self.fitted.spec.features if features is None else features)
         encoded = self.encode(table, features)
         for start in range(0, max(1, table.num_rows), rows):
             tensors: dict[str, np.ndarray] = {}
             for feature in features:
-                tensors |= _padded(feature, encoded[feature.name], start, start + rows)
+                is_any_length = feature.name in any_length
+                tensors |= _padded(feature, encoded[feature.name], start, start + rows, is_any_length=is_any_length)
             yield tensors
 
     def _encoded(self, table: pa.Table | pa.RecordBatch, feature: Feature) -> Encoded:
@@ -175,14 +195,17 @@ class Encoder:
         return _ENCODERS[type(feature)](self.fitted, feature, column)
 
 
-def _padded(feature: Feature, encoded: Encoded, start: int, stop: int) -> dict[str, np.ndarray]:
+def _padded(feature: Feature, encoded: Encoded, start: int, stop: int, *, is_any_length: bool) -> dict[str, np.ndarray]:
     """Return the tensors of some rows."""
     if isinstance(encoded, SparseRows):
         assert isinstance(feature, Sparse)  # noqa: S101 - nothing else is encoded so
         cut = encoded.cut(start, stop)
         return dict(zip(feature.parts, (cut.indices, cut.values, cut.row_lengths), strict=True))
     if isinstance(encoded, RaggedIds):
-        return {feature.name: encoded.cut(start, stop).padded(feature.max_length)}  # type: ignore[union-attr]
+        assert isinstance(feature, ListFeature)  # noqa: S101 - nothing else is encoded so
+        ids, length = encoded.cut(start, stop), feature.max_length
+        # What has no greatest length is as long as its longest row in any case.
+        return {feature.name: ids.padded(ids.bucket(length) if is_any_length and length != UNBOUNDED else length)}
     return {feature.name: encoded[start:stop]}
 
 

@@ -1,7 +1,7 @@
 """The layers that models are made of."""
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
-        """Return ``[batch, fields * dim]`` for int64 ``[batch]`` or ``[batch, width]`` ids by field name."""
+        """Return ``[batch, fields * dim]`` for int64 ``[batch]`` or ``[batch, any]`` ids by field name."""
         return self._averaged(self._lookup_table(training), inputs)
 
     def _lookup_table(self, training: bool | None) -> Any:
@@ -89,14 +89,15 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         return self._table if training is False else _dense_when_small(self._table, self._rows)
 
     def _averaged(self, table: Any, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        ids = tf.concat([tf.reshape(inputs[field.name], [-1, field.width]) for field in self._fields], axis=1)
+        given = {field.name: inputs[field.name] for field in self._fields}
+        widths = {name: _ids_per_row(ids) for name, ids in given.items()}
+        ids = tf.concat([tf.reshape(given[name], [-1, width]) for name, width in widths.items()], axis=1)
         weights = tf.cast(tf.not_equal(ids, MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
-        offsets = np.repeat([field.offset for field in self._fields], [field.width for field in self._fields])
-        embedded = tf.nn.embedding_lookup(table, ids + offsets) * weights
+        embedded = tf.nn.embedding_lookup(table, ids + self._offsets([*widths.values()])) * weights
         # Neighbours of one id each lie side by side already: to take them apart and put them together again costs as
         # much as the layer behind them.
         runs = [[*run] for _, run in itertools.groupby(self._fields, lambda field: field.width == 1 or field.name)]
-        sizes = [sum(field.width for field in run) for run in runs]
+        sizes = [sum(widths[field.name] for field in run) for run in runs]
         parts = zip(runs, tf.split(embedded, sizes, axis=1), tf.split(weights, sizes, axis=1), strict=True)
         return tf.concat(
             [
@@ -107,6 +108,19 @@ class FieldEmbeddings(tf_keras.layers.Layer):
             ],
             axis=1,
         )
+
+    def _offsets(self, widths: Sequence[Any]) -> Any:
+        """Return int64 ``[sum of widths]``: where in the table the field of each id begins."""
+        # A constant of the graph wherever it can be, as in all batches of a training.
+        repeat = np.repeat if all(isinstance(width, int) for width in widths) else tf.repeat
+        return repeat(np.array([field.offset for field in self._fields], np.int64), widths)
+
+
+def _ids_per_row(ids: tf.Tensor) -> Any:
+    """Return how many ids of a field a row has: a number where the shape tells it, so that no graph computes it."""
+    if ids.shape.rank == 1:
+        return 1
+    return tf.shape(ids)[1] if ids.shape[1] is None else ids.shape[1]
 
 
 def _dense_when_small(table: Any, rows: int) -> Any:
@@ -312,24 +326,33 @@ class CrossedIds(tf_keras.layers.Layer):
         return tf.math.floormod(tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, 15)), self._buckets)
 
 
-def symbolic_inputs(features: Sequence[Feature], any_length: Collection[str] = ()) -> dict[str, Any]:
+def symbolic_inputs(features: Sequence[Feature], *, any_length: bool = False) -> dict[str, Any]:
     """Return one Keras input per feature, as its form says.
 
     Args:
         features: The features.
-        any_length: Names of lists that may come padded to any length, not to their ``max_length`` alone.
+        any_length: Whether lists may come padded to any length, not to their ``max_length`` alone.
     """
     inputs = {}
     for feature in features:
         if isinstance(feature, Sparse):
             inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, sparse=True, name=feature.name)
         elif isinstance(feature, ListFeature):
-            length = None if feature.name in any_length else feature.max_length
+            length = None if any_length else feature.max_length
             inputs[feature.name] = tf_keras.Input((length,), dtype=tf.int64, name=feature.name)
         else:
             dtype = tf.float32 if feature.form == "value" else tf.int64
             inputs[feature.name] = tf_keras.Input((), dtype=dtype, name=feature.name)
     return inputs
+
+
+def lists_of_any_length(model: tf_keras.Model) -> tuple[str, ...]:
+    """Return the names of the lists that ``model`` takes padded to any length, as its Keras inputs say.
+
+    A model that is no graph of Keras layers has no such inputs, and says nothing.
+    """
+    inputs = zip(model.input_names or (), model.inputs or (), strict=True)
+    return tuple(name for name, one in inputs if one.shape.as_list() == [None, None])
 
 
 def dense_stack(tensor: tf.Tensor, hidden_units: Sequence[int], dropout: float, seed: int) -> tf.Tensor:

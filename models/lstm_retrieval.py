@@ -66,7 +66,7 @@ def histories(spec: FeatureSpec) -> tuple[str, ...]:
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
-    """Return a model with ``query_tower`` and ``candidate_tower``; the former takes histories padded to any length.
+    """Return a model with ``query_tower`` and ``candidate_tower``; the former takes lists padded to any length.
 
     Raises:
         ModelSettingsError: There is no history to read.
@@ -77,7 +77,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     from models.towers import query_tower
 
     features, dim, ordered = fitted.spec.query_features, settings.embedding_dim, histories(fitted.spec)
-    inputs = symbolic_inputs(features, any_length=ordered)
+    inputs = symbolic_inputs(features, any_length=True)
     fields, rows = lay_out_fields(fitted, features)
     embeddings = OrderedEmbeddings(fields, ordered, rows, dim, name="fields")
     embedded = embeddings({field.name: inputs[field.name] for field in fields})
@@ -93,8 +93,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the query embeddings, float32 ``[batch, embedding_dim]``, in as many steps as the longest history has."""
+    from models.layers import lists_of_any_length
     from models.recurrent import without_common_padding
 
     tower = model.query_tower
-    any_length = [name for name, one in tower.input.items() if one.shape.as_list() == [None, None]]
-    return tower(without_common_padding(inputs, any_length), training=False)
+    return tower(without_common_padding(inputs, lists_of_any_length(tower)), training=False)

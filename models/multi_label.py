@@ -48,7 +48,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
     from models.layers import TwoWayHeads, concatenated_inputs, dense_stack, symbolic_inputs
 
-    inputs = symbolic_inputs(fitted.spec.features)
+    inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
     hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
     heads = TwoWayHeads if settings.heads == "softmax" else tf_keras.layers.Dense

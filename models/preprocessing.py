@@ -8,7 +8,7 @@ are normalised by the same definition.
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,16 +175,21 @@ _ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
 }
 
 
-def encoded_signature(features: Iterable[Feature]) -> dict[str, tf.TensorSpec]:
-    """Return the tensors that ``Encoder.encode_padded`` gives for ``features``, any batch size."""
+def encoded_signature(features: Iterable[Feature], any_length: Collection[str] = ()) -> dict[str, tf.TensorSpec]:
+    """Return the tensors that ``Encoder.padded_parts`` gives for ``features``, any batch size.
+
+    Args:
+        features: The features.
+        any_length: Names of lists that may come padded to any length, not to their ``max_length`` alone.
+    """
     specs = {}
     for feature in features:
         if isinstance(feature, Sparse):
             for part, dtype in zip(feature.parts, (tf.int64, tf.float32, tf.int64), strict=True):
                 specs[part] = tf.TensorSpec([None], dtype, part)
         elif isinstance(feature, ListFeature):
-            length = None if feature.max_length == UNBOUNDED else feature.max_length
-            specs[feature.name] = tf.TensorSpec([None, length], tf.int64, feature.name)
+            is_open = feature.max_length == UNBOUNDED or feature.name in any_length
+            specs[feature.name] = tf.TensorSpec([None, None if is_open else feature.max_length], tf.int64, feature.name)
         else:
             specs[feature.name] = tf.TensorSpec([None], _DTYPES[feature.form], feature.name)
     return specs

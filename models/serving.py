@@ -12,6 +12,7 @@ import tensorflow as tf
 from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
 from data_pipelines.fitted import FittedFeatures
 from models import top_k_cells, top_k_scann
+from models.layers import lists_of_any_length
 from models.preprocessing import GraphEncoder, encoded_signature, model_inputs
 from models.top_k import ExactTopK, Index, Queries, recall
 
@@ -35,6 +36,7 @@ class ScoringModule(tf.Module):
         self._predict = partial(architecture.predict, model)
         self._state = _state(model)
         self._features = fitted.spec.query_features
+        self._any_length = lists_of_any_length(model)
         self._encoder = GraphEncoder(fitted, self._features)
 
     def signatures(self) -> dict[str, Any]:
@@ -43,7 +45,7 @@ class ScoringModule(tf.Module):
             RAW_SIGNATURE: _concrete(lambda inputs: self._predict(self._encoder(inputs)), self._encoder.signature()),
             ENCODED_SIGNATURE: _concrete(
                 lambda encoded: self._predict(model_inputs(self._features, encoded)),
-                encoded_signature(self._features),
+                encoded_signature(self._features, self._any_length),
             ),
         }
 
@@ -68,6 +70,8 @@ class RetrievalModule(tf.Module):
         self._state = _state(model)
         self._exclude = fitted.spec.exclude
         self._features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
+        # What takes the features of a query is a part of the model, where it is one of ours.
+        self._any_length = lists_of_any_length(getattr(model, "query_tower", model))
         self._encoder = GraphEncoder(fitted, self._features)
         if taken := sorted(set(encoded_signature(self._features)) & set(_INDEX_INPUTS)):
             raise ValueError(f"the indexes have inputs called {taken}; give the features another name")
@@ -80,7 +84,7 @@ class RetrievalModule(tf.Module):
 
     def signatures(self) -> dict[str, Any]:
         """Return the concrete functions by signature name."""
-        raw, encoded = self._encoder.signature(), encoded_signature(self._features)
+        raw, encoded = self._encoder.signature(), encoded_signature(self._features, self._any_length)
         functions = {
             name: _concrete(partial(self._search_encoded, name), encoded | _INDEX_INPUTS) for name in self._indexes
         }

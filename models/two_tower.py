@@ -67,7 +67,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         def __init__(self) -> None:
             super().__init__()
             features, dim = fitted.spec.query_features, settings.embedding_dim
-            inputs = symbolic_inputs(features)
+            inputs = symbolic_inputs(features, any_length=True)
             joined = concatenated_inputs(fitted, features, inputs, dim)
             self.query_tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
             self.candidate_tower = candidate_tower(fitted, dim)

@@ -68,7 +68,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     from models.layers import CrossedIds, concatenated_inputs, dense_stack, symbolic_inputs
 
     features = fitted.spec.features
-    inputs = symbolic_inputs(features)
+    inputs = symbolic_inputs(features, any_length=True)
     # An embedding of width one is the weight of its id.
     wide = [concatenated_inputs(fitted, features, inputs, embedding_dim=1, prefix="wide_")]
     for cross in settings.crosses:

@@ -51,7 +51,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     from models.towers import query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
-    inputs = symbolic_inputs(features)
+    inputs = symbolic_inputs(features, any_length=True)
     joined = concatenated_inputs(fitted, features, inputs, dim)
     tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
     return SoftmaxRetrieval(tower, fitted, settings.negatives, seed)

@@ -1,6 +1,6 @@
 """What a model is fed with: arrays made of a table's columns, call by call, and the rows of which none can be made."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -42,8 +42,15 @@ class Feed(Protocol):
 class FeatureFeed:
     """Encodes columns as the features that a model was trained with here."""
 
-    def __init__(self, encoder: Encoder, features: tuple[Feature, ...]) -> None:
-        self._encoder, self._features = encoder, features
+    def __init__(self, encoder: Encoder, features: tuple[Feature, ...], any_length: Collection[str]) -> None:
+        """Take what is needed of the model.
+
+        Args:
+            encoder: Makes features of columns.
+            features: Those that the model takes.
+            any_length: Names of lists that it takes padded to any length: each call's are as long as its rows need.
+        """
+        self._encoder, self._features, self._any_length = encoder, features, any_length
 
     def rows_per_call(self, batch_size: int) -> int:
         """Return ``batch_size``."""
@@ -51,7 +58,7 @@ class FeatureFeed:
 
     def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield ids and numbers."""
-        return self._encoder.padded_parts(table, self._features, rows)
+        return self._encoder.padded_parts(table, self._features, rows, self._any_length)
 
     def faults(self, batch: pa.RecordBatch, *, first: bool) -> Faults:
         """Return the rows that no encoding takes, which are looked for: an error does not say whose it is."""

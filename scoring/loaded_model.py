@@ -276,7 +276,9 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
     trained = TrainedBackend(graph, ENCODED_SIGNATURE)
     _check_names("inputs", trained.signature.inputs, encoded_signature(features))
     _check_names("outputs", trained.signature.outputs, description.outputs)
-    return trained, FeatureFeed(encoder, features)
+    # Exports of before, and models whose Keras inputs have a fixed length, take every list padded to that.
+    any_length = {array.name for array in trained.signature.inputs if array.shape == (None, None)}
+    return trained, FeatureFeed(encoder, features, any_length)
 
 
 def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:

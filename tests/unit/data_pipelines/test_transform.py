@@ -202,6 +202,34 @@ def test_a_list_without_bound_is_as_wide_as_its_longest_row() -> None:
     assert encode_one(MultiValued("x", max_length=UNBOUNDED), token_lists([])).shape == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("longest", "bucket"), [(0, 1), (1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (32, 32), (33, 50), (50, 50)]
+)
+def test_a_bucket_is_a_power_of_two_up_to_the_greatest_length(longest: int, bucket: int) -> None:
+    """F14."""
+    ids = RaggedIds(np.full(longest, 7), np.array([0, longest]))
+    assert ids.bucket(50) == bucket
+    assert ids.padded(bucket).tolist() == [[0] * bucket, [7] * longest + [0] * (bucket - longest)]
+
+
+def test_no_rows_have_a_bucket_of_one() -> None:
+    assert RaggedIds(np.empty(0, np.int64), np.empty(0, np.int64)).bucket(50) == 1
+
+
+def test_lists_of_any_length_are_padded_part_by_part() -> None:
+    """F14: to what the part's own rows need; those of a fixed length and those without a greatest one are as ever."""
+    features = (MultiValued("x", max_length=6), MultiValued("y", max_length=6), MultiValued("z", max_length=UNBOUNDED))
+    lists = token_lists([["UA"], [], ["UA", "AA", "7"], ["AA"] * 9, None])
+    table = pa.table({"x": lists, "y": lists, "z": lists})
+    parts = list(encoder(*features).padded_parts(table, features, 2, {"x", "z"}))
+    assert {name: [part[name].shape for part in parts] for name in ("x", "y", "z")} == {
+        "x": [(2, 1), (2, 6), (1, 1)],
+        "y": [(2, 6), (2, 6), (1, 6)],
+        "z": [(2, 1), (2, 9), (1, 0)],
+    }
+    assert [part["x"].tolist() for part in parts] == [[[2], [0]], [[2, 3, 4, 0, 0, 0], [3] * 6], [[0]]]
+
+
 def test_lists_are_encoded_as_values_and_row_lengths() -> None:
     column = token_lists([["UA", "AA", "7", "日本"], None, ["??"]])
     ragged = encoder(MultiValued("x", max_length=2)).encode(pa.table({"x": column}))["x"]

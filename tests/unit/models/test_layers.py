@@ -20,6 +20,7 @@ from models.layers import (
     TwoWayHeads,
     concatenated_inputs,
     lay_out_fields,
+    lists_of_any_length,
     symbolic_inputs,
 )
 from models.preprocessing import sparse_tensor
@@ -75,6 +76,39 @@ def test_fields_are_averaged_as_numpy_does(monkeypatch: pytest.MonkeyPatch, dens
     out = embeddings(table)(inputs)
     assert out.shape == (50, 6)
     np.testing.assert_allclose(out, averaged_by_numpy(table, inputs), rtol=1e-6, atol=1e-7)
+
+
+LISTS: list[list[int]] = [[], [4], [2, 3, 4], [1, 1]]
+IDS_OF_ANY_LENGTH = {
+    "carrier": tf.TensorSpec([None], tf.int64),
+    "dest": tf.TensorSpec([None], tf.int64),
+    "earlier": tf.TensorSpec([None, None], tf.int64),
+}
+
+
+@pytest.mark.parametrize("width", [3, 4, 20])
+def test_a_list_has_the_same_mean_however_it_is_padded(width: int) -> None:
+    """F14: where the graph knows the length, and where it learns it when it is called."""
+    layer = embeddings(np.random.default_rng(3).normal(size=(ROWS, DIM)).astype(np.float32))
+    others = [2, 0, 3, 1], [1, 2, 0, 4]
+    expected = averaged_by_numpy(layer.get_weights()[0], ids(*others, [[*row, 0, 0, 0][:3] for row in LISTS]))
+    inputs = ids(*others, [[*row, *[0] * (width - len(row))] for row in LISTS])
+    np.testing.assert_allclose(layer(inputs), expected, rtol=1e-6, atol=1e-7)
+    graph = tf.function(lambda given: layer(given, training=False), input_signature=[IDS_OF_ANY_LENGTH])
+    np.testing.assert_allclose(graph(inputs), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_graph_that_knows_the_length_of_its_lists_does_not_compute_it() -> None:
+    """All batches of a training have one length: that lists may have any costs a step nothing."""
+    layer = embeddings(np.ones((ROWS, DIM), np.float32))
+    known = IDS_OF_ANY_LENGTH | {"earlier": tf.TensorSpec([None, 3], tf.int64)}
+
+    def operations(signature: dict[str, tf.TensorSpec]) -> set[str]:
+        call = tf.function(lambda given: layer(given, training=True)).get_concrete_function(signature)
+        return {operation.type for operation in call.graph.get_operations()}
+
+    assert "Shape" in operations(IDS_OF_ANY_LENGTH)
+    assert "Shape" not in operations(known)
 
 
 @pytest.mark.parametrize("dense_rows", [1 << 17, 1], ids=["dense gradient", "sparse gradient"])
@@ -327,6 +361,20 @@ def test_inputs_have_the_types_of_the_transform(flight_features: FittedFeatures)
         "dest": ((None,), tf.int64),
         "earlier": ((None, 3), tf.int64),
     }
+
+
+def test_a_model_says_which_lists_it_takes_of_any_length() -> None:
+    """F14: by its Keras inputs; a model that is no graph of layers says nothing."""
+    fitted = hashed_features()
+    features = fitted.spec.features
+
+    def model(*, any_length: bool) -> tf_keras.Model:
+        inputs = symbolic_inputs(features, any_length=any_length)
+        return tf_keras.Model(inputs, concatenated_inputs(fitted, features, inputs, embedding_dim=3))
+
+    assert set(lists_of_any_length(model(any_length=True))) == {"friends", "seen", "review"}
+    assert lists_of_any_length(model(any_length=False)) == ()
+    assert lists_of_any_length(tf_keras.Model()) == ()
 
 
 @pytest.mark.parametrize("kept", [slice(0, 1), slice(1, 2), slice(0, 2)], ids=["numeric", "categorical", "both"])

@@ -1,4 +1,4 @@
-"""The signatures of exported models: their indexes (R6), and features of every form (F1, F9)."""
+"""The signatures of exported models: their indexes (R6), features of every form (F1, F9), lists of any length (F14)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +11,13 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import Categorical, Label, Numeric, Sequence, Sparse, Text
+from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
 from data_pipelines.features import FeatureSpec
 from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from data_pipelines.transform import Encoder
 from data_pipelines.vocabulary import Vocabulary
-from models import multi_field, top_k_scann, two_tower
+from models import catalog, multi_field, top_k_scann, two_tower
+from models.layers import symbolic_inputs
 from models.serving import (
     CELLS,
     ENCODED_SIGNATURE,
@@ -159,6 +160,61 @@ def test_raw_and_encoded_rows_of_every_form_get_the_same_score(tmp_path: Path) -
     assert by_raw.shape == (3,)
     assert len(set(by_raw.tolist())) == 3
     assert by_raw.tolist() == by_encoded.tolist()
+
+
+LABELS = {
+    "binary": Label("late"),
+    "multi_label": Label("genres", "multi_label", classes=3),
+    "retrieval": Label("movie", "candidate"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(catalog.ARCHITECTURES))
+def test_every_architecture_takes_lists_that_are_padded_to_any_length(name: str) -> None:
+    """F14: a row has the same scores, whatever its lists are padded to."""
+    architecture = catalog.architecture(name)
+    lists = (MultiValued("watched", max_length=50, vocabulary_of="movie"), MultiValued("tags", 50, hash_buckets=9))
+    spec = FeatureSpec((*lists, Categorical("movie")), LABELS[architecture.TASK], ("id",))
+    movies = Vocabulary(pa.array([f"m{n}" for n in range(20)]), pa.array(np.ones(20, np.int64)))
+    fitted = FittedFeatures(spec, {"movie": movies}, {})
+    tf_keras.utils.set_random_seed(1)
+    model = architecture.build(catalog.settings(name, {}), fitted, 1)
+    module = (
+        RetrievalModule(architecture, model, fitted, 3, build_indexes(model, 3))
+        if architecture.TASK == "retrieval"
+        else ScoringModule(architecture, model, fitted)
+    )
+    signature = module.signatures()[ENCODED_SIGNATURE]
+
+    def scores(width: int) -> np.ndarray:
+        """Return float32 ``[rows, any]`` of an empty list, one id and three, their lists padded to ``width``."""
+        ids = [[*row, *[0] * (width - len(row))] for row in ([], [7], [4, 9, 2])]
+        given = {"watched": ids, "tags": ids} | ({} if architecture.TASK == "retrieval" else {"movie": [3, 0, 5]})
+        found = signature(**{name: tf.constant(values, tf.int64) for name, values in given.items()})
+        return found["score" if architecture.TASK == "binary" else "scores"].numpy().reshape(3, -1)
+
+    shortest = scores(3)
+    assert len(np.unique(shortest, axis=0)) == 3
+    for width in (4, 50):
+        np.testing.assert_allclose(scores(width), shortest, rtol=0, atol=1e-6)
+
+
+class Flattening:
+    """An architecture of somebody's own, in which every place of a list has weights."""
+
+    @staticmethod
+    def predict(model: tf_keras.Model, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {"score": model(inputs)[:, 0]}
+
+
+def test_a_model_whose_keras_inputs_have_a_length_is_exported_with_that() -> None:
+    spec = FeatureSpec((MultiValued("tags", max_length=5, hash_buckets=10),), Label("late"), ("id",))
+    inputs = symbolic_inputs(spec.features)
+    flat = tf_keras.layers.Flatten()(tf_keras.layers.Embedding(12, 2)(inputs["tags"]))
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(flat))
+    module = ScoringModule(cast(ModuleType, Flattening), model, FittedFeatures(spec, {}, {}))
+    _, takes = module.signatures()[ENCODED_SIGNATURE].structured_input_signature
+    assert takes["tags"].shape.as_list() == [None, 5]
 
 
 class ByIdAlone:

@@ -18,6 +18,7 @@ from data_pipelines.feature_kinds import Label
 from data_pipelines.raw_columns import ColumnError, raw_inputs
 from scoring import loaded_model
 from scoring.backends.protocol import ModelOutputError
+from scoring.backends.trained_model import TrainedBackend
 from scoring.inputs import Column
 from scoring.loaded_model import LoadedModel, ModelCache, ModelChangedError, Search, load_once
 from scoring.mirrorspark_pyfunc import RawColumnsModel
@@ -104,6 +105,46 @@ def test_a_ragged_row_has_the_scores_of_the_same_row_padded(tmp_path: Path) -> N
 
 def as_histories(lists: list[list[str | None] | None]) -> pa.Table:
     return pa.table({"watched": pa.array(lists, pa.list_(pa.string()))})
+
+
+@pytest.fixture
+def given_shapes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, tuple[int, ...]]]:
+    """Return a list that gets the shapes of what models are given, a dict for each call."""
+    shapes: list[dict[str, tuple[int, ...]]] = []
+    call = TrainedBackend.__call__
+
+    def noting(backend: TrainedBackend, inputs: Any, outputs: Any) -> Any:
+        shapes.append({name: array.shape for name, array in inputs.items()})
+        return call(backend, inputs, outputs)
+
+    monkeypatch.setattr(TrainedBackend, "__call__", noting)
+    return shapes
+
+
+def test_a_call_of_short_rows_gives_the_model_short_lists(
+    loaded: LoadedModel, given_shapes: list[dict[str, tuple[int, ...]]], tmp_path: Path
+) -> None:
+    """F14: of as many places as the power of two that the longest row fits in, and never more than ``max_length``."""
+    LoadedModel(export_histories(tmp_path)).score(as_histories([["m1"] * n for n in range(9)]), batch_size=1)
+    assert [shapes["watched"] for shapes in given_shapes] == [(1, length) for length in (1, 1, 2, 4, 4, 6, 6, 6, 6)]
+    given_shapes.clear()
+    # Stops are averaged, and those of FLIGHTS are 2, 0, 0, 1, 4 and 1 in number, of which 3 count.
+    loaded.score(FLIGHTS, batch_size=2)
+    assert [shapes["stops"] for shapes in given_shapes] == [(2, 2), (2, 1), (2, 3)]
+
+
+def test_a_model_whose_lists_have_a_fixed_length_is_scored_alike(
+    given_shapes: list[dict[str, tuple[int, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F14: such as one that was exported before lists could have any length."""
+    expected = LoadedModel(export_histories(tmp_path / "any")).score(HISTORIES)
+    monkeypatch.setattr("models.serving.lists_of_any_length", lambda model: ())
+    fixed = LoadedModel(export_histories(tmp_path / "fixed"))
+    given_shapes.clear()
+    found = fixed.score(HISTORIES, batch_size=2)
+    assert [shapes["watched"] for shapes in given_shapes] == [(2, 6)] * 3
+    np.testing.assert_array_equal(found["candidates"], expected["candidates"])
+    np.testing.assert_allclose(found["scores"], expected["scores"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(40_000, 20_000), (100_000, 100_000), (70_000, 4_096), (5, 10)])
