@@ -1,6 +1,6 @@
 """What a model reads of a table, as plain data that travels with a task: features, or columns as they are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from data_pipelines.feature_kinds import Feature
 from data_pipelines.raw_columns import ColumnError, is_number, list_lengths, plain_column, raw_column
 from data_pipelines.repeated_names import repeated_names
+from scoring.column_types import COLUMN_TYPES, ELEMENT_TYPES, ElementType, element_name, is_array
 from scoring.token_families import check_token_families
 
 Faults: TypeAlias = dict[int, str]
@@ -62,39 +63,6 @@ class FeatureInputs:
         check_token_families(schema, self.features, self.column_types)
 
 
-@dataclass(frozen=True)
-class _Kind:
-    arrow: pa.DataType
-    fits: Callable[[pa.DataType], bool]
-    can_be_nan: bool = False
-
-
-def _is_whole(column_type: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(column_type) or pa.types.is_boolean(column_type))
-
-
-def _is_text(column_type: pa.DataType) -> bool:
-    return bool(pa.types.is_string(column_type) or pa.types.is_large_string(column_type))
-
-
-def _is_bytes(column_type: pa.DataType) -> bool:
-    return any(
-        check(column_type) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    )
-
-
-# By their name in Spark. What fits is cast, where that changes no value but rounds a number.
-_KINDS: Mapping[str, _Kind] = {
-    "boolean": _Kind(pa.bool_(), pa.types.is_boolean),
-    "int": _Kind(pa.int32(), _is_whole),
-    "bigint": _Kind(pa.int64(), _is_whole),
-    "float": _Kind(pa.float32(), is_number, can_be_nan=True),
-    "double": _Kind(pa.float64(), is_number, can_be_nan=True),
-    "string": _Kind(pa.string(), _is_text),
-    "binary": _Kind(pa.binary(), _is_bytes),
-}
-COLUMN_TYPES = (*_KINDS, *(f"array<{name}>" for name in _KINDS if name != "binary"))
-
 Nulls = Literal["fail", "pass"]
 
 
@@ -104,7 +72,7 @@ class Column:
 
     Attributes:
         name: Its name in the table.
-        type: Spark's name of a type in ``COLUMN_TYPES``. Of an array all rows have the same length.
+        type: One of :data:`scoring.column_types.COLUMN_TYPES`. Of an array all rows have the same length.
         nulls: What becomes of a missing value, where ``fill`` is None: ``fail`` refuses the row, ``pass`` gives the
             model NaN, or None in a column of strings or bytes. By default ``pass`` for float and double, ``fail`` for
             all others. NaN is a missing number, as null is.
@@ -137,16 +105,16 @@ class Column:
     @property
     def is_array(self) -> bool:
         """Whether a row has several values."""
-        return self.type.startswith("array<")
+        return is_array(self.type)
 
     @property
     def element(self) -> str:
         """Spark's name of the type of its values."""
-        return self.type.removeprefix("array<").removesuffix(">")
+        return element_name(self.type)
 
     @property
-    def _kind(self) -> _Kind:
-        return _KINDS[self.element]
+    def _kind(self) -> ElementType:
+        return ELEMENT_TYPES[self.element]
 
     @property
     def _what(self) -> str:

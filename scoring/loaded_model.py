@@ -17,23 +17,17 @@ from data_pipelines.transform import Encoder
 from scoring.backends.catalog import load_backend
 from scoring.backends.protocol import ArrayType, Backend, ModelOutputError
 from scoring.backends.trained_model import TrainedBackend, TrainedGraph
+from scoring.column_types import ARROW_TYPES, ELEMENT_TYPES, element_name
 from scoring.decoding import decoders
 from scoring.feed import ColumnFeed, FeatureFeed, Feed
 from scoring.hooks import HOOKS_FILE, PREPROCESS, Hooks, hooked
 from scoring.inputs import Faults
-from scoring.model_directory import (
-    ARROW_TYPES,
-    SAVED_MODEL_FOLDER,
-    ModelDirectory,
-    PackagedDescription,
-    folder_digest,
-)
+from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDirectory, PackagedDescription, folder_digest
 
 DEFAULT_BATCH_SIZE = 8192
 CACHED_BYTES = 2 * 1024**3
 # What the scores of a part take at most; larger parts take more memory and are no faster.
 PART_BYTES = 16 * 2**20
-_ELEMENT_BYTES = {"boolean": 1, "int": 4, "float": 4, "bigint": 8, "double": 8, "string": 8}
 _CHARACTERS_IN_MESSAGE = 40
 
 
@@ -169,8 +163,8 @@ class LoadedModel:
     @property
     def _row_bytes(self) -> int | None:
         """Bytes of a row's outputs, a text as a pointer; None where the width of one is not known yet."""
-        elements = {name: type_.removeprefix("array<").rstrip(">") for name, type_ in self.description.outputs.items()}
-        sizes = [_ELEMENT_BYTES[elements[name]] * width for name, width in self._widths.items() if width is not None]
+        elements = {name: ELEMENT_TYPES[element_name(type_)] for name, type_ in self.description.outputs.items()}
+        sizes = [elements[name].size_bytes * width for name, width in self._widths.items() if width is not None]
         return sum(sizes) if len(sizes) == len(self._widths) else None
 
     def _check_labels(self, name: str, labels: Sequence[str]) -> None:

@@ -26,14 +26,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import pyarrow as pa
-
 from data_pipelines.feature_kinds import Feature
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.repeated_names import repeated_names
 from scoring.backends.protocol import ArrayType, UnsupportedModelError
 from scoring.backends.pyfunc import mlflow_signature
+from scoring.column_types import ARROW_TYPES
 from scoring.hooks import HOOKS_FILE
 from scoring.inputs import Column, ColumnInputs, FeatureInputs, Inputs, Matrix
 from scoring.versions import COMPARED_OF_TRAINED, pinned_versions
@@ -54,18 +53,6 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "retrieval": {"candidates": "array<string>", "scores": "array<float>"},
 }
 
-_SCALAR_TYPES = {
-    "boolean": pa.bool_(),
-    "float": pa.float32(),
-    "double": pa.float64(),
-    "int": pa.int32(),
-    "bigint": pa.int64(),
-    "string": pa.string(),
-}
-# Output types by their Spark name: a value per row, or a list of values per row.
-ARROW_TYPES: Mapping[str, pa.DataType] = _SCALAR_TYPES | {
-    f"array<{name}>": pa.list_(arrow_type) for name, arrow_type in _SCALAR_TYPES.items()
-}
 # Outputs whose elements can have names.
 _LABELLED_TYPES = ("array<float>", "array<double>")
 

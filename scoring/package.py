@@ -10,6 +10,7 @@ from typing import Any
 from scoring.backends.catalog import load_backend
 from scoring.backends.linear import FIELDS as LINEAR_FIELDS
 from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError
+from scoring.column_types import element_name
 from scoring.decoding import BUILT_IN, decoders
 from scoring.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, hooked
 from scoring.inputs import Column, ColumnInputs, Matrix
@@ -252,7 +253,7 @@ def _own_column(array: ArrayType, given: str | Column | None, found: Signature) 
 
 def _element(array: ArrayType) -> str:
     """Return Spark's name of the type of the values of an array that a column holds."""
-    return array.column_type.removeprefix("array<").removesuffix(">")
+    return element_name(array.column_type)
 
 
 def _check_known(given: Iterable[str], known: Sequence[str]) -> None:

@@ -15,10 +15,11 @@ from scoring.backends.libraries import library
 from scoring.backends.tensorflow_runtime import limit_tensorflow
 from scoring.bad_rows import ERROR_COLUMN, BadRowError, BadRows, check_bad_rows, described, sound_rows
 from scoring.checks import ScoringError
+from scoring.column_types import ARROW_TYPES
 from scoring.counters import Counters, Tally
 from scoring.forms import AS_COLUMNS, Form, Shaped
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, PROCESS_CACHE, LoadedModel, Search, load_once
-from scoring.model_directory import ARROW_TYPES, ModelDirectory, exported_with
+from scoring.model_directory import ModelDirectory, exported_with
 from scoring.null_policy import NullPolicy
 from scoring.shipping import ShippedModel
 from scoring.versions import check_versions

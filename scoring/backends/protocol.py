@@ -7,16 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-DTYPES: Mapping[str, Any] = {
-    "boolean": np.bool_,
-    "int": np.int32,
-    "bigint": np.int64,
-    "float": np.float32,
-    "double": np.float64,
-    "string": np.object_,
-    "binary": np.object_,
-    "uint8": np.uint8,
-}
+from scoring.column_types import ELEMENT_TYPES, array_of
+
+DTYPES: Mapping[str, Any] = {name: element.numpy for name, element in ELEMENT_TYPES.items()} | {"uint8": np.uint8}
 """NumPy's types of the elements of arrays, by what Spark calls a column of them; of ``uint8`` there is none."""
 
 ELEMENTS: Mapping[str, str] = {
@@ -30,8 +23,6 @@ ELEMENTS: Mapping[str, str] = {
     "string": "string",
 }
 """Spark's names of types by what NumPy and other libraries call them, and ``uint8``."""
-
-_OF_COLUMNS = sorted(set(DTYPES) - {"uint8"})
 
 
 class ModelOutputError(RuntimeError):
@@ -77,13 +68,13 @@ class ArrayType:
         Raises:
             UnsupportedModelError: No column can.
         """
-        if self.element is None or self.element not in _OF_COLUMNS or not self.has_rows or len(self.shape) > 2:
+        if self.element is None or self.element not in ELEMENT_TYPES or not self.has_rows or len(self.shape) > 2:
             raise UnsupportedModelError(
                 f"'{self.name}' is {self.called} of shape {list(self.shape)}; arrays of one or two dimensions, of "
                 f"which the first is the rows (any number, or the same for all inputs), become columns, if they are of "
-                f"{_OF_COLUMNS}: export the model so, decode such an input, or leave such an output out"
+                f"{sorted(ELEMENT_TYPES)}: export the model so, decode such an input, or leave such an output out"
             )
-        return self.element if self.width == 1 else f"array<{self.element}>"
+        return self.element if self.width == 1 else array_of(self.element)
 
 
 @dataclass(frozen=True)
