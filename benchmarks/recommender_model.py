@@ -45,7 +45,7 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
     """
     from models import two_tower
     from models.serving import build_indexes, recalls, save_retrieval
-    from scoring.model_directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER, ModelDescription
+    from scoring.model_directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 
     spec = FeatureSpec((Categorical("user"), Categorical("item")), Label("item", kind="candidate"), ("user",))
     fitted = FittedFeatures(spec, {"user": _vocabulary(len(users)), "item": _vocabulary(len(items))}, {})
@@ -56,9 +56,8 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
     indexes = build_indexes(model, k, scann=True, sample=users[:SAMPLE])
     save_retrieval(two_tower, model, fitted, k, indexes, folder / SAVED_MODEL_FOLDER)
     fitted.save(folder / FEATURES_FOLDER)
-    outputs = {"candidates": "array<string>", "scores": "array<float>"}
     found = recalls(indexes, k, users[:SAMPLE])
-    ModelDescription("retrieval", "two_tower", fitted.hash, outputs, {}, found).save(folder)
+    ModelDescription("retrieval", "two_tower", fitted.hash, OUTPUTS["retrieval"], {}, found).save(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from data_pipelines.fitted import FittedFeatures
 from models import top_k_cells, top_k_scann
 from models.layers import lists_of_any_length
 from models.preprocessing import GraphEncoder, encoded_signature, model_inputs
+from models.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from models.top_k import ExactTopK, Index, Queries, recall
 
 RAW_SIGNATURE = "serving_default"
@@ -79,7 +80,7 @@ class RetrievalModule(tf.Module):
         if not 1 <= k <= len(tokens):
             raise ValueError(f"k {k} cannot be met by {len(tokens)} candidates; use 1 to {len(tokens)}")
         self._k = k
-        self._tokens = tf.constant([""] * FIRST_VOCABULARY_ID + tokens)
+        self._tokens = tf.constant([UNFILLED] * FIRST_VOCABULARY_ID + tokens)
         self._indexes = dict(indexes)
 
     def signatures(self) -> dict[str, Any]:
@@ -110,8 +111,8 @@ class RetrievalModule(tf.Module):
         k = self._k if most_candidates is None else most_candidates
         searched = self._indexes[index]
         best = searched.search(queries, k, searched.exact.offsets(unavailable_ids))
-        found = tf.where(best.scores > best.scores.dtype.min, tf.gather(self._tokens, best.ids), "")
-        return {"candidates": found, "scores": best.scores}
+        found = tf.where(best.scores > best.scores.dtype.min, tf.gather(self._tokens, best.ids), UNFILLED)
+        return {CANDIDATES: found, SCORES: best.scores}
 
 
 def build_indexes(model: Any, k: int, *, scann: bool = False, sample: np.ndarray | None = None) -> dict[str, Index]:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipelines.kernels import compile_kernel
 from data_pipelines.repeated_names import repeated_names
+from models.ranked_lists import CANDIDATES, SCORES, is_filled, is_ranked_list
 from scoring.checks import ScoringError
 
 Labels = Mapping[str, Sequence[str]]
@@ -254,13 +254,8 @@ def _labelled(outputs: pa.Schema, labels: Labels, form: str) -> str:
 
 
 def _check_labelled(outputs: pa.Schema, labels: Labels, form: str) -> None:
-    if not _is_ranked_list(outputs.names):
+    if not is_ranked_list(outputs.names):
         _labelled(outputs, labels, form)
-
-
-def _is_ranked_list(names: Sequence[str]) -> bool:
-    """Return whether a retrieval model gives them: lists of candidates and their scores."""
-    return set(names) == {"candidates", "scores"}
 
 
 @dataclass(frozen=True)
@@ -279,8 +274,8 @@ class _Scored:
 
     @classmethod
     def of(cls, outputs: Mapping[str, pa.Array], labels: Labels) -> "_Scored":
-        if _is_ranked_list(list(outputs)):
-            return cls._of_candidates(outputs["candidates"], outputs["scores"])
+        if is_ranked_list(outputs):
+            return cls._of_candidates(outputs[CANDIDATES], outputs[SCORES])
         (output,) = labels
         scores = outputs[output].flatten().to_numpy().astype(np.float32, copy=False)
         return cls(scores, _starts(outputs[output]), pa.array(labels[output], pa.string()))
@@ -289,7 +284,7 @@ class _Scored:
     def _of_candidates(cls, candidates: pa.ListArray, scores: pa.ListArray) -> "_Scored":
         """Return the candidates that there are: where exclusions leave too few, the rest of a list is empty."""
         every = cls(scores.flatten().to_numpy(), _starts(scores), candidates.flatten())
-        kept = np.flatnonzero(pc.not_equal(every.labels, "").to_numpy(zero_copy_only=False))
+        kept = np.flatnonzero(is_filled(every.labels).to_numpy(zero_copy_only=False))
         lengths = np.bincount(every.rows()[kept], minlength=len(scores))
         return cls(every.scores[kept], np.concatenate([[0], np.cumsum(lengths)]), every.labels.take(pa.array(kept)))
 

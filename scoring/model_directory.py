@@ -30,9 +30,10 @@ from data_pipelines.feature_kinds import Feature
 from data_pipelines.fitted import FeatureMismatchError, FittedFeatures
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.repeated_names import repeated_names
+from models.ranked_lists import CANDIDATES, SCORES
 from scoring.backends.protocol import ArrayType, UnsupportedModelError
 from scoring.backends.pyfunc import mlflow_signature
-from scoring.column_types import ARROW_TYPES
+from scoring.column_types import ARROW_TYPES, array_of
 from scoring.hooks import HOOKS_FILE
 from scoring.inputs import Column, ColumnInputs, FeatureInputs, Inputs, Matrix
 from scoring.versions import COMPARED_OF_TRAINED, pinned_versions
@@ -49,12 +50,12 @@ Task = Literal["binary", "multi_label", "retrieval"]
 # Per task the outputs and their Spark types, in the order of the scored table's columns.
 OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "binary": {"score": "float"},
-    "multi_label": {"scores": "array<float>"},
-    "retrieval": {"candidates": "array<string>", "scores": "array<float>"},
+    "multi_label": {"scores": array_of("float")},
+    "retrieval": {CANDIDATES: array_of("string"), SCORES: array_of("float")},
 }
 
 # Outputs whose elements can have names.
-_LABELLED_TYPES = ("array<float>", "array<double>")
+_LABELLED_TYPES = (array_of("float"), array_of("double"))
 
 
 class ModelDirectoryError(ValueError):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
 from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
 from data_pipelines.fitted import FittedFeatures
 from data_pipelines.transform import Encoder
+from models.ranked_lists import CANDIDATES, SCORES, is_filled
 from scoring.bad_rows import BadRows
 from scoring.batch import BatchTask, checked_table, scored_schema
 from scoring.call import ScoringCall
@@ -178,11 +178,11 @@ def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np
 
 def without_empty_places(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return ``batch`` with ``candidates`` and ``scores`` that end where the candidates do."""
-    candidates = batch.column("candidates")
-    is_filled = pc.not_equal(candidates.values, "")
-    ends = np.cumsum(np.append(0, is_filled))[candidates.offsets].astype(np.int32)
-    for name in ("candidates", "scores"):
-        values = batch.column(name).values.filter(is_filled)
+    candidates = batch.column(CANDIDATES)
+    is_kept = is_filled(candidates.values)
+    ends = np.cumsum(np.append(0, is_kept))[candidates.offsets].astype(np.int32)
+    for name in (CANDIDATES, SCORES):
+        values = batch.column(name).values.filter(is_kept)
         place = batch.schema.get_field_index(name)
         lists = pa.ListArray.from_arrays(pa.array(ends), values, mask=batch.column(name).is_null())
         batch = batch.set_column(place, name, lists)

@@ -24,10 +24,11 @@ from callbacks.credentials import without_credentials
 from callbacks.mlflow_store import store_client
 from data_pipelines.convert import EXAMPLE_FILE, library_versions
 from data_pipelines.dataset import Dataset
-from data_pipelines.feature_kinds import RawForm
+from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, RawForm
 from data_pipelines.manifest import FEATURES_FOLDER
 from data_pipelines.transform import RaggedIds
 from models import catalog
+from models.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
 from scoring.model_directory import OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 from training.ranks import child_process
@@ -332,13 +333,14 @@ def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: in
     from models.serving import candidate_embeddings
 
     candidate = dataset.spec.candidate
-    tokens = np.array(["", "", *dataset.features.vocabulary(candidate).tokens.to_pylist()], dtype=object)
+    vocabulary = dataset.features.vocabulary(candidate).tokens.to_pylist()
+    tokens = np.array([UNFILLED] * FIRST_VOCABULARY_ID + vocabulary, dtype=object)
     best, best_scores = best_candidates(queries, candidate_embeddings(model), block.excluded, k)
-    # With fewer candidates than places, the exported index says "" with the lowest number; so does this.
+    # With fewer candidates than places, the exported index gives the lowest number to the rest; so does this.
     is_filler = np.isneginf(best_scores)
     return {
-        "candidates": pa.array(np.where(is_filler, "", tokens[best]).tolist(), pa.list_(pa.string())),
-        "scores": pa.array(np.where(is_filler, np.finfo(np.float32).min, best_scores).tolist(), pa.list_(pa.float32())),
+        CANDIDATES: pa.array(np.where(is_filler, UNFILLED, tokens[best]).tolist(), pa.list_(pa.string())),
+        SCORES: pa.array(np.where(is_filler, np.finfo(np.float32).min, best_scores).tolist(), pa.list_(pa.float32())),
         "label": pa.array(tokens[block.features[candidate.name]]),
     }
 
