@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame, SparkSession
@@ -11,10 +10,15 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, LongType, String
 from data_pipelines.feature_kinds import Feature, RawForm, Sparse
 from data_pipelines.storage import Location
 from data_pipelines.tfrecords import read_tfrecords
+from scoring.bad_rows import BadRows
 from scoring.batch import score
 from scoring.call import ScoringCall
+from scoring.counters import Counters
+from scoring.forms import AS_COLUMNS, Form
+from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
-from scoring.scorer import Settings
+from scoring.null_policy import NullRule
+from scoring.scorer import OtherVersions, Settings
 from scoring.token_families import TokenFamily, trained_families
 
 _LISTS: frozenset[RawForm] = frozenset({"tokens", "times", "indices", "values"})
@@ -28,7 +32,13 @@ def score_tfrecords(
     keys: str | Sequence[str],
     tracking_uri: str | None = None,
     on_damage: str = "fail",
-    **options: Any,
+    outputs: Form = AS_COLUMNS,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    with_version: bool = True,
+    nulls: Mapping[str, NullRule] | None = None,
+    bad_rows: BadRows = "fail",
+    other_versions: OtherVersions = "refuse",
+    counters: Counters | None = None,
 ) -> DataFrame:
     """Return what :func:`scoring.batch.score` returns, for the rows of TFRecord files in row or block layout.
 
@@ -43,7 +53,13 @@ def score_tfrecords(
         keys: Columns that name a row; their types are those of the records.
         tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
         on_damage: ``fail`` at the first damaged record, or ``skip`` such records.
-        **options: Further arguments of :func:`scoring.batch.score`.
+        outputs: As for :func:`scoring.batch.score`, and so are the others.
+        batch_size: Rows per call of the model.
+        with_version: Add the column ``model_version``.
+        nulls: Per column what stands in for a null, or ``"fail"`` where none may be.
+        bad_rows: What becomes of a row that cannot be scored.
+        other_versions: What to do on executors of another TensorFlow.
+        counters: Collects what the tasks say of themselves.
 
     Raises:
         ModelNotFoundError: The URI leads to no model.
@@ -54,7 +70,19 @@ def score_tfrecords(
     """
     call = ScoringCall.of(model, tracking_uri, keys, Settings())
     table = tfrecord_table(spark, paths, call, on_damage=on_damage)
-    return score(table, call.pinned, keys=keys, tracking_uri=tracking_uri, **options)
+    return score(
+        table,
+        call.pinned,
+        keys=keys,
+        tracking_uri=tracking_uri,
+        outputs=outputs,
+        batch_size=batch_size,
+        with_version=with_version,
+        nulls=nulls,
+        bad_rows=bad_rows,
+        other_versions=other_versions,
+        counters=counters,
+    )
 
 
 def tfrecord_table(

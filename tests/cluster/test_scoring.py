@@ -22,6 +22,7 @@ from data_pipelines.tfrecords import write_tfrecords
 from scoring.batch import score
 from scoring.checks import ScoringError
 from scoring.counters import Counters
+from scoring.forms import Struct
 from scoring.loaded_model import LoadedModel
 from scoring.model_uri import ModelNotFoundError, resolve
 from scoring.sql import register_sql
@@ -121,6 +122,28 @@ def test_tfrecord_files_are_scored_like_the_table_they_were_written_from(
         write_tfrecords(table, tmp_path / name, layout=layout)
         scored = score_tfrecords(spark, tmp_path / name, models.first, keys="flight_id")
         assert scores_by_key(scored) == scores_by_key(score(table, models.first, keys="flight_id"))
+
+
+def test_tfrecord_files_are_scored_with_the_options_of_tables(
+    spark: "SparkSession", flights: "DataFrame", models: Models, tmp_path: Path
+) -> None:
+    """S16."""
+    write_tfrecords(flights.withColumn("stops", expr("array('EWR')")), tmp_path / "records")
+    counters = Counters(spark)
+    scored = score_tfrecords(
+        spark,
+        tmp_path / "records",
+        models.first,
+        keys="flight_id",
+        outputs=Struct("of_model"),
+        batch_size=1,
+        with_version=False,
+        bad_rows="mark",
+        counters=counters,
+    )
+    assert scored.columns == ["flight_id", "of_model", "error"]
+    assert len(scored.collect()) == FLIGHTS.num_rows
+    assert counters.value.rows == counters.value.calls == FLIGHTS.num_rows
 
 
 @pytest.mark.parametrize("layout", ["row", "block"])

@@ -1,0 +1,16 @@
+"""S16: TFRecord files are scored with the options that tables are scored with."""
+
+import inspect
+
+from scoring.batch import score
+from scoring.tfrecord_input import score_tfrecords
+
+# What the files have besides the model's columns is never read, and they are no Parquet files.
+OF_TABLES_ALONE = {"df", "extra_columns", "reader"}
+
+
+def test_the_options_have_the_names_and_defaults_that_they_have_for_tables() -> None:
+    of_tables, of_files = (inspect.signature(function).parameters for function in (score, score_tfrecords))
+    shared = set(of_tables) - OF_TABLES_ALONE
+    assert set(of_files) == shared | {"spark", "paths", "on_damage"}
+    assert {name: of_files[name].default for name in shared} == {name: of_tables[name].default for name in shared}
