@@ -229,5 +229,5 @@ def test_a_server_that_is_gone_is_told_with_the_copy_that_there_is(gone: Gone, u
 
 
 def test_a_server_that_is_gone_is_told_without_a_copy_where_there_is_none(gone: Gone) -> None:
-    with pytest.raises(ModelStoreError, match="Connection refused$"):
+    with pytest.raises(ModelStoreError, match=r"Connection refused$"):
         resolve("models:/boxes/2", gone.uri)
