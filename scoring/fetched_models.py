@@ -7,7 +7,7 @@ In the folder of the copies::
     processes/ID         what a living process uses, and what is on its way to it
     lock, lock-XX        held while one of these changes; the system frees the locks of processes that die
 
-Not to be confused with :class:`scoring.loaded_model.ModelCache`, which keeps loaded models in memory.
+Not to be confused with :class:`scoring.model_cache.ModelCache`, which keeps loaded models in memory.
 """
 
 import fcntl

@@ -1,9 +1,7 @@
 """The model in the process that scores with it: loaded once, called batch by batch."""
 
 import copy
-import socket
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,17 +20,12 @@ from scoring.decoding import decoders
 from scoring.feed import ColumnFeed, FeatureFeed, Feed
 from scoring.hooks import HOOKS_FILE, PREPROCESS, Hooks, hooked
 from scoring.inputs import Faults
-from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDirectory, PackagedDescription, folder_digest
+from scoring.model_directory import SAVED_MODEL_FOLDER, ModelDirectory, PackagedDescription
+from scoring.output_arrays import arrow_array, checked_output, no_values
 
 DEFAULT_BATCH_SIZE = 8192
-CACHED_BYTES = 2 * 1024**3
 # What the scores of a part take at most; larger parts take more memory and are no faster.
 PART_BYTES = 16 * 2**20
-_CHARACTERS_IN_MESSAGE = 40
-
-
-class ModelChangedError(RuntimeError):
-    """The files of a model are not those that were pinned."""
 
 
 @dataclass(frozen=True)
@@ -217,13 +210,13 @@ class LoadedModel:
         outputs, names = self.description.outputs, self.description.model_outputs
         if not rows:
             # Not every library takes a batch of none.
-            return {name: _no_values(type_) for name, type_ in outputs.items()}
+            return {name: no_values(type_) for name, type_ in outputs.items()}
         size = max(rows, least_rows)
         given = self._backend(inputs if size == rows else _padded(inputs, rows, size), tuple(names.values()))
         if on_call is not None:
             on_call()
         made = {
-            name: _checked(name, type_, given[names[name]], size, self.labels.get(name))[:rows]
+            name: checked_output(name, type_, given[names[name]], size, self.labels.get(name))[:rows]
             for name, type_ in outputs.items()
         }
         self._note_widths(made, rows)
@@ -251,7 +244,7 @@ class LoadedModel:
         """
         outputs = self.score(batch, batch_size=batch_size, on_call=on_call)
         return {
-            name: _arrow_array(name, values, ARROW_TYPES[self.description.outputs[name]])
+            name: arrow_array(name, values, ARROW_TYPES[self.description.outputs[name]])
             for name, values in outputs.items()
         }
 
@@ -299,161 +292,3 @@ def _padded(inputs: Mapping[str, np.ndarray], rows: int, size: int) -> dict[str,
     """
     places = np.minimum(np.arange(size), rows - 1)
     return {name: values[places] for name, values in inputs.items()}
-
-
-def _no_values(type_: str) -> np.ndarray:
-    arrow_type = ARROW_TYPES[type_]
-    if pa.types.is_list(arrow_type):
-        return np.empty((0, 0), arrow_type.value_type.to_pandas_dtype())
-    return np.empty(0, arrow_type.to_pandas_dtype())
-
-
-def _checked(name: str, described: str, values: np.ndarray, rows: int, labels: Sequence[str] | None) -> np.ndarray:
-    """Return an output of the model, if it is of the shape that its type says, and has an element for each label."""
-    dimensions = 2 if pa.types.is_list(ARROW_TYPES[described]) else 1
-    if dimensions == 1 and values.shape == (rows, 1):
-        return values[:, 0]
-    if values.ndim != dimensions or len(values) != rows:
-        raise ModelOutputError(
-            f"output '{name}' has shape {values.shape} for {rows} rows; its type {described} needs "
-            f"{'[rows, k]' if dimensions == 2 else '[rows]'}"
-        )
-    if labels is not None and values.shape[1] != len(labels):
-        raise ModelOutputError(
-            f"output '{name}' has {values.shape[1]} elements per row, and the model has {len(labels)} labels for them; "
-            f"have its postprocess give one per label"
-        )
-    return values
-
-
-def _arrow_array(name: str, values: np.ndarray, arrow_type: pa.DataType) -> pa.Array:
-    """Return ``[rows]`` or ``[rows, k]`` values of an output as an array of ``arrow_type``: a scalar, or k in a list.
-
-    Raises:
-        ModelOutputError: A text is not UTF-8.
-    """
-    is_list = pa.types.is_list(arrow_type)
-    try:
-        # TensorFlow's strings are bytes, which pyarrow takes for binary; the cast checks that they are UTF-8.
-        scalars = pa.array(values.ravel()).cast(arrow_type.value_type if is_list else arrow_type)
-    except (pa.ArrowInvalid, UnicodeEncodeError):
-        _check_texts(name, values)
-        raise
-    if not is_list:
-        return scalars
-    rows, length = values.shape
-    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * length)
-    return pa.ListArray.from_arrays(offsets, scalars)
-
-
-def _check_texts(name: str, values: np.ndarray) -> None:
-    """Check that the texts of an output are UTF-8, one by one: slow, and only asked once one is known not to be.
-
-    Raises:
-        ModelOutputError: One is not.
-    """
-    for (row, *_), value in np.ndenumerate(values):
-        if not _is_utf8(value):
-            raise ModelOutputError(
-                f"output '{name}' is not UTF-8 in row {row} (of {len(values)} scored together, the first is 0): "
-                f"{value[:_CHARACTERS_IN_MESSAGE]!r}; have the model give UTF-8, decode it in a postprocess of its "
-                f"hooks, or package the model without that output"
-            )
-
-
-def _is_utf8(value: object) -> bool:
-    try:
-        if isinstance(value, bytes):
-            value.decode()
-        elif isinstance(value, str):
-            value.encode()
-    except UnicodeError:
-        return False
-    return True
-
-
-class ModelCache:
-    """Loaded models by digest, the least recently used out first. Safe from several threads.
-
-    Args:
-        capacity_bytes: Size of the folders of all models kept. The newest stays, however large it is.
-    """
-
-    def __init__(self, capacity_bytes: int = CACHED_BYTES) -> None:
-        self._capacity_bytes = capacity_bytes
-        self._models: OrderedDict[str, tuple[LoadedModel, int]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-        self._loads = self._drops = 0
-
-    @property
-    def loads(self) -> int:
-        """How many models have been loaded so far."""
-        return self._loads
-
-    @property
-    def drops(self) -> int:
-        """How many models have been let go so far."""
-        return self._drops
-
-    def get(self, digest: str, size_bytes: int, load: Callable[[], LoadedModel]) -> LoadedModel:
-        """Return the model with ``digest``; call ``load`` when it is not here."""
-        # Held while loading, so that a second thread waits for the model instead of loading it again.
-        with self._lock:
-            if digest not in self._models:
-                self._models[digest] = (load(), size_bytes)
-                self._bytes += size_bytes
-                self._loads += 1
-            self._models.move_to_end(digest)
-            while len(self._models) > 1 and self._bytes > self._capacity_bytes:
-                _, dropped = self._models.popitem(last=False)
-                self._bytes -= dropped[1]
-                self._drops += 1
-            return self._models[digest][0]
-
-    def __contains__(self, digest: str) -> bool:
-        with self._lock:
-            return digest in self._models
-
-
-# State of a module, as kept digests are: Spark keeps its Python workers, and what they import, from task to task, and
-# nothing else of a task survives it.
-PROCESS_CACHE = ModelCache()
-
-
-def load_once(
-    folder: Path,
-    digest: str,
-    *,
-    threads: int | None = None,
-    on_load: Callable[[LoadedModel], None] | None = None,
-    cache: ModelCache = PROCESS_CACHE,
-) -> LoadedModel:
-    """Return the model with ``digest``, loaded at most once in this process while the cache keeps it.
-
-    Args:
-        folder: Where its files are.
-        digest: The digest that was pinned.
-        threads: As for :class:`LoadedModel`.
-        on_load: Called with the model after each load.
-        cache: Where loaded models stay.
-
-    Raises:
-        ModelChangedError: The files in ``folder`` have another digest.
-    """
-
-    def load() -> LoadedModel:
-        found = folder_digest(folder)
-        if found != digest:
-            raise ModelChangedError(
-                f"the model in {folder} on {socket.gethostname()} has the digest {found[:12]}, pinned was "
-                f"{digest[:12]}: its files were changed or damaged since; resolve the model's URI again (if this is an "
-                f"executor's copy, in a new session)"
-            )
-        model = LoadedModel(folder, threads=threads)
-        if on_load is not None:
-            on_load(model)
-        return model
-
-    size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return cache.get(digest, size_bytes, load)

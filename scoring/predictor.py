@@ -10,7 +10,8 @@ import pyarrow as pa
 from data_pipelines.feature_kinds import Sparse
 from data_pipelines.raw_columns import ColumnError
 from scoring.checks import ScoringError
-from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, load_once
+from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel
+from scoring.model_cache import load_once
 from scoring.model_directory import ModelDirectory, exported_with
 from scoring.model_uri import PinnedModel, pinned_model
 from scoring.scorer import VERSION_COLUMN, OtherVersions

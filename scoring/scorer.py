@@ -1,6 +1,5 @@
 """What a task needs to score a batch: the pinned model, how to call it, and what its scores look like."""
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -11,16 +10,17 @@ from pyspark import TaskContext
 
 from data_pipelines.raw_columns import ColumnError
 from data_pipelines.repeated_names import repeated_names
-from scoring.backends.libraries import library
 from scoring.backends.tensorflow_runtime import limit_tensorflow
 from scoring.bad_rows import ERROR_COLUMN, BadRowError, BadRows, check_bad_rows, described, sound_rows
 from scoring.checks import ScoringError
 from scoring.column_types import ARROW_TYPES
 from scoring.counters import Counters, Tally
 from scoring.forms import AS_COLUMNS, Form, Shaped
-from scoring.loaded_model import DEFAULT_BATCH_SIZE, PROCESS_CACHE, LoadedModel, Search, load_once
+from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, Search
+from scoring.model_cache import PROCESS_CACHE, load_once
 from scoring.model_directory import ModelDirectory, exported_with
 from scoring.null_policy import NullPolicy
+from scoring.process_tuning import limit_numeric_libraries, spare_the_garbage_collector
 from scoring.shipping import ShippedModel
 from scoring.versions import check_versions
 
@@ -128,8 +128,8 @@ class Scorer:
         drops = PROCESS_CACHE.drops
         model = load_once(folder, self.model.digest, threads=threads, on_load=loaded.append)
         if loaded:
-            _limit_numeric_libraries(threads)
-            _spare_the_garbage_collector(has_dropped=PROCESS_CACHE.drops > drops)
+            limit_numeric_libraries(threads)
+            spare_the_garbage_collector(has_dropped=PROCESS_CACHE.drops > drops)
         tally.begin(loads=len(loaded), threads=model.threads)
         return model if self.search is None else model.searching(self.search)
 
@@ -216,29 +216,3 @@ def _reasons(faults: Mapping[int, str], rows: np.ndarray | None, length: int) ->
     if not faults or rows is None:
         return pa.nulls(length, pa.string())
     return pa.array([faults.get(row) for row in rows.tolist()], pa.string())
-
-
-def _limit_numeric_libraries(threads: int | None) -> None:
-    """Give BLAS and OpenMP the threads of the task; None leaves them alone.
-
-    NumPy has no way to say it, nor have many libraries that an MLflow model loads. It holds for the whole process: a
-    Python worker of Spark belongs to the task, the process of a caller of the model does not.
-    """
-    if threads is not None:
-        library("threadpoolctl", "scoring needs threadpoolctl").threadpool_limits(threads)
-
-
-def _spare_the_garbage_collector(*, has_dropped: bool) -> None:
-    """Take all objects that live now out of garbage collection.
-
-    Spark's Python daemon collects after every task, and walks the 340,000 objects of TensorFlow each time: measured,
-    an empty task takes 210 ms of CPU, and 2 ms when they are frozen.
-
-    Args:
-        has_dropped: Whether a model has left the cache. Frozen objects that refer to each other are never freed, so it
-            goes first; to look for it is to walk all objects once, which each of thousands of models should not cost.
-    """
-    if has_dropped:
-        gc.unfreeze()
-    gc.collect()
-    gc.freeze()

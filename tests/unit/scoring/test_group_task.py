@@ -19,6 +19,7 @@ from scoring.counters import Counters, Tally
 from scoring.forms import Long, Wide
 from scoring.group_task import GroupTask, Unknown
 from scoring.loaded_model import LoadedModel
+from scoring.model_cache import PROCESS_CACHE
 from scoring.model_directory import ModelDirectory
 from scoring.model_uri import resolve
 from scoring.package import package_model
@@ -144,7 +145,7 @@ def test_a_task_holds_no_model_that_the_process_lets_go(
     models = {
         region: package_model({"coefficients": {"x": factor}}, tmp_path / region) for region, factor in factors.items()
     }
-    monkeypatch.setattr(loaded_model.PROCESS_CACHE, "_capacity_bytes", capacity_bytes)
+    monkeypatch.setattr(PROCESS_CACHE, "_capacity_bytes", capacity_bytes)
     told = Told()
     batches = [rows_of([region] * BATCH_ROWS) for region in ("north", "south", "north")]
     found = scored_by(task_of(models, told=told), *batches)

@@ -5,9 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,9 @@ from scoring import loaded_model
 from scoring.backends.protocol import ModelOutputError
 from scoring.backends.trained_model import TrainedBackend
 from scoring.inputs import Column
-from scoring.loaded_model import LoadedModel, ModelCache, ModelChangedError, Search, load_once
+from scoring.loaded_model import LoadedModel, Search
 from scoring.mirrorspark_pyfunc import RawColumnsModel
-from scoring.model_directory import DESCRIPTION_FILE, FEATURES_FOLDER, folder_digest
+from scoring.model_directory import DESCRIPTION_FILE, FEATURES_FOLDER
 from scoring.package import package_model
 from tests.unit.scoring.exported_models import (
     BASKETS,
@@ -37,7 +36,6 @@ from tests.unit.scoring.exported_models import (
     export_orders,
     orders_features,
 )
-from tests.unit.scoring.other_models import LINEAR
 
 # FLIGHTS as the raw signature takes it: NaN and "" for missing, lists padded with "".
 RAW = {
@@ -277,43 +275,6 @@ def test_outputs_other_than_described_are_refused(flights_model: Path, tmp_path:
         LoadedModel(copy).score(FLIGHTS)
 
 
-# The score of a box decides which text it gets; one is in Latin-1, which the other function decodes.
-LATIN = """
-import numpy as np
-
-def postprocess(outputs):
-    size = np.where(outputs["score"] > 0.5, b"gr\\xf6\\xdfer", b"kleiner").astype(object)
-    return {"size": size, "sizes": np.column_stack([np.full(len(size), b"kleiner", object), size])}
-"""
-_RETURN = "size = np.array([{} for text in size], object)\n    return"
-DECODED = LATIN.replace("return", _RETURN.format("text.decode('latin-1')"))
-# What Python's own text holds of bytes that it could not decode.
-ESCAPED = LATIN.replace("return", _RETURN.format("text.decode(errors='surrogateescape')"))
-
-
-def package_texts(folder: Path, source: str, output: str) -> Path:
-    folder.mkdir()
-    (folder / "code.py").write_text(source)
-    return package_model(LINEAR, folder / "model", hooks=folder / "code.py", outputs={output: output})
-
-
-def test_a_text_that_is_not_utf_8_is_told_with_its_output_and_row_and_can_be_decoded(tmp_path: Path) -> None:
-    """S4: as a value, in a list, and as text that Python holds and nobody else can."""
-    rows = pa.table({"height": [-9.0, -9.0, 9.0], "width": [0.0] * 3, "depth": [0.0] * 3})
-    for name, source, output, shown in (
-        ("latin", LATIN, "size", r"b'gr\\xf6\\xdfer'"),
-        ("list", LATIN, "sizes", r"b'gr\\xf6\\xdfer'"),
-        ("escaped", ESCAPED, "size", r"'gr\\udcf6\\udcdfer'"),
-    ):
-        model = LoadedModel(package_texts(tmp_path / name, source, output))
-        expected = rf"output '{output}' is not UTF-8 in row 2 \(of 3 scored .*\): {shown}; .*decode it in a postprocess"
-        with pytest.raises(ModelOutputError, match=expected):
-            model.score_arrow(rows)
-        assert len(model.score_arrow(rows.slice(0, 2))[output]) == 2
-    decoded = LoadedModel(package_texts(tmp_path / "decoded", DECODED, "size"))
-    assert decoded.score_arrow(rows)["size"].to_pylist() == ["kleiner", "kleiner", "größer"]
-
-
 @pytest.mark.parametrize("heads", ["sigmoid", "softmax"])
 def test_a_multi_label_model_gives_a_score_per_label(tmp_path: Path, heads: str) -> None:
     """S3, S6: from lists of indices and values, empty ones and repeated indices among them."""
@@ -381,83 +342,6 @@ def test_outputs_of_no_told_width_are_bounded_once_a_call_has_shown_it(
     assert sizes == [30, 20, 20, 20, 10]
     model.score(pa.table({"list": [[1.0]]}))
     assert (model.part_rows(30), model.part_rows(8)) == (20, 16)
-
-
-def fake_model() -> LoadedModel:
-    return cast(LoadedModel, object())
-
-
-def test_the_cache_loads_a_digest_once() -> None:
-    """S1."""
-    cache = ModelCache()
-    first = cache.get("a", 1, fake_model)
-    assert cache.get("a", 1, fake_model) is first
-    assert cache.get("b", 1, fake_model) is not first
-    assert cache.loads == 2
-
-
-def test_the_cache_drops_the_least_recently_used_beyond_its_size() -> None:
-    """S1: bounded LRU."""
-    cache = ModelCache(capacity_bytes=10)
-    for digest in ("a", "b", "a", "c"):
-        cache.get(digest, 5, fake_model)
-    assert [digest in cache for digest in "abc"] == [True, False, True]
-    cache.get("larger than all", 50, fake_model)
-    assert [digest in cache for digest in ("a", "c", "larger than all")] == [False, False, True]
-
-
-def test_what_the_cache_has_let_go_takes_no_room_any_more() -> None:
-    """S1, S18: however many models come and go."""
-    cache = ModelCache(capacity_bytes=10)
-    for digest in "abcdef":
-        cache.get(digest, 5, fake_model)
-    assert [digest for digest in "abcdef" if digest in cache] == ["e", "f"]
-    assert (cache.loads, cache.drops) == (6, 4)
-
-
-def test_threads_that_ask_at_once_get_one_load() -> None:
-    """S1: the second thread waits for the model that the first one loads."""
-    cache = ModelCache()
-    barrier = threading.Barrier(4, timeout=30)
-    models: list[Any] = []
-
-    def ask() -> None:
-        barrier.wait()
-        models.append(cache.get("a", 1, fake_model))
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert len(models) == 4
-    assert len(set(map(id, models))) == 1
-    assert cache.loads == 1
-
-
-def test_a_load_that_fails_leaves_nothing_behind() -> None:
-    cache = ModelCache()
-
-    def fail() -> LoadedModel:
-        raise ModelChangedError("no")
-
-    with pytest.raises(ModelChangedError):
-        cache.get("a", 1, fail)
-    assert cache.loads == 0
-    assert cache.get("a", 1, fake_model)
-
-
-def test_load_once_reports_its_load_and_refuses_changed_files(flights_model: Path, tmp_path: Path) -> None:
-    cache = ModelCache()
-    loads: list[LoadedModel] = []
-    copy = Path(shutil.copytree(flights_model, tmp_path / "copy"))
-    digest = folder_digest(copy)
-    models = [load_once(copy, digest, on_load=loads.append, cache=cache) for _ in range(2)]
-    assert models[0] is models[1]
-    assert loads == models[:1]
-    (copy / "added").touch()
-    with pytest.raises(ModelChangedError, match="resolve the model's URI again"):
-        load_once(copy, digest, cache=ModelCache())
 
 
 def test_features_of_every_kind_are_scored_alike_by_arrow_and_by_mlflow(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from scoring.checks import ScoringError
 from scoring.counters import Tally
 from scoring.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
 from scoring.inputs import Column
-from scoring.loaded_model import PROCESS_CACHE, LoadedModel
+from scoring.loaded_model import LoadedModel
+from scoring.model_cache import PROCESS_CACHE
 from scoring.model_directory import DESCRIPTION_FILE, ModelDirectory
 from scoring.model_uri import resolve
 from scoring.null_policy import NullPolicy
@@ -237,7 +238,7 @@ def test_a_task_limits_the_numeric_libraries_of_its_process(monkeypatch: pytest.
     pinned = resolve(package_model({**LINEAR, "intercept": 0.5}, tmp_path / "model"))  # which no test has loaded yet
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
     monkeypatch.setattr("scoring.scorer.TaskContext", TaskOfOneCore)
-    monkeypatch.setattr("scoring.scorer._spare_the_garbage_collector", lambda **_: None)
+    monkeypatch.setattr("scoring.scorer.spare_the_garbage_collector", lambda **_: None)
     with threadpool_limits(2):
         assert scorer.load(Tally()).threads == 1
         assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}
@@ -247,7 +248,7 @@ def test_a_task_refuses_a_package_of_other_libraries_before_it_loads_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """L10."""
-    monkeypatch.setattr("scoring.scorer._spare_the_garbage_collector", lambda **_: None)
+    monkeypatch.setattr("scoring.scorer.spare_the_garbage_collector", lambda **_: None)
     folder = package_model({**LINEAR, "intercept": 1.5}, tmp_path / "model")  # which no test has loaded yet
     document = json.loads((folder / DESCRIPTION_FILE).read_text())
     (folder / DESCRIPTION_FILE).write_text(json.dumps(document | {"versions": {"numpy": "0.1.2"}}))
@@ -281,7 +282,7 @@ def test_objects_that_are_frozen_are_walked_again_only_where_a_model_was_let_go(
 ) -> None:
     """S1, S18: a worker may load thousands of models; of those that it lets go nothing may stay."""
     collector = KeptCalls()
-    monkeypatch.setattr("scoring.scorer.gc", collector)
+    monkeypatch.setattr("scoring.process_tuning.gc", collector)
     for number, capacity_bytes in enumerate([2**40, 1]):
         model = {"coefficients": {"x": 31.5 + number}}  # which no test has loaded yet
         pinned = resolve(package_model(model, tmp_path / str(number)))
