@@ -11,7 +11,6 @@ from urllib.parse import unquote, urlparse
 from callbacks.credentials import without_credentials
 from callbacks.metric_requests import first_line
 from callbacks.mlflow_store import absolute_store, registry_of, sqlite_file, store_client
-from callbacks.request_limits import brief_requests
 from scoring.fetched_models import (
     FOLDER_VARIABLE,
     OFFLINE_VARIABLE,
@@ -22,6 +21,7 @@ from scoring.fetched_models import (
 )
 from scoring.kept_digests import kept_digest
 from scoring.model_directory import find_model_directory
+from scoring.store_reachability import check_somebody_listens
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it
     from mlflow import MlflowClient
@@ -81,8 +81,8 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
         ModelNotFoundError: The model, its version, alias, run or files do not exist.
         ModelDirectoryError: What the URI leads to is no model.
         ModelStoreError: The store cannot be asked: nobody answers there, it is no store, or its driver is missing here.
-            That a server does not answer is known within 20 s, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` or
-            ``MLFLOW_HTTP_REQUEST_TIMEOUT`` says otherwise. Offline: there is no whole copy.
+            That nobody listens at a server's address is known within 12 s; who listens gets the time and the retries
+            that MLflow is set to. Offline: there is no whole copy.
         FetchedModelsError: The folder for copies cannot be written.
     """
     text, is_offline = str(uri), offline or asks_to_be_offline()
@@ -134,18 +134,25 @@ def _asked(
     store = " ".join(without_credentials(absolute_store(address)).rstrip("/") for address in addresses)
     if is_offline and not all(_is_file_here(address) for address in addresses):
         return _remembered(uri, store)
+    asked_first = addresses[0] if _is_tracked(uri) else addresses[-1]
     try:
-        with brief_requests():
-            place = find(uri, _client(tracking_uri))
-        # Without that limit: a server may take long before it sends a large file.
+        check_somebody_listens(asked_first)
+    except OSError as error:
+        raise _unasked(uri, asked_first, store, error) from error
+    try:
+        place = find(uri, _client(tracking_uri))
         if urlparse(place.location).scheme in ("", "file"):
             return _in_place(place, tracking_uri)
         return _copied(uri, place, store, tracking_uri, is_offline)
     except (MlflowException, SQLAlchemyError, ModuleNotFoundError) as error:
-        raise ModelStoreError(
-            f"model '{uri}' cannot be looked up in the MLflow store {without_credentials(addresses[0])}: "
-            f"{first_line(error).strip()}{_way_out(uri, store)}"
-        ) from error
+        raise _unasked(uri, addresses[0], store, error) from error
+
+
+def _unasked(uri: str, address: str, store: str, error: Exception) -> ModelStoreError:
+    return ModelStoreError(
+        f"model '{uri}' cannot be looked up in the MLflow store {without_credentials(address)}: "
+        f"{first_line(error).strip()}{_way_out(uri, store)}"
+    )
 
 
 def _addresses(tracking_uri: str | None) -> list[str]:
@@ -154,6 +161,11 @@ def _addresses(tracking_uri: str | None) -> list[str]:
 
     tracking = tracking_uri or mlflow.get_tracking_uri()
     return list(dict.fromkeys([tracking, registry_of(tracking)]))
+
+
+def _is_tracked(uri: str) -> bool:
+    """Whether a model is where models are logged, not where they are registered."""
+    return re.fullmatch(r"runs:.*|models:/+m-[0-9a-f]+/?", uri, re.DOTALL) is not None
 
 
 def _is_file_here(address: str) -> bool:
@@ -250,7 +262,7 @@ def _find_models_uri(uri: str, client: "MlflowClient") -> _Place:
         raise ModelNotFoundError(f"model '{uri}' names no model; use {FORMS}")
     name, separator, selector = _split(target[1])
     if not separator:
-        if re.fullmatch(r"m-[0-9a-f]+", name):
+        if _is_tracked(uri):
             return _logged_place(uri, name, client)
         raise ModelNotFoundError(f"model '{uri}' names no version; {_existing(client, name)}")
     version = _registered_version(uri, name, separator, selector, client)

@@ -410,7 +410,6 @@ def test_a_registry_that_nobody_answers_for_ends_the_command_in_one_line(
     spark: "SparkSession", tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(spark), "stop", lambda _: None)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     arguments = ["--input", str(tmp_path / "none.parquet"), "--output", str(tmp_path / "scores"), "--keys", "id"]
     store = "http://127.0.0.1:9"
     assert main([*arguments, "--model", "models:/flights/1", "--tracking-uri", store]) == 1

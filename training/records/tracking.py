@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import threading
 import time
@@ -20,7 +21,6 @@ from callbacks.metric_buffer import MetricBuffer
 from callbacks.metric_requests import experiment_of, first_line, start_run
 from callbacks.metric_spill import Target
 from callbacks.mlflow_store import registry_of, store_client
-from callbacks.request_limits import limit_requests
 from callbacks.run_calls import LogArtifact, LogFolder, LogParams, SetAlias, SetStatus, SetTags
 from callbacks.usage_metrics import STEP_PREFIX as _STEP_PREFIX
 from callbacks.usage_metrics import named
@@ -37,6 +37,13 @@ class TrackingError(RuntimeError):
 def default_uri(output: Path) -> str:
     """Return the SQLite store under ``output``."""
     return f"sqlite:///{output.absolute() / 'mlflow.db'}"
+
+
+def limit_requests() -> None:
+    """Let MLflow's requests to a server that is away end within a minute or so, unless the environment says more."""
+    # By default it retries for minutes, in silence. What must not be lost is retried better, in the background.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,14 @@
 """A model URI leads to one pinned version, or to a message that says what there is instead (L4)."""
 
-import os
 import platform
 import shutil
 import sys
 import time
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,11 @@ from tests.unit.scoring.exported_models import log_flights
 from tests.unit.scoring.other_models import LINEAR
 
 LIMITS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scoring.store_reachability._PAUSE_SECONDS", 0)
 
 
 @dataclass(frozen=True)
@@ -167,13 +172,15 @@ def test_a_folder_that_holds_something_else_is_no_exported_model(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "uri", ["models:/flights/1", "models:/flights@champion", "models:/m-0123", f"runs:/{'0' * 32}/model"]
+    "uri",
+    ["models:/flights/1", "models:/flights@champion", "models:/flights", "models:/m-0123", f"runs:/{'0' * 32}/model"],
 )
 def test_a_store_that_cannot_be_asked_is_told_in_one_line_without_its_password(
     monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
-    """Nobody listens on port 9, and there are no stores of the other kind."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    """Nobody listens on port 9, and there are no stores of the other kind; MLflow would wait four minutes in all."""
+    for name in LIMITS:
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(ModelStoreError) as failure:
         resolve(uri, "http://ann:s3cret@127.0.0.1:9")
     where = "cannot be looked up in the MLflow store http://127.0.0.1:9"
@@ -183,45 +190,40 @@ def test_a_store_that_cannot_be_asked_is_told_in_one_line_without_its_password(
     assert "\n" not in str(failure.value)
 
 
-@pytest.fixture
-def mlflow_s_own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in LIMITS:
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.mark.usefixtures("mlflow_s_own_limits")
-@pytest.mark.parametrize("uri", ["models:/flights/1", "models:/flights", "models:/m-0123", f"runs:/{'0' * 32}/model"])
-def test_a_store_that_nobody_answers_for_is_told_within_20_seconds(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
-    """L4: MLflow by itself waits four minutes between its tries. Here nobody waits, and what would be is counted."""
-    waits: list[float] = []
-    monkeypatch.setattr("urllib3.util.retry.time", SimpleNamespace(sleep=waits.append, time=time.time))
-    with pytest.raises(ModelStoreError, match="Connection refused"):
-        resolve(uri, "http://127.0.0.1:9")
-    assert 0 < sum(waits) < 20
-    assert not set(LIMITS) & set(os.environ)
-
-
-@pytest.mark.usefixtures("mlflow_s_own_limits")
-def test_the_store_is_asked_in_a_hurry_and_files_are_fetched_without(
+def test_a_registry_that_nobody_listens_at_is_named_and_the_store_beside_it_is_not(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mlflow
+    monkeypatch.setattr("scoring.model_uri.registry_of", lambda _: "http://127.0.0.1:9")
+    with pytest.raises(ModelStoreError, match=r"in the MLflow store http://127\.0\.0\.1:9: Connection refused"):
+        resolve("models:/flights/1", store.uri)
+    assert resolve(f"runs:/{store.run_id}/model", store.uri).label == f"model/{store.run_id}"
 
-    hurried: dict[str, set[bool]] = {"get_model_version": set(), "download_artifacts": set()}
 
-    def watch(owner: Any, name: str) -> None:
-        call = getattr(owner, name)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_throttles_is_asked_as_often_as_mlflow_asks_by_itself(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    for name in LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    waits: list[float] = []
+    monkeypatch.setattr("urllib3.util.retry.time", SimpleNamespace(sleep=waits.append, time=time.time))
+    asked: list[str] = []
 
-        def watched(*arguments: Any, **options: Any) -> Any:
-            hurried[name].add(set(LIMITS) <= set(os.environ))
-            return call(*arguments, **options)
+    class Throttling(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(status)
 
-        monkeypatch.setattr(owner, name, watched)
+        def log_message(self, *_: object) -> None:
+            pass
 
-    watch(mlflow.MlflowClient, "get_model_version")
-    watch(mlflow.artifacts, "download_artifacts")
-    resolve("models:/flights/1", store.uri)
-    assert hurried == {"get_model_version": {True}, "download_artifacts": {False}}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Throttling) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ModelStoreError, match=f"{status} error responses"):
+            resolve("models:/flights/1", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert len(asked) == 1 + 7
+    assert sum(waits) > 60
 
 
 def test_a_store_whose_driver_is_not_installed_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
