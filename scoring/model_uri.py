@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -12,12 +13,15 @@ from callbacks.credentials import without_credentials
 from callbacks.metric_requests import first_line
 from callbacks.mlflow_store import absolute_store, registry_of, sqlite_file, store_client
 from scoring.fetched_models import (
+    DISK_ERRORS,
     FOLDER_VARIABLE,
     OFFLINE_VARIABLE,
     FetchedModels,
     FetchedVersion,
+    ReadOnlyModelsError,
     StoredVersion,
     asks_to_be_offline,
+    models_to_fetch_into,
 )
 from scoring.kept_digests import kept_digest
 from scoring.model_directory import find_model_directory
@@ -83,7 +87,9 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
         ModelStoreError: The store cannot be asked: nobody answers there, it is no store, or its driver is missing here.
             That nobody listens at a server's address is known within 12 s; who listens gets the time and the retries
             that MLflow is set to. Offline: there is no whole copy.
-        FetchedModelsError: The folder for copies cannot be written.
+        FetchedModelsError: The folder for copies cannot be written, and the environment names it. Offline one that is
+            only read-only will do.
+        ValueError: ``MIRRORSPARK_OFFLINE`` says neither yes nor no.
     """
     text, is_offline = str(uri), offline or asks_to_be_offline()
     if text.startswith("models:"):
@@ -192,18 +198,35 @@ def _copied(uri: str, place: _Place, store: str, tracking_uri: str | None, is_of
 
     Raises:
         ModelStoreError: There is none, and offline none can be made.
+        FetchedModelsError: It cannot be kept.
     """
-    models = FetchedModels()
-
-    def download(folder: Path) -> Path:
-        if is_offline:
-            raise _no_copy(place.uri, store, models)
-        return find_model_directory(_downloaded(place, tracking_uri, folder))
-
     wanted = StoredVersion(store, place.uri, place.name, place.version, without_credentials(place.location))
-    version = models.fetch(wanted, download, again=not (place.is_final or is_offline))
+    if is_offline:
+        return _copied_before(uri, wanted)
+    models = models_to_fetch_into()
+    version = models.fetch(
+        wanted,
+        lambda folder: find_model_directory(_downloaded(place, tracking_uri, folder)),
+        again=not place.is_final,
+    )
     if uri != place.uri:
         models.remember(uri, version)
+    return _pinned(version, models)
+
+
+def _copied_before(uri: str, wanted: StoredVersion) -> PinnedModel:
+    """Return the copy of what `uri` leads to now, as a store on this machine says.
+
+    Raises:
+        ModelStoreError: There is none.
+    """
+    models = FetchedModels()
+    version = models.recall(wanted.store, wanted.uri, wanted.location)
+    if version is None:
+        raise _no_copy(wanted.uri, wanted.store, models)
+    if uri != version.uri:
+        with suppress(ReadOnlyModelsError):
+            models.remember(uri, version)
     return _pinned(version, models)
 
 
@@ -237,7 +260,11 @@ def _no_copy(uri: str, store: str, models: FetchedModels) -> ModelStoreError:
 
 def _way_out(uri: str, store: str) -> str:
     """Say how to use the copy of what `uri` led to, where there is one; nothing where there is none."""
-    models = FetchedModels()
+    try:
+        models = FetchedModels()
+    except OSError:
+        # Nothing here may hide what the store said: this folder's name is relative, and to nothing.
+        return ""
     version = models.find(store, uri)
     if version is None:
         return ""
@@ -363,8 +390,14 @@ def _downloaded(place: _Place, tracking_uri: str | None, destination: Path | Non
     try:
         folder = Path(download_artifacts(artifact_uri=place.location, dst_path=target, tracking_uri=tracking_uri))
     except OSError as error:
+        if destination is not None and error.errno in DISK_ERRORS:
+            raise
         raise ModelNotFoundError(f"{place.absence}: {error}") from error
     except MlflowException as error:
+        # MLflow fetches several files at once, and makes text of what failed while they were written.
+        failed = re.search(r"^##### File .* #####\n\[Errno (\d+)\] (.*)", str(error), re.MULTILINE)
+        if failed and int(failed[1]) in DISK_ERRORS:
+            raise OSError(int(failed[1]), failed[2]) from error
         _raise_if_absent(error, place.absence)
     if not folder.is_dir():
         raise ModelNotFoundError(place.absence)

@@ -1,9 +1,13 @@
 """L4: a version is fetched once, stays as it was fetched, and goes when room is needed and nobody uses it."""
 
+import errno
+import fcntl
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from scoring.fetched_models import FetchedModels, FetchedModelsError, FetchedVersion, StoredVersion
+from scoring.fetched_models import (
+    FetchedModels,
+    FetchedModelsError,
+    FetchedVersion,
+    StoredVersion,
+    asks_to_be_offline,
+    models_to_fetch_into,
+)
 from scoring.model_directory import folder_digest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -272,6 +283,158 @@ def test_a_folder_that_cannot_be_made_is_told_with_what_names_another(tmp_path: 
     assert models.find("http://store", "models:/a/1") is None
     with pytest.raises(FetchedModelsError, match=r"file/models cannot hold copies .* MIRRORSPARK_MODEL_CACHE name"):
         models.fetch(version("a"), store.of("a"))
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MIRRORSPARK_MODEL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# Fetches into the default folder, and says where that is.
+DEFAULT_PROGRAM = """
+import logging
+
+from scoring.fetched_models import models_to_fetch_into
+from tests.unit.scoring.test_fetched_models import Store, letters, version
+
+logging.basicConfig(format="%(message)s")
+for name in "ab":
+    models = models_to_fetch_into()
+    models.fetch(version(name), Store().of(name))
+assert letters(models) == "ab"
+print(models.folder)
+"""
+
+
+def test_without_a_home_to_write_a_process_keeps_copies_until_it_ends_and_says_so_once(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    environment = {
+        name: os.environ[name] for name in os.environ if name not in ("MIRRORSPARK_MODEL_CACHE", "XDG_CACHE_HOME")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", DEFAULT_PROGRAM],
+        env={**environment, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)},
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    folder = Path(done.stdout.strip())
+    assert folder.parent == tmp_path
+    assert not folder.exists()
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"models that are fetched are kept in {folder} until this process ends: {tmp_path}/home/")
+    assert line.endswith("have MIRRORSPARK_MODEL_CACHE name a folder on a local disk that can be written and has room")
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_a_user_whom_the_system_does_not_know_has_the_home_that_containers_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert FetchedModels().folder == Path("/.cache/mirrorspark/models")
+
+
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize("name", ["MIRRORSPARK_MODEL_CACHE", "XDG_CACHE_HOME"])
+def test_a_folder_that_a_variable_names_is_that_or_an_error(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(name, str(tmp_path / "file" / "models"))
+    with pytest.raises(FetchedModelsError, match="have MIRRORSPARK_MODEL_CACHE name"):
+        models_to_fetch_into().fetch(version("a"), store.of("a"))
+
+
+def test_a_file_system_without_locks_is_told_with_what_names_another(
+    models: FetchedModels, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(FetchedModelsError, match="No locks available; have MIRRORSPARK_MODEL_CACHE name"):
+        models.fetch(version("a"), store.of("a"))
+
+
+def test_only_folders_of_this_host_s_ended_processes_are_cleared(models: FetchedModels, store: Store) -> None:
+    with other_process(models, "a"):
+        (folder,) = (models.folder / "processes").iterdir()
+    elsewhere = folder.with_name("elsewhere-0")
+    shutil.copytree(folder, elsewhere)
+    models.fetch(version("b"), store.of("b"))
+    assert not folder.exists()
+    assert elsewhere.exists()
+    replace(models, limit_bytes=BYTES).fetch(version("c"), store.of("c"))
+    assert letters(models) == "abc", "the other host's process may live"
+
+
+def test_what_is_there_is_returned_while_another_download_goes_on(models: FetchedModels, store: Store) -> None:
+    fetched = models.fetch(version("a"), store.of("a"))
+    (bucket,) = models.folder.glob("lock-*")
+    with bucket.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert models.fetch(version("a"), store.of("a")) == fetched
+
+
+def test_the_log_says_that_another_download_is_waited_for(
+    models: FetchedModels, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    models.fetch(version("a"), store.of("a"))
+    assert caplog.text == ""
+    (bucket,) = models.folder.glob("lock-*")
+    with bucket.open() as file, ThreadPoolExecutor(1) as threads:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        said = threading.Event()
+        handler = logging.Handler()
+        handler.emit = lambda record: said.set()  # type: ignore[method-assign]
+        logging.getLogger("scoring.fetched_models").addHandler(handler)
+        future = threads.submit(models.fetch, version("a"), store.of("a"), again=True)
+        assert said.wait(30)
+        logging.getLogger("scoring.fetched_models").removeHandler(handler)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        future.result()
+    assert "waiting for a download of another process before models:/a/1 is fetched" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+def test_a_download_that_the_disk_refuses_is_the_folder_s_fault(models: FetchedModels, number: int) -> None:
+    def download(arriving: Path) -> Path:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(FetchedModelsError, match=f"{os.strerror(number)}; have MIRRORSPARK_MODEL_CACHE name"):
+        models.fetch(version("a"), download)
+    assert on_the_way(models) == []
+
+
+def test_what_lies_among_the_models_and_is_none_is_left_alone(models: FetchedModels, store: Store) -> None:
+    with other_process(models, "a"):
+        pass
+    others = [models.folder / "files" / name for name in (".nfs0000", "lost+found", "notes-12")]
+    for other in others:
+        other.mkdir()
+    replace(models, limit_bytes=BYTES).fetch(version("b"), store.of("b"))
+    assert letters(models) == "b"
+    assert all(other.exists() for other in others)
+
+
+@pytest.mark.parametrize(
+    ("said", "offline"), [("1", True), ("True", True), ("0", False), ("false", False), ("", False)]
+)
+def test_the_environment_asks_to_be_offline(monkeypatch: pytest.MonkeyPatch, said: str, offline: bool) -> None:
+    monkeypatch.setenv("MIRRORSPARK_OFFLINE", said)
+    assert asks_to_be_offline() == offline
+
+
+def test_a_word_that_says_neither_yes_nor_no_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIRRORSPARK_OFFLINE", "yes")
+    with pytest.raises(ValueError, match="MIRRORSPARK_OFFLINE is 'yes'; set it to 1 or true"):
+        asks_to_be_offline()
 
 
 def test_the_folder_is_the_user_s_own_below_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

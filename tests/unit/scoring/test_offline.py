@@ -1,14 +1,17 @@
 """L4: a model that was fetched is used again, also where its store does not answer any more."""
 
+import errno
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from benchmarks.tracking_server import TrackingServer
+from scoring.fetched_models import FetchedModelsError
 from scoring.model_uri import ModelStoreError, PinnedModel, resolve
 from scoring.package import package_model
 from scoring.predictor import Predictor
@@ -107,6 +110,22 @@ def test_files_that_are_here_are_not_copied(copies: Path, tmp_path: Path, flight
     assert not copies.exists()
 
 
+@pytest.mark.parametrize("is_text", [False, True])
+def test_a_disk_that_is_full_is_told_as_one(far: Far, monkeypatch: pytest.MonkeyPatch, is_text: bool) -> None:
+    """MLflow makes text of the errors of several files."""
+    from mlflow.exceptions import MlflowException
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    failures = f"The following failures occurred while downloading:\n##### File a/b #####\n{full}"
+
+    def download_artifacts(**where: str) -> str:
+        raise MlflowException(failures) if is_text else full
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download_artifacts)
+    with pytest.raises(FetchedModelsError, match=r"No space left on device; have MIRRORSPARK_MODEL_CACHE name"):
+        resolve("models:/boxes/1", far.uri)
+
+
 def test_offline_an_alias_leads_where_it_led_last_and_the_log_says_so(
     far: Far, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,6 +188,40 @@ def test_a_damaged_copy_is_refused_offline_and_fetched_again_otherwise(far: Far)
     assert far.downloads == ["s3://far/boxes-1"] * 2
 
 
+@pytest.fixture
+def make_read_only(copies: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what has the system refuse to open files of the copies for writing: root, as tests may be, may write."""
+    system = os.open
+
+    def refuse(path: str | Path, flags: int, *mode: int, **options: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY) and Path(path).is_relative_to(copies):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return system(path, flags, *mode, **options)
+
+    return lambda: monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_offline_a_folder_that_is_read_only_will_do(
+    far: Far, make_read_only: Callable[[], None], is_asked: bool
+) -> None:
+    pinned = resolve("models:/boxes@champion", far.uri)
+    if not is_asked:
+        far.database.unlink()
+    make_read_only()
+    assert resolve("models:/boxes@champion", far.uri, offline=True) == pinned
+    (pinned.path / "more").write_text("damage")
+    with pytest.raises(ModelStoreError, match="has no whole copy of it"):
+        resolve("models:/boxes@champion", far.uri, offline=True)
+
+
+def test_a_folder_that_is_read_only_is_an_error_unless_offline(far: Far, make_read_only: Callable[[], None]) -> None:
+    resolve("models:/boxes@champion", far.uri)
+    make_read_only()
+    with pytest.raises(FetchedModelsError, match="Read-only file system"):
+        resolve("models:/boxes@champion", far.uri)
+
+
 @dataclass(frozen=True)
 class Gone:
     """A server that was killed.
@@ -227,6 +280,19 @@ def test_a_server_that_is_gone_is_told_with_the_copy_that_there_is(gone: Gone, u
     where = rf"in the MLflow store {gone.uri}: [^;]*Connection re[^;]+; a copy of {copy} is in {gone.copies}"
     with pytest.raises(ModelStoreError, match=rf"{where}: offline=True, --offline or MIRRORSPARK_OFFLINE=1 uses it$"):
         resolve(uri, gone.uri)
+
+
+def test_a_server_that_is_gone_is_told_where_there_is_no_home_for_copies(
+    gone: Gone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("MIRRORSPARK_MODEL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(ModelStoreError, match=r"Connection re(fused|set)"):
+        resolve("models:/boxes/1", gone.uri)
 
 
 def test_a_server_that_is_gone_is_told_without_a_copy_where_there_is_none(gone: Gone) -> None:
