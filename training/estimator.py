@@ -121,7 +121,7 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
             return resolve(uri, tracking_uri)
         where = uri, tracking_uri or _mlflow_store()
         if self._fetched is None or self._fetched[0] != where:
-            # What is fetched lies on this disk until Python exits: once is enough.
+            # A copy that this process has resolved stays until it ends: once is enough.
             self._fetched = where, resolve(uri, tracking_uri)
         return self._fetched[1]
 
