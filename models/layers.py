@@ -346,11 +346,13 @@ def symbolic_inputs(features: Sequence[Feature], *, any_length: bool = False) ->
     return inputs
 
 
-def lists_of_any_length(model: tf_keras.Model) -> tuple[str, ...]:
+def lists_of_any_length(model: Any) -> tuple[str, ...]:
     """Return the names of the lists that ``model`` takes padded to any length, as its Keras inputs say.
 
-    A model that is no graph of Keras layers has no such inputs, and says nothing.
+    A model that is no graph of Keras layers has no such inputs, and says nothing; nor does a layer or a module.
     """
+    if not isinstance(model, tf_keras.Model):
+        return ()
     inputs = zip(model.input_names or (), model.inputs or (), strict=True)
     return tuple(name for name, one in inputs if one.shape.as_list() == [None, None])
 

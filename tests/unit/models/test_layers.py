@@ -375,6 +375,9 @@ def test_a_model_says_which_lists_it_takes_of_any_length() -> None:
     assert set(lists_of_any_length(model(any_length=True))) == {"friends", "seen", "review"}
     assert lists_of_any_length(model(any_length=False)) == ()
     assert lists_of_any_length(tf_keras.Model()) == ()
+    # A tower may be a layer or a module.
+    assert lists_of_any_length(tf_keras.layers.Dense(1)) == ()
+    assert lists_of_any_length(tf.Module()) == ()
 
 
 @pytest.mark.parametrize("kept", [slice(0, 1), slice(1, 2), slice(0, 2)], ids=["numeric", "categorical", "both"])

@@ -217,6 +217,40 @@ def test_a_model_whose_keras_inputs_have_a_length_is_exported_with_that() -> Non
     assert takes["tags"].shape.as_list() == [None, 5]
 
 
+class OfAnotherTower:
+    """An architecture of somebody's own, whose query tower is no Keras model."""
+
+    @staticmethod
+    def predict(model: tf_keras.Model, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        return model.query_tower(inputs["user"])
+
+
+class ModuleTower(tf.Module):
+    """A table of one row per id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = tf.Variable(SAMPLE)
+
+    def __call__(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self.table, ids)
+
+
+@pytest.mark.parametrize("kind", ["layer", "module"])
+def test_a_query_tower_may_be_a_layer_or_a_module(tmp_path: Path, kind: str) -> None:
+    fitted = features(15)
+    model = tf_keras.Model()
+    model.query_tower = tf_keras.layers.Embedding(len(SAMPLE), 4) if kind == "layer" else ModuleTower()
+    model.query_tower(tf.constant([0], tf.int64))  # a trained layer has its variables
+    model.candidate_tower = towers(fitted).candidate_tower
+    module = RetrievalModule(cast(ModuleType, OfAnotherTower), model, fitted, 3, build_indexes(model, 3))
+    save(module, tmp_path)
+    signature = tf.saved_model.load(str(tmp_path)).signatures[ENCODED_SIGNATURE]
+    seen = tf.zeros([2, 1], tf.int64)
+    found = signature(user=tf.constant([2, 1], tf.int64), seen=seen)["candidates"]
+    assert found.shape == (2, 3)
+
+
 class ByIdAlone:
     """An architecture of somebody's own, whose model holds a table beside its weights."""
 
