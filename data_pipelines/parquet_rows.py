@@ -213,11 +213,14 @@ class ParquetFiles:
         A column of partition folders is in no file.
         """
         folders = dict(self.files[0].partition)
-        found: dict[tuple[pa.DataType | None, ...], DataFile] = {}
+        # Not a dict: types that are equal but for what their elements are called have other hashes.
+        found: list[tuple[list[pa.DataType | None], DataFile]] = []
         for file, footer in zip(self.files, self.footers, strict=True):
-            types = {field.name: field.type for field in footer.schema}
-            found.setdefault(tuple(types.get(name) for name in columns if name not in folders), file)
-        return tuple(found.values())
+            by_name = {field.name: field.type for field in footer.schema}
+            types = [by_name.get(name) for name in columns if name not in folders]
+            if not any(types == others for others, _ in found):
+                found.append((types, file))
+        return tuple(file for _, file in found)
 
     def rows(self, columns: Sequence[str] | None) -> ParquetRows:
         """Return the rows of the columns asked for, or of all.

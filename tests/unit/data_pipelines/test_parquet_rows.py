@@ -83,6 +83,17 @@ def test_schemas_are_told_apart_by_the_columns_asked_for(folder: Path) -> None:
     assert files.of_each_schema(["none", "day"]) == (first,)
 
 
+def test_what_writers_call_the_elements_of_a_list_makes_no_other_schema(tmp_path: Path) -> None:
+    """Their types are equal, and print, and hash, as others."""
+    one, other = (pa.list_(pa.field(name, pa.int64())) for name in ("element", "item"))
+    for name, type_ in (("a", one), ("b", other)):
+        table = pa.table({"ids": pa.array([[1, 2]], type_)})
+        pq.write_table(table, tmp_path / f"{name}.parquet", use_compliant_nested_type=False)
+    files = ParquetFiles.of(list_files(tmp_path))
+    assert [str(footer.schema.field("ids").type) for footer in files.footers] == [str(one), str(other)]
+    assert files.of_each_schema(["ids"]) == files.files[:1]
+
+
 def test_row_groups_go_to_tasks_by_their_number(folder: Path) -> None:
     rows = ParquetRows.of(folder, None)
 
