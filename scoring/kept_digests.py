@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from scoring.model_directory import folder_digest, model_files
 
-_KEPT_FOLDERS = 64
+# Of the thousands of models that one call may have; a folder takes a few hundred bytes per file.
+_KEPT_FOLDERS = 10_000
 # The coarsest clock that a file system stamps its files by is that of FAT.
 _CLOCK_TICK_NS = 2 * 10**9
 

@@ -58,7 +58,7 @@ def score_tfrecords(
         with_version: Add the column ``model_version``.
         nulls: Per column what stands in for a null, or ``"fail"`` where none may be.
         bad_rows: What becomes of a row that cannot be scored.
-        other_versions: What to do on executors of another TensorFlow.
+        other_versions: What to do on executors with other libraries than the model was exported with.
         counters: Collects what the tasks say of themselves.
 
     Raises:
