@@ -1,8 +1,9 @@
 """Score files in a session whose tasks have some cores, and tell the threads of the Python workers.
 
 Arguments: the flights, the model, the output, a folder where workers tell, the cores of a task. Prints a JSON object:
-``counted``, with how many threads the model computed, as the counters say; ``started``, the most threads that a worker
-has started between its asking for the model and its having scored rows.
+``counted``, with how many threads the model computed, as the counters say; ``settings``, the threads within and between
+operations that TensorFlow was told in a worker; ``started``, the most threads that a worker has started between its
+asking for the model and its having scored rows.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from scoring import call, files
+from scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP
 from scoring.counters import Tally
 from scoring.loaded_model import LoadedModel
 from scoring.scorer import Scorer
@@ -34,6 +36,8 @@ class Telling(Scorer):
         """Return the model."""
         before = psutil.Process().num_threads()
         model = super().load(tally)
+        settings = [int(os.environ[name]) for name in (INTRA_OP, INTER_OP)]
+        (Path(self.told) / f"{os.getpid()}.settings").write_text(json.dumps(settings))
         if tally.loads:
             (Path(self.told) / f"{os.getpid()}.before").write_text(f"{before}")
         return model
@@ -54,13 +58,15 @@ def started_threads(told: Path) -> int:
 
 
 def main() -> None:
-    """Score, with two cores for all tasks."""
+    """Score, with nine cores for all tasks."""
     flights, model, output, told, cores = sys.argv[1:]
     call.Scorer = functools.partial(scoring_threads.Telling, told=told)  # type: ignore
-    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    builder = SparkSession.builder.master("local[9]").config("spark.ui.enabled", "false")
     spark = builder.config("spark.task.cpus", cores).getOrCreate()
     scored = files.score_files(spark, flights, model, output, keys="flight_id")
-    print(json.dumps({"counted": scored.counters.threads, "started": started_threads(Path(told))}))
+    settings = [json.loads(path.read_text()) for path in Path(told).glob("*.settings")]
+    started = started_threads(Path(told))
+    print(json.dumps({"counted": scored.counters.threads, "settings": settings, "started": started}))
     spark.stop()
 
 
