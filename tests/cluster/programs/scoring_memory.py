@@ -6,9 +6,10 @@ Argument: a linear model of the columns ``x0``, ``x1``, and so on.
 
 import dataclasses
 import json
-import resource
+import os
 import sys
 
+from benchmarks.writer_memory import peak_bytes
 from scoring.batch import score
 from scoring.counters import Counters
 from scoring.model_directory import ModelDirectory
@@ -25,7 +26,8 @@ def main() -> None:
         counters = Counters(spark)
         table = spark.range(rows, numPartitions=1).selectExpr("id", *columns)
         score(table, model, keys="id", counters=counters).agg({"score": "count"}).collect()
-        driver_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Not ru_maxrss, which has what the process was before it became this program.
+        driver_bytes = peak_bytes(os.getpid())
         print(json.dumps(dataclasses.asdict(counters.value) | {"driver_bytes": driver_bytes}))
     spark.stop()
 
