@@ -123,21 +123,31 @@ class LoadedModel:
         return self._backend.signature.rows or self._feed.rows_per_call(batch_size)
 
     def least_rows(self, batch_size: int) -> int:
-        """Return how many rows a call has at least: one, or as many as at most where another number would not do.
+        """Return how many rows a part should have at least: one, or a whole call where calls are padded.
 
-        That is where the model has a fixed number, or would be compiled anew for another. In all other cases to pad
-        would only cost time: a single row would take as long as thousands.
+        Fewer would take as long where the model has a fixed number of rows, and may be compiled anew by XLA.
         """
         signature = self._backend.signature
         return self.most_rows(batch_size) if signature.rows or signature.compiles_each_shape else 1
+
+    def _padded_rows(self, rows: int, most: int) -> int:
+        """Return how many rows the model is called with for so many, of ``most`` in a call.
+
+        Where it would be compiled anew for every number, that is the next power of two: a single row does not take as
+        long as thousands, and there are few to compile for.
+        """
+        signature = self._backend.signature
+        if signature.rows:
+            return signature.rows
+        return min(1 << (rows - 1).bit_length(), most) if signature.compiles_each_shape else rows
 
     def parts(self, batch: pa.RecordBatch, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[pa.RecordBatch]:
         """Yield ``batch`` in parts whose outputs take 16 MB or less: whole calls, or less than one.
 
         Of a batch as it is read, a model with thousands of outputs per row would have hundreds of megabytes to give.
-        A call that is padded is not divided: each part would cost what the whole does. Score a part before the next one
-        is asked for: where the model does not say how many it gives, the first part is ``batch_size`` rows, whose
-        outputs tell. A batch without rows is one part.
+        A call that is padded is not divided: each part would cost what the whole does, or be compiled. Score a part
+        before the next one is asked for: where the model does not say how many it gives, the first part is
+        ``batch_size`` rows, whose outputs tell. A batch without rows is one part.
         """
         start = 0
         while start < max(1, batch.num_rows):
@@ -179,8 +189,7 @@ class LoadedModel:
 
         Args:
             batch: Raw columns; more than the model's inputs do no harm.
-            batch_size: Rows per call of the model, which bounds the memory that a call takes; see :meth:`most_rows` and
-                :meth:`least_rows`.
+            batch_size: Rows per call of the model, which bounds the memory that a call takes; see :meth:`most_rows`.
             on_call: Called for each call of the model.
 
         Returns:
@@ -190,13 +199,13 @@ class LoadedModel:
             ColumnError: A column is missing or has a type or a value that the model cannot take.
             HookError: A hook fails, or gives what it must not.
         """
-        most, least = self.most_rows(batch_size), self.least_rows(batch_size)
+        most = self.most_rows(batch_size)
         # A table without rows is scored too: it has outputs, of length zero.
         # Encoded together are several calls' rows, which share what a column costs besides its rows.
         step = max(most, BATCH_ROWS // most * most)
         pieces = (batch.slice(start, step) for start in range(0, max(batch.num_rows, 1), step))
         parts = [
-            self._call(inputs, min(most, piece.num_rows - number * most), least, on_call)
+            self._call(inputs, min(most, piece.num_rows - number * most), most, on_call)
             for piece in pieces
             for number, inputs in enumerate(self._feed.parts(piece, most))
         ]
@@ -205,13 +214,13 @@ class LoadedModel:
         return {name: np.concatenate([part[name] for part in parts]) for name in self.description.outputs}
 
     def _call(
-        self, inputs: Mapping[str, np.ndarray], rows: int, least_rows: int, on_call: Callable[[], object] | None
+        self, inputs: Mapping[str, np.ndarray], rows: int, most: int, on_call: Callable[[], object] | None
     ) -> dict[str, np.ndarray]:
         outputs, names = self.description.outputs, self.description.model_outputs
         if not rows:
             # Not every library takes a batch of none.
             return {name: no_values(type_) for name, type_ in outputs.items()}
-        size = max(rows, least_rows)
+        size = self._padded_rows(rows, most)
         given = self._backend(inputs if size == rows else _padded(inputs, rows, size), tuple(names.values()))
         if on_call is not None:
             on_call()

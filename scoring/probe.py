@@ -85,7 +85,7 @@ class ProbeTask:
         """Return rows and seconds of one piece of the sample after the other."""
         timed: list[tuple[int, float]] = []
         begin = time.perf_counter()
-        # Where calls are padded, fewer rows would take as long as a call.
+        # Where calls are padded, fewer rows would take as long as a call, or be compiled when time is taken.
         first = max(_FIRST_ROWS, model.least_rows(self.writer.scorer.settings.batch_size))
         with self.writer.parquet(pa.MockOutputStream()) as parquet, closing(self._pieces(first)) as pieces:
             for piece in pieces:

@@ -79,12 +79,25 @@ def test_what_is_traced_for_each_number_of_rows_is_traced_once_where_calls_are_p
     assert set(scores["rows"].tolist()) == rows_of_calls
     report = tally.report()
     assert (report["calls"], report["traces"]) == (8, len(rows_of_calls))
-    # A second table brings nothing new, nor does one that is shorter than a call.
+    # A second table brings nothing new, nor does one that is shorter than a call of a fixed number.
     again = begun()
     model.score(NUMBERS, batch_size=CALL)
-    if len(rows_of_calls) == 1:
+    if rows is not None:
         model.score(NUMBERS.slice(0, 5), batch_size=CALL)
     assert again.report()["traces"] == 0
+
+
+def test_a_model_that_xla_compiles_is_called_with_powers_of_two_up_to_the_batch_size(tmp_path: Path) -> None:
+    """One trace each: a single row does not take as long as a whole call."""
+    save_counting_saved_model(tmp_path / "tf", is_compiled=True)
+    model = LoadedModel(package_with_tracing_hooks(tmp_path / "tf", tmp_path / "model"))
+    tally = begun()
+    sizes = {1: 1, 2: 2, 3: 4, 5: 8, 8: 8, 33: 64, 65: 100, 100: 100}
+    for rows, size in sizes.items():
+        scores = model.score(NUMBERS.slice(0, rows), batch_size=100)
+        assert scores["twice"].tolist() == [6.0 * number for number in range(rows)]
+        assert scores["rows"].tolist() == [size] * rows
+    assert tally.report()["traces"] == len(set(sizes.values()))
 
 
 def test_postprocess_is_tried_with_the_rows_that_the_model_takes_and_gets_them_in_each_call(tmp_path: Path) -> None:
