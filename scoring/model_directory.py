@@ -36,7 +36,7 @@ from scoring.backends.pyfunc import mlflow_signature
 from scoring.column_types import ARROW_TYPES, array_of
 from scoring.hooks import HOOKS_FILE
 from scoring.inputs import Column, ColumnInputs, FeatureInputs, Inputs, Matrix
-from scoring.versions import COMPARED_OF_TRAINED, pinned_versions
+from scoring.versions import COMPARED_OF_TRAINED, Versions, pinned_versions
 
 FORMAT_VERSION = 1
 PACKAGED_FORMAT_VERSION = 2
@@ -333,15 +333,15 @@ class ModelDirectory:
         return FeatureInputs(self.scored_features, self.features.column_types)
 
 
-def exported_with(folder: Path) -> Mapping[str, str]:
-    """Return the versions that a model's scores depend on, as far as its folder tells; quick to ask."""
+def exported_with(folder: Path) -> Versions:
+    """Return the versions that a model was exported with, as far as its folder tells; quick to ask."""
     if not (folder / DESCRIPTION_FILE).is_file():
         return pinned_versions(folder)
     document = _document(folder)
     versions: Mapping[str, str] = document.get("versions", {})
     if _version(document) == PACKAGED_FORMAT_VERSION:
-        return versions
-    return {library: versions[library] for library in COMPARED_OF_TRAINED if library in versions}
+        return Versions(versions)
+    return Versions({library: versions[library] for library in COMPARED_OF_TRAINED if library in versions})
 
 
 def _fitted(path: Path, description: ModelDescription) -> FittedFeatures:

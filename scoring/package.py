@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoring.backends.catalog import load_backend
+from scoring.backends.catalog import compared_libraries, load_backend
 from scoring.backends.linear import FIELDS as LINEAR_FIELDS
 from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError
 from scoring.column_types import element_name
@@ -112,7 +112,7 @@ def package_model(
             signature=called,
             hooks=hook_names,
             labels={output: tuple(names) for output, names in (labels or {}).items()},
-            versions=versions_here(name, has_hooks=functions is not None),
+            versions=versions_here(compared_libraries(name), has_hooks=functions is not None),
         )
         _check_widths(description, found)
         description.save(whole)

@@ -1,9 +1,10 @@
 """The backends by name.
 
-A new one is one file beside this, one line in the table here, and one in that of :mod:`scoring.versions`.
+A new one is one file beside this and one line in the table here.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from scoring.backends.keras_file import KerasBackend
@@ -15,16 +16,30 @@ from scoring.backends.pyfunc import PyfuncBackend
 from scoring.backends.saved_model import SavedModelBackend
 from scoring.backends.xgboost_file import XGBoostBackend
 
+
+@dataclass(frozen=True)
+class _Entry:
+    """A backend, and the libraries whose minor versions change what its models compute."""
+
+    load: Callable[..., Backend]
+    compared: tuple[str, ...] = ()
+
+
 # None of them imports its library before a model is loaded.
-_BACKENDS: Mapping[str, Callable[..., Backend]] = {
-    "keras": KerasBackend,
-    "lightgbm": LightGBMBackend,
-    "linear": LinearBackend,
-    "onnx": OnnxBackend,
-    "pyfunc": PyfuncBackend,
-    "saved_model": SavedModelBackend,
-    "xgboost": XGBoostBackend,
+_BACKENDS: Mapping[str, _Entry] = {
+    "keras": _Entry(KerasBackend, ("tensorflow", "tf-keras")),
+    "lightgbm": _Entry(LightGBMBackend, ("lightgbm",)),
+    "linear": _Entry(LinearBackend, ("numpy",)),
+    "onnx": _Entry(OnnxBackend, ("onnxruntime",)),
+    "pyfunc": _Entry(PyfuncBackend),  # tells them itself: scoring.versions.pinned_versions
+    "saved_model": _Entry(SavedModelBackend, ("tensorflow",)),
+    "xgboost": _Entry(XGBoostBackend, ("xgboost",)),
 }
+
+
+def compared_libraries(name: str) -> tuple[str, ...]:
+    """Return the libraries whose minor versions change what models of a backend compute."""
+    return _BACKENDS[name].compared
 
 
 def load_backend(name: str, path: Path, *, signature: str | None, threads: int | None) -> Backend:
@@ -43,5 +58,5 @@ def load_backend(name: str, path: Path, *, signature: str | None, threads: int |
     if name not in _BACKENDS:
         raise UnsupportedModelError(f"backend '{name}' is unknown; use one of {sorted(_BACKENDS)}")
     if signature is not None:
-        return _BACKENDS[name](path, signature=signature, threads=threads)
-    return _BACKENDS[name](path, threads=threads)
+        return _BACKENDS[name].load(path, signature=signature, threads=threads)
+    return _BACKENDS[name].load(path, threads=threads)

@@ -130,7 +130,7 @@ def test_of_a_model_that_was_trained_here_tensorflow_is_compared(tmp_path: Path)
     """L10: its features have the same bits whatever else is installed."""
     versions = {"python": "3.11.9", "pyspark": "4.1.0", "numpy": "2.4.6", "tensorflow": "2.20.0"}
     description(versions=versions).save(tmp_path)
-    assert exported_with(tmp_path) == {"tensorflow": "2.20.0"}
+    assert exported_with(tmp_path).compared == {"tensorflow": "2.20.0"}
 
 
 def test_a_folder_with_no_exported_model_or_two_is_refused(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_package_tells_the_versions_that_its_scores_depend_on(
 ) -> None:
     """L10: by the names that pip has for them."""
     installed = {module.replace("_", "-"): importlib.import_module(module).__version__ for module in modules}
-    assert exported_with(packages[name]) == installed
+    assert exported_with(packages[name]).compared == installed
 
 
 def test_a_package_of_before_there_were_labels_and_versions_has_none(packages: dict[str, Path], tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_package_of_before_there_were_labels_and_versions_has_none(packages: d
     document = json.loads((copy / DESCRIPTION_FILE).read_text())
     del document["labels"], document["versions"]
     (copy / DESCRIPTION_FILE).write_text(json.dumps(document))
-    assert (ModelDirectory.open(copy).labels, exported_with(copy)) == ({}, {})
+    assert (ModelDirectory.open(copy).labels, exported_with(copy).compared) == ({}, {})
     np.testing.assert_allclose(LoadedModel(copy).score(BOXES)["score"], logistic(BOXES), rtol=0, atol=1e-6)
 
 

@@ -143,10 +143,10 @@ def test_a_package_of_other_libraries_is_refused_with_all_that_differs_unless_it
 
 
 def test_an_mlflow_model_is_refused_by_other_libraries_than_it_pins_unless_it_is_allowed(tmp_path: Path) -> None:
-    """L10: a pin of what is not installed does not count, nor does what is not pinned."""
+    """L10: of the library of its flavor; a pin of another does not count, nor one of what is not installed."""
     save_sklearn(tmp_path / "model")
     row = {"age": 31.0, "city": "Bonn", "visits": 1}
-    pins = "mlflow\npandas>=0.1\nno-such-library==1.0\nscikit-learn==0.1.2\n"
+    pins = "mlflow\npandas>=0.1\nno-such-library==1.0\ncloudpickle==0.1\nscikit-learn==0.1.2\n"
     (tmp_path / "model" / "requirements.txt").write_text(pins)
     with pytest.raises(ModelVersionsError, match=r": it has scikit-learn \S+ instead of 0\.1\.2, which"):
         Predictor(tmp_path / "model")

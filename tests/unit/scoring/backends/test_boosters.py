@@ -88,7 +88,7 @@ def test_a_package_of_a_booster_tells_the_version_of_its_library(tmp_path: Path)
     save_lightgbm(tmp_path / "model.txt")
     for source, library in (("model.ubj", xgboost), ("model.txt", lightgbm)):
         folder = package_model(tmp_path / source, tmp_path / library.__name__)
-        assert exported_with(folder) == {library.__name__: library.__version__}
+        assert exported_with(folder).compared == {library.__name__: library.__version__}
 
 
 def test_codes_of_a_data_frame_s_categories_are_refused(tmp_path: Path) -> None:
