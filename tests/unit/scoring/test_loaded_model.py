@@ -153,10 +153,10 @@ def test_every_call_but_the_last_is_of_the_batch_size(
     calls: list[int] = []
     call = LoadedModel._call
 
-    def counted(model: LoadedModel, inputs: Any, size: int, least: int, on_call: Any) -> Any:
+    def counted(model: LoadedModel, inputs: Any, size: int, most: int, on_call: Any) -> Any:
         calls.append(size)
-        assert least == 1
-        return call(model, inputs, size, least, on_call)
+        assert model._padded_rows(size, most) == size
+        return call(model, inputs, size, most, on_call)
 
     monkeypatch.setattr(LoadedModel, "_call", counted)
     table = pa.concat_tables([FLIGHTS] * -(-rows // FLIGHTS.num_rows)).slice(0, rows)
