@@ -117,6 +117,13 @@ def is_training(events: Events, epoch: int = 0) -> bool:
     return phases == {0, 1} and any(e["event"] == "epoch_end" and e["epoch"] > epoch for e in events)
 
 
+def newest_step(run: Path) -> int:
+    """Return the step of the newest checkpoint of a run that has one."""
+    newest = commit.latest_committed(run / "checkpoints")
+    assert newest is not None
+    return newest.step
+
+
 def summary(folder: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return document
@@ -191,6 +198,8 @@ def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_
         assert run_of(second) == run
         (attempt,) = [event for event in second.events(begun) if event["event"] == "attempt"]
         assert attempt["resumed_from"] == saved.step
+        # An epoch ends before its checkpoint is there: that is published in the background.
+        wait_until(lambda: newest_step(run) > saved.step, 60, "a checkpoint of the second driver")
 
         os.kill(second.ranks(begun)[1], signal.SIGSTOP)
         # To all of the terminal's foreground group, as the terminal does it.
@@ -202,11 +211,9 @@ def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_
         os.killpg(second.process.pid, signal.SIGINT)
         status, line = second.ended(60)
         seconds = time.monotonic() - asked
-    newest = commit.latest_committed(run / "checkpoints")
-    assert newest is not None
     assert status == 1
-    assert line == f"mirrorspark: stopped at step {newest.step:,} (SIGINT); the same command goes on"
-    assert newest.step > saved.step
+    assert line == f"mirrorspark: stopped at step {newest_step(run):,} (SIGINT); the same command goes on"
+    assert newest_step(run) > saved.step
     assert seconds < 15
 
 
