@@ -65,8 +65,8 @@ def score(
             values to the model.
         bad_rows: What becomes of a row that cannot be scored, for an index that is too large, say. ``fail``: the job
             fails, and names it by its keys. ``mark``: its scores are null, and the column ``error`` says why.
-        other_versions: ``refuse`` to score on executors whose libraries are not the model's (up to
-            patches), or ``allow`` it.
+        other_versions: ``refuse`` to score on executors whose libraries are not the model's (up to patches), or
+            ``allow`` it.
         extra_columns: What to do about columns that are neither keys nor inputs of the model. ``ignore`` leaves them in
             the JVM; ``refuse`` is for models that must not be given more than their spec lists.
         reader: Who reads plain Parquet files, the tasks or Spark: see :data:`scoring.parquet_scan.Reader`.

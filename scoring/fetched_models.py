@@ -144,28 +144,31 @@ class FetchedModels:
         """Return the folder of a version's files."""
         return self.folder / _FILES / f"{version.digest}-{version.bytes}"
 
-    def find(self, store: str, uri: str) -> FetchedVersion | None:
-        """Return what ``uri`` led to when ``store`` was asked last; None where there is no copy of it."""
-        try:
-            version = FetchedVersion(**json.loads(self._record(store, uri).read_text(encoding="utf-8")))
-            return version if self.path(version).is_dir() else None
-        except (OSError, ValueError, TypeError):
-            # A power cut may have left half of it; it is written again with the next fetch.
-            return None
-
-    def recall(self, store: str, uri: str, location: str | None = None) -> FetchedVersion | None:
-        """Return what :meth:`find` does, if its files are still those that were fetched; this process may use them.
+    def find(self, store: str, uri: str, location: str | None = None) -> FetchedVersion | None:
+        """Return what ``uri`` led to when ``store`` was asked last; None where there is no copy of it.
 
         Args:
             store: As in a version.
             uri: As in a version.
-            location: Where the files must be from; None where that does not matter.
+            location: Where the files must be from: a model that is deleted and registered anew begins with version 1
+                again, and its files are elsewhere. None where that does not matter.
+        """
+        try:
+            version = FetchedVersion(**json.loads(self._record(store, uri).read_text(encoding="utf-8")))
+            is_there = location in (None, version.location) and self.path(version).is_dir()
+        except (OSError, ValueError, TypeError):
+            # A power cut may have left half of it; it is written again with the next fetch.
+            return None
+        return version if is_there else None
+
+    def recall(self, store: str, uri: str, location: str | None = None) -> FetchedVersion | None:
+        """Return what :meth:`find` does, if its files are still those that were fetched; this process may use them.
 
         Raises:
             FetchedModelsError: The folder cannot hold copies. One that is only read-only may.
         """
-        found = self.find(store, uri)
-        if found is None or location not in (None, found.location):
+        found = self.find(store, uri, location)
+        if found is None:
             return None
         try:
             return self._whole(found)
@@ -214,9 +217,8 @@ class FetchedModels:
             own_folder(self.folder)
 
     def _copy_of(self, wanted: StoredVersion) -> FetchedVersion | None:
-        found = self.find(wanted.store, wanted.uri)
-        # A model that is deleted and registered anew begins with version 1 again, and its files are elsewhere.
-        return self._whole(found) if found is not None and found.location == wanted.location else None
+        found = self.find(wanted.store, wanted.uri, wanted.location)
+        return None if found is None else self._whole(found)
 
     def _whole(self, version: FetchedVersion) -> FetchedVersion | None:
         """Return ``version``, kept for this process; None where its files are gone or others than those fetched."""

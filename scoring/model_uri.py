@@ -221,9 +221,7 @@ def _copied_before(uri: str, wanted: StoredVersion) -> PinnedModel:
         ModelStoreError: There is none.
     """
     models = FetchedModels()
-    version = models.recall(wanted.store, wanted.uri, wanted.location)
-    if version is None:
-        raise _no_copy(wanted.uri, wanted.store, models)
+    version = _recalled(wanted.uri, wanted.store, models, wanted.location)
     if uri != version.uri:
         with suppress(ReadOnlyModelsError):
             models.remember(uri, version)
@@ -237,9 +235,7 @@ def _remembered(uri: str, store: str) -> PinnedModel:
         ModelStoreError: There is none.
     """
     models = FetchedModels()
-    version = models.recall(store, uri)
-    if version is None:
-        raise _no_copy(uri, store, models)
+    version = _recalled(uri, store, models)
     if uri != version.uri:
         _LOGGER.warning("offline: model '%s' is %s, as the MLflow store last said at %s", uri, version, version.asked)
     return _pinned(version, models)
@@ -250,8 +246,16 @@ def _pinned(version: FetchedVersion, models: FetchedModels) -> PinnedModel:
     return PinnedModel(version.uri, version.name, version.version, digest=version.digest, path=path)
 
 
-def _no_copy(uri: str, store: str, models: FetchedModels) -> ModelStoreError:
-    return ModelStoreError(
+def _recalled(uri: str, store: str, models: FetchedModels, location: str | None = None) -> FetchedVersion:
+    """Return what `models` have of `uri`, from `location` if that is given.
+
+    Raises:
+        ModelStoreError: Nothing, or nothing whole.
+    """
+    version = models.recall(store, uri, location)
+    if version is not None:
+        return version
+    raise ModelStoreError(
         f"offline there is no model '{uri}': {models.folder} has no whole copy of it from the MLflow store {store}; "
         f"resolve it once where the store answers, without offline and {OFFLINE_VARIABLE}, or have {FOLDER_VARIABLE} "
         f"name the folder that has it"
