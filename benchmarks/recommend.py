@@ -48,11 +48,13 @@ class Found:
 
     Attributes:
         queries: How many there were.
+        candidates: Among how many each looked for its best.
         timings: By way.
         recalls: By way.
     """
 
     queries: int
+    candidates: int
     timings: Mapping[str, Timing]
     recalls: Mapping[str, float]
 
@@ -63,13 +65,14 @@ class Found:
             (
                 name,
                 rate(self.queries / timing.median),
+                rate(self.queries * self.candidates / timing.median),
                 significant(self.recalls[name]),
                 f"{timing.spread:.0%}",
                 f"{exact / timing.median:.2f}",
             )
             for name, timing in self.timings.items()
         )
-        return Table(title, ("index", "queries/s", "recall", "spread", f"times '{EXACT}'"), rows, _NOTE)
+        return Table(title, ("index", "queries/s", "candidates/s", "recall", "spread", f"times '{EXACT}'"), rows, _NOTE)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def _on_one_core(options: Options) -> tuple[dict[int, Found], str]:
                 *(_faiss_ways(faiss, options.scratch, k) if faiss else []),
             ]
             timings = interleave([way.contender(k) for way in ways], options.rounds)
-            by_k[k] = Found(len(queries), timings, {way.name: _recall(way.last[0], ways[0].last[0]) for way in ways})
+            recalls = {way.name: _recall(way.last[0], ways[0].last[0]) for way in ways}
+            by_k[k] = Found(len(queries), len(items), timings, recalls)
     return by_k, about
 
 
@@ -224,14 +228,15 @@ def _in_spark(options: Options, model: Path) -> Table:
     def write(index: str) -> None:
         recommend(users, model, keys="user", k=KS[-1], index=index).write.parquet(str(target))
 
-    indexes = ("exact", "cells")
+    indexes = ("exact", "cells", "scann")
     for index in indexes:  # loads the model into both workers; a round of all users would only take longer
         recommend(users.where("crc32(user) % 100 = 0"), model, keys="user", k=KS[-1], index=index).count()
     ways = [Contender(index, partial(write, index), spark_work.emptied(target)) for index in indexes]
     timings = interleave(ways, options.rounds, warm_ups=0)
     session.stop()
     title = f"recommend: the best {KS[-1]} of {options.rows:,} for {options.rows:,} users, {spark_work.SLOTS} cores"
-    return timing_table(title, options.rows, timings, "exact", note=f"Cells as exported, for the best {KS[0]}.")
+    note = f"Cells and ScaNN as exported, for the best {KS[0]}."
+    return timing_table(title, options.rows, timings, "exact", note=note)
 
 
 BENCHMARK = Benchmark("recommend", question_of(__doc__), 100_000, run)

@@ -4,17 +4,20 @@ import datetime
 import os
 import platform
 import subprocess
+import timeit
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from benchmarks.measure import Mark, Timing
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("pyspark", "tensorflow", "pyarrow", "numpy", "numba")
+_MATRIX_SIDE = 2_048
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def conditions(rounds: int) -> dict[str, str]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(REPOSITORY),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB memory",
+        "speed": f"NumPy multiplies float32 matrices at {_matrix_gflops():.0f} GFLOP/s",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}, Java {_java()}",
         "packages": ", ".join(f"{package} {installed}" for package in PACKAGES if (installed := _version(package))),
         "rounds": f"median of {rounds}, interleaved, after one that does not count",
@@ -181,12 +185,20 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        for line in facts.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    """Return the processor's name, with family and model: virtual machines often tell no more than its make."""
+    file = Path("/proc/cpuinfo")
+    if file.is_file():
+        lines = (line.partition(":") for line in file.read_text(encoding="utf-8").splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in lines}
+        if {"model name", "cpu family", "model"} <= facts.keys():
+            return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
     return platform.processor() or platform.machine()
+
+
+def _matrix_gflops() -> float:
+    """Return the speed of a large matrix product, so that pages of different machines can be told apart."""
+    matrix = np.ones((_MATRIX_SIDE, _MATRIX_SIDE), np.float32)
+    return 2 * _MATRIX_SIDE**3 / min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=5)) / 1e9
 
 
 def _java() -> str:

@@ -125,6 +125,6 @@ def test_commit_outside_a_checkout_is_unknown(tmp_path: Path) -> None:
 def test_conditions_name_machine_versions_and_rounds() -> None:
     found = conditions(5)
 
-    assert set(found) == {"date", "commit", "machine", "system", "packages", "rounds"}
+    assert set(found) == {"date", "commit", "machine", "speed", "system", "packages", "rounds"}
     assert found["rounds"].startswith("median of 5")
     assert "pyarrow" in found["packages"]
