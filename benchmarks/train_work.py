@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,12 +234,6 @@ def first_time(events: Iterable[Event], event: str, **fields: object) -> float:
         if one["event"] == event and all(one.get(name) == value for name, value in fields.items()):
             return float(one["time"])
     raise LookupError(f"the run told of no event '{event}' with {fields}")
-
-
-def start_seconds(events: Sequence[Event], attempt: int) -> float:
-    """Return the seconds from the launch of an attempt until its chief had made the first steps."""
-    steps = first_time(events, "phase", attempt=attempt, rank=0, phase="training")
-    return steps - first_time(events, "attempt", attempt=attempt)
 
 
 def epoch_times(events: Iterable[Event], attempt: int = 1) -> list[float]:

@@ -24,8 +24,9 @@ from benchmarks.train_data import ITEMS, USERS, Work, rows_of
 from benchmarks.train_overhead import beside_table, lost_share
 from benchmarks.train_plain import LABEL, Encoding
 from benchmarks.train_restart import process_of, restart_seconds
+from benchmarks.train_start import start_parts
 from benchmarks.train_steps import ALONE, DDP, PLAIN_MANY, PLAIN_ONE, RING, Aim
-from benchmarks.train_work import Event, epoch_times, first_time, read_events, start_seconds
+from benchmarks.train_work import Event, epoch_times, first_time, read_events
 
 
 def phase(attempt: int, rank: int, name: str, time: float, process: int = 1) -> Event:
@@ -90,16 +91,19 @@ def test_aim_compares_with_the_best_reference_that_was_measured() -> None:
     assert Aim(ALONE, (RING,), 1.0).mark(work, timings) is None
 
 
-def test_start_takes_from_the_launch_to_the_first_steps_of_the_chief() -> None:
+def test_parts_of_a_start_go_from_the_launch_to_the_first_steps_of_the_chief() -> None:
     events = [
         {"event": "attempt", "attempt": 1, "time": 10.0},
+        phase(1, 1, "connecting", 10.5),
         phase(1, 0, "connecting", 11.0),
-        phase(1, 1, "training", 12.0),
-        phase(1, 0, "training", 12.5),
+        phase(1, 0, "building", 11.25),
+        phase(1, 0, "first_step", 12.0),
+        phase(1, 1, "training", 12.25),
+        phase(1, 0, "training", 13.5),
         phase(1, 0, "training", 19.0),
     ]
 
-    assert start_seconds(events, attempt=1) == 2.5
+    assert start_parts(events) == [1.0, 0.25, 0.75, 1.5]
 
 
 def test_restart_is_over_when_the_last_rank_trains_again() -> None:
