@@ -190,8 +190,8 @@ def _processor() -> str:
     if file.is_file():
         lines = (line.partition(":") for line in file.read_text(encoding="utf-8").splitlines())
         facts = {name.strip(): value.strip() for name, _, value in lines}
-        if {"model name", "cpu family", "model"} <= facts.keys():
-            return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
+        if name := facts.get("model name"):
+            return f"{name} (family {facts.get('cpu family', 'unknown')}, model {facts.get('model', 'unknown')})"
     return platform.processor() or platform.machine()
 
 
