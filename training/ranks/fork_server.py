@@ -22,6 +22,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +33,10 @@ _REQUEST_BYTES = 1 << 12
 _FILES = 4
 
 EXIT_BROKEN = 4
+
+# Two ways to ask a rank for its stacks, see `_show_stacks_when_asked`. The first one is a signal that no library uses.
+STACKS_WITH_LOCK = signal.SIGRTMIN + 5
+STACKS_AT_ONCE = signal.SIGUSR1
 
 # A rank takes them for a notice of preemption, once it can.
 _NOTICES = (signal.SIGTERM, signal.SIGHUP)
@@ -164,7 +169,7 @@ def run_rank(answers: int, stacks: int) -> NoReturn:
     """In the rank: take its environment and path from its input, then run it."""
     for file in (answers, stacks):
         os.set_inheritable(file, False)
-    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    _show_stacks_when_asked(stacks)
     surroundings = json.loads(sys.stdin.buffer.readline())
     os.environ.clear()
     os.environ.update(surroundings["environment"])
@@ -174,6 +179,25 @@ def run_rank(answers: int, stacks: int) -> NoReturn:
     from training.ranks.rank import main as rank
 
     rank(os.fdopen(answers, "w", encoding="utf-8"))
+
+
+def _show_stacks_when_asked(file: int) -> None:
+    """Let this process write the stacks of its threads to ``file`` on either signal.
+
+    A handler in C writes them at once, whatever the threads do; but it reads frames that change while it reads them,
+    and such a process has died of it. A thread that waits for its own signal writes them while it holds Python's lock,
+    when nobody changes a frame. It cannot have the lock of a process that hangs in C with it: then the handler is safe.
+    """
+    faulthandler.register(STACKS_AT_ONCE, file=file, all_threads=True)
+    # Of all threads to come only the one that waits for it may get it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {STACKS_WITH_LOCK})
+
+    def show() -> None:
+        while True:
+            signal.sigwait({STACKS_WITH_LOCK})
+            faulthandler.dump_traceback(file, all_threads=True)
+
+    threading.Thread(target=show, name="stacks", daemon=True).start()
 
 
 def _forget_inherited_seed() -> None:

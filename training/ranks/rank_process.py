@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any
 
+from training.ranks.fork_server import STACKS_AT_ONCE, STACKS_WITH_LOCK
+
 PRELOAD = "training.ranks.rank_preload"
 
 # What may differ from rank to rank under one server: TensorFlow reads it with its first operation, not at its import.
@@ -82,11 +84,18 @@ class RankProcess:
     def stacks(self, timeout_seconds: float = 2.0) -> str:
         """Return the Python stacks of its threads; empty when it does not answer, as when it is stopped.
 
-        Works also while a thread holds Python's lock and does not let go of it.
+        Works also while a thread holds Python's lock and does not let go of it, then after half of the time.
         """
         begin = os.fstat(self._streams.stacks).st_size
-        self.send_signal(signal.SIGUSR1)
         deadline = time.monotonic() + timeout_seconds
+        self.send_signal(STACKS_WITH_LOCK)
+        if not (text := self._written_stacks(begin, deadline - timeout_seconds / 2)):
+            self.send_signal(STACKS_AT_ONCE)
+            text = self._written_stacks(begin, deadline)
+        return text
+
+    def _written_stacks(self, begin: int, deadline: float) -> str:
+        """Return what is written behind ``begin`` by then."""
         size = before = begin
         # The text has no end of its own: it is whole when nothing is added any more.
         while time.monotonic() < deadline and (size == begin or size != before):

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -186,6 +187,23 @@ def train_until_stopped(plan: Plan, control: RankControl, finish: Finish) -> Non
 def hang(plan: Plan, control: RankControl, finish: Finish) -> None:
     control.activity.enter("training")
     threading.Event().wait(60)
+
+
+def import_modules(plan: Plan, control: RankControl, finish: Finish) -> None:
+    """Import small modules again and again for a minute, in three threads whose frames come and go."""
+    control.activity.enter("training")
+
+    def work() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            for name in ("chunk", "colorsys", "fractions", "sched", "stringprep", "wave"):
+                spec = importlib.util.find_spec(name)
+                assert spec is not None and spec.loader is not None  # noqa: PT018
+                spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+    for _ in range(2):
+        threading.Thread(target=work, daemon=True).start()
+    work()
 
 
 def hold_the_lock(plan: Plan, control: RankControl, finish: Finish) -> None:

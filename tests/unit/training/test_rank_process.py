@@ -164,6 +164,15 @@ def test_stacks_tell_where_every_thread_is() -> None:
         assert text.count("hread 0x") >= 3  # the training, the task's line, the driver's
 
 
+def test_a_rank_that_runs_survives_to_be_asked_for_its_stacks() -> None:
+    with started() as process:
+        order(process, "import_modules")
+        stacks_within(process, "import_modules")
+        for _ in range(40):
+            assert "in work" in process.stacks()
+        assert process.wait(0) is None
+
+
 def test_stacks_come_also_while_a_thread_holds_pythons_lock() -> None:
     with started() as process:
         order(process, "hold_the_lock")
@@ -303,3 +312,14 @@ def test_nothing_is_started_by_what_is_imported_ahead() -> None:
         check=True,
     )
     assert said.stdout == "1 None\n"
+
+
+def test_what_a_task_has_to_import_before_its_rank_can_begin_is_little() -> None:
+    program = """
+        import sys
+        import training.ranks.plan, training.ranks.worker
+        sys.exit(", ".join({"numba", "pandas", "scipy", "tensorflow"} & set(sys.modules)) or 0)
+        """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert not done.stderr, f"a task imports {done.stderr}"
