@@ -21,8 +21,7 @@ import numpy.typing as npt
 from numba import types
 
 from data_pipelines.kernels import compile_inner_kernel, compile_kernel
-
-MAX_LANES = 64
+from data_pipelines.lanes import MAX_LANES
 
 RANGE_LANE, RANGE_BLOCK, RANGE_START, RANGE_STOP, RANGE_SKIPPED = range(5)
 """One row of :meth:`EpochOrder.ranges`: rows ``start`` to ``stop`` of a block, in the block's order of the epoch, which

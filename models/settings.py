@@ -1,8 +1,9 @@
 """Checks that the settings of several architectures share; none of them needs TensorFlow."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from data_pipelines.fitted import FittedFeatures
+if TYPE_CHECKING:  # settings are read where no dataset is
+    from data_pipelines.fitted import FittedFeatures
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -23,7 +24,7 @@ def check_fraction(name: str, value: float) -> None:
         raise ModelSettingsError(f"model setting {name} is {value}; use a share from 0 up to, not including, 1")
 
 
-def check_candidates(fitted: FittedFeatures, top_k: int) -> None:
+def check_candidates(fitted: "FittedFeatures", top_k: int) -> None:
     """Raise ``ModelSettingsError`` unless the candidate's vocabulary has ``top_k`` tokens to recommend."""
     feature = fitted.spec.candidate
     candidates = len(fitted.vocabulary(feature))

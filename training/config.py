@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from datetime import date
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
 from callbacks.commit import Mode
 from callbacks.credentials import without_credentials
-from data_pipelines.convert import ConversionOptions
 from data_pipelines.features import FeatureSpec
 from data_pipelines.storage import StorageError, StoragePath
 from models import catalog
@@ -25,6 +24,9 @@ from models.settings import Schedule, check_warm_up
 from training.records.atomic_file import write_when_changed
 from training.records.run_history import DEFAULT_OUTPUT
 from training.supervision.elastic import BatchRule, Elastic, WorkerRange, parse_workers
+
+if TYPE_CHECKING:
+    from data_pipelines.convert import ConversionOptions
 
 RECIPE_FILE = "recipe.yaml"
 SQL_FILE = "table.sql"
@@ -491,8 +493,11 @@ class RunConfig(TrainingConfig):
         return cls(**{**load_recipe(recipe), **knobs})
 
     @property
-    def conversion(self) -> ConversionOptions:
+    def conversion(self) -> "ConversionOptions":
         """How rows become shards."""
+        # Every task of a training imports this module, and converts nothing.
+        from data_pipelines.convert import ConversionOptions
+
         return ConversionOptions(shards=self.shards, accept_errors=self.accept_data_errors)
 
 

@@ -6,7 +6,7 @@ needs, computes gradients and applies them there, without waiting for the others
 and early stopping are those of every other training. What differs:
 
 - updates are asynchronous, so two runs are never equal bit by bit, and there is no exact position in the data: see
-  `training.parameter_servers.roles.reading` for where a resumed training goes on;
+  `training.parameter_servers.worker_input.reading` for where a resumed training goes on;
 - a worker may be lost: what it was doing is done again by another one. Without a server, the coordinator or any worker
   the attempt ends, and the next one goes on from the checkpoint;
 - a checkpoint has the same names and shapes as that of a training without servers, and either resumes the other.
@@ -35,7 +35,8 @@ from training.injected_faults import InjectedFaults
 from training.parameter_servers.data import BatchSupply, RemoteBatches
 from training.parameter_servers.injected import faults_of
 from training.parameter_servers.members import Dismissal, Introduction, Members, Membership, workers_readers
-from training.parameter_servers.roles import COORDINATOR, Role, Roles, reading, shards
+from training.parameter_servers.roles import COORDINATOR, Role, Roles, shards
+from training.parameter_servers.worker_input import reading
 from training.ranks.plan import TrainingPlan
 from training.ranks.rank_control import Finish, RankControl
 

@@ -49,6 +49,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in _NOTICES:
         signal.signal(number, signal.SIG_IGN)
+    # Imports leave nothing to collect, but a collector that looks at all they make takes a quarter of their time.
+    gc.disable()
     try:
         importlib.import_module(sys.argv[2])
     except Exception:
@@ -57,6 +59,7 @@ def main() -> None:
     # Objects that the collector never looks at stay on pages that server and ranks share.
     gc.collect()
     gc.freeze()
+    gc.enable()
     _Server(channel).serve()
 
 

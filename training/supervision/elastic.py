@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from data_pipelines.order import MAX_LANES
+from data_pipelines.lanes import MAX_LANES
 
 BatchRule = Literal["keep_global_batch", "keep_batch_per_worker"]
 

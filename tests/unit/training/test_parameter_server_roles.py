@@ -2,7 +2,8 @@
 
 import pytest
 
-from training.parameter_servers.roles import SHARD_BYTES, Role, Roles, reading, shards
+from training.parameter_servers.roles import SHARD_BYTES, Role, Roles, shards
+from training.parameter_servers.worker_input import reading
 
 TWO_AND_TWO = Roles(workers=2, servers=2)
 
