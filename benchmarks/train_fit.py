@@ -42,6 +42,7 @@ class FitRank:
         work: What to train.
         steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
         local_steps: Steps of a worker between two means; 1 is synchronous training.
+        our_loop: Whether the steps run in the loop of `models.step_loop`, as those of our trainings do, or in Keras'.
         token: Secret of the ring.
     """
 
@@ -49,6 +50,7 @@ class FitRank:
     work: Work
     steps_per_execution: int = 50
     local_steps: int = 1
+    our_loop: bool = False
     token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
     def __call__(self) -> float:
@@ -77,6 +79,7 @@ class FitRank:
         import tf_keras
 
         from models.optimizers import OptimizerSettings, build_optimizer
+        from models.step_loop import use_step_loop
         from training.fitting.local_updates import local_updates
 
         tf_keras.utils.set_random_seed(1)
@@ -92,6 +95,8 @@ class FitRank:
         model.compile(
             build_optimizer(settings, *rules), loss, metrics=metrics, steps_per_execution=self.steps_per_execution
         )
+        if self.our_loop:
+            use_step_loop(model)
         return model
 
 

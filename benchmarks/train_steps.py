@@ -24,6 +24,7 @@ PLAIN_MANY = "plain fit, steps_per_execution 50"
 RING = "RingStrategy"
 LOCAL = "RingStrategy, local updates of 8 steps"
 ALONE = "two processes without any exchange"
+ALONE_IN_OUR_LOOP = "two processes without any exchange, in our loop of steps"
 DDP = "PyTorch DDP, gloo"
 DDP_SPARSE_ADAM = "PyTorch DDP, gloo, SparseAdam"
 LOCAL_STEPS = 8
@@ -111,9 +112,10 @@ def _table(title: str, work: Work, timings: Mapping[str, Timing]) -> Table:
 def _mlp_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
     return [
         *_plain(work),
-        _ours(RING, FitRank("ring", work)),
-        _ours(LOCAL, FitRank("ring", work, local_steps=LOCAL_STEPS)),
+        _ours(RING, FitRank("ring", work, our_loop=True)),
+        _ours(LOCAL, FitRank("ring", work, local_steps=LOCAL_STEPS, our_loop=True)),
         _ours(ALONE, FitRank("alone", work)),
+        _ours(ALONE_IN_OUR_LOOP, FitRank("alone", work, our_loop=True)),
         *([_ddp(DDP, torch, work, "adam")] if torch else []),
     ]
 
@@ -121,7 +123,7 @@ def _mlp_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
 def _two_tower_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
     return [
         *_plain(work),
-        _ours(RING, FitRank("ring", work)),
+        _ours(RING, FitRank("ring", work, our_loop=True)),
         _ours(ALONE, FitRank("alone", work)),
         *([_ddp(DDP, torch, work, "adagrad"), _ddp(DDP_SPARSE_ADAM, torch, work, "sparse_adam")] if torch else []),
     ]

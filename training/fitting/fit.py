@@ -17,6 +17,7 @@ from data_pipelines.fitted import FittedFeatures
 from models import catalog
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from models.step_loop import use_step_loop
 from models.warm_start import EarlierModel, begin_from
 from models.xla import compile_with_xla
 from scoring.model_directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
@@ -141,6 +142,7 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
             compile_with_xla(model)
         if config.accumulate > 1:
             accumulate_gradients(model, config.accumulate)
+        use_step_loop(model)
     return model
 
 

@@ -1,0 +1,99 @@
+"""Runs many steps in one call of TensorFlow, without what the loop of Keras' ``fit`` does over and over.
+
+Keras writes its loop in Python and leaves the rest to autograph and ``tf.function``:
+
+- the step is traced four times before the first one runs. Autograph goes through a loop's body once more, to learn what
+  it leaves behind, and ``tf.function`` traces all of it again when it has met variables that had yet to be made: those
+  of the optimizer;
+- every step computes the value of every metric, though only that of the last step is handed to Python. An AUC goes
+  through all its thresholds for it.
+
+Here the optimizer's variables are made first, and metrics are read when the loop is over.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import tensorflow as tf
+import tf_keras
+
+_Kind = Literal["train", "test"]
+_Function = Callable[[Any], Mapping[str, Any]]
+
+
+class _OtherLogs(Exception):  # noqa: N818 - no error: it takes a trace back
+    """A step returns something that is not in the metrics of its model."""
+
+
+def use_step_loop(model: tf_keras.Model) -> None:
+    """Let ``fit`` and ``evaluate`` of the compiled ``model`` run their steps in a loop of ours.
+
+    They compute what they computed before. Keras keeps its own loop where a step returns anything but values of the
+    model's metrics, where one step makes an execution, and for models that run eagerly, are compiled by XLA as a whole,
+    or are trained by a coordinator.
+
+    To be called within the scope of the model's strategy.
+    """
+    model.optimizer.build(model.trainable_variables)
+    for kind in ("train", "test"):
+        _take_over(model, kind)
+
+
+def _take_over(model: tf_keras.Model, kind: _Kind) -> None:
+    keras_makes: Callable[..., _Function] = getattr(model, f"make_{kind}_function")
+
+    def make(force: bool = False) -> _Function:
+        made: _Function | None = getattr(model, f"{kind}_function")
+        if made is not None and not force:
+            return made
+        if not _is_ours(model):
+            return keras_makes(force)
+        loop = _loop(model, kind)
+
+        def execute(iterator: Any) -> Mapping[str, Any]:
+            try:
+                logs: Mapping[str, Any] = loop(iterator)
+            except _OtherLogs:  # nothing has run yet
+                return keras_makes(force=True)(iterator)  # which takes our place in the model, too
+            return logs
+
+        setattr(model, f"{kind}_function", execute)
+        if kind == "train":
+            model.train_tf_function = loop  # what callbacks look at that show the graph
+        return execute
+
+    setattr(model, f"make_{kind}_function", make)
+
+
+def _is_ours(model: tf_keras.Model) -> bool:
+    is_plain = not (model.run_eagerly or model.jit_compile or model.autotune_steps_per_execution)
+    return is_plain and model._cluster_coordinator is None and int(model._steps_per_execution.numpy()) > 1
+
+
+def _loop(model: tf_keras.Model, kind: _Kind) -> Any:
+    """Return the ``tf.function`` of one execution: from an iterator to the logs of its last step."""
+    strategy = model.distribute_strategy
+    names: list[str] = []
+
+    def step(batch: Any) -> None:
+        logs = getattr(model, f"{kind}_step")(batch)
+        names[:] = logs
+        if not set(names) <= {metric.name for metric in model.metrics}:
+            raise _OtherLogs
+        getattr(model, f"_{kind}_counter").assign_add(1)
+
+    def values() -> dict[str, Any]:
+        return {metric.name: metric.result() for metric in model.metrics if metric.name in names}
+
+    @tf.function(reduce_retracing=True)
+    def execution(iterator: Any) -> dict[str, Any]:
+        def one_more(done: Any) -> tuple[Any]:
+            strategy.run(step, args=(next(iterator),))
+            return (done + 1,)
+
+        steps = model._steps_per_execution
+        tf.while_loop(lambda done: done < steps, one_more, (tf.zeros((), steps.dtype),))
+        logs = strategy.run(values)
+        return {name: strategy.experimental_local_results(logs[name])[0] for name in names}
+
+    return execution

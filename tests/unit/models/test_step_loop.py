@@ -1,0 +1,118 @@
+"""T2: executions of many steps compute what Keras' own do, with one trace of the step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from callbacks.nan_guard import StopOnNaN
+from models.step_loop import use_step_loop
+
+STEPS, BATCH = 6, 8
+History = dict[str, list[float]]
+
+
+class Net(tf_keras.Sequential):
+    """A small net that counts how often Python goes through its steps, which is once per trace."""
+
+    def __init__(self) -> None:
+        super().__init__([tf_keras.Input((3,)), tf_keras.layers.Dense(4, "relu"), tf_keras.layers.Dense(1)])
+        self.traces = {"train": 0, "test": 0}
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        self.traces["train"] += 1
+        return dict(super().train_step(data))
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        self.traces["test"] += 1
+        return dict(super().test_step(data))
+
+
+class TellsMore(Net):
+    """Its steps return something that no metric keeps."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        return super().train_step(data) | {"positives": tf.reduce_sum(tf.cast(data[1], tf.float32))}
+
+
+def compiled(net: type[Net], *, ours: bool, **options: Any) -> Net:
+    tf_keras.utils.set_random_seed(1)
+    model = net()
+    model.compile(
+        "adam",
+        tf_keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[tf_keras.metrics.AUC(from_logits=True, name="auc")],
+        **{"steps_per_execution": 4} | options,
+    )
+    if ours:
+        use_step_loop(model)
+    return model
+
+
+def batches() -> tf.data.Dataset:
+    rows = np.random.default_rng(1).normal(size=(BATCH * STEPS, 3)).astype(np.float32)
+    return tf.data.Dataset.from_tensor_slices((rows, rows[:, :1] > 0)).batch(BATCH, drop_remainder=True).repeat()
+
+
+def fitted(model: Net, *callbacks: tf_keras.callbacks.Callback) -> History:
+    """Train for two epochs, of which each has an execution of four steps and one of two."""
+    fit = model.fit(
+        batches(),
+        steps_per_epoch=STEPS,
+        validation_data=batches(),
+        validation_steps=STEPS,
+        epochs=2,
+        callbacks=[*callbacks],
+        verbose=0,
+    )
+    history: History = fit.history
+    return history
+
+
+def assert_equal(model: Net, other: Net) -> None:
+    for mine, theirs in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("callbacks", [list, lambda: [StopOnNaN()]], ids=["alone", "with StopOnNaN"])
+def test_one_trace_where_keras_has_four_and_the_same_weights_and_metrics(callbacks: Callable[[], list[Any]]) -> None:
+    usual, model = compiled(Net, ours=False), compiled(Net, ours=True)
+    usual_history, history = fitted(usual, *callbacks()), fitted(model, *callbacks())
+    assert usual.traces == {"train": 4, "test": 2}, "Keras has changed: what is our loop still good for?"
+    assert model.traces == {"train": 1, "test": 1}
+    assert history == usual_history
+    assert list(history) == list(usual_history)
+    assert_equal(model, usual)
+    assert model.optimizer.iterations.numpy() == model._train_counter.numpy() == 2 * STEPS
+
+
+def test_a_second_fit_and_an_evaluation_trace_nothing_again() -> None:
+    model = compiled(Net, ours=True)
+    fitted(model)
+    fitted(model)
+    model.evaluate(batches(), steps=STEPS, verbose=0)
+    assert model.traces == {"train": 1, "test": 1}
+
+
+def test_what_no_metric_keeps_is_still_in_the_logs() -> None:
+    usual, model = compiled(TellsMore, ours=False), compiled(TellsMore, ours=True)
+    usual_history, history = fitted(usual), fitted(model)
+    assert "positives" in history
+    assert history == usual_history
+    assert_equal(model, usual)
+
+
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 1}, {"jit_compile": True}])
+def test_keras_keeps_its_loop(options: dict[str, Any]) -> None:
+    usual, model = compiled(Net, ours=False, **options), compiled(Net, ours=True, **options)
+    assert fitted(model) == fitted(usual)
+    assert model.make_train_function().__module__.startswith(("tf_keras", "tensorflow"))
+
+
+def test_an_error_of_a_step_is_told_as_it_is() -> None:
+    model = compiled(Net, ours=True)
+    with pytest.raises(ValueError, match="incompatible with the layer"):
+        model.fit(tf.data.Dataset.from_tensors((np.zeros((2, 5)), np.zeros((2, 1)))).repeat(), steps_per_epoch=4)
