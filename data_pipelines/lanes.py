@@ -1,6 +1,6 @@
 """How many lanes the order of an epoch has at most; :mod:`data_pipelines.order` says what a lane is.
 
-By itself, for those that only count with it, and do without compiled code.
+A module of its own: who needs the number alone should not have to load Numba.
 """
 
 MAX_LANES = 64

@@ -8,7 +8,7 @@ Keras writes its loop in Python and leaves the rest to autograph and ``tf.functi
 - every step computes the value of every metric, though only that of the last step is handed to Python. An AUC goes
   through all its thresholds for it.
 
-Here the optimizer's variables are made first, and metrics are read when the loop is over.
+Here the optimizer's variables are made before the first trace, and metrics are read when the loop is over.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,25 +16,23 @@ from typing import Any, Literal
 
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.engine.training import reduce_per_replica  # what Keras' loop makes of the replicas' logs
 
 _Kind = Literal["train", "test"]
 _Function = Callable[[Any], Mapping[str, Any]]
 
 
 class _OtherLogs(Exception):  # noqa: N818 - no error: it takes a trace back
-    """A step returns something that is not in the metrics of its model."""
+    """A step returns something under a name that none of its model's metrics has."""
 
 
 def use_step_loop(model: tf_keras.Model) -> None:
     """Let ``fit`` and ``evaluate`` of the compiled ``model`` run their steps in a loop of ours.
 
-    They compute what they computed before. Keras keeps its own loop where a step returns anything but values of the
-    model's metrics, where one step makes an execution, and for models that run eagerly, are compiled by XLA as a whole,
-    or are trained by a coordinator.
-
-    To be called within the scope of the model's strategy.
+    They compute what they computed before. What a step returns under the name of a metric is read from that metric.
+    Keras keeps its own loop where a step returns anything under another name, where one step makes an execution, and
+    for models that run eagerly, are compiled by XLA as a whole, or are trained by a coordinator.
     """
-    model.optimizer.build(model.trainable_variables)
     for kind in ("train", "test"):
         _take_over(model, kind)
 
@@ -49,8 +47,13 @@ def _take_over(model: tf_keras.Model, kind: _Kind) -> None:
         if not _is_ours(model):
             return keras_makes(force)
         loop = _loop(model, kind)
+        has_begun = False
 
         def execute(iterator: Any) -> Mapping[str, Any]:
+            nonlocal has_begun
+            if kind == "train" and not has_begun:
+                _make_optimizer_variables(model)
+            has_begun = True
             try:
                 logs: Mapping[str, Any] = loop(iterator)
             except _OtherLogs:  # nothing has run yet
@@ -66,8 +69,16 @@ def _take_over(model: tf_keras.Model, kind: _Kind) -> None:
 
 
 def _is_ours(model: tf_keras.Model) -> bool:
-    is_plain = not (model.run_eagerly or model.jit_compile or model.autotune_steps_per_execution)
+    is_eager = model.run_eagerly or tf.config.functions_run_eagerly()
+    is_plain = not (is_eager or model.jit_compile or model.autotune_steps_per_execution)
     return is_plain and model._cluster_coordinator is None and int(model._steps_per_execution.numpy()) > 1
+
+
+def _make_optimizer_variables(model: tf_keras.Model) -> None:
+    """Make them not before the first step: some begin with the weights, which may have come from elsewhere by then."""
+    # A model that has seen no batch has no weights yet, and optimizers of before Keras 2.11 make theirs in the step.
+    if model.built and hasattr(model.optimizer, "build"):
+        model.optimizer.build(model.trainable_variables)
 
 
 def _loop(model: tf_keras.Model, kind: _Kind) -> Any:
@@ -93,7 +104,7 @@ def _loop(model: tf_keras.Model, kind: _Kind) -> Any:
 
         steps = model._steps_per_execution
         tf.while_loop(lambda done: done < steps, one_more, (tf.zeros((), steps.dtype),))
-        logs = strategy.run(values)
-        return {name: strategy.experimental_local_results(logs[name])[0] for name in names}
+        logs = reduce_per_replica(strategy.run(values), strategy, model.distribute_reduction_method)
+        return {name: logs[name] for name in names}
 
     return execution

@@ -19,7 +19,8 @@ from callbacks import commit
 from callbacks.backup import restore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).parent / "programs" / "callbacks_rank.py"
+PROGRAMS = Path(__file__).parent / "programs"
+PROGRAM = PROGRAMS / "callbacks_rank.py"
 TIMEOUT_SECONDS = 120
 
 
@@ -27,12 +28,18 @@ def train(
     folder: Path, name: str, store: Path, *, strategy: str, epochs: int, stop_after: int = 10**9
 ) -> list[dict[str, Any]]:
     """Run both ranks to their end and return their results; ``folder/scratch-<rank>`` is each one's scratch."""
+    commands = [[PROGRAM, strategy, store, folder / f"scratch-{rank}", epochs, stop_after] for rank in range(2)]
+    return run_ranks(folder, name, strategy, commands)
+
+
+def run_ranks(folder: Path, name: str, strategy: str, commands: list[list[Any]]) -> list[dict[str, Any]]:
+    """Run each command with a result file as its last argument, and return the results; ``commands`` are two."""
     with reserved_port() as first, reserved_port() as second:
         addresses = [f"127.0.0.1:{port}" for port in (first, second)]
         if strategy != "ring":
-            return _train(folder, name, [strategy, store], [epochs, stop_after], addresses)
+            return _run_ranks(folder, name, commands, addresses)
     # A ring does not share its port.
-    return _train(folder, name, [strategy, store], [epochs, stop_after], addresses)
+    return _run_ranks(folder, name, commands, addresses)
 
 
 @contextmanager
@@ -45,7 +52,7 @@ def reserved_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-def _train(folder: Path, name: str, before: list[Any], after: list[Any], addresses: list[str]) -> list[dict[str, Any]]:
+def _run_ranks(folder: Path, name: str, commands: list[list[Any]], addresses: list[str]) -> list[dict[str, Any]]:
     cluster = {"worker": addresses}
     results = [folder / f"{name}-{rank}.json" for rank in range(2)]
     logs = [folder / f"{name}-{rank}.log" for rank in range(2)]
@@ -53,11 +60,10 @@ def _train(folder: Path, name: str, before: list[Any], after: list[Any], address
     try:
         for rank in range(2):
             tf_config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
-            arguments = [*before, folder / f"scratch-{rank}", *after, results[rank]]
             with logs[rank].open("wb") as log:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, str(PROGRAM), *map(str, arguments)],
+                        [sys.executable, *map(str, commands[rank]), str(results[rank])],
                         env=os.environ
                         | {"TF_CONFIG": tf_config, "PYTHONPATH": str(REPOSITORY), "TF_GRPC_REUSE_PORT": "1"},
                         stdout=log,

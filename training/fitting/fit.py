@@ -142,7 +142,7 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
             compile_with_xla(model)
         if config.accumulate > 1:
             accumulate_gradients(model, config.accumulate)
-        use_step_loop(model)
+    use_step_loop(model)
     return model
 
 

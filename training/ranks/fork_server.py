@@ -49,7 +49,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in _NOTICES:
         signal.signal(number, signal.SIG_IGN)
-    # Imports leave nothing to collect, but a collector that looks at all they make takes a quarter of their time.
+    # Imports leave hardly anything to collect, and to look for it, again and again, takes a quarter of their time.
     gc.disable()
     try:
         importlib.import_module(sys.argv[2])
@@ -189,7 +189,8 @@ def _show_stacks_when_asked(file: int) -> None:
 
     A handler in C writes them at once, whatever the threads do; but it reads frames that change while it reads them,
     and such a process has died of it. A thread that waits for its own signal writes them while it holds Python's lock,
-    when nobody changes a frame. It cannot have the lock of a process that hangs in C with it: then the handler is safe.
+    when nobody changes a frame. It does not get the lock of a process that hangs in C with it: so the handler is asked
+    where nothing has come for a while.
     """
     faulthandler.register(STACKS_AT_ONCE, file=file, all_threads=True)
     # Of all threads to come only the one that waits for it may get it.

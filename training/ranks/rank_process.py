@@ -89,14 +89,13 @@ class RankProcess:
         begin = os.fstat(self._streams.stacks).st_size
         deadline = time.monotonic() + timeout_seconds
         self.send_signal(STACKS_WITH_LOCK)
-        if not (text := self._written_stacks(begin, deadline - timeout_seconds / 2)):
+        size = begin
+        while size == begin and time.monotonic() < deadline - timeout_seconds / 2:
+            time.sleep(_STACKS_POLL_SECONDS)
+            size = os.fstat(self._streams.stacks).st_size
+        if size == begin:
             self.send_signal(STACKS_AT_ONCE)
-            text = self._written_stacks(begin, deadline)
-        return text
-
-    def _written_stacks(self, begin: int, deadline: float) -> str:
-        """Return what is written behind ``begin`` by then."""
-        size = before = begin
+        before = begin
         # The text has no end of its own: it is whole when nothing is added any more.
         while time.monotonic() < deadline and (size == begin or size != before):
             time.sleep(_STACKS_POLL_SECONDS)

@@ -112,6 +112,40 @@ def test_keras_keeps_its_loop(options: dict[str, Any]) -> None:
     assert model.make_train_function().__module__.startswith(("tf_keras", "tensorflow"))
 
 
+class Anchored(tf_keras.optimizers.SGD):
+    """Remembers the weights with which its variables begin, as an optimizer with an outer step does."""
+
+    def build(self, var_list: Any) -> None:
+        super().build(var_list)
+        self.anchors = [variable.numpy() for variable in var_list]
+
+
+def test_the_optimizers_variables_begin_with_the_weights_that_the_training_begins_with() -> None:
+    model = Net()
+    optimizer = Anchored(0.0)
+    model.compile(optimizer, "mse", steps_per_execution=4)
+    use_step_loop(model)
+    weights = [np.full_like(weight, 0.25) for weight in model.get_weights()]
+    model.set_weights(weights)
+    fitted(model)
+    for anchor, weight in zip(optimizer.anchors, weights, strict=True):
+        np.testing.assert_array_equal(anchor, weight)
+
+
+def test_a_model_whose_weights_come_with_the_first_batch_trains_as_it_does_in_keras() -> None:
+    histories = []
+    for ours in (False, True):
+        tf_keras.utils.set_random_seed(1)
+        model = tf_keras.Sequential([tf_keras.layers.Dense(4, "relu"), tf_keras.layers.Dense(1)])
+        model.compile(tf_keras.optimizers.legacy.Adam(), "mse", steps_per_execution=4)
+        if ours:
+            use_step_loop(model)
+        histories.append(fitted(model))
+        model.compile("adam", "mae", steps_per_execution=4)
+        histories.append(fitted(model))
+    assert histories[:2] == histories[2:]
+
+
 def test_an_error_of_a_step_is_told_as_it_is() -> None:
     model = compiled(Net, ours=True)
     with pytest.raises(ValueError, match="incompatible with the layer"):

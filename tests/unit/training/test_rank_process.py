@@ -164,7 +164,7 @@ def test_stacks_tell_where_every_thread_is() -> None:
         assert text.count("hread 0x") >= 3  # the training, the task's line, the driver's
 
 
-def test_a_rank_that_runs_survives_to_be_asked_for_its_stacks() -> None:
+def test_a_rank_that_runs_survives_being_asked_for_its_stacks() -> None:
     with started() as process:
         order(process, "import_modules")
         stacks_within(process, "import_modules")
