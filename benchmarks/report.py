@@ -19,6 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("pyspark", "tensorflow", "pyarrow", "numpy", "numba")
 _MATRIX_SIDE = 2_048
 
+SKIPPED = "**Skipped**"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -73,9 +75,9 @@ class Report:
         """Return the page."""
         parts = [f"# {self.name}", self.question]
         if self.skipped:
-            parts.append(f"**Skipped**: {self.skipped}")
+            parts.append(f"{SKIPPED}: {self.skipped}")
         if self.marks:
-            parts.append(marks_table("Marks", [("", mark) for mark in self.marks]).markdown())
+            parts.append(marks_table(self.marks).markdown())
         parts += [table.markdown() for table in self.tables]
         parts.append(
             "\n".join(["## Measured on", "", *(f"- {key}: {value}" for key, value in self.conditions.items())])
@@ -109,20 +111,18 @@ def timing_table(title: str, rows: int, timings: Mapping[str, Timing], reference
     return Table(title, columns, cells, note)
 
 
-def marks_table(title: str, marks: Sequence[tuple[str, Mark]]) -> Table:
-    """Return one row per mark: benchmark (where one is named), what, found, asked for, and whether it is met."""
-    named = any(name for name, _ in marks)
+def marks_table(marks: Sequence[Mark]) -> Table:
+    """Return one row per mark: what, found, asked for, and whether it is met."""
     rows = tuple(
         (
-            *([name] if named else []),
             mark.what,
             significant(mark.found),
             f"{mark.bound} {significant(mark.limit)}",
             "met" if mark.is_met else "**not met**",
         )
-        for name, mark in marks
+        for mark in marks
     )
-    return Table(title, (*(["benchmark"] if named else []), "mark", "found", "asked for", ""), rows)
+    return Table("Marks", ("mark", "found", "asked for", ""), rows)
 
 
 def rate(per_second: float) -> str:

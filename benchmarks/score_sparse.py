@@ -159,10 +159,10 @@ def _export(folder: Path) -> Path:
 
 def _memory(model: Path, file: Path) -> dict[str, int]:
     """Return the largest memory of this process in bytes, up to three moments of its life."""
-    import tensorflow  # noqa: F401 - the largest of the libraries
-
+    from scoring.backends.tensorflow_runtime import start_tensorflow
     from scoring.loaded_model import LoadedModel
 
+    start_tensorflow()  # as the scorer does, which leaves out Keras 3
     peaks = {"libraries imported": peak_bytes(os.getpid())}
     loaded = LoadedModel(model, threads=1)
     peaks["model loaded"] = peak_bytes(os.getpid())

@@ -1,7 +1,8 @@
-"""Runs several benchmarks one after the other, each in a process of its own, and lists their marks on one page."""
+"""Runs several benchmarks one after the other, each in a process of its own, and lists the marks of all on one page."""
 
 import argparse
 import multiprocessing
+import re
 import sys
 import time
 import traceback
@@ -12,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.benchmark import Benchmark, Options, add_common_flags, answer, scratch_folder
-from benchmarks.report import Report, conditions, marks_table
+from benchmarks.report import SKIPPED, Report
 
 
 @dataclass(frozen=True)
@@ -42,27 +43,65 @@ def run_one(name: str, scale: float, rounds: int, scratch: Path, cache: Path | N
     return report, time.monotonic() - start
 
 
-def overview(suite: Suite, reports: Sequence[Report], rounds: int) -> str:
-    """Return the page that lists the marks of all reports and links to them."""
-    marks = [(f"[{report.name}]({report.name}.md)", mark) for report in reports for mark in report.marks]
-    without = [f"- [{report.name}]({report.name}.md): {report.skipped or report.question}" for report in reports]
+def overview(suite: Suite, folder: Path) -> str:
+    """Return the page that links to the pages of ``suite`` in ``folder``, and lists their marks as they stand there.
+
+    Pages are measured one at a time or all together, so that each may be of another day and commit, which is told.
+    """
+    pages = [Page.read(path) for name in suite.benchmarks if (path := folder / f"{name}.md").is_file()]
     parts = [f"# {suite.title}", "Each page answers one question, with both sides measured in one run."]
+    marks = [f"| [{page.name}]({page.name}.md) {mark}" for page in pages for mark in page.marks]
     if marks:
-        parts.append(marks_table("Marks", marks).markdown())
-    parts.append("\n".join(["## Pages", "", *without]))
-    parts.append("\n".join(["## Measured on", "", *(f"- {key}: {it}" for key, it in conditions(rounds).items())]))
+        head = ["| benchmark | mark | found | asked for |  |", "| --- | --- | ---: | ---: | ---: |"]
+        parts.append("\n".join(["## Marks", "", *head, *marks]))
+    answers = (f"- [{page.name}]({page.name}.md) ({page.measured}): {page.question}" for page in pages)
+    parts.append("\n".join(["## Pages", "", *answers]))
     return "\n\n".join([*parts, f"Run again: `{suite.command}`"]) + "\n"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What an overview takes from a page that :meth:`benchmarks.report.Report.save` has written.
+
+    Attributes:
+        name: The benchmark.
+        question: What it answers, or why it was skipped.
+        marks: The rows of the table of marks, as they stand there.
+        measured: Day and commit.
+    """
+
+    name: str
+    question: str
+    marks: tuple[str, ...]
+    measured: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Page":
+        """Return what the page tells."""
+        text = path.read_text(encoding="utf-8")
+        _, question, *rest = text.split("\n\n")
+        if rest and rest[0].startswith(SKIPPED):
+            question = rest[0]
+        table = text.partition("## Marks\n\n")[2].partition("\n\n")[0]
+        facts = dict(re.findall(r"^- (date|commit): (.*)$", text, re.MULTILINE))
+        return cls(path.stem, question, tuple(table.splitlines()[2:]), ", ".join(facts.values()))
 
 
 def main(suite: Suite, description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
     names = suite.benchmarks
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite.name}", description=description)
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="run these (default: all)")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        choices=names,
+        default=names,
+        help="run these (default: all); none renews the overview alone",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="part of each one's rows; 0.05 is a quick try")
     add_common_flags(parser)
     flags = parser.parse_args(arguments)
-    reports, failed = [], []
+    failed = []
     context = multiprocessing.get_context("spawn")
     for name in flags.only:
         # A folder each: what one leaves behind would fill the disk for the next.
@@ -74,7 +113,6 @@ def main(suite: Suite, description: str | None, arguments: Sequence[str] | None 
                 failed.append(name)
                 continue
             report, seconds = done.result()
-        reports.append(report)
         print(f"{report.save(flags.output)} ({seconds:.0f} s)", flush=True)
         for mark in report.marks:
             print(
@@ -82,9 +120,8 @@ def main(suite: Suite, description: str | None, arguments: Sequence[str] | None 
             )
         if report.skipped:
             print(f"  skipped: {report.skipped}")
+    page = flags.output / suite.page
+    page.write_text(overview(suite, flags.output), encoding="utf-8")
+    print(page)
     if failed:
         sys.exit(f"{', '.join(failed)} failed; run again with --only {' '.join(failed)}")
-    if flags.only == names:
-        page = flags.output / suite.page
-        page.write_text(overview(suite, reports, flags.rounds), encoding="utf-8")
-        print(page)

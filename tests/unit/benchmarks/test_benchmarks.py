@@ -125,13 +125,16 @@ def test_other_ends_of_the_connector_are_told_by_its_last_error() -> None:
     assert reason_in(log).endswith("java.lang.NoClassDefFoundError: org/x")
 
 
-def test_overview_lists_all_marks_and_what_was_skipped() -> None:
+def test_overview_lists_all_marks_and_what_was_skipped(tmp_path: Path) -> None:
     reports = [
         Report("file_sizes", "How large?", (), (Mark("block / row", 0.2, 0.25, "at most"),)),
-        Report("jvm_connector", "How fast?", (), skipped="Maven cannot be reached."),
+        Report("jvm_connector", "How fast?", (), skipped="Maven cannot be reached.", conditions={"date": "2026-01-31"}),
     ]
 
-    page = overview(data_path.SUITE, reports, rounds=3)
+    for report in reports:
+        report.save(tmp_path)
+
+    page = overview(data_path.SUITE, tmp_path)
 
     assert "| [file_sizes](file_sizes.md) | block / row | 0.2 | at most 0.25 | met |" in page
-    assert "- [jvm_connector](jvm_connector.md): Maven cannot be reached." in page
+    assert "- [jvm_connector](jvm_connector.md) (2026-01-31): **Skipped**: Maven cannot be reached." in page

@@ -16,7 +16,7 @@ from benchmarks import train_gpu, train_plain, training
 from benchmarks.benchmark import Benchmark, Options
 from benchmarks.measure import Mark, Timing
 from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, last_error, started
-from benchmarks.report import Report
+from benchmarks.report import Report, Table
 from benchmarks.suite import Suite, overview
 from benchmarks.train_bare import BareResult
 from benchmarks.train_checkpoints import stalled_share
@@ -41,12 +41,18 @@ def test_every_benchmark_goes_by_the_name_of_its_file_and_asks_a_question(name: 
     assert "?" in benchmark.question
 
 
-def test_overview_lists_the_marks_and_how_to_run_again() -> None:
-    suite = Suite("some", "Some benchmarks", ("one",), "some.md", "python -m benchmarks.some")
+def test_overview_lists_the_marks_of_the_pages_that_lie_there_and_how_to_run_again(tmp_path: Path) -> None:
+    suite = Suite("some", "Some benchmarks", ("one", "unmeasured"), "some.md", "python -m benchmarks.some")
+    measured = {"date": "2026-01-31", "commit": "0123456789"}
+    table = Table("Sizes", ("way", "size"), (("row", "9"),))
+    Report("one", "How fast?", (table,), (Mark("a / b", 2.0, 3.0),), conditions=measured).save(tmp_path)
 
-    page = overview(suite, [Report("one", "How fast?", (), (Mark("a / b", 2.0, 3.0),))], rounds=3)
+    page = overview(suite, tmp_path)
 
     assert page.startswith("# Some benchmarks\n")
+    assert "- [one](one.md) (2026-01-31, 0123456789): How fast?\n" in page
+    assert "unmeasured" not in page
+    assert "row" not in page
     assert "| [one](one.md) | a / b | 2.00 | at least 3.00 | **not met** |" in page
     assert page.endswith("Run again: `python -m benchmarks.some`\n")
 
