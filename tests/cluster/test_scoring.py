@@ -93,10 +93,7 @@ def scores_by_key(frame: "DataFrame") -> dict[str, float]:
 
 
 def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSession", models: Models) -> None:
-    """S1: of 50 tasks only those load the model that find none in their process, and a second action loads no more.
-
-    Spark starts a third worker for two slots where a task begins a moment before another one's worker is free again.
-    """
+    """S1: local[2], 50 partitions, at most 2 loads; a second action adds none."""
     counters = Counters(spark)
     table = spark.range(10_000, numPartitions=50).selectExpr(
         "id",
@@ -108,11 +105,10 @@ def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSes
     scored = score(table, models.first, keys="id", counters=counters)
 
     assert scored.agg({"score": "count"}).first()[0] == 10_000  # type: ignore[index]
-    assert (counters.value.tasks, counters.value.rows) == (50, 10_000)
-    assert counters.value.loads <= counters.value.processes < 10
+    first = counters.value
+    assert 1 <= first.loads <= 2, first
     assert scored.where("score > 0").count() == 10_000
-    assert (counters.value.tasks, counters.value.rows) == (100, 20_000)
-    assert counters.value.loads <= counters.value.processes < 10
+    assert counters.value.loads == first.loads, (first, counters.value)
 
 
 @pytest.mark.parametrize("layout", ["row", "block"])

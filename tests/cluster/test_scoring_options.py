@@ -88,7 +88,7 @@ def test_two_hundred_partitions_are_scored_by_one_load_per_python_worker_and_no_
     assert scored.agg({"score": "count"}).first()[0] == 20_000  # type: ignore[index]
     told = counters.value
     assert (told.tasks, told.rows, told.calls, told.traces, told.threads) == (200, 20_000, 400, 0, 1)
-    assert 1 <= told.loads == told.processes < 10  # of 200 tasks
+    assert 1 <= told.loads == told.processes <= 2
     assert (told.bad_rows, told.nans) == (0, 0)
     assert told.bytes > 20_000 * 8
     assert told.peak_memory_bytes > 10e6
@@ -107,7 +107,7 @@ def test_sql_and_a_udf_tell_what_their_tasks_did_over_all_queries(spark: "SparkS
     told = counters.value
     assert (told.tasks, told.rows, told.calls, told.traces, told.threads) == (4, 20_000, 20, 0, 1)
     assert (told.bad_rows, told.nans) == (0, 20_000)
-    assert 1 <= told.loads == told.processes <= 4
+    assert 1 <= told.loads == told.processes <= 2
     assert told.bytes > 20_000 * 8
     assert told.peak_memory_bytes > 10e6
 
