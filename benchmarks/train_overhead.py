@@ -1,15 +1,20 @@
 """How much of the throughput do supervision, progress and MLflow take together?
 
-A whole run through ``train`` against the same ``fit`` in bare ranks: same reader, same ring, same checkpoint after
-every epoch, no other callbacks, no events. Beside them ranks without checkpoints, too. The time is that from the end of
-the first epoch to the end of the last, validations included. Rounds differ by more than is looked for, so that the CPU
-time of all that runs beside the ranks is told, too: the driver, its JVM, Spark's workers.
+In one run, supervision rests in every other pair of epochs: what the ranks do for it (following, telling, asking for
+stops) is the difference between neighbours, which meet the same machine. Checkpoints are saved in all epochs. What runs
+beside the ranks all the time (the driver, its JVM, Spark's workers, and in them MLflow and the live view) counts by its
+CPU time, as if the ranks could have used all of it. Beside that whole runs through ``train`` against the same ``fit``
+in bare ranks: same reader, same ring, same checkpoint after every epoch, no other callbacks, no events; and ranks
+without checkpoints, too. Their time is that from the end of the first epoch to the end of the last, validations
+included, and may differ by more from round to round than is looked for.
 """
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 from pyspark.sql import SparkSession
 
@@ -17,12 +22,12 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, interleave
 from benchmarks.report import Report, Table, timing_table
 from benchmarks.train_bare import BareRank
+from benchmarks.train_halves import EPOCHS_FILE, GROUP, Halves, halves_of
 from benchmarks.train_work import (
     WORKERS,
     Event,
     config_of,
     cpu_beside_ranks,
-    epoch_times,
     in_new_process,
     launch,
     numbers_dataset,
@@ -36,12 +41,16 @@ SUPERVISED = "supervised training"
 SAVING = "bare ranks with checkpoints"
 BARE = "bare ranks"
 EPOCHS = 5
+# Of epochs with and without supervision.
+GROUPS_A_ROUND = 7
+# By name: the driver has no use for the TensorFlow that it imports.
+EVERY_OTHER = "benchmarks.train_every_other:train"
 GLOBAL_BATCH_SIZE = 4_096
 LOST_MARK = 0.02
 
 
 def run(options: Options) -> Report:
-    """Train all ways in turns."""
+    """Train all ways in turns, then once with and without supervision."""
     dataset = in_new_process(numbers_dataset, options, options.rows)
     # One for each run: MLflow keeps the store of a run open until this process ends.
     outputs = (options.scratch / f"output-{number}" for number in itertools.count(1))
@@ -56,12 +65,33 @@ def run(options: Options) -> Report:
         options.rounds,
     )
     session.stop()
-    rows = Dataset.open(dataset).manifest.rows("train") * (EPOCHS - 1)
-    title = f"{EPOCHS - 1} epochs, {rows:,} rows of 40 features, batches of {GLOBAL_BATCH_SIZE:,}"
-    table = timing_table(title, rows, timings, BARE)
-    lost = lost_share(timings[SUPERVISED].median, timings[SAVING].median)
-    mark = Mark("throughput lost by supervision, progress and MLflow", lost, LOST_MARK, "at most")
-    return Report(BENCHMARK.name, BENCHMARK.question, (table, beside_table(beside[-options.rounds :])), (mark,))
+    rows = Dataset.open(dataset).manifest.rows("train")
+    epochs = EPOCHS - 1
+    title = f"Whole runs: {epochs} epochs, {epochs * rows:,} rows of 40 features, batches of {GLOBAL_BATCH_SIZE:,}"
+    halves = in_new_process(_halves, dataset, next(outputs), options.rounds * GROUPS_A_ROUND)
+    tables = (
+        halves_table(halves, rows),
+        beside_table([*beside[-options.rounds :], halves.beside]),
+        timing_table(title, epochs * rows, timings, BARE),
+    )
+    mark = Mark("throughput lost by supervision, progress and MLflow", halves.lost, LOST_MARK, "at most")
+    return Report(BENCHMARK.name, BENCHMARK.question, tables, (mark,))
+
+
+def halves_table(halves: Halves, rows: int) -> Table:
+    """Return what supervision costs the ranks, in epochs of so many rows."""
+    least, most = halves.interval
+    epochs = GROUP / 2
+    return Table(
+        f"One run of {GROUP * len(halves.resting)} epochs, {rows:,} rows each",
+        ("supervision", "median seconds of an epoch", "slow-down"),
+        (
+            ("resting", f"{median(halves.resting) / epochs:.3f}", ""),
+            ("at work", f"{median(halves.supervised) / epochs:.3f}", f"{100 * halves.slow_down:+.2f} %"),
+        ),
+        f"Slow-down: of two epochs against two beside them, in the median of {len(halves.resting)} groups; with 95 % "
+        f"probability it lies between {100 * least:+.2f} and {100 * most:+.2f} %.",
+    )
 
 
 def beside_table(shares: Sequence[float]) -> Table:
@@ -75,33 +105,36 @@ def beside_table(shares: Sequence[float]) -> Table:
     )
 
 
-def lost_share(supervised_seconds: float, bare_seconds: float) -> float:
-    """Return the share of the bare throughput that is lost; 0 where none is."""
-    return max(0.0, 1.0 - bare_seconds / supervised_seconds)
-
-
 def _bare(dataset: Path, output: Path, *, saves: bool) -> float:
     config = config_of(output, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
     plan = TrainingPlan(config, str(dataset), str(output / "checkpoints"), config.worker_range.most, GLOBAL_BATCH_SIZE)
     return launch(BareRank(plan, saves), makes_its_strategy=True).seconds
 
 
-def _supervised(dataset: Path, output: Path, session: SparkSession, beside: list[float]) -> float:
+def _supervised(dataset: Path, output: Path, session: SparkSession, beside: list[float], epochs: int = EPOCHS) -> float:
     """Return the seconds of the epochs; what ran beside the ranks took a share of all cores, which ``beside`` gets."""
-    config = config_of(output, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
-    events: list[Event] = []
+    config = config_of(output, epochs=epochs, global_batch_size=GLOBAL_BATCH_SIZE)
+    told: list[float] = []
     spent: list[float] = []
 
     def listen(event: Event) -> None:
-        events.append(event)
         if event["event"] == "epoch_end" and event.get("rank") == 0:
+            told.append(event["time"])
             spent.append(cpu_beside_ranks())
 
     supervised(dataset, config, session, listen)
-    ends = epoch_times(events)
-    seconds = ends[-1] - ends[0]
+    seconds = told[-1] - told[0]
     beside.append((spent[-1] - spent[0]) / (seconds * WORKERS))
     return seconds
+
+
+def _halves(dataset: Path, output: Path, groups: int) -> Halves:
+    """Return what a run of so many groups of epochs found."""
+    beside: list[float] = []
+    with mock.patch.object(TrainingPlan, "entry", EVERY_OTHER):
+        _supervised(dataset, output, session_with_new_workers(), beside, epochs=1 + GROUP * groups)
+    (file,) = output.rglob(EPOCHS_FILE)
+    return halves_of(json.loads(file.read_text(encoding="utf-8")), *beside)
 
 
 BENCHMARK = Benchmark("train_overhead", question_of(__doc__), 2_000_000, run)

@@ -1,6 +1,7 @@
 """The training benchmarks' own arithmetic: work, marks, what events tell, how a row is encoded; T3, T6."""
 
 import importlib
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -21,7 +22,8 @@ from benchmarks.suite import Suite, overview
 from benchmarks.train_bare import BareResult
 from benchmarks.train_checkpoints import stalled_share
 from benchmarks.train_data import ITEMS, USERS, Work, rows_of
-from benchmarks.train_overhead import beside_table, lost_share
+from benchmarks.train_halves import Halves, halves_of
+from benchmarks.train_overhead import beside_table, halves_table
 from benchmarks.train_plain import LABEL, Encoding
 from benchmarks.train_restart import process_of, restart_seconds
 from benchmarks.train_start import start_parts
@@ -151,9 +153,31 @@ def test_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert read_events(tmp_path / "none") == []
 
 
-def test_lost_share_is_that_of_the_throughput() -> None:
-    assert lost_share(supervised_seconds=10.0, bare_seconds=9.8) == pytest.approx(0.02)
-    assert lost_share(supervised_seconds=9.0, bare_seconds=10.0) == 0.0
+def test_slow_down_is_that_of_neighbouring_epochs_whatever_the_trend() -> None:
+    lengths = [9.0, 1.1, 1.2, 1.3, 1.4, 2.1, 2.1, 2.1, 2.1]  # a first one that does not count, then two groups
+    ended = list(itertools.accumulate(lengths))
+
+    halves = halves_of(ended, beside=0.01)
+
+    assert halves.supervised == pytest.approx((2.5, 4.2))
+    assert halves.resting == pytest.approx((2.5, 4.2))
+    assert halves.slow_down == pytest.approx(0.0)
+
+
+def test_lost_share_has_the_part_of_the_ranks_and_what_runs_beside_them() -> None:
+    assert Halves((10.2,), (10.0,), beside=0.0).lost == pytest.approx(0.2 / 10.2)
+    assert Halves((10.0,), (10.0,), beside=0.01).lost == pytest.approx(0.01)
+    assert Halves((9.0,), (10.0,), beside=0.01).lost == 0.0
+
+
+def test_slow_down_is_told_with_the_interval_that_it_lies_in() -> None:
+    halves = Halves((10.1, 10.2, 10.3), (10.0, 10.0, 10.0), beside=0.0)
+
+    table = halves_table(halves, 1_000)
+
+    assert table.title == "One run of 12 epochs, 1,000 rows each"
+    assert table.rows == (("resting", "5.000", ""), ("at work", "5.100", "+2.00 %"))
+    assert "between +1.00 and +3.00 %" in table.note
 
 
 def test_share_of_what_runs_beside_the_ranks_is_told_with_its_spread() -> None:

@@ -1,0 +1,111 @@
+"""A rank of ours whose supervision rests in half of its epochs, so that both halves meet the same machine."""
+
+import functools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import tf_keras
+
+from benchmarks.train_halves import EPOCHS_FILE, is_supervised
+from callbacks.progress import EventCallback
+from callbacks.stop_request import StopOnRequest
+from training.fitting import fit
+from training.fitting.fit_callbacks import fit_callbacks
+from training.fitting.follow import Follow
+from training.ranks.plan import TrainingPlan
+from training.ranks.rank_control import Finish, RankControl
+
+# Who watches, tells and asks. The other callbacks restore, save and stop early, which belongs to both halves.
+_SUPERVISION = (Follow, EventCallback, StopOnRequest)
+
+
+def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
+    """Train as :func:`training.fitting.fit.train` does, half of the time; the chief notes when each epoch ended.
+
+    Args:
+        plan: What to do; it has to end with its last epoch.
+        control: Ties this rank to its driver.
+        finish: Is called at the training's end.
+    """
+    times = Path(plan.checkpoints).parent / EPOCHS_FILE if control.rank == 0 else None
+    with mock.patch.object(fit, "fit_callbacks", functools.partial(_callbacks, times)):
+        fit.train(plan, control, finish)
+
+
+def _callbacks(times: Path | None, *arguments: Any, **more: Any) -> list[tf_keras.callbacks.Callback]:
+    *callbacks, end = fit_callbacks(*arguments, **more)
+    resting = [_Resting(one) if isinstance(one, _SUPERVISION) else one for one in callbacks]
+    return [*resting, *([_EpochTimes(times)] if times else []), end]
+
+
+class _Resting(tf_keras.callbacks.Callback):
+    """Passes on to a callback what happens while supervision is at work, and the training's begin and end."""
+
+    def __init__(self, callback: tf_keras.callbacks.Callback) -> None:
+        super().__init__()
+        self._supports_tf_logs = callback._supports_tf_logs
+        self._callback = callback
+        self._is_at_work = True
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        super().set_params(params)
+        self._callback.set_params(params)
+
+    def set_model(self, model: tf_keras.Model) -> None:
+        super().set_model(model)
+        self._callback.set_model(model)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._callback.on_train_begin(logs)
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._callback.on_train_end(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._is_at_work = is_supervised(epoch)
+        self._pass_on("on_epoch_begin", epoch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._pass_on("on_epoch_end", epoch, logs)
+        if not self._is_at_work and isinstance(self._callback, EventCallback):
+            # The checkpoint that follows asks how far it has come.
+            self._callback.set_state(self._callback.get_state() | {"epoch": epoch + 1})
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._pass_on("on_train_batch_begin", batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._pass_on("on_train_batch_end", batch, logs)
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._pass_on("on_test_begin", logs)
+
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._pass_on("on_test_end", logs)
+
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._pass_on("on_test_batch_end", batch, logs)
+
+    def _pass_on(self, hook: str, *arguments: Any) -> None:
+        if self._is_at_work:
+            getattr(self._callback, hook)(*arguments)
+
+
+class _EpochTimes(tf_keras.callbacks.Callback):
+    """Writes down when each epoch ended, behind all that an epoch's end brings."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._supports_tf_logs = True
+        self._path = path
+        self._ended: list[float] = []
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._ended.append(time.monotonic())
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._path.write_text(json.dumps(self._ended), encoding="utf-8")
