@@ -161,6 +161,20 @@ def test_a_profile_of_every_rank_is_left_in_the_runs_folder(unbroken: Trained) -
     assert all((unbroken.folder / path).stat().st_size > 1000 for path in captured)
 
 
+def test_slow_steps_are_not_taken_for_a_hang_however_many_an_execution_may_have(place: Place) -> None:
+    """T5: an epoch is one execution here, and takes three times as long as a step may; nobody else moves for it."""
+    told: Events = []
+    with faults.injected(place.spark, Fault("slow_input", seconds=0.25)):
+        slow = place.train(
+            "slow", workers=1, epochs=2, steps_per_execution=STEPS, step_limit_seconds=4, listener=told.append
+        )
+
+    assert len(slow.attempts) == 1
+    assert slow.of("hung") == []
+    seen = [event["step_in_epoch"] for event in told if event["event"] == "progress" and event["epoch"] == 2]
+    assert len(seen) >= 4
+
+
 class OtherJob:
     """A Spark job of somebody else's that takes up a slot from the moment one is free until it is told to end."""
 

@@ -14,6 +14,7 @@ from callbacks.fetch import fetch
 from callbacks.nan_guard import Locate, StopOnNaN
 from callbacks.profile import ProfileSteps
 from callbacks.progress import EventCallback
+from callbacks.short_executions import ShortExecutions
 from callbacks.stop_request import StopOnRequest
 from callbacks.training_state import Stateful
 from training.fitting.activity import Activity
@@ -102,6 +103,8 @@ def fit_callbacks(
     return [
         resume,
         Follow(activity),
+        # A coordinator hands out executions without waiting for them.
+        *([] if config.parameter_servers else [ShortExecutions()]),
         *before_all,
         guard,
         stopping,
