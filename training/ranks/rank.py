@@ -143,7 +143,7 @@ def main(answers: IO[str]) -> NoReturn:
             stream.flush()
         events.close()
         # The task knows what to do with this where the driver was out of reach.
-        fields = {key: failure[key] for key in ("cause", "type", "message", "step", "is_from_tensorflow")}
+        fields = {key: value for key, value in failure.items() if key not in ("event", "traceback")}
         _remove_generated_sources()
         _answer(answers, {"outcome": "failed"} | fields)
     # Not a plain return: TensorFlow's threads can hang in a collective whose peer is gone.
@@ -217,7 +217,8 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
         ``cause`` is one of :data:`training.supervision.failure_policy.Cause`: ``peer`` when the error tells of another
         rank's end, ``start`` when the rank never came to train (a taken port, a rank that cannot be reached, an
         import), ``store`` when it is the place of the files that failed, and otherwise ``user``: it stems from the
-        model, the data or the configuration, and would come again. Message and traceback are without secrets.
+        model, the data or the configuration, and would come again. Message and traceback are without secrets. An
+        error that knows in which step it began tells ``epoch`` and ``step_in_epoch``.
     """
     return {
         "event": "error",
@@ -227,8 +228,12 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
         # Cleaned before they are cut: half a secret is not found any more.
         "message": without_credentials(str(error))[:MESSAGE_LENGTH],
         "traceback": without_credentials("".join(traceback.format_exception(error)))[-_TRACEBACK_LENGTH:],
+        **{name: number for name in _WHERE_IT_BEGAN if isinstance(number := getattr(error, name, None), int)},
     }
 
+
+# Attributes of errors that are noticed later than they begin.
+_WHERE_IT_BEGAN = ("epoch", "step_in_epoch")
 
 _STARTING: frozenset[Phase] = frozenset({"starting", "connecting"})
 

@@ -43,6 +43,8 @@ class RankError:
         traceback: Where it was raised, as text.
         is_from_tensorflow: Whether TensorFlow's runtime raised it, and not Python code.
         step: Optimizer steps done by then; None where nobody knows.
+        epoch: Epoch in which it began, where it says so: a loss that is no number. From 1.
+        step_in_epoch: Step of that epoch, likewise.
     """
 
     cause: Cause
@@ -53,6 +55,8 @@ class RankError:
     traceback: str = ""
     is_from_tensorflow: bool = False
     step: int | None = None
+    epoch: int | None = None
+    step_in_epoch: int | None = None
 
     @property
     def in_words(self) -> str:
@@ -75,6 +79,8 @@ class RankError:
             traceback=event.get("traceback", ""),
             is_from_tensorflow=event.get("is_from_tensorflow", False),
             step=event.get("step"),
+            epoch=event.get("epoch"),
+            step_in_epoch=event.get("step_in_epoch"),
         )
 
     @classmethod
@@ -183,7 +189,8 @@ class Attempt:
         """The failure to show: the earliest that no other rank's end explains.
 
         Ranks whose peer is gone fail as well, and their words may arrive first. Clocks of different machines differ, so
-        the cause counts before the time.
+        the cause counts before the time; and so does the step, where errors of a kind tell in which they began: a loss
+        that is no number spoils those of all ranks a step later, and all notice together.
 
         Raises:
             ValueError: There is none.
@@ -197,7 +204,11 @@ class Attempt:
 
         if not self.errors:
             raise ValueError(f"attempt {self.number} ended without an error; ask for its errors first")
-        return min(self.errors, key=order)
+        first = min(self.errors, key=order)
+        alike = [error for error in self.errors if (error.cause, error.type) == (first.cause, first.type)]
+        if any(error.epoch is None or error.step_in_epoch is None for error in alike):
+            return first
+        return min(alike, key=lambda error: (error.epoch, error.step_in_epoch, error.time))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -11,11 +12,13 @@ import types
 from pathlib import Path
 from queue import SimpleQueue
 
+import numpy as np
 import pytest
 
 from callbacks.checkpoint_store import CheckpointStoreError, store_error
 from callbacks.commit import CheckpointDamagedError
 from callbacks.fence import StaleAttemptError
+from callbacks.nan_guard import NonFiniteLossError
 from data_pipelines.storage import StoreUnreachableError
 from training.channel.events import Command, Event, EventAddress
 from training.fitting.activity import Activity, Phase
@@ -111,6 +114,14 @@ def test_an_error_is_told_with_its_type_its_words_and_its_place() -> None:
     assert (event["event"], event["type"], event["is_from_tensorflow"]) == ("error", "ValueError", False)
     assert event["message"] == "x" * 4000
     assert len(event["traceback"]) == 8000
+
+
+def test_an_error_that_was_noticed_late_tells_where_it_began() -> None:
+    event = describe(NonFiniteLossError(2, 17, math.nan))
+    assert (event["epoch"], event["step_in_epoch"]) == (2, 17)
+    other = ValueError("theirs")
+    other.epoch = np.float32(3)  # type: ignore[attr-defined] # nothing that could travel
+    assert not {"epoch", "step_in_epoch"} & describe(other).keys()
 
 
 def test_secrets_are_taken_out_before_a_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
