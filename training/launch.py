@@ -12,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from pyspark.sql import SparkSession
 
+from callbacks import commit
 from callbacks.credentials import without_credentials
 from training.foreign import function_plan
 from training.foreign.function_plan import FunctionPlan, FunctionStrategy, TrainFn
@@ -324,6 +325,7 @@ def _supervise(
     run.tracked.log_params(config.public())
     run.tracked.log_document(tracking.environment(), "environment.json")
     run.recall()
+    checkpoints = config.checkpoints or str(run.folder.checkpoints)
     supervisor = Supervisor(
         launch=launcher,  # type: ignore[arg-type] # of another plan
         host=bind_address(spark),
@@ -332,10 +334,12 @@ def _supervise(
         slots=lambda: task_slots(spark),
         on_event=run.on_event,
         has_checkpoints=run.folder.was_fenced,
+        # A function that keeps none of ours saves nothing when it is asked to stop: it would lose what it has done.
+        may_grow=lambda: bool(commit.committed(checkpoints)),
         budgets=Budgets(max_restarts=config.max_restarts),
         limits=config.limits,
     )
-    plan = plan_of(config, config.checkpoints or str(run.folder.checkpoints))
+    plan = plan_of(config, checkpoints)
     with run.view.stage(config.name) as stage:
         attempts = run.supervise(supervisor, plan)  # type: ignore[arg-type] # of the same fields as far as it looks
         tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""

@@ -129,6 +129,7 @@ class Supervisor:
         limits: When a rank counts as hung, and when a store does.
         has_checkpoints: Whether an earlier driver of this run has used its store of checkpoints, and so left a fence in
             it. A store without one is then one whose disk is not mounted, and never a place to start afresh.
+        may_grow: Whether ranks that are asked to stop leave a checkpoint, from which more workers can go on.
         clock: Returns seconds; monotonic.
         open_server: Opens the event channel of an attempt.
         every: Calls something again and again while an attempt runs.
@@ -143,6 +144,7 @@ class Supervisor:
     budgets: Budgets = dataclasses.field(default_factory=Budgets)
     limits: Limits = dataclasses.field(default_factory=Limits)
     has_checkpoints: bool = False
+    may_grow: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.monotonic
     open_server: OpenServer = EventServer
     every: Every = every
@@ -390,7 +392,8 @@ class Supervisor:
             yield
 
     def _larger(self, workers: int) -> int | None:
-        return self.elastic.larger(workers, self.slots())
+        larger = self.elastic.larger(workers, self.slots())
+        return larger if larger is not None and self.may_grow() else None
 
     def _stopped(
         self, attempts: Sequence[Attempt], newest: commit.CommittedCheckpoint | None = None

@@ -694,6 +694,32 @@ def test_a_stop_that_comes_too_late_leaves_a_finished_training_finished(plan: Tr
     assert attempt.finished
 
 
+def test_ranks_that_would_leave_no_checkpoint_are_not_asked_to_grow(plan: TrainingPlan) -> None:
+    """T8: they would lose all they have done, because a slot has come back."""
+    kept: list[str] = []
+
+    def loses_its_machine(cluster: Cluster) -> list[Outcome]:
+        cluster.number_of_slots = 3
+        raise lost_by_spark("executor lost")
+
+    def has_its_slots_back(cluster: Cluster) -> list[Outcome]:
+        cluster.number_of_slots = 4
+        for step in range(100):
+            if step == 60:
+                kept.append("a checkpoint")
+            cluster.train(10 + step)
+            cluster.run(1)
+            if ("stop", None) in cluster.sent:
+                assert step > 60
+                return [stopped(10 + step)] * 2
+        raise AssertionError("it was not asked to grow")
+
+    cluster = Cluster(loses_its_machine, has_its_slots_back, finishes, slots=4)
+    run = supervised(cluster, Budgets(max_restarts=1, first_delay_seconds=0), Elastic(WorkerRange(2, 4), 8))
+    attempts = replace(run, may_grow=lambda: bool(kept)).supervise(plan)
+    assert [attempt.workers for attempt in attempts] == [4, 2, 4]
+
+
 def test_a_training_goes_on_with_the_slots_that_are_left_and_grows_back(plan: TrainingPlan) -> None:
     def loses_its_machine(cluster: Cluster) -> list[Outcome]:
         cluster.commit(10)
