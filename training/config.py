@@ -252,6 +252,11 @@ class TrainingConfig:
                 f"a worker's share of a batch, {share} rows with {size} workers, does not divide into "
                 f"{self.accumulate} parts; use another accumulate or global_batch_size",
             )
+            _require(
+                share // self.accumulate % max(1, self.gpus_per_worker) == 0,
+                f"what a worker computes at once, {share // self.accumulate} rows with {size} workers, does not divide "
+                f"among {self.gpus_per_worker} GPUs; use another global_batch_size",
+            )
 
     def _check_strategy(self) -> None:
         _require(

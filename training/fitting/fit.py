@@ -176,11 +176,32 @@ def _batches(
 
     def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
         read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
+        shares = load_dataset(dataset, read_plan, busy=activity.input_busy)
         # Within: on what a strategy has distributed no gate can be put.
-        return gate(load_dataset(dataset, read_plan, busy=activity.input_busy))
+        return gate(for_replicas(shares, context.num_replicas_in_sync // context.num_input_pipelines))
 
     # Every rank builds its own input, so TensorFlow must neither shard nor re-batch it.
     return strategy.distribute_datasets_from_function(mine)
+
+
+def for_replicas(shares: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
+    """Return batches for the replicas of a worker, which take one each in every step.
+
+    Args:
+        shares: The worker's share of every global batch; its rows divide among the replicas.
+        replicas: How many there are: one for each of the worker's GPUs.
+    """
+    if replicas == 1:
+        return shares
+
+    def dealt(*share: Any) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(by_replica, share))
+
+    def by_replica(rows: Any) -> Any:
+        reshape = tf.sparse.reshape if isinstance(rows, tf.SparseTensor) else tf.reshape
+        return reshape(rows, [replicas, rows.shape[0] // replicas, *rows.shape[1:]])
+
+    return shares.flat_map(dealt)
 
 
 def _what_was_read(dataset: Dataset, plan: TrainingPlan, control: RankControl, epoch: int, step: int) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
+from data_pipelines.dataset import ReadPlan, load_dataset
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training.test_function_rank import Twin
 from tests.unit.training.test_running_attempt import Driver
+from tests.unit.training.token_dataset import write_token_dataset
 from training.channel.events import Command, EventClient, EventServer
 from training.fitting import fit
 from training.fitting.activity import Activity, Phase
@@ -77,3 +79,30 @@ def test_a_share_stays_one_whatever_is_made_of_it() -> None:
     changed = share.map(lambda x: x).prefetch(2)
     assert strategy.experimental_distribute_dataset(changed) is changed
     assert strategy.experimental_distribute_dataset(own) is not own
+
+
+def test_the_replicas_of_a_worker_share_its_rows() -> None:
+    """T3: a strategy takes a batch for each of them in every step."""
+    sparse = tf.sparse.from_dense([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 4.0]])
+    rows = ({"age": tf.range(4), "ids": tf.reshape(tf.range(8), [4, 2]), "words": sparse}, tf.range(4.0))
+    shares = tf.data.Dataset.from_tensors(rows).repeat(2)
+
+    batches = list(fit.for_replicas(shares, 2))
+
+    assert len(batches) == 4
+    assert fit.for_replicas(shares, 1) is shares
+    assert fit.for_replicas(shares, 2).element_spec[0]["words"].shape == [2, 2]
+    features, label = batches[1]
+    assert (features["age"].numpy().tolist(), label.numpy().tolist()) == ([2, 3], [2.0, 3.0])
+    assert features["ids"].numpy().tolist() == [[4, 5], [6, 7]]
+    assert tf.sparse.to_dense(features["words"]).numpy().tolist() == [[3.0, 0.0], [0.0, 4.0]]
+
+
+def test_what_replicas_are_given_has_the_shapes_that_a_model_needs(tmp_path: Path) -> None:
+    dataset = write_token_dataset(tmp_path / "dataset", {"train": 64}, tokens=4)
+    shares = load_dataset(dataset, ReadPlan("train", global_batch_size=8))
+
+    given, shared = fit.for_replicas(shares, 2).element_spec, shares.element_spec
+
+    for mine, whole in zip(tf.nest.flatten(given), tf.nest.flatten(shared), strict=True):
+        assert mine.shape.as_list() == [4, *whole.shape.as_list()[1:]]
