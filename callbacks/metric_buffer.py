@@ -150,6 +150,11 @@ class MetricBuffer:
         return self._run_id
 
     @property
+    def is_failing(self) -> bool:
+        """Whether the last try to send something failed."""
+        return self._failures > 0
+
+    @property
     def spill_path(self) -> Path:
         """Where metrics go that cannot be sent."""
         return self._spill.path

@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 
 # How long a run waits at its end for a server that is away, before it leaves a file and the command that replays it.
 _CLOSE_SECONDS = 30.0
-# A run that cannot be registered yet waits for its id, and for no longer.
-_RUN_ID_SECONDS = 60.0
+# How long one whose model is to be registered waits for it.
+_SERVER_SECONDS = 60.0
 
 # Points over optimizer steps, and of the machines: enough for a curve, and few requests.
 _STEP_SECONDS = 5.0
@@ -156,18 +156,32 @@ class TrackedRun:
         return self._buffer.run_id
 
     def require_run_id(self) -> str:
-        """Return the run's id, once everything that waits has been sent: a model can only belong to a run.
+        """Return the run's id, once everything that waits has been sent or has had its time.
+
+        Raises:
+            TrackingError: The server has not been there yet.
+        """
+        self._buffer.flush(_SERVER_SECONDS)
+        if self._buffer.run_id is None:
+            raise self._still_away()
+        return self._buffer.run_id
+
+    def require_server(self) -> str:
+        """Return the run's id, once the server takes what it is told: it has to take the model next.
 
         Raises:
             TrackingError: The server is still away.
         """
-        self._buffer.flush(_RUN_ID_SECONDS)
-        if self._buffer.run_id is None:
-            raise TrackingError(
-                f"the MLflow server {without_credentials(self.uri)} is still away, so the model cannot be registered; "
-                f"the training is done: the same command goes on from here once the server is back"
-            )
-        return self._buffer.run_id
+        run_id = self.require_run_id()
+        if self._buffer.is_failing:
+            raise self._still_away()
+        return run_id
+
+    def _still_away(self) -> TrackingError:
+        return TrackingError(
+            f"the MLflow server {without_credentials(self.uri)} is still away, so the model cannot be registered; the "
+            f"training is done: the same command goes on from here once the server is back"
+        )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; nested ones get dotted names, and of one that is named like a secret only the name."""

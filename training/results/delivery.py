@@ -105,8 +105,8 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         process: The export's, where it has been started; it is the caller's to end.
     """
     best = job.best_checkpoint()
-    # A run that began without its tracking server has an id by now, which the export needs.
-    job.folder.save_state("running", job.tracked.require_run_id())
+    # A run that began without its tracking server has an id by now, which the export needs, as it needs the server.
+    job.folder.save_state("running", job.tracked.require_server())
     with job.view.stage("export") as stage:
         fetched = fetch(best, job.folder.path / "fetched")
         plan = _export_plan(job, fetched)

@@ -38,6 +38,9 @@ class FakeTracked:
     def require_run_id(self) -> str:
         return "run-1"
 
+    def require_server(self) -> str:
+        return self.require_run_id()
+
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
 

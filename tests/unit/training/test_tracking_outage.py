@@ -70,7 +70,7 @@ def road(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Yield the way to the server."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.5)
-    monkeypatch.setattr(tracking, "_RUN_ID_SECONDS", 0.5)
+    monkeypatch.setattr(tracking, "_SERVER_SECONDS", 0.5)
     monkeypatch.setattr(tracking, "_LINGER_SECONDS", 0.01)
     with Proxy(server) as road:
         yield road
@@ -148,7 +148,10 @@ def test_a_server_that_goes_away_in_the_middle_gets_everything_later(road: Proxy
         describe(tracked)
         train(tracked, range(2, 4))
         assert not tracked._buffer.flush(0.2)
+        with pytest.raises(TrackingError, match="is still away, so the model cannot be registered; the training is"):
+            tracked.require_server()
     wait_until_sent(tracked)
+    assert tracked.require_server() == tracked.run_id
     train(tracked, range(4, 5))
     wait_until_sent(tracked)
     assert tracked.finish("FINISHED") is None
