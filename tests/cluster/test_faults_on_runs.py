@@ -162,7 +162,7 @@ def test_a_profile_of_every_rank_is_left_in_the_runs_folder(unbroken: Trained) -
 
 
 def test_slow_steps_are_not_taken_for_a_hang_however_many_an_execution_may_have(place: Place) -> None:
-    """T5: an epoch is one execution here, and takes three times as long as a step may; nobody else moves for it."""
+    """T6: an epoch is one execution here, and takes three times as long as a step may; nobody else moves for it."""
     told: Events = []
     with faults.injected(place.spark, Fault("slow_input", seconds=0.25)):
         slow = place.train(

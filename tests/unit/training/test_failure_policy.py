@@ -207,7 +207,7 @@ def test_the_failure_shown_is_the_earliest_that_no_peer_explains(errors: list[Ra
 
 
 def test_of_losses_that_are_no_numbers_the_one_that_began_first_is_shown() -> None:
-    """T8: a step later the gradients of one rank have spoilt the weights of all, and all notice together."""
+    """T6: a step later the gradients of one rank have spoilt the weights of all, and all notice together."""
     theirs = replace(error("user", rank=1, at=1), epoch=2, step_in_epoch=18)
     mine = replace(error("user", rank=0, at=2), epoch=2, step_in_epoch=17)
     assert failed(1, theirs, mine).first_error is mine

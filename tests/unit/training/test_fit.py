@@ -82,7 +82,7 @@ def test_a_share_stays_one_whatever_is_made_of_it() -> None:
 
 
 def test_the_replicas_of_a_worker_share_its_rows() -> None:
-    """T3: a strategy takes a batch for each of them in every step."""
+    """T9: a strategy takes a batch for each of them in every step."""
     sparse = tf.sparse.from_dense([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 4.0]])
     rows = ({"age": tf.range(4), "ids": tf.reshape(tf.range(8), [4, 2]), "words": sparse}, tf.range(4.0))
     shares = tf.data.Dataset.from_tensors(rows).repeat(2)

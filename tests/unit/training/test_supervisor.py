@@ -695,7 +695,7 @@ def test_a_stop_that_comes_too_late_leaves_a_finished_training_finished(plan: Tr
 
 
 def test_ranks_that_would_leave_no_checkpoint_are_not_asked_to_grow(plan: TrainingPlan) -> None:
-    """T8: they would lose all they have done, because a slot has come back."""
+    """T6: they would lose all they have done, because a slot has come back."""
     kept: list[str] = []
 
     def loses_its_machine(cluster: Cluster) -> list[Outcome]:
