@@ -24,7 +24,7 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
     """
     if task == "retrieval":
         # Its models compute their loss themselves.
-        model.compile(optimizer, steps_per_execution=steps_per_execution)
+        model.compile(optimizer, weighted_metrics=[], steps_per_execution=steps_per_execution)
         return
     if task not in _OBJECTIVES:
         raise ValueError(f"task '{task}' is unknown; use one of {sorted([*_OBJECTIVES, 'retrieval'])}")

@@ -93,6 +93,10 @@ def _loop(model: tf_keras.Model, kind: _Kind) -> Any:
             raise _OtherLogs
         getattr(model, f"_{kind}_counter").assign_add(1)
 
+    # Autograph leaves it as it is, and with it the model's own step, as in Keras' loop: to convert that one may fail,
+    # of names that only a function knows, say. What layers compute is converted all the same.
+    step.autograph_info__ = None  # type: ignore[attr-defined]
+
     def values() -> dict[str, Any]:
         return {metric.name: metric.result() for metric in model.metrics if metric.name in names}
 

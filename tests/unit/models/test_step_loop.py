@@ -38,7 +38,7 @@ class TellsMore(Net):
         return super().train_step(data) | {"positives": tf.reduce_sum(tf.cast(data[1], tf.float32))}
 
 
-def compiled(net: type[Net], *, ours: bool, **options: Any) -> Net:
+def compiled(net: Callable[[], Net], *, ours: bool, **options: Any) -> Net:
     tf_keras.utils.set_random_seed(1)
     model = net()
     model.compile(
@@ -150,3 +150,40 @@ def test_an_error_of_a_step_is_told_as_it_is() -> None:
     model = compiled(Net, ours=True)
     with pytest.raises(ValueError, match="incompatible with the layer"):
         model.fit(tf.data.Dataset.from_tensors((np.zeros((2, 5)), np.zeros((2, 1)))).repeat(), steps_per_epoch=4)
+
+
+class Folding(tf_keras.layers.Layer):
+    """A layer with a condition on its values, which only Autograph can put into a graph."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        if tf.reduce_mean(inputs) > 0:
+            return inputs
+        return -inputs
+
+
+def net_with_a_condition() -> Net:
+    import tensorflow as locally_known
+
+    class WithCondition(Net):
+        """Names in a step's signature something that is known in this function alone, as our two towers do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add(Folding())
+
+        def train_step(self, data: Any) -> dict[str, locally_known.Tensor]:
+            return super().train_step(data)
+
+    return WithCondition()
+
+
+def test_a_step_of_the_models_own_is_not_converted_and_layers_are(caplog: pytest.LogCaptureFixture) -> None:
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        found = fitted(compiled(net_with_a_condition, ours=True))
+    finally:
+        logger.removeHandler(caplog.handler)
+
+    assert found == fitted(compiled(net_with_a_condition, ours=False))
+    assert "AutoGraph" not in caplog.text
