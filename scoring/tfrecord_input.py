@@ -7,12 +7,15 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, BooleanType, DataType, LongType, StringType, StructField, StructType
 
+from data_pipelines.blocks import KEY_PREFIX, LABEL_PREFIX
 from data_pipelines.feature_kinds import Feature, RawForm, Sparse
+from data_pipelines.features import FeatureSpec
 from data_pipelines.storage import Location
 from data_pipelines.tfrecords import read_tfrecords
 from scoring.bad_rows import BadRows
 from scoring.batch import score
 from scoring.call import ScoringCall
+from scoring.checks import ScoringError
 from scoring.counters import Counters
 from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
@@ -65,7 +68,7 @@ def score_tfrecords(
         ModelNotFoundError: The URI leads to no model.
         ModelDirectoryError: The model was not trained here, so that nothing tells what its columns are in records.
         FileNotFoundError: There are no files.
-        ScoringError: A key is missing, or a column would stand in the result twice.
+        ScoringError: A key is missing, a column would stand in the result twice, or the records are a dataset's.
         ColumnError: A raw column is missing, or has a type that its feature cannot take or was not trained with.
     """
     call = ScoringCall.of(model, tracking_uri, keys, Settings())
@@ -96,13 +99,25 @@ def tfrecord_table(
 
     Raises:
         FileNotFoundError: There are no files.
+        ScoringError: They are those of a dataset, whose features are encoded already.
     """
     # Its whole schema is looked for, in all files: the types of one column cost as much as those of all.
     found = read_tfrecords(spark, paths, on_damage=on_damage).schema
+    _refuse_encoded(found, call.directory.features.spec)
     features = call.directory.scored_features
     families = trained_families(features, call.directory.features.column_types)
     schema = _schema(found, call.keys, features, families)
     return read_tfrecords(spark, paths, schema=schema, on_damage=on_damage)
+
+
+def _refuse_encoded(found: StructType, spec: FeatureSpec) -> None:
+    """Refuse rows that a conversion wrote for training: numbers among them would be scaled a second time."""
+    encoded = {LABEL_PREFIX + spec.label.name, *(KEY_PREFIX + key for key in spec.keys)}
+    if names := sorted(encoded.intersection(found.names)):
+        raise ScoringError(
+            f"the records have {names}: they are the shards of a dataset, whose features are encoded for training; "
+            f"score the table that it was made of, or records that write_tfrecords made of such a table"
+        )
 
 
 def _schema(

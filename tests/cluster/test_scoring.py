@@ -24,6 +24,7 @@ from scoring.checks import ScoringError
 from scoring.counters import Counters
 from scoring.forms import Struct
 from scoring.loaded_model import LoadedModel
+from scoring.model_directory import ModelDirectory
 from scoring.model_uri import ModelNotFoundError, resolve
 from scoring.sql import register_sql
 from scoring.tfrecord_input import score_tfrecords
@@ -144,6 +145,17 @@ def test_tfrecord_files_are_scored_with_the_options_of_tables(
     assert scored.columns == ["flight_id", "of_model", "error"]
     assert len(scored.collect()) == FLIGHTS.num_rows
     assert counters.value.rows == counters.value.calls == FLIGHTS.num_rows
+
+
+def test_the_shards_of_a_dataset_are_refused_for_their_features_are_encoded(
+    spark: "SparkSession", flights: "DataFrame", models: Models, tmp_path: Path
+) -> None:
+    """S16: their numbers have the types of raw ones, and would be scaled a second time."""
+    label = ModelDirectory.open(models.first).features.spec.label.name
+    write_tfrecords(flights.selectExpr("flight_id", f"1.0F AS `label/{label}`"), tmp_path / "shards", layout="block")
+
+    with pytest.raises(ScoringError, match=rf"the records have \['label/{label}'\]: they are the shards of a dataset"):
+        score_tfrecords(spark, tmp_path / "shards", models.first, keys="flight_id")
 
 
 @pytest.mark.parametrize("layout", ["row", "block"])
