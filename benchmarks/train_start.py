@@ -41,7 +41,7 @@ def run(options: Options) -> Report:
         in_new_process(_two_attempts, dataset, options.scratch / f"round-{number}") for number in range(options.rounds)
     ]
     cold, warm = ([parts[start] for parts in rounds] for start in (0, 1))
-    note = f"{WORKERS} workers. The first steps are one call of TensorFlow's, up to 50 of them."
+    note = f"{WORKERS} workers. The first call of TensorFlow's is one step."
     rows = tuple((f"{number}", f"{sum(c):.2f}", f"{sum(w):.2f}") for number, (c, w) in enumerate(rounds, 1))
     table = Table("Seconds from the launch of an attempt to its first steps", ("round", "cold", "warm"), rows, note)
     by_part = zip(PARTS, zip(*cold, strict=True), zip(*warm, strict=True), strict=True)
