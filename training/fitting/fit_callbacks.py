@@ -17,6 +17,7 @@ from callbacks.progress import EventCallback
 from callbacks.short_executions import ShortExecutions
 from callbacks.stop_request import StopOnRequest
 from callbacks.training_state import Stateful
+from training.config import TrainingConfig
 from training.fitting.activity import Activity
 from training.fitting.follow import Follow
 from training.fitting.start import BATCH_STATE, Batches, Start
@@ -103,8 +104,7 @@ def fit_callbacks(
     return [
         resume,
         Follow(activity),
-        # A coordinator hands out executions without waiting for them.
-        *([] if config.parameter_servers else [ShortExecutions()]),
+        *([ShortExecutions()] if _may_vary_executions(config) else []),
         *before_all,
         guard,
         stopping,
@@ -122,6 +122,14 @@ def fit_callbacks(
             on_train_end=lambda logs: end(resume.initial_epoch + len(resume.model.history.epoch))
         ),
     ]
+
+
+def _may_vary_executions(config: TrainingConfig) -> bool:
+    """Whether it is all the same after which steps the training comes back to Python."""
+    # A coordinator hands out executions without waiting for them. And local workers meet for a checkpoint: the steps
+    # behind which one may be taken are part of the result then, which must not depend on how long a step takes.
+    has_to_repeat = config.local_steps > 1 and config.checkpoint_every_steps is not None
+    return config.parameter_servers == 0 and not has_to_repeat
 
 
 def _count_beat(activity: Activity) -> None:

@@ -10,6 +10,7 @@ import pytest
 from callbacks import commit
 from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.nan_guard import StopOnNaN
+from callbacks.short_executions import ShortExecutions
 from tests.unit.callbacks.committed_files import publish_files
 from training.channel.events import EventClient
 from training.config import TrainingConfig
@@ -46,6 +47,24 @@ def checkpoint_arguments(plan: TrainingPlan, activity: Activity) -> tuple[list[A
     control = RankControl(0, cast(EventClient, NoDriver()), StopRequest(), activity)
     callbacks = fit_callbacks(plan, control, start=Start(), end=lambda epochs: None, checkpoint_class=build)
     return callbacks, given
+
+
+@pytest.mark.parametrize(
+    ("knobs", "may_vary"),
+    [
+        ({}, True),
+        ({"checkpoint_every_steps": 10}, True),
+        ({"local_steps": 4}, True),
+        ({"local_steps": 4, "checkpoint_every_steps": 10}, False),
+        ({"strategy": "parameter_server", "parameter_servers": 1}, False),
+    ],
+)
+def test_executions_are_kept_short_where_their_ends_change_nothing(
+    tmp_path: Path, knobs: dict[str, Any], may_vary: bool
+) -> None:
+    """T6: local workers meet for a checkpoint, whose steps are part of the result."""
+    callbacks, _ = checkpoint_arguments(plan_in(tmp_path, **knobs), Activity())
+    assert any(isinstance(callback, ShortExecutions) for callback in callbacks) == may_vary
 
 
 def test_waiting_for_a_checkpoint_is_a_phase_in_which_its_beats_count(tmp_path: Path) -> None:
