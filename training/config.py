@@ -78,7 +78,7 @@ class TrainingConfig:
         outer_learning_rate: How far all go towards the mean of the workers, with local_steps above 1; 1 is all the way.
         precision: Number type of the layers' arithmetic; weights stay float32.
         xla: Compile the model's forward and backward pass with XLA.
-        steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
+        steps_per_execution: Most steps that TensorFlow runs before it comes back to Python.
         seed: Fixes initial weights, data order and dropout.
         warm_start: Model to begin from instead of random weights: ``models:/flights@champion``, ``runs:/<run id>`` or a
             folder. Embeddings are taken token by token, other weights by name and shape.
