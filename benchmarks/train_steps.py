@@ -22,13 +22,12 @@ from benchmarks.train_work import WORKERS, launch, session_with_new_workers
 PLAIN_ONE = "plain fit, steps_per_execution 1"
 PLAIN_MANY = "plain fit, steps_per_execution 50"
 RING = "RingStrategy"
-LOCAL = "RingStrategy, local updates of 8 steps"
+LOCAL = {steps: f"RingStrategy, local updates of {steps} steps" for steps in (8, 16)}
 ALONE = "two processes without any exchange"
 ALONE_IN_OUR_LOOP = "two processes without any exchange, in our loop of steps"
 DDP = "PyTorch DDP, gloo"
 DDP_SPARSE_ADAM = "PyTorch DDP, gloo, SparseAdam"
 ALL_ALONE = (ALONE, ALONE_IN_OUR_LOOP)
-LOCAL_STEPS = 8
 STEPS_PER_EXECUTION = 50
 _MODELS = {"mlp": "feed-forward net", "two_tower": "two towers"}
 SMALL_BATCH, LARGE_BATCH = 256, 2_048
@@ -60,9 +59,12 @@ AIMS: Mapping[tuple[str, int], tuple[Aim, ...]] = {
     ("mlp", SMALL_BATCH): (
         Aim(RING, (PLAIN_ONE, PLAIN_MANY), 3.0),
         Aim(RING, (DDP,), 1.7),
-        Aim(LOCAL, ALL_ALONE, 0.9),
+        *(Aim(local, ALL_ALONE, 0.9) for local in LOCAL.values()),
     ),
-    ("mlp", LARGE_BATCH): (Aim(RING, (DDP,), 2.4), Aim(LOCAL, ALL_ALONE, 0.95)),
+    ("mlp", LARGE_BATCH): (
+        Aim(RING, (DDP,), 2.4),
+        *(Aim(local, ALL_ALONE, 0.95) for local in LOCAL.values()),
+    ),
     ("two_tower", SMALL_BATCH): _TWO_TOWER_AIMS,
     ("two_tower", LARGE_BATCH): _TWO_TOWER_AIMS,
 }
@@ -114,7 +116,7 @@ def _mlp_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
     return [
         *_plain(work),
         _ours(RING, FitRank("ring", work, our_loop=True)),
-        _ours(LOCAL, FitRank("ring", work, local_steps=LOCAL_STEPS, our_loop=True)),
+        *(_ours(name, FitRank("ring", work, local_steps=steps, our_loop=True)) for steps, name in LOCAL.items()),
         _ours(ALONE, FitRank("alone", work)),
         _ours(ALONE_IN_OUR_LOOP, FitRank("alone", work, our_loop=True)),
         *([_ddp(DDP, torch, work, "adam")] if torch else []),

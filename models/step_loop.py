@@ -9,10 +9,14 @@ Keras writes its loop in Python and leaves the rest to autograph and ``tf.functi
   through all its thresholds for it.
 
 Here the optimizer's variables are made before the first trace, and metrics are read when the loop is over.
+
+An optimizer that works in rounds (local updates) would have to look in every step whether its round is complete. Here
+the steps of a round are a loop of their own, and it looks once, behind them.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import tensorflow as tf
 import tf_keras
@@ -20,6 +24,20 @@ from tf_keras.src.engine.training import reduce_per_replica  # what Keras' loop 
 
 _Kind = Literal["train", "test"]
 _Function = Callable[[Any], Mapping[str, Any]]
+
+
+@runtime_checkable
+class WorksInRounds(Protocol):
+    """An optimizer that does something of its own whenever it has made so many steps: then a round is complete."""
+
+    def steps_left(self) -> tf.Tensor:
+        """Return the steps until the round is complete, a scalar of type int64."""
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        """Let the steps that are traced in the block not be counted: their caller does it."""
+
+    def count(self, steps: Any) -> None:
+        """Count so many steps, at most those that are left, and do what is to be done if the round is complete."""
 
 
 class _OtherLogs(Exception):  # noqa: N818 - no error: it takes a trace back
@@ -106,9 +124,24 @@ def _loop(model: tf_keras.Model, kind: _Kind) -> Any:
             strategy.run(step, args=(next(iterator),))
             return (done + 1,)
 
+        def until(end: Any, body: Callable[[Any], tuple[Any]], done: Any) -> Any:
+            return tf.while_loop(lambda done: done < end, body, (done,))
+
+        def one_round(done: Any) -> tuple[Any]:
+            end = tf.minimum(done + model.optimizer.steps_left(), steps)
+            with model.optimizer.uncounted():
+                until(end, one_more, done)
+            model.optimizer.count(end - done)
+            return (end,)
+
         steps = model._steps_per_execution
-        tf.while_loop(lambda done: done < steps, one_more, (tf.zeros((), steps.dtype),))
+        until(steps, one_round if kind == "train" and _works_in_rounds(model) else one_more, tf.zeros((), steps.dtype))
         logs = reduce_per_replica(strategy.run(values), strategy, model.distribute_reduction_method)
         return {name: logs[name] for name in names}
 
     return execution
+
+
+def _works_in_rounds(model: tf_keras.Model) -> bool:
+    # Without weights the optimizer has no variables either, and so no count of steps.
+    return model.built and isinstance(model.optimizer, WorksInRounds)

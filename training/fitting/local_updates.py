@@ -6,7 +6,8 @@ Training of Language Models", whose outer optimizer (Nesterov momentum on the me
 without momentum it is plain averaging.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,12 @@ def local_updates(
 
     def rule(kind: type) -> type:
         class LocalUpdates(kind):
-            """Applies the worker's own gradients, and now and then the mean of all workers' weights."""
+            """Applies the worker's own gradients, and now and then the mean of all workers' weights.
+
+            `models.step_loop.WorksInRounds`: a round ends with the mean.
+            """
+
+            _is_counting = True
 
             def aggregate_gradients(self, grads_and_vars: Iterable[Any]) -> list[Any]:
                 """Return this worker's own mean gradients: Keras has divided its loss by the number of workers."""
@@ -62,11 +68,28 @@ def local_updates(
             def apply_gradients(self, grads_and_vars: Iterable[Any], **kwargs: Any) -> Any:
                 """Make one local step, and the outer one when it is due."""
                 iteration = super().apply_gradients(grads_and_vars, **kwargs)
-                count = own_variable(self._local_steps)
-                with tf.control_dependencies([iteration] if tf.is_tensor(iteration) else []):
-                    count.assign_add(1)
-                tf.cond(count >= every, self._outer_step, lambda: tf.constant(0, tf.int64))
+                if self._is_counting:
+                    with tf.control_dependencies([iteration] if tf.is_tensor(iteration) else []):
+                        self.count(1)
                 return iteration
+
+            def steps_left(self) -> tf.Tensor:
+                """Return the local steps until the outer one is due."""
+                return every - own_variable(self._local_steps)
+
+            @contextlib.contextmanager
+            def uncounted(self) -> Iterator[None]:
+                """Leave it to the caller to count the steps that are traced in the block."""
+                self._is_counting = False
+                try:
+                    yield
+                finally:
+                    self._is_counting = True
+
+            def count(self, steps: Any) -> None:
+                """Count so many local steps, and make the outer one when it is due."""
+                made = own_variable(self._local_steps).assign_add(steps)
+                tf.cond(made >= every, self._outer_step, lambda: tf.constant(0, tf.int64))
 
             def _outer_step(self) -> Any:
                 own = [own_variable(variable) for variable in self._trained]

@@ -1,6 +1,7 @@
 """T2: executions of many steps compute what Keras' own do, with one trace of the step."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,51 @@ def test_the_optimizers_variables_begin_with_the_weights_that_the_training_begin
     fitted(model)
     for anchor, weight in zip(optimizer.anchors, weights, strict=True):
         np.testing.assert_array_equal(anchor, weight)
+
+
+class InRounds(tf_keras.optimizers.SGD):
+    """Keeps count of its rounds of three steps, and of how often it was asked about them."""
+
+    def build(self, var_list: Any) -> None:
+        super().build(var_list)
+        if not hasattr(self, "made"):
+            self.made, self.complete, self.asked = (tf.Variable(0, dtype=tf.int64) for _ in range(3))
+            self.is_counting = True
+
+    def apply_gradients(self, *arguments: Any, **more: Any) -> Any:
+        result = super().apply_gradients(*arguments, **more)
+        if self.is_counting:
+            self.count(1)
+        return result
+
+    def steps_left(self) -> tf.Tensor:
+        return 3 - self.made
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        self.is_counting = False
+        yield
+        self.is_counting = True
+
+    def count(self, steps: Any) -> None:
+        self.asked.assign_add(1)
+        made = self.made.assign_add(steps)
+        is_complete = tf.cast(made == 3, tf.int64)
+        self.complete.assign_add(is_complete)
+        self.made.assign(made * (1 - is_complete))
+
+
+def test_an_optimizer_that_works_in_rounds_is_asked_once_behind_their_steps() -> None:
+    def counts(*, ours: bool) -> list[int]:
+        model = compiled(Net, ours=ours)
+        optimizer = InRounds(0.1)
+        model.compile(optimizer, "mse", steps_per_execution=4)
+        fitted(model)
+        return [int(count.numpy()) for count in (optimizer.complete, optimizer.made, optimizer.asked)]
+
+    # An epoch has an execution of four steps (a round, and one step of the next) and one of two (the rest of it).
+    assert counts(ours=True) == [4, 0, 6]
+    assert counts(ours=False) == [4, 0, 12]
 
 
 def test_a_model_whose_weights_come_with_the_first_batch_trains_as_it_does_in_keras() -> None:

@@ -17,8 +17,9 @@ from training.fitting.ring_strategy import RingStrategy
 PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
 SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla", "scaled")
 LOCAL = ("local", "accumulated_local", "diloco")
+IN_ROUNDS = {f"{case}_in_rounds": case for case in LOCAL}
 CASES = (
-    *(*SYNCHRONOUS, "float16", "skipped_steps", *LOCAL),
+    *(*SYNCHRONOUS, "float16", "skipped_steps", *LOCAL, *IN_ROUNDS),
     *("mean_of_local_steps", "custom_loop", "finite_dataset", "variables"),
 )
 
@@ -132,6 +133,16 @@ def test_all_workers_skip_a_step_in_which_one_has_an_infinite_gradient(
         np.testing.assert_array_equal(rank["skipped_steps/table"], table)
         assert rank["skipped_steps/loss_scale"] == 64 / 2 / 2
         assert rank["skipped_steps/steps"] == 4
+
+
+@pytest.mark.parametrize("case", IN_ROUNDS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rounds_of_the_step_loop_are_those_that_local_updates_count_themselves(
+    results: Callable[[int], Results], workers: int, case: str
+) -> None:
+    found = results(workers)[0]  # of executions of 10 steps, and rounds of 4
+    for name in ("weights", "operations", "loss", "auc", "val_loss", "val_auc"):
+        np.testing.assert_array_equal(found[f"{case}/{name}"], found[f"{IN_ROUNDS[case]}/{name}"], err_msg=name)
 
 
 def test_local_updates_differ_from_synchronous_ones(results: Callable[[int], Results]) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 import tf_keras
 
 from models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from models.step_loop import use_step_loop
 from models.xla import compile_with_xla
 from training.fitting.local_updates import Settle, local_updates
 from training.fitting.ring import Ring
@@ -73,6 +74,7 @@ def trained(
     xla: bool = False,
     precision: str = "float32",
     is_scaled: bool = False,
+    in_our_loop: bool = False,
     steps: int = STEPS,
 ) -> dict[str, Any]:
     """Train and return the weights, and the logs of the two epochs."""
@@ -95,6 +97,8 @@ def trained(
             compile_with_xla(model)
         if accumulate > 1:
             accumulate_gradients(model, accumulate)
+    if in_our_loop:
+        use_step_loop(model)
     operations = ring.operations
     data = strategy.distribute_datasets_from_function(batches(ring))
     validation = strategy.distribute_datasets_from_function(batches(ring))
@@ -280,12 +284,19 @@ CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "xla": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), xla=True),
     "float16": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), precision="mixed_float16"),
     "local": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4),
+    "local_in_rounds": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4, in_our_loop=True),
     "accumulated_local": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5), accumulate=2, local_steps=4),
+    "accumulated_local_in_rounds": lambda ring: trained(
+        ring, OptimizerSettings("sgd", 0.5), accumulate=2, local_steps=4, in_our_loop=True
+    ),
     "scaled": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), is_scaled=True, steps=20),
     "skipped_steps": skipped_steps,
     "mean_of_local_steps": mean_of_local_steps,
     "outer_steps": outer_steps,
     "diloco": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4, outer_momentum=0.5),
+    "diloco_in_rounds": lambda ring: trained(
+        ring, OptimizerSettings("adam", 0.01), local_steps=4, outer_momentum=0.5, in_our_loop=True
+    ),
     "custom_loop": custom_loop,
     "finite_dataset": finite_dataset,
     "variables": variables_in_a_function,
