@@ -1,13 +1,14 @@
 """What supervision costs, from one run in half of whose epochs it rested."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 
-# The chief's, beside its checkpoints: when each epoch ended, as a list of seconds.
-EPOCHS_FILE = "epochs.json"
+# `Times`, beside the chief's checkpoints.
+TIMES_FILE = "times.json"
 # Epochs that are compared with each other.
 GROUP = 4
 
@@ -21,17 +22,47 @@ def is_supervised(epoch: int) -> bool:
 
 
 @dataclass(frozen=True)
+class Times:
+    """What the chief of such a run writes down.
+
+    Attributes:
+        ended: When each epoch ended, a first one that does not count included, in seconds of a clock.
+        within: Seconds of each of these epochs that went by in the callbacks of supervision.
+        threads: CPU seconds that the rank's other threads of ours took from the end of the first epoch to that of the
+            last.
+    """
+
+    ended: tuple[float, ...]
+    within: tuple[float, ...]
+    threads: float
+
+    @classmethod
+    def read(cls, path: Path) -> "Times":
+        """Read what was written."""
+        of = json.loads(path.read_text(encoding="utf-8"))
+        return cls(tuple(of["ended"]), tuple(of["within"]), of["threads"])
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+@dataclass(frozen=True)
 class Halves:
     """What one run was like whose supervision rested in half of its epochs.
 
     Attributes:
         supervised: Seconds of two epochs with supervision, of every group of four.
         resting: Those of the two without it.
+        within: Share of the supervised epochs that went by in the callbacks of supervision.
+        threads: Share of a rank's core that its threads took that are not the training's.
         beside: Share of all cores that went to what ran beside the ranks.
     """
 
     supervised: tuple[float, ...]
     resting: tuple[float, ...]
+    within: float
+    threads: float
     beside: float
 
     @property
@@ -40,9 +71,14 @@ class Halves:
         return float(np.median(self._slow_downs))
 
     @property
-    def lost(self) -> float:
-        """The share of the throughput that is lost to the ranks' part and to what runs beside them; 0 where none is."""
+    def compared(self) -> float:
+        """Share of the throughput that is lost, by comparing epochs, and to what runs beside; 0 where none is."""
         return max(0.0, 1 - (1 - self.beside) / (1 + self.slow_down))
+
+    @property
+    def accounted(self) -> float:
+        """The same by adding up: what goes by in callbacks, in threads of the ranks, and beside the ranks."""
+        return 1 - (1 - self.beside) * (1 - self.within) * (1 - self.threads)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -55,8 +91,15 @@ class Halves:
         return np.array(self.supervised) / np.array(self.resting) - 1
 
 
-def halves_of(ended: Sequence[float], beside: float) -> Halves:
-    """Return the halves of a run by the times at which its epochs ended, a first one that does not count included."""
-    lengths = np.diff(ended).reshape(-1, GROUP)
+def halves_of(times: Times, beside: float) -> Halves:
+    """Return the halves of a run."""
+    lengths = np.diff(times.ended).reshape(-1, GROUP)
     at_work = np.array([is_supervised(epoch) for epoch in range(1, GROUP + 1)])
-    return Halves(tuple(lengths[:, at_work].sum(axis=1)), tuple(lengths[:, ~at_work].sum(axis=1)), beside)
+    supervised = lengths[:, at_work].sum(axis=1)
+    return Halves(
+        tuple(supervised),
+        tuple(lengths[:, ~at_work].sum(axis=1)),
+        sum(times.within[1:]) / supervised.sum(),
+        times.threads / lengths.sum(),
+        beside,
+    )

@@ -22,8 +22,8 @@ from benchmarks.suite import Suite, overview
 from benchmarks.train_bare import BareResult
 from benchmarks.train_checkpoints import stalled_share
 from benchmarks.train_data import ITEMS, USERS, Work, rows_of
-from benchmarks.train_halves import Halves, halves_of
-from benchmarks.train_overhead import beside_table, halves_table
+from benchmarks.train_halves import Halves, Times, halves_of
+from benchmarks.train_overhead import accounts_table, beside_table, halves_table
 from benchmarks.train_plain import LABEL, Encoding
 from benchmarks.train_restart import process_of, restart_seconds
 from benchmarks.train_start import start_parts
@@ -155,27 +155,46 @@ def test_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 
 def test_slow_down_is_that_of_neighbouring_epochs_whatever_the_trend() -> None:
     lengths = [9.0, 1.1, 1.2, 1.3, 1.4, 2.1, 2.1, 2.1, 2.1]  # a first one that does not count, then two groups
-    ended = list(itertools.accumulate(lengths))
+    within = (5.0, 0.1, 0.0, 0.0, 0.1, 0.2, 0.0, 0.0, 0.27)
 
-    halves = halves_of(ended, beside=0.01)
+    halves = halves_of(Times(tuple(itertools.accumulate(lengths)), within, threads=0.134), beside=0.01)
 
     assert halves.supervised == pytest.approx((2.5, 4.2))
     assert halves.resting == pytest.approx((2.5, 4.2))
     assert halves.slow_down == pytest.approx(0.0)
+    assert halves.within == pytest.approx(0.1)
+    assert halves.threads == pytest.approx(0.01)
 
 
-def test_lost_share_has_the_part_of_the_ranks_and_what_runs_beside_them() -> None:
-    assert Halves((10.2,), (10.0,), beside=0.0).lost == pytest.approx(0.2 / 10.2)
-    assert Halves((10.0,), (10.0,), beside=0.01).lost == pytest.approx(0.01)
-    assert Halves((9.0,), (10.0,), beside=0.01).lost == 0.0
+def test_times_are_read_as_they_were_written(tmp_path: Path) -> None:
+    times = Times((1.0, 2.5), (0.0, 0.25), 0.125)
+
+    times.write(tmp_path / "times.json")
+
+    assert Times.read(tmp_path / "times.json") == times
+
+
+def halves_with(supervised: tuple[float, ...], beside: float = 0.0) -> Halves:
+    return Halves(supervised, (10.0,) * len(supervised), within=0.002, threads=0.001, beside=beside)
+
+
+def test_share_lost_by_comparison_has_the_part_of_the_ranks_and_what_runs_beside_them() -> None:
+    assert halves_with((10.2,)).compared == pytest.approx(0.2 / 10.2)
+    assert halves_with((10.0,), beside=0.01).compared == pytest.approx(0.01)
+    assert halves_with((9.0,), beside=0.01).compared == 0.0
+
+
+def test_share_lost_by_adding_up_has_callbacks_threads_and_what_runs_beside_the_ranks() -> None:
+    halves = halves_with((10.0,), beside=0.01)
+
+    assert halves.accounted == pytest.approx(1 - 0.99 * 0.998 * 0.999)
+    assert [share for _, share in accounts_table(halves).rows] == ["0.20 %", "0.10 %", "1.00 %", "1.30 %"]
 
 
 def test_slow_down_is_told_with_the_interval_that_it_lies_in() -> None:
-    halves = Halves((10.1, 10.2, 10.3), (10.0, 10.0, 10.0), beside=0.0)
+    table = halves_table(halves_with((10.1, 10.2, 10.3)), 1_000)
 
-    table = halves_table(halves, 1_000)
-
-    assert table.title == "One run of 12 epochs, 1,000 rows each"
+    assert table.title == "Compared: one run of 12 epochs, 1,000 rows each"
     assert table.rows == (("resting", "5.000", ""), ("at work", "5.100", "+2.00 %"))
     assert "between +1.00 and +3.00 %" in table.note
 
