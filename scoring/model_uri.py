@@ -29,6 +29,7 @@ from scoring.store_reachability import check_somebody_listens
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.exceptions import MlflowException
 
 FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>/<path> or a local folder"
@@ -374,15 +375,30 @@ def _find_runs_uri(uri: str, client: "MlflowClient") -> _Place:
         run = client.get_run(run_id)
     except MlflowException as error:
         _raise_if_absent(error, f"model '{uri}' does not exist: there is no run '{run_id}'; use {FORMS}")
-    logged = client.search_logged_models(
-        experiment_ids=[run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'"
-    )
-    locations = {model.name: model.artifact_location for model in logged}
+    locations = _logged_models(run, client)
     # A model logged by MLflow 3 is no artifact of its run, though the URI reads as if it were.
     location = locations.get(path) or f"{run.info.artifact_uri}/{path}"
     absence = f"model '{uri}' does not exist: the run has the models {sorted(locations)}, and nothing at '{path}'"
     name, has_ended = path.rpartition("/")[2], run.info.end_time is not None
     return _Place(uri, name, run_id, location, absence, is_final=has_ended)
+
+
+def _logged_models(run: "Run", client: "MlflowClient") -> dict[str, str]:
+    """Return where the models are that a run has logged, by name: of those of one name the last, as MLflow does."""
+    found: dict[str, str] = {}
+    page: str | None = None
+    while True:
+        models = client.search_logged_models(
+            experiment_ids=[run.info.experiment_id],
+            filter_string=f"source_run_id = '{run.info.run_id}'",
+            order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+            page_token=page,
+        )
+        for model in models:
+            found.setdefault(model.name, model.artifact_location)
+        page = models.token
+        if not page:
+            return found
 
 
 def _downloaded(place: _Place, tracking_uri: str | None, destination: Path | None) -> Path:

@@ -95,6 +95,22 @@ def test_a_package_is_found_among_the_artifacts_of_a_run(store: Store, tmp_path:
     assert ModelDirectory.open(pinned.path).inputs.columns == tuple(LINEAR["coefficients"])
 
 
+def test_of_models_that_a_run_logged_by_one_name_the_last_is_taken(store: Store, tmp_path: Path) -> None:
+    """As MLflow does: of a training that was resumed, or logs a model now and then."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store.uri)
+    run = client.create_run(client.create_experiment("several"))
+    folders = []
+    for number in range(3):
+        folders.append(package_model({"coefficients": {"x": float(number)}}, tmp_path / str(number)))
+        logged = client.create_logged_model(run.info.experiment_id, name="model", source_run_id=run.info.run_id)
+        client.log_model_artifacts(logged.model_id, str(folders[-1]))
+        client.finalize_logged_model(logged.model_id, "READY")
+
+    assert resolve(f"runs:/{run.info.run_id}/model", store.uri).digest == folder_digest(folders[-1])
+
+
 def test_all_that_a_package_says_of_itself_comes_back_from_mlflow(store: Store, tmp_path: Path) -> None:
     """S4: columns with their types and policies, outputs, hooks, labels and versions."""
     from mlflow import MlflowClient
