@@ -83,7 +83,8 @@ def _pack(folders: Mapping[str, Path], archive: Path) -> None:
     # Another thread may ship the same models: each writes its file, and the last one to finish replaces an equal.
     partial = archive.with_name(f"{archive.name}.{threading.get_ident()}")
     # Stored, not compressed: weights hardly shrink.
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+    # Nor are their times of any use, and those of reproducible images are before 1980, which an archive cannot hold.
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
         for name, folder in folders.items():
             for path in sorted(folder.rglob("*")):
                 packed.write(path, Path(name, path.relative_to(folder)))

@@ -1,5 +1,6 @@
 """What travels to an executor says so when the executor's Python cannot run it, and models travel there together."""
 
+import os
 import pickle
 import shutil
 import sys
@@ -103,6 +104,16 @@ def test_models_travel_together_and_once(cluster: Cluster, tmp_path: Path) -> No
     assert (len(cluster.archives), cluster.lists) == (1, 1)
     assert ship_all(session, models[::-1]) == shipped[4::-1]
     assert len(cluster.archives) == 1, "the same models are not sent again"
+
+
+def test_a_model_whose_files_are_from_before_1980_travels(cluster: Cluster, tmp_path: Path) -> None:
+    """As those of reproducible images, which are from 1970."""
+    session: Any = SimpleNamespace(sparkContext=cluster)
+    (model,) = linear_models(tmp_path, 1)
+    for file in model.path.iterdir():
+        os.utime(file, (0, 0))
+
+    assert folder_digest(ship(session, model).folder()) == model.digest
 
 
 def test_a_model_that_travels_alone_is_not_one_of_several(cluster: Cluster, tmp_path: Path) -> None:
