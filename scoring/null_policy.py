@@ -40,7 +40,7 @@ class NullPolicy:
             if value == FAIL:
                 continue
             try:
-                pa.scalar(value).cast(schema.field(name).type)
+                _as(value, schema.field(name).type)
             except (pa.ArrowException, TypeError, OverflowError) as error:
                 raise ScoringError(
                     f"{value!r} cannot take the place of a null in column '{name}' of type {schema.field(name).type}: "
@@ -64,9 +64,17 @@ class NullPolicy:
             place = batch.schema.get_field_index(name)
             column = batch.column(place)
             if value != FAIL and column.null_count:
-                filled[place] = pc.fill_null(column, pa.scalar(value).cast(column.type))
+                scalar = _as(value, column.type)
+                filled[place] = pc.fill_null(column.cast(scalar.type), scalar)
         if not filled:
             return batch
         # All at once: each column that is set takes a new list of all.
         columns = [filled.get(place, column) for place, column in enumerate(batch.columns)]
-        return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+        fields = [field.with_type(column.type) for field, column in zip(batch.schema, columns, strict=True)]
+        return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, batch.schema.metadata))
+
+
+def _as(value: NullRule, type_: pa.DataType) -> pa.Scalar:
+    """Return the value in a column's type; in its own where the column has none, since it is null in every row."""
+    scalar = pa.scalar(value)
+    return scalar if pa.types.is_null(type_) else scalar.cast(type_)

@@ -22,6 +22,18 @@ def test_nulls_are_filled_or_refused_column_by_column() -> None:
     assert strict.faults(batch.slice(1)) == policy.faults(batch) == {}
 
 
+def test_a_column_without_a_type_takes_that_of_what_fills_it() -> None:
+    """One that a call of the UDF leaves out, or that is NULL in SQL."""
+    batch = pa.record_batch({"a": pa.nulls(2), "b": pa.nulls(2), "c": pa.array([1, 2])})
+    policy = NullPolicy({"a": 0.5, "b": "none", "c": 3})
+
+    policy.check(batch.schema)
+    filled = policy.filled(batch)
+
+    assert filled.to_pydict() == {"a": [0.5, 0.5], "b": ["none", "none"], "c": [1, 2]}
+    assert filled.schema.types == [pa.float64(), pa.string(), pa.int64()]
+
+
 def test_a_policy_that_cannot_hold_is_refused() -> None:
     schema = pa.schema([("a", pa.int32()), ("l", pa.list_(pa.string()))])
     NullPolicy({"a": "fail", "l": "fail"}).check(schema)
