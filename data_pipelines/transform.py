@@ -71,6 +71,15 @@ class RaggedIds:
         longest = int(self.row_lengths.max(initial=1))
         return min(1 << (longest - 1).bit_length(), max_length)
 
+    def rows_within(self, size: int) -> int:
+        """Return how many of the first rows take ``size`` bytes or less when they are padded to the longest of them.
+
+        It is 1 at least.
+        """
+        longest = np.maximum.accumulate(self.row_lengths)
+        sizes = longest * np.arange(1, len(longest) + 1) * np.dtype(np.int64).itemsize
+        return max(1, int(np.searchsorted(sizes, size, side="right")))
+
     def padded(self, max_length: int) -> np.ndarray:
         """Return int64 ``[batch, max_length]``, rows padded with 0 on the right.
 
@@ -154,7 +163,8 @@ class Encoder:
         As :meth:`encode`, with ``ids`` as int64 ``[batch, max_length]`` and the three parts of ``sparse`` by the
         names that :attr:`data_pipelines.feature_kinds.Sparse.parts` gives them.
         """
-        return next(self.padded_parts(table, features, max(1, table.num_rows)))
+        _, tensors = next(self.padded_parts(table, features, max(1, table.num_rows)))
+        return tensors
 
     def padded_parts(
         self,
@@ -162,8 +172,9 @@ class Encoder:
         features: Iterable[Feature] | None,
         rows: int,
         any_length: Collection[str] = (),
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Encode once, and yield what :meth:`encode_padded` returns for so many rows after the other.
+        unbounded_bytes: int | None = None,
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Encode once, and yield for so many rows after the other their number and what :meth:`encode_padded` returns.
 
         Of a table without rows there is one part.
 
@@ -172,15 +183,25 @@ class Encoder:
             features: As for :meth:`encode`.
             rows: How many a part has; the last one may have fewer.
             any_length: Features whose ``ids`` are padded part by part, to what :meth:`RaggedIds.bucket` says.
+            unbounded_bytes: What ``ids`` of any number take in a part at most, so that one row of very many does not
+                make all others as long: such parts have fewer rows. By default there is no limit.
         """
         features = tuple(self.fitted.spec.features if features is None else features)
         encoded = self.encode(table, features)
-        for start in range(0, max(1, table.num_rows), rows):
+        unbounded = [encoded[f.name] for f in features if isinstance(f, ListFeature) and f.max_length == UNBOUNDED]
+        start = 0
+        while start < max(1, table.num_rows):
+            stop = min(start + rows, table.num_rows)
+            if unbounded_bytes is not None:
+                for ids in unbounded:
+                    assert isinstance(ids, RaggedIds)  # noqa: S101 - lists are encoded so
+                    stop = min(stop, start + ids.cut(start, stop).rows_within(unbounded_bytes))
             tensors: dict[str, np.ndarray] = {}
             for feature in features:
                 is_any_length = feature.name in any_length
-                tensors |= _padded(feature, encoded[feature.name], start, start + rows, is_any_length=is_any_length)
-            yield tensors
+                tensors |= _padded(feature, encoded[feature.name], start, stop, is_any_length=is_any_length)
+            yield stop - start, tensors
+            start = max(stop, start + 1)
 
     def _encoded(self, table: pa.Table | pa.RecordBatch, feature: Feature) -> Encoded:
         # Integers are tokens too. To make text of them takes several times as long as all else that is done to them.

@@ -14,8 +14,9 @@ from scoring.bad_rows import faulty_rows
 from scoring.decoding import Decoder
 from scoring.inputs import Column, ColumnInputs, Faults
 
-# What is decoded takes many times the bytes that it has in the table, and the model as much again: a call has so much.
-DECODED_BYTES = 64 * 2**20
+# What is decoded or padded takes many times the bytes that it has in the table, and the model as much again: a call has
+# so much.
+CALL_BYTES = 64 * 2**20
 
 
 class Feed(Protocol):
@@ -24,8 +25,10 @@ class Feed(Protocol):
     def rows_per_call(self, batch_size: int) -> int:
         """Return how many rows a call may have: ``batch_size``, or fewer where their arrays take too much memory."""
 
-    def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the model's arrays for so many rows after the other; of a table without rows there is one part.
+    def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yield the model's arrays for so many rows after the other, or fewer, and how many they are.
+
+        Of a table without rows there is one part.
 
         Raises:
             ColumnError: A row is at fault; or all are, for a column is missing or of a type that the model cannot take.
@@ -56,9 +59,9 @@ class FeatureFeed:
         """Return ``batch_size``."""
         return batch_size
 
-    def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yield ids and numbers."""
-        return self._encoder.padded_parts(table, self._features, rows, self._any_length)
+    def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yield ids and numbers; of lists that are as long as the longest, 64 MB at most or a row."""
+        return self._encoder.padded_parts(table, self._features, rows, self._any_length, CALL_BYTES)
 
     def faults(self, batch: pa.RecordBatch, *, first: bool) -> Faults:
         """Return the rows that no encoding takes, which are looked for: an error does not say whose it is."""
@@ -91,9 +94,9 @@ class ColumnFeed:
     def rows_per_call(self, batch_size: int) -> int:
         """Return how many rows are decoded to 64 MB, if that is fewer than ``batch_size``."""
         row_bytes = sum(decoder.row_bytes for decoder in self._decoders.values())
-        return max(1, min(batch_size, DECODED_BYTES // row_bytes)) if row_bytes else batch_size
+        return max(1, min(batch_size, CALL_BYTES // row_bytes)) if row_bytes else batch_size
 
-    def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[dict[str, np.ndarray]]:
+    def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield arrays of the types that the model takes."""
         plain = {
             column.name: column.read(table, self._lengths.get(column.name))
@@ -102,14 +105,13 @@ class ColumnFeed:
         }
         for start in range(0, max(1, table.num_rows), rows):
             piece = table.slice(start, rows)
-            yield self._taken(
-                {
-                    column.name: plain[column.name][start : start + rows]
-                    if column.name in plain
-                    else self._decoded(column, piece)
-                    for column in self._inputs.given
-                }
-            )
+            arrays = {
+                column.name: plain[column.name][start : start + rows]
+                if column.name in plain
+                else self._decoded(column, piece)
+                for column in self._inputs.given
+            }
+            yield piece.num_rows, self._taken(arrays)
 
     def faults(self, batch: pa.RecordBatch, *, first: bool) -> Faults:
         """Return the rows that are at fault in some column, which says it itself: all of them."""

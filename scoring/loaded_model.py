@@ -205,9 +205,9 @@ class LoadedModel:
         step = max(most, BATCH_ROWS // most * most)
         pieces = (batch.slice(start, step) for start in range(0, max(batch.num_rows, 1), step))
         parts = [
-            self._call(inputs, min(most, piece.num_rows - number * most), most, on_call)
+            self._call(inputs, rows, most, on_call)
             for piece in pieces
-            for number, inputs in enumerate(self._feed.parts(piece, most))
+            for rows, inputs in self._feed.parts(piece, most)
         ]
         if len(parts) == 1:
             return {name: parts[0][name] for name in self.description.outputs}

@@ -158,6 +158,8 @@ def unavailable_ids(
 def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np.ndarray:
     """Return the ids of candidates, and say how many the model does not know: they have id 0 or 1."""
     candidate = features.spec.candidate
+    if isinstance(given, str | bytes):
+        raise ScoringError(f"the {what} candidates are {given!r}, one text; give a list of tokens, or a table")
     if isinstance(given, DataFrame):
         if candidate.name not in given.columns:
             raise ScoringError(

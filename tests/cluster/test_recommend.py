@@ -113,6 +113,7 @@ def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
         ({"available": []}, "none of the model's 40 candidates is available"),
         ({"available": ["new"]}, "none of the model's 40 candidates is available"),
         ({"unavailable": MOVIES}, "none of the model's 40 candidates is available"),
+        ({"unavailable": "m7"}, "the unavailable candidates are 'm7', one text; give a list of tokens"),
         ({"keys": "id"}, r"key columns \['id'\] are missing"),
     ],
 )
@@ -149,6 +150,23 @@ def test_a_row_that_cannot_be_served_is_marked_and_has_no_lists(
     assert "seen" in found[1].error
     assert [len(row.candidates) for row in found if row.candidates is not None] == [3, 3, 2]
     assert (counters.value.rows, counters.value.bad_rows) == (4, 1)
+
+
+def test_one_user_who_has_seen_very_much_does_not_make_all_others_as_large(movies: Path) -> None:
+    """S8, R6."""
+    seen = pa.array([["m1", "m2"], MOVIES[:38] * 3_000, *[[]] * 998], pa.list_(pa.string()))
+    users = pa.table({"user": ["u0"] * 1_000, "history": pa.array([["m1"]] * 1_000, seen.type), "seen": seen})
+    model = LoadedModel(movies).searching(Search("exact", 5, np.array([], np.int64)))
+    calls: list[int] = []
+
+    found = model.score_arrow(users, on_call=lambda: calls.append(1))["candidates"]
+
+    # The long list takes 0.9 MB: 64 MB hold 73 rows that are padded to it, and all that follow without it.
+    assert len(calls) == 2
+    few = users.take(pa.array([0, 1, 2]))
+    apart = [model.score_arrow(few.slice(row, 1))["candidates"][0] for row in range(3)]
+    assert found.slice(0, 3).to_pylist() == [row.as_py() for row in apart]
+    assert found.slice(2).to_pylist() == [apart[2].as_py()] * 998
 
 
 def test_long_lists_leave_in_parts_of_16_mb(movies: Path) -> None:

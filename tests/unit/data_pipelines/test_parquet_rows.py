@@ -54,6 +54,31 @@ def test_wide_rows_come_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
         assert most * 0.8 <= max(sizes) <= most
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0.5] * 20_000),
+        pa.array([7] * 20_000, pa.int32()),
+        pa.array([None, 1.5] * 10_000),
+        pa.array([[3, 3, 3, 3]] * 20_000),
+        pa.array([""] * 20_000),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_what_repeats_itself_in_a_file_is_read_in_bounded_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: pa.Array
+) -> None:
+    """S8: encoded, such a column takes next to nothing."""
+    pq.write_table(pa.table({"x": column}), tmp_path / "w.parquet")
+    monkeypatch.setattr("data_pipelines.parquet_rows.BATCH_BYTES", 20_000)
+    rows = ParquetRows.of(tmp_path / "w.parquet", None)
+
+    batches = list(rows.batches(rows.dealt(1)[0], 1))
+
+    assert sum(batch.num_rows for batch in batches) == 20_000
+    assert max(batch.nbytes for batch in batches) <= 1.3 * 20_000  # nulls, and where lists begin, come on top
+
+
 def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ParquetError, match=r"has no column \['none'\]; it has \['id', 'text', 'day'\]"):
         ParquetRows.of(folder, ["none"])

@@ -221,13 +221,35 @@ def test_lists_of_any_length_are_padded_part_by_part() -> None:
     features = (MultiValued("x", max_length=6), MultiValued("y", max_length=6), MultiValued("z", max_length=UNBOUNDED))
     lists = token_lists([["UA"], [], ["UA", "AA", "7"], ["AA"] * 9, None])
     table = pa.table({"x": lists, "y": lists, "z": lists})
-    parts = list(encoder(*features).padded_parts(table, features, 2, {"x", "z"}))
+    parts = [part for _, part in encoder(*features).padded_parts(table, features, 2, {"x", "z"})]
     assert {name: [part[name].shape for part in parts] for name in ("x", "y", "z")} == {
         "x": [(2, 1), (2, 6), (1, 1)],
         "y": [(2, 6), (2, 6), (1, 6)],
         "z": [(2, 1), (2, 9), (1, 0)],
     }
     assert [part["x"].tolist() for part in parts] == [[[2], [0]], [[2, 3, 4, 0, 0, 0], [3] * 6], [[0]]]
+
+
+def test_one_very_long_list_does_not_make_all_others_as_long() -> None:
+    """S8: 8 bytes an id: a part with the list of 100 has one row, others as many as they may."""
+    features = (MultiValued("x", max_length=UNBOUNDED), MultiValued("y", max_length=4))
+    lists = token_lists([["UA"]] * 5 + [["AA"] * 100] + [["UA"] * 2] * 6 + [[]])
+    table = pa.table({"x": lists, "y": lists})
+
+    def parts(unbounded_bytes: int | None) -> list[tuple[int, dict[str, np.ndarray]]]:
+        return list(encoder(*features).padded_parts(table, features, 4, unbounded_bytes=unbounded_bytes))
+
+    free, bounded = parts(None), parts(64)
+    assert [rows for rows, _ in free] == [4, 4, 4, 1]
+    assert [part["x"].shape for _, part in free] == [(4, 1), (4, 100), (4, 2), (1, 0)]
+    assert [rows for rows, _ in bounded] == [4, 1, 1, 4, 3]
+    assert [part["x"].shape for _, part in bounded] == [(4, 1), (1, 1), (1, 100), (4, 2), (3, 2)]
+    for name in ("x", "y"):
+        rows_of = [[row[row > 0].tolist() for _, part in found for row in part[name]] for found in (free, bounded)]
+        assert rows_of[0] == rows_of[1]
+    assert [
+        rows for rows, _ in encoder(*features).padded_parts(table.slice(0, 0), features, 4, unbounded_bytes=64)
+    ] == [0]
 
 
 def test_lists_are_encoded_as_values_and_row_lengths() -> None:

@@ -22,7 +22,8 @@ def feed_of(*arrays: ArrayType) -> ColumnFeed:
 def test_columns_are_gathered_into_one_array_in_their_order() -> None:
     table = pa.table({"b": [[3.0, 4.0]], "unused": ["x"], "a": [1]})
     inputs = ColumnInputs((Column("a", "float"), Column("b", "array<float>")), Matrix("features", "float"))
-    (part,) = ColumnFeed(inputs, FEATURES, {}).parts(table, 10)
+    ((rows, part),) = ColumnFeed(inputs, FEATURES, {}).parts(table, 10)
+    assert rows == 1
     assert {name: (array.dtype, array.tolist()) for name, array in part.items()} == {
         "features": (np.float32, [[1.0, 3.0, 4.0]])
     }
@@ -31,8 +32,12 @@ def test_columns_are_gathered_into_one_array_in_their_order() -> None:
 def test_parts_cover_all_rows_and_an_empty_table_has_one() -> None:
     numbers = feed_of(ArrayType("a", "bigint"))
     table = pa.table({"a": range(5)})
-    assert [part["a"].tolist() for part in numbers.parts(table, 2)] == [[0, 1], [2, 3], [4]]
-    assert [part["a"].tolist() for part in numbers.parts(table.slice(0, 0), 2)] == [[]]
+    assert [(rows, part["a"].tolist()) for rows, part in numbers.parts(table, 2)] == [
+        (2, [0, 1]),
+        (2, [2, 3]),
+        (1, [4]),
+    ]
+    assert [(rows, part["a"].tolist()) for rows, part in numbers.parts(table.slice(0, 0), 2)] == [(0, [])]
 
 
 def test_the_list_among_columns_of_one_array_is_as_long_as_they_leave() -> None:
@@ -69,7 +74,7 @@ def test_a_column_of_a_wrong_type_is_no_row_s_fault() -> None:
 
 def test_what_is_decoded_comes_in_calls_of_bounded_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """S8: of arrays of 16 bytes each, 64 bytes are four rows; faults are those of all calls."""
-    monkeypatch.setattr(feed, "DECODED_BYTES", 64)
+    monkeypatch.setattr(feed, "CALL_BYTES", 64)
     column = Column("x", "binary", decode="two")
     decoder = Decoder("two", lambda value: np.frombuffer(value, np.float64), (2,), np.dtype(np.float64))
     array = ArrayType("array", "double", (None, 2))
@@ -77,7 +82,7 @@ def test_what_is_decoded_comes_in_calls_of_bounded_bytes(monkeypatch: pytest.Mon
     assert (bounded.rows_per_call(8192), bounded.rows_per_call(3)) == (4, 3)
     values = [np.array([row, -row], np.float64).tobytes() for row in range(10)]
     parts = list(bounded.parts(pa.table({"x": values}), bounded.rows_per_call(8192)))
-    assert [len(part["array"]) for part in parts] == [4, 4, 2]
-    assert np.concatenate([part["array"] for part in parts])[:, 1].tolist() == [-float(row) for row in range(10)]
+    assert [(rows, len(part["array"])) for rows, part in parts] == [(4, 4), (4, 4), (2, 2)]
+    assert np.concatenate([part["array"] for _, part in parts])[:, 1].tolist() == [-float(row) for row in range(10)]
     values[2] = values[7] = values[9] = b"broken"
     assert list(bounded.faults(pa.record_batch({"x": values}), first=False)) == [2, 7, 9]
