@@ -85,6 +85,15 @@ def _files_at(location: StoragePath, base: StoragePath | None) -> list[DataFile]
     return found
 
 
+def reads(location: StoragePath, file: StoragePath) -> bool:
+    """Return whether :func:`list_files` would find ``file`` at a location, were it there; no store is asked."""
+    is_within = file.uri.startswith(location.uri.rstrip("/") + "/")
+    if location == file or (is_within and not is_hidden(file.relative_to(location))):
+        return True
+    patterns = _without_braces(location.uri) if _GLOB.search(location.uri) else []
+    return any(_Glob.of(location, pattern).takes(file) for pattern in patterns)
+
+
 def _data_files(files: Sequence[StoredFile], root: StoragePath | None, shown: StoragePath) -> list[DataFile]:
     """Return those of ``files`` that are neither empty nor hidden below ``shown``."""
     return [
@@ -96,24 +105,51 @@ def _data_files(files: Sequence[StoredFile], root: StoragePath | None, shown: St
 
 def _matching(location: StoragePath, pattern: str, base: StoragePath | None) -> list[DataFile]:
     """Return the files that match, and those below the folders that match: these are their partition folders' roots."""
-    parts = pattern.split("/")
-    fixed = next((number for number, part in enumerate(parts) if _GLOB.search(part)), len(parts) - 1)
-    folder = StoragePath("/".join(parts[:fixed]) or "/", location.query)
-    try:
-        expressions = [re.compile(_expression(part)) for part in parts[fixed:]]
-    except re.error as error:
-        raise ValueError(f"{location} is no glob: {error}; a range in brackets goes up, as in [a-z]") from error
+    glob = _Glob.of(location, pattern)
     found = []
-    for file in folder.files():
-        names = file.path.relative_to(folder).split("/")
-        depth = len(expressions)
-        if len(names) < depth or not all(e.fullmatch(n) for e, n in zip(expressions, names, strict=False)):
+    for file in glob.folder.files():
+        if not glob.matches(file.path):
             continue
-        root = folder
-        for name in names[: min(depth, len(names) - 1)]:
+        names = file.path.relative_to(glob.folder).split("/")
+        root = glob.folder
+        for name in names[: min(len(glob.expressions), len(names) - 1)]:
             root = root / name
-        found += _data_files([file], base or root, folder)
+        found += _data_files([file], base or root, glob.folder)
     return found
+
+
+@dataclass(frozen=True)
+class _Glob:
+    """A pattern without braces.
+
+    Attributes:
+        folder: What comes before the first part that is no name.
+        expressions: Of the parts from there on.
+    """
+
+    folder: StoragePath
+    expressions: tuple[re.Pattern[str], ...]
+
+    @classmethod
+    def of(cls, location: StoragePath, pattern: str) -> "_Glob":
+        parts = pattern.split("/")
+        fixed = next((number for number, part in enumerate(parts) if _GLOB.search(part)), len(parts) - 1)
+        folder = StoragePath("/".join(parts[:fixed]) or "/", location.query)
+        try:
+            return cls(folder, tuple(re.compile(_expression(part)) for part in parts[fixed:]))
+        except re.error as error:
+            raise ValueError(f"{location} is no glob: {error}; a range in brackets goes up, as in [a-z]") from error
+
+    def matches(self, file: StoragePath) -> bool:
+        """Whether a file below the folder matches, or a folder that it is in."""
+        names = file.relative_to(self.folder).split("/")
+        is_long_enough = len(names) >= len(self.expressions)
+        return is_long_enough and all(e.fullmatch(n) for e, n in zip(self.expressions, names, strict=False))
+
+    def takes(self, file: StoragePath) -> bool:
+        """Whether the file is below the folder, matches and is not hidden."""
+        is_below = file.uri.startswith(self.folder.uri.rstrip("/") + "/")
+        return is_below and self.matches(file) and not is_hidden(file.relative_to(self.folder))
 
 
 def _expression(part: str) -> str:

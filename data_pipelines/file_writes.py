@@ -43,22 +43,28 @@ class WriteResult:
 
 
 def outcome(
+    job: WriteJob,
     write: Callable[[], list[WrittenFile]],
     *,
     refusals: tuple[type[Exception], ...],
     report: Callable[[], Mapping[str, Any]] | None = None,
 ) -> pa.RecordBatch:
-    """Write in a task, and return what the driver is told of it.
+    """Write in a task, and return what the driver is told of it: nothing, where another task refuses rows already.
 
     Args:
+        job: What the files belong to.
         write: Writes the task's files.
         refusals: Errors that are the rows' fault. They are told, not raised: Spark would try the same rows again, and
             bury the message under two stack traces.
         report: What the task says of itself, as JSON values; asked after it has written.
     """
+    if job.is_given_up:
+        return pa.RecordBatch.from_pylist([], _WRITTEN_SCHEMA)
     try:
         rows: list[dict[str, Any]] = [asdict(file) for file in write()]
     except refusals as error:
+        # Thousands of tasks may be left, which would all be for nothing.
+        job.give_up()
         rows = [{"refused": str(error)}]
     if report is not None:
         rows.append({"report": json.dumps(report())})

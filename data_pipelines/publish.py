@@ -39,6 +39,7 @@ _LOGGER = logging.getLogger(__name__)
 _STAGING_PREFIX = ".tfrecord-write-"
 _JOURNAL_FILE = "publish.json"
 _ATTEMPTS_FOLDER = "attempts"
+_GIVEN_UP_FILE = "given-up"
 _WHOLE_FOLDER = "whole"
 _FORMER_FOLDER = "former"
 _REPLACED_FOLDER = "replaced"
@@ -196,6 +197,15 @@ class WriteJob:
         except BaseException:
             self.attempt_folder(name).delete()
             raise
+
+    def give_up(self) -> None:
+        """Let tasks that have yet to begin know that nothing of the write will be published."""
+        (self.staging / _GIVEN_UP_FILE).write_bytes(b"\n")
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether a task has found that nothing will be published."""
+        return (self.staging / _GIVEN_UP_FILE).is_file()
 
     def attempt_folder(self, attempt: str) -> StoragePath:
         """Return where the task attempt of that name writes its files, each at the path where it belongs."""

@@ -363,6 +363,20 @@ Location = str | Path | StoragePath
 """What names a place in a call."""
 
 
+def hadoop_uri(path: StoragePath, given: Location) -> str:
+    """Return a path as Hadoop, and so Spark, is told of it.
+
+    Args:
+        path: The location, or a path in it.
+        given: The location as it was given. Its scheme is kept: ``s3a`` and ``s3`` are the same to us, not to Hadoop.
+    """
+    if path.is_local:
+        return f"file://{path.uri}"  # else it would be looked for in the default file system
+    spelled, _, _ = str(given).partition("://")
+    _, _, rest = path.uri.partition("://")
+    return f"{spelled}://{rest}"
+
+
 @contextmanager
 def scratch_folder(parent: StoragePath, prefix: str) -> Iterator[StoragePath]:
     """Yield a new folder below ``parent`` and remove it, whatever happens."""

@@ -218,7 +218,7 @@ class _DataFrameWriter:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         named = (batch.rename_columns(list(self.names)) for batch in batches)
-        yield outcome(lambda: self.task(partition_id(), named), refusals=_REFUSALS)
+        yield outcome(self.task.job, lambda: self.task(partition_id(), named), refusals=_REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class _ParquetWriter:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in numbers_of(batches):
             rows = self.source.batches(self.shares[number], self.task.options.rows_per_block)
-            yield outcome(functools.partial(self.task, number, rows), refusals=_REFUSALS)
+            yield outcome(self.task.job, functools.partial(self.task, number, rows), refusals=_REFUSALS)
 
 
 def read_tfrecords(

@@ -8,13 +8,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
-from data_pipelines.file_listing import DataFile
+from data_pipelines.file_listing import DataFile, list_files, reads
 from data_pipelines.file_writes import write_files
 from data_pipelines.parquet_rows import NotParquetError, ParquetFiles, ParquetRows
 from data_pipelines.publish import SaveMode, WriteJob
@@ -35,7 +37,7 @@ from scoring.probe import Speed, speed_of
 from scoring.score_writer import FilesTask, RowsTask, ScoreWriter
 from scoring.scorer import OtherVersions, Settings
 from scoring.shares import Shares
-from scoring.shipping import portable
+from scoring.shipping import NamedTask, portable
 from scoring.sources import SparkSource, find_source
 from scoring.tfrecord_input import tfrecord_table
 
@@ -119,7 +121,8 @@ def score_files(
         ParquetError: A file is not Parquet, or has two columns of one name.
         ScoringError: A key is missing, a column would stand in the result twice, the model's outputs cannot take the
             form, ``task_seconds`` is not above 0, some of the files are those of a table that only Spark can read, it
-            cannot, files have a column of types that it does not read as one, or ``output`` holds some of them.
+            cannot, files have a column of types that it does not read as one, or ``output`` holds some of them or
+            lies among them.
         ColumnError: A raw column is missing, or has a type or a value that its feature cannot take.
         TargetExistsError: The mode is ``error``, and there is data at ``output``.
         WriteError: A task failed; the message says why. Nothing of the scores is visible.
@@ -134,7 +137,7 @@ def score_files(
     if isinstance(source, SparkSource):
         rows = _read_by_spark(spark, _table_of(spark, source, target, call), call)
     else:
-        _refuse_own_input([file.path for file in source], target)
+        _refuse_own_input([file.path for file in source], [paths] if isinstance(paths, Location) else paths, target)
         rows = _of_files(spark, paths, _parquet_files(source), call, task_seconds)
     scorer = call.scorer(spark)
     job = WriteJob.begin(target, save_mode)
@@ -168,7 +171,7 @@ class _Tasks:
     """
 
     partitions: DataFrame
-    body: FilesTask | RowsTask
+    body: FilesTask | NamedTask
     predicted_seconds: float | None = None
     loads: int = 0
 
@@ -180,7 +183,7 @@ class _Rows:
     Attributes:
         keys: The key columns as they are read.
         tasks: Returns the tasks, which hand rows to a writer; may run some to measure how fast that goes.
-        count: Returns how many rows there are.
+        count: Returns how many rows there are; asked after the tasks.
     """
 
     keys: pa.Schema
@@ -253,9 +256,24 @@ def _log_plan(plan: Plan, speed: Speed, task_seconds: float) -> None:
 
 def _table_of(spark: SparkSession, source: SparkSource, target: StoragePath, call: ScoringCall) -> DataFrame:
     """Return what Spark reads at a source."""
+    if source.format == "tfrecord":
+        _refuse_own_input([file.path for file in list_files(source.paths)], source.paths, target)
+        return tfrecord_table(spark, source.paths, call)
     if source.format != "table":
-        _refuse_own_input([StoragePath.of(path) for path in source.paths], target)
-    return tfrecord_table(spark, source.paths, call) if source.format == "tfrecord" else source.read(spark)
+        # Before Spark reads them all to find their types.
+        _refuse_own_input([StoragePath.of(path) for path in source.paths], source.paths, target)
+    table = source.read(spark)
+    # Those of a catalog's table, of a view, or of a glob.
+    _refuse_own_input([_of_hadoop(uri) for uri in table.inputFiles()], (), target)
+    return table
+
+
+def _of_hadoop(uri: str) -> StoragePath:
+    """Return the path of which Hadoop writes so, percent-encoded, and a local one with one slash or three."""
+    scheme, _, rest = unquote(uri).partition(":")
+    if scheme == "dbfs":  # which Databricks mounts
+        return StoragePath(rest if rest.startswith("/Volumes/") else f"/dbfs{rest}")
+    return StoragePath("/" + rest.lstrip("/")) if scheme == "file" else StoragePath.of(f"{scheme}:{rest}")
 
 
 def _read_by_spark(spark: SparkSession, table: DataFrame, call: ScoringCall) -> _Rows:
@@ -265,7 +283,15 @@ def _read_by_spark(spark: SparkSession, table: DataFrame, call: ScoringCall) -> 
         # Spark would start no task, and one file of scores tells their columns.
         table = spark.createDataFrame(spark.sparkContext.parallelize([], 1), table.schema)
     keys = to_arrow_schema(StructType([table.schema[name] for name in call.keys]), timezone="UTC")
-    return _Rows(keys, lambda writer: _Tasks(table, RowsTask(writer)), table.count)
+    names = tuple(table.columns)
+    # Counted as the tasks read them: to read them again takes as long, and there may be others by then.
+    counted = Observation()
+    rows = table.observe(counted, F.count(F.lit(1)).alias("rows"))
+    # mapInArrow looks columns up by name, and fails for a name with a dot or a back-quote.
+    plain = rows.toDF(*(f"c{number}" for number in range(len(names))))
+    return _Rows(
+        keys, lambda writer: _Tasks(plain, NamedTask(names, RowsTask(writer))), lambda: int(counted.get["rows"])
+    )
 
 
 def _save_mode(mode: str) -> SaveMode:
@@ -275,12 +301,25 @@ def _save_mode(mode: str) -> SaveMode:
     return found
 
 
-def _refuse_own_input(places: Sequence[StoragePath], target: StoragePath) -> None:
-    """Refuse to write among the rows that are read: they would be replaced, or be read with their scores next time."""
+def _refuse_own_input(places: Sequence[StoragePath], locations: Sequence[Location], target: StoragePath) -> None:
+    """Refuse to write among the rows that are read: they would be replaced, or be read with their scores next time.
+
+    Args:
+        places: Files that are read, or folders.
+        locations: What was given, folders and globs among it.
+        target: The folder of the scores.
+    """
     output = _settled(target)
     within = [place for place in places if f"{_settled(place)}/".startswith(f"{output}/")]
     if within:
         raise ScoringError(f"the output {target} holds the input {within[0]}; write the scores elsewhere")
+    file = StoragePath.of(output) / "part-00000.parquet"
+    for location in map(StoragePath.of, locations):
+        if reads(StoragePath(_settled(location), location.query), file):
+            raise ScoringError(
+                f"the output {target} lies in the input {location}, and would be read with it next time; write the "
+                f"scores elsewhere"
+            )
 
 
 def _settled(path: StoragePath) -> str:

@@ -8,9 +8,10 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
+from data_pipelines.file_listing import list_files
 from data_pipelines.parquet_rows import ParquetFiles
 from data_pipelines.spark_errors import task_message
-from data_pipelines.storage import Location, StoragePath
+from data_pipelines.storage import Location, StoragePath, hadoop_uri
 from scoring.checks import ScoringError
 
 _LOGGER = logging.getLogger(__name__)
@@ -41,11 +42,13 @@ def read_together(
     Raises:
         ScoringError: Spark cannot read them together, or not at all.
     """
-    locations = [str(StoragePath.of(path)) for path in ([paths] if isinstance(paths, Location) else paths)]
+    given = without_overlaps([paths] if isinstance(paths, Location) else paths)
+    locations = [hadoop_uri(StoragePath.of(path), path) for path in given]
     folders = dict(files.files[0].partition)
-    examples = [str(file.path) for file in files.of_each_schema(columns)]
+    example_paths = [file.path for file in files.of_each_schema(columns)]
+    examples = [str(path) for path in example_paths]
     try:
-        schemas = {example: spark.read.parquet(example).schema for example in examples}
+        schemas = {str(path): spark.read.parquet(hadoop_uri(path, given[0])).schema for path in example_paths}
         schema = schema_of_all(schemas, [name for name in columns if name not in folders])
         # Spark looks into folders below the given ones for partitions, or when it is told to.
         reader = spark.read.schema(schema).option("recursiveFileLookup", not folders)
@@ -65,6 +68,27 @@ def read_together(
         ", ".join(lacking) or "none",
     )
     return table
+
+
+def without_overlaps(locations: Sequence[Location]) -> list[Location]:
+    """Return the locations that have all files, each of which Spark would read as often as it is named.
+
+    Raises:
+        ScoringError: Some have files in common, and others not.
+    """
+    files = {location: {file.path for file in list_files(location)} for location in dict.fromkeys(locations)}
+    kept: list[Location] = []
+    known: set[StoragePath] = set()
+    for location in sorted(files, key=lambda one: -len(files[one])):
+        if not files[location] <= known:
+            if both := files[location] & known:
+                raise ScoringError(
+                    f"{min(both)} is named twice, by {location} and by another location, and Spark has to read these "
+                    f"files, which would read it twice; name every file once"
+                )
+            kept.append(location)
+            known |= files[location]
+    return [location for location in files if location in kept]
 
 
 def schema_of_all(schemas: Mapping[str, StructType], columns: Sequence[str]) -> StructType:

@@ -38,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     begin = time.monotonic()
+    try:  # before Spark starts
+        form, nulls = form_named(options.outputs), dict(_null_rule(rule) for rule in options.null)
+    except ScoringError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     # Executors must run this interpreter: a bare `python3` on their PATH has none of our packages.
     for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
         os.environ.setdefault(name, sys.executable)
@@ -52,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keys=options.keys.split(","),
             input_format=options.input_format,
             mode=options.mode,
-            outputs=form_named(options.outputs),
+            outputs=form,
             batch_size=options.batch_size,
-            nulls=dict(_null_rule(rule) for rule in options.null),
+            nulls=nulls,
             bad_rows=options.bad_rows,
             other_versions=options.other_versions,
             task_seconds=options.task_seconds,

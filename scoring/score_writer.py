@@ -41,6 +41,7 @@ class ScoreWriter:
         """Return what became of share ``number``, whose rows are ``batches``."""
         tally = Tally()
         return outcome(
+            self.job,
             lambda: self._written(number, batches, tally),
             refusals=(ColumnError,),
             report=tally.report,

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from data_pipelines.file_listing import DataFile
 from data_pipelines.parquet_rows import parquet_files
 from data_pipelines.spark_errors import task_message
-from data_pipelines.storage import Location, StoragePath
+from data_pipelines.storage import Location, StoragePath, hadoop_uri
 from scoring.checks import ScoringError
 
 _LOGGER = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def find_source(paths: Location | Sequence[Location], input_format: str | None) 
             f"with Spark, and score that with scoring.batch.score"
         )
     _LOGGER.warning("%s is no folder of plain files (%s): Spark reads it, which is slower", folder, log)
-    return SparkSource(table_format, (str(folder),))
+    return SparkSource(table_format, (hadoop_uri(folder, locations[0]),))
 
 
 def _table_of(files: Sequence[DataFile], locations: Sequence[StoragePath]) -> tuple[StoragePath, str, str] | None:

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,6 +211,64 @@ def test_the_input_is_never_written_to(spark: "SparkSession", model: Path, tmp_p
             score_files(spark, tmp_path / "flights", model, target, keys="flight_id", mode=mode)
     assert [path.read_bytes() for path in (tmp_path / "flights").iterdir()] == [content]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flights", "link"]
+
+
+def test_the_files_of_a_table_or_a_glob_are_never_written_over(
+    spark: "SparkSession", model: Path, tmp_path: Path
+) -> None:
+    for name, form in (("of a table", "parquet"), ("days/1", "orc"), ("days/2", "orc")):
+        frame = spark.createDataFrame([tuple(row.values()) for row in FLIGHTS.to_pylist()], FLIGHTS_DDL)
+        frame.coalesce(1).write.format(form).save(str(tmp_path / name))
+    spark.read.parquet(str(tmp_path / "of a table")).createOrReplaceTempView("own_flights")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for paths, input_format, target in (
+        ("own_flights", "table", tmp_path / "of a table"),
+        ("own_flights", "table", tmp_path),
+        (f"{tmp_path}/days/*/*.orc", "orc", tmp_path / "days/2"),
+    ):
+        with pytest.raises(ScoringError, match="holds the input"):
+            score_files(spark, paths, model, target, keys="flight_id", input_format=input_format, mode="overwrite")
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("paths", ["flights", "flights/*", "flights/*/*.parquet"])
+def test_scores_are_never_written_where_they_would_be_input(
+    spark: "SparkSession", model: Path, tmp_path: Path, paths: str
+) -> None:
+    (tmp_path / "flights/old").mkdir(parents=True)
+    pq.write_table(FLIGHTS, tmp_path / "flights/old/part.parquet")
+    with pytest.raises(ScoringError, match=r"lies in the input .*, and would be read with it next time"):
+        score_files(spark, tmp_path / paths, model, tmp_path / "flights/scores", keys="flight_id")
+    assert [path.name for path in (tmp_path / "flights").iterdir()] == ["old"]
+
+    scored = score_files(spark, tmp_path / paths, model, tmp_path / "flights/_scores", keys="flight_id")
+    assert scored.rows == FLIGHTS.num_rows, "what is hidden is no input"
+
+
+def test_columns_of_any_name_are_scored_where_spark_reads(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
+    frame = spark.createDataFrame([tuple(row.values()) for row in FLIGHTS.to_pylist()], FLIGHTS_DDL)
+    frame.withColumnRenamed("flight_id", "flight.id").coalesce(1).write.orc(str(tmp_path / "flights"))
+    score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys="flight.id", input_format="orc")
+    found = scores_in(tmp_path / "scores")
+    assert found["flight.id"].to_pylist() == FLIGHTS["flight_id"].to_pylist()
+    expected = LoadedModel(model).score(FLIGHTS)["score"]
+    assert found["score"].to_pylist() == pytest.approx(expected.tolist(), rel=0, abs=1e-6)
+
+
+def test_rows_that_spark_reads_are_read_once(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
+    """A table that grows meanwhile, or is computed at length, is counted as the tasks read it."""
+    read = spark.sparkContext.accumulator(0)
+
+    def counted(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            read.add(batch.num_rows)
+            yield batch
+
+    frame = spark.createDataFrame([tuple(row.values()) for row in FLIGHTS.to_pylist()], FLIGHTS_DDL)
+    frame.coalesce(1).mapInArrow(counted, frame.schema).createOrReplaceTempView("counted_flights")
+    scored = score_files(spark, "counted_flights", model, tmp_path / "scores", keys="flight_id", input_format="table")
+    assert scored.rows == FLIGHTS.num_rows
+    assert read.value <= 2 * FLIGHTS.num_rows, "once to see whether there are rows, and once to score them"
 
 
 @pytest.mark.parametrize("mode", ["overwrite", "append"])

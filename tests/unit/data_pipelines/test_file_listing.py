@@ -14,6 +14,7 @@ from data_pipelines.file_listing import (
     partition_column,
     partition_folder,
     partition_schema,
+    reads,
 )
 from data_pipelines.storage import StoragePath
 
@@ -194,3 +195,30 @@ def test_few_small_files_still_use_all_slots() -> None:
 
     assert len(pack_files(files, slots=4)) == 4
     assert pack_files([], slots=4) == []
+
+
+@pytest.mark.parametrize(
+    "pattern", ["", "*", "*.tfrecord", "*/*", "day=?", "day=[13]/*.tfrecord", "{day=1,other}", "x"]
+)
+def test_a_file_is_read_at_a_location_if_it_is_listed_there(lake: Path, pattern: str) -> None:
+    location = StoragePath.of(lake / pattern if pattern else lake)
+    files = [StoragePath.of(file) for file in lake.rglob("*") if file.name in ("part-0.tfrecord", "part-1.tfrecord")]
+    files += [StoragePath.of(lake) / name for name in ("other/part-3.txt", "_SUCCESS", "_temporary/part-5.tfrecord")]
+    try:
+        listed = {file.path for file in list_files(location)}
+    except FileNotFoundError:
+        listed = set()
+
+    assert [reads(location, file) for file in files] == [file in listed for file in files]
+
+
+def test_a_file_that_is_yet_to_be_written_is_read_where_it_will_be_listed(tmp_path: Path) -> None:
+    folder = StoragePath.of(tmp_path)
+    file = folder / "in" / "scores" / "part-0.parquet"
+    assert reads(folder / "in", file)
+    assert reads(file, file)
+    assert reads(folder / "in/*", file)
+    assert reads(folder / "in/*/*.parquet", file)
+    for other in ("i", "in/sc", "in/*.parquet", "in/2*/*.parquet", "in/scores/part-1.parquet"):
+        assert not reads(folder / other, file)
+    assert not reads(folder / "in", folder / "in/_scores/part-0.parquet")

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pytest
 
-from data_pipelines.storage import StorageError, StoragePath, scratch_folder
+from data_pipelines.storage import StorageError, StoragePath, hadoop_uri, scratch_folder
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -252,3 +252,17 @@ def test_a_store_that_does_not_answer_is_told_from_one_that_is_none(
     assert isinstance(caught.value, OSError) == is_unreachable
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
     assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "uri"),
+    [
+        ("s3a://lake/t", "s3://lake/t/a b.parquet", "s3a://lake/t/a b.parquet"),
+        ("s3://lake/t?endpoint_override=127.0.0.1:5000", "s3://lake/t", "s3://lake/t"),
+        ("hdfs://namenode:8020/t", "hdfs://namenode:8020/t", "hdfs://namenode:8020/t"),
+        (Path("/lake"), "/lake/a b.parquet", "file:///lake/a b.parquet"),
+        ("file:///lake", "/lake", "file:///lake"),
+    ],
+)
+def test_hadoop_is_told_a_path_as_it_was_spelled(given: str | Path, path: str, uri: str) -> None:
+    assert hadoop_uri(StoragePath.of(path), given) == uri

@@ -1,5 +1,7 @@
 """S16: Parquet files of several schemas are one table where Spark reads their columns in one type."""
 
+from pathlib import Path
+
 import pytest
 from pyspark.sql.types import (
     ArrayType,
@@ -18,7 +20,7 @@ from pyspark.sql.types import (
 )
 
 from scoring.checks import ScoringError
-from scoring.mixed_parquet import schema_of_all
+from scoring.mixed_parquet import schema_of_all, without_overlaps
 
 
 def schemas(*files: dict[str, DataType]) -> dict[str, StructType]:
@@ -63,3 +65,17 @@ def test_types_that_spark_does_not_read_as_one_are_named_with_their_files(types:
     message = rf"column 'x' has types that Spark .*\({first} in 0.parquet; {second} in 1.parquet\); write files of one"
     with pytest.raises(ScoringError, match=message):
         schema_of_all(schemas(*({"x": type_} for type_ in types)), ["x"])
+
+
+def test_locations_that_others_hold_are_left_out(tmp_path: Path) -> None:
+    """Spark reads a file as often as it is named, and the tasks once."""
+    for name in ("a/1.parquet", "a/2.parquet", "b/3.parquet", "b/4.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    a, b = tmp_path / "a", tmp_path / "b"
+
+    assert without_overlaps([a / "1.parquet", a, b, a]) == [a, b]
+    assert without_overlaps([f"{tmp_path}/*", b]) == [f"{tmp_path}/*"]
+    assert without_overlaps([a / "1.parquet", b / "3.parquet"]) == [a / "1.parquet", b / "3.parquet"]
+    with pytest.raises(ScoringError, match=r"\.parquet is named twice, by .* name every file once"):
+        without_overlaps([f"{tmp_path}/*/[13].parquet", f"{tmp_path}/*/[14].parquet"])

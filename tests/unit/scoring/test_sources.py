@@ -33,7 +33,7 @@ def test_a_table_is_known_by_its_log_however_deep_its_files_are(
     file_at(tmp_path / "table" / place)
     (tmp_path / "table" / log).mkdir()
     with caplog.at_level("WARNING", "scoring.sources"):
-        assert find_source(tmp_path / "table", None) == SparkSource(table_format, (str(tmp_path / "table"),))
+        assert find_source(tmp_path / "table", None) == SparkSource(table_format, (f"file://{tmp_path}/table",))
     assert f"is no folder of plain files ({log}): Spark reads it, which is slower" in caplog.text
 
 
@@ -43,7 +43,7 @@ def test_an_iceberg_table_is_known_by_its_metadata(tmp_path: Path, place: str) -
     (tmp_path / "table" / "metadata").mkdir()
     assert not isinstance(find_source(tmp_path / "table", None), SparkSource)  # a folder of that name is nothing yet
     (tmp_path / "table" / "metadata" / "v1.metadata.json").write_text("{}")
-    assert find_source(tmp_path / "table", None) == SparkSource("iceberg", (str(tmp_path / "table"),))
+    assert find_source(tmp_path / "table", None) == SparkSource("iceberg", (f"file://{tmp_path}/table",))
 
 
 @pytest.mark.parametrize("part", ["day=3", "day=3/part.parquet", "*/*.parquet"])

@@ -1,0 +1,34 @@
+"""What a task tells the driver of its files."""
+
+from pathlib import Path
+
+from data_pipelines.file_writes import outcome
+from data_pipelines.publish import SaveMode, WriteJob, WrittenFile
+from data_pipelines.raw_columns import ColumnError
+from data_pipelines.storage import StoragePath
+
+
+def test_after_one_task_has_refused_its_rows_no_other_begins(tmp_path: Path) -> None:
+    """A bad row in the first of thousands of tasks is told at once: nothing would be published anyway."""
+    job = WriteJob.begin(StoragePath.of(tmp_path / "scores"), SaveMode.ERROR)
+    begun: list[int] = []
+
+    def write(number: int) -> list[WrittenFile]:
+        begun.append(number)
+        if number == 1:
+            raise ColumnError("row 7 has no carrier")
+        return [WrittenFile(f"{number}", "part", 1, 1, 10)]
+
+    told = [
+        outcome(job, lambda number=number: write(number), refusals=(ColumnError,)).to_pylist() for number in range(4)
+    ]
+
+    assert begun == [0, 1]
+    assert [[row["path"] or row["refused"] for row in rows] for rows in told] == [
+        ["part"],
+        ["row 7 has no carrier"],
+        [],
+        [],
+    ]
+    job.abort()
+    assert list(tmp_path.iterdir()) == []
