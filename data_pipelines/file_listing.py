@@ -86,11 +86,12 @@ def _files_at(location: StoragePath, base: StoragePath | None) -> list[DataFile]
 
 
 def reads(location: StoragePath, file: StoragePath) -> bool:
-    """Return whether :func:`list_files` would find ``file`` at a location, were it there; no store is asked."""
+    """Return whether :func:`list_files` would find ``file`` at a location, were it there."""
     is_within = file.uri.startswith(location.uri.rstrip("/") + "/")
     if location == file or (is_within and not is_hidden(file.relative_to(location))):
         return True
-    patterns = _without_braces(location.uri) if _GLOB.search(location.uri) else []
+    is_glob = _GLOB.search(location.uri) and not location.exists()
+    patterns = _without_braces(location.uri) if is_glob else []
     return any(_Glob.of(location, pattern).takes(file) for pattern in patterns)
 
 

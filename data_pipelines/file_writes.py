@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -49,7 +49,7 @@ def outcome(
     refusals: tuple[type[Exception], ...],
     report: Callable[[], Mapping[str, Any]] | None = None,
 ) -> pa.RecordBatch:
-    """Write in a task, and return what the driver is told of it: nothing, where another task refuses rows already.
+    """Write in a task, and return what the driver is told of it: where another task has refused rows, just that.
 
     Args:
         job: What the files belong to.
@@ -58,13 +58,15 @@ def outcome(
             bury the message under two stack traces.
         report: What the task says of itself, as JSON values; asked after it has written.
     """
-    if job.is_given_up:
-        return pa.RecordBatch.from_pylist([], _WRITTEN_SCHEMA)
+    if (why := job.given_up) is not None:
+        # Told again: the task that refused them may be tried anew, or lost.
+        return pa.RecordBatch.from_pylist([{"refused": why}], _WRITTEN_SCHEMA)
     try:
         rows: list[dict[str, Any]] = [asdict(file) for file in write()]
     except refusals as error:
-        # Thousands of tasks may be left, which would all be for nothing.
-        job.give_up()
+        # Thousands of tasks may be left, which would all be for nothing; where they cannot be told, they just run.
+        with suppress(OSError):
+            job.give_up(str(error))
         rows = [{"refused": str(error)}]
     if report is not None:
         rows.append({"report": json.dumps(report())})

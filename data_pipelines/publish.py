@@ -198,14 +198,15 @@ class WriteJob:
             self.attempt_folder(name).delete()
             raise
 
-    def give_up(self) -> None:
+    def give_up(self, why: str) -> None:
         """Let tasks that have yet to begin know that nothing of the write will be published."""
-        (self.staging / _GIVEN_UP_FILE).write_bytes(b"\n")
+        (self.staging / _GIVEN_UP_FILE).write_bytes(why.encode())
 
     @property
-    def is_given_up(self) -> bool:
-        """Whether a task has found that nothing will be published."""
-        return (self.staging / _GIVEN_UP_FILE).is_file()
+    def given_up(self) -> str | None:
+        """Why nothing will be published, if a task has found so."""
+        file = self.staging / _GIVEN_UP_FILE
+        return file.read_bytes().decode() if file.is_file() else None
 
     def attempt_folder(self, attempt: str) -> StoragePath:
         """Return where the task attempt of that name writes its files, each at the path where it belongs."""

@@ -363,18 +363,31 @@ Location = str | Path | StoragePath
 """What names a place in a call."""
 
 
-def hadoop_uri(path: StoragePath, given: Location) -> str:
+def hadoop_uri(path: StoragePath, *given: Location) -> str:
     """Return a path as Hadoop, and so Spark, is told of it.
 
     Args:
-        path: The location, or a path in it.
-        given: The location as it was given. Its scheme is kept: ``s3a`` and ``s3`` are the same to us, not to Hadoop.
+        path: A location, or a path in it.
+        given: Locations as they were given. Their scheme is kept: ``s3a`` and ``s3`` are the same to us, not to Hadoop.
     """
     if path.is_local:
         return f"file://{path.uri}"  # else it would be looked for in the default file system
-    spelled, _, _ = str(given).partition("://")
-    _, _, rest = path.uri.partition("://")
+    scheme, _, rest = path.uri.partition("://")
+    spellings = [str(location).partition("://")[0] for location in given]
+    spelled = next((one for one in spellings if _HADOOP_SPELLINGS.get(one.lower(), one.lower()) == scheme), scheme)
     return f"{spelled}://{rest}"
+
+
+def hadoop_path(uri: str) -> StoragePath:
+    """Return the path that Hadoop names, percent-encoded, with one slash or three where there is no host."""
+    scheme, _, rest = unquote(uri).partition(":")
+    scheme = _HADOOP_SPELLINGS.get(scheme.lower(), scheme.lower())
+    if rest.startswith("//") and not rest.startswith("///"):
+        return StoragePath(f"{scheme}:{rest}")
+    path = "/" + rest.lstrip("/")
+    if scheme == "dbfs":  # which Databricks mounts
+        return StoragePath(path if path.startswith("/Volumes/") else f"/dbfs{path}")
+    return StoragePath(path if scheme in _LOCAL_SCHEMES else f"{scheme}://{path}")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, Observation, SparkSession
@@ -16,12 +15,12 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
-from data_pipelines.file_listing import DataFile, list_files, reads
+from data_pipelines.file_listing import DataFile, list_files
 from data_pipelines.file_writes import write_files
 from data_pipelines.parquet_rows import NotParquetError, ParquetFiles, ParquetRows
 from data_pipelines.publish import SaveMode, WriteJob
 from data_pipelines.raw_columns import ColumnError
-from data_pipelines.storage import Location, StoragePath
+from data_pipelines.storage import Location, StoragePath, hadoop_path
 from scoring.bad_rows import BadRows
 from scoring.batch import checked_table
 from scoring.call import ScoringCall
@@ -32,6 +31,7 @@ from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.mixed_parquet import read_together
 from scoring.model_uri import PinnedModel
 from scoring.null_policy import NullPolicy, NullRule
+from scoring.own_input import refuse_own_input
 from scoring.planner import DEFAULT_TASK_SECONDS, Plan, check_task_seconds, may_take_longer, plan_tasks
 from scoring.probe import Speed, speed_of
 from scoring.score_writer import FilesTask, RowsTask, ScoreWriter
@@ -137,7 +137,7 @@ def score_files(
     if isinstance(source, SparkSource):
         rows = _read_by_spark(spark, _table_of(spark, source, target, call), call)
     else:
-        _refuse_own_input([file.path for file in source], [paths] if isinstance(paths, Location) else paths, target)
+        refuse_own_input([file.path for file in source], [paths] if isinstance(paths, Location) else paths, target)
         rows = _of_files(spark, paths, _parquet_files(source), call, task_seconds)
     scorer = call.scorer(spark)
     job = WriteJob.begin(target, save_mode)
@@ -257,23 +257,15 @@ def _log_plan(plan: Plan, speed: Speed, task_seconds: float) -> None:
 def _table_of(spark: SparkSession, source: SparkSource, target: StoragePath, call: ScoringCall) -> DataFrame:
     """Return what Spark reads at a source."""
     if source.format == "tfrecord":
-        _refuse_own_input([file.path for file in list_files(source.paths)], source.paths, target)
+        refuse_own_input([file.path for file in list_files(source.paths)], source.paths, target)
         return tfrecord_table(spark, source.paths, call)
     if source.format != "table":
         # Before Spark reads them all to find their types.
-        _refuse_own_input([StoragePath.of(path) for path in source.paths], source.paths, target)
+        refuse_own_input([StoragePath.of(path) for path in source.paths], (), target)
     table = source.read(spark)
     # Those of a catalog's table, of a view, or of a glob.
-    _refuse_own_input([_of_hadoop(uri) for uri in table.inputFiles()], (), target)
+    refuse_own_input([hadoop_path(uri) for uri in table.inputFiles()], (), target)
     return table
-
-
-def _of_hadoop(uri: str) -> StoragePath:
-    """Return the path of which Hadoop writes so, percent-encoded, and a local one with one slash or three."""
-    scheme, _, rest = unquote(uri).partition(":")
-    if scheme == "dbfs":  # which Databricks mounts
-        return StoragePath(rest if rest.startswith("/Volumes/") else f"/dbfs{rest}")
-    return StoragePath("/" + rest.lstrip("/")) if scheme == "file" else StoragePath.of(f"{scheme}:{rest}")
 
 
 def _read_by_spark(spark: SparkSession, table: DataFrame, call: ScoringCall) -> _Rows:
@@ -299,28 +291,3 @@ def _save_mode(mode: str) -> SaveMode:
     if found is SaveMode.IGNORE:
         raise ScoringError("mode 'ignore' would leave older scores for new ones; use error, overwrite or append")
     return found
-
-
-def _refuse_own_input(places: Sequence[StoragePath], locations: Sequence[Location], target: StoragePath) -> None:
-    """Refuse to write among the rows that are read: they would be replaced, or be read with their scores next time.
-
-    Args:
-        places: Files that are read, or folders.
-        locations: What was given, folders and globs among it.
-        target: The folder of the scores.
-    """
-    output = _settled(target)
-    within = [place for place in places if f"{_settled(place)}/".startswith(f"{output}/")]
-    if within:
-        raise ScoringError(f"the output {target} holds the input {within[0]}; write the scores elsewhere")
-    file = StoragePath.of(output) / "part-00000.parquet"
-    for location in map(StoragePath.of, locations):
-        if reads(StoragePath(_settled(location), location.query), file):
-            raise ScoringError(
-                f"the output {target} lies in the input {location}, and would be read with it next time; write the "
-                f"scores elsewhere"
-            )
-
-
-def _settled(path: StoragePath) -> str:
-    return str(StoragePath.of(path.local.resolve()) if path.is_local else path)

@@ -48,7 +48,7 @@ def read_together(
     example_paths = [file.path for file in files.of_each_schema(columns)]
     examples = [str(path) for path in example_paths]
     try:
-        schemas = {str(path): spark.read.parquet(hadoop_uri(path, given[0])).schema for path in example_paths}
+        schemas = {str(path): spark.read.parquet(hadoop_uri(path, *given)).schema for path in example_paths}
         schema = schema_of_all(schemas, [name for name in columns if name not in folders])
         # Spark looks into folders below the given ones for partitions, or when it is told to.
         reader = spark.read.schema(schema).option("recursiveFileLookup", not folders)

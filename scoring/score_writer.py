@@ -21,6 +21,11 @@ _ROW_GROUP_ROWS = 2**20
 _ROW_GROUP_BYTES = 64 * 2**20
 
 
+def file_name(attempt: str) -> str:
+    """Return the name of the file that a task's attempt writes."""
+    return f"part-{attempt}.parquet"
+
+
 @dataclass(frozen=True)
 class ScoreWriter:
     """Scores rows and writes one file of it.
@@ -62,7 +67,7 @@ class ScoreWriter:
 
     def _written(self, number: int, batches: Iterable[pa.RecordBatch], tally: Tally) -> list[WrittenFile]:
         with self.job.attempt(number) as attempt:
-            path = f"part-{attempt}.parquet"
+            path = file_name(attempt)
             file = self.job.attempt_file(attempt, path)
             with file.open_write() as sink, self.parquet(sink) as parquet:
                 # What is written at a time becomes a row group, of which readers like large ones.

@@ -235,7 +235,7 @@ def test_what_spark_cannot_read_is_told(spark: "SparkSession", model: Path, tmp_
     for source, kind, message in (
         ("no_such_table", "table", "Spark cannot read no_such_table as table"),
         (["one", "two"], "table", "a table has one name, 2 are given"),
-        (tmp_path / "in", "no_such_format", "Spark cannot read .* as no_such_format"),
+        (tmp_path, "no_such_format", "Spark cannot read .* as no_such_format"),
     ):
         with pytest.raises(ScoringError, match=message):
             score_files(spark, source, model, tmp_path / "scores", keys="flight_id", input_format=kind)

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pytest
 
-from data_pipelines.storage import StorageError, StoragePath, hadoop_uri, scratch_folder
+from data_pipelines.storage import StorageError, StoragePath, hadoop_path, hadoop_uri, scratch_folder
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -266,3 +266,20 @@ def test_a_store_that_does_not_answer_is_told_from_one_that_is_none(
 )
 def test_hadoop_is_told_a_path_as_it_was_spelled(given: str | Path, path: str, uri: str) -> None:
     assert hadoop_uri(StoragePath.of(path), given) == uri
+    assert hadoop_uri(StoragePath.of(path), "/other", "gs://other", given) == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("file:/lake/a%20b.parquet", "/lake/a b.parquet"),
+        ("file:///lake/a%20b.parquet", "/lake/a b.parquet"),
+        ("s3a://lake/a%20b.parquet", "s3://lake/a b.parquet"),
+        ("hdfs://namenode:8020/t", "hdfs://namenode:8020/t"),
+        ("dbfs:/mnt/t", "/dbfs/mnt/t"),
+        ("dbfs:/Volumes/main/t", "/Volumes/main/t"),
+        ("maprfs:/t", "maprfs:///t"),
+    ],
+)
+def test_a_path_that_hadoop_names_is_ours(uri: str, path: str) -> None:
+    assert hadoop_path(uri).uri == path
