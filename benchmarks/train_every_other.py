@@ -122,8 +122,11 @@ class _Clock(tf_keras.callbacks.Callback):
         self._threads.append(_cpu_of_other_threads())
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        within = (now - before for before, now in itertools.pairwise([0.0, *self._within]))
-        Times(tuple(self._ended), tuple(within), self._threads[-1] - self._threads[0]).write(self._path)
+        Times(tuple(self._ended), _by_epoch(self._within), _by_epoch(self._threads)).write(self._path)
+
+
+def _by_epoch(until: Sequence[float]) -> tuple[float, ...]:
+    return tuple(now - before for before, now in itertools.pairwise([0.0, *until]))
 
 
 def _cpu_of_other_threads() -> float:

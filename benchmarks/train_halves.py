@@ -28,19 +28,18 @@ class Times:
     Attributes:
         ended: When each epoch ended, a first one that does not count included, in seconds of a clock.
         within: Seconds of each of these epochs that went by in the callbacks of supervision.
-        threads: CPU seconds that the rank's other threads of ours took from the end of the first epoch to that of the
-            last.
+        threads: CPU seconds that the rank's other threads took in each.
     """
 
     ended: tuple[float, ...]
     within: tuple[float, ...]
-    threads: float
+    threads: tuple[float, ...]
 
     @classmethod
     def read(cls, path: Path) -> "Times":
         """Read what was written."""
         of = json.loads(path.read_text(encoding="utf-8"))
-        return cls(tuple(of["ended"]), tuple(of["within"]), of["threads"])
+        return cls(tuple(of["ended"]), tuple(of["within"]), tuple(of["threads"]))
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -55,7 +54,7 @@ class Halves:
         supervised: Seconds of two epochs with supervision, of every group of four.
         resting: Those of the two without it.
         within: Share of the supervised epochs that went by in the callbacks of supervision.
-        threads: Share of a rank's core that its threads took that are not the training's.
+        threads: Share of a rank's core that its threads took then that are not the training's.
         beside: Share of all cores that went to what ran beside the ranks.
     """
 
@@ -96,10 +95,8 @@ def halves_of(times: Times, beside: float) -> Halves:
     lengths = np.diff(times.ended).reshape(-1, GROUP)
     at_work = np.array([is_supervised(epoch) for epoch in range(1, GROUP + 1)])
     supervised = lengths[:, at_work].sum(axis=1)
-    return Halves(
-        tuple(supervised),
-        tuple(lengths[:, ~at_work].sum(axis=1)),
-        sum(times.within[1:]) / supervised.sum(),
-        times.threads / lengths.sum(),
-        beside,
+    within, threads = (
+        np.array(of_epochs[1:]).reshape(-1, GROUP)[:, at_work].sum() / supervised.sum()
+        for of_epochs in (times.within, times.threads)
     )
+    return Halves(tuple(supervised), tuple(lengths[:, ~at_work].sum(axis=1)), within, threads, beside)

@@ -3,12 +3,12 @@
 It is found in two ways, in one run in which supervision rests in every other pair of epochs, and checkpoints are saved
 in all. By adding up: the time that goes by in the callbacks of supervision (following, telling, asking for stops),
 waiting for the other rank included; the CPU time of a rank's other threads of ours, as if the training could have used
-all of it; and that of all that runs beside the ranks (the driver, its JVM, Spark's workers, and in them MLflow and the
-live view). By comparing: neighbouring epochs with and without supervision, which meet the same machine and still differ
-by more than is looked for, and what runs beside the ranks. Beside that whole runs through ``train`` against the same
-``fit`` in bare ranks: same reader, same ring, same checkpoint after every epoch, no other callbacks, no events; and
-ranks without checkpoints, too. Their time is that from the end of the first epoch to the end of the last, validations
-included, and may differ by more from round to round than is looked for.
+all of it; and that of all that runs beside the ranks of whole runs (the driver, its JVM, Spark's workers, and in them
+MLflow and the live view). By comparing: neighbouring epochs with and without supervision, which meet the same machine
+and still differ by more than is looked for, and what runs beside the ranks. Beside that whole runs through ``train``
+against the same ``fit`` in bare ranks: same reader, same ring, same checkpoint after every epoch, no other callbacks,
+no events; and ranks without checkpoints, too. Their time is that from the end of the first epoch to the end of the
+last, validations included, and may differ by more from round to round than is looked for.
 """
 
 import itertools
@@ -69,11 +69,13 @@ def run(options: Options) -> Report:
     rows = Dataset.open(dataset).manifest.rows("train")
     epochs = EPOCHS - 1
     title = f"Whole runs: {epochs} epochs, {epochs * rows:,} rows of 40 features, batches of {GLOBAL_BATCH_SIZE:,}"
-    halves = in_new_process(_halves, dataset, next(outputs), options.rounds * GROUPS_A_ROUND)
+    # While supervision rests, less runs beside the ranks.
+    beside = beside[-options.rounds :]
+    halves = in_new_process(_halves, dataset, next(outputs), options.rounds * GROUPS_A_ROUND, median(beside))
     tables = (
         accounts_table(halves),
         halves_table(halves, rows),
-        beside_table([*beside[-options.rounds :], halves.beside]),
+        beside_table(beside),
         timing_table(title, epochs * rows, timings, BARE),
     )
     what = "throughput lost by supervision, progress and MLflow"
@@ -145,13 +147,12 @@ def _supervised(dataset: Path, output: Path, session: SparkSession, beside: list
     return seconds
 
 
-def _halves(dataset: Path, output: Path, groups: int) -> Halves:
-    """Return what a run of so many groups of epochs found."""
-    beside: list[float] = []
+def _halves(dataset: Path, output: Path, groups: int, beside: float) -> Halves:
+    """Return what a run of so many groups of epochs found, beside whose ranks such a share of all cores is taken."""
     with mock.patch.object(TrainingPlan, "entry", EVERY_OTHER):
-        _supervised(dataset, output, session_with_new_workers(), beside, epochs=1 + GROUP * groups)
+        _supervised(dataset, output, session_with_new_workers(), [], epochs=1 + GROUP * groups)
     (file,) = output.rglob(TIMES_FILE)
-    return halves_of(Times.read(file), *beside)
+    return halves_of(Times.read(file), beside)
 
 
 BENCHMARK = Benchmark("train_overhead", question_of(__doc__), 2_000_000, run)

@@ -13,6 +13,7 @@ SUITE = Suite(
         "train_restart",
         "train_kills",
         "train_outage",
+        "train_local_steps",
         "train_local_updates",
         "train_end_to_end",
         "train_gpu",

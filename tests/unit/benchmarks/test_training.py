@@ -156,8 +156,9 @@ def test_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 def test_slow_down_is_that_of_neighbouring_epochs_whatever_the_trend() -> None:
     lengths = [9.0, 1.1, 1.2, 1.3, 1.4, 2.1, 2.1, 2.1, 2.1]  # a first one that does not count, then two groups
     within = (5.0, 0.1, 0.0, 0.0, 0.1, 0.2, 0.0, 0.0, 0.27)
+    threads = (3.0, 0.01, 0.5, 0.5, 0.02, 0.03, 0.5, 0.5, 0.007)
 
-    halves = halves_of(Times(tuple(itertools.accumulate(lengths)), within, threads=0.134), beside=0.01)
+    halves = halves_of(Times(tuple(itertools.accumulate(lengths)), within, threads), beside=0.01)
 
     assert halves.supervised == pytest.approx((2.5, 4.2))
     assert halves.resting == pytest.approx((2.5, 4.2))
@@ -167,7 +168,7 @@ def test_slow_down_is_that_of_neighbouring_epochs_whatever_the_trend() -> None:
 
 
 def test_times_are_read_as_they_were_written(tmp_path: Path) -> None:
-    times = Times((1.0, 2.5), (0.0, 0.25), 0.125)
+    times = Times((1.0, 2.5), (0.0, 0.25), (0.125, 0.5))
 
     times.write(tmp_path / "times.json")
 
