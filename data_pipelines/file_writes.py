@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Observation
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from data_pipelines.publish import WriteJob, WrittenFile
 from data_pipelines.spark_errors import task_message
@@ -112,6 +113,15 @@ def write_files(
         job.publish(files)
     reports = tuple(json.loads(row["report"]) for row in told if row["report"] is not None)
     return WriteResult(tuple(file.path for file in files), rows, sum(file.bytes for file in files), reports)
+
+
+def counted(df: DataFrame) -> tuple[DataFrame, Callable[[], int]]:
+    """Return a table that counts its rows as the tasks read them, and what returns their number after the tasks.
+
+    To read them once more takes as long, and there may be others by then.
+    """
+    seen = Observation()
+    return df.observe(seen, F.count(F.lit(1)).alias("rows")), lambda: int(seen.get["rows"])
 
 
 def _told(

@@ -1,6 +1,7 @@
 """Spark SQL schemas <-> Arrow schemas, for the types that TFRecord files can hold."""
 
 import pyarrow as pa
+from pyspark.sql import DataFrame
 from pyspark.sql.types import (
     ArrayType,
     BinaryType,
@@ -125,3 +126,11 @@ def _spark_type(arrow_type: pa.DataType, column: str) -> DataType:
         if arrow_type == known:
             return spark_type()
     raise SchemaError(f"column '{column}' has type {arrow_type}, which Spark does not know; cast it")
+
+
+def with_plain_names(table: DataFrame) -> DataFrame:
+    """Return a table whose columns are called c0, c1, …, as ``mapInArrow`` needs it, which looks them up by name.
+
+    It fails for a name with a dot or a back-quote, and for two that differ in case only.
+    """
+    return table.toDF(*(f"c{number}" for number in range(len(table.columns))))

@@ -13,16 +13,16 @@ import pyarrow as pa
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark import Accumulator
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType, TimestampType
 
 from data_pipelines.file_listing import DataFile, list_files, pack_files, partition_schema
-from data_pipelines.file_writes import WriteResult, outcome, write_files
+from data_pipelines.file_writes import WriteResult, counted, outcome, write_files
 from data_pipelines.parquet_rows import ParquetRows, RowGroups
 from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob
 from data_pipelines.spark_errors import task_message
-from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of
+from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of, with_plain_names
 from data_pipelines.storage import Location, StoragePath
 from data_pipelines.task_numbers import numbered_partitions, numbers_of, partition_id
 from data_pipelines.tfrecord.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
@@ -96,19 +96,17 @@ def write_tfrecords(
     if job is None:
         return WriteResult()
     names = tuple(df.columns)
-    # mapInArrow looks columns up by name, and fails for a name with a dot and for two that differ in case only.
-    plain = {name: f"c{number}" for number, name in enumerate(names)}
-    df = df.toDF(*plain.values())
+    df = with_plain_names(df)
+    plain = dict(zip(names, df.columns, strict=True))
     if partition_by:
         texts = [plain[name] for name in partition_by if not isinstance(df.schema[plain[name]].dataType, TimestampType)]
         # As text they are folders' names; timestamps become text in the task, where no session's zone matters.
         df = df.withColumns({name: F.col(name).cast("string") for name in texts})
         # Sorted, a task has one file open at a time.
         df = df.sortWithinPartitions(*(plain[name] for name in partition_by))
-    counted = Observation()
-    df = df.observe(counted, F.count(F.lit(1)).alias("rows"))
+    df, count = counted(df)
     writer = _DataFrameWriter(WriteTask(job, options, tuple(partition_by)), names)
-    return write_files(df, job, writer, lambda: counted.get["rows"], refusal=ValueNotStorableError)
+    return write_files(df, job, writer, count, refusal=ValueNotStorableError)
 
 
 def write_tfrecords_from_parquet(

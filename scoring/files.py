@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, Observation, SparkSession
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from data_pipelines.file_listing import DataFile, list_files
-from data_pipelines.file_writes import write_files
+from data_pipelines.file_writes import counted, write_files
 from data_pipelines.parquet_rows import NotParquetError, ParquetFiles, ParquetRows
 from data_pipelines.publish import SaveMode, WriteJob
 from data_pipelines.raw_columns import ColumnError
+from data_pipelines.spark_schema import with_plain_names
 from data_pipelines.storage import Location, StoragePath, hadoop_path
 from scoring.bad_rows import BadRows
 from scoring.batch import checked_table
@@ -276,14 +276,8 @@ def _read_by_spark(spark: SparkSession, table: DataFrame, call: ScoringCall) -> 
         table = spark.createDataFrame(spark.sparkContext.parallelize([], 1), table.schema)
     keys = to_arrow_schema(StructType([table.schema[name] for name in call.keys]), timezone="UTC")
     names = tuple(table.columns)
-    # Counted as the tasks read them: to read them again takes as long, and there may be others by then.
-    counted = Observation()
-    rows = table.observe(counted, F.count(F.lit(1)).alias("rows"))
-    # mapInArrow looks columns up by name, and fails for a name with a dot or a back-quote.
-    plain = rows.toDF(*(f"c{number}" for number in range(len(names))))
-    return _Rows(
-        keys, lambda writer: _Tasks(plain, NamedTask(names, RowsTask(writer))), lambda: int(counted.get["rows"])
-    )
+    rows, count = counted(with_plain_names(table))
+    return _Rows(keys, lambda writer: _Tasks(rows, NamedTask(names, RowsTask(writer))), count)
 
 
 def _save_mode(mode: str) -> SaveMode:

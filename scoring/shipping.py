@@ -15,6 +15,7 @@ from pyspark import SparkFiles
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
+from data_pipelines.spark_schema import with_plain_names
 from scoring.model_uri import PinnedModel
 
 BatchFunction: TypeAlias = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -125,9 +126,7 @@ def map_batches(table: DataFrame, task: BatchFunction, schema: StructType | str)
         schema: Of what it yields.
     """
     names = tuple(table.columns)
-    # mapInArrow looks columns up by name, and fails for a name with a dot or a back-quote.
-    plain = table.toDF(*(f"c{number}" for number in range(len(names))))
-    return plain.mapInArrow(portable(NamedTask(names, task)), schema)
+    return with_plain_names(table).mapInArrow(portable(NamedTask(names, task)), schema)
 
 
 @dataclass(frozen=True)
