@@ -44,6 +44,9 @@ def resume_point(directory: Location) -> ResumePoint:
     return ResumePoint(checkpoint.epoch, checkpoint.step, checkpoint.step_in_epoch, checkpoint.path)
 
 
+_UNREADABLE = (tf.errors.NotFoundError, tf.errors.DataLossError)
+
+
 def restore(
     model: tf_keras.Model,
     optimizer: Any,
@@ -60,6 +63,7 @@ def restore(
 
     Raises:
         ValueError: Model, optimizer or callbacks differ from what was saved.
+        CheckpointDamagedError: Its files are gone, or cannot be read.
     """
     states = checkpoint.states()
     if missing := sorted(set(stateful or {}) - set(states)):
@@ -69,6 +73,11 @@ def restore(
         status = tensors(model, optimizer).read(checkpoint.prefix)
         status.assert_existing_objects_matched()
         status.assert_consumed()
+    except tf.errors.OpError as error:
+        # The reader of checkpoints has no class for a file that is gone. Other classes may tell of a peer that is.
+        if type(error) is not tf.errors.OpError and not isinstance(error, _UNREADABLE):
+            raise
+        raise commit.CheckpointDamagedError(checkpoint.path, f"TensorFlow cannot read it ({error.message})") from error
     except (AssertionError, ValueError) as error:
         raise ValueError(
             f"checkpoint {checkpoint.path} does not fit this model and optimizer: {error}. Build the model before "

@@ -16,7 +16,7 @@ import tf_keras
 from callbacks import commit
 from callbacks.agreement import AgreedInterval, sum_over_ranks
 from callbacks.checkpoint_store import STORE_ERRORS, Location, native, open_store, store_error
-from callbacks.fence import Fence, Permit, read_fence
+from callbacks.fence import Fence, Permit, fence_from_environment, read_fence
 from callbacks.metric_state import METRICS, metric_state
 from callbacks.metric_values import scalar_metrics
 from callbacks.publisher import CheckpointPublisher, Keeping, Pending
@@ -111,8 +111,9 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         self._interval = None if every_seconds is None else AgreedInterval(every_seconds)
         self._scratch_dir = Path(scratch_dir or tempfile.gettempdir())
         self._stateful = dict(stateful or {})
-        self._attempt = attempt
-        self._fence = fence
+        held = fence_from_environment(self._directory) if attempt is None else None
+        self._attempt = held.attempt if held else attempt
+        self._fence = held.id if held else fence
         self._retry_seconds = retry_seconds
         self._before_save = before_save
         self._on_wait = on_wait

@@ -118,12 +118,13 @@ class LocalStore:
         """
         inbox = self._folder / f"{STAGING}{uuid.uuid4().hex}"
         inbox.mkdir()
+        within = StoragePath.of(inbox).kept_within()
         try:
             for name in delivery.files:
-                target = inbox / name
-                target.parent.mkdir(parents=True, exist_ok=True)
+                target = within / name
+                target.parent.make_folder()
                 _link_or_copy(delivery.source / name, target, delivery.beat)
-                flush(target, delivery.beat)
+                flush(target.local, delivery.beat)
             marker = inbox / delivery.marker_name
             marker.write_bytes(delivery.marker(""))
             # Data reach the disk before the marker that vouches for them, and all of it before the name that counts.
@@ -304,13 +305,13 @@ def download(source: StoragePath, target: Path, arrived: Callable[[int], None] =
     return digest.hexdigest()
 
 
-def _link_or_copy(source: Path, target: Path, beat: Callable[[], None]) -> None:
+def _link_or_copy(source: Path, target: StoragePath, beat: Callable[[], None]) -> None:
     # A second name costs nothing and leaves the source to a second try; another disk, and some file systems, need a
     # copy. It goes from front to back, which is all that mounted object stores can take (horovod#2109).
     try:
-        os.link(source, target)
+        os.link(source, target.local)
     except OSError:
-        _copy(source, StoragePath.of(target), beat)
+        _copy(source, target, beat)
 
 
 def _copy(source: Path, target: StoragePath, beat: Callable[[], None]) -> None:

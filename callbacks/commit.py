@@ -285,7 +285,9 @@ def latest_committed(directory: Location, *, verify: bool = True) -> CommittedCh
     return next((c for c in committed(directory) if not verify or is_whole(c)), None)
 
 
-def best_committed(directory: Location, metric: str, mode: Mode, *, verify: bool = True) -> CommittedCheckpoint | None:
+def best_committed(
+    directory: Location, metric: str, mode: Mode, *, verify: bool = True, beat: Callable[[], None] = lambda: None
+) -> CommittedCheckpoint | None:
     """Return the checkpoint with the best ``metric``, the earliest of equals; None when there is no checkpoint.
 
     Args:
@@ -293,6 +295,7 @@ def best_committed(directory: Location, metric: str, mode: Mode, *, verify: bool
         metric: Name among the checkpoints' metrics; checkpoints without it, or with NaN, do not take part.
         mode: ``max`` when larger is better, ``min`` when smaller is.
         verify: Skip checkpoints whose checksums differ, with a logged warning.
+        beat: Called whenever some bytes have been read for that.
 
     Raises:
         ValueError: Checkpoints exist, and none has the metric.
@@ -302,7 +305,7 @@ def best_committed(directory: Location, metric: str, mode: Mode, *, verify: bool
     if checkpoints and not ranked:
         available = sorted({name for checkpoint in checkpoints for name in checkpoint.metrics})
         raise ValueError(f"no checkpoint in {directory} has a finite metric {metric!r}; available: {available}")
-    return next((c for c in ranked if not verify or is_whole(c)), None)
+    return next((c for c in ranked if not verify or is_whole(c, beat)), None)
 
 
 def prune(

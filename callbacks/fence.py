@@ -5,6 +5,7 @@ before an attempt, and the chief looks at it right before and after each commit.
 """
 
 import json
+import os
 import uuid
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,12 @@ from callbacks.checkpoint_store import STORE_ERRORS, Location, open_store, store
 from data_pipelines.storage import StoragePath
 
 FENCE = "FENCE.json"
+
+# Environment variables that tell a training function where its checkpoints belong, which attempt this is, and the id of
+# its fence: one that knows nothing of attempts has its checkpoints fenced, too.
+CHECKPOINTS_VARIABLE = "MIRRORSPARK_CHECKPOINTS"
+ATTEMPT_VARIABLE = "MIRRORSPARK_ATTEMPT"
+FENCE_VARIABLE = "MIRRORSPARK_FENCE"
 
 
 class StaleAttemptError(RuntimeError):
@@ -38,6 +45,15 @@ class Fence(NamedTuple):
 
     attempt: int
     id: str
+
+
+def fence_from_environment(directory: Location) -> Fence | None:
+    """Return who may publish to ``directory`` by the environment; None where that speaks of no or another folder."""
+    checkpoints = os.environ.get(CHECKPOINTS_VARIABLE)
+    if not checkpoints or StoragePath.of(checkpoints) != StoragePath.of(directory):
+        return None
+    attempt, id_ = os.environ.get(ATTEMPT_VARIABLE), os.environ.get(FENCE_VARIABLE)
+    return Fence(int(attempt), id_) if attempt and id_ else None
 
 
 def fence(directory: Location, attempt: int) -> Fence:

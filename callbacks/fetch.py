@@ -5,6 +5,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -27,6 +28,9 @@ from data_pipelines.storage import StoragePath
 
 # How often a process looks whether another one of its machine has finished the same download.
 _LOOK_SECONDS = 0.2
+
+_COPY = re.compile(r"[0-9a-f]{12}-step-\d+-[0-9a-f]{12}")
+_OLD_SECONDS = 2 * 24 * 3600.0
 
 Progress = Callable[[int, int], None]
 
@@ -63,7 +67,7 @@ def fetch(
     Args:
         checkpoint: What to fetch.
         local_cache: Folder for copies, made when absent; by default `copies_folder`. Copies of other checkpoints of the
-            same store are removed.
+            same training are removed, and of other trainings those that nobody has taken for two days.
         progress: Takes the bytes that have come and those of the whole, whenever some have come, here or in the
             process that this one waits for, or been verified.
 
@@ -83,7 +87,11 @@ def fetch(
     total = sum(file.bytes for file in checkpoint.files)
 
     def is_there() -> bool:
-        return copy.is_dir() and local.damage(beat=lambda: progress(0, total)) is None
+        if not copy.is_dir():
+            return False
+        with contextlib.suppress(OSError):  # that it is in use is worth knowing, and no more
+            os.utime(copy)
+        return local.damage(beat=lambda: progress(0, total)) is None
 
     if is_there():
         return local
@@ -101,6 +109,7 @@ def fetch(
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
         _remove(cache, f"{origin}-", but=copy)
+    _remove_old(cache, origin)
     return local
 
 
@@ -153,6 +162,15 @@ def _remove(cache: Path, prefix: str, but: Path | None = None) -> None:
     for folder in cache.glob(f"{prefix}*"):
         if folder != but:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_old(cache: Path, origin: str) -> None:
+    """Remove copies of other trainings that nobody has taken for days: whoever made them has long begun."""
+    for folder in cache.iterdir():
+        if _COPY.fullmatch(folder.name) and not folder.name.startswith(f"{origin}-"):
+            with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+                if time.time() - folder.stat().st_mtime > _OLD_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def fetch_latest(directory: Location, local_cache: str | Path | None = None) -> CommittedCheckpoint | None:

@@ -4,7 +4,6 @@
 driver uses it, too.
 """
 
-import atexit
 import logging
 import math
 import posixpath
@@ -19,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from callbacks import at_exit
 from callbacks.credentials import without_credentials
 from callbacks.metric_replay import main, replay
 from callbacks.metric_requests import (
@@ -40,7 +40,7 @@ __all__ = ["METRICS_PER_REQUEST", "MetricBuffer", "Point", "main", "metric_name"
 _FORBIDDEN_IN_NAME = re.compile(r"[^A-Za-z0-9_\-. /:]")
 _NAME_LENGTH = 250
 # How long a process that ends without close() waits for the server before it saves to the file.
-_SECONDS_AT_EXIT = 5.0
+_SECONDS_AT_EXIT = 3.0
 _RUN_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 
 logger = logging.getLogger(__name__)
@@ -139,10 +139,10 @@ class MetricBuffer:
         self._retry_at = -math.inf
         self._is_hurried = False
         self._closed = False
-        # Daemon: a server that hangs must not keep the process alive. atexit saves what is left then.
+        # Daemon: a server that hangs must not keep the process alive. `at_exit` saves what is left then.
         self._thread = threading.Thread(target=self._work, name="metric-buffer", daemon=True)
         self._thread.start()
-        atexit.register(self.close, _SECONDS_AT_EXIT)
+        at_exit.register(self.close, _SECONDS_AT_EXIT)
 
     @property
     def run_id(self) -> str | None:
@@ -226,7 +226,7 @@ class MetricBuffer:
                 self._pending.extendleft(reversed(self._in_flight))
                 self._in_flight = []
                 self._spill_pending(self._calls if self._is_worth_a_file() else ())
-        atexit.unregister(self.close)
+        at_exit.unregister(self.close)
         if not is_sent and self.left_behind is not None:
             logger.warning(
                 "MLflow could not be reached (%s); metrics are kept in %s. Send them later with: %s",
@@ -282,6 +282,8 @@ class MetricBuffer:
         """Send one request's worth: what an outage moved to the file, then what is in memory, then the first call."""
         client = self._connect()
         with self._changed:
+            if self._has_ended():
+                return
             spilled, offset = self._spill.read(METRICS_PER_REQUEST)
             if not spilled:
                 count = min(METRICS_PER_REQUEST, len(self._pending))
@@ -294,11 +296,19 @@ class MetricBuffer:
             assert self._run_id is not None  # noqa: S101 - _connect started one
             send_call(client, self._run_id, call)
         with self._changed:
+            if self._has_ended():
+                return
             self._in_flight = []
             if spilled:
                 self._spill.drop_until(offset)
             # A newer one may have taken its place meanwhile.
             self._calls = tuple(waiting for waiting in self._calls if waiting is not call)
+            if not self._calls:  # a file of before may hold those that are still to be sent
+                self._spill.remove_when_sent()
+
+    def _has_ended(self) -> bool:
+        """Whether it was closed while a request was under way: the file has all of it, and a warning has said so."""
+        return self._closed
 
     def _connect(self) -> Any:
         if self._client is None:

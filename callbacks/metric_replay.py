@@ -1,12 +1,14 @@
 """Sends what a training had to leave behind: ``python -m callbacks.metric_buffer replay FILE``."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from callbacks.credentials import without_credentials
 from callbacks.metric_requests import (
     METRICS_PER_REQUEST,
     first_line,
@@ -16,8 +18,10 @@ from callbacks.metric_requests import (
     start_run,
 )
 from callbacks.metric_spill import Spilled, Target, name_run_in, read_spill
-from callbacks.mlflow_store import is_same_store, store_client
+from callbacks.mlflow_store import is_same_store, limit_requests, store_client
 from callbacks.run_calls import SetStatus
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,10 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
     if not found.points and not found.calls:
         raise ValueError(f"{path} holds no metrics; name a file that a MetricBuffer left")
     if client is None:
-        client = store_client(tracking_uri or _store_of(found.target))
+        limit_requests()
+        uri = tracking_uri or _store_of(found.target)
+        logger.info("%d values and %d calls go to %s", len(found.points), len(found.calls), without_credentials(uri))
+        client = store_client(uri)
     run_id = found.target.run_id
     if run_id is None:
         run_id = start_run(client, found.target)
@@ -98,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     replay_command.add_argument("file", type=Path)
     replay_command.add_argument("--tracking-uri", help="the MLflow server or store, if not the one that the file names")
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    # Of a server that is away, one line of ours is enough.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     try:
         done = replay(options.file, tracking_uri=options.tracking_uri)
     except FileNotFoundError:

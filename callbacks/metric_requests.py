@@ -16,7 +16,8 @@ METRICS_PER_REQUEST = 1000
 RUN_TAG = "mirrorspark.run"
 
 
-_SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] ([^'\")\n]+)")
+# As the system words an error, and as Python shows one within another: ConnectionResetError(104, 'Reset by peer').
+_SYSTEM_ERROR = re.compile(r"(?:\[Errno -?\d+\] |\w*Error\(\d+, '|RemoteDisconnected\(')([^'\")\n]+)")
 
 logger = logging.getLogger(__name__)
 

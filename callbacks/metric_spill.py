@@ -60,7 +60,8 @@ class SpillFile:
     """Metric values and calls in a JSON-lines file: lines that name the run, and one line for each value and call.
 
     The caller serialises access. What was sent already is remembered as an offset in memory, and the file is removed
-    when all of it was. The calls of a file that is there already are in ``earlier_calls``; ``read`` leaves them out.
+    when the caller says so and all of it was. The calls of a file that is there already are in ``earlier_calls``;
+    ``read`` leaves them out.
     """
 
     def __init__(self, path: Path, target: Target) -> None:
@@ -126,7 +127,10 @@ class SpillFile:
     def drop_until(self, offset: int) -> None:
         """Count everything before ``offset`` as sent."""
         self._offset = offset
-        if self._end and offset >= self._end:
+
+    def remove_when_sent(self) -> None:
+        """Remove the file if all of its values were sent, and its calls, of which the caller knows."""
+        if self._end and not self.has_points():
             self.path.unlink(missing_ok=True)
             self._offset = self._end = 0
 

@@ -1,6 +1,5 @@
 """Metrics of a ``fit`` in one MLflow run, logged by the chief: each epoch's, and on request sampled steps and usage."""
 
-import atexit
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import tf_keras
 
+from callbacks import at_exit
 from callbacks.metric_buffer import MetricBuffer
 from callbacks.metric_values import scalar_metrics
 from callbacks.mlflow_store import is_same_store
@@ -19,7 +19,7 @@ from callbacks.run_calls import SetStatus
 from callbacks.usage_metrics import STEP_PREFIX, SystemSampler
 
 # How long a process that ends within a training waits for the server.
-_SECONDS_AT_EXIT = 5.0
+_SECONDS_AT_EXIT = 3.0
 
 
 class MLflowLogger(tf_keras.callbacks.Callback):
@@ -95,7 +95,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         if not current_role(self.model.distribute_strategy).is_chief:
             return
         self._open_buffer()
-        atexit.register(self._end, "FAILED", _SECONDS_AT_EXIT)
+        at_exit.register(self._end, "FAILED", _SECONDS_AT_EXIT)
         self._sampled = None
         if self._system_seconds is not None and self._buffer is not None:
             self._sampler = SystemSampler(0, self._buffer.log, self._system_seconds)
@@ -148,7 +148,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
 
     def _end(self, status: str, timeout_seconds: float) -> None:
         """Send what is left of the training that is under way, if one is, and give a run of ours its status."""
-        atexit.unregister(self._end)
+        at_exit.unregister(self._end)
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None

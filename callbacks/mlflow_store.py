@@ -1,5 +1,6 @@
 """Which MLflow store a client acts on: the one that it is given, with the registry that goes with it, and no other."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,13 @@ from typing import Any
 from callbacks.credentials import without_credentials
 
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")
+
+
+def limit_requests() -> None:
+    """Let MLflow's requests to a server that is away end within a minute or so, unless the environment says more."""
+    # By default it retries for minutes, in silence. What must not be lost is retried better, in the background.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:

@@ -1,6 +1,5 @@
 """Publishes checkpoints in the background, with patience for a store that is gone for a while."""
 
-import atexit
 import logging
 import math
 import shutil
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from callbacks import commit
+from callbacks import at_exit, commit
 from callbacks.checkpoint_store import STORE_ERRORS, Location, bytes_in, store_error
 from callbacks.fence import Permit
 
@@ -154,7 +153,7 @@ class CheckpointPublisher:
             if self._thread is None:
                 self._moved = self._clock()
                 self._thread = threading.Thread(target=self._run, name="checkpoint-publisher", daemon=True)
-                atexit.register(self._finish_at_exit)
+                at_exit.register(self._finish_at_exit)
                 self._thread.start()
             self._changed.notify_all()
 
@@ -205,7 +204,7 @@ class CheckpointPublisher:
 
     def _end(self) -> None:
         self._thread = None
-        atexit.unregister(self._finish_at_exit)
+        at_exit.unregister(self._finish_at_exit)
         self._changed.notify_all()
 
     def _publish(self, pending: Pending) -> None:
@@ -219,8 +218,19 @@ class CheckpointPublisher:
                 except STORE_ERRORS as error:
                     if not self._is_worth_another_try(pause):
                         raise store_error(self._directory, error, self._last_good()) from error
-                    logger.warning("The checkpoint of step %d waits: %s", pending.step, error)
+                    waits_for = store_error(self._directory, error)  # which may be a full disk of this machine
+                    logger.warning(
+                        "The checkpoint of step %d waits: %s takes none (%s). It is tried again by itself; make it "
+                        "reachable, or free space there",
+                        pending.step,
+                        waits_for.store,
+                        waits_for.reason,
+                    )
                 else:
+                    if self._failing_since is not None:
+                        logger.warning(
+                            "%s takes checkpoints again: that of step %d is published", self._directory, pending.step
+                        )
                     self._failing_since = None
                     return
                 if self._gives_way(pending, pause):

@@ -31,6 +31,7 @@ from data_pipelines.manifest import (
     TRAIN_SPLIT,
     DatasetError,
     Manifest,
+    is_published,
 )
 from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 from data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
@@ -160,11 +161,6 @@ def read_profile(path: str | Path | StoragePath) -> DatasetProfile:
         raise DatasetError(
             f"{file} is no profile of a dataset ({error}); give the directory of a former dataset as the reference"
         ) from error
-
-
-def is_published(path: Path | StoragePath) -> bool:
-    """Return whether a conversion to ``path`` has been published."""
-    return (StoragePath.of(path) / MANIFEST_FILE).is_file()
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,11 @@ class Dataset:
             )
         return cls(path, manifest, features, lease)
 
+    def __repr__(self) -> str:
+        """Return where it is and what it holds, in a line."""
+        rows = ", ".join(f"{split} {self.manifest.rows(split):,}" for split in self.manifest.splits)
+        return f"Dataset({str(self.path)!r}, rows: {rows}, features: {len(self.spec.features)})"
+
     @property
     def spec(self) -> FeatureSpec:
         """The feature spec."""

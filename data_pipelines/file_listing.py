@@ -87,8 +87,7 @@ def _files_at(location: StoragePath, base: StoragePath | None) -> list[DataFile]
 
 def reads(location: StoragePath, file: StoragePath) -> bool:
     """Return whether :func:`list_files` would find ``file`` at a location, were it there."""
-    is_within = file.uri.startswith(location.uri.rstrip("/") + "/")
-    if location == file or (is_within and not is_hidden(file.relative_to(location))):
+    if location.uri == file.uri or (file.is_in(location) and not is_hidden(file.relative_to(location))):
         return True
     is_glob = _GLOB.search(location.uri) and not location.exists()
     patterns = _without_braces(location.uri) if is_glob else []
@@ -149,8 +148,7 @@ class _Glob:
 
     def takes(self, file: StoragePath) -> bool:
         """Whether the file is below the folder, matches and is not hidden."""
-        is_below = file.uri.startswith(self.folder.uri.rstrip("/") + "/")
-        return is_below and self.matches(file) and not is_hidden(file.relative_to(self.folder))
+        return file.is_in(self.folder) and self.matches(file) and not is_hidden(file.relative_to(self.folder))
 
 
 def _expression(part: str) -> str:

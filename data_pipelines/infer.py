@@ -107,7 +107,8 @@ def infer_spec(
         if name == label or name in proposed_keys:
             continue
         feature, reason = propose_feature(fact)
-        _LOGGER.info("column %s: %s", name, reason)
+        # Who proposes nothing for a column says so: it may only have been read as the wrong type.
+        _LOGGER.log(logging.INFO if feature is not None else logging.WARNING, "column %s: %s", name, reason)
         if feature is not None:
             features.append(feature)
     if not features:

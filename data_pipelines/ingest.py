@@ -138,8 +138,8 @@ def ingest_csv(
             raise ValueError(f"{name} {size} is below 1; give a size in bytes, for example {TARGET_FILE_BYTES}")
     try:
         job = WriteJob.begin(StoragePath.of(output), SaveMode.ERROR)
-    except (TargetExistsError, NotADirectoryError) as error:
-        raise IngestError(f"{output} exists already; delete it, or choose another output") from error
+    except (TargetExistsError, NotADirectoryError):
+        raise IngestError(f"{output} exists already; delete it, or choose another output") from None
     codec = None if compression == "none" else compression
     try:
         frame = _read(spark, paths, schema, sort_by, csv_null, separator)
@@ -162,7 +162,7 @@ def ingest_csv(
     except (Py4JJavaError, PySparkException) as error:
         raise IngestError(
             f"{paths} cannot be read with the schema '{schema}': {task_message(error)}; mend the schema, or the value"
-        ) from error
+        ) from None  # a hundred lines of Java, of which the message has the one that tells
     except TargetExistsError as error:
         raise IngestError(f"another write has made {output} meanwhile; delete it, or choose another output") from error
     finally:

@@ -167,3 +167,8 @@ def _file_crc32c(path: Path) -> int:
         while piece := file.read(_READ_BYTES):
             checksum = crc32c(piece, checksum)
     return checksum
+
+
+def is_published(path: str | Path | StoragePath) -> bool:
+    """Return whether a conversion to ``path`` has been published."""
+    return (StoragePath.of(path) / MANIFEST_FILE).is_file()

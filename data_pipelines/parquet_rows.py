@@ -14,11 +14,14 @@ from data_pipelines.repeated_names import repeated_names
 from data_pipelines.storage import StoragePath
 
 # Rows that are decoded at a time; more do not make it faster, fewer do make it slower. And how many bytes of wide rows:
-# 64 MB of lists of 100 and 200 features take a tenth and a quarter longer to be scored, and 0.3 GB more of memory.
+# lists of 100 and 200 features take as long to be scored by 4 or 16 MB, 50 MB more of memory by 16, and by 64 MB a
+# tenth and a quarter longer and 0.3 GB more.
 BATCH_ROWS = 32 * 1024
-BATCH_BYTES = 16 * 2**20
+BATCH_BYTES = 8 * 2**20
 # What a value takes in memory, by its type in the file, as far as the type tells; of a text that is where it begins.
 _DECODED_BYTES = {"INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
+# Read ahead of a column of a file on disk.
+_DISK_BUFFER_BYTES = 1 << 20
 _FOOTERS_AT_A_TIME = 16
 _MOMENT = pa.timestamp("us", "UTC")
 # A task that reads so much makes a file of a good size, in block layout.
@@ -118,7 +121,7 @@ class ParquetRows:
     def batches(self, share: Sequence[RowGroups], multiple: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one share, a multiple of ``multiple`` at a time except where row groups end.
 
-        A batch has some 32 thousand rows, or fewer where these take more than 16 MB. Long texts that repeat themselves
+        A batch has some 32 thousand rows, or fewer where these take more than 8 MB. Long texts that repeat themselves
         in a file take more: it does not tell how long they are.
 
         Raises:
@@ -135,7 +138,7 @@ class ParquetRows:
         stored = [name for name in self.schema.names if name not in folders]
         numbers = list(range(groups.first, groups.stop))
         with groups.file.path.open_read() as source:
-            file = _opened(source)
+            file = _opened(source, groups.file.path)
             rows = max(multiple, _rows_at_a_time(file.metadata, numbers, stored) // multiple * multiple)
             for batch in file.iter_batches(rows, row_groups=numbers, columns=stored, use_threads=False):
                 yield pa.RecordBatch.from_arrays(
@@ -266,7 +269,7 @@ def parquet_files(locations: str | Path | StoragePath | Iterable[str | Path | St
 def _footer(file: DataFile) -> _Footer:
     try:
         with file.path.open_read() as source:
-            parquet = _opened(source)
+            parquet = _opened(source, file.path)
             found = parquet.metadata
             groups = [found.row_group(number) for number in range(found.num_row_groups)]
             # Without the notes of pandas and Spark, which need not agree.
@@ -320,9 +323,12 @@ def _as_described(column: pa.Array, type_: pa.DataType) -> pa.Array:
     return column if column.type == type_ else column.cast(type_)
 
 
-def _opened(source: pa.NativeFile) -> pq.ParquetFile:
+def _opened(source: pa.NativeFile, path: StoragePath) -> pq.ParquetFile:
+    # A read of a store takes long, so all columns are asked for at once, ahead of their use, and held. A disk is read
+    # as values are decoded: row groups may be large, and there is a reader per core.
+    reading = {"pre_buffer": False, "buffer_size": _DISK_BUFFER_BYTES} if path.is_local else {"pre_buffer": True}
     # Spark's own timestamps, unless told otherwise, are of the old 96-bit kind, which would become nanoseconds.
-    return pq.ParquetFile(source, coerce_int96_timestamp_unit="us")
+    return pq.ParquetFile(source, coerce_int96_timestamp_unit="us", **reading)
 
 
 def _schema(files: Sequence[DataFile], footer: _Footer, columns: Sequence[str] | None) -> pa.Schema:

@@ -3,6 +3,7 @@
 Conversion and scoring share it. :mod:`data_pipelines.transform` encodes what is read here.
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -84,7 +85,8 @@ def plain_column(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
     """
     index = table.schema.get_field_index(name)
     if index < 0:
-        raise ColumnError(f"column '{name}' is missing; the table has {table.schema.names}")
+        names = table.schema.names
+        raise ColumnError(f"column '{name}' is missing; the table has {names}{meant(name, names)}")
     column = table.column(index)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
@@ -125,8 +127,8 @@ def _column(
     index = table.schema.get_field_index(name)
     if index < 0:
         raise ColumnError(
-            f"column '{name}' ({feature.kind}) is missing; the table has {table.schema.names}: "
-            f"add it or take the feature out of the spec"
+            f"column '{name}' ({feature.kind}) is missing; the table has {table.schema.names}"
+            f"{meant(name, table.schema.names)}: add it (or, for a training, take the feature out of the spec)"
         )
     column = table.column(index)
     if isinstance(column, pa.ChunkedArray):
@@ -134,9 +136,19 @@ def _column(
     if not (pa.types.is_null(column.type) or fits(column.type)):
         raise ColumnError(
             f"column '{name}' has type {column.type}, which a {feature.kind} feature cannot take; "
-            f"cast it or change the feature's kind"
+            f"cast it (or, for a training, change the feature's kind)"
         )
     return column
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return which of ``known`` the name of a column that is not among them may stand for, to add to a message."""
+    by_lower = {one.lower(): one for one in known}
+    likely = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
+    if not likely:
+        return ""
+    is_case = likely[0] == name.lower()
+    return f" (did you mean '{by_lower[likely[0]]}'?{' Upper and lower case count' if is_case else ''})"
 
 
 def _is_token(column_type: pa.DataType) -> bool:

@@ -123,6 +123,10 @@ class StoragePath:
             raise StorageError(f"{self} is not on a local disk; copy it there first")
         return Path(self.uri)
 
+    def is_in(self, folder: "StoragePath") -> bool:
+        """Return whether it is ``folder`` or something below it; how their stores are reached does not matter."""
+        return f"{self.uri}/".startswith(f"{folder.uri.rstrip('/')}/")
+
     def relative_to(self, folder: "StoragePath") -> str:
         """Return what follows ``folder`` in this path."""
         return self.uri.removeprefix(folder.uri.rstrip("/") + "/")

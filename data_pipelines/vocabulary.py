@@ -9,16 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import types
 
 from data_pipelines.farmhash import fingerprint64
 from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, MISSING_ID, OUT_OF_VOCABULARY_ID
-from data_pipelines.kernels import compile_kernel
 
 VOCABULARY_SCHEMA = pa.schema([("tokens", pa.string()), ("counts", pa.int64())])
 """One row per token, the most frequent first; as an Arrow IPC file, so that a reader maps it instead of copying it."""
-
-_NO_POSITION = -1
 
 
 @dataclass(frozen=True)
@@ -51,9 +47,11 @@ class Vocabulary:
         Args:
             numbers: Arrow integers that fit into int64.
         """
+        from data_pipelines.vocabulary_kernels import ids_of_integers
+
         # Nulls have some number below, and their own id afterwards.
         values = numbers.cast(pa.int64()).fill_null(0).to_numpy()
-        ids = np.asarray(_ids_of_integers(values, *self._integer_table))
+        ids = np.asarray(ids_of_integers(values, *self._integer_table))
         if numbers.null_count:
             ids[numbers.is_null().to_numpy(zero_copy_only=False)] = MISSING_ID
         return ids
@@ -82,9 +80,11 @@ class Vocabulary:
         yield from self.tokens.chunks if isinstance(self.tokens, pa.ChunkedArray) else (self.tokens,)
 
     def _distinct_ids(self, tokens: pa.StringArray) -> npt.NDArray[np.int64]:
+        from data_pipelines.vocabulary_kernels import find
+
         ids = np.full(len(tokens), OUT_OF_VOCABULARY_ID, np.int64)
         keys, positions, colliding = self._table
-        candidates = _find(fingerprint64(tokens), keys, positions)
+        candidates = find(fingerprint64(tokens), keys, positions)
         found = np.flatnonzero(candidates >= 0)
         # A fingerprint names a token almost surely; comparing the bytes makes it sure.
         is_same = pc.equal(pc.take(self.tokens, pa.array(candidates[found])), tokens.take(pa.array(found)))
@@ -102,8 +102,10 @@ class Vocabulary:
         Of ten million tokens the expected number of such pairs is 0.000003, and the table takes 200 MB; a dict takes
         1.5 GB.
         """
+        from data_pipelines.vocabulary_kernels import build
+
         fingerprints = [fingerprint64(piece) for piece in self.pieces()]
-        return _build(np.concatenate([np.empty(0, np.uint64), *fingerprints]))
+        return build(np.concatenate([np.empty(0, np.uint64), *fingerprints]))
 
     @cached_property
     def _integer_table(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -111,6 +113,8 @@ class Vocabulary:
 
         The tokens are those that are a number as Arrow writes it: ``7`` is, ``07`` and ``+7`` are not.
         """
+        from data_pipelines.vocabulary_kernels import build, mixed
+
         tokens = self.tokens.combine_chunks() if isinstance(self.tokens, pa.ChunkedArray) else self.tokens
         are_numbers = pc.match_substring_regex(tokens, r"^(0|-?[1-9]\d{0,17})$")
         are_long = pc.match_substring_regex(tokens, r"^-?[1-9]\d{18}$")
@@ -122,96 +126,5 @@ class Vocabulary:
             [tokens.take(pa.array(short)).cast(pa.int64()).to_numpy(), np.array(list(exact.values()), np.int64)]
         )
         places = np.concatenate([short, np.array(list(exact), np.int64)])
-        keys, positions, _ = _build(_mixed(values))
+        keys, positions, _ = build(mixed(values))
         return keys, positions, places
-
-
-_FINGERPRINTS = types.Array(types.uint64, 1, "C", readonly=True)
-_POSITIONS = types.Array(types.int32, 1, "C", readonly=True)
-
-
-@compile_kernel(types.Tuple((types.uint64[::1], types.int32[::1], types.int32[::1]))(_FINGERPRINTS))
-def _build(
-    fingerprints: npt.NDArray[np.uint64],
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Return an open-addressing table of ``fingerprints``, at most two thirds full, probed slot after slot."""
-    capacity = 16
-    while 2 * capacity < 3 * fingerprints.size:
-        capacity *= 2
-    mask = np.uint64(capacity - 1)
-    keys = np.zeros(capacity, np.uint64)
-    positions = np.full(capacity, _NO_POSITION, np.int32)
-    colliding = np.empty(fingerprints.size, np.int32)
-    collisions = 0
-    for position in range(fingerprints.size):
-        fingerprint = fingerprints[position]
-        slot = fingerprint & mask
-        while positions[slot] != _NO_POSITION and keys[slot] != fingerprint:
-            slot = (slot + np.uint64(1)) & mask
-        if positions[slot] == _NO_POSITION:
-            keys[slot] = fingerprint
-            positions[slot] = position
-        else:
-            colliding[collisions] = position
-            collisions += 1
-    return keys, positions, colliding[:collisions].copy()
-
-
-@compile_kernel(types.int64[::1](_FINGERPRINTS, _FINGERPRINTS, _POSITIONS))
-def _find(
-    fingerprints: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int32]
-) -> npt.NDArray[np.int64]:
-    """Return the position of each fingerprint, -1 where it is not in the table."""
-    mask = np.uint64(keys.size - 1)
-    found = np.empty(fingerprints.size, np.int64)
-    for index in range(fingerprints.size):
-        fingerprint = fingerprints[index]
-        slot = fingerprint & mask
-        while positions[slot] != _NO_POSITION and keys[slot] != fingerprint:
-            slot = (slot + np.uint64(1)) & mask
-        found[index] = positions[slot]
-    return found
-
-
-_INTEGERS = types.Array(types.int64, 1, "C", readonly=True)
-
-
-@compile_kernel(types.uint64(types.int64))
-def _mix(number: np.int64) -> np.uint64:
-    """Return another number for every number, whose low bits depend on all of its bits.
-
-    Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
-    """
-    mixed = np.uint64(number)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-@compile_kernel(types.uint64[::1](_INTEGERS))
-def _mixed(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """Return :func:`_mix` of each."""
-    mixed = np.empty(numbers.size, np.uint64)
-    for index in range(numbers.size):
-        mixed[index] = _mix(numbers[index])
-    return mixed
-
-
-@compile_kernel(types.int64[::1](_INTEGERS, _FINGERPRINTS, _POSITIONS, _INTEGERS))
-def _ids_of_integers(
-    numbers: npt.NDArray[np.int64],
-    keys: npt.NDArray[np.uint64],
-    positions: npt.NDArray[np.int32],
-    tokens: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
-    """Return the id of each number, by a table of mixed numbers whose position ``i`` stands for token ``tokens[i]``."""
-    mask = np.uint64(keys.size - 1)
-    ids = np.empty(numbers.size, np.int64)
-    for index in range(numbers.size):
-        mixed = _mix(numbers[index])
-        slot = mixed & mask
-        while positions[slot] != _NO_POSITION and keys[slot] != mixed:
-            slot = (slot + np.uint64(1)) & mask
-        position = positions[slot]
-        ids[index] = OUT_OF_VOCABULARY_ID if position == _NO_POSITION else tokens[position] + FIRST_VOCABULARY_ID
-    return ids

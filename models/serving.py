@@ -15,12 +15,8 @@ from models import top_k_cells, top_k_scann
 from models.layers import lists_of_any_length
 from models.preprocessing import GraphEncoder, encoded_signature, model_inputs
 from models.ranked_lists import CANDIDATES, SCORES, UNFILLED
+from models.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
 from models.top_k import ExactTopK, Index, Queries, recall
-
-RAW_SIGNATURE = "serving_default"
-ENCODED_SIGNATURE = "encoded"
-# The indexes, and the names of their signatures.
-EXACT, CELLS, SCANN = "exact", "cells", "scann"
 
 # What the signature of an index takes beside encoded features.
 _INDEX_INPUTS = {
@@ -167,11 +163,6 @@ def save_retrieval(
     if SCANN in indexes:
         scann_part = RetrievalModule(architecture, model, fitted, k, {SCANN: indexes[SCANN]})
         save(scann_part, scann_folder(folder))
-
-
-def scann_folder(folder: Path) -> Path:
-    """Return where the SavedModel with ScaNN's index is, beside the one in ``folder``."""
-    return folder.with_name(f"{folder.name}_{SCANN}")
 
 
 def _state(model: Any) -> list[Any]:

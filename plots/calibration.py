@@ -90,7 +90,7 @@ def calibration_curve(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike |
     upper.set_xlim(-0.01 * limit, 1.01 * limit)
     upper.set_ylim(-0.01 * limit, 1.01 * limit)
     style.dress(upper, title="Calibration", x="Mean predicted probability", y="Observed rate")
-    style.legend(upper, location="upper left")
+    style.legend_below(upper)
 
     numbers = np.arange(1, groups.rows.size + 1)
     bars = lower.bar(numbers, groups.rows, color=style.SKY, width=0.8)

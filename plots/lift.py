@@ -67,7 +67,7 @@ def lift_chart(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | None =
     left.set_xlim(-0.01, 1.01)
     left.set_ylim(-0.01, 1.01)
     style.dress(left, title="Cumulative gain", x="Share of rows, best scored first", y="Share of positives found")
-    style.legend(left, location="lower right")
+    style.legend_below(left)
 
     deciles = np.arange(1, DECILES + 1)
     bars = right.bar(
@@ -81,5 +81,5 @@ def lift_chart(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | None =
     right.set_xticks(deciles)
     style.dress(right, title="Lift by decile", x="Decile of rows, best scored first", y="Lift over the base rate")
     right.grid(visible=False, axis="x")
-    style.legend(right, location="upper right")
+    style.legend_below(right)
     return figure

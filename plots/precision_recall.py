@@ -58,7 +58,7 @@ def precision_recall_curve(
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     style.dress(axes, title="Precision-recall curve", x="Recall", y="Precision")
-    style.legend(axes, location="upper right")
+    style.legend_below(axes)
     return figure
 
 

@@ -47,5 +47,5 @@ def score_histogram(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | N
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(bottom=0)
     style.dress(axes, title="Scores by class", x="Score (dashed: mean of the class)", y="Share of the class's rows")
-    style.legend(axes, location="upper right")
+    style.legend_below(axes)
     return figure

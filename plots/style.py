@@ -33,6 +33,8 @@ PANEL_WIDTH_INCHES = 5.6
 PANEL_HEIGHT_INCHES = 4.2
 DOTS_PER_INCH = 120
 LINE_WIDTH = 2.0
+# Height of a panel's ticks and of the name of its axis.
+_WORDS_BELOW_POINTS = 34
 
 
 def new_figure(columns: int = 1, rows: int = 1, *, height_ratios: tuple[float, ...] | None = None) -> Figure:
@@ -62,6 +64,21 @@ def dress(axes: Axes, *, title: str, x: str, y: str) -> None:
 def legend(axes: Axes, *, location: Corner) -> None:
     """Show the panel's legend on an opaque ground, so that lines never run through its text."""
     axes.legend(loc=location, frameon=True, framealpha=0.95, edgecolor=GRID, fontsize=9)
+
+
+def legend_below(axes: Axes) -> None:
+    """Show the panel's legend below it, where nothing is drawn: of some data the curves leave no corner free."""
+    from matplotlib.transforms import ScaledTranslation
+
+    # In points, so that it clears the panel's own words whatever the height of the figure.
+    inches = ScaledTranslation(0, -_WORDS_BELOW_POINTS / 72, axes.figure.dpi_scale_trans)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=axes.transAxes + inches,
+        frameon=False,
+        fontsize=9,
+    )
 
 
 def curve(index: int) -> dict[str, Any]:

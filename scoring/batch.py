@@ -19,7 +19,7 @@ from scoring.counters import Counters, Tally
 from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.model_uri import PinnedModel
-from scoring.null_policy import NullPolicy, NullRule
+from scoring.null_policy import NullRule
 from scoring.parquet_scan import Reader, map_rows
 from scoring.regroup import regrouped
 from scoring.row_count import RowCount
@@ -35,7 +35,7 @@ def score(
     *,
     keys: str | Sequence[str],
     tracking_uri: str | None = None,
-    outputs: Form = AS_COLUMNS,
+    outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
     nulls: Mapping[str, NullRule] | None = None,
@@ -79,7 +79,7 @@ def score(
         ColumnError: A raw column is missing, has a type that its feature cannot take, or holds tokens of another family
             of types (boolean, integer, string) than the training rows did.
     """
-    settings = Settings(outputs, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
+    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
     call = ScoringCall.of(model, tracking_uri, keys, settings)
     table = checked_table(df, call, extra_columns=extra_columns)
     _LOGGER.info("model %s reads the columns %s", call.pinned.label, table.columns)

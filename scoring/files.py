@@ -30,7 +30,8 @@ from scoring.forms import AS_COLUMNS, Form
 from scoring.loaded_model import DEFAULT_BATCH_SIZE
 from scoring.mixed_parquet import read_together
 from scoring.model_uri import PinnedModel
-from scoring.null_policy import NullPolicy, NullRule
+from scoring.null_policy import NullRule
+from scoring.older_scores import check_same_columns
 from scoring.own_input import refuse_own_input
 from scoring.planner import DEFAULT_TASK_SECONDS, Plan, check_task_seconds, may_take_longer, plan_tasks
 from scoring.probe import Speed, speed_of
@@ -79,7 +80,7 @@ def score_files(
     input_format: str | None = None,
     mode: str = "error",
     tracking_uri: str | None = None,
-    outputs: Form = AS_COLUMNS,
+    outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
     nulls: Mapping[str, NullRule] | None = None,
@@ -121,15 +122,15 @@ def score_files(
         ParquetError: A file is not Parquet, or has two columns of one name.
         ScoringError: A key is missing, a column would stand in the result twice, the model's outputs cannot take the
             form, ``task_seconds`` is not above 0, some of the files are those of a table that only Spark can read, it
-            cannot, files have a column of types that it does not read as one, or ``output`` holds some of them or
-            lies among them.
+            cannot, files have a column of types that it does not read as one, ``output`` holds some of them or lies
+            among them, or the scores there, to which these are to be added, have other columns.
         ColumnError: A raw column is missing, or has a type or a value that its feature cannot take.
         TargetExistsError: The mode is ``error``, and there is data at ``output``.
         WriteError: A task failed; the message says why. Nothing of the scores is visible.
         OSError: The scores were written whole and cannot be published; the message says what is visible.
     """
     check_task_seconds(task_seconds)
-    settings = Settings(outputs, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
+    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
     save_mode = _save_mode(mode)
     call = ScoringCall.of(model, tracking_uri, keys, settings)
     target = StoragePath.of(output)
@@ -139,9 +140,12 @@ def score_files(
     else:
         refuse_own_input([file.path for file in source], [paths] if isinstance(paths, Location) else paths, target)
         rows = _of_files(spark, paths, _parquet_files(source), call, task_seconds)
+    schema = pa.schema([*rows.keys, *call.added])
+    if save_mode is SaveMode.APPEND:
+        check_same_columns(target, schema)
     scorer = call.scorer(spark)
     job = WriteJob.begin(target, save_mode)
-    writer = ScoreWriter(job, call.keys, pa.schema([*rows.keys, *call.added]), scorer)
+    writer = ScoreWriter(job, call.keys, schema, scorer)
     try:
         tasks = rows.tasks(writer)
     except BaseException:
@@ -281,7 +285,10 @@ def _read_by_spark(spark: SparkSession, table: DataFrame, call: ScoringCall) -> 
 
 
 def _save_mode(mode: str) -> SaveMode:
-    found = SaveMode.of(mode)
+    try:
+        found = SaveMode.of(mode)
+    except ValueError:
+        raise ScoringError(f"mode '{mode}' is unknown; use error, overwrite or append") from None
     if found is SaveMode.IGNORE:
         raise ScoringError("mode 'ignore' would leave older scores for new ones; use error, overwrite or append")
     return found

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.kernels import compile_kernel
 from data_pipelines.repeated_names import repeated_names
 from models.ranked_lists import CANDIDATES, SCORES, is_filled, is_ranked_list
 from scoring.checks import ScoringError
@@ -216,6 +215,20 @@ _BY_NAME: Mapping[str, tuple[Callable[..., Form], Callable[[str], Any] | None]] 
     "top": (TopK, int),
     "at_least": (AtLeast, float),
 }
+_NAMES = "columns, struct, wide, long, top:10 or at_least:0.5"
+
+
+def form_of(given: Form | str) -> Form:
+    """Return a form as it is, and that of a name as `form_named` does.
+
+    Raises:
+        ScoringError: It is neither.
+    """
+    if isinstance(given, str):
+        return form_named(given)
+    if isinstance(given, type) or not callable(getattr(given, "fields", None)):
+        raise ScoringError(f"outputs is {given!r}; give a form, such as Struct() or TopK(10), or its name: {_NAMES}")
+    return given
 
 
 def form_named(text: str) -> Form:
@@ -235,7 +248,7 @@ def form_named(text: str) -> Form:
             raise
         except ValueError:
             pass  # the message below tells what an argument looks like
-    raise ScoringError(f"there is no form '{text}'; use columns, struct, wide, long, top:10 or at_least:0.5")
+    raise ScoringError(f"there is no form '{text}'; use {_NAMES}")
 
 
 def _labelled(outputs: pa.Schema, labels: Labels, form: str) -> str:
@@ -314,33 +327,12 @@ def _starts(lists: pa.ListArray) -> np.ndarray:
 
 def _best(scores: np.ndarray, starts: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the places of the ``k`` best scores of each row, best first, and where each row's begin."""
+    from scoring.best_kernel import keep_best  # for what Numba takes, see data_pipelines.kernels
+
     k = min(k, int(np.diff(starts).max(initial=0)))
     places = np.empty((len(starts) - 1, k), np.int64)
     counts = np.zeros(len(starts) - 1, np.int64)
     if k:
-        _keep_best(np.ascontiguousarray(scores, np.float32), starts, places, counts)
+        keep_best(np.ascontiguousarray(scores, np.float32), starts, places, counts)
     kept = places[np.arange(k) < counts[:, None]]
     return kept, np.concatenate([[0], np.cumsum(counts)])
-
-
-@compile_kernel("void(Array(float32, 1, 'C', readonly=True), int64[::1], int64[:, ::1], int64[::1])")
-def _keep_best(scores: np.ndarray, starts: np.ndarray, places: np.ndarray, counts: np.ndarray) -> None:
-    """Fill ``places`` and ``counts`` row by row.
-
-    Few scores of many labels are among the best, so most cost one comparison: of 8,192 rows of 2,000 scores the best
-    ten take 22 ms, NumPy's partition takes 48 and a sort 560.
-    """
-    k = places.shape[1]
-    for row in range(len(counts)):
-        count = 0
-        for place in range(starts[row], starts[row + 1]):
-            score = scores[place]
-            if np.isnan(score) or (count == k and score <= scores[places[row, k - 1]]):
-                continue
-            slot = min(count, k - 1)
-            while slot > 0 and scores[places[row, slot - 1]] < score:
-                places[row, slot] = places[row, slot - 1]
-                slot -= 1
-            places[row, slot] = place
-            count = min(count + 1, k)
-        counts[row] = count

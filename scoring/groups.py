@@ -46,7 +46,7 @@ def score_by_group(
     unknown: Unknown = "fail",
     colocate: bool = True,
     tracking_uri: str | None = None,
-    outputs: Form = AS_COLUMNS,
+    outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
     nulls: Mapping[str, NullRule] | None = None,
@@ -87,7 +87,7 @@ def score_by_group(
             different columns, or as :func:`scoring.batch.score` raises it.
         ColumnError: A column is missing, or has a type that a model cannot take, as there.
     """
-    settings = Settings(outputs, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
+    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
     if unknown not in get_args(Unknown):
         raise ScoringError(f"unknown '{unknown}' says nothing of groups without a model; use fail or null")
     own_keys = (keys,) if isinstance(keys, str) else tuple(keys)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from data_pipelines.parquet_rows import BATCH_ROWS
 from data_pipelines.transform import Encoder
+from models.signatures import ENCODED_SIGNATURE, SCANN, encoded_names, scann_folder
 from scoring.backends.catalog import load_backend
 from scoring.backends.protocol import ArrayType, Backend, ModelOutputError
 from scoring.backends.trained_model import TrainedBackend, TrainedGraph
@@ -85,8 +86,6 @@ class LoadedModel:
             ModelOutputError: The model has no such index.
             ModuleNotFoundError: It is ScaNN's, and the package is not installed here.
         """
-        from models.serving import SCANN
-
         if not isinstance(self._backend, TrainedBackend):
             raise ModelOutputError(f"the model in {self._folder} has no indexes; give one that training.run exported")
         graph = self._scann_graph if search.index == SCANN else self._backend.graph
@@ -99,8 +98,6 @@ class LoadedModel:
     @cached_property
     def _scann_graph(self) -> TrainedGraph:
         """The graph of the SavedModel beside the model's own, loaded when its index is first searched in."""
-        from models.serving import scann_folder
-
         return TrainedGraph(scann_folder(self._folder / SAVED_MODEL_FOLDER), scann=True, threads=self.threads)
 
     def faults(self, batch: pa.RecordBatch, *, first: bool = False) -> Faults:
@@ -265,12 +262,8 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
         return _packaged(directory.path, description, threads)
     encoder, features = Encoder(directory.features), directory.scored_features
     graph = TrainedGraph(directory.path / SAVED_MODEL_FOLDER, threads=threads)
-    # Only now: they import TensorFlow, and the graph has set what that reads from the environment.
-    from models.preprocessing import encoded_signature
-    from models.serving import ENCODED_SIGNATURE
-
     trained = TrainedBackend(graph, ENCODED_SIGNATURE)
-    _check_names("inputs", trained.signature.inputs, encoded_signature(features))
+    _check_names("inputs", trained.signature.inputs, encoded_names(features))
     _check_names("outputs", trained.signature.outputs, description.outputs)
     # Exports of before, and models whose Keras inputs have a fixed length, take every list padded to that.
     any_length = {array.name for array in trained.signature.inputs if array.shape == (None, None)}

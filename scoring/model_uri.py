@@ -333,6 +333,13 @@ def _registered_version(uri: str, name: str, separator: str, selector: str, clie
     raise ModelNotFoundError(f"model '{uri}': '{selector}' is no version number; {_existing(client, name)}")
 
 
+# Who has not said which store it is asks the one that MLflow makes in the current folder.
+_ELSEWHERE = (
+    "if it is in another store, name that one as tracking_uri (--tracking-uri) or in MLFLOW_TRACKING_URI, for example "
+    "sqlite:///mirrorspark-output/mlflow.db"
+)
+
+
 def _existing(client: "MlflowClient", name: str) -> str:
     """Say which versions and aliases a registered model has, or which models are registered."""
     from mlflow.exceptions import MlflowException
@@ -343,7 +350,7 @@ def _existing(client: "MlflowClient", name: str) -> str:
         if error.error_code not in _ABSENT:
             raise
         models = sorted(model.name for model in client.search_registered_models(max_results=100))
-        known = f"use one of {models[:_NAMES_IN_MESSAGE]}" if models else "no model is registered there"
+        known = f"use one of {models[:_NAMES_IN_MESSAGE]}" if models else f"no model is registered there; {_ELSEWHERE}"
         return f"the registry at {without_credentials(client.tracking_uri)} has no model '{name}': {known}"
     versions = sorted(int(version.version) for version in client.search_model_versions(f"name = '{name}'"))
     aliases = sorted(registered.aliases)

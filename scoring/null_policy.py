@@ -36,7 +36,9 @@ class NullPolicy:
         names = set(schema.names)
         for name, value in self.values.items():
             if name not in names:
-                raise ScoringError(f"the null policy names '{name}'; the model reads {schema.names}")
+                raise ScoringError(
+                    f"the null policy names '{name}', which the model does not read; it reads {schema.names}"
+                )
             if value == FAIL:
                 continue
             try:

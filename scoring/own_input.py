@@ -20,7 +20,7 @@ def refuse_own_input(places: Sequence[StoragePath], locations: Sequence[Location
         ScoringError: It holds one of the places, or lies where a location is listed.
     """
     output = _settled(target)
-    within = [place for place in places if f"{_settled(place).uri}/".startswith(f"{output.uri}/")]
+    within = [place for place in places if _settled(place).is_in(output)]
     if within:
         raise ScoringError(f"the output {target} holds the input {within[0]}; write the scores elsewhere")
     file = output / file_name("00000-00000000")

@@ -96,7 +96,13 @@ def package_model(
         name, file = _copied(source, whole)
         called = (signature or DEFAULT_SIGNATURE) if name == "saved_model" else None
         # The copies, not the sources: what is loaded here is what tasks will load.
-        backend = load_backend(name, whole / file, signature=called, threads=None)
+        try:
+            backend = load_backend(name, whole / file, signature=called, threads=None)
+        except UnsupportedModelError as error:
+            # Of what the caller gave: the copy is gone when he reads it.
+            given = "the linear model" if isinstance(source, Mapping) else str(source)
+            message = str(error).replace(str(whole / file), given).replace(f"{whole}/", "")
+            raise UnsupportedModelError(message) from error.__cause__
         functions = _copied_hooks(hooks, whole) if hooks is not None else None
         hook_names = _hook_names(functions, columns or ())
         inputs = _inputs(backend.signature, columns, is_preprocessed=PREPROCESS in hook_names)

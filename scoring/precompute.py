@@ -29,6 +29,8 @@ from scoring.shipping import map_batches
 
 # Python's objects take many times what Arrow's do: no more rows than this are objects at a time.
 _ROWS_AT_A_TIME = 1024
+# Of a row that is shown in a message.
+_SHOWN_CHARACTERS = 200
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _KEPT_IN_JSON = (
     pa.types.is_boolean,
@@ -276,7 +278,8 @@ def _filled(
         nonlocal rows, last
         for last, value, version in encoded:
             if last is None:
-                raise StoreError(f"the key '{key}' is null in a row with {value[:200]}; leave such rows out")
+                shown = value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}..."
+                raise StoreError(f"the key '{key}' is null in a row with {shown}; leave such rows out")
             if version is not None:
                 versions.add(version)
             rows += 1

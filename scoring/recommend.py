@@ -117,7 +117,7 @@ def checked_index(directory: ModelDirectory, index: str) -> ModelDescription:
     if index not in description.indexes:
         raise ScoringError(
             f"the model in {directory.path} holds no index '{index}', it holds {sorted(description.indexes)}; use one "
-            f"of these, or export it again"
+            f"of these"
         )
     return description
 

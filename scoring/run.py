@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments; by default those of the process.
 
     Returns:
-        0 when the scores are there; 1 when a task or a store failed; 2 when arguments, table and model do not fit.
-        Standard error tells what happened.
+        0 when the scores are there; 1 when a task, a store or the session failed; 2 when arguments, table and model do
+        not fit. Standard error tells what happened.
     """
     options = _parser().parse_args(arguments)
     begin = time.monotonic()
@@ -47,7 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
         os.environ.setdefault(name, sys.executable)
     builder = SparkSession.builder.appName("mirrorspark scoring")
-    spark = (builder.master(options.master) if options.master else builder).getOrCreate()
+    try:
+        spark = (builder.master(options.master) if options.master else builder).getOrCreate()
+    except (PySparkException, Py4JError) as error:
+        master = options.master or "the master that Spark is set to"
+        print(f"error: no session at {master}: {task_message(error)}; see --master and JAVA_HOME", file=sys.stderr)
+        return 1
     try:
         scored = score_files(
             spark,
@@ -64,11 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             other_versions=options.other_versions,
             task_seconds=options.task_seconds,
         )
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 1
     except (PySparkException, Py4JJavaError) as error:
         print(f"error: {task_message(error)}", file=sys.stderr)
@@ -77,6 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spark.stop()
     _show(scored, time.monotonic() - begin, as_json=options.json)
     return 0
+
+
+def _in_words(error: Exception) -> str:
+    """Return what an error says, without the number that Python puts before the words of the system."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
+    return f"{files}: {error.strerror}" if files else error.strerror
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,11 +15,11 @@ from scoring.bad_rows import ERROR_COLUMN, BadRowError, BadRows, check_bad_rows,
 from scoring.checks import ScoringError
 from scoring.column_types import ARROW_TYPES
 from scoring.counters import Counters, Tally
-from scoring.forms import AS_COLUMNS, Form, Shaped
+from scoring.forms import AS_COLUMNS, Form, Shaped, form_of
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel, Search
 from scoring.model_cache import PROCESS_CACHE, load_once
 from scoring.model_directory import ModelDirectory, exported_with
-from scoring.null_policy import NullPolicy
+from scoring.null_policy import NullPolicy, NullRule
 from scoring.process_tuning import limit_numeric_libraries, spare_the_garbage_collector
 from scoring.shipping import ShippedModel
 from scoring.versions import check_versions
@@ -56,6 +56,23 @@ class Settings:
         if self.other_versions not in get_args(OtherVersions):
             raise ScoringError(f"other_versions '{self.other_versions}' is unknown; use refuse or allow")
         check_bad_rows(self.bad_rows)
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Form | str,
+        batch_size: int,
+        with_version: bool,
+        nulls: Mapping[str, NullRule] | None,
+        bad_rows: BadRows,
+        other_versions: OtherVersions,
+    ) -> "Settings":
+        """Return the settings that a caller's arguments stand for: a form by its name, and rules for nulls.
+
+        Raises:
+            ScoringError: There is no such form, or as when built.
+        """
+        return cls(form_of(outputs), batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
 
     def schema(self, directory: ModelDirectory) -> pa.Schema:
         """Return the columns behind the keys.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyspark.sql.types import StructType
 
-from data_pipelines.raw_columns import ColumnError
+from data_pipelines.raw_columns import ColumnError, meant
 from data_pipelines.spark_schema import sent_schema_of
 from data_pipelines.tfrecord.arrow_schema import SchemaError
 
@@ -49,5 +49,6 @@ class SentColumns:
         if name in self.unfit:
             raise ColumnError(f"column '{name}' has type {self.unfit[name]}, which no model can take; cast it")
         if name not in self.fields:
-            raise ColumnError(f"column '{name}' is missing; the table has {list(self.names)}")
+            known = list(self.names)
+            raise ColumnError(f"column '{name}' is missing; the table has {known}{meant(name, known)}")
         return self.fields[name]

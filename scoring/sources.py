@@ -107,7 +107,7 @@ def _folders_above(files: Sequence[DataFile], locations: Sequence[StoragePath]) 
     found: set[StoragePath] = set()
     for folder in {_outside_partitions(file.path.parent) for file in files}:
         depth = folder.uri.count("/")
-        given = [place.uri.count("/") for place in locations if f"{folder.uri}/".startswith(f"{place.uri}/")]
+        given = [place.uri.count("/") for place in locations if folder.is_in(place)]
         # Above a bucket, or the root of the disk, there is nothing.
         highest = max(min([depth, *given]) - 2, 0 if folder.is_local else 2)
         found.add(folder)

@@ -24,7 +24,7 @@ def register_sql(
     *,
     inputs: Sequence[str] | None = None,
     tracking_uri: str | None = None,
-    outputs: Form = AS_COLUMNS,
+    outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",

@@ -10,6 +10,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DataType, LongType, String
 from data_pipelines.blocks import KEY_PREFIX, LABEL_PREFIX
 from data_pipelines.feature_kinds import Feature, RawForm, Sparse
 from data_pipelines.features import FeatureSpec
+from data_pipelines.manifest import is_published
 from data_pipelines.storage import Location
 from data_pipelines.tfrecords import read_tfrecords
 from scoring.bad_rows import BadRows
@@ -24,6 +25,7 @@ from scoring.null_policy import NullRule
 from scoring.scorer import OtherVersions, Settings
 from scoring.token_families import TokenFamily, trained_families
 
+_FROM_THE_TABLE = "score the table that it was made of, or records that write_tfrecords made of such a table"
 _LISTS: frozenset[RawForm] = frozenset({"tokens", "times", "indices", "values"})
 
 
@@ -35,7 +37,7 @@ def score_tfrecords(
     keys: str | Sequence[str],
     tracking_uri: str | None = None,
     on_damage: str = "fail",
-    outputs: Form = AS_COLUMNS,
+    outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
     nulls: Mapping[str, NullRule] | None = None,
@@ -101,6 +103,9 @@ def tfrecord_table(
         FileNotFoundError: There are no files.
         ScoringError: They are those of a dataset, whose features are encoded already.
     """
+    # Of a list of files, which may be long, their records tell.
+    if isinstance(paths, Location) and is_published(paths):
+        raise ScoringError(f"{paths} is a dataset, whose features are encoded for training; {_FROM_THE_TABLE}")
     # Its whole schema is looked for, in all files: the types of one column cost as much as those of all.
     found = read_tfrecords(spark, paths, on_damage=on_damage).schema
     _refuse_encoded(found, call.directory.features.spec)
@@ -116,7 +121,7 @@ def _refuse_encoded(found: StructType, spec: FeatureSpec) -> None:
     if names := sorted(encoded.intersection(found.names)):
         raise ScoringError(
             f"the records have {names}: they are the shards of a dataset, whose features are encoded for training; "
-            f"score the table that it was made of, or records that write_tfrecords made of such a table"
+            f"{_FROM_THE_TABLE}"
         )
 
 

@@ -14,6 +14,7 @@ TokenFamily = Literal["boolean", "integer", "string"]
 _TOKEN_FORMS: frozenset[RawForm] = frozenset({"token", "tokens"})
 _LIST = re.compile(r"(?:large_)?list<\w+: (?P<element>.+?)(?: not null)?>")
 _FAMILIES: Mapping[str, TokenFamily] = {"bool": "boolean", "string": "string", "large_string": "string"}
+_ONE: Mapping[TokenFamily, str] = {"boolean": "a boolean", "integer": "an integer", "string": "a string"}
 _SQL_TYPES: Mapping[TokenFamily, str] = {"boolean": "BOOLEAN", "integer": "BIGINT", "string": "STRING"}
 
 
@@ -52,6 +53,6 @@ def check_token_families(schema: pa.Schema, inputs: Sequence[Feature], column_ty
         if given not in (None, trained):
             raise ColumnError(
                 f"column '{name}' has type {given_type}, the model was trained with "
-                f"{column_types[name]}: as tokens a {given} and a {trained} differ (true is no 1, and 7 no 07); make "
-                f"it what it was, for example with CAST to {_SQL_TYPES[trained]}"
+                f"{column_types[name]}: as tokens {_ONE[given]} and {_ONE[trained]} differ (true is no 1, and 7 no "
+                f"07); make it what it was, for example with CAST to {_SQL_TYPES[trained]}"
             )

@@ -20,7 +20,7 @@ from scoring.forms import AS_COLUMNS, Form
 from scoring.inputs import Inputs
 from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel
 from scoring.model_uri import PinnedModel
-from scoring.null_policy import NullPolicy, NullRule
+from scoring.null_policy import NullRule
 from scoring.regroup import pieces
 from scoring.scorer import OtherVersions, Scorer, Settings
 from scoring.shipping import portable
@@ -32,7 +32,7 @@ def scorer_udf(
     *,
     inputs: Sequence[str] | None = None,
     tracking_uri: str | None = None,
-    outputs: Form = AS_COLUMNS,
+    outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_version: bool = True,
     nulls: Mapping[str, NullRule] | None = None,
@@ -73,16 +73,18 @@ def scorer_udf(
         ScoringError: ``inputs`` names something that is no input of the model, or names one twice, or the form does
             not keep rows.
     """
-    settings = Settings(outputs, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
-    if not outputs.keeps_rows:
-        raise ScoringError(f"the form {outputs} does not give one value per row; use scoring.batch.score for it")
+    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
+    if not settings.outputs.keeps_rows:
+        raise ScoringError(
+            f"the form {settings.outputs} does not give one value per row; use scoring.batch.score for it"
+        )
     call = ScoringCall.of(model, tracking_uri, (), settings)
     known = call.directory.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:
         raise ScoringError(f"inputs {list(names)} must name some of the model's inputs, each once: {list(known)}")
     if unknown := sorted(set(nulls or {}) - set(known)):
-        raise ScoringError(f"the null policy names {unknown}; the model reads {list(known)}")
+        raise ScoringError(f"the null policy names {unknown}, which the model does not read; it reads {list(known)}")
     run = portable(ColumnsTask(names, call.directory.inputs, call.scorer(spark, counters=counters)))
 
     def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:

@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
+import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -24,12 +26,44 @@ _FIRST_FLAGS = (
     "summary",
 )
 
+# Of a misspelt flag to the one that is meant, from 0 to 1.
+_LIKENESS = 0.75
+_IN_WORDS = {int: "a whole number", float: "a number"}
+
 
 class _Parser(ArgumentParser):
     """Says what is wrong in one line; jsonargparse would print the whole usage above it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(" ".join(message.split()) + " (see --help)") from ex
+        message = " ".join(message.split())
+        raise ConfigError(f"{_wrong_value(message) or message}{self._meant(message)} (see --help)") from ex
+
+    def _meant(self, message: str) -> str:
+        """Return which flags are like those that there are not."""
+        if not message.startswith("unrecognized arguments:"):
+            return ""
+        flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        likely = [found for flag in flags for found in difflib.get_close_matches(flag, known, n=1, cutoff=_LIKENESS)]
+        return f"; did you mean {' and '.join(dict.fromkeys(likely))}?" if likely else ""
+
+
+def _wrong_value(message: str) -> str | None:
+    """Return in our words what jsonargparse says of a value of another type, in which it names Python's types."""
+    found = re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: ?(.*)$', message)
+    if found is None:
+        return None
+    name, value = found.groups()
+    kinds = [kind for kind in _alternatives(get_type_hints(RunConfig)[name]) if kind is not type(None)]
+    if any(get_origin(kind) is Literal for kind in kinds):
+        return f"{name} '{value}' is unknown; use one of {[one for kind in kinds for one in get_args(kind)]}"
+    if len(kinds) == 1 and kinds[0] in _IN_WORDS:
+        return f"{name} is '{value}'; use {_IN_WORDS[kinds[0]]}"
+    return None
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:

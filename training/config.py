@@ -416,7 +416,7 @@ class TrainingConfig:
 
     def as_yaml(self) -> str:
         """Return the resolved configuration in the form of a recipe, as anybody may see it."""
-        return yaml.safe_dump(self.public(), sort_keys=False, width=120)
+        return yaml.dump(self.public(), Dumper=_RecipeDumper, sort_keys=False, width=120)
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
@@ -544,6 +544,16 @@ _MONITORS: Mapping[str, Mapping[str, Mode]] = {
 }
 _LABEL_KINDS = {"binary": "binary", "multi_label": "multi_label", "retrieval": "candidate"}
 _BASELINES = {"binary": "hist_gradient_boosting", "multi_label": "popularity", "retrieval": "popularity"}
+
+
+class _RecipeDumper(yaml.SafeDumper):
+    """YAML in which a query stands as it was written, line by line."""
+
+
+_RecipeDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
 
 
 class _RecipeLoader(yaml.SafeLoader):

@@ -16,9 +16,10 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
 from callbacks.credentials import clean
-from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address, is_published
+from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
 from data_pipelines.dataset import Dataset
 from data_pipelines.features import FeatureSpec
+from data_pipelines.manifest import is_published
 from data_pipelines.quality.splits import SPLIT_COLUMN, random_split
 from data_pipelines.raw_columns import ColumnError
 from scoring.checks import ScoringError

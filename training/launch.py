@@ -5,7 +5,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -59,7 +59,7 @@ class Launched:
     attempts: tuple[Attempt, ...]
     run_id: str | None
     run_folder: Path
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)  # it may hold a password
     replay: str | None = None
 
 

@@ -17,10 +17,10 @@ from data_pipelines.convert import (
     DatasetExistsError,
     convert,
     dataset_address,
-    is_published,
     read_profile,
 )
 from data_pipelines.dataset import Dataset
+from data_pipelines.manifest import is_published
 from data_pipelines.quality.dataset_page import PAGE_FILE
 from data_pipelines.quality.profile import DatasetProfile
 from data_pipelines.spark_errors import task_message

@@ -3,14 +3,17 @@
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
 from callbacks import commit
+from callbacks.checkpoint_store import STORE_ERRORS
+from callbacks.fetch import fetch
 from data_pipelines.dataset import Dataset
 from data_pipelines.storage import StoragePath
 from models.settings import check_candidates
@@ -25,6 +28,8 @@ from training.records.open_run import OpenRun, open_run
 from training.records.run_folder import RunFolder
 from training.spark_session import bind_address, driver_address, task_slots
 from training.supervision.failure_policy import Attempt, Budgets
+from training.supervision.running_attempt import StopSignal
+from training.supervision.store_reads import StoreReader
 from training.supervision.supervisor import Supervisor
 from training.supervision.watchdog import Limits
 from training.warm_start import WarmStart, settle_warm_start
@@ -119,6 +124,7 @@ class TrainingJob:
     epochs: dict[int, Event] = dataclasses.field(default_factory=dict)
     warm_start: WarmStart | None = None
     taken: Event | None = None
+    _signal: StopSignal = dataclasses.field(default_factory=StopSignal, init=False)
 
     @property
     def folder(self) -> RunFolder:
@@ -149,7 +155,7 @@ class TrainingJob:
             if self.config.profile:
                 self.tracked.log_folder(self.folder.profile, "profile")
             tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
-            stage.note = f"{attempts[-1].epochs} epochs, best was {self.best_checkpoint().epoch}{tries}"
+            stage.note = f"{attempts[-1].epochs} epochs{self._best_in_words()}{tries}"
         return attempts
 
     def request_stop(self, reason: str) -> None:
@@ -171,18 +177,40 @@ class TrainingJob:
         if event["event"] == "epoch_end" and event.get("rank") == 0:
             self.epochs.setdefault(event["epoch"], event)
 
-    def best_checkpoint(self) -> commit.CommittedCheckpoint:
-        """Return the committed checkpoint of the best epoch.
+    def fetch_best(self, folder: Path) -> commit.CommittedCheckpoint:
+        """Return the committed checkpoint of the best epoch on this machine: as it lies here, or a copy in ``folder``.
+
+        A store that fails is asked again for five minutes.
 
         Raises:
             CheckpointDamagedError: None is whole.
+            OSError: The store does not answer, or the disk is full.
+            StorageError: It cannot be opened.
         """
-        best = commit.best_committed(self._checkpoints, self.config.monitor, self.config.mode)
+
+        def fetched(beat: Callable[[], None]) -> commit.CommittedCheckpoint:
+            return fetch(self._best(beat), folder, progress=lambda done, total: beat())
+
+        return self._store.read_with_retries(self._checkpoints, fetched)
+
+    def _best(self, beat: Callable[[], None], *, verify: bool = True) -> commit.CommittedCheckpoint:
+        monitor, mode = self.config.monitor, self.config.mode
+        best = commit.best_committed(self._checkpoints, monitor, mode, verify=verify, beat=beat)
         if best is None:
             raise commit.CheckpointDamagedError(
                 StoragePath.of(self._checkpoints), "no committed checkpoint holds the best epoch"
             )
         return best
+
+    def _best_in_words(self) -> str:
+        """Return which epoch was the best; nothing where the store cannot tell, which ends no training that is done."""
+        read = partial(self._best, verify=False)
+        try:
+            best = self._store.read_with_retries(self._checkpoints, read, retry_seconds=0)
+        except (*STORE_ERRORS, commit.CheckpointDamagedError) as error:
+            logger.warning("which epoch was the best is not known yet: %s", error)
+            return ""
+        return f", best was {best.epoch}"
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
         """Log what holds for the whole run, beside its last epoch."""
@@ -208,6 +236,12 @@ class TrainingJob:
         tracked.log_tags(tags | ({"mlflow.source.git.commit": commit_id} if commit_id else {}))
 
     @cached_property
+    def _store(self) -> StoreReader:
+        """Reads behind the training, where a signal ends a run by itself, and a sweep asks its trials to stop."""
+        tell: Callable[[Event], None] = lambda event: self.run.on_event({"time": time.time(), **event})  # noqa: E731
+        return StoreReader(self.config.checkpoint_limit_seconds, self._signal, tell)
+
+    @cached_property
     def _supervisor(self) -> Supervisor:
         config = self.config
         return Supervisor(
@@ -217,6 +251,7 @@ class TrainingJob:
             elastic=config.elastic,
             slots=self.slots,
             on_event=self.on_event,
+            stop=self._signal,
             has_checkpoints=self.folder.was_fenced,
             budgets=Budgets(config.max_restarts, config.max_preemptions, config.max_start_failures),
             limits=Limits(

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from callbacks.credentials import without_credentials
 from callbacks.metric_requests import first_line
-from callbacks.mlflow_store import sqlite_file
+from callbacks.mlflow_store import limit_requests, sqlite_file
 from data_pipelines.fitted import FeatureMismatchError
 from data_pipelines.storage import StoragePath
 from scoring.model_directory import (
@@ -29,7 +29,7 @@ from scoring.model_uri import ModelNotFoundError, PinnedModel, resolve
 from training.config import ConfigError, TrainingConfig
 from training.records.atomic_file import write_atomically
 from training.records.run_folder import RUNS_FOLDER, WARM_START_FOLDER, RunFolder, read_state
-from training.records.tracking import TrackingError, limit_requests
+from training.records.tracking import TrackingError
 
 # Under this name an export logs its model in the MLflow run.
 _LOGGED_AS = "model"

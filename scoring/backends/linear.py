@@ -92,8 +92,10 @@ def _document(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UnsupportedModelError(f"{path} is no JSON: {error}") from error
-    if not isinstance(document, dict) or not set(document) <= set(FIELDS):
+    if not isinstance(document, dict):
         raise UnsupportedModelError(f"{path} must be a JSON object of {list(FIELDS)}")
+    if unknown := sorted(set(document) - set(FIELDS)):
+        raise UnsupportedModelError(f"{path} has {unknown}, which no linear model has; give {list(FIELDS)}")
     if not isinstance(document.get("coefficients"), dict) or not document["coefficients"]:
         raise UnsupportedModelError(f"{path}: coefficients must be an object of one coefficient per column")
     return document

@@ -1,6 +1,7 @@
 """XGBoost models in a file of ``Booster.save_model``: ``.json`` and ``.ubj``."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,10 @@ class XGBoostBackend:
         try:
             self._booster = xgboost.Booster(model_file=path)
         except xgboost.core.XGBoostError as error:
-            raise UnsupportedModelError(f"XGBoost {xgboost.__version__} cannot read {path}: {error}") from error
+            raise UnsupportedModelError(
+                f"XGBoost {xgboost.__version__} cannot read {path}: {_first_words(error)}; give the file that "
+                f"Booster.save_model wrote"
+            ) from None
         self._booster.set_param({"nthread": thread_count(threads)})
         config = json.loads(self._booster.save_config())
         self.threads = int(config["learner"]["generic_param"]["nthread"])
@@ -59,3 +63,9 @@ class XGBoostBackend:
     def _predict(self, features: np.ndarray) -> np.ndarray:
         # In place: a DMatrix would copy the rows, and take the threads of the machine to do so.
         return np.asarray(self._booster.inplace_predict(features, iteration_range=self._trees, missing=np.nan))
+
+
+def _first_words(error: Exception) -> str:
+    """Return what XGBoost says, without the time, the place in its source and the stack."""
+    words = str(error).partition("Stack trace:")[0].strip()
+    return re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", " ".join(words.split()))

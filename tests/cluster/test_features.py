@@ -99,8 +99,11 @@ def test_every_kind_is_fitted_converted_and_read(orders: "DataFrame", tmp_path: 
         assert (np.abs(ages / block.rows - 0.25) < 0.08).all()
 
 
-def test_a_spec_is_proposed_for_a_table(orders: "DataFrame") -> None:
+def test_a_spec_is_proposed_for_a_table(orders: "DataFrame", caplog: pytest.LogCaptureFixture) -> None:
     spec = FeatureSpec.infer(orders.drop("topics"), label="again")
+    told = [record.getMessage() for record in caplog.records if record.name == "data_pipelines.infer"]
+    assert told
+    assert all("left out: " in line for line in told)  # of the others nothing is a warning
     assert spec.keys == ("order_id",)
     assert spec.label == Label("again")
     proposed = {feature.name: type(feature) for feature in spec}

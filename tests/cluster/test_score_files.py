@@ -441,3 +441,14 @@ def test_the_command_scores_and_says_so(model: Path, flights: Path, tmp_path: Pa
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 2
     assert f"error: {tmp_path / 'scores'}" in again.stderr.splitlines()[-1]
+
+
+def test_scores_of_other_columns_are_not_added(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path
+) -> None:
+    """S12: where they differ Spark would read null."""
+    score_files(spark, flights, model, tmp_path / "scores", keys="flight_id")
+    before = scores_in(tmp_path / "scores")
+    with pytest.raises(ScoringError, match=r"differ \(prediction, score\)"):
+        score_files(spark, flights, model, tmp_path / "scores", keys="flight_id", outputs="struct", mode="append")
+    assert scores_in(tmp_path / "scores").equals(before)

@@ -154,6 +154,10 @@ def test_the_shards_of_a_dataset_are_refused_for_their_features_are_encoded(
     label = ModelDirectory.open(models.first).features.spec.label.name
     write_tfrecords(flights.selectExpr("flight_id", f"1.0F AS `label/{label}`"), tmp_path / "shards", layout="block")
 
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "manifest.json").touch()
+    with pytest.raises(ScoringError, match="dataset is a dataset, whose features are encoded for training"):
+        score_tfrecords(spark, tmp_path / "dataset", models.first, keys="flight_id")
     with pytest.raises(ScoringError, match=rf"the records have \['label/{label}'\]: they are the shards of a dataset"):
         score_tfrecords(spark, tmp_path / "shards", models.first, keys="flight_id")
 

@@ -355,7 +355,7 @@ def test_nulls_are_what_the_caller_says(spark: "SparkSession", flights: "DataFra
     assert {row.flight_id: row.error for row in marked if row.error} == {
         "f2": "column 'hour' is null, which the null policy does not allow"
     }
-    with pytest.raises(ScoringError, match="the null policy names 'minute'; the model reads"):
+    with pytest.raises(ScoringError, match="the null policy names 'minute', which the model does not read"):
         score(flights, model, keys="flight_id", nulls={"minute": 0})
 
 
@@ -398,6 +398,8 @@ def test_the_command_takes_all_of_it(
     assert "null policy" in rows[1]["error"]
     for wrong, message in (
         (["--outputs", "best"], "there is no form 'best'"),
+        (["--mode", "replace"], "error: mode 'replace' is unknown; use error, overwrite or append"),
+        (["--output", __file__], f"error: {__file__}: a file is where the folder of the files would be"),
         (["--null", "user"], "--null user is no COLUMN=VALUE"),
         (["--bad-rows", "drop"], "bad_rows 'drop' is unknown"),
         (["--other-versions", "no"], "other_versions 'no' is unknown"),
@@ -455,3 +457,20 @@ def test_a_bad_row_of_a_table_is_named_by_its_key_and_in_sql_by_its_place(
     with pytest.raises(PySparkException) as caught:
         spark.sql("SELECT score_order(struct(*)).score FROM bad_orders").collect()
     assert f"the row number 1 of 3 scored together (the first is 0) {fault}" in task_message(caught.value)
+
+
+def test_a_master_that_is_none_ends_the_command_in_one_line(tmp_path: Path) -> None:
+    command = ["--model", str(tmp_path), "--input", str(tmp_path), "--output", str(tmp_path / "scores"), "--keys", "id"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scoring.run", *command, "--master", "spark.example:7077"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("error: no session at spark.example:7077: ")
+    assert told.endswith("; see --master and JAVA_HOME")

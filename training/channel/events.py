@@ -260,10 +260,15 @@ class EventClient:
 
     def _make_room(self, kind: object) -> None:
         oldest = next((letter for letter in self._waiting if letter.is_droppable), None)
-        if oldest is None and kind != "log":  # many lines of a log must not keep an error from being told
-            oldest = next((letter for letter in self._waiting if letter.event.get("event") == "log"), None)
         if oldest is not None:
             self._waiting.remove(oldest)
+        elif kind != "log":  # many lines of a log must not keep an error from being told
+            # Those that have been sent first: they are kept only for a line that is cut.
+            for letters in (self._unacknowledged, self._waiting):
+                line = next((letter for letter in letters if letter.event.get("event") == "log"), None)
+                if line is not None:
+                    letters.remove(line)
+                    return
 
     def _work(self) -> None:
         pause = _FIRST_PAUSE_SECONDS

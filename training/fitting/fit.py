@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ from training import injected_faults
 from training.fitting.activity import Activity
 from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
 from training.fitting.local_updates import Settle, local_updates
-from training.fitting.ring import Ring, listen
+from training.fitting.ring import Ring
+from training.fitting.ring_connection import listen
 from training.fitting.ring_strategy import RingStrategy
 from training.fitting.start import Start, start_of
 from training.live.messages import numbers_in_words
@@ -98,12 +100,18 @@ def open_strategy(plan: TrainingPlan, activity: Activity, meeting: Meeting | Non
         return tf.distribute.MultiWorkerMirroredStrategy()
     limit = plan.config.start_limit_seconds
     if meeting is None:
-        return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, observer=activity)
+        return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, limit_seconds=math.inf, observer=activity)
     # The others call as soon as they know the address: whoever has told it has to listen already.
     with listen(meeting.host) as listener:
         peers = meeting.peers(listener.getsockname()[1], limit)
         ring = Ring.connect(
-            meeting.rank, peers, plan.token, listener=listener, timeout_seconds=limit, observer=activity
+            meeting.rank,
+            peers,
+            plan.token,
+            listener=listener,
+            timeout_seconds=limit,
+            limit_seconds=math.inf,
+            observer=activity,
         )
     return RingStrategy(ring)
 

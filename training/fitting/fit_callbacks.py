@@ -20,7 +20,7 @@ from callbacks.training_state import Stateful
 from training.config import TrainingConfig
 from training.fitting.activity import Activity
 from training.fitting.follow import Follow
-from training.fitting.start import BATCH_STATE, Batches, Start
+from training.fitting.start import BATCH_STATE, Batches, Start, from_store
 from training.ranks.plan import PROGRESS_STATE, TrainingPlan
 from training.ranks.rank_control import RankControl
 
@@ -33,13 +33,14 @@ def with_local_checkpoint(plan: TrainingPlan, activity: Activity) -> TrainingPla
     A download takes as long as it takes: its bytes count as progress, and nobody waits in a collective meanwhile.
 
     Raises:
-        FileNotFoundError: This rank does not see the checkpoint.
+        StoreUnreachableError: The store does not answer, this rank does not see the checkpoint, or its disk is full.
         CheckpointDamagedError: What came is not what was written.
-        OSError: The store does not answer, or the local disk is full.
+        PermissionError: Others may write where copies go.
     """
     if plan.resume_from is None:
         return plan
-    checkpoint = fetch(commit.read_committed(plan.resume_from), progress=lambda done, total: activity.beat())
+    with from_store(plan.resume_from):
+        checkpoint = fetch(commit.read_committed(plan.resume_from), progress=lambda done, total: activity.beat())
     return dataclasses.replace(plan, resume_from=str(checkpoint.path))
 
 

@@ -5,70 +5,34 @@ with the number of ranks. TensorFlow's own collectives on CPU go through gRPC, w
 tensor: docs/benchmarks/train_steps.md compares. A peer that dies shows as `RingError` in its neighbours at once, and
 in the others when those leave.
 
-Both sides of a connection prove that they know the run's token without sending it. What follows is not encrypted, as
-Spark's own traffic is not unless it is told to. Nothing is unpickled.
+Both sides of a connection prove that they know the run's token (`training.fitting.ring_connection`). What follows is
+not encrypted, as Spark's own traffic is not unless it is told to. Nothing is unpickled.
 """
 
-import hmac
-import secrets
 import select
-import selectors
 import socket
 import struct
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from training.channel.handshake import keep_alive, split_address
+from training.fitting.ring_connection import connect_neighbours
+from training.fitting.ring_errors import RingError, RingMismatchError
 
 Array = npt.NDArray[Any]
 
 # Up to here every rank passes its whole array around, which takes half as many rounds as reducing it in parts.
 _SMALL_BYTES = 1 << 14
-_SOCKET_BUFFER_BYTES = 4 << 20
 _POLL_MILLISECONDS = 1000
-_DIAL_PAUSE_SECONDS = 0.02
-
-_NONCE_BYTES = 16
-_PROOF_BYTES = 32
-_RANK = struct.Struct("<I")
-_HELLO = struct.Struct(f"<I{_NONCE_BYTES}s{_PROOF_BYTES}s")
-_REPLY = struct.Struct(f"<{_NONCE_BYTES}s{_PROOF_BYTES}s")
 
 # Before every array: number of the collective, its kind, bytes of the array.
 _HEADER = struct.Struct("<QBQ")
 _SUM, _GATHER, _BROADCAST = range(1, 4)
 _KINDS = {_SUM: "sum", _GATHER: "gather", _BROADCAST: "broadcast"}
-
-
-class RingError(ConnectionError):
-    """Another rank cannot be reached, is gone, or has moved nothing for too long.
-
-    Attributes:
-        rank: That rank.
-    """
-
-    def __init__(self, rank: int, what: str) -> None:
-        """Keep the rank, and say what is the matter with it."""
-        super().__init__(f"rank {rank} {what}")
-        self.rank = rank
-        self._what = what
-
-    def __reduce__(self) -> tuple[type, tuple[int, str]]:
-        """Pickle by the constructor's own arguments."""
-        return type(self), (self.rank, self._what)
-
-
-class RingConnectError(RingError):
-    """The ring could not be closed when the attempt began."""
-
-
-class RingMismatchError(RuntimeError):
-    """Ranks take part in different collectives: their programs or their batches differ."""
 
 
 class Observer(Protocol):
@@ -139,7 +103,8 @@ class Ring:
             listener: Listens on this rank's address, as `listen` makes it; is closed. Without one, this rank's port
                 has to be free.
             timeout_seconds: Longest time until both neighbours are there.
-            limit_seconds: Longest time that a collective waits for a neighbour.
+            limit_seconds: Longest time that a collective waits for a neighbour; in a rank, whose driver knows how long
+                each phase may take, infinite.
             observer: Is told of waits and finished collectives.
 
         Raises:
@@ -149,21 +114,9 @@ class Ring:
         workers = len(addresses)
         if workers == 1:
             return cls(0, 1)
-        ring = cls(rank, workers, limit_seconds=limit_seconds, observer=observer)
         deadline = time.monotonic() + timeout_seconds
-        with listener or _listen(*split_address(addresses[rank])) as listener:
-            try:
-                ring._following, dialled = _dial(addresses[ring._after], rank, ring._after, token, deadline)
-                ring._preceding, answered = _answer(listener, ring._before, token, deadline)
-                ring._following.settimeout(max(0.1, deadline - time.monotonic()))
-                _confirm(ring._following, ring._after, token, dialled)
-                _check_confirmation(ring._preceding, ring._before, token, answered)
-            except BaseException:
-                ring.close()
-                raise
-        _tune(ring._following)
-        _tune(ring._preceding)
-        return ring
+        following, preceding = connect_neighbours(rank, addresses, token, listener, deadline)
+        return cls(rank, workers, following, preceding, limit_seconds=limit_seconds, observer=observer)
 
     def all_reduce(self, values: Array) -> Array:
         """Return the sum of all ranks' ``values``, element by element; every rank gets the same bits.
@@ -433,137 +386,3 @@ def _advance(views: list[memoryview], count: int) -> None:
 def _views(values: Array) -> list[memoryview]:
     """Return the bytes of ``values``, whatever its type; of an empty array, none."""
     return [values.reshape(-1).view(np.uint8).data] if values.nbytes else []
-
-
-def listen(host: str) -> socket.socket:
-    """Return what listens on a port of ``host`` that the system chooses: nobody can take it in between.
-
-    Raises:
-        OSError: ``host`` is no interface of this machine.
-    """
-    return _listen(host, 0)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    return socket.create_server((host, port), backlog=128)
-
-
-# The hand-shake, in messages of fixed size: the dialling rank says who it is and proves the token; the answering one
-# proves it for the dialler's nonce; the dialler proves it for the answerer's. Every rank dials before it answers and
-# answers before it confirms, so the circle closes without anybody waiting for himself.
-
-
-def _dial(address: str, rank: int, peer: int, token: str, deadline: float) -> tuple[socket.socket, bytes]:
-    """Connect to ``peer``, which may not listen yet, and say who calls; return the nonce that it has to prove."""
-    host, port = split_address(address)
-    nonce = secrets.token_bytes(_NONCE_BYTES)
-    hello = _HELLO.pack(rank, nonce, _proof(token, b"dial", _RANK.pack(rank), nonce))
-    while True:
-        try:
-            connection = socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic()))
-            connection.sendall(hello)
-        except OSError as error:
-            if time.monotonic() + _DIAL_PAUSE_SECONDS > deadline:
-                raise RingConnectError(peer, f"cannot be reached at {address} ({error.strerror or error})") from error
-            time.sleep(_DIAL_PAUSE_SECONDS)
-        else:
-            return connection, nonce
-
-
-def _answer(listener: socket.socket, peer: int, token: str, deadline: float) -> tuple[socket.socket, bytes]:
-    """Wait for ``peer`` to call, and answer. Return the connection, and the nonce that it has to prove.
-
-    Callers are heard side by side, so that strangers who say nothing keep nobody waiting; they are turned away.
-    """
-    with selectors.DefaultSelector() as waiting:
-        listener.setblocking(False)
-        waiting.register(listener, selectors.EVENT_READ)
-        try:
-            while (left := deadline - time.monotonic()) > 0:
-                for key, _ in waiting.select(left):
-                    if key.fileobj is listener:
-                        caller, _ = listener.accept()
-                        caller.setblocking(False)
-                        waiting.register(caller, selectors.EVENT_READ, bytearray())
-                    elif (hello := _heard(key, waiting)) is not None:
-                        caller = cast(socket.socket, key.fileobj)
-                        rank, theirs, proof = _HELLO.unpack(hello)
-                        if rank == peer and hmac.compare_digest(
-                            proof, _proof(token, b"dial", _RANK.pack(rank), theirs)
-                        ):
-                            return caller, _replied(caller, token, theirs, deadline)
-                        caller.close()
-        finally:
-            for key in list(waiting.get_map().values()):
-                if key.fileobj is not listener:
-                    cast(socket.socket, key.fileobj).close()
-    raise RingConnectError(peer, "has not called in time")
-
-
-def _heard(key: selectors.SelectorKey, waiting: selectors.BaseSelector) -> bytes | None:
-    """Take in what a caller says; return its hello when that is whole, and wait for nothing more from it then."""
-    caller, so_far = cast(socket.socket, key.fileobj), key.data
-    try:
-        more = caller.recv(_HELLO.size - len(so_far))
-    except OSError:
-        more = b""
-    so_far += more
-    if more and len(so_far) < _HELLO.size:
-        return None
-    waiting.unregister(caller)
-    if len(so_far) == _HELLO.size:
-        return bytes(so_far)
-    caller.close()
-    return None
-
-
-def _replied(caller: socket.socket, token: str, theirs: bytes, deadline: float) -> bytes:
-    """Prove the token for the caller's nonce, and return the nonce that it has to prove."""
-    mine = secrets.token_bytes(_NONCE_BYTES)
-    caller.settimeout(max(0.1, deadline - time.monotonic()))
-    caller.sendall(_REPLY.pack(mine, _proof(token, b"answer", theirs, mine)))
-    return mine
-
-
-def _confirm(connection: socket.socket, peer: int, token: str, nonce: bytes) -> None:
-    """On the dialler's side: check the answer, and prove the token for the answerer's nonce."""
-    try:
-        theirs, proof = _REPLY.unpack(_read(connection, _REPLY.size))
-        if not hmac.compare_digest(proof, _proof(token, b"answer", nonce, theirs)):
-            raise RingConnectError(peer, "answers with another token: it belongs to another run")
-        connection.sendall(_proof(token, b"confirm", theirs))
-    except OSError as error:
-        if isinstance(error, RingConnectError):
-            raise
-        raise RingConnectError(peer, f"has not answered ({error.strerror or error})") from error
-
-
-def _check_confirmation(connection: socket.socket, peer: int, token: str, nonce: bytes) -> None:
-    try:
-        proof = _read(connection, _PROOF_BYTES)
-    except OSError as error:
-        raise RingConnectError(peer, f"has not confirmed ({error.strerror or error})") from error
-    if not hmac.compare_digest(proof, _proof(token, b"confirm", nonce)):
-        raise RingConnectError(peer, "confirms with another token: it belongs to another run")
-
-
-def _read(connection: socket.socket, size: int) -> bytes:
-    content = b""
-    while len(content) < size:
-        more = connection.recv(size - len(content))
-        if not more:
-            raise ConnectionResetError("it closed the connection")
-        content += more
-    return content
-
-
-def _proof(token: str, *parts: bytes) -> bytes:
-    return hmac.new(token.encode(), b"\0".join(parts), "sha256").digest()
-
-
-def _tune(connection: socket.socket) -> None:
-    connection.setblocking(False)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        connection.setsockopt(socket.SOL_SOCKET, buffer, _SOCKET_BUFFER_BYTES)
-    keep_alive(connection)

@@ -43,13 +43,27 @@ class RingStrategy(tf.distribute.MirroredStrategy):
 
     @classmethod
     def from_tf_config(
-        cls, token: str, *, timeout_seconds: float = 60.0, observer: Observer | None = None
+        cls,
+        token: str,
+        *,
+        timeout_seconds: float = 60.0,
+        limit_seconds: float = 3600.0,
+        observer: Observer | None = None,
     ) -> "RingStrategy":
         """Connect to the other workers that ``TF_CONFIG`` names; without one, train alone. See `Ring.connect`."""
         config = json.loads(os.environ.get("TF_CONFIG", "{}"))
         addresses = config.get("cluster", {}).get("worker", ["127.0.0.1:0"])
         rank = int(config.get("task", {}).get("index", 0))
-        return cls(Ring.connect(rank, addresses, token, timeout_seconds=timeout_seconds, observer=observer))
+        return cls(
+            Ring.connect(
+                rank,
+                addresses,
+                token,
+                timeout_seconds=timeout_seconds,
+                limit_seconds=limit_seconds,
+                observer=observer,
+            )
+        )
 
     @contextlib.contextmanager
     def ring_errors(self) -> Iterator[None]:

@@ -1,10 +1,13 @@
 """Where an attempt begins: in the data, and on the learning rate's schedule; also when batches change their size."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from callbacks import commit
 from data_pipelines.dataset import Dataset
+from data_pipelines.storage import StoreUnreachableError
 from training.ranks.plan import TrainingPlan
 from training.supervision.elastic import resume_step
 
@@ -29,12 +32,36 @@ class Start:
     schedule_share: float = 0.0
 
 
+@contextlib.contextmanager
+def from_store(checkpoint: str) -> Iterator[None]:
+    """Tell of a store that fails while the block reads ``checkpoint`` as such: the driver had read it just before.
+
+    It is tried again then, as an error of the model or the data is not. What others may write to, and a store that
+    cannot be opened here at all, stay refused.
+
+    Raises:
+        StoreUnreachableError: It does not answer, or has lost the checkpoint.
+        PermissionError: As it was.
+        StorageError: As it was.
+    """
+    try:
+        yield
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise StoreUnreachableError(
+            f"checkpoint {checkpoint} cannot be read here ({error}); every worker has to reach its store, and to have "
+            f"room for a copy of what is not on a disk"
+        ) from error
+
+
 def start_of(plan: TrainingPlan, dataset: Dataset) -> Start:
     """Return where the attempt of ``plan`` begins: at the beginning, or where its checkpoint was taken."""
     if plan.resume_from is None:
         return Start()
-    checkpoint = commit.read_committed(plan.resume_from)
-    then = checkpoint.states()[BATCH_STATE]
+    with from_store(plan.resume_from):
+        checkpoint = commit.read_committed(plan.resume_from)
+        then = checkpoint.states()[BATCH_STATE]
     batch, step, share = then["global_batch_size"], then["schedule_step"], then["schedule_share"]
     if batch != plan.global_batch_size:
         # Steps of another size: what is left of the schedule is counted anew, so that it ends with the training.

@@ -18,7 +18,7 @@ from tensorflow.python.distribute.distribute_lib import StrategyBase
 from callbacks.backup import BackupAndRestore
 from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.progress import EventCallback
-from callbacks.stop_request import StopOnRequest
+from callbacks.stop_request import StopOnRequest, TrainingStopped
 from training.fitting.activity import Activity
 from training.fitting.follow import Follow
 from training.injected_faults import InjectedFaults, InputGate
@@ -40,6 +40,9 @@ class FitWatch:
 
     What a strategy makes of a dataset tells neither the size of its steps nor can it be held up any more, so datasets
     are looked at on their way into it.
+
+    Attributes:
+        stopped: What ended a ``fit`` that was asked to stop, whatever became of it behind that; None where none was.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class FitWatch:
         self._activity = activity
         self._is_stop_requested = is_stop_requested
         self._faults = faults
+        self.stopped: TrainingStopped | None = None
         self._fits = 0
         self._completed: dict[int, int] = {}
         self._is_within = False
@@ -86,6 +90,9 @@ class FitWatch:
             self._is_within = True
             try:
                 return original(*call.args, **call.kwargs)
+            except TrainingStopped as stopped:
+                self.stopped = stopped
+                raise
             finally:
                 self._note_resumed(call.arguments["callbacks"])
                 self._is_within = False

@@ -20,10 +20,6 @@ from training.channel.events import EventAddress
 TrainFn = Callable[..., Any]
 FunctionStrategy = Literal["multi_worker_mirrored", "ring", "own"]
 
-# Tell the function where its checkpoints belong, and which attempt this is.
-CHECKPOINTS_VARIABLE = "MIRRORSPARK_CHECKPOINTS"
-ATTEMPT_VARIABLE = "MIRRORSPARK_ATTEMPT"
-
 # It passes through Spark's scheduler, to every task: enough for metrics and small weights.
 MAX_RETURN_BYTES = 8 << 20
 

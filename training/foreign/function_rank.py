@@ -3,11 +3,12 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from callbacks.fence import ATTEMPT_VARIABLE, CHECKPOINTS_VARIABLE, FENCE_VARIABLE
 from training import injected_faults
 from training.fitting.activity import Activity
 from training.fitting.ring_strategy import RingStrategy
@@ -17,6 +18,9 @@ from training.foreign.function_plan import FunctionPlan, ReturnValueError
 
 if TYPE_CHECKING:
     from training.ranks.rank_control import Finish, RankControl
+
+# Outside of `fit` nobody knows what takes long and what hangs: one rank may prepare data for hours while others wait.
+_RING_SECONDS = 24 * 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +40,38 @@ def train(plan: FunctionPlan, control: "RankControl", finish: "Finish") -> None:
         Exception: Whatever the function raises.
     """
     train_fn, kwargs = function_plan.unpack_function(control.payload)
-    os.environ[function_plan.CHECKPOINTS_VARIABLE] = plan.checkpoints
-    os.environ[function_plan.ATTEMPT_VARIABLE] = str(plan.attempt)
+    os.environ[CHECKPOINTS_VARIABLE] = plan.checkpoints
+    os.environ[ATTEMPT_VARIABLE] = str(plan.attempt)
+    os.environ[FENCE_VARIABLE] = plan.fence or ""
     faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, control.activity.input_busy)
     watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, faults)
     with _scope(plan, control.activity), watch.installed():
         # Until it calls fit nobody can tell work from standing still: data may have to be fetched first.
         control.activity.enter("building")
-        value = train_fn(**kwargs)
+        value = _called(train_fn, kwargs, watch)
     finish(watch.epochs, **(_returned(value) if control.rank == 0 else {}))
+
+
+def _called(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatch) -> Any:
+    """Return what the function does, unless it was asked to stop: then it has not come to its end.
+
+    It may catch what ends its ``fit``, as around the folds of a validation.
+
+    Raises:
+        TrainingStopped: The rank was asked to stop.
+        Exception: Whatever the function raises.
+    """
+    try:
+        value = train_fn(**kwargs)
+    except Exception as error:
+        if watch.stopped is None:
+            raise
+        if error is not watch.stopped:
+            logger.warning("after its training was stopped the function raised %s: %s", type(error).__name__, error)
+        raise watch.stopped from None
+    if watch.stopped is not None:
+        raise watch.stopped
+    return value
 
 
 @contextlib.contextmanager
@@ -58,7 +85,9 @@ def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
         with tf.distribute.MultiWorkerMirroredStrategy().scope():
             yield
         return
-    strategy = RingStrategy.from_tf_config(plan.token, timeout_seconds=plan.start_limit_seconds, observer=activity)
+    strategy = RingStrategy.from_tf_config(
+        plan.token, timeout_seconds=plan.start_limit_seconds, limit_seconds=_RING_SECONDS, observer=activity
+    )
     with strategy.ring_errors(), strategy.scope():
         yield
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from training.channel.handshake import is_proof, keep_alive, proof, split_address
-from training.fitting.ring import RingConnectError, RingError
+from training.fitting.ring_errors import RingConnectError, RingError
 from training.parameter_servers.roles import COORDINATOR, Roles
 
 _NONCE_BYTES = 32

@@ -151,6 +151,9 @@ def _what_failed(error: Exception) -> RankError:
 _CANCELLED = re.compile(r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*")
 _TELLING = re.compile(r".*ExecutorLostFailure.*|.*Python worker exited unexpectedly.*|^[\w.]+(?:Error|Exception): .*")
 
+# What Spark says of executors that it lost with their container, pod or machine, through no fault of a task.
+_TAKEN_AWAY = re.compile(r"exited unrelated to the running tasks.*(?:preempt|decommission|deleted)", re.IGNORECASE)
+
 
 def read_failure(message: str, now: float) -> RankError:
     """Return what Spark's message says of a failed job.
@@ -161,4 +164,6 @@ def read_failure(message: str, now: float) -> RankError:
         return RankError("cancelled", None, "Cancelled", cancelled.group(0).strip(), now)
     lines = message.splitlines()
     telling = [line.strip() for line in lines if _TELLING.match(line)]
-    return RankError("spark", None, "BarrierJobError", telling[0] if telling else " ".join(lines[:2]).strip(), now)
+    told = telling[0] if telling else " ".join(lines[:2]).strip()
+    is_taken_away = _TAKEN_AWAY.search(told) is not None
+    return RankError("preempted" if is_taken_away else "spark", None, "BarrierJobError", told, now)

@@ -24,6 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, NoReturn
 
+from callbacks import at_exit
 from callbacks.checkpoint_store import CheckpointStoreError
 from callbacks.commit import CheckpointDamagedError
 from callbacks.credentials import clean, without_credentials
@@ -31,10 +32,10 @@ from callbacks.fence import StaleAttemptError
 from data_pipelines.storage import StoreUnreachableError
 from training.channel.events import Command, EventAddress, EventClient
 from training.fitting.activity import Activity, Phase
-from training.fitting.ring import RingConnectError, RingError
+from training.fitting.ring_errors import RingConnectError, RingError
 from training.ranks.child_process import EXIT_ABANDONED, LOG_CHARACTERS, LineBudget, marked_as_told
 from training.ranks.rank_control import Finish, Meeting, Outcome, RankControl, StopRequest
-from training.supervision.timing import ALIVE_SECONDS
+from training.supervision.timing import ALIVE_SECONDS, EXIT_WORK_SECONDS
 
 EXIT_FAILED = 1
 
@@ -121,6 +122,7 @@ def main(answers: IO[str]) -> NoReturn:
 
     def end_well(outcome: Outcome) -> None:
         activity.enter("ending")
+        at_exit.finish(EXIT_WORK_SECONDS)
         events.close()
         _remove_generated_sources()
         _answer(answers, outcome)
@@ -141,6 +143,7 @@ def main(answers: IO[str]) -> NoReturn:
         print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        at_exit.finish(EXIT_WORK_SECONDS)
         events.close()
         # The task knows what to do with this where the driver was out of reach.
         fields = {key: value for key, value in failure.items() if key not in ("event", "traceback")}
@@ -348,7 +351,8 @@ class _LogToDriver(logging.Handler):
     def __init__(self, events: EventClient, level: int) -> None:
         super().__init__(level)
         self._events = events
-        self._budget = LineBudget()
+        # Warnings have one of their own, so that they come through among many lines of INFO.
+        self._budgets = {is_warning: LineBudget() for is_warning in (False, True)}
 
     def emit(self, record: logging.LogRecord) -> None:
         # The channel's own warnings would come back to it for ever.
@@ -359,8 +363,7 @@ class _LogToDriver(logging.Handler):
         except Exception:  # whatever stands in a record, it is not the end of a training
             self.handleError(record)
             return
-        if record.levelno < logging.WARNING:
-            text = self._budget.admit(text or "")
+        text = self._budgets[record.levelno >= logging.WARNING].admit(text or "")
         if text is not None:
             self._events.send({"event": "log", "level": record.levelname, "message": text[:LOG_CHARACTERS]})
 

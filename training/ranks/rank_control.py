@@ -8,7 +8,7 @@ from typing import Any
 
 from training.channel.events import Command, EventClient
 from training.fitting.activity import Activity
-from training.fitting.ring import RingConnectError
+from training.fitting.ring_errors import RingConnectError
 from training.live.messages import ranks_in_words
 
 Outcome = dict[str, Any]

@@ -287,6 +287,10 @@ class _Follower:
             case {"command": "abort"}:
                 return _aborted(str(news.get("reason") or "the driver said so"))
             case {"command": "stop"}:
+                if news.get("signal") == signal.SIGTERM:
+                    # Said at once: if the executor's JVM goes as well, no outcome arrives. SIGHUP comes also where that
+                    # has crashed.
+                    self._events.send({"event": "preemption"})
                 self._process.tell(json.dumps({"stop": news.get("reason") or "driver"}).encode() + b"\n")
             case {"command": "stacks"}:
                 # Before it has taken over, the signal would end it.
@@ -376,9 +380,12 @@ def _preemption_told_to(put: Callable[[News], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
     # SimpleQueue.put may interrupt itself.
-    notice = {"command": "stop", "reason": "preempted"}
-    before = {number: signal.signal(number, lambda *_: put(notice)) or signal.SIG_DFL for number in PREEMPTION_SIGNALS}
+    def notice(number: int, _: object) -> None:
+        put({"command": "stop", "reason": "preempted", "signal": number})
+
+    before = {number: signal.signal(number, notice) or signal.SIG_DFL for number in PREEMPTION_SIGNALS}
     try:
         yield
     finally:

@@ -56,6 +56,8 @@ _MEASURED_SECONDS = 1.0
 # More threads than that say nothing new, and a large cluster has many pairs.
 _DIALLING_THREADS = 64
 _LINE_BYTES = 256
+# Of what a store says, whose libraries tell the whole way down.
+_LONGEST_REASON = 300
 _ROLE = "probe"
 # Instead of the address of a task that cannot listen.
 _NOWHERE = "-"
@@ -341,7 +343,8 @@ def bounded(ask: Callable[[], str | None], seconds: float) -> str | None:
 def store_problem(error: Exception) -> str:
     """Return in one line what a store said."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:300] or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 
 
 def _bounded_store(store: Store, rank: int) -> StoreAnswer:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import subprocess
 import threading
 import time
@@ -20,7 +19,7 @@ from callbacks.credentials import HIDDEN, clean, is_secret_name, without_credent
 from callbacks.metric_buffer import MetricBuffer
 from callbacks.metric_requests import experiment_of, first_line, start_run
 from callbacks.metric_spill import Target
-from callbacks.mlflow_store import registry_of, store_client
+from callbacks.mlflow_store import limit_requests, registry_of, store_client
 from callbacks.run_calls import LogArtifact, LogFolder, LogParams, SetAlias, SetStatus, SetTags
 from callbacks.usage_metrics import STEP_PREFIX as _STEP_PREFIX
 from callbacks.usage_metrics import named
@@ -37,13 +36,6 @@ class TrackingError(RuntimeError):
 def default_uri(output: Path) -> str:
     """Return the SQLite store under ``output``."""
     return f"sqlite:///{output.absolute() / 'mlflow.db'}"
-
-
-def limit_requests() -> None:
-    """Let MLflow's requests to a server that is away end within a minute or so, unless the environment says more."""
-    # By default it retries for minutes, in silence. What must not be lost is retried better, in the background.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 logger = logging.getLogger(__name__)
@@ -117,7 +109,7 @@ class TrackedRun:
             run_id = self._opened(experiment, output, run_id, run_name)
         except (MlflowException, OSError) as error:
             if not (uri.startswith(("http://", "https://")) and is_outage(error)):
-                raise _refusal(f"the MLflow store {uri} cannot be opened", error) from error
+                raise _refusal(f"the MLflow store {uri} cannot be opened", error) from None
             logger.warning(
                 "MLflow at %s is away (%s); the training begins, and what it tells is sent later",
                 without_credentials(uri),
@@ -147,7 +139,7 @@ class TrackedRun:
         except (MlflowException, OSError) as error:
             if is_outage(error):
                 return run_id
-            raise _refusal(f"MLflow run {run_id} cannot go on (--no-resume starts a new one)", error) from error
+            raise _refusal(f"MLflow run {run_id} cannot go on (--no-resume starts a new one)", error) from None
         return run_id
 
     @property
@@ -231,7 +223,7 @@ class TrackedRun:
                 raise _refusal(
                     f"the MLflow store {self.uri} did not name version {version} of '{model}' of run {self.run_id}",
                     error,
-                ) from error
+                ) from None
             self._buffer.call(SetAlias(model, alias, version))
 
     def on_event(self, event: Event) -> None:
@@ -347,6 +339,7 @@ def is_outage(error: Exception) -> bool:
 
 
 def _refusal(what: str, error: Exception) -> TrackingError:
+    # To be raised from None: what MLflow raises may quote the address with its password, and a notebook keeps it.
     return TrackingError(without_credentials(f"{what}: {error}"))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from callbacks.commit import CommittedCheckpoint
 from callbacks.credentials import clean
-from callbacks.fetch import fetch
 from scoring.model_uri import PinnedModel, resolve
 from training.channel.events import Event
 from training.config import TrainingConfig
@@ -53,9 +52,9 @@ class Trained:
     attempts: tuple[Attempt, ...]
     examples_per_second: float | None
     verdict: Verdict
-    predictions: dict[str, pa.Table]
+    predictions: dict[str, pa.Table] = field(repr=False)
     run_folder: Path
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)  # it may hold a password
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -104,19 +103,18 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         attempts: Every launch; the last one finished.
         process: The export's, where it has been started; it is the caller's to end.
     """
-    best = job.best_checkpoint()
     # A run that began without its tracking server has an id by now, which the export needs, as it needs the server.
     job.folder.save_state("running", job.tracked.require_server())
     with job.view.stage("export") as stage:
-        fetched = fetch(best, job.folder.path / "fetched")
-        plan = _export_plan(job, fetched)
+        best = job.fetch_best(job.folder.path / "fetched")
+        plan = _export_plan(job, best)
         exported = export_once(plan, job.folder.exported, verbose=job.config.verbose, process=process)
         stage.note = f"registered as models:/{job.config.name}/{exported.model_version}"
     with job.view.stage("evaluate") as stage:
         predictions = _predictions(job.folder)
         verdict = _judge(job, predictions, best, attempts)
         _log_verdict(job, verdict)
-        stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else ""
+        stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else "without a baseline"
     return _trained(job, attempts, exported, verdict, predictions)
 
 

@@ -1,7 +1,7 @@
 """Turns predictions into the run's verdict: metrics, baseline, plots. Values in, values out; no Spark, no MLflow."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Verdict:
 
     metrics: Mapping[str, Mapping[str, float]]
     baseline: Mapping[str, Any]
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Figure] = field(repr=False)
 
 
 def judge_binary(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from training.supervision.elastic import Elastic
@@ -52,7 +52,7 @@ class RankError:
     type: str
     message: str
     time: float
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)  # pages of a training that goes on all the same
     is_from_tensorflow: bool = False
     step: int | None = None
     epoch: int | None = None
@@ -63,7 +63,7 @@ class RankError:
         """Who failed, and how."""
         if self.cause == "hung":  # what the watchdog found names the ranks itself, and may name several
             return self.message
-        nobody = "Spark" if self.cause in ("spark", "cancelled") else "driver"
+        nobody = "Spark" if self.cause in ("spark", "cancelled") or self.type == "BarrierJobError" else "driver"
         who = nobody if self.rank is None else f"rank {self.rank}"
         return f"{who}: {self.message}" if self.type == "killed" else f"{who}: {self.type}: {self.message}"
 
@@ -104,6 +104,12 @@ class RankError:
                 message = f"its machine is taken away; it stopped after saving step {outcome.get('step')}"
                 return cls("preempted", rank, "Preempted", message, time, step=outcome.get("step"))
         return None
+
+    @classmethod
+    def preempted(cls, rank: int, time: float) -> "RankError":
+        """Return the failure of a rank that was told so and could not say how it ended."""
+        message = "its machine is taken away, and its executor was gone before it could say what it saved"
+        return cls("preempted", rank, "Preempted", message, time)
 
 
 def known_errors(

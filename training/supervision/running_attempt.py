@@ -10,11 +10,8 @@ from typing import Any, Protocol
 
 from training.channel.events import Event
 from training.supervision.failure_policy import RankError, Stop, known_errors
-from training.supervision.timing import ABORT_SECONDS
+from training.supervision.timing import ABORT_SECONDS, GRACE_SECONDS
 from training.supervision.watchdog import Limits, Watch, Watchdog
-
-# After the first error of an attempt, the other ranks have this long to end by themselves and say why.
-_GRACE_SECONDS = 5.0
 
 # What ranks say of a failure may still be on its way when Spark reports it.
 _LATE_EVENTS_SECONDS = 5.0
@@ -157,6 +154,8 @@ class RunningAttempt:
         self._workers = workers
         self._dispensable = dispensable
         self._is_under_way = False
+        self._done_without: set[int] = set()
+        self._preempted: set[int] = set()
         self._limits = limits
         self._signal = signal
         self._tell = tell
@@ -170,6 +169,7 @@ class RunningAttempt:
         self._tasks: set[int] = set()
         self._meeting = _Meeting(ranks or workers)
         self._telling_peers = threading.Lock()
+        self._has_taken_note = False
         self._stop_since: float | None = None
         self._error_since: float | None = None
         self._aborted_since: float | None = None
@@ -198,8 +198,11 @@ class RunningAttempt:
             if event["event"] == "error":
                 if self._is_under_way and event["rank"] in self._dispensable:
                     self._watch.forget(event["rank"])
+                    self._done_without.add(event["rank"])
                 else:
                     self._note(RankError.from_event(event), now)
+            if event["event"] == "preemption":
+                self._preempted.add(event["rank"])
             self._watchdog.handling_since(now)
             if event["event"] == "listening":
                 self._meeting.add(event["rank"], event["address"])
@@ -214,7 +217,10 @@ class RunningAttempt:
         self._command({"command": "lease"})
 
     def tick(self) -> None:
-        """Do what is due: pass on a stop, end the ranks after an error, look for one that hangs."""
+        """Do what is due: pass on a stop, end the ranks after an error, look for one that hangs.
+
+        It tells of that, and so may wait for whoever listens: what must not wait has rounds of its own.
+        """
         now = self._clock()
         with self._lock:
             if self._is_over:
@@ -234,7 +240,6 @@ class RunningAttempt:
         # Who waits for others is to know for whom. Not at every address, which would be a message from each to each.
         self._tell_peers(has_to_be_complete=False)
         self._pass_on_stop(now)
-        self._cancel_if_due(now)
 
     def grow(self, to: Callable[[int], int | None]) -> None:
         """Ask the ranks to stop at a checkpoint when more workers could go on from it.
@@ -267,11 +272,15 @@ class RunningAttempt:
             failure: What it raised, as far as Spark knows.
         """
         with self._lock:
-            errors = known_errors(self._errors, outcomes, time.time(), self._tasks)
+            known = known_errors(self._errors, outcomes, time.time(), self._tasks)
+            # The attempt went on without them, so what ended it is something else.
+            errors = tuple(error for error in known if error.rank not in self._done_without)
             # The cancelling was ours: the reason for it is what counts.
             is_ours = failure is not None and failure.cause == "cancelled" and self.cancelled
             if failure is not None and not (is_ours and errors):
-                errors = (*errors, failure)
+                # With the job the outcomes are lost, by which a rank tells that its machine is taken away.
+                taken_away = () if is_ours else sorted(self._preempted)
+                errors = (*errors, *(RankError.preempted(rank, time.time()) for rank in taken_away), failure)
             if not errors and self.stop is None:
                 said = sorted({str(outcome["outcome"]) for outcome in outcomes})
                 message = f"the ranks ended before the training did and do not say why ({', '.join(said) or 'no word'})"
@@ -308,30 +317,38 @@ class RunningAttempt:
     def _reason_to_abort(self, now: float) -> str | None:
         if self._hung is not None:
             return self._hung.message
-        if self._error_since is not None and now - self._error_since >= _GRACE_SECONDS:
+        if self._error_since is not None and now - self._error_since >= GRACE_SECONDS:
             first = self._errors[0]
             return f"rank {first.rank}: {first.type}: {first.message}"
         limit = self._limits.checkpoint_seconds
-        if self._stop_since is not None and now - self._stop_since > limit:
+        # To grow is not worth an attempt: its ranks stop when they next ask each other, be it in an hour.
+        if self.stop == "requested" and self._stop_since is not None and now - self._stop_since > limit:
             return f"the ranks did not stop within {limit:g} s of being asked to"
         return None
 
     def _pass_on_stop(self, now: float) -> None:
         """Ask the ranks once to stop; the event server tells tasks that connect later."""
         with self._lock:
-            is_requested = self._signal.reason is not None and self.stop != "requested"
+            is_requested = self._signal.reason is not None and not self._has_taken_note
             if is_requested:
-                self.stop = "requested"
+                self.stop, self._has_taken_note = "requested", True
             has_to_ask = self.stop is not None and self._stop_since is None
-            if has_to_ask:
+            if has_to_ask or is_requested:
                 self._stop_since = now
         if has_to_ask:
             self._command({"command": "stop", "reason": "driver"})
         if is_requested:
             self._tell({"event": "stopping", "attempt": self.number, "reason": self._signal.reason})
 
-    def _cancel_if_due(self, now: float) -> None:
+    def cancel_when_due(self) -> None:
+        """Cancel the Spark job where the ranks cannot be waited for: at a second signal, or when they do not end.
+
+        It tells nobody, and so waits for none.
+        """
+        now = self._clock()
         with self._lock:
+            if self._signal.is_urgent:  # which a tick may not have come to
+                self.stop = "requested"
             has_nothing_to_save = self.stop == "requested" and not self._tasks
             is_stuck = self._aborted_since is not None and now - self._aborted_since >= ABORT_SECONDS
             is_unheard = self._aborted_since is not None and not self._tasks

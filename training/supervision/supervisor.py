@@ -1,6 +1,5 @@
 """Owns the attempts of a run: launches, watches the ranks' events, restarts from the last commit, or gives up."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -9,10 +8,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from callbacks import commit
 from callbacks.checkpoint_store import STORE_ERRORS
+from callbacks.credentials import without_credentials
 from callbacks.fence import FENCE, fence, read_fence
 from training.channel.events import Event, EventAddress, EventServer
 from training.ranks.launcher import BarrierJobError
@@ -28,23 +28,14 @@ from training.supervision.failure_policy import (
     usable_slots,
 )
 from training.supervision.running_attempt import Commands, Every, RunningAttempt, StopSignal, every
+from training.supervision.store_reads import Beat, StoppedReading, StoreReader
 from training.supervision.timing import LEASE_RENEWAL_SECONDS, TICK_SECONDS
 from training.supervision.watchdog import Limits
 
 # Between two looks at the slots of a cluster that has too few.
 _SLOTS_POLL_SECONDS = 5.0
 
-# How soon a stop is noticed while the store is read, and how long the store may still take to answer then.
-_NAP_SECONDS = 0.2
-_LAST_ANSWER_SECONDS = 10.0
-
-# A store that takes longer than this is spoken of.
-_SLOW_STORE_SECONDS = 10.0
-
 logger = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
-Beat = Callable[[], None]
 
 
 class Launcher(Protocol):
@@ -78,6 +69,10 @@ class TrainingFailedError(RuntimeError):
         # Of their own errors and of a cancelled job, people need not be told why they are not tried again.
         why = f"; {reason}" if reason and first.cause not in ("user", "cancelled") else ""
         super().__init__(f"training failed{tries}: {first.in_words}{why}")
+        if first.cause == "user" and first.traceback:
+            # It happened in another process: without this nobody would see where in his own code.
+            where = "the driver" if first.rank is None else f"rank {first.rank}"
+            self.add_note(without_credentials(f"in {where}:\n{first.traceback}"))
 
     def __reduce__(self) -> tuple[type, tuple[tuple[Attempt, ...], str]]:
         """Pickle by the attempts, not by the message."""
@@ -105,10 +100,6 @@ class TrainingStoppedError(RuntimeError):
         return type(self), (self.attempts, self.step, self.reason)
 
 
-class _StoppedReading(Exception):  # noqa: N818 - no error: somebody asked for it
-    """A stop was asked for while the store was read, and nobody waits for its answer any more."""
-
-
 class NotEnoughSlotsError(RuntimeError):
     """The cluster has had too few slots for the fewest workers for too long."""
 
@@ -133,6 +124,7 @@ class Supervisor:
         clock: Returns seconds; monotonic.
         open_server: Opens the event channel of an attempt.
         every: Calls something again and again while an attempt runs.
+        stop: Whether the run is to stop.
     """
 
     launch: Launcher
@@ -148,17 +140,20 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     open_server: OpenServer = EventServer
     every: Every = every
-    _stop: StopSignal = dataclasses.field(default_factory=StopSignal, init=False)
+    stop: StopSignal = dataclasses.field(default_factory=StopSignal)
     _telling: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False)
-    _reading: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False)
+
+    @functools.cached_property
+    def _store(self) -> StoreReader:
+        return StoreReader(self.limits.checkpoint_seconds, self.stop, self._tell, self.clock)
 
     def request_stop(self, reason: str) -> None:
         """Let the ranks save a checkpoint, then end the run. For signal handlers and other threads; may be repeated."""
-        self._stop.request(reason)
+        self.stop.request(reason)
 
     def stop_now(self, reason: str = "stopped at once") -> None:
         """End the run without another checkpoint. For signal handlers and other threads; may be repeated."""
-        self._stop.request_now(reason)
+        self.stop.request_now(reason)
 
     def supervise(self, plan: TrainingPlan) -> tuple[Attempt, ...]:
         """Return the attempts of a finished training.
@@ -183,7 +178,7 @@ class Supervisor:
             if decision.kind == "stopped":
                 raise self._stopped(attempts)
             self._tell_restart(attempts[-1], decision.reason, decision.delay_seconds, decision.workers)
-            self._stop.wait(decision.delay_seconds)
+            self.stop.wait(decision.delay_seconds)
 
     def _wait_for_slots(self, plan: TrainingPlan, attempts: tuple[Attempt, ...]) -> int:
         """Return how many workers go on. Spark itself would wait for slots in silence."""
@@ -191,7 +186,7 @@ class Supervisor:
         needed = self.elastic.workers.fewest
         is_waiting = False
         while True:
-            if self._stop.reason is not None:
+            if self.stop.reason is not None:
                 raise self._stopped(attempts, None if attempts else self._newest(plan))
             slots = self._slots(attempts)
             workers = self.elastic.next_workers(usable_slots(attempts, slots, self.elastic))
@@ -213,7 +208,7 @@ class Supervisor:
                         "limit_seconds": self.budgets.slots_wait_seconds,
                     }
                 )
-            self._stop.wait(_SLOTS_POLL_SECONDS)
+            self.stop.wait(_SLOTS_POLL_SECONDS)
 
     def _slots(self, attempts: tuple[Attempt, ...]) -> int:
         """Return how many slots there are now.
@@ -233,7 +228,11 @@ class Supervisor:
         try:
             return self.slots()
         except Exception as error:
-            logger.warning("the slots of the cluster are not known: %s", error)
+            # Who stops a whole group of processes stops the JVM as well, and has no use for this.
+            is_stopping = self.stop.reason is not None
+            logger.log(
+                logging.DEBUG if is_stopping else logging.WARNING, "the slots of the cluster are not known: %s", error
+            )
             return attempt.workers
 
     def _attempt(self, plan: TrainingPlan, earlier: Sequence[Attempt], workers: int) -> Attempt:
@@ -241,14 +240,14 @@ class Supervisor:
         number = len(earlier) + 1
         read = functools.partial(_resume_point, plan, earlier, has_checkpoints=self.has_checkpoints)
         try:
-            resume = self._from_store(plan, read)
-        except _StoppedReading:
+            resume = self._store.read(plan.checkpoints, read)
+        except StoppedReading:
             raise self._stopped(earlier) from None
         except STORE_ERRORS as error:
             fault = RankError("store", None, type(error).__name__, str(error), time.time())
             return _not_launched(earlier, fault)
         checkpoint = resume.checkpoint
-        if self._stop.reason is not None:
+        if self.stop.reason is not None:
             raise self._stopped(earlier, checkpoint)
         batch = self.elastic.batch(workers)
         plan = dataclasses.replace(
@@ -268,7 +267,7 @@ class Supervisor:
             ranks=plan.ranks,
             dispensable=plan.dispensable_ranks,
             limits=self.limits,
-            signal=self._stop,
+            signal=self.stop,
             tell=self._tell,
             cancel=self.launch.cancel,
             clock=self.clock,
@@ -299,67 +298,11 @@ class Supervisor:
             reached.epoch if reached else 0,
         )
 
-    def _from_store(self, plan: TrainingPlan, read: Callable[[Beat], Answer]) -> Answer:
-        """Return what ``read`` does; a store may take its time, or hang for ever.
-
-        Args:
-            plan: Names the store.
-            read: Is given what to call whenever something has come from the store.
-
-        Raises:
-            TimeoutError: Nothing has come for as long as a checkpoint may take.
-            _StoppedReading: Somebody asked for a stop, and the store has not answered soon.
-        """
-        begin = moved = asked = self.clock()
-        has_told = False
-
-        def beat() -> None:
-            nonlocal moved
-            moved = self.clock()
-
-        answer = self._in_turn(lambda: read(beat))
-        try:
-            while not concurrent.futures.wait((answer,), _NAP_SECONDS).done:
-                now = self.clock()
-                if self._stop.reason is None:
-                    asked = now
-                if self._stop.is_urgent or now - asked > _LAST_ANSWER_SECONDS:
-                    raise _StoppedReading
-                if now - moved > self.limits.checkpoint_seconds:
-                    raise TimeoutError(
-                        f"{plan.checkpoints} has not answered for {now - moved:.0f} s; make the store available again"
-                    )
-                if not has_told and now - begin > _SLOW_STORE_SECONDS:
-                    has_told = True
-                    self._tell({"event": "waiting", "store": plan.checkpoints})
-            return answer.result()
-        finally:
-            answer.cancel()  # if it has not begun; what hangs cannot be ended
-
-    def _in_turn(self, read: Callable[[], Answer]) -> "concurrent.futures.Future[Answer]":
-        """Begin to read in a thread of its own, once all that was begun before is over.
-
-        What hung may still put up the fence of an attempt that was given up, and must not do so after the next one's.
-        """
-        answer: concurrent.futures.Future[Answer] = concurrent.futures.Future()
-
-        def work() -> None:
-            with self._reading:
-                if not answer.set_running_or_notify_cancel():
-                    return
-                try:
-                    answer.set_result(read())
-                except BaseException as error:
-                    answer.set_exception(error)
-
-        threading.Thread(target=work, name="reading the store", daemon=True).start()
-        return answer
-
     def _newest(self, plan: TrainingPlan) -> commit.CommittedCheckpoint | None:
         """Return the newest checkpoint by its marker alone; None when there is none to read."""
         try:
-            return self._from_store(plan, lambda _: commit.latest_committed(plan.checkpoints, verify=False))
-        except (*STORE_ERRORS, _StoppedReading):
+            return self._store.read(plan.checkpoints, lambda _: commit.latest_committed(plan.checkpoints, verify=False))
+        except (*STORE_ERRORS, StoppedReading):
             return None
 
     def _run(
@@ -387,6 +330,8 @@ class Supervisor:
         with contextlib.ExitStack() as rounds:
             rounds.enter_context(self.every(LEASE_RENEWAL_SECONDS, running.renew_leases))
             rounds.enter_context(self.every(TICK_SECONDS, running.tick))
+            # Beside the other, which may wait for whoever is told.
+            rounds.enter_context(self.every(TICK_SECONDS, running.cancel_when_due))
             if workers < self.elastic.workers.most:
                 rounds.enter_context(self.every(growth_pause_seconds, lambda: running.grow(self._larger)))
             yield
@@ -401,7 +346,7 @@ class Supervisor:
         """Return what to raise after ``attempts``; before any, ``newest`` is what earlier drivers left."""
         found = newest.step if newest else 0
         step = attempts[-1].committed if attempts else found
-        return TrainingStoppedError(tuple(attempts), step, self._stop.reason or "as asked")
+        return TrainingStoppedError(tuple(attempts), step, self.stop.reason or "as asked")
 
     def _tell_restart(self, last: Attempt, reason: str, delay_seconds: float, workers: int) -> None:
         self._tell(
@@ -463,7 +408,7 @@ def _resume_point(plan: TrainingPlan, earlier: Sequence[Attempt], beat: Beat, *,
     if is_first and has_checkpoints and read_fence(plan.checkpoints) is None:
         raise FileNotFoundError(
             f"{plan.checkpoints} has no {FENCE}, though this run has put one there: is the disk mounted? Make "
-            f"it available again, or start another run with resume false"
+            f"it available again, or start another run with resume=False (--no-resume)"
         )
     mine = fence(plan.checkpoints, 1 if is_first else len(earlier) + 1)
     beat()
@@ -474,7 +419,7 @@ def _resume_point(plan: TrainingPlan, earlier: Sequence[Attempt], beat: Beat, *,
     if checkpoint is None and known_step:
         raise FileNotFoundError(
             f"no whole checkpoint is left in {plan.checkpoints}, which held step {known_step:,}; make the store "
-            f"available again, or start another run with resume false"
+            f"available again, or start another run with resume=False (--no-resume)"
         )
     if checkpoint is None and has_checkpoints:
         logger.warning("there is no whole checkpoint in %s; the training starts afresh", plan.checkpoints)

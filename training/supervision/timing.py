@@ -15,6 +15,11 @@ LEASE_SECONDS = 6 * LEASE_RENEWAL_SECONDS
 # have had time to say so; then Spark's job is cancelled.
 ABORT_SECONDS = LEASE_SECONDS + 10.0
 
+# After the first error of an attempt, the other ranks have this long to end by themselves and say why. Of that, what
+# they have still to publish or to send gets so much.
+GRACE_SECONDS = 5.0
+EXIT_WORK_SECONDS = 4.0
+
 # The driver looks after the ranks. When it comes this late, or an event takes this long to handle, it has itself stood
 # still and heard nobody.
 TICK_SECONDS = 1.0

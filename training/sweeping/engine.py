@@ -1,6 +1,7 @@
 """Ties a sweep to Spark, the training and MLflow: the one place that knows :mod:`training.train` and the pipeline."""
 
 import json
+import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from training.supervision.failure_policy import Attempt
 from training.supervision.supervisor import TrainingStoppedError
 from training.sweeping.folder import SweepPlace
 from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
-from training.training_job import open_job, tracking_uri
+from training.training_job import TrainingJob, open_job, tracking_uri
 from training.warm_start import WarmStart, settle_warm_start
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS_FILE = "attempts.json"
 
@@ -82,12 +85,15 @@ class SparkEngine:
             job.tracked.log_tags(tags(order, place))
             control.note(job.tracked.run_id, str(folder.path))
             control.connect(job.request_stop, job.stop_now)
+            # What an earlier driver has heard, and may not have kept in the study. It knows the epochs that it has.
+            _tell_epochs(job, control)
             try:
                 attempts = job.train()
             except TrainingStoppedError:
                 job.tracked.log_tags({"trial_state": "pruned" if control.reason == PRUNED else "stopped"})
                 raise
             save_attempts(folder.path, attempts)
+            _tell_epochs(job, control)
             # The sweep's run, and the trial's, may have got their ids meanwhile.
             job.tracked.log_tags({**tags(order, place), "trial_state": "complete"})
             control.note(job.tracked.run_id, str(folder.path))
@@ -116,6 +122,15 @@ class SparkEngine:
         identity = f"{order.config.identity}-{self._prepared.dataset.manifest.content_hash}"
         state = read_state(path)
         return RunFolder(path, identity, state.mlflow_run_id if state else None)
+
+
+def _tell_epochs(job: TrainingJob, control: TrialControl) -> None:
+    try:
+        for epoch in sorted(job.epochs):
+            control.on_event(job.epochs[epoch])
+    except Exception:
+        # As while it trains: whatever the study stumbles over, the training is worth more.
+        logger.exception("the study does not take the epochs of a trial")
 
 
 def tags(order: TrialOrder, place: SweepPlace) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What a sweep tells at its end: its trials as a table, and the best values as a recipe and as a command."""
 
+import argparse
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -164,7 +165,14 @@ def command(arguments: Sequence[str], values: Mapping[str, Any]) -> str:
         values: Per searched knob its value.
     """
     flags = [_flag(knob, value) for knob, value in values.items()]
-    return without_credentials(shlex.join(["mirrorspark", *arguments, *flags]))
+    return without_credentials(shlex.join(["mirrorspark", *_without_summary(arguments), *flags]))
+
+
+def _without_summary(arguments: Sequence[str]) -> list[str]:
+    """Leave out ``--summary``: that file holds what the sweep found out."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--summary")
+    return parser.parse_known_args(list(arguments))[1]
 
 
 def _flag(knob: str, value: Any) -> str:

@@ -168,6 +168,18 @@ def test_another_architecture_or_optimizer_is_refused_and_named(
             restore(model, model.optimizer, checkpoint)
 
 
+@pytest.mark.parametrize("name", ["ckpt.index", "ckpt.data-00000-of-00001"])
+def test_files_that_vanish_before_they_are_read_are_damage(
+    two_epochs: tuple[Path, AgreedEarlyStopping], new_model: NewModel, name: str
+) -> None:
+    """T5: a fault of the store, which another attempt may not meet, and not of the model."""
+    checkpoint = newest(two_epochs[0])
+    (Path(checkpoint.path) / name).unlink()
+    model = new_model()
+    with pytest.raises(commit.CheckpointDamagedError, match="TensorFlow cannot read it"):
+        restore(model, model.optimizer, checkpoint)
+
+
 def test_a_callback_without_saved_state_is_named(
     two_epochs: tuple[Path, AgreedEarlyStopping], new_model: NewModel
 ) -> None:

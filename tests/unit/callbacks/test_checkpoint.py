@@ -283,7 +283,10 @@ def test_a_store_that_vanishes_for_a_while_loses_nothing(
     }
     fit(new_model(), new_dataset(), [AtStep(actions), checkpoint], epochs=3)
     assert [(c.step, c.damage()) for c in commit.committed(store)] == [(12, None), (8, None), (4, None)]
-    assert "The checkpoint of step 8 waits" in caplog.text
+    assert f"The checkpoint of step 8 waits: {store} takes none (" in caplog.text
+    assert "It is tried again by itself" in caplog.text
+    assert caplog.text.count(f"{store} takes checkpoints again: that of step 8 is published") == 1
+    assert "start again" not in caplog.text
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

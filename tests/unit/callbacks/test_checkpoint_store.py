@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from callbacks import commit
-from callbacks.checkpoint_store import CheckpointStoreError, Location, flush, native
+from callbacks.checkpoint_store import CheckpointStoreError, Delivery, LocalStore, Location, flush, native
 from data_pipelines.storage import StoragePath
 from tests.unit.callbacks.committed_files import publish_files
 
@@ -210,6 +210,32 @@ def test_a_store_on_another_disk_gets_copies(tmp_path: Path, monkeypatch: pytest
     publish(tmp_path / "store", 10)
     (checkpoint,) = commit.committed(tmp_path / "store")
     assert checkpoint.damage() is None
+
+
+def test_a_local_store_that_vanishes_between_two_files_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5: half a checkpoint with a marker would count."""
+    source, folder = tmp_path / "source", tmp_path / "store"
+    for path in (source / "ckpt.data", source / "more" / "ckpt.index"):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"x")
+    store = LocalStore(StoragePath.of(folder))
+    store.make()
+
+    def no_link(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    def flush_and_take_away(path: Path, beat: Callable[[], None]) -> None:
+        flush(path, beat)
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr("callbacks.checkpoint_store.flush", flush_and_take_away)
+    delivery = Delivery("step-00000001", source, ["ckpt.data", "more/ckpt.index"], "marker.json", lambda inner: b"{}")
+    with pytest.raises(FileNotFoundError, match="the folder that it belongs into is gone"):
+        store.deliver(delivery)
+    assert not folder.exists()
 
 
 def test_a_local_store_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,20 @@ def test_another_checkpoint_takes_the_place_of_the_one_before(store: str, tmp_pa
     fetch(older, tmp_path)
     fetch(newest(store), tmp_path)
     assert [path.name.split("-")[2] for path in copies(tmp_path)] == ["00000020"]
+
+
+def test_copies_of_other_trainings_go_when_nobody_has_taken_them_for_days(store: str, tmp_path: Path) -> None:
+    others = [tmp_path / f"{12 * letter}-step-00000010-{12 * '0'}" for letter in "ab"]
+    kept = tmp_path / "notes"
+    for folder in (*others, kept):
+        folder.mkdir()
+    for folder in (others[0], kept):
+        os.utime(folder, (0, 0))
+    local = fetch(newest(store), tmp_path)
+    assert sorted(copies(tmp_path)) == sorted([others[1], kept, local.path])
+    os.utime(local.path, (0, 0))
+    fetch(newest(store), tmp_path)
+    assert time.time() - Path(local.path).stat().st_mtime < 60
 
 
 @pytest.mark.parametrize("damage", ["other content", "missing"])

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from callbacks import metric_replay
 from callbacks.metric_buffer import MetricBuffer, main, metric_name, replay, retry_delay
 from callbacks.metric_replay import Replayed
+from callbacks.metric_requests import first_line
 from callbacks.metric_spill import read_spill
 from callbacks.run_calls import LogArtifact, LogFolder, LogParams, RunCall, SetStatus, SetTags
 
@@ -337,6 +338,68 @@ def test_what_else_could_not_be_sent_is_replayed_as_well(
     assert server.started == ["rides-1"]
 
 
+class LateServer(FakeServer):
+    """Starts a run only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked, self.may_answer, self.has_answered = (threading.Event() for _ in range(3))
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        self.is_asked.set()
+        assert self.may_answer.wait(20)
+        return super().get_experiment_by_name(name)
+
+    def create_run(self, experiment_id: str, run_name: str = "", tags: dict[str, str] | None = None) -> Any:
+        try:
+            return super().create_run(experiment_id, run_name, tags)
+        finally:
+            self.has_answered.set()
+
+
+def test_an_answer_that_comes_behind_the_close_takes_nothing_away(
+    open_buffer: Callable[..., MetricBuffer], spill: Path
+) -> None:
+    server = LateServer()
+    buffer = open_buffer(server, run_id=None, run_name="rides-1")
+    buffer.log({"loss": 1.0}, step=1)
+    for call in EVERYTHING:
+        buffer.call(call)
+    assert server.is_asked.wait(20)
+    assert not buffer.close(0.0)
+    server.may_answer.set()
+    assert server.has_answered.wait(20)
+    buffer._thread.join(20)
+    assert replay(spill, client=server) == Replayed(RUN, sent=1, present=0, calls=4)
+    assert (server.params, server.statuses) == ({"seed": "1"}, ["FINISHED"])
+
+
+def test_the_calls_of_a_file_stay_in_it_until_they_are_sent(
+    open_buffer: Callable[..., MetricBuffer], spill: Path
+) -> None:
+    """A process that is killed between its values and its calls leaves them to the next one."""
+    server = FakeServer(is_down=True)
+    first = open_buffer(server)
+    first.log({"loss": 1.0}, step=1)
+    first.call(LogParams({"seed": "1"}))
+    first.close(0.0)
+    sent, killed = threading.Event(), threading.Event()
+
+    class Killed(FakeServer):
+        def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+            if params:
+                sent.set()
+                killed.wait(20)
+                raise ConnectionError("gone")
+            super().log_batch(run_id, metrics, params, tags)
+
+    second = open_buffer(Killed())
+    assert sent.wait(20)
+    assert list(read_spill(spill).calls) == [LogParams({"seed": "1"})]
+    killed.set()
+    second.close(0.0)
+
+
 def test_a_call_that_the_server_refuses_does_not_hold_up_the_next(
     open_buffer: Callable[..., MetricBuffer], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -561,3 +624,32 @@ def test_the_replay_command_says_what_is_wrong_with_its_file(
     (tmp_path / "empty").write_text("")
     assert main(["replay", str(tmp_path / "empty")]) == 2
     assert "empty holds no metrics" in capsys.readouterr().err
+
+
+def test_the_replay_says_where_it_goes_and_ends_soon_where_nobody_answers(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    file = tmp_path / "left.jsonl"
+    target = {"run_id": "0" * 32, "tracking_uri": "http://127.0.0.1:9", "experiment": "Default"}
+    file.write_text(json.dumps(target) + "\n" + json.dumps(["loss", 0.5, 2, 1000]) + "\n")
+    assert main(["replay", str(file)]) == 1
+    assert "1 values and 0 calls go to http://127.0.0.1:9" in caplog.text
+    assert f"{file} is kept, MLflow did not take it: Connection refused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("(Caused by NewConnectionError('<x>: Failed: [Errno 111] Connection refused'))", "Connection refused"),
+        ("('Connection aborted.', ConnectionResetError(104, 'Connection reset by peer'))", "Connection reset by peer"),
+        ("('Connection aborted.', RemoteDisconnected('Remote end closed connection'))", "Remote end closed connection"),
+        ("RESOURCE_DOES_NOT_EXIST: no run\nmore of it", "RESOURCE_DOES_NOT_EXIST: no run"),
+    ],
+)
+def test_of_an_outage_the_systems_word_is_told(said: str, words: str) -> None:
+    assert first_line(ConnectionError(said)) == words

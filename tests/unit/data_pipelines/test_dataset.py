@@ -178,6 +178,13 @@ def test_a_seed_mixes_the_rows_of_several_blocks_in_a_batch(tmp_path: Path, writ
     assert len({row // 50 for row in rows_that_count(first)}) >= 8
 
 
+def test_in_a_notebook_a_dataset_is_a_line(small: Dataset) -> None:
+    shown = repr(small)
+    assert shown.startswith(f"Dataset({str(small.path)!r}, rows: ")
+    assert f"train {small.manifest.rows('train'):,}" in shown
+    assert len(shown) < 300
+
+
 def test_without_a_number_of_epochs_reading_goes_on(small: Dataset) -> None:
     per_epoch = small.steps("train", 20)
     endless = steps(small, ReadPlan("train", 20, seed=1, epochs=None))

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,6 +78,19 @@ def test_what_repeats_itself_in_a_file_is_read_in_bounded_bytes(
 
     assert sum(batch.num_rows for batch in batches) == 20_000
     assert max(batch.nbytes for batch in batches) <= 1.3 * 20_000  # nulls, and where lists begin, come on top
+
+
+def test_a_row_group_on_a_disk_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    """S8: Spark writes row groups of 128 MB."""
+    noise = np.random.default_rng(1).random(2_000_000)
+    pq.write_table(pa.table({"x": noise}), tmp_path / "w.parquet", row_group_size=len(noise))
+    rows = ParquetRows.of(tmp_path / "w.parquet", None)
+    before = pa.total_allocated_bytes()
+
+    held = [pa.total_allocated_bytes() - before for _ in rows.batches(rows.groups, 1)]
+
+    assert len(held) > 50
+    assert max(held) < 4e6  # of 16
 
 
 def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:

@@ -205,6 +205,22 @@ def test_options_of_the_store_stay_with_every_path_below() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "folder", "is_in"),
+    [
+        ("/lake/in/part", "/lake/in", True),
+        ("/lake/in", "/lake/in", True),
+        ("/lake/in", "/", True),
+        ("/lake/inner", "/lake/in", False),
+        ("/lake", "/lake/in", False),
+        ("s3://lake/in?region=eu", "s3://lake?endpoint_override=127.0.0.1:9000", True),
+        ("/lake/in", "s3://lake", False),
+    ],
+)
+def test_a_path_is_in_a_folder_or_beside_it(path: str, folder: str, is_in: bool) -> None:
+    assert StoragePath.of(path).is_in(StoragePath.of(folder)) is is_in
+
+
+@pytest.mark.parametrize(
     ("location", "message"),
     [
         ("", "an empty path names nothing; give a path or a URI"),

@@ -284,7 +284,7 @@ def test_an_absent_column_is_named_with_the_columns_that_are_there() -> None:
     ids=lambda value: value.kind if hasattr(value, "kind") else None,
 )
 def test_a_column_of_the_wrong_type_is_named_with_its_type(feature: Feature, column: pa.Array, type_name: str) -> None:
-    with pytest.raises(ColumnError, match=f"column 'x' has type {type_name}.*{feature.kind} feature.*cast it or"):
+    with pytest.raises(ColumnError, match=rf"column 'x' has type {type_name}.*{feature.kind} feature.*cast it \(or"):
         encode_one(feature, column)
 
 

@@ -14,8 +14,9 @@ from data_pipelines.fitted import FittedFeatures, NumericStatistics
 from models import catalog, lstm_retrieval
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, build_optimizer
-from models.serving import ENCODED_SIGNATURE, RAW_SIGNATURE, RetrievalModule, build_indexes, save
+from models.serving import RetrievalModule, build_indexes, save
 from models.settings import ModelSettingsError
+from models.signatures import ENCODED_SIGNATURE, RAW_SIGNATURE
 from models.xla import compile_with_xla
 from tests.unit.models.conftest import vocabulary
 

@@ -35,6 +35,7 @@ from data_pipelines.transform import Encoder, SparseRows
 from data_pipelines.vocabulary import Vocabulary
 from models import preprocessing
 from models.preprocessing import GraphEncoder, encoded_signature, input_tensors, model_inputs
+from models.signatures import encoded_names
 
 FEATURES = (
     Numeric("standardised"),
@@ -362,6 +363,7 @@ def test_signatures_say_what_goes_in_and_what_comes_out(fitted: FittedFeatures) 
         "clicks_row_lengths": tf.TensorSpec([None], tf.int64, "clicks_row_lengths"),
         "unbounded": tf.TensorSpec([None, None], tf.int64, "unbounded"),
     }
+    assert encoded_names(features) == list(encoded_signature(features))
 
 
 def test_sparse_parts_are_put_together_again() -> None:

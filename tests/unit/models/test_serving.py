@@ -19,19 +19,14 @@ from data_pipelines.vocabulary import Vocabulary
 from models import catalog, multi_field, top_k_scann, two_tower
 from models.layers import symbolic_inputs
 from models.serving import (
-    CELLS,
-    ENCODED_SIGNATURE,
-    EXACT,
-    RAW_SIGNATURE,
-    SCANN,
     RetrievalModule,
     ScoringModule,
     build_indexes,
     recalls,
     save,
     save_retrieval,
-    scann_folder,
 )
+from models.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
 
 SAMPLE = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32)
 LOWEST = np.finfo(np.float32).min

@@ -16,7 +16,8 @@ from models import youtube_dnn
 from models.layers import LogUniformSample
 from models.objectives import compile_model
 from models.optimizers import OptimizerSettings, build_optimizer
-from models.serving import ENCODED_SIGNATURE, RetrievalModule, build_indexes
+from models.serving import RetrievalModule, build_indexes
+from models.signatures import ENCODED_SIGNATURE
 
 MOVIES = 50
 

@@ -313,3 +313,20 @@ def test_recall_curve_refuses_nothing_and_impossible_points() -> None:
         recall_at_k_curve({"model": {}})
     with pytest.raises(ValueError, match=r"curve 'model' has recall 1.2 at k = 5"):
         recall_at_k_curve({"model": {5: 1.2}})
+
+
+@pytest.mark.parametrize("plot", [precision_recall_curve, calibration_curve, lift_chart, score_histogram])
+def test_a_legend_covers_nothing_that_is_drawn_whatever_the_data(plot: BinaryPlot) -> None:
+    """Of scores far up, and of ones that tell nothing, no corner of a panel is free."""
+    label, score = noisy_task()
+    for shown in (score, 1 - score / 9, np.full_like(score, 0.5) + score / 99):
+        figure = plot(label, shown)
+        figure.draw_without_rendering()
+        panels = [axes.get_window_extent() for axes in figure.axes]
+        for axes in figure.axes:
+            legend = axes.get_legend()
+            if legend is not None:
+                box = legend.get_window_extent()
+                assert not any(box.overlaps(panel) for panel in panels)
+                assert box.y1 <= axes.xaxis.get_tightbbox().y0  # below the panel's own words
+                assert box.y0 >= 0

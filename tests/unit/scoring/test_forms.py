@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoring.checks import ScoringError
-from scoring.forms import AtLeast, Columns, Long, Struct, TopK, Wide, form_named
+from scoring.forms import AtLeast, Columns, Long, Struct, TopK, Wide, form_named, form_of
 
 LABELS = {"scores": ("books", "toys", "music")}
 OUTPUTS = {"scores": pa.array([[0.5, 0.1, 0.5], [0.2, 0.9, 0.3]], pa.list_(pa.float32()))}
@@ -141,6 +141,13 @@ def test_outputs_without_labels_have_no_labelled_form() -> None:
 )
 def test_forms_have_names(text: str, form: Columns) -> None:
     assert form_named(text) == form
+
+
+def test_a_form_may_be_given_by_its_name_and_nothing_else_is_one() -> None:
+    assert form_of("top:3") == form_of(TopK(3)) == TopK(3)
+    for wrong in (Long, 3, None, "best"):
+        with pytest.raises(ScoringError, match="columns, struct, wide"):
+            form_of(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "best", "top", "top:x", "top:0", "wide:3", "at_least:nan", "at_least:"])

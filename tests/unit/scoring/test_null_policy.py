@@ -38,7 +38,7 @@ def test_a_policy_that_cannot_hold_is_refused() -> None:
     schema = pa.schema([("a", pa.int32()), ("l", pa.list_(pa.string()))])
     NullPolicy({"a": "fail", "l": "fail"}).check(schema)
     for values, message in (
-        ({"x": 1}, r"names 'x'; the model reads \['a', 'l'\]"),
+        ({"x": 1}, r"names 'x', which the model does not read; it reads \['a', 'l'\]"),
         ({"a": "many"}, "'many' cannot take the place of a null in column 'a' of type int32"),
         ({"a": 2**64}, "18446744073709551616 cannot take the place of a null in column 'a'"),
         ({"a": 0.5}, "0.5 cannot take the place of a null in column 'a'"),

@@ -20,6 +20,11 @@ def test_an_output_that_holds_the_input_is_refused(options: str, target: str) ->
         refuse_own_input([file], [f"s3://lake/in{OPTIONS}"], StoragePath.of(target + options))
 
 
+def test_the_root_of_a_disk_holds_every_file_of_it(tmp_path: Path) -> None:
+    with pytest.raises(ScoringError, match="the output / holds the input"):
+        refuse_own_input([StoragePath.of(tmp_path / "part.parquet")], [tmp_path], StoragePath.of("/"))
+
+
 @pytest.mark.parametrize("options", ["", OPTIONS])
 def test_an_output_in_the_input_is_refused(options: str) -> None:
     file = StoragePath.of(f"s3://lake/in/part.parquet{OPTIONS}")

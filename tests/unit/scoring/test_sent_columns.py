@@ -30,6 +30,7 @@ def test_columns_are_those_that_tasks_get() -> None:
     ("name", "message"),
     [
         ("who", r"column 'who' has type struct<name:string>, which no model can take; cast it"),
+        ("dotted.Name", r"\(did you mean 'dotted.name'\? Upper and lower case count\)"),
         ("day", r"column 'day' is missing; the table has \['id', 'dotted.name', 'basket', 'who'\]"),
     ],
 )

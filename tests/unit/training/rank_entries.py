@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from callbacks import at_exit
 from training.channel.events import EventAddress
 from training.ranks.rank_control import Finish, RankControl
 
@@ -182,6 +183,16 @@ def train_until_stopped(plan: Plan, control: RankControl, finish: Finish) -> Non
         control.activity.step += 1
         time.sleep(0.005)
     raise TrainingStopped(control.activity.step)
+
+
+def stop_with_work_left(plan: Plan, control: RankControl, finish: Finish) -> None:
+    at_exit.register(Path(plan.note).touch)
+    train_until_stopped(plan, control, finish)
+
+
+def fail_with_work_left(plan: Plan, control: RankControl, finish: Finish) -> None:
+    at_exit.register(Path(plan.note).touch)
+    raise ValueError("no such column")
 
 
 def hang(plan: Plan, control: RankControl, finish: Finish) -> None:

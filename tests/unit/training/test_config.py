@@ -296,3 +296,11 @@ def test_a_range_of_workers_in_a_recipe_is_no_number_to_base_60(recipe: Path) ->
     config = RunConfig.from_recipe(str(recipe))
     assert (config.worker_range.fewest, config.worker_range.most) == (2, 4)
     assert (config.epochs, config.learning_rate) == (10, 0.001)
+
+
+def test_a_query_stands_in_the_configuration_line_by_line() -> None:
+    config = RunConfig.from_recipe("flights")
+    text = config.as_yaml()
+    assert "sql: |" in text
+    assert all(f"  {line}".rstrip() in text for line in config.sql.splitlines())
+    assert yaml.safe_load(text)["sql"] == config.sql

@@ -544,6 +544,22 @@ def test_logs_do_not_keep_an_error_from_being_told(
     assert [event.get("message", "error") for event in heard] == ["1", "2", "3", "4", "error"]
 
 
+def test_logs_that_nobody_acknowledges_do_not_keep_an_error_from_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_QUEUE_LENGTH", 5)
+    with fake_driver() as (address, accept):
+        client = EventClient(address, rank=0, attempt=1)
+        with accept() as connection, connection.makefile("rb") as stream:
+            let_in(connection, stream)
+            for number in range(5):
+                client.send({"event": "log", "message": str(number)})
+            for _ in range(5):
+                stream.readline()
+            client.send({"event": "error"})
+            assert json.loads(stream.readline())[2]["event"] == "error"
+            connection.shutdown(socket.SHUT_RDWR)
+        client.close(0.0)
+
+
 @pytest.mark.parametrize(
     ("event", "expected"),
     [

@@ -29,6 +29,7 @@ from training.readiness.executor_probe import (
     fingerprint,
     probe,
     reach_all,
+    store_problem,
 )
 
 
@@ -279,3 +280,16 @@ def test_the_probe_travels_and_its_token_is_not_shown(question: Question) -> Non
     task = Probe(question)
     assert pickle.loads(pickle.dumps(task)) == task  # noqa: S301
     assert "s3cret" not in repr(task)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("a\n  b"), "a b"),
+        (ValueError(""), "ValueError"),
+        (ValueError("x" * 400), "x" * 300 + " ..."),
+    ],
+)
+def test_what_a_store_says_is_a_line_of_some_length(error: Exception, words: str) -> None:
+    assert store_problem(error) == words

@@ -372,3 +372,8 @@ def test_without_a_peer_that_is_gone_an_error_of_tensorflow_is_the_users() -> No
 def test_pythons_own_error_is_the_users_even_when_a_peer_was_killed() -> None:
     wrong = error("user", rank=0, at=3.0)
     assert failed(1, error("lost", rank=1, at=1.0), wrong).first_error is wrong
+
+
+def test_an_attempt_that_was_survived_is_shown_without_its_stacks() -> None:
+    fault = RankError("peer", 0, "RingError", "rank 1 is gone", 0.0, "Traceback of pages")
+    assert "pages" not in repr(Attempt(1, None, (fault,), 0))

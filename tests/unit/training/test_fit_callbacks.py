@@ -11,13 +11,16 @@ from callbacks import commit
 from callbacks.checkpoint import ChiefCheckpoint
 from callbacks.nan_guard import StopOnNaN
 from callbacks.short_executions import ShortExecutions
+from data_pipelines.storage import StoreUnreachableError
 from tests.unit.callbacks.committed_files import publish_files
 from training.channel.events import EventClient
 from training.config import TrainingConfig
+from training.fitting import fit_callbacks as fit_callbacks_module
 from training.fitting.activity import Activity, Phase
 from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
 from training.fitting.start import Start
 from training.ranks.plan import TrainingPlan
+from training.ranks.rank import describe
 from training.ranks.rank_control import RankControl, StopRequest
 
 
@@ -119,6 +122,34 @@ def test_a_remote_checkpoint_is_on_this_machine_before_the_ranks_meet(
     assert resumed.resume_from is not None
     assert Path(commit.read_committed(resumed.resume_from).prefix).with_suffix(".index").read_text() == "index"
     assert activity.beats == 1
+
+
+@pytest.mark.parametrize("fault", [OSError("AWS Error SLOW_DOWN"), FileNotFoundError("no such folder")], ids=str)
+def test_a_store_that_fails_when_a_rank_reads_it_is_no_fault_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError
+) -> None:
+    """T5: the driver has read it just before; the next attempt may read it, too."""
+    plan = plan_in(tmp_path, resume_from=str(publish(tmp_path).path))
+
+    def fails(path: str) -> None:
+        raise fault
+
+    monkeypatch.setattr(commit, "read_committed", fails)
+    with pytest.raises(StoreUnreachableError, match=f"step-00000010 cannot be read here .{fault}") as told:
+        with_local_checkpoint(plan, Activity())
+    assert describe(told.value, "starting")["cause"] == "store"
+
+
+def test_a_cache_that_others_may_write_to_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_in(tmp_path, resume_from=str(publish(tmp_path).path))
+
+    def refuses(*_: object, **__: object) -> None:
+        raise PermissionError(1, "is not a folder that this user alone may use")
+
+    monkeypatch.setattr(fit_callbacks_module, "fetch", refuses)
+    with pytest.raises(PermissionError) as told:
+        with_local_checkpoint(plan, Activity())
+    assert describe(told.value, "starting")["cause"] == "user"
 
 
 def test_a_local_checkpoint_and_a_fresh_start_are_left_as_they_are(tmp_path: Path) -> None:

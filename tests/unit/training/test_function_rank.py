@@ -23,6 +23,7 @@ from tensorflow.python.distribute.distribute_lib import StrategyBase
 from callbacks import commit
 from callbacks.backup import BackupAndRestore
 from callbacks.checkpoint import ChiefCheckpoint
+from callbacks.fence import StaleAttemptError, fence
 from callbacks.stop_request import TrainingStopped
 from training.fitting.activity import Activity
 from training.fitting.ring_strategy import RingStrategy
@@ -186,6 +187,39 @@ def test_a_stop_without_checkpoints_ends_the_function_all_the_same() -> None:
     with pytest.raises(TrainingStopped, match="its own checkpoints, if it has any"):
         rank.run()
     assert len(rank.told("epoch_end")) <= 1
+
+
+@pytest.mark.parametrize("then", ["returns", "raises"])
+def test_a_function_that_catches_what_stops_its_fit_has_not_finished(then: str) -> None:
+    """T6: as around the folds of a validation."""
+
+    def train() -> str:
+        try:
+            small_model().fit(*rows(), batch_size=4, epochs=50, verbose=0)
+        except Exception:
+            if then == "raises":
+                raise KeyError("no history") from None
+        return "half a training"
+
+    rank = Rank(train)
+    rank.is_to_stop = True
+    with pytest.raises(TrainingStopped):
+        rank.run()
+    assert rank.answer is None
+
+
+def test_an_attempt_that_was_given_up_publishes_no_more_checkpoints(tmp_path: Path) -> None:
+    """T5: a chief that only its driver has lost goes on for a while."""
+
+    def train() -> None:
+        folder = os.environ["MIRRORSPARK_CHECKPOINTS"]
+        fence(folder, 2)  # the next attempt has begun
+        small_model().fit(*rows(), epochs=1, verbose=0, callbacks=[ChiefCheckpoint(folder, monitor=None)])
+
+    mine = fence(tmp_path, 1)
+    with pytest.raises(StaleAttemptError, match="attempt 1 may not publish"):
+        Rank(train).run(checkpoints=str(tmp_path), attempt=1, fence=mine.id)
+    assert commit.committed(tmp_path) == []
 
 
 def test_a_second_training_has_curves_of_its_own_and_one_that_goes_on_has_not() -> None:

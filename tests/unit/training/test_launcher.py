@@ -44,6 +44,13 @@ TRACE = "Traceback (most recent call last):\n  File worker.py, line 53\n"
             "ExecutorLostFailure (executor 1 exited): SIGKILL",
         ),
         (
+            f"{SPARK}: Job aborted.\nExecutorLostFailure (executor 1 exited unrelated to the running tasks) Reason: "
+            "Container was preempted.\n\tat scala",
+            "preempted",
+            "BarrierJobError",
+            "ExecutorLostFailure (executor 1 exited unrelated to the running tasks) Reason: Container was preempted.",
+        ),
+        (
             f"{SPARK}: Job aborted.\norg.apache.spark.SparkException: Python worker exited unexpectedly (crashed)\n",
             "spark",
             "BarrierJobError",
@@ -57,7 +64,7 @@ TRACE = "Traceback (most recent call last):\n  File worker.py, line 53\n"
         ),
         ("Job aborted\nsecond line\nthird line", "spark", "BarrierJobError", "Job aborted second line"),
     ],
-    ids=["cancelled", "executor lost", "worker crashed", "package missing", "other"],
+    ids=["cancelled", "executor lost", "executor preempted", "worker crashed", "package missing", "other"],
 )
 def test_sparks_message_is_read_for_what_tells_most(message: str, cause: Any, type_: str, expected: str) -> None:
     assert read_failure(message, now=7.0) == RankError(cause, None, type_, expected, 7.0)

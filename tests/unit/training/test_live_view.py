@@ -1,5 +1,6 @@
 """What is seen of a run while it runs: bars in a terminal, lines in a file."""
 
+import copy
 import re
 import threading
 import time
@@ -358,3 +359,14 @@ def test_a_run_goes_on_when_nobody_can_be_shown_anything(error: Exception, caplo
         view.say("a line")
     assert list(view.timings) == ["train"]
     assert [record.getMessage() for record in caplog.records] == [f"the run goes on, but cannot be shown: {error}"]
+
+
+def test_who_calls_from_python_is_shown_where_his_own_code_failed() -> None:
+    fault = RankError("user", 1, "KeyError", "'b'", 0.0, 'File "mine.py", line 10, in helper, http://me:secret@host')
+    (note,) = TrainingFailedError((Attempt(1, None, (fault,), 0),)).__notes__
+    assert note.startswith("in rank 1:\nFile")
+    assert "mine.py" in note
+    assert "secret" not in note
+    copied = copy.copy(TrainingFailedError((Attempt(1, None, (fault,), 0),)))  # by what pickle goes by
+    assert copied.__notes__ == [note]
+    assert not hasattr(TrainingFailedError((Attempt(1, None, (KILLED,), 0),)), "__notes__")

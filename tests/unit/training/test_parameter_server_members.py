@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.unit.training.conftest import free_addresses
-from training.fitting.ring import RingConnectError, RingError
+from training.fitting.ring_errors import RingConnectError, RingError
 from training.parameter_servers.members import Dismissal, Introduction, Members, Membership, workers_readers
 from training.parameter_servers.roles import Roles
 

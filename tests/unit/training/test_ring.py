@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.training.conftest import free_addresses
-from training.fitting.ring import Ring, RingConnectError, RingError, RingMismatchError, listen
+from training.fitting.ring import Ring
+from training.fitting.ring_connection import listen
+from training.fitting.ring_errors import RingConnectError, RingError, RingMismatchError
 
 
 def on_every_rank(workers: int, work: Callable[[Ring], Any], **options: Any) -> list[Future[Any]]:

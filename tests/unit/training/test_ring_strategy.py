@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from tests.unit.training.conftest import free_addresses
-from training.fitting.ring import Ring, RingError
+from training.fitting.ring import Ring
+from training.fitting.ring_errors import RingError
 from training.fitting.ring_strategy import RingStrategy
 
 PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"

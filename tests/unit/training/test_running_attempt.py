@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from training.channel.events import Event
-from training.supervision.failure_policy import RankError
+from training.supervision.failure_policy import Attempt, RankError
 from training.supervision.running_attempt import RunningAttempt, StopSignal, every
 from training.supervision.watchdog import Limits
 
@@ -33,7 +33,7 @@ def error(rank: int, cause: str = "user", at: float = 1.0, attempt: int = 1) -> 
 class Driver:
     """An attempt of two ranks, with a clock of its own and what it has sent, told and cancelled."""
 
-    def __init__(self) -> None:
+    def __init__(self, dispensable: frozenset[int] = frozenset()) -> None:
         self.now = 100.0
         self.sent: list[tuple[str, int | None]] = []
         self.commands: list[dict[str, Any]] = []
@@ -45,6 +45,7 @@ class Driver:
         self.running = RunningAttempt(
             1,
             2,
+            dispensable=dispensable,
             limits=Limits(step_seconds=20, checkpoint_seconds=50),
             signal=self.signal,
             tell=self._tell,
@@ -61,6 +62,7 @@ class Driver:
         for _ in range(times):
             self.now += 1
             self.running.tick()
+            self.running.cancel_when_due()
 
     def hear(self, *events: Event) -> None:
         for event in events:
@@ -176,6 +178,17 @@ def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> 
     assert (driver.cancelled, driver.running.stop) == (3, "requested")
 
 
+def test_an_urgent_stop_is_known_as_one_though_no_tick_has_come(driver: Driver) -> None:
+    driver.hear(system(0), system(1))
+    driver.signal.request_now("Ctrl-C twice")
+    driver.running.cancel_when_due()
+    assert (driver.cancelled, driver.running.stop) == (1, "requested")
+    cancelled = RankError("cancelled", None, "Cancelled", "Job 1 cancelled", 5.0)
+    assert driver.running.errors([], cancelled) == (cancelled,)
+    driver.tick()
+    assert driver.kinds()[-1] == "stopping"
+
+
 def test_ranks_that_do_not_stop_in_time_are_aborted(driver: Driver) -> None:
     driver.hear(system(0), system(1))
     driver.signal.request("Ctrl-C")
@@ -262,6 +275,45 @@ def test_ranks_are_asked_to_grow_only_while_all_train(driver: Driver, phase: str
     driver.signal.request("Ctrl-C")
     driver.tick(2)
     assert (driver.running.stop, len(driver.sent)) == ("requested", 1)
+
+
+def keep_training(driver: Driver, seconds: int) -> None:
+    for step in range(seconds):
+        driver.hear(alive(0, step=step), alive(1, step=step))
+        driver.tick()
+
+
+def test_ranks_that_are_to_grow_may_take_their_time(driver: Driver) -> None:
+    """T8: within a long validation they do not ask each other; to end them would lose what they have done."""
+    driver.hear(system(0), system(1), alive(0, "validation"), alive(1, "validation"))
+    driver.running.grow(lambda workers: 4)
+    keep_training(driver, 200)
+    assert driver.sent == [("stop", None)]
+    driver.signal.request("Ctrl-C")
+    keep_training(driver, 49)  # a stop that somebody asks for has its limit from then on
+    assert driver.sent == [("stop", None)]
+    keep_training(driver, 3)
+    assert driver.sent == [("stop", None), ("abort", None)]
+
+
+def test_a_worker_that_the_attempt_went_on_without_does_not_explain_its_end() -> None:
+    driver = Driver(dispensable=frozenset({1}))
+    driver.hear({"event": "train_begin", "rank": 0, "attempt": 1}, error(1, "lost"), error(0, "user"))
+    killed = {"outcome": "failed", "cause": "lost", "type": "killed", "message": "killed by signal SIGKILL"}
+    (found,) = driver.running.errors([{"outcome": "finished"}, killed], None)
+    assert (found.cause, found.rank) == ("user", 0)
+
+
+@pytest.mark.parametrize(("told", "expected"), [(True, "preempted"), (False, "spark")])
+def test_a_machine_that_is_taken_away_with_its_executor_is_told_from_one_that_crashed(
+    driver: Driver, told: bool, expected: str
+) -> None:
+    """T6: its job fails, and with it go the outcomes of all ranks."""
+    driver.hear(system(0), system(1), *([{"event": "preemption", "rank": 1, "attempt": 1}] if told else []))
+    failure = RankError("spark", None, "BarrierJobError", "ExecutorLostFailure", 5.0)
+    errors = driver.running.errors([], failure)
+    assert errors[-1] is failure
+    assert Attempt(1, None, errors, 0).first_error.cause == expected
 
 
 def test_a_stop_that_comes_while_slots_are_asked_for_is_not_forgotten(driver: Driver) -> None:

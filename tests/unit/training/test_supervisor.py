@@ -21,7 +21,7 @@ from training.channel import events
 from training.channel.events import Event, EventAddress, EventClient, EventServer
 from training.ranks.launcher import BarrierJobError
 from training.ranks.plan import TrainingPlan
-from training.supervision import running_attempt, supervisor
+from training.supervision import running_attempt, store_reads, supervisor
 from training.supervision.elastic import Elastic, WorkerRange
 from training.supervision.failure_policy import Attempt, Budgets, RankError
 from training.supervision.supervisor import (
@@ -208,6 +208,28 @@ def test_a_training_that_finishes_takes_one_attempt(plan: TrainingPlan) -> None:
         "learning_rate_scale": 1.0,
         "time": told["time"],
     }
+
+
+def test_a_second_signal_ends_the_job_while_who_is_told_does_not_come_back(plan: TrainingPlan) -> None:
+    """T7: a terminal that is held by Ctrl-S, say."""
+    held, cancelled = threading.Event(), threading.Event()
+
+    def blocks(event: Event) -> None:
+        if event["event"] == "stopping":
+            held.wait(30)
+
+    def waits(cluster: Cluster) -> list[Outcome]:
+        supervisor.request_stop("Ctrl-C")
+        supervisor.stop_now("Ctrl-C twice")
+        assert cancelled.wait(20)
+        held.set()
+        return [stopped(3)] * 2
+
+    cluster = Cluster(waits)
+    cluster.cancel = cancelled.set  # type: ignore[method-assign]
+    supervisor = replace(supervised(cluster), on_event=blocks, every=running_attempt.every)
+    with pytest.raises(TrainingStoppedError):
+        supervisor.supervise(plan)
 
 
 def test_restart_resumes_from_last_committed_checkpoint(plan: TrainingPlan) -> None:
@@ -555,7 +577,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingStore]:
 def test_the_first_ctrl_c_does_not_wait_long_for_a_store_that_hangs(
     plan: TrainingPlan, store: HangingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_LAST_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(store_reads, "_LAST_ANSWER_SECONDS", 0.1)
     cluster = Cluster(finishes)
     run = replace(supervised(cluster), clock=time.monotonic)
     thread = threading.Thread(target=lambda: store.is_hanging.wait(60) and run.request_stop("SIGINT"))
@@ -622,7 +644,7 @@ def test_a_checkpoint_that_takes_long_to_check_is_no_store_that_hangs(
 def test_a_store_that_hangs_at_the_end_of_an_attempt_does_not_keep_a_stop_waiting(
     plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_LAST_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(store_reads, "_LAST_ANSWER_SECONDS", 0.1)
     answers, find = threading.Event(), commit.committed
 
     def committed(directory: str) -> list[commit.CommittedCheckpoint]:
@@ -787,7 +809,7 @@ def test_too_few_slots_are_waited_for_and_then_told(plan: TrainingPlan, monkeypa
     def wait(seconds: float) -> None:
         cluster.now += seconds
 
-    monkeypatch.setattr(run._stop, "wait", wait)
+    monkeypatch.setattr(run.stop, "wait", wait)
     begin = cluster.now
     with pytest.raises(NotEnoughSlotsError) as raised:
         run.supervise(plan)

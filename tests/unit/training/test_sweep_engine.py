@@ -37,6 +37,7 @@ class FakeJob:
         self.run = SimpleNamespace(replay="python -m callbacks.metric_buffer replay metrics.jsonl")
         self.tags: dict[str, str] = {}
         self.reason: str | None = None
+        self.epochs: dict[int, Any] = {}
 
     def _log_tags(self, tags: dict[str, str]) -> None:
         self.tags |= tags
@@ -114,6 +115,31 @@ def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
     assert heard.events == [{"event": "epoch_end", "rank": 0, "epoch": 1}]
     assert "stopping: a test" in heard.lines[0]
     assert read_attempts(tmp_path / "runs" / "rides-1-0007") == ATTEMPTS
+
+
+def test_the_study_hears_of_epochs_that_an_earlier_driver_may_not_have_kept(
+    jobs: list[FakeJob], order: TrialOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L9: the driver was killed between its event file and the study; the checkpoint means that it is not repeated."""
+    known = {"event": "epoch_end", "rank": 0, "epoch": 1}
+    later = {"event": "epoch_end", "rank": 0, "epoch": 2}
+
+    def train(job: FakeJob) -> tuple[Attempt, ...]:
+        job.epochs[2] = later  # whose receiver stumbled
+        return ATTEMPTS
+
+    monkeypatch.setattr(FakeJob, "train", train)
+    monkeypatch.setattr(sweep_engine, "save_attempts", lambda path, attempts: None)
+    make = FakeJob.__init__
+
+    def made(job: FakeJob, opened: dict[str, Any]) -> None:
+        make(job, opened)
+        job.epochs[1] = known
+
+    monkeypatch.setattr(FakeJob, "__init__", made)
+    heard = Heard()
+    engine_of(order).train(order, heard.control(), SweepPlace(tmp_path, "rides-1", lambda: "parent-1"))
+    assert heard.events == [known, known, later]
 
 
 def test_parameter_servers_leave_fewer_slots_for_workers(

@@ -65,6 +65,8 @@ def test_a_spec_means_numbers_of_its_knob_or_values(
         ("sql=choice:a,b", "search sql: it cannot be searched, all trials train on one dataset"),
         ("monitor=choice:val_auc,val_loss", "search monitor: it cannot be searched, trials are compared by it"),
         ("output=choice:a,b", "search output: it cannot be searched, it says where and how the command runs"),
+        ("max_restarts=choice:1,2", "search max_restarts: it cannot be searched, it says where and how"),
+        ("step_limit_seconds=choice:10,20", "search step_limit_seconds: it cannot be searched, it says where and how"),
         ("run_date=choice:'2026-01-30','2026-01-31'", "search run_date: it cannot be searched, it says where and how"),
         ("warm_start=choice:a,b", "search warm_start: it cannot be searched, all trials begin from one model"),
         ("model.name=choice:multi_field,deep", "search model.name: model 'deep' is unknown"),

@@ -13,6 +13,7 @@ from models.settings import ModelSettingsError
 from tests.unit.callbacks.committed_files import publish_files
 from training.channel.events import Event
 from training.config import RunConfig
+from training.launch import Launched
 from training.records.open_run import OpenRun
 from training.records.run_folder import RunFolder
 from training.training_job import TrainingJob, open_job
@@ -107,3 +108,16 @@ def test_a_warm_up_longer_than_the_training_is_refused_before_there_is_a_run(
     with pytest.raises(ModelSettingsError), open_job(cast(Any, dataset), config, cast(Any, None), cast(Any, None)):
         pass
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_training_that_is_done_does_not_fail_for_the_words_about_it(
+    job: TrainingJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    """T5: its store may be away for some seconds."""
+    assert job._best_in_words() == ""
+    assert "which epoch was the best is not known yet: " in caplog.text
+
+
+def test_what_a_run_leaves_shows_no_password_in_a_notebook() -> None:
+    launched = Launched("model", (), "run-1", Path("folder"), "https://ann:s3cret@host")
+    assert "s3cret" not in repr(launched)

@@ -302,6 +302,15 @@ def test_a_rank_that_is_asked_to_stop_does_so_after_its_step(driver: Driver) -> 
     assert driver.kinds("task") == ["system"]
 
 
+@pytest.mark.parametrize("entry", ["stop_with_work_left", "fail_with_work_left"])
+def test_what_is_to_be_done_before_the_exit_is_done(driver: Driver, tmp_path: Path, entry: str) -> None:
+    """T5: a checkpoint on its way, metrics that nobody could take. Python's own exit never comes."""
+    with running(task(driver.server.address, entry, note=str(tmp_path / "done"))) as rank:
+        driver.server.command({"command": "stop", "reason": "driver"})
+        assert rank.outcome()["outcome"] in ("stopped", "failed")
+    assert (tmp_path / "done").exists()
+
+
 def test_a_rank_that_gets_a_notice_of_preemption_stops(driver: Driver) -> None:
     with running(task(driver.server.address, "train_until_stopped")) as rank:
         os.kill(driver.next("phase", phase="training")["process"], signal.SIGTERM)
@@ -352,6 +361,8 @@ def test_a_notice_to_the_whole_group_of_the_task_lets_the_rank_save(driver: Driv
     (outcome,) = json.loads(said)
     assert (outcome["outcome"], outcome["reason"]) == ("stopped", "preempted")
     assert outcome["step"] > 0
+    # A JVM that has crashed sends SIGHUP, too.
+    assert driver.kinds("task").count("preemption") == (number == signal.SIGTERM)
 
 
 def test_a_rank_that_begins_early_has_no_place_in_a_cluster_and_no_gpu_left_over(

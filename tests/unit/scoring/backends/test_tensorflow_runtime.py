@@ -1,13 +1,17 @@
 """S10: TensorFlow has the threads of the task in a task, and its own choice in a process that somebody else may use."""
 
+import json
+import operator
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP, limit_tensorflow
+from tests.unit.scoring.exported_models import export_baskets
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 
@@ -57,6 +61,27 @@ predictor = Predictor(sys.argv[1])
 print(predictor._model.threads, predictor._model._backend.graph._session._config.intra_op_parallelism_threads)
 """
 
+_SCORES_LISTS = """
+import sys
+from pathlib import Path
+from scoring.loaded_model import LoadedModel
+from tests.unit.scoring.exported_models import BASKETS
+LoadedModel(Path(sys.argv[1])).score_arrow(BASKETS)
+print([name for name in ("numba", "keras", "tf_keras") if name in sys.modules])
+"""
+
+_SCORES_A_SAVED_MODEL_OF_KERAS = """
+import sys
+import numpy as np
+from scoring.backends.tensorflow_runtime import start_tensorflow
+tf = start_tensorflow()
+print("tf_keras" in sys.modules)
+print(tf.saved_model.load(sys.argv[1]).signatures["serving_default"](tf.ones([1, 2]))["y"].numpy().tolist())
+import tf_keras
+print(tf_keras.models.load_model(sys.argv[1]).predict(np.ones([1, 2]), verbose=0).tolist())
+print(tf.keras.optimizers.Adam.__name__)
+"""
+
 
 def lines_of(program: str, *arguments: object) -> list[str]:
     """Return what a process of its own prints, whose environment says nothing of TensorFlow's threads."""
@@ -71,6 +96,28 @@ def lines_of(program: str, *arguments: object) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def test_a_process_that_scores_without_tokens_has_neither_keras_nor_numba(tmp_path: Path) -> None:
+    """S3, S8: they would take 200 MB, a third of what its libraries take."""
+    assert lines_of(_SCORES_LISTS, export_baskets(tmp_path)) == ["[]"]
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "legacy.Adam", "legacy.SGD"])
+def test_keras_comes_with_a_model_that_needs_it(tmp_path: Path, optimizer: str) -> None:
+    """Such a model holds its optimizer, and one of the legacy kind the slots of its variables, too."""
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.layers.Input(2, name="x"), tf_keras.layers.Dense(1, name="y")])
+    model.compile(operator.attrgetter(optimizer)(tf_keras.optimizers)(), "mse")
+    model.fit(np.ones([4, 2]), np.ones(4), verbose=0)
+    model.save(tmp_path / "model", save_format="tf")
+    expected = model.predict(np.ones([1, 2]), verbose=0).tolist()
+
+    before, of_saved_model, of_keras, name = lines_of(_SCORES_A_SAVED_MODEL_OF_KERAS, tmp_path / "model")
+    assert before == "False"
+    assert [json.loads(of_saved_model), json.loads(of_keras)] == [expected] * 2
+    assert name == "Adam"
 
 
 def test_tensorflow_starts_with_the_threads_that_it_is_limited_to(flights_model: Path) -> None:

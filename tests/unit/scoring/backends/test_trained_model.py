@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.serving import ENCODED_SIGNATURE
+from models.signatures import ENCODED_SIGNATURE
 from scoring.backends.protocol import ModelOutputError
 from scoring.backends.trained_model import TrainedBackend, TrainedGraph
 from scoring.loaded_model import LoadedModel

@@ -1,0 +1,64 @@
+"""T5, L6: what is to be done before a process ends, whichever way it does."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from callbacks import at_exit
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_exit, "_WAITING", [])
+
+
+def test_all_that_waits_is_done_once_and_one_that_fails_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    at_exit.register(done.append, "first")
+    at_exit.register(fail)
+    at_exit.register(done.clear)
+    at_exit.unregister(done.clear)
+    at_exit.finish(20)
+    at_exit.finish(20)
+    assert done == ["first"]
+    assert "the disk is full" in caplog.text
+
+
+def test_what_takes_too_long_is_left_and_holds_up_no_other() -> None:
+    done, late = threading.Event(), threading.Event()
+    at_exit.register(done.set)
+    at_exit.register(late.wait, 30)
+    begin = time.monotonic()
+    at_exit.finish(0.2)
+    assert time.monotonic() - begin < 20
+    assert done.wait(20)
+    late.set()
+
+
+def test_pythons_own_exit_does_it_too_last_things_first() -> None:
+    program = """
+from callbacks import at_exit
+for number in range(3):
+    at_exit.register(print, number)
+at_exit.unregister(lambda: None)
+raise SystemExit(3)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout.split()) == (3, ["2", "1", "0"])
