@@ -13,6 +13,9 @@ from typing import Any
 
 Work = Callable[..., Any]
 
+# How long such work waits for a server; less than a rank has for all of it (`training.supervision.timing`).
+SERVER_SECONDS = 3.0
+
 logger = logging.getLogger(__name__)
 
 _LOCK = threading.Lock()

@@ -39,8 +39,6 @@ __all__ = ["METRICS_PER_REQUEST", "MetricBuffer", "Point", "main", "metric_name"
 
 _FORBIDDEN_IN_NAME = re.compile(r"[^A-Za-z0-9_\-. /:]")
 _NAME_LENGTH = 250
-# How long a process that ends without close() waits for the server before it saves to the file.
-_SECONDS_AT_EXIT = 3.0
 _RUN_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 
 logger = logging.getLogger(__name__)
@@ -142,7 +140,7 @@ class MetricBuffer:
         # Daemon: a server that hangs must not keep the process alive. `at_exit` saves what is left then.
         self._thread = threading.Thread(target=self._work, name="metric-buffer", daemon=True)
         self._thread.start()
-        at_exit.register(self.close, _SECONDS_AT_EXIT)
+        at_exit.register(self.close, at_exit.SERVER_SECONDS)
 
     @property
     def run_id(self) -> str | None:

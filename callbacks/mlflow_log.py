@@ -18,9 +18,6 @@ from callbacks.roles import current_role
 from callbacks.run_calls import SetStatus
 from callbacks.usage_metrics import STEP_PREFIX, SystemSampler
 
-# How long a process that ends within a training waits for the server.
-_SECONDS_AT_EXIT = 3.0
-
 
 class MLflowLogger(tf_keras.callbacks.Callback):
     """Logs each epoch's metrics, floats and tensors, with the number of completed epochs as the step.
@@ -95,7 +92,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         if not current_role(self.model.distribute_strategy).is_chief:
             return
         self._open_buffer()
-        at_exit.register(self._end, "FAILED", _SECONDS_AT_EXIT)
+        at_exit.register(self._end, "FAILED", at_exit.SERVER_SECONDS)
         self._sampled = None
         if self._system_seconds is not None and self._buffer is not None:
             self._sampler = SystemSampler(0, self._buffer.log, self._system_seconds)
