@@ -2,8 +2,11 @@
 
 import argparse
 import multiprocessing
+import multiprocessing.connection
+import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -41,6 +44,18 @@ def run_one(name: str, scale: float, rounds: int, scratch: Path, cache: Path | N
     start = time.monotonic()
     report = answer(benchmark, Options(max(1, int(benchmark.rows * scale)), rounds, scratch, cache))
     return report, time.monotonic() - start
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it is gone: it would work on beside what is measured next."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only processes that were started call it"
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def overview(suite: Suite, folder: Path) -> str:
@@ -105,7 +120,8 @@ def main(suite: Suite, description: str | None, arguments: Sequence[str] | None 
     context = multiprocessing.get_context("spawn")
     for name in flags.only:
         # A folder each: what one leaves behind would fill the disk for the next.
-        with scratch_folder(flags.scratch) as scratch, ProcessPoolExecutor(1, mp_context=context) as pool:
+        own_process = ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)
+        with scratch_folder(flags.scratch) as scratch, own_process as pool:
             done = pool.submit(run_one, name, flags.scale, flags.rounds, scratch, flags.cache)
             if (error := done.exception()) is not None:
                 # The others are told all the same: they took an hour.

@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,24 @@ def test_scratch_folder_is_removed(tmp_path: Path) -> None:
         (folder / "table").write_bytes(b"rows")
 
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_benchmark_ends_with_the_suite_that_is_killed() -> None:
+    """Its process has the pipe, too: that is at its end when both are."""
+    program = """
+import concurrent.futures, multiprocessing, time
+from benchmarks.suite import end_with_parent
+context = multiprocessing.get_context("spawn")
+pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)
+print(pool.submit(len, "at work").result(), flush=True)
+pool.submit(time.sleep, 300).result()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as suite:
+        assert suite.stdout is not None
+        assert suite.stdout.readline() == "7\n"
+        suite.kill()
+        assert suite.communicate(timeout=60)[0] == ""
 
 
 def test_one_core_means_one_core() -> None:

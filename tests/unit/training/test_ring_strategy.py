@@ -19,9 +19,11 @@ PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
 SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla", "scaled")
 LOCAL = ("local", "accumulated_local", "diloco")
 IN_ROUNDS = {f"{case}_in_rounds": case for case in LOCAL}
+MEANS = ("mean_of_local_steps", "mean_of_accumulated_local_steps")
+OUTER = ("outer_steps", "outer_steps_of_losses")
 CASES = (
     *(*SYNCHRONOUS, "float16", "skipped_steps", *LOCAL, *IN_ROUNDS),
-    *("mean_of_local_steps", "custom_loop", "finite_dataset", "variables"),
+    *(*MEANS, "custom_loop", "finite_dataset", "variables"),
 )
 
 Results = list[dict[str, np.ndarray]]
@@ -37,8 +39,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
         if workers not in known:
             files = [folder / f"{workers}-{rank}.npz" for rank in range(workers)]
             addresses = ",".join(free_addresses(workers))
-            of_three = ("adam", "mean_of_local_steps", "outer_steps", "custom_loop", "finite_dataset")
-            cases = ",".join((*CASES, "outer_steps") if workers < 3 else of_three)
+            of_three = ("adam", *MEANS, *OUTER, "custom_loop", "finite_dataset")
+            cases = ",".join((*CASES, *OUTER) if workers < 3 else of_three)
             ranks = [
                 subprocess.Popen(
                     [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases],
@@ -95,16 +97,20 @@ def test_a_step_takes_one_sum_and_one_gather_and_metrics_travel_when_they_are_re
     assert two["local/operations"] < 160
 
 
+@pytest.mark.parametrize("case", MEANS)
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_after_their_local_steps_the_workers_go_on_from_their_mean(
-    results: Callable[[int], Results], workers: int
+    results: Callable[[int], Results], workers: int, case: str
 ) -> None:
     for rank in results(workers):
-        np.testing.assert_allclose(rank["mean_of_local_steps/found"], rank["mean_of_local_steps/expected"], atol=1e-6)
+        np.testing.assert_allclose(rank[f"{case}/found"], rank[f"{case}/expected"], atol=1e-6)
 
 
+@pytest.mark.parametrize("case", OUTER)
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_outer_steps_are_those_of_nesterovs_momentum(results: Callable[[int], Results], workers: int) -> None:
+def test_outer_steps_are_those_of_nesterovs_momentum(
+    results: Callable[[int], Results], workers: int, case: str
+) -> None:
     """Of DiLoCo, algorithm 1: the mean of the workers' moves is the gradient, here with momentum 0.9 and rate 0.7."""
     anchor, velocity = np.array([4.0, -2.0, 0.5]), np.zeros(3)
     targets = [np.array([1.0, 2.0, 4.0 * rank]) for rank in range(workers)]
@@ -113,12 +119,12 @@ def test_outer_steps_are_those_of_nesterovs_momentum(results: Callable[[int], Re
         for rank, target in zip(results(workers), targets, strict=True):
             after_one = anchor - 0.25 * (anchor - target)
             ends.append(after_one - 0.25 * (after_one - target))
-            np.testing.assert_allclose(rank["outer_steps/own"][outer], after_one, atol=1e-6)
+            np.testing.assert_allclose(rank[f"{case}/own"][outer], after_one, atol=1e-6)
         move = anchor - np.mean(ends, axis=0)
         velocity = 0.9 * velocity + move
         anchor = anchor - 0.7 * (move + 0.9 * velocity)
         for rank in results(workers):
-            np.testing.assert_allclose(rank["outer_steps/met"][outer], anchor, atol=1e-6)
+            np.testing.assert_allclose(rank[f"{case}/met"][outer], anchor, atol=1e-6)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

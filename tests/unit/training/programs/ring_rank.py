@@ -120,12 +120,15 @@ def trained(
     }
 
 
-def mean_of_local_steps(ring: Ring) -> dict[str, Any]:
+def mean_of_local_steps(ring: Ring, accumulate: int = 1) -> dict[str, Any]:
     """Return the weights after two local steps and their mean, and the mean of what each rank comes to alone."""
     strategy = RingStrategy(ring)
     with strategy.scope():
         together = build(seed=1)
-        together.compile(build_optimizer(OptimizerSettings("sgd", 0.5), local_updates(ring, 2)), loss=loss())
+        rules = [local_updates(ring, 2), *([gathering] if accumulate > 1 else [])]
+        together.compile(build_optimizer(OptimizerSettings("sgd", 0.5), *rules), loss=loss())
+        if accumulate > 1:
+            accumulate_gradients(together, accumulate)
     alone = build(seed=1)
     alone.compile(build_optimizer(OptimizerSettings("sgd", 0.5)), loss=loss())
     together.fit(strategy.distribute_datasets_from_function(batches(ring)), steps_per_epoch=2, verbose=0)
@@ -174,20 +177,30 @@ def skipped_steps(ring: Ring) -> dict[str, Any]:
     }
 
 
-def outer_steps(ring: Ring) -> dict[str, Any]:
-    """Return the weights after each of four local steps, each rank towards a place of its own, two to an outer one."""
+def outer_steps(ring: Ring, *, is_minimized: bool = False) -> dict[str, Any]:
+    """Return the weights after each of four local steps, each rank towards a place of its own, two to an outer one.
+
+    The optimizer is given the gradients, or the loss itself.
+    """
     strategy = RingStrategy(ring)
     rule = local_updates(ring, 2, outer_momentum=0.9, outer_learning_rate=0.7)
     with strategy.scope():
         weight = tf.Variable([4.0, -2.0, 0.5])
         optimizer = build_optimizer(OptimizerSettings("sgd", 0.25), rule)
 
+    def distance() -> tf.Tensor:
+        return weight - [1.0, 2.0, 4.0 * ring.rank]
+
+    # As Keras does, whose mean of a batch is that of all ranks.
+    def minimize() -> None:
+        optimizer.minimize(lambda: tf.nn.l2_loss(distance()) / ring.workers, [weight])
+
+    def apply() -> None:
+        optimizer.apply_gradients([(distance() / ring.workers, weight)])
+
     @tf.function
     def step() -> None:
-        # As Keras does, whose mean of a batch is that of all ranks.
-        strategy.run(
-            lambda: optimizer.apply_gradients([((weight - [1.0, 2.0, 4.0 * ring.rank]) / ring.workers, weight)])
-        )
+        strategy.run(minimize if is_minimized else apply)
 
     found = []
     for _ in range(4):
@@ -292,7 +305,9 @@ CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "scaled": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), is_scaled=True, steps=20),
     "skipped_steps": skipped_steps,
     "mean_of_local_steps": mean_of_local_steps,
+    "mean_of_accumulated_local_steps": lambda ring: mean_of_local_steps(ring, accumulate=2),
     "outer_steps": outer_steps,
+    "outer_steps_of_losses": lambda ring: outer_steps(ring, is_minimized=True),
     "diloco": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), local_steps=4, outer_momentum=0.5),
     "diloco_in_rounds": lambda ring: trained(
         ring, OptimizerSettings("adam", 0.01), local_steps=4, outer_momentum=0.5, in_our_loop=True
