@@ -2,7 +2,6 @@
 
 import argparse
 import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import sys
@@ -52,7 +51,7 @@ def end_with_parent() -> None:
     assert parent is not None, "only processes that were started call it"
 
     def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
