@@ -9,6 +9,7 @@ Both sides of a connection prove that they know the run's token (`training.fitti
 not encrypted, as Spark's own traffic is not unless it is told to. Nothing is unpickled.
 """
 
+import os
 import select
 import socket
 import struct
@@ -28,6 +29,10 @@ Array = npt.NDArray[Any]
 # Up to here every rank passes its whole array around, which takes half as many rounds as reducing it in parts.
 _SMALL_BYTES = 1 << 14
 _POLL_MILLISECONDS = 1000
+
+# A neighbour at work comes within milliseconds. For so long a rank looks again and again before it sleeps: steps take less
+# then, not only waits, since a core that falls idle comes back slower (docs/benchmarks/machines.md).
+_SPIN_SECONDS = 0.005
 
 # Before every array: number of the collective, its kind, bytes of the array.
 _HEADER = struct.Struct("<QBQ")
@@ -283,9 +288,10 @@ class Ring:
         poller = self._poller(reading, writing)
         since = time.monotonic()
         with self._observer.waiting_for(f"rank {peer}"):
-            while not poller.poll(_POLL_MILLISECONDS):
+            while not poller.poll(0 if time.monotonic() - since < _SPIN_SECONDS else _POLL_MILLISECONDS):
                 if time.monotonic() - since > self._limit_seconds:
                     raise self._failed(RingError(peer, f"has moved nothing for {self._limit_seconds:g} s"))
+                os.sched_yield()  # to whoever else wants the core, perhaps the neighbour
 
     def _failed(self, error: Exception) -> Exception:
         self.failure = error

@@ -148,6 +148,18 @@ def test_a_neighbour_that_stands_still_is_not_waited_for_for_ever() -> None:
     assert str(first.exception()) == "rank 1 has moved nothing for 0.5 s"
 
 
+def test_who_waits_long_leaves_its_core_to_others() -> None:
+    def processor_seconds_of_waiting(ring: Ring) -> float:
+        if ring.rank == 1:
+            time.sleep(0.5)  # the wait itself
+        before = time.thread_time()
+        ring.barrier()
+        return time.thread_time() - before
+
+    first, _ = on_every_rank(2, processor_seconds_of_waiting)
+    assert first.result() < 0.1
+
+
 def test_waits_and_collectives_are_shown_to_an_observer() -> None:
     first_waits = threading.Event()
 
