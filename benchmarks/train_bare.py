@@ -54,7 +54,7 @@ class BareRank:
         tf_keras.utils.set_random_seed(config.seed)
         model = build_model(plan, dataset, strategy, Start())
         checkpoint = _timed_checkpoint(plan) if self.saves else None
-        clock = epoch_clock()
+        clock = epoch_clock(first=1)
         model.fit(
             _batches(strategy, dataset, plan, "train"),
             validation_data=_batches(strategy, dataset, plan, "validation"),

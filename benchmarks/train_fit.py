@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import harmonic_mean
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,25 +55,36 @@ class FitRank:
 
     def __call__(self) -> float:
         """Train and return the seconds of the timed steps, in the mean of the ranks."""
+        train = self.trainer(None if self.side == "plain" else connected_ring(self.token))
+        train(self.work.warm_up_steps)
+        seconds = train(self.work.steps)
+        # The rates of all workers add up to the rate of the whole.
+        return harmonic_mean([float(text) for text in BarrierTaskContext.get().allGather(repr(seconds))])
+
+    def trainer(self, ring: "Ring | None") -> Callable[[int], float]:
+        """Return what trains so many steps in one epoch, and returns how many seconds they took this rank.
+
+        Args:
+            ring: Of the ranks, which begin each epoch together by it; None for ``plain``.
+        """
         import tensorflow as tf
 
         from training.fitting.local_updates import Settle
-        from training.fitting.ring import Ring
         from training.fitting.ring_strategy import RingStrategy
 
-        cluster = json.loads(os.environ["TF_CONFIG"])
-        rank = int(cluster["task"]["index"])
-        ring = None if self.side == "plain" else Ring.connect(rank, cluster["cluster"]["worker"], self.token)
         strategy = RingStrategy(ring) if ring and self.side == "ring" else tf.distribute.get_strategy()
         with strategy.scope():
             model = self._compiled(ring)
-        clock = epoch_clock(ring if self.side == "alone" else None)
+        clock = epoch_clock(ring)
         callbacks = [*([Settle()] if self.local_steps > 1 else []), clock]
-        batches = strategy.distribute_datasets_from_function(lambda context: _batches(self.work, rank))
-        for steps in (self.work.warm_up_steps, self.work.steps):
+        batches = strategy.distribute_datasets_from_function(lambda context: _batches(self.work))
+
+        def train(steps: int) -> float:
             model.fit(batches, steps_per_epoch=steps, callbacks=callbacks, verbose=0)
-        # The rates of all workers add up to the rate of the whole.
-        return harmonic_mean([float(text) for text in BarrierTaskContext.get().allGather(repr(clock.seconds))])
+            seconds: float = clock.seconds
+            return seconds
+
+        return train
 
     def _compiled(self, ring: "Ring | None") -> "tf_keras.Model":
         import tf_keras
@@ -100,6 +111,18 @@ class FitRank:
         return model
 
 
+def connected_ring(token: str) -> "Ring":
+    """Return the ring of the ranks of this barrier job."""
+    from training.fitting.ring import Ring
+
+    cluster = json.loads(os.environ["TF_CONFIG"])
+    return Ring.connect(_rank(), cluster["cluster"]["worker"], token)
+
+
+def _rank() -> int:
+    return int(json.loads(os.environ["TF_CONFIG"])["task"]["index"])
+
+
 def mlp() -> "tf_keras.Model":
     """Return the feed-forward net."""
     import tf_keras
@@ -118,10 +141,10 @@ def _two_tower() -> "tf_keras.Model":
     return tf_keras.Model((users, items), logits)
 
 
-def _batches(work: Work, rank: int) -> "tf.data.Dataset":
+def _batches(work: Work) -> "tf.data.Dataset":
     import tensorflow as tf
 
-    inputs, labels = rows_of(work, rank)
+    inputs, labels = rows_of(work, _rank())
     rows = (inputs if len(inputs) > 1 else inputs[0], labels)
     batches = tf.data.Dataset.from_tensor_slices(rows).batch(work.batch, drop_remainder=True)
     # Cut once; from then on they lie in memory.
@@ -131,11 +154,12 @@ def _batches(work: Work, rank: int) -> "tf.data.Dataset":
     return batches.with_options(options)
 
 
-def epoch_clock(ring: "Ring | None" = None) -> Any:
-    """Return a callback whose ``seconds`` are those of the epochs after the first.
+def epoch_clock(ring: "Ring | None" = None, *, first: int = 0) -> Any:
+    """Return a callback whose ``seconds`` are those of the epochs of a ``fit``.
 
     Args:
-        ring: Ranks that do not wait for each other anyway begin together by it.
+        ring: By which the ranks begin together, whether they wait for each other later or not.
+        first: Epoch, from 0, from which on they count.
     """
     import tf_keras
 
@@ -143,19 +167,17 @@ def epoch_clock(ring: "Ring | None" = None) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self._supports_tf_logs = True
-            self._ended = 0
             self._begin = 0.0
             self.seconds = 0.0
 
         def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-            if self._ended == 1:
+            if epoch == first:
                 if ring is not None:
                     ring.barrier()
                 self._begin = time.perf_counter()
 
         def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-            self._ended += 1
-            if self._ended > 1:
+            if epoch >= first:
                 self.seconds = time.perf_counter() - self._begin
 
     return Clock()

@@ -22,8 +22,6 @@ from benchmarks.train_work import WORKERS, launch, session_with_new_workers
 PLAIN_ONE = "plain fit, steps_per_execution 1"
 PLAIN_MANY = "plain fit, steps_per_execution 50"
 RING = "RingStrategy"
-# How close they come to ranks that exchange nothing is what `train_local_steps` looks at.
-LOCAL = {steps: f"RingStrategy, local updates of {steps} steps" for steps in (8, 16)}
 ALONE = "two processes without any exchange"
 ALONE_IN_OUR_LOOP = "two processes without any exchange, in our loop of steps"
 DDP = "PyTorch DDP, gloo"
@@ -108,10 +106,9 @@ def _table(title: str, work: Work, timings: Mapping[str, Timing]) -> Table:
 def _mlp_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
     return [
         *_plain(work),
-        ours(RING, FitRank("ring", work, our_loop=True)),
-        *(ours(name, FitRank("ring", work, local_steps=steps, our_loop=True)) for steps, name in LOCAL.items()),
-        ours(ALONE, FitRank("alone", work)),
-        ours(ALONE_IN_OUR_LOOP, FitRank("alone", work, our_loop=True)),
+        _ours(RING, FitRank("ring", work, our_loop=True)),
+        _ours(ALONE, FitRank("alone", work)),
+        _ours(ALONE_IN_OUR_LOOP, FitRank("alone", work, our_loop=True)),
         *([_ddp(DDP, torch, work, "adam")] if torch else []),
     ]
 
@@ -119,9 +116,9 @@ def _mlp_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
 def _two_tower_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
     return [
         *_plain(work),
-        ours(RING, FitRank("ring", work, our_loop=True)),
-        ours(ALONE, FitRank("alone", work)),
-        ours(ALONE_IN_OUR_LOOP, FitRank("alone", work, our_loop=True)),
+        _ours(RING, FitRank("ring", work, our_loop=True)),
+        _ours(ALONE, FitRank("alone", work)),
+        _ours(ALONE_IN_OUR_LOOP, FitRank("alone", work, our_loop=True)),
         *([_ddp(DDP, torch, work, "adagrad"), _ddp(DDP_SPARSE_ADAM, torch, work, "sparse_adam")] if torch else []),
     ]
 
@@ -134,7 +131,7 @@ def _plain(work: Work) -> list[Contender]:
     ]
 
 
-def ours(name: str, rank: FitRank) -> Contender:
+def _ours(name: str, rank: FitRank) -> Contender:
     """Return a side that one of our ranks trains."""
     return Contender(name, partial(launch, rank, makes_its_strategy=True))
 

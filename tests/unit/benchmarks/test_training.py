@@ -23,11 +23,12 @@ from benchmarks.train_bare import BareResult
 from benchmarks.train_checkpoints import stalled_share
 from benchmarks.train_data import ITEMS, USERS, Work, rows_of
 from benchmarks.train_halves import Halves, Times, halves_of
+from benchmarks.train_local_steps import SLOWER, of_all_ranks
 from benchmarks.train_overhead import accounts_table, beside_table, halves_table
 from benchmarks.train_plain import LABEL, Encoding
 from benchmarks.train_restart import process_of, restart_seconds
 from benchmarks.train_start import start_parts
-from benchmarks.train_steps import ALONE, DDP, PLAIN_MANY, PLAIN_ONE, RING, Aim
+from benchmarks.train_steps import ALONE, ALONE_IN_OUR_LOOP, DDP, PLAIN_MANY, PLAIN_ONE, RING, Aim
 from benchmarks.train_work import Event, epoch_times, first_time, read_events
 
 
@@ -97,6 +98,20 @@ def test_aim_compares_with_the_best_reference_that_was_measured() -> None:
     assert mark == Mark(f"two towers: {RING} / {PLAIN_MANY}, batch 2,048", 3.0, 3.0)
     assert Aim(RING, (DDP,), 1.7).mark(work, timings) is None
     assert Aim(ALONE, (RING,), 1.0).mark(work, timings) is None
+
+
+def test_workers_that_never_meet_add_up_and_the_slower_one_is_told_beside() -> None:
+    first = {RING: Timing(RING, (6.0, 6.0)), ALONE_IN_OUR_LOOP: Timing(ALONE_IN_OUR_LOOP, (3.0, 4.0))}
+    second = {RING: Timing(RING, (6.0, 6.0)), ALONE_IN_OUR_LOOP: Timing(ALONE_IN_OUR_LOOP, (6.0, 4.0))}
+
+    timings = of_all_ranks([first, second])
+
+    # 10 rows in 3 s and 10 in 6 s are 5 rows a second, as many as of two workers that take 4 s.
+    assert {name: timing.seconds for name, timing in timings.items()} == {
+        RING: (6.0, 6.0),
+        ALONE_IN_OUR_LOOP: (4.0, 4.0),
+        SLOWER: (6.0, 4.0),
+    }
 
 
 def test_parts_of_a_start_go_from_the_launch_to_the_first_steps_of_the_chief() -> None:
