@@ -1,9 +1,9 @@
 """Does a model of the flights rank as well with local updates as with synchronous training?
 
-The recipe ``flights`` with two workers: every step with the gradients of both, or 8 or 16 steps of each worker on its
-own before both go on from their mean (``local_steps``, no outer momentum). Same rows, batch, learning rate and seeds on
-all sides, and all of the recipe's epochs, without early stopping. AUC on the test split, of the epoch that was best on
-the validation split.
+The recipe ``flights`` with two workers: every step with the gradients of both, or 8, 16 or 64 steps of each worker on
+its own before both go on from their mean (``local_steps``, no outer momentum). Same rows, batch, learning rate and
+seeds on all sides, and all of the recipe's epochs, without early stopping. AUC on the test split, of the epoch that was
+best on the validation split.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from benchmarks.train_work import (
     usual_session,
 )
 
-LOCAL_STEPS = (8, 16)
+LOCAL_STEPS = (8, 16, 64)
 SEEDS = (1, 2, 3)
 AUC_MARK = 0.002
 
