@@ -30,8 +30,8 @@ Array = npt.NDArray[Any]
 _SMALL_BYTES = 1 << 14
 _POLL_MILLISECONDS = 1000
 
-# A neighbour at work comes within milliseconds. For so long a rank looks again and again before it sleeps: whole steps
-# take less then, not only waits, since a core that falls idle comes back slower (docs/benchmarks/machines.md).
+# A neighbour at work comes within milliseconds. For so long a rank looks again and again before it sleeps: steps take
+# less time then (docs/training.md, local updates).
 _SPIN_SECONDS = 0.005
 
 # Before every array: number of the collective, its kind, bytes of the array.
