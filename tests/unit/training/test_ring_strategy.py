@@ -3,7 +3,8 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,19 @@ CASES = (
 
 Results = list[dict[str, np.ndarray]]
 
+# The first test trains every case on one worker and on two: half a minute and a minute where nothing else runs.
+pytestmark = pytest.mark.timeout(600)
+
+
+@contextmanager
+def killed_at_the_end(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run ``command`` while the block runs, and not longer."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
@@ -41,22 +55,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
             addresses = ",".join(free_addresses(workers))
             of_three = ("adam", *MEANS, *OUTER, "custom_loop", "finite_dataset")
             cases = ",".join((*CASES, *OUTER) if workers < 3 else of_three)
-            ranks = [
-                subprocess.Popen(
-                    [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases],
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
+            commands = [
+                [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases]
                 for rank, file in enumerate(files)
             ]
-            try:
+            with ExitStack() as running:
+                ranks = [running.enter_context(killed_at_the_end(command)) for command in commands]
                 for rank in ranks:
-                    said = rank.communicate(timeout=100)[1]
+                    said = rank.communicate(timeout=250)[1]
                     assert rank.returncode == 0, said
-            finally:
-                for rank in ranks:
-                    rank.kill()
-                    rank.wait()
             known[workers] = [dict(np.load(file)) for file in files]
         return known[workers]
 
