@@ -31,7 +31,7 @@ test: check  ## all checks and all tests (ARGS="-k checkpoint", TESTS=tests/unit
 		if [ -n "$(TESTS)" ]; then exec $(bin)/pytest $(TESTS) $(ARGS); fi && \
 		$(bin)/pytest $(UNIT) $(ARGS) && exec $(bin)/pytest $(OTHERS) $(ARGS)
 
-unit: setup  ## the unit tests alone: no Java, four minutes (ARGS="-k manifest")
+unit: setup  ## the unit tests alone: no Java, four to thirteen minutes (ARGS="-k manifest")
 	@exec $(bin)/pytest $(UNIT) $(ARGS)
 
 check: setup  ## format, lint, types, import direction
