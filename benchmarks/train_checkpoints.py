@@ -12,14 +12,7 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table, megabytes
 from benchmarks.train_bare import BareRank, BareResult
-from benchmarks.train_work import (
-    OUR_ENVIRONMENT,
-    config_of,
-    in_new_process,
-    launch,
-    numbers_dataset,
-    session_with_new_workers,
-)
+from benchmarks.train_work import config_of, in_new_process, launch, numbers_dataset, session_with_new_workers
 from callbacks import commit
 from training.ranks.plan import TrainingPlan
 
@@ -42,7 +35,7 @@ def run(options: Options) -> Report:
         plan = TrainingPlan(config, str(dataset), str(folder), config.worker_range.most, GLOBAL_BATCH_SIZE)
         # None always runs behind the same neighbour.
         for saves in (True, False) if number % 2 == 0 else (False, True):
-            result = launch(BareRank(plan, saves=saves), makes_its_strategy=True, environment=OUR_ENVIRONMENT)
+            result = launch(BareRank(plan, saves=saves), makes_its_strategy=True)
             (results if saves else without).append(result)
         newest = commit.latest_committed(str(folder))
         assert newest is not None

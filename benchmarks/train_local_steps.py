@@ -23,7 +23,7 @@ from benchmarks.report import Report, Table, timing_table
 from benchmarks.train_data import Work
 from benchmarks.train_fit import FitRank, connected_ring
 from benchmarks.train_steps import ALONE, ALONE_IN_OUR_LOOP, LARGE_BATCH, RING, SMALL_BATCH, Aim
-from benchmarks.train_work import OUR_ENVIRONMENT, WORKERS, launch, session_with_new_workers
+from benchmarks.train_work import WORKERS, launch, session_with_new_workers
 
 LOCAL = {steps: f"RingStrategy, local updates of {steps} steps" for steps in (8, 16, 64)}
 SLOWER = "the slower one of these two processes"
@@ -72,8 +72,7 @@ def run(options: Options) -> Report:
             ALONE: FitRank("alone", work),
             ALONE_IN_OUR_LOOP: FitRank("alone", work, our_loop=True),
         }
-        ranks = launch(TurnsRank(sides, turns), makes_its_strategy=True, environment=OUR_ENVIRONMENT)
-        timings = of_all_ranks(ranks)
+        timings = of_all_ranks(launch(TurnsRank(sides, turns), makes_its_strategy=True))
         tables.append(_table(work, timings))
         aims = [Aim(name, (ALONE, ALONE_IN_OUR_LOOP), limit) for name in LOCAL.values()]
         marks += [mark for aim in aims if (mark := aim.mark(work, timings)) is not None]

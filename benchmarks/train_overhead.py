@@ -25,7 +25,6 @@ from benchmarks.report import Report, Table, timing_table
 from benchmarks.train_bare import BareRank
 from benchmarks.train_halves import GROUP, TIMES_FILE, Halves, Times, halves_of
 from benchmarks.train_work import (
-    OUR_ENVIRONMENT,
     WORKERS,
     Event,
     config_of,
@@ -128,7 +127,7 @@ def beside_table(shares: Sequence[float]) -> Table:
 def _bare(dataset: Path, output: Path, *, saves: bool) -> float:
     config = config_of(output, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
     plan = TrainingPlan(config, str(dataset), str(output / "checkpoints"), config.worker_range.most, GLOBAL_BATCH_SIZE)
-    return launch(BareRank(plan, saves), makes_its_strategy=True, environment=OUR_ENVIRONMENT).seconds
+    return launch(BareRank(plan, saves), makes_its_strategy=True).seconds
 
 
 def _supervised(dataset: Path, output: Path, session: SparkSession, beside: list[float], epochs: int = EPOCHS) -> float:

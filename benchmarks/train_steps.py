@@ -17,12 +17,11 @@ from benchmarks.other_environment import OtherProcess, UnavailableError, environ
 from benchmarks.report import REPOSITORY, Report, Table, timing_table
 from benchmarks.train_data import EMBEDDING_DIM, ITEMS, USERS, Work
 from benchmarks.train_fit import FitRank, Side
-from benchmarks.train_work import OUR_ENVIRONMENT, WORKERS, launch, session_with_new_workers
+from benchmarks.train_work import WORKERS, launch, session_with_new_workers
 
 PLAIN_ONE = "plain fit, steps_per_execution 1"
 PLAIN_MANY = "plain fit, steps_per_execution 50"
 RING = "RingStrategy"
-RING_SMALL_PAGES = "RingStrategy, without huge pages"
 ALONE = "two processes without any exchange"
 ALONE_IN_OUR_LOOP = "two processes without any exchange, in our loop of steps"
 DDP = "PyTorch DDP, gloo"
@@ -107,7 +106,7 @@ def _table(title: str, work: Work, timings: Mapping[str, Timing]) -> Table:
 def _mlp_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
     return [
         *_plain(work),
-        *_ring(work),
+        _ours(RING, FitRank("ring", work, our_loop=True)),
         _ours(ALONE, FitRank("alone", work)),
         _ours(ALONE_IN_OUR_LOOP, FitRank("alone", work, our_loop=True)),
         *([_ddp(DDP, torch, work, "adam")] if torch else []),
@@ -117,7 +116,7 @@ def _mlp_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
 def _two_tower_sides(work: Work, torch: OtherProcess | None) -> Sequence[Contender]:
     return [
         *_plain(work),
-        *_ring(work),
+        _ours(RING, FitRank("ring", work, our_loop=True)),
         _ours(ALONE, FitRank("alone", work)),
         _ours(ALONE_IN_OUR_LOOP, FitRank("alone", work, our_loop=True)),
         *([_ddp(DDP, torch, work, "adagrad"), _ddp(DDP_SPARSE_ADAM, torch, work, "sparse_adam")] if torch else []),
@@ -132,16 +131,9 @@ def _plain(work: Work) -> list[Contender]:
     ]
 
 
-def _ring(work: Work) -> list[Contender]:
-    rank = FitRank("ring", work, our_loop=True)
-    small_pages = Contender(RING_SMALL_PAGES, partial(launch, rank, makes_its_strategy=True))
-    # Tensors of a small batch have few pages.
-    return [_ours(RING, rank), *([small_pages] if work.batch >= LARGE_BATCH else [])]
-
-
 def _ours(name: str, rank: FitRank) -> Contender:
-    """Return a side that one of our ranks trains, in a process as ours are."""
-    return Contender(name, partial(launch, rank, makes_its_strategy=True, environment=OUR_ENVIRONMENT))
+    """Return a side that one of our ranks trains."""
+    return Contender(name, partial(launch, rank, makes_its_strategy=True))
 
 
 def _ddp(name: str, torch: OtherProcess, work: Work, optimizer: str) -> Contender:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -21,7 +20,6 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 from benchmarks.benchmark import Options
 from benchmarks.tables import Kind, parquet_files
 from training.config import RunConfig, TrainingConfig
-from training.ranks.child_process import HUGE_PAGES
 from training.spark_session import open_session
 
 if TYPE_CHECKING:  # seconds of imports, for which the parent of the drivers need not wait
@@ -35,8 +33,6 @@ WORKERS = 2
 RANK_MODULE = "training.ranks.fork_server"
 # Both sides of every comparison: one thread per rank, as Spark gives each task one core.
 THREADS = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-# What a process of ours begins with, besides; plain `fit` and PyTorch have what Spark gives them.
-OUR_ENVIRONMENT = {"GLIBC_TUNABLES": HUGE_PAGES}
 # Rows of the recipe's largest table.
 FLIGHTS = 336_776
 # One row in twenty is for validation, another one for testing.
@@ -82,27 +78,17 @@ def usual_session(master: str | None = None) -> SparkSession:
     return open_session(master or f"local[{WORKERS}]", WORKERS, app_name="mirrorspark-benchmark")
 
 
-def launch(
-    rank: Callable[[], Result], *, makes_its_strategy: bool, environment: Mapping[str, str] = MappingProxyType({})
-) -> Result:
+def launch(rank: Callable[[], Result], *, makes_its_strategy: bool) -> Result:
     """Run ``rank`` on all workers in a barrier job of the active session, and return what the first one returns.
 
     Args:
         rank: Pickles; its module can be imported by Spark's Python workers.
         makes_its_strategy: Whether it opens its own strategy, or takes the runner's.
-        environment: What its processes begin with besides the session's, whose Python workers have to be new ones.
     """
     # The runner announces each of its steps, and sets its own level.
     logging.getLogger(MirroredStrategyRunner.__name__).addFilter(_is_warning)
     runner = MirroredStrategyRunner(num_slots=WORKERS, use_gpu=False, use_custom_strategy=makes_its_strategy)
-    of_workers = SparkSession.active().sparkContext.environment
-    of_session = dict(of_workers)
-    of_workers.update(environment)
-    try:
-        result: Result = runner.run(rank)
-    finally:
-        of_workers.clear()
-        of_workers.update(of_session)
+    result: Result = runner.run(rank)
     return result
 
 

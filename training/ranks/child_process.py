@@ -24,11 +24,6 @@ EXIT_ABANDONED = 3
 # How much of a line, or of a message of the log, the driver is sent.
 LOG_CHARACTERS = 2000
 
-# Lets glibc ask the kernel for huge pages, so that the processor translates fewer addresses of a tensor of many MiB:
-# docs/benchmarks/train_steps.md. The process has to begin with it; nothing changes where the kernel has none to give
-# (`/sys/kernel/mm/transparent_hugepage/enabled` says `never`) or the C library is another one.
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-
 _LAST_LINES = 40
 _READ_BYTES = 1 << 16
 # What is longer without an end is no line, but is not to fill the memory either.
@@ -47,7 +42,6 @@ def tensorflow_environment(threads: int, *, verbose: bool) -> dict[str, str]:
     """Return the environment of a process that will load TensorFlow.
 
     TensorFlow reads its thread counts once, when it starts; Spark sets ``OMP_NUM_THREADS`` only, which it ignores.
-    Settings of glibc that are in this process's environment count.
     """
     return os.environ | {
         "TF_USE_LEGACY_KERAS": "1",
@@ -55,7 +49,6 @@ def tensorflow_environment(threads: int, *, verbose: bool) -> dict[str, str]:
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
-        "GLIBC_TUNABLES": ":".join(filter(None, (HUGE_PAGES, os.environ.get("GLIBC_TUNABLES")))),
         # Packages that Spark shipped are on this process's path, not on a new one's.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }

@@ -65,31 +65,6 @@ def test_threads_are_those_asked_for() -> None:
     assert [environment[name] for name in names] == ["3", "3", "3"]
 
 
-def huge_page_bytes(environment: dict[str, str]) -> int:
-    """Return how much of 64 MiB that a process of this environment fills lies in huge pages."""
-    program = """
-        import re, pathlib
-        kept = bytearray(1 << 26)
-        kept[::4096] = bytes(1 << 14)
-        print(re.search(r"AnonHugePages: *(\\d+) kB", pathlib.Path("/proc/self/smaps_rollup").read_text())[1])
-        """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    return 1024 * int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-
-
-def test_large_tensors_of_a_rank_lie_in_huge_pages_unless_the_task_was_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """T6."""
-    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not enabled.is_file() or "[madvise]" not in enabled.read_text():
-        pytest.skip("this kernel does not give huge pages to those, and only to those, who ask for them")
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.top_pad=131072")
-    assert huge_page_bytes(tensorflow_environment(1, verbose=False)) > 0
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    assert huge_page_bytes(tensorflow_environment(1, verbose=False)) == 0
-
-
 def test_a_rank_uses_legacy_keras_whatever_the_task_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")
     assert tensorflow_environment(1, verbose=False)["TF_USE_LEGACY_KERAS"] == "1"
