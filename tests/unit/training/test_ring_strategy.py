@@ -3,8 +3,8 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +33,6 @@ Results = list[dict[str, np.ndarray]]
 pytestmark = pytest.mark.timeout(600)
 
 
-@contextmanager
-def killed_at_the_end(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Run ``command`` while the block runs, and not longer."""
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
     """Return what gives the results of every rank of a ring, trained once for all tests."""
@@ -55,15 +45,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
             addresses = ",".join(free_addresses(workers))
             of_three = ("adam", *MEANS, *OUTER, "custom_loop", "finite_dataset")
             cases = ",".join((*CASES, *OUTER) if workers < 3 else of_three)
-            commands = [
-                [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases]
-                for rank, file in enumerate(files)
-            ]
+            ranks = []
             with ExitStack() as running:
-                ranks = [running.enter_context(killed_at_the_end(command)) for command in commands]
-                for rank in ranks:
-                    said = rank.communicate(timeout=250)[1]
-                    assert rank.returncode == 0, said
+                for rank, file in enumerate(files):
+                    command = [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases]
+                    process = running.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+                    running.callback(process.kill)  # before its end is waited for
+                    ranks.append(process)
+                for process in ranks:
+                    said = process.communicate(timeout=250)[1]
+                    assert process.returncode == 0, said
             known[workers] = [dict(np.load(file)) for file in files]
         return known[workers]
 
