@@ -81,12 +81,12 @@ def test_a_table_its_files_and_sql_get_the_same_scores(
 
     expected = dict(zip(of_files["id"].to_pylist(), of_files["score"].to_pylist(), strict=True))
     rows = score(table, onnx_model, keys="id").collect()
-    assert {row.id: row.score for row in rows} == pytest.approx(expected, rel=0, abs=1e-6)
+    assert {row.id: row.score for row in rows} == expected
     assert {row.model_version for row in rows} == {scored.model}
 
     register_sql(spark, "box_score", onnx_model)
     of_sql = spark.sql("SELECT id, box_score(struct(*)).score AS score FROM boxes").collect()
-    assert {row.id: row.score for row in of_sql} == pytest.approx(expected, rel=0, abs=1e-6)
+    assert {row.id: row.score for row in of_sql} == expected
 
 
 def test_xgboost_scores_a_table_with_null_values(spark: "SparkSession", tmp_path: Path) -> None:
