@@ -3,9 +3,11 @@
 WORKERS ?= 2
 ARGS ?=
 TESTS ?=
-# Unit tests run side by side, a file in one process: what a file's tests share is made once.
-UNIT := tests/unit -n 2 --dist loadfile
-OTHERS := tests/packaging tests/cluster tests/browser
+# A file's tests run in one process: what they share is made once. Unit tests compute; the others mostly wait, so more
+# of them run side by side than there are cores.
+SIDE_BY_SIDE := --dist loadfile -n
+UNIT := tests/unit -m "not process" $(SIDE_BY_SIDE) 2
+OTHERS := tests -m "process" $(SIDE_BY_SIDE) 3
 export PYTHON
 
 # The folders that mypy and the import linter look at stand in setup.cfg.
@@ -13,10 +15,10 @@ bin := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test unit check benchmarks format lock clean
+.PHONY: help setup run test test-faults unit check benchmarks format lock clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 setup:  ## make .venv from requirements.lock (does nothing when it is there already)
 	@tools/setup.sh
@@ -25,13 +27,19 @@ run: setup  ## the main job on NYC flights: convert, train, register, score (WOR
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		exec $(bin)/python -m training.run --workers $(WORKERS) $(ARGS)
 
-test: check  ## all checks and all tests (ARGS="-k checkpoint", TESTS=tests/unit)
+test: check  ## all checks and the tests, 15 minutes (ARGS="-k checkpoint", TESTS=tests/unit)
 	@tools/browser.sh
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		if [ -n "$(TESTS)" ]; then exec $(bin)/pytest $(TESTS) $(ARGS); fi && \
-		$(bin)/pytest $(UNIT) $(ARGS) && exec $(bin)/pytest $(OTHERS) $(ARGS)
+		tools/kernels.sh && $(bin)/pytest $(UNIT) $(ARGS) && exec $(bin)/pytest $(OTHERS) $(ARGS)
 
-unit: setup  ## the unit tests alone: no Java, four to thirteen minutes (ARGS="-k manifest")
+test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and properties on more examples, 45 minutes
+	@tools/browser.sh
+	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
+		tools/kernels.sh && exec $(bin)/pytest tests --full $(SIDE_BY_SIDE) 3 $(ARGS)
+
+unit: setup  ## the pure unit tests: no Java, no child processes, three minutes (ARGS="-k manifest")
+	@tools/kernels.sh
 	@exec $(bin)/pytest $(UNIT) $(ARGS)
 
 check: setup  ## format, lint, types, import direction

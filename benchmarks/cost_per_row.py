@@ -66,7 +66,7 @@ def cost_tables(by_way: dict[str, list[Timing]], sizes: list[int]) -> list[Table
 
 
 def _measure(options: Options, spark: SparkSession, rows: int) -> dict[str, Timing]:
-    from data_pipelines.tfrecords import read_tfrecords, write_tfrecords, write_tfrecords_from_parquet
+    from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords, write_tfrecords_from_parquet
 
     files = parquet_files(options.scratch, Kind.NUMBERS, rows)
     df = spark_work.table(spark, files)

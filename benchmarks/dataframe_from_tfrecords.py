@@ -79,7 +79,7 @@ def run(options: Options) -> Report:
 
 
 def _measure(options: Options, spark: SparkSession, kind: Kind, rows: int) -> dict[str, Timing]:
-    from data_pipelines.tfrecords import read_tfrecords, write_tfrecords
+    from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 
     files = parquet_files(options.scratch, kind, rows)
     source = spark_work.table(spark, files)

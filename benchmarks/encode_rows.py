@@ -66,7 +66,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 def _kernel(content: pa.Table, path: Path) -> Callable[[], None]:
-    from data_pipelines.tfrecord.row_codec import RowEncoder
+    from mirrorspark.data_pipelines.tfrecord.row_encoder import RowEncoder
 
     encoder = RowEncoder(content.schema)
     batches = content.to_batches(max_chunksize=BATCH_ROWS)

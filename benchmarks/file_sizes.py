@@ -37,7 +37,7 @@ def size_table(title: str, rows: int, sizes: dict[str, int]) -> Table:
 
 
 def _sizes(source: DataFrame, folder: Path) -> dict[str, int]:
-    from data_pipelines.tfrecords import write_tfrecords
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 
     sizes: dict[str, int] = {}
     for layout in ("row", "block"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.benchmark import Benchmark, Options, main, on_one_core, question_of
 from benchmarks.report import Report, Table
 from benchmarks.spark_work import session
-from training.config import RunConfig
+from mirrorspark.training.config import RunConfig
 
 RECIPE = "flights"
 GLOBAL_BATCH = 2_048
@@ -18,8 +18,8 @@ GLOBAL_BATCH = 2_048
 
 def run(options: Options) -> Report:
     """Convert in one session as often as there are rounds, then train one epoch on what came out."""
-    from data_pipelines.convert import convert
-    from training.pipeline import recipe_table
+    from mirrorspark.data_pipelines.convert import convert
+    from mirrorspark.training.pipeline import recipe_table
 
     config = RunConfig.from_recipe(RECIPE, output=str(options.scratch))
     spark = session()
@@ -49,17 +49,17 @@ def _first_epoch(dataset: str, architecture: str) -> tuple[float, float]:
     """Return the seconds that the steps of one epoch waited for input, and those that they took in all."""
     import tensorflow as tf
 
-    from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
-    from models import catalog
-    from models.objectives import compile_model
-    from models.optimizers import OptimizerSettings, build_optimizer
+    from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+    from mirrorspark.models import catalog
+    from mirrorspark.models.objectives import compile_model
+    from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
 
     opened = Dataset.open(Path(dataset))
     module = catalog.architecture(architecture)
     model = module.build(catalog.settings(architecture, {}), opened.features, 1)
     compile_model(model, module.TASK, build_optimizer(OptimizerSettings()))
     step = tf.function(model.train_step)
-    batches = iter(load_dataset(opened, ReadPlan("train", GLOBAL_BATCH, seed=1)))
+    batches = iter(load_batches(opened, ReadPlan("train", GLOBAL_BATCH, seed=1)))
     step(next(batches))["loss"].numpy()
     waited = total = 0.0
     for _ in range(opened.steps("train", GLOBAL_BATCH) - 1):

@@ -18,7 +18,7 @@ from benchmarks.other_environment import OtherProcess, UnavailableError, environ
 from benchmarks.report import Report, timing_table
 from benchmarks.spark_work import drain, emptied
 from benchmarks.tables import Kind, parquet_files
-from training.spark_session import java_major_version
+from mirrorspark.training.spark_session import java_major_version
 
 SPARK_REQUIREMENT = "pyspark==3.5.*"
 ARTIFACT = "com.linkedin.sparktfrecord:spark-tfrecord_2.12:0.7.0"
@@ -75,7 +75,7 @@ def _measured(options: Options, connector: OtherProcess) -> Report:
 
 
 def _writes(options: Options, connector: OtherProcess, files: list[Path]) -> dict[str, Timing]:
-    from data_pipelines.tfrecords import write_tfrecords, write_tfrecords_from_parquet
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords, write_tfrecords_from_parquet
 
     spark = spark_work.session()
     df = spark_work.table(spark, files)
@@ -94,7 +94,7 @@ def _writes(options: Options, connector: OtherProcess, files: list[Path]) -> dic
 
 
 def _reads(options: Options, connector: OtherProcess, files: list[Path]) -> dict[str, Timing]:
-    from data_pipelines.tfrecords import read_tfrecords, write_tfrecords
+    from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 
     spark = spark_work.session()
     df = spark_work.table(spark, files)

@@ -39,7 +39,7 @@ def _measure_rows(rows: int, rounds: int) -> tuple[dict[str, Timing], dict[str, 
     """Return times of look-ups in batches, and the bytes of the tables."""
     import tensorflow as tf
 
-    from models.layers import Field, FieldEmbeddings
+    from mirrorspark.models.layers import Field, FieldEmbeddings
 
     ids = np.random.default_rng(1).integers(2, VOCABULARY + 2, rows)
     batches = [ids[start : start + BATCH_ROWS] for start in range(0, rows, BATCH_ROWS)]
@@ -73,8 +73,8 @@ def _each(function: Callable[[Any], object], batches: Sequence[Any]) -> None:
 
 def _measure_tokens(rows: int, rounds: int) -> dict[str, Timing]:
     """Return times from a column of tokens to ids: an Arrow column in, an int64 array out."""
-    from data_pipelines.farmhash import fingerprint64
-    from data_pipelines.vocabulary import Vocabulary
+    from mirrorspark.data_pipelines.features.farmhash import fingerprint64
+    from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
     numbers = np.random.default_rng(2).permutation(VOCABULARY)
     tokens = [f"user-{number}" for number in numbers]

@@ -35,7 +35,7 @@ def run(options: Options) -> Report:
 
 
 def _measure(options: Options, spark: SparkSession, files: list[Path]) -> dict[str, Timing]:
-    from data_pipelines.tfrecords import write_tfrecords_from_parquet
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords_from_parquet
 
     target = options.scratch / "written"
     names = [str(file) for file in files]

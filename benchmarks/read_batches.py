@@ -15,12 +15,12 @@ from benchmarks.benchmark import Benchmark, Options, main, on_one_core, question
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Report, timing_table
 from benchmarks.tables import Kind, parquet_files
-from data_pipelines.convert import convert
-from data_pipelines.feature_kinds import Categorical, Label, Numeric
-from data_pipelines.features import FeatureSpec
+from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 PARSE = "row layout, parse_example"
-OURS = "load_dataset, block layout"
+OURS = "load_batches, block layout"
 BATCH_ROWS = 4_096
 SHUFFLED_ROWS = 65_536
 EPOCHS = 4
@@ -46,7 +46,7 @@ def run(options: Options) -> Report:
 
 
 def _write(spark: SparkSession, options: Options, dataset: Path, files: Path) -> int:
-    from data_pipelines.tfrecords import write_tfrecords
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 
     df = spark_work.table(spark, parquet_files(options.scratch, Kind.NUMBERS, options.rows))
     df = df.withColumn("split", F.expr(_SPLIT))
@@ -84,10 +84,10 @@ def _parse_rows(folder: Path) -> float:
 
 def _read_blocks(folder: Path) -> float:
     """Read some epochs of the dataset directory, and return the seconds that one took."""
-    from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
+    from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
 
     plan = ReadPlan("train", BATCH_ROWS, seed=1, epochs=EPOCHS)
-    return _seconds_to_consume(load_dataset(Dataset.open(folder), plan)) / EPOCHS
+    return _seconds_to_consume(load_batches(Dataset.open(folder), plan)) / EPOCHS
 
 
 def _seconds_to_consume(batches: object) -> float:

@@ -144,9 +144,9 @@ def _tensorflow_ways(items: np.ndarray, queries: np.ndarray, sample: np.ndarray,
     import tensorflow as tf
     import tensorflow_recommenders as tfrs
 
-    from models.top_k import ExactTopK, Index, Queries
-    from models.top_k_cells import CellsTopK, candidate_cells, recall_by_cells
-    from models.top_k_scann import ScannTopK
+    from mirrorspark.models.top_k import ExactTopK, Index, Queries
+    from mirrorspark.models.top_k_cells import CellsTopK, candidate_cells, recall_by_cells
+    from mirrorspark.models.top_k_scann import ScannTopK
 
     embeddings = np.concatenate([np.zeros((2, items.shape[1]), np.float32), items])
     exact = ExactTopK(embeddings)
@@ -219,7 +219,7 @@ def _faiss(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
 
 def _in_spark(options: Options, model: Path) -> Table:
     """Return how long a list for every user takes, by index."""
-    from scoring.recommend import recommend
+    from mirrorspark.scoring.recommend import recommend
 
     session = spark_work.session()
     target = options.scratch / "lists"

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, Categorical, Label
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Categorical, Label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 DIM = 64
 SAMPLE = 1_000
@@ -43,9 +43,9 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
         users: float32 ``[users, DIM]``.
         k: Candidates per row.
     """
-    from models import two_tower
-    from models.serving import build_indexes, recalls, save_retrieval
-    from scoring.model_directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
+    from mirrorspark.models import two_tower
+    from mirrorspark.models.serving import build_indexes, recalls, save_retrieval
+    from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 
     spec = FeatureSpec((Categorical("user"), Categorical("item")), Label("item", kind="candidate"), ("user",))
     fitted = FittedFeatures(spec, {"user": _vocabulary(len(users)), "item": _vocabulary(len(items))}, {})

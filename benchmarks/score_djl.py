@@ -29,8 +29,8 @@ from benchmarks.report import REPOSITORY, Report, timing_table
 from benchmarks.score_model import KEY, export_direct_model, export_model, feature_columns
 from benchmarks.tables import Kind, parquet_files
 from benchmarks.train_work import in_new_process
-from scoring.model_directory import SAVED_MODEL_FOLDER
-from scoring.parity import TOLERANCE, join_on_keys, parity
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.parity import TOLERANCE, join_on_keys, parity
 
 FILES = "score_files"
 ROWS = "DJL, tensors of every row, stacked by its batchifier"
@@ -128,7 +128,7 @@ def _difference(djl: Djl, method: str, models: Models, file: Path, scratch: Path
 
 
 def _timings(options: Options, djl: Djl, models: Models, files: Sequence[Path]) -> dict[str, Timing]:
-    from scoring.files import score_files
+    from mirrorspark.scoring.files import score_files
 
     session = spark_work.session()
     target = options.scratch / "scored"

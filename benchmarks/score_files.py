@@ -75,8 +75,8 @@ def _exported(scratch: Path, files: Sequence[Path]) -> Models:
 
 
 def _sides(session: SparkSession, files: Sequence[Path], models: Models, target: Path) -> list[Contender]:
-    from scoring.batch import score
-    from scoring.files import score_files
+    from mirrorspark.scoring.batch import score
+    from mirrorspark.scoring.files import score_files
 
     table = spark_work.table(session, files)
     names = feature_columns(table.columns)
@@ -116,8 +116,8 @@ def _call(model: Path, files: Sequence[Path]) -> float:
     os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     import tensorflow as tf
 
-    from data_pipelines.transform import Encoder
-    from scoring.model_directory import ModelDirectory
+    from mirrorspark.data_pipelines.features.transform import Encoder
+    from mirrorspark.scoring.model.directory import ModelDirectory
 
     directory = ModelDirectory.open(model)
     module = tf.saved_model.load(str(model / "saved_model"))

@@ -75,9 +75,9 @@ def _scored(options: Options, files: list[Path], model: Path) -> _Scored:
 
 def _measure(options: Options, session: SparkSession, files: list[Path], model: Path) -> tuple[dict[str, Timing], int]:
     """Return the times of each way, and the largest resident memory of a worker in bytes."""
-    from scoring.batch import score
-    from scoring.counters import JobCounters
-    from scoring.files import score_files
+    from mirrorspark.scoring.batch import score
+    from mirrorspark.scoring.files import score_files
+    from mirrorspark.scoring.task.counters import JobCounters
 
     target = options.scratch / "scores"
     told: list[JobCounters] = []

@@ -41,7 +41,7 @@ def _exported(scratch: Path, rows: Path) -> Path:
     """Return the folder of an exported model, with MLflow's beside it, as a training logs it."""
     import mlflow
 
-    from scoring import mirrorspark_pyfunc
+    from mirrorspark.scoring.model import mirrorspark_pyfunc
 
     model = export_model(scratch / "exported", rows)
     mlflow.pyfunc.save_model(
@@ -61,8 +61,8 @@ def _of_mlflow(model: Path) -> str:
 def _measured(options: Options, master: str, files: Sequence[Path], model: Path) -> dict[str, Timing]:
     import mlflow
 
-    from scoring.batch import score
-    from scoring.files import score_files
+    from mirrorspark.scoring.batch import score
+    from mirrorspark.scoring.files import score_files
 
     session, target = usual_session(master), options.scratch / "scores"
     table = spark_work.table(session, files)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.vocabulary import Vocabulary
-from scoring.model_directory import SAVED_MODEL_FOLDER
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
 
 KEY = "key"
 
@@ -48,16 +48,16 @@ def keras_model(fitted: FittedFeatures) -> Any:
     """Return the model that is exported, of the same weights every time."""
     import tf_keras
 
-    from models import multi_field
+    from mirrorspark.models import multi_field
 
     tf_keras.utils.set_random_seed(1)
     return multi_field.build(multi_field.Settings(embedding_dim=8, hidden_units=(128, 64)), fitted, 1)
 
 
 def _exported(folder: Path, fitted: FittedFeatures) -> Path:
-    from models import multi_field
-    from models.serving import ScoringModule, save
-    from scoring.model_directory import FEATURES_FOLDER, ModelDescription
+    from mirrorspark.models import multi_field
+    from mirrorspark.models.serving import ScoringModule, save
+    from mirrorspark.scoring.model.directory import FEATURES_FOLDER, ModelDescription
 
     save(ScoringModule(multi_field, keras_model(fitted), fitted), folder / SAVED_MODEL_FOLDER)
     fitted.save(folder / FEATURES_FOLDER)

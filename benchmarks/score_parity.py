@@ -16,8 +16,8 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table
 from benchmarks.train_work import FLIGHTS, flights_config, flights_table, in_new_process, trained, usual_session
-from scoring.model_uri import PinnedModel
-from scoring.parity import THRESHOLD, ParityReport, parity_check
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.parity import THRESHOLD, ParityReport, parity_check
 
 EPOCHS = 3
 PREDICTOR_ROWS = 2_000
@@ -62,7 +62,7 @@ def _table(reports: Mapping[str, ParityReport]) -> Table:
 
 def _reports(rows: int, folder: Path) -> dict[str, ParityReport]:
     """Return what the comparison of each way found; in a process of its own, which may load TensorFlow."""
-    from data_pipelines.convert import convert
+    from mirrorspark.data_pipelines.convert import convert
 
     spark, config = usual_session(), flights_config(folder / "output", epochs=EPOCHS)
     table = flights_table(spark, config, rows)
@@ -100,15 +100,15 @@ def ways_in(spark: SparkSession, model: PinnedModel, scratch: Path) -> dict[str,
         model: The model.
         scratch: Folder for what the ways write; each writes once.
     """
-    from data_pipelines.tfrecords import write_tfrecords
-    from scoring.batch import score
-    from scoring.files import score_files
-    from scoring.loaded_model import LoadedModel
-    from scoring.mirrorspark_pyfunc import RawColumnsModel
-    from scoring.predictor import Predictor
-    from scoring.sql import register_sql
-    from scoring.tfrecord_input import score_tfrecords
-    from scoring.udf import scorer_udf
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords
+    from mirrorspark.scoring.batch import score
+    from mirrorspark.scoring.files import score_files
+    from mirrorspark.scoring.input.tfrecords import score_tfrecords
+    from mirrorspark.scoring.model.loaded import LoadedModel
+    from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
+    from mirrorspark.scoring.predictor import Predictor
+    from mirrorspark.scoring.sql import register_sql
+    from mirrorspark.scoring.udf import scorer_udf
 
     def table_of(files: Path) -> DataFrame:
         return spark.read.parquet(str(files))

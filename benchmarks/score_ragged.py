@@ -63,8 +63,8 @@ def _lists(generator: np.random.Generator, rows: int) -> pa.ListArray:
 
 
 def _sides(session: SparkSession, files: list[Path], model: Path, target: Path) -> list[Contender]:
-    from scoring.batch import score
-    from scoring.files import score_files
+    from mirrorspark.scoring.batch import score
+    from mirrorspark.scoring.files import score_files
 
     table = spark_work.table(session, files)
     fields = [f"field_{field}" for field in range(FIELDS)]

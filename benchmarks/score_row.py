@@ -48,10 +48,10 @@ def _milliseconds(folder: Path, file: Path) -> dict[str, np.ndarray]:
     os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     import tensorflow as tf
 
-    from data_pipelines.transform import Encoder
-    from scoring.loaded_model import LoadedModel
-    from scoring.model_directory import ModelDirectory
-    from scoring.predictor import Predictor
+    from mirrorspark.data_pipelines.features.transform import Encoder
+    from mirrorspark.scoring.model.directory import ModelDirectory
+    from mirrorspark.scoring.model.loaded import LoadedModel
+    from mirrorspark.scoring.predictor import Predictor
 
     directory = ModelDirectory.open(folder)
     batch = pq.read_table(file).slice(0, 1)

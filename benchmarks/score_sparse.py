@@ -22,12 +22,12 @@ from benchmarks.benchmark import Benchmark, Options, main, on_one_core, question
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Report, Table, megabytes, timing_table
 from benchmarks.writer_memory import peak_bytes
-from data_pipelines.feature_kinds import Label, Sparse
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.parquet_rows import ParquetRows
-from data_pipelines.transform import Encoder, SparseRows
-from scoring.regroup import regrouped
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Label, Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
+from mirrorspark.scoring.task.batches import regrouped
 
 FEATURES, LABELS, UNITS = 300_000, 2_000, 128
 ENTRIES, MORE_ENTRIES = 100, 200
@@ -120,7 +120,7 @@ class Network:
     @classmethod
     def of(cls, model: Path) -> "Network":
         """Read the weights of an exported model."""
-        from models.warm_start import EarlierModel
+        from mirrorspark.models.warm_start import EarlierModel
 
         names = ("basket_embedding/table", "hidden_0/kernel", "hidden_0/bias", "heads/kernel", "heads/bias")
         weights = EarlierModel(model / "saved_model", _fitted())
@@ -145,9 +145,9 @@ def _write_rows(path: Path, rows: int, entries: int) -> Path:
 
 
 def _export(folder: Path) -> Path:
-    from models import multi_label
-    from models.serving import ScoringModule, save
-    from scoring.model_directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
+    from mirrorspark.models import multi_label
+    from mirrorspark.models.serving import ScoringModule, save
+    from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 
     fitted = _fitted()
     settings = multi_label.Settings(embedding_dim=UNITS, hidden_units=(UNITS,), heads="softmax")
@@ -159,8 +159,8 @@ def _export(folder: Path) -> Path:
 
 def _memory(model: Path, file: Path) -> dict[str, int]:
     """Return the largest memory of this process in bytes, up to three moments of its life."""
-    from scoring.backends.tensorflow_runtime import start_tensorflow
-    from scoring.loaded_model import LoadedModel
+    from mirrorspark.scoring.backends.tensorflow_runtime import start_tensorflow
+    from mirrorspark.scoring.model.loaded import LoadedModel
 
     start_tensorflow()  # as the scorer does, which leaves out Keras 3
     peaks = {"libraries imported": peak_bytes(os.getpid())}
@@ -172,7 +172,7 @@ def _memory(model: Path, file: Path) -> dict[str, int]:
 
 def _measured(model: Path, file: Path, rounds: int) -> tuple[dict[str, Timing], dict[str, float]]:
     """Return the times of all ways, and the seconds until models of either kind of heads have scored some rows."""
-    from scoring.loaded_model import LoadedModel
+    from mirrorspark.scoring.model.loaded import LoadedModel
 
     loaded, network, rows = LoadedModel(model, threads=1), Network.of(model), _compressed(file)
     some = rows[:DENSE_ROWS]
@@ -194,7 +194,7 @@ def _measured(model: Path, file: Path, rounds: int) -> tuple[dict[str, Timing], 
 
 
 def _measured_fast_ways(model: Path, file: Path, rounds: int) -> dict[str, Timing]:
-    from scoring.loaded_model import LoadedModel
+    from mirrorspark.scoring.model.loaded import LoadedModel
 
     loaded, call = LoadedModel(model, threads=1), _saved_model(model)
     return interleave(_fast_ways(loaded, file, call, Network.of(model), _compressed(file)), rounds)
@@ -266,8 +266,8 @@ def _keras_model(network: Network, heads: Callable[[Any, Network], tuple[Any, li
     import tensorflow as tf
     import tf_keras
 
-    from models.layers import concatenated_inputs, dense_stack, symbolic_inputs
-    from models.preprocessing import sparse_tensor
+    from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.preprocessing import sparse_tensor
 
     inputs = symbolic_inputs((BASKET,))
     joined = concatenated_inputs(_fitted(), (BASKET,), inputs, UNITS)
@@ -285,7 +285,7 @@ def _keras_model(network: Network, heads: Callable[[Any, Network], tuple[Any, li
 def _fused_heads(hidden: Any, network: Network) -> tuple[Any, list[np.ndarray]]:
     import tensorflow as tf
 
-    from models.layers import TwoWayHeads
+    from mirrorspark.models.layers import TwoWayHeads
 
     return tf.sigmoid(TwoWayHeads(LABELS)(hidden)), [network.heads_kernel, network.heads_bias]
 

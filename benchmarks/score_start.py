@@ -36,7 +36,7 @@ def run(options: Options) -> Report:
 
 
 def _first_rows(files: list[Path], model: Path) -> tuple[float, float]:
-    from scoring.batch import score
+    from mirrorspark.scoring.batch import score
 
     session = spark_work.session()
     table = spark_work.table(session, files)

@@ -14,7 +14,7 @@ from benchmarks.benchmark import Options
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Table, timing_table
 from benchmarks.tables import DATA_PATH_KINDS, Kind, parquet_files
-from training.spark_session import open_session
+from mirrorspark.training.spark_session import open_session
 
 SLOTS = 2
 SPARK_PARQUET = "Spark's own Parquet write"
@@ -86,7 +86,7 @@ def writers(df: DataFrame, folder: Path, ours: Mapping[str, Callable[[Path], obj
 
 def measure_layout(options: Options, spark: SparkSession, kind: Kind, rows: int, layout: str) -> dict[str, Timing]:
     """Time Spark's Parquet write, the bare hop and :func:`write_tfrecords` in ``layout`` on one table."""
-    from data_pipelines.tfrecords import write_tfrecords
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 
     df = table(spark, parquet_files(options.scratch, kind, rows))
     ours = {f"write_tfrecords, {layout} layout": partial(write_tfrecords, df, layout=layout)}

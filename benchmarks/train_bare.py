@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from training.ranks.plan import TrainingPlan
+from mirrorspark.training.protocol.plan import TrainingPlan
 
 if TYPE_CHECKING:  # the driver pickles the ranks without loading TensorFlow
     import tensorflow as tf
 
-    from data_pipelines.dataset import Dataset
+    from mirrorspark.data_pipelines.reading.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class BareRank:
         import tf_keras
 
         from benchmarks.train_fit import epoch_clock
-        from data_pipelines.dataset import Dataset
-        from training.fitting.activity import Activity
-        from training.fitting.fit import build_model, open_strategy
-        from training.fitting.start import Start
+        from mirrorspark.data_pipelines.reading.dataset import Dataset
+        from mirrorspark.training.fitting.fit import build_model, open_strategy
+        from mirrorspark.training.fitting.start import Start
+        from mirrorspark.training.protocol.activity import Activity
 
         plan, config = self.plan, self.plan.config
         strategy = open_strategy(plan, Activity())
@@ -69,7 +69,7 @@ class BareRank:
 
 def _batches(strategy: "tf.distribute.Strategy", dataset: "Dataset", plan: TrainingPlan, split: str) -> Any:
     """Return this rank's share of every global batch, as :mod:`training.fitting.fit` reads it."""
-    from data_pipelines.dataset import ReadPlan, load_dataset
+    from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
 
     def mine(context: "tf.distribute.InputContext") -> "tf.data.Dataset":
         read = ReadPlan(
@@ -80,7 +80,7 @@ def _batches(strategy: "tf.distribute.Strategy", dataset: "Dataset", plan: Train
             seed=plan.config.seed if split == "train" else None,
             epochs=None,
         )
-        return load_dataset(dataset, read)
+        return load_batches(dataset, read)
 
     return strategy.distribute_datasets_from_function(mine)
 
@@ -90,8 +90,8 @@ def _timed_checkpoint(plan: TrainingPlan) -> Any:
 
     With the check that the weights are finite, in which all ranks take part, as a training has it.
     """
-    from callbacks.checkpoint import ChiefCheckpoint
-    from callbacks.nan_guard import StopOnNaN
+    from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+    from mirrorspark.callbacks.nan_guard import StopOnNaN
 
     class TimedCheckpoint(ChiefCheckpoint):
         stalls: list[float]

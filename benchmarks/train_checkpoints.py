@@ -13,8 +13,8 @@ from benchmarks.measure import Mark
 from benchmarks.report import Report, Table, megabytes
 from benchmarks.train_bare import BareRank, BareResult
 from benchmarks.train_work import config_of, in_new_process, launch, numbers_dataset, session_with_new_workers
-from callbacks import commit
-from training.ranks.plan import TrainingPlan
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.training.protocol.plan import TrainingPlan
 
 EPOCHS = 5
 GLOBAL_BATCH_SIZE = 4_096
@@ -32,7 +32,13 @@ def run(options: Options) -> Report:
     for number in range(options.rounds):
         folder = options.scratch / "checkpoints"
         shutil.rmtree(folder, ignore_errors=True)
-        plan = TrainingPlan(config, str(dataset), str(folder), config.worker_range.most, GLOBAL_BATCH_SIZE)
+        plan = TrainingPlan(
+            config,
+            str(dataset),
+            checkpoints=str(folder),
+            workers=config.worker_range.most,
+            global_batch_size=GLOBAL_BATCH_SIZE,
+        )
         # None always runs behind the same neighbour.
         for saves in (True, False) if number % 2 == 0 else (False, True):
             result = launch(BareRank(plan, saves=saves), makes_its_strategy=True)

@@ -12,19 +12,19 @@ from unittest import mock
 import tf_keras
 
 from benchmarks.train_halves import TIMES_FILE, Times, is_supervised
-from callbacks.progress import EventCallback
-from callbacks.stop_request import StopOnRequest
-from training.fitting import fit
-from training.fitting.fit_callbacks import fit_callbacks
-from training.fitting.follow import Follow
-from training.ranks.plan import TrainingPlan
-from training.ranks.rank_control import Finish, RankControl
+from mirrorspark.callbacks.progress import EventCallback
+from mirrorspark.callbacks.stop_request import StopOnRequest
+from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+from mirrorspark.training.fitting import fit
+from mirrorspark.training.fitting.fit_callbacks import fit_callbacks
+from mirrorspark.training.fitting.follow import Follow
+from mirrorspark.training.protocol.plan import TrainingPlan
 
 # Who watches, tells and asks. The other callbacks restore, save and stop early, which belongs to both halves.
 _SUPERVISION = (Follow, EventCallback, StopOnRequest)
 
 
-def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
+def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     """Train as :func:`training.fitting.fit.train` does, half of the time; the chief notes the times.
 
     Args:

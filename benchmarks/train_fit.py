@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the driver pickles the ranks without loading TensorFlow
     import tensorflow as tf
     import tf_keras
 
-    from training.fitting.ring import Ring
+    from mirrorspark.training.ring.ring import Ring
 
 Side = Literal["plain", "ring", "alone"]
 
@@ -69,8 +69,8 @@ class FitRank:
         """
         import tensorflow as tf
 
-        from training.fitting.local_updates import Settle
-        from training.fitting.ring_strategy import RingStrategy
+        from mirrorspark.training.fitting.local_updates import Settle
+        from mirrorspark.training.ring.strategy import RingStrategy
 
         strategy = RingStrategy(ring) if ring and self.side == "ring" else tf.distribute.get_strategy()
         with strategy.scope():
@@ -89,9 +89,9 @@ class FitRank:
     def _compiled(self, ring: "Ring | None") -> "tf_keras.Model":
         import tf_keras
 
-        from models.optimizers import OptimizerSettings, build_optimizer
-        from models.step_loop import use_step_loop
-        from training.fitting.local_updates import local_updates
+        from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+        from mirrorspark.models.step_loop import use_step_loop
+        from mirrorspark.training.fitting.local_updates import local_updates
 
         tf_keras.utils.set_random_seed(1)
         rules = [local_updates(ring, self.local_steps)] if ring and self.local_steps > 1 else []
@@ -113,7 +113,7 @@ class FitRank:
 
 def connected_ring(token: str) -> "Ring":
     """Return the ring of the ranks of this barrier job."""
-    from training.fitting.ring import Ring
+    from mirrorspark.training.ring.ring import Ring
 
     cluster = json.loads(os.environ["TF_CONFIG"])
     return Ring.connect(_rank(), cluster["cluster"]["worker"], token)

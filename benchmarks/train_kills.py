@@ -36,7 +36,7 @@ from benchmarks.train_work import (
     supervised,
     usual_session,
 )
-from training import faults
+from mirrorspark.training.fault_injection import faults
 
 KILLS = 20
 EPOCHS = 6
@@ -148,21 +148,21 @@ def epoch_seconds(events: Sequence[Event]) -> float:
     return (ends[-1] - first_time(events, "phase", attempt=1, rank=0, phase="training")) / len(ends)
 
 
-def moment_after(epochs: float, epoch_seconds: float) -> faults.Moment:
+def moment_after(epochs: float, epoch_seconds: float) -> faults.Trigger:
     """Return when that part of the training is done; only what is over of whole epochs is told by the clock."""
     whole = int(epochs)
-    return faults.Moment(phase="training", epoch=whole or None, seconds=(epochs - whole) * epoch_seconds)
+    return faults.Trigger(phase="training", epoch=whole or None, seconds=(epochs - whole) * epoch_seconds)
 
 
-def drawn_moment(draw: random.Random, epoch_seconds: float) -> tuple[str, faults.Moment]:
+def drawn_moment(draw: random.Random, epoch_seconds: float) -> tuple[str, faults.Trigger]:
     """Draw when a rank is killed; return it in words, too."""
     if draw.random() < _OTHER_PHASES_SHARE:
         phase = draw.choice(_OTHER_PHASES)
-        return phase, faults.Moment(phase=phase)
+        return phase, faults.Trigger(phase=phase)
     return drawn_training_moment(draw, epoch_seconds)
 
 
-def drawn_training_moment(draw: random.Random, epoch_seconds: float) -> tuple[str, faults.Moment]:
+def drawn_training_moment(draw: random.Random, epoch_seconds: float) -> tuple[str, faults.Trigger]:
     """Draw a moment of the training; return it in words, too."""
     epochs = draw.uniform(0, _LATEST_EPOCHS)
     return f"{epochs:.2f}", moment_after(epochs, epoch_seconds)
@@ -186,7 +186,7 @@ def weights_of(checkpoint: str) -> str:
 
 def _with_equal_weights(kills: Sequence[Kill]) -> list[Kill]:
     """Return those that ended with the weights of the run that nobody killed."""
-    from callbacks import commit
+    from mirrorspark.callbacks.checkpoints import commit
 
     @functools.cache
     def weights(folder: Path) -> str:

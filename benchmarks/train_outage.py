@@ -31,11 +31,11 @@ from benchmarks.train_work import (
     unwatched,
     usual_session,
 )
-from data_pipelines.dataset import Dataset
-from training import faults
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.training.fault_injection import faults
 
 if TYPE_CHECKING:
-    from training.config import TrainingConfig
+    from mirrorspark.training.config import TrainingConfig
 
 UP, OUTAGE = "server there all the time", "server killed for 60 s"
 OUTAGE_SECONDS = 60.0
@@ -246,8 +246,8 @@ def _measured(server: TrackingServer, dataset: Path, config: "TrainingConfig", *
     times: list[float] = []
     fault: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if has_outage:
-        after = faults.Moment(epoch=config.epochs // 4)
-        fault = faults.at(config.output, after, _away(server, times), for_seconds=OUTAGE_SECONDS)
+        after = faults.Trigger(epoch=config.epochs // 4)
+        fault = faults.inject_when(config.output, after, _away(server, times), for_seconds=OUTAGE_SECONDS)
     with fault:
         run_id, events, driver_cpu = in_new_process(_trained, dataset, config)
     outage = Outage(*times) if has_outage else None
@@ -291,7 +291,7 @@ def _told(config: "TrainingConfig", events: Sequence[Event], server: str, run_id
     """Return the points that those events make in a store that is always there."""
     from mlflow import MlflowClient
 
-    from training.records.tracking import TrackedRun, default_uri
+    from mirrorspark.training.records.tracking import TrackedRun, default_uri
 
     output = Path(config.output)
     twin = MlflowClient(default_uri(output))
@@ -300,7 +300,7 @@ def _told(config: "TrainingConfig", events: Sequence[Event], server: str, run_id
     twin_id = twin.create_run(twin.create_experiment("told"), start_time=began).info.run_id
     tracked = TrackedRun(default_uri(output), "told", output, twin_id, "told")
     for event in events:
-        tracked.on_event(dict(event))
+        tracked.events.append(dict(event))
     assert tracked.finish("FINISHED") is None
     return _stored(default_uri(output), twin_id)
 

@@ -35,8 +35,8 @@ from benchmarks.train_work import (
     session_with_new_workers,
     supervised,
 )
-from data_pipelines.dataset import Dataset
-from training.ranks.plan import TrainingPlan
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.training.protocol.plan import TrainingPlan
 
 SUPERVISED = "supervised training"
 SAVING = "bare ranks with checkpoints"
@@ -126,7 +126,13 @@ def beside_table(shares: Sequence[float]) -> Table:
 
 def _bare(dataset: Path, output: Path, *, saves: bool) -> float:
     config = config_of(output, epochs=EPOCHS, global_batch_size=GLOBAL_BATCH_SIZE)
-    plan = TrainingPlan(config, str(dataset), str(output / "checkpoints"), config.worker_range.most, GLOBAL_BATCH_SIZE)
+    plan = TrainingPlan(
+        config,
+        str(dataset),
+        checkpoints=str(output / "checkpoints"),
+        workers=config.worker_range.most,
+        global_batch_size=GLOBAL_BATCH_SIZE,
+    )
     return launch(BareRank(plan, saves), makes_its_strategy=True).seconds
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.feature_kinds import Categorical, MultiValued, Numeric
-from data_pipelines.features import FeatureSpec
+from mirrorspark.data_pipelines.features.kinds import Categorical, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 if TYPE_CHECKING:  # the driver pickles the rank without loading TensorFlow
     import tensorflow as tf

@@ -19,18 +19,18 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from benchmarks.benchmark import Options
 from benchmarks.tables import Kind, parquet_files
-from training.config import RunConfig, TrainingConfig
-from training.spark_session import open_session
+from mirrorspark.training.config import RunConfig, TrainingConfig
+from mirrorspark.training.spark_session import open_session
 
 if TYPE_CHECKING:  # seconds of imports, for which the parent of the drivers need not wait
-    from training.results.delivery import Trained
+    from mirrorspark.training.results.delivery import Trained
 
 Result = TypeVar("Result")
 Event = Mapping[str, Any]
 
 WORKERS = 2
 # Ranks are forked from a process of this module.
-RANK_MODULE = "training.ranks.fork_server"
+RANK_MODULE = "mirrorspark.training.executor.fork_server"
 # Both sides of every comparison: one thread per rank, as Spark gives each task one core.
 THREADS = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # Rows of the recipe's largest table.
@@ -96,9 +96,9 @@ def numbers_dataset(options: Options, rows: int) -> Path:
     """Return a dataset directory of 20 numbers and 20 categorical features, written unless it is there."""
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-    from data_pipelines.convert import convert
-    from data_pipelines.feature_kinds import Categorical, Label, Numeric
-    from data_pipelines.features import FeatureSpec
+    from mirrorspark.data_pipelines.convert import convert
+    from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
+    from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
     target = options.scratch / f"dataset-{rows}"
     if target.is_dir():
@@ -129,7 +129,7 @@ def flights_table(spark: SparkSession, config: RunConfig, rows: int) -> DataFram
     """Return the recipe's table, or about so many rows of it, the same ones every time."""
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-    from training.pipeline import recipe_table
+    from mirrorspark.training.pipeline import recipe_table
 
     table = recipe_table(spark, config)
     # Not by a limit, which puts all rows into one partition.
@@ -153,8 +153,8 @@ class Supervised:
 
 def trained(dataset: Path, config: TrainingConfig, session: SparkSession | None = None) -> "Trained":
     """Return what ``train`` does, without what it shows; see :func:`unwatched`."""
-    from data_pipelines.dataset import Dataset
-    from training.train import train
+    from mirrorspark.data_pipelines.reading.dataset import Dataset
+    from mirrorspark.training.train import train
 
     with unwatched(Path(config.output)):
         return train(Dataset.open(dataset), config, session)
@@ -174,16 +174,18 @@ def supervised(
         session: Where; the executors of a cluster are waited for.
         listener: Gets every event.
     """
-    from data_pipelines.dataset import Dataset
-    from training.live.view import LiveView
-    from training.readiness import preflight
-    from training.train import cluster_checks
-    from training.training_job import open_job
+    from mirrorspark.data_pipelines.reading.dataset import Dataset
+    from mirrorspark.training.live.view import LiveView
+    from mirrorspark.training.prepared_run import PreparedRun, check_cluster
+    from mirrorspark.training.readiness import preflight
+    from mirrorspark.training.records.tracking import store_of
+    from mirrorspark.training.training_job import open_job
 
     with unwatched(Path(config.output)):
-        preflight.require(cluster_checks(session, config))
+        preflight.require(check_cluster(session, config))
         view = LiveView(epochs=config.epochs)
-        with open_job(Dataset.open(dataset), config, session, view, listener=listener) as job:
+        prepared = PreparedRun(config, Dataset.open(dataset), session, store_of(config))
+        with open_job(prepared, view, listener=listener) as job:
             begin = time.monotonic()
             job.train()
             seconds = time.monotonic() - begin

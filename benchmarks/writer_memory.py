@@ -58,7 +58,7 @@ def _session_without_reuse() -> SparkSession:
 
 
 def _ways(spark: SparkSession, scratch: Path, rows: int, file_rows: int) -> dict[str, Callable[[], object]]:
-    from data_pipelines.tfrecords import write_tfrecords, write_tfrecords_from_parquet
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords, write_tfrecords_from_parquet
 
     files = parquet_files(scratch, Kind.NUMBERS, rows, file_rows=file_rows)
     df = spark_work.table(spark, files).coalesce(1)

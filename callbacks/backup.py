@@ -1,4 +1,4 @@
-"""The way back from a committed checkpoint into a training: exact weights, optimizer, callbacks and position."""
+"""Resuming a training from a committed checkpoint: exact weights, optimizer, callbacks and position."""
 
 import logging
 from collections.abc import Mapping
@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from callbacks import commit
-from callbacks.agreement import sum_over_ranks
-from callbacks.checkpoint_store import Location, native
-from callbacks.fetch import fetch, fetch_latest
-from callbacks.metric_state import METRICS, MetricState, ResumedMetrics
-from callbacks.roles import current_role
-from callbacks.training_state import Stateful, tensors
-from data_pipelines.storage import StoragePath
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fetch import fetch, fetch_latest
+from mirrorspark.callbacks.checkpoints.metric_state import METRICS, MetricState, ResumedMetrics
+from mirrorspark.callbacks.checkpoints.store import Location, native
+from mirrorspark.callbacks.checkpoints.training_state import Stateful, tensors
+from mirrorspark.callbacks.collectives.agreement import sum_over_ranks
+from mirrorspark.callbacks.collectives.roles import current_role
+from mirrorspark.storage.paths import StoragePath
 
 logger = logging.getLogger(__name__)
 
 
 class ResumePoint(NamedTuple):
-    """Where a training goes on.
+    """The position from which a training resumes.
 
     Attributes:
-        epoch: Epochs completed: the ``initial_epoch`` of ``fit``.
+        epoch: Completed epochs: the ``initial_epoch`` of ``fit``.
         step: Optimizer updates done.
-        step_in_epoch: Batches of the next epoch that were used already and have to be skipped.
+        step_in_epoch: Batches of the next epoch that were already used and have to be skipped.
         path: The checkpoint's folder, None for a training that starts afresh.
     """
 
@@ -37,7 +37,7 @@ class ResumePoint(NamedTuple):
 
 
 def resume_point(directory: Location) -> ResumePoint:
-    """Return where a training with checkpoints in ``directory`` goes on; zeros and None when it has none."""
+    """Return the position from which a training resumes; zeros and None if ``directory`` has no checkpoint."""
     checkpoint = commit.latest_committed(directory)
     if checkpoint is None:
         return ResumePoint(0, 0, 0, None)
@@ -53,28 +53,28 @@ def restore(
     checkpoint: commit.CommittedCheckpoint,
     stateful: Mapping[str, Stateful] | None = None,
 ) -> None:
-    """Bring model, optimizer and callbacks to the state of ``checkpoint``; every variable on both sides has to match.
+    """Restore model, optimizer and callbacks from ``checkpoint``; every variable on both sides has to match.
 
     Args:
-        model: A built model (its variables exist) of the architecture that was saved.
-        optimizer: The optimizer that trains it; its slot variables are created when missing.
-        checkpoint: What to restore; its checksums are the caller's to verify.
+        model: A built model (its variables exist) of the saved architecture.
+        optimizer: The model's optimizer; missing slot variables are created.
+        checkpoint: The checkpoint; the caller verifies its checksums.
         stateful: Callbacks by the names under which `ChiefCheckpoint` saved them.
 
     Raises:
-        ValueError: Model, optimizer or callbacks differ from what was saved.
-        CheckpointDamagedError: Its files are gone, or cannot be read.
+        ValueError: Model, optimizer or callbacks do not match the checkpoint.
+        CheckpointDamagedError: Its files are gone or unreadable.
     """
     states = checkpoint.states()
     if missing := sorted(set(stateful or {}) - set(states)):
         raise ValueError(f"checkpoint {checkpoint.path} has no state for {missing}; it has {sorted(states)}")
     try:
-        # read, not restore: restore would also look for Checkpoint.save's counter, which a plain write has not.
+        # read, not restore: restore also expects the counter of Checkpoint.save, which a plain write does not store.
         status = tensors(model, optimizer).read(checkpoint.prefix)
         status.assert_existing_objects_matched()
         status.assert_consumed()
     except tf.errors.OpError as error:
-        # The reader of checkpoints has no class for a file that is gone. Other classes may tell of a peer that is.
+        # The checkpoint reader raises plain OpError for a missing file. Other classes may be due to a lost peer.
         if type(error) is not tf.errors.OpError and not isinstance(error, _UNREADABLE):
             raise
         raise commit.CheckpointDamagedError(checkpoint.path, f"TensorFlow cannot read it ({error.message})") from error
@@ -88,14 +88,14 @@ def restore(
 
 
 def restore_weights(model: tf_keras.Model, checkpoint: commit.CommittedCheckpoint) -> None:
-    """Bring the model alone to the state of ``checkpoint``: to predict with it, however it was trained.
+    """Restore only the model from ``checkpoint``, to predict with it.
 
     Args:
-        model: A built model of the architecture that was saved; it need not be compiled.
-        checkpoint: What to restore; its checksums are the caller's to verify.
+        model: A built model of the saved architecture; it need not be compiled.
+        checkpoint: The checkpoint; the caller verifies its checksums.
 
     Raises:
-        ValueError: The model differs from what was saved.
+        ValueError: The model does not match the checkpoint.
     """
     try:
         status = tf.train.Checkpoint(model=model).read(checkpoint.prefix)
@@ -109,24 +109,24 @@ def restore_weights(model: tf_keras.Model, checkpoint: commit.CommittedCheckpoin
 
 
 class BackupAndRestore(tf_keras.callbacks.Callback):
-    """Resumes a training from its newest committed checkpoint when ``fit`` begins; does nothing when there is none.
+    """Resumes a training from its newest committed checkpoint when ``fit`` begins; does nothing if there is none.
 
-    ``fit`` then goes on at the right epoch and step by itself; ``initial_epoch`` need not be given. After a checkpoint
-    within an epoch the dataset's first epoch has to start at batch ``step_in_epoch``: ask `resume_point` for it
-    before the dataset is built. The training metrics that such an epoch logs are those of the whole epoch. All ranks
-    restore the step that the chief chose. List it first.
+    ``fit`` then continues at the right epoch and step; ``initial_epoch`` need not be given. After a checkpoint within
+    an epoch, the dataset's first epoch has to start at batch ``step_in_epoch``: call `resume_point` before building the
+    dataset. The training metrics of such an epoch cover the whole epoch. All ranks restore the step that the chief
+    chooses. List this callback first.
 
     Args:
-        directory: Where the checkpoints of this training live, a path or a URI, readable by every rank.
-        resume_from: Folder of the checkpoint to take instead of the newest; the same on all ranks.
+        directory: Folder of this training's checkpoints, a path or a URI, readable by every rank.
+        resume_from: Folder of the checkpoint to use instead of the newest; the same on all ranks.
         stateful: Callbacks to restore, by the names given to `ChiefCheckpoint`.
         local_cache: Local folder for copies of checkpoints on another store; by default this user's own in the system's
             folder for temporary files. A download within ``fit`` counts as its time: for large checkpoints call
-            `callbacks.fetch.fetch` before the ranks meet, and pass the result's path as ``resume_from``.
-        verify: Compare the checksums of ``resume_from``; False where that has just been done. What is downloaded is
-            always compared.
-        initial_step_in_epoch: Step of the epoch to go on with, where it is not the checkpoint's: with another batch
-            size the same place in the data is another step.
+            `callbacks.checkpoints.fetch.fetch` before the ranks connect, and pass the result's path as ``resume_from``.
+        verify: Compare the checksums of ``resume_from``; False if that has just been done. Downloads are always
+            compared.
+        initial_step_in_epoch: Step of the epoch at which to continue if it differs from the checkpoint's: with another
+            batch size the same place in the data is another step.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
     ) -> None:
         """Keep the arguments; nothing is read yet."""
         super().__init__()
-        # Batch logs are not looked at: without this Keras would bring them to the host after every step.
+        # Batch logs are unused; without this flag Keras would copy them to the host after every step.
         self._supports_tf_logs = True
         self._directory = native(directory)
         self._resume_from = None if resume_from is None else native(resume_from)
@@ -154,22 +154,22 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
 
     @property
     def initial_epoch(self) -> int:
-        """Epochs that were completed before this ``fit``; known once it began."""
+        """Epochs completed before this ``fit``; known once it has begun."""
         return 0 if self.resumed_from is None else self.resumed_from.epoch
 
     @property
     def initial_step_in_epoch(self) -> int:
-        """Step of the first epoch with which this ``fit`` goes on; known once it began."""
+        """Step at which this ``fit`` continues its first epoch; known once ``fit`` has begun."""
         if self.resumed_from is None:
             return 0
         return self.resumed_from.step_in_epoch if self._given_step is None else self._given_step
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Restore, and tell Keras where to go on.
+        """Restore the checkpoint, and set Keras to the position where training continues.
 
         Raises:
             FileNotFoundError: This rank does not see the checkpoint.
-            CheckpointDamagedError: The checkpoint asked for is damaged.
+            CheckpointDamagedError: The requested checkpoint is damaged.
             ValueError: The checkpoint does not fit the model.
         """
         self._metrics = None
@@ -180,26 +180,26 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         logger.info("Resumed from %s", self.resumed_from.path)
         initial_epoch, initial_step = self.initial_epoch, self.initial_step_in_epoch
         if any(getattr(callback, "stopped", False) for callback in self._stateful.values()):
-            # The attempt before had decided to stop and was lost after its last checkpoint: nothing is left to train.
+            # The previous attempt decided to stop and was lost after its last checkpoint: nothing is left to train.
             initial_epoch, initial_step = self.params["epochs"], 0
         elif initial_step and (content := self.resumed_from.content(METRICS)) is not None:
             self._metrics = ResumedMetrics(MetricState.from_bytes(content))
-        # The hook by which Keras' own BackupAndRestore sets the position.
+        # Keras' own BackupAndRestore uses this hook to set the position.
         self.model._training_state = _Position(self.model, initial_epoch, initial_step)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Bring the metrics of a resumed epoch back: Keras has reset them just now."""
+        """Restore the metrics of a resumed epoch, which Keras has just reset."""
         if self._metrics is not None:
             self._metrics.epoch_begins(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Bring back the metrics that Keras has built in this step."""
+        """Restore metrics that Keras built in this step."""
         if self._metrics is not None:
             self._metrics.step_done(self.model)
             self._metrics = None
 
     def _choose(self) -> commit.CommittedCheckpoint | None:
-        """Return the checkpoint to take, on the local disk."""
+        """Return the checkpoint to restore, on the local disk."""
         if self._resume_from is not None:
             checkpoint = commit.read_committed(self._resume_from)
             is_remote = not isinstance(checkpoint.path, Path)
@@ -209,7 +209,7 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         strategy = self.model.distribute_strategy
         role = current_role(strategy)
         newest = fetch_latest(self._directory, self._local_cache) if role.is_chief else None
-        # Ranks may see a shared store at different moments: what the chief sees counts. 0 says "none".
+        # Ranks may see different states of a shared store, so the chief's view decides. 0 means "none".
         step = int(sum_over_ranks(strategy, 0 if newest is None else newest.step + 1)) - 1
         if step < 0 or role.is_chief:
             return newest
@@ -223,7 +223,7 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
 
 
 class _Position:
-    """Answers Keras' one question at the start of ``fit``, then takes itself off the model."""
+    """Gives Keras the initial counters at the start of ``fit``, then removes itself from the model."""
 
     def __init__(self, model: tf_keras.Model, epoch: int, step: int) -> None:
         self._model = model

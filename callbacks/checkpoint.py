@@ -1,4 +1,4 @@
-"""Checkpoints under any strategy: every rank takes part, the chief publishes, and training hardly waits."""
+"""The checkpoint callback: under any strategy all ranks take part, the chief publishes, and training hardly waits."""
 
 import contextlib
 import hashlib
@@ -13,61 +13,61 @@ from typing import Any
 
 import tf_keras
 
-from callbacks import commit
-from callbacks.agreement import AgreedInterval, sum_over_ranks
-from callbacks.checkpoint_store import STORE_ERRORS, Location, native, open_store, store_error
-from callbacks.fence import Fence, Permit, fence_from_environment, read_fence
-from callbacks.metric_state import METRICS, metric_state
-from callbacks.metric_values import scalar_metrics
-from callbacks.publisher import CheckpointPublisher, Keeping, Pending
-from callbacks.roles import current_role
-from callbacks.snapshot import Snapshot
-from callbacks.training_state import Stateful, settle
-from data_pipelines.storage import StoragePath
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fence import Fence, Permit, fence_from_environment, read_fence
+from mirrorspark.callbacks.checkpoints.metric_state import METRICS, metric_state
+from mirrorspark.callbacks.checkpoints.publisher import CheckpointPublisher, Pending, RetentionPolicy
+from mirrorspark.callbacks.checkpoints.snapshot import Snapshot
+from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, native, open_store, store_error
+from mirrorspark.callbacks.checkpoints.training_state import Stateful, settle
+from mirrorspark.callbacks.collectives.agreement import AgreedInterval, sum_over_ranks
+from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
+from mirrorspark.callbacks.collectives.roles import current_role
+from mirrorspark.storage.paths import StoragePath
 
-# How long the ranks wait for the chief between two collectives when training ends: none of them looks dead meanwhile.
+# Interval of the collectives with which the ranks wait for the chief at the end, so that none of them looks dead.
 _ROUND_SECONDS = 1.0
 
 
 class ChiefCheckpoint(tf_keras.callbacks.Callback):
-    """Commits a checkpoint after each epoch, and within epochs when asked, while training goes on.
+    """Commits a checkpoint after each epoch, and optionally within epochs, in the background of the training.
 
-    Training waits for a snapshot of the values (`callbacks.snapshot`: milliseconds). The chief's thread in the
-    background writes it to the local disk, copies it to the store, commits and prunes. At most one is on its way and
-    one waits; a newer one takes the place of one that waits, unless that has an epoch's metrics. A store that is gone
-    or full is tried again for ``retry_seconds``; until then training goes on, and nothing good is removed. When
-    training ends, everything is waited for.
+    Training waits only for a snapshot of the values (`callbacks.checkpoints.snapshot`: milliseconds). A background
+    thread of the chief writes it to the local disk, copies it to the store, commits and prunes. At most one checkpoint
+    is being published and one waits. A newer one replaces the waiting one, unless that has an epoch's metrics. If the
+    store is gone or full, publishing is retried for ``retry_seconds``; meanwhile training continues, and no good
+    checkpoint is removed. The end of training waits until everything is published.
 
     List it after the callbacks in ``stateful`` (their state has to include the epoch being saved) and after a guard
-    against NaN loss; `callbacks.stop_request.StopOnRequest` comes after it. See `callbacks.commit` for what lies in
-    ``directory`` and `callbacks.backup` for the way back.
+    against NaN loss, and before `callbacks.stop_request.StopOnRequest`. `callbacks.checkpoints.commit` describes the
+    content of ``directory``, `callbacks.backup` the way back.
 
     Args:
-        directory: Where the checkpoints of this training live, a path or a URI (``s3://…``); made by the chief. Other
-            ranks never touch it here.
-        keep_last: Newest checkpoints to keep.
-        keep_best: Best checkpoints by ``monitor`` to keep besides.
-        monitor: Metric that tells the best; None keeps the newest only. Looked at when an epoch ends.
+        directory: Folder of this training's checkpoints, a path or a URI (``s3://…``); created by the chief. Other
+            ranks never access it here.
+        keep_last: Number of newest checkpoints to keep.
+        keep_best: Number of best checkpoints by ``monitor`` to keep in addition.
+        monitor: Metric that decides which checkpoint is best, read when an epoch ends; None keeps only the newest.
         mode: ``max`` when a larger ``monitor`` is better, ``min`` when a smaller one is.
         every_steps: Optimizer steps between checkpoints within an epoch; None for epoch ends only.
         every_seconds: Seconds between checkpoints, by the chief's clock; None for epoch ends and ``every_steps`` only.
-        scratch_dir: Local folder in which the chief prepares files; the system's for temporary files by default.
-        stateful: Other callbacks by name, whose state is saved along.
-        attempt: Number of this attempt where a driver fences off earlier ones (`callbacks.fence`).
-        fence: The ``id`` of the fence that the driver put up for this attempt. Without it the one that stands when
-            training begins is taken for it, though it may be a later attempt's.
+        scratch_dir: Local folder in which the chief prepares files; by default the system's for temporary files.
+        stateful: Other callbacks, by name, whose state is saved too.
+        attempt: Number of this attempt if a driver fences off earlier ones (`callbacks.checkpoints.fence`).
+        fence: The ``id`` of the fence that the driver set for this attempt. Without it, the fence found when training
+            begins is used, which may belong to a later attempt.
         retry_seconds: How long the store may fail before training ends with its error.
-        before_save: Called on all ranks right before each checkpoint is taken; what it raises keeps it from being:
-            `StopOnNaN.check`.
-        on_wait: Returns a context for the time in which training does nothing but wait for what is on its way.
+        before_save: Called on all ranks right before each checkpoint; an exception prevents the checkpoint
+            (`StopOnNaN.check`).
+        on_wait: Returns a context for the time in which training only waits for checkpoints to be published.
         beat: Called from any thread, on the chief, whenever some bytes of a checkpoint have moved.
 
     Attributes:
-        stalled_seconds: How long training has waited for checkpoints so far, without the wait at its end.
+        stalled_seconds: Time that training has waited for checkpoints so far, without the wait at its end.
 
     Raises:
-        ValueError: An argument is out of range; ``directory`` holds checkpoints of a training further along than the
-            one that starts; ``monitor`` is not among the logs.
+        ValueError: An argument is out of range; ``directory`` holds checkpoints of a training further along than this
+            one; ``monitor`` is not among the logs.
         CheckpointStoreError: The store cannot be written when training begins, or for ``retry_seconds`` later on.
         StaleAttemptError: A later attempt has taken over.
     """
@@ -103,10 +103,10 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             raise ValueError(f"retry_seconds is {retry_seconds}; use 0 or more")
         if fence is not None and attempt is None:
             raise ValueError(f"fence is {fence!r} without an attempt; give the number it was put up for")
-        # Batch logs are not looked at: without this Keras would bring them to the host after every step.
+        # Batch logs are unused; without this flag Keras would copy them to the host after every step.
         self._supports_tf_logs = True
         self._directory = native(directory)
-        self._keeping = Keeping(keep_last, keep_best, monitor, mode)
+        self._retention = RetentionPolicy(keep_last, keep_best, monitor, mode)
         self._every_steps = every_steps
         self._interval = None if every_seconds is None else AgreedInterval(every_seconds)
         self._scratch_dir = Path(scratch_dir or tempfile.gettempdir())
@@ -130,7 +130,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         return None if self._publisher is None else self._publisher.last_committed
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Find this process's role and remove what an earlier, killed attempt left.
+        """Determine this process's role, and remove leftovers of an earlier, killed attempt.
 
         Raises:
             CheckpointStoreError: The store cannot be written.
@@ -138,8 +138,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         """
         if (self._every_steps or self._interval) and self.params.get("steps") is None:
             raise ValueError(
-                "every_steps and every_seconds need to know how many steps an epoch has, and the dataset does not "
-                "tell; pass steps_per_epoch to fit, or None for both"
+                "every_steps and every_seconds need the number of steps per epoch, which this dataset does not "
+                "have; pass steps_per_epoch to fit, or None for both"
             )
         self._role = current_role(self.model.distribute_strategy)
         self._publisher = None
@@ -148,7 +148,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         if not self._role.is_chief:
             return
         try:
-            # First of all: one that was given up must not clean away what the attempt after it is about to publish.
+            # Checked first: an abandoned attempt must not delete files that the next one is about to publish.
             self._permit = self._ask_for_permit()
             open_store(self._directory).make()
             commit.clean_staging(self._directory)
@@ -158,7 +158,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             shutil.rmtree(left_over, ignore_errors=True)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Remember where the epoch starts."""
+        """Store the position at which the epoch starts."""
         self._epoch = epoch
         self._step_in_epoch: int | None = None
         self._last_step = self._step()
@@ -170,22 +170,22 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         self._checked = True
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Learn from the first batch where the epoch starts: a resumed one does not start with its first."""
+        """Take the starting step of the epoch from its first batch: a resumed epoch does not start at step 0."""
         if self._step_in_epoch is None:
             self._step_in_epoch = batch
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Save within the epoch when ``every_steps`` or ``every_seconds`` says so.
+        """Save within the epoch when ``every_steps`` or ``every_seconds`` is reached.
 
         Raises:
             CheckpointStoreError: The store has failed for ``retry_seconds``.
         """
         if self._publisher is not None:
             self._publisher.raise_failure()
-        # Counted here: to read the optimizer's count would wait for the device in every step.
+        # Counted here, because reading the optimizer's count would wait for the device in every step.
         step = self._last_step + batch + 1 - (self._step_in_epoch or 0)
         self._step_in_epoch = batch + 1
-        # The epoch's last step is left to on_epoch_end, whose checkpoint of the same step has validation metrics.
+        # on_epoch_end saves the epoch's last step, with validation metrics.
         is_last = self._step_in_epoch == self.params.get("steps")
         if (self._every_steps or self._interval) and not is_last and self._is_due(step):
             self._save_within_epoch(is_optional=True)
@@ -194,7 +194,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Save with the epoch's metrics."""
         metrics = scalar_metrics(logs)
-        monitor = self._keeping.monitor
+        monitor = self._retention.monitor
         if monitor is not None and monitor not in metrics:
             raise ValueError(
                 f"monitor {monitor!r} is not among the logs {sorted(metrics)}; "
@@ -205,14 +205,14 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         self._restart_interval(self._last_step)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Wait until everything is published, on all ranks: one that leaves before the chief would fail the chief."""
-        # tensorflow#58434
+        """Wait on all ranks until everything is published."""
+        # A rank that leaves before the chief would make the chief fail (tensorflow#58434).
         self.wait_until_published()
 
     def save_now(self) -> Path | StoragePath:
-        """Save at this very step, wait until it is published, and return the checkpoint's folder.
+        """Save at the current step, wait until it is published, and return the checkpoint's folder.
 
-        Every rank has to call it, in a callback listed after this one, at a step's end or an epoch's.
+        Every rank has to call this, in a callback listed after this one, at the end of a step or an epoch.
         """
         with self._on_wait():
             if self._step_in_epoch is not None:
@@ -223,10 +223,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
     def wait_until_published(self) -> None:
         """Wait on all ranks until the chief has published everything.
 
-        A store that fails or says nothing for ``retry_seconds`` ends the wait.
-
         Raises:
-            CheckpointStoreError: It did.
+            CheckpointStoreError: The store has failed or not answered for ``retry_seconds``.
         """
         with self._on_wait():
             self._wait_in_rounds()
@@ -240,7 +238,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
     def _is_due(self, step: int) -> bool:
         every = self._every_steps
         is_due = every is not None and step // every > self._last_step // every
-        # Both are asked: the ranks have to take part in the interval's collective at the same steps.
+        # Evaluated even if is_due: all ranks have to take part in the interval's collective at the same steps.
         is_over = self._interval is not None and self._interval.is_over(
             self.model.distribute_strategy, step, is_chief=self._role.is_chief
         )
@@ -259,7 +257,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                     f"the state of {name!r} covers {state['epoch']} epochs, the checkpoint {epoch}; "
                     f"list {name!r} before ChiefCheckpoint in the callbacks"
                 )
-        # Every rank takes part: what is reduced when it is read needs them all. Only the chief keeps the result.
+        # Every rank takes part, because some values are reduced over all ranks when read. Only the chief keeps them.
         settle(self.model)
         self._before_save()
         snapshot = Snapshot(self.model, self.model.optimizer)
@@ -281,7 +279,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         return CheckpointPublisher(
             self._directory,
             self._scratch_dir / self._scratch_prefix(),
-            self._keeping,
+            self._retention,
             known_good=newest,
             permit=self._permit,
             retry_seconds=self._retry_seconds,
@@ -297,9 +295,9 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         return permit
 
     def _refuse_foreign_checkpoints(self) -> commit.CommittedCheckpoint | None:
-        """Stop before a training from an earlier step mixes its checkpoints with those of later steps.
+        """Refuse to start if the directory has intact checkpoints of later steps; return the newest that stays.
 
-        Returns the newest that stays. Only what is known to be damaged goes: a store that does not answer raises.
+        Damaged ones are removed. A store that does not answer raises, so nothing is removed on suspicion.
         """
         found = commit.committed(self._directory)
         ahead = [c for c in found if c.step > self._last_step]
@@ -318,7 +316,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             self._interval.restart(step)
 
     def _scratch_prefix(self) -> str:
-        # The same for each attempt of this training, so that the next one finds what a killed one left.
+        # The same for each attempt of this training, so that the next one finds the leftovers of a killed one.
         training = hashlib.sha256(str(self._directory).encode()).hexdigest()[:12]
         return f"checkpoint-scratch-{training}-"
 

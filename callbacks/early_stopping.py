@@ -1,31 +1,30 @@
-"""Early stopping that every rank decides alike, and that survives a restart."""
+"""Early stopping with the same decision on every rank, and with a state that survives a restart."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import tf_keras
 
-from callbacks.agreed_monitor import AgreedMonitor
+from mirrorspark.callbacks.collectives.agreed_monitor import AgreedMonitor
 
 
 class AgreedEarlyStopping(tf_keras.callbacks.Callback):
     """Stops when the monitored value, averaged over all ranks, has not improved for ``patience`` epochs.
 
-    Ranks that decided each from its own value could disagree, and the ones that go on would wait for ever. No weights
-    are kept: the best epoch's checkpoint is the caller's to restore (`callbacks.commit.best_committed`).
+    If each rank decided from its own value, ranks could disagree, and those that continue would wait for ever. No
+    weights are kept; the caller restores the best epoch's checkpoint (`callbacks.checkpoints.commit.best_committed`).
 
     Args:
         monitor: Name of the value in the epoch's logs.
         mode: ``max`` when larger is better, ``min`` when smaller is.
         patience: Epochs in a row without improvement after which training stops, at least 1.
-        min_delta: Least change that counts as an improvement, at least 0.
-        baseline: Value to be better than from the start; None for any finite value.
+        min_delta: Smallest change that counts as an improvement, at least 0.
+        baseline: Value that the first epoch has to improve on; None for any finite value.
 
     Attributes:
         best: Best averaged value so far, None before the first.
         best_epoch: Completed epochs when it was reached, 0 before the first.
         wait: Epochs since then.
-        stopped: Whether the decision to stop has fallen.
     """
 
     def __init__(
@@ -50,15 +49,15 @@ class AgreedEarlyStopping(tf_keras.callbacks.Callback):
 
     @property
     def stopped(self) -> bool:
-        """Whether ``patience`` is used up."""
+        """True once ``patience`` is used up."""
         return self.wait >= self._patience
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state as plain JSON values; see `callbacks.training_state.Stateful`."""
+        """Return the state as plain JSON values; see `callbacks.checkpoints.training_state.Stateful`."""
         return {"epoch": self._epoch, "best": self.best, "best_epoch": self.best_epoch, "wait": self.wait}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the next ``on_train_begin`` keeps it, a later one starts afresh."""
+        """Restore a state; the next ``on_train_begin`` keeps it, later ones start afresh."""
         self._epoch = int(state["epoch"])
         self.best = None if state["best"] is None else float(state["best"])
         self.best_epoch = int(state["best_epoch"])
@@ -66,17 +65,17 @@ class AgreedEarlyStopping(tf_keras.callbacks.Callback):
         self._restored = True
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Forget an earlier training, unless its state was set for this one to go on with."""
+        """Reset the state of an earlier training, unless a state was restored for this one."""
         if not self._restored:
             self._epoch = self.best_epoch = self.wait = 0
             self.best = None
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """From here on the restored state is this training's own."""
+        """Treat the restored state as that of this training from now on."""
         self._restored = False
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Decide, on every rank from the same value.
+        """Update the state from the averaged value, and stop training if ``patience`` is used up.
 
         Raises:
             ValueError: The monitored value is not among the logs.

@@ -1,4 +1,4 @@
-"""Metrics of a ``fit`` in one MLflow run, logged by the chief: each epoch's, and on request sampled steps and usage."""
+"""MLflow logging of a ``fit`` by the chief: metrics of each epoch, and optionally of sampled steps and system usage."""
 
 import os
 import time
@@ -9,41 +9,43 @@ from typing import Any
 
 import tf_keras
 
-from callbacks import at_exit
-from callbacks.metric_buffer import MetricBuffer
-from callbacks.metric_values import scalar_metrics
-from callbacks.mlflow_store import is_same_store
-from callbacks.progress import optimizer_step, replicas_in_batch_logs
-from callbacks.roles import current_role
-from callbacks.run_calls import SetStatus
-from callbacks.usage_metrics import STEP_PREFIX, SystemSampler
+from mirrorspark.callbacks.collectives import at_exit
+from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
+from mirrorspark.callbacks.collectives.roles import current_role
+from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
+from mirrorspark.callbacks.mlflow.metric_requests import SetStatus
+from mirrorspark.callbacks.mlflow.store import is_same_store
+from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, SystemSampler
+from mirrorspark.callbacks.progress import optimizer_step, replicas_in_batch_logs
 
 
 class MLflowLogger(tf_keras.callbacks.Callback):
     """Logs each epoch's metrics, floats and tensors, with the number of completed epochs as the step.
 
-    Only the chief logs. The network's work is done in the background: a server that is slow or away neither stops nor
-    slows the training, and what cannot be sent by the end lies in a file (see `callbacks.metric_buffer`).
+    Only the chief logs. Requests are sent in the background: a slow or unreachable server neither stops nor slows the
+    training, and metrics that cannot be sent by the end are kept in a file (see `callbacks.mlflow.metric_buffer`).
 
-    Keras does not tell callbacks of a training that fails. Its run, where it was started here, is ``FAILED`` when the
-    process ends; a later training with the same callback goes on in it.
+    Keras does not notify callbacks when a training fails. A run started here is then marked ``FAILED`` when the process
+    ends, and a later training with the same callback continues it.
 
-    What is not given is what MLflow is set to, by its functions or its environment variables. Its run and its
-    experiment are those of its current store, and count for no other ``tracking_uri``.
+    Defaults come from MLflow's functions and environment variables. Its active run and experiment belong to its current
+    store, and are ignored for any other ``tracking_uri``.
 
     Args:
-        run_id: The run to go on with; by default the active run, else that of ``MLFLOW_RUN_ID``, both of which are left
-            open; else one is started, and ended with the training.
+        run_id: The run to continue; by default the active run, else that of ``MLFLOW_RUN_ID``, both of which are left
+            open; else a run is started, and ended with the training.
         tracking_uri: Server or store; MLflow's current one by default.
         experiment: Experiment of a run that is started here; by default MLflow's current one (``set_experiment``,
             ``MLFLOW_EXPERIMENT_ID``, ``MLFLOW_EXPERIMENT_NAME``), else ``Default``.
-        spill_path: File for metrics that could not be sent; see `MetricBuffer`.
+        log_path: File to which every metric is written before it is sent, so that no metric is lost with the process.
+            It is removed once MLflow has all of it. By default only metrics that cannot be sent by the end are written.
         close_timeout_seconds: Longest wait for the server when training ends.
-        step_seconds: Log the batch's metrics and ``steps_per_second``, too, under names that begin with ``step/`` and
-            over the optimizer's steps; at most one point in this many seconds. Not at all by default.
-        system_seconds: Log CPU and memory of this process every so many seconds, under the names that MLflow's system
-            metrics have (``system/worker_0/...``). Not at all by default.
-        buffer: A buffer to log through instead; it is flushed and not closed. Not together with what says where to log.
+        step_seconds: Also log the batch's metrics and ``steps_per_second``, under names that begin with ``step/`` and
+            over the optimizer's steps, at most one point in this many seconds. Off by default.
+        system_seconds: Log CPU and memory of this process at this interval, under the names of MLflow's system
+            metrics (``system/worker_0/...``). Off by default.
+        buffer: A buffer to log through instead, which is flushed but not closed; excludes the arguments above that say
+            where to log.
         clock: Returns seconds; monotonic.
     """
 
@@ -53,7 +55,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         tracking_uri: str | None = None,
         *,
         experiment: str | None = None,
-        spill_path: str | Path | None = None,
+        log_path: str | Path | None = None,
         close_timeout_seconds: float = 30.0,
         step_seconds: float | None = None,
         system_seconds: float | None = None,
@@ -75,7 +77,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         self._run_id = run_id
         self._tracking_uri = tracking_uri
         self._experiment = experiment
-        self._spill_path = spill_path
+        self._log_path = log_path
         self._close_timeout_seconds = close_timeout_seconds
         self._given_buffer = buffer
         self._buffer: MetricBuffer | None = None
@@ -83,12 +85,12 @@ class MLflowLogger(tf_keras.callbacks.Callback):
 
     @property
     def run_id(self) -> str | None:
-        """The run that is logged to; None before training and on ranks that are not the chief."""
+        """Id of the MLflow run; None before training and on ranks other than the chief."""
         return self._run_id if self._buffer is None else self._buffer.run_id
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Open the buffer, on the chief."""
-        self._end("FAILED", self._close_timeout_seconds)  # what a training that failed has left
+        self._end("FAILED", self._close_timeout_seconds)  # the end of an earlier training that failed
         if not current_role(self.model.distribute_strategy).is_chief:
             return
         self._open_buffer()
@@ -113,11 +115,11 @@ class MLflowLogger(tf_keras.callbacks.Callback):
             run_id,
             experiment=self._experiment or settings.experiment,
             experiment_id=None if self._experiment else settings.experiment_id,
-            spill_path=self._spill_path,
+            log=self._log_path,
         )
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Hand the batch's metrics over when they are due."""
+        """Pass the batch's metrics to the buffer when they are due."""
         if self._buffer is None or self._step_seconds is None:
             return
         now = self._clock()
@@ -135,16 +137,16 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         self._buffer.log(metrics, step)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Hand the epoch's metrics over."""
+        """Pass the epoch's metrics to the buffer."""
         if self._buffer is not None:
             self._buffer.log(logs or {}, step=epoch + 1)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Send what is left."""
+        """Send the remaining metrics."""
         self._end("FINISHED", self._close_timeout_seconds)
 
     def _end(self, status: str, timeout_seconds: float) -> None:
-        """Send what is left of the training that is under way, if one is, and give a run of ours its status."""
+        """Send the remaining metrics of the current training, if any, and set the status of a run started here."""
         at_exit.unregister(self._end)
         if self._sampler is not None:
             self._sampler.close()
@@ -158,13 +160,13 @@ class MLflowLogger(tf_keras.callbacks.Callback):
             if self._is_own_run:
                 buffer.call(SetStatus(status))
             buffer.close(timeout_seconds)
-        # Another fit of the same callback goes on with the same run.
+        # Another fit with the same callback continues the same run.
         self._run_id = buffer.run_id
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What MLflow is set to log to, within its current store."""
+    """MLflow's current run and experiment, within its current store."""
 
     run_id: str | None = None
     experiment_id: str | None = None
@@ -176,9 +178,9 @@ def _settings() -> _Settings:
 
     active = mlflow.active_run()
     return _Settings(
-        # mlflow.start_run takes the variable out of the environment: as long as it is there, nobody has begun.
+        # mlflow.start_run removes the variable from the environment: while it is set, that run has not been started.
         run_id=active.info.run_id if active is not None else os.environ.get("MLFLOW_RUN_ID") or None,
-        # mlflow.set_experiment sets this one, so it goes before the name, which may be the job's.
+        # mlflow.set_experiment sets this variable, so it takes precedence over the name, which may be the job's.
         experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID") or None,
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or _Settings.experiment,
     )

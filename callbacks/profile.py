@@ -1,4 +1,4 @@
-"""Captures a profile of some training steps, which XProf shows (``xprof --logdir FOLDER``)."""
+"""Profiling of some training steps, for XProf (``xprof --logdir FOLDER``)."""
 
 import logging
 import time
@@ -9,23 +9,23 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from callbacks.credentials import without_credentials
+from mirrorspark.storage.credentials import without_credentials
 
 logger = logging.getLogger(__name__)
 
 
 class ProfileSteps(tf_keras.callbacks.Callback):
-    """Profiles one stretch of training steps behind the warm-up, once per process.
+    """Profiles some consecutive training steps after a warm-up, once per process.
 
-    Keras calls back once per execution, which may be many steps (``steps_per_execution``): the profile begins and ends
-    at its borders, and holds two executions at the least. A profiler that cannot start or write costs a warning and
-    not the training.
+    Keras calls back once per execution, which may be many steps (``steps_per_execution``). The profile therefore begins
+    and ends between executions, and covers at least two. If the profiler cannot start or write, a warning is logged and
+    training continues.
 
     Args:
-        folder: Folder of this rank's profile; ``xprof --logdir`` takes it, or the one above.
-        warm_up_executions: Executions to let pass: the first builds the graph, the second still fills caches.
-        steps: Steps to profile at the least.
-        longest_seconds: End of the profile, whatever it holds by then: a trace grows with its time.
+        folder: Folder of this rank's profile; ``xprof --logdir`` accepts it or its parent.
+        warm_up_executions: Executions to skip: the first builds the graph, the second still fills caches.
+        steps: Least number of steps to profile.
+        longest_seconds: Longest duration of the profile, because a trace grows with time.
         clock: Returns seconds; monotonic.
     """
 
@@ -40,7 +40,7 @@ class ProfileSteps(tf_keras.callbacks.Callback):
     ) -> None:
         """Keep the arguments."""
         super().__init__()
-        # Logs are not looked at: they stay on the device.
+        # Logs are unused, so they stay on the device.
         self._supports_tf_logs = True
         self._folder = str(folder)
         self._left_to_warm_up = warm_up_executions
@@ -54,7 +54,7 @@ class ProfileSteps(tf_keras.callbacks.Callback):
         self._begin = 0.0
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Start the profile behind the warm-up."""
+        """Start the profile after the warm-up."""
         if self._is_done or self._is_running or self._left_to_warm_up > 0:
             return
         try:
@@ -68,7 +68,7 @@ class ProfileSteps(tf_keras.callbacks.Callback):
         self._begin = self._clock()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """End the profile when it holds enough steps."""
+        """End the profile when it covers enough steps."""
         if not self._is_running:
             self._left_to_warm_up -= 1
             return
@@ -78,11 +78,11 @@ class ProfileSteps(tf_keras.callbacks.Callback):
             self._stop()
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """End a profile that the epoch was too short for: validation is no training step."""
+        """End a profile for which the epoch was too short, because validation is not a training step."""
         self._stop()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """End a profile that the epoch was too short for: step numbers begin anew."""
+        """End a profile for which the epoch was too short, because step numbers start again."""
         self._stop()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

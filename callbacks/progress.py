@@ -1,4 +1,4 @@
-"""Progress of a training as plain events: dictionaries of JSON values, sent by a function that the caller gives."""
+"""Progress of a training as events: dictionaries of JSON values, passed to the caller's function."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,47 +6,47 @@ from typing import Any
 
 import tf_keras
 
-from callbacks.metric_values import as_float, scalar_metrics
-from callbacks.throughput import RateMeter
+from mirrorspark.callbacks.collectives.metric_values import as_float, scalar_metrics
+from mirrorspark.callbacks.throughput import RateMeter
 
 
 def optimizer_step(model: tf_keras.Model) -> int | None:
-    """Return the optimizer steps done, exactly; None for a model that was compiled without an optimizer."""
+    """Return the exact number of optimizer steps done, or None for a model compiled without an optimizer."""
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
     value = None if iterations is None else as_float(iterations)
     return None if value is None else int(value)
 
 
 def replicas_in_batch_logs(model: tf_keras.Model) -> int:
-    """Return over how many replicas a batch's logs are summed.
+    """Return the number of replicas over which a batch's logs are summed.
 
-    Keras sums them over the replicas (reduce_per_replica), though each of them is a mean already; only the logs of an
-    epoch's end are read from the metrics anew. Under a strategy with ``sums_batch_logs = False`` they are the means of
-    the rank's own replica.
+    Keras sums them over the replicas (reduce_per_replica), although each is already a mean; only at an epoch's end are
+    logs read from the metrics again. Under a strategy with ``sums_batch_logs = False`` they are the means of the rank's
+    own replica.
     """
     strategy = model.distribute_strategy
     return int(strategy.num_replicas_in_sync) if getattr(strategy, "sums_batch_logs", True) else 1
 
 
 class EventCallback(tf_keras.callbacks.Callback):
-    """Sends events while ``fit`` runs. An event's key ``event`` says which; counts of epochs and steps are 1-based.
+    """Sends events while ``fit`` runs. The key ``event`` is an event's kind; counts of epochs and steps are 1-based.
 
     - ``train_begin``: ``epochs``, ``steps`` (per epoch; None when not known yet), ``global_batch_size``,
-      ``parameter_bytes`` (of the weights that are trained; None for a model that is not built yet)
-    - ``progress``: ``step`` (of the optimizer, exact), ``epoch`` (under way), ``step_in_epoch``, ``steps``,
+      ``parameter_bytes`` (of the trainable weights; None for a model that is not built yet)
+    - ``progress``: ``step`` (of the optimizer, exact), ``epoch`` (current), ``step_in_epoch``, ``steps``,
       ``examples_per_second`` (all replicas together), ``loss`` (the epoch's mean so far, or None)
-    - ``validation``: ``epoch`` (under way), ``step``; once when a validation begins with step 0, then like progress
+    - ``validation``: ``epoch`` (current), ``step``; once with step 0 when a validation begins, then like progress
     - ``epoch_end``: ``step`` (of the optimizer), ``epoch`` (completed), ``logs`` (floats), ``seconds`` (with
       validation), ``examples_per_second``
     - ``train_end``: ``epochs`` (completed)
 
-    ``progress`` and ``validation`` come at most every ``every_seconds``; each costs a wait for the device, since it
-    reads the loss. The others always come. What ``send`` raises ends the training.
+    ``progress`` and ``validation`` are sent at most once per ``every_seconds``, because reading the loss waits for the
+    device. All others are always sent. An exception from ``send`` ends the training.
 
     Args:
-        send: Takes one event.
+        send: Called with each event.
         global_batch_size: Examples that one step uses over all replicas.
-        every_seconds: Least time between two progress events.
+        every_seconds: Shortest time between two progress events.
         clock: Returns seconds; monotonic.
     """
 
@@ -67,23 +67,23 @@ class EventCallback(tf_keras.callbacks.Callback):
         self._every_seconds = every_seconds
         self._clock = clock
         self._completed = 0
-        self._told: list[dict[str, Any]] = []
+        self._epoch_ends: list[dict[str, Any]] = []
         self._restored = False
 
     def get_state(self) -> dict[str, Any]:
-        """Return every ``epoch_end`` so far: a checkpoint that holds them fills the curve of a killed listener."""
-        return {"epoch": self._completed, "told": list(self._told)}
+        """Return every ``epoch_end`` so far: from a checkpoint they complete the curve after a listener was killed."""
+        return {"epoch": self._completed, "told": list(self._epoch_ends)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the next ``on_train_begin`` keeps it, a later one starts afresh."""
+        """Restore a state; the next ``on_train_begin`` keeps it, later ones start afresh."""
         self._completed = int(state["epoch"])
-        self._told = list(state["told"])
+        self._epoch_ends = list(state["told"])
         self._restored = True
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Send ``train_begin``."""
         if not self._restored:
-            self._completed, self._told = 0, []
+            self._completed, self._epoch_ends = 0, []
         self._restored = False
         self._meter = RateMeter(self._global_batch_size)
         self._due = self._clock()
@@ -105,7 +105,7 @@ class EventCallback(tf_keras.callbacks.Callback):
         self._meter.begin_epoch(self._begin)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Learn from the first batch where a resumed epoch starts."""
+        """Take the starting step of a resumed epoch from its first batch."""
         self._meter.before_step(batch)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -149,7 +149,7 @@ class EventCallback(tf_keras.callbacks.Callback):
             "seconds": self._clock() - self._begin,
             "examples_per_second": self._meter.examples_per_second(),
         }
-        self._told.append(event)
+        self._epoch_ends.append(event)
         self._send(event)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Smaller learning rates when progress stalls, decided alike on every rank, and kept over a restart."""
+"""Reduction of the learning rate on a plateau, with the same decision on every rank and a state that is saved."""
 
 import logging
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tf_keras
 
-from callbacks.agreed_monitor import AgreedMonitor
+from mirrorspark.callbacks.collectives.agreed_monitor import AgreedMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -14,18 +14,18 @@ logger = logging.getLogger(__name__)
 class AgreedReduceLROnPlateau(tf_keras.callbacks.Callback):
     """Multiplies the learning rate by ``factor`` when the monitored value has not improved for ``patience`` epochs.
 
-    Keras' ``ReduceLROnPlateau`` with two differences: the value is averaged over all ranks, which would go on with
-    different rates otherwise, and `ChiefCheckpoint` can save its state (the rate itself is in every checkpoint). List
-    it before the checkpoint.
+    Keras' ``ReduceLROnPlateau`` with two differences: the value is averaged over all ranks, which could otherwise
+    continue with different rates, and `ChiefCheckpoint` can save its state (the rate itself is in every checkpoint).
+    List it before the checkpoint.
 
     Args:
         monitor: Name of the value in the epoch's logs.
         mode: ``max`` when larger is better, ``min`` when smaller is.
-        factor: What the learning rate is multiplied by, between 0 and 1.
-        patience: Epochs in a row without improvement after which it is.
-        min_delta: Least change that counts as an improvement, at least 0.
-        cooldown: Epochs after a reduction that do not count.
-        min_learning_rate: Least learning rate.
+        factor: Factor for the learning rate, between 0 and 1.
+        patience: Epochs in a row without improvement before a reduction.
+        min_delta: Smallest change that counts as an improvement, at least 0.
+        cooldown: Epochs after a reduction that do not count towards ``patience``.
+        min_learning_rate: Lower bound of the learning rate.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class AgreedReduceLROnPlateau(tf_keras.callbacks.Callback):
         self._best: float | None = None
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state as plain JSON values; see `callbacks.training_state.Stateful`."""
+        """Return the state as plain JSON values; see `callbacks.checkpoints.training_state.Stateful`."""
         return {"epoch": self._epoch, "best": self._best, "wait": self._wait, "cooling": self._cooling}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the next ``on_train_begin`` keeps it, a later one starts afresh."""
+        """Restore a state; the next ``on_train_begin`` keeps it, later ones start afresh."""
         self._epoch = int(state["epoch"])
         self._best = None if state["best"] is None else float(state["best"])
         self._wait = int(state["wait"])
@@ -69,13 +69,13 @@ class AgreedReduceLROnPlateau(tf_keras.callbacks.Callback):
         self._restored = True
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Forget an earlier training, unless its state was set for this one to go on with.
+        """Reset the state of an earlier training, unless a state was restored for this one.
 
         Raises:
             ValueError: The optimizer's learning rate follows a schedule.
         """
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        # The public attribute of Keras' newer optimizers is a variable in any case.
+        # In Keras' newer optimizers the public attribute is always a variable, even with a schedule.
         rate = getattr(optimizer, "_learning_rate", optimizer.learning_rate)
         if isinstance(rate, tf_keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError(  # noqa: TRY004 - a wrong combination of settings
@@ -86,11 +86,11 @@ class AgreedReduceLROnPlateau(tf_keras.callbacks.Callback):
             self._best = None
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """From here on the restored state is this training's own."""
+        """Treat the restored state as that of this training from now on."""
         self._restored = False
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Decide, on every rank from the same value.
+        """Update the state from the averaged value, and reduce the learning rate on a plateau.
 
         Raises:
             ValueError: The monitored value is not among the logs.

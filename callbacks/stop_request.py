@@ -1,17 +1,17 @@
-"""Ends a training on request, at the same step on all ranks, with a checkpoint of that step."""
+"""Stopping a training on request, at the same step on all ranks, with a checkpoint of that step."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import tf_keras
 
-from callbacks.agreement import AgreedInterval, sum_over_ranks
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.roles import current_role
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.collectives.agreement import AgreedInterval, sum_over_ranks
+from mirrorspark.callbacks.collectives.roles import current_role
 
 
 class TrainingStopped(Exception):  # noqa: N818 - nothing went wrong
-    """A training ended because it was asked to; the same command goes on from here.
+    """A training ended on request; the same command continues it.
 
     Attributes:
         step: Optimizer updates done.
@@ -19,7 +19,7 @@ class TrainingStopped(Exception):  # noqa: N818 - nothing went wrong
     """
 
     def __init__(self, step: int, path: str) -> None:
-        """Keep where it ended and what is left."""
+        """Build the message from the step and the checkpoint."""
         super().__init__(f"training stopped as asked, at step {step}; it goes on from {path}")
         self.step = step
         self.path = path
@@ -30,16 +30,16 @@ class TrainingStopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 class StopOnRequest(tf_keras.callbacks.Callback):
-    """Raises `TrainingStopped` on all ranks at the same step once any of them was asked to stop.
+    """Raises `TrainingStopped` on all ranks at the same step once any of them has a stop request.
 
-    The ranks ask each other now and then within an epoch, and at its end; a validation is finished first. A training
-    that is over at that epoch's end ends as usual. List it last, in any case after ``checkpoint``: the other callbacks
-    have seen the step then, and the checkpoint of an epoch's end is there already.
+    The ranks compare their requests at intervals within an epoch, and at its end; a validation is finished first. If
+    training is over at that epoch's end, it ends as usual. List this callback last, at least after ``checkpoint``: then
+    the other callbacks have seen the step, and the checkpoint of an epoch's end exists.
 
     Args:
-        is_requested: Tells whether this rank was asked to stop; called from the training thread.
+        is_requested: Returns whether this rank has a stop request; called from the training thread.
         checkpoint: Saves the step; it has to be among the callbacks.
-        every_steps: Steps between two questions; None to ask about every ``every_seconds`` by the chief's clock.
+        every_steps: Steps between two comparisons; None for about every ``every_seconds`` by the chief's clock.
         every_seconds: See ``every_steps``.
     """
 
@@ -55,7 +55,7 @@ class StopOnRequest(tf_keras.callbacks.Callback):
         super().__init__()
         if every_steps is not None and every_steps < 1:
             raise ValueError(f"every_steps is {every_steps}; use None or a positive number")
-        # Batch logs are not looked at: without this Keras would bring them to the host after every step.
+        # Batch logs are unused; without this flag Keras would copy them to the host after every step.
         self._supports_tf_logs = True
         self._is_requested = is_requested
         self._checkpoint = checkpoint
@@ -64,39 +64,39 @@ class StopOnRequest(tf_keras.callbacks.Callback):
         self._steps = self._asked_at = 0
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Find this process's role."""
+        """Determine this process's role."""
         self._is_chief = current_role(self.model.distribute_strategy).is_chief
         self._steps = self._asked_at = 0
         self._interval.restart(0)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """A resumed epoch does not start with its first batch."""
+        """Reset the position, because a resumed epoch does not start with its first batch."""
         self._next_batch: int | None = None
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Learn from the first batch where the epoch starts."""
+        """Take the starting step of a resumed epoch from its first batch."""
         if self._next_batch is None:
             self._next_batch = batch
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Ask when it is due, but for the epoch's last step, after which its end asks.
+        """Compare requests when that is due, except after the epoch's last step, which ``on_epoch_end`` covers.
 
         Raises:
-            TrainingStopped: A rank was asked to stop, and a checkpoint of this step is published.
+            TrainingStopped: A rank has a stop request, and a checkpoint of this step is published.
         """
-        # Counted here: to read the optimizer's count would wait for the device in every step.
+        # Counted here, because reading the optimizer's count would wait for the device in every step.
         self._steps += batch + 1 - (self._next_batch or 0)
         self._next_batch = batch + 1
-        # An epoch of unknown length may end with any step: nobody could go on from "all steps done".
+        # An epoch of unknown length may end with any step, and a training cannot resume after all its steps.
         steps = self.params.get("steps")
         if steps is not None and batch + 1 < steps and self._is_due():
             self._ask()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Ask, unless training ends here anyway.
+        """Compare requests, unless training ends here anyway.
 
         Raises:
-            TrainingStopped: A rank was asked to stop, and the checkpoint of this epoch is published.
+            TrainingStopped: A rank has a stop request, and the checkpoint of this epoch is published.
         """
         is_over = self.model.stop_training or epoch + 1 >= self.params["epochs"]
         if not is_over:

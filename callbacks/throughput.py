@@ -1,4 +1,4 @@
-"""Examples per second of an epoch's training steps, and the callback that puts them among its metrics."""
+"""Examples per second of an epoch's training steps, and the callback that adds them to its metrics."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,8 +12,8 @@ EXAMPLES_PER_SECOND = "examples_per_second"
 class RateMeter:
     """Measures examples per second from step counts and times in seconds.
 
-    The first step of a training builds the graph; it is left out as soon as there is a second one. Validation does
-    not count: the time runs from the epoch's begin to its last training step.
+    The first step of a training builds the graph, so it is excluded as soon as there is a second one. Validation is
+    excluded too: time is measured from the start of the epoch to its last training step.
     """
 
     def __init__(self, global_batch_size: int) -> None:
@@ -30,28 +30,28 @@ class RateMeter:
         self._steps = self._last_step = 0
 
     def begin_epoch(self, now: float, step_in_epoch: int = 0) -> None:
-        """Note the time at which an epoch begins, after ``step_in_epoch`` steps when it is a resumed one."""
+        """Store the time at which an epoch begins, after ``step_in_epoch`` steps if it is resumed."""
         self._has_traced = self._has_traced or self._steps > 0
         self._since = self._until = now
         self._steps, self._last_step = 0, step_in_epoch
 
     def before_step(self, steps_done: int) -> None:
-        """Learn from the first step of an epoch where a resumed one starts."""
+        """Take the starting step of a resumed epoch from its first step."""
         if not self._steps:
             self._last_step = steps_done
 
     def step_done(self, now: float, step_in_epoch: int) -> None:
-        """Note the time at which step ``step_in_epoch`` (1-based) of the epoch was done."""
+        """Store the time at which step ``step_in_epoch`` (1-based) of the epoch was done."""
         new_steps = step_in_epoch - self._last_step
         if self._steps and not self._has_traced:
-            # Time and steps restart behind the step that built the graph.
+            # Measurement restarts after the step that built the graph.
             self._since, self._steps, self._has_traced = self._until, 0, True
         self._until = now
         self._steps += new_steps
         self._last_step = step_in_epoch
 
     def examples_per_second(self) -> float:
-        """Return the rate over the epoch so far; 0.0 before its first step."""
+        """Return the rate of the epoch so far; 0.0 before its first step."""
         seconds = self._until - self._since
         return self._steps * self._global_batch_size / seconds if seconds > 0 else 0.0
 
@@ -67,7 +67,7 @@ class Throughput(tf_keras.callbacks.Callback):
     def __init__(self, global_batch_size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Check and keep the arguments."""
         super().__init__()
-        # Batch logs are not looked at: without this Keras would bring them to the host after every step.
+        # Batch logs are unused; without this flag Keras would copy them to the host after every step.
         self._supports_tf_logs = True
         self._global_batch_size = global_batch_size
         self._clock = clock
@@ -82,7 +82,7 @@ class Throughput(tf_keras.callbacks.Callback):
         self._meter.begin_epoch(self._clock())
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Learn from the first batch where a resumed epoch starts."""
+        """Take the starting step of a resumed epoch from its first batch."""
         self._meter.before_step(batch)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -90,6 +90,6 @@ class Throughput(tf_keras.callbacks.Callback):
         self._meter.step_done(self._clock(), batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Add the rate to the logs, which Keras hands on to the callbacks after this one."""
+        """Add the rate to the logs, which Keras passes on to later callbacks."""
         if logs is not None:
             logs[EXAMPLES_PER_SECOND] = self._meter.examples_per_second()

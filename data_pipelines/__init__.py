@@ -1,1 +1,1 @@
-"""From a Spark table to TFRecord shards and back into training batches."""
+"""Data pipelines: from Spark tables to TFRecord shards and on to training batches."""

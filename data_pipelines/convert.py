@@ -1,4 +1,4 @@
-"""A Spark DataFrame becomes a dataset directory: stage the rows, fit the features, write the shards, publish."""
+"""Conversion of a Spark DataFrame to a dataset directory: stage rows, fit features, write shards, publish."""
 
 import hashlib
 import json
@@ -17,13 +17,9 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from data_pipelines.blocks import check_columns
-from data_pipelines.dataset import Dataset
-from data_pipelines.dataset_cache import DatasetCache
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.fitting import EmptySplitError, fit_features
-from data_pipelines.manifest import (
+from mirrorspark.data_pipelines.dataset.blocks import check_columns
+from mirrorspark.data_pipelines.dataset.cache import DatasetCache
+from mirrorspark.data_pipelines.dataset.manifest import (
     FEATURES_FOLDER,
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -33,41 +29,47 @@ from data_pipelines.manifest import (
     Manifest,
     is_published,
 )
-from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
-from data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
-from data_pipelines.quality.profile import PROFILE_FILE, DatasetProfile, SplitCounts, profile_columns
-from data_pipelines.quality.splits import SPLIT_COLUMN
-from data_pipelines.quality.validation import Finding, Limits, Report, Severity, validate
-from data_pipelines.raw_columns import ColumnError, raw_inputs
-from data_pipelines.shards import EncodeTask, ShardResult
-from data_pipelines.spark_errors import task_message
-from data_pipelines.staging import Staged, stage
-from data_pipelines.storage import StoragePath
-from data_pipelines.task_numbers import numbered_partitions
-from data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
+from mirrorspark.data_pipelines.dataset.shards import EncodeTask, ShardResult
+from mirrorspark.data_pipelines.dataset.staging import Staged, stage
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.fitting import EmptySplitError, fit_features
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_inputs
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
+from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
+from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE, DatasetProfile
+from mirrorspark.data_pipelines.quality.profiling import SplitCounts, profile_columns
+from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
+from mirrorspark.data_pipelines.quality.validation import validate
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.tasks import numbered_partitions
+from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
 EXAMPLE_FILE = "example.parquet"
 EXAMPLE_ROWS = 5
 
-# Folders of the write's staging folder beside the attempts that it publishes.
+# Folders in the write's staging folder besides the attempts that it publishes.
 _RAW_FOLDER = "raw"
 _DRIVER_ATTEMPT = "driver"
 
 
 class DatasetExistsError(DatasetError):
-    """A whole dataset is at the path already, of an earlier conversion or of one that ran at the same time."""
+    """A path with a whole dataset, from an earlier conversion or one that ran at the same time."""
 
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """How rows become shards.
+    """Options of a conversion.
 
     Attributes:
-        split_column: String column that says which split a row belongs to; other values than ``SPLITS`` are refused.
+        split_column: String column with the split of a row; values other than ``SPLITS`` are refused.
         shards: Files per split.
         rows_per_block: Examples in one record.
-        accept_errors: Write the dataset even where validation finds errors in it, for example a column that gives
-            the label away. The report is written either way.
+        accept_errors: Write the dataset even if validation finds errors in it, for example a column that gives the
+            label away. The report is written either way.
     """
 
     split_column: str = SPLIT_COLUMN
@@ -82,7 +84,7 @@ class ConversionOptions:
 
 
 def dataset_address(source: Mapping[str, Any], spec: FeatureSpec, options: ConversionOptions) -> str:
-    """Return twelve hex digits that name what a conversion would write: same inputs, same address."""
+    """Return twelve hex digits that identify a conversion's result: equal inputs give an equal address."""
     document = json.dumps([FORMAT_VERSION, source, spec.hash, vars(options)], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:12]
 
@@ -100,40 +102,41 @@ def convert(
 ) -> Dataset:
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
-    ``path`` appears at once and whole, or not at all; on an object store its manifest appears last, and without one
-    it is no dataset. Spark evaluates ``df`` once. Rows are dealt to shards, and ordered in them, by a hash of their
-    keys (rows of equal keys by their columns), so the same table gives the same shards. Outside the training split a
-    key names one row: predictions are found by it. Meanwhile the rows take their own size on the store again.
+    ``path`` appears atomically and complete, or not at all; on an object store its manifest appears last, and a folder
+    without one is not a dataset. Spark evaluates ``df`` once. A hash of the keys divides rows among shards and orders
+    them there (rows of equal keys by their columns), so the same table gives the same shards. Outside the training
+    split keys are unique, because predictions are found by them. During the conversion, the staged rows take their own
+    size on the store.
 
     Args:
         df: The table; it needs the spec's columns and ``options.split_column``.
         spec: What the columns mean.
         path: Directory to create, a local path or a URI. It must be reachable from the executors.
-        source: What the rows come from, for the manifest and for :func:`dataset_address`.
-        options: How rows become shards.
-        reference: Profile of a former dataset, which this one should resemble: drift is reported.
-        limits: From where on validation finds something worth telling; None for the customary ones.
-        cache: Where the copy of a dataset on another store lies that is returned; by default the user's cache folder.
+        source: The source of the rows, for the manifest and for :func:`dataset_address`.
+        options: Options of the conversion.
+        reference: Profile of a former dataset that this one should resemble: drift is reported.
+        limits: Thresholds of validation's findings; None for the customary ones.
+        cache: The cache for the local copy if ``path`` is on another store; by default in the user's cache folder.
 
     Raises:
-        DatasetExistsError: ``path`` holds a dataset already, or does so by the time that this one is whole.
-        DatasetError: Something else is at ``path``, the label of a split has one class only, two rows of the
-            validation or test split have the same key, a row holds a value that its column cannot take (an unknown
-            split, a null key, a label that is neither 0 nor 1), or validation finds an error.
+        DatasetExistsError: ``path`` already holds a dataset, or does by the time this one is complete.
+        DatasetError: Something else is at ``path``, the label of a split has only one class, two rows of the validation
+            or test split have the same key, a row has an invalid value (an unknown split, a null key, a label that is
+            neither 0 nor 1), or validation finds an error.
         EmptySplitError: A split has no rows, or nothing can be learnt from the training rows.
         ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number.
         LabelError: The label has the wrong type.
     """
     target = StoragePath.of(path)
     if is_published(target):
-        raise DatasetExistsError(f"{path} exists already; open it with Dataset.open, or delete it to convert again")
+        raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
     _check_columns(df, spec, options)
     try:
         job = WriteJob.begin(target, SaveMode.ERROR)
     except (TargetExistsError, NotADirectoryError) as error:
-        if is_published(target):  # a conversion that was cut off while it published has just been finished
-            raise DatasetExistsError(f"{path} exists already; open it with Dataset.open") from error
-        raise DatasetError(f"{path} exists already and is no dataset; choose another path, or delete it") from error
+        if is_published(target):  # another conversion has just ended
+            raise DatasetExistsError(f"{path} exists already; open it with load_dataset") from error
+        raise DatasetError(f"{path} exists already and is not a dataset; choose another path, or delete it") from error
     conversion = _Conversion(job, spec, options)
     try:
         files = conversion.write(df, dict(source or {}), reference, limits or Limits())
@@ -141,7 +144,7 @@ def convert(
     except (Py4JJavaError, PySparkException) as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error
     except TargetExistsError as error:
-        raise DatasetExistsError(f"another conversion has made {path} meanwhile; open it with Dataset.open") from error
+        raise DatasetExistsError(f"another conversion has made {path} meanwhile; open it with load_dataset") from error
     finally:
         job.abort()
     _refused_page(target).delete()
@@ -149,7 +152,7 @@ def convert(
 
 
 def read_profile(path: str | Path | StoragePath) -> DatasetProfile:
-    """Return the profile of the dataset at ``path``, for another one to be compared with.
+    """Return the profile of the dataset at ``path``, as a reference for another one.
 
     Raises:
         DatasetError: There is none, or it is damaged.
@@ -159,7 +162,7 @@ def read_profile(path: str | Path | StoragePath) -> DatasetProfile:
         return DatasetProfile.from_dict(json.loads(file.read_bytes()))
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"{file} is no profile of a dataset ({error}); give the directory of a former dataset as the reference"
+            f"{file} is not a profile of a dataset ({error}); give the directory of a former dataset as the reference"
         ) from error
 
 
@@ -200,8 +203,8 @@ class _Conversion:
             kept = _refused_page(self.job.target)
             kept.write_bytes(page)
             raise DatasetError(
-                f"{report.refusal()}\nSee {kept}. Mend the table, or accept the errors (accept_errors, "
-                f"--accept-data-errors) to write the dataset all the same"
+                f"{report.refusal()}\nSee {kept}. Fix the table, or accept the errors (accept_errors, "
+                f"--accept-data-errors) to write the dataset anyway"
             )
         self._own(PAGE_FILE).write_bytes(page)
         self._write_own_files(manifest, samples[SPLITS[-1]], profile)
@@ -221,7 +224,7 @@ class _Conversion:
         """Run one task per staged file; return their shards by split and number."""
         task = EncodeTask(self.job, str(self._own(FEATURES_FOLDER)), staged.files, self.options.rows_per_block)
         numbers = numbered_partitions(spark, len(staged.files))
-        # One result per file: an attempt that Spark ran in vain is not among them, its files stay behind.
+        # One result per file: superseded attempts are not among them, and their files stay behind.
         outcomes = [json.loads(row.result) for row in numbers.mapInArrow(task, "result string").collect()]
         for outcome in outcomes:
             if "refused" in outcome:
@@ -229,7 +232,7 @@ class _Conversion:
         results = sorted(map(ShardResult.from_dict, outcomes), key=lambda result: (result.split, result.partition))
         written, wanted = sum(result.shard.rows for result in results), sum(file.rows for file in staged.files)
         if written != wanted:
-            raise DatasetError(f"{written} rows were written of {wanted} that were staged; this is a defect: report it")
+            raise DatasetError(f"{written} rows were written of {wanted} that were staged; this is a bug: report it")
         return results
 
     def _page(
@@ -254,7 +257,7 @@ class _Conversion:
         manifest.save(self._own(MANIFEST_FILE).parent)
 
     def _own(self, path: str) -> StoragePath:
-        """Return where this process writes the file that belongs at ``path``."""
+        """Return the staged place of this process's file for ``path``."""
         return self.job.attempt_file(_DRIVER_ATTEMPT, path)
 
     def _own_files(self) -> list[WrittenFile]:
@@ -277,7 +280,7 @@ def _check_columns(df: DataFrame, spec: FeatureSpec, options: ConversionOptions)
 
 
 def _check_classes(results: Sequence[ShardResult]) -> None:
-    """Refuse a split that a binary label tells nothing of."""
+    """Refuse a split in which a binary label has only one class."""
     for split in SPLITS:
         mine = [result for result in results if result.split == split]
         rows = sum(result.shard.rows for result in mine)
@@ -290,12 +293,12 @@ def _check_classes(results: Sequence[ShardResult]) -> None:
 
 
 def _refused_page(target: StoragePath) -> StoragePath:
-    """Return where the page of a table that was refused is kept: beside the dataset that it did not become."""
+    """Return the place for the page of a refused table: beside the dataset's path."""
     return target.parent / f"{target.name}.refused.html"
 
 
 def _with_exact_findings(report: Report, staged: Staged, results: Sequence[ShardResult]) -> Report:
-    """Add what a sample cannot show: single infinite numbers, and rows that a model learns from and is judged on."""
+    """Add findings that a sample cannot show: single infinite numbers, and rows repeated in another split."""
     known = {finding.column for finding in report.findings if finding.check == "infinite"}
     infinite: Counter[tuple[str, str]] = Counter()
     for result in results:

@@ -1,8 +1,8 @@
-"""CSV files become Parquet files of one size: typed, narrow, sorted if wanted, published at once.
+"""Ingestion of CSV files as Parquet files of one size: typed, narrow, optionally sorted, published atomically.
 
-Two passes of Spark tasks. The first types and sorts the rows and writes them to a staging folder; it measures sizes
-and ranges on the way. The second cuts that one long table into files of the wanted size, in the narrowest types.
-:mod:`data_pipelines.publish` makes them visible.
+It takes two passes of Spark tasks. The first types and sorts the rows and writes them to a staging folder; it measures
+sizes and ranges on the way. The second cuts this table into files of the target size, in the narrowest types.
+:mod:`storage.publish` makes them visible.
 """
 
 import json
@@ -19,35 +19,35 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
-from data_pipelines.spark_errors import first_line, task_message
-from data_pipelines.storage import StoragePath
-from data_pipelines.task_numbers import numbered_partitions, numbers_of
+from mirrorspark.data_pipelines.spark.errors import first_line, task_message
+from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
-# 3,500 files of about this size read fastest from an object store in a job over 620 million rows: large enough that
-# opening them does not count, small enough to keep every core of a cluster busy to the end.
+# In a job over 620 million rows, 3,500 files of about this size read fastest from an object store: large enough to make
+# opening them cheap, small enough to keep every core of a cluster busy to the end.
 TARGET_FILE_BYTES = 240_000_000
 ROW_GROUP_BYTES = 64 * 2**20
 
-# Row groups that are written once more to learn what narrower types save.
+# Row groups that are written twice to measure the savings of narrower types.
 _PILOT_GROUPS = 8
 _RESULT_SCHEMA = "result string"
 _INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 
 
 class IngestError(ValueError):
-    """CSV files that cannot be ingested; the message says which value or column, and what to do."""
+    """CSV files that cannot be ingested; the message names the value or column and the remedy."""
 
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What was written.
+    """The result of an ingestion.
 
     Attributes:
-        files: The Parquet files, in the order of their rows; beside them lies an empty ``_SUCCESS``, as Spark has it.
-        rows: Rows in all of them.
-        bytes: Size of all of them.
-        types: Per column its Arrow type, as text.
+        files: The Parquet files, in the order of their rows; beside them is an empty ``_SUCCESS``, as from Spark.
+        rows: The number of rows in all of them.
+        bytes: Their total size.
+        types: The Arrow type of each column, as text.
     """
 
     files: tuple[str, ...]
@@ -77,7 +77,7 @@ class Span:
 
 @dataclass(frozen=True)
 class ColumnRange:
-    """What a column of numbers holds: bounds of whole numbers, and whether float32 holds each value exactly."""
+    """The range of a column of numbers: bounds of whole numbers, and a flag for values that fit float32 exactly."""
 
     minimum: int | None = None
     maximum: int | None = None
@@ -109,28 +109,28 @@ def ingest_csv(
 ) -> IngestResult:
     """Write CSV files, plain or packed with gzip or bzip2, as Parquet files of about ``target_file_bytes`` each.
 
-    ``output`` appears at once and whole, or not at all; on an object store its ``_SUCCESS`` appears last, and a
-    publish that broke off is finished by the next write to it. All files but the last one have the target size within
-    20%; the last one has the rest.
+    ``output`` appears atomically and complete, or not at all; on an object store its ``_SUCCESS`` appears last, and the
+    next write to it takes back an interrupted publish. All files but the last have the target size within 20%; the last
+    one has the rest.
 
     Args:
         spark: The session.
-        paths: Files, folders or globs, as Spark reads them (S3's as ``s3a://``); each file has a header line. Of packed
-            files, bzip2's are read by several tasks each, gzip's by one.
+        paths: Files, folders or globs, as Spark reads them (S3's as ``s3a://``); each file has a header line. Several
+            tasks read a bzip2 file, but only one a gzip file.
         output: Folder to create, a local path or a URI on any store. It must be reachable from the executors.
         schema: The columns in Spark's DDL, in the order of the files.
-        sort_by: Sort all rows by these columns, so that equal values lie together and a filter on them skips files.
+        sort_by: Sort all rows by these columns, so that equal values are adjacent and a filter on them skips files.
         target_file_bytes: Size of a file on the store.
-        row_group_bytes: Memory that a row group takes when it is read; a task of either pass holds about two.
-        downcast: Store whole numbers in the narrowest type that holds every value of the column, and doubles as
-            float32 where that changes no value.
+        row_group_bytes: Memory of a row group when read; a task of either pass holds about two.
+        downcast: Store whole numbers in the narrowest type that holds every value of the column, and doubles as float32
+            if that changes no value.
         compression: ``zstd``, ``snappy``, ``gzip`` or ``none``.
         csv_null: Text that means null.
-        separator: What stands between two values.
+        separator: The text between two values.
 
     Raises:
         IngestError: There is data at ``output``, a column of ``sort_by`` is not in the schema, a header differs from
-            it, there are no rows, or a value does not fit its column.
+            the schema, there are no rows, or a value does not fit its column.
         ValueError: A size is not above zero.
     """
     for name, size in (("target_file_bytes", target_file_bytes), ("row_group_bytes", row_group_bytes)):
@@ -157,12 +157,12 @@ def ingest_csv(
         written = sorted((WrittenFile(**file) for file in cut), key=lambda file: file.path)
         rows = sum(file.rows for file in written)
         if rows != sum(group.rows for group in groups):
-            raise IngestError(f"{output} would not hold all rows of {paths}; this is an error of ours: report it")
+            raise IngestError(f"{output} would not hold all rows of {paths}; this is a bug: report it")
         job.publish(written)
     except (Py4JJavaError, PySparkException) as error:
         raise IngestError(
-            f"{paths} cannot be read with the schema '{schema}': {task_message(error)}; mend the schema, or the value"
-        ) from None  # a hundred lines of Java, of which the message has the one that tells
+            f"{paths} cannot be read with the schema '{schema}': {task_message(error)}; fix the schema, or the value"
+        ) from None  # the message has the one useful line of a hundred lines of Java
     except TargetExistsError as error:
         raise IngestError(f"another write has made {output} meanwhile; delete it, or choose another output") from error
     finally:
@@ -176,9 +176,9 @@ def ingest_csv(
 
 
 def plan_files(groups: Sequence[RowGroup], target_bytes: float) -> list[list[Span]]:
-    """Cut the staged rows, in their order, into files of ``target_bytes`` each; the last one gets the rest.
+    """Cut the staged rows, in order, into files of ``target_bytes`` each; the last one gets the rest.
 
-    A row takes the mean of its row group.
+    Each row counts with the mean size of its row group.
     """
     files: list[list[Span]] = [[]]
     room = target_bytes
@@ -186,7 +186,7 @@ def plan_files(groups: Sequence[RowGroup], target_bytes: float) -> list[list[Spa
         start = 0
         row_bytes = max(group.bytes, 1) / group.rows
         while start < group.rows:
-            # At least one row, however large: a file without rows would never end.
+            # At least one row, however large: with empty files this would never end.
             rows = min(group.rows - start, max(round(room / row_bytes), 0 if files[-1] else 1))
             if rows:
                 files[-1].append(Span(group, start, start + rows))
@@ -199,7 +199,7 @@ def plan_files(groups: Sequence[RowGroup], target_bytes: float) -> list[list[Spa
 
 
 def narrow_schema(schema: pa.Schema, ranges: Mapping[str, ColumnRange]) -> pa.Schema:
-    """Return ``schema`` with each column of numbers in the narrowest type that holds what ``ranges`` says."""
+    """Return ``schema`` with each column of numbers in the narrowest type that holds its range."""
     return pa.schema([field.with_type(_narrow_type(field.type, ranges.get(field.name))) for field in schema])
 
 
@@ -214,7 +214,7 @@ def column_ranges(table: pa.Table) -> dict[str, ColumnRange]:
 
 @dataclass(frozen=True)
 class StageTask:
-    """The body of a task of the first pass: write the partition's rows to a staged file, and measure them."""
+    """The body of a task of the first pass, which writes the partition's rows to a staged file and measures them."""
 
     job: WriteJob
     row_group_bytes: int
@@ -240,7 +240,7 @@ class StageTask:
 
 @dataclass(frozen=True)
 class CutTask:
-    """The body of a task of the second pass: write one file of the plan."""
+    """The body of a task of the second pass, which writes one file of the plan."""
 
     job: WriteJob
     plan: tuple[tuple[Span, ...], ...]
@@ -271,7 +271,7 @@ class CutTask:
 
 
 def _begun_file(job: WriteJob, name: str) -> tuple[str, StoragePath]:
-    """Return the name of an attempt of its own, and where its file is written: what fails is never published."""
+    """Return the name of a new attempt and the place of its file; failed attempts are never published."""
     attempt = uuid4().hex
     job.begin_attempt(attempt)
     return attempt, job.attempt_file(attempt, name)
@@ -290,11 +290,12 @@ def _read(
             paths if isinstance(paths, str) else list(paths),
             schema=schema,
             header=True,
-            # Spark goes by position and ignores the header; so it compares every file's names with the schema's.
+            # By default Spark goes by position and ignores the header; this makes it compare every header with the
+            # schema.
             enforceSchema=False,
             nullValue=csv_null,
             sep=separator,
-            # By default Spark makes a null of a value that does not fit its type, and says nothing.
+            # By default, Spark silently makes a null of a value that does not fit its type.
             mode="FAILFAST",
         )
     except PySparkException as error:
@@ -352,7 +353,7 @@ def _schema_of(path: StoragePath) -> pa.Schema:
 
 
 def _pilot(groups: Sequence[RowGroup], schema: pa.Schema, codec: str | None) -> float:
-    """Return the size of some row groups in the types of ``schema`` divided by that of the staged ones."""
+    """Return the size of some row groups in the types of ``schema``, relative to their staged size."""
     chosen = sorted({round(place) for place in np.linspace(0, len(groups) - 1, _PILOT_GROUPS)})
     before = after = 0
     for group in (groups[place] for place in chosen):

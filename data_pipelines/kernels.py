@@ -1,7 +1,8 @@
-"""How the kernels of this package are compiled, and the types that most of them take.
+"""Compilation of numba kernels, and the types that most of them take.
 
-Numba takes 90 MB of a process and a second of its start. So what a process may import and never use, as one that scores
-without tokens does the vocabularies, has its kernels in a module of their own, and imports that where it calls them.
+Numba takes 90 MB of a process and a second of its start. A module that a process may import without using its kernels,
+as a scoring process without tokens does with the vocabularies, keeps them in a module of their own and imports that
+where it calls them.
 """
 
 import logging
@@ -22,9 +23,10 @@ def compile_kernel(signature: Any) -> Callable[[_Kernel], _Kernel]:
     """Return a decorator that compiles a function for ``signature``, to run without the GIL, and caches it on disk.
 
     Numba looks for a writable cache folder: ``NUMBA_CACHE_DIR``, ``__pycache__`` beside the source, the user's cache
-    folder. Where there is none (a read-only installation run by a user without a home), or writing there fails, the
-    function is compiled anew in each process, and the log says so.
-    A kernel that calls one from another file is not compiled again when only that other file changes.
+    folder. If there is none (a read-only installation run by a user without a home), or writing there fails, each
+    process compiles the function again, and the log says so.Numba compiles a kernel again when its own file changes,
+    but not when a file changes whose kernels it calls; ``tools/kernels.sh`` therefore clears the cache when a file of
+    inner kernels changes.
 
     Args:
         signature: the one numba signature to compile for.
@@ -47,6 +49,6 @@ def compile_kernel(signature: Any) -> Callable[[_Kernel], _Kernel]:
 
 
 def compile_inner_kernel(function: _Kernel) -> _Kernel:
-    """Mark a function that kernels of the same file call: it is compiled as part of each of them."""
+    """Mark a function that kernels call: it is compiled as part of each of them."""
     compiled: Any = numba.njit(nogil=True)(function)
     return cast(_Kernel, compiled)

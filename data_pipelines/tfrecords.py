@@ -1,6 +1,6 @@
-"""TFRecord files <-> Spark DataFrames: what Spark's interface for data sources in Python cannot do, as functions.
+"""Functions that read, write and check TFRecord files with Spark, beyond Spark's interface for Python data sources.
 
-``spark.read.format("tfrecord")`` and ``df.write.format("tfrecord")`` do the same where that interface lets them.
+``spark.read.format("tfrecord")`` and ``df.write.format("tfrecord")`` do the same as far as that interface allows.
 """
 
 import functools
@@ -17,20 +17,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType, TimestampType
 
-from data_pipelines.file_listing import DataFile, list_files, pack_files, partition_schema
-from data_pipelines.file_writes import WriteResult, counted, outcome, write_files
-from data_pipelines.parquet_rows import ParquetRows, RowGroups
-from data_pipelines.publish import SaveMode, TargetExistsError, WriteJob
-from data_pipelines.spark_errors import task_message
-from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of, with_plain_names
-from data_pipelines.storage import Location, StoragePath
-from data_pipelines.task_numbers import numbered_partitions, numbers_of, partition_id
-from data_pipelines.tfrecord.arrow_schema import RecordType, SchemaError, ValueNotStorableError, table_columns
-from data_pipelines.tfrecord.examples import MalformedExampleError
-from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
-from data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK, check_block_schema
-from data_pipelines.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
-from data_pipelines.tfrecord_tasks import (
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows, RowGroups
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.file_writes import WriteResult, counted, outcome, write_files
+from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schema_of, with_plain_names
+from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of, partition_id
+from mirrorspark.data_pipelines.spark.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
+from mirrorspark.data_pipelines.spark.tfrecord_tasks import (
     FileReport,
     ReadTask,
     WriteTask,
@@ -39,15 +32,28 @@ from data_pipelines.tfrecord_tasks import (
     merged_schema,
     sampled,
 )
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
+    RecordType,
+    SchemaError,
+    ValueNotStorableError,
+    table_columns,
+)
+from mirrorspark.data_pipelines.tfrecord.codecs import CodecError
+from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError
+from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError
+from mirrorspark.data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK, check_block_schema
+from mirrorspark.storage.listing import DataFile, list_files, pack_files, partition_schema
+from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob
 
-# What a task says of rows that no record can hold.
+# Errors of a task for rows that no record can hold.
 _REFUSALS = (SchemaError, ValueNotStorableError)
 
 T = TypeVar("T")
 
 
 class ReadError(OSError):
-    """Files cannot be read; the message is the failed task's."""
+    """Files that cannot be read; the message is that of the failed task."""
 
 
 def write_tfrecords(
@@ -62,23 +68,23 @@ def write_tfrecords(
     rows_per_block: int = ROWS_PER_BLOCK,
     max_rows_per_file: int = 0,
 ) -> WriteResult:
-    """Write the rows of ``df`` to TFRecord files, one per task, which appear all at once or not at all.
+    """Write the rows of ``df`` to TFRecord files, one per task, which appear all together or not at all.
 
     Args:
         df: The table. Its columns are the records' features.
         path: Folder of the files, on any store that executors and driver reach.
         mode: ``error`` refuses a folder with data, ``append`` adds to it, ``overwrite`` replaces it once the new files
-            are whole, ``ignore`` leaves it and writes nothing.
+            are complete, ``ignore`` leaves it and writes nothing.
         partition_by: Columns that become folders (``day=3/``) and are left out of the records.
         layout: ``row`` for one row per record, ``block`` for ``rows_per_block`` of them.
         codec: ``none``, ``gzip`` or ``zlib``.
         record_type: ``Example``, ``SequenceExample`` or ``ByteArray``.
         rows_per_block: Rows in one record of the block layout.
-        max_rows_per_file: A task begins a new file after so many rows; 0 for one file per task (and folder).
+        max_rows_per_file: A task begins a new file after this many rows; 0 for one file per task (and folder).
 
     Raises:
         OptionError: An option has a value that it does not take.
-        SchemaError: The columns do not map to records: a type that does not map, a name that occurs twice.
+        SchemaError: Records cannot hold the columns: a type has no mapping, or a name is repeated.
         TargetExistsError: The mode is ``error``, and there is data.
         ValueNotStorableError: A value is none that a record can hold.
         WriteError: The write failed; the message says why. Nothing of it is visible.
@@ -122,28 +128,27 @@ def write_tfrecords_from_parquet(
     rows_per_block: int = ROWS_PER_BLOCK,
     max_rows_per_file: int = 0,
 ) -> WriteResult:
-    """Write the rows of Parquet files to TFRecord files; tasks read them with pyarrow, past the JVM.
+    """Write the rows of Parquet files to TFRecord files; tasks read them with pyarrow, without the JVM.
 
-    Row groups are dealt to the tasks in their order, about equal bytes to each. Everything else is as
-    :func:`write_tfrecords` does it.
+    Tasks get consecutive row groups, about equal in bytes. Everything else is as in :func:`write_tfrecords`.
 
     Args:
         spark: Runs the tasks.
         parquet: Files, folders or globs of files of one schema; partition folders become columns.
         path: Folder of the new files.
         columns: The columns to write, in this order; all by default. Others are not read.
-        mode: What becomes of data at ``path``.
+        mode: The treatment of data at ``path``, as in :func:`write_tfrecords`.
         layout: ``block`` or ``row``.
         codec: ``none``, ``gzip`` or ``zlib``.
         record_type: ``Example``, ``SequenceExample`` or ``ByteArray``.
         rows_per_block: Rows in one record of the block layout.
-        max_rows_per_file: A task begins a new file after so many rows; 0 for one file per task.
+        max_rows_per_file: A task begins a new file after this many rows; 0 for one file per task.
 
     Raises:
         FileNotFoundError: There are no Parquet files.
-        ParquetError: A file is not Parquet, or has other columns than the first.
+        ParquetError: A file is not Parquet, or its columns differ from the first file's.
         OptionError: An option has a value that it does not take.
-        SchemaError: The columns do not map to records.
+        SchemaError: Records cannot hold the columns.
         TargetExistsError: The mode is ``error``, and there is data.
         ValueNotStorableError: A value is none that a record can hold.
         WriteError: The write failed; the message says why. Nothing of it is visible.
@@ -161,7 +166,7 @@ def write_tfrecords_from_parquet(
     job = _begin(path, mode)
     if job is None:
         return WriteResult()
-    shares = source.dealt(spark.sparkContext.defaultParallelism)
+    shares = source.divide(spark.sparkContext.defaultParallelism)
     numbers = numbered_partitions(spark, len(shares))
     writer = _ParquetWriter(WriteTask(job, options), source, shares)
     return write_files(numbers, job, writer, lambda: source.rows, refusal=ValueNotStorableError)
@@ -171,7 +176,7 @@ def check_columns(schema: StructType, options: WriteOptions, partition_by: Seque
     """Check that records can hold the columns of ``schema``, before any task starts.
 
     Raises:
-        SchemaError: A type does not map, a name occurs twice, or nothing is left beside the folders' columns.
+        SchemaError: A type has no mapping, a name is repeated, or all columns are folders' names.
     """
     names = schema.fieldNames()
     missing = [name for name in partition_by if name not in names]
@@ -187,17 +192,17 @@ def check_storable(schema: pa.Schema, options: WriteOptions) -> None:
     """Check that records of a layout can hold columns.
 
     Raises:
-        SchemaError: A type does not map, or a name occurs twice or is reserved.
+        SchemaError: A type has no mapping, or a name is repeated or reserved.
     """
     table_columns(schema, options.record_type)
     if options.layout is Layout.BLOCK:
         check_block_schema(schema)
     elif options.record_type is RecordType.EXAMPLE and BLOCK_ROWS in schema.names:
-        raise SchemaError(f"column '{BLOCK_ROWS}' has a name by which readers know a block of rows; rename it")
+        raise SchemaError(f"column '{BLOCK_ROWS}' has a name that is reserved for blocks of rows; rename it")
 
 
 def _begin(path: Location, mode: str) -> WriteJob | None:
-    """Return the plan of a write, or None where there is data that is to be left alone."""
+    """Return a new write, or None if there is data and the mode is ``ignore``."""
     save_mode = SaveMode.of(mode)
     try:
         return WriteJob.begin(StoragePath.of(path), save_mode)
@@ -209,7 +214,7 @@ def _begin(path: Location, mode: str) -> WriteJob | None:
 
 @dataclass(frozen=True)
 class _DataFrameWriter:
-    """The body of a task: Spark's rows go to files, and what became of them comes back."""
+    """The body of a task that writes Spark's rows to files and returns a report."""
 
     task: WriteTask
     names: tuple[str, ...]
@@ -221,7 +226,7 @@ class _DataFrameWriter:
 
 @dataclass(frozen=True)
 class _ParquetWriter:
-    """The body of a task: its share of the row groups goes to files, and what became of them comes back."""
+    """The body of a task that writes its share of the row groups to files and returns a report."""
 
     task: WriteTask
     source: ParquetRows
@@ -247,7 +252,7 @@ def read_tfrecords(
     base_path: Location | None = None,
     damaged: "Accumulator[int] | None" = None,
 ) -> DataFrame:
-    """Return a DataFrame of TFRecord files of either layout; a file is read by one task, small ones share one.
+    """Return a DataFrame of TFRecord files of either layout; one task reads each file, or several small ones.
 
     Args:
         spark: Runs the tasks.
@@ -255,26 +260,24 @@ def read_tfrecords(
         columns: The columns to read, in this order; all by default. Features of other names are not decoded.
         schema: The columns and their types, as a schema or DDL string; inferred from the records by default.
         record_type: ``Example``, ``SequenceExample`` or ``ByteArray``.
-        codec: The compression, where the content does not tell.
-        on_damage: ``fail``, or ``skip`` to pass over damaged records.
-        verify_checksums: Whether to compare the checksums of each record.
-        sample_files: How many files to infer the schema from; 0 for all.
-        base_path: Folder below which partition folders count; each of ``paths`` itself by default.
-        damaged: Counts the records that were skipped (``spark.sparkContext.accumulator(0)``), known once an action has
-            read them. It is exact for one action that reads every file to its end: tasks that failed and were tried
-            again count once; what is read again (a second action, a lost stage, a self-join, a speculative task before
-            a shuffle) counts again; and a file that a ``limit`` leaves in the middle does not count.
-            :func:`check_tfrecords` counts by file, each once.
+        codec: The compression that files must have; detected from their content by default.
+        on_damage: ``fail``, or ``skip`` damaged records.
+        verify_checksums: Compare the checksums of each record.
+        sample_files: The number of files to infer the schema from; 0 for all.
+        base_path: Folder below which folders count as partitions; each of ``paths`` itself by default.
+        damaged: Counter of skipped records (``spark.sparkContext.accumulator(0)``), set after an action has read them.
+            It is exact for one action that reads every file to its end: retried tasks count once; repeated reads (a
+            second action, a lost stage, a self-join, a speculative task before a shuffle) count again; and a file that
+            a ``limit`` stops in the middle does not count. :func:`check_tfrecords` counts each file once.
 
     Raises:
         FileNotFoundError: Nothing is at one of ``paths``.
         OptionError: An option has a value that it does not take.
-        SchemaError: The columns do not map to records, there is no column of a name that is asked for, or no schema
-            can be inferred.
-        CodecError: Inferring, a file is not compressed as it was said to be.
-        DamagedRecordError: Inferring, a record is damaged, and is not to be skipped.
-        MalformedExampleError: Inferring, a record is no message of the record type.
-        ReadError: Inferring, a file cannot be read at all. With a schema given, whatever is wrong with a file fails the
+        SchemaError: Records cannot hold the columns, a requested column does not exist, or no schema can be inferred.
+        CodecError: During inference, a file is not compressed with the given codec.
+        DamagedRecordError: During inference, a record is damaged and ``on_damage`` is ``fail``.
+        MalformedExampleError: During inference, a record is not a message of the record type.
+        ReadError: During inference, a file cannot be read at all. With a given schema, any problem of a file fails the
             action that reads it.
     """
     options = ReadOptions(
@@ -300,18 +303,18 @@ def read_tfrecords(
 def check_tfrecords(
     spark: SparkSession, paths: Location | Sequence[Location], *, codec: str | None = None
 ) -> tuple[FileReport, ...]:
-    """Read all records of some files, compare their checksums, and say of each file how it is.
+    """Read all records of some files, compare their checksums, and report the state of each file.
 
     A file that cannot be read is reported like any other, with its problem.
 
     Args:
         spark: Runs the tasks.
         paths: Files, folders or globs.
-        codec: The compression, where the content does not tell.
+        codec: The compression that files must have; detected from their content by default.
 
     Raises:
         FileNotFoundError: Nothing is at one of ``paths``.
-        ReadError: The tasks failed; the message says why.
+        ReadError: The tasks failed; the message gives the reason.
     """
     options = ReadOptions(codec=codec, on_damage=OnDamage.SKIP)
     found = _collected(spark, list_files(paths), functools.partial(check_files, options=options))
@@ -325,7 +328,7 @@ def _inferred(spark: SparkSession, files: Sequence[DataFile], options: ReadOptio
 
 
 def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[Sequence[DataFile]], T]) -> list[T]:
-    """Return what ``look`` says of each task's share of ``files``."""
+    """Return the results of ``look`` for each task's share of ``files``."""
     shares = tuple(pack_files(files, spark.sparkContext.defaultParallelism))
     if not shares:
         return []
@@ -334,7 +337,7 @@ def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[S
         rows = numbers.mapInArrow(_Looks(look, shares), "seen binary, refused binary").collect()
     except (Py4JJavaError, PySparkException) as error:
         raise ReadError(f"the files cannot be read: {task_message(error)}") from error
-    # Pickled by our own tasks a moment ago.
+    # Our own tasks have pickled these.
     for row in rows:
         if row["refused"] is not None:
             raise pickle.loads(row["refused"])  # noqa: S301
@@ -343,7 +346,7 @@ def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[S
 
 @dataclass(frozen=True)
 class _Looks:
-    """The body of a task that looks at its share of the files and tells what it saw."""
+    """The body of a task that inspects its share of the files and returns the result."""
 
     look: Callable[[Sequence[DataFile]], object]
     shares: tuple[tuple[DataFile, ...], ...]
@@ -353,13 +356,13 @@ class _Looks:
             try:
                 row = {"seen": pickle.dumps(self.look(self.shares[number])), "refused": None}
             except (CodecError, DamagedRecordError, MalformedExampleError, SchemaError) as error:
-                # Told, not raised: Spark would look again, and bury the message under two stack traces.
+                # Reported, not raised: Spark would retry, and hide the message under two stack traces.
                 row = {"seen": None, "refused": pickle.dumps(error)}
             yield pa.RecordBatch.from_pylist([row], pa.schema([("seen", pa.binary()), ("refused", pa.binary())]))
 
 
 def with_partition_columns(schema: StructType, files: Sequence[DataFile]) -> StructType:
-    """Return ``schema`` with a column for each partition folder of ``files`` that it does not have."""
+    """Return ``schema`` with an additional column for each missing partition folder of ``files``."""
     known = set(schema.fieldNames())
     added = [field for field in spark_schema_of(partition_schema(files)).fields if field.name not in known]
     return StructType([*schema.fields, *added])
@@ -369,7 +372,7 @@ def check_readable(schema: pa.Schema, files: Sequence[DataFile], options: ReadOp
     """Check that columns can be read from records, before any task starts.
 
     Raises:
-        SchemaError: A column does not map to records.
+        SchemaError: A column has no mapping to records.
     """
     folders = {name for file in files for name, _ in file.partition}
     stored = pa.schema([field for field in schema if field.name not in folders])
@@ -383,7 +386,7 @@ def _selected(schema: StructType, columns: Sequence[str] | None) -> StructType:
     fields = {field.name: field for field in schema.fields}
     missing = [name for name in columns if name not in fields]
     if missing or not columns:
-        raise SchemaError(f"there is no column {missing or 'chosen'}; choose of {list(fields)}")
+        raise SchemaError(f"there is no column {missing or 'chosen'}; choose from {list(fields)}")
     return StructType([fields[name] for name in columns])
 
 

@@ -1,1 +1,1 @@
-"""Architectures by name, and the layers they share; knows nothing of Spark."""
+"""Model architectures, and the layers, optimizers and indexes that they share. Nothing here depends on Spark."""

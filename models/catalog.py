@@ -1,4 +1,4 @@
-"""The architectures by name. A new one is a file beside this one and a line here."""
+"""The architectures by name. A new architecture is a file beside this one and a line here."""
 
 import dataclasses
 import importlib
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from data_pipelines.features import FeatureSpec
-from models.settings import ModelSettingsError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models.settings import ModelSettingsError
 
 ARCHITECTURES: Mapping[str, str] = {
-    "lstm_retrieval": "models.lstm_retrieval",
-    "multi_field": "models.multi_field",
-    "multi_label": "models.multi_label",
-    "two_tower": "models.two_tower",
-    "wide_deep": "models.wide_deep",
-    "youtube_dnn": "models.youtube_dnn",
+    "lstm_retrieval": "mirrorspark.models.lstm_retrieval",
+    "multi_field": "mirrorspark.models.multi_field",
+    "multi_label": "mirrorspark.models.multi_label",
+    "two_tower": "mirrorspark.models.two_tower",
+    "wide_deep": "mirrorspark.models.wide_deep",
+    "youtube_dnn": "mirrorspark.models.youtube_dnn",
 }
 
 
@@ -23,7 +23,7 @@ def architecture(name: str) -> ModuleType:
     """Return the module of an architecture: ``TASK``, ``Settings``, ``build`` and ``predict``.
 
     Args:
-        name: A name of the catalog, or the dotted path of a module of one's own.
+        name: A name of the catalog, or the dotted path of the user's own module.
 
     Raises:
         ModelSettingsError: There is no such architecture.
@@ -53,7 +53,7 @@ def settings(name: str, options: Mapping[str, Any]) -> Any:
     """Return the checked ``Settings`` of architecture ``name``.
 
     Raises:
-        ModelSettingsError: An unknown option or a value that cannot work.
+        ModelSettingsError: An unknown option or an invalid value.
     """
     kind = architecture(name).Settings
     known = get_type_hints(kind)
@@ -64,7 +64,7 @@ def settings(name: str, options: Mapping[str, Any]) -> Any:
     for field in dataclasses.fields(kind):
         expected = type(field.default)
         value = values.get(field.name, field.default)
-        # A bool is an int to isinstance, and a whole number is a fine float.
+        # isinstance accepts a bool as an int, so types are compared; a whole number is valid for a float.
         fits = type(value) in ((int, float) if expected is float else (expected,))
         if not fits:
             raise ModelSettingsError(
@@ -74,10 +74,10 @@ def settings(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def check_features(name: str, options: Mapping[str, Any], spec: FeatureSpec) -> None:
-    """Let architecture ``name`` look at the features that it is to be built for, before anything is done with them.
+    """Check early whether architecture ``name`` can be built for these features.
 
     Raises:
-        ModelSettingsError: It cannot be built for them, as its ``check_features`` says; most take any features.
+        ModelSettingsError: The architecture's own ``check_features`` rejects them; most architectures accept any.
     """
     check = getattr(architecture(name), "check_features", None)
     if check is not None:

@@ -1,4 +1,4 @@
-"""The layers that models are made of."""
+"""The layers shared by the architectures: embeddings, heads, dropout and inputs."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,22 +9,22 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import MISSING_ID, Bucketed, Feature, ListFeature, Sparse, TokenFeature
-from data_pipelines.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import MISSING_ID, Bucketed, Feature, ListFeature, Sparse, TokenFeature
 
-# Up to this many rows the table's gradient is summed densely: one all-reduce of the table is then smaller, and on CPU
-# far quicker, than gathering the touched rows of every worker. Larger tables keep sparse gradients.
+# Up to this many rows the table's gradient is summed as a dense tensor: one all-reduce of the table is then smaller,
+# and on CPU much faster, than gathering the touched rows of every worker. Larger tables keep sparse gradients.
 DENSE_GRADIENT_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
 class Field:
-    """One group of ids that shares an embedding.
+    """The ids of one input, which are embedded in a common table.
 
     Attributes:
         name: The model's input.
         offset: Row of the table where the field's ids begin.
-        width: Ids per example: 1, or the length of a list of them.
+        width: Ids per example: 1, or the length of a list.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Field:
 
 
 def lay_out_fields(fitted: FittedFeatures, features: Sequence[Feature]) -> tuple[tuple[Field, ...], int]:
-    """Return the fields of all ``features`` that are ids, and the rows of their common table.
+    """Return the fields of all ``features`` that are ids, and the number of rows of their common table.
 
     Fields that share a vocabulary, or hash buckets, share its rows.
     """
@@ -55,10 +55,10 @@ def lay_out_fields(fitted: FittedFeatures, features: Sequence[Feature]) -> tuple
 class FieldEmbeddings(tf_keras.layers.Layer):
     """Embeds every field, averages inside a field, and concatenates: ``[batch, fields * dim]``.
 
-    All fields live in one table and are looked up by one gather, because a lookup, a gradient and a collective per
-    field cost more than the arithmetic. Ids 0 (missing, padding) count neither in the sum nor in the mean; a field
-    without any id becomes zeros. Source: multi-field averaging as in Covington et al. 2016, "Deep Neural Networks for
-    YouTube Recommendations", section 3.2.
+    All fields share one table and are looked up by one gather, because a lookup, a gradient and a collective per field
+    cost more than the arithmetic. Id 0 (missing, padding) is excluded from the mean; a field without any other id
+    becomes zeros. Source: multi-field averaging as in Covington et al. 2016, "Deep Neural Networks for YouTube
+    Recommendations", section 3.2.
     """
 
     def __init__(self, fields: Sequence[Field], rows: int, dim: int, **kwargs: Any) -> None:
@@ -83,13 +83,13 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         """Return ``[batch, fields * dim]`` for int64 ``[batch]`` or ``[batch, any]`` ids by field name."""
         return self._averaged(self._lookup_table(training), inputs)
 
-    # Autograph leaves it as it is: nothing in it depends on a tensor's value, and to convert it with all that it calls
-    # takes half of the time in which a model is built.
+    # Autograph skips this method: nothing in it depends on a tensor's value, and converting it with everything it calls
+    # takes half of the time of building a model.
     call.autograph_info__ = None  # type: ignore[attr-defined]
 
     def _lookup_table(self, training: bool | None) -> Any:
-        """Return the table as rows are looked up in it."""
-        # No gradient is taken of a prediction, so its lookup may touch the rows that it names and no others.
+        """Return the table for a lookup."""
+        # A prediction has no gradient, so its lookup may read only the rows that it names.
         return self._table if training is False else _dense_when_small(self._table, self._rows)
 
     def _averaged(self, table: Any, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -98,8 +98,8 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         ids = tf.concat([tf.reshape(given[name], [-1, width]) for name, width in widths.items()], axis=1)
         weights = tf.cast(tf.not_equal(ids, MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
         embedded = tf.nn.embedding_lookup(table, ids + self._offsets([*widths.values()])) * weights
-        # Neighbours of one id each lie side by side already: to take them apart and put them together again costs as
-        # much as the layer behind them.
+        # Adjacent fields of one id each are already in place: splitting and joining them would cost as much as the next
+        # layer.
         runs = [[*run] for _, run in itertools.groupby(self._fields, lambda field: field.width == 1 or field.name)]
         sizes = [sum(widths[field.name] for field in run) for run in runs]
         parts = zip(runs, tf.split(embedded, sizes, axis=1), tf.split(weights, sizes, axis=1), strict=True)
@@ -114,35 +114,35 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         )
 
     def _offsets(self, widths: Sequence[Any]) -> Any:
-        """Return int64 ``[sum of widths]``: where in the table the field of each id begins."""
-        # A constant of the graph wherever it can be, as in all batches of a training.
+        """Return int64 ``[sum of widths]``: for each id the first row of its field in the table."""
+        # A constant of the graph if all widths are known, as in all batches of a training.
         repeat = np.repeat if all(isinstance(width, int) for width in widths) else tf.repeat
         return repeat(np.array([field.offset for field in self._fields], np.int64), widths)
 
 
 def _ids_per_row(ids: tf.Tensor) -> Any:
-    """Return how many ids of a field a row has: a number where the shape tells it, so that no graph computes it."""
+    """Return the number of ids per row: a Python number if the static shape has it, else a tensor."""
     if ids.shape.rank == 1:
         return 1
     return tf.shape(ids)[1] if ids.shape[1] is None else ids.shape[1]
 
 
 def _dense_when_small(table: Any, rows: int) -> Any:
-    """Return ``table`` for a lookup whose gradient is dense where that is cheaper to sum over the workers."""
-    # A product with one turns the sparse gradient of the lookup into a dense one.
+    """Return ``table`` for a lookup whose gradient is dense if that is cheaper to sum over the workers."""
+    # Multiplication by one turns the sparse gradient of the lookup into a dense one.
     return table * 1.0 if rows <= DENSE_GRADIENT_ROWS and not _is_served() else table
 
 
 def _is_served() -> bool:
-    """Return whether parameter servers hold the tables: who needs all of one has it sent for every batch."""
+    """Return whether parameter servers hold the tables; using a whole table would then transfer it for every batch."""
     return bool(tf.distribute.get_strategy()._should_use_with_coordinator)
 
 
 class SparseEmbedding(tf_keras.layers.Layer):
     """The sum of a row's embeddings times its values: ``[batch, dim]``, the product with a table ``[size, dim]``.
 
-    Only the table's rows that a batch names are touched, forward and backward: neither the inputs nor the gradient
-    are ever ``size`` wide, unless the table is so small that a dense gradient is cheaper to reduce.
+    Forward and backward pass touch only the table's rows that a batch names: neither the inputs nor the gradient are
+    ever ``size`` wide, unless the table is so small that a dense gradient is cheaper to reduce.
     """
 
     def __init__(self, size: int, dim: int, **kwargs: Any) -> None:
@@ -166,10 +166,10 @@ class SparseEmbedding(tf_keras.layers.Layer):
         return tf.math.unsorted_segment_sum(embedded, inputs.indices[:, 0], inputs.dense_shape[0])
 
     def _product(self, inputs: tf.SparseTensor) -> tf.Tensor:
-        """Return the product in one pass that holds no entry's embedding; its gradient would be as large as the table.
+        """Return the product in one pass that stores no entry's embedding; its gradient would be as large as the table.
 
-        8,192 rows of 100 entries and 128 numbers take one core 64 ms, and the lookup 142 ms and 840 MB;
-        ``tf.sparse.sparse_dense_matmul``, which does not compress the rows, takes 316 ms.
+        8,192 rows of 100 entries and 128 numbers take one core 64 ms. The lookup takes 142 ms and 840 MB, and
+        ``tf.sparse.sparse_dense_matmul``, which does not compress the rows, 316 ms.
         """
         rows = tf.raw_ops.SparseTensorToCSRSparseMatrix(
             indices=inputs.indices, values=inputs.values, dense_shape=inputs.dense_shape
@@ -180,15 +180,15 @@ class SparseEmbedding(tf_keras.layers.Layer):
 class SoftmaxHeads(tf_keras.layers.Layer):
     """Many softmax heads on the same hidden units, as one matrix product: a layer for each would take longer to build.
 
-    The heads' classes stand side by side, those of the first head first: ``[batch, sum of classes]``.
+    The heads' classes are concatenated, those of the first head first: ``[batch, sum of classes]``.
     """
 
     def __init__(self, classes: Sequence[int], **kwargs: Any) -> None:
-        """Lay the heads out.
+        """Check and store the arguments.
 
         Args:
-            classes: How many classes each head has.
-            **kwargs: Those of a Keras layer.
+            classes: Number of classes of each head.
+            **kwargs: Arguments of a Keras layer.
 
         Raises:
             ValueError: There is no head, or one has fewer than two classes.
@@ -209,7 +209,7 @@ class SoftmaxHeads(tf_keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Return the logarithm of each class's probability within its head, ``[batch, sum of classes]``."""
         head_of = np.repeat(np.arange(len(self._classes)), self._classes)
-        # Segments are taken of rows.
+        # Transposed, because segment operations work on rows.
         logits = tf.transpose(tf.nn.bias_add(tf.matmul(inputs, self._kernel), self._bias))
         logits -= tf.gather(tf.math.segment_max(logits, head_of), head_of)
         totals = tf.math.segment_sum(tf.exp(logits), head_of)
@@ -217,10 +217,10 @@ class SoftmaxHeads(tf_keras.layers.Layer):
 
 
 class TwoWayHeads(tf_keras.layers.Layer):
-    """Softmax heads of two classes each, by the log-odds of their second class: ``[batch, heads]``.
+    """Softmax heads of two classes each, as the log-odds of their second class: ``[batch, heads]``.
 
-    The sigmoid of the log-odds is the probability that the softmax gives. They are the difference of two logits, and so
-    one product with the difference of two kernels: half the arithmetic of both logits, and none of exponentials.
+    The sigmoid of the log-odds is the softmax probability. The log-odds are the difference of two logits, so they need
+    one product with the difference of two kernels: half the arithmetic of both logits, and no exponentials.
     """
 
     def __init__(self, heads: int, **kwargs: Any) -> None:
@@ -228,7 +228,7 @@ class TwoWayHeads(tf_keras.layers.Layer):
         self._heads = heads
 
     def build(self, input_shape: Any) -> None:
-        """Create a kernel ``[units, heads]`` and a bias for either class, each in one piece: ``[2, units, heads]``."""
+        """Create a kernel ``[units, heads]`` and a bias for each class, stacked as ``[2, units, heads]``."""
         shape = (2, input_shape[-1], self._heads)
         self._kernel = self.add_weight(name="kernel", shape=shape, initializer=_glorot(input_shape[-1], 2))
         self._bias = self.add_weight(name="bias", shape=(2, self._heads), initializer="zeros")
@@ -241,15 +241,15 @@ class TwoWayHeads(tf_keras.layers.Layer):
 
 
 def _glorot(units: int, classes: float) -> Any:
-    """Return what draws the kernel of a head; that of a layer as wide as all heads would draw far smaller numbers."""
+    """Return the initializer for one head's kernel; the default for the whole width would draw much smaller numbers."""
     bound = (6 / (units + classes)) ** 0.5
     return tf_keras.initializers.RandomUniform(-bound, bound)
 
 
 class _CountedCalls(tf_keras.layers.Layer):
-    """Draws its random numbers as a function of (seed, replica, call), and counts the calls in a variable.
+    """Draws random numbers as a function of (seed, replica, call), and counts the calls in a variable.
 
-    Keras draws from a hidden state that no checkpoint holds, so a resumed run sees other numbers than an unbroken one.
+    Keras draws from a hidden state that checkpoints do not contain, so a resumed run would draw different numbers.
     """
 
     def __init__(self, seed: int, **kwargs: Any) -> None:
@@ -257,7 +257,7 @@ class _CountedCalls(tf_keras.layers.Layer):
         self._seed = seed
 
     def build(self, input_shape: Any) -> None:
-        """Create the counter: every replica counts for itself, the first one's count is saved."""
+        """Create the counter; each replica has its own, and that of the first is saved."""
         self._calls = self.add_weight(
             name="calls",
             shape=(),
@@ -277,21 +277,21 @@ class _CountedCalls(tf_keras.layers.Layer):
 
 
 class ResumableDropout(_CountedCalls):
-    """Dropout whose masks go on where a checkpoint left them."""
+    """Dropout whose sequence of masks continues after a checkpoint is restored."""
 
     def __init__(self, rate: float, seed: int, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         self._rate = rate
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Return ``inputs`` with a share ``rate`` set to zero and the rest scaled up, or as they are."""
+        """Return ``inputs`` with a share ``rate`` set to zero and the rest scaled up; unchanged unless training."""
         if not training:
             return inputs
         return tf.nn.experimental.stateless_dropout(inputs, self._rate, seed=self._next_seed())
 
 
 class LogUniformSample(_CountedCalls):
-    """Draws classes that are numbered by falling frequency, frequent ones more often; goes on after a checkpoint.
+    """Draws classes numbered by falling frequency, frequent ones more often; the sequence continues after a checkpoint.
 
     Class ``c`` of ``classes`` is drawn with probability ``log((c + 2) / (c + 1)) / log(classes + 1)``, as
     ``tf.random.log_uniform_candidate_sampler`` does, but with replacement and without hidden state.
@@ -303,13 +303,13 @@ class LogUniformSample(_CountedCalls):
         self._classes = classes
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Return int64 ``[count]``, the same for all rows; ``inputs`` do not matter."""
+        """Return int64 ``[count]``, the same for all rows; ``inputs`` are ignored."""
         uniform = tf.random.stateless_uniform([self._count], self._next_seed(), dtype=tf.float64)
         drawn = tf.exp(uniform * tf.math.log(tf.constant(self._classes + 1.0, tf.float64))) - 1.0
         return tf.minimum(tf.cast(drawn, tf.int64), self._classes - 1)
 
     def log_expected_count(self, classes: tf.Tensor) -> tf.Tensor:
-        """Return the logarithm of how often a call draws each of ``classes`` on average, as float32."""
+        """Return the logarithm of the expected number of draws of each of ``classes`` per call, as float32."""
         numbers = tf.cast(classes, tf.float64)
         probability = tf.math.log1p(1.0 / (numbers + 1.0)) / tf.math.log(tf.constant(self._classes + 1.0, tf.float64))
         return tf.cast(tf.math.log(probability * self._count), tf.float32)
@@ -325,17 +325,17 @@ class CrossedIds(tf_keras.layers.Layer):
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return the bucket of each pair of ids ``[batch]`` and ``[batch]``."""
         one, other = inputs
-        # Knuth's multiplicative hash; folding the high bits down keeps the low ones from deciding alone.
+        # Knuth's multiplicative hash; folding in the high bits makes them affect the bucket too.
         mixed = one * 2_654_435_761 + other
         return tf.math.floormod(tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, 15)), self._buckets)
 
 
 def symbolic_inputs(features: Sequence[Feature], *, any_length: bool = False) -> dict[str, Any]:
-    """Return one Keras input per feature, as its form says.
+    """Return one Keras input per feature, according to its form.
 
     Args:
         features: The features.
-        any_length: Whether lists may come padded to any length, not to their ``max_length`` alone.
+        any_length: Whether lists may be padded to any length instead of their ``max_length``.
     """
     inputs = {}
     for feature in features:
@@ -351,9 +351,9 @@ def symbolic_inputs(features: Sequence[Feature], *, any_length: bool = False) ->
 
 
 def lists_of_any_length(model: Any) -> tuple[str, ...]:
-    """Return the names of the lists that ``model`` takes padded to any length, as its Keras inputs say.
+    """Return the names of the lists that ``model`` accepts padded to any length, according to its Keras inputs.
 
-    A model that is no graph of Keras layers has no such inputs, and says nothing; nor does a layer or a module.
+    The result is empty for a layer, a module, and a model that is not a graph of Keras layers.
     """
     if not isinstance(model, tf_keras.Model):
         return ()
@@ -377,9 +377,9 @@ def concatenated_inputs(
     embedding_dim: int,
     prefix: str = "",
 ) -> tf.Tensor:
-    """Return float32 ``[batch, width]``: averaged field embeddings, sparse vectors embedded, and the numbers.
+    """Return float32 ``[batch, width]``: averaged field embeddings, embedded sparse vectors, and the numbers.
 
-    The layers' names begin with ``prefix``; a model that joins its inputs twice gives two.
+    The layers' names begin with ``prefix``; a model that joins its inputs twice needs two prefixes.
     """
     fields, rows = lay_out_fields(fitted, features)
     parts = []
@@ -393,11 +393,11 @@ def concatenated_inputs(
 def inputs_without_ids(
     features: Sequence[Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
 ) -> list[tf.Tensor]:
-    """Return what is in no field: sparse vectors embedded, ``[batch, dim]``, and numbers as float32 ``[batch, 1]``."""
+    """Return the features outside of fields: embedded sparse vectors, ``[batch, dim]``, and numbers, ``[batch, 1]``."""
     parts = []
     for feature in features:
         if isinstance(feature, Sparse):
-            # TensorFlow has no product of sparse float16 rows, and to cast the table takes longer than a product.
+            # TensorFlow has no product of sparse float16 rows, and casting the table takes longer than the product.
             embedding = SparseEmbedding(
                 feature.size, embedding_dim, dtype="float32", name=f"{prefix}{feature.name}_embedding"
             )
@@ -407,5 +407,5 @@ def inputs_without_ids(
 
 
 def concatenated(parts: Sequence[tf.Tensor], name: str = "features") -> tf.Tensor:
-    """Return ``[batch, any]`` parts side by side."""
+    """Return the ``[batch, any]`` parts concatenated along their columns."""
     return tf_keras.layers.Concatenate(name=name)(list(parts)) if len(parts) > 1 else parts[0]

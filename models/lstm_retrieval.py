@@ -1,8 +1,8 @@
-"""Sequential retrieval: an LSTM reads each history in its order, and a softmax over all candidates learns what follows.
+"""Sequential retrieval: an LSTM reads each history in order, and a softmax over all candidates predicts the next item.
 
-A history is a list of the candidate's own tokens, the oldest first, such as what a user has watched. Its rows stay
-ragged from the table to the batch, which pads them on the right; what pads them is masked, so that a row has the same
-query in every batch. All other features, and the loss, are those of :mod:`models.youtube_dnn`.
+A history is a list of the candidate's own tokens, oldest first, such as the items that a user has watched. Its rows
+stay ragged from the table to the batch, which pads them on the right. Padding is masked, so a row has the same query in
+every batch. All other features, and the loss, are those of :mod:`models.youtube_dnn`.
 
 Source: Hidasi et al. 2016, "Session-based Recommendations with Recurrent Neural Networks", whose recurrent layer is a
 GRU and whose loss compares with the other rows of the batch.
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_pipelines.feature_kinds import ListFeature
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from models import youtube_dnn
-from models.settings import ModelSettingsError, check_positive
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import ListFeature
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import youtube_dnn
+from mirrorspark.models.settings import ModelSettingsError, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -27,10 +27,10 @@ TASK = "retrieval"
 
 @dataclass(frozen=True)
 class Settings(youtube_dnn.Settings):
-    """The architecture's knobs: those of :class:`models.youtube_dnn.Settings`, and the LSTM's.
+    """Settings of the architecture: those of :class:`models.youtube_dnn.Settings`, and the LSTM's.
 
     Attributes:
-        lstm_units: Width of what the LSTM knows of a history.
+        lstm_units: Width of the LSTM's state.
     """
 
     lstm_units: int = 64
@@ -46,10 +46,10 @@ def check_features(_: Settings, spec: FeatureSpec) -> None:
 
 
 def histories(spec: FeatureSpec) -> tuple[str, ...]:
-    """Return the names of the lists that are read in their order: those with the candidate's vocabulary.
+    """Return the names of the lists that the LSTM reads: those with the candidate's vocabulary.
 
     Raises:
-        ModelSettingsError: There is none.
+        ModelSettingsError: There is no such list.
     """
     candidate = spec.candidate.name
     found = tuple(
@@ -66,15 +66,15 @@ def histories(spec: FeatureSpec) -> tuple[str, ...]:
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
-    """Return a model with ``query_tower`` and ``candidate_tower``; the former takes lists padded to any length.
+    """Return a model with ``query_tower`` and ``candidate_tower``; the former accepts lists padded to any length.
 
     Raises:
         ModelSettingsError: There is no history to read.
     """
-    from models.layers import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
-    from models.recurrent import LastState, OrderedEmbeddings
-    from models.softmax_retrieval import SoftmaxRetrieval
-    from models.towers import query_tower
+    from mirrorspark.models.layers import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
+    from mirrorspark.models.recurrent import LastState, OrderedEmbeddings
+    from mirrorspark.models.softmax_retrieval import SoftmaxRetrieval
+    from mirrorspark.models.towers import query_tower
 
     features, dim, ordered = fitted.spec.query_features, settings.embedding_dim, histories(fitted.spec)
     inputs = symbolic_inputs(features, any_length=True)
@@ -92,9 +92,9 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
-    """Return the query embeddings, float32 ``[batch, embedding_dim]``, in as many steps as the longest history has."""
-    from models.layers import lists_of_any_length
-    from models.recurrent import without_common_padding
+    """Return the query embeddings, float32 ``[batch, embedding_dim]``; the longest history sets the number of steps."""
+    from mirrorspark.models.layers import lists_of_any_length
+    from mirrorspark.models.recurrent import without_common_padding
 
     tower = model.query_tower
     return tower(without_common_padding(inputs, lists_of_any_length(tower)), training=False)

@@ -1,6 +1,6 @@
-"""What a model takes of a scoring process's memory: its weights, and the vocabularies that feed it.
+"""The memory of a scoring process that a model takes: its weights and its vocabularies.
 
-Large vocabularies are what fills it. Where a table stands out, hash its feature (``hash_buckets``), keep fewer tokens
+Large vocabularies take most of it. If one table is too large, hash its feature (``hash_buckets``), keep fewer tokens
 (``min_count``, ``max_size``), or embed it in fewer dimensions.
 """
 
@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """One thing that stays in memory while a model is loaded.
+    """One weight or vocabulary that stays in memory while a model is loaded.
 
     Attributes:
-        name: Name of the weight, or of the vocabulary.
-        shape: Its shape; of a vocabulary, the number of tokens.
-        bytes: Its size.
+        shape: Shape of the weight, or number of tokens of the vocabulary.
     """
 
     name: str
@@ -29,10 +27,10 @@ class MemoryPart:
 
 
 def scorer_memory(model: Any, fitted: FittedFeatures) -> tuple[MemoryPart, ...]:
-    """Return the weights of the Keras ``model`` and the vocabularies of ``fitted``, the largest first.
+    """Return the weights of the Keras ``model`` and the vocabularies of ``fitted``, largest first.
 
-    An optimizer, which an exported model leaves behind, does not count; nor do the tables that the raw signature looks
-    tokens up in, which TensorFlow builds beside the vocabularies where a model is served without this package.
+    The optimizer is excluded, because an exported model does not contain it. The lookup tables of the raw signature are
+    excluded too: TensorFlow builds them only where a model is served without this package.
     """
     weights = (
         MemoryPart(weight.name, tuple(weight.shape), int(np.prod(weight.shape)) * weight.dtype.size)
@@ -51,7 +49,7 @@ def total_bytes(parts: Iterable[MemoryPart]) -> int:
 
 
 def memory_table(parts: Iterable[MemoryPart]) -> str:
-    """Return ``parts`` as a table to read, with their sum."""
+    """Return ``parts`` as a readable table, with their sum."""
     parts = tuple(parts)
     rows = [(part.name, " x ".join(f"{size:,}" for size in part.shape), f"{part.bytes / 2**20:,.1f}") for part in parts]
     rows = [("part", "shape", "MiB"), *rows, ("total", "", f"{total_bytes(parts) / 2**20:,.1f}")]

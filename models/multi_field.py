@@ -1,4 +1,4 @@
-"""Multi-field model: an embedding per field, averaged in a field, beside the numbers, into a feed-forward net.
+"""Multi-field model: a feed-forward network on the averaged embedding of each field and the numbers.
 
 Source: TalkingData's propensity model, after Covington et al. 2016 and Cheng et al. 2016 ("Wide & Deep Learning").
 """
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_pipelines.fitted import FittedFeatures
-from models.settings import check_fraction, check_positive
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models.settings import check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -19,7 +19,7 @@ TASK = "binary"
 
 @dataclass(frozen=True)
 class Settings:
-    """The architecture's knobs.
+    """Settings of the architecture.
 
     Attributes:
         embedding_dim: Width of every field's embedding.
@@ -39,10 +39,10 @@ class Settings:
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
-    """Return a model from the spec's features to one logit: float32 ``[batch, 1]``, as Keras's metrics take it."""
+    """Return a model from the spec's features to one logit: float32 ``[batch, 1]``, the shape for Keras's metrics."""
     import tf_keras
 
-    from models.layers import concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
 
     inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)

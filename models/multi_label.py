@@ -1,4 +1,4 @@
-"""Multi-label model: one network, and a head for every label, so that one model serves all of them.
+"""Multi-label model: one network with a head for every label.
 
 Source: Amazon's multi-label propensity model on Spark, which takes sparse features through hidden layers to a two-way
 softmax for each of thousands of categories. The network is that of :mod:`models.multi_field`.
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from data_pipelines.fitted import FittedFeatures
-from models import multi_field
-from models.settings import ModelSettingsError
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models import multi_field
+from mirrorspark.models.settings import ModelSettingsError
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -26,12 +26,12 @@ Heads = Literal["sigmoid", "softmax"]
 
 @dataclass(frozen=True)
 class Settings(multi_field.Settings):
-    """The architecture's knobs: those of :class:`models.multi_field.Settings`, and the heads.
+    """Settings of the architecture: those of :class:`models.multi_field.Settings`, and the heads.
 
     Attributes:
-        heads: What turns the last hidden layer into a label's probability: ``sigmoid`` of one logit, or a two-way
-            ``softmax``, which has a logit for the label and one against it. They can express the same; ``softmax`` has
-            twice the weights, and steps twice as long at the same learning rate.
+        heads: Function from the last hidden layer to a label's probability: ``sigmoid`` of one logit, or a two-way
+            ``softmax``, which has a logit for the label and one against it. Both can express the same functions;
+            ``softmax`` has twice the weights, and its updates are twice as large at the same learning rate.
     """
 
     heads: str = "sigmoid"
@@ -46,7 +46,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """Return a model from the spec's features to the log-odds of each label: float32 ``[batch, classes]``."""
     import tf_keras
 
-    from models.layers import TwoWayHeads, concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.layers import TwoWayHeads, concatenated_inputs, dense_stack, symbolic_inputs
 
     inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)

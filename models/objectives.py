@@ -1,4 +1,4 @@
-"""What each task optimises and watches: loss, metrics, and the metric that early stopping looks at."""
+"""The loss and the metrics of each task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-# 200 thresholds (Keras's default) miss the AUC by up to 0.005 when scores crowd near the base rate.
+# 200 thresholds (Keras's default) miss the AUC by up to 0.005 when most scores are close to the base rate.
 AUC_THRESHOLDS = 2000
 
 
@@ -14,16 +14,16 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
     """Compile ``model`` for ``task``.
 
     Args:
-        model: What one of the catalog's architectures built.
-        task: What that architecture learns.
-        optimizer: A Keras optimizer, such as :func:`models.optimizers.build_optimizer` returns.
-        steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
+        model: A model built by one of the catalog's architectures.
+        task: The ``TASK`` of that architecture.
+        optimizer: A Keras optimizer, such as that of :func:`models.optimizers.build_optimizer`.
+        steps_per_execution: Steps that TensorFlow runs before it returns to Python.
 
     Raises:
         ValueError: The task is unknown.
     """
     if task == "retrieval":
-        # Its models compute their loss themselves.
+        # Retrieval models compute their own loss.
         model.compile(optimizer, weighted_metrics=[], steps_per_execution=steps_per_execution)
         return
     if task not in _OBJECTIVES:
@@ -32,8 +32,7 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
     model.compile(optimizer, loss=loss, weighted_metrics=metrics, steps_per_execution=steps_per_execution)
 
 
-# Per task its loss and metrics. The compiled loss divides by the padded batch; the metric of the same name by the rows
-# that count.
+# Loss and metrics of each task. The compiled loss divides by the padded batch; the metric divides by the weighted rows.
 
 
 def _binary() -> tuple[Any, list[Any]]:
@@ -46,7 +45,7 @@ def _binary() -> tuple[Any, list[Any]]:
 def _multi_label() -> tuple[Any, list[Any]]:
     return multi_label_log_loss, [
         tf_keras.metrics.MeanMetricWrapper(multi_label_log_loss, name="log_loss"),
-        # Of all pairs of a row and a label together; one AUC per label would need thousands of counters for each.
+        # One AUC over all pairs of a row and a label; an AUC per label would need thousands of counters for each.
         tf_keras.metrics.AUC(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
     ]
 
@@ -78,6 +77,6 @@ def label_pairs(labels: tf.Tensor) -> tf.Tensor:
     """Return ``[label, complement]`` per label, ``[batch, labels, 2]``: the targets of one two-way softmax per label.
 
     Args:
-        labels: Zeros and ones ``[batch, labels]``, as a label of kind ``multi_label`` is read.
+        labels: Zeros and ones ``[batch, labels]``, the form of a label of kind ``multi_label``.
     """
     return tf.stack([labels, 1 - labels], axis=-1)

@@ -1,4 +1,4 @@
-"""Optimizers by name, with a learning-rate schedule, clipping, and gradients gathered over parts of a batch."""
+"""Optimizers by name, with a learning-rate schedule, clipping, and gradient accumulation over parts of a batch."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ from typing import Any, get_args
 import tensorflow as tf
 import tf_keras
 
-from models.settings import ModelSettingsError, Schedule, check_warm_up
+from mirrorspark.models.settings import ModelSettingsError, Schedule, check_warm_up
 
 OPTIMIZERS: Mapping[str, type] = {
     "adam": tf_keras.optimizers.Adam,
@@ -20,17 +20,17 @@ OPTIMIZERS: Mapping[str, type] = {
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How weights are updated.
+    """Settings of an optimizer and its learning-rate schedule.
 
     Attributes:
-        name: Rule of the update, a key of ``OPTIMIZERS``.
-        learning_rate: Its step size, the highest one of a schedule.
-        schedule: How the step size goes on after the warm-up: ``constant``, or down to 0 as a ``cosine`` or ``linear``.
-        warmup_steps: Steps over which it rises from 0.
-        total_steps: Steps of the whole training; needed by the schedules that fall.
-        clip_norm: Longest gradient, over all weights together and over the whole batch; None does not clip.
-        start_step: Optimizer step from which the steps have the size that ``total_steps`` counts in.
-        start_share: Share of the training that was done by then, in steps of another size.
+        name: A key of ``OPTIMIZERS``.
+        learning_rate: The learning rate; with a schedule, its highest value.
+        schedule: Learning rate after the warm-up: ``constant``, or falling to 0 as ``cosine`` or ``linear``.
+        warmup_steps: Steps over which the learning rate rises from 0.
+        total_steps: Steps of the whole training; required by the falling schedules.
+        clip_norm: Largest norm of the gradient, over all weights and the whole batch; None does not clip.
+        start_step: Optimizer step from which steps have the batch size that ``total_steps`` assumes.
+        start_share: Share of the training that was done by then, in steps of another batch size.
     """
 
     name: str = "adam"
@@ -55,12 +55,12 @@ class OptimizerSettings:
 def build_optimizer(settings: OptimizerSettings, *rules: Callable[[type], type]) -> Any:
     """Return a Keras optimizer.
 
-    Its learning rate is always a schedule, also when that is constant: a plain number would be one of its variables,
-    and a checkpoint would bring back that of another number of workers.
+    Its learning rate is always a schedule, even if it is constant: a plain number would be one of its variables, and a
+    checkpoint would restore the value for another number of workers.
 
     Args:
-        settings: How weights are updated.
-        rules: Each takes an optimizer class and returns one that does more, such as `gathering`; the last is outermost.
+        settings: The optimizer and its schedule.
+        rules: Functions that extend an optimizer class, such as `gathering`; the last one is outermost.
     """
     kind = functools.reduce(lambda built, rule: rule(built), rules, OPTIMIZERS[settings.name])
     rate = WarmUpAndDecay(
@@ -76,7 +76,7 @@ def build_optimizer(settings: OptimizerSettings, *rules: Callable[[type], type])
 
 @tf_keras.utils.register_keras_serializable("mirrorspark")
 class WarmUpAndDecay(tf_keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly from 0, then stays, or falls to 0 at the last step as a cosine or a straight line.
+    """A schedule that rises linearly from 0, then stays constant or falls to 0 as a cosine or a straight line.
 
     Source of the warm-up: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2; of the cosine: Loshchilov
     and Hutter 2017, "SGDR", equation 5 without restarts.
@@ -91,7 +91,7 @@ class WarmUpAndDecay(tf_keras.optimizers.schedules.LearningRateSchedule):
         start_step: int = 0,
         start_share: float = 0.0,
     ) -> None:
-        """Keep the arguments: those of `OptimizerSettings`."""
+        """Store the arguments, which are those of `OptimizerSettings`."""
         super().__init__()
         self.peak = peak
         self.schedule: Schedule = schedule
@@ -101,7 +101,7 @@ class WarmUpAndDecay(tf_keras.optimizers.schedules.LearningRateSchedule):
         self.start_share = start_share
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """Return the step size of optimizer step ``step``, counted from 0."""
+        """Return the learning rate of optimizer step ``step``, counted from 0."""
         step = tf.cast(step, tf.float32)
         risen = tf.minimum((step + 1.0) / self.warmup_steps, 1.0) if self.warmup_steps else tf.ones([])
         if self.schedule == "constant":
@@ -125,15 +125,15 @@ class WarmUpAndDecay(tf_keras.optimizers.schedules.LearningRateSchedule):
 
 
 def gathering(kind: type) -> type:
-    """Return the optimizer class ``kind`` that can gather gradients before it applies their mean."""
+    """Return a subclass of the optimizer class ``kind`` that can collect gradients before their mean is applied."""
 
     class Gathering(kind):
-        """Applies gradients at once, unless it was told to hold them."""
+        """Applies gradients at once, or collects them in ``held`` while that is a list."""
 
         held: list[Any] | None = None
 
         def apply_gradients(self, grads_and_vars: Iterable[Any], **kwargs: Any) -> Any:
-            """Apply the gradients, or keep them when ``held`` is a list."""
+            """Apply the gradients, or append them to ``held`` if it is a list."""
             pairs = list(grads_and_vars)
             if self.held is None:
                 return super().apply_gradients(pairs, **kwargs)
@@ -145,15 +145,15 @@ def gathering(kind: type) -> type:
 
 
 def accumulate_gradients(model: tf_keras.Model, parts: int) -> None:
-    """Let every training step of ``model`` work through its batch in ``parts`` parts, and update once.
+    """Make every training step of ``model`` process its batch in ``parts`` parts, with a single update.
 
     The update is that of the whole batch (a mean of equal parts), the memory that of one part. A loss that compares
-    the rows of a batch with each other, such as in-batch negatives, sees those of its part only. Not with loss scaling
-    (``mixed_float16``), which sums over the workers and judges each part before it can be held.
+    the rows of a batch with each other, such as in-batch negatives, sees only the rows of its part. Loss scaling
+    (``mixed_float16``) is not supported: it sums over the workers and checks each part before it can be collected.
 
     Args:
-        model: Compiled with an optimizer of a class that `gathering` made, outermost.
-        parts: By which the rows of a batch on one worker must divide.
+        model: Compiled with an optimizer whose outermost class is that of `gathering`.
+        parts: Number of parts; the rows of a batch on one worker must be a multiple of it.
     """
     whole_step = model.train_step
 

@@ -1,8 +1,7 @@
-"""The feature transform as graph operations: what lets an exported model take raw columns.
+"""The feature transform as graph operations, so that an exported model accepts raw columns.
 
-Equal bit for bit to :mod:`data_pipelines.transform`, which a test holds it to: numbers go through the same operations
-(:mod:`data_pipelines.arithmetic`), tokens are looked up in the same vocabulary or hashed by the same function, texts
-are normalised by the same definition.
+It is bit-equal to :mod:`data_pipelines.features.transform`, which a test verifies: numbers use the same operations
+(:mod:`data_pipelines.features.arithmetic`), tokens the same vocabulary or hash function, texts the same normalisation.
 """
 
 import shutil
@@ -16,8 +15,9 @@ import numpy as np
 import pyarrow.compute as pc
 import tensorflow as tf
 
-from data_pipelines import arithmetic
-from data_pipelines.feature_kinds import (
+from mirrorspark.data_pipelines.features import arithmetic
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import (
     FIRST_VOCABULARY_ID,
     MISSING_ID,
     OUT_OF_VOCABULARY_ID,
@@ -35,15 +35,14 @@ from data_pipelines.feature_kinds import (
     Text,
     TokenFeature,
 )
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.transform import SparseRows, bucket_boundaries, imputed_value
-from data_pipelines.vocabulary import Vocabulary
-from models.text_normalisation import GraphNormaliser, graph_split
+from mirrorspark.data_pipelines.features.transform import SparseRows, bucket_boundaries, imputed_value
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models.text_normalisation import GraphNormaliser, graph_split
 
-# A serialized graph ends at 2 GiB; a token takes some bytes more than its own there.
+# A serialized graph is limited to 2 GiB, and a token takes some bytes more than its own there.
 MOST_CONSTANT_BYTES = 1 << 30
 
-# TensorFlow's reader of lines leaves out carriage returns wherever they stand.
+# TensorFlow's line reader drops carriage returns anywhere in a line.
 _LINE_BREAK = r"[\r\n]"
 
 _RAW_SPECS: Mapping[RawForm, tuple[list[None], tf.DType]] = {
@@ -59,10 +58,7 @@ _DTYPES: Mapping[Form, tf.DType] = {"value": tf.float32, "id": tf.int64, "ids": 
 
 
 class GraphEncoder(tf.Module):
-    """Turns raw tensors into model inputs.
-
-    What raw tensors are is said at :data:`data_pipelines.feature_kinds.RawForm`.
-    """
+    """Converts raw tensors (:data:`data_pipelines.features.kinds.RawForm`) to model inputs."""
 
     def __init__(self, fitted: FittedFeatures, features: Iterable[Feature]) -> None:
         super().__init__(name="raw_columns")
@@ -74,7 +70,7 @@ class GraphEncoder(tf.Module):
             for feature in self._features
             if isinstance(feature, TokenFeature) and fitted.spec.hash_buckets(feature) is None
         }
-        # Exporting copies the files of vocabularies into the SavedModel; until then they are this object's.
+        # Exporting copies the vocabulary files into the SavedModel; until then this object owns them.
         folder = tempfile.mkdtemp(prefix="mirrorspark-vocabularies-")
         self._vocabulary_files = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._tables = {
@@ -84,7 +80,7 @@ class GraphEncoder(tf.Module):
         self._normalise = GraphNormaliser() if any(isinstance(feature, Text) for feature in self._features) else None
 
     def signature(self) -> dict[str, tf.TensorSpec]:
-        """Return the raw tensors that :meth:`__call__` takes."""
+        """Return the specs of the raw tensors for :meth:`__call__`."""
         return {
             name: tf.TensorSpec(*_RAW_SPECS[form], name)
             for feature in self._features
@@ -92,11 +88,11 @@ class GraphEncoder(tf.Module):
         }
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.SparseTensor]:
-        """Return the model's inputs, as :meth:`data_pipelines.transform.Encoder.encode` does.
+        """Return the model's inputs, as :meth:`data_pipelines.features.transform.Encoder.encode` does.
 
         Raises:
-            tf.errors.InvalidArgumentError: (When run.) A sparse index is not below the feature's size, or tensors that
-                belong together differ in shape.
+            tf.errors.InvalidArgumentError: (When run.) A sparse index is not below the feature's size, or corresponding
+                tensors differ in shape.
         """
         return {
             feature.name: _ENCODERS[type(feature)](self, feature, *(raw[name] for name in feature.raw))
@@ -126,25 +122,25 @@ class GraphEncoder(tf.Module):
         return tf.where(tf.equal(tokens, ""), _int64(MISSING_ID), ids)
 
     def id_list(self, feature: MultiValued, tokens: tf.Tensor) -> tf.Tensor:
-        """Return int64 ``[batch, max_length]`` of tokens ``[batch, any]``."""
+        """Return int64 ``[batch, max_length]`` for tokens ``[batch, any]``."""
         ids = self.ids(feature, tokens)
         return _cut(feature, tf.ragged.boolean_mask(ids, tf.not_equal(ids, MISSING_ID)))
 
     def recent_ids(self, feature: Sequence, tokens: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
-        """Return int64 ``[batch, max_length]`` of tokens and times ``[batch, any]``."""
+        """Return int64 ``[batch, max_length]`` for tokens and times ``[batch, any]``."""
         message = f"feature '{feature.name}': every token needs its time"
         tf.debugging.assert_equal(tf.shape(tokens), tf.shape(times), message)
         ids = tf.gather(self.ids(feature, tokens), tf.argsort(times, axis=1, stable=True), batch_dims=1)
         return _cut(feature, tf.ragged.boolean_mask(ids, tf.not_equal(ids, MISSING_ID)))
 
     def text_ids(self, feature: Text, texts: tf.Tensor) -> tf.Tensor:
-        """Return int64 ``[batch, max_length]`` of texts ``[batch]``."""
+        """Return int64 ``[batch, max_length]`` for texts ``[batch]``."""
         assert self._normalise is not None  # noqa: S101 - there is a text
         tokens = graph_split(self._normalise(texts), feature.pattern)
         return _cut(feature, tokens.with_flat_values(self.ids(feature, tokens.flat_values)))
 
     def sparse(self, feature: Sparse, indices: tf.Tensor, values: tf.Tensor) -> tf.SparseTensor:
-        """Return a sparse float32 ``[batch, size]`` of indices and values ``[batch, any]``."""
+        """Return a sparse float32 ``[batch, size]`` for indices and values ``[batch, any]``."""
         message = f"feature '{feature.name}': every index needs its value"
         tf.debugging.assert_equal(tf.shape(indices), tf.shape(values), message)
         is_entry = (indices >= 0) & ~tf.math.is_nan(values)
@@ -176,11 +172,11 @@ _ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
 
 
 def encoded_signature(features: Iterable[Feature], any_length: Collection[str] = ()) -> dict[str, tf.TensorSpec]:
-    """Return the tensors that ``Encoder.padded_parts`` gives for ``features``, any batch size.
+    """Return the specs of the tensors of ``Encoder.padded_parts`` for ``features``, for any batch size.
 
     Args:
         features: The features.
-        any_length: Names of lists that may come padded to any length, not to their ``max_length`` alone.
+        any_length: Names of lists that may be padded to any length instead of their ``max_length``.
     """
     specs = {}
     for feature in features:
@@ -198,7 +194,7 @@ def encoded_signature(features: Iterable[Feature], any_length: Collection[str] =
 def model_inputs(
     features: Iterable[Feature], encoded: Mapping[str, tf.Tensor]
 ) -> dict[str, tf.Tensor | tf.SparseTensor]:
-    """Return the model's inputs from the tensors of :func:`encoded_signature`: sparse ones put together."""
+    """Return the model's inputs from the tensors of :func:`encoded_signature`, with assembled sparse tensors."""
     return {
         feature.name: sparse_tensor(feature.size, *(encoded[part] for part in feature.parts))
         if isinstance(feature, Sparse)
@@ -210,12 +206,12 @@ def model_inputs(
 def input_tensors(
     features: Iterable[Feature], columns: Mapping[str, np.ndarray | SparseRows]
 ) -> dict[str, tf.Tensor | tf.SparseTensor]:
-    """Return the model's inputs from decoded columns, as :attr:`data_pipelines.blocks.Block.features` has them."""
+    """Return the model's inputs from decoded columns, such as :attr:`.dataset.blocks.Block.features`."""
     tensors = {}
     for feature in features:
         column = columns[feature.name]
         if isinstance(column, SparseRows):
-            assert isinstance(feature, Sparse)  # noqa: S101 - nothing else is stored so
+            assert isinstance(feature, Sparse)  # noqa: S101 - only sparse features are stored as SparseRows
             tensors[feature.name] = sparse_tensor(feature.size, column.indices, column.values, column.row_lengths)
         else:
             tensors[feature.name] = tf.constant(column)
@@ -229,19 +225,19 @@ def sparse_tensor(size: int, indices: tf.Tensor, values: tf.Tensor, row_lengths:
         size: Number of columns.
         indices: int64 ``[entries]``, the columns of all rows' entries.
         values: float32 ``[entries]``.
-        row_lengths: int64 ``[batch]``, how many entries belong to each row.
+        row_lengths: int64 ``[batch]``, the number of entries of each row.
     """
     batch = tf.shape(row_lengths, tf.int64)[0]
-    # tf.repeat would make room for the longest row's entries in every row.
+    # tf.repeat would allocate the longest row's number of entries for every row.
     rows = tf.RaggedTensor.from_row_lengths(indices, row_lengths, validate=False).to_sparse().indices[:, 0]
     return tf.SparseTensor(tf.stack([rows, indices], axis=1), values, tf.stack([batch, _int64(size)]))
 
 
 def _lookup_table(vocabulary: Vocabulary, file: Path) -> tf.lookup.StaticHashTable:
-    """Return the table of a vocabulary, whose tokens are written to ``file``, a line each, where lines can hold them.
+    """Return the lookup table of a vocabulary, whose tokens are written to ``file``, one per line.
 
-    A file may be of any size, and is read line by line. A graph, which holds the tokens otherwise, may not be larger
-    than 2 GiB, and takes several times that in memory.
+    Tokens with line breaks are stored in the graph instead. A file may have any size, and is read line by line. A graph
+    is limited to 2 GiB, and takes several times that in memory.
 
     Raises:
         ValueError: A token has a line break, and there are too many tokens for a graph.
@@ -265,7 +261,7 @@ def _constant_tokens(vocabulary: Vocabulary, name: str) -> tf.lookup.KeyValueTen
     size = sum(pc.sum(pc.binary_length(piece)).as_py() or 0 for piece in vocabulary.pieces())
     if size > MOST_CONSTANT_BYTES:
         raise ValueError(
-            f"the vocabulary '{name}' has tokens with line breaks, so it must stand in the model's graph, which cannot "
+            f"the vocabulary '{name}' has tokens with line breaks, so it must be in the model's graph, which cannot "
             f"hold its {size} bytes; replace line breaks in the query, or give the feature max_size or hash_buckets"
         )
     tokens = vocabulary.tokens.to_pylist()
@@ -282,7 +278,7 @@ def _write_lines(vocabulary: Vocabulary, file: Path) -> None:
 
 
 def _cut(feature: ListFeature, ids: tf.RaggedTensor) -> tf.Tensor:
-    """Cut rows of ids to ``max_length`` at the feature's side, and pad with 0 on the right."""
+    """Truncate rows of ids to ``max_length`` at the side set by the feature, and pad with 0 on the right."""
     if feature.max_length == UNBOUNDED:
         return ids.to_tensor(MISSING_ID)
     kept = ids[:, -feature.max_length :] if feature.truncate == "head" else ids[:, : feature.max_length]

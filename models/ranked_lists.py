@@ -1,6 +1,6 @@
-"""What a retrieval model gives for each row: a list of candidates, best first, and one of their scores.
+"""The outputs of a retrieval model for each row: a list of candidates, best first, and a list of their scores.
 
-Known without TensorFlow: what these lists become in a table is decided on the driver.
+This module does not import TensorFlow, because the driver uses it to define the columns of a table.
 """
 
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ import pyarrow.compute as pc
 
 CANDIDATES, SCORES = "candidates", "scores"
 
-# Stands in a place that nobody fills, where a row may get fewer candidates than it has places. No token is empty.
+# Placeholder if a row has fewer candidates than places. Tokens are never empty.
 UNFILLED = ""
 
 
 def is_ranked_list(outputs: Iterable[str]) -> bool:
-    """Return whether outputs of these names are such lists."""
+    """Return whether these are the names of a retrieval model's outputs."""
     return set(outputs) == {CANDIDATES, SCORES}
 
 
 def is_filled(candidates: pa.Array) -> pa.Array:
-    """Return bool ``[places]``: whether a candidate stands there."""
+    """Return bool ``[places]``: true where there is a candidate."""
     return pc.not_equal(candidates, UNFILLED)

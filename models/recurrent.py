@@ -1,4 +1,4 @@
-"""Layers that read lists of ids in their order, whatever the lists are padded to."""
+"""Layers that read lists of ids in order, independent of padding."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import MISSING_ID
-from models.layers import Field, FieldEmbeddings
+from mirrorspark.data_pipelines.features.kinds import MISSING_ID
+from mirrorspark.models.layers import Field, FieldEmbeddings
 
 
 class OrderedEmbeddings(FieldEmbeddings):
-    """Embeds every field in one table, as its base does, and leaves some fields in their order instead of averaging."""
+    """Embeds every field in one table like its base class, but keeps the order of some fields instead of averaging."""
 
     def __init__(self, fields: Sequence[Field], ordered: Collection[str], rows: int, dim: int, **kwargs: Any) -> None:
-        """Lay the fields out.
+        """Split the fields into averaged and ordered ones.
 
         Args:
             fields: All fields of the table.
-            ordered: Names of those that keep their order.
-            rows: Rows of the table.
+            ordered: Names of the fields that keep their order.
+            rows: Number of rows of the table.
             dim: Width of an embedding.
-            **kwargs: Those of a Keras layer.
+            **kwargs: Arguments of a Keras layer.
         """
         super().__init__([field for field in fields if field.name not in ordered], rows, dim, **kwargs)
         self._ordered = tuple(field for field in fields if field.name in ordered)
@@ -32,11 +32,11 @@ class OrderedEmbeddings(FieldEmbeddings):
         return (*self._fields, *self._ordered)
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool | None = None) -> list[tf.Tensor]:
-        """Return ``[batch, any, dim]`` for each ordered field, and then the others averaged, if there are others.
+        """Return ``[batch, any, dim]`` for each ordered field, then the averages of the other fields, if any.
 
         Args:
-            inputs: int64 ``[batch]`` or ``[batch, width]`` ids by field name, of ordered fields ``[batch, any]``.
-            training: False looks up the rows that are named and no others.
+            inputs: int64 ids by field name, ``[batch]`` or ``[batch, width]``; for ordered fields ``[batch, any]``.
+            training: False looks up only the rows that are named.
         """
         table = self._lookup_table(training)
         embedded = [self._in_order(table, inputs[field.name], field.offset) for field in self._ordered]
@@ -49,13 +49,13 @@ class OrderedEmbeddings(FieldEmbeddings):
 
 
 class LastState(tf_keras.layers.Layer):
-    """What an LSTM knows at the end of a list: ``[batch, units]``, zeros for an empty list.
+    """The state of an LSTM at the end of a list: ``[batch, units]``, zeros for an empty list.
 
-    What pads a list on its right is masked, so the state does not depend on how much of it there is. Source: Hochreiter
-    and Schmidhuber 1997, "Long Short-Term Memory"; the layer is Keras's, which on GPUs calls cuDNN's kernel.
+    Padding on the right is masked, so the state does not depend on its length. Source: Hochreiter and Schmidhuber 1997,
+    "Long Short-Term Memory"; the layer is Keras's, which on GPUs calls cuDNN's kernel.
 
     Attributes:
-        is_for_xla: Whether XLA compiles it: then its own loop makes the steps, with the weights of Keras's layer.
+        is_for_xla: Whether XLA compiles the layer; then a loop of its own replaces Keras's, with the same weights.
     """
 
     def __init__(self, units: int, **kwargs: Any) -> None:
@@ -67,23 +67,23 @@ class LastState(tf_keras.layers.Layer):
         """Return the state after the last id of each list.
 
         Args:
-            inputs: Embeddings ``[batch, any, dim]``, and the int64 ids ``[batch, any]`` that they belong to, padded
-                with 0 on the right.
+            inputs: Embeddings ``[batch, any, dim]``, and their int64 ids ``[batch, any]``, padded with 0 on the right.
         """
         embedded, ids = inputs
         is_id = tf.not_equal(ids, MISSING_ID)
-        # cuDNN takes masks that are true from the left on, and no list without a step: for a batch with an empty one,
-        # as padding rows have, Keras would use its own loop. So that makes a step, too, whose state is not used.
+        # cuDNN requires masks that are true from the left, and at least one step per list: for a batch with an empty
+        # list, such as that of a padding row, Keras would use its own loop. So an empty list makes one step, and its
+        # state is not used.
         steps = tf.concat([tf.ones_like(is_id[:, :1]), is_id[:, 1:]], axis=1)
         state = self._compiled_state(embedded, steps) if self.is_for_xla else self._lstm(embedded, mask=steps)
         return tf.where(tf.reduce_any(is_id, axis=1, keepdims=True), state, tf.zeros_like(state))
 
     def _compiled_state(self, embedded: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-        """Return the state by a loop that XLA can compile forward and backward, each pass on its own.
+        """Return the state from a loop that XLA can compile forward and backward, each pass separately.
 
-        Keras's loop leaves its backward pass lists of tensors, which cannot leave what XLA compiles: "Support for
-        TensorList crossing the XLA/TF boundary is not implemented". So the backward pass makes the steps again, and
-        each loop is told its length, which Keras tells it in the forward pass alone.
+        Keras's loop passes lists of tensors to its backward pass, which cannot leave code compiled by XLA: "Support for
+        TensorList crossing the XLA/TF boundary is not implemented". So the backward pass repeats the steps, and each
+        loop has an explicit maximum length, which Keras sets only in the forward pass.
         """
 
         @tf.recompute_grad
@@ -92,7 +92,7 @@ class LastState(tf_keras.layers.Layer):
             places = tf.range(length)
 
             def step(place: tf.Tensor, hidden: tf.Tensor, memory: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                # A product, as the gradient of tf.gather has shapes that XLA cannot tell when batches differ in width.
+                # A product, because XLA cannot infer the shapes of tf.gather's gradient when batches differ in width.
                 read = tf.einsum("btd,t->bd", given, tf.cast(tf.equal(places, place), given.dtype))
                 _, (next_hidden, next_memory) = self._lstm.cell(read, [hidden, memory])
                 is_step = tf.gather(steps, place, axis=1)[:, tf.newaxis]
@@ -106,11 +106,11 @@ class LastState(tf_keras.layers.Layer):
 
 
 def without_common_padding(inputs: Mapping[str, Any], lists: Iterable[str]) -> dict[str, Any]:
-    """Return ``inputs`` with the named lists cut where the longest of the batch ends: so many steps are made, no more.
+    """Return ``inputs`` with the named lists truncated to the longest one of the batch, to save steps.
 
     Args:
         inputs: Tensors by name.
-        lists: Names of int64 ``[batch, any]``, padded with 0 on the right. At least one column of them stays.
+        lists: Names of int64 ``[batch, any]`` tensors, padded with 0 on the right. At least one column stays.
     """
     return {**inputs, **{name: _cut(inputs[name]) for name in lists}}
 

@@ -1,4 +1,4 @@
-"""The exported model: a SavedModel that takes raw columns, or encoded features where the caller has encoded them."""
+"""Export of a model as a SavedModel with one signature for raw columns and one for encoded features."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
-from data_pipelines.fitted import FittedFeatures
-from models import top_k_cells, top_k_scann
-from models.layers import lists_of_any_length
-from models.preprocessing import GraphEncoder, encoded_signature, model_inputs
-from models.ranked_lists import CANDIDATES, SCORES, UNFILLED
-from models.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
-from models.top_k import ExactTopK, Index, Queries, recall
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models import top_k_cells, top_k_scann
+from mirrorspark.models.layers import lists_of_any_length
+from mirrorspark.models.preprocessing import GraphEncoder, encoded_signature, model_inputs
+from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.models.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
+from mirrorspark.models.top_k import ExactTopK, Index, Queries, recall
 
-# What the signature of an index takes beside encoded features.
+# Inputs of an index's signature in addition to encoded features.
 _INDEX_INPUTS = {
     "most_candidates": tf.TensorSpec([], tf.int32, "most_candidates"),
     "unavailable_ids": tf.TensorSpec([None], tf.int64, "unavailable_ids"),
@@ -26,7 +26,7 @@ _INDEX_INPUTS = {
 
 
 class ScoringModule(tf.Module):
-    """A binary model: ``score`` for every row."""
+    """A model without an index: the architecture's outputs, such as ``score``, for every row."""
 
     def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures) -> None:
         super().__init__(name="scoring")
@@ -50,14 +50,15 @@ class ScoringModule(tf.Module):
 class RetrievalModule(tf.Module):
     """A query tower with indexes: the best ``candidates`` and their ``scores`` for every row.
 
-    Each index has a signature of its own name, which takes two inputs beside encoded features: how many candidates to
-    find, and which are not available. ``serving_default`` and ``encoded`` search exactly for ``k`` of all.
+    Each index has a signature under its own name, with two inputs in addition to encoded features: the number of
+    candidates to find, and the unavailable candidates. ``serving_default`` and ``encoded`` search exactly for ``k`` of
+    all candidates.
     """
 
     def __init__(
         self, architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, indexes: Mapping[str, Index]
     ) -> None:
-        """Take a trained model and some of the indexes that :func:`build_indexes` made of it.
+        """Combine a trained model with some of its indexes from :func:`build_indexes`.
 
         Raises:
             ValueError: There are fewer than ``k`` candidates, or a feature has the name of an input of the indexes.
@@ -67,7 +68,7 @@ class RetrievalModule(tf.Module):
         self._state = _state(model)
         self._exclude = fitted.spec.exclude
         self._features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
-        # What takes the features of a query is a part of the model, where it is one of ours.
+        # In our own models the query tower takes the features; other models take them directly.
         self._any_length = lists_of_any_length(getattr(model, "query_tower", model))
         self._encoder = GraphEncoder(fitted, self._features)
         if taken := sorted(set(encoded_signature(self._features)) & set(_INDEX_INPUTS)):
@@ -112,14 +113,14 @@ class RetrievalModule(tf.Module):
 
 
 def build_indexes(model: Any, k: int, *, scann: bool = False, sample: np.ndarray | None = None) -> dict[str, Index]:
-    """Return the indexes of a retrieval model's candidates by name: always ``exact``.
+    """Return the indexes of a retrieval model's candidates by name; ``exact`` is always included.
 
     Args:
         model: The trained model.
-        k: How many candidates will be asked for, mostly.
-        scann: Whether to have one by ScaNN, where there are candidates enough.
-        sample: float32 ``[queries, dim]``, queries like those to come. With them there is one of cells, where there are
-            candidates enough: its recall is set by them.
+        k: Usual number of candidates per query.
+        scann: Whether to build a ScaNN index if there are enough candidates.
+        sample: float32 ``[queries, dim]``, representative queries. If given, an index of cells is built if there are
+            enough candidates, and tuned on these queries for its recall.
     """
     exact = ExactTopK(candidate_embeddings(model))
     candidates = exact.id_count - FIRST_VOCABULARY_ID
@@ -132,7 +133,7 @@ def build_indexes(model: Any, k: int, *, scann: bool = False, sample: np.ndarray
 
 
 def recalls(indexes: Mapping[str, Index], k: int, sample: np.ndarray) -> dict[str, float]:
-    """Return by index the share of the exact best ``k`` candidates that it finds for the queries of ``sample``."""
+    """Return for each index the share of the exact best ``k`` candidates that it finds for the ``sample`` queries."""
     queries = Queries(tf.constant(sample), tf.zeros([len(sample), 0], tf.int64))
     offsets = indexes[EXACT].exact.offsets()
     found = {name: index.search(queries, k, offsets).ids.numpy() for name, index in indexes.items()}
@@ -154,9 +155,9 @@ def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:
 def save_retrieval(
     architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, indexes: Mapping[str, Index], folder: Path
 ) -> None:
-    """Write a retrieval model as a SavedModel with the indexes of stock operations, and ScaNN's as one beside it.
+    """Write a retrieval model as a SavedModel with the indexes of stock operations, and a second one with ScaNN's.
 
-    A SavedModel that holds ScaNN's operation loads nowhere without the package, whatever signature is called.
+    A SavedModel with ScaNN's operation cannot be loaded without the package, even to call another signature.
     """
     stock = {name: index for name, index in indexes.items() if name != SCANN}
     save(RetrievalModule(architecture, model, fitted, k, stock), folder)
@@ -166,10 +167,10 @@ def save_retrieval(
 
 
 def _state(model: Any) -> list[Any]:
-    """Return what a graph of ``model`` uses and a SavedModel has to hold: variables, tables and files.
+    """Return the parts of ``model`` that a SavedModel needs: variables, tables and files.
 
-    Not the model itself: Keras would add some functions for every layer, which nobody calls; to trace, write and load
-    those takes several times as long as all else.
+    The model itself is left out: Keras would add unused functions for every layer, which take several times as long to
+    trace, write and load as everything else.
     """
     kinds = (tf.Variable, tf.saved_model.experimental.TrackableResource, tf.saved_model.Asset)
     return [one for one in tf.train.TrackableView(model).descendants() if isinstance(one, kinds)]

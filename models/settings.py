@@ -1,15 +1,15 @@
-"""Checks that the settings of several architectures share; none of them needs TensorFlow."""
+"""Checks for the settings of several architectures, without TensorFlow."""
 
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:  # settings are read where no dataset is
-    from data_pipelines.fitted import FittedFeatures
+if TYPE_CHECKING:  # settings are also checked without a dataset
+    from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 
 Schedule = Literal["constant", "cosine", "linear"]
 
 
 class ModelSettingsError(ValueError):
-    """A model's setting that cannot work; the message names it, its value and the mend."""
+    """An invalid setting of a model; the message names the setting, its value and the remedy."""
 
 
 def check_positive(name: str, value: int) -> None:
@@ -36,7 +36,7 @@ def check_candidates(fitted: "FittedFeatures", top_k: int) -> None:
 
 
 def check_warm_up(schedule: Schedule, warmup_steps: int, total_steps: int) -> None:
-    """Raise ``ModelSettingsError`` unless a learning rate that falls has steps left to do so after its warm-up."""
+    """Raise ``ModelSettingsError`` if a falling learning-rate schedule has no steps after its warm-up."""
     if schedule != "constant" and total_steps <= warmup_steps:
         raise ModelSettingsError(
             f"a {schedule} learning-rate schedule of {total_steps} steps ends before its warm-up of {warmup_steps}; "

@@ -1,12 +1,12 @@
-"""The names in an exported model: of its signatures, its indexes and what they take.
+"""The names of an exported model's signatures, indexes and inputs.
 
-Known without TensorFlow: a process that scores looks them up without Keras and the layers that models are built of.
+This module does not import TensorFlow, so a scoring process needs neither Keras nor the layers of the models.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_pipelines.feature_kinds import Feature, Sparse
+from mirrorspark.data_pipelines.features.kinds import Feature, Sparse
 
 RAW_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "encoded"
@@ -15,12 +15,12 @@ EXACT, CELLS, SCANN = "exact", "cells", "scann"
 
 
 def encoded_names(features: Iterable[Feature]) -> list[str]:
-    """Return the names of the tensors that ``Encoder.padded_parts`` gives for ``features``, and ``encoded`` takes."""
+    """Return the names of the tensors of ``Encoder.padded_parts``, which are the inputs of ``encoded``."""
     return [
         name for feature in features for name in (feature.parts if isinstance(feature, Sparse) else (feature.name,))
     ]
 
 
 def scann_folder(folder: Path) -> Path:
-    """Return where the SavedModel with ScaNN's index is, beside the one in ``folder``."""
+    """Return the folder of the SavedModel with ScaNN's index, beside ``folder``."""
     return folder.with_name(f"{folder.name}_{SCANN}")

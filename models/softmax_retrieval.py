@@ -1,8 +1,8 @@
-"""Retrieval as a softmax over all candidates, which training takes over a sample of them, for any query tower.
+"""Retrieval as a softmax over all candidates, for any query tower; training uses a sample of the candidates.
 
 Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3.1: candidates are the
-classes of an extreme multi-class problem, and the classes' weights are what is searched when the model serves. The
-softmax is taken over a sample of the classes, which importance weights correct for.
+classes of an extreme multi-class problem, and serving searches the classes' weights. The softmax is computed over a
+sample of the classes, corrected by importance weights.
 """
 
 from collections.abc import Mapping
@@ -11,27 +11,27 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
-from data_pipelines.fitted import FittedFeatures
-from models.layers import LogUniformSample
-from models.towers import candidate_tower
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models.layers import LogUniformSample
+from mirrorspark.models.towers import candidate_tower
 
 
 class SoftmaxRetrieval(tf_keras.Model):
     """Softmax over the candidates of the vocabulary, all of them or a sample.
 
-    ``query_tower`` gives the queries, ``candidate_tower`` holds the softmax's weights by id.
+    ``query_tower`` computes the queries, ``candidate_tower`` contains the softmax's weights by id.
     """
 
     def __init__(self, query_tower: tf_keras.Model, fitted: FittedFeatures, negatives: int, seed: int) -> None:
-        """Put the candidates beside a query tower.
+        """Add the candidates to a query tower.
 
         Args:
-            query_tower: Takes the query's features by name; gives float32 ``[batch, embedding_dim]``.
+            query_tower: Maps the query's features by name to float32 ``[batch, embedding_dim]``.
             fitted: The features.
-            negatives: Candidates that a step draws for all its rows to be compared with; with so many candidates or
-                fewer each row is compared with all of them.
-            seed: Fixes what is drawn.
+            negatives: Number of candidates drawn per step, with which all its rows are compared. If there are no more
+                candidates than that, each row is compared with all of them.
+            seed: Seed of the draws.
         """
         super().__init__()
         candidate = fitted.spec.candidate
@@ -55,7 +55,7 @@ class SoftmaxRetrieval(tf_keras.Model):
     def row_losses(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
         """Return the cross-entropy of each row, float32 ``[batch]``; sampled while training, else exact."""
         queries = self.query_tower(self._known(inputs), training=training)
-        # A row without a candidate of the vocabulary gets some class here, and weight 0 in compute_loss.
+        # A row without a candidate of the vocabulary gets an arbitrary class here, and weight 0 in compute_loss.
         own = tf.maximum(inputs[self._candidate] - FIRST_VOCABULARY_ID, 0)
         if self.sample is None or not training:
             weights = self.candidate_tower.embeddings[FIRST_VOCABULARY_ID:]
@@ -64,25 +64,25 @@ class SoftmaxRetrieval(tf_keras.Model):
         drawn = self.sample(own)
         mine = tf.reduce_sum(queries * self.candidate_tower(own + FIRST_VOCABULARY_ID), axis=1)
         others = tf.matmul(queries, self.candidate_tower(drawn + FIRST_VOCABULARY_ID), transpose_b=True)
-        # Divided by how often each is drawn, their sum is on average that of all candidates but the row's own.
+        # Divided by the expected number of draws, their sum estimates that of all candidates except the row's own.
         others -= self.sample.log_expected_count(drawn)
         is_mine = tf.equal(own[:, tf.newaxis], drawn[tf.newaxis, :])
         logits = tf.concat([mine[:, tf.newaxis], tf.where(is_mine, others.dtype.min, others)], axis=1)
         return tf.reduce_logsumexp(logits, axis=1) - mine
 
     def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
-        """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is not used."""
+        """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is ignored."""
         features, _, weight = inputs
         weight = tf.where(features[self._candidate] >= FIRST_VOCABULARY_ID, weight, 0.0)
         loss = tf.reduce_sum(self.row_losses(features, training) * weight)
         rows = tf.reduce_sum(weight)
         self.mean_loss.update_state(tf.math.divide_no_nan(loss, rows), sample_weight=rows)
-        # Dividing by all replicas' rows makes the all-reduced gradient their mean.
+        # Dividing by the rows of all replicas makes the all-reduced gradient their mean.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return loss / (tf.cast(tf.shape(weight)[0], tf.float32) * replicas)
 
     def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
-        """Update once; return the epoch's mean loss so far, over all replicas."""
+        """Make one update; return the epoch's mean loss so far, over all replicas."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
         gradients = tape.gradient(loss, self.trainable_variables)
@@ -95,5 +95,5 @@ class SoftmaxRetrieval(tf_keras.Model):
         return {"loss": self.mean_loss.result()}
 
     def _known(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Return the features that the query tower takes."""
+        """Return the features that are inputs of the query tower."""
         return {name: features[name] for name in self.query_tower.input}

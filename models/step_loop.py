@@ -1,17 +1,16 @@
-"""Runs many steps in one call of TensorFlow, without what the loop of Keras' ``fit`` does over and over.
+"""A loop of many steps in one call of TensorFlow, without the repeated work in the loop of Keras' ``fit``.
 
-Keras writes its loop in Python and leaves the rest to autograph and ``tf.function``:
+Keras writes its loop in Python and relies on autograph and ``tf.function``:
 
-- the step is traced four times before the first one runs. Autograph goes through a loop's body once more, to learn what
-  it leaves behind, and ``tf.function`` traces all of it again when it has met variables that had yet to be made: those
-  of the optimizer;
-- every step computes the value of every metric, though only that of the last step is handed to Python. An AUC goes
-  through all its thresholds for it.
+- the step is traced four times before the first one runs. Autograph traces a loop's body twice to find its results, and
+  ``tf.function`` traces everything again if new variables were created, as those of the optimizer are;
+- every step computes the value of every metric, although only that of the last step is returned to Python. For an AUC
+  that covers all its thresholds.
 
-Here the optimizer's variables are made before the first trace, and metrics are read when the loop is over.
+Here the optimizer's variables are created before the first trace, and metrics are read after the loop.
 
-An optimizer that works in rounds (local updates) would have to look in every step whether its round is complete. Here
-the steps of a round are a loop of their own, and it looks once, behind them.
+An optimizer that works in rounds (local updates) would have to check in every step whether its round is complete. Here
+the steps of a round are an inner loop, followed by one check.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import tensorflow as tf
 import tf_keras
-from tf_keras.src.engine.training import reduce_per_replica  # what Keras' loop makes of the replicas' logs
+from tf_keras.src.engine.training import reduce_per_replica  # as Keras' loop combines the replicas' logs
 
 _Kind = Literal["train", "test"]
 _Function = Callable[[Any], Mapping[str, Any]]
@@ -28,42 +27,42 @@ _Function = Callable[[Any], Mapping[str, Any]]
 
 @runtime_checkable
 class WorksInRounds(Protocol):
-    """An optimizer that does something of its own whenever it has made so many steps: then a round is complete."""
+    """An optimizer with rounds: after a number of steps a round is complete, and an extra action follows."""
 
     def steps_left(self) -> tf.Tensor:
-        """Return the steps until the round is complete, a scalar of type int64."""
+        """Return the number of steps until the round is complete, a scalar of type int64."""
 
     def uncounted(self) -> AbstractContextManager[None]:
-        """Let the steps that are traced in the block not be counted: their caller does it."""
+        """Disable counting for the steps that are traced in the block; their caller counts them."""
 
     def count(self, steps: Any) -> None:
-        """Count so many steps, at most those that are left, and do what is to be done if the round is complete."""
+        """Count ``steps`` steps, at most those that are left, and finish the round if it is complete."""
 
 
-class _OtherLogs(Exception):  # noqa: N818 - no error: it takes a trace back
-    """A step returns something under a name that none of its model's metrics has."""
+class _UnknownLogs(Exception):  # noqa: N818 - no error: it cancels a trace
+    """A step returns a value whose name is not that of a metric of its model."""
 
 
 def use_step_loop(model: tf_keras.Model) -> None:
-    """Let ``fit`` and ``evaluate`` of the compiled ``model`` run their steps in a loop of ours.
+    """Make ``fit`` and ``evaluate`` of the compiled ``model`` run their steps in our loop, with the same results.
 
-    They compute what they computed before. What a step returns under the name of a metric is read from that metric.
-    Keras keeps its own loop where a step returns anything under another name, where one step makes an execution, and
-    for models that run eagerly, are compiled by XLA as a whole, or are trained by a coordinator.
+    A value that a step returns under the name of a metric is read from that metric. Keras' own loop is used if a step
+    returns a value under another name, if an execution has one step, and for models that run eagerly, are compiled by
+    XLA as a whole, or are trained by a coordinator.
     """
     for kind in ("train", "test"):
         _take_over(model, kind)
 
 
 def _take_over(model: tf_keras.Model, kind: _Kind) -> None:
-    keras_makes: Callable[..., _Function] = getattr(model, f"make_{kind}_function")
+    keras_make: Callable[..., _Function] = getattr(model, f"make_{kind}_function")
 
     def make(force: bool = False) -> _Function:
         made: _Function | None = getattr(model, f"{kind}_function")
         if made is not None and not force:
             return made
-        if not _is_ours(model):
-            return keras_makes(force)
+        if not _is_supported(model):
+            return keras_make(force)
         loop = _loop(model, kind)
         has_begun = False
 
@@ -74,27 +73,27 @@ def _take_over(model: tf_keras.Model, kind: _Kind) -> None:
             has_begun = True
             try:
                 logs: Mapping[str, Any] = loop(iterator)
-            except _OtherLogs:  # nothing has run yet
-                return keras_makes(force=True)(iterator)  # which takes our place in the model, too
+            except _UnknownLogs:  # nothing has run yet
+                return keras_make(force=True)(iterator)  # also replaces this function in the model
             return logs
 
         setattr(model, f"{kind}_function", execute)
         if kind == "train":
-            model.train_tf_function = loop  # what callbacks look at that show the graph
+            model.train_tf_function = loop  # read by callbacks that show the graph
         return execute
 
     setattr(model, f"make_{kind}_function", make)
 
 
-def _is_ours(model: tf_keras.Model) -> bool:
+def _is_supported(model: tf_keras.Model) -> bool:
     is_eager = model.run_eagerly or tf.config.functions_run_eagerly()
     is_plain = not (is_eager or model.jit_compile or model.autotune_steps_per_execution)
     return is_plain and model._cluster_coordinator is None and int(model._steps_per_execution.numpy()) > 1
 
 
 def _make_optimizer_variables(model: tf_keras.Model) -> None:
-    """Make them not before the first step: some begin with the weights, which may have come from elsewhere by then."""
-    # A model that has seen no batch has no weights yet, and optimizers of before Keras 2.11 make theirs in the step.
+    """Create the optimizer's variables at the first step: some copy the weights, which may be restored until then."""
+    # A model without a batch has no weights yet, and optimizers from before Keras 2.11 create variables in the step.
     if model.built and hasattr(model.optimizer, "build"):
         model.optimizer.build(model.trainable_variables)
 
@@ -108,11 +107,11 @@ def _loop(model: tf_keras.Model, kind: _Kind) -> Any:
         logs = getattr(model, f"{kind}_step")(batch)
         names[:] = logs
         if not set(names) <= {metric.name for metric in model.metrics}:
-            raise _OtherLogs
+            raise _UnknownLogs
         getattr(model, f"_{kind}_counter").assign_add(1)
 
-    # Autograph leaves it as it is, and with it the model's own step, as in Keras' loop: to convert that one may fail,
-    # of names that only a function knows, say. What layers compute is converted all the same.
+    # Autograph skips this function, and so the model's own step, as in Keras' loop: converting the step may fail, for
+    # example because of a function's local names. The calls of layers are still converted.
     step.autograph_info__ = None  # type: ignore[attr-defined]
 
     def values() -> dict[str, Any]:
@@ -143,5 +142,5 @@ def _loop(model: tf_keras.Model, kind: _Kind) -> Any:
 
 
 def _works_in_rounds(model: tf_keras.Model) -> bool:
-    # Without weights the optimizer has no variables either, and so no count of steps.
+    # Without weights the optimizer has no variables either, and therefore no count of steps.
     return model.built and isinstance(model.optimizer, WorksInRounds)

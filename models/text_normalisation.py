@@ -1,7 +1,7 @@
-"""Text to tokens as graph operations: what lets an exported model take texts as they come.
+"""Text normalisation and tokenisation as graph operations, so that an exported model accepts raw texts.
 
-Equal byte for byte to :mod:`data_pipelines.text`, which defines what a normalised text is and which tests hold it to.
-Only stock TensorFlow operations are used, so that the SavedModel needs nothing of ours to run.
+It is byte-equal to :mod:`data_pipelines.features.text`, which defines normalisation; tests verify that. Only stock
+TensorFlow operations are used, so that the SavedModel runs without this package.
 """
 
 import functools
@@ -12,16 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from data_pipelines.text import ASSIGNED_LATER, CODE_POINTS, DEFAULT_SEPARATORS, TOKEN_BREAK, spelled_out
+from mirrorspark.data_pipelines.features.text import (
+    ASSIGNED_LATER,
+    CODE_POINTS,
+    DEFAULT_SEPARATORS,
+    TOKEN_BREAK,
+    spelled_out,
+)
 
-# How a character behaves when text is put in order and composed. A mark's rank is its combining class plus one.
+# Ranks: the role of a character in canonical ordering and composition. A mark's rank is its combining class plus one.
 _STARTER = 0
-_JOINING_STARTER = 1  # composes with the starter that stands directly before it
+_JOINING_STARTER = 1  # composes with the starter directly before it
 _FIRST_MARK = 2
 
 _IOTA_MARK = 0x345
 _IOTA = 0x3B9
-# Stands before each text while a batch is worked on as one row: a starter that nothing composes with.
+# Precedes each text while a batch is processed as one row: a starter with which nothing composes.
 _TEXT_START = CODE_POINTS
 
 _PAGE_BITS = 7
@@ -39,16 +45,16 @@ _HANGUL_SYLLABLES = _HANGUL_LEADINGS * _HANGUL_VOWELS * _HANGUL_TRAILINGS
 
 @dataclass(frozen=True)
 class _Tables:
-    """What the graph knows of Unicode.
+    """Unicode data for the graph.
 
     Attributes:
-        page_of: int16 ``[CODE_POINTS / _PAGE + 1]``, the page of ``entries`` for ``_PAGE`` code points in a row.
-        entries: int16 ``[pages * _PAGE]``, the entry of a code point; 0 where it stands for itself, a plain starter.
-        starts: int16 ``[entries + 1]``, where the pieces of an entry begin.
-        pieces: int32, what code points are decomposed and folded to; U+0345 alone is not folded yet.
-        ranks: uint8, beside ``pieces``: how each behaves.
+        page_of: int16 ``[CODE_POINTS / _PAGE + 1]``, the page of ``entries`` for ``_PAGE`` consecutive code points.
+        entries: int16 ``[pages * _PAGE]``, the entry of a code point; 0 for a plain starter that does not change.
+        starts: int16 ``[entries + 1]``, the index in ``pieces`` where an entry begins.
+        pieces: int32, the decomposed and folded code points; only U+0345 is not folded yet.
+        ranks: uint8, the rank of each of ``pieces``.
         pairs: int64, first code point shifted left by 21 bits plus the second, ascending.
-        composites: int32, beside ``pairs``: what the two compose to.
+        composites: int32, the composite of each of ``pairs``.
     """
 
     page_of: npt.NDArray[np.int16]
@@ -62,11 +68,11 @@ class _Tables:
 
 @dataclass(frozen=True)
 class _Characters:
-    """The characters of a batch of texts, one after the other, ``_TEXT_START`` before each text.
+    """The concatenated characters of a batch of texts, with ``_TEXT_START`` before each text.
 
     Attributes:
         code_points: int32 ``[characters]``.
-        ranks: int32 ``[characters]``, how each behaves.
+        ranks: int32 ``[characters]``.
     """
 
     code_points: tf.Tensor
@@ -74,7 +80,7 @@ class _Characters:
 
 
 class GraphNormaliser(tf.Module):
-    """Normalises texts in a graph, as :func:`data_pipelines.text.normalise` does.
+    """Normalises texts in a graph, as :func:`data_pipelines.features.text.normalise` does.
 
     One instance can serve any number of inputs: its tables, 144 kB, are stored once.
     """
@@ -92,7 +98,7 @@ class GraphNormaliser(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec(None, tf.string)])
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Return ``texts``, string of any shape, normalised."""
+        """Return the normalised ``texts``, a string tensor of any shape."""
         flat = tf.reshape(texts, [-1])
         is_ascii = tf.strings.regex_full_match(flat, r"[\x00-\x7f]*")
         # Without an encoding, only the letters A to Z become lower case; other bytes stay.
@@ -102,14 +108,14 @@ class GraphNormaliser(tf.Module):
             others = tf.where(tf.logical_not(is_ascii))
             return tf.tensor_scatter_nd_update(lowered, others, self._normalised(tf.gather_nd(flat, others)))
 
-        # Texts live in the host's memory; to take code points to another device and back costs more than it saves.
+        # Texts are in the host's memory; moving code points to another device and back costs more than it saves.
         with tf.device("/device:CPU:0"):
             normalised = tf.cond(tf.reduce_all(is_ascii), lambda: lowered, replace_others)
         return tf.reshape(normalised, tf.shape(texts))
 
     def _normalised(self, texts: tf.Tensor) -> tf.Tensor:
-        """Return ``texts``, string ``[rows]``, normalised the long way."""
-        # A space in front makes room for the sign that a text starts here, and cannot become part of what follows.
+        """Return the normalised ``texts``, string ``[rows]``, by the full algorithm."""
+        # A leading space is replaced by the start marker, and does not combine with the text.
         decoded = tf.strings.unicode_decode(tf.strings.join([" ", texts]), "UTF-8", errors="replace")
         starts = decoded.row_splits[:-1]
         code_points = tf.tensor_scatter_nd_update(
@@ -119,7 +125,7 @@ class GraphNormaliser(tf.Module):
         return _encoded(characters.code_points)
 
     def _decomposed(self, code_points: tf.Tensor) -> _Characters:
-        """Return the characters that ``code_points``, int32 ``[any]``, decompose and fold to."""
+        """Return the decomposed and folded characters of ``code_points``, int32 ``[any]``."""
         page = tf.cast(tf.gather(self._page_of, tf.bitwise.right_shift(code_points, _PAGE_BITS)), tf.int32)
         entry = tf.gather(self._entries, page * _PAGE + tf.bitwise.bitwise_and(code_points, _PAGE - 1))
         starts = tf.gather(self._starts, entry)
@@ -134,15 +140,15 @@ class GraphNormaliser(tf.Module):
         )
 
     def _composed(self, characters: _Characters) -> _Characters:
-        """Return ``characters`` with all pairs composed that the standard composes."""
+        """Return ``characters`` after canonical composition."""
 
         def compose(_: tf.Tensor, code_points: tf.Tensor, ranks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             after = self._composed_once(_Characters(code_points, ranks))
             is_shorter = tf.less(tf.size(after.ranks), tf.size(ranks))
             return is_shorter & _may_compose(after.ranks), after.code_points, after.ranks
 
-        # Each round takes one more character from every starter that has one to take: as many rounds as the longest
-        # chain of compositions has links, which is three at most, and one to see that nothing is left.
+        # Each round composes one more character into every starter. The longest chain of compositions needs three
+        # rounds; one more finds that nothing is left.
         _, code_points, ranks = tf.while_loop(
             lambda goes_on, *_: goes_on,
             compose,
@@ -152,14 +158,14 @@ class GraphNormaliser(tf.Module):
         return _Characters(code_points, ranks)
 
     def _composed_once(self, characters: _Characters) -> _Characters:
-        """Return ``characters`` with the first pair of each starter composed, if it has one."""
+        """Return ``characters`` with the first pair of each starter composed."""
         starter, second = _unblocked_pairs(characters.ranks)
         composite = self._composite(
             tf.gather(characters.code_points, starter), tf.gather(characters.code_points, second)
         )
         exists = tf.greater(composite, 0)
         starter, second, composite = (tf.boolean_mask(values, exists) for values in (starter, second, composite))
-        # No starter that composes with the one before it ever begins a pair, so pairs of two starters share nothing.
+        # A starter that composes with the one before it never begins a pair, so pairs of two starters do not overlap.
         is_first = tf.not_equal(starter, tf.concat([[-1], starter[:-1]], 0))
         starter, second, composite = (tf.boolean_mask(values, is_first) for values in (starter, second, composite))
         code_points = tf.tensor_scatter_nd_update(characters.code_points, starter[:, None], composite)
@@ -169,9 +175,9 @@ class GraphNormaliser(tf.Module):
         return _Characters(tf.boolean_mask(code_points, is_kept), tf.boolean_mask(characters.ranks, is_kept))
 
     def _composite(self, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-        """Return what ``first`` and ``second``, int32 ``[pairs]``, compose to; 0 where they do not."""
+        """Return the composites of ``first`` and ``second``, int32 ``[pairs]``; 0 if a pair has none."""
         pair = tf.bitwise.left_shift(tf.cast(first, tf.int64), 21) + tf.cast(second, tf.int64)
-        # With one pair more than there are, the place is within the table even for a pair past its end.
+        # The table has an extra last pair, so the place is valid even for a pair beyond all others.
         place = tf.searchsorted(self._pairs, pair)
         composite = tf.where(tf.equal(tf.gather(self._pairs, place), pair), tf.gather(self._composites, place), 0)
         leading, vowel = first - _HANGUL_LEADING, second - _HANGUL_VOWEL
@@ -189,18 +195,18 @@ class GraphNormaliser(tf.Module):
 
 
 def graph_split(texts: tf.Tensor, pattern: str = DEFAULT_SEPARATORS) -> tf.RaggedTensor:
-    """Return the tokens of each text, string ``[rows, any]``, as :func:`data_pipelines.text.split_tokens` does.
+    """Return the tokens of each text, string ``[rows, any]``, as :func:`.features.text.split_tokens` does.
 
     Args:
-        texts: string ``[rows]`` of valid UTF-8, as :class:`GraphNormaliser` returns.
-        pattern: RE2 pattern of separators, limited as :func:`data_pipelines.text.spelled_out` says.
+        texts: string ``[rows]`` of valid UTF-8, such as the result of :class:`GraphNormaliser`.
+        pattern: RE2 pattern of separators, with the limits of :func:`data_pipelines.features.text.spelled_out`.
 
     Raises:
         SeparatorPatternError: ``pattern`` cannot be used.
     """
     broken = tf.strings.regex_replace(texts, spelled_out(pattern), TOKEN_BREAK)
     pieces = tf.strings.split(broken, TOKEN_BREAK)
-    # tf.ragged.boolean_mask would take memory of rows times the tokens of the longest text.
+    # tf.ragged.boolean_mask would allocate rows times the tokens of the longest text.
     is_token = tf.not_equal(pieces.flat_values, "")
     tokens_before = tf.concat([[0], tf.cumsum(tf.cast(is_token, tf.int64))], 0)
     return tf.RaggedTensor.from_row_splits(
@@ -209,10 +215,10 @@ def graph_split(texts: tf.Tensor, pattern: str = DEFAULT_SEPARATORS) -> tf.Ragge
 
 
 def _ordered(characters: _Characters) -> _Characters:
-    """Return ``characters`` with the marks after each starter in canonical order: stable, by combining class."""
+    """Return ``characters`` with the marks after each starter in canonical order: a stable sort by combining class."""
     code_points, ranks = characters.code_points, characters.ranks
     is_mark = _is_mark(ranks)
-    # Marks that may change places have the number of starters before them in common.
+    # Marks may change places only if they have the same number of starters before them.
     key = tf.cumsum(tf.cast(tf.logical_not(is_mark), tf.int64)) * 256 + tf.cast(ranks, tf.int64)
     is_disorder = tf.less(key[1:], key[:-1]) & is_mark[1:]
 
@@ -228,16 +234,16 @@ def _ordered(characters: _Characters) -> _Characters:
 
 
 def _folded_iota(characters: _Characters) -> _Characters:
-    """Return ordered ``characters`` with U+0345 folded: the one mark that folds, and it becomes a letter."""
+    """Return ordered ``characters`` with U+0345 folded: the only mark that folds, to a letter."""
     is_iota = tf.equal(characters.code_points, _IOTA_MARK)
     return _Characters(tf.where(is_iota, _IOTA, characters.code_points), tf.where(is_iota, _STARTER, characters.ranks))
 
 
 def _unblocked_pairs(ranks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return where pairs stand that might compose: int64 ``[pairs]`` of starters and of the second of each, ascending.
+    """Return the positions of pairs that may compose: int64 ``[pairs]`` of starters and of their seconds, ascending.
 
-    A second is blocked when between it and its starter stands something of its own combining class or above, or a
-    starter. Marks being in order, it is enough to look at the character directly before.
+    A second is blocked if a starter, or a mark of an equal or higher combining class, is between it and its starter.
+    Since marks are in order, only the character directly before has to be checked.
     """
     is_mark = _is_mark(ranks)
     second = tf.where(tf.greater(ranks, _STARTER))[:, 0]
@@ -257,10 +263,10 @@ def _is_mark(ranks: tf.Tensor) -> tf.Tensor:
 
 
 def _encoded(code_points: tf.Tensor) -> tf.Tensor:
-    """Return the texts, string ``[rows]``, that ``code_points`` hold."""
+    """Return ``code_points`` as texts, string ``[rows]``."""
     is_start = tf.equal(code_points, _TEXT_START)
     starts = tf.where(is_start)[:, 0]
-    # As many signs as rows before it have gone from in front of a text.
+    # The start markers of a text and of all earlier ones have been removed, which shifts its position.
     stops = tf.concat([starts, [tf.size(is_start, tf.int64)]], 0) - tf.range(tf.size(starts, tf.int64) + 1)
     texts = tf.RaggedTensor.from_row_splits(
         tf.boolean_mask(code_points, tf.logical_not(is_start)), stops, validate=False
@@ -302,10 +308,10 @@ def _tables() -> _Tables:
 
 
 def _known_code_points() -> list[int]:
-    """Return the code points whose properties count: no surrogates, nothing that later versions of Unicode added.
+    """Return the code points with relevant properties: no surrogates, and none that later versions of Unicode added.
 
-    Hangul syllables are left out too: as they are starters, composing gives the same whether or not they are taken
-    apart before, and arithmetic composes them.
+    Hangul syllables are left out too: they are starters, so the composed result is the same with or without prior
+    decomposition, and they are composed by arithmetic.
     """
     known = np.ones(CODE_POINTS, bool)
     known[0xD800:0xE000] = False
@@ -321,13 +327,13 @@ def _decomposed_and_folded(character: str) -> str:
 
 
 def _composites(decomposed: dict[int, str]) -> dict[tuple[int, int], int]:
-    """Return the pairs that folded text may hold and what each composes to."""
+    """Return the composites by pair, for the pairs that folded text may contain."""
     pairs = {}
     for code_point in decomposed:
         character = chr(code_point)
         parts = unicodedata.decomposition(character).split()
-        # With one part, or a tag such as <compat> before the parts, nothing composes to this character; nor does it
-        # when it is excluded from composition, which its composed form shows.
+        # Nothing composes to a character with one part, or with a tag such as <compat>, or with an exclusion from
+        # composition, which its NFC form shows.
         if len(parts) == 2 and not parts[0].startswith("<") and unicodedata.normalize("NFC", character) == character:
             first, second = (int(part, 16) for part in parts)
             pairs[first, second] = code_point

@@ -1,4 +1,4 @@
-"""Exact search for the best candidates of every query, in stock TensorFlow ops, and what all indexes share."""
+"""Exact search for the best candidates of every query, in stock TensorFlow ops, and the common parts of all indexes."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -6,23 +6,23 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 
-# Scores that are in memory at a time, and the candidates they are of where the catalogue has more. On one core the best
-# 20 of 100,000 take 146 microseconds per query so, the best 100 193; with a quarter of both 177 and 329: a matrix
-# product wants many queries, and a search for the best starts anew in each block.
+# Number of scores in memory at a time, and number of candidates per block of a larger catalogue. On one core the best
+# 20 of 100,000 take 146 microseconds per query, the best 100 take 193; with a quarter of both sizes 177 and 329. A
+# matrix product is efficient with many queries, and the search for the best restarts in each block.
 TILE_SCORES = 1 << 24
 BLOCK_CANDIDATES = 1 << 17
-# Scores of a row whose maximum stands for all of them in the first pass of a search for the best.
+# Scores of a row that are represented by their maximum in the first pass of a search for the best.
 GROUP = 32
 
 
 class Queries(NamedTuple):
-    """What is searched for, row by row.
+    """A batch of queries.
 
     Attributes:
         vectors: float32 ``[batch, dim]``.
-        excluded: int64 ``[batch, any]``, ids that must not come back for the row, padded with 0.
+        excluded: int64 ``[batch, any]``, ids that must not be returned for the row, padded with 0.
     """
 
     vectors: tf.Tensor
@@ -38,7 +38,7 @@ class Queries(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best of each row, best first. A place that nobody fills has the lowest float32 as score, and any id.
+    """The best candidates of each row, best first. An unfilled place has the lowest float32 as score, and any id.
 
     Attributes:
         ids: int64 ``[batch, k]``.
@@ -50,34 +50,34 @@ class Best(NamedTuple):
 
 
 class Index(Protocol):
-    """What finds the best candidates of queries."""
+    """A search structure for the best candidates of queries."""
 
     @property
     def exact(self) -> "ExactTopK":
         """The exact index of the same candidates."""
 
     def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
-        """Return the best ``k`` of each row, or nearly.
+        """Return the best ``k`` candidates of each row, exactly or approximately.
 
         Args:
-            queries: What to search for.
-            k: How many; it may be larger than the catalogue.
-            offsets: What :meth:`ExactTopK.offsets` makes of the candidates that are not available.
+            queries: The queries.
+            k: Number of candidates, which may exceed the catalogue.
+            offsets: Result of :meth:`ExactTopK.offsets` for the unavailable candidates.
         """
 
 
 class ExactTopK(tf.Module):
-    """Scores every candidate by its dot product with the query; of equal ones the lower id is the better.
+    """Scores every candidate by its dot product with the query; among equal scores the lower id is better.
 
-    It does so tile by tile: so many queries with so many candidates that the scores take 64 MB. Memory therefore grows
-    neither with the catalogue nor with the batch.
+    It works in tiles of queries and candidates whose scores take 64 MB, so memory grows neither with the catalogue nor
+    with the batch.
     """
 
     def __init__(self, candidate_embeddings: np.ndarray) -> None:
-        """Take float32 ``[ids, dim]`` embeddings by id."""
+        """Store the embeddings, float32 ``[ids, dim]``."""
         super().__init__(name="exact_top_k")
         self.id_count = len(candidate_embeddings)
-        # Whole groups; :meth:`offsets` keeps what is added from coming back.
+        # Padded to whole groups; :meth:`offsets` excludes the padding from results.
         added = -self.id_count % GROUP
         self.embeddings = tf.Variable(
             np.pad(candidate_embeddings, [(0, added), (0, 0)]), trainable=False, name="candidate_embeddings"
@@ -87,11 +87,11 @@ class ExactTopK(tf.Module):
 
     @property
     def exact(self) -> "ExactTopK":
-        """Itself, as the other indexes have one."""
+        """This index itself, for the protocol of all indexes."""
         return self
 
     def offsets(self, unavailable: tf.Tensor | None = None) -> tf.Tensor:
-        """Return what is to be added to the scores: 0, or the lowest float32 for what must not come back for any row.
+        """Return offsets for the scores: 0, or the lowest float32 for ids that must not be returned for any row.
 
         Args:
             unavailable: int64 ``[any]``, ids of candidates.
@@ -105,7 +105,7 @@ class ExactTopK(tf.Module):
         )
 
     def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
-        """Return the best ``k`` of all candidates, as :meth:`Index.search` says."""
+        """Return the exact best ``k`` of all candidates; see :meth:`Index.search`."""
         return in_tiles(queries, self._tile_queries, lambda tile: self._search_tile(tile, k, offsets))
 
     def _search_tile(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
@@ -115,7 +115,7 @@ class ExactTopK(tf.Module):
 
         def search_next(start: tf.Tensor, ids: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             found = self._search_block(queries, k, offsets, start)
-            # Those of before have lower ids, and stand first: of equal ones top_k takes the first.
+            # Earlier candidates have lower ids and come first, because top_k takes the first among equals.
             merged = tf.math.top_k(tf.concat([scores, found.scores], axis=1), k)
             all_ids = tf.concat([ids, found.ids], axis=1)
             return start + BLOCK_CANDIDATES, tf.gather(all_ids, merged.indices, batch_dims=1), merged.values
@@ -133,19 +133,20 @@ class ExactTopK(tf.Module):
 
 
 def best_columns(scores: tf.Tensor, k: int | tf.Tensor) -> Best:
-    """Return the best ``k`` columns of each row, of equal ones the first; filled up where there are fewer columns.
+    """Return the best ``k`` columns of each row, the first among equals; padded if there are fewer columns.
 
-    It finds the groups of columns with the largest maxima first, and then the best within those. The best k columns are
-    in the best k groups: were one in another, each of these would have a column that is better, or as good and before
-    it. For the best 20 of 100,000 this takes a fifth of the time of one pass, for the best 100 a third.
+    The search first finds the groups of columns with the largest maxima, then the best columns in those. The best k
+    columns are in the best k groups: for a column in any other group, each of these k groups has a column that is
+    better, or equal and before it. For the best 20 of 100,000 this takes a fifth of the time of one pass, for the best
+    100 a third.
 
     Args:
         scores: float32 ``[batch, columns]``; a multiple of ``GROUP`` columns.
-        k: How many.
+        k: Number of columns to return.
     """
     groups = tf.shape(scores)[1] // GROUP
     grouped = tf.reshape(scores, [-1, groups, GROUP])
-    # In their order, so that of equal columns the first stays the first.
+    # Sorted, so that among equal columns the first remains the first.
     chosen = tf.sort(tf.math.top_k(tf.reduce_max(grouped, axis=2), tf.minimum(k, groups), sorted=False).indices)
     width = tf.shape(chosen)[1] * GROUP
     within = tf.math.top_k(tf.reshape(tf.gather(grouped, chosen, batch_dims=1), [-1, width]), tf.minimum(k, width))
@@ -156,7 +157,7 @@ def best_columns(scores: tf.Tensor, k: int | tf.Tensor) -> Best:
 
 
 def without(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Return ``scores`` with the lowest number in the given columns of each row; columns out of range do nothing.
+    """Return ``scores`` with the lowest number in the given columns of each row; columns out of range are ignored.
 
     Args:
         scores: float32 ``[batch, columns]``.
@@ -168,11 +169,11 @@ def without(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
 
 
 def in_tiles(queries: Queries, rows: int, search: Callable[[Queries], Best]) -> Best:
-    """Return what ``search`` finds for the queries, of which it gets so many rows at a time, one time after the other.
+    """Return the results of ``search`` for all queries, computed in consecutive tiles of ``rows`` rows.
 
     Args:
-        queries: All of them; none at all are fine.
-        rows: What a tile has.
+        queries: All queries, possibly none.
+        rows: Rows per tile.
         search: Called once, to be traced.
     """
     tiles = tf.maximum(1, -(-tf.shape(queries.vectors)[0] // rows))
@@ -191,10 +192,10 @@ def in_tiles(queries: Queries, rows: int, search: Callable[[Queries], Best]) -> 
 
 
 def completed(found: Best, exact: ExactTopK, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
-    """Return ``found`` with the exact best for the rows where an index found fewer than ``k``.
+    """Return ``found`` with the exact best for the rows for which an index found fewer than ``k``.
 
-    Where users have seen most of what is near them, or little is available, the candidates that are left are in none of
-    the parts that an index looks at.
+    If users have seen most of the candidates near them, or few are available, the remaining candidates are outside the
+    parts that an index searches.
     """
     short = tf.where(found.scores[:, -1] == found.scores.dtype.min)
     best = exact.search(queries.at(short[:, 0]), k, offsets)
@@ -205,7 +206,7 @@ def recall(found: np.ndarray, best: np.ndarray) -> float:
     """Return the share of the exact best that was found.
 
     Args:
-        found: int64 ``[queries, any]``, ids by an index.
-        best: int64 ``[queries, k]``, ids by the exact one.
+        found: int64 ``[queries, any]``, ids from an index.
+        best: int64 ``[queries, k]``, ids from the exact index.
     """
     return float((found[:, :, np.newaxis] == best[:, np.newaxis, :]).any(axis=1).mean())

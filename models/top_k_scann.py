@@ -1,17 +1,17 @@
-"""Approximate search by ScaNN, whose op must be registered (``import scann``) before such a model loads."""
+"""Approximate search by ScaNN, whose op must be registered (``import scann``) before a model with it is loaded."""
 
 import numpy as np
 import tensorflow as tf
 
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
-from models.top_k import Best, ExactTopK, Queries, completed
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models.top_k import Best, ExactTopK, Queries, completed
 
-# ScaNN cannot leave candidates out of its search, so more are fetched and the excluded ones dropped.
+# ScaNN cannot exclude candidates from its search, so more are fetched and the excluded ones dropped.
 OVERFETCH = 8
-# Share of the leaves that a query searches. On random vectors, which no tree can sort, recall@20 is 0.94 of 1,000
-# candidates, 0.97 of 9,000 and 0.93 of 50,000; with a quarter of the leaves it is 0.65, 0.76 and 0.83.
+# Share of the leaves that a query searches. On random vectors, for which a tree is no help, recall@20 is 0.94 with
+# 1,000 candidates, 0.97 with 9,000 and 0.93 with 50,000; with a quarter of the leaves it is 0.65, 0.76 and 0.83.
 SEARCHED_SHARE = 2 / 3
-# Its quantiser clusters the candidates into so many groups per block of dimensions.
+# ScaNN's quantiser forms this many clusters per block of dimensions.
 LEAST_CANDIDATES = 16
 _DIMENSIONS_PER_BLOCK = 2
 
@@ -23,11 +23,11 @@ class ScannTopK(tf.Module):
         """Index the candidates of ``exact``.
 
         Args:
-            exact: Finds what ScaNN does not.
-            k: How many candidates will be asked for, mostly.
+            exact: Provides the embeddings, and completes rows for which ScaNN finds too few candidates.
+            k: Usual number of candidates per query.
 
         Raises:
-            ValueError: There are fewer candidates than ScaNN can be trained on.
+            ValueError: There are too few candidates to train ScaNN.
         """
         from scann.scann_ops.py import scann_ops
 
@@ -46,14 +46,14 @@ class ScannTopK(tf.Module):
         self._searcher = builder.build().serialize_to_module()
 
     def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
-        """Return nearly the best ``k``; a row of which ScaNN finds fewer gets the exact ones."""
+        """Return approximately the best ``k``; a row for which ScaNN finds fewer gets the exact best."""
         from scann.scann_ops.py import scann_ops
 
         fetched = tf.minimum(k * OVERFETCH, self._candidates)
         searcher = scann_ops.searcher_from_module(self._searcher)
-        # With a row more, as ScaNN fails where there is none.
+        # With one extra row, because ScaNN fails on an empty batch.
         found = searcher.search_batched(tf.pad(queries.vectors, [[0, 1], [0, 0]]), fetched, fetched)
-        # Where the searched leaves hold fewer than were asked for, ScaNN answers NaN, or fewer columns.
+        # If the searched leaves have too few candidates, ScaNN returns NaN or fewer columns.
         missing = [[0, 0], [0, k]]
         ids = tf.pad(tf.cast(found.indices[:-1], tf.int64) + FIRST_VOCABULARY_ID, missing)
         scores = tf.pad(found.distances[:-1], missing, constant_values=np.nan)
@@ -64,9 +64,9 @@ class ScannTopK(tf.Module):
 
 
 def _is_among(ids: tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:
-    """Return by row which of its ids are among its excluded ones: bool in the shape of ``ids``.
+    """Return bool in the shape of ``ids``: whether each id is among the excluded ids of its row.
 
-    Sorted, as comparing each with each takes gigabytes where users have seen thousands.
+    Sorting is used because comparing all pairs takes gigabytes if users have seen thousands of candidates.
     """
     in_order = tf.sort(tf.pad(excluded, [[0, 0], [0, 1]], constant_values=tf.int64.max), axis=1)
     return tf.equal(tf.gather(in_order, tf.searchsorted(in_order, ids), batch_dims=1), ids)

@@ -1,4 +1,4 @@
-"""The two halves of a retrieval model, as the architectures share them: what ends a query, and the candidates."""
+"""The towers of a retrieval model that the architectures share: the top of the query tower, and the candidate tower."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.fitted import FittedFeatures
-from models.layers import dense_stack
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models.layers import dense_stack
 
 
 def query_tower(
@@ -18,15 +18,15 @@ def query_tower(
     dropout: float,
     seed: int,
 ) -> tf_keras.Model:
-    """Return the model that leads from the query's features to its embedding, float32 ``[batch, embedding_dim]``.
+    """Return the model from the query's features to its embedding, float32 ``[batch, embedding_dim]``.
 
     Args:
         inputs: Keras inputs by the names of their features.
-        joined: float32 ``[batch, width]``: what the architecture makes of them.
+        joined: float32 ``[batch, width]``: the architecture's representation of the inputs.
         hidden_units: Width of each hidden layer.
-        embedding_dim: Width of the query.
+        embedding_dim: Width of the query embedding.
         dropout: Share of hidden units dropped while training.
-        seed: Fixes what is dropped.
+        seed: Seed of the dropout.
     """
     hidden = dense_stack(joined, hidden_units, dropout, seed)
     query = tf_keras.layers.Dense(embedding_dim, name="query", dtype="float32")(hidden)

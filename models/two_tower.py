@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
-from data_pipelines.fitted import FittedFeatures
-from models.settings import ModelSettingsError, check_fraction, check_positive
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -23,13 +23,13 @@ TASK = "retrieval"
 
 @dataclass(frozen=True)
 class Settings:
-    """The architecture's knobs.
+    """Settings of the architecture.
 
     Attributes:
         embedding_dim: Width of the field embeddings, and of both towers' outputs.
         hidden_units: Width of each hidden layer of the query tower.
         dropout: Share of hidden units dropped while training.
-        temperature: Divides the logits; smaller is sharper.
+        temperature: Divisor of the logits; a smaller one gives a sharper distribution.
     """
 
     embedding_dim: int = 32
@@ -52,8 +52,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     import tensorflow_recommenders as tfrs
     import tf_keras
 
-    from models.layers import concatenated_inputs, symbolic_inputs
-    from models.towers import candidate_tower, query_tower
+    from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
+    from mirrorspark.models.towers import candidate_tower, query_tower
 
     candidate = fitted.spec.candidate
     probability = sampling_probability(fitted)
@@ -62,7 +62,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         return {feature.name: features[feature.name] for feature in fitted.spec.query_features}
 
     class TwoTower(tfrs.Model):
-        """In-batch softmax over the candidates of the other rows that count and have another candidate."""
+        """In-batch softmax over the candidates of the other rows with positive weight and another candidate."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -81,11 +81,11 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
         @property
         def metrics(self) -> list[Any]:
-            """The metric that Keras resets at each epoch; the task's own are not computed while training."""
+            """The metric that Keras resets at each epoch; the task's own metrics are not computed in training."""
             return [self.mean_loss]
 
         def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
-            """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is not used."""
+            """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is ignored."""
             features, _, weight = inputs
             queries = self.query_tower(known(features), training=training)
             ids = features[candidate.name]
@@ -97,17 +97,18 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
                 candidate_ids=ids,
                 compute_metrics=False,
                 compute_batch_metrics=False,
-                # Padding is no negative: a rare, and therefore weighty, one would bend the loss of the last batch.
+                # Padding must not be a negative: with a rare candidate, and so a large weight, it would distort the
+                # loss of the last batch.
                 score_mask=tf.broadcast_to(weight > 0, [tf.size(weight), tf.size(weight)]),
             )
             rows = tf.reduce_sum(weight)
             self.mean_loss.update_state(tf.math.divide_no_nan(loss, rows), sample_weight=rows)
-            # The task sums over the rows; dividing by all replicas' rows makes the all-reduced gradient their mean.
+            # The task sums over the rows; dividing by the rows of all replicas makes the all-reduced gradient a mean.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             return loss / (tf.cast(tf.shape(weight)[0], tf.float32) * replicas)
 
         def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
-            """Update once; return the epoch's mean loss so far, over all replicas."""
+            """Make one update; return the epoch's mean loss so far, over all replicas."""
             super().train_step(inputs)
             return {"loss": self.mean_loss.result()}
 
@@ -125,9 +126,9 @@ def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
 
 
 def sampling_probability(fitted: FittedFeatures) -> np.ndarray:
-    """Return float32 ``[ids]``: how probable each candidate is as a row of the training data."""
+    """Return float32 ``[ids]``: the probability of each candidate in the rows of the training data."""
     counts = fitted.vocabulary(fitted.spec.candidate).counts.to_numpy().astype(np.float64)
     share = np.zeros(len(counts) + FIRST_VOCABULARY_ID)
     share[FIRST_VOCABULARY_ID:] = counts / counts.sum()
-    # Ids without a count (missing, out of vocabulary) count as the rarest candidate: the loss takes the logarithm.
+    # Ids without a count (missing, out of vocabulary) get that of the rarest candidate, because the loss takes the log.
     return np.maximum(share, share[FIRST_VOCABULARY_ID:].min()).astype(np.float32)

@@ -1,7 +1,7 @@
-"""An earlier model's weights for a new one: the rows of a table by the tokens they belong to, all else by name.
+"""Warm start: initialising a new model with an earlier one's weights, tables by token and all other weights by name.
 
-Retraining means new data, and so other vocabularies: the same token has another id, and some tokens are new. What the
-earlier model does not know keeps its initial values.
+Retraining uses new data and therefore other vocabularies: a token may have another id, and some tokens are new. Weights
+that the earlier model does not have keep their initial values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,48 +15,48 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from data_pipelines.feature_kinds import (
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import (
     FIRST_VOCABULARY_ID,
     OUT_OF_VOCABULARY_ID,
     Bucketed,
     Feature,
     TokenFeature,
 )
-from data_pipelines.fitted import FittedFeatures
-from models.layers import Field, FieldEmbeddings, lay_out_fields
-from models.multi_label import HEADS
+from mirrorspark.models.layers import Field, FieldEmbeddings, lay_out_fields
+from mirrorspark.models.multi_label import HEADS
 
 Ids = npt.NDArray[np.int64]
 
 NOT_THERE = -1
 
-# Where a checkpoint keeps the names of its variables, and what those of a model that models.serving saved begin with.
+# The key of a checkpoint's variable names, and the prefix of the variables of a model that models.serving saved.
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _STATE = "_state/"
 
 _NAMES_IN_MESSAGE = 8
-# What is held besides a table while its rows are put together, and how often that gives a sign.
+# Rows that are copied at a time, which limits memory and sets the interval of beats.
 _ROWS_AT_ONCE = 1 << 16
-# Without it, the next command would begin from the same one, whatever its alias means by then.
-_LOOKED_UP_ANEW = "a run that has begun keeps its model: --no-resume looks it up anew"
+# Without --no-resume the next command would use the same model, even if its alias has moved.
+_NO_RESUME_ADVICE = "a run that has begun keeps its model: --no-resume looks it up anew"
 
 
 class WarmStartError(ValueError):
-    """An earlier model from which nothing can be taken; the message says what to give instead."""
+    """An earlier model from which no weight can be taken; the message names the remedy."""
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a model got of an earlier one.
+class WarmStartResult:
+    """The weights that a model took from an earlier one.
 
     Attributes:
-        weights: How many weights were taken, whole or in part.
-        of_weights: How many there are.
-        tokens: How many tokens of its vocabularies the earlier model knows, in tables that were taken.
-        of_tokens: How many there are.
+        weights: Number of weights that were taken, completely or in part.
+        of_weights: Number of all weights.
+        tokens: Number of tokens that the earlier model knows, in tables that were taken.
+        of_tokens: Number of all tokens of the model's vocabularies.
         left_out: Weights that were not taken, each with the reason.
-        redefined: Features that are defined otherwise, or stand elsewhere, in the earlier model: weights of that shape
-            were taken all the same.
+        redefined: Features with another definition or position in the earlier model, whose weights were nevertheless
+            taken if their shapes agree.
     """
 
     weights: int
@@ -67,7 +67,7 @@ class Taken:
     redefined: tuple[str, ...]
 
     def in_words(self) -> str:
-        """Return it in one line."""
+        """Return the result as one line."""
         words = f"{self.weights:,} of {self.of_weights:,} weights"
         if self.of_tokens:
             words += f", {self.tokens:,} of {self.of_tokens:,} tokens"
@@ -79,17 +79,17 @@ class Taken:
 
 
 class EarlierModel:
-    """The weights of an exported model, read one by one, and what its ids mean."""
+    """The weights of an exported model, read one by one, and the features that define its ids."""
 
     def __init__(self, saved_model: Path, features: FittedFeatures) -> None:
-        """Look at what there is.
+        """Read the names and shapes of the weights.
 
         Args:
-            saved_model: Folder of the SavedModel; of what is in it, its variables are needed.
+            saved_model: Folder of the SavedModel, of which only the variables are needed.
             features: The fitted features that it was trained with.
 
         Raises:
-            WarmStartError: They cannot be read.
+            WarmStartError: The variables cannot be read.
         """
         self.features = features
         self._variables = str(saved_model / tf.saved_model.VARIABLES_DIRECTORY / tf.saved_model.VARIABLES_FILENAME)
@@ -105,12 +105,12 @@ class EarlierModel:
             if attribute.checkpoint_key.startswith(_STATE)
         ]
         names = [name for name, _ in found]
-        # Of two with one name nobody can tell which is which.
+        # Weights that share a name are ambiguous.
         self._keys = {name: key for name, key in found if names.count(name) == 1}
         self._shapes = self._reader.get_variable_to_shape_map()
 
     def shape(self, name: str) -> list[int] | None:
-        """Return the shape of a weight; None where there is no weight, or more than one, of that name."""
+        """Return the shape of a weight, or None unless there is exactly one weight of that name."""
         key = self._keys.get(name)
         return None if key is None else list(self._shapes[key])
 
@@ -118,7 +118,7 @@ class EarlierModel:
         """Return the values of a weight.
 
         Raises:
-            WarmStartError: They are damaged.
+            WarmStartError: The values are damaged.
         """
         try:
             return np.asarray(self._reader.get_tensor(self._keys[name]))
@@ -129,32 +129,32 @@ class EarlierModel:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return WarmStartError(
             f"warm start: the weights {self._variables} cannot be read ({reason}); give another model; "
-            f"{_LOOKED_UP_ANEW}"
+            f"{_NO_RESUME_ADVICE}"
         )
 
 
 def begin_from(
     model: tf_keras.Model, fitted: FittedFeatures, earlier: EarlierModel, beat: Callable[[], None] = lambda: None
-) -> Taken:
-    """Give ``model`` the weights of ``earlier`` that fit it.
+) -> WarmStartResult:
+    """Assign to ``model`` the weights of ``earlier`` that fit.
 
-    A function of the files and of the model's initial values: workers that agree on both agree on the result. Counters
-    (dropout's), metrics and the optimizer begin afresh.
+    The result depends only on the files and the model's initial values, so workers that agree on these agree on the
+    result. Counters (dropout's), metrics and the optimizer start afresh.
 
     Args:
         model: A built model of :mod:`models.catalog`.
         fitted: The features that it was built for.
-        earlier: Where the weights come from.
-        beat: Is called while it gets on: after each read, and every few thousand rows of a table.
+        earlier: Source of the weights.
+        beat: Called to report progress: after each read, and every few thousand rows of a table.
 
     Raises:
-        WarmStartError: Nothing fits.
+        WarmStartError: No weight fits.
     """
     tables = {}
     for key, numbered in _tables(model, fitted, earlier.features):
         tables[key] = numbered
         beat()
-    weights = _learnt(model)
+    weights = _trained_weights(model)
     names = [_name(weight) for weight in weights]
     known: dict[str, int] = {}
     left_out = []
@@ -176,9 +176,9 @@ def begin_from(
     if len(left_out) == len(weights):
         raise WarmStartError(
             f"warm start: none of the {len(weights)} weights can be taken: {_some(left_out)}; give a model of the same "
-            f"architecture and settings, or leave warm_start out; {_LOOKED_UP_ANEW}"
+            f"architecture and settings, or leave warm_start out; {_NO_RESUME_ADVICE}"
         )
-    return Taken(
+    return WarmStartResult(
         len(weights) - len(left_out),
         len(weights),
         sum(known.values()),
@@ -191,13 +191,13 @@ def begin_from(
 def merged(
     initial: npt.NDArray[Any], earlier: npt.NDArray[Any], rows: Ids, beat: Callable[[], None] = lambda: None
 ) -> npt.NDArray[Any]:
-    """Return ``initial`` with row ``i`` replaced by row ``rows[i]`` of ``earlier``, where that is not ``NOT_THERE``.
+    """Return ``initial`` with row ``i`` replaced by row ``rows[i]`` of ``earlier``, unless that is ``NOT_THERE``.
 
     Args:
         initial: ``[rows, dim]``.
         earlier: ``[any, dim]``.
         rows: int64 ``[rows]``.
-        beat: Is called after every ``_ROWS_AT_ONCE`` rows.
+        beat: Called after every ``_ROWS_AT_ONCE`` rows.
     """
     found = np.array(initial)
     for first in range(0, len(rows), _ROWS_AT_ONCE):
@@ -209,15 +209,15 @@ def merged(
 
 
 def earlier_ids(fitted: FittedFeatures, feature: Feature, earlier: FittedFeatures, before: Feature) -> Ids:
-    """Return per id of ``feature`` the id that meant the same to ``before``, ``NOT_THERE`` where none did: int64 [ids].
+    """Return int64 ``[ids]``: for each id of ``feature`` the id of ``before`` with the same meaning, or ``NOT_THERE``.
 
-    Tokens of a vocabulary are looked up; hash buckets and quantile buckets mean the same where there are as many.
+    Tokens of a vocabulary are looked up. Hash and quantile buckets have the same meaning if their numbers agree.
 
     Args:
-        fitted: What ``feature`` belongs to.
-        feature: One whose values are ids.
-        earlier: What ``before`` belongs to.
-        before: What stood in its place.
+        fitted: The features that ``feature`` belongs to.
+        feature: A feature whose values are ids.
+        earlier: The features that ``before`` belongs to.
+        before: The corresponding feature of the earlier model.
     """
     assert isinstance(feature, TokenFeature | Bucketed)  # noqa: S101 - the caller's to see to
     ids = np.full(fitted.id_count(feature), NOT_THERE, np.int64)
@@ -232,14 +232,14 @@ def earlier_ids(fitted: FittedFeatures, feature: Feature, earlier: FittedFeature
     table = earlier.vocabulary(before)
     pieces = [table.ids(piece) for piece in fitted.vocabulary(feature).pieces()]
     known = np.concatenate([np.empty(0, np.int64), *pieces])
-    if (known > OUT_OF_VOCABULARY_ID).any():  # else they have nothing in common, not even what is unknown
+    if (known > OUT_OF_VOCABULARY_ID).any():  # else the two have nothing in common, not even the reserved ids
         ids[:FIRST_VOCABULARY_ID] = np.arange(FIRST_VOCABULARY_ID)
         ids[FIRST_VOCABULARY_ID:] = np.where(known > OUT_OF_VOCABULARY_ID, known, NOT_THERE)
     return ids
 
 
 def redefined(fitted: FittedFeatures, earlier: FittedFeatures) -> tuple[str, ...]:
-    """Return the names of the features that are not in both, not defined alike, or not in the same order."""
+    """Return the names of features that are missing in one of the two, or differ in definition or order."""
     here = {feature.name: feature for feature in fitted.spec.query_features}
     there = {feature.name: feature for feature in earlier.spec.query_features}
     differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
@@ -250,14 +250,14 @@ def redefined(fitted: FittedFeatures, earlier: FittedFeatures) -> tuple[str, ...
 
 @dataclass(frozen=True)
 class _Table:
-    """How the rows of a table were numbered before.
+    """The mapping from the rows of a table to those of the earlier table.
 
     Attributes:
-        rows: Per row the row that meant the same, or ``NOT_THERE``.
-        of_rows: How many rows the earlier table must have for that to hold.
-        known: Per vocabulary how many of its tokens were there.
-        tokens: Per vocabulary how many tokens it has.
-        axis: Which axis of the weight counts the rows: the first one, or the last one where they are columns.
+        rows: For each row the earlier row with the same meaning, or ``NOT_THERE``.
+        of_rows: Number of rows that the earlier table must have for the mapping to be valid.
+        known: For each vocabulary the number of its tokens that the earlier one has.
+        tokens: For each vocabulary the number of its tokens.
+        axis: Axis of the rows in the weight: the first, or the last if they are columns.
     """
 
     rows: Ids
@@ -268,7 +268,7 @@ class _Table:
 
 
 def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatures) -> Iterator[tuple[int, _Table]]:
-    """Yield every weight of ``model`` whose rows belong to ids, or its columns to labels, by its identity."""
+    """Yield the identity and mapping of every weight of ``model`` whose rows are ids or whose columns are labels."""
     candidates = getattr(model, "candidate_tower", None)
     for layer in model.submodules:
         if layer.name == HEADS and fitted.spec.label.kind == "multi_label":
@@ -284,7 +284,7 @@ def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatur
                 there = _owners(earlier, [Field(earlier.spec.candidate.name, 0, 1)])
                 of_rows = earlier.id_count(earlier.spec.candidate)
         elif isinstance(layer, tf_keras.layers.Embedding) and not _ids_agree(fitted, earlier):
-            # Its ids are made of others in a way of its own, such as a hash of two: nothing leads back to tokens.
+            # The ids are derived from others, such as a hash of two, and cannot be traced back to tokens.
             here, there, of_rows = {}, {}, 0
         else:
             continue
@@ -295,7 +295,7 @@ def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatur
 
 
 def _label_columns(fitted: FittedFeatures, earlier: FittedFeatures) -> _Table:
-    """Return how the columns of a weight that has one for every label were numbered before."""
+    """Return the mapping for the columns of a weight with one column per label."""
     label = fitted.spec.label
     names = earlier.class_names if earlier.spec.label.kind == label.kind else ()
     places = {name: place for place, name in enumerate(names)}
@@ -305,7 +305,7 @@ def _label_columns(fitted: FittedFeatures, earlier: FittedFeatures) -> _Table:
 
 
 def _owners(fitted: FittedFeatures, fields: Sequence[Field]) -> dict[str, tuple[Feature, int]]:
-    """Return per vocabulary, hash or bucketed feature one feature that uses it, and its first row in the table."""
+    """Return for each vocabulary, hash or bucketed feature one feature that uses it, and its first row in the table."""
     found: dict[str, tuple[Feature, int]] = {}
     for field in fields:
         feature = fitted.spec[field.name]
@@ -339,7 +339,7 @@ def _matched(
 
 
 def _ids_agree(fitted: FittedFeatures, earlier: FittedFeatures) -> bool:
-    """Whether every id of every feature means what it meant before."""
+    """Return whether every id of every feature has the same meaning as before."""
     there = {feature.name: feature for feature in earlier.spec}
     for feature in fitted.spec:
         if isinstance(feature, TokenFeature | Bucketed):
@@ -354,8 +354,8 @@ def _has_vocabulary(fitted: FittedFeatures, feature: Feature) -> bool:
     return isinstance(feature, TokenFeature) and fitted.spec.hash_buckets(feature) is None
 
 
-def _learnt(model: tf_keras.Model) -> list[Any]:
-    """Return the weights that training moves: neither counters nor what metrics add up."""
+def _trained_weights(model: tf_keras.Model) -> list[Any]:
+    """Return the floating-point weights, without those of metrics; counters are integers."""
     metrics = {
         id(weight)
         for part in model.submodules
@@ -370,7 +370,7 @@ def _name(weight: Any) -> str:
 
 
 def _misfit(weight: Any, name: str, table: _Table | None, earlier: EarlierModel) -> str | None:
-    """Return why a weight cannot be taken, None where it can."""
+    """Return the reason why a weight cannot be taken, or None if it can."""
     shape = earlier.shape(name)
     if shape is None:
         return "not there"

@@ -1,17 +1,17 @@
-"""Wide & Deep: a linear model of ids and their crossings, which memorises, beside a deep one, which generalises.
+"""Wide & Deep: a linear model of ids and crossings, which memorises, and a deep model, which generalises.
 
-Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems". There the wide part is trained by FTRL and
-the deep part by AdaGrad; here one optimizer trains both.
+Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems". The paper trains the wide part with FTRL and
+the deep part with AdaGrad; here one optimizer trains both.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_pipelines.feature_kinds import Bucketed, Categorical
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from models.settings import ModelSettingsError, check_fraction, check_positive
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -22,14 +22,14 @@ TASK = "binary"
 
 @dataclass(frozen=True)
 class Settings:
-    """The architecture's knobs.
+    """Settings of the architecture.
 
     Attributes:
         embedding_dim: Width of every field's embedding in the deep part.
         hidden_units: Width of each hidden layer of the deep part.
         dropout: Share of hidden units dropped while training.
-        crosses: Pairs of features of one id per row that the wide part takes together, such as ``carrier*dest``.
-        cross_buckets: How many weights each crossing has; its pairs of ids are hashed into them.
+        crosses: Pairs of features with one id per row that the wide part crosses, such as ``carrier*dest``.
+        cross_buckets: Number of weights per crossing, into which its pairs of ids are hashed.
     """
 
     embedding_dim: int = 8
@@ -52,7 +52,7 @@ class Settings:
 
 
 def check_features(settings: Settings, spec: FeatureSpec) -> None:
-    """Raise ``ModelSettingsError`` unless every crossing names two features of one id per row."""
+    """Raise ``ModelSettingsError`` unless every crossing names two features with one id per row."""
     for cross in settings.crosses:
         _crossed(cross, spec)
 
@@ -61,11 +61,11 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """Return a model from the spec's features to one logit: float32 ``[batch, 1]``.
 
     Raises:
-        ModelSettingsError: A crossing names something that is no feature of one id per row.
+        ModelSettingsError: A crossing names something other than a feature with one id per row.
     """
     import tf_keras
 
-    from models.layers import CrossedIds, concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.layers import CrossedIds, concatenated_inputs, dense_stack, symbolic_inputs
 
     features = fitted.spec.features
     inputs = symbolic_inputs(features, any_length=True)

@@ -1,18 +1,18 @@
-"""Compiles the arithmetic of a Keras model with XLA, and leaves the rest of its training step as it is."""
+"""XLA compilation of a Keras model's arithmetic, without the rest of its training step."""
 
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from models.recurrent import LastState
+from mirrorspark.models.recurrent import LastState
 
 
 def compile_with_xla(model: tf_keras.Model) -> None:
-    """Let XLA compile forward and backward pass of ``model``, or of its towers.
+    """Compile forward and backward pass of ``model``, or of its towers, with XLA.
 
-    ``model.compile(jit_compile=True)`` would compile the whole step, sums over the workers included; those are not
-    XLA's on CPU.
+    ``model.compile(jit_compile=True)`` would compile the whole step including the sums over the workers, which XLA does
+    not support on CPU.
     """
     for part in model.submodules:
         if isinstance(part, LastState):

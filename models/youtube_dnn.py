@@ -1,16 +1,16 @@
-"""YouTube's candidate generation: averaged histories into a deep query, and a softmax over all candidates.
+"""YouTube's candidate generation: a deep query tower on averaged histories, and a softmax over all candidates.
 
-Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3: watches and searches are
-averaged embeddings beside the other features, and ReLU layers follow; :mod:`models.softmax_retrieval` is what learns
-from them.
+Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3: averaged embeddings of
+watches and searches are concatenated with the other features, and ReLU layers follow. The softmax and its loss are in
+:mod:`models.softmax_retrieval`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_pipelines.fitted import FittedFeatures
-from models.settings import check_fraction, check_positive
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models.settings import check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -21,14 +21,14 @@ TASK = "retrieval"
 
 @dataclass(frozen=True)
 class Settings:
-    """The architecture's knobs.
+    """Settings of the architecture.
 
     Attributes:
         embedding_dim: Width of the field embeddings, of the query and of the candidates.
         hidden_units: Width of each hidden layer.
         dropout: Share of hidden units dropped while training.
-        negatives: Candidates that a step draws for all its rows to be compared with; with so many candidates or fewer
-            each row is compared with all of them.
+        negatives: Number of candidates drawn per step, with which all its rows are compared. If there are no more
+            candidates than that, each row is compared with all of them.
     """
 
     embedding_dim: int = 32
@@ -45,10 +45,10 @@ class Settings:
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
-    """Return a model with ``query_tower`` and ``candidate_tower``; the latter holds the softmax's weights by id."""
-    from models.layers import concatenated_inputs, symbolic_inputs
-    from models.softmax_retrieval import SoftmaxRetrieval
-    from models.towers import query_tower
+    """Return a model with ``query_tower`` and ``candidate_tower``; the latter contains the softmax's weights by id."""
+    from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
+    from mirrorspark.models.softmax_retrieval import SoftmaxRetrieval
+    from mirrorspark.models.towers import query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)

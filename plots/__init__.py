@@ -1,1 +1,1 @@
-"""One figure per function: values in, figure out."""
+"""Plots: each function takes values and returns one figure."""

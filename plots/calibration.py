@@ -1,4 +1,4 @@
-"""Calibration: do predicted probabilities come true as often as they say."""
+"""Calibration: the observed rate of positives compared with the predicted probabilities."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from plots import style
-from plots.inputs import BinaryInputs, binary_inputs
+from mirrorspark.plots import style
+from mirrorspark.plots.inputs import BinaryInputs, binary_inputs
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def calibration_bins(inputs: BinaryInputs, bins: int) -> CalibrationBins:
     """Group rows into at most ``bins`` quantile bins of probability; equal probabilities share a bin.
 
     Raises:
-        ValueError: ``bins`` below 1, or a score that is no probability.
+        ValueError: ``bins`` is below 1, or a score is not a probability.
     """
     if bins < 1:
         raise ValueError(f"bins is {bins}; use 1 or more")
@@ -41,14 +41,14 @@ def calibration_bins(inputs: BinaryInputs, bins: int) -> CalibrationBins:
             f"score is {inputs.score[outside[0]]} in row {outside[0]}; calibration needs probabilities from 0 to 1"
         )
     inner_edges = np.unique(np.quantile(inputs.score, np.arange(1, bins) / bins))
-    member = np.searchsorted(inner_edges, inputs.score, side="left")
-    # Where many scores are equal, some quantiles coincide and a bin may be left empty: drop it.
-    _, member = np.unique(member, return_inverse=True)
-    weight = np.bincount(member, inputs.weight).astype(np.float64)
+    bin_of_row = np.searchsorted(inner_edges, inputs.score, side="left")
+    # If many scores are equal, some quantiles coincide and a bin may be empty: drop it.
+    _, bin_of_row = np.unique(bin_of_row, return_inverse=True)
+    weight = np.bincount(bin_of_row, inputs.weight).astype(np.float64)
     return CalibrationBins(
-        predicted=np.bincount(member, inputs.weight * inputs.score) / weight,
-        observed=np.bincount(member, inputs.weight * inputs.label) / weight,
-        rows=np.bincount(member),
+        predicted=np.bincount(bin_of_row, inputs.weight * inputs.score) / weight,
+        observed=np.bincount(bin_of_row, inputs.weight * inputs.label) / weight,
+        rows=np.bincount(bin_of_row),
         weight=weight,
     )
 
@@ -56,13 +56,13 @@ def calibration_bins(inputs: BinaryInputs, bins: int) -> CalibrationBins:
 def calibration_curve(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | None = None, bins: int = 10) -> Figure:
     """Draw the observed rate over the predicted probability per quantile bin, and the rows in each bin.
 
-    Bars show the 95% Wilson interval of the observed rate; the expected calibration error stands in the legend.
+    Bars show the 95% Wilson interval of the observed rate; the legend contains the expected calibration error.
 
     Args:
         label: 0 or 1, ``[rows]``.
         score: predicted probabilities, ``[rows]``.
         weight: non-negative row weights, ``[rows]``.
-        bins: number of quantile bins; fewer are drawn where scores tie.
+        bins: number of quantile bins; fewer are drawn if scores tie.
 
     Raises:
         ValueError: empty input, one class only, columns that do not match, or scores outside 0 to 1.
@@ -77,7 +77,7 @@ def calibration_curve(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike |
     upper.errorbar(
         groups.predicted,
         groups.observed,
-        # Rounding may put a bound past the rate itself by one ulp, which matplotlib refuses.
+        # Rounding may move a bound past the rate by one ulp, and matplotlib refuses negative errors.
         yerr=np.maximum(0.0, [groups.observed - low, high - groups.observed]),
         color=style.MODEL,
         linewidth=style.LINE_WIDTH,

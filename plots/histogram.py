@@ -1,8 +1,8 @@
-"""How one column's values spread in each of several groups of rows, as SVG for a page with hundreds of such figures.
+"""Histograms of a column's values in several groups of rows, as SVG for a page with hundreds of such figures.
 
-SVG and not a matplotlib figure: it takes its colours from the page, so it follows the reader between light and dark,
-and costs a fraction of a millisecond and a few kilobytes. Colours are the custom properties ``--series-0`` and so on,
-``--ink``, ``--quiet`` and ``--line``; without them the figure has the colours of :mod:`plots.style`.
+Unlike a matplotlib figure, SVG takes its colours from the page, so it follows the light and dark themes, and it costs a
+fraction of a millisecond and a few kilobytes. Colours are the custom properties ``--series-0`` and so on, ``--ink``,
+``--quiet`` and ``--line``; without them the figure has the colours of :mod:`plots.style`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from unicodedata import east_asian_width
 
-from plots import style
+from mirrorspark.plots import style
 
 SERIES = tuple(
     f"var(--series-{number},{colour})"
@@ -21,7 +21,7 @@ SERIES = tuple(
 _QUIET = f"var(--quiet,{style.GREY})"
 _LINE = f"var(--line,{style.GRID})"
 _INK = "var(--ink,#222222)"
-# Told apart without colour too.
+# Distinguish the groups without colour.
 _DASHES = ("", "5 2", "2 2", "7 2 2 2", "1 2")
 
 _WIDTH = 360.0
@@ -32,7 +32,7 @@ _LABEL_WIDTH = 128.0
 _VALUE_WIDTH = 46.0
 _BAR_HEIGHT = 5.0
 _ROW_GAP = 7.0
-_LETTER_WIDTH = 6.2  # of a usual lower-case letter at the figure's text size
+_LETTER_WIDTH = 6.2  # of an average lower-case letter at the figure's text size
 
 
 def overlaid_histogram(
@@ -45,14 +45,13 @@ def overlaid_histogram(
     """Draw the histograms of several groups over each other; the first is filled, the others are outlines.
 
     Args:
-        edges: Ends of the bars in rising order, ``[bars + 1]``.
-        shares: Per group the share of its rows in each bar, ``[bars]``.
-        value_text: Text of a value on the axis; by default a short number.
-        ticks: Values to name on the axis; by default a few round ones.
+        edges: Edges of the bars in rising order, ``[bars + 1]``.
+        shares: For each group the share of its rows in each bar, ``[bars]``.
+        value_text: Formats a value on the axis; by default as a short number.
+        ticks: Values labelled on the axis; by default a few round ones.
 
     Raises:
-        ValueError: There are no bars, the edges do not rise, or a group has another number of shares than there are
-            bars.
+        ValueError: There are no bars, the edges do not rise, or a group does not have one share per bar.
     """
     bars = len(edges) - 1
     if bars < 1:
@@ -64,7 +63,7 @@ def overlaid_histogram(
             raise ValueError(f"'{name}' has {len(values)} shares for {bars} bars; pass one share per bar")
     text = value_text or short_number
     low, high = edges[0], edges[-1]
-    # The span of the largest numbers overflows when taken whole, that of the smallest vanishes when halved.
+    # The span of the largest numbers overflows unless halved; that of the smallest numbers vanishes if halved.
     unit = 1.0 if math.isfinite(high - low) else 0.5
     highest = max((max(values) for values in shares.values()), default=0.0) or 1.0
 
@@ -96,8 +95,8 @@ def overlaid_histogram(
         parts.append(_text(min(max(x(tick), 4), _WIDTH - 4), _BASE + 14, text(tick), _QUIET, _anchor(x(tick))))
     for bar in range(bars):
         left, right = x(edges[bar]), x(edges[bar + 1])
-        told = ", ".join(f"{name} {values[bar]:.1%}" for name, values in shares.items())
-        title = f"{_beyond(bar, bars)}{text(edges[bar])} to {text(edges[bar + 1])}: {told}"
+        percentages = ", ".join(f"{name} {values[bar]:.1%}" for name, values in shares.items())
+        title = f"{_beyond(bar, bars)}{text(edges[bar])} to {text(edges[bar + 1])}: {percentages}"
         parts.append(
             f'<rect class="bar" x="{left:.1f}" y="{_TOP:g}" width="{right - left:.1f}" height="{_BASE - _TOP:g}" '
             f'fill="transparent"><title>{escape(title)}</title></rect>'
@@ -111,12 +110,12 @@ def share_bars(
     """Draw one row per label with a bar for each group.
 
     Args:
-        labels: What the rows are.
-        shares: Per group the share of each label, ``[labels]``.
-        colours: Per group the number of its colour; by default they are numbered from 0.
+        labels: Labels of the rows.
+        shares: For each group the share of each label, ``[labels]``.
+        colours: For each group the number of its colour; by default they are numbered from 0.
 
     Raises:
-        ValueError: There are no labels, or a group has another number of shares than there are labels.
+        ValueError: There are no labels, or a group does not have one share per label.
     """
     if not labels:
         raise ValueError("there are no labels to draw bars for; pass one or more")
@@ -130,11 +129,12 @@ def share_bars(
     for row, label in enumerate(labels):
         top = row * row_height + _ROW_GAP / 2
         middle = top + (row_height - _ROW_GAP) / 2 + 4
-        told = ", ".join(f"{name} {values[row]:.1%}" for name, values in shares.items())
-        parts.append(f"<g><title>{escape(f'{label}: {told}')}</title>{_text(0, middle, _fitting(label), _INK)}")
+        percentages = ", ".join(f"{name} {values[row]:.1%}" for name, values in shares.items())
+        title = escape(f"{label}: {percentages}")
+        parts.append(f"<g><title>{title}</title>{_text(0, middle, _fitting(label), _INK)}")
         for number, (colour, values) in enumerate(zip(colours or range(len(shares)), shares.values(), strict=True)):
             width = room * values[row] / highest
-            # A share that is not zero is never drawn as nothing.
+            # A share above zero is always visible.
             width = max(width, 1.0) if values[row] > 0 else 0.0
             parts.append(
                 f'<rect x="{_LABEL_WIDTH:g}" y="{top + number * _BAR_HEIGHT:.1f}" width="{width:.1f}" '
@@ -146,7 +146,7 @@ def share_bars(
 
 
 def short_number(value: float) -> str:
-    """Return a number as an axis shows it: at most four digits, and a letter for thousands and above."""
+    """Return a number for an axis: at most four digits, and a letter for thousands and above."""
     size = abs(value)
     if size >= 1e15 or (value and size < 1e-4):
         return f"{value:.2g}"
@@ -185,7 +185,7 @@ def _dashes(number: int) -> str:
 
 
 def _fitting(label: str) -> str:
-    """Return as much of a label as fits beside the bars, by what its letters take in usual fonts."""
+    """Return the part of a label that fits beside the bars, by the width of its letters in common fonts."""
     room = _LABEL_WIDTH - _LETTER_WIDTH
     for place, letter in enumerate(label):
         is_wide = east_asian_width(letter) in "WF"

@@ -1,4 +1,4 @@
-"""Checks on labels, scores and weights before anything is drawn."""
+"""Checks of labels, scores and weights before anything is drawn."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def checked_scores(name: str, score: ArrayLike, rows: int) -> NDArray[np.float64
 
 
 def binary_inputs(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> BinaryInputs:
-    """Check the columns of a binary task; rows of weight zero are dropped.
+    """Check the columns of a binary task, and drop rows of weight zero.
 
     Args:
         label: 0 or 1, ``[rows]``.
         score: finite numbers, higher means more likely positive, ``[rows]``.
-        weight: non-negative, ``[rows]``; ones when absent.
+        weight: non-negative, ``[rows]``; ones by default.
 
     Raises:
         ValueError: no rows, unequal lengths, a label other than 0 and 1, one class only, a bad score or weight.

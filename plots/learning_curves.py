@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from plots import style
+from mirrorspark.plots import style
 
 _MAX_COLUMNS = 3
 _VALIDATION_PREFIX = "val_"

@@ -1,4 +1,4 @@
-"""Lift: how many of the positives the best-scored rows hold, against taking rows at random."""
+"""Lift: the share of positives among the best-scored rows, compared with rows taken at random."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from plots import style
-from plots.inputs import BinaryInputs, binary_inputs
+from mirrorspark.plots import style
+from mirrorspark.plots.inputs import BinaryInputs, binary_inputs
 
 DECILES = 10
 
 
 def cumulative_gain(inputs: BinaryInputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (share of rows, share of positives), both from 0 to 1, taking rows by descending score.
+    """Return (share of rows, share of positives), both from 0 to 1, with rows in descending order of score.
 
-    There is one point per distinct score, so between the points rows that tie share their positives evenly and
-    the order of rows in the input never matters.
+    There is one point per distinct score, so rows that tie share their positives evenly, and the order of rows in the
+    input does not matter.
     """
     order = np.argsort(-inputs.score, kind="stable")
     score, weight = inputs.score[order], inputs.weight[order]
@@ -73,7 +73,7 @@ def lift_chart(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | None =
     bars = right.bar(
         deciles, lifts, color=style.MODEL, width=0.8, label=f"model (top decile = {lifts[0]:.2f} x base rate)"
     )
-    # White ground keeps the figures readable where the base-rate line passes behind them.
+    # A white background keeps the numbers readable where the base-rate line passes behind them.
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     right.bar_label(bars, fmt="%.2f", fontsize=8, padding=2, bbox=ground)
     right.axhline(1.0, color=style.GREY, linewidth=1.2, linestyle=":", label=f"base rate = {inputs.base_rate:.3f}")

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics
 
-from plots import style
-from plots.inputs import model_and_baselines
+from mirrorspark.plots import style
+from mirrorspark.plots.inputs import model_and_baselines
 
 _FIRST_RECALL = 0.005
 
@@ -24,13 +24,14 @@ def precision_recall_curve(
 ) -> Figure:
     """Draw precision over recall, with the average precision of each curve and the base rate in the legend.
 
-    Left of 0.5% recall, where a handful of rows decide, the line stays level; average precision covers every row.
+    Below 0.5% recall, where precision depends on a handful of rows, the line is level; average precision covers every
+    row.
 
     Args:
         label: 0 or 1, ``[rows]``.
         score: the model's scores, ``[rows]``.
         weight: non-negative row weights, ``[rows]``.
-        baseline: name -> scores ``[rows]`` of the models to compare with.
+        baseline: name -> scores ``[rows]`` of models to compare with.
 
     Raises:
         ValueError: empty input, one class only, or columns that do not match.
@@ -65,6 +66,6 @@ def precision_recall_curve(
 def _without_noisy_start(
     recall: NDArray[np.float64], precision: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Replace the points below the first drawn recall by a level line; points run from recall 1 down to 0."""
+    """Replace the points below the first drawn recall with a level line; points run from recall 1 down to 0."""
     kept = recall >= _FIRST_RECALL
     return np.append(recall[kept], 0.0), np.append(precision[kept], precision[kept][-1])

@@ -1,4 +1,4 @@
-"""How often a recommender's first k items hold the item that the user took next."""
+"""Recall at k: how often a recommender's first k items include the user's next item."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from plots import style
+from mirrorspark.plots import style
 
 
 def recall_at_k_curve(curves: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Draw recall@k over k; the first curve is the model, the others are what it is compared with.
+    """Draw recall@k over k; the first curve is the model, the others are its baselines.
 
     Args:
         curves: name -> {k: recall@k between 0 and 1}.

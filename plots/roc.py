@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from sklearn import metrics
 
-from plots import style
-from plots.inputs import model_and_baselines
+from mirrorspark.plots import style
+from mirrorspark.plots.inputs import model_and_baselines
 
 
 def roc_curve(
@@ -25,7 +25,7 @@ def roc_curve(
         label: 0 or 1, ``[rows]``.
         score: the model's scores, ``[rows]``.
         weight: non-negative row weights, ``[rows]``.
-        baseline: name -> scores ``[rows]`` of the models to compare with.
+        baseline: name -> scores ``[rows]`` of models to compare with.
 
     Raises:
         ValueError: empty input, one class only, or columns that do not match.

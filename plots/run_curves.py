@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from plots import style
-from plots.learning_curves import panel_names
+from mirrorspark.plots import style
+from mirrorspark.plots.learning_curves import panel_names
 
 _MAX_COLUMNS = 3
 _VALIDATION_PREFIX = "val_"
 _LEGEND_INCHES_PER_ROW = 0.24
-# A name of a run is about this wide in the legend.
+# Approximate width of a run's name in the legend.
 _INCHES_PER_NAME = 3.2
 _BEST_MARKER_SIZE = 9
 
@@ -92,7 +92,7 @@ def _names_of(metric: str) -> tuple[str, str]:
 
 
 def _add_legend(figure: Figure, runs: Sequence[str], *, has_best: bool) -> None:
-    """Put one legend below all panels, where it covers no curve, and make the figure taller by it."""
+    """Add one legend below all panels, where it covers no curve, and increase the figure's height accordingly."""
     handles = []
     for index, run in enumerate(runs):
         colour, marker = style.series(index)

@@ -1,4 +1,4 @@
-"""How a model's scores spread over each class."""
+"""The distribution of a model's scores in each class."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from plots import style
-from plots.inputs import binary_inputs
+from mirrorspark.plots import style
+from mirrorspark.plots.inputs import binary_inputs
 
 
 def score_histogram(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | None = None, bins: int = 40) -> Figure:
-    """Draw the histogram of scores per class; each class adds up to 100%, so a rare class stays visible.
+    """Draw the histogram of scores per class; each class adds up to 100%, so a rare class remains visible.
 
     Args:
         label: 0 or 1, ``[rows]``.
@@ -28,20 +28,20 @@ def score_histogram(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | N
 
     figure = style.new_figure()
     axes = figure.add_subplot()
-    for name, members, colour, hatch in (
+    for name, in_class, colour, hatch in (
         ("negative", ~inputs.label, style.NEGATIVE, ""),
         ("positive", inputs.label, style.POSITIVE, "///"),
     ):
-        weights = inputs.weight[members]
-        mean = float(np.average(inputs.score[members], weights=weights))
-        shares, _ = np.histogram(inputs.score[members], bins=edges, weights=weights / weights.sum())
+        weights = inputs.weight[in_class]
+        mean = float(np.average(inputs.score[in_class], weights=weights))
+        shares, _ = np.histogram(inputs.score[in_class], bins=edges, weights=weights / weights.sum())
         axes.stairs(shares, edges, fill=True, facecolor=colour, alpha=0.3, hatch=hatch, edgecolor=colour, linewidth=0)
         axes.stairs(
             shares,
             edges,
             color=colour,
             linewidth=style.LINE_WIDTH,
-            label=f"{name} (n = {members.sum():,}, mean = {mean:.3f})",
+            label=f"{name} (n = {in_class.sum():,}, mean = {mean:.3f})",
         )
         axes.axvline(mean, color=colour, linewidth=1.2, linestyle="--")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

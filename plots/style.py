@@ -1,10 +1,10 @@
-"""Colours, sizes and the empty figure that every plot here starts from."""
+"""The common style of all plots: colours, sizes, legends and the empty figure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:  # who takes a colour only, as --help does, need not wait for matplotlib
+if TYPE_CHECKING:  # importing a colour only, as --help does, does not load matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -21,7 +21,7 @@ GRID = "#DDDDDD"
 
 MODEL = BLUE
 BASELINES = (VERMILION, GREEN, ORANGE, PURPLE, SKY)
-# Curves that stand side by side: colours that stay apart, and a marker each for who sees no colour at all.
+# For several equal curves: distinguishable colours, and a marker each for readers who see no colour.
 SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 NEGATIVE = BLUE
@@ -33,15 +33,15 @@ PANEL_WIDTH_INCHES = 5.6
 PANEL_HEIGHT_INCHES = 4.2
 DOTS_PER_INCH = 120
 LINE_WIDTH = 2.0
-# Height of a panel's ticks and of the name of its axis.
+# Height of a panel's tick labels and axis label.
 _WORDS_BELOW_POINTS = 34
 
 
 def new_figure(columns: int = 1, rows: int = 1, *, height_ratios: tuple[float, ...] | None = None) -> Figure:
     """Return an empty figure with room for ``rows`` times ``columns`` panels.
 
-    The figure is a bare ``matplotlib.figure.Figure``: it is registered nowhere, needs no display, and is freed
-    when the caller drops it.
+    The figure is a bare ``matplotlib.figure.Figure``: pyplot does not know it, it needs no display, and it is freed
+    with its last reference.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -62,15 +62,15 @@ def dress(axes: Axes, *, title: str, x: str, y: str) -> None:
 
 
 def legend(axes: Axes, *, location: Corner) -> None:
-    """Show the panel's legend on an opaque ground, so that lines never run through its text."""
+    """Show the panel's legend on an opaque background, so that lines never run through its text."""
     axes.legend(loc=location, frameon=True, framealpha=0.95, edgecolor=GRID, fontsize=9)
 
 
 def legend_below(axes: Axes) -> None:
-    """Show the panel's legend below it, where nothing is drawn: of some data the curves leave no corner free."""
+    """Show the panel's legend below it, because the curves may leave no corner free."""
     from matplotlib.transforms import ScaledTranslation
 
-    # In points, so that it clears the panel's own words whatever the height of the figure.
+    # In points, so that it clears the axis label at any height of the figure.
     inches = ScaledTranslation(0, -_WORDS_BELOW_POINTS / 72, axes.figure.dpi_scale_trans)
     axes.legend(
         loc="upper center",
@@ -82,7 +82,7 @@ def legend_below(axes: Axes) -> None:
 
 
 def curve(index: int) -> dict[str, Any]:
-    """Return the line of a curve: the model, 0, is drawn through; what it is compared with is dashed."""
+    """Return the line style of a curve: solid for the model (index 0), dashed for its baselines."""
     return {
         "color": MODEL if index == 0 else baseline_colour(index - 1),
         "linewidth": LINE_WIDTH,
@@ -96,5 +96,5 @@ def baseline_colour(index: int) -> str:
 
 
 def series(index: int) -> tuple[str, str]:
-    """Return colour and marker of the ``index``-th of several equals; after 8, colours meet other markers."""
+    """Return colour and marker of the ``index``-th of several equal curves; after 8 the pairing changes."""
     return SERIES[index % len(SERIES)], MARKERS[(index + index // len(SERIES)) % len(MARKERS)]

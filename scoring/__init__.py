@@ -1,1 +1,1 @@
-"""A Spark table in, scores out."""
+"""Scoring: models applied to tables, files and single rows."""

@@ -1,64 +1,71 @@
-"""Score files into Parquet files, which appear all at once: tasks read and write them with pyarrow where they can.
+"""Scoring of files into Parquet files. The output appears all at once.
 
-On the way of :func:`scoring.batch.score` every row goes from the JVM to Python and its score back, which takes longer
-than the model. Here, where the rows are in plain Parquet files, Spark only deals row groups to tasks and starts them.
+In :func:`scoring.batch.score` every row goes from the JVM to Python and its score goes back, which takes longer than
+the model. Here tasks read and write plain Parquet files with pyarrow; Spark only assigns row groups to tasks and starts
+them.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
-from data_pipelines.file_listing import DataFile, list_files
-from data_pipelines.file_writes import counted, write_files
-from data_pipelines.parquet_rows import NotParquetError, ParquetFiles, ParquetRows
-from data_pipelines.publish import SaveMode, WriteJob
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.spark_schema import with_plain_names
-from data_pipelines.storage import Location, StoragePath, hadoop_path
-from scoring.bad_rows import BadRows
-from scoring.batch import checked_table
-from scoring.call import ScoringCall
-from scoring.checks import ScoringError
-from scoring.counters import JobCounters
-from scoring.forms import AS_COLUMNS, Form
-from scoring.loaded_model import DEFAULT_BATCH_SIZE
-from scoring.mixed_parquet import read_together
-from scoring.model_uri import PinnedModel
-from scoring.null_policy import NullRule
-from scoring.older_scores import check_same_columns
-from scoring.own_input import refuse_own_input
-from scoring.planner import DEFAULT_TASK_SECONDS, Plan, check_task_seconds, may_take_longer, plan_tasks
-from scoring.probe import Speed, speed_of
-from scoring.score_writer import FilesTask, RowsTask, ScoreWriter
-from scoring.scorer import OtherVersions, Settings
-from scoring.shares import Shares
-from scoring.shipping import NamedTask, portable
-from scoring.sources import SparkSource, find_source
-from scoring.tfrecord_input import tfrecord_table
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.reading.parquet_rows import NotParquetError, ParquetFiles, ParquetRows
+from mirrorspark.data_pipelines.spark.file_writes import WriteResult, counted, outcome, write_files
+from mirrorspark.data_pipelines.spark.schema import with_plain_names
+from mirrorspark.data_pipelines.spark.tasks import NamedTask, Shares, partition_id, portable
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.mixed_parquet import read_together
+from mirrorspark.scoring.input.null_policy import NullRule
+from mirrorspark.scoring.input.sources import SparkSource, find_source
+from mirrorspark.scoring.input.tfrecords import tfrecord_table
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.output.bad_rows import BadRows
+from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.output.older_scores import check_same_columns
+from mirrorspark.scoring.plan import ScoringPlan
+from mirrorspark.scoring.task.batches import grouped, regrouped
+from mirrorspark.scoring.task.counters import JobCounters, Tally
+from mirrorspark.scoring.task.planner import (
+    DEFAULT_TASK_SECONDS,
+    TaskPlan,
+    check_task_seconds,
+    may_take_longer,
+    plan_tasks,
+)
+from mirrorspark.scoring.task.probe import Speed, speed_of
+from mirrorspark.scoring.task.scorer import VERSION_COLUMN, OtherVersions, Scorer, Settings
+from mirrorspark.storage.listing import list_files, reads
+from mirrorspark.storage.paths import Location, StoragePath, hadoop_path
+from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 _LOGGER = logging.getLogger(__name__)
 
+_ROW_GROUP_ROWS = 2**20
+_ROW_GROUP_BYTES = 64 * 2**20
 NAN_ADVICE = "look at these rows' columns, and at the model's weights"
 
 
 @dataclass(frozen=True)
 class ScoredFiles:
-    """What :func:`score_files` has made.
+    """Result of :func:`score_files`.
 
     Attributes:
         output: Folder of the scores.
-        model: What stands on every row, such as ``flights/3``.
+        model: Value of the column ``model_version``, such as ``flights/3``.
         files: Paths of the files, relative to ``output``, in the order of the rows.
-        rows: Rows scored, as many as there were.
-        bytes: Size of the files.
-        counters: What the tasks did.
-        predicted_task_seconds: What the longest task was predicted to take, where that was worth a measurement.
+        rows: Rows of the input.
+        bytes: Total size of the files.
+        predicted_task_seconds: Predicted duration of the longest task; None where the speed was not measured.
     """
 
     output: str
@@ -88,90 +95,176 @@ def score_files(
     other_versions: OtherVersions = "refuse",
     task_seconds: float = DEFAULT_TASK_SECONDS,
 ) -> ScoredFiles:
-    """Write the keys of every row of some files with the model's outputs and the version that gave them, as Parquet.
+    """Score files and write keys, outputs and model version of every row as Parquet.
 
-    The scores appear all at once or not at all, one file per task, their rows in the order of the input. A task that is
-    tried again, or twice at the same time, leaves no row twice.
+    The scores appear all at once or not at all. Each task writes one file, with the rows in the order of the input. A
+    task that is retried or runs twice at the same time does not duplicate rows.
 
     Args:
-        spark: Starts the tasks.
-        paths: Files, folders or globs of Parquet files; partition folders become columns. Executors read them, so they
-            have to reach them. What is more than plain files of one schema is read by Spark, and the log says so: the
-            folder of a Delta, Hudi, Iceberg or streaming table, whose log says which of its files count, and files
-            that lack a column or have numbers of another width, as far as Spark reads them as one table.
-        model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
+        spark: The session.
+        paths: Files, folders or globs of Parquet files; partition folders become columns. Executors must be able to
+            read them. Spark reads whatever is not plain files of one schema, and the log says so: the folder of a
+            Delta, Hudi, Iceberg or streaming table, whose log lists the valid files, and files that lack a column or
+            have numbers of another width, if Spark can read them as one table.
+        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
         output: Folder of the scores.
-        keys: Columns that name a row; they pass through unchanged.
-        input_format: What ``paths`` hold, where that is not Parquet, as ``spark.read.format`` knows it; ``table`` for a
-            table of Spark's catalog. Spark reads it; of ``tfrecord`` the types are those of the training.
-        mode: What becomes of data at ``output``, by its name in Spark: ``error``, ``overwrite`` or ``append``.
-        tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
+        keys: Columns that identify a row; they pass through unchanged.
+        input_format: Format of ``paths`` for ``spark.read.format``, if it is not Parquet; ``table`` for a table of
+            Spark's catalog. Spark then reads the rows. Columns of ``tfrecord`` get the types of the training.
+        mode: Spark's save mode for existing data at ``output``: ``error``, ``overwrite`` or ``append``.
+        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         outputs: The form of the scores, as for :func:`scoring.batch.score`.
-        batch_size: Rows per call of the model, unless it takes a number of its own.
+        batch_size: Rows per call of the model, unless the model has a fixed number.
         with_version: Add the column ``model_version``.
-        nulls: As there.
-        bad_rows: As there.
-        other_versions: As there.
-        task_seconds: What a task may take, in seconds: what is lost with a machine that is taken away. Where a task
-            might take longer, how fast the model scores is measured first, and the files are dealt to more tasks if
-            need be. Of what Spark reads the tasks are as Spark makes them.
+        nulls: As for :func:`scoring.batch.score`.
+        bad_rows: As for :func:`scoring.batch.score`.
+        other_versions: As for :func:`scoring.batch.score`.
+        task_seconds: Longest duration of a task in seconds, which is the work that a lost machine costs. If a task
+            might take longer, the speed of the model is measured first and the files are split among more tasks. It has
+            no effect on rows that Spark reads.
 
     Raises:
-        ModelNotFoundError: The URI leads to no model.
+        ModelNotFoundError: The URI does not lead to a model.
         FileNotFoundError: There are no Parquet files.
         ParquetError: A file is not Parquet, or has two columns of one name.
-        ScoringError: A key is missing, a column would stand in the result twice, the model's outputs cannot take the
-            form, ``task_seconds`` is not above 0, some of the files are those of a table that only Spark can read, it
-            cannot, files have a column of types that it does not read as one, ``output`` holds some of them or lies
-            among them, or the scores there, to which these are to be added, have other columns.
-        ColumnError: A raw column is missing, or has a type or a value that its feature cannot take.
-        TargetExistsError: The mode is ``error``, and there is data at ``output``.
-        WriteError: A task failed; the message says why. Nothing of the scores is visible.
-        OSError: The scores were written whole and cannot be published; the message says what is visible.
+        ScoringError: A key is missing, the result would have a column twice, the model's outputs do not fit the form,
+            ``task_seconds`` is not above 0, only some of the files belong to a table with a log, Spark cannot read the
+            input, a column has types that Spark cannot read as one, ``output`` contains the input or lies in it, or the
+            scores at ``output`` have other columns and the mode is ``append``.
+        ColumnError: A raw column is missing, or has a type or a value that its feature does not accept.
+        TargetExistsError: The mode is ``error`` and ``output`` has data.
+        WriteError: A task failed; the message gives the reason. No scores are visible.
+        OSError: The scores were written completely but cannot be published; the message says what is visible.
     """
     check_task_seconds(task_seconds)
     settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
-    save_mode = _save_mode(mode)
-    call = ScoringCall.of(model, tracking_uri, keys, settings)
-    target = StoragePath.of(output)
-    source = find_source(paths, input_format)
-    if isinstance(source, SparkSource):
-        rows = _read_by_spark(spark, _table_of(spark, source, target, call), call)
-    else:
-        refuse_own_input([file.path for file in source], [paths] if isinstance(paths, Location) else paths, target)
-        rows = _of_files(spark, paths, _parquet_files(source), call, task_seconds)
-    schema = pa.schema([*rows.keys, *call.added])
+    save_mode, target = _save_mode(mode), StoragePath.of(output)
+    plan = ScoringPlan.of(model, keys, settings, tracking_uri)
+    rows = _rows(spark, paths, input_format, target, plan, task_seconds)
+    schema = pa.schema([*rows.keys, *plan.added])
     if save_mode is SaveMode.APPEND:
         check_same_columns(target, schema)
-    scorer = call.scorer(spark)
+    scorer = plan.scorer(spark)
     job = WriteJob.begin(target, save_mode)
-    writer = ScoreWriter(job, call.keys, schema, scorer)
+    writer = ScoreWriter(job, plan.keys, schema, scorer)
     try:
         tasks = rows.tasks(writer)
     except BaseException:
         job.abort()
         raise
     result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=ColumnError)
-    told = JobCounters.of(result.reports)
-    counters = replace(told, loads=told.loads + tasks.loads)
-    label = call.pinned.label
-    _LOGGER.info("%s scored %d rows of %s: %s", label, result.rows, paths, counters)
-    if counters.nans:
-        _LOGGER.warning("%d scores of %s are NaN: %s", counters.nans, label, NAN_ADVICE)
-    return ScoredFiles(
-        str(job.target), label, result.files, result.rows, result.bytes, counters, tasks.predicted_seconds
-    )
+    scored = _scored_files(plan, job, tasks, result)
+    _LOGGER.info("%s scored %d rows of %s: %s", scored.model, scored.rows, paths, scored.counters)
+    if scored.counters.nans:
+        _LOGGER.warning("%d scores of %s are NaN: %s", scored.counters.nans, scored.model, NAN_ADVICE)
+    return scored
+
+
+def _save_mode(mode: str) -> SaveMode:
+    try:
+        found = SaveMode.of(mode)
+    except ValueError:
+        raise ScoringError(f"mode '{mode}' is unknown; use error, overwrite or append") from None
+    if found is SaveMode.IGNORE:
+        raise ScoringError("mode 'ignore' would leave older scores for new ones; use error, overwrite or append")
+    return found
+
+
+def file_name(attempt: str) -> str:
+    """Return the name of the file that a task attempt writes."""
+    return f"part-{attempt}.parquet"
+
+
+@dataclass(frozen=True)
+class ScoreWriter:
+    """Scores rows and writes the scores into one file.
+
+    Attributes:
+        schema: Columns of the file: the keys and the scores.
+    """
+
+    job: WriteJob
+    keys: tuple[str, ...]
+    schema: pa.Schema
+    scorer: Scorer
+
+    def write(self, number: int, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
+        """Score and write share ``number``, whose rows are ``batches``; return its outcome."""
+        tally = Tally()
+        return outcome(
+            self.job,
+            lambda: self._written(number, batches, tally),
+            refusals=(ColumnError,),
+            report=tally.report,
+        )
+
+    def parquet(self, sink: Any) -> pq.ParquetWriter:
+        """Return a writer of scores into ``sink``."""
+        # Dictionary encoding of keys and scores takes longer than writing them plainly. The Arrow schema is left out so
+        # that readers get plain strings instead of Arrow's own types.
+        repeated = [VERSION_COLUMN] if VERSION_COLUMN in self.schema.names else False
+        return pq.ParquetWriter(sink, self.schema, use_dictionary=repeated, store_schema=False)
+
+    def scored(self, model: LoadedModel, rows: pa.RecordBatch, tally: Tally) -> Iterator[pa.RecordBatch]:
+        """Yield the scores of ``rows`` in the types of the file."""
+        # Batches from Spark carry the time zone of its session and other names for list elements.
+        for scored in self.scorer.scored_parts(model, rows, tally, self.keys):
+            yield scored.cast(self.schema)
+
+    def _written(self, number: int, batches: Iterable[pa.RecordBatch], tally: Tally) -> list[WrittenFile]:
+        with self.job.attempt(number) as attempt:
+            path = file_name(attempt)
+            file = self.job.attempt_file(attempt, path)
+            with file.open_write() as sink, self.parquet(sink) as parquet:
+                # Each write becomes a row group, and large ones are faster to read.
+                written = 0
+                for group in grouped(self._scored(batches, tally), _ROW_GROUP_ROWS, _ROW_GROUP_BYTES):
+                    scored = pa.Table.from_batches(group, self.schema)
+                    parquet.write_table(scored, _ROW_GROUP_ROWS)
+                    written += scored.num_rows
+            # If a row of the input can become several or none, the rows of the input are counted.
+            rows = written if self.scorer.settings.outputs.keeps_rows else tally.rows
+            return [WrittenFile(attempt, path, rows, rows, file.size())]
+
+    def _scored(self, batches: Iterable[pa.RecordBatch], tally: Tally) -> Iterator[pa.RecordBatch]:
+        model = None
+        for rows in regrouped(batches):
+            model = model or self.scorer.load(tally)
+            yield from self.scored(model, rows, tally)
+
+
+@dataclass(frozen=True)
+class FilesTask:
+    """Body of a task that reads its share of the row groups itself."""
+
+    shares: Shares
+    writer: ScoreWriter
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the outcome of each share whose number is in ``batches``."""
+        for number, rows in self.shares.read(batches):
+            yield self.writer.write(number, rows)
+
+
+@dataclass(frozen=True)
+class RowsTask:
+    """Body of a task that scores the rows of its partition."""
+
+    writer: ScoreWriter
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the outcome."""
+        yield self.writer.write(partition_id(), batches)
 
 
 @dataclass(frozen=True)
 class _Tasks:
-    """Tasks that score rows, before they are started.
+    """Tasks that score rows and have not been started yet.
 
     Attributes:
-        partitions: Has a partition for each.
-        body: Hands its rows to a writer.
-        predicted_seconds: What the longest is to take, where that was worth a measurement.
-        loads: How often the model was loaded for the measurement.
+        partitions: One partition per task.
+        predicted_seconds: Predicted duration of the longest task; None where the speed was not measured.
+        loads: Loads of the model for the measurement.
     """
 
     partitions: DataFrame
@@ -182,12 +275,12 @@ class _Tasks:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows to score, and how tasks come by them.
+    """Rows to score, and the way they reach the tasks.
 
     Attributes:
-        keys: The key columns as they are read.
-        tasks: Returns the tasks, which hand rows to a writer; may run some to measure how fast that goes.
-        count: Returns how many rows there are; asked after the tasks.
+        keys: Schema of the key columns.
+        tasks: Returns the tasks for a writer; may run a Spark job to measure the speed of the model.
+        count: Returns the number of rows; callable once the tasks have run.
     """
 
     keys: pa.Schema
@@ -195,38 +288,48 @@ class _Rows:
     count: Callable[[], int]
 
 
-def _parquet_files(source: Sequence[DataFile]) -> ParquetFiles:
-    try:
-        return ParquetFiles.of(source)
-    except NotParquetError as error:
-        raise NotParquetError(f"{error}, or say what the files are: input_format='csv', for example") from error
+def _scored_files(plan: ScoringPlan, job: WriteJob, tasks: _Tasks, result: WriteResult) -> ScoredFiles:
+    counters = JobCounters.of(result.reports)
+    return ScoredFiles(
+        output=str(job.target),
+        model=plan.pinned.label,
+        files=result.files,
+        rows=result.rows,
+        bytes=result.bytes,
+        counters=replace(counters, loads=counters.loads + tasks.loads),
+        predicted_task_seconds=tasks.predicted_seconds,
+    )
 
 
-def _of_files(
+def _rows(
     spark: SparkSession,
     paths: Location | Sequence[Location],
-    files: ParquetFiles,
-    call: ScoringCall,
+    input_format: str | None,
+    target: StoragePath,
+    plan: ScoringPlan,
     task_seconds: float,
 ) -> _Rows:
-    """Let tasks read files of one schema, and Spark those of several."""
-    if len(files.of_each_schema(call.columns)) == 1:
-        return _read_by_tasks(spark, files, call, task_seconds)
-    return _read_by_spark(spark, read_together(spark, paths, files, call.columns), call)
-
-
-def _read_by_tasks(spark: SparkSession, files: ParquetFiles, call: ScoringCall, task_seconds: float) -> _Rows:
-    """Check the files, and deal them to tasks that read them."""
+    """Find the rows and check their columns. Tasks read Parquet files of one schema; Spark reads everything else."""
+    source = find_source(paths, input_format)
+    if isinstance(source, SparkSource):
+        return _read_by_spark(spark, _table_of(spark, source, target, plan), plan)
+    refuse_own_input([file.path for file in source], [paths] if isinstance(paths, Location) else paths, target)
+    try:
+        files = ParquetFiles.of(source)
+    except NotParquetError as error:
+        raise NotParquetError(f"{error}, or say what the files are: input_format='csv', for example") from error
+    if len(files.of_each_schema(plan.columns)) > 1:
+        return _read_by_spark(spark, read_together(spark, paths, files, plan.columns), plan)
     found = files.schema
-    call.check_names(found.names)
-    call.check_types(found)
-    source = files.rows(call.columns)
-    keys = pa.schema([source.schema.field(name) for name in call.keys])
-    return _Rows(keys, lambda writer: _file_tasks(spark, source, writer, task_seconds), lambda: source.rows)
+    plan.check_names(found.names)
+    plan.check_types(found)
+    rows = files.rows(plan.columns)
+    keys = pa.schema([rows.schema.field(name) for name in plan.keys])
+    return _Rows(keys, lambda writer: _file_tasks(spark, rows, writer, task_seconds), lambda: rows.rows)
 
 
 def _file_tasks(spark: SparkSession, source: ParquetRows, writer: ScoreWriter, task_seconds: float) -> _Tasks:
-    """Deal the files to tasks; where one might take too long, measure first how fast the model scores."""
+    """Assign the files to tasks; if a task might take too long, measure the speed of the model first."""
     slots = spark.sparkContext.defaultParallelism
     groups, loads = source.groups_per_task(slots), 0
     predicted_seconds: float | None = None
@@ -240,7 +343,7 @@ def _file_tasks(spark: SparkSession, source: ParquetRows, writer: ScoreWriter, t
     return _Tasks(shares.partitions(spark), FilesTask(shares, writer), predicted_seconds, loads)
 
 
-def _log_plan(plan: Plan, speed: Speed, task_seconds: float) -> None:
+def _log_plan(plan: TaskPlan, speed: Speed, task_seconds: float) -> None:
     _LOGGER.info(
         "%d tasks, the longest of some %.1f s: a core scores %.0f rows a second",
         plan.tasks,
@@ -258,37 +361,56 @@ def _log_plan(plan: Plan, speed: Speed, task_seconds: float) -> None:
         )
 
 
-def _table_of(spark: SparkSession, source: SparkSource, target: StoragePath, call: ScoringCall) -> DataFrame:
-    """Return what Spark reads at a source."""
+def _table_of(spark: SparkSession, source: SparkSource, target: StoragePath, plan: ScoringPlan) -> DataFrame:
+    """Return the DataFrame of a source that Spark reads."""
     if source.format == "tfrecord":
         refuse_own_input([file.path for file in list_files(source.paths)], source.paths, target)
-        return tfrecord_table(spark, source.paths, call)
+        return tfrecord_table(spark, source.paths, plan)
     if source.format != "table":
-        # Before Spark reads them all to find their types.
+        # Checked here because Spark reads all files next to infer types.
         refuse_own_input([StoragePath.of(path) for path in source.paths], (), target)
     table = source.read(spark)
-    # Those of a catalog's table, of a view, or of a glob.
+    # The table of a catalog, a view and a glob name their files only now.
     refuse_own_input([hadoop_path(uri) for uri in table.inputFiles()], (), target)
     return table
 
 
-def _read_by_spark(spark: SparkSession, table: DataFrame, call: ScoringCall) -> _Rows:
-    """Check what Spark reads, and let it hand the rows to the tasks."""
-    table = checked_table(table, call)
+def _read_by_spark(spark: SparkSession, table: DataFrame, plan: ScoringPlan) -> _Rows:
+    """Check a DataFrame, and have Spark pass its rows to the tasks."""
+    table = plan.table(table)
     if table.isEmpty():
-        # Spark would start no task, and one file of scores tells their columns.
+        # Without partitions Spark starts no task, and one file is needed to hold the columns of the scores.
         table = spark.createDataFrame(spark.sparkContext.parallelize([], 1), table.schema)
-    keys = to_arrow_schema(StructType([table.schema[name] for name in call.keys]), timezone="UTC")
+    keys = to_arrow_schema(StructType([table.schema[name] for name in plan.keys]), timezone="UTC")
     names = tuple(table.columns)
     rows, count = counted(with_plain_names(table))
     return _Rows(keys, lambda writer: _Tasks(rows, NamedTask(names, RowsTask(writer))), count)
 
 
-def _save_mode(mode: str) -> SaveMode:
-    try:
-        found = SaveMode.of(mode)
-    except ValueError:
-        raise ScoringError(f"mode '{mode}' is unknown; use error, overwrite or append") from None
-    if found is SaveMode.IGNORE:
-        raise ScoringError("mode 'ignore' would leave older scores for new ones; use error, overwrite or append")
-    return found
+def refuse_own_input(places: Sequence[StoragePath], locations: Sequence[Location], target: StoragePath) -> None:
+    """Reject an output that would replace its own input, or be read as input next time.
+
+    Args:
+        places: Files or folders that are read.
+        locations: Folders, files and globs that the caller named; they are listed again next time.
+        target: The folder of the scores.
+
+    Raises:
+        ScoringError: The output contains one of the places, or lies in a location.
+    """
+    output = _resolved(target)
+    within = [place for place in places if _resolved(place).is_in(output)]
+    if within:
+        raise ScoringError(f"the output {target} holds the input {within[0]}; write the scores elsewhere")
+    file = output / file_name("00000-00000000")
+    for location in map(StoragePath.of, locations):
+        if reads(_resolved(location), file):
+            raise ScoringError(
+                f"the output {target} lies in the input {location}, and would be read with it next time; write the "
+                f"scores elsewhere"
+            )
+
+
+def _resolved(path: StoragePath) -> StoragePath:
+    # Options of a store are no part of the place; links are resolved.
+    return StoragePath(str(path.local.resolve()) if path.is_local else path.uri)

@@ -1,4 +1,4 @@
-"""Score a DataFrame by several models: the value of a column picks the model of each row."""
+"""Scoring of a DataFrame by several models. The value of a column selects the model of each row."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,23 +11,21 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql.types import BooleanType, DateType, IntegralType, StringType, StructType
 
-from data_pipelines.fitted import FeatureMismatchError
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.spark_schema import sent_schema_of
-from scoring.bad_rows import BadRows
-from scoring.batch import column_named, scored_schema
-from scoring.call import ScoringCall
-from scoring.checks import ScoringError, check_keys
-from scoring.counters import Counters
-from scoring.forms import AS_COLUMNS, Form
-from scoring.group_task import GroupTask, Unknown
-from scoring.loaded_model import DEFAULT_BATCH_SIZE
-from scoring.model_directory import ModelDirectoryError
-from scoring.model_uri import ModelNotFoundError, PinnedModel, pinned_model
-from scoring.null_policy import NullPolicy, NullRule
-from scoring.scorer import OtherVersions, Scorer, Settings
-from scoring.sent_columns import SentColumns
-from scoring.shipping import map_batches, ship_all
+from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.spark.schema import sent_schema_of
+from mirrorspark.data_pipelines.spark.tasks import map_batches
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.null_policy import NullPolicy, NullRule
+from mirrorspark.scoring.model.directory import ModelDirectoryError
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.uri import ModelNotFoundError, PinnedModel, pinned_model
+from mirrorspark.scoring.output.bad_rows import BadRows
+from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named, scored_schema
+from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.group_task import GroupTask, Unknown
+from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, Settings, ship_all
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -54,42 +52,42 @@ def score_by_group(
     other_versions: OtherVersions = "refuse",
     counters: Counters | None = None,
 ) -> DataFrame:
-    """Return group and keys of every row of ``df`` with the outputs of its group's model, and that model's version.
+    """Return, for every row of ``df``, its group and keys with the outputs and the version of its group's model.
 
-    Each URI is resolved once, now. Models may read different columns: Python gets all that any of them reads. They may
-    have different labels, in a form of the scores that has the same columns for all.
+    This call resolves each URI once. Models may read different columns; tasks get the union of them. Models may have
+    different labels if the form of the scores has the same columns for all.
 
     Args:
         df: The table, with the group, the keys and the raw columns of all models.
-        models: Per value of the group the URI of its model, or what :func:`scoring.model_uri.resolve` made of it.
-        group: Column that picks the model, of strings, whole numbers, booleans or dates. It is a key, the first one
-            unless ``keys`` names it.
-        keys: Columns that name a row; they pass through unchanged.
-        unknown: What becomes of a row whose group has no model, or is null. ``fail``: the job fails, and names the row
-            by its keys. ``null``: its scores and version are null, and with ``bad_rows="mark"`` the column ``error``
-            says why.
-        colocate: Bring the rows of a group together, so that a Python worker loads few models: partitions are ranges of
-            group and keys, up to ``spark.sql.shuffle.partitions`` of them. A large group has several of them, small
-            ones share one. Spark computes the table once more for it, to find the ranges. With False, and for a stream
-            in any case, partitions stay as they are, and rows in their order.
-        tracking_uri: MLflow store of the URIs; by default the one that MLflow is set to.
+        models: By value of the group, the URI of its model or the result of :func:`scoring.model.uri.resolve`.
+        group: Column that selects the model: strings, integers, booleans or dates. It becomes the first key unless
+            ``keys`` names it.
+        keys: Columns that identify a row; they pass through unchanged.
+        unknown: Treatment of a row whose group is null or has no model. ``fail``: the job fails and names the row by
+            its keys. ``null``: its scores and version are null, and with ``bad_rows="mark"`` the column ``error`` gives
+            the reason.
+        colocate: Bring the rows of a group together, so that a Python worker loads few models. Partitions are then
+            ranges of group and keys, at most ``spark.sql.shuffle.partitions`` of them: a large group has several
+            partitions, small groups share one. Spark computes the table one more time to find the ranges. With False,
+            and always for a stream, partitions and the order of rows stay as they are.
+        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         outputs: The form of the scores, as for :func:`scoring.batch.score`.
-        batch_size: Rows per call of a model, unless it takes a number of its own.
+        batch_size: Rows per call of a model, unless the model has a fixed number.
         with_version: Add the column ``model_version``.
-        nulls: As there; it holds for the models that read the column.
-        bad_rows: As there.
-        other_versions: As there.
-        counters: Collects what the tasks say of themselves.
+        nulls: As for :func:`scoring.batch.score`; a rule applies to the models that read its column.
+        bad_rows: As for :func:`scoring.batch.score`.
+        other_versions: As for :func:`scoring.batch.score`.
+        counters: Collects the counters of the tasks.
 
     Raises:
         ModelNotFoundError: A URI leads to no model.
-        ScoringError: There is no model, the group is missing or cannot hold a value that has one, the models give
-            different columns, or as :func:`scoring.batch.score` raises it.
-        ColumnError: A column is missing, or has a type that a model cannot take, as there.
+        ScoringError: ``models`` is empty, the group column is missing or its type cannot hold a value of ``models``,
+            the models' outputs have different columns, or for a reason of :func:`scoring.batch.score`.
+        ColumnError: A column is missing, or has a type that a model does not accept.
     """
     settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
     if unknown not in get_args(Unknown):
-        raise ScoringError(f"unknown '{unknown}' says nothing of groups without a model; use fail or null")
+        raise ScoringError(f"unknown '{unknown}' is not a rule for groups without a model; use fail or null")
     own_keys = (keys,) if isinstance(keys, str) else tuple(keys)
     by_value = _by_value(df, group, models)
     check_keys(df.columns, own_keys)
@@ -107,16 +105,16 @@ def score_by_group(
         added=found[0].added,
         unknown=unknown,
     )
-    # A stream has no end, after which its ranges could be told.
+    # The ranges of a stream are unknown because it does not end.
     rows = _colocated(table, group, all_keys) if colocate and not df.isStreaming else table
     return map_batches(rows, task, scored_schema(table, all_keys, task.added))
 
 
 def _by_value(df: DataFrame, group: str, models: Mapping[Any, _Model]) -> Mapping[Any, _Model]:
-    """Return ``models`` by the values that the column holds.
+    """Return ``models`` keyed by the values in the type of the column.
 
     Raises:
-        ScoringError: There are none, the column is missing, or it cannot hold a value.
+        ScoringError: ``models`` is empty, the column is missing, or it cannot hold a value.
     """
     if not models:
         raise ScoringError(f"models is empty; give a model for each value of the column '{group}'")
@@ -125,18 +123,18 @@ def _by_value(df: DataFrame, group: str, models: Mapping[Any, _Model]) -> Mappin
     field = df.schema[group]
     if not isinstance(field.dataType, _GROUP_TYPES):
         raise ScoringError(
-            f"the group column '{group}' has type {field.dataType.simpleString()}, which picks no model; cast it to "
-            f"string, bigint, boolean or date"
+            f"the group column '{group}' has type {field.dataType.simpleString()}, which cannot select a "
+            f"model; cast it to string, bigint, boolean or date"
         )
     (sent,) = sent_schema_of(StructType([field]))
-    return {_held(value, sent): model for value, model in models.items()}
+    return {_column_value(value, sent): model for value, model in models.items()}
 
 
-def _held(value: Any, column: pa.Field) -> Any:
-    """Return ``value`` as the column holds it.
+def _column_value(value: Any, column: pa.Field) -> Any:
+    """Return ``value`` in the type of the column.
 
     Raises:
-        ScoringError: It cannot.
+        ScoringError: The column cannot hold it.
     """
     if value is None:
         raise ScoringError(
@@ -144,16 +142,16 @@ def _held(value: Any, column: pa.Field) -> Any:
             f"the query (coalesce)"
         )
     try:
-        held = pa.scalar(value, column.type).as_py()
+        converted = pa.scalar(value, column.type).as_py()
     except (pa.ArrowException, OverflowError, TypeError) as error:
-        raise _not_held(value, column) from error
-    # Arrow takes a number for a date, and bytes for a text.
-    if held != value:
-        raise _not_held(value, column)
-    return held
+        raise _value_error(value, column) from error
+    # Arrow accepts a number as a date, and bytes as a string.
+    if converted != value:
+        raise _value_error(value, column)
+    return converted
 
 
-def _not_held(value: Any, column: pa.Field) -> ScoringError:
+def _value_error(value: Any, column: pa.Field) -> ScoringError:
     return ScoringError(
         f"models has one for {value!r}, which the column '{column.name}' of type {column.type} cannot hold; give "
         f"values of that type"
@@ -162,7 +160,7 @@ def _not_held(value: Any, column: pa.Field) -> ScoringError:
 
 @contextmanager
 def _naming_the_group(group: str, value: Any) -> Iterator[None]:
-    """Have an error say which group's model it is about."""
+    """Prefix errors with the group whose model they concern."""
     try:
         yield
     except (ColumnError, FeatureMismatchError, ModelDirectoryError, ModelNotFoundError, ScoringError) as error:
@@ -172,7 +170,7 @@ def _naming_the_group(group: str, value: Any) -> Iterator[None]:
 def _pinned_models(
     by_value: Mapping[Any, _Model], group: str, tracking_uri: str | None
 ) -> Mapping[PinnedModel, Sequence[Any]]:
-    """Pin the models, each URI once, and return the groups that each is for.
+    """Pin each URI once, and return the groups of each model.
 
     Raises:
         ModelNotFoundError: A URI leads to no model.
@@ -189,14 +187,12 @@ def _pinned_models(
 
 @dataclass(frozen=True)
 class _GroupModel:
-    """What is kept of a model that has been checked.
+    """A checked model of some groups.
 
     Attributes:
-        group: The column that picks it.
-        values: The groups that it is for.
-        pinned: It.
-        settings: How to call it, with what the null policy says of the columns that it reads.
-        added: The columns behind the keys.
+        values: The groups that use the model.
+        settings: Settings whose null policy is limited to the columns that the model reads.
+        added: The columns that scoring adds after the keys.
     """
 
     group: str
@@ -216,57 +212,44 @@ def _checked_models(
     keys: tuple[str, ...],
     settings: Settings,
 ) -> tuple[Sequence[_GroupModel], Sequence[str]]:
-    """Check the models, and return what is kept of each, and the columns that any of them reads.
+    """Check the models; return them with the columns that any of them reads.
 
-    Spark is asked nothing, and one model's folder is open at a time: thousands of models have more vocabularies than a
-    process may map into memory (65,530 files, where Linux is left as it is).
+    Spark is not called, and only one model folder is open at a time: thousands of models have more vocabularies than a
+    process may map into memory (65,530 files by default on Linux).
 
     Raises:
-        ScoringError: A model's outputs cannot take the form or give other columns than the first model's, a column
-            would stand in the result twice, or the null policy does not fit.
-        ColumnError: An input is missing, or has a type that its model cannot take.
+        ScoringError: A model's outputs do not fit the form or have other columns than the first model's, the result
+            would have a column twice, or the null policy does not fit.
+        ColumnError: An input is missing, or has a type that its model does not accept.
     """
     found: list[_GroupModel] = []
     read: dict[str, None] = {}
     for pinned, its_values in values.items():
         with _naming_the_group(group, its_values[0]):
-            call = ScoringCall(pinned, keys, settings)
-            columns = call.directory.inputs.columns
+            plan = ScoringPlan.of(pinned, keys, settings)
+            columns = plan.inputs.columns
             own = _own_settings(settings, columns)
-            _check(call, own.nulls, table)
-            one = _GroupModel(group, its_values, pinned, own, call.added)
+            plan = replace(plan, settings=own)
+            plan.check_names(table.names)
+            plan.check_types(table.schema(columns))
+            plan.log_hooks()
+            one = _GroupModel(group, its_values, pinned, own, plan.added)
         first = found[0] if found else one
         _check_same_columns(first, one)
-        # Each of thousands of schemas may have a column for each of thousands of labels: one is kept.
+        # One schema is shared: each of thousands may have a column for each of thousands of labels.
         found.append(replace(one, added=first.added))
         read |= dict.fromkeys(columns)
-    if stray := sorted(set(settings.nulls.values).difference(read)):
-        raise ScoringError(f"the null policy names {stray}, which no model reads; they read {sorted(read)}")
+    if unknown := sorted(set(settings.nulls.values).difference(read)):
+        raise ScoringError(f"the null policy names {unknown}, which no model reads; they read {sorted(read)}")
     return found, list(read)
 
 
 def _own_settings(settings: Settings, columns: Sequence[str]) -> Settings:
-    """Return ``settings`` with what the null policy says of some columns."""
+    """Return ``settings`` with the null policy limited to ``columns``."""
     policy, read = settings.nulls.values, set(columns)
     own = {name: rule for name, rule in policy.items() if name in read}
-    # What models share is pickled once.
+    # A shared object is pickled only once.
     return settings if len(own) == len(policy) else replace(settings, nulls=NullPolicy(own))
-
-
-def _check(call: ScoringCall, nulls: NullPolicy, table: SentColumns) -> None:
-    """Check that a model can score the table.
-
-    Raises:
-        ScoringError: Its outputs cannot take the form, a column would stand in the result twice, or the null policy
-            does not fit.
-        ColumnError: An input is missing, or has a type that the model cannot take.
-    """
-    call.check_names(table.names)
-    inputs = call.directory.inputs
-    sent = table.schema(inputs.columns)
-    inputs.check(sent)
-    nulls.check(sent)
-    call.log_hooks()
 
 
 def _check_same_columns(first: _GroupModel, other: _GroupModel) -> None:
@@ -281,7 +264,7 @@ def _check_same_columns(first: _GroupModel, other: _GroupModel) -> None:
     if others != columns:
         raise ScoringError(
             f"in the form {other.settings.outputs} the models of {first} and {other} give different columns: "
-            f"only the former {_beyond(columns, others)}, only the latter {_beyond(others, columns)}; use "
+            f"only the former {_difference(columns, others)}, only the latter {_difference(others, columns)}; use "
             f"TopK, AtLeast or Long, which have the same columns for all labels, or models of equal outputs"
         )
 
@@ -290,15 +273,15 @@ def _types(schema: pa.Schema) -> Mapping[str, str]:
     return {field.name: str(field.type) for field in schema}
 
 
-def _beyond(columns: Mapping[str, str], others: Mapping[str, str]) -> str:
-    """Return what ``columns`` has and ``others`` has not, the first few by name."""
+def _difference(columns: Mapping[str, str], others: Mapping[str, str]) -> str:
+    """Return the first few columns, with their types, that ``columns`` has and ``others`` lacks."""
     found = [f"{name} ({type_})" for name, type_ in columns.items() if others.get(name) != type_]
     more = f" and {len(found) - _NAMED_IN_MESSAGE} more" if len(found) > _NAMED_IN_MESSAGE else ""
     return f"{', '.join(found[:_NAMED_IN_MESSAGE]) or 'none'}{more}"
 
 
 def _colocated(table: DataFrame, group: str, keys: Sequence[str]) -> DataFrame:
-    """Return ``table`` in partitions that are ranges of group and keys, group after group in each."""
+    """Return ``table`` partitioned by ranges of group and keys, each partition sorted by group."""
     by_group = column_named(group)
     others = [column_named(key) for key in keys if key != group]
     return table.repartitionByRange(by_group, *others).sortWithinPartitions(by_group)

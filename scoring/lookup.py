@@ -1,4 +1,4 @@
-"""Answer by key over HTTP, from a store of precomputed rows: ``python -m scoring.lookup --store FILE``.
+"""HTTP server for a store of precomputed rows: ``mirrorspark lookup --store FILE``.
 
 =====================  =============================================================================================
 GET /rows/KEY          ``{"is_fallback": false, "row": {...}}``; status 404 where the key is unknown and the store has
@@ -7,7 +7,7 @@ GET /rows?key=A&key=B  ``{"rows": [...]}`` with one of these for each key, in th
 GET /health            rows, versions of the models, and when the store was written
 =====================  =============================================================================================
 
-JSON knows no NaN and no infinity; they are null here. Whatever takes the store's name is served within a second.
+JSON has no NaN and no infinity; they become null. A store file that is replaced is picked up within a second.
 """
 
 import argparse
@@ -28,21 +28,21 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from uvicorn import Config, Server
 
-from scoring.precomputed import INTEGER, PrecomputedScores, Row, StoreError
+from mirrorspark.scoring.precomputed.store import INTEGER, PrecomputedScores, Row, StoreError
 
-# 64 bits are 19 digits; a longer number is no key of any store, and takes long to read.
+# A 64-bit integer has 19 digits. A longer number cannot be a key, and parsing it would take long.
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
 _SECONDS_FOR_LAST_ANSWERS = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal (SIGTERM, SIGINT) ends it; the first line of standard output says where.
+    """Serve until SIGTERM or SIGINT; the first line of standard output has the address.
 
     Args:
         arguments: Command-line arguments; by default those of the process.
 
     Returns:
-        0 when it was ended; 1 when the address cannot be had; 2 when there is no store.
+        0 after a signal; 1 when the address cannot be listened on; 2 when there is no store.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
@@ -52,16 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with PrecomputedScores.open(options.store) as scores:
             _serve(scores, options.host, options.port)
     except (FileNotFoundError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"mirrorspark: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {options.host}:{options.port} cannot be listened on: {error}", file=sys.stderr)
+        print(f"mirrorspark: {options.host}:{options.port} cannot be listened on: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def application(scores: PrecomputedScores) -> Starlette:
-    """Return what answers requests from ``scores``, for any ASGI server."""
+    """Return an application that serves ``scores``, for any ASGI server."""
     answers = _Answers(scores)
     return Starlette(
         routes=[
@@ -74,7 +74,7 @@ def application(scores: PrecomputedScores) -> Starlette:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Answers requests. A look into the store takes less than to hand it to a thread would."""
+    """The request handlers. They read the store directly: a look-up is faster than the hand-over to a thread."""
 
     scores: PrecomputedScores
 
@@ -83,14 +83,14 @@ class _Answers:
         found = self.scores.get(key)
         if found is None:
             raise HTTPException(404, f"key {key!r} is unknown, and the store has no fallback")
-        return JSONResponse(_told(found))
+        return JSONResponse(_row_json(found))
 
     async def rows(self, request: Request) -> JSONResponse:
         keys = [self._key(text) for text in request.query_params.getlist("key")]
         if not keys:
             raise HTTPException(400, "no key is given; ask for /rows?key=A&key=B")
         found = self.scores.get_many(keys)
-        return JSONResponse({"rows": [None if row is None else _told(row) for row in found]})
+        return JSONResponse({"rows": [None if row is None else _row_json(row) for row in found]})
 
     async def health(self, request: Request) -> JSONResponse:
         metadata = self.scores.metadata
@@ -107,25 +107,25 @@ class _Answers:
         return int(text)
 
 
-def _told(row: Row) -> dict[str, Any]:
-    return {"is_fallback": row.is_fallback, "row": _of_json(dict(row))}
+def _row_json(row: Row) -> dict[str, Any]:
+    return {"is_fallback": row.is_fallback, "row": _json_value(dict(row))}
 
 
-def _of_json(value: Any) -> Any:
-    """Return ``value`` with None for each number that JSON does not know."""
+def _json_value(value: Any) -> Any:
+    """Return ``value`` with None in place of NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):
-        return [_of_json(element) for element in value]
+        return [_json_value(element) for element in value]
     if isinstance(value, dict):
-        return {name: _of_json(element) for name, element in value.items()}
+        return {name: _json_value(element) for name, element in value.items()}
     return value
 
 
 def _serve(scores: PrecomputedScores, host: str, port: int) -> None:
     with socket.create_server((host, port)) as listener:
-        # Head and body of an answer are packets of their own. The body would wait until the client confirms the head,
-        # which takes 40 ms. asyncio sets this on listeners that it makes; connections take it from theirs.
+        # The head and the body of a response are separate packets. Without this option the body waits 40 ms for the
+        # client to acknowledge the head. asyncio sets it on its own listeners; connections inherit it.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"listening on {address} with {scores.metadata.rows:,} rows", flush=True)
@@ -144,16 +144,14 @@ def _serve(scores: PrecomputedScores, host: str, port: int) -> None:
 
 
 def _end(*_: object) -> NoReturn:
-    """Leave; while it serves, uvicorn has this wait until the last answers are given."""
+    """Exit. While it serves, uvicorn delays this until open requests are answered."""
     raise SystemExit(0)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scoring.lookup", description="Answer by key over HTTP, from a store of precomputed rows."
-    )
-    parser.add_argument("--store", required=True, help="the file that scoring.precompute wrote")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; by default this machine alone asks")
+    parser = argparse.ArgumentParser(prog="mirrorspark lookup", description="Serve precomputed rows by key over HTTP.")
+    parser.add_argument("--store", required=True, help="the file that precompute wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; by default local only")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; by default one that is free")
     return parser
 

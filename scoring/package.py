@@ -1,4 +1,4 @@
-"""Put a model of another library into a folder that scores like an exported one."""
+"""Packaging of models of other libraries into folders that score like exported models."""
 
 import json
 import shutil
@@ -7,20 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoring.backends.catalog import compared_libraries, load_backend
-from scoring.backends.linear import FIELDS as LINEAR_FIELDS
-from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError
-from scoring.column_types import element_name
-from scoring.decoding import BUILT_IN, decoders
-from scoring.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, hooked
-from scoring.inputs import Column, ColumnInputs, Matrix
-from scoring.model_directory import ModelDirectoryError, PackagedDescription
-from scoring.versions import versions_here
+from mirrorspark.scoring.backends.catalog import compared_libraries, load_backend
+from mirrorspark.scoring.backends.linear import FIELDS as LINEAR_FIELDS
+from mirrorspark.scoring.backends.protocol import ArrayType, Backend, Signature, UnsupportedModelError
+from mirrorspark.scoring.input.column_types import element_name
+from mirrorspark.scoring.input.decoding import BUILT_IN, decoders
+from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
+from mirrorspark.scoring.model.directory import ModelDirectoryError, PackagedDescription
+from mirrorspark.scoring.model.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, with_hooks
+from mirrorspark.scoring.model.versions import versions_here
 
 DEFAULT_SIGNATURE = "serving_default"
 
 _LINEAR_FILE = "linear.json"
-# By the ending of a file. What `.json` is, its content tells.
+# Backend by file suffix. The content of a `.json` file decides its backend.
 _BACKENDS_BY_SUFFIX: Mapping[str, str] = {
     ".keras": "keras",
     ".h5": "keras",
@@ -30,7 +30,7 @@ _BACKENDS_BY_SUFFIX: Mapping[str, str] = {
 }
 
 _NUMBERS = ("boolean", "int", "bigint", "float", "double")
-# What a column may be of that the model takes as something else.
+# Column types that can be cast to the type that the model takes.
 _CAST_TO: Mapping[str, tuple[str, ...]] = {
     "boolean": ("boolean",),
     "int": ("boolean", "int"),
@@ -51,39 +51,39 @@ def package_model(
     hooks: str | Path | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Write the model in ``source`` into ``folder``, with what it reads of a table and what it gives back.
+    """Copy the model in ``source`` into ``folder`` and describe its input columns and its outputs there.
 
-    The folder goes wherever an exported model goes: to :func:`scoring.batch.score` and all other ways in, and to
-    MLflow, as artifacts of a run.
+    The folder can be used like an exported model: :func:`scoring.batch.score` and all other entry points take it, and
+    MLflow stores it as artifacts of a run.
 
     Args:
         source: A folder of a SavedModel; a file of tf-keras (``.keras``, ``.h5``), ONNX (``.onnx``), XGBoost
-            (``.json``, ``.ubj``) or LightGBM (``.txt``); or a linear model, as a mapping or a ``.json`` file of what
-            :class:`scoring.backends.linear.LinearBackend` shows.
-        folder: Becomes the model's folder.
-        columns: The columns that the model reads. A model that takes one array of columns without names needs all of
-            them, in its order. Of a model that knows their names, those need to be given that are of another type than
-            the model says, that have null values to be filled or refused, or that are decoded: see :class:`Column`. A
-            column that is decoded to the only array that a model takes may have any name.
-        outputs: Per column of scores the name of the model's output; by default all outputs under their own names. The
+            (``.json``, ``.ubj``) or LightGBM (``.txt``); or a linear model, as a mapping or a ``.json`` file in the
+            format of :class:`scoring.backends.linear.LinearBackend`.
+        folder: The new folder.
+        columns: The columns that the model reads. A model that takes one array without column names needs all of them,
+            in its order. A model that knows its column names needs only those that have another type, need a rule for
+            nulls, or are decoded: see :class:`Column`. A column that is decoded to the model's only array may have any
+            name.
+        outputs: Name of the model's output by column of scores; by default all outputs under their own names. The
             output of XGBoost, LightGBM and a linear model is ``score``.
         signature: The signature of a SavedModel to call; by default ``serving_default``.
-        hooks: A Python file, which is copied into the folder and run wherever the model scores. Columns name those of
-            its functions that decode their values: bytes in, an array out. Its function ``preprocess`` makes the
-            model's inputs of the columns of a call, and ``postprocess`` what the model gives of its outputs; both take
-            and return a dict of arrays, rows first. With ``preprocess``, ``columns`` are what it reads.
-        labels: Per column of several scores the names of its elements, in the model's order: those of its classes, say.
-            They make the forms ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` of its scores.
+        hooks: A Python file, which is copied into the folder and run wherever the model scores. A column can name a
+            function of it as ``decode``, which maps bytes to an array. Its function ``preprocess`` maps the columns of
+            a call to the model's inputs, and ``postprocess`` maps the model's outputs to columns of scores; both take
+            and return a dict of arrays, rows first. With ``preprocess``, ``columns`` are its inputs.
+        labels: Names of the elements, in the model's order, by column of several scores; the names of classes, for
+            example. The forms ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` need them.
 
     Returns:
         The folder.
 
     Raises:
-        ModelDirectoryError: The source is no model, ``folder`` holds something, or columns, outputs, hooks or labels do
+        ModelDirectoryError: The source is not a model, ``folder`` is not empty, or columns, outputs, hooks or labels do
             not fit.
-        UnsupportedModelError: The model cannot be loaded, or takes or gives what no column holds or is decoded to.
-        HookError: The hooks cannot be run, or ``postprocess`` cannot be tried on a row of zeros.
-        ColumnError: A column is given twice, or its type or fill is none.
+        UnsupportedModelError: The model cannot be loaded, or has an input or output that no column can hold.
+        HookError: The hooks cannot be run, or ``postprocess`` fails for a row of zeros.
+        ColumnError: A column is given twice, or has an invalid type or fill.
         ModuleNotFoundError: A library that the model or its hooks need is not installed here.
     """
     target = Path(folder)
@@ -95,19 +95,12 @@ def package_model(
         whole.mkdir()
         name, file = _copied(source, whole)
         called = (signature or DEFAULT_SIGNATURE) if name == "saved_model" else None
-        # The copies, not the sources: what is loaded here is what tasks will load.
-        try:
-            backend = load_backend(name, whole / file, signature=called, threads=None)
-        except UnsupportedModelError as error:
-            # Of what the caller gave: the copy is gone when he reads it.
-            given = "the linear model" if isinstance(source, Mapping) else str(source)
-            message = str(error).replace(str(whole / file), given).replace(f"{whole}/", "")
-            raise UnsupportedModelError(message) from error.__cause__
+        backend = _backend_of_the_copy(name, whole, file, called, source)
         functions = _copied_hooks(hooks, whole) if hooks is not None else None
         hook_names = _hook_names(functions, columns or ())
         inputs = _inputs(backend.signature, columns, is_preprocessed=PREPROCESS in hook_names)
-        decoders(inputs, backend.signature, name, functions)  # refuses what they cannot decode
-        found = hooked(backend, functions, hook_names).signature
+        decoders(inputs, backend.signature, name, functions)  # raises for columns that cannot be decoded
+        found = with_hooks(backend, functions, hook_names).signature
         model_outputs = _model_outputs(found, outputs)
         description = PackagedDescription(
             backend=name,
@@ -126,8 +119,21 @@ def package_model(
     return target
 
 
+def _backend_of_the_copy(
+    name: str, whole: Path, file: str, signature: str | None, source: str | Path | Mapping[str, Any]
+) -> Backend:
+    """Load the copy, not the source, because tasks will load the copy."""
+    try:
+        return load_backend(name, whole / file, signature=signature, threads=None)
+    except UnsupportedModelError as error:
+        # The message names the source, because the copy is removed.
+        given = "the linear model" if isinstance(source, Mapping) else str(source)
+        message = str(error).replace(str(whole / file), given).replace(f"{whole}/", "")
+        raise UnsupportedModelError(message) from error.__cause__
+
+
 def _copied(source: str | Path | Mapping[str, Any], folder: Path) -> tuple[str, str]:
-    """Copy the model into ``folder``; return its backend and its name there."""
+    """Copy the model into ``folder``; return its backend and its file name there."""
     if isinstance(source, Mapping):
         (folder / _LINEAR_FILE).write_text(json.dumps(source, indent=2), encoding="utf-8")
         return "linear", _LINEAR_FILE
@@ -143,7 +149,7 @@ def _copied(source: str | Path | Mapping[str, Any], folder: Path) -> tuple[str, 
     if not path.is_file():
         raise ModelDirectoryError(f"there is no model at {path}: neither a file nor a folder")
     name = _backend_of(path)
-    # A file keeps its ending, by which libraries tell formats apart.
+    # The file keeps its suffix, by which libraries detect the format.
     file = f"model{path.suffix.lower()}"
     shutil.copyfile(path, folder / file)
     return name, file
@@ -170,14 +176,14 @@ def _is_linear(file: Path) -> bool:
 
 
 def _copied_hooks(source: str | Path, folder: Path) -> Hooks:
-    """Copy the file of hooks into ``folder``, and load it from there."""
+    """Copy the file of hooks into ``folder`` and load the copy."""
     if not Path(source).is_file():
         raise ModelDirectoryError(f"there is no file of hooks at {source}; give a Python file")
     return Hooks.load(Path(shutil.copyfile(source, folder / HOOKS_FILE)))
 
 
 def _hook_names(hooks: Hooks | None, columns: Sequence[str | Column]) -> tuple[str, ...]:
-    """Return the functions that scoring calls of a file of hooks."""
+    """Return the names of the hooks that scoring calls."""
     decode = [column.decode for column in columns if isinstance(column, Column) and column.decode is not None]
     names = [name for name in dict.fromkeys(decode) if name not in BUILT_IN]
     if hooks is None:
@@ -192,7 +198,7 @@ def _hook_names(hooks: Hooks | None, columns: Sequence[str | Column]) -> tuple[s
 
 
 def _inputs(found: Signature, columns: Sequence[str | Column] | None, *, is_preprocessed: bool) -> ColumnInputs:
-    """Return what the model reads: one column per array, or one array of all columns."""
+    """Return the inputs of the model: one column per array, or one array of all columns."""
     given = {column if isinstance(column, str) else column.name: column for column in columns or ()}
     if columns is not None and len(given) < len(columns):
         raise ModelDirectoryError(f"the columns {list(columns)} name one twice; give each once")
@@ -218,7 +224,7 @@ def _for_preprocess(given: Mapping[str, str | Column]) -> ColumnInputs:
 
 
 def _decoded_to(array: ArrayType, given: Mapping[str, str | Column]) -> ColumnInputs:
-    """Return the one column that becomes all of the model's only array."""
+    """Return the one column that is decoded to the model's only array."""
     columns = tuple(column for column in given.values() if isinstance(column, Column))
     if len(given) > 1:
         raise ModelDirectoryError(
@@ -229,7 +235,7 @@ def _decoded_to(array: ArrayType, given: Mapping[str, str | Column]) -> ColumnIn
 
 
 def _side_by_side(array: ArrayType, names: Sequence[str] | None, given: Mapping[str, str | Column]) -> ColumnInputs:
-    """Return the columns that make up the model's only array: those that it names, or all that are given."""
+    """Return the columns that make up the model's only array: the ones that the model names, or all given ones."""
     element = _element(array)
     if names is None:
         _check_width(array.width, given)
@@ -242,7 +248,7 @@ def _side_by_side(array: ArrayType, names: Sequence[str] | None, given: Mapping[
 
 
 def _own_column(array: ArrayType, given: str | Column | None, found: Signature) -> Column:
-    """Return the column that becomes an array of its own."""
+    """Return the column of one array."""
     if isinstance(given, Column) and given.decode is not None:
         return given
     column = _column(given or array.name, array.column_type)
@@ -258,7 +264,7 @@ def _own_column(array: ArrayType, given: str | Column | None, found: Signature) 
 
 
 def _element(array: ArrayType) -> str:
-    """Return Spark's name of the type of the values of an array that a column holds."""
+    """Return Spark's name for the element type of an array."""
     return element_name(array.column_type)
 
 
@@ -270,7 +276,7 @@ def _check_known(given: Iterable[str], known: Sequence[str]) -> None:
 
 
 def _check_cast(column: Column, wanted: str, castable: Sequence[str]) -> None:
-    """Check that no value changes, but for the precision of numbers, when it is cast to what the model takes."""
+    """Check that the cast to the model's type changes no value beyond the precision of numbers."""
     if column.element not in castable:
         raise ModelDirectoryError(
             f"column '{column.name}' is {column.type}, and the model takes {wanted}, to which {list(castable)} can be "
@@ -279,7 +285,7 @@ def _check_cast(column: Column, wanted: str, castable: Sequence[str]) -> None:
 
 
 def _check_width(width: int | None, given: Mapping[str, str | Column]) -> None:
-    """Check the columns of an array that has no names for them."""
+    """Check the number of columns for an array without column names."""
     values = f"{width} values" if width is not None else "values"
     if not given:
         raise ModelDirectoryError(
@@ -314,7 +320,7 @@ def _output_type(found: Signature, name: str) -> str:
 
 
 def _check_widths(description: PackagedDescription, found: Signature) -> None:
-    """Check that there is a label for each element that the model gives."""
+    """Check that each output has as many labels as elements."""
     widths = {array.name: array.width for array in found.outputs}
     for output, names in description.labels.items():
         width = widths[description.model_outputs[output]]

@@ -1,4 +1,4 @@
-"""A model in this process, for single rows: no Spark, no server, no call over a network (requirement S15)."""
+"""Scoring of single rows in this process, without Spark, a server or the network (requirement S15)."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -7,19 +7,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipelines.feature_kinds import Sparse
-from data_pipelines.raw_columns import ColumnError
-from scoring.checks import ScoringError
-from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel
-from scoring.model_cache import load_once
-from scoring.model_directory import ModelDirectory, exported_with
-from scoring.model_uri import PinnedModel, pinned_model
-from scoring.scorer import VERSION_COLUMN, OtherVersions
-from scoring.versions import check_versions
+from mirrorspark.data_pipelines.features.kinds import Sparse
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.cache import load_once
+from mirrorspark.scoring.model.directory import exported_with
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.model.versions import check_versions
+from mirrorspark.scoring.plan import ScoringPlan
+from mirrorspark.scoring.task.scorer import VERSION_COLUMN, OtherVersions, Settings
 
 
 class Predictor:
-    """Scores rows given as mappings, by the same encoder and graph as tables are scored; safe from several threads."""
+    """Scores rows given as mappings, with the encoder and graph that also score tables. Thread-safe."""
 
     def __init__(
         self,
@@ -29,29 +30,29 @@ class Predictor:
         threads: int | None = 1,
         other_versions: OtherVersions = "refuse",
     ) -> None:
-        """Load the model, unless this process has it already; imports the library that computes it.
+        """Load the model and its library, unless this process has loaded it already.
 
         TensorFlow is imported with ``TF_USE_LEGACY_KERAS=1`` in the environment of this process, which makes tf-keras
-        its ``tf.keras``, and with ``TF_CPP_MIN_LOG_LEVEL=3`` where that is not set. To have it otherwise, import it
-        before.
+        its ``tf.keras``, and with ``TF_CPP_MIN_LOG_LEVEL=3`` unless that is set. Import TensorFlow first to avoid this.
 
         Args:
-            model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
-            tracking_uri: MLflow store of the URI.
-            threads: Threads for the library, as far as it can be told without changing those of the whole process: for
-                one row, one is quickest. TensorFlow's belong to the process, and so do NumPy's and those of an MLflow
-                model; with 1, a model that was trained here does all but large operations in the thread that calls.
-                None leaves the library its own choice.
-            other_versions: ``refuse`` a model that other libraries (up to patches) have exported, or ``allow`` it.
+            model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+            tracking_uri: Address of the MLflow store.
+            threads: Threads of the library, if they can be limited per model; one thread is fastest for one row.
+                TensorFlow, NumPy and MLflow models share the threads of the process, which stay as they are; with 1, a
+                model that was trained here runs all but large operations in the calling thread. None keeps the
+                library's default.
+            other_versions: ``refuse`` or ``allow`` a model that was exported with other library versions (beyond patch
+                versions).
 
         Raises:
-            ModelNotFoundError: The URI leads to no model.
+            ModelNotFoundError: The URI does not lead to a model.
             ModelDirectoryError: A part of the model is missing or damaged.
-            ModelVersionsError: The libraries of this Python are not the model's.
-            ScoringError: An output of the model is called ``model_version``.
+            ModelVersionsError: The library versions of this Python differ from the model's.
+            ScoringError: The model has an output named ``model_version``.
         """
-        pinned = pinned_model(model, tracking_uri)
-        directory = ModelDirectory.open(pinned.path)
+        plan = ScoringPlan.of(model, (), Settings(with_version=False, other_versions=other_versions), tracking_uri)
+        pinned, directory = plan.pinned, plan.directory
         if VERSION_COLUMN in directory.description.outputs:
             raise ScoringError(
                 f"{pinned.label} has an output '{VERSION_COLUMN}', where its version stands in every row; package or "
@@ -60,9 +61,9 @@ class Predictor:
         if other_versions == "refuse":
             check_versions(exported_with(pinned.path), pinned.label)
         self.label = pinned.label
-        self._columns = directory.inputs.columns
-        # What is None in a row has no type, so rows come with some schemas more than one.
-        self._check = lru_cache(maxsize=_SCHEMAS)(directory.inputs.check)
+        self._columns = plan.inputs.columns
+        # A None has no type, so rows have several schemas.
+        self._check = lru_cache(maxsize=_SCHEMAS)(plan.inputs.check)
         features = directory.fitted.spec.features if directory.fitted is not None else ()
         self._types = {one.name: _VECTOR for one in features if isinstance(one, Sparse) and one.columns == (one.name,)}
         self._model: LoadedModel = load_once(pinned.path, pinned.digest, threads=threads)
@@ -71,26 +72,26 @@ class Predictor:
         """Return the model's outputs for one row, and ``model_version``.
 
         Args:
-            row: Raw columns by name, as they stand in a table; a sparse vector is a mapping of indices to values, None
-                is missing, and more columns than the model's do no harm.
+            row: Raw columns by name, as in a table. A sparse vector is a mapping of indices to values, and None is a
+                missing value. Columns that the model does not read are ignored.
 
         Raises:
-            ColumnError: A column is missing, or has a value that its feature cannot take.
+            ColumnError: A column is missing, or has a value that its feature does not accept.
         """
         return self.predict_rows([row])[0]
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return what :meth:`predict` does for each row, with one call of a model that takes any number of rows.
+        """Return the result of :meth:`predict` for each row, from one call of the model if it takes any number of rows.
 
         Raises:
-            ColumnError: As there.
+            ColumnError: As for :meth:`predict`.
         """
         batch = pa.RecordBatch.from_arrays(
             [_column(name, [row.get(name, _ABSENT) for row in rows], self._types.get(name)) for name in self._columns],
             names=self._columns,
         )
         self._check(batch.schema)
-        # Where calls are padded, so many rows are not to cost what 8,192 do.
+        # Calls may be padded to the batch size, so a few rows must not be padded to 8,192.
         batch_size = min(max(len(rows), 1), DEFAULT_BATCH_SIZE)
         outputs = self._model.score_arrow(batch, batch_size=batch_size)
         columns = {name: column.to_pylist() for name, column in outputs.items()}

@@ -1,4 +1,4 @@
-"""Recommendations on Spark: for every row the best candidates of a retrieval model, of those that are available."""
+"""Recommendations on Spark: the best available candidates of a retrieval model for every row."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,30 +9,30 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.transform import Encoder
-from models.ranked_lists import CANDIDATES, SCORES, is_filled
-from scoring.bad_rows import BadRows
-from scoring.batch import BatchTask, checked_table, scored_schema
-from scoring.call import ScoringCall
-from scoring.checks import ScoringError
-from scoring.counters import Counters
-from scoring.forms import AS_COLUMNS
-from scoring.inputs import FeatureInputs
-from scoring.loaded_model import DEFAULT_BATCH_SIZE, Search
-from scoring.model_directory import ModelDescription, ModelDirectory
-from scoring.model_uri import PinnedModel
-from scoring.null_policy import NullPolicy, NullRule
-from scoring.parquet_scan import Reader, map_rows
-from scoring.scorer import OtherVersions, Settings
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, is_filled
+from mirrorspark.scoring.batch import BatchTask
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.inputs import FeatureInputs
+from mirrorspark.scoring.input.null_policy import NullRule
+from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.output.bad_rows import BadRows
+from mirrorspark.scoring.output.forms import AS_COLUMNS
+from mirrorspark.scoring.plan import ScoringPlan
+from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import OtherVersions, Settings
 
 _LOGGER = logging.getLogger(__name__)
 
 _NAMED_IN_MESSAGE = 5
 
 Candidates = DataFrame | Iterable[str] | Iterable[int]
-"""Candidates by their tokens: one after the other, or a table with a column of the name of the model's candidate."""
+"""Candidate tokens, or a table whose column of tokens has the name of the model's candidate feature."""
 
 
 def recommend(
@@ -55,45 +55,45 @@ def recommend(
 ) -> DataFrame:
     """Return the keys of every row of ``df`` with its ``candidates`` and their ``scores``, best first.
 
-    No row gets what it excludes itself (the model's column of candidates seen), nor what is not available. A list is
-    shorter than ``k`` only where fewer candidates are left, whatever the index.
+    The lists leave out the candidates that a row excludes itself (the model's column of seen candidates) and those that
+    are unavailable. With every index, a list is shorter than ``k`` only if fewer candidates are left.
 
     Args:
         df: The table, with the keys and the model's raw columns.
-        model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
-        keys: Columns that name a row; they pass through unchanged.
-        k: Candidates per row; it may be another number than the model was exported with.
-        index: ``exact``, or an approximate one that the model holds: ``cells`` or ``scann``.
-        available: The candidates that may be recommended; None are all that the model knows.
-        unavailable: Candidates that must not be recommended, available or not.
-        tracking_uri: MLflow store of the URI; by default the one that MLflow is set to.
+        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        keys: Columns that identify a row; they pass through unchanged.
+        k: Candidates per row; it may differ from the ``top_k`` of the export.
+        index: ``exact``, or an approximate index of the model: ``cells`` or ``scann``.
+        available: The candidates that may be recommended; None means all that the model knows.
+        unavailable: Candidates that must not be recommended; takes precedence over ``available``.
+        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         batch_size: Rows per call of the model.
         with_version: Add the column ``model_version``.
-        nulls: As for :func:`scoring.batch.score`, and so are the next four.
-        bad_rows: Of a row that is marked, both lists are null.
-        other_versions: What to do on executors of another TensorFlow.
-        reader: Who reads plain Parquet files.
-        counters: Collects what the tasks say of themselves.
+        nulls: As for :func:`scoring.batch.score`, like the next four.
+        bad_rows: Both lists of a marked row are null.
+        other_versions: ``refuse`` or ``allow`` executors with another TensorFlow version.
+        reader: Reader of plain Parquet files.
+        counters: Collects the counters of the tasks.
 
     Raises:
-        ModelNotFoundError: The URI leads to no model.
-        ScoringError: The model recommends nothing or holds no such index; ``k`` is below 1 or above the number of
-            candidates; no candidate is available; or as :func:`scoring.batch.score` raises it.
-        ColumnError: As :func:`scoring.batch.score` raises it, and for the table of candidates.
+        ModelNotFoundError: The URI does not lead to a model.
+        ScoringError: The model is not a retrieval model or lacks the index; ``k`` is below 1 or above the number of
+            candidates; no candidate is available; or for a reason of :func:`scoring.batch.score`.
+        ColumnError: As for :func:`scoring.batch.score`, and for the tables of candidates.
     """
-    settings = Settings(AS_COLUMNS, batch_size, with_version, NullPolicy(nulls or {}), bad_rows, other_versions)
-    call = ScoringCall.of(model, tracking_uri, keys, settings)
-    description = checked_index(call.directory, index)
-    search = Search(index, k, unavailable_ids(call.directory.features, k, available, unavailable))
-    table = checked_table(df, call)
-    _LOGGER.info("index %s of %s, whose recall was %.3f", index, call.pinned.label, description.indexes[index])
-    task = RecommendTask(BatchTask(call.keys, call.scorer(df.sparkSession, counters=counters, search=search)))
-    return map_rows(table, task, scored_schema(table, call.keys, call.added), reader)
+    settings = Settings.of(AS_COLUMNS, batch_size, with_version, nulls, bad_rows, other_versions)
+    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader)
+    description = checked_index(plan.directory, index)
+    search = Search(index, k, unavailable_ids(plan.directory.features, k, available, unavailable))
+    table = plan.table(df)
+    _LOGGER.info("index %s of %s, whose recall was %.3f", index, plan.pinned.label, description.indexes[index])
+    task = RecommendTask(BatchTask(plan.keys, plan.scorer(df.sparkSession, counters=counters, search=search)))
+    return map_rows(table, task, plan.schema(table), plan.reader)
 
 
 @dataclass(frozen=True)
 class RecommendTask:
-    """The body of one Spark task of :func:`recommend`: what is scored, without the places that no candidate fills."""
+    """Body of a Spark task of :func:`recommend`. It scores rows and removes the empty ends of their lists."""
 
     scoring: BatchTask
 
@@ -104,10 +104,10 @@ class RecommendTask:
 
 
 def checked_index(directory: ModelDirectory, index: str) -> ModelDescription:
-    """Return the description of a model that holds ``index``.
+    """Return the description of a model after checking that the model has ``index``.
 
     Raises:
-        ScoringError: It recommends nothing, or does not hold it.
+        ScoringError: It is not a retrieval model, or lacks the index.
     """
     description = directory.description
     if not isinstance(description, ModelDescription) or description.task != "retrieval":
@@ -125,17 +125,17 @@ def checked_index(directory: ModelDirectory, index: str) -> ModelDescription:
 def unavailable_ids(
     features: FittedFeatures, k: int, available: Candidates | None, unavailable: Candidates | None
 ) -> np.ndarray:
-    """Return the ids of all candidates that no row may get: int64 ``[any]``, ascending.
+    """Return the ids of all candidates that must not be recommended: int64 ``[any]``, ascending.
 
     Args:
-        features: Of the model.
-        k: How many are wanted for every row.
-        available: Those that may be recommended; None are all.
-        unavailable: Those that may not, available or not.
+        features: The model's features.
+        k: Candidates per row.
+        available: Candidates that may be recommended; None means all.
+        unavailable: Candidates that must not be recommended; takes precedence.
 
     Raises:
-        ScoringError: ``k`` is no number of candidates that the model has, or there is none left.
-        ColumnError: The tokens are of another type than those of the model.
+        ScoringError: ``k`` is below 1 or above the number of candidates, or no candidate is left.
+        ColumnError: The tokens have another type than the model's tokens.
     """
     first, end = FIRST_VOCABULARY_ID, features.id_count(features.spec.candidate)
     if not 1 <= k <= end - first:
@@ -156,7 +156,7 @@ def unavailable_ids(
 
 
 def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np.ndarray:
-    """Return the ids of candidates, and say how many the model does not know: they have id 0 or 1."""
+    """Return the ids of candidates and log how many are unknown to the model; unknown ones have id 0 or 1."""
     candidate = features.spec.candidate
     if isinstance(given, str | bytes):
         raise ScoringError(f"the {what} candidates are {given!r}, one text; give a list of tokens, or a table")
@@ -179,12 +179,12 @@ def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np
 
 
 def without_empty_places(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return ``batch`` with ``candidates`` and ``scores`` that end where the candidates do."""
+    """Return ``batch`` without the empty ends of the lists ``candidates`` and ``scores``."""
     candidates = batch.column(CANDIDATES)
-    is_kept = is_filled(candidates.values)
-    ends = np.cumsum(np.append(0, is_kept))[candidates.offsets].astype(np.int32)
+    is_candidate = is_filled(candidates.values)
+    ends = np.cumsum(np.append(0, is_candidate))[candidates.offsets].astype(np.int32)
     for name in (CANDIDATES, SCORES):
-        values = batch.column(name).values.filter(is_kept)
+        values = batch.column(name).values.filter(is_candidate)
         place = batch.schema.get_field_index(name)
         lists = pa.ListArray.from_arrays(pa.array(ends), values, mask=batch.column(name).is_null())
         batch = batch.set_column(place, name, lists)

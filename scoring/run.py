@@ -1,6 +1,6 @@
-"""Score files from the command line: ``python -m scoring.run --model URI --input IN --output OUT --keys KEY``.
+"""Command that scores files: ``mirrorspark score --model URI --input IN --output OUT --keys KEY``.
 
-The scores appear in the output folder all at once or not at all.
+It is also ``python -m scoring.run``. The scores appear in the output folder all at once or not at all.
 """
 
 import argparse
@@ -9,50 +9,48 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from data_pipelines.spark_errors import task_message
-from scoring.bad_rows import ERROR_COLUMN
-from scoring.checks import ScoringError
-from scoring.files import NAN_ADVICE, ScoredFiles, score_files
-from scoring.forms import form_named
-from scoring.loaded_model import DEFAULT_BATCH_SIZE
-from scoring.model_uri import resolve
-from scoring.null_policy import NullRule
-from scoring.planner import DEFAULT_TASK_SECONDS
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.silence import SILENT, quiet_launch, set_by_the_user
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, score_files
+from mirrorspark.scoring.input.null_policy import NullRule
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.output.bad_rows import ERROR_COLUMN
+from mirrorspark.scoring.output.forms import form_named
+from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Score what the arguments name.
+    """Run the command.
 
     Args:
         arguments: Command-line arguments; by default those of the process.
 
     Returns:
-        0 when the scores are there; 1 when a task, a store or the session failed; 2 when arguments, table and model do
-        not fit. Standard error tells what happened.
+        0 for success; 1 when a task, a store or the session failed; 2 when arguments, table and model do not fit.
+        Standard error has the message.
     """
     options = _parser().parse_args(arguments)
     begin = time.monotonic()
     try:  # before Spark starts
         form, nulls = form_named(options.outputs), dict(_null_rule(rule) for rule in options.null)
     except ScoringError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    # Executors must run this interpreter: a bare `python3` on their PATH has none of our packages.
-    for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
-        os.environ.setdefault(name, sys.executable)
-    builder = SparkSession.builder.appName("mirrorspark scoring")
+        return _fail(str(error), 2)
+    if not options.verbose:
+        warnings.filterwarnings("ignore")
     try:
-        spark = (builder.master(options.master) if options.master else builder).getOrCreate()
+        spark = _open_session(options.master, verbose=options.verbose)
     except (PySparkException, Py4JError) as error:
         master = options.master or "the master that Spark is set to"
-        print(f"error: no session at {master}: {task_message(error)}; see --master and JAVA_HOME", file=sys.stderr)
-        return 1
+        return _fail(f"no session at {master}: {task_message(error)}; see --master and JAVA_HOME", 1)
     try:
         scored = score_files(
             spark,
@@ -70,22 +68,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             task_seconds=options.task_seconds,
         )
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        print(f"error: {_in_words(error)}", file=sys.stderr)
-        return 2
+        return _fail(_error_text(error), 2)
     except OSError as error:
-        print(f"error: {_in_words(error)}", file=sys.stderr)
-        return 1
+        return _fail(_error_text(error), 1)
     except (PySparkException, Py4JJavaError) as error:
-        print(f"error: {task_message(error)}", file=sys.stderr)
-        return 1
+        return _fail(task_message(error), 1)
     finally:
         spark.stop()
     _show(scored, time.monotonic() - begin, as_json=options.json)
     return 0
 
 
-def _in_words(error: Exception) -> str:
-    """Return what an error says, without the number that Python puts before the words of the system."""
+def _open_session(master: str | None, *, verbose: bool) -> SparkSession:
+    # Executors must run this interpreter, because another `python3` on their PATH lacks our packages.
+    for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
+        os.environ.setdefault(name, sys.executable)
+    builder = SparkSession.builder.appName("mirrorspark scoring")
+    builder = builder.master(master) if master else builder
+    if verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
+        return builder.getOrCreate()
+    for name in SILENT.keys() - set_by_the_user():
+        builder = builder.config(name, SILENT[name])
+    with quiet_launch():
+        return builder.getOrCreate()
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"mirrorspark: {message}", file=sys.stderr)
+    return status
+
+
+def _error_text(error: Exception) -> str:
+    """Return the message of an error, without the number that Python puts before a message of the system."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
@@ -93,21 +108,17 @@ def _in_words(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scoring.run", description="Score Parquet files with an exported model."
-    )
+    parser = argparse.ArgumentParser(prog="mirrorspark score", description="Score files with a model.")
     parser.add_argument(
         "--model", required=True, help="models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID/PATH or a folder"
     )
     parser.add_argument("--input", required=True, nargs="+", help="Parquet files, folders or globs")
     parser.add_argument(
-        "--input-format", help="what the input is where it is not Parquet: csv, tfrecord, table and so on"
+        "--input-format", help="format of the input if it is not Parquet: csv, tfrecord, table and so on"
     )
     parser.add_argument("--output", required=True, help="folder of the scores")
-    parser.add_argument("--keys", required=True, help="columns that name a row, with commas between them")
-    parser.add_argument(
-        "--mode", default="error", help="what becomes of data in the output: error, overwrite or append"
-    )
+    parser.add_argument("--keys", required=True, help="columns that identify a row, separated by commas")
+    parser.add_argument("--mode", default="error", help="treatment of data in the output: error, overwrite or append")
     parser.add_argument(
         "--outputs",
         default="columns",
@@ -118,45 +129,48 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="COLUMN=VALUE",
-        help="what stands in for a null of a column, or COLUMN=fail where none may be; may be given several times",
+        help="value that replaces nulls of a column, or COLUMN=fail to reject them; can be repeated",
     )
     parser.add_argument(
         "--bad-rows",
         default="fail",
-        help="what becomes of a row that cannot be scored: fail, or mark it with the reason in a column 'error'",
+        help="treatment of a row that cannot be scored: fail, or mark it with the reason in a column 'error'",
     )
     parser.add_argument(
         "--other-versions",
         default="refuse",
-        help="where an executor's libraries are not the model's: refuse to score, or allow it",
+        help="refuse or allow executors whose library versions differ from the model's",
     )
     parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="rows per call of the model")
     parser.add_argument(
         "--task-seconds",
         type=float,
         default=DEFAULT_TASK_SECONDS,
-        help="what a task may take, in seconds: what is lost with a machine that is taken away",
+        help="longest duration of a task in seconds, which is the work that a lost machine costs",
     )
-    parser.add_argument("--tracking-uri", help="MLflow store of the model; by default the one that MLflow is set to")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow store of the model; by default the one that MLflow is configured with"
+    )
     parser.add_argument(
         "--offline",
         action="store_true",
-        help="ask no store: use the copy of the model that was fetched before; an alias is what it was then",
+        help="contact no store: use the copy of the model that was fetched before, and an alias as it was then",
     )
-    parser.add_argument("--master", help="Spark master; by default what spark-submit or the environment says")
+    parser.add_argument("--master", help="Spark master; by default from spark-submit or the environment")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--verbose", action="store_true", help="show the logs of Spark and TensorFlow")
     return parser
 
 
 def _null_rule(text: str) -> tuple[str, NullRule]:
-    """Return column and value of ``COLUMN=VALUE``; the value becomes what the column holds where that is known.
+    """Return column and value of ``COLUMN=VALUE``; the value is cast to the type of the column later.
 
     Raises:
-        ScoringError: There is no such pair.
+        ScoringError: The text is not such a pair.
     """
     column, separator, value = text.partition("=")
     if not column or not separator:
-        raise ScoringError(f"--null {text} is no COLUMN=VALUE; give --null amount=0, or --null amount=fail")
+        raise ScoringError(f"--null {text} is not COLUMN=VALUE; give --null amount=0, or --null amount=fail")
     return column, value
 
 
@@ -172,7 +186,7 @@ def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
         f"{counters.loads} times"
     )
     if scored.predicted_task_seconds is not None:
-        print(f"the longest task was to take {scored.predicted_task_seconds:,.1f} s")
+        print(f"the longest task was predicted to take {scored.predicted_task_seconds:,.1f} s")
     if counters.bad_rows:
         print(f"{counters.bad_rows:,} rows could not be scored; the column '{ERROR_COLUMN}' says why")
     if counters.nans:

@@ -1,4 +1,4 @@
-"""The model as a SQL function, for those who score from SQL."""
+"""Registration of a model as a SQL function."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from scoring.bad_rows import BadRows
-from scoring.checks import ScoringError
-from scoring.counters import Counters
-from scoring.forms import AS_COLUMNS, Form
-from scoring.loaded_model import DEFAULT_BATCH_SIZE
-from scoring.model_uri import PinnedModel
-from scoring.null_policy import NullRule
-from scoring.scorer import OtherVersions
-from scoring.udf import scorer_udf
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.null_policy import NullRule
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.output.bad_rows import BadRows
+from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import OtherVersions
+from mirrorspark.scoring.udf import scorer_udf
 
 
 def register_sql(
@@ -32,37 +32,37 @@ def register_sql(
     evaluated_once: bool = True,
     counters: Counters | None = None,
 ) -> None:
-    """Make the model the SQL function ``name`` of this session.
+    """Register the model as the SQL function ``name`` of this session.
 
-    It returns a struct of the outputs and ``model_version``. Columns are found by name in one struct, or given one by
-    one in the order of ``inputs``::
+    The function returns a struct of the outputs and ``model_version``. Its argument is one struct, whose fields are
+    matched by name, or the columns one by one in the order of ``inputs``::
 
         SELECT id, score(struct(*)).score FROM flights
         SELECT id, s.score, s.model_version FROM (SELECT id, score(carrier, distance) AS s FROM flights)
 
-    The model is resolved now; register again to use what an alias points to later. A filter on a score, above it, does
-    not make Spark compute it twice::
+    The model is resolved by this call; register again after an alias has moved. A filter on a score in an outer query
+    does not make Spark compute the score twice::
 
         SELECT * FROM (SELECT id, score(struct(*)) AS s FROM flights WHERE month = 1) WHERE s.score > 0.5
 
     Args:
         spark: The session.
-        name: Name of the function; one that the session has already is replaced.
-        model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
-        inputs: The model's inputs that are given, in this order; those left out are missing in every row. By default
-            all, in the model's order.
-        tracking_uri: MLflow store of the URI.
+        name: Name of the function; an existing function of the session is replaced.
+        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
+            default all, in the model's order.
+        tracking_uri: Address of the MLflow store.
         outputs: The form of the scores, as for :func:`scoring.udf.scorer_udf`.
-        batch_size: Rows per call of the model, unless it takes a number of its own.
-        nulls: As there.
-        bad_rows: As there.
-        other_versions: As there.
-        evaluated_once: As there.
-        counters: As there.
+        batch_size: Rows per call of the model, unless the model has a fixed number.
+        nulls: As for :func:`scoring.udf.scorer_udf`.
+        bad_rows: As for :func:`scoring.udf.scorer_udf`.
+        other_versions: As for :func:`scoring.udf.scorer_udf`.
+        evaluated_once: As for :func:`scoring.udf.scorer_udf`.
+        counters: As for :func:`scoring.udf.scorer_udf`.
 
     Raises:
-        ModelNotFoundError: The URI leads to no model.
-        ScoringError: ``name`` is no SQL name, or ``inputs`` does not fit the model.
+        ModelNotFoundError: The URI does not lead to a model.
+        ScoringError: ``name`` is not a valid SQL name, or ``inputs`` does not fit the model.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise ScoringError(f"function name '{name}' is no SQL name; use letters, digits and underscores")

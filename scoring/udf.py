@@ -1,4 +1,4 @@
-"""The model as a vectorised UDF: a column among others, and the body of the SQL function."""
+"""A model as a vectorised UDF, which is also the body of the SQL function."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.functions import arrow_udf
 
-from data_pipelines.raw_columns import is_vector
-from data_pipelines.repeated_names import repeated_names
-from data_pipelines.spark_schema import spark_schema_of
-from scoring.bad_rows import BadRows
-from scoring.call import ScoringCall
-from scoring.checks import ScoringError
-from scoring.counters import Counters, Tally
-from scoring.forms import AS_COLUMNS, Form
-from scoring.inputs import Inputs
-from scoring.loaded_model import DEFAULT_BATCH_SIZE, LoadedModel
-from scoring.model_uri import PinnedModel
-from scoring.null_policy import NullRule
-from scoring.regroup import pieces
-from scoring.scorer import OtherVersions, Scorer, Settings
-from scoring.shipping import portable
+from mirrorspark.data_pipelines.features.kinds import repeated_names
+from mirrorspark.data_pipelines.features.raw_columns import is_vector
+from mirrorspark.data_pipelines.spark.schema import spark_schema_of
+from mirrorspark.data_pipelines.spark.tasks import portable
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.inputs import Inputs
+from mirrorspark.scoring.input.null_policy import NullRule
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.output.bad_rows import BadRows
+from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.plan import ScoringPlan
+from mirrorspark.scoring.task.batches import pieces
+from mirrorspark.scoring.task.counters import Counters, Tally
+from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, Settings
 
 
 def scorer_udf(
@@ -43,67 +43,67 @@ def scorer_udf(
 ) -> Any:
     """Return a vectorised UDF from raw columns to a struct of the model's outputs.
 
-    Call it with one struct of columns, found by name (``score(struct(*))``), or with the columns one by one, in the
-    order of ``inputs``. It is the Arrow form of an iterator pandas UDF: pandas would turn an integer column that has
-    a null into floats, and with that the token ``"5"`` into ``"5.0"``, which no vocabulary knows.
+    Call it with one struct, whose fields are matched by name (``score(struct(*))``), or with the columns one by one in
+    the order of ``inputs``. It is the Arrow form of an iterator pandas UDF: pandas would turn an integer column that
+    has a null into floats, and so the token ``"5"`` into ``"5.0"``, which no vocabulary has.
 
-    Spark wants one array for each batch of rows that it sends (``spark.sql.execution.arrow.maxRecordsPerBatch``): the
-    model's outputs are bounded as everywhere, but the scores of a batch, in their form, stand in memory together.
+    Spark needs one array per batch of rows that it sends (``spark.sql.execution.arrow.maxRecordsPerBatch``). The
+    model's outputs are bounded as everywhere, but the formed scores of a batch are in memory together.
 
     Args:
-        spark: The session that will use it.
-        model: URI of the model, or what :func:`scoring.model_uri.resolve` made of it.
-        inputs: The model's inputs that are given, in this order; those left out are missing in every row. By default
-            all, in the model's order: the spec's features without the label, then the exclusions where it has any.
-        tracking_uri: MLflow store of the URI.
-        outputs: The form of the scores, one of :mod:`scoring.forms` that keeps rows; its columns become fields.
-        batch_size: Rows per call of the model, unless it takes a number of its own.
+        spark: The session that will use the UDF.
+        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
+            default all, in the model's order: the spec's features without the label, then the exclusions if it has any.
+        tracking_uri: Address of the MLflow store.
+        outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row; its columns
+            become fields.
+        batch_size: Rows per call of the model, unless the model has a fixed number.
         with_version: End the struct with ``model_version``.
         nulls: As for :func:`scoring.batch.score`.
-        bad_rows: As there; with ``mark`` the struct has the field ``error``.
-        other_versions: As there.
-        evaluated_once: Spark computes a column anew wherever it is used: a filter on a score, above the scores, makes
-            it call the model twice. With this it does not; but conditions on other columns then stay above the scores
-            as well: put them below, or pass False where Spark is to move them.
-        counters: Collects what the tasks say of themselves, in every query with the UDF; rows that Spark has computed
-            twice count twice.
+        bad_rows: As for :func:`scoring.batch.score`; with ``mark`` the struct has the field ``error``.
+        other_versions: As for :func:`scoring.batch.score`.
+        evaluated_once: Keep Spark from computing a score twice. Spark recomputes a column wherever it is used, so an
+            outer filter on a score would call the model twice. With True, Spark also leaves conditions on other columns
+            in the outer query: write them in the inner query, or pass False to let Spark move them.
+        counters: Collects the counters of the tasks of every query with the UDF; rows that Spark computes twice count
+            twice.
 
     Raises:
-        ModelNotFoundError: The URI leads to no model.
-        ScoringError: ``inputs`` names something that is no input of the model, or names one twice, or the form does
-            not keep rows.
+        ModelNotFoundError: The URI does not lead to a model.
+        ScoringError: ``inputs`` names an unknown input or names one twice, or the form does not have one result per
+            row.
     """
     settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
     if not settings.outputs.keeps_rows:
         raise ScoringError(
-            f"the form {settings.outputs} does not give one value per row; use scoring.batch.score for it"
+            f"the form {settings.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for it"
         )
-    call = ScoringCall.of(model, tracking_uri, (), settings)
-    known = call.directory.inputs.columns
+    plan = ScoringPlan.of(model, (), settings, tracking_uri)
+    known = plan.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:
         raise ScoringError(f"inputs {list(names)} must name some of the model's inputs, each once: {list(known)}")
     if unknown := sorted(set(nulls or {}) - set(known)):
         raise ScoringError(f"the null policy names {unknown}, which the model does not read; it reads {list(known)}")
-    run = portable(ColumnsTask(names, call.directory.inputs, call.scorer(spark, counters=counters)))
+    run = portable(ColumnsTask(names, plan.inputs, plan.scorer(spark, counters=counters)))
 
     def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
         yield from run(columns)
 
-    # The stub has no iterator form that tells it by the type hints alone.
-    udf = arrow_udf(score, returnType=spark_schema_of(call.added))  # type: ignore[call-overload]
-    # What Spark takes for deterministic it computes once for a column and once more for a filter on it.
+    # The stub has no overload for an iterator function that is recognised by its type hints.
+    udf = arrow_udf(score, returnType=spark_schema_of(plan.added))  # type: ignore[call-overload]
+    # Spark computes a deterministic UDF once for the column and once more for a filter on it.
     return udf.asNondeterministic() if evaluated_once else udf
 
 
 @dataclass(frozen=True)
 class ColumnsTask:
-    """The body of the UDF: arrays of raw columns become arrays of structs of outputs.
+    """Body of the UDF. It maps arrays of raw columns to arrays of structs of outputs.
 
     Attributes:
-        arguments: What the arguments are, in their order, when they come one by one.
-        inputs: The model's inputs; those that are no argument are missing in every row.
-        scorer: Where the model is and how to call it.
+        arguments: Column names of the arguments if they are passed one by one.
+        inputs: The model's inputs; the ones without an argument are missing values in every row.
     """
 
     arguments: tuple[str, ...]
@@ -115,34 +115,34 @@ class ColumnsTask:
 
         Raises:
             ScoringError: The arguments are neither one struct nor as many as ``arguments``.
-            ColumnError: A column is missing, or has a type that its feature cannot take or was not trained with.
-            BadRowError: A row cannot be scored, and bad rows are not to be marked.
+            ColumnError: A column is missing, or has a type that its feature does not accept or was not trained with.
+            BadRowError: A row cannot be scored, and bad rows are not marked.
         """
         model, tally = None, Tally()
         try:
             for given in batches:
                 table = self._table(given)
                 if model is None:
-                    # SQL tells the types of a call only here; a wrong one need not wait for TensorFlow.
+                    # In SQL the types of a call are known only here. They are checked before TensorFlow is loaded.
                     self.inputs.check(table.schema)
                     self.scorer.settings.nulls.check(table.schema)
                     model = self.scorer.load(tally)
                 yield self._scored(model, table, tally)
         finally:
-            # Spark may want no more rows before there are none.
+            # Spark may stop reading before the last row, for a LIMIT for example.
             if model is not None:
-                self.scorer.tell(tally)
+                self.scorer.report(tally)
 
     def _scored(self, model: LoadedModel, table: pa.RecordBatch, tally: Tally) -> pa.StructArray:
-        """Return the scores of a batch in one array, as Spark wants it, whose parts are scored one after the other."""
+        """Score a batch part by part and return one array, which Spark requires."""
         parts = [part for rows in pieces(table) for part in self.scorer.scored_parts(model, rows, tally, ())]
-        # Most batches are one part, which need not be copied.
+        # Most batches have one part, which is not copied.
         scored = pa.concat_batches(parts) if len(parts) > 1 else parts[0]
         return pa.StructArray.from_arrays(scored.columns, names=scored.schema.names)
 
     def _table(self, given: pa.Array | tuple[pa.Array, ...]) -> pa.RecordBatch:
         arrays = given if isinstance(given, tuple) else (given,)
-        # A vector is a struct as well: it is the column itself where the model takes one column.
+        # A vector is a struct too. For a model with one column it is the column itself.
         is_column = len(self.arguments) == 1 and is_vector(arrays[0].type)
         if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and not is_column:
             columns = _fields(arrays[0])

@@ -4,10 +4,12 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -37,6 +39,55 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+# How many examples a property is tried on. No deadline: kernels compile and machines are shared.
+hypothesis.settings.register_profile("usual", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
+
+# Tests in these folders start processes, whatever they are marked with.
+_PROCESS_FOLDERS = ("browser", "cluster", "faults", "packaging", "processes")
+# So do the users of these fixtures.
+_PROCESS_FIXTURES = frozenset({"s3_bucket", "spark", "browser"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="run what `make test` leaves out: slow tests, faults, properties at length"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("full" if config.getoption("full") else "usual")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts processes, and choose: the usual tests, or with ``--full`` the long ones."""
+    chosen = []
+    for item in items:
+        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        if folder in _PROCESS_FOLDERS or _PROCESS_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("process")
+        is_long = item.get_closest_marker("full") is not None
+        is_property = hypothesis.is_hypothesis_test(getattr(item, "obj", None))
+        if (is_long or is_property or folder == "faults") if config.getoption("full") else not is_long:
+            chosen.append(item)
+    # A test that is asked for by its name runs.
+    if not any("::" in argument for argument in config.args):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Close with one line that counts what could not run here, and why."""
+    reasons = Counter(
+        str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    if reasons:
+        listed = "; ".join(f"{count} because: {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"{reasons.total()} tests could not run here: {listed}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fetched_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep models that tests fetch apart from those of the user."""
@@ -58,7 +109,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def spark() -> Iterator["SparkSession"]:
     """Yield the one local Spark session of this test run, with two slots."""
-    from training.spark_session import open_session
+    from mirrorspark.training.spark_session import open_session
 
     session = open_session(master="local[2]", workers=2, app_name="mirrorspark-tests")
     yield session

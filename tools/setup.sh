@@ -127,9 +127,7 @@ say "installing the packages of requirements.lock (a few minutes when they must 
 # would compile again what it imports, and `import tensorflow` takes 5.1 s instead of 1.8 s.
 uv_pip sync --require-hashes --no-build-isolation --compile-bytecode requirements.lock
 uv_pip install --no-deps --no-build-isolation --editable .
-# So are the numba kernels (20 s), which are cached beside their source: else the first conversion and every worker of
-# the first job would wait for them.
-"$venv/bin/python" -c "import data_pipelines.convert, data_pipelines.foreign, data_pipelines.tfrecords"
+tools/kernels.sh
 
 rm -f "$unfinished"
 echo "$wanted" >"$stamp.new"

@@ -1,45 +1,40 @@
-"""Flags to configuration: every field of ``RunConfig`` is a flag of the same name, a recipe fills in the rest."""
+"""The flags of ``mirrorspark train``: one for every field of ``RunConfig``; a recipe fills in the rest."""
 
 import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, get_type_hints
 
-from docstring_parser import parse as parse_docstring
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from training.config import ConfigError, RunConfig, TrainingConfig, load_recipe
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.recipe import load_recipe
+from mirrorspark.training.settings import GROUPS, alternatives, choices_of, help_texts
 
-_FIRST_FLAGS = (
-    "workers",
-    "recipe",
-    "data",
-    "output",
-    "tracking_uri",
-    "master",
-    "epochs",
-    "resume",
-    "dry_run",
-    "summary",
+_MOST_USED = (
+    *("recipe", "data", "workers", "master", "output"),
+    *("tracking_uri", "epochs", "resume", "dry_run", "summary"),
 )
 
-# Of a misspelt flag to the one that is meant, from 0 to 1.
+# Least similarity of a misspelt flag to the one that is suggested, from 0 to 1.
 _LIKENESS = 0.75
 _IN_WORDS = {int: "a whole number", float: "a number"}
+_METAVARS = {int: "N", float: "X"}
+_HELP_COLUMN = 40
+_LONGEST_DEFAULT_SHOWN = 30
 
 
 class _Parser(ArgumentParser):
-    """Says what is wrong in one line; jsonargparse would print the whole usage above it."""
+    """A parser that reports an error in one line; jsonargparse would print the whole usage above it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split())
         raise ConfigError(f"{_wrong_value(message) or message}{self._meant(message)} (see --help)") from ex
 
     def _meant(self, message: str) -> str:
-        """Return which flags are like those that there are not."""
+        """Return a suggestion of known flags that resemble the unknown ones."""
         if not message.startswith("unrecognized arguments:"):
             return ""
         flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
@@ -48,28 +43,31 @@ class _Parser(ArgumentParser):
         return f"; did you mean {' and '.join(dict.fromkeys(likely))}?" if likely else ""
 
 
-def _wrong_value(message: str) -> str | None:
-    """Return in our words what jsonargparse says of a value of another type, in which it names Python's types."""
-    found = re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: ?(.*)$', message)
-    if found is None:
-        return None
-    name, value = found.groups()
-    kinds = [kind for kind in _alternatives(get_type_hints(RunConfig)[name]) if kind is not type(None)]
-    if any(get_origin(kind) is Literal for kind in kinds):
-        return f"{name} '{value}' is unknown; use one of {[one for kind in kinds for one in get_args(kind)]}"
-    if len(kinds) == 1 and kinds[0] in _IN_WORDS:
-        return f"{name} is '{value}'; use {_IN_WORDS[kinds[0]]}"
-    return None
+class _Formatter(DefaultHelpFormatter):
+    """A help formatter that shows only short defaults; jsonargparse would show Python's types, and whole queries."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=_HELP_COLUMN)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = action.default
+        is_plain = isinstance(default, str | int | float) and not isinstance(default, bool)
+        is_shown = is_plain and default != argparse.SUPPRESS and 0 < len(str(default)) <= _LONGEST_DEFAULT_SHOWN
+        return f"{action.help or ''}{' (default: %(default)s)' if is_shown else ''}"
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+def flag_groups() -> Mapping[str, Sequence[str]]:
+    """Return the fields by subject, in the order of ``--help``; the most used ones come first."""
+    subjects = {
+        title: [each.name for each in fields if each.name not in _MOST_USED] for title, fields in GROUPS.items()
+    }
+    return {"most used": _MOST_USED, **subjects}
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:
     """Return the checked configuration.
 
-    The recipe's values stand under the flags, so its name is read first.
+    Flags override the recipe's values, so the recipe's name is read first.
 
     Raises:
         ConfigError: An unknown recipe or flag, a value of the wrong type, or values that contradict each other.
@@ -83,11 +81,11 @@ def parse(arguments: Sequence[str]) -> RunConfig:
     except ConfigError as error:
         raise ConfigError(f"recipe '{recipe['recipe']}': {error}") from error
     values = parser.parse_args(list(arguments)).as_dict()
-    return RunConfig(**{knob.name: values[knob.name] for knob in dataclasses.fields(RunConfig)})
+    return RunConfig(**{each.name: values[each.name] for each in dataclasses.fields(RunConfig)})
 
 
 def summary_file(arguments: Sequence[str]) -> str | None:
-    """Return what ``--summary`` names, for arguments that :func:`parse` refuses as well."""
+    """Return the value of ``--summary``, even for arguments that :func:`parse` rejects."""
     return _first_look(arguments, "--summary", None)
 
 
@@ -97,7 +95,7 @@ def _recipe(arguments: Sequence[str]) -> str:
 
 def _first_look(arguments: Sequence[str], flag: str, default: str | None) -> str | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    # A flag without its value is left for the full parser to complain of.
+    # The full parser reports a flag without its value.
     parser.add_argument(flag, dest="value", nargs="?", default=default, const=default)
     value: str | None = parser.parse_known_args(list(arguments))[0].value
     return value
@@ -105,31 +103,50 @@ def _first_look(arguments: Sequence[str], flag: str, default: str | None) -> str
 
 def _build_parser() -> _Parser:
     parser = _Parser(
-        prog="mirrorspark",
+        prog="mirrorspark train",
+        usage="mirrorspark train [--recipe NAME|FOLDER] [--data FOLDER] [--workers N] [any other flag]",
         allow_abbrev=False,
+        formatter_class=_Formatter,
         description="Convert a table with Spark, train on several workers, register the model and score with it.",
-        epilog="The model's settings are flags too, for example --model.embedding_dim=16.",
+        epilog="A setting of the model is a flag, too: --model.embedding_dim 16. The defaults are those of the recipe.",
     )
-    hints = get_type_hints(RunConfig)
-    docstrings = (parse_docstring(kind.__doc__ or "") for kind in (TrainingConfig, RunConfig))
-    help_by_field = {entry.arg_name: entry.description for docstring in docstrings for entry in docstring.params}
-    fields = {knob.name: knob for knob in dataclasses.fields(RunConfig)}
-    for name in (*_FIRST_FLAGS, *(name for name in fields if name not in _FIRST_FLAGS)):
-        flag = f"--{name.replace('_', '-')}"
-        help_text = re.sub(r"``", "", help_by_field[name] or "")
-        if name == "workers":
-            parser.add_argument(flag, type=_workers, default=_default(fields[name]), help=help_text)
-        elif hints[name] is bool:
-            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=fields[name].default, help=help_text)
-        else:
-            parser.add_argument(flag, type=hints[name], default=_default(fields[name]), help=help_text)
+    hints, help_by_name = get_type_hints(RunConfig), help_texts()
+    fields = {each.name: each for each in dataclasses.fields(RunConfig)}
+    for title, names in flag_groups().items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            flag, hint, shown = f"--{name.replace('_', '-')}", hints[name], help_by_name[name]
+            if hint is bool:
+                group.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=fields[name].default, help=shown)
+            else:
+                # jsonargparse would read workers as YAML, where 2:4 is the number 124 (to base 60).
+                kind = _as_it_is if name == "workers" else hint
+                group.add_argument(flag, type=kind, default=_default(fields[name]), help=shown, metavar=_metavar(hint))
     return parser
 
 
-def _workers(text: str | int) -> str | int:
-    # As it is: jsonargparse would read it as YAML, where 2:4 is the number 124 (to base 60).
+def _as_it_is(text: str | int) -> str | int:
     return text
 
 
-def _default(knob: dataclasses.Field[Any]) -> Any:
-    return knob.default if knob.default_factory is dataclasses.MISSING else knob.default_factory()
+def _metavar(hint: Any) -> str:
+    if choices := choices_of(hint):
+        return "|".join(choices)
+    return next((_METAVARS[kind] for kind in alternatives(hint) if kind in _METAVARS), "VALUE")
+
+
+def _wrong_value(message: str) -> str | None:
+    """Return our own message for a value of the wrong type; jsonargparse's names Python's types."""
+    found = re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: ?(.*)$', message)
+    if found is None:
+        return None
+    name, value = found.groups()
+    hint = get_type_hints(RunConfig)[name]
+    if choices := choices_of(hint):
+        return f"{name} '{value}' is unknown; use one of {choices}"
+    kinds = [kind for kind in alternatives(hint) if kind is not type(None)]
+    return f"{name} is '{value}'; use {_IN_WORDS[kinds[0]]}" if len(kinds) == 1 and kinds[0] in _IN_WORDS else None
+
+
+def _default(each: dataclasses.Field[Any]) -> Any:
+    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()

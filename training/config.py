@@ -1,163 +1,50 @@
-"""Every knob of a run: one frozen dataclass, checked when built; a recipe and the command line fill it in."""
+"""A run's settings as one frozen object, checked when built; a recipe and the command line fill it in."""
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from callbacks.commit import Mode
-from callbacks.credentials import without_credentials
-from data_pipelines.features import FeatureSpec
-from data_pipelines.storage import StorageError, StoragePath
-from models import catalog
-from models.settings import Schedule, check_warm_up
-from training.records.atomic_file import write_when_changed
-from training.records.run_history import DEFAULT_OUTPUT
-from training.supervision.elastic import BatchRule, Elastic, WorkerRange, parse_workers
+from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import catalog
+from mirrorspark.models.settings import check_warm_up
+from mirrorspark.storage.atomic_file import write_when_changed
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_workers
+from mirrorspark.training.protocol.names import is_name
+from mirrorspark.training.recipe import as_yaml, load_recipe
+from mirrorspark.training.settings import (
+    CheckpointSettings,
+    ConfigError,
+    DataSettings,
+    FitSettings,
+    LimitSettings,
+    OptimizerSettings,
+    ResultSettings,
+    RunSettings,
+    StrategyName,
+    WorkerSettings,
+    check_values,
+)
 
 if TYPE_CHECKING:
-    from data_pipelines.convert import ConversionOptions
+    from mirrorspark.data_pipelines.convert import ConversionOptions
 
-RECIPE_FILE = "recipe.yaml"
-SQL_FILE = "table.sql"
-
-Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
-Optimizer = Literal["adam", "adagrad", "sgd"]
-LearningRateScaling = Literal["none", "linear", "sqrt"]
-Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
-StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
+__all__ = ["ConfigError", "RunConfig", "TrainingConfig"]
 
 
-class ConfigError(ValueError):
-    """A run that cannot be started as it is described; the message says what to change."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a dataset becomes a registered model.
-
-    Attributes:
-        name: Names the registered model, the run folders and, by default, the experiment.
-        workers: Workers that train side by side, each one Spark barrier task; ``2:4`` goes on with as few as 2 when
-            slots are lost, and grows back to 4.
-        batch_rule: What fewer workers change: ``keep_global_batch`` nothing, each takes a larger share;
-            ``keep_batch_per_worker`` the global batch and, with it, the learning rate.
-        output: Folder for datasets, checkpoints, models, scores and the default MLflow store.
-        tracking_uri: MLflow tracking server or store; by default an SQLite file under ``output``.
-        experiment: MLflow experiment; by default ``name``.
-        resume: Continue an unfinished run of the same configuration.
-        run_date: Day that the run stands for, as 2026-01-31: the same command for a day that is done trains nothing.
-        verbose: Show what Spark and TensorFlow log.
-        epochs: Passes over the training split at the most.
-        patience: Stop after this many epochs without a better ``monitor``; 0 never stops early.
-        monitor: Validation metric that picks the best epoch.
-        mode: Whether a larger (``max``) or a smaller (``min``) ``monitor`` is better; by default as the monitor says.
-        global_batch_size: Rows of one optimizer update over all workers.
-        learning_rate: Step size of the optimizer; of a schedule, the highest one.
-        learning_rate_scaling: Multiplies the learning rate by the number of workers (``linear``), by its root
-            (``sqrt``) or not.
-        learning_rate_schedule: How the learning rate goes on after the warm-up: ``constant``, or to 0 as ``cosine`` or
-            ``linear``.
-        warmup_steps: Steps over which the learning rate rises from 0.
-        optimizer: Rule of the update.
-        clip_norm: Longest gradient, over all weights together; by default none.
-        accumulate: Parts in which a worker goes through its share of a batch; more need less memory.
-        local_steps: Steps that a worker makes on its own before all go on from their mean; 1 is synchronous training.
-        outer_momentum: Nesterov momentum of the moves of the workers' mean (DiLoCo), with local_steps above 1; 0 takes
-            the mean as it is.
-        outer_learning_rate: How far all go towards the mean of the workers, with local_steps above 1; 1 is all the way.
-        precision: Number type of the layers' arithmetic; weights stay float32.
-        xla: Compile the model's forward and backward pass with XLA.
-        steps_per_execution: Most steps that TensorFlow runs before it comes back to Python.
-        seed: Fixes initial weights, data order and dropout.
-        warm_start: Model to begin from instead of random weights: ``models:/flights@champion``, ``runs:/<run id>`` or a
-            folder. Embeddings are taken token by token, other weights by name and shape.
-        strategy: How workers train together: ``ring`` (CPU: gradients over TCP connections between the workers) or
-            ``multi_worker_mirrored`` (TensorFlow's, with NCCL on GPUs); by default as gpus_per_worker says. Or
-            ``parameter_server``: servers hold tables that are too large for a worker, and nobody waits for the others.
-        parameter_servers: Ranks that hold the variables, for the strategy ``parameter_server``.
-        checkpoints: Where checkpoints go, a folder or the URI of a store; by default the run's folder.
-        checkpoint_every_steps: Save within an epoch after so many steps, too.
-        checkpoint_every_seconds: Save within an epoch after so many seconds, too.
-        keep_last: Newest checkpoints to keep.
-        keep_best: Best checkpoints by ``monitor`` to keep besides.
-        max_restarts: How often a lost or hung worker may restart the training within an epoch.
-        max_preemptions: How often a worker whose machine was taken away may restart the training within an epoch.
-        max_start_failures: How often a worker that could not start may restart the training within an epoch.
-        start_limit_seconds: Longest time in which a worker may stand still while it starts.
-        first_step_limit_seconds: Longest time of the first step.
-        step_limit_seconds: Longest time of any other step.
-        checkpoint_limit_seconds: Longest time of a checkpoint.
-        end_limit_seconds: Longest time in which the workers may leave, from when the last one has come to the end.
-        profile: Record a TensorBoard profile of some steps of every worker.
-        threads_per_worker: TensorFlow threads of a worker; by default what the Spark task has (``spark.task.cpus``).
-        gpus_per_worker: GPUs of a worker, scheduled by Spark; 0 trains on the CPU.
-        model: Name of an architecture and its settings.
-        baseline: What the model is compared with.
-        top_k: Candidates per row that a retrieval model recommends.
-    """
-
-    name: str = ""
-    workers: int | str = 1
-    batch_rule: BatchRule = "keep_global_batch"
-    output: str = DEFAULT_OUTPUT
-    tracking_uri: str | None = field(default=None, repr=False)  # it may hold a password, and notebooks show the rest
-    experiment: str | None = None
-    resume: bool = True
-    run_date: str | None = None
-    verbose: bool = False
-    epochs: int = 40
-    patience: int = 15
-    monitor: str = "val_auc"
-    # Set from the monitor when built, so that whoever reads it finds one.
-    mode: Mode = None  # type: ignore[assignment]
-    global_batch_size: int = 2048
-    learning_rate: float = 0.001
-    learning_rate_scaling: LearningRateScaling = "none"
-    learning_rate_schedule: Schedule = "constant"
-    warmup_steps: int = 0
-    optimizer: Optimizer = "adam"
-    clip_norm: float | None = None
-    accumulate: int = 1
-    local_steps: int = 1
-    outer_momentum: float = 0.0
-    outer_learning_rate: float = 1.0
-    precision: Precision = "float32"
-    xla: bool = False
-    steps_per_execution: int = 50
-    seed: int = 1
-    warm_start: str | None = None
-    strategy: StrategyName | None = None
-    parameter_servers: int = 0
-    checkpoints: str | None = None
-    checkpoint_every_steps: int | None = None
-    checkpoint_every_seconds: float | None = None
-    keep_last: int = 2
-    keep_best: int = 1
-    max_restarts: int = 3
-    max_preemptions: int = 100
-    max_start_failures: int = 3
-    start_limit_seconds: float = 300.0
-    first_step_limit_seconds: float = 600.0
-    step_limit_seconds: float = 120.0
-    checkpoint_limit_seconds: float = 600.0
-    end_limit_seconds: float = 300.0
-    profile: bool = False
-    threads_per_worker: int | None = None
-    gpus_per_worker: int = 0
-    model: dict[str, Any] = field(default_factory=lambda: {"name": "multi_field"})
-    baseline: Baseline = "none"
-    top_k: int = 20
+# A dataclass lists the fields of its last base first.
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, OptimizerSettings, FitSettings, ResultSettings):
+    """Settings of a training on a dataset. Its fields are listed by subject in :mod:`training.settings`."""
 
     def __post_init__(self) -> None:
         self._take_paths("output", "checkpoints", "warm_start")
@@ -172,12 +59,11 @@ class TrainingConfig:
                 StoragePath.of(self.checkpoints)
             except StorageError as error:
                 raise ConfigError(f"checkpoints: {error}") from error
-        self._check_numbers()
-        self._check_names()
+        check_values(self)
         self._check_workers()
         self._check_strategy()
         _require(
-            _NAME.fullmatch(self.name) is not None,
+            is_name(self.name),
             f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders and the registered model",
         )
         _require("name" in self.model, "the model has no name; set model.name")
@@ -192,7 +78,7 @@ class TrainingConfig:
         )
         best = _MONITORS[self.task][self.monitor]
         object.__setattr__(self, "mode", vars(self)["mode"] or best)
-        # The wrong one would keep the worst epoch, and nobody would notice.
+        # The wrong mode would silently keep the worst epoch.
         _require(self.mode == best, f"mode '{self.mode}' does not fit monitor '{self.monitor}'; set mode to {best}")
         _require(
             self.baseline in ("none", _BASELINES[self.task]),
@@ -205,25 +91,6 @@ class TrainingConfig:
         )
         catalog.settings(self.model["name"], self.model_options)
 
-    def _check_numbers(self) -> None:
-        for name in _FROM_ONE:
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} is {value}; use 1 or more")
-        for name in _FROM_ZERO:
-            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; use 0 or more")
-        for name in _ABOVE_ZERO:
-            value = getattr(self, name)
-            _require(value is None or 0 < value < math.inf, f"{name} is {value}; use a finite number above 0")
-        _require(
-            0 <= self.outer_momentum < 1,
-            f"outer_momentum is {self.outer_momentum}; use a number from 0 up to, not including, 1",
-        )
-
-    def _check_names(self) -> None:
-        for name, known in _KNOWN_NAMES.items():
-            value = getattr(self, name)
-            _require(value in known, f"{name} '{value}' is unknown; use one of {[name for name in known if name]}")
-
     def _check_run_date(self) -> None:
         given: Any = self.run_date
         if given is None:
@@ -232,7 +99,7 @@ class TrainingConfig:
             given = f"{given:%Y-%m-%d}"
             object.__setattr__(self, "run_date", given)
         try:
-            # The library alone would take 20260131 for the same day, and so make two runs of one.
+            # fromisoformat also accepts 20260131, which would make a second run of the same day.
             is_day = isinstance(given, str) and bool(_DAY.fullmatch(given)) and bool(date.fromisoformat(given))
         except ValueError:
             is_day = False
@@ -281,8 +148,8 @@ class TrainingConfig:
         )
         _require(
             not is_asynchronous or self.warm_start is None,
-            "warm_start does not go with the strategy parameter_server, whose tables no rank holds whole; leave one of "
-            "them out",
+            "warm_start does not go with the strategy parameter_server, whose tables no worker holds whole; leave one "
+            "of them out",
         )
         _require(
             not is_asynchronous or not self.worker_range.is_elastic,
@@ -307,32 +174,32 @@ class TrainingConfig:
 
     @property
     def elastic(self) -> Elastic:
-        """The numbers of workers that may train, and what each means for batch and learning rate."""
+        """The allowed numbers of workers, with the batch and the learning rate of each."""
         return Elastic(parse_workers(self.workers), self.global_batch_size, self.batch_rule)
 
     @property
     def worker_range(self) -> WorkerRange:
-        """From the fewest workers to the most."""
+        """The fewest and the most workers."""
         return self.elastic.workers
 
     @property
     def strategy_name(self) -> StrategyName:
-        """How workers train together."""
+        """The strategy by which workers train together."""
         return self.strategy or ("multi_worker_mirrored" if self.gpus_per_worker else "ring")
 
     @property
     def ranks_beside_workers(self) -> int:
-        """Ranks that compute no gradients: parameter servers, and who coordinates them."""
+        """The number of ranks that compute no gradients: parameter servers and their coordinator."""
         return 1 + self.parameter_servers if self.parameter_servers else 0
 
     @property
     def slots(self) -> int:
-        """Slots that a training with the most workers takes."""
+        """The number of slots that a training with the most workers takes."""
         return self.worker_range.most + self.ranks_beside_workers
 
     @property
     def only_once(self) -> bool:
-        """Whether a run that has been done is not done again: that of a day, unless everything begins anew."""
+        """True if a finished run is not repeated: it has a run date, and ``resume`` is on."""
         return self.run_date is not None and self.resume
 
     @property
@@ -349,10 +216,10 @@ class TrainingConfig:
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
 
     def require_features(self, spec: FeatureSpec) -> None:
-        """Check that the model can be built for the features, and learns their label.
+        """Check that the model can be built for the features and learns their label.
 
         Raises:
-            ConfigError: It learns another kind of label, or does not go with sparse features.
+            ConfigError: The model learns another kind of label, or does not support sparse features.
             ModelSettingsError: The architecture cannot be built for the features.
         """
         kind = _LABEL_KINDS[self.task]
@@ -375,12 +242,12 @@ class TrainingConfig:
 
     @property
     def task(self) -> str:
-        """What the architecture learns: ``binary``, ``multi_label`` or ``retrieval``."""
+        """The architecture's task: ``binary``, ``multi_label`` or ``retrieval``."""
         task = str(catalog.architecture(self.model["name"]).TASK)
         _require(
             task in _LABEL_KINDS,
             f"model '{self.model['name']}' learns {task}, which a run cannot evaluate and export; use one of "
-            f"{sorted(_LABEL_KINDS)}, or train it in a loop of your own with load_dataset",
+            f"{sorted(_LABEL_KINDS)}, or train it in a loop of your own with load_batches",
         )
         return task
 
@@ -391,7 +258,7 @@ class TrainingConfig:
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """The architecture's settings, those left at their default included."""
+        """The architecture's settings, including those left at their default."""
         return dataclasses.asdict(catalog.settings(self.model["name"], self.model_options))
 
     @property
@@ -400,85 +267,38 @@ class TrainingConfig:
 
         Where a run trains and how it reports may change between the two; what it learns may not.
         """
-        # With local updates the workers meet for a checkpoint: when that is, is part of what is learnt.
+        # With local updates the workers synchronise for a checkpoint, so its time affects what is learnt.
         free = _FREE_TO_CHANGE - ({"checkpoint_every_steps"} if self.local_steps > 1 else set())
-        knobs = {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
-        return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:12]
+        settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def public(self) -> dict[str, Any]:
-        """Return every knob as anybody may see it: without the password of the tracking server."""
+        """Return every setting without the password of the tracking server."""
         return dataclasses.asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
 
     def for_ranks(self) -> "TrainingConfig":
-        """Return what ranks need to know: how to train, and nothing of tables, stores or servers."""
-        knobs = {knob.name: getattr(self, knob.name) for knob in dataclasses.fields(TrainingConfig)}
-        return TrainingConfig(**knobs | {"tracking_uri": None})
+        """Return the settings that ranks need to train, without tables, stores or servers."""
+        settings = {each.name: getattr(self, each.name) for each in dataclasses.fields(TrainingConfig)}
+        return TrainingConfig(**settings | {"tracking_uri": None})
 
     def as_yaml(self) -> str:
-        """Return the resolved configuration in the form of a recipe, as anybody may see it."""
-        return yaml.dump(self.public(), Dumper=_RecipeDumper, sort_keys=False, width=120)
+        """Return the resolved configuration in the form of a recipe, without passwords."""
+        return as_yaml(self.public())
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
         write_when_changed(path, self.as_yaml())
 
 
-@dataclass(frozen=True)
-class RunConfig(TrainingConfig):
-    """One run of the main job: from the source tables to the scored table.
-
-    Attributes:
-        recipe: Name of a recipe that comes with the installation, or a folder with ``recipe.yaml`` and ``table.sql``.
-        data: Folder with the source tables; by default the data package of the recipe.
-        master: URL of a Spark cluster; by default the active session, else ``local[workers]``.
-        dry_run: Print the resolved plan and the preflight result; start nothing but a Spark session.
-        summary: File for the JSON summary.
-        scoring_batch_size: Rows per call of the model when scoring.
-        shards: TFRecord files per split.
-        accept_data_errors: Train even where validation finds errors in the data, such as a column that gives the label
-            away.
-        reference_dataset: Directory of a former dataset, which this one should resemble: drift is reported.
-        description: What the recipe is about.
-        data_package: Installed package that carries the data when ``data`` is not given.
-        data_package_folder: Folder in that package.
-        csv_null: Text that means null in CSV files.
-        tables: Per source table its columns in Spark's DDL.
-        sql: The query that builds the table; read from ``table.sql`` of the recipe.
-        features: Per feature its kind and options.
-        label: The label column, or its name and kind.
-        keys: The columns that name a row.
-        weight: Column of training weights.
-        exclude: List column of candidates that are not recommended for the row.
-    """
-
-    recipe: str = "flights"
-    data: str | None = None
-    master: str | None = None
-    dry_run: bool = False
-    summary: str | None = None
-    scoring_batch_size: int = 4096
-    shards: int = 8
-    accept_data_errors: bool = False
-    reference_dataset: str | None = None
-    description: str = ""
-    data_package: str | None = None
-    data_package_folder: str = "data"
-    csv_null: str = ""
-    tables: dict[str, str] = field(default_factory=dict)
-    sql: str = ""
-    features: dict[str, Any] = field(default_factory=dict)
-    label: str | dict[str, Any] = ""
-    keys: str | list[str] = field(default_factory=list)
-    weight: str | None = None
-    exclude: str | None = None
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DataSettings, RunSettings, TrainingConfig):
+    """One run of the main job: from the source tables to the scored table."""
 
     def __post_init__(self) -> None:
         self._take_paths("recipe", "data", "summary", "reference_dataset")
         if not self.name:
             object.__setattr__(self, "name", Path(self.recipe).absolute().name)
         super().__post_init__()
-        for name in ("scoring_batch_size", "shards"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; use 1 or more")
         _require(bool(self.tables), f"recipe '{self.recipe}' names no tables; list each with its columns")
         self.require_features(self.spec)
 
@@ -489,44 +309,23 @@ class RunConfig(TrainingConfig):
         return FeatureSpec.from_dict(parts | {"weight": self.weight, "exclude": self.exclude})
 
     @classmethod
-    def from_recipe(cls, recipe: str, **knobs: Any) -> "RunConfig":
-        """Return the configuration of a recipe with some of its fields set otherwise, as the command line does.
+    def from_recipe(cls, recipe: str, **settings: Any) -> "RunConfig":
+        """Return the configuration of a recipe with some of its fields overridden, as the command line does.
 
         Raises:
             ConfigError: There is no such recipe, or the values contradict each other.
         """
-        return cls(**{**load_recipe(recipe), **knobs})
+        return cls(**{**load_recipe(recipe), **settings})
 
     @property
     def conversion(self) -> "ConversionOptions":
-        """How rows become shards."""
-        # Every task of a training imports this module, and converts nothing.
-        from data_pipelines.convert import ConversionOptions
+        """The options of the conversion from rows to shards."""
+        # Every task of a training imports this module, but converts nothing.
+        from mirrorspark.data_pipelines.convert import ConversionOptions
 
         return ConversionOptions(shards=self.shards, accept_errors=self.accept_data_errors)
 
 
-_FROM_ONE = (
-    *("epochs", "global_batch_size", "steps_per_execution", "top_k", "accumulate", "local_steps", "keep_last"),
-    *("threads_per_worker", "checkpoint_every_steps"),
-)
-_FROM_ZERO = (
-    *("patience", "seed", "gpus_per_worker", "warmup_steps", "keep_best", "parameter_servers"),
-    *("max_restarts", "max_preemptions", "max_start_failures"),
-)
-_ABOVE_ZERO = (
-    *("learning_rate", "clip_norm", "outer_learning_rate", "checkpoint_every_seconds"),
-    *("start_limit_seconds", "first_step_limit_seconds", "step_limit_seconds", "checkpoint_limit_seconds"),
-    "end_limit_seconds",
-)
-_KNOWN_NAMES: Mapping[str, tuple[str | None, ...]] = {
-    "optimizer": get_args(Optimizer),
-    "learning_rate_scaling": get_args(LearningRateScaling),
-    "learning_rate_schedule": get_args(Schedule),
-    "precision": get_args(Precision),
-    "strategy": (None, *get_args(StrategyName)),
-}
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _FREE_TO_CHANGE = frozenset(
     {"workers", "output", "tracking_uri", "experiment", "master", "resume", "dry_run", "summary", "verbose"}
@@ -544,80 +343,6 @@ _MONITORS: Mapping[str, Mapping[str, Mode]] = {
 }
 _LABEL_KINDS = {"binary": "binary", "multi_label": "multi_label", "retrieval": "candidate"}
 _BASELINES = {"binary": "hist_gradient_boosting", "multi_label": "popularity", "retrieval": "popularity"}
-
-
-class _RecipeDumper(yaml.SafeDumper):
-    """YAML in which a query stands as it was written, line by line."""
-
-
-_RecipeDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """Reads whole numbers as YAML 1.2 does, and days as text.
-
-    To its predecessor ``workers: 2:4`` is the number 124 (to base 60), and ``run_date: 2026-01-31`` no text.
-    """
-
-
-_RecipeLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:[0-9_]+|0x[0-9a-fA-F]+)$"), [*"-+0123456789"]
-)
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the installation."""
-    folders = (entry for entry in resources.files("recipes").iterdir() if entry.is_dir())
-    return sorted(folder.name for folder in folders if folder.joinpath(RECIPE_FILE).is_file())
-
-
-def load_recipe(recipe: str) -> dict[str, Any]:
-    """Return the knobs that a recipe sets.
-
-    Args:
-        recipe: A name of :func:`recipe_names`, or a folder.
-
-    Raises:
-        ConfigError: There is no such recipe, or its file is no YAML mapping of known knobs.
-    """
-    folder: Any = Path(recipe)
-    if recipe in recipe_names():  # a folder of that name in the working directory is ./name
-        folder = resources.files("recipes").joinpath(recipe)
-    elif not folder.is_dir():
-        raise ConfigError(f"recipe '{recipe}' is unknown; use one of {recipe_names()} or the path of a folder")
-    texts = {}
-    for name in (RECIPE_FILE, SQL_FILE):
-        if not folder.joinpath(name).is_file():
-            raise ConfigError(f"recipe folder {folder} has no {name}; a recipe is a {RECIPE_FILE} and a {SQL_FILE}")
-        texts[name] = folder.joinpath(name).read_text(encoding="utf-8")
-    try:
-        knobs = yaml.load(texts[RECIPE_FILE], _RecipeLoader)  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{folder / RECIPE_FILE} is no YAML: {error}") from error
-    if not isinstance(knobs, dict):
-        raise ConfigError(f"{folder / RECIPE_FILE} is no mapping of fields to values; see those of {recipe_names()}")
-    fields = dataclasses.fields(RunConfig)
-    known = {knob.name for knob in fields}
-    unknown = sorted(map(str, set(knobs) - known))
-    if unknown:
-        raise ConfigError(f"{folder / RECIPE_FILE} sets unknown fields {unknown}; known are {sorted(known)}")
-    empty = [knob.name for knob in fields if knobs.get(knob.name, "") is None and knob.default is not None]
-    if empty:
-        raise ConfigError(
-            f"{folder / RECIPE_FILE} gives no value for {empty}; leave the lines out to keep the defaults"
-        )
-    return knobs | {"recipe": recipe, "sql": texts[SQL_FILE]}
 
 
 def _require(holds: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Says within seconds whether training can run here, and how fast its network is: ``python -m training.doctor``."""
+"""``mirrorspark doctor``: checks within seconds that training can run here, and measures its network."""
 
 import argparse
 import json
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from callbacks.credentials import without_credentials
-from training.readiness.checks import Check
-from training.records.run_history import DEFAULT_OUTPUT
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
+from mirrorspark.training.readiness.checks import Check
 
 EXIT_HEALTHY = 0
 EXIT_FAILED = 1
@@ -22,13 +22,13 @@ _Report = Callable[[Check], None]
 
 @dataclass(frozen=True)
 class Examination:
-    """What to look at.
+    """The setup to examine.
 
     Attributes:
-        workers: Barrier tasks, as many as training will use.
+        workers: Number of workers that training will use.
         output: Folder that driver and executors share.
         master: URL of a Spark cluster; None for the active session, else a local one.
-        checkpoints: Another folder or store that they share.
+        checkpoints: Another folder or store that they share, for checkpoints.
         tracking_uri: MLflow server or store; None for the default one under ``output``.
         gpus_per_worker: GPUs of every worker.
         verbose: Show what Spark logs.
@@ -44,7 +44,7 @@ class Examination:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 all well, 1 a check failed, 2 bad usage."""
+    """Run the command line and return its exit status: 0 all checks passed, 1 a check failed, 2 bad usage."""
     parser = _build_parser()
     try:
         flags = parser.parse_args(arguments)
@@ -72,14 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def examine(asked: Examination, report: _Report) -> list[Check]:
-    """Return every check, and give each to ``report`` as soon as it is known.
+    """Run every check, pass each result to ``report`` at once, and return them all.
 
-    A cluster is asked only when the driver is well: Spark's own words on what is wrong there are longer.
+    A cluster is examined only when the driver's checks pass: Spark's own messages on the driver's problems are longer.
     """
-    from training.readiness import preflight  # Spark's packages, for which a wrong flag need not wait
+    from mirrorspark.training.readiness import preflight  # Imports Spark, which would delay the report of a wrong flag.
 
     checks = []
-    for check in preflight.check_driver(asked.output, asked.tracking_uri or _default_uri(asked.output), asked.master):
+    for check in preflight.check_driver(asked.output, _store_of(asked), asked.master):
         report(check)
         checks.append(check)
     if all(check.passed for check in checks):
@@ -94,9 +94,9 @@ def _check_session(asked: Examination) -> list[Check]:
     from pyspark.errors import PySparkException, PySparkRuntimeError
     from pyspark.sql import SparkSession
 
-    from data_pipelines.spark_errors import task_message
-    from training.readiness import preflight
-    from training.spark_session import AnotherSessionError, open_session
+    from mirrorspark.data_pipelines.spark.errors import task_message
+    from mirrorspark.training.readiness import preflight
+    from mirrorspark.training.spark_session import AnotherSessionError, open_session
 
     is_ours = SparkSession.getActiveSession() is None
     try:
@@ -117,10 +117,10 @@ def _check_session(asked: Examination) -> list[Check]:
             spark.stop()
 
 
-def _default_uri(output: Path) -> str:
-    from training.records.tracking import default_uri  # MLflow, which takes a second or two
+def _store_of(asked: Examination) -> str:
+    from mirrorspark.training.records.tracking import store_of  # MLflow, which takes a second or two
 
-    return default_uri(output)
+    return store_of(asked)
 
 
 def _verdict(checks: Sequence[Check]) -> str:
@@ -128,7 +128,7 @@ def _verdict(checks: Sequence[Check]) -> str:
     remarks = f", {len(warned)} to look at" if warned else ""
     if not failed:
         return f"training can run here{remarks}"
-    # The first thing that a session is asked.
+    # The check of slots is the first that needs a session.
     unasked = "" if any(check.name == "slots" for check in checks) else "; no session was asked"
     return f"{len(failed)} of {len(checks)} checks failed{remarks}{unasked}"
 
@@ -147,7 +147,7 @@ def _document(checks: Sequence[Check], seconds: float) -> dict[str, object]:
 
 
 def _print(check: Check) -> None:
-    # A store's own words may quote what opened it.
+    # A store's own message may quote the URI that opened it.
     print(without_credentials(check.as_line()), flush=True)
 
 
@@ -158,10 +158,9 @@ def _refuse(message: str) -> int:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.doctor",
+        prog="mirrorspark doctor",
         allow_abbrev=False,
-        description=(__doc__ or "").replace("``", ""),
-        add_help=True,
+        description="Check within seconds whether training can run here, and measure its network.",
     )
     parser.add_argument("--master", help="URL of a Spark cluster; by default the active session, else local[workers]")
     parser.add_argument("--workers", type=int, default=2, help="as many as training will use (default: %(default)s)")

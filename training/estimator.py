@@ -15,20 +15,20 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
-from callbacks.credentials import clean
-from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
-from data_pipelines.dataset import Dataset
-from data_pipelines.features import FeatureSpec
-from data_pipelines.manifest import is_published
-from data_pipelines.quality.splits import SPLIT_COLUMN, random_split
-from data_pipelines.raw_columns import ColumnError
-from scoring.checks import ScoringError
-from scoring.loaded_model import DEFAULT_BATCH_SIZE
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import PinnedModel, resolve
-from scoring.udf import scorer_udf
-from training.config import TrainingConfig
-from training.train import Trained, train
+from mirrorspark.data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
+from mirrorspark.data_pipelines.dataset.manifest import is_published
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, random_split
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.uri import PinnedModel, resolve
+from mirrorspark.scoring.udf import scorer_udf
+from mirrorspark.storage.credentials import clean
+from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.train import Trained, train
 
 _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
     "features": (None, "per feature its kind and options"),
@@ -41,22 +41,22 @@ _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
     "shards": (ConversionOptions.shards, "TFRecord files per split"),
     "accept_data_errors": (False, "train even where validation finds errors in the data"),
 }
-_KNOBS = {knob.name: knob for knob in dataclasses.fields(TrainingConfig)}
+_SETTINGS = {each.name: each for each in dataclasses.fields(TrainingConfig)}
 _SCORED = "_mirrorspark_scored"
 
 
 def _as_it_is(value: Any) -> Any:
-    """Stand for a type converter: the configuration checks its knobs itself, and with better words."""
+    """Return the value unconverted: the configuration checks its settings itself, with better messages."""
     if isinstance(value, date):  # a stage is saved as JSON, which has no days
         return f"{value:%Y-%m-%d}"
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-class _KnobParams(Params):
-    """Params of the same names and defaults as what they configure."""
+class _SettingParams(Params):
+    """Params with the names and defaults of the settings behind them."""
 
     def getParams(self) -> dict[str, Any]:  # noqa: N802 - beside Spark's own setParams
-        """Return the value of every param by its name."""
+        """Return the values of all params by name."""
         return {param.name: self.getOrDefault(param) for param in self.params if self.isDefined(param)}
 
     def setParams(self, **values: Any) -> Any:  # noqa: N802 - Spark's name
@@ -71,7 +71,7 @@ class _KnobParams(Params):
         return self._set(**values)
 
     def write(self) -> MLWriter:
-        """Return Spark's writer of stages; passwords are left out, whichever param they stand in."""
+        """Return Spark's writer of stages; passwords are removed from every param."""
         public = self.copy()
         for name, value in self.getParams().items():
             if (cleaned := clean({name: value})[name]) != value:
@@ -79,19 +79,18 @@ class _KnobParams(Params):
         return DefaultParamsWriter(public)
 
 
-class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReadable["TrainedModel"]):
-    """Adds a registered model's scores to a table; every column that is there already stays.
+class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsReadable["TrainedModel"]):
+    """A transformer that adds a registered model's scores to a table and keeps all its columns.
 
-    It is saved as the URI of the model's version, not as the model: that lies in the registry.
+    It is saved as the URI of the model's version; the model itself stays in the registry.
 
     Args:
-        values: ``model_uri``, ``tracking_uri`` (its MLflow store; without a password once it was saved, which then has
-            to be in the environment), ``keys``, ``batch_size`` (rows per call of the model), ``with_version`` (add the
-            column ``model_version``).
+        values: ``model_uri``, ``tracking_uri`` (its MLflow store; a password is not saved, so after loading it must be
+            in the environment), ``keys``, ``batch_size`` (rows per call of the model), ``with_version`` (add the column
+            ``model_version``).
 
     Attributes:
-        trained: All that the training found out; None where the model was loaded. It says nothing of another
-            ``model_uri`` that was set since.
+        trained: The training's results; None for a loaded model. It does not follow a later change of ``model_uri``.
     """
 
     model_uri: Param[str] = Param(Params._dummy(), "model_uri", "version of a registered model", _as_it_is)
@@ -108,10 +107,10 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
         self._fetched: tuple[tuple[str, str], PinnedModel] | None = None
 
     def pinned(self) -> PinnedModel:
-        """Return the model, fetched where it is on another machine.
+        """Return the model, downloaded if it is on another machine.
 
         Raises:
-            ModelNotFoundError: The version does not exist (any more).
+            ModelNotFoundError: The version does not exist, or no longer.
         """
         uri, tracking_uri = self.getOrDefault(self.model_uri), self.getOrDefault(self.tracking_uri)
         # A copy with other params keeps it: `transform(df, {model.model_uri: ...})` is one.
@@ -122,7 +121,7 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
             return resolve(uri, tracking_uri)
         where = uri, tracking_uri or _mlflow_store()
         if self._fetched is None or self._fetched[0] != where:
-            # A copy that this process has resolved stays until it ends: once is enough.
+            # A downloaded copy stays until this process ends, so it is resolved once.
             self._fetched = where, resolve(uri, tracking_uri)
         return self._fetched[1]
 
@@ -130,7 +129,7 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
         """Return the table with the model's outputs as columns.
 
         Raises:
-            ScoringError: A column of the model's is missing, or the table has one of the outputs' names.
+            ScoringError: A column that the model reads is missing, or the table already has an output's column.
         """
         pinned = self.pinned()
         names = list(ModelDirectory.open(pinned.path).inputs.columns)
@@ -154,26 +153,26 @@ class TrainedModel(_KnobParams, Model, DefaultParamsWritable, DefaultParamsReada
 
 
 def _mlflow_store() -> str:
-    """Return the store that MLflow is set to."""
-    import mlflow  # takes seconds, and whoever names a store does not need it here
+    """Return MLflow's current store."""
+    import mlflow  # Takes seconds, and is not needed where a store is named.
 
     return str(mlflow.get_tracking_uri())
 
 
 class TrainingEstimator(
-    _KnobParams, Estimator[TrainedModel], DefaultParamsWritable, DefaultParamsReadable["TrainingEstimator"]
+    _SettingParams, Estimator[TrainedModel], DefaultParamsWritable, DefaultParamsReadable["TrainingEstimator"]
 ):
-    """Converts a table, trains on it and registers the model, as ``python -m training.run`` does.
+    """An estimator that converts a table, trains on it and registers the model, as ``mirrorspark train`` does.
 
-    The table is converted into a folder that is named by its rows: fitting the same rows again, after a crash say,
-    finds the dataset that is there, and goes on with the training. For that the rows are read twice.
+    The dataset's folder is named by a hash of the rows: a second fit of the same rows, after a crash for example,
+    reuses the dataset and continues the training. The rows are therefore read twice.
 
     Args:
         features: Per feature its kind and options, as in a recipe: ``{"town": {"kind": "categorical"}}``.
         label: The label column, or its name and kind.
         keys: The columns that name a row.
         values: Any other param: ``weight``, ``exclude``, ``split_column``, ``split_shares``, ``shards``,
-            ``accept_data_errors``, and every knob of :class:`training.config.TrainingConfig`. ``name`` is the label's
+            ``accept_data_errors``, and every field of :class:`training.config.TrainingConfig`. ``name`` is the label's
             by default.
     """
 
@@ -188,16 +187,16 @@ class TrainingEstimator(
         self._setDefault(**{name: default for name, (default, _) in _TABLE_PARAMS.items()})
         self._setDefault(
             **{
-                name: knob.default if knob.default_factory is dataclasses.MISSING else knob.default_factory()
-                for name, knob in _KNOBS.items()
+                name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+                for name, each in _SETTINGS.items()
             }
         )
-        given = {"features": features, "label": label, "keys": keys}  # none where Spark loads a saved one
+        given = {"features": features, "label": label, "keys": keys}  # All None when Spark loads a saved stage.
         self.setParams(**{name: value for name, value in given.items() if value is not None} | values)
 
     @property
     def spec(self) -> FeatureSpec:
-        """What the columns mean.
+        """Return the feature specification.
 
         Raises:
             FeatureSpecError: The parts contradict each other, or one is missing.
@@ -207,16 +206,16 @@ class TrainingEstimator(
 
     @property
     def config(self) -> TrainingConfig:
-        """How to train.
+        """Return the training's configuration.
 
         Raises:
-            ConfigError: A knob has a value that it cannot have.
+            ConfigError: A setting has an invalid value.
         """
-        knobs = {name: self.getOrDefault(name) for name in _KNOBS}
-        return TrainingConfig(**knobs | {"name": knobs["name"] or self.spec.label.name})
+        settings = {name: self.getOrDefault(name) for name in _SETTINGS}
+        return TrainingConfig(**settings | {"name": settings["name"] or self.spec.label.name})
 
     def _fit(self, dataset: DataFrame) -> TrainedModel:
-        """Return the model that was trained on the table.
+        """Train on the table and return the model.
 
         Raises:
             Exception: As :func:`data_pipelines.convert.convert` and :func:`training.train.train` say.
@@ -246,19 +245,19 @@ class TrainingEstimator(
         if not is_published(path):
             try:
                 return convert(table, spec, path, source=source, options=options)
-            except DatasetExistsError:  # an equal fit was quicker
+            except DatasetExistsError:  # An equal fit has finished first.
                 pass
         return Dataset.open(path)
 
 
 for _name, (_, _doc) in _TABLE_PARAMS.items():
     setattr(TrainingEstimator, _name, Param(Params._dummy(), _name, _doc, _as_it_is))
-for _name in _KNOBS:
+for _name in _SETTINGS:
     setattr(TrainingEstimator, _name, Param(Params._dummy(), _name, "see TrainingConfig", _as_it_is))
 
 
 def content_hash(table: DataFrame) -> str:
-    """Return 32 hex digits that all rows of a table decide, whatever their order and partitions."""
+    """Return a hash of all rows of a table in 32 hex digits, independent of their order and partitions."""
     columns = [part for field in table.schema for part in _hashed(F.col(_quoted(field.name)), field.dataType)]
     # Sums of 64-bit hashes as decimals: whole numbers, so the order of the summands does not matter.
     sums = [F.sum(F.xxhash64(F.lit(seed), *columns).cast("decimal(20,0)")) for seed in (1, 2)]
@@ -270,11 +269,11 @@ def content_hash(table: DataFrame) -> str:
 
 
 def _hashed(column: Column, kind: DataType) -> list[Column]:
-    """Return what to hash of a column, so that no two values of its type come to the same.
+    """Return the columns to hash for a column, so that different values of its type hash differently.
 
-    Spark's hash passes over nulls, and takes lists that follow each other for one.
+    Spark's hash skips nulls, and does not tell two adjacent lists from one.
     """
-    if isinstance(kind, MapType):  # of which Spark hashes none: their order is nobody's
+    if isinstance(kind, MapType):  # Spark hashes no maps, since their entries have no order.
         entry = StructType().add("key", kind.keyType).add("value", kind.valueType)
         return _hashed(F.sort_array(F.map_entries(column)), ArrayType(entry))
     if isinstance(kind, StructType):

@@ -1,4 +1,4 @@
-"""Train on Spark and score with the result: ``python -m training.run --workers N``, installed as ``mirrorspark``."""
+"""``mirrorspark train``: trains on Spark and scores with the result. In a clone also ``python -m training.run``."""
 
 import os
 import sys
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from callbacks.credentials import one_line, without_credentials
-from data_pipelines.feature_kinds import FeatureSpecError
-from models.settings import ModelSettingsError
-from training.command_line import parse, summary_file
-from training.config import ConfigError, RunConfig
-from training.records.run_folder import read_state
-from training.records.run_history import SUMMARY_FILE
-from training.results.summary import Summary, make_way
-from training.supervision.supervisor import TrainingFailedError, TrainingStoppedError
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.storage.credentials import one_line, without_credentials
+from mirrorspark.training.command_line import parse, summary_file
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.protocol.names import SUMMARY_FILE
+from mirrorspark.training.records.run_state import read_state
+from mirrorspark.training.results.summary import Summary, make_way
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def execute(config: RunConfig) -> int:
-    """Do what ``config`` says and return the exit status."""
+    """Carry out ``config`` and return the exit status."""
     if not config.verbose:
         warnings.filterwarnings("ignore")
-    if config.dry_run:  # no run, so no summary of one
-        return _dry_run(config)
+    if config.dry_run:  # A dry run has no summary.
+        return dry_run(config)
     if config.summary:
         try:
             make_way(Path(config.summary))
@@ -48,7 +48,7 @@ def execute(config: RunConfig) -> int:
 
 
 def _run(config: RunConfig) -> int:
-    from training import pipeline  # seconds of imports, for which --help and a wrong flag need not wait
+    from mirrorspark.training import pipeline  # Imports take seconds, which would delay --help and usage errors.
 
     known = Summary(status="running")
 
@@ -69,16 +69,17 @@ def _run(config: RunConfig) -> int:
         _explain(error, config)
         failed = replace(known, status="failed", error=one_line(error))
         return _end(failed, config.summary, EXIT_FAILED, known.run_folder)
-    # A run that had finished before keeps what it wrote itself.
+    # A run that had finished before keeps its own summary.
     folder = None if known.status == "finished" else summary.run_folder
-    # Kept before it is shown: who reads along may have gone.
+    # The summary is written before it is shown: the reader of a pipe may have gone.
     status = _end(summary, config.summary, EXIT_FINISHED, folder)
     _show(summary.as_text())
     return status
 
 
-def _dry_run(config: RunConfig) -> int:
-    from training import pipeline
+def dry_run(config: RunConfig) -> int:
+    """Print the resolved configuration and the preflight checks, and return the exit status."""
+    from mirrorspark.training import pipeline
 
     _show(config.as_yaml())
     try:
@@ -105,16 +106,16 @@ def _end(summary: Summary, file: str | None, status: int, folder: str | None = N
             if path and (path == file or _takes(Path(path).parent, summary)):
                 summary.save(Path(path))
         except OSError as error:
-            # Who waits for the file would wait for ever if the status told of success.
+            # A caller that waits for the file would wait for ever if the exit status were 0.
             status = status or EXIT_FAILED
             _say(f"summary {path} cannot be written ({_reason(error)}); the run {summary.status}", status)
     return _say(summary.error, status) if summary.error else status
 
 
 def _takes(folder: Path, summary: Summary) -> bool:
-    """Whether ``summary`` belongs into the run's folder.
+    """Return True if ``summary`` belongs into the run's folder.
 
-    A driver that was taken for dead has nothing to say of the run any more, and what a finished run found out stays.
+    A driver that has lost the run to another one must not write there, and a finished run keeps its summary.
     """
     state = read_state(folder)
     if state is None:
@@ -123,7 +124,7 @@ def _takes(folder: Path, summary: Summary) -> bool:
 
 
 def _explain(error: Exception, config: RunConfig) -> None:
-    """Show where the user's own code failed, or the whole trace when asked for it."""
+    """Show the place where the user's own code failed, or with ``verbose`` the whole trace."""
     if isinstance(error, TrainingFailedError) and error.attempts[-1].first_error.cause == "user":
         print(without_credentials(error.attempts[-1].first_error.traceback), file=sys.stderr)
     elif config.verbose:
@@ -133,7 +134,7 @@ def _explain(error: Exception, config: RunConfig) -> None:
 def _show(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # The reader, `| head` for example, has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

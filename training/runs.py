@@ -1,4 +1,4 @@
-"""Lists, compares, diffs and resumes the runs under an output folder: ``python -m training.runs``."""
+"""``mirrorspark runs``: lists, compares, diffs, resumes and replays the runs under an output folder."""
 
 import argparse
 import difflib
@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.records.run_folder import STATE_FILE, read_state
-from training.records.run_history import (
-    DEFAULT_OUTPUT,
+from mirrorspark.training.protocol.names import DEFAULT_OUTPUT, EVENTS_FILE, STATE_FILE
+from mirrorspark.training.records.run_history import (
     LATEST,
     UNSET,
     RunNotFoundError,
@@ -21,7 +20,8 @@ from training.records.run_history import (
     find,
     history,
 )
-from training.results.summary import strict
+from mirrorspark.training.records.run_state import read_state
+from mirrorspark.training.results.summary import strict
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(flags.command(flags))
     except RunNotFoundError as error:
         return _refuse(str(error))
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # The reader, `| head` for example, has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
 
@@ -56,7 +56,7 @@ def _list(flags: argparse.Namespace) -> int:
     elif runs:
         print("\n".join(list_table(runs)))
     else:
-        print(f"no runs in {Path(flags.output) / 'runs'}; `mirrorspark` begins one (another --output?)")
+        print(f"no runs in {Path(flags.output) / 'runs'}; `mirrorspark train` begins one (another --output?)")
     return EXIT_DONE
 
 
@@ -73,7 +73,7 @@ def _compare(flags: argparse.Namespace) -> int:
 
 
 def _draw(runs: Sequence[RunRecord], png: Path) -> int:
-    from plots.run_curves import run_curves  # matplotlib takes longer than all the rest
+    from mirrorspark.plots.run_curves import run_curves  # matplotlib takes longer than all the rest
 
     histories = {run.name: run.curves.columns() for run in runs if run.curves.epochs}
     if not histories:
@@ -103,11 +103,11 @@ def _resume(flags: argparse.Namespace) -> int:
     refusal = why_not_resumed(run)
     if refusal is not None:
         return _refuse(refusal)
-    from models.settings import ModelSettingsError  # seconds of imports, for which a refusal need not wait
-    from training import run as command
-    from training.config import ConfigError, RunConfig
+    from mirrorspark.models.settings import ModelSettingsError  # Imports take seconds, which would delay a refusal.
+    from mirrorspark.training import run as command
+    from mirrorspark.training.config import ConfigError, RunConfig
 
-    # Where the folder lies now is where it goes on, whatever the working directory was then.
+    # The run goes on in the folder's present place, independent of the former working directory.
     changes: dict[str, Any] = {"output": str(run.path.parents[1]), "resume": True, "dry_run": False}
     changes |= {name: getattr(flags, name) for name in ("tracking_uri", "master") if getattr(flags, name) is not None}
     try:
@@ -117,9 +117,9 @@ def _resume(flags: argparse.Namespace) -> int:
     if config.identity != run.state.identity.partition("-")[0]:
         return _refuse(
             f"run {run.name} was begun by another version, whose settings mean something else in this one; use that "
-            f"version, or begin anew: mirrorspark --recipe {config.recipe}"
+            f"version, or begin anew: mirrorspark train --recipe {config.recipe}"
         )
-    # Of several equal runs that did not finish, the one touched last goes on.
+    # Among several equal unfinished runs, the one touched last is resumed.
     os.utime(run.path / STATE_FILE)
     status = command.execute(config)
     folders = [path.parent for path in run.path.parent.glob(f"*/{STATE_FILE}")]
@@ -132,8 +132,17 @@ def _resume(flags: argparse.Namespace) -> int:
     return status
 
 
+def _replay(flags: argparse.Namespace) -> int:
+    run = find(Path(flags.output), flags.run)
+    if run.driver in ("alive", "unknown"):
+        return _refuse(f"run {run.name} is under way on {run.state.host}, and its driver sends what MLflow lacks")
+    from mirrorspark.callbacks.mlflow.metric_replay import report
+
+    return report(run.path / EVENTS_FILE, flags.tracking_uri)
+
+
 def why_not_resumed(run: RunRecord) -> str | None:
-    """Return why a run cannot go on from here, or None."""
+    """Return the reason for which a run cannot be resumed from here, or None."""
     if run.state.status == "finished":
         return f"run {run.name} is finished; there is nothing left to resume"
     if run.driver == "alive":
@@ -180,7 +189,7 @@ def _list_row(run: RunRecord) -> list[str]:
 
 
 def comparison(runs: Sequence[RunRecord]) -> list[str]:
-    """Return the lines of ``compare``: which run is which letter, their metrics, and where their settings differ."""
+    """Return the lines of ``compare``: the runs with their letters, their metrics, and the settings that differ."""
     letters = [_letter(position) for position in range(len(runs))]
     lines = table([[letter, run.name, run.status] for letter, run in zip(letters, runs, strict=True)])
     numbers = set(range(1, len(runs) + 1))
@@ -194,7 +203,7 @@ def comparison(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def metric_rows(runs: Sequence[RunRecord]) -> dict[str, dict[str, list[float | None]]]:
-    """Return per part of the comparison its rows: a value per run, None where it has none."""
+    """Return the rows of each part of the comparison: a value per run, None for a missing one."""
     about: list[dict[str, float | None]] = [
         {
             "epochs": max(run.curves.epochs, default=0),
@@ -216,7 +225,7 @@ def metric_rows(runs: Sequence[RunRecord]) -> dict[str, dict[str, list[float | N
 
 
 def config_diff(before: str, after: str, changed: Mapping[str, tuple[Any, ...]]) -> list[str]:
-    """Return the lines of ``diff``: setting by setting, the query as a unified diff at the end."""
+    """Return the lines of ``diff``: each changed setting, then the query as a unified diff."""
     if not changed:
         return [f"{before} and {after} have the same settings"]
     settings = [[name, *map(_text, values)] for name, values in changed.items() if name != _SQL]
@@ -228,7 +237,7 @@ def config_diff(before: str, after: str, changed: Mapping[str, tuple[Any, ...]])
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in the two units that tell most: ``2h 05m``, ``1m 24s``, ``9.3s``."""
+    """Return seconds in their two largest units: ``2h 05m``, ``1m 24s``, ``9.3s``."""
     if seconds < 59.95:
         return f"{seconds:.1f}s"
     whole = round(seconds)
@@ -283,7 +292,7 @@ def _number(name: str, value: float | None) -> str:
 
 
 def _setting_rows(changed: Mapping[str, tuple[Any, ...]]) -> list[list[str]]:
-    """Return the rows of a narrow table: what is long, or comes in dozens, is left to ``diff``."""
+    """Return the rows of a narrow table; long values and large groups are left to ``diff``."""
     groups: dict[str, list[str]] = {}
     for name in changed:
         groups.setdefault(name.partition(".")[0], []).append(name)
@@ -307,7 +316,7 @@ def _text(value: Any) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], right: set[int] | None = None) -> list[str]:
-    """Return lines with a column per cell, two spaces apart; ``right`` holds the columns that are set to the right."""
+    """Return the lines of a table, its columns two spaces apart; the columns in ``right`` are right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -333,7 +342,7 @@ def _build_parser() -> argparse.ArgumentParser:
     as_json = argparse.ArgumentParser(add_help=False, parents=[shared])
     as_json.add_argument("--json", action="store_true", help="print a JSON document instead of a table")
     parser = argparse.ArgumentParser(
-        prog="python -m training.runs",
+        prog="mirrorspark runs",
         allow_abbrev=False,
         description="The runs under an output folder.",
         epilog=f"RUN is the name of a run, the beginning of one that no other has, or '{LATEST}'.",
@@ -343,6 +352,7 @@ def _build_parser() -> argparse.ArgumentParser:
         ("list", _list, [as_json], "all runs, newest first"),
         ("compare", _compare, [as_json], "metrics and settings of several runs side by side"),
         ("resume", _resume, [shared], "go on with a run that did not finish"),
+        ("replay", _replay, [shared], "send MLflow what it lacks of a run that has ended"),
         ("diff", _diff, [as_json], "the settings in which two runs differ"),
     ):
         sub = commands.add_parser(name, parents=parents, allow_abbrev=False, help=text, epilog=parser.epilog)
@@ -356,6 +366,9 @@ def _build_parser() -> argparse.ArgumentParser:
             sub.add_argument("run", metavar="RUN")
             sub.add_argument("--tracking-uri", metavar="URI", help="anew, where it had a password: none is saved")
             sub.add_argument("--master", metavar="URL", help="another Spark cluster than before")
+        elif name == "replay":
+            sub.add_argument("run", metavar="RUN")
+            sub.add_argument("--tracking-uri", metavar="URI", help="the MLflow server or store, if it has moved")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The Spark session of a run: the one that is there already, a cluster's, or a local one."""
+"""The Spark session of a run: the active one, a cluster's, or a local one."""
 
 import contextlib
 import ipaddress
@@ -10,15 +10,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import pyspark
 from pyspark.sql import SparkSession
 
-from scoring.shipping import is_local
+from mirrorspark.data_pipelines.spark.silence import SILENT, quiet_launch, set_by_the_user
+from mirrorspark.data_pipelines.spark.tasks import is_local
 
 MINIMUM_JAVA = 17
 
 
-# An address of documentation, which no machine has: the way to it is the way out of this network.
+# An address reserved for documentation, which no machine has: the route to it is the route out of this network.
 _ANYWHERE = "192.0.2.1"
 
 
@@ -39,8 +39,8 @@ def open_session(
         master: URL of a cluster, or None for the active session, else ``local[workers]``.
         workers: Slots that training needs; the size of a local session.
         app_name: Shown in the Spark UI.
-        verbose: Leave Spark's own log level as it is. By default Spark is silent: of a lost worker it would print
-            pages, and our own message says more.
+        verbose: Leave Spark's own log level unchanged. By default Spark is silent: it prints pages about a lost worker,
+            and our own message says more.
 
     Raises:
         AnotherSessionError: The active session is on another cluster than ``master``.
@@ -64,76 +64,47 @@ def open_session(
         builder = builder.config(name, value)
     if verbose:
         return builder.getOrCreate()
-    with _quiet_launch():
+    with quiet_launch():
         return builder.getOrCreate()
 
 
 def session_settings(target: str, workers: int, *, verbose: bool) -> Mapping[str, str]:
     """Return the settings of a session on ``target``.
 
-    Only what our code relies on stands over the user's own ``spark-defaults.conf``.
+    Only settings that our code relies on override the user's own ``spark-defaults.conf``.
     """
     required = {"spark.sql.session.timeZone": "UTC", "spark.sql.execution.arrow.pyspark.enabled": "true"}
     defaults = {
-        "spark.ui.showConsoleProgress": "false",
-        # Small shuffles are the rule here; Spark's 200 partitions would be 200 tiny tasks.
+        "spark.ui.showConsoleProgress": SILENT["spark.ui.showConsoleProgress"],
+        # Shuffles are small here; Spark's default of 200 partitions would make 200 tiny tasks.
         "spark.sql.shuffle.partitions": str(max(2 * workers, 8)),
         # A barrier stage with too few slots is retried silently for ten minutes; preflight has counted them already.
         "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "3",
     }
     if not verbose:
-        defaults["spark.log.level"] = "OFF"
+        defaults |= SILENT
     if _is_on_this_machine(target):
-        # A cluster's own pages are for those who run it.
+        # A cluster's own pages are left to its operators.
         defaults |= {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.memory": "2g"}
-    users = _set_by_the_user()
+    users = set_by_the_user()
     return {name: value for name, value in defaults.items() if name not in users} | required
 
 
-def _set_by_the_user() -> set[str]:
-    """Return the names of the settings that Spark's configuration folder holds."""
-    home = os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent
-    folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(home) / "conf")
-    names = {"spark.log.level"} if (folder / "log4j2.properties").is_file() else set()
-    file = folder / "spark-defaults.conf"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    # Java's properties: name and value stand apart by a space, "=" or ":".
-    return names | {re.split(r"[\s=:]", line.strip(), maxsplit=1)[0] for line in lines}
-
-
-class _quiet_launch:  # noqa: N801 - reads as a statement
-    """Keep the JVM's start-up lines ("Using Spark's default log4j profile ...") off the terminal.
-
-    They are written before any log level applies, straight to the file descriptor that the JVM inherits.
-    """
-
-    def __enter__(self) -> None:
-        sys.stderr.flush()
-        self._saved = os.dup(2)
-        self._null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(self._null, 2)
-
-    def __exit__(self, *_: object) -> None:
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
-        os.close(self._null)
-
-
 def java_major_version() -> int | None:
-    """Return the major version of the Java that Spark would start, or None where none can be started."""
+    """Return the major version of the Java that Spark would start, or None if there is none."""
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home) / "bin" / "java") if home else "java"
     try:
         said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # Before 9, Java called itself 1.8 and so on. Other quoted text may come first: what JAVA_TOOL_OPTIONS holds.
+    # Before 9, Java called itself 1.8 and so on. Other quoted text may come first: the value of JAVA_TOOL_OPTIONS.
     found = re.search(r'version "(?:1\.)?(\d+)', said)
     return int(found[1]) if found else None
 
 
 def task_slots(spark: SparkSession) -> int:
-    """Return how many barrier tasks can run side by side now."""
+    """Return the number of barrier tasks that can run at once now."""
     # Spark's own barrier check asks the same question; the private call has been there since Spark 2.4.
     context = spark.sparkContext._jsc.sc()
     return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
@@ -142,20 +113,20 @@ def task_slots(spark: SparkSession) -> int:
 def driver_address(spark: SparkSession) -> str:
     """Return the address at which executors reach the driver: loopback for a local session.
 
-    On a cluster it is ``spark.driver.host``. Behind a service, a bridge or a load balancer that need not be an
+    On a cluster it is ``spark.driver.host``. Behind a service, a bridge or a load balancer this is not always an
     interface of this machine; listen on :func:`bind_address`.
     """
     return "127.0.0.1" if is_local(spark) else str(spark.sparkContext.getConf().get("spark.driver.host"))
 
 
 def bind_address(spark: SparkSession) -> str:
-    """Return the interface on which the driver listens: ``spark.driver.bindAddress`` where that names one.
+    """Return the interface on which the driver listens: ``spark.driver.bindAddress`` if that names one.
 
-    On Kubernetes it is usually 0.0.0.0, all interfaces. Of those, the one is taken that ``spark.driver.host`` belongs
-    to, or else that which the way there begins with.
+    On Kubernetes it is usually 0.0.0.0, all interfaces. Then the interface with the address ``spark.driver.host`` is
+    taken, or else the one on the route to it.
 
     Raises:
-        DriverAddressError: There is none.
+        DriverAddressError: There is no such interface.
     """
     address = driver_address(spark)
     if is_local(spark):
@@ -172,14 +143,14 @@ def _is_every_interface(address: str) -> bool:
 
 
 def _interface_towards(host: str) -> str:
-    """Return the address of this machine's interface at which others who know it as ``host`` arrive."""
+    """Return the address of this machine's interface that others reach as ``host``."""
     try:
         addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_DGRAM)]
     except OSError:
         addresses = []
-    # A machine's own name may stand for loopback in its hosts file, where nobody else arrives.
+    # The hosts file may map a machine's own name to loopback, which other machines cannot reach.
     others = [each for each in addresses if each == host or not ipaddress.ip_address(each).is_loopback]
-    # Behind a service or a load balancer the name is not ours. Nothing is sent: the system picks the way only.
+    # Behind a service or a load balancer the name is not ours. Nothing is sent: the system only picks the route.
     for address in [*others, _ANYWHERE]:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way, contextlib.suppress(OSError):
             way.connect((address, 9))

@@ -1,4 +1,4 @@
-"""A training of ours between its preflight and its export: what is logged of it, what its ranks do, what they said."""
+"""A training between its preflight and its export: its plan for the ranks, their events, and its MLflow log."""
 
 import contextlib
 import dataclasses
@@ -6,99 +6,79 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from callbacks import commit
-from callbacks.checkpoint_store import STORE_ERRORS
-from callbacks.fetch import fetch
-from data_pipelines.dataset import Dataset
-from data_pipelines.storage import StoragePath
-from models.settings import check_candidates
-from scoring.model_uri import PinnedModel
-from training.channel.events import Event
-from training.config import SQL_FILE, TrainingConfig
-from training.live.view import LiveView
-from training.ranks.launcher import SparkLauncher
-from training.ranks.plan import PROGRESS_STATE, TrainingPlan
-from training.records import tracking
-from training.records.open_run import OpenRun, open_run
-from training.records.run_folder import RunFolder
-from training.spark_session import bind_address, driver_address, task_slots
-from training.supervision.failure_policy import Attempt, Budgets
-from training.supervision.running_attempt import StopSignal
-from training.supervision.store_reads import StoreReader
-from training.supervision.supervisor import Supervisor
-from training.supervision.watchdog import Limits
-from training.warm_start import WarmStart, settle_warm_start
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fetch import fetch
+from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.settings import check_candidates
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.driver.launcher import SparkLauncher
+from mirrorspark.training.driver.store_reads import StoreReader
+from mirrorspark.training.driver.supervisor import Supervisor
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.limits import Budgets, Limits
+from mirrorspark.training.protocol.plan import PROGRESS_STATE, TrainingPlan
+from mirrorspark.training.protocol.stop import StopSignal
+from mirrorspark.training.recipe import SQL_FILE
+from mirrorspark.training.records import tracking
+from mirrorspark.training.records.open_run import OpenRun, open_run
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.spark_session import bind_address, driver_address, task_slots
+from mirrorspark.training.warm_start import WarmStart, settle_warm_start
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def open_job(
-    dataset: Dataset,
-    config: TrainingConfig,
-    spark: SparkSession,
+    prepared: PreparedRun,
     view: LiveView,
     *,
     folder: RunFolder | None = None,
     slots: Callable[[], int] | None = None,
     listener: Callable[[Event], None] | None = None,
-    warm_start: PinnedModel | WarmStart | None = None,
 ) -> Iterator["TrainingJob"]:
-    """Open the run's folder and its MLflow run, and leave both finished, stopped or failed.
+    """Open the run's folder and its MLflow run, and mark both as finished, stopped or failed at the end.
 
     Args:
-        dataset: What to learn from.
-        config: How.
-        spark: Where.
-        view: Shows it.
-        folder: The run's folder; by default that of the unfinished run which ``config`` continues, or a new one.
-        slots: Returns how many workers there is room for; by default all that the session has.
+        prepared: The run.
+        view: Shows the run's progress.
+        folder: The run's folder; by default that of the unfinished run to continue, or a new one.
+        slots: Returns the number of workers that fit; by default all slots of the session.
         listener: Gets every event, too.
-        warm_start: What :func:`training.warm_start.find_model` found, or a sweep keeps for all its trials; without it
-            that is looked for here.
 
     Raises:
-        ConfigError: The model does not fit the dataset's label, or there is no model to begin from, or not any more.
+        ConfigError: The model does not fit the dataset's label, or the model to begin from is missing.
         ModelSettingsError: The model or its settings do not fit the dataset's features or candidates, or its number of
             steps.
-        RunUnderWayError: Another driver is at work on ``folder``, or on the day of ``config``.
+        RunUnderWayError: Another driver is running the run of ``folder``, or that of the configuration's run date.
+        RunFinishedError: The run of that date has finished.
     """
+    config, dataset = prepared.config, prepared.dataset
     config.require_features(dataset.spec)
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
     with open_run(
-        config,
-        content,
-        tracking_uri(config),
-        view,
-        folder=folder,
-        listener=listener,
-        only_once=config.only_once,
+        config, content, prepared.store, view, folder=folder, listener=listener, only_once=config.only_once
     ) as run:
-        if not isinstance(warm_start, WarmStart):
-            warm_start = settle_warm_start(
-                config, tracking_uri(config), run.folder.warm_start, warm_start, has_begun=run.folder.was_fenced
-            )
-        job = TrainingJob(dataset, config, spark, run, slots or _slots(spark, config), warm_start=warm_start)
+        begin = settle_warm_start(
+            config, prepared.store, run.folder.warm_start, prepared.warm_start, has_begun=run.folder.was_fenced
+        )
+        free = slots or (lambda: task_slots(prepared.spark) - config.ranks_beside_workers)
+        job = TrainingJob(dataset, config, prepared.spark, run, free, warm_start=begin)
         run.recall(job.remember)
         yield job
-
-
-def _slots(spark: SparkSession, config: TrainingConfig) -> Callable[[], int]:
-    """Return what tells how many workers there is room for."""
-    return lambda: task_slots(spark) - config.ranks_beside_workers
-
-
-def tracking_uri(config: TrainingConfig) -> str:
-    """Return the MLflow store of a run."""
-    return config.tracking_uri or tracking.default_uri(Path(config.output))
 
 
 @dataclass
@@ -106,14 +86,11 @@ class TrainingJob:
     """One run between its preflight and its end.
 
     Attributes:
-        dataset: What it learns from.
-        config: How.
-        spark: Where.
         run: Its folder, its MLflow run and its view.
-        slots: Returns how many workers there is room for.
-        epochs: What the chief said at the end of each epoch.
-        warm_start: What it begins from; None where its weights are drawn.
-        taken: What the chief said of that.
+        slots: Returns the number of workers that fit.
+        epochs: The chief's ``epoch_end`` event of each epoch.
+        warm_start: The model to begin from; None for random initial weights.
+        taken: The chief's ``warm_start`` event.
     """
 
     dataset: Dataset
@@ -126,19 +103,27 @@ class TrainingJob:
     taken: Event | None = None
     _signal: StopSignal = dataclasses.field(default_factory=StopSignal, init=False)
 
+    def __post_init__(self) -> None:
+        # Reads after the training: there a signal ends a run by itself, and a sweep asks its trials to stop.
+        self._store = StoreReader(
+            self.config.checkpoint_limit_seconds,
+            self._signal,
+            tell=lambda event: self.run.on_event({"time": time.time(), **event}),
+        )
+
     @property
     def folder(self) -> RunFolder:
-        """Configuration, events, checkpoints and results."""
+        """The run's folder, with configuration, events, checkpoints and results."""
         return self.run.folder
 
     @property
     def tracked(self) -> tracking.TrackedRun:
-        """Its MLflow run."""
+        """The MLflow run."""
         return self.run.tracked
 
     @property
     def view(self) -> LiveView:
-        """Shows it."""
+        """The live view."""
         return self.run.view
 
     def train(self) -> tuple[Attempt, ...]:
@@ -146,12 +131,12 @@ class TrainingJob:
 
         Raises:
             TrainingFailedError: A fault of the user's code, or a spent budget.
-            TrainingStoppedError: Somebody asked for a stop.
+            TrainingStoppedError: The run was asked to stop.
             NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         """
         self._log_start()
         with self.view.stage("train") as stage:
-            attempts = self.run.supervise(self._supervisor, self._training_plan())
+            attempts = self.run.supervise(self._supervisor(), self._training_plan())
             if self.config.profile:
                 self.tracked.log_folder(self.folder.profile, "profile")
             tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
@@ -159,33 +144,33 @@ class TrainingJob:
         return attempts
 
     def request_stop(self, reason: str) -> None:
-        """Let the ranks save a checkpoint and stop; from any thread or signal handler."""
-        self._supervisor.request_stop(reason)
+        """Ask the ranks to save a checkpoint and stop; from any thread or signal handler."""
+        self._signal.request(reason)
 
     def stop_now(self, reason: str = "stopped at once") -> None:
         """Stop without another checkpoint; from any thread or signal handler."""
-        self._supervisor.stop_now(reason)
+        self._signal.request_now(reason)
 
     def remember(self, event: Event) -> None:
-        """Remember what the chief said that is told of the run at its end."""
+        """Remember the chief's events that the run's summary needs."""
         self.keep_epoch(event)
         if event["event"] == "warm_start":
             self.taken = event
 
     def keep_epoch(self, event: Event) -> None:
-        """Remember what the chief said of an epoch; one that a restart repeats says the same again."""
+        """Remember the chief's event of an epoch; an epoch that a restart repeats sends the same event again."""
         if event["event"] == "epoch_end" and event.get("rank") == 0:
             self.epochs.setdefault(event["epoch"], event)
 
     def fetch_best(self, folder: Path) -> commit.CommittedCheckpoint:
-        """Return the committed checkpoint of the best epoch on this machine: as it lies here, or a copy in ``folder``.
+        """Return the best epoch's committed checkpoint on this machine: the original, or a copy in ``folder``.
 
-        A store that fails is asked again for five minutes.
+        A store that fails is retried for five minutes.
 
         Raises:
-            CheckpointDamagedError: None is whole.
+            CheckpointDamagedError: No checkpoint is whole.
             OSError: The store does not answer, or the disk is full.
-            StorageError: It cannot be opened.
+            StorageError: The store cannot be opened.
         """
 
         def fetched(beat: Callable[[], None]) -> commit.CommittedCheckpoint:
@@ -203,7 +188,7 @@ class TrainingJob:
         return best
 
     def _best_in_words(self) -> str:
-        """Return which epoch was the best; nothing where the store cannot tell, which ends no training that is done."""
+        """Return the best epoch in words; empty if the store cannot be read, which fails no finished training."""
         read = partial(self._best, verify=False)
         try:
             best = self._store.read_with_retries(self._checkpoints, read, retry_seconds=0)
@@ -213,16 +198,16 @@ class TrainingJob:
         return f", best was {best.epoch}"
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
-        """Log what holds for the whole run, beside its last epoch."""
+        """Log metrics of the whole run, at its last epoch."""
         self.tracked.log_metrics(metrics, max(self.epochs, default=1))
 
     def _log_start(self) -> None:
-        # A setting that is left out counts as well: two runs are compared by what they used.
-        knobs = self.config.public() | {"model": {"name": self.config.model["name"], **self.config.model_settings}}
+        # Defaults are logged as well, so that runs can be compared.
+        settings = self.config.public() | {"model": {"name": self.config.model["name"], **self.config.model_settings}}
         tracked = self.tracked
-        # Long documents are artifacts; what tells two runs apart in a table is a parameter.
-        documents = {name: knobs.pop(name) for name in ("sql", "tables", "features") if name in knobs}
-        tracked.log_params(knobs | {"features_hash": self.dataset.features.hash})
+        # Long documents are artifacts; settings that distinguish runs in a table are parameters.
+        documents = {name: settings.pop(name) for name in ("sql", "tables", "features") if name in settings}
+        tracked.log_params(settings | {"features_hash": self.dataset.features.hash})
         tracked.log_text(self.folder.config.read_text(encoding="utf-8"), "config.yaml")
         if "sql" in documents:
             tracked.log_text(documents["sql"], SQL_FILE)
@@ -235,13 +220,6 @@ class TrainingJob:
         tags |= {"warm_start": self.warm_start.uri} if self.warm_start else {}
         tracked.log_tags(tags | ({"mlflow.source.git.commit": commit_id} if commit_id else {}))
 
-    @cached_property
-    def _store(self) -> StoreReader:
-        """Reads behind the training, where a signal ends a run by itself, and a sweep asks its trials to stop."""
-        tell: Callable[[Event], None] = lambda event: self.run.on_event({"time": time.time(), **event})  # noqa: E731
-        return StoreReader(self.config.checkpoint_limit_seconds, self._signal, tell)
-
-    @cached_property
     def _supervisor(self) -> Supervisor:
         config = self.config
         return Supervisor(
@@ -266,15 +244,15 @@ class TrainingJob:
     def on_event(self, event: Event) -> None:
         """Keep an event of the ranks or of the supervisor, and pass it on."""
         if event["event"] == "attempt":
-            for told in self._told_without_a_driver(event.get("resumed_from") or 0):
-                self.on_event(told)
+            for missed in self._missed_epochs(event.get("resumed_from") or 0):
+                self.on_event(missed)
         self.remember(event)
         if event["event"] == "warm_start" and self.warm_start is not None:
             self.view.say(f"warm start from {self.warm_start.uri}: {event['message']}")
         self.run.on_event(event)
 
-    def _told_without_a_driver(self, step: int) -> list[Event]:
-        """Return what the ranks told, while no driver listened, of the epochs before ``step``: they are not repeated.
+    def _missed_epochs(self, step: int) -> list[Event]:
+        """Return events of epochs before ``step`` that were sent while no driver listened; the epochs are not repeated.
 
         The supervisor has just found the checkpoint of that step whole.
         """
@@ -282,18 +260,18 @@ class TrainingJob:
             return []
         try:
             checkpoint = commit.read_committed(commit.folder(self._checkpoints, step))
-            told = checkpoint.states()[PROGRESS_STATE]["told"]
+            sent = checkpoint.states()[PROGRESS_STATE]["told"]
         except (OSError, LookupError, ValueError) as error:
-            logger.warning("what earlier epochs told could not be read from the checkpoint of step %d: %s", step, error)
+            logger.warning("events of earlier epochs cannot be read from the checkpoint of step %d: %s", step, error)
             return []
-        return [{**event, "rank": 0, "recovered": True} for event in told if event["epoch"] not in self.epochs]
+        return [{**event, "rank": 0, "recovered": True} for event in sent if event["epoch"] not in self.epochs]
 
     @property
     def _checkpoints(self) -> str:
-        """Where checkpoints go: on a store of one's own, into a folder with the name of the run's."""
+        """The place of the checkpoints: on a store of their own, a folder with the run folder's name."""
         if self.config.checkpoints is None:
             return str(self.folder.checkpoints)
-        # Not behind the options of a store, with which a URI ends.
+        # StoragePath puts the name before the options of a store, with which a URI ends.
         return str(StoragePath.of(self.config.checkpoints) / self.folder.path.name)
 
     def _training_plan(self) -> TrainingPlan:
@@ -302,6 +280,8 @@ class TrainingJob:
             dataset=str(self.dataset.path),
             checkpoints=self._checkpoints,
             workers=self.config.worker_range.most,
+            threads=self.config.threads_per_worker,
+            verbose=self.config.verbose,
             global_batch_size=self.config.global_batch_size,
             profile=str(self.folder.profile) if self.config.profile else None,
             warm_start=str(self.warm_start.folder) if self.warm_start else None,

@@ -1,8 +1,8 @@
-"""The model that a training begins from: found before anything starts, and kept in the run's folder for its ranks.
+"""The model that a training begins from: found before anything starts, and copied into the run's folder.
 
-The ranks need it again whenever an attempt begins at the first step. By then an alias may mean another version, a
-folder may be gone and a registry away, so what a run begins from is settled once, when it is opened first. A sweep
-settles it once for all its trials.
+The workers need it again whenever an attempt begins at the first step. By then an alias may mean another version, a
+folder may be gone and a registry away, so a run settles its model once, when it is opened first. A sweep settles it
+once for all its trials.
 """
 
 import contextlib
@@ -13,41 +13,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from callbacks.credentials import without_credentials
-from callbacks.metric_requests import first_line
-from callbacks.mlflow_store import limit_requests, sqlite_file
-from data_pipelines.fitted import FeatureMismatchError
-from data_pipelines.storage import StoragePath
-from scoring.model_directory import (
+from mirrorspark.callbacks.mlflow.metric_requests import first_line
+from mirrorspark.callbacks.mlflow.store import limit_requests, sqlite_file
+from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
+from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     FEATURES_FOLDER,
     SAVED_MODEL_FOLDER,
     ModelDirectory,
     ModelDirectoryError,
 )
-from scoring.model_uri import ModelNotFoundError, PinnedModel, resolve
-from training.config import ConfigError, TrainingConfig
-from training.records.atomic_file import write_atomically
-from training.records.run_folder import RUNS_FOLDER, WARM_START_FOLDER, RunFolder, read_state
-from training.records.tracking import TrackingError
+from mirrorspark.scoring.model.uri import ModelNotFoundError, PinnedModel, resolve
+from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.training.config import ConfigError, TrainingConfig
+from mirrorspark.training.protocol.names import RUNS_FOLDER, WARM_START_FOLDER
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_state import read_state
+from mirrorspark.training.records.tracking import TrackingError
 
-# Under this name an export logs its model in the MLflow run.
+# An export logs its model in the MLflow run under this name.
 _LOGGED_AS = "model"
 _VARIABLES = f"{SAVED_MODEL_FOLDER}/variables"  # the graph and its files are not needed
 _SOURCE_FILE = "source.json"
-_IDENTITY = "identity"  # of the configuration; its alias may mean another version by now
+_IDENTITY = "identity"  # Of the configuration, whose alias may mean another version by now.
 
 _PUT_IT_BACK = "put it back, or begin anew with --no-resume"
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a run begins from.
+    """The model that a run begins from.
 
     Attributes:
-        uri: The exact version: what an alias means later does not change it.
+        uri: The exact version, independent of later changes of an alias.
         digest: SHA-256 over the files of the exported model.
-        folder: Its weights and fitted features, where every rank reads them.
+        folder: Its weights and fitted features, where every worker can read them.
     """
 
     uri: str
@@ -56,7 +58,7 @@ class WarmStart:
 
 
 def find_model(config: TrainingConfig, store: str) -> PinnedModel | None:
-    """Return the model that ``config`` begins from; None for none, and where only an earlier command's copy is left.
+    """Return the model that ``config`` begins from; None if there is none, or only an earlier command's copy is left.
 
     Args:
         config: The run.
@@ -64,36 +66,43 @@ def find_model(config: TrainingConfig, store: str) -> PinnedModel | None:
 
     Raises:
         ConfigError: There is no such model.
-        TrackingError: The store cannot be asked.
+        TrackingError: The store cannot be read.
     """
     if config.warm_start is None:
         return None
     try:
         return _find(config.warm_start, store)
     except (ConfigError, TrackingError):
-        # Whether this command goes on with the run that keeps it shows when the dataset is known.
+        # The dataset decides later if this command continues the run that has the copy.
         if config.resume and _is_kept(config):
             return None
         raise
 
 
 def settle_warm_start(
-    config: TrainingConfig, store: str, target: Path, model: PinnedModel | None = None, *, has_begun: bool = False
+    config: TrainingConfig,
+    store: str,
+    target: Path,
+    model: PinnedModel | WarmStart | None = None,
+    *,
+    has_begun: bool = False,
 ) -> WarmStart | None:
-    """Return what a run, or all trials of a sweep, begin from; the first driver copies it to ``target``.
+    """Return the model that a run, or all trials of a sweep, begin from; the first driver copies it to ``target``.
 
     Args:
         config: The run.
         store: MLflow store.
-        target: In a folder that this driver holds.
-        model: What :func:`find_model` found, so that it is fetched once.
-        has_begun: Whether weights may have been trained from what was copied: then no other model can take its place.
+        target: Place of the copy, in a folder that this driver has locked.
+        model: The result of :func:`find_model`, so that the model is fetched once; or a sweep's model for its trials.
+        has_begun: Weights may have been trained from the copy, so no other model can replace it.
 
     Raises:
         ConfigError: There is no such model, or the copy is gone or damaged.
-        TrackingError: The store cannot be asked.
-        OSError: It cannot be copied.
+        TrackingError: The store cannot be read.
+        OSError: The model cannot be copied.
     """
+    if isinstance(model, WarmStart):
+        return model
     if config.warm_start is None:
         return None
     if not target.is_dir():
@@ -136,7 +145,7 @@ def _find(name: str, store: str) -> PinnedModel:
 
 
 def _uri(name: str) -> str:
-    """Return what leads to the model of a run, where ``name`` names the run: its id, or its folder."""
+    """Return the URI or folder of a run's model if ``name`` is the run's id or folder; otherwise ``name``."""
     if re.fullmatch(r"runs:/+[^/]+/?", name):
         return f"{name.rstrip('/')}/{_LOGGED_AS}"
     exported = RunFolder(Path(name), "", None).model
@@ -144,8 +153,8 @@ def _uri(name: str) -> str:
 
 
 def _copy(model: PinnedModel, target: Path, identity: str) -> None:
-    """Copy weights and features to ``target``, which is there whole or not at all, whatever dies meanwhile."""
-    for remains in target.parent.glob(f".{target.name}.*"):  # of a driver that was killed
+    """Copy weights and features to ``target`` atomically: it is whole or absent, even after a crash."""
+    for remains in target.parent.glob(f".{target.name}.*"):  # Left by a driver that was killed.
         shutil.rmtree(remains, ignore_errors=True)
     partial = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
@@ -153,7 +162,7 @@ def _copy(model: PinnedModel, target: Path, identity: str) -> None:
         shutil.copytree(model.path / FEATURES_FOLDER, partial / FEATURES_FOLDER)
         source = {"uri": model.uri, "digest": model.digest, _IDENTITY: identity}
         write_atomically(partial / _SOURCE_FILE, json.dumps(source))
-        # Without it, a machine that loses its power may keep the new name of empty files.
+        # Without the flush, a power loss may leave the new name with empty files.
         for path in (partial, *partial.rglob("*")):
             StoragePath.of(path).flush_to_disk()
         partial.rename(target)
@@ -163,14 +172,14 @@ def _copy(model: PinnedModel, target: Path, identity: str) -> None:
 
 
 def _is_kept(config: TrainingConfig) -> bool:
-    """Whether a run of this configuration that can go on, or a sweep, keeps a copy; on which data is not known yet."""
+    """Return True if a resumable run of this configuration, on any data, or a sweep has a copy."""
     for file in Path(config.output).absolute().glob(f"*/*/{WARM_START_FOLDER}/{_SOURCE_FILE}"):
         folder = file.parent.parent
         state = read_state(folder)
-        # A sweep that has finished goes on where more trials are asked for.
+        # A finished sweep can go on with more trials.
         if state is None or (state.status == "finished" and folder.parent.name == RUNS_FOLDER):
             continue
-        # What cannot be read is told of by the run that goes on with it.
+        # The run that goes on with an unreadable copy reports it.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             if json.loads(file.read_text(encoding="utf-8"))[_IDENTITY] == config.identity:
                 return True

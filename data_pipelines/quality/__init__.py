@@ -1,1 +1,1 @@
-"""Is this data fit to learn from: splits, leakage, profiles, validation, and the page that shows them."""
+"""Data quality: splits, leakage, profiles, validation, and the page that shows them."""

@@ -1,4 +1,4 @@
-"""Features from the future: a feature must be known before the window that its row's label looks at begins."""
+"""Detection of features from the future: a feature must be known before its row's label window begins."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _SHOWN_ROWS = 3
 
 
 class LeakageError(ValueError):
-    """A feature that is not older than its row's label; the message says which, in how many rows, and what to do."""
+    """A feature that is not older than its row's label; the message names it, the number of rows and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Leak:
 
     Attributes:
         column: The feature's time column.
-        rows: Rows where it is not before the label's time.
-        checked: Rows that have both times.
-        examples: Some of those rows, as text: keys, feature time, label time.
+        rows: The number of rows where it is not before the label's time.
+        checked: The number of rows with both times.
+        examples: Some of the rows as text: keys, feature time, label time.
     """
 
     column: str
@@ -32,7 +32,7 @@ class Leak:
 
     @property
     def sentence(self) -> str:
-        """What is wrong, in words."""
+        """A sentence that describes the leak."""
         return (
             f"'{self.column}' is not before the label's window in {self.rows:,} of {self.checked:,} rows "
             f"(for example {'; '.join(self.examples)})"
@@ -45,14 +45,14 @@ def check_leakage(
     """Raise if any feature is not strictly older than the beginning of its row's label window.
 
     Args:
-        df: The table with the times still in it.
-        feature_time: Columns that say when a feature was known: times, or lists of times for a sequence, of which
-            every one must be older. A null, or an empty list, is no feature.
-        label_time: Column that says when the window begins that the label is made of.
-        keys: Columns that name the rows in the message.
+        df: The table, with the times still in it.
+        feature_time: Columns with the time when a feature was known: times, or for a sequence lists of times, which
+            must all be older. A null or an empty list means no feature.
+        label_time: Column with the beginning of the label's window.
+        keys: Columns that identify rows in the message.
 
     Raises:
-        LeakageError: A feature is not older, or a row that has features has no label time.
+        LeakageError: A feature is not older, or a row with features has no label time.
         ValueError: A column is absent or does not hold times, or not of the same kind as the label's.
     """
     leaks = find_leaks(df, feature_time=feature_time, label_time=label_time, keys=keys)
@@ -66,7 +66,7 @@ def check_leakage(
 def find_leaks(
     df: DataFrame, *, feature_time: str | Sequence[str], label_time: str, keys: str | Sequence[str] = ()
 ) -> tuple[Leak, ...]:
-    """Return what :func:`check_leakage` would raise for, in one pass over the table.
+    """Return the leaks for which :func:`check_leakage` raises, in one pass over the table.
 
     Raises:
         ValueError: A column is absent or does not hold times, or not of the same kind as the label's.
@@ -78,13 +78,13 @@ def find_leaks(
     measures: list[Column] = []
     for number, column in enumerate(columns):
         newest = _newest(df.schema[column].dataType, column)
-        # Without a time to compare with, nothing says that the feature is older.
+        # Without a label time, nothing proves that the feature is older.
         is_late = newest.isNotNull() & F.coalesce(newest >= label, F.lit(True))
         example = F.when(is_late, _as_example(named, column, newest, label_time, label))
         measures += [
             F.count_if(is_late).alias(f"late_{number}"),
             F.count(newest).alias(f"checked_{number}"),
-            # The first in the order of the text: the same rows each time, and no list of all of them.
+            # The extremes in text order: the same rows each time, without a list of all of them.
             F.min(example).alias(f"first_{number}"),
             F.max(example).alias(f"last_{number}"),
             F.max_by(example, F.when(is_late, newest)).alias(f"newest_{number}"),
@@ -119,7 +119,7 @@ def _check_columns(df: DataFrame, columns: Sequence[str], keys: Sequence[str], l
 
 
 def _time_family(kind: DataType) -> str | None:
-    """Return what can be compared with what: times with times, numbers with numbers; text sorts as it likes."""
+    """Return the family of comparable types: times or numbers; None for text, whose order means nothing."""
     if isinstance(kind, ArrayType):
         return _time_family(kind.elementType)
     if isinstance(kind, TimestampType | TimestampNTZType | DateType):
@@ -133,6 +133,6 @@ def _newest(kind: DataType, column: str) -> Column:
 
 
 def _as_example(keys: Sequence[str], column: str, newest: Column, label_time: str, label: Column) -> Column:
-    told = [(key, F.col(f"`{key}`")) for key in keys] + [(column, newest), (label_time, label)]
-    parts = [F.concat(F.lit(f"{name} = "), F.coalesce(value.cast("string"), F.lit("null"))) for name, value in told]
+    shown = [(key, F.col(f"`{key}`")) for key in keys] + [(column, newest), (label_time, label)]
+    parts = [F.concat(F.lit(f"{name} = "), F.coalesce(value.cast("string"), F.lit("null"))) for name, value in shown]
     return F.concat_ws(", ", *parts)

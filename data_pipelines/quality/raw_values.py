@@ -1,4 +1,4 @@
-"""Raw Arrow columns of any type taken apart for counting: numbers or tokens, what is missing, how long lists are."""
+"""Extraction of countable values from raw Arrow columns: numbers or tokens, missing values, list lengths."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.feature_kinds import Feature, Text
-from data_pipelines.raw_columns import is_number, is_vector, list_lengths, numeric_values
-from data_pipelines.text import normalise, split_tokens
+from mirrorspark.data_pipelines.features.kinds import Feature, Text
+from mirrorspark.data_pipelines.features.raw_columns import is_number, is_vector, list_lengths, numeric_values
+from mirrorspark.data_pipelines.features.text import normalise, split_tokens
 
 
 class Role(StrEnum):
-    """What a column is to the spec."""
+    """The role of a column in the spec."""
 
     FEATURE = "feature"
     LABEL = "label"
@@ -23,7 +23,7 @@ class Role(StrEnum):
 
 
 class ColumnKind(StrEnum):
-    """How a column's values are counted."""
+    """The way a column's values are counted."""
 
     NUMBER = "number"  # one per row, or several: a list of numbers
     TIME = "time"  # numbers too: seconds since 1970, UTC
@@ -35,10 +35,10 @@ class ColumnKind(StrEnum):
 
 @dataclass(frozen=True)
 class RawValues:
-    """The values of a column in one split, taken apart.
+    """The countable values of a column in one split.
 
-    ``numbers`` (float64) or ``tokens`` (Arrow strings) hold what is there, without missing values; ``codes`` numbers
-    the distinct values of a column that holds one value per row, -1 where it is missing.
+    ``numbers`` (float64) or ``tokens`` (Arrow strings) hold the values that are present; ``codes`` numbers the distinct
+    values of a column with one value per row, with -1 for missing values.
     """
 
     rows: int
@@ -52,7 +52,7 @@ class RawValues:
 
 
 def column_kind(name: str, column_type: pa.DataType, role: Role, feature: Feature | None) -> ColumnKind:
-    """Return how the values of a column are counted: by what the spec reads it as, else by its type."""
+    """Return the way a column's values are counted, from the spec's use of it, or else from its type."""
     if role is Role.KEY:
         return ColumnKind.KEY
     if pa.types.is_dictionary(column_type):
@@ -76,7 +76,7 @@ def column_kind(name: str, column_type: pa.DataType, role: Role, feature: Featur
 
 
 def raw_values(column: pa.Array, kind: ColumnKind, feature: Feature | None) -> RawValues:
-    """Take a column apart; ``feature`` is what reads it, or none."""
+    """Return the countable values of a column; ``feature`` is the feature that reads it, or None."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if kind in (ColumnKind.NUMBER, ColumnKind.TIME):
@@ -122,7 +122,7 @@ def _number_values(column: pa.Array, kind: ColumnKind) -> RawValues:
 
 
 def _list_values(column: pa.Array, feature: Feature | None) -> RawValues:
-    """Take apart what holds several values per row: a list, a map (its keys), a vector (its indices), a text."""
+    """Return the values of a column with several per row: a list, a map's keys, a vector's indices, a text's tokens."""
     rows = len(column)
     if pa.types.is_map(column.type):
         offsets, flat = column.offsets, column.keys
@@ -131,7 +131,7 @@ def _list_values(column: pa.Array, feature: Feature | None) -> RawValues:
         if pa.types.is_struct(column.type):
             return _vector_values(column)
         if isinstance(feature, Text) and not _is_list(column.type):
-            # Bytes that are no UTF-8 have their normal form too; a cast would refuse them.
+            # Bytes that are not UTF-8 have a normal form too; a cast would refuse them.
             text = column if pa.types.is_binary(column.type) else _as_text(column)
             column = split_tokens(normalise(text), feature.pattern)
         lengths = list_lengths(column)
@@ -146,7 +146,7 @@ def _list_values(column: pa.Array, feature: Feature | None) -> RawValues:
 
 
 def _vector_values(column: pa.StructArray) -> RawValues:
-    """Count the entries of vectors as Spark ML stores them; a dense one has values for every index and names none."""
+    """Count the entries of Spark ML vectors; a dense one has values for every index, and no list of indices."""
     vectors = column.filter(column.is_valid())
     indices = vectors.field("indices")
     lengths = np.where(indices.is_null(), list_lengths(vectors.field("values")), list_lengths(indices))
@@ -155,7 +155,7 @@ def _vector_values(column: pa.StructArray) -> RawValues:
 
 
 def class_codes(label: pa.Array) -> np.ndarray:
-    """Return the class of each row as a number, -1 where it is missing; a list of classes counts as a class."""
+    """Return the class of each row as a number, or -1 if it is missing; a list of classes counts as one class."""
     if _is_list(label.type):
         label = pc.binary_join(label.cast(pa.list_(pa.string())), ",")
     codes = _as_text(label).dictionary_encode().indices

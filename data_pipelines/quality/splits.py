@@ -1,4 +1,4 @@
-"""Which rows a model learns from and which it is judged on: the ``split`` column that conversion reads."""
+"""Splits: the ``split`` column with which conversion divides rows into training, validation and test."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,19 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import DataType, DateType, NumericType, StringType, TimestampNTZType, TimestampType
 
-from data_pipelines.manifest import SPLITS
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 
 SPLIT_COLUMN = "split"
 
 Moment = date | datetime | str | int | float
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
-# Doubles hold whole numbers up to 2^53, so a hash cut to 53 bits becomes a number in [0, 1) without rounding.
+# Doubles hold whole numbers up to 2^53, so a hash of 53 bits becomes a number in [0, 1) without rounding.
 _HASH_BITS = 53
 
 
 class SplitError(ValueError):
-    """A split that cannot be made; the message says which value is wrong and what to do."""
+    """A split that cannot be made; the message gives the wrong value and the remedy."""
 
 
 def time_split(
@@ -32,19 +32,19 @@ def time_split(
     gap: timedelta | float | None = None,
     split_column: str = SPLIT_COLUMN,
 ) -> DataFrame:
-    """Add the split by time: a model learns from the past and is judged on what came after.
+    """Add a split by time: a model learns from the past and is judged on later rows.
 
-    Rows before ``validation`` are training rows, those from it on and before ``test`` are validation rows, the rest
-    are test rows. A row without a time fails the job that reads it.
+    Rows before ``validation`` are training rows, later rows before ``test`` are validation rows, the rest are test
+    rows. A row without a time fails the job that reads it.
 
     Args:
         df: The table.
-        column: When the row happened: timestamp, date, number, or text that sorts by time (ISO 8601).
-        validation: First moment of the validation rows, of the column's type; text is read as such.
+        column: The time of a row: timestamp, date, number, or text that sorts by time (ISO 8601).
+        validation: First moment of the validation rows, in the column's type or as text that casts to it.
         test: First moment of the test rows.
-        gap: Leave out the rows that lie this long, or less, before either moment: as long as the label looks ahead,
-            so that no label of a training row is made of what happens in the validation rows. Days count for a date,
-            the column's own unit for a number.
+        gap: Leave out rows up to this long before either moment. Use the length of the label's window, so that no
+            training label depends on the time of the validation rows. The unit is days for a date, and the column's own
+            unit for a number.
         split_column: Name of the column to add.
 
     Raises:
@@ -81,7 +81,7 @@ def time_split(
     if gap is None:
         return result
     for start in starts.values():
-        # A row without a time stays, to fail by the split above instead of vanishing here.
+        # A row without a time stays, so that the split above fails instead of losing it here.
         result = result.where(time.isNull() | (time < _earlier(start, gap, kind, column)) | (time >= start))
     return result
 
@@ -96,18 +96,18 @@ def random_split(
 ) -> DataFrame:
     """Add a random split by a hash of ``keys``.
 
-    Rows of equal keys share a split, whatever their order, partition and number: with the customer as the key no
-    customer is both learnt from and judged on. A table that grows keeps the splits of the rows it had.
+    Rows with equal keys share a split, whatever their order, partition and number: with the customer as the key, no
+    customer is both learnt from and judged on. A growing table keeps the splits of its earlier rows.
 
     Args:
         df: The table.
-        keys: Columns that are hashed, as text; a null counts as a value.
+        keys: Columns to hash, as text; a null counts as a value.
         shares: Share of each split; by default 80% training, 10% validation, 10% test rows.
         seed: Another seed makes another split.
         split_column: Name of the column to add.
 
     Raises:
-        SplitError: A key column is absent, or the shares are no shares of the three splits.
+        SplitError: A key column is absent, or the shares are invalid.
     """
     _check_new_column(df, split_column)
     keys = [keys] if isinstance(keys, str) else list(keys)
@@ -129,8 +129,8 @@ def random_split(
 
 
 def key_fraction(keys: Sequence[str], seed: int = 0) -> Column:
-    """Return a number in [0, 1) for each row, evenly spread, that only its keys and the seed decide."""
-    # As text, so that an id hashes alike whether it is read as int or bigint; a null must not vanish among others.
+    """Return a number in [0, 1) for each row, evenly distributed, that depends only on its keys and the seed."""
+    # As text, so that an id hashes alike as int or bigint; a null must not be lost among other keys.
     parts = [F.coalesce(F.concat(F.lit("="), F.col(f"`{key}`").cast("string")), F.lit("")) for key in keys]
     hashed = F.xxhash64(F.lit(seed), *parts)
     return F.shiftrightunsigned(hashed, 64 - _HASH_BITS).cast("double") / F.lit(2.0**_HASH_BITS)

@@ -1,1 +1,1 @@
-"""The TFRecord codec: bytes <-> records <-> Arrow columns; knows nothing of Spark or of where files lie."""
+"""The TFRecord codec: bytes <-> records <-> Arrow columns, independent of Spark and of storage."""

@@ -1,4 +1,4 @@
-"""Which Arrow types map to which lists of tf.train.Feature, and back.
+"""The mapping between Arrow types and the lists of tf.train.Feature.
 
 * bool, signed integers, unsigned ones up to 32 bits, date (days) and timestamp (microseconds since the epoch, UTC where
   it has a zone): ``int64_list``;
@@ -23,13 +23,13 @@ VALUES_SUFFIX = "/values"
 SIZE_SUFFIX = "/size"
 ROW_LENGTHS_SUFFIX = "/row_lengths"
 
-# How a Spark ML vector looks in Arrow: type 0 is sparse, 1 is dense.
+# The Arrow struct of a Spark ML vector: type 0 is sparse, 1 is dense.
 _VECTOR_FIELDS = {"type": pa.int8(), "size": pa.int32(), "indices": pa.int32(), "values": pa.float64()}
 _VIEWS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
 
 
 class RecordType(enum.StrEnum):
-    """What a record's payload is; the words are those of the Spark connectors' option ``recordType``."""
+    """The message in a record's payload, with the values of the Spark connectors' option ``recordType``."""
 
     EXAMPLE = "Example"
     SEQUENCE_EXAMPLE = "SequenceExample"
@@ -50,18 +50,17 @@ class ListKind(enum.IntEnum):
 
 
 class SchemaError(ValueError):
-    """A schema that records cannot hold, or records without one schema; the message says which column and why."""
+    """A schema that records cannot hold, or records without a common schema; the message names the column."""
 
 
 class FeatureTypeError(ValueError):
-    """A record's feature is not what its column asks for.
+    """A record's feature that is not what its column asks for.
 
     Attributes:
-        feature: its name.
         record: the record's number in the file, from 0.
-        file: the file's name; empty where it is not known.
+        file: the file's name; empty if it is unknown.
         problem: what was found, and what to do.
-        offset: where the record begins, in bytes from the start of the (uncompressed) file; None where it is not known.
+        offset: where the record begins, in bytes from the start of the (uncompressed) file; None if unknown.
     """
 
     def __init__(self, feature: str, record: int, problem: str, *, file: str = "", offset: int | None = None) -> None:
@@ -95,7 +94,7 @@ class FeatureColumn:
         kind: The kind of its list; None for a column that is always null.
         depth: 0 for one value, 1 for a list, 2 for a list of lists.
         type: The Arrow type of its values.
-        fixed_lengths: Per level of lists, from the outside in, the length that it must have; None where any will do.
+        fixed_lengths: Per level of lists, from the outside in, the required length; None for any.
         nullable: Whether a record may lack it.
     """
 
@@ -111,7 +110,7 @@ class FeatureColumn:
         """The kind of a column that is stored.
 
         Raises:
-            TypeError: It is always null, so that no record has it.
+            TypeError: It is always null, so no record has it.
         """
         if self.kind is None:
             raise TypeError(f"column '{self.feature}' of the null type is never stored")
@@ -119,7 +118,7 @@ class FeatureColumn:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The type of the column: its values' type in as many lists as it is deep."""
+        """The type of the column: its values' type, wrapped in ``depth`` lists."""
         found = self.type
         for length in reversed(self.fixed_lengths):
             found = pa.list_(found) if length is None else pa.list_(found, length)
@@ -132,7 +131,7 @@ class TableColumn:
 
     Attributes:
         field: The column's Arrow field.
-        features: A simple column's one feature; of a vector the dense values, then indices, values and size.
+        features: A simple column's one feature, or a vector's dense values, indices, values and size.
     """
 
     field: pa.Field
@@ -140,12 +139,12 @@ class TableColumn:
 
     @property
     def is_vector(self) -> bool:
-        """Whether it is a Spark ML vector."""
+        """True for a Spark ML vector."""
         return len(self.features) > 1
 
 
 def is_vector_type(type_: pa.DataType) -> bool:
-    """Return whether this is how Spark hands over an ML vector."""
+    """Return whether this is the type of a Spark ML vector."""
     if not pa.types.is_struct(type_) or type_.num_fields != len(_VECTOR_FIELDS):
         return False
     for field, (name, expected) in zip(type_, _VECTOR_FIELDS.items(), strict=True):
@@ -156,7 +155,7 @@ def is_vector_type(type_: pa.DataType) -> bool:
 
 
 def list_kind(type_: pa.DataType) -> ListKind | None:
-    """Return the kind of list that holds values of this type, or None where there is none."""
+    """Return the kind of list that holds values of this type, or None if there is none."""
     types = pa.types
     if types.is_boolean(type_) or types.is_date(type_) or types.is_timestamp(type_):
         return ListKind.INT64
@@ -180,7 +179,8 @@ def table_columns(schema: pa.Schema, record_type: RecordType) -> tuple[TableColu
     """Return the features that hold each column of ``schema``, in its order.
 
     Raises:
-        SchemaError: A column's type does not map, a name occurs twice, or a vector's features have the names of others.
+        SchemaError: A column's type has no mapping, a name is repeated, or a vector's features have the names of
+            others.
     """
     if record_type is RecordType.BYTE_ARRAY:
         return (_byte_array_column(schema),)
@@ -191,7 +191,8 @@ def table_columns(schema: pa.Schema, record_type: RecordType) -> tuple[TableColu
     owners: dict[tuple[str, bool], str] = {}
     for column in columns:
         for feature in column.features:
-            # Context and feature lists are two maps, so a name may be in both; columns of one table may not share one.
+            # Context and feature lists are two maps, so a name may be in both; the columns of a table may not share
+            # one.
             place = feature.feature, False
             if place in owners:
                 raise SchemaError(
@@ -260,13 +261,13 @@ def _is_list(type_: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class InferredFeature:
-    """What records hold under one name.
+    """The content of records under one name.
 
     Attributes:
-        kind: The kind of list; None where every record's feature is without a kind.
-        depth: 0 where no record has more than one value, 1 where some has, 2 for a FeatureList.
+        kind: The kind of list; None if no record's feature has a kind.
+        depth: 0 if no record has more than one value, 1 if some record has, 2 for a FeatureList.
         is_text: Whether every byte string is valid UTF-8.
-        seen_in: A file and record that have this kind, for messages.
+        seen_in: A file and record with this kind, for messages.
     """
 
     kind: ListKind | None
@@ -290,23 +291,17 @@ class InferredFeature:
 
 @dataclass(frozen=True)
 class InferredSchema:
-    """What the records seen so far hold; a plain value, so that tasks infer apart and the driver merges.
-
-    Attributes:
-        record_type: What the records are.
-        records: How many were seen.
-        features: By name.
-    """
+    """The content of the records seen so far; a plain value, so that tasks infer separately and the driver merges."""
 
     record_type: RecordType
     records: int = 0
     features: Mapping[str, InferredFeature] | None = None
 
     def merged(self, other: "InferredSchema") -> "InferredSchema":
-        """Return what the records of both hold.
+        """Return the schema of both sets of records.
 
         Raises:
-            SchemaError: A feature is of one kind here and of another there.
+            SchemaError: A feature has different kinds in the two.
         """
         features = dict(self.features or {})
         for name, theirs in (other.features or {}).items():
@@ -316,12 +311,12 @@ class InferredSchema:
 
     @property
     def empty_features(self) -> tuple[str, ...]:
-        """The features that no record gives a kind, whose columns have the null type."""
+        """The features without a kind in any record, whose columns have the null type."""
         return tuple(sorted(name for name, feature in (self.features or {}).items() if feature.kind is None))
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns in the order of their names; a list becomes a scalar where no record has more than one value."""
+        """The columns in the order of their names; a feature is a scalar if no record has more than one value."""
         if self.record_type is RecordType.BYTE_ARRAY:
             return pa.schema([("byteArray", pa.binary())])
         features = self.features or {}
@@ -332,13 +327,13 @@ def _merged_feature(name: str, ours: InferredFeature, theirs: InferredFeature) -
     if ours.kind is not None and theirs.kind is not None and ours.kind is not theirs.kind:
         raise SchemaError(
             f"feature '{name}' is of kind {ours.kind.field_name} in {ours.seen_in} and of kind "
-            f"{theirs.kind.field_name} in {theirs.seen_in}; give a schema without it, or read the files apart"
+            f"{theirs.kind.field_name} in {theirs.seen_in}; give a schema without it, or read the files separately"
         )
     if (ours.depth == 2) is not (theirs.depth == 2):
         listed, single = (ours, theirs) if ours.depth == 2 else (theirs, ours)
         raise SchemaError(
             f"feature '{name}' is a feature list in {listed.seen_in} and part of the context in {single.seen_in}; give "
-            "a schema without it, or read the files apart"
+            "a schema without it, or read the files separately"
         )
     first = ours if ours.kind is not None else theirs
     return replace(first, depth=max(ours.depth, theirs.depth), is_text=ours.is_text and theirs.is_text)

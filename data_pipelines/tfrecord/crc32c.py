@@ -1,4 +1,4 @@
-"""The CRC-32C checksum and the masked form of it that TFRecord stores: a numba kernel and a plain-Python twin."""
+"""The CRC-32C checksum and the masked form that TFRecord stores: a numba kernel, and a plain-Python twin for tests."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
+from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
 
 BytesLike = bytes | bytearray | memoryview | npt.NDArray[Any]
 
 MASK_DELTA = 0xA282EAD8
-"""What masking adds to a checksum after turning it; for kernels, which mask what :func:`crc32c_of_span` returns."""
+"""The constant that masking adds to a rotated checksum; kernels mask the result of :func:`crc32c_of_span` with it."""
 
 _REVERSED_POLYNOMIAL = 0x82F63B78
 
@@ -20,8 +20,8 @@ def crc32c(data: BytesLike, initial: int = 0) -> int:
     """Return the CRC-32C (Castagnoli) of ``data``.
 
     Args:
-        data: any contiguous bytes-like object, a NumPy array included; its memory is read in place.
-        initial: the CRC-32C of the bytes that come before ``data``, so that a long text can be summed in pieces.
+        data: any contiguous bytes-like object, including a NumPy array; its memory is read in place.
+        initial: the CRC-32C of the bytes that come before ``data``, so that data can be processed in pieces.
 
     Raises:
         ValueError: ``data`` is not contiguous.
@@ -34,12 +34,12 @@ def crc32c(data: BytesLike, initial: int = 0) -> int:
 
 
 def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
-    """Return the CRC-32C of two texts joined, from their own checksums.
+    """Return the CRC-32C of two concatenated byte strings from their own checksums.
 
     Args:
-        first: the CRC-32C of the first text.
-        second: the CRC-32C of the second text.
-        second_bytes: the length of the second text.
+        first: the CRC-32C of the first.
+        second: the CRC-32C of the second.
+        second_bytes: the length of the second.
     """
     return int(_shift(first, second_bytes)) ^ second
 
@@ -61,7 +61,7 @@ def mask_crc32c(crc: int) -> int:
 
 
 def crc32c_plain(data: bytes, initial: int = 0) -> int:
-    """Return what :func:`crc32c` returns, bit by bit as the definition reads: the twin that tests compare with."""
+    """Return the same as :func:`crc32c`, computed bit by bit from the definition; tests compare the two."""
     crc = initial ^ 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -71,7 +71,7 @@ def crc32c_plain(data: bytes, initial: int = 0) -> int:
 
 
 def _slicing_tables() -> npt.NDArray[np.uint32]:
-    """Return ``tables[n, b]`` ``[8, 256]``: what byte ``b`` adds to the checksum when ``n`` bytes follow it.
+    """Return ``tables[n, b]`` ``[8, 256]``: the contribution of byte ``b`` to the checksum when ``n`` bytes follow it.
 
     Source: Kounavis and Berry, "A Systematic Approach to Building High Performance Software-Based CRC Generators".
     """
@@ -90,7 +90,7 @@ _TABLES = _slicing_tables()
 
 
 def _shift_tables(following_bytes: int) -> npt.NDArray[np.uint32]:
-    """Return ``tables[n, b]`` ``[4, 256]``: what byte ``n`` of a checksum becomes when so many zero bytes follow."""
+    """Return ``tables[n, b]`` ``[4, 256]``: byte ``n`` of a checksum after ``following_bytes`` zero bytes."""
     # Byte by byte, all 1,024 checksums at once: a zero byte only moves a checksum through the first table.
     rows: npt.NDArray[np.uint32] = np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32))[:, None]
     for _ in range(following_bytes):
@@ -106,8 +106,7 @@ _MIDDLE_SHIFTS = _shift_tables(_MIDDLE_BLOCK_BYTES)
 
 @compile_inner_kernel
 def _word(content: npt.NDArray[np.uint8], at: int) -> np.uint64:
-    # Written out, LLVM turns this into one 8-byte load, which needs no alignment; as a loop, or with an index that it
-    # takes for possibly negative, it does not.
+    # LLVM turns this unrolled form into one unaligned 8-byte load, but not a loop, nor an index that may be negative.
     place = np.uintp(at)
     return (
         np.uint64(content[place])
@@ -146,16 +145,16 @@ def _multiply(left: int | np.uint32, right: int | np.uint32) -> np.uint32:
     for bit in range(31, -1, -1):
         if (left >> np.uint32(bit)) & np.uint32(1):
             product ^= right
-        odd = right & np.uint32(1)
+        is_reduced = right & np.uint32(1)
         right = np.uint32(right >> np.uint32(1))
-        if odd:
+        if is_reduced:
             right ^= np.uint32(_REVERSED_POLYNOMIAL)
     return np.uint32(product)
 
 
 @compile_kernel(numba.types.uint32(numba.types.uint32, numba.types.int64))
 def _shift(crc: int | np.uint32, following_bytes: int) -> np.uint32:
-    """Return what ``crc`` becomes when ``following_bytes`` bytes follow: times x**(8 * following_bytes)."""
+    """Return ``crc`` shifted past ``following_bytes`` bytes: times x**(8 * following_bytes)."""
     power = np.uint32(1 << 23)  # x**8
     while following_bytes > 0:
         if following_bytes & 1:
@@ -186,12 +185,12 @@ def crc32c_of_span(content: npt.NDArray[np.uint8], start: int, stop: int, initia
         stop: one past the last byte.
         initial: the CRC-32C of the bytes that come before.
     """
-    # With indices that start at zero the compiler sees that none is negative.
+    # With indices that start at zero, the compiler knows that none is negative.
     content = content[start:stop]
     crc = np.uint32(~np.uint32(initial))
     at = 0
-    # One chain waits for its table look-ups; three side by side keep the core busy (2.3 -> 5.7 GB/s, and 2.2 -> 4.6 for
-    # the 855 bytes of a usual row). Blocks of fixed lengths are joined by table.
+    # A single chain waits for its table look-ups; three chains side by side keep the core busy (2.3 -> 5.7 GB/s, and
+    # 2.2 -> 4.6 for the 855 bytes of a usual row). Tables join blocks of fixed lengths.
     while content.size - at >= 3 * _MIDDLE_BLOCK_BYTES:
         second = np.uint32(0)
         last = np.uint32(0)

@@ -1,11 +1,10 @@
-"""Which columns records hold, found by looking at them."""
+"""Schema inference: the columns that records hold."""
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipelines.tfrecord import row_decode_kernels as kernels
-from data_pipelines.tfrecord.arrow_schema import (
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     ROW_LENGTHS_SUFFIX,
     InferredFeature,
     InferredSchema,
@@ -13,9 +12,15 @@ from data_pipelines.tfrecord.arrow_schema import (
     RecordType,
     SchemaError,
 )
-from data_pipelines.tfrecord.records import RecordChunk
-from data_pipelines.tfrecord.row_codec import RowDecoder, canonical_chunk
-from data_pipelines.tfrecord.table_blocks import BESIDE_SUFFIXES, BLOCK_ROWS, INNER_ROW_LENGTHS_SUFFIX, is_table_block
+from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk
+from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder, canonical_chunk
+from mirrorspark.data_pipelines.tfrecord.row_survey_kernels import survey
+from mirrorspark.data_pipelines.tfrecord.table_blocks import (
+    BESIDE_SUFFIXES,
+    BLOCK_ROWS,
+    INNER_ROW_LENGTHS_SUFFIX,
+    is_table_block,
+)
 
 _FIRST_ROOM = 1024
 _MOST_KEYS = 2**20
@@ -24,18 +29,17 @@ _FEATURE_LISTS = 2
 
 
 def infer(chunk: RecordChunk, record_type: RecordType = RecordType.EXAMPLE, *, name: str = "") -> InferredSchema:
-    """Return what the records of ``chunk`` hold; :meth:`InferredSchema.merged` puts chunks and files together.
+    """Return the schema of the records of ``chunk``; :meth:`InferredSchema.merged` combines chunks and files.
 
-    Of blocks (:mod:`data_pipelines.tfrecord.table_blocks`), the columns of their rows.
+    For blocks (:mod:`data_pipelines.tfrecord.table_blocks`), these are the columns of their rows.
 
     Args:
-        chunk: Records, as :func:`data_pipelines.tfrecord.records.scan_records` yields them.
-        record_type: What they are.
-        name: What errors call the file.
+        chunk: Records, as :func:`data_pipelines.tfrecord.record_scan.scan_records` yields them.
+        record_type: Their type.
+        name: The file's name, for errors.
 
     Raises:
-        SchemaError: A feature is of one kind in one record and of another kind in another, or there are more than a
-            million names.
+        SchemaError: A feature has different kinds in different records, or there are more than a million names.
         MalformedExampleError: A payload is not a message of the record type.
     """
     if record_type is RecordType.BYTE_ARRAY or not len(chunk.starts):
@@ -64,7 +68,7 @@ def _survey(
     room = _FIRST_ROOM
     while True:
         is_sequence = record_type is RecordType.SEQUENCE_EXAMPLE
-        count, keys, offsets, sections, first_rows, most_values, odd = kernels.survey(
+        count, keys, offsets, sections, first_rows, most_values, non_canonical = survey(
             chunk.content, chunk.starts, chunk.stops, is_sequence, room, room * _KEY_BYTES
         )
         if count < 0:
@@ -75,9 +79,9 @@ def _survey(
                     "schema with those that are wanted"
                 )
             continue
-        if not odd.any():
+        if not non_canonical.any():
             break
-        chunk = canonical_chunk(chunk, np.flatnonzero(odd), record_type, name=name)
+        chunk = canonical_chunk(chunk, np.flatnonzero(non_canonical), record_type, name=name)
     names = [_name(keys[offsets[key] : offsets[key + 1]].tobytes(), name) for key in range(count)]
     texts = _text_features(chunk, record_type, names, sections, first_rows, name)
     return chunk, [
@@ -110,7 +114,7 @@ def _inferred(
     if len(kinds) > 1:
         raise SchemaError(
             f"feature '{feature}' is of kind {kinds[0].field_name} in {places[0]} and of kind {kinds[1].field_name} in "
-            f"{places[1]}; give a schema without it, or read the files apart"
+            f"{places[1]}; give a schema without it, or read the files separately"
         )
     depth = _FEATURE_LISTS if section == _FEATURE_LISTS else int(most_values > 1)
     if not kinds:
@@ -130,7 +134,7 @@ def _text_features(
     depths = {
         feature: int(sections[key])
         for key, feature in enumerate(names)
-        # Of two kinds is an error that the caller tells.
+        # The caller reports features of two kinds.
         if first_rows[key, ListKind.BYTES] >= 0 and (first_rows[key, [ListKind.FLOAT, ListKind.INT64]] < 0).all()
     }
     nested = {1: pa.list_(pa.binary()), 2: pa.list_(pa.list_(pa.binary()))}
@@ -150,7 +154,7 @@ def _text_features(
 
 
 def _block_features(features: dict[str, InferredFeature]) -> dict[str, InferredFeature]:
-    """Return the columns of the rows of blocks: how deep their lists are shows in what stands beside them."""
+    """Return the columns of the rows of blocks; the row lengths stored beside a column say how deep its lists are."""
     beside = {feature + suffix for feature in features for suffix in BESIDE_SUFFIXES} | {BLOCK_ROWS}
     found = {}
     for feature, inferred in features.items():

@@ -1,4 +1,4 @@
-"""The tf.train.SequenceExample wire format <-> columns: one message at a time, whoever wrote it.
+"""Encoding and decoding of tf.train.SequenceExample: one message at a time, from any writer.
 
 The messages, from TensorFlow ``core/example/example.proto`` and ``feature.proto``::
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from data_pipelines.tfrecord.examples import (
+from mirrorspark.data_pipelines.tfrecord.examples import (
     Column,
     MalformedExampleError,
     canonical_example,
@@ -32,7 +32,7 @@ def encode_sequence_example(context: Mapping[str, Column], feature_lists: Mappin
     """Return one serialized tf.train.SequenceExample, keys in sorted order.
 
     Args:
-        context: what :func:`data_pipelines.tfrecord.examples.encode_example` takes.
+        context: columns, as for :func:`data_pipelines.tfrecord.examples.encode_example`.
         feature_lists: by name, the features of each list.
 
     Raises:
@@ -60,7 +60,7 @@ def decode_sequence_example(
         feature_lists: likewise.
 
     Returns:
-        The context as :func:`data_pipelines.tfrecord.examples.decode_example` returns it, less the features without a
+        The context as :func:`data_pipelines.tfrecord.examples.decode_example` returns it, without features that have no
         kind, and by name the features of each list, None for one without a kind.
 
     Raises:
@@ -70,7 +70,7 @@ def decode_sequence_example(
     maps: dict[int, list[bytes]] = {1: [], 2: []}
     for number, start, stop in _fields(payload, 0):
         maps.get(number, []).append(payload[start:stop])
-    # Pieces of one message count as the message that they make when joined.
+    # In protobuf, the pieces of a message are equivalent to their concatenation.
     decoded = _decoded(_field(1, b"".join(maps[1])), context)
     listed: dict[str, list[npt.NDArray[Any] | list[bytes] | None]] = {}
     lists = b"".join(maps[2])
@@ -87,7 +87,7 @@ def canonical_sequence_example(
     context: Collection[str] | None = None,
     feature_lists: Collection[str] | None = None,
 ) -> bytes:
-    """Return a SequenceExample of any writer as :func:`encode_sequence_example` writes it.
+    """Rewrite a SequenceExample of any writer as :func:`encode_sequence_example` writes it.
 
     Args:
         payload: the serialized message.
@@ -101,7 +101,7 @@ def canonical_sequence_example(
 
 
 def _feature_of(column: Column) -> bytes:
-    """Return the Feature of a column: the Example with one entry of an empty name, less all that is around it."""
+    """Return the Feature of a column, cut out of an Example with one entry of an empty name."""
     message = encode_example({"": column})
     start = 0
     for _ in range(2):
@@ -128,7 +128,7 @@ def _listed(entry: bytes) -> tuple[str, list[bytes]]:
 
 def _decoded(example: bytes, columns: Collection[str] | None) -> dict[str, npt.NDArray[Any] | list[bytes]]:
     try:
-        # Written anew, the message has no features without a kind.
+        # The rewritten message has no features without a kind.
         return decode_example(canonical_example(example, columns))
     except MalformedExampleError as error:
         raise MalformedExampleError(error.problem, error.offset, message=_MESSAGE) from error

@@ -1,4 +1,4 @@
-"""Arrow columns <-> the plain arrays that features hold: the part that row and block layout share."""
+"""Conversion between Arrow columns and the plain arrays that features hold, shared by the row and the block layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.tfrecord.arrow_schema import (
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     FeatureColumn,
     ListKind,
     TableColumn,
     ValueNotStorableError,
 )
-from data_pipelines.tfrecord.examples import Strings
+from mirrorspark.data_pipelines.tfrecord.examples import Strings
 
 _SPARSE, _DENSE = 0, 1
 _LARGEST_OFFSET = 2**31 - 1
@@ -25,7 +25,6 @@ class ValueMismatchError(ValueError):
     """A stored value that does not fit its column.
 
     Attributes:
-        row: the row it is in.
         problem: which value and why, worded to follow the feature's name.
     """
 
@@ -40,7 +39,7 @@ class ValueMismatchError(ValueError):
 
 
 Values = npt.NDArray[Any] | Strings
-"""int64, float32 or byte strings, by the kind of the feature."""
+"""int64, float32 or byte strings, depending on the kind of the feature."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,10 @@ class StoredColumn:
     """The values of one feature in all rows.
 
     Attributes:
-        feature: What it is.
-        values: The values of all rows; those of a scalar column stand at their row, whatever stands at a null.
+        values: The values of all rows; a scalar column has one per row, undefined for a null.
         offsets: Per level of lists, from the outside in, where each list's values (or inner lists) begin and the last
-            one's end: int64 ``[lists + 1]``. A null list has none.
-        valid: uint8 ``[rows]``, 0 where the row lacks the feature; None where none does.
+            one's end: int64 ``[lists + 1]``. A null list is empty.
+        valid: uint8 ``[rows]``, 0 for a row without the feature; None if every row has it.
         inner_valid: The same for inner lists.
     """
 
@@ -75,7 +73,7 @@ class StoredColumn:
 
 
 def kind_problem(feature: FeatureColumn, found: ListKind) -> str:
-    """Return what to say of a feature of another kind than its column asks for, worded to follow its name."""
+    """Return the message for a feature of another kind than its column asks for, worded to follow its name."""
     return (
         f"is of kind {found.field_name}, but its column of type {feature.arrow_type} asks for "
         f"{feature.stored_kind.field_name}; ask for a type of the kind that the file has"
@@ -87,7 +85,7 @@ def stored_columns(batch: pa.RecordBatch | pa.Table, columns: Sequence[TableColu
 
     Args:
         batch: Rows whose columns are ``columns``, in their order.
-        columns: What they are.
+        columns: The columns and their features.
 
     Raises:
         ValueNotStorableError: A list holds a null, or a value does not fit the feature's type.
@@ -105,7 +103,7 @@ def stored_columns(batch: pa.RecordBatch | pa.Table, columns: Sequence[TableColu
 
 
 def restored_column(column: TableColumn, arrays: Sequence[pa.Array]) -> pa.Array:
-    """Return the table's column from the arrays of its features: the way back from :func:`stored_columns`."""
+    """Return the table's column from the arrays of its features: the inverse of :func:`stored_columns`."""
     if column.is_vector:
         return _vector_of(column.field.type, arrays)
     return arrays[0] if arrays[0].type == column.field.type else arrays[0].cast(column.field.type)
@@ -228,7 +226,7 @@ def _numbers(array: pa.Array, type_: pa.DataType, at_null: float) -> npt.NDArray
 def _check_floats(
     feature: FeatureColumn, array: pa.Array, stored: npt.NDArray[Any], offsets: Sequence[npt.NDArray[np.int64]]
 ) -> None:
-    """Refuse finite numbers that became infinite as float32."""
+    """Raise for finite numbers that became infinite as float32."""
     infinite = np.isinf(stored)
     if not infinite.any():
         return
@@ -258,13 +256,13 @@ def restored_array(stored: StoredColumn) -> pa.Array:
     """Return the array of one feature, of its :attr:`FeatureColumn.arrow_type`.
 
     Raises:
-        ValueMismatchError: A value does not fit the type, a list has another length than it must, a string is not
-            UTF-8, or a row lacks what may not be null.
+        ValueMismatchError: A value does not fit the type, a list has the wrong length, a string is not UTF-8, or a
+            value is missing in a column that takes no nulls.
     """
     feature = stored.feature
     if stored.valid is not None and not feature.nullable and not stored.valid.all():
         row = int(np.flatnonzero(stored.valid == 0)[0])
-        raise ValueMismatchError(row, "is missing, but its column takes no nulls; let it take them")
+        raise ValueMismatchError(row, "is missing, but its column takes no nulls; make it nullable")
     scalar_valid = None if feature.depth else stored.valid
     array = _leaf(feature.type, stored.values, scalar_valid, stored.offsets)
     for level in reversed(range(feature.depth)):
@@ -285,7 +283,7 @@ def _leaf(
     if isinstance(values, Strings):
         return _string_array(type_, values, valid, offsets)
     if valid is not None:
-        # What stands at a null is anybody's: it may not fail a check below.
+        # The value under a null is undefined and must not fail a check below.
         values = np.where(valid, values, values.dtype.type(0))
     if values.dtype == np.float32:
         return _float_array(type_, values, valid, offsets)

@@ -2,11 +2,11 @@
 
 Any reader of ``tf.train.Example`` can parse a block. The names of its features are:
 
-* ``block/rows``: how many rows it has; no other records have this feature, so that it tells the layout;
-* a column by its own name: the values of all rows, zeros or empty strings where they are null;
-* of a column of lists the values of all rows one after the other, with ``<name>/row_lengths`` beside them, and of lists
-  of lists ``<name>/inner_row_lengths`` too;
-* ``<name>/is_null``, zeros and ones, where some are null, and ``<name>/inner_is_null`` where some inner lists are;
+* ``block/rows``: the number of rows; no other records have this feature, so it identifies the layout;
+* a column under its own name: the values of all rows, with zeros or empty strings for nulls;
+* for a column of lists, the concatenated values of all rows and ``<name>/row_lengths``; for lists of lists also
+  ``<name>/inner_row_lengths``;
+* ``<name>/is_null``, zeros and ones, if some values are null, and ``<name>/inner_is_null`` if some inner lists are;
 * a Spark ML vector as :mod:`data_pipelines.tfrecord.arrow_schema` stores it: as four columns.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipelines.tfrecord.arrow_schema import (
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     ROW_LENGTHS_SUFFIX,
     FeatureColumn,
     FeatureTypeError,
@@ -27,7 +27,7 @@ from data_pipelines.tfrecord.arrow_schema import (
     TableColumn,
     table_columns,
 )
-from data_pipelines.tfrecord.examples import (
+from mirrorspark.data_pipelines.tfrecord.examples import (
     Column,
     MalformedExampleError,
     Strings,
@@ -35,7 +35,7 @@ from data_pipelines.tfrecord.examples import (
     decode_example_arrays,
     encode_example,
 )
-from data_pipelines.tfrecord.stored_columns import (
+from mirrorspark.data_pipelines.tfrecord.stored_columns import (
     StoredColumn,
     ValueMismatchError,
     Values,
@@ -52,10 +52,10 @@ IS_NULL_SUFFIX = "/is_null"
 INNER_IS_NULL_SUFFIX = "/inner_is_null"
 
 BESIDE_SUFFIXES = (ROW_LENGTHS_SUFFIX, INNER_ROW_LENGTHS_SUFFIX, IS_NULL_SUFFIX, INNER_IS_NULL_SUFFIX)
-"""What may stand beside a column; the first two are the row lengths of its levels of lists."""
+"""Suffixes of the features that may accompany a column; the first two are the row lengths of its levels of lists."""
 
 _MOST_ROWS = 2**31 - 1
-# A block of columns that are all null has nothing to confirm its number of rows by; so many cost little memory.
+# If all columns of a block are null, nothing confirms its number of rows; this many cost little memory.
 _UNCONFIRMED_ROWS = 2**20
 
 _REWRITE = "write the file again"
@@ -67,13 +67,13 @@ def check_block_schema(schema: pa.Schema) -> None:
     """Check that blocks can hold a table.
 
     Raises:
-        SchemaError: A column's type does not map, a name occurs twice, or one is reserved for what stands beside
-            another column.
+        SchemaError: A column's type has no mapping, a name is repeated, or a name is reserved for a feature that
+            accompanies another column.
     """
     _block_columns(schema)
 
 
-# Planning takes as long as encoding a block, and block after block has the same schema.
+# Planning takes as long as encoding a block, and consecutive blocks have the same schema.
 @lru_cache(maxsize=16)
 def _block_columns(schema: pa.Schema) -> tuple[TableColumn, ...]:
     columns = table_columns(schema, RecordType.SEQUENCE_EXAMPLE)
@@ -84,14 +84,14 @@ def _block_columns(schema: pa.Schema) -> tuple[TableColumn, ...]:
         for suffix in BESIDE_SUFFIXES:
             if name + suffix in names:
                 raise SchemaError(
-                    f"column '{name + suffix}' has a name that is reserved for what stands beside column '{name}'; "
+                    f"column '{name + suffix}' has a name that is reserved for the features of column '{name}'; "
                     "rename one of them"
                 )
     return columns
 
 
 def is_table_block(payload: bytes | memoryview) -> bool:
-    """Return whether a record is a block of this layout, and not one row.
+    """Return whether a record is a block of this layout, not a single row.
 
     Raises:
         MalformedExampleError: It is no tf.train.Example.
@@ -100,16 +100,16 @@ def is_table_block(payload: bytes | memoryview) -> bool:
 
 
 def table_block_rows(payload: bytes | memoryview, *, name: str = "", record: int = 0, offset: int | None = None) -> int:
-    """Return how many rows a block has, for readers that want none of its columns.
+    """Return the number of rows in a block, for readers that want none of its columns.
 
     Args:
         payload: The record's payload.
-        name: What errors call the file.
-        record: What they say is the record's number.
-        offset: What they say is the byte of the file where the record begins; None where it is not known.
+        name: The file's name, for errors.
+        record: The record's number, for errors.
+        offset: The byte of the file where the record begins, for errors; None if unknown.
 
     Raises:
-        MalformedExampleError: The payload is not a block, or no column has as many values.
+        MalformedExampleError: The payload is not a block, or no column has that many values.
     """
     return _decoded_columns(payload, (), name, record, offset)[1]
 
@@ -144,14 +144,14 @@ def decode_table_block(
     record: int = 0,
     offset: int | None = None,
 ) -> pa.RecordBatch:
-    """Return the rows of one block; columns that ``schema`` does not name are passed over unread.
+    """Return the rows of one block; columns outside ``schema`` are skipped unread.
 
     Args:
         payload: The record's payload.
         schema: The columns to return; one that the block lacks is null.
-        name: What errors call the file.
-        record: What they say is the record's number.
-        offset: What they say is the byte of the file where the record begins; None where it is not known.
+        name: The file's name, for errors.
+        record: The record's number, for errors.
+        offset: The byte of the file where the record begins, for errors; None if unknown.
 
     Raises:
         SchemaError: Blocks cannot hold such a table.
@@ -182,7 +182,7 @@ def decode_table_block(
 def _decoded_columns(
     payload: bytes | memoryview, wanted: Sequence[str], name: str, record: int, offset: int | None
 ) -> tuple[_Decoded, int]:
-    """Return the features of a block, and how many rows it has."""
+    """Return the features of a block and its number of rows."""
     try:
         decoded = decode_example_arrays(payload, [BLOCK_ROWS, *wanted])
         rows = _row_count(decoded)
@@ -197,7 +197,7 @@ def _decoded_columns(
 def _row_count(decoded: _Decoded) -> int:
     stored = decoded.get(BLOCK_ROWS)
     if not isinstance(stored, np.ndarray) or stored.dtype != np.int64 or len(stored) != 1:
-        raise MalformedExampleError(f"it is no block of rows, having no feature '{BLOCK_ROWS}' of one number", 0)
+        raise MalformedExampleError(f"it is not a block of rows: it has no feature '{BLOCK_ROWS}' of one number", 0)
     rows = int(stored[0])
     if not 0 <= rows <= _MOST_ROWS:
         raise MalformedExampleError(f"its feature '{BLOCK_ROWS}' is {rows}; a block has 0 to {_MOST_ROWS} rows", 0)
@@ -205,14 +205,14 @@ def _row_count(decoded: _Decoded) -> int:
 
 
 def _confirm_rows(rows: int, decoded: _Decoded, payload: bytes | memoryview) -> None:
-    """Check that some column has as many values as the block has rows, before columns it lacks are made that long.
+    """Check that some column has as many values as the block has rows, before missing columns are made that long.
 
     Raises:
-        MalformedExampleError: None has; a damaged number would take any amount of memory.
+        MalformedExampleError: None has; a damaged number could take any amount of memory.
     """
     if rows <= _UNCONFIRMED_ROWS or _has_length(rows, decoded):
         return
-    # None of the columns that were asked for is in the block: those that were not may confirm it.
+    # None of the requested columns is in the block; the others may confirm the number.
     if not _has_length(rows, decode_example_arrays(payload)):
         raise MalformedExampleError(f"its feature '{BLOCK_ROWS}' is {rows}, but no column has as many values", 0)
 
@@ -223,7 +223,7 @@ def _has_length(rows: int, decoded: _Decoded) -> bool:
 
 def _stored_column(feature: FeatureColumn, decoded: _Decoded, rows: int) -> StoredColumn:
     if feature.feature not in decoded:
-        # A block that never had the column.
+        # The block lacks the column.
         lists = tuple(np.zeros(rows + 1 if level == 0 else 1, np.int64) for level in range(feature.depth))
         count = 0 if feature.depth else rows
         return StoredColumn(feature, _empty_values(feature, count), lists, np.zeros(rows, np.uint8))
@@ -231,7 +231,7 @@ def _stored_column(feature: FeatureColumn, decoded: _Decoded, rows: int) -> Stor
     offsets: list[npt.NDArray[np.int64]] = []
     expected = rows
     for level in range(feature.depth):
-        # Lists hold the inner lists, whose lengths come next, or the values.
+        # Lists contain inner lists, whose lengths come next, or values.
         inner = values if level + 1 == feature.depth else decoded.get(feature.feature + BESIDE_SUFFIXES[level + 1], ())
         offsets.append(_list_offsets(feature, decoded, BESIDE_SUFFIXES[level], expected, len(inner)))
         expected = len(inner)
@@ -245,7 +245,7 @@ def _stored_column(feature: FeatureColumn, decoded: _Decoded, rows: int) -> Stor
 def _list_offsets(
     feature: FeatureColumn, decoded: _Decoded, suffix: str, lists: int, values: int
 ) -> npt.NDArray[np.int64]:
-    """Return where each of so many lists begins among so many values (or inner lists), and where the last one ends."""
+    """Return where each of the lists begins among their values (or inner lists), and where the last one ends."""
     lengths = _beside(feature, decoded, suffix, lists)
     if lengths is None:
         raise ValueMismatchError(0, f"has no '{suffix}' beside it, as lists have; ask for a scalar column")
@@ -255,7 +255,7 @@ def _list_offsets(
         raise ValueMismatchError(
             row, f"has the length {lengths[wrong[0]]} in the '{suffix}' beside it, but only {values} values; {_REWRITE}"
         )
-    # A block has less than 2**31 lengths and values: the sum of lengths up to there stays within int64.
+    # A block has fewer than 2**31 lengths and values, so the sum of lengths fits in int64.
     offsets = np.zeros(lists + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     if offsets[-1] != values:

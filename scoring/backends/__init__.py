@@ -1,1 +1,1 @@
-"""Libraries that compute a model's outputs, one file each."""
+"""Backends, one file for each library that computes models."""

@@ -1,20 +1,20 @@
-"""The backends by name.
+"""Catalog of the backends.
 
-A new one is one file beside this and one line in the table here.
+A new backend is one file in this folder and one line in the table here.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scoring.backends.keras_file import KerasBackend
-from scoring.backends.lightgbm_file import LightGBMBackend
-from scoring.backends.linear import LinearBackend
-from scoring.backends.onnx_file import OnnxBackend
-from scoring.backends.protocol import Backend, UnsupportedModelError
-from scoring.backends.pyfunc import PyfuncBackend
-from scoring.backends.saved_model import SavedModelBackend
-from scoring.backends.xgboost_file import XGBoostBackend
+from mirrorspark.scoring.backends.keras_file import KerasBackend
+from mirrorspark.scoring.backends.lightgbm_file import LightGBMBackend
+from mirrorspark.scoring.backends.linear import LinearBackend
+from mirrorspark.scoring.backends.onnx_file import OnnxBackend
+from mirrorspark.scoring.backends.protocol import Backend, UnsupportedModelError
+from mirrorspark.scoring.backends.pyfunc import PyfuncBackend
+from mirrorspark.scoring.backends.saved_model import SavedModelBackend
+from mirrorspark.scoring.backends.xgboost_file import XGBoostBackend
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class _Entry:
     compared: tuple[str, ...] = ()
 
 
-# None of them imports its library before a model is loaded.
+# No backend imports its library before a model is loaded.
 _BACKENDS: Mapping[str, _Entry] = {
     "keras": _Entry(KerasBackend, ("tensorflow", "tf-keras")),
     "lightgbm": _Entry(LightGBMBackend, ("lightgbm",)),
     "linear": _Entry(LinearBackend, ("numpy",)),
     "onnx": _Entry(OnnxBackend, ("onnxruntime",)),
-    "pyfunc": _Entry(PyfuncBackend),  # tells them itself: scoring.versions.pinned_versions
+    "pyfunc": _Entry(PyfuncBackend),  # versions are in the model: scoring.model.versions.pinned_versions
     "saved_model": _Entry(SavedModelBackend, ("tensorflow",)),
     "xgboost": _Entry(XGBoostBackend, ("xgboost",)),
 }
@@ -46,13 +46,13 @@ def load_backend(name: str, path: Path, *, signature: str | None, threads: int |
     """Load a model of another library.
 
     Args:
-        name: Of the backend.
+        name: Name of the backend.
         path: The model's file or folder.
-        signature: The signature of a SavedModel; None of all others.
-        threads: Threads that it may compute with, where they are its own and not the process's; None is one per core.
+        signature: Signature of a SavedModel; None for other models.
+        threads: Threads of the backend, if it has threads of its own; None means one per core.
 
     Raises:
-        UnsupportedModelError: The model cannot be loaded, or scored; or there is no such backend.
+        UnsupportedModelError: The model cannot be loaded or scored, or there is no such backend.
         ModuleNotFoundError: A library that it needs is not installed here.
     """
     if name not in _BACKENDS:

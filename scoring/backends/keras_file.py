@@ -1,28 +1,29 @@
-"""Models in a file of Keras 2 (tf-keras): ``.keras`` and ``.h5``."""
+"""Backend for files of Keras 2 (tf-keras): ``.keras`` and ``.h5``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from scoring.backends.libraries import library
-from scoring.backends.protocol import Signature, UnsupportedModelError, with_rank
-from scoring.backends.saved_model import tensor_type
-from scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
+from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends.protocol import Signature, UnsupportedModelError, with_rank
+from mirrorspark.scoring.backends.saved_model import tensor_type
+from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
 
 class KerasBackend:
-    """A tf-keras model, called as one graph: ``model.predict`` would cost several times as much for a batch."""
+    """A tf-keras model, called as one graph; ``model.predict`` takes several times as long for a batch."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         """Load the model; imports TensorFlow and tf-keras.
 
         Args:
             path: The file.
-            threads: Not asked for: TensorFlow's are those of the process (:func:`limit_tensorflow`).
+            threads: Ignored: TensorFlow uses the threads of the process (:func:`limit_tensorflow`).
 
         Raises:
-            UnsupportedModelError: It is not a model of tf-keras that has inputs, or keeps a state between calls.
+            UnsupportedModelError: The file is not a tf-keras model, or the model has no inputs or keeps state between
+                calls.
             ModuleNotFoundError: A library is not installed here.
         """
         tf = start_tensorflow()
@@ -31,7 +32,7 @@ class KerasBackend:
         try:
             model = keras.models.load_model(path, compile=False)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            # What Keras 3 writes has other classes and settings, over which tf-keras stumbles in several ways.
+            # Files of Keras 3 have other classes and settings, which fail in tf-keras in several ways.
             raise UnsupportedModelError(
                 f"{path} cannot be read by tf-keras {keras.__version__} ({error}); of Keras 3, or with classes of "
                 f"your own, export a SavedModel (model.export) and give that"

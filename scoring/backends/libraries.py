@@ -1,4 +1,4 @@
-"""Libraries that a model needs are imported when it is loaded, in the process that scores with it."""
+"""Import of the libraries that a model needs, in the process that scores with it."""
 
 import contextlib
 import gc
@@ -14,12 +14,12 @@ def library(name: str, need: str, requirement: str = "mirrorspark") -> Any:
     """Import the module ``name``.
 
     Args:
-        name: Of the module.
-        need: What it is needed for, as the beginning of a sentence.
-        requirement: What to install.
+        name: Name of the module.
+        need: Purpose of the module, as the beginning of a sentence.
+        requirement: The requirement to install.
 
     Raises:
-        ModuleNotFoundError: It, or a module that it needs, is not installed; the message says where, and what to do.
+        ModuleNotFoundError: The module or a dependency is not installed; the message names the Python and the remedy.
     """
     try:
         with _without_garbage_collector():
@@ -34,9 +34,9 @@ def library(name: str, need: str, requirement: str = "mirrorspark") -> Any:
 
 @contextlib.contextmanager
 def _without_garbage_collector() -> Iterator[None]:
-    """Keep the collector from looking, again and again, at all that an import makes and that stays.
+    """Turn off garbage collection during an import, whose objects stay.
 
-    Of the time that TensorFlow's takes that is a quarter.
+    Collection takes a quarter of the time of TensorFlow's import.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,28 +1,28 @@
-"""LightGBM models in a text file of ``Booster.save_model``."""
+"""Backend for LightGBM models in a text file of ``Booster.save_model``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from scoring.backends.libraries import BACKENDS_EXTRA, library
-from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
+from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
+from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
 
 INPUT, OUTPUT = "features", "score"
 
 
 class LightGBMBackend:
-    """A booster. Its output is what ``Booster.predict`` gives."""
+    """A booster. Its output is the result of ``Booster.predict``."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         """Load the model; imports LightGBM.
 
         Args:
             path: The file.
-            threads: Threads that it predicts with; None is one per core.
+            threads: Threads for predictions; None means one per core.
 
         Raises:
-            UnsupportedModelError: It is not a model of LightGBM, or was trained with categories of pandas.
+            UnsupportedModelError: The file is not a LightGBM model, or the model was trained with pandas categories.
             ModuleNotFoundError: LightGBM is not installed here.
         """
         lightgbm = library("lightgbm", f"the model {path.name} needs LightGBM", BACKENDS_EXTRA)
@@ -37,7 +37,7 @@ class LightGBMBackend:
             )
         self.threads = thread_count(threads)
         names = tuple(self._booster.feature_name())
-        # What it calls columns that had no names.
+        # LightGBM's names for columns without names.
         unnamed = tuple(f"Column_{place}" for place in range(len(names)))
         self.signature = Signature(
             (ArrayType(INPUT, "double", (None, len(names))),),

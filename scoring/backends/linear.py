@@ -1,7 +1,7 @@
-"""Linear models, computed by NumPy: ``outputs = inverse link(inputs @ coefficients + intercept)``.
+"""Backend for linear models, computed by NumPy: ``outputs = inverse link(inputs @ coefficients + intercept)``.
 
-Generalised linear models as of McCullagh and Nelder, *Generalized Linear Models*, 1989, chapter 2: ``link`` is what
-makes the mean of the outcome linear, so that the model's output is its inverse.
+These are generalised linear models (McCullagh and Nelder, *Generalized Linear Models*, 1989, chapter 2). ``link`` maps
+the mean of the outcome to the linear predictor, so the model's output is the inverse link.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
+from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
 
 INPUT, OUTPUT = "features", "score"
 FIELDS = ("coefficients", "intercept", "link")
@@ -22,7 +22,7 @@ def _identity(values: np.ndarray) -> np.ndarray:
 
 
 def _logistic(values: np.ndarray) -> np.ndarray:
-    # Of the negative half alone, so that nothing overflows.
+    # Only negative values are exponentiated, so that nothing overflows.
     small = np.exp(-np.abs(values))
     return np.where(values >= 0, 1.0, small) / (1.0 + small)
 
@@ -47,8 +47,8 @@ class LinearBackend:
 
         {"coefficients": {"distance": 0.25, "hour": -1.0}, "intercept": 0.5, "link": "logit"}
 
-    The intercept is 0 and the link ``identity`` where they are left out. Of several outputs (classes of ``softmax``,
-    say) every coefficient, and the intercept, is a list with a number for each.
+    The default intercept is 0 and the default link ``identity``. With several outputs, such as classes of ``softmax``,
+    each coefficient and the intercept are lists with one number per output.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
@@ -56,7 +56,7 @@ class LinearBackend:
 
         Args:
             path: The file.
-            threads: Threads of NumPy in this process, as its owner has limited them; None is one per core.
+            threads: Reported number of NumPy's threads, which the process limits; None means one per core.
 
         Raises:
             UnsupportedModelError: The file does not hold a linear model.

@@ -1,4 +1,4 @@
-"""ONNX models, computed by ONNX Runtime on the CPU."""
+"""Backend for ONNX models, computed by ONNX Runtime on the CPU."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from scoring.backends.libraries import BACKENDS_EXTRA, library
-from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count, with_rank
+from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
+from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count, with_rank
 
-# ONNX Runtime's names of types, as NodeArg.type has them.
+# Spark's names by ONNX Runtime's names of types (NodeArg.type).
 _ELEMENTS = {
     "tensor(bool)": "boolean",
     "tensor(int32)": "int",
@@ -22,14 +22,14 @@ _ELEMENTS = {
 
 
 class OnnxBackend:
-    """A session of ONNX Runtime: one per process, made when the model is loaded."""
+    """A session of ONNX Runtime, created when the model is loaded."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         """Load the model; imports ONNX Runtime.
 
         Args:
             path: The file.
-            threads: Threads of the session; None is one per core.
+            threads: Threads of the session; None means one per core.
 
         Raises:
             UnsupportedModelError: ONNX Runtime cannot load it.
@@ -37,10 +37,10 @@ class OnnxBackend:
         """
         runtime = library("onnxruntime", f"the model {path.name} needs ONNX Runtime", BACKENDS_EXTRA)
         options = runtime.SessionOptions()
-        # Left alone, every Python worker of a node would start a thread per core of the node.
+        # By default every Python worker of a node would start a thread per core of the node.
         options.intra_op_num_threads = self.threads = thread_count(threads)
         options.inter_op_num_threads = 1
-        # Threads that spin while they wait take the cores from the other tasks of the machine.
+        # Waiting threads that spin would take cores from other tasks of the machine.
         # https://onnxruntime.ai/docs/performance/tune-performance/threading.html
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -54,18 +54,18 @@ class OnnxBackend:
         self._ranks = {array.name: len(array.shape) for array in given}
         self.signature = Signature(
             tuple(_array_type(array) for array in given),
-            # A classifier of scikit-learn may give maps of probabilities as well, which no column holds.
+            # Classifiers of scikit-learn may also output maps of probabilities, which no column can hold.
             tuple(_array_type(array) for array in made if array.type in _ELEMENTS),
         ).with_rows()
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the named outputs; others are not computed."""
+        """Return the named outputs; other outputs are not computed."""
         feeds = {name: with_rank(values, self._ranks[name]) for name, values in inputs.items()}
         return dict(zip(outputs, self._session.run(list(outputs), feeds), strict=True))
 
 
 def _load_errors(runtime: Any) -> tuple[type[Exception], ...]:
-    """Return what ONNX Runtime raises for a file that it cannot load; its errors have no class in common."""
+    """Return the errors of ONNX Runtime for a file that it cannot load; they have no common class."""
     errors = runtime.capi.onnxruntime_pybind11_state
     return (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.RuntimeException)
 

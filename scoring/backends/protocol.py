@@ -1,4 +1,4 @@
-"""What every backend is to scoring: arrays in, arrays out, and what it tells of the model."""
+"""Interface of all backends: arrays in, arrays out, and the signature of the model."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scoring.column_types import ELEMENT_TYPES, array_of
+from mirrorspark.scoring.input.column_types import ELEMENT_TYPES, array_of
 
 DTYPES: Mapping[str, Any] = {name: element.numpy for name, element in ELEMENT_TYPES.items()} | {"uint8": np.uint8}
-"""NumPy's types of the elements of arrays, by what Spark calls a column of them; of ``uint8`` there is none."""
+"""NumPy types of arrays by Spark's name of the column type, and ``uint8``, which no column has."""
 
 ELEMENTS: Mapping[str, str] = {
     "bool": "boolean",
@@ -22,27 +22,27 @@ ELEMENTS: Mapping[str, str] = {
     "object": "string",
     "string": "string",
 }
-"""Spark's names of types by what NumPy and other libraries call them, and ``uint8``."""
+"""Spark's names of types, and ``uint8``, by their names in NumPy and other libraries."""
 
 
 class ModelOutputError(RuntimeError):
-    """A model that does not take or give what its description says."""
+    """Raised when inputs or outputs of a model differ from its description."""
 
 
 class UnsupportedModelError(ValueError):
-    """A model of a kind that cannot be scored here; the message says why and what to do."""
+    """Raised for a model that cannot be scored; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class ArrayType:
-    """An array that a model takes or gives; whether a column can hold it is another question.
+    """Type of an input or output array of a model; not every such array fits into a column.
 
     Attributes:
-        name: As the model has it.
-        element: Spark's name of the type of its values, or ``uint8``; None of any other type.
-        shape: Length of each dimension, the rows' first; None for any.
-        called: What the model calls it, for messages.
-        optional: Whether the model says that it takes missing values.
+        name: Name in the model.
+        element: Spark's name for the type of its values, or ``uint8``; None for any other type.
+        shape: Length of each dimension, rows first; None for any length.
+        called: Description of the type for messages.
+        optional: Whether the model accepts missing values.
     """
 
     name: str
@@ -53,20 +53,20 @@ class ArrayType:
 
     @property
     def has_rows(self) -> bool:
-        """Whether its first dimension is any number of rows."""
+        """Whether the first dimension has any length."""
         return len(self.shape) > 0 and self.shape[0] is None
 
     @property
     def width(self) -> int | None:
-        """Values per row where a column holds it, None for any number; ``[rows]`` and ``[rows, 1]`` have one."""
+        """Values per row, None for any number; ``[rows]`` and ``[rows, 1]`` have one."""
         return 1 if len(self.shape) < 2 else self.shape[1]
 
     @property
     def column_type(self) -> str:
-        """Spark's name of the type of a column that holds it.
+        """Spark's name for the type of a column of such values.
 
         Raises:
-            UnsupportedModelError: No column can.
+            UnsupportedModelError: No column can hold them.
         """
         if self.element is None or self.element not in ELEMENT_TYPES or not self.has_rows or len(self.shape) > 2:
             raise UnsupportedModelError(
@@ -79,17 +79,17 @@ class ArrayType:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives, as far as its file tells.
+    """Inputs and outputs of a model according to its file.
 
     Attributes:
-        inputs: In the model's order.
-        outputs: In the model's order.
-        columns: Names of the columns that make up the one input, where the model knows them.
-        texts_are_bytes: Whether its strings may be any bytes, as TensorFlow's are.
-        rows: The number of rows that every call has to have; None for any.
-        compiles_each_shape: Whether it is compiled anew for every number of rows that it is called with. XLA does so,
-            and nothing else here: graphs of TensorFlow and ONNX are made once, for any number, when they are loaded;
-            boosters and linear models have none. What the code of an MLflow model does is not known.
+        inputs: Inputs in the model's order.
+        outputs: Outputs in the model's order.
+        columns: Names of the columns of a single input array, if the model knows them.
+        texts_are_bytes: Whether its strings may be any bytes, as in TensorFlow.
+        rows: Fixed number of rows of a call; None for any.
+        compiles_each_shape: Whether the model is compiled for every new number of rows. Only XLA does so: graphs of
+            TensorFlow and ONNX are built once at loading, for any number of rows, and boosters and linear models have
+            no graph. The code of MLflow models is unknown.
     """
 
     inputs: tuple[ArrayType, ...]
@@ -100,10 +100,10 @@ class Signature:
     compiles_each_shape: bool = False
 
     def with_rows(self) -> "Signature":
-        """Return it with ``rows``, where the model has a fixed number: the same first dimension in all its inputs.
+        """Return the signature with ``rows`` set if all inputs have the same fixed first dimension.
 
-        Its arrays are then of any number of rows, as those of other models are. A fixed length beside any number of
-        rows counts something else, and stays.
+        This dimension then becomes open in its arrays, as in other models. A fixed first dimension is kept if other
+        inputs have an open one, because it does not count rows.
         """
         lengths = {array.shape[0] if array.shape else None for array in self.inputs}
         rows = lengths.pop() if len(lengths) == 1 else None
@@ -114,39 +114,34 @@ class Signature:
 
 
 def _of_any_rows(arrays: tuple[ArrayType, ...], rows: int) -> tuple[ArrayType, ...]:
-    """Return arrays of so many rows as arrays of any number; others stay."""
+    """Return arrays with a first dimension of ``rows`` as arrays of any number of rows, and others unchanged."""
     return tuple(
         replace(array, shape=(None, *array.shape[1:])) if array.shape[:1] == (rows,) else array for array in arrays
     )
 
 
 class Backend(Protocol):
-    """A model that is loaded, ready to be called.
-
-    Attributes:
-        signature: What the model takes and gives.
-        threads: Threads that it computes with.
-    """
+    """A loaded model."""
 
     signature: Signature
     threads: int
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Return the named outputs for a batch of at least one row: of the signature's number where it has one.
+        """Return the named outputs for a batch of at least one row, or of the signature's number of rows.
 
         Args:
-            inputs: All of the signature's, with ``[rows]`` for ``[rows, 1]`` where that is more convenient.
-            outputs: Names of outputs of the signature.
+            inputs: All inputs of the signature; ``[rows]`` is accepted for ``[rows, 1]``.
+            outputs: Names of outputs.
         """
 
 
 def element_of(dtype: np.dtype[Any]) -> str | None:
-    """Return Spark's name of a type of NumPy's, ``uint8`` among them; None where it has none."""
+    """Return Spark's name or ``uint8`` for a NumPy type, or None."""
     return ELEMENTS.get("string" if dtype.kind in "US" else dtype.name)
 
 
 def number_outside(values: np.ndarray, dtype: np.dtype[Any]) -> int | None:
-    """Return a whole number of ``values`` that a type of whole numbers does not hold, None where it holds all."""
+    """Return an integer of ``values`` outside the range of the integer type ``dtype``, or None."""
     if dtype.kind not in "iu" or values.dtype.kind not in "iu" or not values.size:
         return None
     if np.can_cast(values.dtype, dtype, "safe"):
@@ -157,10 +152,10 @@ def number_outside(values: np.ndarray, dtype: np.dtype[Any]) -> int | None:
 
 
 def with_rank(values: np.ndarray, rank: int | None) -> np.ndarray:
-    """Return ``[rows]`` as ``[rows, 1]`` where that is what the model takes, and everything else as it is."""
+    """Return ``[rows]`` as ``[rows, 1]`` if ``rank`` is 2, and other arrays unchanged."""
     return values.reshape(-1, 1) if rank == 2 and values.ndim == 1 else values
 
 
 def thread_count(threads: int | None) -> int:
-    """Return how many threads to compute with: ``threads``, or for None one per core that this process may run on."""
+    """Return ``threads``, or for None the number of cores that this process may use."""
     return threads or len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""MLflow models of other people, through their ``python_function`` flavor: a DataFrame in, predictions out.
+"""Backend for MLflow models, through their flavor ``python_function``: a DataFrame in, predictions out.
 
 Names and types of columns are those of the model's MLflow signature.
 """
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from scoring.backends.libraries import library
-from scoring.backends.protocol import (
+from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends.protocol import (
     ArrayType,
     ModelOutputError,
     Signature,
@@ -19,7 +19,7 @@ from scoring.backends.protocol import (
     thread_count,
 )
 
-# What MLflow calls the types of columns.
+# Spark's names by MLflow's names of column types.
 _ELEMENTS = {
     "boolean": "boolean",
     "integer": "int",
@@ -33,14 +33,14 @@ UNNAMED_OUTPUT = "prediction"
 
 
 class PyfuncBackend:
-    """An MLflow model, loaded in this process: no server and no environment of its own."""
+    """An MLflow model, loaded in this process without a server or an environment of its own."""
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
         """Load the model; imports MLflow and what the model needs.
 
         Args:
-            folder: Of the file ``MLmodel``.
-            threads: Threads of the numeric libraries in this process, as its owner has limited them; None is one per
+            folder: Folder of the file ``MLmodel``.
+            threads: Reported number of threads of the numeric libraries, which the process limits; None means one per
                 core.
 
         Raises:
@@ -65,7 +65,7 @@ class PyfuncBackend:
         """Return the named predictions.
 
         Raises:
-            ModelOutputError: They are not what the signature says.
+            ModelOutputError: The predictions lack an output of the signature.
         """
         columns = {name: list(values) if values.ndim == 2 else values for name, values in inputs.items()}
         predicted = self._model.predict(self._data_frame(columns))
@@ -80,10 +80,10 @@ class PyfuncBackend:
 
 
 def mlflow_signature(folder: Path) -> Signature:
-    """Return what an MLflow model takes and gives; imports MLflow, not the model.
+    """Return the signature of an MLflow model; imports MLflow but not the model.
 
     Args:
-        folder: Of the file ``MLmodel``.
+        folder: Folder of the file ``MLmodel``.
 
     Raises:
         UnsupportedModelError: It has no signature, or one of arrays without names.
@@ -120,7 +120,7 @@ def _array_type(folder: Path, spec: Any, unnamed: str | None) -> ArrayType:
         lengths = tuple(None if length == -1 else length for length in spec.shape)
         called = f"a tensor of {spec.type} of the MLflow model in {folder}"
         return ArrayType(name, element_of(spec.type), lengths, called)
-    # A column's type is a name, or an array of a type that is one.
+    # A column has a plain type, or an array of a plain type.
     of_elements = getattr(spec.type, "dtype", spec.type)
     is_array = of_elements is not spec.type
     element = _ELEMENTS.get(getattr(of_elements, "name", ""))
@@ -130,12 +130,12 @@ def _array_type(folder: Path, spec: Any, unnamed: str | None) -> ArrayType:
 
 
 def _by_name(predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return predictions of any of MLflow's forms as arrays: an ndarray, list, Series or DataFrame, or a dict of them.
+    """Return predictions as arrays by name, from an ndarray, list, Series, DataFrame or a dict of them.
 
-    What has no names of its own has those of the signature, in their order.
+    Predictions without names get the names of the signature, in order.
     """
     if hasattr(predicted, "columns"):
-        # A DataFrame of the one output that the signature has no name for has a name nonetheless.
+        # A DataFrame has column names even if the signature has no name for its only output.
         given = [str(column) for column in predicted.columns]
         called = given if set(names) <= set(given) or len(given) != len(names) else names
         return {name: _array(predicted.iloc[:, place]) for place, name in enumerate(called)}
@@ -149,6 +149,6 @@ def _by_name(predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _array(values: Any) -> np.ndarray:
     array = np.asarray(values)
-    # A column of lists: pandas holds each as an object.
+    # In pandas a column of lists has one object per list.
     is_nested = array.dtype == object and array.ndim == 1 and len(array) and np.ndim(array[0]) == 1
     return np.stack([np.asarray(row) for row in array]) if is_nested else array

@@ -1,4 +1,4 @@
-"""SavedModels of other people: a named signature, called with tensors."""
+"""Backend for SavedModels of other origin: calls a named signature with tensors."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from scoring.backends.protocol import ELEMENTS, ArrayType, Signature, UnsupportedModelError, with_rank
-from scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
+from mirrorspark.scoring.backends.protocol import ELEMENTS, ArrayType, Signature, UnsupportedModelError, with_rank
+from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
-# How TensorFlow marks such a function (python/eager/polymorphic_function/attributes.py); it has no public name.
+# TensorFlow's attribute for compiled functions (python/eager/polymorphic_function/attributes.py), which is not public.
 _COMPILED = "_XlaMustCompile"
 
 
@@ -20,9 +20,9 @@ class SavedModelBackend:
         """Load the SavedModel; imports TensorFlow.
 
         Args:
-            folder: Of ``saved_model.pb``.
+            folder: Folder of ``saved_model.pb``.
             signature: Name of the signature to call.
-            threads: Not asked for: TensorFlow's are those of the process (:func:`limit_tensorflow`).
+            threads: Ignored: TensorFlow uses the threads of the process (:func:`limit_tensorflow`).
 
         Raises:
             UnsupportedModelError: There is no such signature.
@@ -55,13 +55,13 @@ class SavedModelBackend:
 
 
 def _is_compiled(graph: Any) -> bool:
-    """Whether XLA compiles a function that a graph calls: one of ``tf.function(..., jit_compile=True)``."""
+    """Return whether XLA compiles a function of a graph, which ``tf.function(..., jit_compile=True)`` made."""
     functions = graph.as_graph_def().library.function
     return any(function.attr[_COMPILED].b for function in functions if _COMPILED in function.attr)
 
 
 def tensor_type(name: str, spec: Any) -> ArrayType:
-    """Return the type of a tensor of TensorFlow's, given as anything with a ``dtype`` and a ``shape``."""
-    # A shape of unknown rank is taken for one value per row; what comes is looked at again when it is called.
+    """Return the array type of a tensor, given any object with a ``dtype`` and a ``shape``."""
+    # A shape of unknown rank is assumed to be one value per row; outputs are checked in each call.
     shape = (None,) if spec.shape.rank is None else tuple(spec.shape.as_list())
     return ArrayType(name, ELEMENTS.get(spec.dtype.name), shape, f"a tensor of {spec.dtype.name}")

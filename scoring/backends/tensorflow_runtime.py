@@ -1,4 +1,4 @@
-"""TensorFlow in a process that scores: how it is imported, and whose threads it computes with."""
+"""Import and threads of TensorFlow in a process that scores."""
 
 import contextlib
 import logging
@@ -9,29 +9,29 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from scoring.backends.libraries import library
-from scoring.backends.protocol import thread_count
+from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends.protocol import thread_count
 
-# TensorFlow reads them when it starts its threads: those within an operation, and those between operations.
+# Numbers of threads within and between operations, which TensorFlow reads when it starts them.
 INTRA_OP, INTER_OP = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
 
 _NEED = "scoring needs TensorFlow"
 _KERAS_OPTIMIZERS = "tf_keras.src.optimizers"
-# Another thread that scores must not meet the module without Keras.
+# Keeps other threads from using the module while Keras is blocked.
 _START = threading.Lock()
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def limit_tensorflow(threads: int) -> None:
-    """Have TensorFlow start with so many threads in this process, unless the environment says otherwise.
+    """Limit the threads of TensorFlow in this process, unless the environment sets them.
 
-    Its threads are the process's, as a Python worker of Spark is the task's. Where it has been imported before, it may
-    run already: it keeps what it has, and the log says so, once, if that is more.
+    The limit applies to the process because a Python worker of Spark belongs to a task. If TensorFlow has been imported
+    before, its threads may exist already: they stay, with one warning in the log if there are more.
     """
     tf = sys.modules.get("tensorflow")
     if tf is None:
-        # Left alone, every Python worker of a node would start a thread per core of the node.
+        # By default every Python worker of a node would start a thread per core of the node.
         for name in (INTRA_OP, INTER_OP):
             os.environ.setdefault(name, str(threads))
     elif INTRA_OP not in os.environ and compute_threads(tf) > threads:
@@ -39,10 +39,9 @@ def limit_tensorflow(threads: int) -> None:
 
 
 def start_tensorflow() -> Any:
-    """Import TensorFlow, after setting what it reads from the environment only once; its threads stay as they are.
+    """Import TensorFlow with the environment variables that it reads only once, except those for threads.
 
-    It comes without Keras, which is imported when something asks for it: a Keras model, or a SavedModel that has an
-    optimizer.
+    Keras is not imported until a Keras model or a SavedModel with an optimizer needs it.
 
     Raises:
         ModuleNotFoundError: It is not installed here.
@@ -58,12 +57,12 @@ def start_tensorflow() -> Any:
 
 @contextlib.contextmanager
 def _without_keras() -> Iterator[None]:
-    """Keep TensorFlow, at the end of its own import, from importing Keras' optimizers and with them all of Keras.
+    """Keep TensorFlow's import from importing Keras' optimizers, and with them all of Keras.
 
-    That takes 110 MB of a process, and a fifth of the time of the import. TensorFlow goes on where it is told that
-    there are none, and its loader of SavedModels imports them itself where a model has an optimizer.
+    Keras takes 110 MB and a fifth of the import time. TensorFlow works without the optimizers, and its loader of
+    SavedModels imports them for a model that has one.
     """
-    # How Python is told that there is no such module.
+    # None makes Python treat the module as missing.
     sys.modules[_KERAS_OPTIMIZERS] = None  # type: ignore[assignment]
     try:
         yield
@@ -72,43 +71,43 @@ def _without_keras() -> Iterator[None]:
 
 
 def session_config(tf: Any, threads: int | None) -> Any:
-    """Return the settings of a session of TensorFlow 1 that leaves the threads of the process as they are.
+    """Return the configuration of a TensorFlow 1 session that keeps the threads of the process.
 
     Args:
         tf: TensorFlow.
-        threads: With 1, operations run one after the other in the thread that calls, unless the environment says how
-            many there are between operations. A large one is still divided among the threads within operations.
+        threads: With 1, operations run sequentially in the calling thread, unless the environment sets the threads
+            between operations. A large operation is still divided among the threads within operations.
     """
     is_in_caller = threads == 1 and INTER_OP not in os.environ
     return tf.compat.v1.ConfigProto(
-        # The first session of a process starts the threads within operations for all: as many as without it.
+        # The first session of a process starts these threads for all: the same number as without a session.
         intra_op_parallelism_threads=compute_threads(tf),
         inter_op_parallelism_threads=-1 if is_in_caller else 0,
     )
 
 
 def traced_functions() -> frozenset[str]:
-    """Return the functions that TensorFlow has traced or loaded in this process; none where it is not imported.
+    """Return the functions that TensorFlow has traced or loaded in this process; none before its import.
 
-    Those of a session of TensorFlow 1 are not among them, nor does it tell for which shapes XLA has compiled one.
+    Functions of a TensorFlow 1 session and compilations by XLA are not included.
     """
     if "tensorflow" not in sys.modules:
         return frozenset()
-    # Its own tests count so; there is no public way.
+    # TensorFlow's own tests use this; there is no public API.
     from tensorflow.python.eager import context
 
     names = context.context().list_function_names()
-    # A single operation, which TensorFlow puts in a function of its own when it runs it eagerly for the first time.
+    # A name with this prefix is a single operation, which TensorFlow wraps when it first runs it eagerly.
     return frozenset(name for name in names if not name.startswith("__wrapped__"))
 
 
 def compute_threads(tf: Any) -> int:
-    """Return how many threads TensorFlow computes with here; another UDF of this process may have started it before."""
+    """Return the number of threads of TensorFlow here; another UDF of this process may have started them."""
     configured = int(tf.config.threading.get_intra_op_parallelism_threads())
     return thread_count(configured or int(os.environ.get(INTRA_OP) or 0) or None)
 
 
-# Once in a process, however many models and tasks it sees.
+# Cached so that the warning appears once per process, whatever the number of models and tasks.
 @cache
 def _warn_of_more_threads(has: int, cores: int) -> None:
     _LOGGER.warning(

@@ -1,4 +1,4 @@
-"""Models that were trained here: the signatures of the exported SavedModel that scoring calls, and no others."""
+"""Backend for models that were trained here, with only the signatures that scoring calls."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from scoring.backends.libraries import library
-from scoring.backends.protocol import ArrayType, ModelOutputError, Signature
-from scoring.backends.saved_model import tensor_type
-from scoring.backends.tensorflow_runtime import compute_threads, session_config, start_tensorflow
+from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
+from mirrorspark.scoring.backends.saved_model import tensor_type
+from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, session_config, start_tensorflow
 
 
 class TrainedGraph:
-    """The graph of a SavedModel with its variables, and those of its tables that some signature needs.
+    """The graph of a SavedModel with its variables, and with the look-up tables that a signature needs.
 
-    ``tf.saved_model.load`` would fill the lookup tables of the raw signature as well, which nobody calls here: with 20
-    vocabularies of 100,000 tokens that took 90 MB and 0.3 s more. A session of TensorFlow 1 holds what a signature
-    depends on, and gives the same outputs bit for bit.
+    ``tf.saved_model.load`` would also fill the tables of the raw signature, which is not called here: 90 MB and 0.3 s
+    more for 20 vocabularies of 100,000 tokens. A session of TensorFlow 1 holds only the dependencies of a signature,
+    and its outputs are equal bit for bit.
     """
 
     def __init__(self, folder: Path, *, scann: bool = False, threads: int | None = None) -> None:
@@ -25,7 +25,7 @@ class TrainedGraph:
 
         Args:
             folder: The SavedModel.
-            scann: Whether its graph holds an op of ScaNN's.
+            scann: Whether the graph has an op of ScaNN.
             threads: As for :func:`session_config`.
 
         Raises:
@@ -33,18 +33,18 @@ class TrainedGraph:
         """
         tf = start_tensorflow()
         if scann:
-            # The import registers its op with TensorFlow, which reads the whole graph.
+            # The import registers ScaNN's op, which TensorFlow needs to read the graph.
             library("scann", "the model holds a ScaNN index, which needs the package scann")
         self.threads = compute_threads(tf)
         self._folder = folder
         self._meta_graph = _meta_graph(folder)
         self._session = _restored(tf, folder, self._meta_graph, session_config(tf, threads))
 
-    def ends(self, signature: str) -> Any:
-        """Return what a signature takes and gives, as the SavedModel has it.
+    def signature_def(self, signature: str) -> Any:
+        """Return the definition of a signature in the SavedModel.
 
         Raises:
-            ModelOutputError: There is none of that name.
+            ModelOutputError: There is no signature of that name.
         """
         if signature not in self._meta_graph.signature_def:
             raise ModelOutputError(
@@ -54,45 +54,50 @@ class TrainedGraph:
         return self._meta_graph.signature_def[signature]
 
     def callable(self, fetches: Sequence[str], feeds: Sequence[str]) -> Callable[..., list[np.ndarray]]:
-        """Return what computes some tensors from others, by their names in the graph, once its tables are filled."""
+        """Fill the needed tables and return a function from ``feeds`` to ``fetches``, names of tensors in the graph."""
         assets = self._folder / "assets"
         files = {asset.tensor_info.name: str(assets / asset.filename) for asset in self._meta_graph.asset_file_def}
         self._session.run(_initializers(self._session.graph, self._meta_graph, fetches), files)
         run: Callable[..., list[np.ndarray]] = self._session.make_callable(list(fetches), list(feeds))
         return run
 
-    def array_type(self, name: str, end: Any) -> ArrayType:
-        """Return the type of an end of a signature."""
+    def array_type(self, name: str, tensor_info: Any) -> ArrayType:
+        """Return the type of an input or output of a signature."""
         import tensorflow as tf
 
-        spec = tf.TensorSpec(tf.TensorShape(end.tensor_shape), tf.as_dtype(end.dtype))
+        spec = tf.TensorSpec(tf.TensorShape(tensor_info.tensor_shape), tf.as_dtype(tensor_info.dtype))
         return tensor_type(name, spec)
 
 
 class TrainedBackend:
-    """One signature of a model that was trained here, some of whose inputs may be the same in every call."""
+    """One signature of a trained model; some of its inputs may be fixed."""
 
     def __init__(self, graph: TrainedGraph, signature: str, given: Mapping[str, Any] | None = None) -> None:
         """Make the signature ready to be called.
 
         Args:
-            graph: Has it.
-            signature: Its name.
-            given: Inputs that every call gets.
+            graph: Graph with the signature.
+            signature: Name of the signature.
+            given: Fixed inputs, the same in every call.
 
         Raises:
             ModelOutputError: The SavedModel has no such signature.
         """
         self.graph, self.threads = graph, graph.threads
-        ends = graph.ends(signature)
+        definition = graph.signature_def(signature)
         self._given = given or {}
-        self._inputs, self._outputs = tuple(ends.inputs), tuple(ends.outputs)
+        self._inputs, self._outputs = tuple(definition.inputs), tuple(definition.outputs)
         self.signature = Signature(
-            tuple(graph.array_type(name, end) for name, end in ends.inputs.items() if name not in self._given),
-            tuple(graph.array_type(name, end) for name, end in ends.outputs.items()),
+            tuple(
+                graph.array_type(name, tensor_info)
+                for name, tensor_info in definition.inputs.items()
+                if name not in self._given
+            ),
+            tuple(graph.array_type(name, tensor_info) for name, tensor_info in definition.outputs.items()),
         )
         self._run = graph.callable(
-            [end.name for end in ends.outputs.values()], [end.name for end in ends.inputs.values()]
+            [tensor_info.name for tensor_info in definition.outputs.values()],
+            [tensor_info.name for tensor_info in definition.inputs.values()],
         )
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
@@ -117,25 +122,25 @@ def _restored(tf: Any, folder: Path, meta_graph: Any, config: Any) -> Any:
         session = v1.Session(graph=graph, config=config)
         if (folder / "variables" / "variables.index").is_file():
             saver.restore(session, str(folder / "variables" / "variables"))
-    # A session runs one graph for any number of rows. What TensorFlow 2 would trace, TensorFlow 1 adds to its graph: an
-    # error from now on.
+    # A session runs one graph for any number of rows. Any later addition to the graph, TensorFlow 1's form of a new
+    # trace, is an error from now on.
     graph.finalize()
     return session
 
 
 def _initializers(graph: Any, meta_graph: Any, fetches: Iterable[str]) -> list[Any]:
-    """Return the operations that fill those tables of the graph that ``fetches`` depend on."""
-    (end,) = meta_graph.signature_def["__saved_model_init_op"].outputs.values()
+    """Return the operations that fill the tables that ``fetches`` depend on."""
+    (tensor_info,) = meta_graph.signature_def["__saved_model_init_op"].outputs.values()
     used = _ancestors([graph.get_tensor_by_name(name).op for name in fetches])
     return [
         initializer
-        for initializer in graph.get_operation_by_name(end.name).control_inputs
+        for initializer in graph.get_operation_by_name(tensor_info.name).control_inputs
         if not used.isdisjoint(_ancestors([initializer]))
     ]
 
 
 def _ancestors(operations: Iterable[Any]) -> set[Any]:
-    """Return the operations with all those that they take something from."""
+    """Return the operations and all operations that they depend on."""
     found: set[Any] = set()
     waiting = [*operations]
     while waiting:

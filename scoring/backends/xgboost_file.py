@@ -1,4 +1,4 @@
-"""XGBoost models in a file of ``Booster.save_model``: ``.json`` and ``.ubj``."""
+"""Backend for XGBoost models in a file of ``Booster.save_model``: ``.json`` and ``.ubj``."""
 
 import json
 import re
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from scoring.backends.libraries import BACKENDS_EXTRA, library
-from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
+from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
+from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
 
 INPUT, OUTPUT = "features", "score"
 
 
 class XGBoostBackend:
-    """A booster. Its output is what ``Booster.predict`` gives, of the trees up to the best iteration.
+    """A booster. Its output is the result of ``Booster.predict`` with the trees up to the best iteration.
 
-    The scikit-learn classes of XGBoost leave out the trees behind the best iteration as well.
+    The scikit-learn classes of XGBoost also ignore later trees.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
@@ -24,10 +24,10 @@ class XGBoostBackend:
 
         Args:
             path: The file.
-            threads: Threads that it predicts with; None is one per core.
+            threads: Threads for predictions; None means one per core.
 
         Raises:
-            UnsupportedModelError: It is not a model of XGBoost, or has categorical features.
+            UnsupportedModelError: The file is not an XGBoost model, or the model has categorical features.
             ModuleNotFoundError: XGBoost is not installed here.
         """
         xgboost = library("xgboost", f"the model {path.name} needs XGBoost", BACKENDS_EXTRA)
@@ -61,11 +61,11 @@ class XGBoostBackend:
         return dict.fromkeys(outputs, self._predict(inputs[INPUT]))
 
     def _predict(self, features: np.ndarray) -> np.ndarray:
-        # In place: a DMatrix would copy the rows, and take the threads of the machine to do so.
+        # A DMatrix would copy the rows, with all threads of the machine.
         return np.asarray(self._booster.inplace_predict(features, iteration_range=self._trees, missing=np.nan))
 
 
 def _first_words(error: Exception) -> str:
-    """Return what XGBoost says, without the time, the place in its source and the stack."""
+    """Return XGBoost's message without time, source location and stack."""
     words = str(error).partition("Stack trace:")[0].strip()
     return re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", " ".join(words.split()))

@@ -1,22 +1,21 @@
-"""Parity: do two scorings of the same rows agree, row by row (requirement S14).
+"""Parity: row-by-row comparison of two scorings of the same rows (requirement S14).
 
-A mean or a 99th percentile hides one customer with a wrong score, so the verdict rests on the maximum and on the
-decisions that would change.
+A mean or a 99th percentile hides a single wrong score, so the verdict depends on the maximum and on changed decisions.
 """
 
-from scoring.parity.check import parity_check
-from scoring.parity.key_join import join_on_keys
-from scoring.parity.mlflow_log import log_to_mlflow
-from scoring.parity.rankings import ranking_parity
-from scoring.parity.report import THRESHOLD, TOLERANCE, ParityReport
-from scoring.parity.scores import parity
+from mirrorspark.scoring.parity.check import parity_check
+from mirrorspark.scoring.parity.key_join import join_on_keys
+from mirrorspark.scoring.parity.mlflow_log import log_parity
+from mirrorspark.scoring.parity.rankings import ranking_parity
+from mirrorspark.scoring.parity.report import THRESHOLD, TOLERANCE, ParityReport
+from mirrorspark.scoring.parity.scores import parity
 
 __all__ = [
     "THRESHOLD",
     "TOLERANCE",
     "ParityReport",
     "join_on_keys",
-    "log_to_mlflow",
+    "log_parity",
     "parity",
     "parity_check",
     "ranking_parity",

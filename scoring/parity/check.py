@@ -1,4 +1,4 @@
-"""The parity check for users: a sample goes through two scorings, and their tables are compared by key."""
+"""The parity check for users, which scores a sample in two ways and compares the tables by key."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_pipelines.raw_columns import is_number
-from scoring.parity.differences import check_shapes
-from scoring.parity.key_join import join_on_keys
-from scoring.parity.order import label_changes, rank_changes
-from scoring.parity.rankings import ranking_parity
-from scoring.parity.report import TOLERANCE, ParityReport
-from scoring.parity.scores import parity
+from mirrorspark.data_pipelines.features.raw_columns import is_number
+from mirrorspark.scoring.parity.differences import check_shapes
+from mirrorspark.scoring.parity.key_join import join_on_keys
+from mirrorspark.scoring.parity.order import label_changes, rank_changes
+from mirrorspark.scoring.parity.rankings import ranking_parity
+from mirrorspark.scoring.parity.report import TOLERANCE, ParityReport
+from mirrorspark.scoring.parity.scores import parity
 
 Sample = TypeVar("Sample")
 
@@ -38,8 +38,8 @@ def parity_check(
 ) -> ParityReport:
     """Score a sample in two ways, and compare the scores row by row.
 
-    Both functions take the sample, whatever that is to them (an Arrow table, a DataFrame, a path), and return an Arrow
-    table of keys and scores, in any order of the rows::
+    Both functions take the sample (an Arrow table, a DataFrame, a path or anything else) and return an Arrow table of
+    keys and scores, with rows in any order::
 
         parity_check(
             lambda table: pa.table({"id": table["id"], "score": keras_model.predict(inputs(table))[:, 0]}),
@@ -48,32 +48,31 @@ def parity_check(
             keys="id",
         )
 
-    The check passes where no score differs by more than ``tolerance``, none crosses ``threshold``, and the order does
-    not change (``order_changes`` of the report). What the order is depends on the scores:
+    The check passes if no score differs by more than ``tolerance``, no score crosses ``threshold``, and no order
+    changes (``order_changes`` of the report). The order depends on the kind of scores:
 
     - One number per row: the order of the rows, see :func:`scoring.parity.order.rank_changes`.
     - A list of numbers per row, one for each label: the ``top_k`` best labels of each row, see
-      :func:`scoring.parity.order.label_changes`. The worst rows tell the label, as ``output``, by its place
-      in the list, from 0.
-    - Ranked lists, whose ids are in the column ``ids``: each list's order, see :func:`ranking_parity`.
+      :func:`scoring.parity.order.label_changes`. In the worst rows ``output`` is the index of the label, from 0.
+    - Ranked lists with their ids in the column ``ids``: the order of each list, see :func:`ranking_parity`.
 
     A null score counts as NaN.
 
     Args:
-        reference: What is right.
-        scorer: What is checked; the report and messages call it the candidate.
-        sample: The rows.
-        keys: Columns that name a row, in both tables.
+        reference: Computes the correct scores.
+        scorer: Computes the scores to check, called the candidate in the report and in messages.
+        sample: The rows to score.
+        keys: Columns that identify a row, in both tables.
         output: Column of the scores, in both tables.
-        ids: Column with the ids of ranked lists, best first, such as ``candidates`` of a retrieval model, whose
-            ``output`` is ``scores``.
-        tolerance: The largest absolute difference that passes, and what ties where an order is compared.
-        threshold: Score from which a row, or a label, counts as positive; None where nothing is decided so.
-        top_k: How many labels of a list of scores are decided for.
+        ids: Column with the ids of ranked lists, best first; for a retrieval model ``candidates``, with the ``output``
+            ``scores``.
+        tolerance: Largest absolute difference that passes; scores within it tie when orders are compared.
+        threshold: Score from which a row or a label counts as positive; None if no decision uses a threshold.
+        top_k: Number of best labels that are compared.
 
     Raises:
-        ValueError: The tables do not have the same keys, each once, or lack the columns; there are no rows; scores are
-            no numbers; lists differ in length; or ``top_k`` is below 1.
+        ValueError: The tables differ in their keys, repeat a key or lack a column; there are no rows; scores are not
+            numbers; lists differ in length; or ``top_k`` is below 1.
     """
     if top_k < 1:
         raise ValueError(f"top_k {top_k} is below 1; give how many labels are decided for")
@@ -97,7 +96,7 @@ def parity_check(
 
 
 def _scores(side: str, table: pa.Table, name: str) -> NDArray[np.float64]:
-    """Return scores as ``[rows]``, or ``[rows, k]`` of lists; NaN for null."""
+    """Return scores as ``[rows]``, or for lists as ``[rows, k]``, with NaN for null."""
     column = _column(side, table, name)
     is_list = _is_list(column.type)
     if not is_number(column.type.value_type if is_list else column.type):
@@ -107,7 +106,7 @@ def _scores(side: str, table: pa.Table, name: str) -> NDArray[np.float64]:
 
 
 def _lists(side: str, table: pa.Table, name: str, null: float | None) -> NDArray[Any]:
-    """Return lists of one length as ``[rows, k]``, with ``null`` in all places of a null."""
+    """Return lists of one length as ``[rows, k]``; a null list becomes k times ``null``."""
     column = _column(side, table, name)
     if not _is_list(column.type):
         raise ValueError(f"{side} {name!r} has type {column.type}; name a column of lists")

@@ -1,4 +1,4 @@
-"""Absolute differences of two arrays of scores, and what a report says of them."""
+"""Absolute differences of two arrays of scores, and their statistics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.parity.report import ParityReport, WorstRow
+from mirrorspark.scoring.parity.report import ParityReport, WorstRow
 
 
 def check_shapes(expected: NDArray[Any], actual: NDArray[Any]) -> None:
-    """Check that two arrays can be compared place by place.
+    """Check that two arrays can be compared element by element.
 
     Raises:
         ValueError: Their shapes differ.
@@ -25,10 +25,10 @@ def check_shapes(expected: NDArray[Any], actual: NDArray[Any]) -> None:
 
 
 def absolute_difference(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the difference at each place; a NaN on either side, or on both, makes it infinite."""
+    """Return the difference of each element; it is infinite if either side is NaN."""
     with np.errstate(invalid="ignore"):
         difference = np.abs(expected - actual)
-    # Equal infinities subtract to NaN but do not differ; every NaN score differs from anything, NaN included.
+    # Equal infinities subtract to NaN but do not differ. A NaN score differs from everything, including NaN.
     difference[expected == actual] = 0.0
     return np.where(np.isnan(difference), np.inf, difference)
 
@@ -45,13 +45,13 @@ def report_of(
     order_changes: int = 0,
     identical_order_share: float | None = None,
 ) -> ParityReport:
-    """Return the statistics of the differences of two arrays ``[rows, k]``, with what else was found."""
+    """Return the report with the statistics of the differences of two arrays ``[rows, k]``."""
     flat = np.sort(difference, axis=None)
     largest = float(flat[-1])
     return ParityReport(
         rows=len(difference),
         mean=float(flat.mean()),
-        # inf - inf would make it NaN; the sample form (n - 1), as pandas and Spark describe a column.
+        # inf - inf would make it NaN. The sample form (n - 1) is that of `describe` in pandas and Spark.
         std=math.inf if math.isinf(largest) else float(flat.std(ddof=1)) if flat.size > 1 else 0.0,
         p25=_percentile(flat, 0.25),
         p50=_percentile(flat, 0.50),
@@ -80,7 +80,7 @@ def _max_relative(expected: NDArray[np.float64], actual: NDArray[np.float64], di
 
 
 def _percentile(ordered: NDArray[np.float64], share: float) -> float:
-    """Return NumPy's linear percentile of sorted values, and stay right where some of them are infinite."""
+    """Return NumPy's linear percentile of sorted values, correct for infinite values too."""
     position = (ordered.size - 1) * share
     low, high = float(ordered[math.floor(position)]), float(ordered[math.ceil(position)])
     return low if low == high else low + (high - low) * (position - math.floor(position))

@@ -1,4 +1,4 @@
-"""Two tables of scores by key, brought into the same order."""
+"""Alignment of two tables of scores by their keys."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _POSITION = "__position"
 
 
 def join_on_keys(reference: pa.Table, candidate: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """Return both tables with equal keys in equal rows, in the reference's order.
+    """Return both tables with rows aligned by key, in the reference's order.
 
-    Candidate keys of another width (int32 beside int64, say) are cast to the reference's type.
+    Candidate keys of another width (int32 and int64, for example) are cast to the reference's type.
 
     Args:
         reference: key columns and any others.
@@ -23,8 +23,7 @@ def join_on_keys(reference: pa.Table, candidate: pa.Table, keys: Sequence[str]) 
         keys: names of the key columns.
 
     Raises:
-        ValueError: a key column that is absent, null or of another type, a key that occurs twice, or a key that only
-            one side has.
+        ValueError: a key column is missing, has nulls or another type, or a key occurs twice or on one side only.
     """
     if not keys:
         raise ValueError("keys is empty; name at least one key column to join on")
@@ -49,7 +48,7 @@ def join_on_keys(reference: pa.Table, candidate: pa.Table, keys: Sequence[str]) 
                 f"(reference {reference.num_rows} rows, candidate {candidate.num_rows} rows); score the same rows"
             )
     positions = pa.array(np.arange(candidate.num_rows))
-    # Arrow's join gives rows in any order: carry both positions through it and sort by the reference's.
+    # Arrow's join returns rows in any order, so it carries both positions and the result is sorted by the reference's.
     joined = expected.append_column(_POSITION, pa.array(np.arange(reference.num_rows))).join(
         actual.append_column(f"{_POSITION}_candidate", positions), keys=list(keys), join_type="inner"
     )

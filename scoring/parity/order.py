@@ -1,4 +1,4 @@
-"""Changes of order between two scorings: of the rows by their score, and of each row's best labels."""
+"""Changes of order between two scorings: rows sorted by score, and the best labels of each row."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.parity.differences import absolute_difference
+from mirrorspark.scoring.parity.differences import absolute_difference
 
 
 @dataclass(frozen=True)
 class OrderChanges:
-    """What becomes of the order of rows or labels.
+    """Changes of the order of rows or labels.
 
     Attributes:
         rows: Rows whose order changes by more than rounding.
@@ -24,23 +24,22 @@ class OrderChanges:
 
 
 def rank_changes(expected: NDArray[np.float64], actual: NDArray[np.float64], tolerance: float) -> OrderChanges:
-    """Tell how many rows trade places when they are ordered by their score.
+    """Count the rows that change places when rows are sorted by score.
 
-    A row changes its order where it stands on the other side of some other row than before, and the reference's scores
-    of the two lie more than ``tolerance`` apart: nearer ones tie, and rounding alone decides between them. Its order is
-    identical where as many rows stand before it as before; equal scores stand in the order of the rows. Rows with NaN
-    have no place.
+    A row changes its order if it passes another row whose reference score is more than ``tolerance`` away; nearer
+    scores tie, because only rounding decides between them. Its order is identical if its rank is the same; equal scores
+    are ranked in the order of the rows. Rows with NaN have no rank.
 
     Args:
-        expected: Scores ``[rows]``.
-        actual: The other side's.
-        tolerance: What ties.
+        expected: The reference's scores ``[rows]``.
+        actual: The candidate's scores.
+        tolerance: Largest difference of scores that tie.
     """
     has_place = ~(np.isnan(expected) | np.isnan(actual))
     order = np.argsort(expected[has_place], kind="stable")
     same_place = order == np.argsort(actual[has_place], kind="stable")
     before, after = expected[has_place][order], actual[has_place][order]
-    # Of the rows that were clearly lower, the highest score now; of those that were clearly higher, the lowest.
+    # The highest candidate score of the clearly lower rows, and the lowest of the clearly higher ones.
     highest = np.concatenate([[-np.inf], np.maximum.accumulate(after)])
     lowest = np.concatenate([np.minimum.accumulate(after[::-1])[::-1], [np.inf]])
     is_overtaken = highest[np.searchsorted(before, before - tolerance, side="left")] > after
@@ -51,17 +50,17 @@ def rank_changes(expected: NDArray[np.float64], actual: NDArray[np.float64], tol
 def label_changes(
     expected: NDArray[np.float64], actual: NDArray[np.float64], top_k: int, tolerance: float
 ) -> OrderChanges:
-    """Tell how many rows get other labels as their ``top_k`` best ones.
+    """Count the rows whose ``top_k`` best labels change.
 
-    A row changes where, by the reference's own scores, the labels that the other side prefers are worse by more than
-    ``tolerance`` than the reference's best: at equal ranks, both sides' choice ordered by those scores. So labels that
-    tie may stand for each other. Its order is identical where the same labels come in the same order.
+    The reference's scores of both sides' best labels are sorted and compared rank by rank. A row changes if the
+    candidate's labels are worse by more than ``tolerance`` at some rank, so labels that tie can replace each other. The
+    order is identical if the same labels come in the same order.
 
     Args:
-        expected: Scores ``[rows, labels]``.
-        actual: The other side's.
-        top_k: How many labels are the best; all where there are fewer.
-        tolerance: What ties.
+        expected: The reference's scores ``[rows, labels]``.
+        actual: The candidate's scores.
+        top_k: Number of best labels; all if there are fewer.
+        tolerance: Largest difference of scores that tie.
     """
     best, chosen = (np.argsort(-scores, axis=1, kind="stable")[:, :top_k] for scores in (expected, actual))
     of_best = np.take_along_axis(expected, best, axis=1)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scoring.parity.differences import absolute_difference, check_shapes, report_of
-from scoring.parity.report import TOLERANCE, WORST_ROWS, ParityReport
-from scoring.parity.worst_rows import Keys, key_columns, key_values, largest_first, plain_value, worst_row
+from mirrorspark.scoring.parity.differences import absolute_difference, check_shapes, report_of
+from mirrorspark.scoring.parity.report import TOLERANCE, WORST_ROWS, ParityReport
+from mirrorspark.scoring.parity.worst_rows import Keys, key_columns, key_values, largest_first, plain_value, worst_row
 
 
 def ranking_parity(
@@ -24,21 +24,20 @@ def ranking_parity(
 ) -> ParityReport:
     """Compare two sets of ranked lists, rank by rank.
 
-    Scores are compared at equal ranks. Items whose reference scores lie within the tolerance may trade places, and
-    such an item may be another one at the end of the list, without counting as a change of order: rounding alone
-    decides between them.
+    Scores are compared at equal ranks. Items whose reference scores are within the tolerance may swap places or, at the
+    end of a list, replace each other without a change of order, because only rounding decides between them.
 
     Args:
         reference_ids: recommended ids, best first, ``[rows, k]``.
-        candidate_ids: the other side's ids, ``[rows, k]``.
-        reference_scores: their scores, ``[rows, k]``.
-        candidate_scores: the other side's scores, ``[rows, k]``.
-        keys: key columns, ``[rows]`` each, that name the worst rows.
+        candidate_ids: the candidate's ids, ``[rows, k]``.
+        reference_scores: scores of ``reference_ids``, ``[rows, k]``.
+        candidate_scores: the candidate's scores, ``[rows, k]``.
+        keys: key columns, ``[rows]`` each, that identify the worst rows.
         tolerance: the largest absolute difference of scores that passes.
-        worst: how many rows are kept: changed order first, then by difference.
+        worst: number of worst rows in the report: changed orders first, then by difference.
 
     Raises:
-        ValueError: no rows or unequal shapes.
+        ValueError: there are no rows, or shapes differ.
     """
     expected = np.asarray(reference_scores, dtype=np.float64)
     actual = np.asarray(candidate_scores, dtype=np.float64)
@@ -56,7 +55,7 @@ def ranking_parity(
     for row in np.flatnonzero(moved.any(axis=1)):
         changed[row] = moved[row] & ~_tied(expected_ids[row], actual_ids[row], expected[row], tolerance)
 
-    # A changed order outranks any difference of scores in the list of worst rows.
+    # A changed order is worse than any difference of scores.
     severity = np.where(changed, np.inf, difference)
     worst_rank = severity.argmax(axis=1)
     order = largest_first(severity.max(axis=1), worst)
@@ -82,8 +81,8 @@ def ranking_parity(
 def _tied(
     expected_ids: NDArray[Any], actual_ids: NDArray[Any], scores: NDArray[np.float64], tolerance: float
 ) -> NDArray[np.bool_]:
-    """Tell at which ranks the other side's item ties with the reference's, by the reference's own scores ``[k]``."""
+    """Return at which ranks the candidate's item ties with the reference's, by the reference's scores ``[k]``."""
     same = actual_ids[:, None] == expected_ids[None, :]
-    # An item that the reference does not list scores at most what its last item does.
+    # An item that is not in the reference's list has at most the score of its last item.
     own = np.where(same.any(axis=1), scores[same.argmax(axis=1)], scores[-1])
     return np.asarray(absolute_difference(own, scores) <= tolerance)

@@ -1,4 +1,4 @@
-"""What a comparison of two scorings tells: the table for people, the document for machines, and the verdict."""
+"""Report of a comparison of two scorings, as a text table and as JSON, with its verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORST_ROWS = 10
 
 @dataclass(frozen=True)
 class WorstRow:
-    """One score that differs: where it stands (key columns by name) and what each side says."""
+    """A score that differs, with its row's keys by column and both values."""
 
     keys: dict[str, Any]
     reference: float
@@ -24,14 +24,14 @@ class WorstRow:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How far two scorings of the same rows lie apart.
+    """Differences between two scorings of the same rows.
 
-    ``mean`` to ``max`` describe the absolute difference of every score. A NaN on either side, or on both, is an
-    infinite difference: it is counted in ``nans`` and never ignored. ``order_changes`` counts rows whose order changes
-    by more than rounding, and ``identical_order_share`` is the share of the rows whose order is the same to the last
-    bit. What a row's order is depends on the scores: of ranked lists the order of the list, of lists of labels' scores
-    which labels are the best, of one score per row its place among the rows. :func:`scoring.parity.parity` compares no
-    order, and leaves the share None. ``threshold_flips`` is zero for ranked lists.
+    ``mean`` to ``max`` describe the absolute difference of every score. A NaN on either side is an infinite difference
+    and is counted in ``nans``. ``order_changes`` counts rows whose order changes by more than rounding, and
+    ``identical_order_share`` is the share of rows with exactly the same order. The order of a row is the order of its
+    ranked list, its best labels for a list of labels' scores, or its rank among the rows for a single score.
+    :func:`scoring.parity.parity` compares no order and leaves the share None. ``threshold_flips`` is zero for ranked
+    lists.
     """
 
     rows: int
@@ -54,7 +54,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """True when no score differs by more than the tolerance and no decision or order changes."""
+        """Whether no score differs by more than the tolerance and no decision or order changes."""
         return self.max <= self.tolerance and self.threshold_flips == 0 and self.order_changes == 0
 
     @property
@@ -103,7 +103,7 @@ class ParityReport:
         return [*lines, ("parity", self.verdict)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values; infinite and NaN numbers become the strings inf and nan."""
+        """Return the report as JSON values; infinite and NaN numbers become the strings inf and nan."""
         plain: dict[str, Any] = _json_ready({**asdict(self), "passed": self.passed})
         return plain
 

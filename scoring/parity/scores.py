@@ -1,4 +1,4 @@
-"""Comparison of scores: one or several numbers for each row."""
+"""Comparison of scores: one or several numbers per row."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scoring.parity.differences import absolute_difference, check_shapes, report_of
-from scoring.parity.report import THRESHOLD, TOLERANCE, WORST_ROWS, ParityReport
-from scoring.parity.worst_rows import Keys, key_columns, key_values, largest_first, worst_row
+from mirrorspark.scoring.parity.differences import absolute_difference, check_shapes, report_of
+from mirrorspark.scoring.parity.report import THRESHOLD, TOLERANCE, WORST_ROWS, ParityReport
+from mirrorspark.scoring.parity.worst_rows import Keys, key_columns, key_values, largest_first, worst_row
 
 
 def parity(
@@ -27,16 +27,16 @@ def parity(
     Args:
         reference: scores ``[rows]``, or output name -> scores ``[rows]``.
         candidate: scores of the same shape and names.
-        keys: key columns, ``[rows]`` each, that name the worst rows; the row number does when absent.
+        keys: key columns, ``[rows]`` each, that identify the worst rows; by default the row number.
         tolerance: the largest absolute difference that passes.
-        threshold: score from which a row counts as positive; None where scores decide nothing by a threshold.
-        worst: how many of the rows that differ most are kept.
+        threshold: score from which a row counts as positive; None if no decision uses a threshold.
+        worst: number of rows with the largest differences in the report.
 
     Returns:
         The report; its statistics cover every score of every output.
 
     Raises:
-        ValueError: no rows, unequal shapes, or different outputs.
+        ValueError: there are no rows, or shapes or outputs differ.
     """
     names, expected = _score_matrix("reference", reference)
     other_names, actual = _score_matrix("candidate", candidate)
@@ -67,7 +67,7 @@ def parity(
 def _score_matrix(
     side: str, scores: ArrayLike | Mapping[str, ArrayLike]
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """Return output names and scores as ``[rows, outputs]``; names are sorted, so mappings need no common order."""
+    """Return sorted output names, and scores as ``[rows, outputs]`` in this order."""
     columns = scores if isinstance(scores, Mapping) else {"score": scores}
     names = tuple(sorted(columns))
     arrays = [np.asarray(columns[name], dtype=np.float64) for name in names]

@@ -1,4 +1,4 @@
-"""The rows of a comparison that differ most, with the keys that name them."""
+"""Selection of the rows with the largest differences, and their keys."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from scoring.parity.report import WorstRow
+from mirrorspark.scoring.parity.report import WorstRow
 
 Keys: TypeAlias = "pa.Table | Mapping[str, ArrayLike]"
 
 
 def key_columns(keys: Keys | None, rows: int) -> dict[str, Any]:
-    """Return the key columns by name, or the row number where there are none.
+    """Return the key columns by name, or the row numbers without keys.
 
     Raises:
         ValueError: A key column has another number of rows.
@@ -46,7 +46,7 @@ def largest_first(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Return positions of the ``count`` largest values above zero, largest first, ties by position."""
     positions = np.flatnonzero(values > 0)
     if positions.size > count > 0:
-        # Keep only what can be among the largest before sorting: millions of rows may differ in the last bit.
+        # Rows that cannot be among the largest are dropped before sorting: millions may differ in the last bit.
         floor = np.partition(values[positions], -count)[-count]
         positions = positions[values[positions] >= floor]
     order = np.argsort(-values[positions], kind="stable")[:count]
@@ -60,5 +60,5 @@ def worst_row(
     difference: NDArray[np.float64],
     cell: tuple[int, int],
 ) -> WorstRow:
-    """Return what both sides say at ``cell``: a row and a place in it."""
+    """Return the scores of both sides at ``cell``, a row and a column."""
     return WorstRow(keys, float(expected[cell]), float(actual[cell]), float(difference[cell]))

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
-from data_pipelines.quality.profile import profile_columns
-from data_pipelines.quality.validation import validate
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
+from mirrorspark.data_pipelines.quality.profiling import profile_columns
+from mirrorspark.data_pipelines.quality.validation import validate
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from training.records.tracking import TrackedRun, default_uri
+from mirrorspark.training.records.tracking import TrackedRun, default_uri
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

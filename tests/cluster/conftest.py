@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from callbacks import commit
-from callbacks.checkpoint_store import Location
-from training.config import RECIPE_FILE, SQL_FILE, load_recipe
-from training.faults import Act, Run
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.store import Location
+from mirrorspark.training.fault_injection.faults import Act, Run
+from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE, load_recipe
 
 Events = list[dict[str, Any]]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
+from mirrorspark.training.run import main
 from tests.cluster.conftest import read_events
-from training.config import RECIPE_FILE, SQL_FILE
-from training.run import main
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

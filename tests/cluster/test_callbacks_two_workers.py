@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from callbacks import commit
-from callbacks.backup import restore
+from mirrorspark.callbacks.backup import restore
+from mirrorspark.callbacks.checkpoints import commit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
@@ -79,7 +79,7 @@ def _run_ranks(folder: Path, name: str, commands: list[list[Any]], addresses: li
     return [json.loads(result.read_text()) for result in results]
 
 
-@pytest.fixture(params=["mirrored", "ring"])
+@pytest.fixture(params=[pytest.param("mirrored", marks=pytest.mark.full), "ring"])
 def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -14,26 +14,26 @@ import pytest
 import yaml
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.convert import (
+from mirrorspark.data_pipelines.convert import (
     ConversionOptions,
     DatasetExistsError,
     convert,
     dataset_address,
     read_profile,
 )
-from data_pipelines.dataset import Dataset
-from data_pipelines.dataset_cache import DatasetCache
-from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitting import EmptySplitError, fit_features
-from data_pipelines.labels import LabelError
-from data_pipelines.manifest import SPLITS, DatasetError, check_directory
-from data_pipelines.publish import SaveMode, WriteJob
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.staging import stage
-from data_pipelines.storage import StoragePath
-from data_pipelines.tables import SourceError, find_tables, package_folder, query, register_tables
-from data_pipelines.transform import Encoder
+from mirrorspark.data_pipelines.dataset.cache import DatasetCache
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS, DatasetError, check_directory
+from mirrorspark.data_pipelines.dataset.staging import stage
+from mirrorspark.data_pipelines.features.fitting import EmptySplitError, fit_features
+from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
+from mirrorspark.data_pipelines.features.labels import LabelError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.tables import SourceError, find_tables, package_folder, query, register_tables
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import SaveMode, WriteJob
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -251,7 +251,7 @@ REFUSED: Mapping[str, tuple[Callable[["SparkSession"], "DataFrame"], type[Except
             ]
         ),
         DatasetError,
-        r"^the key id = 'twice', day = 3 stands on more than one row of split 'test'; a key names one row: filter",
+        r"^the key id = 'twice', day = 3 occurs in more than one row of split 'test'; a key identifies one row: filter",
     ),
     "no validation rows": (
         rows([one for one in ROWS if one["split"] != "validation"]),
@@ -300,27 +300,30 @@ def test_a_path_that_exists_is_left_alone(spark: "SparkSession", tmp_path: Path)
     path = tmp_path / "dataset"
     path.mkdir()
     (path / "mine.txt").write_text("keep")
-    with pytest.raises(DatasetError, match=f"{path} exists already and is no dataset; choose another path") as raised:
+    with pytest.raises(
+        DatasetError, match=f"{path} exists already and is not a dataset; choose another path"
+    ) as raised:
         convert(table(spark, ROWS), SPEC, path, options=OPTIONS)
     assert not isinstance(raised.value, DatasetExistsError)
     assert [file.name for file in tmp_path.rglob("*")] == ["dataset", "mine.txt"]
 
 
 def test_a_dataset_that_exists_is_left_alone_by_an_error_of_its_own(spark: "SparkSession", converted: Dataset) -> None:
-    with pytest.raises(DatasetExistsError, match=f"{converted.path} exists already; open it with Dataset.open, or del"):
+    with pytest.raises(DatasetExistsError, match=f"{converted.path} exists already; open it with load_dataset, or del"):
         convert(table(spark, ROWS), SPEC, converted.path, options=OPTIONS)
     check_directory(converted.path, checksums=True)
 
 
 def test_what_a_killed_conversion_left_is_removed_by_the_next(spark: "SparkSession", tmp_path: Path) -> None:
     begin = (
-        "import sys; from data_pipelines.publish import *; "
+        "import sys; from mirrorspark.storage.paths import StoragePath; "
+        "from mirrorspark.storage.publish import SaveMode, WriteJob; "
         "print(WriteJob.begin(StoragePath.of(sys.argv[1]), SaveMode.ERROR).staging.name)"
     )
     target = tmp_path / "dataset"
     command = [sys.executable, "-c", begin, str(target)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     running = WriteJob.begin(StoragePath.of(target), SaveMode.ERROR).staging
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     for name in (ended, running.name):
         (tmp_path / name / "raw").mkdir(parents=True, exist_ok=True)
     convert(table(spark, ROWS), SPEC, target, options=OPTIONS)
@@ -336,7 +339,7 @@ def test_a_dataset_on_an_object_store_is_whole_or_not_there_and_a_refused_table_
     telling = [one | {"carrier": str(one["late"])} for one in ROWS]
     with pytest.raises(DatasetError, match=r"'carrier' determines the label.*\nSee .*\.refused\.html") as refused:
         convert(table(spark, telling), SPEC, str(target), options=OPTIONS, cache=cache)
-    page = str(refused.value).rpartition("See ")[2].partition(". Mend")[0]
+    page = str(refused.value).rpartition("See ")[2].partition(". Fix")[0]
     assert b"determines the label" in StoragePath.of(page).read_bytes()
     assert [file.path.name for file in target.files()] == []
 
@@ -389,7 +392,7 @@ def test_a_later_dataset_is_compared_with_a_former_one(
     reference = read_profile(converted.path)
     dataset = convert(table(spark, moved), SPEC, tmp_path / "dataset", options=OPTIONS, reference=reference)
     assert any(finding["column"] == "distance" and "drift" in finding["check"] for finding in dataset.manifest.findings)
-    with pytest.raises(DatasetError, match=r"is no profile of a dataset .*give the directory of a former dataset"):
+    with pytest.raises(DatasetError, match=r"is not a profile of a dataset .*give the directory of a former dataset"):
         read_profile(tmp_path)
 
 

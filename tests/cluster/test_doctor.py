@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from data_pipelines.storage import StoragePath
-from training.doctor import EXIT_FAILED, EXIT_HEALTHY, main
-from training.readiness import executor_checks
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.training.doctor import EXIT_FAILED, EXIT_HEALTHY, main
+from mirrorspark.training.readiness import executor_checks
 
 
 def test_doctor_finds_a_local_session_healthy_and_measures_its_all_reduce(

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from data_pipelines.convert import convert
-from data_pipelines.tables import find_tables, query, register_tables
-from training.config import RunConfig, load_recipe
+from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.tables import find_tables, query, register_tables
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -9,8 +9,8 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.convert import ConversionOptions, convert
-from data_pipelines.feature_kinds import (
+from mirrorspark.data_pipelines.convert import ConversionOptions, convert
+from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
     FeatureSpecError,
@@ -21,8 +21,8 @@ from data_pipelines.feature_kinds import (
     Sparse,
     Text,
 )
-from data_pipelines.features import FeatureSpec
-from data_pipelines.transform import RaggedIds, SparseRows
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -101,7 +101,9 @@ def test_every_kind_is_fitted_converted_and_read(orders: "DataFrame", tmp_path: 
 
 def test_a_spec_is_proposed_for_a_table(orders: "DataFrame", caplog: pytest.LogCaptureFixture) -> None:
     spec = FeatureSpec.infer(orders.drop("topics"), label="again")
-    told = [record.getMessage() for record in caplog.records if record.name == "data_pipelines.infer"]
+    told = [
+        record.getMessage() for record in caplog.records if record.name == "mirrorspark.data_pipelines.features.infer"
+    ]
     assert told
     assert all("left out: " in line for line in told)  # of the others nothing is a warning
     assert spec.keys == ("order_id",)
@@ -127,7 +129,9 @@ def test_a_spec_is_proposed_for_a_table(orders: "DataFrame", caplog: pytest.LogC
 def test_what_cannot_be_proposed_is_said(orders: "DataFrame") -> None:
     with pytest.raises(FeatureSpecError, match=r"the table has no columns \['target'\]; it has \['order_id', 'again'"):
         FeatureSpec.infer(orders, label="target")
-    with pytest.raises(FeatureSpecError, match="no single column names the rows; give the columns that do as keys"):
+    with pytest.raises(
+        FeatureSpecError, match="no single column identifies the rows; give the columns that do as keys"
+    ):
         FeatureSpec.infer(orders.drop("order_id"), label="again")
     with pytest.raises(FeatureSpecError, match="label 'amount' has type double and other values than 0 and 1"):
         FeatureSpec.infer(orders.select("order_id", "amount", "age"), label="amount")

@@ -9,10 +9,10 @@ import mlflow
 import numpy as np
 import pytest
 
-from training import faults
-from training.faults import Fault
-from training.launch import Launched, run_train_fn
-from training.supervision.supervisor import TrainingFailedError
+from mirrorspark.training.driver.errors import TrainingFailedError
+from mirrorspark.training.fault_injection import faults
+from mirrorspark.training.fault_injection.faults import Fault
+from mirrorspark.training.launch import Launched, run_train_fn
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -28,8 +28,8 @@ def with_our_callbacks() -> Callable[..., Any]:
 
         import tensorflow as tf
 
-        from callbacks.backup import BackupAndRestore
-        from callbacks.checkpoint import ChiefCheckpoint
+        from mirrorspark.callbacks.backup import BackupAndRestore
+        from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 
         features = tf.random.stateless_uniform((64, 4), seed=(1, 2))
         labels = tf.reduce_sum(features, axis=1, keepdims=True)
@@ -89,6 +89,7 @@ def test_mlflow_has_its_curve_though_it_knows_nothing_of_mlflow(unbroken: Launch
     assert {"examples_per_second", "seconds_per_epoch"} <= set(found.data.metrics)
 
 
+@pytest.mark.full
 def test_a_lost_worker_and_one_that_hangs_cost_an_attempt_each_and_change_nothing(
     spark: "SparkSession", output: Path, unbroken: Launched
 ) -> None:
@@ -127,7 +128,7 @@ def test_a_strategy_of_its_own_and_ours_both_run(spark: "SparkSession", output: 
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         return type(strategy).__name__, strategy.num_replicas_in_sync
 
-    own = run_train_fn(train, spark=spark, output=output, use_custom_strategy=True)
+    own = run_train_fn(train, spark=spark, output=output, name="own", use_custom_strategy=True)
     assert own.result == ("CollectiveAllReduceStrategy", 2)
-    ring = run_train_fn(train, spark=spark, output=output, strategy="ring", resume=False)
+    ring = run_train_fn(train, spark=spark, output=output, name="ring", strategy="ring")
     assert ring.result == ("RingStrategy", 2)

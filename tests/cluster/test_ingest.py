@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.ingest import IngestError, ingest_csv
-from data_pipelines.publish import WriteJob, is_hidden
-from data_pipelines.storage import StoragePath
+from mirrorspark.data_pipelines.ingest import IngestError, ingest_csv
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import WriteJob, is_hidden
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.quality.leakage import LeakageError, check_leakage, find_leaks
+from mirrorspark.data_pipelines.quality.leakage import LeakageError, check_leakage, find_leaks
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -17,18 +17,18 @@ import pytest
 
 from benchmarks.score_parity import predicted, ways_in
 from benchmarks.train_kills import weights_of
-from callbacks import commit
-from callbacks.fence import FENCE
-from data_pipelines.dataset import Dataset
-from data_pipelines.manifest import Shard
-from scoring.model_uri import resolve
-from scoring.parity import parity_check
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fence import FENCE
+from mirrorspark.data_pipelines.dataset.manifest import Shard
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.parity import parity_check
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.fault_injection import faults
+from mirrorspark.training.fault_injection.faults import Trigger
+from mirrorspark.training.pipeline import recipe_table
+from mirrorspark.training.run import main
 from tests.cluster.conftest import kill_within_an_epoch, read_events
-from training import faults
-from training.config import RunConfig
-from training.faults import Moment
-from training.pipeline import recipe_table
-from training.run import main
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -188,8 +188,8 @@ def test_killed_ranks_restart_within_the_epoch_and_the_run_ends_bit_for_bit(unbr
     """T6, L16: a worker, then the chief; one MLflow run, an unbroken curve, and the weights of a run without kills."""
     flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-resume"]
     with (
-        faults.at(unbroken.output, Moment(epoch=1), kill_within_an_epoch(1)),
-        faults.at(unbroken.output, Moment(epoch=2, attempt=2), kill_within_an_epoch(0, epoch=2)),
+        faults.inject_when(unbroken.output, Trigger(epoch=1), kill_within_an_epoch(1)),
+        faults.inject_when(unbroken.output, Trigger(epoch=2, attempt=2), kill_within_an_epoch(0, epoch=2)),
     ):
         broken = run(unbroken.output, *flags, "--checkpoint-every-steps=10", "--steps-per-execution=10")
     assert broken.summary["dataset"]["reused"]

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from scoring.files import score_files
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import resolve
+from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
 from tests.cluster.test_main_job import Finished, run
-from training.config import RECIPE_FILE, SQL_FILE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -70,6 +70,7 @@ def finished(spark: "SparkSession", folder: Path) -> Finished:
     return run(folder / "output", f"--recipe={folder}", f"--data={folder}", "--name=posts", "--workers=2")
 
 
+@pytest.mark.full
 def test_a_multi_label_model_learns_tags_from_words(finished: Finished) -> None:
     """F7, F8: its best tag is right more often than not, its scores are those of the training framework."""
     test, popularity = finished.summary["metrics"]["test"], finished.summary["baseline"]["metrics"]
@@ -83,6 +84,7 @@ def test_a_multi_label_model_learns_tags_from_words(finished: Finished) -> None:
     assert set(scores["model_version"].to_pylist()) == {"posts/1"}
 
 
+@pytest.mark.full
 def test_its_scores_have_the_names_of_the_labels_wherever_a_table_is_scored(
     spark: "SparkSession", finished: Finished, folder: Path
 ) -> None:
@@ -102,6 +104,7 @@ def test_its_scores_have_the_names_of_the_labels_wherever_a_table_is_scored(
     assert right == pytest.approx(finished.summary["metrics"]["test"]["precision_at_1"])
 
 
+@pytest.mark.full
 def test_mlflow_has_its_curves_and_figures(finished: Finished) -> None:
     client = mlflow.MlflowClient(finished.summary["tracking_uri"])
     found = client.get_run(finished.summary["run_id"]).data.metrics

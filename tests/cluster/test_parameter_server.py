@@ -11,13 +11,14 @@ from tests.cluster.conftest import read_events
 from tests.cluster.test_bad_input import write_job
 
 
+@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_main_job_with_a_parameter_server_delivers_a_checked_model(tmp_path: Path) -> None:
     """T11: the same command, one flag more, and everything behind the training is as it always is."""
     write_job(tmp_path, epochs=2)
     summary = tmp_path / "summary.json"
     # In a process of its own: the session of the tests has two slots, and this takes three.
-    command = [sys.executable, "-m", "training.run", f"--summary={summary}"]
+    command = [sys.executable, "-m", "mirrorspark.training.run", f"--summary={summary}"]
     command += [f"--{name}={tmp_path / name}" for name in ("recipe", "data", "output")]
     command += ["--strategy=parameter_server", "--parameter-servers=1", "--workers=1"]
 

@@ -13,8 +13,8 @@ from pyspark.errors import AnalysisException, PythonException
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from scoring.batch import score
-from scoring.checks import ScoringError
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.errors import ScoringError
 from tests.unit.scoring.exported_models import (
     FLIGHTS,
     FLIGHTS_DDL,
@@ -171,7 +171,7 @@ def test_any_other_table_is_read_by_spark_and_the_log_says_why(
 ) -> None:
     table = change(spark, str(folder))  # type: ignore[arg-type]
     keys = [name for name in ("flight_id", "more") if name in table.columns]
-    with caplog.at_level(logging.INFO, "scoring.parquet_scan"):
+    with caplog.at_level(logging.INFO, "mirrorspark.scoring.input.parquet_scan"):
         scored = score(table, model, keys=keys)
     assert is_read_by_spark(scored)
     assert reason in caplog.text

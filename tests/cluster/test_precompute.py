@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.file_writes import WriteError
-from scoring.batch import score
-from scoring.counters import Counters
-from scoring.precompute import precompute
-from scoring.precomputed import PrecomputedScores, StoreError
-from scoring.recommend import recommend
+from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.precomputed.precompute import precompute
+from mirrorspark.scoring.precomputed.store import PrecomputedScores, StoreError
+from mirrorspark.scoring.recommend import recommend
+from mirrorspark.scoring.task.counters import Counters
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights, export_movies
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ CELL_TIMEOUT_SECONDS = 240
 EPOCHS = 4
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_notebook_converts_trains_twice_compares_and_scores(tmp_path: Path) -> None:
     """S7, T1: a data scientist's whole way, from the source tables to scores that mean something."""

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import resolve
-from scoring.recommend import recommend
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.recommend import recommend
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.pipeline import recipe_table
 from tests.cluster.test_main_job import run
-from training.config import RunConfig
-from training.pipeline import recipe_table
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(400)
 
 
+@pytest.mark.full
 def test_flights_reaches_its_baseline(spark: "SparkSession", tmp_path: Path) -> None:
     """F1, F3: the multi-field model is no more than 0.01 AUC below gradient boosting on the same features."""
     finished = run(tmp_path, "--recipe=flights", "--workers=2", "--epochs=4")
@@ -30,6 +31,7 @@ def test_flights_reaches_its_baseline(spark: "SparkSession", tmp_path: Path) -> 
     assert finished.summary["parity"]["max"] <= 1e-5
 
 
+@pytest.mark.full
 def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, shared_data: Path) -> None:
     """T1, S7, R1: two-tower retrieval recommends the held-back movie more often than the most popular ones would.
 
@@ -68,6 +70,7 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
         assert np.mean(shared) / 20 >= 0.9
 
 
+@pytest.mark.full
 def test_movielens_is_learnt_by_an_lstm_as_well(spark: "SparkSession", tmp_path: Path, shared_data: Path) -> None:
     """F14: ragged histories from the table to the scores, which are those of the training framework."""
     data, users = tmp_path / "data", 100

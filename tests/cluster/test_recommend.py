@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.raw_columns import ColumnError
-from scoring.checks import ScoringError
-from scoring.counters import Counters
-from scoring.loaded_model import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
-from scoring.recommend import recommend
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
+from mirrorspark.scoring.recommend import recommend
+from mirrorspark.scoring.task.counters import Counters
 from tests.unit.scoring.exported_models import export_flights, export_movies
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def test_one_user_who_has_seen_very_much_does_not_make_all_others_as_large(movie
     """S8, R6."""
     seen = pa.array([["m1", "m2"], MOVIES[:38] * 3_000, *[[]] * 998], pa.list_(pa.string()))
     users = pa.table({"user": ["u0"] * 1_000, "history": pa.array([["m1"]] * 1_000, seen.type), "seen": seen})
-    model = LoadedModel(movies).searching(Search("exact", 5, np.array([], np.int64)))
+    model = LoadedModel(movies).with_search(Search("exact", 5, np.array([], np.int64)))
     calls: list[int] = []
 
     found = model.score_arrow(users, on_call=lambda: calls.append(1))["candidates"]
@@ -173,6 +173,6 @@ def test_long_lists_leave_in_parts_of_16_mb(movies: Path) -> None:
     """S8: what a part takes follows from the number of candidates asked for, which the graph leaves open."""
     model, batch = LoadedModel(movies), ROWS.to_batches()[0].take(pa.array([0] * 100_000))
     for k in (1, 40):
-        searching = model.searching(Search("exact", k, np.array([], np.int64)))
+        searching = model.with_search(Search("exact", k, np.array([], np.int64)))
         most = max(part.num_rows for part in searching.parts(batch))
         assert most * k * (8 + 4) <= PART_BYTES < (most + DEFAULT_BATCH_SIZE) * k * (8 + 4) or most == batch.num_rows

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.run import main
 from tests.cluster.conftest import read_events
 from tests.cluster.test_bad_input import write_data, write_job
-from training.results.summary import Summary
-from training.run import main
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -41,6 +41,7 @@ def first_epoch(folder: Path) -> float:
     return float(ends[0]["logs"]["val_loss"])
 
 
+@pytest.mark.full
 def test_a_day_begins_from_the_model_of_the_day_before_and_is_done_once(
     spark: "SparkSession", tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,17 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.file_writes import WriteError
-from data_pipelines.parquet_rows import ParquetError
-from data_pipelines.publish import TargetExistsError
-from data_pipelines.raw_columns import ColumnError
-from scoring.batch import score
-from scoring.checks import ScoringError
-from scoring.files import score_files
-from scoring.loaded_model import LoadedModel
-from scoring.model_uri import ModelNotFoundError
-from scoring.probe import Speed
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
+from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import ModelNotFoundError
+from mirrorspark.scoring.task.probe import Speed
+from mirrorspark.storage.publish import TargetExistsError
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
+from tools.calls import traced
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -75,6 +76,15 @@ def test_the_scores_are_those_of_the_table_in_the_order_of_the_files(
     assert spark.read.parquet(str(tmp_path / "scores")).count() == scored.rows == ROWS
 
 
+def test_a_call_enters_few_of_our_modules_on_the_driver(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path
+) -> None:
+    entered = traced(lambda: score_files(spark, flights, model, tmp_path / "scores", keys="flight_id"))
+    assert next(iter(entered)) == "mirrorspark.scoring.files"
+    assert len(entered) <= 28
+    assert sum(module.startswith("mirrorspark.scoring.") for module in entered) <= 11
+
+
 def test_counters_tell_one_load_per_python_worker_and_none_in_a_second_job(
     spark: "SparkSession", flights: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +125,7 @@ def test_files_of_several_schemas_are_read_by_spark_as_one_table(
         (tmp_path / "flights" / name).mkdir(parents=True)
         pq.write_table(table, tmp_path / "flights" / name / "part.parquet")
 
-    with caplog.at_level("WARNING", "scoring.mixed_parquet"):
+    with caplog.at_level("WARNING", "mirrorspark.scoring.input.mixed_parquet"):
         scored = score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys="flight_id")
     said = caplog.text
     assert "have 2 schemas" in said
@@ -341,7 +351,7 @@ def test_tasks_that_would_take_too_long_become_more_with_the_same_scores(
     """A millisecond is too short for any row group: each becomes a task, and the log says how large they may be."""
     few = score_files(spark, flights, model, tmp_path / "few", keys="flight_id")
     assert (len(few.files), few.predicted_task_seconds) == (2, None)
-    with caplog.at_level(logging.INFO, "scoring.files"):
+    with caplog.at_level(logging.INFO, "mirrorspark.scoring.files"):
         many = score_files(spark, flights, model, tmp_path / "many", keys="flight_id", task_seconds=0.001)
     assert len(many.files) == ROW_GROUPS
     assert many.predicted_task_seconds is not None
@@ -355,7 +365,7 @@ def test_tasks_are_as_many_as_the_measured_speed_asks_for(
     spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 10,000 rows in a task, of 50 row groups of 2,000.
-    monkeypatch.setattr("scoring.files.speed_of", lambda *_: Speed(100_000.0, loads=3))
+    monkeypatch.setattr("mirrorspark.scoring.files.speed_of", lambda *_: Speed(100_000.0, loads=3))
     scored = score_files(spark, flights, model, tmp_path / "scores", keys="flight_id", task_seconds=0.1)
     assert (len(scored.files), scored.predicted_task_seconds) == (10, 0.1)
     assert [pq.read_metadata(tmp_path / "scores" / file).num_rows for file in scored.files] == [10_000] * 10
@@ -373,7 +383,7 @@ def test_the_speed_is_measured_once_in_a_session(
     assert first.predicted_task_seconds is not None
     assert first.counters.loads >= 1
     # Nothing could be measured now.
-    monkeypatch.delattr("scoring.probe.ProbeTask")
+    monkeypatch.delattr("mirrorspark.scoring.task.probe.ProbeTask")
     again = score_files(spark, flights, model, tmp_path / "2", keys="flight_id", task_seconds=10.0)
     assert again.predicted_task_seconds == first.predicted_task_seconds
 
@@ -384,7 +394,7 @@ def test_a_measurement_that_fails_leaves_nothing(
     def failing(*_: object) -> Speed:
         raise WriteError("a task failed")
 
-    monkeypatch.setattr("scoring.files.speed_of", failing)
+    monkeypatch.setattr("mirrorspark.scoring.files.speed_of", failing)
     with pytest.raises(WriteError, match="a task failed"):
         score_files(spark, flights, model, tmp_path / "scores", keys="flight_id", task_seconds=0.001)
     assert list(tmp_path.iterdir()) == []
@@ -401,7 +411,7 @@ def test_a_file_that_is_damaged_in_its_middle_leaves_no_scores(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.parquet"]
 
 
-@pytest.mark.parametrize("way", ["files", "table"])
+@pytest.mark.parametrize("way", ["files", pytest.param("table", marks=pytest.mark.full)])
 def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_scores(
     spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, way: str
 ) -> None:
@@ -423,7 +433,7 @@ def test_the_command_scores_and_says_so(model: Path, flights: Path, tmp_path: Pa
     command = [
         sys.executable,
         "-m",
-        "scoring.run",
+        "mirrorspark.scoring.run",
         "--model",
         model,
         "--input",
@@ -434,13 +444,14 @@ def test_the_command_scores_and_says_so(model: Path, flights: Path, tmp_path: Pa
     command += ["--keys", "flight_id", "--master", "local[2]"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr == ""  # neither Spark's log nor TensorFlow's
     first, second = done.stdout.splitlines()
     assert first.startswith(f"{ROWS:,} rows scored with ")
     assert first.endswith(f"-> {tmp_path / 'scores'}")
     assert "which loaded the model 2 times" in second
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 2
-    assert f"error: {tmp_path / 'scores'}" in again.stderr.splitlines()[-1]
+    assert f"mirrorspark: {tmp_path / 'scores'}" in again.stderr.splitlines()[-1]
 
 
 def test_scores_of_other_columns_are_not_added(

@@ -16,19 +16,20 @@ from pyspark.errors import PySparkException
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql.functions import current_date, expr, lit
 
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.spark_errors import task_message
-from data_pipelines.tfrecords import write_tfrecords
-from scoring.batch import score
-from scoring.checks import ScoringError
-from scoring.counters import Counters
-from scoring.forms import Struct
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import ModelNotFoundError, resolve
-from scoring.sql import register_sql
-from scoring.tfrecord_input import score_tfrecords
-from scoring.udf import scorer_udf
+from benchmarks.standalone_cluster import standalone_cluster
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.tfrecords import write_tfrecords
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.tfrecords import score_tfrecords
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import ModelNotFoundError, resolve
+from mirrorspark.scoring.output.forms import Struct
+from mirrorspark.scoring.sql import register_sql
+from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.udf import scorer_udf
 from tests.unit.scoring.exported_models import (
     FLIGHTS,
     FLIGHTS_DDL,
@@ -207,7 +208,7 @@ def test_a_model_that_must_not_see_more_than_its_spec_refuses_other_columns(
 ) -> None:
     """F16: refused by name; what is read is on record."""
     allowed = flights.select("flight_id", "carrier", "hour", "stops", "distance")
-    with caplog.at_level("INFO", "scoring.batch"):
+    with caplog.at_level("INFO", "mirrorspark.scoring.batch"):
         scored = score(allowed, models.first, keys="flight_id", extra_columns="refuse")
     assert "reads the columns ['flight_id', 'carrier', 'hour', 'stops', 'distance']" in caplog.text
     assert scored.count() == allowed.count()
@@ -396,20 +397,21 @@ def test_files_that_change_after_the_model_was_pinned_are_refused(
     assert "its files were changed or damaged since" in task_message(caught.value)
 
 
-def test_on_a_cluster_models_travel_to_the_executors(models: Models, tmp_path: Path) -> None:
+def test_on_a_standalone_cluster_models_travel_to_the_executors(models: Models, tmp_path: Path) -> None:
     """S1, S18, pain 11: an executor scores from the files that Spark sent it, after the driver's are gone."""
     copy = Path(shutil.copytree(models.first, tmp_path / "flights"))
-    *scores, archives = said_on_a_cluster("scoring_cluster.py", copy, tmp_path)[-7:]
+    with standalone_cluster(tmp_path / "cluster", workers=1) as master:
+        *scores, archives = said_on_a_cluster("scoring_cluster.py", tmp_path, copy, master)[-7:]
     assert [float(line) for line in scores] == pytest.approx(
         list(direct_scores(models.first).values()), rel=0, abs=1e-6
     )
     assert archives == "archives 2", "the second scoring sends nothing again, and models of groups travel together"
 
 
-def said_on_a_cluster(program: str, argument: Path, folder: Path) -> list[str]:
-    """Return the lines that a program prints that starts a cluster of its own, in ``folder``."""
+def said_on_a_cluster(program: str, folder: Path, *arguments: Path | str) -> list[str]:
+    """Return the lines that a program prints that scores on a cluster, in ``folder``."""
     result = subprocess.run(
-        [sys.executable, str(PROGRAMS / program), str(argument)],
+        [sys.executable, str(PROGRAMS / program), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         cwd=folder,
         capture_output=True,

@@ -11,16 +11,16 @@ from py4j.protocol import CALL_COMMAND_NAME
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.spark_errors import task_message
-from scoring import groups
-from scoring.checks import ScoringError
-from scoring.counters import Counters
-from scoring.forms import Long, TopK, Wide
-from scoring.groups import score_by_group
-from scoring.loaded_model import LoadedModel
-from scoring.model_uri import ModelNotFoundError, PinnedModel, pinned_model, resolve
-from scoring.package import package_model
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.scoring import groups
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.groups import score_by_group
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import ModelNotFoundError, PinnedModel, pinned_model, resolve
+from mirrorspark.scoring.output.forms import Long, TopK, Wide
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task.counters import Counters
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def test_models_read_columns_of_their_own_and_rows_stay_where_they_are(
     numbers: "DataFrame", linear: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without co-location; what no model reads stays in the JVM."""
-    with caplog.at_level("INFO", "scoring.groups"):
+    with caplog.at_level("INFO", "mirrorspark.scoring.groups"):
         scored = score_by_group(numbers, linear, group="region", keys=["id", "expected"], colocate=False)
     assert "read the columns ['region', 'id', 'expected', 'x', 'y']" in caplog.text
     rows = scored.withColumn("partition", F.spark_partition_id()).collect()
@@ -291,14 +291,14 @@ def test_what_does_not_fit_is_told_before_a_task_starts(
     refused: list[tuple[dict[str, Any], type[ValueError], str]] = [
         ({"models": {}}, ScoringError, "models is empty; give a model for each value of the column 'region'"),
         ({"group": "zone"}, ScoringError, "the group column 'zone' is missing; the table has"),
-        ({"group": "x"}, ScoringError, "the group column 'x' has type double, which picks no model; cast it to"),
+        ({"group": "x"}, ScoringError, "the group column 'x' has type double, which cannot select a model; cast it to"),
         ({"models": {7: north}}, ScoringError, "models has one for 7, which the column 'region' of type string cannot"),
         ({"models": {b"n": north}}, ScoringError, "models has one for b'n', which the column 'region' of type string"),
         ({"group": "id"}, ScoringError, "models has one for 'north', which the column 'id' of type int64 cannot hold"),
         ({"models": {None: north}}, ScoringError, "models has one for a null in 'region', which is no group"),
         ({"keys": []}, ScoringError, "keys is empty; name the columns that identify a row"),
         ({"keys": "day"}, ScoringError, r"key columns \['day'\] are missing"),
-        ({"unknown": "skip"}, ScoringError, "unknown 'skip' says nothing of groups without a model"),
+        ({"unknown": "skip"}, ScoringError, "unknown 'skip' is not a rule for groups without a model"),
         ({"nulls": {"z": 0.0}}, ScoringError, r"names \['z'\], which no model reads; they read \['x', 'y'\]"),
         ({"outputs": TopK(2)}, ScoringError, "the model of region='north': the form 'top:2' is for a model with"),
         (

@@ -13,21 +13,21 @@ import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.file_writes import WriteError
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.spark_errors import task_message
-from data_pipelines.tfrecords import write_tfrecords
-from scoring.batch import score
-from scoring.checks import ScoringError
-from scoring.counters import Counters
-from scoring.files import score_files
-from scoring.forms import AtLeast, Long, Struct, TopK, Wide
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import DESCRIPTION_FILE
-from scoring.package import package_model
-from scoring.run import main
-from scoring.sql import register_sql
-from scoring.udf import scorer_udf
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.tfrecords import write_tfrecords
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.output.forms import AtLeast, Long, Struct, TopK, Wide
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.run import main
+from mirrorspark.scoring.sql import register_sql
+from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.udf import scorer_udf
 from tests.unit.scoring.exported_models import (
     BASKETS,
     FLIGHTS,
@@ -120,6 +120,7 @@ def test_sql_and_a_udf_tell_what_their_tasks_did_over_all_queries(spark: "SparkS
     assert told.loads == told.processes <= 2
 
 
+@pytest.mark.full
 def test_a_partition_of_a_million_rows_takes_the_memory_of_one_of_ten_thousand(tmp_path: Path) -> None:
     """S8, S11: one Python worker scores the small one first; neither it nor the driver ever holds the rows."""
     weights = {f"x{number}": 0.5 for number in range(20)}
@@ -188,7 +189,7 @@ def test_files_that_a_stream_wrote_are_read_by_spark_which_knows_those_that_coun
     written = stream.writeStream.option("checkpointLocation", str(tmp_path / "checkpoint")).trigger(availableNow=True)
     assert written.start(str(tmp_path / "streamed")).awaitTermination(120)
     pq.write_table(FLIGHTS, tmp_path / "streamed" / "left-over.parquet")  # which the stream's log does not have
-    with caplog.at_level("WARNING", "scoring.sources"):
+    with caplog.at_level("WARNING", "mirrorspark.scoring.input.sources"):
         scored = score_files(spark, tmp_path / "streamed", model, tmp_path / "scores", keys="flight_id")
     assert "is no folder of plain files (_spark_metadata): Spark reads it, which is slower" in caplog.text
     assert scored.rows == 6
@@ -369,7 +370,7 @@ def test_nan_scores_are_counted_and_told(
     """A model of weights that are NaN, as a training that went wrong leaves them: in the log, and by the command."""
     model, file = export_flights(tmp_path / "model", 1, weights=float("nan")), tmp_path / "flights.parquet"
     pq.write_table(FLIGHTS, file)
-    with caplog.at_level("WARNING", "scoring.files"):
+    with caplog.at_level("WARNING", "mirrorspark.scoring.files"):
         scored = score_files(spark, file, model, tmp_path / "scores", keys="flight_id")
     assert (scored.rows, scored.counters.nans) == (6, 6)
     advice = "NaN: look at these rows' columns, and at the model's weights"
@@ -398,9 +399,9 @@ def test_the_command_takes_all_of_it(
     assert "null policy" in rows[1]["error"]
     for wrong, message in (
         (["--outputs", "best"], "there is no form 'best'"),
-        (["--mode", "replace"], "error: mode 'replace' is unknown; use error, overwrite or append"),
-        (["--output", __file__], f"error: {__file__}: a file is where the folder of the files would be"),
-        (["--null", "user"], "--null user is no COLUMN=VALUE"),
+        (["--mode", "replace"], "mirrorspark: mode 'replace' is unknown; use error, overwrite or append"),
+        (["--output", __file__], f"mirrorspark: {__file__}: a write needs a folder as its target, and this is a file"),
+        (["--null", "user"], "--null user is not COLUMN=VALUE"),
         (["--bad-rows", "drop"], "bad_rows 'drop' is unknown"),
         (["--other-versions", "no"], "other_versions 'no' is unknown"),
     ):
@@ -417,10 +418,10 @@ def test_a_registry_that_nobody_answers_for_ends_the_command_in_one_line(
     assert main([*arguments, "--model", "models:/flights/1", "--tracking-uri", store]) == 1
     told = capsys.readouterr().err.splitlines()
     reason = f"cannot be looked up in the MLflow store {store}: Connection refused"
-    assert told[-1] == f"error: model 'models:/flights/1' {reason}"
+    assert told[-1] == f"mirrorspark: model 'models:/flights/1' {reason}"
     assert not any("Traceback" in line for line in told)
     assert main([*arguments, "--model", "models:/flights/1", "--tracking-uri", store, "--offline"]) == 1
-    assert "error: offline there is no model 'models:/flights/1'" in capsys.readouterr().err
+    assert "mirrorspark: offline there is no model 'models:/flights/1'" in capsys.readouterr().err
 
 
 # A task that fails takes its Python worker along, and the next one imports TensorFlow anew: these tests come last.
@@ -462,7 +463,7 @@ def test_a_bad_row_of_a_table_is_named_by_its_key_and_in_sql_by_its_place(
 def test_a_master_that_is_none_ends_the_command_in_one_line(tmp_path: Path) -> None:
     command = ["--model", str(tmp_path), "--input", str(tmp_path), "--output", str(tmp_path / "scores"), "--keys", "id"]
     done = subprocess.run(
-        [sys.executable, "-m", "scoring.run", *command, "--master", "spark.example:7077"],
+        [sys.executable, "-m", "mirrorspark.scoring.run", *command, "--master", "spark.example:7077"],
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
@@ -472,5 +473,5 @@ def test_a_master_that_is_none_ends_the_command_in_one_line(tmp_path: Path) -> N
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     told = done.stderr.splitlines()[-1]
-    assert told.startswith("error: no session at spark.example:7077: ")
+    assert told.startswith("mirrorspark: no session at spark.example:7077: ")
     assert told.endswith("; see --master and JAVA_HOME")

@@ -12,19 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.errors import PySparkException
 
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.spark_errors import task_message
-from data_pipelines.tfrecords import read_tfrecords, write_tfrecords
-from scoring.batch import score
-from scoring.files import score_files
-from scoring.forms import TopK
-from scoring.inputs import Column
-from scoring.model_directory import DESCRIPTION_FILE, ModelDirectoryError
-from scoring.package import package_model
-from scoring.parity import parity_check
-from scoring.sql import register_sql
-from scoring.tfrecord_input import score_tfrecords
-from scoring.udf import scorer_udf
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.input.tfrecords import score_tfrecords
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectoryError
+from mirrorspark.scoring.output.forms import TopK
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.parity import parity_check
+from mirrorspark.scoring.sql import register_sql
+from mirrorspark.scoring.udf import scorer_udf
 from tests.unit.scoring.other_models import (
     LINEAR,
     NAMES,
@@ -173,7 +173,7 @@ def test_images_are_decoded_by_code_that_travels_with_the_model(
     pq.write_table(pa.table({"id": range(20), "photo": values}), tmp_path / "photos.parquet")
 
     photos = spark.read.parquet(str(tmp_path / "photos.parquet")).repartition(3)
-    with caplog.at_level("INFO", "scoring.call"):
+    with caplog.at_level("INFO", "mirrorspark.scoring.plan"):
         rows = score(photos, model, keys="id", bad_rows="mark").orderBy("id").collect()
     assert "brings code that runs in the executors: turned, postprocess of its hooks.py" in caplog.text
     assert [row.id for row in rows if row.error is not None] == [7]

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from scoring.batch import score
-from scoring.counters import Counters
-from scoring.package import package_model
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task.counters import Counters
 from tests.unit.scoring.other_models import (
     NAMES,
     boxes,

@@ -37,6 +37,7 @@ def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, Any]:
     return threads
 
 
+@pytest.mark.full
 def test_a_python_worker_has_the_threads_of_its_task(tmp_path: Path) -> None:
     """Of two jobs that differ in ``spark.task.cpus``, as the counters and the system count them."""
     pq.write_table(FLIGHTS, tmp_path / "flights.parquet")

@@ -9,7 +9,7 @@ import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from data_pipelines.quality.splits import SplitError, key_fraction, random_split, time_split
+from mirrorspark.data_pipelines.quality.splits import SplitError, key_fraction, random_split, time_split
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from pyspark.sql.types import FloatType, IntegerType, LongType, StringType, StructField, StructType
 
-from data_pipelines.tfrecord_source import TFRecordSource
-from data_pipelines.tfrecords import read_tfrecords, write_tfrecords
+from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource
+from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -101,7 +101,7 @@ def test_several_paths_and_globs(spark: "SparkSession", tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codec": "snappy"}, "codec 'snappy' is none that TFRecord readers know"),
+        ({"codec": "snappy"}, "codec 'snappy' is not a codec of TFRecord readers"),
         ({"layuot": "row"}, "unknown option layuot"),
     ],
 )

@@ -30,16 +30,16 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from data_pipelines.parquet_rows import ParquetError
-from data_pipelines.publish import TargetExistsError
-from data_pipelines.tfrecord.arrow_schema import SchemaError, ValueNotStorableError
-from data_pipelines.tfrecord_options import OptionError
-from data_pipelines.tfrecords import (
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
+from mirrorspark.data_pipelines.spark.tfrecord_options import OptionError
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError, ValueNotStorableError
+from mirrorspark.data_pipelines.tfrecords import (
     WriteResult,
     read_tfrecords,
     write_tfrecords,
     write_tfrecords_from_parquet,
 )
+from mirrorspark.storage.publish import TargetExistsError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -199,7 +199,7 @@ def test_columns_that_are_not_asked_for_are_not_decoded(spark: "SparkSession", t
     back = read_tfrecords(spark, tmp_path / "t", schema="id long, b long", columns=["id"])
 
     assert rows_of(back, "id") == [(0,), (1,), (2,)]
-    with pytest.raises(SchemaError, match=r"no column \['c'\]; choose of"):
+    with pytest.raises(SchemaError, match=r"no column \['c'\]; choose from"):
         read_tfrecords(spark, tmp_path / "t", columns=["id", "c"])
 
 
@@ -273,13 +273,13 @@ def test_no_number_and_infinity_come_back(spark: "SparkSession", tmp_path: Path,
 @pytest.mark.parametrize(
     ("layout", "columns", "message"),
     [
-        ("row", ["id as `block/rows`"], "column 'block/rows' has a name by which readers know a block of rows"),
+        ("row", ["id as `block/rows`"], "column 'block/rows' has a name that is reserved for blocks of rows"),
         ("block", ["id as `block/rows`"], "column 'block/rows' has a name that is reserved for the rows of a block"),
-        ("block", ["id", "id as `id/is_null`"], "reserved for what stands beside column 'id'; rename one"),
+        ("block", ["id", "id as `id/is_null`"], "reserved for the features of column 'id'; rename one"),
         (
             "block",
             ["array(id) as l", "id as `l/row_lengths`"],
-            "reserved for what stands beside column 'l'; rename one",
+            "reserved for the features of column 'l'; rename one",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+NAMES_OF_USERS = ("callbacks", "data_pipelines", "models", "plots", "recipes", "scoring", "storage", "training")
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,16 @@ class Installation:
     folder: Path
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of this environment's bin folder, away from the clone."""
+        """Run a program of this environment's bin folder, away from the clone.
+
+        The working directory has packages of its own with the names of ours; to import one is an error.
+        """
         outside = self.folder.parent / "elsewhere"
-        outside.mkdir(exist_ok=True)
+        for name in NAMES_OF_USERS:
+            (outside / name).mkdir(parents=True, exist_ok=True)
+            (outside / name / "__init__.py").write_text(f"raise AssertionError('the user\\'s own {name}')\n")
         environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+        environment["NUMBA_DISABLE_JIT"] = "1"  # to compile every kernel takes a minute
         return subprocess.run(
             [str(self.folder / "bin" / command[0]), *command[1:]],
             cwd=outside,
@@ -48,8 +55,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, folder)
-    for package in REPOSITORY.glob("*/__init__.py"):
-        shutil.copytree(package.parent, folder / package.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
+    # Links are followed: the copy holds the files that they lead to.
+    shutil.copytree(REPOSITORY / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     return folder
 
 
@@ -78,13 +85,14 @@ def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Insta
     return Installation(folder)
 
 
-def test_wheel_holds_every_package_and_nothing_else(wheel: Path, source: Path) -> None:
+def test_wheel_puts_two_names_into_site_packages_and_holds_every_package(wheel: Path, source: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
+        held = {Path(name).parent.as_posix() for name in archive.namelist() if name.endswith("/__init__.py")}
         folders = {name.split("/")[0] for name in archive.namelist()}
-    # The benchmarks measure a clone; nobody installs them.
-    packages = {path.parent.name for path in source.glob("*/__init__.py")} - {"benchmarks"}
-    assert {folder for folder in folders if not folder.endswith(".dist-info")} == packages
-    assert {"callbacks", "data_pipelines", "models", "plots", "recipes", "scoring", "training"} <= packages
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"mirrorspark", "pyspark_tfrecord"}
+    assert held == {path.parent.relative_to(source / "src").as_posix() for path in source.glob("src/**/__init__.py")}
+    folders_of_the_clone = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"benchmarks"}
+    assert {f"mirrorspark/{name}" for name in folders_of_the_clone} <= held
 
 
 def test_wheel_holds_every_recipe_file(wheel: Path) -> None:
@@ -92,7 +100,15 @@ def test_wheel_holds_every_recipe_file(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
     assert {path.suffix for path in files} == {".yaml", ".sql"}
-    assert [path.name for path in files if path.relative_to(REPOSITORY).as_posix() not in held] == []
+    assert [path.name for path in files if f"mirrorspark/{path.relative_to(REPOSITORY).as_posix()}" not in held] == []
+
+
+def test_wheel_holds_every_template(wheel: Path) -> None:
+    templates = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "data_pipelines").rglob("*.jinja")]
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    assert templates
+    assert [path for path in templates if f"mirrorspark/{path.as_posix()}" not in held] == []
 
 
 def test_wheel_carries_the_licence_and_the_python_versions_it_runs_on(wheel: Path) -> None:
@@ -105,7 +121,7 @@ def test_wheel_carries_the_licence_and_the_python_versions_it_runs_on(wheel: Pat
 
 
 def test_packages_come_from_the_wheel_and_not_from_the_clone(installation: Installation) -> None:
-    found = installation.run("python", "-c", "import data_pipelines; print(data_pipelines.__file__)")
+    found = installation.run("python", "-c", "import mirrorspark; print(mirrorspark.__file__)")
     assert found.returncode == 0, found.stderr
     assert Path(found.stdout.strip()).is_relative_to(installation.folder)
 
@@ -129,7 +145,7 @@ def test_recipe_files_are_readable_outside_the_clone(installation: Installation)
     script = (
         "from importlib.resources import files\n"
         "for recipe in ('flights', 'movielens'):\n"
-        "    names = sorted(file.name for file in files('recipes').joinpath(recipe).iterdir())\n"
+        "    names = sorted(file.name for file in files('mirrorspark.recipes').joinpath(recipe).iterdir())\n"
         "    print(recipe, any(n.endswith('.yaml') for n in names), any(n.endswith('.sql') for n in names))\n"
     )
     found = installation.run("python", "-c", script)
@@ -137,15 +153,69 @@ def test_recipe_files_are_readable_outside_the_clone(installation: Installation)
     assert found.stdout.splitlines() == ["flights True True", "movielens True True"]
 
 
-def test_console_command_explains_itself_outside_the_clone(installation: Installation) -> None:
-    shown = installation.run("mirrorspark", "--help")
+def test_site_packages_get_two_names_and_the_metadata(installation: Installation) -> None:
+    (site_packages,) = installation.folder.glob("lib/python*/site-packages")
+    names = {path.name for path in site_packages.iterdir() if path.suffix not in (".pth", ".dist-info")}
+    assert names - {"__pycache__", "_virtualenv.py"} == {"mirrorspark", "pyspark_tfrecord"}
+
+
+def test_public_names_work_beside_packages_of_the_same_names(installation: Installation) -> None:
+    script = (
+        "import mirrorspark as ms\n"
+        "names = [getattr(ms, name) for name in ms.__all__]\n"
+        "print(len(names) == len(ms.__all__), ms.__version__, ms.train.__module__)\n"
+        "import importlib.util; print(importlib.util.find_spec('training').origin)\n"
+    )
+    done = installation.run("python", "-c", script)
+    assert done.returncode == 0, done.stderr
+    names, theirs = done.stdout.splitlines()
+    assert names == "True 0.1.0 mirrorspark.training.train"
+    assert Path(theirs) == installation.folder.parent / "elsewhere" / "training" / "__init__.py"
+
+
+def test_a_task_goes_from_process_to_process_beside_packages_of_the_same_names(installation: Installation) -> None:
+    make = (
+        "import pyarrow as pa\n"
+        "from pyspark import cloudpickle\n"
+        "from mirrorspark.data_pipelines.spark.tfrecord_options import ReadOptions\n"
+        "from mirrorspark.data_pipelines.spark.tfrecord_tasks import ReadTask\n"
+        "task = ReadTask(pa.schema({'clicks': pa.int64()}), ReadOptions())\n"
+    )
+    pickled = installation.run("python", "-c", make + "print(cloudpickle.dumps(task).hex())")
+    assert pickled.returncode == 0, pickled.stderr
+    # As a Python worker of Spark does, which imports nothing of ours before.
+    load = f"import pickle; read = pickle.loads(bytes.fromhex('{pickled.stdout.strip()}'))\n"
+    done = installation.run("python", "-c", f"{load}{make}print(read == task, list(read([])))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True []\n"
+
+
+@pytest.mark.parametrize("command", [["mirrorspark"], ["python", "-m", "mirrorspark"]], ids=" ".join)
+def test_the_program_explains_itself_outside_the_clone(installation: Installation, command: list[str]) -> None:
+    shown = installation.run(*command, "--help")
     assert shown.returncode == 0, shown.stderr
+    for name in ("train", "score", "lookup", "runs", "doctor", "sweep"):
+        assert f"\n  {name} " in shown.stdout
+    assert installation.run(*command, "--version").stdout == "mirrorspark 0.1.0\n"
+    flags = installation.run(*command, "train", "--help")
+    assert flags.returncode == 0, flags.stderr
     for flag in ("--workers", "--recipe", "--data", "--output", "--tracking-uri", "--master", "--epochs", "--dry-run"):
-        assert flag in shown.stdout
+        assert f"\n  {flag}" in flags.stdout
 
 
-def test_module_and_console_command_are_the_same_program(installation: Installation) -> None:
-    command = installation.run("mirrorspark", "--workers", "none")
-    module = installation.run("python", "-m", "training.run", "--workers", "none")
+def test_module_and_command_are_the_same_program(installation: Installation) -> None:
+    command = installation.run("mirrorspark", "train", "--workers", "none")
+    module = installation.run("python", "-m", "mirrorspark.training.run", "--workers", "none")
     assert command.returncode == module.returncode == 2
-    assert command.stderr.replace("mirrorspark", "") == module.stderr.replace("mirrorspark", "")
+    assert command.stderr == module.stderr
+    assert command.stderr.startswith("mirrorspark: workers 'none' is no number of workers")
+
+
+def test_spark_finds_the_data_source_of_this_environment_from_any_folder(tmp_path: Path) -> None:
+    """T1: in an environment that `make setup` made, the installation is editable."""
+    script = "import pkgutil; print('pyspark_tfrecord' in [module.name for module in pkgutil.iter_modules()])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"

@@ -3,26 +3,35 @@
 import ast
 import builtins
 import dataclasses
-import importlib
 import inspect
 import json
 import re
+import runpy
 import shlex
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
-from training.command_line import parse
-from training.config import RunConfig
+import mirrorspark as ms
+from mirrorspark.__main__ import COMMANDS
+from mirrorspark.scoring import lookup
+from mirrorspark.scoring import run as scoring_run
+from mirrorspark.training import doctor, runs
+from mirrorspark.training.command_line import flag_groups, parse
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.sweep.command import read_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-SHELL = ("export ", "python -m ")
-SCORING_PAGES = ("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md")
-PACKAGES = ("callbacks", "data_pipelines", "models", "scoring", "training")
+SHELL = ("export ", "python ", "mirrorspark ")
+# Their samples stand four spaces from the margin; those of the others are marked as Python.
+INDENTED_SAMPLES = ("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "training.md")
+FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
+PACKAGES = ("callbacks", "data_pipelines", "models", "scoring", "storage", "training")
 
 
 def test_command_line_page_lists_every_flag_with_its_default() -> None:
@@ -34,13 +43,12 @@ def test_command_line_page_lists_every_flag_with_its_default() -> None:
     assert documented == {knob.name: shown(default_of(knob)) for knob in dataclasses.fields(RunConfig)}
 
 
-def test_flags_in_the_readme_exist() -> None:
-    known = {knob.name.replace("_", "-") for knob in dataclasses.fields(RunConfig)}
+def test_command_line_page_has_the_groups_of_the_help() -> None:
+    sections = re.findall(r"^### (.*)\n((?:(?!###? ).*\n)*)", page("docs/command-line.md"), re.MULTILINE)
+    documented = {title.lower(): re.findall(r"^\| `--([a-z-]+)` \|", text, re.MULTILINE) for title, text in sections}
 
-    mentioned = set(re.findall(r"`--(?:no-)?([a-z][a-z-]+)", page("README.md")))
-
-    assert mentioned
-    assert mentioned <= known
+    groups = {title: [name.replace("_", "-") for name in names] for title, names in flag_groups().items()}
+    assert documented == groups
 
 
 def test_commands_in_the_pages_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,12 +57,24 @@ def test_commands_in_the_pages_are_understood(tmp_path: Path, monkeypatch: pytes
     recipe.mkdir(parents=True)
     write_example_recipe(recipe)
     monkeypatch.chdir(tmp_path)
-    commands = [command for path in PAGES for command in mirrorspark_commands(path.read_text())]
-    assert len(commands) >= 8
+    readers: dict[str, Callable[[list[str]], Any]] = {
+        "train": parse,
+        "sweep": read_options,
+        "score": scoring_run._parser().parse_args,
+        "lookup": lookup._parser().parse_args,
+        "doctor": doctor._build_parser().parse_args,
+        "runs": runs._build_parser().parse_args,
+    }
+    commands = [words for path in PAGES for words in mirrorspark_commands(path.read_text())]
+    assert {name for name, *_ in commands} == set(COMMANDS) == set(readers)
 
-    for command in commands:
-        config = parse(shlex.split(command)[1:])
-        assert isinstance(config, RunConfig), command
+    for name, *arguments in commands:
+        readers[name](arguments)  # raises, or exits, where it does not understand
+
+
+def test_every_command_in_the_pages_has_a_name() -> None:
+    nameless = re.compile(r"^ *mirrorspark --(?!help|version)", re.MULTILINE)
+    assert [path.name for path in PAGES[1:] if nameless.search(path.read_text())] == []
 
 
 def test_example_in_the_readme_is_the_notebooks_code_and_complete() -> None:
@@ -70,36 +90,54 @@ def test_example_in_the_readme_is_the_notebooks_code_and_complete() -> None:
 
     assert [ast.unparse(node) for node in tree.body if ast.dump(node) not in statements] == []
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    imported = {entry.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for entry in node.names}
+    imported = {
+        entry.asname or entry.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom | ast.Import)
+        for entry in node.names
+    }
     assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     assert {node.id for node in names} <= imported | assigned | set(dir(builtins))
 
 
-@pytest.mark.parametrize("name", SCORING_PAGES)
-def test_samples_of_the_scoring_pages_call_what_there_is(name: str) -> None:
-    """Every import, and the arguments of every call of what is imported; nothing is called."""
-    blocks = [block for block in indented_blocks(page(f"docs/{name}")) if not block.startswith(SHELL)]
+def test_the_notebook_uses_public_names_alone() -> None:
+    notebook = nbformat.read(REPOSITORY / "notebooks" / "quickstart.ipynb", as_version=4)
+    code = "\n".join(
+        re.sub(r"^%.*$", "", cell.source, flags=re.M) for cell in notebook.cells if cell.cell_type == "code"
+    )
+    assert re.findall(r"^.*import.*mirrorspark.*|^from mirrorspark.*", code, re.MULTILINE) == [
+        "import mirrorspark as ms"
+    ]
+    assert set(re.findall(r"\bms\.(\w+)", code)) <= set(ms.__all__)
+
+
+@pytest.mark.process  # TensorFlow asks `uname` when it is imported
+@pytest.mark.parametrize("name", [*INDENTED_SAMPLES, *FENCED_SAMPLES])
+def test_samples_of_the_pages_call_what_there_is(name: str) -> None:
+    """Every import, and the arguments of every call of a public name; nothing is called."""
+    text = page(f"docs/{name}")
+    blocks = [textwrap.dedent(found) for found in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    if name in INDENTED_SAMPLES:
+        blocks += [block for block in indented_blocks(text) if not block.startswith(SHELL)]
     nodes = list(ast.walk(ast.parse("\n".join(blocks))))
-    imported = {
-        entry.asname or entry.name: getattr(importlib.import_module(str(node.module)), entry.name)
-        for node in nodes
-        if isinstance(node, ast.ImportFrom)
-        for entry in node.names
-    }
-    calls = [(node.func.id, node) for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    assert any(function in imported for function, _ in calls)
-    for function, call in calls:
-        if function in imported:
-            inspect.signature(imported[function]).bind(*call.args, **{str(word.arg): word for word in call.keywords})
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mirrorspark"):
+            exec(ast.unparse(node))  # noqa: S102 - an import of ours
+    public = [node for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ms"]
+    assert {node.attr for node in public} - set(ms.__all__) == set()
+    calls = [node for node in nodes if isinstance(node, ast.Call) and node.func in public]
+    assert public
+    for call in calls:
+        function = getattr(ms, ast.unparse(call.func).removeprefix("ms."))
+        inspect.signature(function).bind(*call.args, **{str(word.arg): word for word in call.keywords})
+    of_classes = {node.attr: node.value for node in nodes if isinstance(node, ast.Attribute) and node.value in public}
+    assert [name for name, owner in of_classes.items() if not hasattr(getattr(ms, ast.unparse(owner)[3:]), name)] == []
 
 
-def test_commands_of_scoring_in_the_pages_are_understood() -> None:
-    lines = [line for path in PAGES for block in indented_blocks(path.read_text()) for line in block.splitlines()]
-    commands = [shlex.split(line) for line in lines if line.startswith("python -m scoring.")]
-    assert {module for _, _, module, *_ in commands} == {"scoring.run", "scoring.lookup"}
-
-    for _, _, module, *arguments in commands:
-        importlib.import_module(module)._parser().parse_args(arguments)
+@pytest.mark.process
+def test_page_of_python_names_is_up_to_date() -> None:
+    written = runpy.run_path(str(REPOSITORY / "tools" / "api_page.py"))["page"]()
+    assert page("docs/api.md") == written, "run python tools/api_page.py"
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
@@ -140,9 +178,11 @@ def indented_blocks(text: str) -> list[str]:
     return [textwrap.dedent(found) for found in re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))*)+", text, re.MULTILINE)]
 
 
-def mirrorspark_commands(text: str) -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("mirrorspark ")]
+def mirrorspark_commands(text: str) -> list[list[str]]:
+    """Return the words behind ``mirrorspark`` of every command that names no placeholder in brackets."""
+    blocks = [*re.findall(r"```bash\n(.*?)```", text, re.DOTALL), *indented_blocks(text)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if re.match(r"mirrorspark [a-z](?!.*(\[-|…))", line)]
 
 
 def write_example_recipe(folder: Path) -> None:
@@ -175,3 +215,30 @@ def pattern_of(quoted: str) -> str:
     """Return the pattern of a quoted message, in which words in capitals and ``…`` stand for anything."""
     parts = re.split(r"\[NAMES\]|\b[A-Z]+\b|…", quoted)
     return ".*".join(re.escape(part) for part in parts)
+
+
+def test_names_in_the_code_break_no_word_of_the_glossary() -> None:
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| ([^|]+) \|$", page("docs/glossary.md"), re.MULTILINE)
+    refused = {word for cell in rows[1:] for word in cell.replace(",", " ").split() if word.isalpha()}
+    assert {"knob", "strike"} <= refused
+    broken = {
+        f"{path.relative_to(REPOSITORY)}: {name}"
+        for package in PACKAGES
+        for path in sorted((REPOSITORY / package).rglob("*.py"))
+        for name in names_given_in(ast.parse(path.read_text(encoding="utf-8")))
+        if refused & {form for word in words_of(name) for form in (word, word.removesuffix("s"))}
+    }
+    assert not broken, "\n".join(sorted(broken))
+
+
+def names_given_in(tree: ast.AST) -> set[str]:
+    """Return the names that code gives: to functions, classes, arguments, variables and attributes."""
+    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    stored = [node for node in ast.walk(tree) if isinstance(getattr(node, "ctx", None), ast.Store)]
+    names |= {node.id for node in stored if isinstance(node, ast.Name)}
+    return names | {node.attr for node in stored if isinstance(node, ast.Attribute)}
+
+
+def words_of(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)]

@@ -11,31 +11,32 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from callbacks import commit
-from callbacks.stop_request import TrainingStopped
-from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
-from data_pipelines.fitted import FittedFeatures
-from models import catalog
-from models.objectives import compile_model
-from models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
-from models.step_loop import use_step_loop
-from models.warm_start import EarlierModel, begin_from
-from models.xla import compile_with_xla
-from scoring.model_directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
-from training import injected_faults
-from training.fitting.activity import Activity
-from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
-from training.fitting.local_updates import Settle, local_updates
-from training.fitting.ring import Ring
-from training.fitting.ring_connection import listen
-from training.fitting.ring_strategy import RingStrategy
-from training.fitting.start import Start, start_of
-from training.live.messages import numbers_in_words
-from training.ranks.plan import TrainingPlan
-from training.ranks.rank_control import Finish, Meeting, RankControl
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.stop_request import TrainingStopped
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.models import catalog
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from mirrorspark.models.step_loop import use_step_loop
+from mirrorspark.models.warm_start import EarlierModel, begin_from
+from mirrorspark.models.xla import compile_with_xla
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
+from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+from mirrorspark.training.fault_injection import injected as injected_faults
+from mirrorspark.training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
+from mirrorspark.training.fitting.local_updates import Settle, local_updates
+from mirrorspark.training.fitting.start import Start, start_of
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.plan import TrainingPlan
+from mirrorspark.training.protocol.words import numbers_in_words
+from mirrorspark.training.ring.connection import listen
+from mirrorspark.training.ring.meeting import Meeting
+from mirrorspark.training.ring.ring import Ring
+from mirrorspark.training.ring.strategy import RingStrategy
 
 
-def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
+def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     """Fit the model on this rank's share of every batch, then call ``finish`` with the number of completed epochs.
 
     Args:
@@ -154,7 +155,7 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
     return model
 
 
-def _begin_warm(folder: Path, model: tf_keras.Model, dataset: Dataset, control: RankControl) -> None:
+def _begin_warm(folder: Path, model: tf_keras.Model, dataset: Dataset, control: WorkerControl) -> None:
     """Give the model the weights that are kept in ``folder``, the same on every rank, and let the driver know.
 
     Raises:
@@ -184,7 +185,7 @@ def _batches(
 
     def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
         read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
-        shares = load_dataset(dataset, read_plan, busy=activity.input_busy)
+        shares = load_batches(dataset, read_plan, busy=activity.input_busy)
         # Within: on what a strategy has distributed no gate can be put.
         return gate(for_replicas(shares, context.num_replicas_in_sync // context.num_input_pipelines))
 
@@ -212,7 +213,7 @@ def for_replicas(shares: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
     return shares.flat_map(dealt)
 
 
-def _what_was_read(dataset: Dataset, plan: TrainingPlan, control: RankControl, epoch: int, step: int) -> str:
+def _what_was_read(dataset: Dataset, plan: TrainingPlan, control: WorkerControl, epoch: int, step: int) -> str:
     """Say which records a step of this rank read, and where its training can go on."""
     files = "; ".join(
         f"{path} records {numbers_in_words(records)}"

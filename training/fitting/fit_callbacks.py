@@ -6,23 +6,23 @@ from pathlib import Path
 
 import tf_keras
 
-from callbacks import commit
-from callbacks.backup import BackupAndRestore
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.early_stopping import AgreedEarlyStopping
-from callbacks.fetch import fetch
-from callbacks.nan_guard import Locate, StopOnNaN
-from callbacks.profile import ProfileSteps
-from callbacks.progress import EventCallback
-from callbacks.short_executions import ShortExecutions
-from callbacks.stop_request import StopOnRequest
-from callbacks.training_state import Stateful
-from training.config import TrainingConfig
-from training.fitting.activity import Activity
-from training.fitting.follow import Follow
-from training.fitting.start import BATCH_STATE, Batches, Start, from_store
-from training.ranks.plan import PROGRESS_STATE, TrainingPlan
-from training.ranks.rank_control import RankControl
+from mirrorspark.callbacks.backup import BackupAndRestore
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fetch import fetch
+from mirrorspark.callbacks.checkpoints.training_state import Stateful
+from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
+from mirrorspark.callbacks.nan_guard import Locate, StopOnNaN
+from mirrorspark.callbacks.profile import ProfileSteps
+from mirrorspark.callbacks.progress import EventCallback
+from mirrorspark.callbacks.short_executions import ShortExecutions
+from mirrorspark.callbacks.stop_request import StopOnRequest
+from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.executor.worker_control import WorkerControl
+from mirrorspark.training.fitting.follow import Follow
+from mirrorspark.training.fitting.start import BATCH_STATE, Batches, Start, from_store
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.plan import PROGRESS_STATE, TrainingPlan
 
 Callbacks = Sequence[tf_keras.callbacks.Callback]
 
@@ -46,7 +46,7 @@ def with_local_checkpoint(plan: TrainingPlan, activity: Activity) -> TrainingPla
 
 def fit_callbacks(
     plan: TrainingPlan,
-    control: RankControl,
+    control: WorkerControl,
     *,
     start: Start,
     end: Callable[[int], None],

@@ -5,8 +5,8 @@ from typing import Any
 
 import tf_keras
 
-from callbacks.progress import optimizer_step
-from training.fitting.activity import Activity
+from mirrorspark.callbacks.progress import optimizer_step
+from mirrorspark.training.protocol.activity import Activity
 
 
 class Follow(tf_keras.callbacks.Callback):

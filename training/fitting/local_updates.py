@@ -8,15 +8,16 @@ without momentum it is plain averaging.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from callbacks.training_state import settle
-from training.fitting.ring import Ring
-from training.fitting.ring_strategy import all_reduce, own_variable
+from mirrorspark.callbacks.checkpoints.training_state import settle
+from mirrorspark.training.ring.ring import Ring
+from mirrorspark.training.ring.strategy import all_reduce, own_variable
 
 
 def local_updates(
@@ -31,100 +32,115 @@ def local_updates(
         outer_learning_rate: Share of the way to the mean that the outer step goes; DiLoCo uses 0.7. With 1 and without
             momentum the step is the mean.
     """
-    has_memory = outer_momentum != 0.0 or outer_learning_rate != 1.0
+    settings = _Rule(ring, every, outer_momentum, outer_learning_rate)
 
     def rule(kind: type) -> type:
-        class LocalUpdates(kind):
-            """Applies the worker's own gradients, and now and then the mean of all workers' weights.
-
-            `models.step_loop.WorksInRounds`: a round ends with the mean.
-            """
-
-            _is_counting = True
-
-            def aggregate_gradients(self, grads_and_vars: Iterable[Any]) -> list[Any]:
-                """Return this worker's own mean gradients: Keras has divided its loss by the number of workers."""
-                return [(_times(gradient, ring.workers), variable) for gradient, variable in grads_and_vars]
-
-            def build(self, var_list: Sequence[Any]) -> None:
-                """Create the inner optimizer's variables, the count of local steps, and the outer step's memory."""
-                super().build(var_list)
-                if getattr(self, "_trained", None):
-                    return
-                self._trained = list(var_list)
-                self._inner_variables = [variable for variable in self.variables if variable.dtype.is_floating]
-                self._local_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="local_steps")
-                self._anchors, self._outer_velocities = [], []
-                if has_memory:
-                    for variable in var_list:
-                        of = {"model_variable": variable}
-                        self._anchors.append(
-                            self.add_variable_from_reference(variable_name="anchor", initial_value=variable, **of)
-                        )
-                        self._outer_velocities.append(
-                            self.add_variable_from_reference(variable_name="outer_velocity", **of)
-                        )
-
-            def apply_gradients(self, grads_and_vars: Iterable[Any], **kwargs: Any) -> Any:
-                """Make one local step, and the outer one when it is due."""
-                iteration = super().apply_gradients(grads_and_vars, **kwargs)
-                if self._is_counting:
-                    with tf.control_dependencies([iteration] if tf.is_tensor(iteration) else []):
-                        self.count(1)
-                return iteration
-
-            def steps_left(self) -> tf.Tensor:
-                """Return the local steps until the outer one is due."""
-                return every - own_variable(self._local_steps)
-
-            @contextlib.contextmanager
-            def uncounted(self) -> Iterator[None]:
-                """Leave it to the caller to count the steps that are traced in the block."""
-                self._is_counting = False
-                try:
-                    yield
-                finally:
-                    self._is_counting = True
-
-            def count(self, steps: Any) -> None:
-                """Count so many local steps, and make the outer one when it is due."""
-                made = own_variable(self._local_steps).assign_add(steps)
-                tf.cond(made >= every, self._outer_step, lambda: tf.constant(0, tf.int64))
-
-            def _outer_step(self) -> Any:
-                own = [own_variable(variable) for variable in self._trained]
-                means = [
-                    total / ring.workers for total in all_reduce(ring, [variable.read_value() for variable in own])
-                ]
-                for number, (variable, mean) in enumerate(zip(own, means, strict=True)):
-                    if not has_memory:
-                        variable.assign(mean)
-                        continue
-                    anchor, velocity = own_variable(self._anchors[number]), own_variable(self._outer_velocities[number])
-                    move = anchor - mean
-                    velocity.assign(outer_momentum * velocity + move)
-                    variable.assign(anchor - outer_learning_rate * (outer_momentum * velocity + move))
-                    anchor.assign(variable)
-                return own_variable(self._local_steps).assign(0)
-
-            def settle(self) -> None:
-                """Make the outer step now, and let the workers' inner optimizers meet at their mean, too.
-
-                Before weights are validated or saved: a checkpoint holds one worker's state, which stands for all.
-                """
-                if not getattr(self, "_trained", None) or ring.workers == 1:
-                    return
-                if int(own_variable(self._local_steps).numpy()):
-                    self._outer_step()
-                inner = [own_variable(variable) for variable in self._inner_variables]
-                totals = all_reduce(ring, [variable.read_value() for variable in inner])
-                for variable, total in zip(inner, totals, strict=True):
-                    variable.assign(total / ring.workers)
-
-        LocalUpdates.__name__ = f"LocalUpdates{kind.__name__}"
-        return LocalUpdates
+        return type(f"LocalUpdates{kind.__name__}", (_LocalUpdates, kind), {"_rule": settings})
 
     return rule
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """The arguments of :func:`local_updates`."""
+
+    ring: Ring
+    every: int
+    outer_momentum: float
+    outer_learning_rate: float
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the outer step is more than the mean."""
+        return self.outer_momentum != 0.0 or self.outer_learning_rate != 1.0
+
+
+class _LocalUpdates(tf_keras.optimizers.Optimizer):
+    """Applies the worker's own gradients, and now and then the mean of all workers' weights. To be mixed in.
+
+    `models.step_loop.WorksInRounds`: a round ends with the mean.
+    """
+
+    _rule: _Rule
+    _is_counting = True
+
+    def aggregate_gradients(self, grads_and_vars: Iterable[Any]) -> list[Any]:
+        """Return this worker's own mean gradients: Keras has divided its loss by the number of workers."""
+        return [(_times(gradient, self._rule.ring.workers), variable) for gradient, variable in grads_and_vars]
+
+    def build(self, var_list: Sequence[Any]) -> None:
+        """Create the inner optimizer's variables, the count of local steps, and the outer step's memory."""
+        super().build(var_list)
+        if getattr(self, "_trained", None):
+            return
+        self._trained = list(var_list)
+        self._inner_variables = [variable for variable in self.variables if variable.dtype.is_floating]
+        self._local_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="local_steps")
+        self._anchors, self._outer_velocities = [], []
+        if self._rule.has_memory:
+            for variable in var_list:
+                of = {"model_variable": variable}
+                self._anchors.append(
+                    self.add_variable_from_reference(variable_name="anchor", initial_value=variable, **of)
+                )
+                self._outer_velocities.append(self.add_variable_from_reference(variable_name="outer_velocity", **of))
+
+    def apply_gradients(self, grads_and_vars: Iterable[Any], **kwargs: Any) -> Any:
+        """Make one local step, and the outer one when it is due."""
+        iteration = super().apply_gradients(grads_and_vars, **kwargs)
+        if self._is_counting:
+            with tf.control_dependencies([iteration] if tf.is_tensor(iteration) else []):
+                self.count(1)
+        return iteration
+
+    def steps_left(self) -> tf.Tensor:
+        """Return the local steps until the outer one is due."""
+        return self._rule.every - own_variable(self._local_steps)
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave it to the caller to count the steps that are traced in the block."""
+        self._is_counting = False
+        try:
+            yield
+        finally:
+            self._is_counting = True
+
+    def count(self, steps: Any) -> None:
+        """Count so many local steps, and make the outer one when it is due."""
+        made = own_variable(self._local_steps).assign_add(steps)
+        tf.cond(made >= self._rule.every, self._outer_step, lambda: tf.constant(0, tf.int64))
+
+    def _outer_step(self) -> Any:
+        own = [own_variable(variable) for variable in self._trained]
+        means = [
+            total / self._rule.ring.workers
+            for total in all_reduce(self._rule.ring, [variable.read_value() for variable in own])
+        ]
+        for number, (variable, mean) in enumerate(zip(own, means, strict=True)):
+            if not self._rule.has_memory:
+                variable.assign(mean)
+                continue
+            anchor, velocity = own_variable(self._anchors[number]), own_variable(self._outer_velocities[number])
+            move = anchor - mean
+            velocity.assign(self._rule.outer_momentum * velocity + move)
+            variable.assign(anchor - self._rule.outer_learning_rate * (self._rule.outer_momentum * velocity + move))
+            anchor.assign(variable)
+        return own_variable(self._local_steps).assign(0)
+
+    def settle(self) -> None:
+        """Make the outer step now, and let the workers' inner optimizers meet at their mean, too.
+
+        Before weights are validated or saved: a checkpoint holds one worker's state, which stands for all.
+        """
+        if not getattr(self, "_trained", None) or self._rule.ring.workers == 1:
+            return
+        if int(own_variable(self._local_steps).numpy()):
+            self._outer_step()
+        inner = [own_variable(variable) for variable in self._inner_variables]
+        totals = all_reduce(self._rule.ring, [variable.read_value() for variable in inner])
+        for variable, total in zip(inner, totals, strict=True):
+            variable.assign(total / self._rule.ring.workers)
 
 
 class Settle(tf_keras.callbacks.Callback):

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from callbacks import commit
-from data_pipelines.dataset import Dataset
-from data_pipelines.storage import StoreUnreachableError
-from training.ranks.plan import TrainingPlan
-from training.supervision.elastic import resume_step
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.storage.paths import StoreUnreachableError
+from mirrorspark.training.protocol.elastic import resume_step
+from mirrorspark.training.protocol.plan import TrainingPlan
 
 BATCH_STATE = "batch"
 """Under this name a checkpoint holds what `Batches` keeps."""
@@ -82,7 +82,7 @@ class Batches:
         }
 
     def get_state(self) -> dict[str, Any]:
-        """Return it, as plain JSON values; see `callbacks.training_state.Stateful`."""
+        """Return it, as plain JSON values; see `callbacks.checkpoints.training_state.Stateful`."""
         return dict(self._state)
 
     def set_state(self, state: dict[str, Any]) -> None:

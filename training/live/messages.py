@@ -1,8 +1,9 @@
 """What ranks say in words: the same words of eight ranks become one line. Pure, apart from what it remembers."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from mirrorspark.training.protocol.words import ranks_in_words
 
 # Long enough for all ranks of a cluster to say the same, short enough to be live.
 _GATHER_SECONDS = 1.0
@@ -11,25 +12,6 @@ _QUIET_SECONDS = 60.0
 
 # What differs between two ranks that say the same: addresses, ports, ranks, process ids.
 _DIFFERING = re.compile(r"0x[0-9a-f]+|\brank \d+|:\d{4,5}\b|\bpid \d+|\bport \d+", re.IGNORECASE)
-
-
-def numbers_in_words(numbers: Iterable[int]) -> str:
-    """Return different numbers in their order, three and more neighbours drawn together: ``0-2, 5, 6``."""
-    spans: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(
-        f"{first}-{last}" if last > first + 1 else ", ".join(map(str, range(first, last + 1))) for first, last in spans
-    )
-
-
-def ranks_in_words(ranks: Iterable[int]) -> str:
-    """Return ``rank 3`` or ``ranks 0-2, 5``."""
-    different = set(ranks)
-    return f"rank{'s' if len(different) > 1 else ''} {numbers_in_words(different)}"
 
 
 def sense_of(text: str) -> str:

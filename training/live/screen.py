@@ -1,113 +1,95 @@
-"""Where live lines are drawn: a block at the end of a terminal, or an output of a notebook's cell."""
+"""Where a block is drawn that changes: at the end of a terminal, or in an output of a notebook's cell."""
 
-import html
-import os
-import sys
-from typing import Any, Protocol, TextIO
+import io
+from typing import Any, Protocol
+
+from rich.console import Console, RenderableType
 
 _CLEAR_BELOW = "\x1b[J"
+_CELL_COLUMNS = 140
+_CELL = '<pre style="margin: 0; line-height: 1.3; white-space: pre">{code}</pre>'
 
 
 class Screen(Protocol):
-    """Shows a block of lines that changes, below lines that stay."""
+    """Shows a block that changes, below lines that stay."""
 
-    def show(self, lines: list[str]) -> None:
-        """Draw the block; no lines remove it."""
+    def show(self, block: RenderableType | None) -> None:
+        """Draw the block; None removes it."""
 
     def write(self, line: str) -> None:
         """Add a line that stays; the block is drawn below it again."""
 
-    @property
-    def columns(self) -> int | None:
-        """Characters of a line; None without a limit."""
-
 
 class TerminalScreen:
-    """Draws with the few control sequences that every terminal knows.
+    """Draws at the end of a terminal.
 
-    Between two drawings the cursor stands on an empty line above the block. So what others print meanwhile stays whole,
-    and the next drawing begins below it.
+    Between two drawings the cursor is on an empty line above the block. So the lines that others print meanwhile are
+    kept, and the next drawing begins below them. ``rich.live`` leaves it below the block and sees only what Python
+    prints: lines of the JVM, of its Python workers and of C libraries would be drawn over.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._block: list[str] = []
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._block: RenderableType | None = None
 
-    @property
-    def columns(self) -> int | None:
-        """Characters of a line; None where the stream is no terminal."""
-        size = _size(self._stream)
-        return None if size is None else size.columns - 1
-
-    def show(self, lines: list[str]) -> None:
-        """Draw the block; no lines remove it."""
-        self._block = lines
-        self._stream.write("\r" + _CLEAR_BELOW + self._drawn())
-        self._stream.flush()
+    def show(self, block: RenderableType | None) -> None:
+        """Draw the block; None removes it."""
+        self._block = block
+        self._draw("")
 
     def write(self, line: str) -> None:
         """Add a line that stays."""
-        self._stream.write(f"\r{_CLEAR_BELOW}{line}\n{self._drawn()}")
-        self._stream.flush()
+        self._draw(f"{line}\n")
 
-    def _drawn(self) -> str:
-        size = _size(self._stream)
-        lines = self._block
-        if size is not None:
+    def _draw(self, above: str) -> None:
+        console = self._console
+        text = f"\r{_CLEAR_BELOW}{above}"
+        if self._block is not None:
+            with console.capture() as drawn:
+                console.print(self._block, width=console.width - 1, highlight=False)
             # A line that wraps, or a block that scrolls, would be beyond the cursor's reach.
-            lines = [line[: size.columns - 1] for line in lines][: max(0, size.lines - 2)]
-        if not lines:
-            return ""
-        return "\n" + "\n".join(lines) + f"\r\x1b[{len(lines)}A"
+            lines = drawn.get().rstrip("\n").split("\n")[: max(0, console.height - 2)]
+            if lines:
+                text += "\n" + "\n".join(lines) + f"\r\x1b[{len(lines)}A"
+        # At once: nothing flickers.
+        console.file.write(text)
+        console.file.flush()
 
 
 class NotebookScreen:
     """Draws into one output of the cell, and replaces it: what is saved with the notebook is its last state."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._handle: Any = None
 
-    @property
-    def columns(self) -> int | None:
-        """None: a cell's output scrolls."""
-        return None
-
-    def show(self, lines: list[str]) -> None:
-        """Draw the block; no lines remove it."""
+    def show(self, block: RenderableType | None) -> None:
+        """Draw the block; None removes it."""
         from IPython.display import HTML, display
 
-        style = "margin: 0; line-height: 1.3; white-space: pre"
-        page = HTML(f'<pre style="{style}">{html.escape(chr(10).join(lines))}</pre>' if lines else "")
+        page = HTML("" if block is None else _as_html(block))
         if self._handle is None:
             self._handle = display(page, display_id=True)
         else:
             self._handle.update(page)
-        if not lines:
+        if block is None:
             # The next stage draws below the lines that were written meanwhile.
             self._handle = None
 
     def write(self, line: str) -> None:
         """Add a line that stays."""
-        print(line, file=self._stream, flush=True)
+        print(line, file=self._console.file, flush=True)
 
 
-def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel."""
-    shell = sys.modules.get("IPython")
-    return bool(shell and shell.get_ipython() and "IPKernelApp" in shell.get_ipython().config)
+def can_draw(console: Console) -> bool:
+    """Whether the console is looked at by somebody whose terminal moves its cursor."""
+    # Not ``console.is_terminal``: FORCE_COLOR makes a terminal of a file there.
+    return console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
 
 
-def can_draw(stream: TextIO) -> bool:
-    """Whether what is written to the stream is looked at, by somebody whose terminal moves its cursor."""
-    # A variable of the terminal, not of the run.
-    return stream.isatty() and os.environ.get("TERM", "") != "dumb"
-
-
-def _size(stream: TextIO) -> os.terminal_size | None:
-    try:
-        size = os.get_terminal_size(stream.fileno())
-    except (OSError, ValueError, AttributeError):
-        return None
-    # A terminal that was never told its size says 0.
-    return os.terminal_size((size.columns or 80, size.lines or 24))
+def _as_html(block: RenderableType) -> str:
+    recorder = Console(
+        file=io.StringIO(), record=True, width=_CELL_COLUMNS, force_jupyter=False, color_system="truecolor"
+    )
+    recorder.print(block, highlight=False)
+    return recorder.export_html(inline_styles=True, code_format=_CELL)

@@ -1,19 +1,15 @@
-"""What is known of a training from the events of its ranks, and the lines that show it. Pure: values in, text out."""
+"""What is known of a training from the events of its ranks. Pure: events in, values out."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from training.channel.events import Event
-from training.live.messages import ranks_in_words
-from training.supervision.timing import SILENT_SECONDS
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.timing import SILENT_SECONDS
+from mirrorspark.training.protocol.words import ranks_in_words
 
-# More ranks than this are shown by the slowest few and a line for the others.
-_ALL_RANKS = 8
-_SLOWEST = 5
-
-# Over so long the steps of a rank are counted for its speed.
+# The steps of a rank are counted for its speed over so long.
 _RATE_SECONDS = 10.0
 # A shorter wait is a part of any step.
 _WAIT_SECONDS = 1.0
@@ -21,10 +17,12 @@ _WAIT_SECONDS = 1.0
 # The input works ahead of the steps: where it is busy for nearly all of the time, the steps wait for it.
 INPUT_BOUND_SHARE = 0.9
 
+# Events about a rank that do not show that it is alive: its task, the supervisor and its last words send them.
+_NO_SIGN_OF_LIFE = ("system", "stacks", "log", "error")
+
 _WORDS = {
-    "connecting": "connecting",
+    "": "starting",
     "building": "building the model",
-    "restoring": "restoring",
     "first_step": "first step",
     "ending": "at its end",
 }
@@ -36,14 +34,9 @@ class RankState:
 
     Attributes:
         heard: When it was last heard, in the driver's seconds.
-        phase: What it is doing.
-        host: Its machine.
-        step: Optimizer steps done.
-        collectives: Ring operations done.
         waiting_for: Null, ``input`` or a rank.
         waiting_seconds: For how long by then.
         process_state: As its task sees it.
-        memory_bytes: Resident.
         global_batch_size: Examples of a step over all ranks that share it; None for a rank that shares none.
         steps_seen: When it was at which step, over the last seconds of training without a break.
         steps_per_second: Its own speed while it was last seen to train.
@@ -68,13 +61,18 @@ class RankState:
     epoch_share: tuple[float, int] = (0.0, 0)
     ended: str = ""
 
-    def is_in_trouble(self, now: float) -> bool:
-        """Whether somebody should look after it."""
-        return bool(self.process_state in ("stopped", "zombie") or self.is_silent(now) or self.ended == "failed")
-
     def is_silent(self, now: float) -> bool:
         """Whether it should have been heard meanwhile."""
         return not self.ended and now - self.heard > SILENT_SECONDS
+
+    def is_in_trouble(self, now: float) -> bool:
+        """Whether somebody should look after it."""
+        return self.process_state in ("stopped", "zombie") or self.is_silent(now) or self.ended == "failed"
+
+    @property
+    def phase_in_words(self) -> str:
+        """What it is doing."""
+        return _WORDS.get(self.phase, self.phase)
 
     def condition(self, now: float) -> tuple[str, float | None]:
         """Return what it is doing, and for how many seconds where that tells something."""
@@ -88,12 +86,7 @@ class RankState:
             return "silent", now - self.heard
         if self.waiting_for and self.waiting_seconds >= _WAIT_SECONDS:
             return f"waiting for {self.waiting_for}", self.waiting_seconds + now - self.heard
-        return _WORDS.get(self.phase, self.phase) or "starting", None
-
-    def in_words(self, now: float) -> str:
-        """Return the condition as text."""
-        words, seconds = self.condition(now)
-        return words if seconds is None else f"{words} ({seconds:.0f} s)"
+        return self.phase_in_words, None
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,12 @@ class Position:
         """Since this attempt's first progress, with validation and checkpoints; None before there are two."""
         if self.began is None or self.now is None or self.now[1] <= self.began[1] or self.now[0] <= self.began[0]:
             return None
-        return (self.now[1] - self.began[1]) / (self.now[0] - self.began[0])
+        return _slope(self.began, self.now)
+
+    def moved(self, now: float, **changes: Any) -> "Position":
+        """Return where the chief is after it has told of progress at ``now``."""
+        moved = dataclasses.replace(self, **changes)
+        return dataclasses.replace(moved, began=self.began or (now, moved.done), now=(now, moved.done))
 
 
 @dataclass(frozen=True)
@@ -151,90 +149,92 @@ class TrainingState:
     ranks: Mapping[int, RankState] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training; 0 while that is not known."""
+        return self.epochs * self.position.steps
+
+    @property
+    def examples_per_rank_step(self) -> float | None:
+        """Examples that a rank takes in a step of its own; None where that is not known.
+
+        The ranks that run ``fit`` share each global batch. With parameter servers that is the coordinator alone, and
+        each worker's step is a whole batch.
+        """
+        sizes = [rank.global_batch_size for rank in self.ranks.values() if rank.global_batch_size is not None]
+        return max(sizes) / len(sizes) if sizes else None
+
     def after(self, event: Event, now: float) -> "TrainingState":
         """Return what is known after an event that came at ``now``, in seconds of a monotonic clock."""
         kind, rank = event["event"], event.get("rank")
         if kind == "attempt":
             position = dataclasses.replace(self.position, began=None, now=None)
-            workers = event.get("workers") or 0
-            return TrainingState(self.epochs, workers, event["attempt"], position=position)
+            return TrainingState(self.epochs, event.get("workers") or 0, event["attempt"], position=position)
         if not isinstance(rank, int) or event.get("attempt", self.attempt) != self.attempt or event.get("recovered"):
             return self
-        position = _position_after(self.position, event, now) if rank == 0 else self.position
-        ranks = self.ranks
-        if kind == "epoch_end" and rank == 0:
-            # The next epoch is judged by its own.
-            ranks = {number: dataclasses.replace(state, epoch_share=(0.0, 0)) for number, state in ranks.items()}
+        ranks, position, epochs = self.ranks, self.position, self.epochs
+        if rank == 0:
+            position = _position_after(position, event, now)
+            if kind == "epoch_end":
+                # The next epoch is judged by its own.
+                ranks = {number: dataclasses.replace(state, epoch_share=(0.0, 0)) for number, state in ranks.items()}
+            elif kind == "train_begin":
+                epochs = event.get("epochs") or epochs
         state = _rank_after(ranks.get(rank, RankState(now)), event, now)
-        epochs = event.get("epochs") or self.epochs if kind == "train_begin" and rank == 0 else self.epochs
         return dataclasses.replace(self, epochs=epochs, position=position, ranks={**ranks, rank: state})
 
 
 def _rank_after(rank: RankState, event: Event, now: float) -> RankState:
     """Return what is known of a rank after its event."""
+    changes: dict[str, Any] = {} if event["event"] in _NO_SIGN_OF_LIFE else {"heard": now}
     match event["event"]:
         case "system":  # from its task, which lives on when the rank itself is silent
-            return dataclasses.replace(
-                rank,
-                process_state=event.get("state") or "",
-                memory_bytes=event.get("memory_bytes"),
-                host=event.get("host") or rank.host,
-            )
-        case "stacks" | "log":
-            return rank
+            changes["process_state"] = event.get("state") or ""
+            changes["memory_bytes"] = event.get("memory_bytes")
+            changes["host"] = event.get("host") or rank.host
         case "error":
-            return dataclasses.replace(rank, ended="failed")
-        case "train_begin":
-            # A function may train again and again.
-            return dataclasses.replace(rank, heard=now, ended="", global_batch_size=event.get("global_batch_size"))
-        case "epoch_end":
-            return dataclasses.replace(rank, heard=now, step=event.get("step") or rank.step)
+            changes["ended"] = "failed"
+        case "train_begin":  # a function may train again and again
+            changes |= {"ended": "", "global_batch_size": event.get("global_batch_size")}
         case "train_end":
-            return dataclasses.replace(rank, heard=now, ended="finished")
+            changes["ended"] = "finished"
+        case "epoch_end":
+            changes["step"] = event.get("step") or rank.step
         case "alive":
-            share = event.get("input_share")
-            total, reports = rank.epoch_share
-            step = event.get("step") or rank.step
-            seen = _steps_seen(rank, step, now) if event.get("phase") == "training" else ()
-            return dataclasses.replace(
-                rank,
-                heard=now,
-                phase=event.get("phase") or rank.phase,
-                step=step,
-                steps_seen=seen,
-                steps_per_second=_slope(seen) if len(seen) > 1 else rank.steps_per_second,
-                collectives=event.get("collectives") or rank.collectives,
-                waiting_for=event.get("waiting_for"),
-                waiting_seconds=event.get("waiting_seconds") or 0.0,
-                busy_share=share,
-                epoch_share=(total + float(share or 0.0), reports + 1) if _counts(event) else rank.epoch_share,
-            )
+            changes |= _signs_of_life(rank, event, now)
         case "phase":
-            return dataclasses.replace(
-                rank, heard=now, phase=event["phase"], host=event.get("host") or rank.host, waiting_for=None
-            )
+            changes |= {"phase": event["phase"], "host": event.get("host") or rank.host, "waiting_for": None}
         case "progress":
-            phase = rank.phase if rank.phase in ("checkpoint", "ending") else "training"
-            return dataclasses.replace(rank, heard=now, phase=phase, step=event.get("step") or rank.step)
+            changes["phase"] = rank.phase if rank.phase in ("checkpoint", "ending") else "training"
+            changes["step"] = event.get("step") or rank.step
         case "validation":
-            return dataclasses.replace(rank, heard=now, phase="validation")
-    return dataclasses.replace(rank, heard=now)
+            changes["phase"] = "validation"
+    return dataclasses.replace(rank, **changes)
 
 
-def _steps_seen(rank: RankState, step: int, now: float) -> tuple[tuple[float, int], ...]:
-    """Return where the rank was over the last seconds, up to now; another training counts from 0 again."""
-    before = [one for one in rank.steps_seen if one[0] < now and now - one[0] <= _RATE_SECONDS and one[1] <= step]
-    return (*before, (now, step))
+def _signs_of_life(rank: RankState, event: Event, now: float) -> dict[str, Any]:
+    is_training, share = event.get("phase") == "training", event.get("input_share")
+    step = event.get("step") or rank.step
+    # Another training counts from 0 again.
+    recent = (one for one in rank.steps_seen if one[0] < now <= one[0] + _RATE_SECONDS and one[1] <= step)
+    seen = (*recent, (now, step)) if is_training else ()
+    total, reports = rank.epoch_share
+    return {
+        "phase": event.get("phase") or rank.phase,
+        "step": step,
+        "collectives": event.get("collectives") or rank.collectives,
+        "waiting_for": event.get("waiting_for"),
+        "waiting_seconds": event.get("waiting_seconds") or 0.0,
+        "steps_seen": seen,
+        "steps_per_second": _slope(seen[0], seen[-1]) if len(seen) > 1 else rank.steps_per_second,
+        "busy_share": share,
+        # Validation has an input of its own, which does not count.
+        "epoch_share": (total + share, reports + 1) if is_training and share is not None else rank.epoch_share,
+    }
 
 
-def _slope(seen: Sequence[tuple[float, int]]) -> float:
-    (begin, first), (end, last) = seen[0], seen[-1]
-    return (last - first) / (end - begin)
-
-
-def _counts(event: Event) -> bool:
-    """Whether the event tells how busy the input is while steps are made: validation has an input of its own."""
-    return event.get("phase") == "training" and event.get("input_share") is not None
+def _slope(first: tuple[float, int], last: tuple[float, int]) -> float:
+    return (last[1] - first[1]) / (last[0] - first[0])
 
 
 def _position_after(position: Position, event: Event, now: float) -> Position:
@@ -242,29 +242,20 @@ def _position_after(position: Position, event: Event, now: float) -> Position:
         # Where there has been progress in this attempt, another training of the same function begins.
         fresh = position if position.began is None else Position()
         return dataclasses.replace(fresh, steps=event.get("steps") or fresh.steps)
-    if event["event"] == "epoch_end":
+    if event["event"] == "epoch_end":  # short epochs are over before they have told of their progress
         logs = event["logs"]
-        # Short epochs are over before they have told of their progress.
-        ended = dataclasses.replace(
-            position,
+        return position.moved(
+            now,
             epoch=event["epoch"],
             step_in_epoch=position.steps,
             examples_per_second=event.get("examples_per_second") or position.examples_per_second,
             loss=logs.get("loss", position.loss),
             validation={name: logs[name] for name in validation_names(logs)},
         )
-        return dataclasses.replace(ended, began=position.began or (now, ended.done), now=(now, ended.done))
     if event["event"] != "progress" or not event["steps"]:
         return position
-    moved = dataclasses.replace(
-        position,
-        epoch=event["epoch"],
-        step_in_epoch=event["step_in_epoch"],
-        steps=event["steps"],
-        examples_per_second=event["examples_per_second"] or 0.0,
-        loss=event["loss"],
-    )
-    return dataclasses.replace(moved, began=position.began or (now, moved.done), now=(now, moved.done))
+    told = {name: event[name] for name in ("epoch", "step_in_epoch", "steps", "loss")}
+    return position.moved(now, **told, examples_per_second=event["examples_per_second"] or 0.0)
 
 
 def validation_names(logs: Mapping[str, float]) -> list[str]:
@@ -281,98 +272,6 @@ def epoch_names(logs: Mapping[str, float]) -> list[str]:
 def _bare(name: str) -> str:
     """Return a metric's name without the training of the function that it is of: ``fit_2/val_auc``."""
     return name.rpartition("/")[2]
-
-
-def headline(state: TrainingState) -> str:
-    """Return what stands behind the bar: where the training is, how fast, and the loss."""
-    position = state.position
-    if not state.ranks and state.attempt:
-        return f"waiting for Spark to start {workers_in_words(state.workers)}"
-    if position.now is None:
-        if not state.ranks:
-            return ""
-        words = Counter(_WORDS.get(rank.phase, rank.phase) or "starting" for rank in state.ranks.values())
-        heard = f"{len(state.ranks)} of {state.workers} workers: " if state.workers else ""
-        return heard + ", ".join(f"{word} {count}" if len(words) > 1 else word for word, count in words.items())
-    return (
-        f"epoch {position.epoch}/{state.epochs} step {position.step_in_epoch:,}/{position.steps:,} "
-        f"{position.examples_per_second:,.0f} examples/s"
-    )
-
-
-def workers_in_words(workers: int) -> str:
-    """Return ``1 worker`` or ``4 workers``."""
-    return f"{workers} worker{'' if workers == 1 else 's'}"
-
-
-def metrics(state: TrainingState) -> str:
-    """Return the loss and the metrics of the last validation."""
-    position = state.position
-    values = {} if position.loss is None else {"loss": position.loss}
-    return " ".join(f"{name} {value:.4f}" for name, value in (values | dict(position.validation)).items())
-
-
-def rank_rows(state: TrainingState, now: float) -> list[str]:
-    """Return a line per rank; of many ranks the slowest few, and a line for all others."""
-    if not state.ranks:
-        return []
-    order = sorted(state.ranks, key=lambda rank: _slowness(state, rank, now))
-    shown = order if len(order) <= _ALL_RANKS else order[:_SLOWEST]
-    has_several_hosts = len({rank.host for rank in state.ranks.values() if rank.host}) > 1
-    rows = []
-    for number in sorted(shown) if shown is order else shown:
-        rank = state.ranks[number]
-        host = f"  {rank.host}" if has_several_hosts else ""
-        rows.append(_row(f"rank {number}", state, [rank], rank.in_words(now) + host))
-    others = [state.ranks[number] for number in order[len(shown) :]]
-    if others:
-        counts = Counter(rank.condition(now)[0] for rank in others)
-        words = ", ".join(word if len(counts) == 1 else f"{count} {word}" for word, count in counts.most_common(3))
-        rows.append(_row(f"{len(others)} more", state, others, words))
-    return rows
-
-
-def _slowness(state: TrainingState, number: int, now: float) -> tuple[object, ...]:
-    """Return the order of ranks: first who is in trouble, then who is behind, then who the others wait for."""
-    rank = state.ranks[number]
-    waiting = sum(other.waiting_for == f"rank {number}" for other in state.ranks.values())
-    return (
-        not rank.is_in_trouble(now),
-        rank.step,
-        -waiting,
-        rank.collectives,
-        -(rank.busy_share or 0.0),
-        number,
-    )
-
-
-def _row(name: str, state: TrainingState, ranks: Sequence[RankState], words: str) -> str:
-    """Return a line for one rank, or for several: from the slowest to the fastest, and the most of what they use."""
-    steps = sorted({rank.step for rank in ranks})
-    step = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}"
-    size = _examples_per_step(state)
-    rates = [rank.steps_per_second * size for rank in ranks if rank.steps_per_second is not None and size is not None]
-    shares = [rank.busy_share for rank in ranks if rank.busy_share is not None]
-    memory = [rank.memory_bytes for rank in ranks if rank.memory_bytes is not None]
-    cells = (
-        f"{name:<8}",
-        f"step {step:>9}",
-        f"{sum(rates):>9,.0f}/s" if rates else f"{'-':>9}  ",
-        f"input busy {max(shares):>4.0%}" if shares else f"input busy {'-':>4}",
-        f"{max(memory) / 1e9:>6.2f} GB" if memory else f"{'-':>6}   ",
-        words,
-    )
-    return "  " + "  ".join(cells)
-
-
-def _examples_per_step(state: TrainingState) -> float | None:
-    """Return what a rank takes in a step of its own; None where that is not known.
-
-    The ranks that run ``fit`` share each global batch. With parameter servers that is the coordinator alone, and each
-    worker's step is a whole batch.
-    """
-    sizes = [rank.global_batch_size for rank in state.ranks.values() if rank.global_batch_size is not None]
-    return max(sizes) / len(sizes) if sizes else None
 
 
 def input_verdict(state: TrainingState) -> str | None:

@@ -1,6 +1,7 @@
 """Shows a run while it runs: in a terminal or notebook a bar and a line per rank, in a file a line per stage and epoch.
 
-:mod:`training.live.state` knows what is going on and puts it into words, :mod:`training.live.screen` draws.
+:mod:`training.live.state` knows what is going on, :mod:`training.live.drawing` makes a block of that, and
+:mod:`training.live.screen` puts it on the screen.
 """
 
 import contextlib
@@ -9,25 +10,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import Any
 
 from pyspark.sql import SparkSession
-from tqdm import tqdm
+from rich.console import Console, RenderableType
+from rich.text import Text
 
-from callbacks.credentials import without_credentials
-from training.channel.events import Event
-from training.live import state as live_state
-from training.live.messages import Messages, ranks_in_words, sense_of
-from training.live.screen import NotebookScreen, Screen, TerminalScreen, can_draw, in_notebook
-from training.live.state import TrainingState
-from training.supervision.failure_policy import RankError
-from training.supervision.stack_text import telling_frames
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.training.live import drawing
+from mirrorspark.training.live.messages import Messages, sense_of
+from mirrorspark.training.live.screen import NotebookScreen, Screen, TerminalScreen, can_draw
+from mirrorspark.training.live.stack_text import telling_frames
+from mirrorspark.training.live.state import TrainingState, epoch_names, input_verdict
+from mirrorspark.training.protocol.cause import RankError
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.words import ranks_in_words
 
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
-_BAR_FORMAT = "{desc:<10} {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
 
 # A message is a line, not a page; the whole of it is in the events file.
 _MESSAGE_CHARACTERS = 300
@@ -54,23 +55,20 @@ class LiveView:
             screen: Where to draw; by default the terminal or the notebook.
             clock: Returns seconds; monotonic.
         """
-        self._is_interactive = in_notebook() or can_draw(sys.stderr) if is_interactive is None else is_interactive
-        self._write_to = write
-        self._given_screen = screen
+        console = Console(stderr=True)
+        self._is_interactive = can_draw(console) if is_interactive is None else is_interactive
+        self._screen = screen or (NotebookScreen if console.is_jupyter else TerminalScreen)(console)
+        self._write_to = write or (self._screen.write if self._is_interactive else _print)
         self._clock = clock
         # Events come from the ranks' connections and from the supervisor, and the ticker draws.
         self._lock = threading.RLock()
         self._state = TrainingState(epochs)
         self._messages = Messages()
         self._stacks: dict[int, str] = {}
-        self._stage: _RunningStage | None = None
+        self._stage: Stage | None = None
         self._has_failed = False
         self._parameter_bytes: int | None = None
         self.timings: dict[str, float] = {}
-
-    @cached_property
-    def _screen(self) -> Screen:
-        return self._given_screen or (NotebookScreen(sys.stderr) if in_notebook() else TerminalScreen(sys.stderr))
 
     @contextlib.contextmanager
     def stage(self, name: str, *, spark: SparkSession | None = None) -> Iterator["Stage"]:
@@ -83,12 +81,11 @@ class LiveView:
         Yields:
             The stage; its ``note`` is printed with its end.
         """
-        stage = Stage()
-        begin = self._clock()
+        stage = Stage(name, self._clock())
         done = threading.Event()
         ticker = threading.Thread(target=self._tick, args=(spark, done), name="live-view", daemon=True)
         with self._lock:
-            self._stage = _RunningStage(name, begin)
+            self._stage = stage
         ticker.start()
         try:
             yield stage
@@ -99,8 +96,8 @@ class LiveView:
                 self._say_messages(everything=True)
                 self._stage = None
                 if self._is_interactive:
-                    self._show([])
-            self.timings[name] = self._clock() - begin
+                    self._show(None)
+            self.timings[name] = self._clock() - stage.begin
         self._write(f"{name:<10} {self.timings[name]:6.1f} s  {stage.note}")
 
     def on_event(self, event: Event) -> None:
@@ -151,11 +148,11 @@ class LiveView:
             self._messages.add(f"error {sense_of(text)}", event["rank"], f" failed: {text}", now)
 
     def _say_epoch(self, event: Event) -> None:
-        logs = "  ".join(f"{name} {event['logs'][name]:.4f}" for name in live_state.epoch_names(event["logs"]))
+        logs = "  ".join(f"{name} {event['logs'][name]:.4f}" for name in epoch_names(event["logs"]))
         rate = event["examples_per_second"]
         speed = "" if rate is None else f"{rate:>9,.0f} examples/s  "
         self._say(f"  epoch {event['epoch']:>2}/{self._state.epochs}  {speed}{logs}")
-        verdict = live_state.input_verdict(self._state)
+        verdict = input_verdict(self._state)
         if verdict is not None and not event.get("recovered"):
             self._say(f"  {verdict}")
 
@@ -165,7 +162,7 @@ class LiveView:
         before = "" if workers_before in (0, workers) else f", {workers_before} before"
         rate = "" if scale == 1.0 or workers_before == workers else f"; learning rate x {scale:g}"
         if before or rate:
-            self._say(f"  attempt {event['attempt']}: {live_state.workers_in_words(workers)}{before}{rate}")
+            self._say(f"  attempt {event['attempt']}: {drawing.workers_in_words(workers)}{before}{rate}")
         if event["attempt"] == 1 and step:  # of later attempts their restart has told
             self._say(f"  going on from step {step:,}")
 
@@ -227,36 +224,22 @@ class LiveView:
                 if self._is_interactive and self._stage is not None:
                     self._show(self._block(self._stage, counts))
 
-    def _block(self, stage: "_RunningStage", counts: tuple[int, int] | None) -> list[str]:
-        """Return the lines to draw."""
+    def _block(self, stage: "Stage", counts: tuple[int, int] | None) -> RenderableType:
         now = self._clock()
         elapsed = now - stage.begin
         if counts is not None:
             done, total = counts
-            return [f"{_bar(stage.name, done, total, elapsed, None)} {done}/{total} Spark tasks"]
-        state = self._state
-        if not stage.is_training:
-            return [f"{stage.name:<10} {tqdm.format_interval(elapsed)}"]
-        position = state.position
-        total = state.epochs * position.steps
-        bar = _bar(stage.name, position.done, total or 1, elapsed, position.steps_per_second or 0.0)
-        first, metrics = f"{bar} {live_state.headline(state)}", live_state.metrics(state)
-        columns = self._screen.columns
-        is_one_line = columns is None or len(first) + 1 + len(metrics) <= columns
-        head = [f"{first} {metrics}"] if is_one_line else [first, f"{'':<10} {metrics}"]
-        return [*head, *live_state.rank_rows(state, now)]
+            return drawing.bar(stage.name, elapsed, done / total, text=f"{done}/{total} Spark tasks")
+        if stage.is_training:
+            return drawing.training(stage.name, elapsed, self._state, now)
+        return drawing.bar(stage.name, elapsed)
 
     def _write(self, line: str) -> None:
         line = without_credentials(line)
         with self._unless_nobody_looks():
-            if self._write_to is not None:
-                self._write_to(line)
-            elif self._is_interactive:
-                self._screen.write(line)
-            else:
-                print(line, file=sys.stderr, flush=True)
+            self._write_to(line)
 
-    def _show(self, block: list[str]) -> None:
+    def _show(self, block: RenderableType | None) -> None:
         with self._unless_nobody_looks():
             self._screen.show(block)
 
@@ -272,33 +255,13 @@ class LiveView:
 
 
 class Stage:
-    """What a stage says of itself when it ends."""
-
-    note = ""
-
-
-class _RunningStage:
-    """The stage under way: its name, when it began, and whether ranks are at work in it."""
+    """The stage under way; the run sets its ``note``, which is printed with its end."""
 
     def __init__(self, name: str, begin: float) -> None:
         self.name = name
         self.begin = begin
         self.is_training = False
-
-
-def _bar(name: str, done: int, total: int, elapsed: float, rate: float | None) -> str:
-    """Return tqdm's bar as text.
-
-    Args:
-        name: What stands before it.
-        done: Of ``total``.
-        total: When it is full.
-        elapsed: Seconds since it was empty.
-        rate: Done per second: 0 is unknown, None the mean over all of the time.
-    """
-    is_ascii = "utf" not in (sys.stderr.encoding or "").lower()
-    arguments: dict[str, Any] = {"prefix": name, "ascii": is_ascii, "rate": rate, "bar_format": _BAR_FORMAT}
-    return str(tqdm.format_meter(done, total, elapsed, **arguments)).rstrip()
+        self.note = ""
 
 
 def _spark_tasks(spark: SparkSession) -> tuple[int, int]:
@@ -308,6 +271,11 @@ def _spark_tasks(spark: SparkSession) -> tuple[int, int]:
     return sum(info.numCompletedTasks for info in stages), sum(info.numTasks for info in stages) or 1
 
 
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _shortened(message: str) -> str:
-    text = " ".join(message.split())
+    # A colour or a cursor that moves in a rank's message would garble what is drawn.
+    text = Text.from_ansi(" ".join(message.split())).plain
     return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]} ..."

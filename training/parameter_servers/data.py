@@ -13,8 +13,8 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
-from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
-from training.fitting.activity import Activity
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.training.protocol.activity import Activity
 
 _TRAIN, _VALIDATION = 0, 1
 _PREFETCHED_BATCHES = 2
@@ -49,7 +49,7 @@ class BatchSupply:
         self._dataset = dataset
         self._validation = validation
         self._activity = activity
-        stream = gate(load_dataset(dataset, training, busy=activity.input_busy))
+        stream = gate(load_batches(dataset, training, busy=activity.input_busy))
         self._training = iter(stream)
         self._validating: Iterator[Any] = iter(())
         self._next_step = -1
@@ -72,7 +72,7 @@ class BatchSupply:
         # A worker is given some steps in a row, then goes on where the others have not been.
         if step != self._next_step:
             plan = dataclasses.replace(self._validation, step=step)
-            self._validating = iter(load_dataset(self._dataset, plan, busy=self._activity.input_busy))
+            self._validating = iter(load_batches(self._dataset, plan, busy=self._activity.input_busy))
         self._next_step = step + 1
         return next(self._validating)
 
@@ -90,13 +90,13 @@ class RemoteBatches:
             validation: As theirs.
         """
         self._name = name
-        self._training = load_dataset(dataset, training).element_spec
-        self._validation = load_dataset(dataset, validation).element_spec
+        self._training = load_batches(dataset, training).element_spec
+        self._validation = load_batches(dataset, validation).element_spec
 
     def training(self, _: tf.distribute.InputContext) -> tf.data.Dataset:
         """Return the training stream of whichever worker builds it."""
         options = tf.data.Options()
-        options.autotune.enabled = False  # as in load_dataset
+        options.autotune.enabled = False  # as in load_batches
         stream = tf.data.Dataset.counter().map(lambda step: self._ask(self._training, _TRAIN, step))
         return stream.prefetch(_PREFETCHED_BATCHES).with_options(options)
 

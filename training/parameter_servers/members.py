@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training.channel.handshake import is_proof, keep_alive, proof, split_address
-from training.fitting.ring_errors import RingConnectError, RingError
-from training.parameter_servers.roles import COORDINATOR, Roles
+from mirrorspark.training.protocol.handshake import is_proof, keep_alive, proof, split_address
+from mirrorspark.training.protocol.roles import COORDINATOR, Roles
+from mirrorspark.training.ring.errors import RingConnectError, RingError
 
 _NONCE_BYTES = 32
 _LINE_BYTES = 1 << 12

@@ -24,28 +24,28 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.stop_request import TrainingStopped
-from data_pipelines.dataset import Dataset, ReadPlan
-from training.fitting import fit
-from training.fitting.activity import Activity
-from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
-from training.fitting.start import start_of
-from training.injected_faults import InjectedFaults
-from training.parameter_servers.data import BatchSupply, RemoteBatches
-from training.parameter_servers.injected import faults_of
-from training.parameter_servers.members import Dismissal, Introduction, Members, Membership, workers_readers
-from training.parameter_servers.roles import COORDINATOR, Role, Roles, shards
-from training.parameter_servers.worker_input import reading
-from training.ranks.plan import TrainingPlan
-from training.ranks.rank_control import Finish, RankControl
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.stop_request import TrainingStopped
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan
+from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+from mirrorspark.training.fault_injection.injected import InjectedFaults
+from mirrorspark.training.fault_injection.parameter_servers import faults_of
+from mirrorspark.training.fitting import fit
+from mirrorspark.training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
+from mirrorspark.training.fitting.start import start_of
+from mirrorspark.training.parameter_servers.data import BatchSupply, RemoteBatches
+from mirrorspark.training.parameter_servers.members import Dismissal, Introduction, Members, Membership, workers_readers
+from mirrorspark.training.parameter_servers.worker_input import reading
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.plan import TrainingPlan
+from mirrorspark.training.protocol.roles import COORDINATOR, Role, Roles, shards
 
 # Executions that are on their way for each worker: one runs, one waits, so that no worker is idle.
 _EXECUTIONS_PER_WORKER = 2
 _CHECK_SECONDS = 1.0
 
 
-def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
+def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     """Do this rank's part, then call ``finish`` with the number of completed epochs.
 
     Args:
@@ -55,7 +55,7 @@ def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
         finish: It may end the process.
 
     Raises:
-        ValueError: A fault is to be injected that can never strike; see `training.parameter_servers.injected`.
+        ValueError: A fault is to be injected that can never strike; see `training.fault_injection.parameter_servers`.
         RingError: The training cannot go on without a rank that is gone.
         TrainingStopped: A rank was asked to stop; the checkpoint is there.
     """
@@ -72,7 +72,7 @@ def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
 
 def serve(
     plan: TrainingPlan,
-    control: RankControl,
+    control: WorkerControl,
     finish: Finish,
     roles: Roles,
     addresses: Sequence[str],
@@ -97,7 +97,7 @@ def serve(
 
 
 def coordinate(
-    plan: TrainingPlan, control: RankControl, finish: Finish, roles: Roles, address: str, faults: InjectedFaults
+    plan: TrainingPlan, control: WorkerControl, finish: Finish, roles: Roles, address: str, faults: InjectedFaults
 ) -> None:
     """Run ``model.fit`` over the other ranks; see :func:`train`."""
     activity = control.activity
@@ -136,7 +136,7 @@ def open_strategy(members: Members, roles: Roles, host: str) -> tf.distribute.Pa
 
 def _fit(
     plan: TrainingPlan,
-    control: RankControl,
+    control: WorkerControl,
     finish: Finish,
     roles: Roles,
     members: Members,
@@ -334,7 +334,9 @@ def _what_is_known(plan: TrainingPlan, activity: Activity, epoch: int, step: int
     return f"the workers' updates overlap, so which records it read is not known; {last}"
 
 
-def _supply(plan: TrainingPlan, control: RankControl, roles: Roles, role: Role, faults: InjectedFaults) -> BatchSupply:
+def _supply(
+    plan: TrainingPlan, control: WorkerControl, roles: Roles, role: Role, faults: InjectedFaults
+) -> BatchSupply:
     dataset = Dataset.open(plan.dataset)
     return BatchSupply(dataset, *_read_plans(plan, roles, role, dataset), control.activity, faults.input)
 

@@ -1,7 +1,7 @@
 """What each worker of a training with parameter servers reads. Pure, and without TensorFlow."""
 
-from data_pipelines.dataset import ReadPlan
-from training.parameter_servers.roles import Role, Roles
+from mirrorspark.data_pipelines.reading.dataset import ReadPlan
+from mirrorspark.training.protocol.roles import Role, Roles
 
 
 def reading(

@@ -13,12 +13,12 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from data_pipelines.spark_errors import task_message
-from data_pipelines.storage import StorageError, StoragePath
-from scoring.shipping import portable
-from training.channel.events import EventServer
-from training.readiness.checks import Check, warning
-from training.readiness.executor_probe import (
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.tasks import portable
+from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.training.protocol.event_server import EventServer
+from mirrorspark.training.readiness.checks import Check, warning
+from mirrorspark.training.readiness.executor_probe import (
     STORE_SECONDS,
     UNKNOWN,
     Answer,
@@ -30,7 +30,7 @@ from training.readiness.executor_probe import (
     fingerprint,
     store_problem,
 )
-from training.spark_session import DriverAddressError, bind_address, driver_address
+from mirrorspark.training.spark_session import DriverAddressError, bind_address, driver_address
 
 # A job that has not answered by then is cancelled: executors whose Python does not start, or tasks that hang.
 JOB_SECONDS = 60.0

@@ -28,16 +28,17 @@ import psutil
 import pyarrow as pa
 from pyspark import BarrierTaskContext
 
-from data_pipelines.storage import StorageError, StoragePath
-from training.channel.events import EventAddress, EventClient
-from training.channel.handshake import is_proof, proof, split_address
-from training.fitting.ring import Ring
+import mirrorspark
+from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.events import EventAddress
+from mirrorspark.training.protocol.handshake import is_proof, proof, split_address
+from mirrorspark.training.ring.ring import Ring
 
 # Packages whose version must be the same on the driver and on every executor.
 SHARED_PACKAGES = ("tensorflow", "tf-keras", "pyspark", "pyarrow", "numpy")
 
 # Our own source: two states of it may carry the same version.
-_OUR_PACKAGES = ("callbacks", "data_pipelines", "models", "plots", "scoring", "training")
 
 # Says nothing about whether two places are the same.
 UNKNOWN = "unknown"
@@ -308,12 +309,13 @@ def fingerprint() -> dict[str, str]:
 
 def _source_digest() -> str:
     """Return eight hex digits that two places share when they have the same source of ours; UNKNOWN in an archive."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(mirrorspark.__file__).parent
     if not root.is_dir():
         return UNKNOWN
     digest = hashlib.sha256()
-    for package in _OUR_PACKAGES:
-        for file in sorted((root / package).rglob("*.py")):
+    # In a clone the folders are links, which a search from above would not follow.
+    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
+        for file in sorted(folder.glob("*.py") if folder == root else folder.rglob("*.py")):
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:8]
 

@@ -15,14 +15,14 @@ from urllib.parse import unquote, urlsplit
 
 from pyspark.sql import SparkSession
 
-from callbacks.credentials import without_credentials
-from callbacks.mlflow_store import sqlite_file
-from data_pipelines.storage import StorageError, StoragePath
-from scoring.shipping import is_local
-from training.readiness.checks import Check, PreflightError, require, warning
-from training.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
-from training.readiness.executor_probe import SHARED_PACKAGES, bounded
-from training.spark_session import MINIMUM_JAVA, java_major_version, task_slots
+from mirrorspark.callbacks.mlflow.store import sqlite_file
+from mirrorspark.data_pipelines.spark.tasks import is_local
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.training.readiness.checks import Check, PreflightError, require, warning
+from mirrorspark.training.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
+from mirrorspark.training.readiness.executor_probe import SHARED_PACKAGES, bounded
+from mirrorspark.training.spark_session import MINIMUM_JAVA, java_major_version, task_slots
 
 __all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"]
 

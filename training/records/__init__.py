@@ -1,1 +1,1 @@
-"""What is kept of a run: its folder, its events, its MLflow run."""
+"""The records of a run: its folder, its events, its MLflow run."""

@@ -1,6 +1,6 @@
-"""A run that is under way: its folder, its MLflow run and its view are opened, hear its events, and are left in order.
+"""A run in progress: its folder, its MLflow run and its view are opened, get its events, and are closed at its end.
 
-The same for a training of ours and for a function of somebody else's.
+It serves both trainings of ours and functions of users.
 """
 
 import contextlib
@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.channel.events import Event
-from training.live.view import LiveView
-from training.ranks.plan import TrainingPlan
-from training.records import tracking
-from training.records.run_folder import RunFolder, RunIdentity, Status, hold_run_folder
-from training.supervision.failure_policy import Attempt
-from training.supervision.signals import on_stop_signals
-from training.supervision.supervisor import Supervisor, TrainingStoppedError
+from mirrorspark.training.driver.errors import TrainingStoppedError
+from mirrorspark.training.driver.signals import on_stop_signals
+from mirrorspark.training.driver.supervisor import Supervisor
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.training.records import tracking
+from mirrorspark.training.records.find_run import RunIdentity, hold_run_folder
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_state import Status
 
 Sink = Callable[[Event], None]
 
@@ -27,26 +30,26 @@ logger = logging.getLogger(__name__)
 
 
 class RunSettings(RunIdentity, Protocol):
-    """What opening a run asks of a configuration."""
+    """The part of a configuration that is needed to open a run."""
 
     @property
     def experiment(self) -> str | None:
         """MLflow experiment; by default the run's name."""
 
     def save(self, path: Path) -> None:
-        """Write what is configured."""
+        """Write the configuration."""
 
 
 @dataclass
 class OpenRun:
-    """What every run has while it goes on.
+    """A run while it is in progress.
 
     Attributes:
-        folder: Keeps it; this driver is its only one.
-        tracked: Its MLflow run.
-        view: Shows it.
+        folder: The run's folder, locked by this driver.
+        tracked: The MLflow run.
+        view: Shows the run's progress.
         listener: Gets every event, too.
-        replay: Command that sends MLflow what it could not be told; None while the run goes on, and when it knows all.
+        replay: Command that sends MLflow the records it missed; None during the run, and if MLflow has them all.
     """
 
     folder: RunFolder
@@ -57,12 +60,11 @@ class OpenRun:
     _failed: set[str] = field(default_factory=set, init=False)
 
     def on_event(self, event: Event) -> None:
-        """Pass on an event. What one receiver stumbles over (a full disk, a closed terminal) keeps it from no other."""
-        # The file first: what else is shown or sent can be made of it again.
+        """Pass on an event to all receivers, even if one fails (on a full disk or a closed terminal, for example)."""
+        # The file comes first: the view can be rebuilt from it, and MLflow gets its events from it.
         sinks: dict[str, Sink | None] = {
             "the events file": self.folder.append_event,
             "the run's state": self._note_fence,
-            "MLflow": self.tracked.on_event,
             "the view": self.view.on_event,
             "the listener": self.listener,
         }
@@ -76,20 +78,17 @@ class OpenRun:
                     logger.exception("%s did not take an event (%s); the run goes on", name, event.get("event"))
                 self._failed.add(name)
 
-    def recall(self, keep: Sink | None = None) -> None:
-        """Hear again what earlier drivers of this run heard; ``keep`` gets it, too."""
+    def recall(self, keep: Sink) -> None:
+        """Pass the events of earlier drivers of this run to ``keep``."""
         for event in self.folder.past_events():
-            if keep is not None:
-                keep(event)
-            # A killed driver may not have sent its last metrics; what is there already is skipped.
-            self.tracked.on_event(event)
+            keep(event)
 
-    def supervise(self, supervisor: Supervisor, plan: TrainingPlan) -> tuple[Attempt, ...]:
-        """Run ``plan`` to its end; a signal stops it, and so does another driver that takes the run over.
+    def supervise(self, supervisor: Supervisor, plan: AttemptPlan) -> tuple[Attempt, ...]:
+        """Run ``plan`` to its end. It is stopped by a signal, or by another driver that takes over the run.
 
         Raises:
             TrainingFailedError: A fault of the user's code, or a spent budget.
-            TrainingStoppedError: Somebody asked for a stop.
+            TrainingStoppedError: The run was asked to stop.
             NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         """
         self.folder.when_lost(lambda: supervisor.stop_now("another driver has taken over this run"))
@@ -97,7 +96,7 @@ class OpenRun:
             return supervisor.supervise(plan)
 
     def _note_fence(self, event: Event) -> None:
-        if event["event"] == "attempt":  # the supervisor tells of it when it has put up the fence
+        if event["event"] == "attempt":  # Sent by the supervisor once it has put up the fence.
             self.folder.note_fenced()
 
 
@@ -112,19 +111,19 @@ def open_run(
     listener: Sink | None = None,
     only_once: bool = False,
 ) -> Iterator[OpenRun]:
-    """Hold the run's folder, open its MLflow run, and leave both finished, stopped or failed.
+    """Lock the run's folder, open its MLflow run, and mark both as finished, stopped or failed at the end.
 
     Args:
-        config: How the run is configured.
-        dataset_hash: What it learns from.
+        config: The run's configuration.
+        dataset_hash: Identifies the data.
         store: The MLflow store.
-        view: Shows it.
-        folder: The run's folder; by default that of the unfinished run which ``config`` continues, or a new one.
+        view: Shows the run's progress.
+        folder: The run's folder; by default that of the unfinished run that ``config`` continues, or a new one.
         listener: Gets every event, too.
-        only_once: Begin none beside one that is under way or has finished; of no account where there is a ``folder``.
+        only_once: Refuse if an equal run is running or finished; ignored with ``folder``.
 
     Raises:
-        RunUnderWayError: Another driver is at work on ``folder``, or there is a run beside which none may begin.
+        RunUnderWayError: Another driver is running the run of ``folder``, or an equal run with ``only_once``.
         TrackingError: The MLflow store cannot be opened.
     """
     with _held(config, dataset_hash, view, folder, only_once=only_once) as held:
@@ -132,7 +131,8 @@ def open_run(
         try:
             config.save(held.config)
             experiment = config.experiment or config.name
-            tracked = tracking.TrackedRun(store, experiment, Path(config.output), held.continues, held.path.name)
+            output, name = Path(config.output), held.path.name
+            tracked = tracking.TrackedRun(store, experiment, output, held.continues, name, held.event_file)
             held.save_state("running", tracked.run_id)
             run = OpenRun(held, tracked, view, listener)
             yield run
@@ -157,24 +157,24 @@ def _held(
 
 
 class Ending(Protocol):
-    """What is told of its end of an MLflow run; :class:`training.records.tracking.TrackedRun` is one."""
+    """An MLflow run that can be ended, such as :class:`training.records.tracking.TrackedRun`."""
 
     @property
     def run_id(self) -> str | None:
-        """The run, once it is known."""
+        """The run's id, once it is known."""
 
     def finish(self, status: str) -> Any:
-        """End it."""
+        """End the run."""
 
 
 def leave(folder: RunFolder, tracked: Ending | None, status: Status, what: str = "run") -> None:
-    """Say how a run ended, wherever that can still be said; the error that ended it is what people are told.
+    """Record the end of a run as far as possible; failures are only logged, so that they do not hide its own error.
 
     Args:
         folder: Its folder.
         tracked: Its MLflow run, if there is one yet.
         status: ``stopped`` or ``failed``.
-        what: What it is called.
+        what: Word for the run in messages.
     """
     run_id = tracked.run_id if tracked else folder.continues
     try:

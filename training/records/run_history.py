@@ -1,6 +1,6 @@
-"""What is known of the runs under an output folder: the one place that reads a run's folder as a whole.
+"""The history of the runs under an output folder: the only module that reads a run's folder as a whole.
 
-Light: neither Spark nor TensorFlow nor MLflow is needed, and runs of hours are read in a blink.
+It needs neither Spark nor TensorFlow nor MLflow, and reads runs of hours in an instant.
 """
 
 import json
@@ -17,36 +17,36 @@ from typing import Any
 
 import yaml
 
-from training.records.run_folder import RUNS_FOLDER, STATE_FILE, Driver, RunFolder, RunState, driver_of
-from training.results.summary import headline
+from mirrorspark.storage.event_file import FOR_MLFLOW
+from mirrorspark.training.protocol.names import RUNS_FOLDER, STATE_FILE, SUMMARY_FILE
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_state import Driver, RunState, driver_of
 
-DEFAULT_OUTPUT = "mirrorspark-output"
-SUMMARY_FILE = "summary.json"
 LATEST = "latest"
 
-# What a configuration does not set.
+# Stands for a setting that a configuration lacks.
 UNSET = "(not set)"
 
-# How a command was given; what came of it does not depend on these.
+# Settings of the command itself, which do not affect its results.
 _NOT_COMPARED = frozenset({"dry_run", "resume", "summary", "verbose"})
 
 _STARTED = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
-# Most lines are progress, which nobody needs afterwards: telling them apart is ten times faster than reading them.
+# Most lines are progress events, which are not needed: to recognise them is ten times faster than to parse them.
 _TELLING = re.compile(rb'"event":\s*"(?:attempt|epoch_end)"')
+_FOR_MLFLOW = re.compile(rb'"event":\s*"' + FOR_MLFLOW.encode())
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class RunNotFoundError(ValueError):
-    """No run is called so, or several begin so; the message lists what there is."""
+    """No run has the name, or several begin with it; the message lists the candidates."""
 
 
 @dataclass(frozen=True)
 class UnreadableRun:
-    """A folder among the runs that is no run, or no whole one.
+    """A folder among the runs that is not a run, or is damaged.
 
     Attributes:
-        path: The folder.
-        reason: What is wrong with it.
+        reason: The problem, in words.
     """
 
     path: Path
@@ -54,19 +54,19 @@ class UnreadableRun:
 
     @property
     def name(self) -> str:
-        """What the folder is called."""
+        """The folder's name."""
         return self.path.name
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What the chief said of the epochs.
+    """The metrics of a run over its epochs, from the chief's events.
 
     Attributes:
-        epochs: Per epoch, counted from 1, its metrics.
-        attempts: Launches, of all drivers together.
-        seconds: Time in training, of all attempts together; None before the first sign of life.
-        examples_per_second: Per epoch, all workers together.
+        epochs: Metrics by epoch, counted from 1.
+        attempts: Number of launches, of all drivers together.
+        seconds: Time in training, of all attempts together; None before the first heartbeat.
+        examples_per_second: By epoch, all workers together.
     """
 
     epochs: Mapping[int, Mapping[str, float]]
@@ -75,7 +75,7 @@ class Curves:
     examples_per_second: Mapping[int, float]
 
     def columns(self) -> dict[str, list[float]]:
-        """Return per metric its value at every epoch from the first on, NaN where nothing was said."""
+        """Return the values of each metric at all epochs from the first, NaN for a missing one."""
         names = dict.fromkeys(name for logs in self.epochs.values() for name in logs)
         last = max(self.epochs, default=0)
         return {
@@ -89,10 +89,9 @@ class RunRecord:
     """One run.
 
     Attributes:
-        path: Its folder.
-        state: What its driver left for the next one.
+        state: The state that its driver left for the next one.
         config: Its resolved configuration, without passwords.
-        summary: The JSON document of its end, or of what a training from Python delivered; empty before that.
+        summary: The JSON document of its summary, or of the result of a training from Python; empty before its end.
     """
 
     path: Path
@@ -102,32 +101,32 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """The folder's name."""
         return self.path.name
 
     @property
     def recipe(self) -> str:
-        """The last part of the recipe's name; the run's own name where it was started from Python."""
+        """The last part of the recipe's name; the run's own name for a training from Python."""
         return Path(str(self.config.get("recipe") or self.config.get("name", ""))).name
 
     @property
     def driver(self) -> Driver | None:
-        """Whether the driver of a run that has not ended is at work; None for one that has ended.
+        """State of the driver of an unfinished run; None for a run that has ended.
 
-        From another host nobody can tell of a driver that gives no signs of life.
+        A driver on another host that has no heartbeat is ``unknown``.
         """
         return driver_of(self.path, self.state)
 
     @property
     def status(self) -> str:
-        """How it stands, in words."""
+        """The run's status in words."""
         elsewhere = "" if self.state.host == socket.gethostname() else f" on {self.state.host}"
         words = {"gone": "driver gone", "unknown": f"running{elsewhere}?", "alive": f"running{elsewhere}"}
         return words.get(self.driver or "", self.state.status)
 
     @cached_property
     def curves(self) -> Curves:
-        """What the chief said of the epochs; read when asked for."""
+        """The metrics over the epochs; read at the first access."""
         return read_curves(_folder(self.path).events)
 
     @property
@@ -137,7 +136,7 @@ class RunRecord:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch with the best ``monitor``, the earliest of equals."""
+        """The earliest epoch with the best ``monitor``."""
         sign = 1.0 if self.config.get("mode") == "max" else -1.0
         known = {
             epoch: sign * value
@@ -154,13 +153,13 @@ class RunRecord:
 
     @property
     def test_metric(self) -> tuple[str, float] | None:
-        """Name and value of the metric of the test split: ``monitor``'s, or else the one that tells most."""
+        """Name and value of the test split's metric: that of ``monitor``, or else the most informative one."""
         test = self.metrics("test")
         names = [self.monitor.removeprefix("val_"), *headline(test)]
         return next(((name, test[name]) for name in names if name in test), None)
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Return the metrics of the exported model on a split, without those that are no number."""
+        """Return the metrics of the exported model on a split, without those that are not numbers."""
         found = self.summary.get("metrics")
         of_split = found.get(split) if isinstance(found, Mapping) else None
         if not isinstance(of_split, Mapping):
@@ -169,16 +168,16 @@ class RunRecord:
 
 
 def history(output: Path) -> list[RunRecord | UnreadableRun]:
-    """Return the runs under ``output``, newest first; none where the folder does not exist."""
+    """Return the runs under ``output``, newest first; none if the folder does not exist."""
     folders = [path for path in _runs(output).glob("*") if path.is_dir() and not path.name.startswith(".")]
     return [read_run(path) for path in sorted(folders, key=lambda path: (_started(path), path.name), reverse=True)]
 
 
 def find(output: Path, name: str) -> RunRecord:
-    """Return the run of that name, with that unique beginning, or the newest one for ``latest``.
+    """Return the run with the name or unique prefix ``name``, or the newest one for ``latest``.
 
     Raises:
-        RunNotFoundError: There is none, several, or it cannot be read.
+        RunNotFoundError: There is no such run, there are several, or it cannot be read.
     """
     runs = history(output)
     found: Sequence[RunRecord | UnreadableRun] = [run for run in runs if run.name == name] or [
@@ -198,7 +197,7 @@ def find(output: Path, name: str) -> RunRecord:
 
 
 def read_run(path: Path) -> RunRecord | UnreadableRun:
-    """Return what the folder holds, or why it is no run."""
+    """Return the run in a folder, or the reason why it is not one."""
     folder = _folder(path)
     state_file = path / STATE_FILE
     if not state_file.exists():
@@ -215,7 +214,7 @@ def read_run(path: Path) -> RunRecord | UnreadableRun:
         config = _mapping(yaml.load(folder.config.read_text(encoding="utf-8"), _YAML_LOADER))  # noqa: S506 - a safe one
     except (OSError, ValueError, yaml.YAMLError) as error:
         return UnreadableRun(path, f"{folder.config.name} is damaged ({_first_line(error)})")
-    # A training from Python keeps what it delivered, under the same names.
+    # A training from Python writes its result with the same names.
     return RunRecord(path, state, config, _document(path / SUMMARY_FILE) or _document(folder.delivered))
 
 
@@ -223,11 +222,11 @@ def _document(file: Path) -> dict[str, Any]:
     try:
         return _mapping(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
     except (OSError, ValueError):
-        return {}  # the run's end is lost, the run is not
+        return {}  # Only the summary is lost; the rest of the run can be read.
 
 
 def read_curves(events: Path) -> Curves:
-    """Return what the chief said, from the event file of a run; lines that a crash cut off are passed over."""
+    """Return the metrics from the event file of a run; lines that a crash cut off are skipped."""
     epochs: dict[int, Mapping[str, float]] = {}
     rates: dict[int, float] = {}
     attempts, seconds, begin = 0, 0.0, None
@@ -239,7 +238,7 @@ def read_curves(events: Path) -> Curves:
             seconds += _until(recent, begin)
             begin = None
         if event.get("event") == "epoch_end" and event.get("rank") == 0:
-            # An epoch that a restart repeats says the same again.
+            # An epoch that a restart repeats sends the same event again.
             epochs.setdefault(int(event["epoch"]), _numbers(event.get("logs")))
             rates.setdefault(int(event["epoch"]), float(event.get("examples_per_second") or math.nan))
         if begin is None:
@@ -247,6 +246,14 @@ def read_curves(events: Path) -> Curves:
         recent.append(line)
     seconds += _until(recent, begin)
     return Curves(dict(sorted(epochs.items())), attempts, seconds if epochs or seconds else None, rates)
+
+
+def headline(test: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the names of the most informative metrics; for a retrieval model those of its longest lists."""
+    ranks = sorted(int(found[1]) for name in test if (found := re.fullmatch(r"recall_at_(\d+)", name)))
+    if not ranks:
+        return ("auc", "pr_auc", "log_loss") if "auc" in test else tuple(test)[:3]
+    return (f"recall_at_{ranks[-1]}", f"ndcg_at_{ranks[-1]}", *(f"recall_at_{rank}" for rank in ranks[-2:-1]))
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -261,7 +268,7 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """Return per setting that is not the same in all, its value in each; ``UNSET`` where one does not set it."""
+    """Return the settings that differ, with their value in each configuration; ``UNSET`` for a missing one."""
     flat = [flat_config(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config if name not in _NOT_COMPARED)
     values = {name: tuple(config.get(name, UNSET) for config in flat) for name in names}
@@ -277,7 +284,7 @@ def _runs(output: Path) -> Path:
 
 
 def _started(path: Path) -> float:
-    """Return when a run began, as its folder's name has it, else when the folder was changed."""
+    """Return the start time of a run from its folder's name, or else the folder's modification time."""
     found = _STARTED.search(path.name)
     try:
         return datetime.strptime(found[1], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp() if found else _mtime(path)
@@ -288,14 +295,14 @@ def _started(path: Path) -> float:
 def _mtime(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # deleted meanwhile
+    except OSError:  # Deleted in the meantime.
         return 0.0
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
-            yield from file
+            yield from (line for line in file if not _FOR_MLFLOW.search(line, 0, 80))
     except OSError:
         return
 
@@ -309,7 +316,7 @@ def _event(line: bytes) -> Mapping[str, Any]:
 
 
 def _until(recent: Sequence[bytes], begin: float | None) -> float:
-    """Return the seconds from ``begin`` to the newest of the recent lines that is whole."""
+    """Return the seconds from ``begin`` to the newest whole line of ``recent``."""
     if begin is None:
         return 0.0
     times = [event["time"] for event in map(_event, reversed(recent)) if isinstance(event.get("time"), int | float)]
@@ -317,7 +324,7 @@ def _until(recent: Sequence[bytes], begin: float | None) -> float:
 
 
 def _numbers(logs: Any) -> dict[str, float]:
-    """Return the metrics of an epoch; JSON has no word for NaN that is a number everywhere."""
+    """Return the metrics of an epoch that are numbers, since JSON has no portable NaN."""
     found = {}
     for name, value in (logs if isinstance(logs, Mapping) else {}).items():
         try:
@@ -329,7 +336,7 @@ def _numbers(logs: Any) -> dict[str, float]:
 
 def _mapping(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise ValueError(f"it holds a {type(document).__name__}, not fields with values")  # noqa: TRY004 - told as damage
+        raise ValueError(f"it holds a {type(document).__name__}, not fields with values")  # noqa: TRY004 - reported as damage
     return document
 
 

@@ -1,1 +1,1 @@
-"""What becomes of a trained model: exported, registered, judged, told."""
+"""The results of a training: export, registration, evaluation, summary."""

@@ -1,4 +1,4 @@
-"""What a model must beat: gradient boosting on the same features, and the most popular items."""
+"""Baselines that a model must beat: gradient boosting on the same features, and the most popular items."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from data_pipelines.feature_kinds import Form
-from training.results.evaluation import check_binary_label
+from mirrorspark.data_pipelines.features.kinds import Form
+from mirrorspark.training.results.evaluation import check_binary_label
 
 MAX_THREADS = 2
 MAX_ITERATIONS = 300
@@ -40,7 +40,7 @@ class BaselineFeature:
 
 @dataclass(frozen=True)
 class FittedBaseline:
-    """A fitted gradient-boosting model that takes encoded columns."""
+    """A fitted gradient-boosting model of encoded columns."""
 
     model: HistGradientBoostingClassifier
     features: tuple[BaselineFeature, ...]
@@ -124,7 +124,7 @@ def hist_gradient_boosting(
 
 
 def popularity(train_candidate_ids: ArrayLike, *, k: int, seen: Sequence[ArrayLike] | None = None) -> NDArray[Any]:
-    """Recommend to everybody the ``k`` candidates that occur most often in training, ties by ascending id.
+    """Recommend the ``k`` most frequent candidates of the training data to every row, ties by ascending id.
 
     Args:
         train_candidate_ids: one candidate id per training interaction, integers or strings, ``[interactions]``.
@@ -203,7 +203,7 @@ def _number_within_row(row: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _threads() -> int:
-    """Return how many threads to use: at most ``MAX_THREADS``, and fewer where the process is already held to fewer."""
+    """Return the number of threads: at most ``MAX_THREADS``, or fewer if the process is limited to fewer."""
     pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"]
     return min([MAX_THREADS, *pools])
 
@@ -215,7 +215,7 @@ def _column(columns: Columns, name: str) -> NDArray[Any]:
 
 
 def _matrix(columns: Columns, features: Sequence[BaselineFeature]) -> NDArray[np.float32]:
-    """Return the features side by side, ``[rows, columns]``: two columns per one of several ids, else one.
+    """Return the features side by side, ``[rows, columns]``: two columns for a multi-valued feature, one for others.
 
     float32 holds ids exactly up to 16.7 million and halves the memory.
     """
@@ -243,7 +243,7 @@ def _matrix(columns: Columns, features: Sequence[BaselineFeature]) -> NDArray[np
 
 
 def _id_columns(features: Sequence[BaselineFeature]) -> list[bool]:
-    """Tell which columns of ``_matrix`` hold ids."""
+    """Return True for each column of ``_matrix`` that holds ids."""
     of_form = {"value": [False], "id": [True], "ids": [True, False]}
     return [is_id for feature in features for is_id in of_form[feature.form]]
 

@@ -1,8 +1,8 @@
-"""What was trained becomes a registered model that has been judged: export, predictions, metrics, baseline, plots."""
+"""The delivery of a trained model: export, registration, predictions, metrics, baseline, plots."""
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -11,21 +11,30 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from callbacks.commit import CommittedCheckpoint
-from callbacks.credentials import clean
-from scoring.model_uri import PinnedModel, resolve
-from training.channel.events import Event
-from training.config import TrainingConfig
-from training.records.atomic_file import write_atomically
-from training.records.run_folder import RunFolder
-from training.results.evaluate_run import Verdict, curves_of, judge_binary, judge_multi_label, judge_retrieval
-from training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
-from training.supervision.failure_policy import Attempt
-from training.training_job import TrainingJob
+from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
+from mirrorspark.scoring.model.uri import PinnedModel, resolve
+from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage.credentials import clean
+from mirrorspark.training.config import RunConfig, TrainingConfig
+from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.names import SUMMARY_FILE
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.tracking import store_of
+from mirrorspark.training.results.evaluate_run import (
+    Verdict,
+    curves_of,
+    judge_binary,
+    judge_multi_label,
+    judge_retrieval,
+)
+from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.training_job import TrainingJob
 
 
 class ResultLostError(RuntimeError):
-    """A run has finished, and what it found out or delivered is gone or damaged."""
+    """A run has finished, but its summary or result is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,8 @@ class Trained:
         attempts: Every launch; the last one finished.
         examples_per_second: Median over the epochs, all workers together; None when a resumed run had none left.
         verdict: Metrics per split, baseline and plots.
-        predictions: Per evaluated split what the training framework itself predicts, with keys and label.
+        predictions: The training framework's own predictions of each evaluated split, with keys and label.
         run_folder: Configuration, events, checkpoints and results.
-        tracking_uri: MLflow store.
     """
 
     run_id: str
@@ -58,19 +66,20 @@ class Trained:
 
     @cached_property
     def model(self) -> PinnedModel:
-        """The registered version, pinned and fetched: what the scorers take."""
+        """The registered version, pinned and downloaded, for the scorers."""
         return resolve(self.version_uri, tracking_uri=self.tracking_uri)
 
     @property
     def version_uri(self) -> str:
-        """The registered version, which no later training moves."""
+        """The URI of the registered version, which later trainings do not change."""
         return f"models:/{self.registered_model}/{self.model_version}"
 
 
 class ExportAhead:
-    """Starts the process of the export as soon as the training ends, so that its imports overlap with the ranks' end.
+    """An export process that starts as soon as the training ends, so that its imports overlap with the workers' end.
 
-    Not earlier: it takes 0.8 GB of memory, and on the driver's machine its imports would compete with the training.
+    It does not start earlier, since it takes 0.8 GB of memory, and its imports on the driver's machine would compete
+    with the training.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
@@ -83,27 +92,27 @@ class ExportAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process, wherever it has come."""
+        """End the process in any state."""
         if self.process is not None:
             self.process.close()
 
     def on_event(self, event: Event) -> None:
-        """Start the process when the chief says that its training has ended."""
+        """Start the process when the chief reports the end of its training."""
         if self.process is None and event["event"] == "train_end" and event.get("rank") == 0:
             self.process = ExportProcess(_threads(self._config), verbose=self._config.verbose)
 
 
 def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProcess | None = None) -> Trained:
-    """Export the best epoch, register and judge it. The alias is the caller's to give, once he is content.
+    """Export the best epoch, register and evaluate it; the alias is left to the caller.
 
-    Done again after it was cut off, it goes on with the version that the run has registered.
+    A repetition after an interruption goes on with the version that the run has registered.
 
     Args:
-        job: What was trained.
+        job: The training.
         attempts: Every launch; the last one finished.
-        process: The export's, where it has been started; it is the caller's to end.
+        process: The export process, if it has been started; the caller ends it.
     """
-    # A run that began without its tracking server has an id by now, which the export needs, as it needs the server.
+    # The export needs the server and the run's id, which a run that began without its server may get only now.
     job.folder.save_state("running", job.tracked.require_server())
     with job.view.stage("export") as stage:
         best = job.fetch_best(job.folder.path / "fetched")
@@ -119,7 +128,7 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
 
 
 def keep_delivery(trained: Trained, folder: RunFolder) -> None:
-    """Write down what a training delivered; its predictions lie beside it, its figures in MLflow."""
+    """Write the result of a training to a file; its predictions are in the same folder, its figures in MLflow."""
     document = {
         "run_id": trained.run_id,
         "model_uri": trained.model_uri,
@@ -134,14 +143,14 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
 
 
 def recall_delivery(folder: RunFolder, store: str) -> Trained:
-    """Return what :func:`keep_delivery` wrote down, without the figures.
+    """Return the result that :func:`keep_delivery` wrote, without the figures.
 
     Args:
-        folder: Of a finished run.
+        folder: Folder of a finished run.
         store: Its MLflow store.
 
     Raises:
-        ResultLostError: A part cannot be read any more.
+        ResultLostError: A part of the result can no longer be read.
     """
     try:
         document = json.loads(folder.delivered.read_text(encoding="utf-8"))
@@ -160,6 +169,26 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
             f"run {folder.path.name} has finished, but what it delivered cannot be read ({error}); resume=False trains "
             f"anew"
         ) from error
+
+
+def recall_summary(folder: RunFolder, config: RunConfig) -> Summary:
+    """Return the saved summary of a finished run.
+
+    Raises:
+        ResultLostError: The summary can no longer be read.
+    """
+    file = folder.path / SUMMARY_FILE
+    try:
+        summary = Summary.load(file)
+        if summary.status != "finished":
+            raise ValueError(f"it tells of a run that {summary.status}")  # noqa: TRY301 - as lost as a damaged one
+    except (OSError, ValueError, TypeError) as error:
+        raise ResultLostError(
+            f"run {folder.path.name} of {config.run_date} has finished, but {file} cannot be read ({error}); "
+            f"--no-resume trains anew"
+        ) from error
+    # The folder may have moved since, and the file has no password of the store.
+    return replace(summary, run_folder=str(folder.path), tracking_uri=store_of(config))
 
 
 def _predictions(folder: RunFolder) -> dict[str, pa.Table]:
@@ -186,7 +215,7 @@ def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
 
 
 def _threads(config: TrainingConfig) -> int:
-    """Return how many threads TensorFlow gets on the driver."""
+    """Return the number of TensorFlow threads on the driver."""
     return config.threads_per_worker or os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Turns predictions into the run's verdict: metrics, baseline, plots. Values in, values out; no Spark, no MLflow."""
+"""The verdict on a run from its predictions: metrics, baseline, plots. Pure functions, without Spark and MLflow."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,24 +8,24 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from data_pipelines.blocks import Block
-from data_pipelines.dataset import Dataset
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
-from data_pipelines.transform import RaggedIds
-from plots.calibration import calibration_curve
-from plots.learning_curves import learning_curves
-from plots.lift import lift_chart
-from plots.precision_recall import precision_recall_curve
-from plots.ranking import recall_at_k_curve
-from plots.roc import roc_curve
-from plots.score_histogram import score_histogram
-from training.results.baselines import BaselineFeature, hist_gradient_boosting, popularity
-from training.results.evaluation import RANKING_KS, binary_metrics, multi_label_metrics, ranking_metrics
+from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.plots.calibration import calibration_curve
+from mirrorspark.plots.learning_curves import learning_curves
+from mirrorspark.plots.lift import lift_chart
+from mirrorspark.plots.precision_recall import precision_recall_curve
+from mirrorspark.plots.ranking import recall_at_k_curve
+from mirrorspark.plots.roc import roc_curve
+from mirrorspark.plots.score_histogram import score_histogram
+from mirrorspark.training.results.baselines import BaselineFeature, hist_gradient_boosting, popularity
+from mirrorspark.training.results.evaluation import RANKING_KS, binary_metrics, multi_label_metrics, ranking_metrics
 
 # The baseline holds its rows in memory on the driver.
 BASELINE_ROWS = 1_000_000
 
-# A multi-label model is judged by about so many pairs of a row and a label: metrics and plots sort them in memory.
+# A multi-label model is evaluated on about this many pairs of a row and a label: metrics and plots sort them in memory.
 JUDGED_PAIRS = 10_000_000
 
 # No feature can have these names.
@@ -34,10 +34,10 @@ _LABEL, _WEIGHT = "\0label", "\0weight"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a trained model.
+    """The evaluation of a trained model.
 
     Attributes:
-        metrics: Per split the metrics.
+        metrics: Metrics by split.
         baseline: Name of the baseline and its test metrics; empty without one.
         figures: Plots by file name.
     """
@@ -56,7 +56,7 @@ def judge_binary(
     compared: Mapping[str, Any] = {}
     others: dict[str, np.ndarray] | None = None
     if baseline == "hist_gradient_boosting":
-        # Read in the dataset's stored order, as the predictions were, so label and weight serve both.
+        # Read in the dataset's stored order like the predictions, so both share label and weight.
         rival = _gradient_boosting(dataset, seed)
         others = {"hist. gradient boosting": rival}
         compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
@@ -105,7 +105,7 @@ def judge_retrieval(
 
 
 def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:
-    """Return the learning curves of the epochs' logs, or None when no epoch was seen."""
+    """Return the learning curves of the epochs' logs, or None without any epoch."""
     if not history:
         return None
     names = [name for name in history[0] if all(name in logs for logs in history)]
@@ -126,7 +126,7 @@ def _probability_figures(
 
 
 def _labelled(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return labels (zeros and ones) and scores ``[rows, classes]`` and weights of every row, or of every so many."""
+    """Return labels (zeros and ones) and scores ``[rows, classes]`` and weights of all rows, or of every n-th row."""
     kept = table.take(np.arange(0, table.num_rows, max(1, table.num_rows * classes // JUDGED_PAIRS)))
     label, scores = (kept[name].combine_chunks() for name in ("label", "scores"))
     packed = RaggedIds(label.flatten().to_numpy(), label.value_lengths().to_numpy()).multi_hot(classes)
@@ -137,7 +137,7 @@ def _label_rates(dataset: Dataset) -> np.ndarray:
     """Return the share of the training rows, by weight, that have each label: ``[classes]``."""
     counts, rows = np.zeros(dataset.features.classes), 0.0
     for block in dataset.blocks("train"):
-        assert isinstance(block.label, RaggedIds)  # noqa: S101 - so it is stored
+        assert isinstance(block.label, RaggedIds)  # noqa: S101 - a multi-label dataset stores it so
         weights = np.repeat(block.weight, block.label.row_lengths)
         counts += np.bincount(block.label.values, weights, len(counts))
         rows += float(block.weight.sum())
@@ -154,7 +154,7 @@ def _gradient_boosting(dataset: Dataset, seed: int) -> np.ndarray:
     """Return the baseline's probability for every row of the test split."""
     train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
     features = [BaselineFeature(feature.name, feature.form) for feature in dataset.spec]
-    # Weights of one are not the same as none: scikit-learn then draws other rows to find its bins, and does worse.
+    # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
     model = hist_gradient_boosting(train, validation, features, _LABEL, seed=seed, weight=weight)
     return np.concatenate([model.predict(_columns([block])) for block in dataset.blocks("test")])
@@ -182,7 +182,7 @@ def _most_popular(dataset: Dataset, k: int) -> tuple[np.ndarray, np.ndarray]:
     seen = None
     if dataset.spec.exclude is not None:
         seen = [row[row > 0] for block in test for row in (block.excluded if block.excluded is not None else ())]
-    # What is missing or out of vocabulary is not to be recommended, and so never a hit.
+    # Missing and out-of-vocabulary items must not be recommended, so they are never a hit.
     ranked = popularity(train[train >= FIRST_VOCABULARY_ID], k=k, seen=seen)
     return np.broadcast_to(ranked, (len(held_back), k)), held_back
 
@@ -192,7 +192,7 @@ def _matrix(lists: pa.ChunkedArray) -> np.ndarray:
 
 
 def _held_back(labels: pa.ChunkedArray) -> np.ndarray:
-    # What is out of vocabulary has no token; the empty places of a short list are no hit for it.
+    # An out-of-vocabulary item has no token; the empty places of a short list must not match it.
     return np.array([token or "\0" for token in labels.to_pylist()], dtype=object)
 
 

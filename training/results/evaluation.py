@@ -1,4 +1,4 @@
-"""What a model's predictions are worth on a held-back split: metrics of scores and of ranked lists."""
+"""Metrics of a model's predictions on a held-back split: of scores and of ranked lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRECISION_KS = (1, 3, 5)
 
 
 def check_binary_label(label: ArrayLike, *, split: str) -> NDArray[np.int64]:
-    """Return the label as int64 ``[rows]`` when it can be learned from and scored against.
+    """Return the label as int64 ``[rows]`` after a check that it can be used for training and evaluation.
 
     Raises:
         ValueError: no rows, a value other than 0 and 1, or one class only.
@@ -84,7 +84,7 @@ def binary_metrics(
         "base_rate": np.average(labels, weights=weights),
     }
     for wanted in RECALL_AT_PRECISIONS:
-        # The curve ends with precision 1 at recall 0, so there is always at least that point.
+        # The curve ends with precision 1 at recall 0, so it always has at least that point.
         result[f"recall_at_precision_{wanted:g}"] = recall[precision >= wanted].max()
     return {name: float(value) for name, value in result.items()}
 
@@ -106,8 +106,8 @@ def multi_label_metrics(
 
     Returns:
         Those of :func:`binary_metrics` over all pairs of a row and a label ("micro averages"), and ``precision_at_K``
-        for each K that there are labels for: the share of the K labels with the highest scores that the row has, in the
-        mean over rows.
+        for each K up to the number of labels: the share of the K labels with the highest scores that the row has,
+        averaged over rows.
 
     Raises:
         ValueError: as :func:`binary_metrics`, or shapes that do not match.

@@ -1,8 +1,8 @@
-"""The best checkpoint becomes an exported model, its reference predictions and a registered version.
+"""The export of the best checkpoint: a model, its reference predictions and a registered version.
 
-Runs in a process of its own on the driver (``python -m training.results.export``), because TensorFlow must not be
-loaded into the driver: Spark forks it, and a notebook's driver lives for days. Half of its time are its imports, so it
-may be started before it is known what to export.
+It runs in a separate process on the driver (``python -m mirrorspark.training.results.export``), because TensorFlow must
+not be loaded into the driver: Spark forks it, and a notebook's driver lives for days. Imports take half of its time, so
+it may be started before its plan is known.
 """
 
 import contextlib
@@ -20,32 +20,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from callbacks.credentials import without_credentials
-from callbacks.mlflow_store import store_client
-from data_pipelines.convert import EXAMPLE_FILE, library_versions
-from data_pipelines.dataset import Dataset
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID, RawForm
-from data_pipelines.manifest import FEATURES_FOLDER
-from data_pipelines.transform import RaggedIds
-from models import catalog
-from models.ranked_lists import CANDIDATES, SCORES, UNFILLED
-from scoring.model_directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
-from scoring.model_directory import OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
-from training.ranks import child_process
-from training.ranks.child_process import Tail
-from training.records.atomic_file import write_atomically
-from training.results.ranking import best_candidates
+from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.data_pipelines.convert import EXAMPLE_FILE, library_versions
+from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, RawForm
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models import catalog
+from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
+from mirrorspark.scoring.model.directory import OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
+from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.training.executor import child_process
+from mirrorspark.training.executor.child_process import Tail
+from mirrorspark.training.results.ranking import best_candidates
 
 EVALUATED_SPLITS = ("validation", "test")
 
-# Tag of a registered version: which of its run's checkpoints it was made of.
+# Tag of a registered version with the checkpoint that it was exported from.
 CHECKPOINT_TAG = "checkpoint"
 
-# The recall of 20 candidates is known to half a percent by so many queries.
+# This many queries estimate the recall of 20 candidates to half a percent.
 _SAMPLED_QUERIES = 1_000
 
-# What every export needs, in seconds of imports; where it is used it is imported again, which costs nothing.
-_LIBRARIES = ("tensorflow", "callbacks.backup", "models.serving", "mlflow.pyfunc", "mlflow.pyfunc.scoring_server")
+# Libraries of every export, whose imports take seconds; functions import them again, which costs nothing.
+_LIBRARIES = (
+    "tensorflow",
+    "mirrorspark.callbacks.backup",
+    "mirrorspark.models.serving",
+    "mlflow.pyfunc",
+    "mlflow.pyfunc.scoring_server",
+)
 
 
 class ExportFailedError(RuntimeError):
@@ -54,19 +60,18 @@ class ExportFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to export and where to.
+    """The plan of an export.
 
     Attributes:
         dataset: Dataset directory.
         checkpoint: Committed checkpoint of the best epoch.
         model: Name of the architecture.
-        model_options: Its settings.
-        seed: Seed of the run.
+        model_options: The architecture's settings.
         top_k: Candidates per row of a retrieval model.
-        folder: Where the exported model goes.
+        folder: Folder for the exported model.
         predictions: Folder for the reference predictions, one Parquet file per evaluated split.
         tracking_uri: MLflow store.
-        registry_uri: Where its models are registered.
+        registry_uri: MLflow's registry of models.
         mlflow_run_id: Run that the model belongs to.
         registered_model: Name in the model registry.
         threads: TensorFlow threads.
@@ -88,9 +93,9 @@ class ExportPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two exports share when one's result is as good as the other's."""
+        """The part of the plan that two exports with the same result share."""
         return {
-            # It is kept in a file, where a server's password has no place.
+            # The identity is written to a file, which must not have a server's password.
             name: without_credentials(value) if name.endswith("_uri") else value
             for name, value in dataclasses.asdict(self).items()
             if name != "threads"
@@ -106,21 +111,21 @@ class ExportResult:
 
 
 class ExportProcess:
-    """The process that exports: from its start on it loads its libraries, until it is told what to export."""
+    """An export process, which loads its libraries from its start on and then waits for its plan."""
 
     def __init__(self, threads: int, *, verbose: bool = False) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
             threads: TensorFlow threads.
-            verbose: Show what it says.
+            verbose: Show its output.
         """
         environment = child_process.tensorflow_environment(threads, verbose=verbose) | {
             "CUDA_VISIBLE_DEVICES": "-1",
-            # It would try to tell MLflow's makers of each call, and at its end wait for an answer.
+            # MLflow would send telemetry about each call, and wait for an answer at the end.
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        self._process = child_process.start("training.results.export", environment)
+        self._process = child_process.start("mirrorspark.training.results.export", environment)
         self._tail = Tail(self._process.stderr, echo=verbose)
 
     def __enter__(self) -> Self:
@@ -133,14 +138,14 @@ class ExportProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can still be told something."""
+        """Return True if it can still take a plan."""
         return self._process.poll() is None
 
     def export(self, plan: ExportPlan) -> ExportResult:
-        """Export, which it does once.
+        """Export by ``plan``; to be called once.
 
         Raises:
-            ExportFailedError: With the last line of what the process said.
+            ExportFailedError: The export failed; the message has the last line of its output.
         """
         child_process.tell(self._process, json.dumps(dataclasses.asdict(plan)))
         assert self._process.stdout is not None  # noqa: S101 - start() made the pipe
@@ -151,8 +156,8 @@ class ExportProcess:
         return ExportResult(**json.loads(answer))
 
     def close(self) -> None:
-        """End it, whatever it does."""
-        self._process.kill()  # does nothing to one that has ended
+        """End the process in any state."""
+        self._process.kill()  # Does nothing to a process that has ended.
         self._process.wait()
         self._tail.close()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
@@ -164,21 +169,21 @@ class ExportProcess:
 def export_once(
     plan: ExportPlan, kept: Path, *, verbose: bool = False, process: ExportProcess | None = None
 ) -> ExportResult:
-    """Return what an earlier driver exported by the same plan, while all of it is still there, or else export.
+    """Return an earlier driver's export by the same plan if it is complete; otherwise export.
 
     Args:
-        plan: What to export.
-        kept: File that remembers it.
-        verbose: Show what the process says.
-        process: The process, where it has been started; it is the caller's to end.
+        plan: The plan of the export.
+        kept: File with the result of the earlier export.
+        verbose: Show the process's output.
+        process: The export process, if it has been started; the caller ends it.
 
     Raises:
-        ExportFailedError: With the last line of what the process said.
+        ExportFailedError: The export failed; the message has the last line of its output.
     """
     known = _kept(plan, kept)
     if known is not None:
         return known
-    # What it says of the files does not hold while they are written anew.
+    # The record of the files is not valid while they are being rewritten.
     kept.unlink(missing_ok=True)
     result = export(plan, verbose=verbose, process=process)
     document = {"plan": plan.identity, "result": dataclasses.asdict(result), "files": _files(plan)}
@@ -215,7 +220,7 @@ def export(plan: ExportPlan, *, verbose: bool = False, process: ExportProcess | 
 
 
 def main() -> int:
-    """Export as the plan on standard input says; print the result as JSON."""
+    """Export by the plan on standard input; print the result as JSON."""
     line, answer = child_process.take_over(prepare=_load_libraries)
     plan = ExportPlan(**json.loads(line))
     dataset = Dataset.open(plan.dataset)
@@ -228,13 +233,13 @@ def main() -> int:
         Path(plan.predictions).mkdir(parents=True, exist_ok=True)
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
     print(json.dumps(dataclasses.asdict(_register(plan, dataset))), file=answer, flush=True)
-    # Python would look through all the libraries once more as it ends: 2 of 10 seconds.
+    # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
     gc.freeze()
     return 0
 
 
 def _load_libraries() -> None:
-    """Import what every export needs, without looking for garbage: what an import makes stays (1 of 4 seconds)."""
+    """Import the libraries of every export without garbage collection, which would take 1 of 4 seconds in vain."""
     gc.disable()
     for name in _LIBRARIES:
         importlib.import_module(name)
@@ -243,8 +248,8 @@ def _load_libraries() -> None:
 
 
 def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
-    from callbacks.backup import restore_weights
-    from callbacks.commit import read_committed
+    from mirrorspark.callbacks.backup import restore_weights
+    from mirrorspark.callbacks.checkpoints.commit import read_committed
 
     architecture = catalog.architecture(plan.model)
     model = architecture.build(catalog.settings(plan.model, plan.model_options), dataset.features, plan.seed)
@@ -253,7 +258,7 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
 
 
 def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:
-    from models import serving
+    from mirrorspark.models import serving
 
     folder = Path(plan.folder)
     indexes: dict[str, float] = {}
@@ -276,8 +281,8 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
 
 
 def _sample_queries(architecture: Any, model: Any, dataset: Dataset) -> np.ndarray:
-    """Return float32 ``[queries, dim]``: those of the first rows of the validation split."""
-    from models.preprocessing import input_tensors
+    """Return the queries of the first rows of the validation split, float32 ``[queries, dim]``."""
+    from mirrorspark.models.preprocessing import input_tensors
 
     parts: list[np.ndarray] = []
     for block in dataset.blocks("validation"):
@@ -297,13 +302,13 @@ def traced(architecture: Any, model: Any) -> Callable[[Any], Any]:
 def reference_predictions(
     architecture: Any, model: Any, predict: Callable[[Any], Any], dataset: Dataset, split: str, k: int
 ) -> pa.Table:
-    """Return what the training framework itself predicts for ``split``, with keys, label and weight.
+    """Return the training framework's own predictions for ``split``, with keys, label and weight.
 
     Binary: ``score`` and ``label``. Multi-label: ``scores`` of all labels, and ``label``, the numbers of those that the
     row has. Retrieval: ``candidates``, ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it
     shares nothing with the exported index.
     """
-    from models.preprocessing import input_tensors
+    from mirrorspark.models.preprocessing import input_tensors
 
     parts = []
     for block in dataset.blocks(split, keys=True):
@@ -330,13 +335,13 @@ def _scored_labels(scores: np.ndarray, label: RaggedIds) -> dict[str, pa.Array]:
 
 
 def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:
-    from models.serving import candidate_embeddings
+    from mirrorspark.models.serving import candidate_embeddings
 
     candidate = dataset.spec.candidate
     vocabulary = dataset.features.vocabulary(candidate).tokens.to_pylist()
     tokens = np.array([UNFILLED] * FIRST_VOCABULARY_ID + vocabulary, dtype=object)
     best, best_scores = best_candidates(queries, candidate_embeddings(model), block.excluded, k)
-    # With fewer candidates than places, the exported index gives the lowest number to the rest; so does this.
+    # If there are fewer candidates than places, the exported index fills the rest with the lowest number; so does this.
     is_filler = np.isneginf(best_scores)
     return {
         CANDIDATES: pa.array(np.where(is_filler, UNFILLED, tokens[best]).tolist(), pa.list_(pa.string())),
@@ -348,16 +353,16 @@ def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: in
 def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
     import mlflow
 
-    from scoring import mirrorspark_pyfunc
+    from mirrorspark.scoring.model import mirrorspark_pyfunc
 
-    mlflow.set_tracking_uri(plan.tracking_uri)  # of this process alone, as is the registry
+    mlflow.set_tracking_uri(plan.tracking_uri)  # For this process alone, like the registry.
     mlflow.set_registry_uri(plan.registry_uri)
     client = store_client(plan.tracking_uri, plan.registry_uri)
     known = registered_before(client, plan)
     if known is not None:
         return known
     example = pq.read_table(dataset.path / FEATURES_FOLDER / EXAMPLE_FILE).to_pandas()
-    # Whatever the environment says of system metrics: they would be those of the export.
+    # System metrics are off in any environment, since they would be those of the export.
     mlflow.start_run(run_id=plan.mlflow_run_id, log_system_metrics=False)
     try:
         info = mlflow.pyfunc.log_model(
@@ -370,20 +375,20 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
             pip_requirements=_requirements(),
             registered_model_name=plan.registered_model,
             metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
-            # The version gets them, too, in the request that makes it.
+            # The registered version gets these tags, too, in the request that creates it.
             tags={CHECKPOINT_TAG: Path(plan.checkpoint).name},
         )
     finally:
-        # The run is the driver's to end: scoring and its parity are still to come.
+        # The driver ends the run, after scoring and parity.
         mlflow.end_run(status="RUNNING")
     version = str(info.registered_model_version)
     return ExportResult(model_uri=info.model_uri, model_version=version)
 
 
 def registered_before(client: Any, plan: ExportPlan) -> ExportResult | None:
-    """Return the version that an earlier export of this run's checkpoint has registered, None when there is none.
+    """Return the version that an earlier export of this run's checkpoint has registered, or None.
 
-    Who repeats a delivery that was cut off must not leave the registry another version of the same weights.
+    A repeated delivery must not register a second version of the same weights.
     """
     found = client.search_model_versions(f"run_id = '{plan.mlflow_run_id}'")
     for version in sorted(found, key=lambda version: int(version.version), reverse=True):

@@ -1,11 +1,11 @@
-"""The best candidates of every row by NumPy alone: what the lists of an exported model are compared with."""
+"""The best candidates of every row, found with NumPy alone, as a reference for an exported model's lists."""
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipelines.feature_kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 
-# Scores that are in memory at a time, unless one row has more: 64 MB.
+# Most scores in memory at a time, unless one row has more: 64 MB.
 TILE_SCORES = 1 << 24
 
 
@@ -15,16 +15,15 @@ def best_candidates(
     excluded: npt.NDArray[np.int64] | None,
     k: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the ``k`` candidates with the highest dot products, best first; of equal ones the lower id is the better.
+    """Return the ``k`` candidates with the highest dot products, best first; ties are broken by the lower id.
 
-    A sort of all scores would begin with the same ones. Here they are made and looked through for so many rows at a
-    time that they take 64 MB.
+    The result equals the beginning of a sort of all scores. The rows are processed in parts whose scores take 64 MB.
 
     Args:
         queries: float32 ``[rows, dim]``.
-        candidates: float32 ``[ids, dim]``, those of a missing and of an unknown one first, which are no candidates.
-        excluded: int64 ``[rows, any]``, ids that are none for the row; None where every row may have all.
-        k: How many; no more than there are ids.
+        candidates: float32 ``[ids, dim]``; the first two, for missing and unknown ids, are not candidates.
+        excluded: int64 ``[rows, any]``, ids that are not candidates for the row; None to exclude none.
+        k: Length of the lists, at most the number of ids.
 
     Returns:
         Ids, int64 ``[rows, k]``, and their scores, float32 ``[rows, k]``: minus infinity where a row has fewer than
@@ -46,8 +45,8 @@ def best_candidates(
 
 
 def _best(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Return the places of the ``k`` highest scores, the highest first and of equal ones the first."""
+    """Return the positions of the ``k`` highest scores, the highest first, ties by position."""
     cost = -scores
-    # Those that are as good as the last one in are sorted, too: which of them are in is a matter of their places.
+    # Scores equal to the k-th one are sorted, too, since their positions decide which of them are included.
     possible = np.flatnonzero(~(cost > np.partition(cost, k - 1)[k - 1]))
     return possible[np.argsort(cost[possible], kind="stable")[:k]]

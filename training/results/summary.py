@@ -1,8 +1,7 @@
-"""What a run tells at its end: a JSON document for machines, a short table for people."""
+"""The summary at a run's end: a JSON document for machines, a short table for people."""
 
 import json
 import math
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from callbacks.credentials import without_credentials
-from training.records.atomic_file import write_atomically
+from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.training.records.run_history import headline
 
 # The registry's alias of the version that a run registers.
 CHALLENGER = "challenger"
@@ -23,28 +23,27 @@ class Summary:
     """The result of a run.
 
     Attributes:
-        status: ``finished``, ``failed``, or ``stopped`` where somebody asked for it.
-        error: The first error of a failed run, or where it was stopped.
+        status: ``finished``, ``failed``, or ``stopped`` on request.
+        error: The first error of a failed run, or the point at which a run was stopped.
         run_id: MLflow run.
         experiment: MLflow experiment.
-        model_uri: Where MLflow keeps the model.
+        model_uri: The model in MLflow.
         registered_model: Its name in the registry.
         model_version: Its version there.
-        metrics: Per split (``validation``, ``test``) the metrics.
+        metrics: Metrics by split (``validation``, ``test``).
         baseline: Name and test metrics of the baseline.
-        parity: Absolute differences between training framework and Spark scorer: max, mean, p99, rows; and whether
-            they ``passed``.
+        parity: Absolute differences between training framework and Spark scorer: max, mean, p99, rows; and ``passed``.
         timings: Seconds per stage.
         examples_per_second: Median over the training's epochs, all workers together.
         workers: Workers of the last launch; with elastic workers, earlier ones may have had others.
-        attempts: Launches it took, those of earlier drivers included.
-        dataset: Path, rows per split, bytes, layout, whether it was there already, its page, and what validation found.
+        attempts: Number of launches, including those of earlier drivers.
+        dataset: Path, rows per split, bytes, layout, if it was reused, its page, and the findings of validation.
         scored_table: Parquet folder with keys, scores and model version.
         run_folder: Configuration, events, checkpoints and results of this run.
         tracking_uri: MLflow store.
-        replay: Command that sends MLflow what it could not be told; None when it knows all.
-        warm_start: The model that the training began from, and how many of its weights and tokens were taken; empty
-            where weights were drawn.
+        replay: Command that sends MLflow the records it missed; None if it has them all.
+        warm_start: The model that the training began from, and the numbers of its weights and tokens that were taken;
+            empty for random initial weights.
     """
 
     status: str
@@ -69,12 +68,12 @@ class Summary:
     warm_start: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the JSON document; who reads ``path`` meanwhile sees what was there before, or all of this.
+        """Write the JSON document atomically: a concurrent reader of ``path`` sees the old document or the new one.
 
-        Numbers that JSON does not know are written as text: ``"inf"``, ``"nan"``.
+        Numbers that JSON does not have are written as text: ``"inf"``, ``"nan"``.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The document cannot be written.
         """
         shown = asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
         text = json.dumps(strict(shown), indent=2, allow_nan=False) + "\n"
@@ -82,12 +81,12 @@ class Summary:
 
     @classmethod
     def load(cls, path: Path) -> "Summary":
-        """Read what :meth:`save` wrote.
+        """Read a document that :meth:`save` wrote.
 
         Raises:
-            OSError: There is none.
+            OSError: There is no document.
             ValueError: It is damaged.
-            TypeError: It is no summary, or that of another version.
+            TypeError: It is not a summary, or one of another version.
         """
         return cls(**_with_numbers(json.loads(path.read_text(encoding="utf-8"))))
 
@@ -112,7 +111,7 @@ class Summary:
 
 
 def verdict_lines(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
-    """Return the table of a model's metrics on the validation and test splits, beside those of its baseline."""
+    """Return the table of a model's metrics on the validation and test splits, next to those of its baseline."""
     test = metrics.get("test", {})
     reference = baseline.get("metrics", {})
     lines = [f"{'':<14}{'validation':>12}{'test':>12}{baseline.get('name', ''):>26}".rstrip()]
@@ -126,7 +125,7 @@ def verdict_lines(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
 def make_way(path: Path) -> None:
     """Remove the summary of an earlier run at ``path``, and make sure that a new one can be written.
 
-    Who waits for a run must not take the result of the one before for it.
+    A caller that waits for a run must not take the previous run's summary for its result.
 
     Raises:
         OSError: ``path`` is no file, or cannot be written.
@@ -137,7 +136,7 @@ def make_way(path: Path) -> None:
 
 
 def _place(path: Path) -> Path:
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # So that a link is kept, not replaced.
     # A device such as /dev/null would be replaced by a file.
     if path.exists() and not path.is_file():
         raise OSError("it is no file")
@@ -146,7 +145,7 @@ def _place(path: Path) -> Path:
 
 
 def strict(value: Any) -> Any:
-    """Return ``value`` in the types that JSON has."""
+    """Return ``value`` with only types that JSON has."""
     if isinstance(value, Mapping):
         return {str(key): strict(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
@@ -161,20 +160,12 @@ def strict(value: Any) -> Any:
 
 
 def _with_numbers(value: Any) -> Any:
-    """Return what JSON gave with the numbers that it does not know; see :func:`strict`."""
+    """Return a value read from JSON with its special numbers restored; see :func:`strict`."""
     if isinstance(value, Mapping):
         return {name: _with_numbers(of) for name, of in value.items()}
     if isinstance(value, list):
         return [_with_numbers(of) for of in value]
     return float(value) if value in ("inf", "-inf", "nan") else value
-
-
-def headline(test: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the names of the metrics that tell most, for a retrieval model those of its longest lists."""
-    ranks = sorted(int(found[1]) for name in test if (found := re.fullmatch(r"recall_at_(\d+)", name)))
-    if not ranks:
-        return ("auc", "pr_auc", "log_loss") if "auc" in test else tuple(test)[:3]
-    return (f"recall_at_{ranks[-1]}", f"ndcg_at_{ranks[-1]}", *(f"recall_at_{rank}" for rank in ranks[-2:-1]))
 
 
 def _parity_in_words(parity: Mapping[str, Any]) -> str:
@@ -183,7 +174,7 @@ def _parity_in_words(parity: Mapping[str, Any]) -> str:
 
 
 def findings_in_words(findings: Sequence[Mapping[str, str]]) -> str:
-    """Return how many findings there are of each severity: ``2 warnings, 1 note``."""
+    """Return the number of findings of each severity: ``2 warnings, 1 note``."""
     counts = Counter(finding["severity"] for finding in findings)
     return ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()) or "nothing found"
 

@@ -16,16 +16,16 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from callbacks.backup import BackupAndRestore, resume_point
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.early_stopping import AgreedEarlyStopping
-from callbacks.nan_guard import StopOnNaN
-from callbacks.progress import EventCallback
-from callbacks.roles import current_role
-from callbacks.stop_request import StopOnRequest, TrainingStopped
-from callbacks.throughput import Throughput
-from training.fitting.ring import Ring
-from training.fitting.ring_strategy import RingStrategy
+from mirrorspark.callbacks.backup import BackupAndRestore, resume_point
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.collectives.roles import current_role
+from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
+from mirrorspark.callbacks.nan_guard import StopOnNaN
+from mirrorspark.callbacks.progress import EventCallback
+from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
+from mirrorspark.callbacks.throughput import Throughput
+from mirrorspark.training.ring.ring import Ring
+from mirrorspark.training.ring.strategy import RingStrategy
 
 STEPS_PER_EPOCH = 4
 BATCH_PER_WORKER = 8

@@ -1,4 +1,4 @@
-"""Score on an executor of its own (``local-cluster``) with models that are on the driver's disk only.
+"""Score on the executor of a standalone cluster, whose master is named, with models on the driver's disk only.
 
 Prints the score of each row in the order of its key, then how many archives were sent: one for the model of all rows,
 and one for the models of some carriers.
@@ -8,16 +8,16 @@ import shutil
 import sys
 from pathlib import Path
 
-from scoring.batch import score
-from scoring.groups import score_by_group
-from scoring.model_uri import resolve
-from scoring.package import package_model
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.groups import score_by_group
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.package import package_model
+from mirrorspark.training.spark_session import open_session
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL
-from training.spark_session import open_session
 
-folder = Path(sys.argv[1])
+folder, master = Path(sys.argv[1]), sys.argv[2]
 by_carrier = folder.with_name("by_carrier")
-spark = open_session(master="local-cluster[1,1,1024]", workers=1)
+spark = open_session(master=master, workers=1)
 flights = spark.createDataFrame([tuple(row.values()) for row in FLIGHTS.to_pylist()], FLIGHTS_DDL).repartition(2)
 model = resolve(folder)
 scored = score(flights, model, keys="flight_id")

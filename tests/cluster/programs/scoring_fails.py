@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from pyspark import SparkFiles
 from pyspark.errors import PySparkException
 
-from data_pipelines.file_writes import WriteError
-from data_pipelines.spark_errors import task_message
-from scoring.batch import score
-from scoring.files import score_files
-from scoring.model_uri import resolve
-from scoring.package import package_model
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.package import package_model
+from mirrorspark.training.spark_session import open_session
 from tests.unit.scoring.other_models import LINEAR, boxes
-from training.spark_session import open_session
 
 HOOKS = """
 from only_beside_the_driver import halved

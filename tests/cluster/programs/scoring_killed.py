@@ -16,11 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from scoring import call, files
-from scoring.batch import score
-from scoring.counters import Counters, JobCounters, Tally
-from scoring.loaded_model import LoadedModel
-from scoring.scorer import Scorer
+from mirrorspark.scoring import files, plan
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.task.counters import Counters, JobCounters, Tally
+from mirrorspark.scoring.task.scorer import Scorer
 from tests.cluster.programs import scoring_killed
 
 
@@ -59,7 +59,7 @@ def score_table(spark: SparkSession, flights: str, model: str, output: str) -> J
 def main() -> None:
     """Score, with two threads and up to three tries of a task."""
     way, flights, model, output, mark = sys.argv[1:]
-    call.Scorer = functools.partial(scoring_killed.KilledOnce, mark=mark)  # type: ignore
+    plan.Scorer = functools.partial(scoring_killed.KilledOnce, mark=mark)  # type: ignore
     spark = SparkSession.builder.master("local[2,3]").config("spark.ui.enabled", "false").getOrCreate()
     told = {"files": score_files, "table": score_table}[way](spark, flights, model, output)
     print(json.dumps(dataclasses.asdict(told)))

@@ -10,11 +10,11 @@ import os
 import sys
 
 from benchmarks.writer_memory import peak_bytes
-from scoring.batch import score
-from scoring.counters import Counters
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import resolve
-from training.spark_session import open_session
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.training.spark_session import open_session
 
 
 def main() -> None:

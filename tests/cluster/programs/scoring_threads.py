@@ -18,11 +18,11 @@ import psutil
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from scoring import call, files
-from scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP
-from scoring.counters import Tally
-from scoring.loaded_model import LoadedModel
-from scoring.scorer import Scorer
+from mirrorspark.scoring import files, plan
+from mirrorspark.scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.task.counters import Tally
+from mirrorspark.scoring.task.scorer import Scorer
 from tests.cluster.programs import scoring_threads
 
 
@@ -60,7 +60,7 @@ def started_threads(told: Path) -> int:
 def main() -> None:
     """Score, with nine cores for all tasks."""
     flights, model, output, told, cores = sys.argv[1:]
-    call.Scorer = functools.partial(scoring_threads.Telling, told=told)  # type: ignore
+    plan.Scorer = functools.partial(scoring_threads.Telling, told=told)  # type: ignore
     builder = SparkSession.builder.master("local[9]").config("spark.ui.enabled", "false")
     spark = builder.config("spark.task.cpus", cores).getOrCreate()
     scored = files.score_files(spark, flights, model, output, keys="flight_id")

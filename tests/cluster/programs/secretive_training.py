@@ -11,9 +11,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from training.launch import run_train_fn
-from training.records import tracking
-from training.supervision.supervisor import TrainingFailedError
+from mirrorspark.training.driver.errors import TrainingFailedError
+from mirrorspark.training.launch import run_train_fn
+from mirrorspark.training.records import tracking
 
 
 def secretive() -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_pipelines.tfrecord_source import TFRecordSource
-from data_pipelines.tfrecords import write_tfrecords
-from training.spark_session import open_session
+from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource
+from mirrorspark.data_pipelines.tfrecords import write_tfrecords
+from mirrorspark.training.spark_session import open_session
 
 
 def main() -> None:

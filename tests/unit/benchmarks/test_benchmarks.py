@@ -50,6 +50,7 @@ def test_options_below_one_are_refused(knob: str, tmp_path: Path) -> None:
         Options(**{"rows": 1, "rounds": 1, "scratch": tmp_path} | {knob: 0})
 
 
+@pytest.mark.process
 def test_report_says_how_to_run_it_again(tmp_path: Path) -> None:
     benchmark = Benchmark("sizes", "How large?", 100, lambda options: Report("sizes", "How large?", ()))
 
@@ -72,6 +73,7 @@ def test_scratch_folder_is_removed(tmp_path: Path) -> None:
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_benchmark_ends_with_the_suite_that_is_killed() -> None:
     """Its process has the pipe, too: that is at its end when both are."""
     program = """

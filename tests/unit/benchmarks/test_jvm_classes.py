@@ -78,6 +78,7 @@ def test_other_failures_of_ivy_are_told_by_its_last_words() -> None:
     assert missing("") == "no word why"
 
 
+@pytest.mark.process
 def test_java_that_cannot_be_started_is_told(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_sizes_are_decimal() -> None:
     assert megabytes(1_234_567_890) == "1,234.6 MB"
 
 
+@pytest.mark.process
 def test_commit_says_whether_files_differ(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
@@ -113,10 +114,12 @@ def test_commit_says_whether_files_differ(tmp_path: Path) -> None:
     assert len(clean) == 10
 
 
+@pytest.mark.process
 def test_commit_outside_a_checkout_is_unknown(tmp_path: Path) -> None:
     assert commit(tmp_path) == "unknown (not a git checkout)"
 
 
+@pytest.mark.process
 def test_conditions_name_machine_versions_and_rounds() -> None:
     found = conditions(5)
 

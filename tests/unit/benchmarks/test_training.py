@@ -267,6 +267,7 @@ def test_time_of_the_plain_pattern_ends_with_its_last_epoch(tmp_path: Path, monk
     assert 0.0 <= auc <= 1.0
 
 
+@pytest.mark.process
 def test_environment_is_used_again_for_the_same_requirements_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +288,7 @@ def test_environment_is_used_again_for_the_same_requirements_only(
     assert made == [home, home]
 
 
+@pytest.mark.process
 def test_process_that_does_not_answer_in_time_is_killed_with_what_it_started(tmp_path: Path) -> None:
     program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     command = [sys.executable, "-c", program]

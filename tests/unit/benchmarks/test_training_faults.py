@@ -21,7 +21,7 @@ from benchmarks.train_outage import (
     speed_table,
 )
 from benchmarks.train_work import Event, unwatched
-from training.faults import Moment
+from mirrorspark.training.fault_injection.faults import Trigger
 
 LOSS: Point = ("loss", 1, 0.5)
 SAMPLE: Point = ("step/loss", 50, 0.7)
@@ -136,8 +136,8 @@ def test_epochs_are_counted_from_the_first_steps_of_the_chief() -> None:
 
 
 def test_kill_waits_for_whole_epochs_so_that_it_does_not_come_after_the_end_of_a_run_that_is_faster() -> None:
-    assert moment_after(3.25, epoch_seconds=4.0) == Moment(phase="training", epoch=3, seconds=1.0)
-    assert moment_after(0.5, epoch_seconds=4.0) == Moment(phase="training", seconds=2.0)
+    assert moment_after(3.25, epoch_seconds=4.0) == Trigger(phase="training", epoch=3, seconds=1.0)
+    assert moment_after(0.5, epoch_seconds=4.0) == Trigger(phase="training", seconds=2.0)
 
 
 def test_moments_of_kills_are_drawn_from_the_whole_life_of_a_rank() -> None:

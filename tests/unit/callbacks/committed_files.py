@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from callbacks import commit
-from callbacks.checkpoint_store import Location, open_store
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.store import Location, open_store
 
 
 def publish_files(directory: Location, files: Mapping[str, str], **point: Any) -> commit.CommittedCheckpoint:
-    """Return the checkpoint of ``files``, names with content; ``point`` is what `callbacks.commit.publish` takes."""
+    """Return the checkpoint of ``files``, names with content; ``point`` is what `commit.publish` takes."""
     open_store(directory).make()
     # Published files are gone from the local disk; those of an error are not to stay there either.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as local:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from callbacks.agreement import (
+from mirrorspark.callbacks.collectives.agreement import (
     AgreedInterval,
     gather_over_ranks,
     local_replicas,
@@ -12,9 +12,9 @@ from callbacks.agreement import (
     steps_until,
     sum_over_ranks,
 )
-from callbacks.roles import Role, current_role
-from training.fitting.ring import Ring
-from training.fitting.ring_strategy import RingStrategy
+from mirrorspark.callbacks.collectives.roles import Role, current_role
+from mirrorspark.training.ring.ring import Ring
+from mirrorspark.training.ring.strategy import RingStrategy
 
 
 @pytest.fixture(params=["none", "mirrored", "ring"])
@@ -57,7 +57,7 @@ def test_an_interval_ends_by_the_clock_after_few_looks(monkeypatch: pytest.Monke
         looks += 1
         return value
 
-    monkeypatch.setattr("callbacks.agreement.sum_over_ranks", count)
+    monkeypatch.setattr("mirrorspark.callbacks.collectives.agreement.sum_over_ranks", count)
     interval = AgreedInterval(10.0, clock=lambda: now[0])
     interval.restart(0)
     over = []

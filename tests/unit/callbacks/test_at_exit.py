@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import at_exit
+from mirrorspark.callbacks.collectives import at_exit
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -45,9 +45,10 @@ def test_what_takes_too_long_is_left_and_holds_up_no_other() -> None:
     late.set()
 
 
+@pytest.mark.process
 def test_pythons_own_exit_does_it_too_last_things_first() -> None:
     program = """
-from callbacks import at_exit
+from mirrorspark.callbacks.collectives import at_exit
 for number in range(3):
     at_exit.register(print, number)
 at_exit.unregister(lambda: None)

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks import commit
-from callbacks.backup import BackupAndRestore, ResumePoint, restore, resume_point
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.early_stopping import AgreedEarlyStopping
+from mirrorspark.callbacks.backup import BackupAndRestore, ResumePoint, restore, resume_point
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
 
 NewModel = Callable[..., tf_keras.Model]
 NewDataset = Callable[..., tf.data.Dataset]

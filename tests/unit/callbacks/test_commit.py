@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import commit
-from callbacks.checkpoint_store import CheckpointStoreError
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
 from tests.unit.callbacks.committed_files import publish_files
 
 
@@ -202,8 +202,12 @@ def test_an_unwritable_store_is_named_in_an_error_with_the_systems_number(tmp_pa
     assert (type(again), str(again), again.errno) == (type(caught.value), str(caught.value), errno.ENOTDIR)
 
 
+@pytest.mark.process
 def test_the_driver_reads_checkpoints_without_tensorflow() -> None:
-    program = "import sys, callbacks.commit, callbacks.metric_buffer; sys.exit('tensorflow' in sys.modules)"
+    program = (
+        "import sys, mirrorspark.callbacks.checkpoints.commit, mirrorspark.callbacks.mlflow.metric_buffer; "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks.early_stopping import AgreedEarlyStopping
+from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
 
 
 def stop_epoch(stopping: AgreedEarlyStopping, values: list[float], first_epoch: int = 0) -> int | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import commit
-from callbacks.checkpoint_store import CheckpointStoreError
-from callbacks.fence import FENCE, Fence, Permit, StaleAttemptError, fence, read_fence
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fence import FENCE, Fence, Permit, StaleAttemptError, fence, read_fence
+from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
 from tests.unit.callbacks.committed_files import publish_files
 
 

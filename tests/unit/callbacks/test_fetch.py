@@ -1,18 +1,19 @@
 """Checkpoints from an object store on the local disk, compared with their checksums on the way."""
 
-import fcntl
 import os
+import shutil
 import tempfile
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from callbacks import commit
-from callbacks.fetch import copies_folder, fetch, fetch_latest
-from data_pipelines.storage import StorageError, StoragePath
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fetch import _IN_USE, copies_folder, fetch, fetch_latest
+from mirrorspark.storage.host_cache import HostCache
+from mirrorspark.storage.paths import StorageError, StoragePath
 from tests.unit.callbacks.committed_files import publish_files
 
 
@@ -38,8 +39,8 @@ def newest(store: str) -> commit.CommittedCheckpoint:
 
 
 def copies(cache: Path) -> list[Path]:
-    """Return what lies in a cache but for its locks."""
-    return [path for path in cache.iterdir() if not path.name.startswith(".lock-")]
+    """Return the copies in a cache, begun ones too."""
+    return [entry.path for entry in HostCache(cache).entries()]
 
 
 def test_a_fetched_checkpoint_is_a_local_one(store: str, tmp_path: Path) -> None:
@@ -74,18 +75,16 @@ def test_another_checkpoint_takes_the_place_of_the_one_before(store: str, tmp_pa
     assert [path.name.split("-")[2] for path in copies(tmp_path)] == ["00000020"]
 
 
-def test_copies_of_other_trainings_go_when_nobody_has_taken_them_for_days(store: str, tmp_path: Path) -> None:
-    others = [tmp_path / f"{12 * letter}-step-00000010-{12 * '0'}" for letter in "ab"]
-    kept = tmp_path / "notes"
-    for folder in (*others, kept):
-        folder.mkdir()
-    for folder in (others[0], kept):
-        os.utime(folder, (0, 0))
-    local = fetch(newest(store), tmp_path)
-    assert sorted(copies(tmp_path)) == sorted([others[1], kept, local.path])
-    os.utime(local.path, (0, 0))
-    fetch(newest(store), tmp_path)
-    assert time.time() - Path(local.path).stat().st_mtime < 60
+def test_copies_that_no_process_uses_go_when_another_arrives(store: str, tmp_path: Path) -> None:
+    bucket, _, options = store.partition("?")
+    stores = [f"{bucket}/{name}?{options}" for name in "ab"]
+    for one in stores:
+        publish(one, 10)
+    fetched = [fetch(newest(one), tmp_path) for one in stores]
+    assert sorted(copies(tmp_path)) == sorted(one.path for one in fetched), "this process uses both"
+    _IN_USE.clear()  # as if it had ended
+    third = fetch(newest(store), tmp_path)
+    assert copies(tmp_path) == [third.path]
 
 
 @pytest.mark.parametrize("damage", ["other content", "missing"])
@@ -119,54 +118,33 @@ def test_a_copy_that_was_changed_is_fetched_again(store: str, tmp_path: Path) ->
     assert data.read_text() == "weights 20"
 
 
-def test_what_a_killed_process_had_begun_to_fetch_is_removed(store: str, tmp_path: Path) -> None:
-    fetch(newest(store), tmp_path)
-    (copy,) = copies(tmp_path)
-    dead = tmp_path / f".arriving-{copy.name.split('-')[0]}-dead"
-    copy.rename(dead)
-    of_another_store = tmp_path / ".arriving-0123456789ab-alive"
-    of_another_store.mkdir()
-    fetch(newest(store), tmp_path)
-    assert not dead.exists()
-    assert of_another_store.exists()
-
-
 def test_it_is_told_how_much_has_come(store: str, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    fetch(newest(store), tmp_path, lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    fetch(newest(store), tmp_path, lambda done, total: reported.append((done, total)))
     # "weights 20" and "index".
-    assert told == [(10, 15), (15, 15)]
+    assert reported == [(10, 15), (15, 15)]
 
 
 def test_of_the_processes_of_a_machine_one_fetches_and_the_others_hear_how_far_it_is(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("callbacks.fetch._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("mirrorspark.storage.host_cache._LOOK_SECONDS", 0.001)
     remote = newest(store)
-    fetch(remote, tmp_path)
-    (copy,) = copies(tmp_path)
-    origin = copy.name.split("-")[0]
-    arriving = tmp_path / f".arriving-{origin}-other"
-    copy.rename(arriving)
-    heard, ended = threading.Event(), threading.Event()
+    fetch(remote, tmp_path / "other")
+    (copy,) = copies(tmp_path / "other")
+    cache = HostCache(tmp_path / "cache")
+    heard = threading.Event()
 
-    def wait() -> None:
-        fetch(remote, tmp_path, lambda done, total: heard.set())
-        ended.set()
-
-    with (tmp_path / f".lock-{origin}").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        thread = threading.Thread(target=wait)
-        thread.start()
-        assert heard.wait(60)
-        assert not ended.is_set()
-        with monkeypatch.context() as refusing:
-            refusing.setattr("callbacks.fetch.download", None)
-            arriving.rename(copy)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            thread.join(60)
-    assert ended.is_set()
-    assert copies(tmp_path) == [copy]
+    with ThreadPoolExecutor(1) as threads:
+        with cache.filling(copy.name, "checkpoint") as arriving:
+            shutil.copytree(copy, arriving, dirs_exist_ok=True)
+            waiting = threads.submit(fetch, remote, cache.folder, lambda done, total: heard.set())
+            assert heard.wait(60)
+            assert not waiting.done()
+            monkeypatch.setattr("mirrorspark.callbacks.checkpoints.fetch.download", None)
+            cache.publish(copy.name, arriving)
+        assert waiting.result().path == cache.path(copy.name)
+    assert copies(cache.folder) == [cache.path(copy.name)]
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """L6: no metric is lost, none is logged twice, and the training never waits for the server."""
 
+import errno
 import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -17,12 +19,29 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from callbacks import metric_replay
-from callbacks.metric_buffer import MetricBuffer, main, metric_name, replay, retry_delay
-from callbacks.metric_replay import Replayed
-from callbacks.metric_requests import first_line
-from callbacks.metric_spill import read_spill
-from callbacks.run_calls import LogArtifact, LogFolder, LogParams, RunCall, SetStatus, SetTags
+from mirrorspark.callbacks.mlflow import metric_replay
+from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer, retry_delay
+from mirrorspark.callbacks.mlflow.metric_replay import (
+    Replayed,
+    main,
+    metrics_event,
+    read_target,
+    replay,
+    run_event,
+    unsent_event,
+)
+from mirrorspark.callbacks.mlflow.metric_requests import (
+    LogArtifact,
+    LogFolder,
+    LogParams,
+    RunCall,
+    SetStatus,
+    SetTags,
+    Target,
+    first_line,
+    metric_name,
+)
+from mirrorspark.storage.event_file import Event, EventFile
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RUN = "0123456789abcdef"
@@ -107,23 +126,31 @@ class StrictServer(FakeServer):
 
 
 @pytest.fixture
-def spill(tmp_path: Path) -> Path:
+def log(tmp_path: Path) -> Path:
     return tmp_path / "left" / "metrics.jsonl"
 
 
 @pytest.fixture
-def open_buffer(spill: Path) -> Iterator[Callable[..., MetricBuffer]]:
+def open_buffer(log: Path) -> Iterator[Callable[..., MetricBuffer]]:
     """Return a function that opens a buffer with quick retries; all are closed after the test."""
     buffers: list[MetricBuffer] = []
 
     def build(server: Any, run_id: str | None = RUN, **arguments: Any) -> MetricBuffer:
-        arguments = {"spill_path": spill, "first_retry_seconds": 0.001, **arguments}
+        arguments = {"log": log, "first_retry_seconds": 0.001, **arguments}
         buffers.append(MetricBuffer(server, run_id, **arguments))
         return buffers[-1]
 
     yield build
     for buffer in buffers:
         buffer.close(0.0)
+
+
+def kept(log: Path) -> list[Event]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line]
+
+
+def write(log: Path, target: Target, *events: Event) -> None:
+    log.write_text("".join(json.dumps(event) + "\n" for event in (run_event(target), *events)))
 
 
 def test_metrics_arrive_in_order_with_their_steps(open_buffer: Callable[..., MetricBuffer]) -> None:
@@ -145,12 +172,12 @@ def test_an_outage_delays_metrics_and_loses_none(
         buffer.log({"loss": float(step)}, step=step)
     assert buffer.flush(10)
     assert server.logged["loss"] == [(step, float(step)) for step in range(5)]
-    assert caplog.text.count("MLflow does not take metrics") == 1
-    assert "MLflow takes metrics again" in caplog.text
+    assert caplog.text.count("MLflow does not accept metrics") == 1
+    assert "MLflow accepts metrics again" in caplog.text
     assert "secret" not in caplog.text
 
 
-def test_logging_never_waits_for_a_server_that_hangs(open_buffer: Callable[..., MetricBuffer], spill: Path) -> None:
+def test_logging_never_waits_for_a_server_that_hangs(open_buffer: Callable[..., MetricBuffer], log: Path) -> None:
     class HangingServer(FakeServer):
         def __init__(self) -> None:
             super().__init__()
@@ -172,45 +199,53 @@ def test_logging_never_waits_for_a_server_that_hangs(open_buffer: Callable[..., 
     server.may_answer.set()
     buffer._thread.join(30)
     assert server.logged == {"loss": [(1, 1.0)]}
-    assert replay(spill, client=server) == Replayed(RUN, sent=1, present=1, calls=0)
+    assert replay(log, client=server) == Replayed(RUN, sent=1, present=1, calls=0)
     assert server.logged == {"loss": [(1, 1.0), (2, 2.0)]}
 
 
-def test_beyond_its_capacity_memory_goes_over_to_the_file_and_comes_back_in_order(
-    open_buffer: Callable[..., MetricBuffer], spill: Path
+def test_an_outage_costs_no_memory_and_everything_comes_in_order_afterwards(
+    open_buffer: Callable[..., MetricBuffer],
 ) -> None:
     server = FakeServer(is_down=True)
-    buffer = open_buffer(server, capacity=100)
+    buffer = open_buffer(server)
     for step in range(2500):
-        buffer.log({"loss": float(step)}, step=step)
-    assert len(buffer._pending) <= 100
-    assert len(spill.read_text().splitlines()) > 2000
+        buffer.log({"loss": float(step), "val_loss": 0.0}, step=step)
+    assert not buffer.flush(0.1)
+    assert len(buffer._sender._points) <= 1001
+    assert not buffer.events.unwritten
     server.is_down = False
     assert buffer.flush(30)
-    assert sorted(server.logged["loss"]) == [(step, float(step)) for step in range(2500)]
+    assert server.logged["loss"] == [(step, float(step)) for step in range(2500)]
     assert max(server.requests) <= 1000
-    assert not spill.exists()
+
+
+def test_without_a_file_the_oldest_of_too_many_are_lost_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    events = EventFile(None, capacity=2)
+    for step in range(4):
+        events.append(metrics_event({"loss": 1.0}, step, 0))
+    assert [event["step"] for event in events.unwritten] == [2, 3]
+    assert caplog.text.count("more than 2 events wait; the oldest are dropped from now on") == 1
 
 
 def test_what_cannot_be_sent_by_the_end_is_kept_and_the_replay_command_is_named(
-    open_buffer: Callable[..., MetricBuffer], spill: Path, caplog: pytest.LogCaptureFixture
+    open_buffer: Callable[..., MetricBuffer], log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = FakeServer(is_down=True)
     buffer = open_buffer(server)
     buffer.log({"loss": math.nan, "val_auc": 0.5}, step=1, timestamp_ms=1000)
     assert not buffer.close(0.0)
-    assert f"python -m callbacks.metric_buffer replay {spill}" in caplog.text
-    assert "secret" not in caplog.text + spill.read_text()
+    assert f"python -m mirrorspark.callbacks.mlflow.metric_replay {log}" in caplog.text
+    assert "secret" not in caplog.text + log.read_text()
 
     server.is_down = False
-    assert replay(spill, client=server) == Replayed(RUN, sent=2, present=0, calls=0)
+    assert replay(log, client=server) == Replayed(RUN, sent=2, present=0, calls=0)
     assert server.logged["val_auc"] == [(1, 0.5)]
     assert math.isnan(server.logged["loss"][0][1])
-    assert not spill.exists()
+    assert not log.exists()
 
 
 def test_a_replay_that_fails_keeps_the_file_and_can_be_repeated(
-    open_buffer: Callable[..., MetricBuffer], spill: Path
+    open_buffer: Callable[..., MetricBuffer], log: Path
 ) -> None:
     server = FakeServer(is_down=True)
     buffer = open_buffer(server)
@@ -218,30 +253,30 @@ def test_a_replay_that_fails_keeps_the_file_and_can_be_repeated(
         buffer.log({"loss": float(step)}, step=step)
     buffer.close(0.0)
     with pytest.raises(ConnectionError):
-        replay(spill, client=server)
-    assert spill.exists()
+        replay(log, client=server)
+    assert log.exists()
 
     server.is_down = False
     server.logged["loss"] = [(0, 0.0), (2, 2.0)]  # two of three had arrived
-    assert replay(spill, client=server) == Replayed(RUN, sent=1, present=2, calls=0)
+    assert replay(log, client=server) == Replayed(RUN, sent=1, present=2, calls=0)
     assert sorted(server.logged["loss"]) == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
 
 def test_metrics_that_an_earlier_process_left_are_sent_by_the_next_one(
-    open_buffer: Callable[..., MetricBuffer], spill: Path
+    open_buffer: Callable[..., MetricBuffer], log: Path
 ) -> None:
     server = FakeServer(is_down=True)
     first = open_buffer(server)
     first.log({"loss": 1.0}, step=1)
     first.close(0.0)
-    with spill.open("a") as file:
-        file.write('["loss", 2.0, ')  # killed while writing
+    with log.open("a") as file:
+        file.write('{"event": "mlflow_me')  # killed while writing
     server.is_down = False
     second = open_buffer(server)
     second.log({"loss": 3.0}, step=3)
-    assert second.flush(10)
+    assert second.close(10)
     assert server.logged == {"loss": [(1, 1.0), (3, 3.0)]}
-    assert not spill.exists()
+    assert not log.exists()
 
 
 def test_a_resumed_training_adds_no_second_point_to_a_step(open_buffer: Callable[..., MetricBuffer]) -> None:
@@ -273,31 +308,52 @@ def test_a_run_is_started_once_the_server_answers_and_ended_at_the_close(
 
 
 def test_metrics_of_a_run_that_could_not_be_started_are_replayed_into_a_new_one(
-    open_buffer: Callable[..., MetricBuffer], spill: Path
+    open_buffer: Callable[..., MetricBuffer], log: Path
 ) -> None:
     server = FakeServer(is_down=True)
     buffer = open_buffer(server, run_id=None, experiment="flights")
     buffer.log({"loss": 1.0}, step=1)
     assert not buffer.close(0.0, status="FINISHED")
     server.is_down = False
-    assert replay(spill, client=server) == Replayed(RUN, sent=1, present=0, calls=1)
+    assert replay(log, client=server) == Replayed(RUN, sent=1, present=0, calls=1)
     assert server.experiments == ["flights"]
     assert server.statuses == ["FINISHED"]
 
 
-def test_a_full_disk_costs_the_oldest_metrics_and_is_said(
-    open_buffer: Callable[..., MetricBuffer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_full_disk_is_said_and_costs_no_metric_while_the_process_lives(
+    open_buffer: Callable[..., MetricBuffer],
+    log: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        for step in range(10):
+            buffer.log({"loss": float(step)}, step=step)
+    assert f"events are lost, training goes on: cannot write {log}" in caplog.text
+    # The disk has room again when the process ends.
+    buffer.close(0.0)
+    server.is_down = False
+    assert replay(log, client=server).sent == 10
+    assert server.logged["loss"][-1] == (9, 9.0)
+
+
+def test_a_disk_that_takes_nothing_keeps_nothing_from_the_server(
+    open_buffer: Callable[..., MetricBuffer], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    server = FakeServer(is_down=True)
-    buffer = open_buffer(server, capacity=2, spill_path=tmp_path / "file" / "metrics.jsonl")
-    # Two fit in memory and two more may be in the thread's hands: of ten, some are lost whatever its timing.
+    server = FakeServer(failures=3)
+    buffer = open_buffer(server, log=tmp_path / "file" / "metrics.jsonl")
     for step in range(10):
         buffer.log({"loss": float(step)}, step=step)
-    assert "metric values are lost: cannot write" in caplog.text
-    server.is_down = False
-    assert buffer.flush(10)
-    assert server.logged["loss"][-1] == (9, 9.0)
+    assert buffer.close(10)
+    assert server.logged["loss"] == [(step, float(step)) for step in range(10)]
+    assert buffer.left_behind is None
 
 
 EVERYTHING: tuple[RunCall, ...] = (
@@ -323,16 +379,16 @@ def test_parameters_tags_artifacts_and_status_arrive_once_the_server_is_there(
 
 
 def test_what_else_could_not_be_sent_is_replayed_as_well(
-    open_buffer: Callable[..., MetricBuffer], spill: Path, tmp_path: Path
+    open_buffer: Callable[..., MetricBuffer], log: Path, tmp_path: Path
 ) -> None:
     server = FakeServer(is_down=True)
     buffer = open_buffer(server, run_id=None, run_name="rides-1")
     for call in (*EVERYTHING, LogFolder("profile", str(tmp_path / "gone"))):
         buffer.call(call)
     assert not buffer.close(0.0)
-    assert buffer.left_behind == f"python -m callbacks.metric_buffer replay {spill}"
+    assert buffer.left_behind == f"python -m mirrorspark.callbacks.mlflow.metric_replay {log}"
     server.is_down = False
-    assert replay(spill, client=server) == Replayed(RUN, sent=0, present=0, calls=5)
+    assert replay(log, client=server) == Replayed(RUN, sent=0, present=0, calls=5)
     assert (server.params, server.tags, server.statuses) == ({"seed": "1"}, {"workers": "2"}, ["FINISHED"])
     assert server.artifacts == {"plots/roc.png": b"\x89PNG"}
     assert server.started == ["rides-1"]
@@ -358,7 +414,7 @@ class LateServer(FakeServer):
 
 
 def test_an_answer_that_comes_behind_the_close_takes_nothing_away(
-    open_buffer: Callable[..., MetricBuffer], spill: Path
+    open_buffer: Callable[..., MetricBuffer], log: Path
 ) -> None:
     server = LateServer()
     buffer = open_buffer(server, run_id=None, run_name="rides-1")
@@ -370,12 +426,12 @@ def test_an_answer_that_comes_behind_the_close_takes_nothing_away(
     server.may_answer.set()
     assert server.has_answered.wait(20)
     buffer._thread.join(20)
-    assert replay(spill, client=server) == Replayed(RUN, sent=1, present=0, calls=4)
+    assert replay(log, client=server) == Replayed(RUN, sent=1, present=0, calls=4)
     assert (server.params, server.statuses) == ({"seed": "1"}, ["FINISHED"])
 
 
 def test_the_calls_of_a_file_stay_in_it_until_they_are_sent(
-    open_buffer: Callable[..., MetricBuffer], spill: Path
+    open_buffer: Callable[..., MetricBuffer], log: Path
 ) -> None:
     """A process that is killed between its values and its calls leaves them to the next one."""
     server = FakeServer(is_down=True)
@@ -395,9 +451,11 @@ def test_the_calls_of_a_file_stay_in_it_until_they_are_sent(
 
     second = open_buffer(Killed())
     assert sent.wait(20)
-    assert list(read_spill(spill).calls) == [LogParams({"seed": "1"})]
+    assert unsent_event([LogParams({"seed": "1"})]) in kept(log)
     killed.set()
     second.close(0.0)
+    server.is_down = False
+    assert replay(log, client=server) == Replayed(RUN, sent=1, present=0, calls=1)
 
 
 def test_a_call_that_the_server_refuses_does_not_hold_up_the_next(
@@ -423,7 +481,7 @@ def test_a_newer_text_takes_the_place_of_one_that_still_waits(open_buffer: Calla
 
 
 def test_a_process_goes_on_with_the_run_that_an_earlier_one_could_not_start(
-    open_buffer: Callable[..., MetricBuffer], spill: Path
+    open_buffer: Callable[..., MetricBuffer], log: Path
 ) -> None:
     server = FakeServer(is_down=True)
     first = open_buffer(server, run_id=None, run_name="rides-1")
@@ -438,7 +496,7 @@ def test_a_process_goes_on_with_the_run_that_an_earlier_one_could_not_start(
     assert server.logged == {"loss": [(1, 1.0), (2, 2.0)]}
     assert server.tags == {"workers": "2"}
     assert server.statuses == ["FINISHED"]
-    assert not spill.exists()
+    assert not log.exists()
 
 
 def test_a_run_whose_start_was_not_confirmed_is_found_by_its_name(open_buffer: Callable[..., MetricBuffer]) -> None:
@@ -462,13 +520,13 @@ def test_lingering_gathers_values_into_few_requests_and_a_flush_does_not_wait(
     assert len(server.logged["loss"]) == 50
 
 
-def test_a_spill_file_of_another_run_is_refused(open_buffer: Callable[..., MetricBuffer], spill: Path) -> None:
+def test_a_log_of_another_run_is_refused(open_buffer: Callable[..., MetricBuffer], log: Path) -> None:
     server = FakeServer(is_down=True)
     buffer = open_buffer(server)
     buffer.log({"loss": 1.0}, step=1)
     buffer.close(0.0)
     with pytest.raises(ValueError, match=f"holds metrics of run {RUN}; send them first"):
-        MetricBuffer(server, "fedcba9876543210", spill_path=spill)
+        MetricBuffer(server, "fedcba9876543210", log=log)
 
 
 def test_a_run_id_that_is_a_path_is_refused(tmp_path: Path) -> None:
@@ -506,16 +564,15 @@ def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
     client = MlflowClient(mlflow_store)
     run_id = client.create_run("0").info.run_id
     for steps in ((1, 2), (2, 3)):
-        buffer = MetricBuffer(mlflow_store, run_id, spill_path=tmp_path / "spill.jsonl")
+        buffer = MetricBuffer(mlflow_store, run_id, log=tmp_path / "log.jsonl")
         for step in steps:
             buffer.log({"loss": 1.0 / step, "recall@20": math.nan}, step=step)
         assert buffer.close(60)
 
     file = tmp_path / "left.jsonl"
-    target = {"run_id": run_id, "tracking_uri": mlflow_store, "experiment": "Default"}
-    lines = [target, ["loss", 0.5, 2, 1000], ["loss", 0.25, 4, 1001]]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main(["replay", str(file)]) == 0
+    points = [metrics_event({"loss": value}, step, 1000) for step, value in ((2, 0.5), (4, 0.25))]
+    write(file, Target(run_id, mlflow_store, "Default"), *points)
+    assert main([str(file)]) == 0
     assert capsys.readouterr().out == f"1 metric values sent to run {run_id}, 1 were there already\n"
 
     points = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
@@ -555,12 +612,12 @@ def test_a_replay_goes_to_the_store_of_the_run_whatever_mlflow_is_set_to(
     monkeypatch.chdir(folder)
     # An address that means this store in this folder alone.
     away = AwayServer("sqlite:///mlflow.db")
-    buffer = MetricBuffer(away, run_id, experiment=f"replayed-{has_run}", spill_path=tmp_path / "spill.jsonl")
+    buffer = MetricBuffer(away, run_id, experiment=f"replayed-{has_run}", log=tmp_path / "log.jsonl")
     buffer.log({"loss": 0.5}, step=1)
     buffer.call(LogArtifact.of("attempts.json", b"[]"))
     assert not buffer.close(0.0)
     monkeypatch.chdir(tmp_path)
-    done = replay(tmp_path / "spill.jsonl")
+    done = replay(tmp_path / "log.jsonl")
     assert run_id in (None, done.run_id)
     run = client.get_run(done.run_id)
     assert (run.info.experiment_id, run.data.metrics) == (experiment, {"loss": 0.5})
@@ -573,8 +630,9 @@ def test_mlflow_is_set_to_the_store_of_the_run_with_the_password_that_no_file_ke
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "left.jsonl"
-    file.write_text(json.dumps({"run_id": RUN, "tracking_uri": "http://tracking:5000", "experiment": "Default"}) + "\n")
-    target = read_spill(file).target
+    write(file, Target(RUN, "http://tracking:5000", "Default"))
+    target = read_target(file)
+    assert target is not None
     mlflow.set_tracking_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cret@tracking:5000/")
     assert metric_replay._store_of(target) == "http://ann:s3cret@tracking:5000/"
@@ -584,7 +642,7 @@ def test_mlflow_is_set_to_the_store_of_the_run_with_the_password_that_no_file_ke
 
 
 def test_a_call_that_the_server_refuses_does_not_hold_up_a_replay(
-    open_buffer: Callable[..., MetricBuffer], spill: Path, caplog: pytest.LogCaptureFixture
+    open_buffer: Callable[..., MetricBuffer], log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = StrictServer(is_down=True)
     buffer = open_buffer(server)
@@ -592,14 +650,15 @@ def test_a_call_that_the_server_refuses_does_not_hold_up_a_replay(
         buffer.call(call)
     assert not buffer.close(0.0)
     server.is_down = False
-    replay(spill, client=server)
+    replay(log, client=server)
     assert (server.tags, server.statuses) == ({"workers": "2"}, ["FINISHED"])
     assert f"MLflow refused attempts.json of run {RUN}: invalid name" in caplog.text
-    assert not spill.exists()
+    assert not log.exists()
 
 
+@pytest.mark.process
 def test_the_command_that_the_warning_names_is_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "callbacks.metric_buffer", "replay", str(tmp_path / "absent")]
+    command = [sys.executable, "-m", "mirrorspark.callbacks.mlflow.metric_replay", str(tmp_path / "absent")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (
         2,
@@ -612,18 +671,20 @@ def test_the_help_of_the_replay_command_is_plain_text(capsys: pytest.CaptureFixt
         main(["--help"])
     said = capsys.readouterr().out
     assert left.value.code == 0
-    assert "python -m callbacks.metric_buffer replay FILE" in " ".join(said.split())
+    assert "python -m mirrorspark.callbacks.mlflow.metric_replay [-h] [--tracking-uri TRACKING_URI] FILE" in " ".join(
+        said.split()
+    )
     assert "`" not in said
 
 
 def test_the_replay_command_says_what_is_wrong_with_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["replay", str(tmp_path / "absent")]) == 2
+    assert main([str(tmp_path / "absent")]) == 2
     assert "absent does not exist" in capsys.readouterr().err
     (tmp_path / "empty").write_text("")
-    assert main(["replay", str(tmp_path / "empty")]) == 2
-    assert "empty holds no metrics" in capsys.readouterr().err
+    assert main([str(tmp_path / "empty")]) == 2
+    assert "empty holds nothing for MLflow" in capsys.readouterr().err
 
 
 def test_the_replay_says_where_it_goes_and_ends_soon_where_nobody_answers(
@@ -635,11 +696,10 @@ def test_the_replay_says_where_it_goes_and_ends_soon_where_nobody_answers(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     file = tmp_path / "left.jsonl"
-    target = {"run_id": "0" * 32, "tracking_uri": "http://127.0.0.1:9", "experiment": "Default"}
-    file.write_text(json.dumps(target) + "\n" + json.dumps(["loss", 0.5, 2, 1000]) + "\n")
-    assert main(["replay", str(file)]) == 1
-    assert "1 values and 0 calls go to http://127.0.0.1:9" in caplog.text
-    assert f"{file} is kept, MLflow did not take it: Connection refused" in capsys.readouterr().err
+    write(file, Target("0" * 32, "http://127.0.0.1:9", "Default"), metrics_event({"loss": 0.5}, 2, 1000))
+    assert main([str(file)]) == 1
+    assert f"sending {file} to http://127.0.0.1:9" in caplog.text
+    assert f"{file} is kept, because MLflow did not accept it: Connection refused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

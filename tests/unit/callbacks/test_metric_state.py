@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks.backup import BackupAndRestore
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.metric_state import MetricState
-from callbacks.stop_request import StopOnRequest, TrainingStopped
+from mirrorspark.callbacks.backup import BackupAndRestore
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints.metric_state import MetricState
+from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
 
 NewDataset = Callable[..., tf.data.Dataset]
 

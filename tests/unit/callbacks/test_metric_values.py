@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from callbacks.metric_values import as_float, scalar_metrics
+from mirrorspark.callbacks.collectives.metric_values import as_float, scalar_metrics
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import tf_keras
 from mlflow import MlflowClient
 from mlflow.tracking import fluent
 
-from callbacks.metric_buffer import MetricBuffer
-from callbacks.mlflow_log import MLflowLogger
+from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
+from mirrorspark.callbacks.mlflow_log import MLflowLogger
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,7 +41,7 @@ def curve(store: str, run_id: str | None, name: str) -> list[tuple[int, float]]:
 def test_a_fit_becomes_one_finished_run_with_floats_and_tensors(
     mlflow_store: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
 ) -> None:
-    logger = MLflowLogger(tracking_uri=mlflow_store, spill_path=tmp_path / "spill.jsonl")
+    logger = MLflowLogger(tracking_uri=mlflow_store, log_path=tmp_path / "log.jsonl")
     history = new_model().fit(new_dataset(), epochs=2, callbacks=[TensorMetric(), logger], verbose=0)
     assert curve(mlflow_store, logger.run_id, "loss") == list(enumerate(history.history["loss"], start=1))
     assert curve(mlflow_store, logger.run_id, "tensor") == [(1, 0.5), (2, 1.5)]
@@ -54,7 +54,7 @@ def test_a_resumed_fit_goes_on_in_the_same_run_with_an_unbroken_curve(
     run_id = MlflowClient(mlflow_store).create_run("0").info.run_id
     model = new_model()
     for initial_epoch, epochs in ((0, 3), (2, 5)):  # epoch 3 is trained twice
-        logger = MLflowLogger(run_id, mlflow_store, spill_path=tmp_path / "spill.jsonl")
+        logger = MLflowLogger(run_id, mlflow_store, log_path=tmp_path / "log.jsonl")
         arguments: dict[str, Any] = {"initial_epoch": initial_epoch, "epochs": epochs, "verbose": 0}
         model.fit(new_dataset(), callbacks=[logger], **arguments)
     assert [step for step, _ in curve(mlflow_store, run_id, "loss")] == [1, 2, 3, 4, 5]
@@ -66,7 +66,7 @@ def test_the_active_run_is_used_and_left_open(
     mlflow.set_tracking_uri(mlflow_store)
     try:
         with mlflow.start_run() as run:
-            logger = MLflowLogger(spill_path=tmp_path / "spill.jsonl")
+            logger = MLflowLogger(log_path=tmp_path / "log.jsonl")
             new_model().fit(new_dataset(), callbacks=[logger], verbose=0)
             assert logger.run_id == run.info.run_id
             assert MlflowClient().get_run(run.info.run_id).info.status == "RUNNING"
@@ -102,7 +102,7 @@ def job(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> J
 
 def fit(tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, **arguments: Any) -> str:
     """Train with a logger and return the id of its run."""
-    logger = MLflowLogger(spill_path=tmp_path / "spill.jsonl", **arguments)
+    logger = MLflowLogger(log_path=tmp_path / "log.jsonl", **arguments)
     new_model().fit(new_dataset(), callbacks=[logger], verbose=0)
     assert logger.run_id is not None
     return logger.run_id
@@ -160,13 +160,27 @@ def test_a_server_that_is_down_from_the_start_does_not_stop_training(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    spill = tmp_path / "spill.jsonl"
+    log = tmp_path / "log.jsonl"
     # Port 1 of loopback: nobody listens there.
-    logger = MLflowLogger(tracking_uri="http://127.0.0.1:1", spill_path=spill, close_timeout_seconds=0.1)
+    logger = MLflowLogger(tracking_uri="http://127.0.0.1:1", log_path=log, close_timeout_seconds=0.1)
     history = new_model().fit(new_dataset(), epochs=2, callbacks=[logger], verbose=0)
     assert history.epoch == [0, 1]
-    saved = [json.loads(line) for line in spill.read_text().splitlines() if line.startswith("[")]
-    assert [(name, step) for name, _, step, _ in saved] == [("loss", 1), ("mae", 1), ("loss", 2), ("mae", 2)]
+    saved = [event for line in log.read_text().splitlines() if "metrics" in (event := json.loads(line))]
+    assert [(list(event["metrics"]), event["step"]) for event in saved] == [(["loss", "mae"], 1), (["loss", "mae"], 2)]
+
+
+def test_what_cannot_be_sent_by_the_end_lies_in_a_file_also_where_none_was_asked_for(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.chdir(tmp_path)
+    run_id = "0123456789abcdef"
+    logger = MLflowLogger(run_id, "http://ann:s3cret@127.0.0.1:1", close_timeout_seconds=0.1)
+    new_model().fit(new_dataset(), callbacks=[logger], verbose=0)
+    (left,) = tmp_path.iterdir()
+    assert left.name == f"mlflow-metrics-{run_id}.jsonl"
+    assert "s3cret" not in left.read_text()
+    assert '"loss"' in left.read_text()
 
 
 def test_a_rank_that_is_not_the_chief_logs_nothing(
@@ -184,7 +198,7 @@ def test_on_request_steps_are_logged_over_the_optimizers_steps(
 ) -> None:
     seconds = iter(range(100))  # one more at each batch
     logger = MLflowLogger(
-        tracking_uri=mlflow_store, spill_path=tmp_path / "s.jsonl", step_seconds=3, clock=lambda: float(next(seconds))
+        tracking_uri=mlflow_store, log_path=tmp_path / "s.jsonl", step_seconds=3, clock=lambda: float(next(seconds))
     )
     history = new_model().fit(new_dataset(), epochs=2, callbacks=[logger], verbose=0)
     points = curve(mlflow_store, logger.run_id, "step/loss")
@@ -205,7 +219,7 @@ def test_on_request_the_process_is_measured_under_mlflows_names(
             assert measured.wait(30)
 
     measured = threading.Event()
-    buffer = MetricBuffer(mlflow_store, spill_path=tmp_path / "spill.jsonl")
+    buffer = MetricBuffer(mlflow_store, log=tmp_path / "log.jsonl")
     log = buffer.log
 
     def logged(metrics: Any, step: int) -> None:
@@ -240,7 +254,7 @@ def samplers() -> list[threading.Thread]:
 def test_a_fit_that_failed_leaves_nothing_behind_when_another_one_begins(
     mlflow_store: str, tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
 ) -> None:
-    logger = MLflowLogger(tracking_uri=mlflow_store, spill_path=tmp_path / "spill.jsonl", system_seconds=60)
+    logger = MLflowLogger(tracking_uri=mlflow_store, log_path=tmp_path / "log.jsonl", system_seconds=60)
     fails = Fails()
     for _ in range(2):
         with pytest.raises(LookupError):
@@ -257,16 +271,17 @@ def test_a_fit_that_failed_leaves_nothing_behind_when_another_one_begins(
     assert len(curve(mlflow_store, run_id, "loss")) == 1
 
 
+@pytest.mark.process
 def test_a_process_that_ends_after_a_failed_fit_leaves_a_failed_run(mlflow_store: str, tmp_path: Path) -> None:
     program = f"""
 import sys, tf_keras
-from callbacks.mlflow_log import MLflowLogger
+from mirrorspark.callbacks.mlflow_log import MLflowLogger
 
 class Fails(tf_keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         raise LookupError("no such column")
 
-logger = MLflowLogger(tracking_uri={mlflow_store!r}, spill_path={str(tmp_path / "spill.jsonl")!r})
+logger = MLflowLogger(tracking_uri={mlflow_store!r}, log_path={str(tmp_path / "log.jsonl")!r})
 model = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(1,))])
 model.compile(loss="mse")
 model.fit([1.0], [1.0], callbacks=[logger, Fails()], verbose=0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from callbacks.mlflow_store import absolute_store, is_same_store, registry_of, sqlite_file, store_client
+from mirrorspark.callbacks.mlflow.store import absolute_store, is_same_store, registry_of, sqlite_file, store_client
 
 OWN = "http://ann:s3cret@tracking:5000"
 OTHER = "http://other:5000"

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks import commit
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.nan_guard import NonFiniteLossError, StopOnNaN
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.nan_guard import NonFiniteLossError, StopOnNaN
 
 NewModel = Callable[..., tf_keras.Model]
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks.profile import ProfileSteps
+from mirrorspark.callbacks.profile import ProfileSteps
 
 NewModel = Callable[..., tf_keras.Model]
 

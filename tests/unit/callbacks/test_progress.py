@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks.progress import EventCallback
+from mirrorspark.callbacks.progress import EventCallback
 
 
 class Clock:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from callbacks import commit
-from callbacks.checkpoint_store import CheckpointStoreError, Delivery, LocalStore
-from callbacks.publisher import CheckpointPublisher, Keeping, Pending, still_waiting
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.publisher import CheckpointPublisher, Pending, RetentionPolicy, still_waiting
+from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, Delivery, LocalStore
 
-BY_AUC = Keeping(keep_last=9, keep_best=1, monitor="auc", mode="max")
+BY_AUC = RetentionPolicy(keep_last=9, keep_best=1, monitor="auc", mode="max")
 
 
 class Text:
@@ -41,10 +41,10 @@ def pending(step: int, *, auc: float | None = None, is_optional: bool = False, t
     return Pending(text or Text(f"step {step}"), {}, step, 0, 1 if is_optional else 0, metrics, is_optional)
 
 
-def steps_waiting(arrivals: list[Pending], keeping: Keeping = BY_AUC) -> list[int]:
+def steps_waiting(arrivals: list[Pending], retention: RetentionPolicy = BY_AUC) -> list[int]:
     waiting: list[Pending] = []
     for arrival in arrivals:
-        waiting = still_waiting(waiting, arrival, keeping)
+        waiting = still_waiting(waiting, arrival, retention)
     return [one.step for one in waiting]
 
 
@@ -61,8 +61,8 @@ def test_the_best_by_metric_waits_beside_the_newest() -> None:
     arrivals = [pending(1, auc=0.5), pending(2, auc=0.9), pending(3, auc=0.7), pending(4, auc=0.9), pending(5, auc=0.1)]
     assert steps_waiting(arrivals) == [2, 5]
     assert steps_waiting([*arrivals, pending(6, auc=0.95)]) == [6]
-    assert steps_waiting(arrivals, Keeping(1, 1, "auc", "min")) == [5]
-    assert steps_waiting(arrivals, Keeping(1, 0, "auc", "max")) == [5]
+    assert steps_waiting(arrivals, RetentionPolicy(1, 1, "auc", "min")) == [5]
+    assert steps_waiting(arrivals, RetentionPolicy(1, 0, "auc", "max")) == [5]
 
 
 def test_a_metric_that_is_no_number_is_never_the_best() -> None:
@@ -72,7 +72,7 @@ def test_a_metric_that_is_no_number_is_never_the_best() -> None:
 @pytest.fixture
 def open_publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckpointPublisher]:
     """Return a function that opens a publisher with short pauses."""
-    monkeypatch.setattr("callbacks.publisher._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("mirrorspark.callbacks.checkpoints.publisher._FIRST_PAUSE_SECONDS", 0.01)
     (tmp_path / "store").mkdir()
 
     def build(**arguments: Any) -> CheckpointPublisher:
@@ -238,10 +238,11 @@ def test_pruning_that_fails_does_not_cost_the_checkpoint(
     assert "no deletions here" in caplog.text
 
 
+@pytest.mark.process
 def test_a_program_that_ends_with_an_error_still_publishes_what_is_on_its_way(tmp_path: Path) -> None:
     program = f"""
 import pathlib, threading
-from callbacks.publisher import CheckpointPublisher, Keeping, Pending
+from mirrorspark.callbacks.checkpoints.publisher import CheckpointPublisher, RetentionPolicy, Pending
 
 ending = threading.Event()
 
@@ -253,7 +254,7 @@ class Late:
         pass
 
 store, scratch = {str(tmp_path)!r}, pathlib.Path({str(tmp_path / "ours-")!r})
-publisher = CheckpointPublisher(store, scratch, Keeping(1, 0, None, "max"))
+publisher = CheckpointPublisher(store, scratch, RetentionPolicy(1, 0, None, "max"))
 publisher.submit(Pending(Late(), {{}}, 7, 0, 1, {{}}, True))
 import atexit
 atexit.register(ending.set)  # runs before the publisher's own

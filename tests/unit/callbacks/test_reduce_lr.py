@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tf_keras
 
-from callbacks.backup import BackupAndRestore
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.reduce_lr import AgreedReduceLROnPlateau
+from mirrorspark.callbacks.backup import BackupAndRestore
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.reduce_lr import AgreedReduceLROnPlateau
 
 
 class Logs(tf_keras.callbacks.Callback):

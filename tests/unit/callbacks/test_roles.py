@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from callbacks.roles import Role, current_role, is_chief
+from mirrorspark.callbacks.collectives.roles import Role, current_role, is_chief
 
 WORKERS_ONLY = {"worker": ["a:1", "b:1"]}
 WITH_CHIEF = {"chief": ["c:1"], "worker": ["a:1", "b:1"]}

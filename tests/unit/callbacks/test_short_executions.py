@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks.short_executions import ShortExecutions
-from models.step_loop import use_step_loop
+from mirrorspark.callbacks.short_executions import ShortExecutions
+from mirrorspark.models.step_loop import use_step_loop
 
 NewModel = Callable[..., tf_keras.Model]
 STEPS = 100

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks import commit
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.stop_request import StopOnRequest, TrainingStopped
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
 
 NewModel = Callable[..., tf_keras.Model]
 NewDataset = Callable[..., tf.data.Dataset]

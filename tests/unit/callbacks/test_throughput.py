@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks.throughput import RateMeter, Throughput
+from mirrorspark.callbacks.throughput import RateMeter, Throughput
 
 
 def test_the_step_that_builds_the_graph_is_left_out_once_there_is_another() -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_pipelines.blocks import encode_blocks
-from data_pipelines.dataset import Dataset
-from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics, Vocabulary
-from data_pipelines.manifest import FEATURES_FOLDER, Manifest, Shard
-from data_pipelines.tfrecord.records import RecordWriter
-from data_pipelines.transform import Encoder
+from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
+from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, Manifest, Shard
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics, Vocabulary
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.tfrecord.records import RecordWriter
 
 CARRIERS = ("UA", "AA", "DL", "ü")
 

@@ -7,17 +7,17 @@ import sys
 
 import psutil
 
-from data_pipelines.dataset import ReadPlan, load_dataset
+from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
 
 
 def main() -> None:
     small, large = sys.argv[1:]
-    for _ in load_dataset(small, ReadPlan("train", 1024, seed=1)):
+    for _ in load_batches(small, ReadPlan("train", 1024, seed=1)):
         pass
     process = psutil.Process()
     before = process.memory_info()
     peak = 0
-    for _ in load_dataset(large, ReadPlan("train", 1024, seed=1)):
+    for _ in load_batches(large, ReadPlan("train", 1024, seed=1)):
         now = process.memory_info()
         peak = max(peak, (now.rss - now.shared) - (before.rss - before.shared))  # mapped files are shared
     print(peak)

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from data_pipelines.arithmetic import LEAST_FLOAT32, NUMPY, measured, signed_log, standardised
-from data_pipelines.feature_kinds import Numeric
+from mirrorspark.data_pipelines.features.arithmetic import LEAST_FLOAT32, NUMPY, measured, signed_log, standardised
+from mirrorspark.data_pipelines.features.kinds import Numeric
 
 DENORMAL = 5e-324
 

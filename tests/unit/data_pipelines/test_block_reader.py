@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipelines import block_reader
-from data_pipelines.block_reader import parse_block, shuffle_rows
-from data_pipelines.dataset import Dataset
-from data_pipelines.tfrecord.examples import encode_example
+from mirrorspark.data_pipelines.reading import block_reader
+from mirrorspark.data_pipelines.reading.block_reader import parse_block, shuffle_rows
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.tfrecord.examples import encode_example
 
 WriteDataset = Callable[..., Dataset]
 

@@ -9,14 +9,23 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipelines.blocks import check_columns, decode_block, encode_blocks
-from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.labels import LabelError
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.transform import Encoder, RaggedIds, SparseRows
-from data_pipelines.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.dataset.blocks import check_columns, decode_block, encode_blocks
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import (
+    Bucketed,
+    Categorical,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
+from mirrorspark.data_pipelines.features.labels import LabelError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds, SparseRows
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 Tables = Callable[[int, int], pa.Table]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from data_pipelines import convert as conversion
-from data_pipelines.convert import ConversionOptions, DatasetExistsError, convert
-from data_pipelines.dataset import Dataset
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.manifest import DatasetError
+from mirrorspark.data_pipelines import convert as conversion
+from mirrorspark.data_pipelines.convert import ConversionOptions, DatasetExistsError, convert
+from mirrorspark.data_pipelines.dataset.manifest import DatasetError
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.reading.dataset import Dataset
 
 
 @pytest.mark.parametrize("option", ["shards", "rows_per_block"])

@@ -18,21 +18,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data_pipelines import batches as batches_module
-from data_pipelines.batches import CHUNK_BYTES, LABEL, WEIGHT
-from data_pipelines.blocks import encode_blocks
-from data_pipelines.dataset import Dataset, ReadPlan, batches, load_dataset
-from data_pipelines.decode_blocks import DamagedBlockError
-from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric, Sparse
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
-from data_pipelines.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard
-from data_pipelines.tfrecord.examples import encode_example
-from data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
-from data_pipelines.transform import Encoder, SparseRows
+from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
+from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard
+from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
+from mirrorspark.data_pipelines.reading import batches as batches_module
+from mirrorspark.data_pipelines.reading.batches import CHUNK_BYTES, LABEL, WEIGHT
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches, load_batches
+from mirrorspark.data_pipelines.reading.decode_blocks import DamagedBlockError
+from mirrorspark.data_pipelines.tfrecord.examples import encode_example
+from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 from tests.unit.data_pipelines.conftest import vocabulary
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -200,7 +200,7 @@ def test_without_a_number_of_epochs_reading_goes_on(small: Dataset) -> None:
 
 def test_tensorflow_gets_batches_of_fixed_shape_and_type(small: Dataset) -> None:
     plan = ReadPlan("train", 8, rank=1, workers=2, seed=4)
-    dataset = load_dataset(small, plan)
+    dataset = load_batches(small, plan)
     features = {
         "row": tf.TensorSpec((4,), tf.float32),
         "distance": tf.TensorSpec((4,), tf.float32),
@@ -214,7 +214,7 @@ def test_tensorflow_gets_batches_of_fixed_shape_and_type(small: Dataset) -> None
 
 def test_the_label_of_a_retrieval_is_a_row_of_zeros(tmp_path: Path, write_dataset: WriteDataset) -> None:
     dataset = write_dataset(tmp_path / "dataset", [[3]], retrieval=True)
-    ((features, label, weight),) = load_dataset(dataset, ReadPlan("train", 4)).as_numpy_iterator()
+    ((features, label, weight),) = load_batches(dataset, ReadPlan("train", 4)).as_numpy_iterator()
     assert sorted(features["movie"][weight > 0].tolist()) == [2, 3, 4]
     assert (label.tolist(), sorted(weight.tolist())) == ([0.0] * 4, [0.0, 1.0, 1.0, 1.0])
 
@@ -245,7 +245,7 @@ def test_the_records_of_a_step_are_those_whose_rows_it_reads(
     per_epoch = dataset.steps("train", batch)
     for rank, workers in ((0, 1), (0, 2), (1, 2)):
         plan = ReadPlan("train", batch, rank=rank, workers=workers, seed=seed, epochs=2)
-        for number, (features, _, weight) in enumerate(load_dataset(dataset, plan).as_numpy_iterator()):
+        for number, (features, _, weight) in enumerate(load_batches(dataset, plan).as_numpy_iterator()):
             held = {places[int(row)] for row in features["row"][weight > 0]}
             told = dataset.records_of(plan, *divmod(number, per_epoch))
             assert [(path, record) for path, records in told.items() for record in records] == sorted(held)
@@ -281,7 +281,6 @@ def test_opening_tells_sizes_without_reading(small: Dataset) -> None:
     remainder=st.sampled_from(["pad", "drop"]),
     resumed_at=st.floats(0, 1),
 )
-@settings(deadline=None, max_examples=60)
 def test_any_split_on_any_workers_is_read_once_in_step_and_can_be_resumed(
     write_dataset: WriteDataset,
     shards: list[list[int]],
@@ -393,7 +392,7 @@ def test_sparse_rows_become_sparse_tensors_and_are_never_dense(tmp_path: Path) -
     tables = [baskets(first, 20, pa.array([n % 7 for n in range(first, first + 20)])) for first in (0, 20, 40)]
     dataset = write_rows(tmp_path / "dataset", fitted, [tables[:2], tables[2:]])
     plan = ReadPlan("train", 16, workers=2, rank=1, seed=3, epochs=2)
-    read = load_dataset(dataset, plan)
+    read = load_batches(dataset, plan)
     assert read.element_spec[0]["basket"] == tf.SparseTensorSpec((8, 500_000), tf.float32)
     assert read.element_spec[1] == tf.TensorSpec((8,), tf.int64)
     seen = 0
@@ -427,7 +426,7 @@ def test_sparse_rows_multiply_as_scipy_s_do(tmp_path: Path) -> None:
     dataset = write_rows(tmp_path / "dataset", fitted, [[baskets(0, 30, pa.array([0] * 30))]])
     weights = np.random.default_rng(0).normal(size=(500_000, 1)).astype(np.float32)
     (chunk,) = batches(dataset, ReadPlan("train", 30, seed=1))
-    ((features, _, _),) = load_dataset(dataset, ReadPlan("train", 30, seed=1))
+    ((features, _, _),) = load_batches(dataset, ReadPlan("train", 30, seed=1))
     (rows,) = chunk["basket"]
     expected = csr_array((rows.values, rows.indices, rows.row_starts), (30, 500_000)) @ weights
     found = tf.sparse.sparse_dense_matmul(features["basket"], weights)
@@ -439,7 +438,7 @@ def test_labels_of_several_classes_become_zeros_and_ones(tmp_path: Path) -> None
     fitted = sparse_and_classes(Label("y", kind="multi_label", classes=3))
     labels = pa.array([list(range(n % 4)) for n in range(22)], pa.list_(pa.int64()))
     dataset = write_rows(tmp_path / "dataset", fitted, [[baskets(0, 22, labels)]])
-    read = load_dataset(dataset, ReadPlan("train", 8, seed=3))
+    read = load_batches(dataset, ReadPlan("train", 8, seed=3))
     assert read.element_spec[1] == tf.TensorSpec((8, 3), tf.float32)
     for features, label, weight in read.as_numpy_iterator():
         expected = [[float(k < n % 4) for k in range(3)] for n in features["row"].astype(int)]
@@ -501,7 +500,7 @@ def test_wide_rows_are_assembled_fewer_at_once(tmp_path: Path) -> None:
     assert (sum(chunks), max(chunks)) == (32, 13)
     # 64 slots of 1024 rows take 4 MB. One chunk is being made while the caller still has the one before.
     assert peak < 2 * CHUNK_BYTES + 8 * 2**20
-    (first, *_) = load_dataset(dataset, plan).take(1)
+    (first, *_) = load_batches(dataset, plan).take(1)
     assert tf.reduce_sum(first[1], axis=1).numpy().tolist() == [1.0] * 256
 
 
@@ -517,6 +516,7 @@ def test_wide_sparse_rows_are_assembled_fewer_at_once(tmp_path: Path) -> None:
         assert sum(len(rows.indices) for rows in chunk["basket"]) * 32 <= CHUNK_BYTES
 
 
+@pytest.mark.process
 def test_memory_with_tensorflow_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
     # 300 blocks of 102 floats and 8 ids are 145 MB. The docstring allows 64 slots (33 MB) and the chunks of six steps,
     # of one that is made and of its copy: at 16 steps a chunk these are four (31 MB).
@@ -549,20 +549,20 @@ def test_damage_reaches_tensorflow_s_caller_in_words(tmp_path: Path, write_datas
     with pytest.raises(
         tf.errors.InvalidArgumentError, match=r"DamagedRecordError: .*part-00000\.tfrecord: payload checksum"
     ):
-        list(load_dataset(dataset, ReadPlan("train", 8)))
+        list(load_batches(dataset, ReadPlan("train", 8)))
 
 
 def test_a_path_is_opened(small: Dataset) -> None:
     plan = ReadPlan("train", 8, seed=4)
-    from_path = load_dataset(str(small.path), plan).as_numpy_iterator()
-    for one, other in zip(from_path, load_dataset(small, plan).as_numpy_iterator(), strict=True):
+    from_path = load_batches(str(small.path), plan).as_numpy_iterator()
+    for one, other in zip(from_path, load_batches(small, plan).as_numpy_iterator(), strict=True):
         np.testing.assert_array_equal(one[0]["row"], other[0]["row"])
 
 
 def ways_to_read(dataset: Dataset, plan: ReadPlan) -> list[Callable[[], object]]:
     return [
         lambda: dataset.steps(plan.split, plan.global_batch_size, plan.remainder),
-        lambda: load_dataset(dataset, plan),  # not only when it is iterated
+        lambda: load_batches(dataset, plan),  # not only when it is iterated
         lambda: next(batches(dataset, plan)),
     ]
 

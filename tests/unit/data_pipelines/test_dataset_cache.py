@@ -12,13 +12,14 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from data_pipelines.batches import LABEL
-from data_pipelines.dataset import Dataset, ReadPlan, batches
-from data_pipelines.dataset_cache import CacheError, DatasetCache, Lease
-from data_pipelines.manifest import DatasetError, Manifest
-from data_pipelines.quality.dataset_page import PAGE_FILE
-from data_pipelines.quality.profile import PROFILE_FILE
-from data_pipelines.storage import StoragePath
+from mirrorspark.data_pipelines.dataset.cache import CacheError, DatasetCache
+from mirrorspark.data_pipelines.dataset.manifest import DatasetError, Manifest
+from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE
+from mirrorspark.data_pipelines.reading.batches import LABEL
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches
+from mirrorspark.storage.host_cache import Lease
+from mirrorspark.storage.paths import StoragePath, StoredFile
 
 WriteDataset = Callable[..., Dataset]
 Upload = Callable[..., StoragePath]
@@ -61,7 +62,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def use(cache: DatasetCache, location: StoragePath, at: float) -> Lease:
     """Stage, and let it look as if that had been ``at`` seconds after the epoch."""
     lease = cache.stage(location)
-    os.utime(lease.path.with_name(lease.path.name + ".lock"), (at, at))
+    os.utime(lease.path, (at, at))
     return lease
 
 
@@ -79,7 +80,7 @@ def test_a_dataset_on_s3_is_read_like_a_local_one(
     for one, other in zip(batches(dataset, plan), batches(local, plan), strict=True):
         np.testing.assert_array_equal(one["row"], other["row"])
         np.testing.assert_array_equal(one[LABEL], other[LABEL])
-    assert dataset.path.parent == cache.folder
+    assert dataset.path.is_relative_to(cache.folder)
     (entry,) = cache.entries()
     assert (entry.path, entry.source, entry.bytes) == (dataset.path, location.uri, bytes_of(location))
 
@@ -225,10 +226,35 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, remote: Upload) -
 
 
 def test_copying_and_evicting_are_logged(remote: Upload, cache: DatasetCache, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "mirrorspark"):
         cache.stage(remote("flights", [[3]])).release()
         cache.clean_up()
-    assert [record.message.split()[0] for record in caplog.records if "dataset_cache" in record.name] == [
+    assert [record.message.split()[0] for record in caplog.records if record.name.startswith("mirrorspark")] == [
         "copying",
         "evicting",
     ]
+
+
+def test_a_file_whose_name_leads_out_of_the_dataset_is_refused(
+    remote: Upload, cache: DatasetCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys of an object store are any text."""
+    location = remote("flights", [[3]])
+    planted = StoredFile(location / "features/../../../../planted", 3, 0)
+    listed = StoragePath.files
+    monkeypatch.setattr(StoragePath, "files", lambda path: [*listed(path), planted])
+    with pytest.raises(DatasetError, match=r"has a file 'features/../../../../planted', which leads out of it"):
+        cache.stage(location)
+    assert cache.entries() == []
+
+
+def test_the_sources_of_copies_that_are_gone_are_forgotten_and_a_damaged_one_blocks_nothing(
+    remote: Upload, cache: DatasetCache
+) -> None:
+    for name in "ab":
+        cache.stage(remote(name, [[3]])).release()
+    assert len(cache.clean_up()) == 2
+    cache.stage(remote("c", [[3]]))
+    (source,) = (cache.folder / "sources").iterdir()
+    source.write_bytes(b"\xff\0")
+    assert [entry.source for entry in cache.entries()] == [""]

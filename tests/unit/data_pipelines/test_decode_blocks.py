@@ -6,19 +6,19 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.decode_blocks import (
+from mirrorspark.data_pipelines.reading.decode_blocks import (
     BlockLayout,
     BlockSlots,
     DamagedBlockError,
     ListColumn,
     SparseSteps,
-    stretches_of,
+    copy_ranges,
 )
-from data_pipelines.tfrecord.examples import encode_example
-from data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
+from mirrorspark.data_pipelines.tfrecord.examples import encode_example
+from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 
 LAYOUT = BlockLayout(
     floats=("distance", "weight/w"),
@@ -53,13 +53,13 @@ def block(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
 def read_back(slots: BlockSlots, rows: int) -> dict[str, np.ndarray]:
     """Cut all rows of slot 0 as one step."""
     whole = np.array([[0, 0, 0, rows, 0]])
-    stretches = stretches_of(whole, lane_rows=np.array([0, rows]), first_lane=0, first_row=0, batch=rows)
+    copies = copy_ranges(whole, lane_rows=np.array([0, rows]), first_lane=0, first_row=0, batch=rows)
     floats = np.full((1, slots.floats.shape[1], rows), np.nan, np.float32)
     int64s, ids = np.full((1, 1, rows), -1), np.full((1, rows, 3), -1)
-    slots.cut(stretches, floats, int64s)
-    slots.cut_ids(stretches, 0, ids)
+    slots.cut(copies, floats, int64s)
+    slots.cut_ids(copies, 0, ids)
     sparse = SparseSteps(1, rows)
-    slots.cut_sparse(stretches, 1, sparse)
+    slots.cut_sparse(copies, 1, sparse)
     coordinates, values, starts = sparse.coordinates()
     assert starts.tolist() == [0, len(values)]
     return {"floats": floats[0], "carrier": int64s[0, 0], "earlier": ids[0], "at": coordinates, "values": values}
@@ -87,7 +87,6 @@ def test_a_block_comes_out_in_the_order_that_was_asked_for(rows: int) -> None:
 
 
 @given(values=st.lists(INT64, min_size=1, max_size=40))
-@settings(deadline=None, max_examples=60)
 def test_int64s_of_any_length_are_decoded(values: list[int]) -> None:
     slots = BlockSlots(BlockLayout(int64s=("n",)), 1, 40)
     slots.decode(0, record({"n": np.array(values, np.int64)}), 0, np.arange(len(values), dtype=np.uint32))
@@ -133,9 +132,9 @@ def test_a_class_that_is_none_is_refused() -> None:
     slots = BlockSlots(BlockLayout(lists=(ListColumn("y/row_lengths", "y"),)), 1, 1)
     slots.decode(0, record({"y": np.array([3]), "y/row_lengths": np.array([1])}), 0, np.zeros(1, np.uint32))
     whole = np.array([[0, 0, 0, 1, 0]])
-    stretches = stretches_of(whole, lane_rows=np.array([0, 1]), first_lane=0, first_row=0, batch=1)
+    copies = copy_ranges(whole, lane_rows=np.array([0, 1]), first_lane=0, first_row=0, batch=1)
     with pytest.raises(DamagedBlockError, match="a class that is not one of 3"):
-        slots.cut_classes(stretches, 0, np.zeros((1, 1, 3), np.float32))
+        slots.cut_classes(copies, 0, np.zeros((1, 1, 3), np.float32))
 
 
 def test_a_record_that_is_damaged_is_named_with_its_offset() -> None:
@@ -155,7 +154,6 @@ def test_a_record_that_is_cut_off_is_named(size: int) -> None:
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
     cut=st.integers(0, 30),
 )
-@settings(deadline=None, max_examples=300)
 def test_mutated_blocks_are_decoded_or_refused_and_nothing_else_is_touched(
     changes: list[tuple[int, int]], cut: int
 ) -> None:
@@ -176,8 +174,7 @@ def test_mutated_blocks_are_decoded_or_refused_and_nothing_else_is_touched(
     steps=st.integers(1, 4),
     borders=st.tuples(st.integers(0, 20), st.integers(1, 20)),
 )
-@settings(deadline=None, max_examples=60)
-def test_stretches_cover_the_worker_s_part_of_every_step_once(
+def test_copy_ranges_cover_the_worker_s_part_of_every_step_once(
     widths: list[int], steps: int, borders: tuple[int, int]
 ) -> None:
     lane_rows = np.cumsum([0, *widths])
@@ -186,7 +183,7 @@ def test_stretches_cover_the_worker_s_part_of_every_step_once(
     ranges = np.array([[lane, 0, 10, 10 + steps * width, 0] for lane, width in enumerate(widths)])
     found = {
         (step, place + n): (slot, row + n)
-        for slot, row, step, place, rows in stretches_of(
+        for slot, row, step, place, rows in copy_ranges(
             ranges, lane_rows=lane_rows, first_lane=0, first_row=first_row, batch=batch
         ).tolist()
         for n in range(rows)

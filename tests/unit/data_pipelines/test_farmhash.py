@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.farmhash import fingerprint64
+from mirrorspark.data_pipelines.features.farmhash import fingerprint64
 
 
 def buckets_of_tensorflow(strings: list[bytes], buckets: int) -> np.ndarray:

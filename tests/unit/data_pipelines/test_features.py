@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from data_pipelines.feature_kinds import (
+from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
@@ -21,8 +21,9 @@ from data_pipelines.feature_kinds import (
     Sequence,
     Sparse,
     Text,
+    repeated_names,
 )
-from data_pipelines.features import FeatureSpec
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 YAML = """
 features:
@@ -234,11 +235,11 @@ FEATURE_MISTAKES = {
     "no room": ({"kind": "categorical", "max_size": 0}, "feature 'x': max_size is 0"),
     "range that is none": (
         {"kind": "numeric", "clip": [3, 1]},
-        r"feature 'x': clip \(3, 1\) is no range; give the low",
+        r"feature 'x': clip \(3, 1\) is not a range; give the low",
     ),
-    "range of nothing": ({"kind": "numeric", "clip": [None, None]}, r"feature 'x': clip \(None, None\) is no range"),
-    "range as a number": ({"kind": "numeric", "clip": 3}, "feature 'x': clip 3 is no range"),
-    "range up to infinity": ({"kind": "numeric", "clip": [0, float("inf")]}, "is no range"),
+    "range of nothing": ({"kind": "numeric", "clip": [None, None]}, r"feature 'x': clip \(None, None\) is not a range"),
+    "range as a number": ({"kind": "numeric", "clip": 3}, "feature 'x': clip 3 is not a range"),
+    "range up to infinity": ({"kind": "numeric", "clip": [0, float("inf")]}, "is not a range"),
     "switch as text": ({"kind": "numeric", "log": "yes"}, "feature 'x': log is 'yes'; use true or false"),
     "one bucket": ({"kind": "bucketed", "buckets": 1}, "feature 'x': buckets is 1; use a whole number from 2 on"),
     "no hash buckets": ({"kind": "categorical", "hash_buckets": 0}, "feature 'x': hash_buckets is 0"),
@@ -397,3 +398,8 @@ def test_the_page_s_example_is_a_spec() -> None:
         "text",
         "sparse",
     }
+
+
+def test_names_that_come_more_than_once_are_told_once() -> None:
+    assert repeated_names(["b", "a", "c", "b", "a", "b"]) == ["a", "b"]
+    assert repeated_names(name for name in ("a", "A")) == []

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data_pipelines.file_writes import outcome
-from data_pipelines.publish import SaveMode, WriteJob, WrittenFile
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.storage import StoragePath
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.spark.file_writes import outcome
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 
 def test_after_one_task_has_refused_its_rows_no_other_begins(tmp_path: Path) -> None:

@@ -7,9 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_pipelines.feature_kinds import Categorical, Label, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics, Vocabulary
+from mirrorspark.data_pipelines.features.fitted import (
+    FeatureMismatchError,
+    FittedFeatures,
+    NumericStatistics,
+    Vocabulary,
+)
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 SPEC = FeatureSpec((Numeric("distance"), Categorical("carrier")), Label("late"), ("id",))
 

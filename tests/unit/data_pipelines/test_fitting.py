@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines import fitting
-from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitting import TOKEN_COUNTS_SCHEMA, Measurement, Moments
-from data_pipelines.storage import StoragePath
-from data_pipelines.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.features import fitting
+from mirrorspark.data_pipelines.features.fitting import TOKEN_COUNTS_SCHEMA, Measurement, Moments
+from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.storage.paths import StoragePath
 
 SPEC = FeatureSpec(
     (

@@ -10,14 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from data_pipelines import foreign
-from data_pipelines.foreign import CountedFile, ForeignDataError, RowPlan, count_rows, load_rows, share_of
-from data_pipelines.storage import StoragePath
-from data_pipelines.tfrecord.examples import encode_example
-from data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
+from mirrorspark.data_pipelines.reading import foreign
+from mirrorspark.data_pipelines.reading.foreign import (
+    CountedFile,
+    ForeignDataError,
+    RowPlan,
+    count_rows,
+    load_rows,
+    share_of,
+)
+from mirrorspark.data_pipelines.tfrecord.examples import encode_example
+from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
+from mirrorspark.storage.paths import StoragePath
 
 FEATURES = {"row": tf.io.FixedLenFeature([], tf.int64), "tags": tf.io.RaggedFeature(tf.string)}
 
@@ -89,7 +96,6 @@ def test_every_row_is_read_once_and_all_workers_take_the_same_steps(
     sharding=st.sampled_from(["file", "data"]),
     remainder=st.sampled_from(["pad", "drop"]),
 )
-@settings(deadline=None, max_examples=200)
 def test_any_files_are_dealt_whole_and_in_equal_steps(
     sizes: list[int], workers: int, batch: int, sharding: str, remainder: str
 ) -> None:
@@ -116,7 +122,6 @@ def test_any_files_are_dealt_whole_and_in_equal_steps(
     seed=st.sampled_from([None, 1]),
 )
 @example(sizes=[1], workers=3, batch=2, seed=None)
-@settings(deadline=None, max_examples=12)
 def test_any_rows_are_read_once_by_any_workers(
     write_rows: Callable[[Path, list[int]], list[CountedFile]],
     sizes: list[int],
@@ -179,7 +184,9 @@ def test_too_few_files_for_the_workers_say_what_to_do(
     tmp_path: Path, write_rows: Callable[[Path, list[int]], list[CountedFile]]
 ) -> None:
     files = write_rows(tmp_path, [4, 0])
-    with pytest.raises(ForeignDataError, match="1 files with rows cannot be dealt to 2 workers; use sharding='data'"):
+    with pytest.raises(
+        ForeignDataError, match="1 files with rows cannot be divided among 2 workers; use sharding='data'"
+    ):
         load_rows(files, FEATURES, RowPlan(2, workers=2))
     assert sorted(
         row for rank in range(2) for row in rows_that_count(read(files, RowPlan(2, "data", rank, 2)))

@@ -15,7 +15,8 @@ from pyspark.sql.types import (
     StringType,
 )
 
-from data_pipelines.feature_kinds import (
+from mirrorspark.data_pipelines.features.infer import ColumnFacts, propose_feature, propose_label
+from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Feature,
     FeatureSpecError,
@@ -25,7 +26,6 @@ from data_pipelines.feature_kinds import (
     Sparse,
     Text,
 )
-from data_pipelines.infer import ColumnFacts, propose_feature, propose_label
 
 
 def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int = 500, **known: float) -> ColumnFacts:
@@ -68,8 +68,8 @@ def test_a_column_finds_its_kind(column: ColumnFacts, expected: Feature) -> None
         (facts(DoubleType(), "price in €"), "its name has other characters than letters, digits and underscores"),
         (facts(DoubleType(), rows=0), "it has no value"),
         (facts(StringType(), distinct=1), "it has the same value everywhere"),
-        (facts(StringType(), distinct=9_900, elements=1), "its 9900 different values name single rows"),
-        (facts(LongType(), "row_id", distinct=10_100), "its 10100 different values name single rows"),
+        (facts(StringType(), distinct=9_900, elements=1), "its 9900 different values identify single rows"),
+        (facts(LongType(), "row_id", distinct=10_100), "its 10100 different values identify single rows"),
         (facts(DateType()), "no feature takes the type date"),
         (facts(ArrayType(DoubleType())), "no feature takes the type array<double>"),
         (facts(MapType(StringType(), DoubleType())), "no feature takes the type map<string,double>"),

@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.ingest import ColumnRange, RowGroup, Span, column_ranges, narrow_schema, plan_files
+from mirrorspark.data_pipelines.ingest import ColumnRange, RowGroup, Span, column_ranges, narrow_schema, plan_files
 
 
 def group(number: int, rows: int, size: int) -> RowGroup:
@@ -28,7 +28,6 @@ def test_a_row_larger_than_the_target_is_a_file_of_its_own() -> None:
     assert plan_files([group(0, 2, 2_000)], 10) == [[Span(group(0, 2, 2_000), 0, 1)], [Span(group(0, 2, 2_000), 1, 2)]]
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 500), st.integers(0, 50_000)), min_size=1, max_size=20), st.integers(1, 40_000)
 )

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_pipelines.kernels import READ_ONLY_BYTES, compile_kernel
+from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_kernel
 
 
 def test_a_kernel_takes_writable_and_read_only_arrays() -> None:

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.feature_kinds import Categorical, Label, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.labels import LabelError, binary_label, check_label, encode_label
-from data_pipelines.raw_columns import ColumnError
-from data_pipelines.transform import RaggedIds
-from data_pipelines.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
+from mirrorspark.data_pipelines.features.labels import LabelError, binary_label, check_label, encode_label
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 
 def fitted(label: Label) -> FittedFeatures:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.dataset import Dataset
-from data_pipelines.manifest import MANIFEST_FILE, DatasetError, Manifest, Shard, check_directory
+from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE, DatasetError, Manifest, Shard, check_directory
+from mirrorspark.data_pipelines.reading.dataset import Dataset
 
 MANIFEST = Manifest(
     features_hash="0123456789abcdef",

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.order import (
+from mirrorspark.data_pipelines.reading.order import (
     MAX_LANES,
     RANGE_BLOCK,
     RANGE_LANE,
@@ -118,7 +118,6 @@ def test_lanes_that_give_more_rows_to_a_batch_are_longer() -> None:
 @given(
     rows=st.integers(0, 3000), batch=st.integers(1, 1500), workers=st.integers(1, 7), seed=st.sampled_from([None, 3])
 )
-@settings(deadline=None, max_examples=100)
 def test_any_batch_is_dealt_to_its_lanes_once_and_every_step_begins_anywhere(
     rows: int, batch: int, workers: int, seed: int | None
 ) -> None:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.file_listing import list_files
-from data_pipelines.parquet_rows import NotParquetError, ParquetError, ParquetFiles, ParquetRows
+from mirrorspark.data_pipelines.reading.parquet_rows import NotParquetError, ParquetError, ParquetFiles, ParquetRows
+from mirrorspark.storage.listing import list_files
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ids(rows: ParquetRows, slots: int, multiple: int = 4) -> list[int]:
-    shares = rows.dealt(slots)
+    shares = rows.divide(slots)
     return [n for share in shares for batch in rows.batches(share, multiple) for n in batch.column("id").to_pylist()]
 
 
@@ -32,7 +32,7 @@ def test_every_row_is_read_once_in_order_for_any_number_of_tasks(folder: Path, s
     rows = ParquetRows.of(folder, None)
 
     assert rows.rows == 65
-    assert len(rows.dealt(slots)) == min(slots, 7)
+    assert len(rows.divide(slots)) == min(slots, 7)
     assert ids(rows, slots) == list(range(65))
 
 
@@ -40,17 +40,17 @@ def test_columns_are_chosen_and_partition_folders_are_columns(folder: Path) -> N
     rows = ParquetRows.of(folder, ["day", "id"])
 
     assert rows.schema == pa.schema([("day", pa.int32()), ("id", pa.int64())])
-    batch = next(rows.batches(rows.dealt(1)[0], 4))
+    batch = next(rows.batches(rows.divide(1)[0], 4))
     assert batch.slice(0, 1).to_pylist() == [{"day": 0, "id": 0}]
 
 
 def test_wide_rows_come_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = pa.array([bytes([number]) * 1000 + number.to_bytes(2) for number in range(200)])
     pq.write_table(pa.table({"wide": wide, "id": range(200)}), tmp_path / "w.parquet", use_dictionary=False)
-    monkeypatch.setattr("data_pipelines.parquet_rows.BATCH_BYTES", 50_000)
+    monkeypatch.setattr("mirrorspark.data_pipelines.reading.parquet_rows.BATCH_BYTES", 50_000)
     for columns, most in ((["wide"], 50), (["id"], 200)):
         rows = ParquetRows.of(tmp_path / "w.parquet", columns)
-        sizes = [batch.num_rows for batch in rows.batches(rows.dealt(1)[0], 4)]
+        sizes = [batch.num_rows for batch in rows.batches(rows.divide(1)[0], 4)]
         assert sum(sizes) == 200
         assert most * 0.8 <= max(sizes) <= most
 
@@ -71,10 +71,10 @@ def test_what_repeats_itself_in_a_file_is_read_in_bounded_bytes(
 ) -> None:
     """S8: encoded, such a column takes next to nothing."""
     pq.write_table(pa.table({"x": column}), tmp_path / "w.parquet")
-    monkeypatch.setattr("data_pipelines.parquet_rows.BATCH_BYTES", 20_000)
+    monkeypatch.setattr("mirrorspark.data_pipelines.reading.parquet_rows.BATCH_BYTES", 20_000)
     rows = ParquetRows.of(tmp_path / "w.parquet", None)
 
-    batches = list(rows.batches(rows.dealt(1)[0], 1))
+    batches = list(rows.batches(rows.divide(1)[0], 1))
 
     assert sum(batch.num_rows for batch in batches) == 20_000
     assert max(batch.nbytes for batch in batches) <= 1.3 * 20_000  # nulls, and where lists begin, come on top
@@ -137,7 +137,7 @@ def test_row_groups_go_to_tasks_by_their_number(folder: Path) -> None:
     rows = ParquetRows.of(folder, None)
 
     assert rows.group_rows == (10, 10, 10, 10, 10, 10, 5)
-    assert rows.shares(rows.groups_per_task(3)) == rows.dealt(3)
+    assert rows.shares(rows.groups_per_task(3)) == rows.divide(3)
     first, second, third = rows.shares([3, 2, 2])
     # Neighbours of one file are read together.
     assert [(groups.first, groups.stop) for groups in first] == [(0, 3)]
@@ -182,7 +182,7 @@ def test_old_timestamps_are_moments_and_categories_are_texts_wherever_they_are(t
         ]
     )
     utc = at.replace(tzinfo=UTC)
-    first, second = next(read.batches(read.dealt(1)[0], 1)).to_pylist()
+    first, second = next(read.batches(read.divide(1)[0], 1)).to_pylist()
     assert first == rows | {
         "at": utc,
         "list": [utc, None],

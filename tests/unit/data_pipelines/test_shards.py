@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from data_pipelines.blocks import decode_block
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.publish import SaveMode, WriteJob
-from data_pipelines.shards import EncodeTask, ShardResult
-from data_pipelines.staging import StagedFile
-from data_pipelines.storage import StoragePath
-from data_pipelines.tfrecord.records import read_records
+from mirrorspark.data_pipelines.dataset.blocks import decode_block
+from mirrorspark.data_pipelines.dataset.shards import EncodeTask, ShardResult
+from mirrorspark.data_pipelines.dataset.staging import StagedFile
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.tfrecord.records import read_records
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import SaveMode, WriteJob
 
 Tables = Callable[[int, int], pa.Table]
 
@@ -59,7 +59,11 @@ def test_a_staged_file_becomes_a_shard_of_blocks(
     [
         ("late", 2, "label 'late' has the value 2; a binary label is 0 or 1: filter such rows out of the table"),
         ("late", None, "label 'late' has the value None; a binary label is 0 or 1: filter such rows out of the table"),
-        ("flight_id", None, "key column 'flight_id' has a null; a key names its row: fill it or choose another key"),
+        (
+            "flight_id",
+            None,
+            "key column 'flight_id' has a null; a key identifies its row: fill it or choose another key",
+        ),
         ("importance", -1.0, "weight column 'importance' has the value -1.0; a weight is a finite number from 0 on"),
     ],
 )
@@ -95,8 +99,8 @@ def test_a_key_of_two_evaluated_rows_is_refused_wherever_batches_and_blocks_end(
     file = staged(tmp_path / "raw", table, split, rows_per_batch)
     assert outcomes(tmp_path, flight_features, [file], rows_per_block) == [
         {
-            "refused": f"the key flight_id = 'b', day = 2 stands on more than one row of split '{split}'; a key names "
-            "one row: filter repeated rows out of the table, or add a column to keys"
+            "refused": f"the key flight_id = 'b', day = 2 occurs in more than one row of split '{split}'; a key "
+            "identifies one row: filter repeated rows out of the table, or add a column to keys"
         }
     ]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.spark_errors import first_line, task_message
+from mirrorspark.data_pipelines.spark.errors import first_line, task_message
 
 PYTHON_FAILED = """An exception was thrown from the Python worker. Please see the stack trace below.
 Traceback (most recent call last):
@@ -10,7 +10,7 @@ Traceback (most recent call last):
     process()
   File "transform.py", line 2, in encode
     raise ColumnError("column 'x' is missing")
-data_pipelines.raw_columns.ColumnError: column 'x' is missing
+mirrorspark.data_pipelines.features.raw_columns.ColumnError: column 'x' is missing
 """
 
 JVM_FAILED = """An error occurred while calling o52.collectToPython.

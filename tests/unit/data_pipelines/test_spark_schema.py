@@ -25,8 +25,8 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from data_pipelines.spark_schema import arrow_schema_of, spark_schema_of
-from data_pipelines.tfrecord.arrow_schema import SchemaError, is_vector_type
+from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schema_of
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError, is_vector_type
 
 SIMPLE: list[DataType] = [
     BooleanType(),

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines import staging
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.fitting import Measured
-from data_pipelines.staging import Staged, StagedFile, StageTask, _StagedPart
-from data_pipelines.storage import StoragePath
+from mirrorspark.data_pipelines.dataset import staging
+from mirrorspark.data_pipelines.dataset.staging import Staged, StagedFile, StageTask, _StagedPart
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.fitting import Measured
+from mirrorspark.storage.paths import StoragePath
 
 Tables = Callable[[int, int], pa.Table]
 

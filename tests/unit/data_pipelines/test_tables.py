@@ -8,8 +8,8 @@ from typing import IO
 
 import pytest
 
-from data_pipelines import tables
-from data_pipelines.tables import SourceError, find_tables, package_folder, register_tables, source_identity
+from mirrorspark.data_pipelines import tables
+from mirrorspark.data_pipelines.tables import SourceError, find_tables, package_folder, register_tables, source_identity
 
 SCHEMAS = {"flights": "carrier string", "planes": "tailnum string"}
 
@@ -92,7 +92,7 @@ def test_an_archive_of_two_files_is_refused(tmp_path: Path) -> None:
 def test_an_archive_that_is_none_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "flights.csv.zip")
     path = tmp_path / "flights.csv.zip"
-    with pytest.raises(SourceError, match=f"{path} is no zip archive"):
+    with pytest.raises(SourceError, match=f"{path} is not a zip archive"):
         register_tables(None, {"flights": path}, SCHEMAS, unpacked=tmp_path / "unpacked")  # type: ignore[arg-type]
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.text import (
+from mirrorspark.data_pipelines.features.text import (
     ASSIGNED_LATER,
     CODE_POINTS,
     DEFAULT_SEPARATORS,
@@ -89,14 +89,12 @@ def test_another_type_is_refused() -> None:
 
 
 @given(st.lists(TEXTS, max_size=8))
-@settings(deadline=None, max_examples=300)
 def test_normalising_twice_changes_nothing(texts: list[str]) -> None:
     once = normalised(*texts)
     assert normalised(*once) == once
 
 
 @given(TEXTS)
-@settings(deadline=None, max_examples=300)
 def test_texts_that_unicode_calls_equivalent_become_one(text: str) -> None:
     # The forms of what this Python knows are those of the pinned version only without characters of later ones.
     text = "".join(
@@ -107,7 +105,6 @@ def test_texts_that_unicode_calls_equivalent_become_one(text: str) -> None:
 
 
 @given(st.lists(st.binary(max_size=8) | st.none(), max_size=8))
-@settings(deadline=None, max_examples=300)
 def test_a_column_is_normalised_as_its_texts_are(texts: list[bytes | None]) -> None:
     expected = [None if text is None else normalise_text(text.decode("utf-8", "replace")) for text in texts]
     assert normalised(*texts) == expected
@@ -133,7 +130,6 @@ def test_a_long_run_of_marks_is_put_in_order_in_linear_time(marks: str) -> None:
 
 
 @given(st.text(st.sampled_from(LIVELY), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=100)
 def test_a_long_text_is_normalised_as_its_parts_are(text: str) -> None:
     # A plain letter on both sides keeps the parts from joining.
     assert normalised(f"b{text}b" * 500) == [normalise_text(f"b{text}b") * 500]
@@ -195,7 +191,6 @@ def test_what_looks_like_ignoring_the_case_is_taken_in_brackets() -> None:
 
 
 @given(st.lists(TEXTS, max_size=8))
-@settings(deadline=None, max_examples=300)
 def test_default_tokens_are_runs_of_letters_marks_and_numbers(texts: list[str]) -> None:
     later = {code_point for first, last in ASSIGNED_LATER for code_point in range(first, last + 1)}
     expected = [

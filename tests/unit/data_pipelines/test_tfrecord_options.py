@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.tfrecord.arrow_schema import RecordType
-from data_pipelines.tfrecord_options import Layout, OnDamage, OptionError, ReadOptions, WriteOptions
+from mirrorspark.data_pipelines.spark.tfrecord_options import Layout, OnDamage, OptionError, ReadOptions, WriteOptions
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import RecordType
 
 
 def test_connector_options_arrive_in_lower_case() -> None:
@@ -36,7 +36,7 @@ def test_codecs_by_name_and_by_hadoops_class(name: str, codec: str) -> None:
     ("options", "message"),
     [
         ({"recordtype": "Exmaple"}, "recordType 'Exmaple' is none of Example, SequenceExample, ByteArray"),
-        ({"codec": "snappy"}, "codec 'snappy' is none that TFRecord readers know; use none, gzip or zlib"),
+        ({"codec": "snappy"}, "codec 'snappy' is not a codec of TFRecord readers; use none, gzip or zlib"),
         ({"layuot": "block"}, "unknown option layuot; the options are codec"),
         ({"rowsperblock": "0"}, "rowsPerBlock is 0; it is a whole number from 1 on"),
         ({"rowsperblock": "many"}, "rowsPerBlock is 'many'; it is a whole number"),
@@ -68,7 +68,7 @@ def test_what_a_read_cannot_do_is_refused(options: dict[str, str], message: str)
         ({"rows_per_block": "5"}, "rows_per_block is '5'; it is a whole number from 1 on"),
         ({"rows_per_block": True}, "rows_per_block is True; it is a whole number from 1 on"),
         ({"max_rows_per_file": 2.5}, r"max_rows_per_file is 2\.5; it is a whole number from 0 on"),
-        ({"codec": None}, "codec None is none that TFRecord readers know"),
+        ({"codec": None}, "codec None is not a codec of TFRecord readers"),
         ({"layout": None}, "layout None is none of row, block"),
         ({"record_type": 3}, "record_type 3 is none of Example"),
     ],

@@ -10,9 +10,9 @@ from pyspark.serializers import read_int
 from pyspark.sql.types import LongType, StructField, StructType
 from pyspark.sql.worker import lookup_data_sources
 
-from data_pipelines.tfrecord.arrow_schema import SchemaError
-from data_pipelines.tfrecord_options import OptionError
-from data_pipelines.tfrecord_source import TFRecordSource
+from mirrorspark.data_pipelines.spark.tfrecord_options import OptionError
+from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCHEMA = StructType([StructField("id", LongType())])

@@ -10,16 +10,24 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.file_listing import DataFile, list_files, partition_schema
-from data_pipelines.publish import SaveMode, WriteJob
-from data_pipelines.storage import StoragePath
-from data_pipelines.tfrecord.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
-from data_pipelines.tfrecord.records import CodecError, DamagedRecordError
-from data_pipelines.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
-from data_pipelines.tfrecord_tasks import ReadTask, WriteTask, check_files, infer_files, merged_schema, sampled
+from mirrorspark.data_pipelines.spark.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
+from mirrorspark.data_pipelines.spark.tfrecord_tasks import (
+    ReadTask,
+    WriteTask,
+    check_files,
+    infer_files,
+    merged_schema,
+    sampled,
+)
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import FeatureTypeError, SchemaError, ValueNotStorableError
+from mirrorspark.data_pipelines.tfrecord.codecs import CodecError
+from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError
+from mirrorspark.storage.listing import DataFile, list_files, partition_schema
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import SaveMode, WriteJob
 
 SCHEMA = pa.schema([("id", pa.int64()), ("names", pa.list_(pa.string())), ("share", pa.float32())])
 ROWS = WriteOptions()
@@ -52,7 +60,6 @@ def read(files: Sequence[DataFile], schema: pa.Schema = SCHEMA, options: ReadOpt
     return pa.Table.from_batches(ReadTask(schema, options)(files), schema)
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     sizes=st.lists(st.integers(0, 40), max_size=6),
     rows_per_block=st.integers(1, 50),
@@ -135,7 +142,7 @@ def test_a_failed_task_removes_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="gone"):
         WriteTask(job, WriteOptions())(0, failing(OSError("the shuffle is gone")))
 
-    assert not job.staging.files()
+    assert not (job.staging / "attempts").files()
 
 
 def test_a_file_that_fails_to_end_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +156,8 @@ def test_a_file_that_fails_to_end_is_closed(tmp_path: Path, monkeypatch: pytest.
         opened.append(FullDisk())
         return opened[-1]
 
-    monkeypatch.setattr(StoragePath, "open_write", open_write)
     job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.APPEND)
+    monkeypatch.setattr(StoragePath, "open_write", open_write)
 
     # Ten rows of the block layout wait until the file ends.
     with pytest.raises(OSError, match="No space left"):

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.feature_kinds import (
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
@@ -19,11 +20,17 @@ from data_pipelines.feature_kinds import (
     Sparse,
     Text,
 )
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.raw_columns import ColumnError, raw_column, raw_inputs, raw_schema
-from data_pipelines.transform import Encoder, RaggedIds, SparseRows, counted_tokens, measured_values, non_finite
-from data_pipelines.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column, raw_inputs, raw_schema
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import (
+    Encoder,
+    RaggedIds,
+    SparseRows,
+    counted_tokens,
+    measured_values,
+    non_finite,
+)
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 # UA = 2, AA = 3, "7" = 4, "日本" = 5, "true" = 6
 TOKENS = ["UA", "AA", "7", "日本", "true"]

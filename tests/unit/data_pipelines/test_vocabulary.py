@@ -5,18 +5,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import vocabulary as module
-from data_pipelines.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.features import farmhash
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 
 def vocabulary(tokens: list[str]) -> Vocabulary:
     return Vocabulary(pa.array(tokens, pa.string()), pa.array(range(len(tokens), 0, -1), pa.int64()))
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.lists(st.text(min_size=1), unique=True), st.lists(st.none() | st.text()))
 def test_ids_are_those_of_a_dictionary(tokens: list[str], looked_up: list[str | None]) -> None:
     looked_up = [*looked_up, *tokens]
@@ -31,7 +30,6 @@ INTEGERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-20, 20)
 NEARLY = st.sampled_from(["07", "+7", "-0", " 7", "7.0", "", "9223372036854775808", "-9223372036854775809", "1" * 30])
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.lists(INTEGERS.map(str) | NEARLY, unique=True), st.lists(st.none() | INTEGERS))
 def test_integers_have_the_ids_of_their_texts(tokens: list[str], looked_up: list[int | None]) -> None:
     known = [int(token) for token in tokens if token.strip() and token[-2:] != ".0" and abs(int(token)) < 2**63]
@@ -53,7 +51,7 @@ def test_a_token_that_shares_a_fingerprint_is_still_its_own(monkeypatch: pytest.
     def first_letter(strings: pa.Array) -> np.ndarray:
         return np.array([ord(text[0]) if text else 0 for text in strings.to_pylist()], np.uint64)
 
-    monkeypatch.setattr(module, "fingerprint64", first_letter)
+    monkeypatch.setattr(farmhash, "fingerprint64", first_letter)
     tokens = ["apple", "avocado", "banana", "apricot"]
     looked_up = pa.array(["apricot", "apple", "almond", "banana", "blueberry", "avocado", "", None])
     assert vocabulary(tokens).ids(looked_up).tolist() == [5, 2, 1, 4, 1, 3, 0, 0]

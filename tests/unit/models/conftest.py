@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pytest
 
-from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 
 def vocabulary(tokens: Sequence[str], counts: Sequence[int] | None = None) -> Vocabulary:

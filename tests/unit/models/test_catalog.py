@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from models import catalog, multi_field, two_tower
-from models.settings import ModelSettingsError
+from mirrorspark.models import catalog, multi_field, two_tower
+from mirrorspark.models.settings import ModelSettingsError
 
 
 def test_every_name_of_the_catalog_leads_to_a_whole_architecture() -> None:
@@ -78,15 +78,16 @@ def test_a_module_that_is_not_there_is_named() -> None:
 
 def test_a_module_that_is_no_architecture_is_told_what_it_lacks() -> None:
     with pytest.raises(
-        ModelSettingsError, match=r"module models\.settings lacks \['TASK', 'Settings', 'build', 'predict'\]"
+        ModelSettingsError,
+        match=r"module mirrorspark\.models\.settings lacks \['TASK', 'Settings', 'build', 'predict'\]",
     ):
-        catalog.architecture("models.settings")
+        catalog.architecture("mirrorspark.models.settings")
 
 
 def test_ones_own_module_is_an_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "own_models"
     package.mkdir()
-    source = "from models.multi_field import TASK, Settings, build, predict"
+    source = "from mirrorspark.models.multi_field import TASK, Settings, build, predict"
     (package / "linear.py").write_text(source)
     (package / "broken.py").write_text("import a_library_that_is_missing")
     monkeypatch.syspath_prepend(tmp_path)
@@ -96,9 +97,11 @@ def test_ones_own_module_is_an_architecture(tmp_path: Path, monkeypatch: pytest.
         catalog.architecture("own_models.broken")
 
 
+@pytest.mark.process
 def test_checking_settings_does_not_load_tensorflow() -> None:
     program = (
-        "import sys; from models import catalog; [catalog.settings(name, {}) for name in catalog.ARCHITECTURES];"
+        "import sys; from mirrorspark.models import catalog; "
+        "[catalog.settings(name, {}) for name in catalog.ARCHITECTURES]; "
         "sys.exit('tensorflow' in sys.modules)"
     )
     repository = Path(catalog.__file__).parents[1]

@@ -7,11 +7,20 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from models import layers
-from models.layers import (
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import (
+    Bucketed,
+    Categorical,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import layers
+from mirrorspark.models.layers import (
     Field,
     FieldEmbeddings,
     ResumableDropout,
@@ -23,7 +32,7 @@ from models.layers import (
     lists_of_any_length,
     symbolic_inputs,
 )
-from models.preprocessing import sparse_tensor
+from mirrorspark.models.preprocessing import sparse_tensor
 
 FIELDS = (Field("carrier", 0, 1), Field("dest", 4, 1), Field("earlier", 4, 3))
 ROWS, DIM = 9, 2

@@ -8,16 +8,16 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from models import catalog, lstm_retrieval
-from models.objectives import compile_model
-from models.optimizers import OptimizerSettings, build_optimizer
-from models.serving import RetrievalModule, build_indexes, save
-from models.settings import ModelSettingsError
-from models.signatures import ENCODED_SIGNATURE, RAW_SIGNATURE
-from models.xla import compile_with_xla
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import catalog, lstm_retrieval
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.serving import RetrievalModule, build_indexes, save
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.models.signatures import ENCODED_SIGNATURE, RAW_SIGNATURE
+from mirrorspark.models.xla import compile_with_xla
 from tests.unit.models.conftest import vocabulary
 
 MOVIES, LONGEST, K = 30, 6, 5

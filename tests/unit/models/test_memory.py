@@ -2,9 +2,9 @@
 
 import tf_keras
 
-from data_pipelines.fitted import FittedFeatures
-from models import multi_field
-from models.memory import memory_table, scorer_memory, total_bytes
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models import multi_field
+from mirrorspark.models.memory import memory_table, scorer_memory, total_bytes
 
 
 def test_weights_and_vocabularies_are_listed_by_size(flight_features: FittedFeatures) -> None:

@@ -4,10 +4,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.fitted import FittedFeatures
-from models import multi_field
-from models.objectives import compile_model
-from models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models import multi_field
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
 
 
 def inputs(rows: int, seed: int) -> dict[str, tf.Tensor]:

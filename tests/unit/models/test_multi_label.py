@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import Label
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.transform import RaggedIds
-from models import multi_label
-from models.objectives import compile_model
-from models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Label
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.models import multi_label
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
 
 
 def of_three_delays(features: FittedFeatures) -> FittedFeatures:

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from models.objectives import compile_model, label_pairs, multi_label_log_loss
-from models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.objectives import compile_model, label_pairs, multi_label_log_loss
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
 
 
 def model() -> tf_keras.Model:

@@ -7,9 +7,15 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from models.optimizers import OptimizerSettings, WarmUpAndDecay, accumulate_gradients, build_optimizer, gathering
-from models.settings import ModelSettingsError
-from models.xla import compile_with_xla
+from mirrorspark.models.optimizers import (
+    OptimizerSettings,
+    WarmUpAndDecay,
+    accumulate_gradients,
+    build_optimizer,
+    gathering,
+)
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.models.xla import compile_with_xla
 
 
 def rates(schedule: WarmUpAndDecay, steps: list[int]) -> list[float]:

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.feature_kinds import (
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
@@ -28,14 +29,13 @@ from data_pipelines.feature_kinds import (
     Sparse,
     Text,
 )
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.raw_columns import raw_inputs
-from data_pipelines.transform import Encoder, SparseRows
-from data_pipelines.vocabulary import Vocabulary
-from models import preprocessing
-from models.preprocessing import GraphEncoder, encoded_signature, input_tensors, model_inputs
-from models.signatures import encoded_names
+from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models import preprocessing
+from mirrorspark.models.preprocessing import GraphEncoder, encoded_signature, input_tensors, model_inputs
+from mirrorspark.models.signatures import encoded_names
 
 FEATURES = (
     Numeric("standardised"),
@@ -206,7 +206,6 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values).view(np.uint8)
 
 
-@settings(deadline=None, max_examples=40)
 @given(drawn=st.lists(rows(), max_size=5))
 def test_graph_and_arrow_give_the_same_bits(
     fitted: FittedFeatures, encode_in_graph: Callable[..., Any], drawn: list[dict[str, Any]]
@@ -299,6 +298,7 @@ def test_an_exported_encoder_gives_the_same_without_this_package_s_objects(
 ODD_TOKENS = ["\0", "a b", "a\tb", ' "a",b', "\x0b\x0c\x85", "\u2028", "日本", "a ", "-1", "\ufeff"]
 
 
+@pytest.mark.process
 def test_every_token_of_an_exported_vocabulary_has_its_id_in_another_process(tmp_path: Path) -> None:
     """Tokens with line breaks fit into no file of lines; files that are not the model's are gone by then."""
     tokens = {"lines": ODD_TOKENS, "lf": [*ODD_TOKENS, "a\nb"], "cr": [*ODD_TOKENS, "a\rb"]}

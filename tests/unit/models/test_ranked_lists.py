@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from models.ranked_lists import is_filled, is_ranked_list
+from mirrorspark.models.ranked_lists import is_filled, is_ranked_list
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,12 @@ def test_a_place_of_no_candidate_is_not_filled() -> None:
     assert is_filled(pa.array(["m1", "", "m2", ""])).to_pylist() == [True, False, True, False]
 
 
+@pytest.mark.process
 def test_the_driver_knows_them_without_tensorflow() -> None:
-    program = "import sys, models.ranked_lists, scoring.forms; sys.exit('tensorflow' in sys.modules)"
+    program = (
+        "import sys, mirrorspark.models.ranked_lists, mirrorspark.scoring.output.forms; "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
     repository = Path(__file__).resolve().parents[3]
     finished = subprocess.run([sys.executable, "-c", program], cwd=repository, timeout=60, check=False)
     assert finished.returncode == 0

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import layers
-from models.layers import Field, FieldEmbeddings
-from models.recurrent import LastState, OrderedEmbeddings, without_common_padding
+from mirrorspark.models import layers
+from mirrorspark.models.layers import Field, FieldEmbeddings
+from mirrorspark.models.recurrent import LastState, OrderedEmbeddings, without_common_padding
 
 FIELDS = (Field("device", 0, 1), Field("watched", 4, 3), Field("tags", 10, 2))
 ROWS, DIM, UNITS = 15, 2, 3

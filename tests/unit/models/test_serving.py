@@ -11,14 +11,14 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.transform import Encoder
-from data_pipelines.vocabulary import Vocabulary
-from models import catalog, multi_field, top_k_scann, two_tower
-from models.layers import symbolic_inputs
-from models.serving import (
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models import catalog, multi_field, top_k_scann, two_tower
+from mirrorspark.models.layers import symbolic_inputs
+from mirrorspark.models.serving import (
     RetrievalModule,
     ScoringModule,
     build_indexes,
@@ -26,7 +26,7 @@ from models.serving import (
     save,
     save_retrieval,
 )
-from models.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
+from mirrorspark.models.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
 
 SAMPLE = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32)
 LOWEST = np.finfo(np.float32).min

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.fitted import FittedFeatures
-from models.settings import ModelSettingsError, check_candidates
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models.settings import ModelSettingsError, check_candidates
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
@@ -23,8 +23,9 @@ def test_more_candidates_than_there_are_is_refused(rating_features: FittedFeatur
         check_candidates(rating_features, top_k)
 
 
+@pytest.mark.process
 def test_the_checks_load_no_tensorflow() -> None:
-    program = "import models.settings, sys; print('tensorflow' in sys.modules)"
+    program = "import mirrorspark.models.settings, sys; print('tensorflow' in sys.modules)"
     repository = Path(__file__).resolve().parents[3]
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, timeout=60, check=False

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from callbacks.nan_guard import StopOnNaN
-from models.step_loop import use_step_loop
+from mirrorspark.callbacks.nan_guard import StopOnNaN
+from mirrorspark.models.step_loop import use_step_loop
 
 STEPS, BATCH = 6, 8
 History = dict[str, list[float]]

@@ -12,11 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.text import CODE_POINTS, DEFAULT_SEPARATORS, normalise, spelled_out, split_tokens
-from models.text_normalisation import GraphNormaliser, graph_split
+from mirrorspark.data_pipelines.features.text import (
+    CODE_POINTS,
+    DEFAULT_SEPARATORS,
+    normalise,
+    spelled_out,
+    split_tokens,
+)
+from mirrorspark.models.text_normalisation import GraphNormaliser, graph_split
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data_pipelines" / "golden" / "text.json").read_text("utf-8"))
 CHARACTERS = [chr(code_point) for code_point in range(CODE_POINTS) if not 0xD800 <= code_point < 0xE000]
@@ -108,13 +114,11 @@ def test_every_mark_among_marks_of_other_classes(normaliser: GraphNormaliser) ->
 
 
 @given(st.lists(TEXTS, max_size=12))
-@settings(deadline=None, max_examples=250)
 def test_any_texts(normaliser: GraphNormaliser, texts: list[str]) -> None:
     assert differences(normaliser, [text.encode() for text in texts]) == []
 
 
 @given(st.lists(BYTES, max_size=12))
-@settings(deadline=None, max_examples=250)
 def test_any_bytes(normaliser: GraphNormaliser, texts: list[bytes]) -> None:
     assert differences(normaliser, texts) == []
 
@@ -178,6 +182,7 @@ def test_composing_takes_three_rounds_at_most() -> None:
     assert max(map(compositions, CHARACTERS)) == 3
 
 
+@pytest.mark.process
 def test_a_saved_model_runs_in_a_process_without_this_package(normaliser: GraphNormaliser, tmp_path: Path) -> None:
     class Tokeniser(tf.Module):
         def __init__(self) -> None:

@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import top_k
-from models.top_k import Best, ExactTopK, Index, Queries, best_columns, recall
-from models.top_k_cells import RECALL_TARGET, Cells, CellsTopK, candidate_cells, cells_index, recall_by_cells
-from models.top_k_scann import LEAST_CANDIDATES, ScannTopK
+from mirrorspark.models import top_k
+from mirrorspark.models.top_k import Best, ExactTopK, Index, Queries, best_columns, recall
+from mirrorspark.models.top_k_cells import (
+    RECALL_TARGET,
+    Cells,
+    CellsTopK,
+    candidate_cells,
+    cells_index,
+    recall_by_cells,
+)
+from mirrorspark.models.top_k_scann import LEAST_CANDIDATES, ScannTopK
 
 LOWEST = float(np.finfo(np.float32).min)
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -235,6 +242,7 @@ assert not {"scann", "models", "tensorflow_recommenders"} & set(sys.modules)
 """
 
 
+@pytest.mark.process
 def test_a_process_without_scann_and_without_this_library_finds_the_same(stock_index: Index, tmp_path: Path) -> None:
     """R1: saved, and loaded by TensorFlow alone."""
     exact = stock_index.exact
@@ -278,7 +286,7 @@ _MEMORY = """
 import resource
 import numpy as np
 import tensorflow as tf
-from models.top_k import ExactTopK, Queries
+from mirrorspark.models.top_k import ExactTopK, Queries
 random = np.random.default_rng(1)
 index = ExactTopK(random.normal(size=(20_000, 8)).astype(np.float32))
 queries = Queries(tf.constant(random.normal(size=(20_000, 8)), tf.float32), tf.zeros([20_000, 0], tf.int64))
@@ -290,6 +298,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.process
 def test_an_exact_search_takes_no_memory_for_all_scores_at_once() -> None:
     """R2, R3: those of 20,000 queries and candidates take 1.6 GB."""
     threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}

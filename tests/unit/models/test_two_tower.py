@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import MISSING_ID
-from data_pipelines.fitted import FittedFeatures
-from models import two_tower
-from models.objectives import compile_model
-from models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import MISSING_ID
+from mirrorspark.models import two_tower
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
 
 SETTINGS = two_tower.Settings(embedding_dim=4, hidden_units=(), temperature=0.5)
 

@@ -11,14 +11,22 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from models import lstm_retrieval, multi_field, multi_label, two_tower, warm_start, wide_deep, youtube_dnn
-from models.objectives import compile_model
-from models.optimizers import OptimizerSettings, build_optimizer
-from models.serving import RetrievalModule, ScoringModule, build_indexes, save
-from models.warm_start import NOT_THERE, EarlierModel, WarmStartError, begin_from, earlier_ids, merged, redefined
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import lstm_retrieval, multi_field, multi_label, two_tower, warm_start, wide_deep, youtube_dnn
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.serving import RetrievalModule, ScoringModule, build_indexes, save
+from mirrorspark.models.warm_start import (
+    NOT_THERE,
+    EarlierModel,
+    WarmStartError,
+    begin_from,
+    earlier_ids,
+    merged,
+    redefined,
+)
 from tests.unit.models.conftest import vocabulary
 
 SMALL = multi_field.Settings(embedding_dim=2, hidden_units=(3,), dropout=0.5)

@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.fitted import FittedFeatures
-from models import catalog, wide_deep
-from models.layers import CrossedIds
-from models.objectives import compile_model
-from models.optimizers import OptimizerSettings, build_optimizer
-from models.settings import ModelSettingsError
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models import catalog, wide_deep
+from mirrorspark.models.layers import CrossedIds
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.settings import ModelSettingsError
 
 
 def inputs(rows: int, seed: int) -> dict[str, tf.Tensor]:

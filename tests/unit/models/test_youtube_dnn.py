@@ -8,16 +8,16 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.feature_kinds import Categorical, Label, MultiValued
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.vocabulary import Vocabulary
-from models import youtube_dnn
-from models.layers import LogUniformSample
-from models.objectives import compile_model
-from models.optimizers import OptimizerSettings, build_optimizer
-from models.serving import RetrievalModule, build_indexes
-from models.signatures import ENCODED_SIGNATURE
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models import youtube_dnn
+from mirrorspark.models.layers import LogUniformSample
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.serving import RetrievalModule, build_indexes
+from mirrorspark.models.signatures import ENCODED_SIGNATURE
 
 MOVIES = 50
 

@@ -4,10 +4,10 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from plots.histogram import overlaid_histogram, round_ticks, share_bars, short_number
+from mirrorspark.plots.histogram import overlaid_histogram, round_ticks, share_bars, short_number
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -105,7 +105,6 @@ def test_the_smallest_and_the_largest_spans_fill_the_figure(edges: list[float]) 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(finite, min_size=2, max_size=5, unique=True))
 def test_any_range_can_be_drawn(ends: list[float]) -> None:
     edges = sorted(ends)

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from sklearn import metrics
 from sklearn.calibration import calibration_curve as sklearn_calibration_curve
 
-from plots.calibration import calibration_bins, calibration_curve, compact_count, wilson_interval
-from plots.inputs import binary_inputs
-from plots.learning_curves import learning_curves, panel_names
-from plots.lift import cumulative_gain, decile_lift, lift_chart
-from plots.precision_recall import precision_recall_curve
-from plots.ranking import recall_at_k_curve
-from plots.roc import roc_curve
-from plots.score_histogram import score_histogram
+from mirrorspark.plots.calibration import calibration_bins, calibration_curve, compact_count, wilson_interval
+from mirrorspark.plots.inputs import binary_inputs
+from mirrorspark.plots.learning_curves import learning_curves, panel_names
+from mirrorspark.plots.lift import cumulative_gain, decile_lift, lift_chart
+from mirrorspark.plots.precision_recall import precision_recall_curve
+from mirrorspark.plots.ranking import recall_at_k_curve
+from mirrorspark.plots.roc import roc_curve
+from mirrorspark.plots.score_histogram import score_histogram
 
 LABEL = np.array([0, 0, 1, 1])
 SCORE = np.array([0.1, 0.4, 0.35, 0.8])
@@ -76,12 +76,14 @@ def test_every_figure_renders_to_a_png_of_its_stated_size() -> None:
         assert png_size(figure) == (int(width), int(height)), name
 
 
+@pytest.mark.process
 def test_importing_and_drawing_leave_pyplot_and_its_global_state_alone() -> None:
     program = (
         "import sys\n"
-        "from plots.roc import roc_curve\n"
-        "import plots.calibration, plots.learning_curves, plots.lift, plots.precision_recall\n"
-        "import plots.ranking, plots.score_histogram\n"
+        "from mirrorspark.plots.roc import roc_curve\n"
+        "import mirrorspark.plots.calibration, mirrorspark.plots.learning_curves\n"
+        "import mirrorspark.plots.lift, mirrorspark.plots.precision_recall\n"
+        "import mirrorspark.plots.ranking, mirrorspark.plots.score_histogram\n"
         "roc_curve([0, 1], [0.1, 0.9])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )

@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.feature_kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sequence, Sparse, Text
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures, NumericStatistics
-from data_pipelines.vocabulary import Vocabulary
-from scoring.model_directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription, Task
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import (
+    Bucketed,
+    Categorical,
+    Label,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+)
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription, Task
 
 TAGS = Label("tags", "multi_label")
 
@@ -123,8 +132,8 @@ def export_baskets(
     folder: Path, label: Label = TAGS, *, heads: str = "sigmoid", tags: Iterable[str] = BASKET_TAGS
 ) -> Path:
     """Export an untrained multi-label model of :func:`baskets_features`."""
-    from models import multi_label
-    from models.serving import ScoringModule, save
+    from mirrorspark.models import multi_label
+    from mirrorspark.models.serving import ScoringModule, save
 
     fitted = baskets_features(label, tags)
     settings = multi_label.Settings(embedding_dim=4, hidden_units=(8,), heads=heads)
@@ -174,8 +183,8 @@ def export_flights(folder: Path, seed: int, *, weights: float | None = None) -> 
 
 def export_movies(folder: Path, *, scann: bool) -> Path:
     """Export an untrained retrieval model that recommends three candidates, by the exact index and by cells."""
-    from models import two_tower
-    from models.serving import build_indexes, recalls, save_retrieval
+    from mirrorspark.models import two_tower
+    from mirrorspark.models.serving import build_indexes, recalls, save_retrieval
 
     fitted = movies_features()
     model = _built(two_tower, two_tower.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed=3)
@@ -195,8 +204,8 @@ HISTORIES = pa.table(
 
 def export_histories(folder: Path) -> Path:
     """Export an untrained retrieval model that reads up to six movies in their order and recommends five."""
-    from models import lstm_retrieval
-    from models.serving import build_indexes, save_retrieval
+    from mirrorspark.models import lstm_retrieval
+    from mirrorspark.models.serving import build_indexes, save_retrieval
 
     history = MultiValued("watched", max_length=6, vocabulary_of="movie")
     spec = FeatureSpec((history, Categorical("movie")), Label("movie", kind="candidate"), ("user",))
@@ -215,7 +224,7 @@ def log_flights(store_uri: str, artifacts: Path, model: Path, name: str = "fligh
     """Log an exported model to MLflow as training does, register it, and return what MLflow says of it."""
     import mlflow
 
-    from scoring import mirrorspark_pyfunc
+    from mirrorspark.scoring.model import mirrorspark_pyfunc
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store_uri)
@@ -242,8 +251,8 @@ def _vocabulary(*tokens: str) -> Vocabulary:
 
 
 def _export_binary(folder: Path, fitted: FittedFeatures, seed: int, weights: float | None = None) -> Path:
-    from models import multi_field
-    from models.serving import ScoringModule, save
+    from mirrorspark.models import multi_field
+    from mirrorspark.models.serving import ScoringModule, save
 
     model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed)
     if weights is not None:

@@ -13,10 +13,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from scoring.batch import BatchTask
-from scoring.model_uri import resolve
-from scoring.scorer import Scorer, Settings
-from scoring.shipping import ShippedModel
+from mirrorspark.scoring.batch import BatchTask
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
 from tests.unit.scoring.exported_models import FLIGHTS
 from tests.unit.scoring.other_models import NAMES, boxes
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scoring.inputs import Column
-from scoring.package import package_model
+from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.package import package_model
 
 NAMES = ("height", "width", "depth")
 WEIGHTS = (0.5, -1.25, 2.0)

@@ -5,8 +5,8 @@ import pyarrow.compute as pc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.raw_columns import ColumnError
-from scoring.bad_rows import described, faulty_rows, sound_rows
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.output.bad_rows import bad_row_errors, failure_message, good_rows
 
 
 def refuse_negatives(batch: pa.RecordBatch) -> None:
@@ -18,10 +18,10 @@ def refuse_negatives(batch: pa.RecordBatch) -> None:
 
 @given(st.lists(st.integers(-3, 30), max_size=40))
 def test_all_faulty_rows_are_found_and_no_other(values: list[int]) -> None:
-    found = faulty_rows(pa.record_batch({"x": pa.array(values, pa.int64())}), refuse_negatives)
+    found = bad_row_errors(pa.record_batch({"x": pa.array(values, pa.int64())}), refuse_negatives)
     assert found == {row: f"x is {value}" for row, value in enumerate(values) if value < 0}
     assert list(found) == sorted(found)
-    assert sound_rows(len(values), found).tolist() == [row for row, value in enumerate(values) if value >= 0]
+    assert good_rows(len(values), found).tolist() == [row for row, value in enumerate(values) if value >= 0]
 
 
 def test_one_faulty_row_costs_few_checks() -> None:
@@ -32,7 +32,7 @@ def test_one_faulty_row_costs_few_checks() -> None:
         refuse_negatives(batch)
 
     values = [1] * 700 + [-1] + [1] * 323
-    assert list(faulty_rows(pa.record_batch({"x": values}), check)) == [700]
+    assert list(bad_row_errors(pa.record_batch({"x": values}), check)) == [700]
     assert len(asked) == 2 * 10 + 1  # 1,024 rows are halved ten times
 
 
@@ -44,16 +44,16 @@ def test_the_first_faulty_row_is_found_without_looking_for_the_others() -> None:
         asked.append(rows.num_rows)
         refuse_negatives(rows)
 
-    assert list(faulty_rows(batch, check, first=True)) == [5]
+    assert list(bad_row_errors(batch, check, first=True)) == [5]
     assert len(asked) <= 2 * 10 + 1
 
 
 def test_the_message_has_the_keys_of_the_first_row() -> None:
     batch = pa.record_batch({"id": ["a", "b"], "day": [1, 2]})
-    assert described(batch, ["id", "day"], {1: "x is -1"}).startswith(
+    assert failure_message(batch, ["id", "day"], {1: "x is -1"}).startswith(
         "the row id='b', day=2 cannot be scored: x is -1;"
     )
-    assert described(batch, [], {1: "no"}, advice="mend it") == (
+    assert failure_message(batch, [], {1: "no"}, advice="mend it") == (
         "the row number 1 of 2 scored together (the first is 0) cannot be scored: no; mend it"
     )
-    assert described(batch, ["id"], {0: "no"}, advice="mend it") == "the row id='a' cannot be scored: no; mend it"
+    assert failure_message(batch, ["id"], {0: "no"}, advice="mend it") == "the row id='a' cannot be scored: no; mend it"

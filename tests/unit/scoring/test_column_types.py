@@ -5,7 +5,14 @@ import pyarrow as pa
 import pytest
 from pyspark.sql.pandas.types import from_arrow_type
 
-from scoring.column_types import ARROW_TYPES, COLUMN_TYPES, ELEMENT_TYPES, array_of, element_name, is_array
+from mirrorspark.scoring.input.column_types import (
+    ARROW_TYPES,
+    COLUMN_TYPES,
+    ELEMENT_TYPES,
+    array_of,
+    element_name,
+    is_array,
+)
 
 
 @pytest.mark.parametrize("name", [*ARROW_TYPES, "binary"])

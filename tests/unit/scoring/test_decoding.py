@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError
-from scoring.decoding import Decoder, decoders
-from scoring.inputs import Column, ColumnInputs
+from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError
+from mirrorspark.scoring.input.decoding import Decoder, decoders
+from mirrorspark.scoring.input.inputs import Column, ColumnInputs
 from tests.unit.scoring.other_models import pictures, png
 
 HEIGHT, WIDTH = 6, 5
@@ -161,7 +161,7 @@ def test_numbers_stand_one_after_the_other_little_end_first() -> None:
         ("image", (8, 6), "boolean", "input is boolean, which pixels from 0 to 255 are not; decode with a function"),
         ("image", (None, None, 3), "float", r"of shape \[None, None, None, 3\]: .*every length but the rows' has to"),
         ("numbers", (3,), "string", "what is decoded are numbers"),
-        ("pixels", (3,), "float", r"there is no 'pixels' that decodes; use one of \['image', 'resized_image', 'numb"),
+        ("pixels", (3,), "float", r"decoder 'pixels' is unknown; use one of \['image', 'resized_image', 'numb"),
     ],
 )
 def test_what_cannot_be_decoded_to_is_refused_before_a_value_is(

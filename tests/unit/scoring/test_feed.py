@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.raw_columns import ColumnError
-from scoring import feed
-from scoring.backends.protocol import ArrayType, Signature
-from scoring.decoding import Decoder
-from scoring.feed import ColumnFeed
-from scoring.inputs import Column, ColumnInputs, Matrix
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.backends.protocol import ArrayType, Signature
+from mirrorspark.scoring.input import feed
+from mirrorspark.scoring.input.decoding import Decoder
+from mirrorspark.scoring.input.feed import ColumnFeed
+from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
 
 FEATURES = Signature((ArrayType("features", "float", (None, 3)),), ())
 
@@ -44,7 +44,7 @@ def test_the_list_among_columns_of_one_array_is_as_long_as_they_leave() -> None:
     """However many rows have another length."""
     inputs = ColumnInputs((Column("a", "float"), Column("b", "array<float>")), Matrix("features", "float"))
     batch = pa.record_batch({"a": [1.0, 2.0, 3.0], "b": [[1.0], [1.0, 2.0], [1.0]]})
-    assert list(ColumnFeed(inputs, FEATURES, {}).faults(batch, first=False)) == [0, 2]
+    assert list(ColumnFeed(inputs, FEATURES, {}).row_errors(batch, first=False)) == [0, 2]
 
 
 def test_lists_that_do_not_make_up_the_model_s_array_are_nobody_s_fault() -> None:
@@ -52,7 +52,7 @@ def test_lists_that_do_not_make_up_the_model_s_array_are_nobody_s_fault() -> Non
     inputs = ColumnInputs((Column("a", "array<float>"), Column("b", "array<float>")), Matrix("features", "float"))
     both = ColumnFeed(inputs, FEATURES, {})
     batch = pa.record_batch({"a": [[1.0]], "b": [[2.0]]})
-    assert both.faults(batch, first=False) == {}
+    assert both.row_errors(batch, first=False) == {}
     with pytest.raises(ColumnError, match=r"columns \['a', 'b'\] have 2 values per row together, the model takes 3"):
         next(both.parts(batch, 10))
 
@@ -60,7 +60,7 @@ def test_lists_that_do_not_make_up_the_model_s_array_are_nobody_s_fault() -> Non
 def test_rows_at_fault_are_found_in_all_columns_and_the_first_column_s_word_counts() -> None:
     texts = feed_of(ArrayType("a", "bigint"), ArrayType("b", "string"))
     batch = pa.record_batch({"a": pa.array([None, 1, 2, None]), "b": pa.array(["x", "y", None, None])})
-    assert {row: message[:10] for row, message in texts.faults(batch, first=False).items()} == {
+    assert {row: message[:10] for row, message in texts.row_errors(batch, first=False).items()} == {
         0: "column 'a'",
         2: "column 'b'",
         3: "column 'a'",
@@ -69,11 +69,11 @@ def test_rows_at_fault_are_found_in_all_columns_and_the_first_column_s_word_coun
 
 def test_a_column_of_a_wrong_type_is_no_row_s_fault() -> None:
     with pytest.raises(ColumnError, match="column 'a' has type string, the model takes bigint"):
-        feed_of(ArrayType("a", "bigint")).faults(pa.record_batch({"a": ["x"]}), first=False)
+        feed_of(ArrayType("a", "bigint")).row_errors(pa.record_batch({"a": ["x"]}), first=False)
 
 
 def test_what_is_decoded_comes_in_calls_of_bounded_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S8: of arrays of 16 bytes each, 64 bytes are four rows; faults are those of all calls."""
+    """S8: of arrays of 16 bytes each, 64 bytes are four rows; the errors are those of all calls."""
     monkeypatch.setattr(feed, "CALL_BYTES", 64)
     column = Column("x", "binary", decode="two")
     decoder = Decoder("two", lambda value: np.frombuffer(value, np.float64), (2,), np.dtype(np.float64))
@@ -85,4 +85,4 @@ def test_what_is_decoded_comes_in_calls_of_bounded_bytes(monkeypatch: pytest.Mon
     assert [(rows, len(part["array"])) for rows, part in parts] == [(4, 4), (4, 4), (2, 2)]
     assert np.concatenate([part["array"] for _, part in parts])[:, 1].tolist() == [-float(row) for row in range(10)]
     values[2] = values[7] = values[9] = b"broken"
-    assert list(bounded.faults(pa.record_batch({"x": values}), first=False)) == [2, 7, 9]
+    assert list(bounded.row_errors(pa.record_batch({"x": values}), first=False)) == [2, 7, 9]

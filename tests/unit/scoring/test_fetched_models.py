@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import logging
 import os
 import shutil
 import subprocess
@@ -16,40 +15,30 @@ from pathlib import Path
 
 import pytest
 
-from scoring.fetched_models import (
+from mirrorspark.scoring.model.directory import folder_digest
+from mirrorspark.scoring.model.fetched import (
     FetchedModels,
     FetchedModelsError,
     FetchedVersion,
     StoredVersion,
-    asks_to_be_offline,
+    is_offline_by_environment,
     models_to_fetch_into,
 )
-from scoring.model_directory import folder_digest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 BYTES = 1000
 
-# Fetches the models that it is told, says so, and lives until its input ends. One called "never" is never there.
+# Fetches the models that it is told, says so, and lives until its input ends.
 PROGRAM = """
 import sys
 from pathlib import Path
 
-from scoring.fetched_models import FetchedModels
-from tests.unit.scoring.test_fetched_models import BYTES, version, write_model
+from mirrorspark.scoring.model.fetched import FetchedModels
+from tests.unit.scoring.test_fetched_models import version, write_model
 
 folder, limit_bytes, *names = sys.argv[1:]
-
-
-def download(name, arriving):
-    model = write_model(arriving, name)
-    if name == "never":
-        print("ready", flush=True)
-        sys.stdin.read()
-    return model
-
-
 for name in names:
-    FetchedModels(Path(folder), int(limit_bytes)).fetch(version(name), lambda arriving: download(name, arriving))
+    FetchedModels(Path(folder), int(limit_bytes)).fetch(version(name), lambda arriving: write_model(arriving, name))
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -101,11 +90,11 @@ def weights(models: FetchedModels, fetched: FetchedVersion) -> Path:
 
 def letters(models: FetchedModels) -> str:
     """Return which models there are, by the letter that they consist of."""
-    return "".join(sorted(path.read_text()[0] for path in (models.folder / "files").glob("*/weights")))
+    return "".join(sorted(path.read_text()[0] for path in models.folder.glob("entries/*/weights")))
 
 
 def on_the_way(models: FetchedModels) -> list[Path]:
-    return [*models.folder.glob("processes/*/arriving-*"), *models.folder.glob("processes/*/removed-*")]
+    return list(models.folder.glob("arriving/*"))
 
 
 @contextmanager
@@ -210,6 +199,7 @@ def test_of_many_that_ask_at_once_one_downloads(models: FetchedModels, store: St
     assert store.downloads == ["a"]
 
 
+@pytest.mark.process
 def test_other_processes_use_what_one_has_fetched(models: FetchedModels, store: Store) -> None:
     with other_process(models, "a"):
         models.fetch(version("a"), store.of("a"))
@@ -230,37 +220,7 @@ def test_a_download_that_fails_leaves_nothing(models: FetchedModels, store: Stor
     assert store.downloads == ["a"]
 
 
-def test_a_process_that_is_killed_while_it_downloads_leaves_nothing_and_is_in_nobody_s_way(
-    models: FetchedModels, store: Store
-) -> None:
-    with other_process(models, "never") as process:
-        assert len(on_the_way(models)) == 1
-        process.kill()
-        process.wait()
-    assert letters(models) == ""
-    models.fetch(version("never"), store.of("never"))
-    assert store.downloads == ["never"]
-    assert on_the_way(models) == []
-
-
-def test_what_is_longest_unused_makes_room(models: FetchedModels, store: Store) -> None:
-    with other_process(models, "a", "b", "c"):
-        pass
-    for seconds, name in enumerate("bca"):
-        fetched = models.find("http://store", f"models:/{name}/1")
-        assert fetched is not None
-        os.utime(models.path(fetched), (seconds, seconds))
-    bounded = replace(models, limit_bytes=3 * BYTES)
-    # This process uses c from now on.
-    bounded.fetch(version("c"), store.of("c"))
-    bounded.fetch(version("d"), store.of("d"))
-    assert letters(models) == "acd"
-    bounded.fetch(version("e"), store.of("e"))
-    assert letters(models) == "cde"
-    assert models.find("http://store", "models:/a/1") is None
-    assert on_the_way(models) == []
-
-
+@pytest.mark.process
 def test_what_a_living_process_uses_stays(models: FetchedModels, store: Store) -> None:
     bounded = replace(models, limit_bytes=BYTES)
     with other_process(bounded, "a"):
@@ -295,7 +255,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 DEFAULT_PROGRAM = """
 import logging
 
-from scoring.fetched_models import models_to_fetch_into
+from mirrorspark.scoring.model.fetched import models_to_fetch_into
 from tests.unit.scoring.test_fetched_models import Store, letters, version
 
 logging.basicConfig(format="%(message)s")
@@ -307,6 +267,7 @@ print(models.folder)
 """
 
 
+@pytest.mark.process
 def test_without_a_home_to_write_a_process_keeps_copies_until_it_ends_and_says_so_once(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
     environment = {
@@ -361,45 +322,22 @@ def test_a_file_system_without_locks_is_told_with_what_names_another(
         models.fetch(version("a"), store.of("a"))
 
 
-def test_only_folders_of_this_host_s_ended_processes_are_cleared(models: FetchedModels, store: Store) -> None:
-    with other_process(models, "a"):
-        (folder,) = (models.folder / "processes").iterdir()
-    elsewhere = folder.with_name("elsewhere-0")
-    shutil.copytree(folder, elsewhere)
-    models.fetch(version("b"), store.of("b"))
-    assert not folder.exists()
-    assert elsewhere.exists()
-    replace(models, limit_bytes=BYTES).fetch(version("c"), store.of("c"))
-    assert letters(models) == "abc", "the other host's process may live"
-
-
 def test_what_is_there_is_returned_while_another_download_goes_on(models: FetchedModels, store: Store) -> None:
     fetched = models.fetch(version("a"), store.of("a"))
-    (bucket,) = models.folder.glob("lock-*")
-    with bucket.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as threads:
+        began, go_on = threading.Event(), threading.Event()
+
+        def download(arriving: Path) -> Path:
+            began.set()
+            assert go_on.wait(60)
+            return write_model(arriving, "a")
+
+        again = threads.submit(models.fetch, version("a"), download, again=True)
+        assert began.wait(60)
         assert models.fetch(version("a"), store.of("a")) == fetched
-
-
-def test_the_log_says_that_another_download_is_waited_for(
-    models: FetchedModels, store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    models.fetch(version("a"), store.of("a"))
-    assert caplog.text == ""
-    (bucket,) = models.folder.glob("lock-*")
-    with bucket.open() as file, ThreadPoolExecutor(1) as threads:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        said = threading.Event()
-        handler = logging.Handler()
-        handler.emit = lambda record: said.set()  # type: ignore[method-assign]
-        logging.getLogger("scoring.fetched_models").addHandler(handler)
-        future = threads.submit(models.fetch, version("a"), store.of("a"), again=True)
-        assert said.wait(30)
-        logging.getLogger("scoring.fetched_models").removeHandler(handler)
-        fcntl.flock(file, fcntl.LOCK_UN)
-        future.result()
-    assert "waiting for a download of another process before models:/a/1 is fetched" in caplog.text
+        go_on.set()
+        again.result()
+    assert store.downloads == ["a"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
@@ -412,29 +350,18 @@ def test_a_download_that_the_disk_refuses_is_the_folder_s_fault(models: FetchedM
     assert on_the_way(models) == []
 
 
-def test_what_lies_among_the_models_and_is_none_is_left_alone(models: FetchedModels, store: Store) -> None:
-    with other_process(models, "a"):
-        pass
-    others = [models.folder / "files" / name for name in (".nfs0000", "lost+found", "notes-12")]
-    for other in others:
-        other.mkdir()
-    replace(models, limit_bytes=BYTES).fetch(version("b"), store.of("b"))
-    assert letters(models) == "b"
-    assert all(other.exists() for other in others)
-
-
 @pytest.mark.parametrize(
     ("said", "offline"), [("1", True), ("True", True), ("0", False), ("false", False), ("", False)]
 )
 def test_the_environment_asks_to_be_offline(monkeypatch: pytest.MonkeyPatch, said: str, offline: bool) -> None:
     monkeypatch.setenv("MIRRORSPARK_OFFLINE", said)
-    assert asks_to_be_offline() == offline
+    assert is_offline_by_environment() == offline
 
 
 def test_a_word_that_says_neither_yes_nor_no_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIRRORSPARK_OFFLINE", "yes")
     with pytest.raises(ValueError, match="MIRRORSPARK_OFFLINE is 'yes'; set it to 1 or true"):
-        asks_to_be_offline()
+        is_offline_by_environment()
 
 
 def test_the_folder_is_the_user_s_own_below_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

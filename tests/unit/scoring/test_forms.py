@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring.checks import ScoringError
-from scoring.forms import AtLeast, Columns, Long, Struct, TopK, Wide, form_named, form_of
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.output.forms import AtLeast, Columns, Long, Struct, TopK, Wide, form_named, form_of
 
 LABELS = {"scores": ("books", "toys", "music")}
 OUTPUTS = {"scores": pa.array([[0.5, 0.1, 0.5], [0.2, 0.9, 0.3]], pa.list_(pa.float32()))}

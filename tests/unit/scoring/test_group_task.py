@@ -9,22 +9,21 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.parquet_rows import BATCH_ROWS
-from scoring import loaded_model
-from scoring.bad_rows import BadRowError
-from scoring.counters import Counters, Tally
-from scoring.forms import Long, Wide
-from scoring.group_task import GroupTask, Unknown
-from scoring.loaded_model import LoadedModel
-from scoring.model_cache import PROCESS_CACHE
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import resolve
-from scoring.package import package_model
-from scoring.scorer import Scorer, Settings
-from scoring.shipping import ShippedModel
+from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
+from mirrorspark.scoring.model import loaded as loaded_model
+from mirrorspark.scoring.model.cache import PROCESS_CACHE
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.output.bad_rows import BadRowError
+from mirrorspark.scoring.output.forms import Long, Wide
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task.counters import Counters, Tally
+from mirrorspark.scoring.task.group_task import GroupTask, Unknown
+from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
 from tests.unit.scoring.exported_models import export_baskets
 
 # North's model doubles x, south's takes the opposite of y, and reads no x.
@@ -80,7 +79,6 @@ def scored_by(task: GroupTask, *batches: pa.RecordBatch) -> list[dict[str, Any]]
     is_sorted=st.booleans(),
     part_rows=st.integers(1, 50),
 )
-@settings(deadline=None)
 def test_every_row_has_its_own_model_s_score_in_its_place(
     models: dict[str, Path], regions: list[str | None], is_sorted: bool, part_rows: int
 ) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.raw_columns import ColumnError
-from scoring.backends.protocol import ModelOutputError, UnsupportedModelError
-from scoring.hooks import HookError, Hooks
-from scoring.inputs import Column
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import DESCRIPTION_FILE, ModelDirectory, ModelDirectoryError, folder_digest
-from scoring.package import package_model
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
+from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory, ModelDirectoryError, folder_digest
+from mirrorspark.scoring.model.hooks import HookError, Hooks
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import (
     LINEAR,
     boxes,
@@ -79,7 +79,7 @@ def test_a_function_of_the_model_decodes_a_column(tmp_path: Path) -> None:
     scores = LoadedModel(moved).score(table, batch_size=2)["score"]
     np.testing.assert_allclose(scores, model(images.astype(np.float32)).numpy()[:, 0], rtol=0, atol=1e-6)
     broken = pa.record_batch({"image": [images[0].tobytes(), b"short"]})
-    ((row, message),) = LoadedModel(moved).faults(broken).items()
+    ((row, message),) = LoadedModel(moved).row_errors(broken).items()
     assert row == 1
     assert message.startswith("column 'image' has a value that is not decoded by raw of hooks.py: cannot reshape")
 

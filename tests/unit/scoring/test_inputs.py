@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.raw_columns import ColumnError
-from scoring.inputs import Column, ColumnInputs, Faults, Matrix
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix, RowErrors
 
 
 def read(column: Column, values: Any, type_: pa.DataType | None = None) -> np.ndarray:
     return column.read(pa.table({column.name: pa.array(values, type_)}))
 
 
-def faults(column: Column, values: Any, type_: pa.DataType | None = None, length: int | None = None) -> Faults:
+def row_errors(column: Column, values: Any, type_: pa.DataType | None = None, length: int | None = None) -> RowErrors:
     return column.examined(pa.table({column.name: pa.array(values, type_)}), length)[1]
 
 
@@ -26,7 +26,7 @@ def test_a_number_that_is_missing_is_nan_or_refused_or_filled(type_: str) -> Non
     np.testing.assert_array_equal(read(Column("x", type_, fill=-1), values), [1.5, -1.0, -1.0])
     with pytest.raises(ColumnError, match=r"column 'x' \(.*\) has null or NaN, which.*coalesce.*a fill"):
         read(Column("x", type_, nulls="fail"), values)
-    assert list(faults(Column("x", type_, nulls="fail"), values)) == [1, 2]
+    assert list(row_errors(Column("x", type_, nulls="fail"), values)) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_a_column_of_another_type_is_refused_by_name(type_: str, values: list[An
 def test_a_number_too_large_for_its_type_is_a_fault_of_its_row() -> None:
     with pytest.raises(ColumnError, match=r"column 'x' has a value that is no int \(1099511627776\)"):
         read(Column("x", "int"), [2**40])
-    assert list(faults(Column("x", "int"), [1, None, 2**40, -(2**31)])) == [1, 2]
-    assert list(faults(Column("x", "bigint"), [2**63, 1], pa.uint64())) == [0]
-    assert list(faults(Column("x", "array<int>"), [[1, 2], [3, 2**31]])) == [1]
+    assert list(row_errors(Column("x", "int"), [1, None, 2**40, -(2**31)])) == [1, 2]
+    assert list(row_errors(Column("x", "bigint"), [2**63, 1], pa.uint64())) == [0]
+    assert list(row_errors(Column("x", "array<int>"), [[1, 2], [3, 2**31]])) == [1]
 
 
 def test_lists_of_one_length_become_rows() -> None:
@@ -91,11 +91,11 @@ def test_lists_of_one_length_become_rows() -> None:
 
 def test_lists_of_another_length_than_most_are_faults_of_their_rows_unless_the_model_says_a_length() -> None:
     column, values = Column("x", "array<float>"), [[1.0], [2.0, 3.0], None, [4.0, 5.0], []]
-    assert list(faults(column, values)) == [0, 2, 4]
-    assert list(faults(column, values, length=1)) == [1, 2, 3, 4]
-    assert list(faults(column, [[1.0], [2.0, 3.0]])) == [1]  # of as many lengths, the first
-    assert list(faults(Column("x", "array<float>", nulls="fail"), [[1.0, 2.0], [3.0], [4.0, None]])) == [1, 2]
-    assert list(faults(column, [None, None])) == [0, 1]
+    assert list(row_errors(column, values)) == [0, 2, 4]
+    assert list(row_errors(column, values, length=1)) == [1, 2, 3, 4]
+    assert list(row_errors(column, [[1.0], [2.0, 3.0]])) == [1]  # of as many lengths, the first
+    assert list(row_errors(Column("x", "array<float>", nulls="fail"), [[1.0, 2.0], [3.0], [4.0, None]])) == [1, 2]
+    assert list(row_errors(column, [None, None])) == [0, 1]
     np.testing.assert_array_equal(read(column, [[1.0], [2.0]]), [[1.0], [2.0]])
 
 
@@ -140,5 +140,5 @@ def test_a_check_of_the_schema_names_what_is_missing_or_of_another_type() -> Non
 def test_inputs_that_cannot_be_are_refused() -> None:
     with pytest.raises(ColumnError, match=r"columns \['a'\] are given twice"):
         ColumnInputs((Column("a", "float"), Column("a", "double")))
-    with pytest.raises(ColumnError, match=r"columns \['b'\] are not what the model takes: one array of float"):
+    with pytest.raises(ColumnError, match=r"columns \['b'\] do not fit the model, which takes one array of float"):
         ColumnInputs((Column("a", "float"), Column("b", "string")), Matrix("features", "float"))

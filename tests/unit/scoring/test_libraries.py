@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scoring.backends.libraries import library
+from mirrorspark.scoring.backends.libraries import library
 
 WATCHES = "import gc\nwas_enabled = gc.isenabled()\n"
 

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from data_pipelines.feature_kinds import Label
-from data_pipelines.raw_columns import ColumnError, raw_inputs
-from scoring import loaded_model
-from scoring.backends.protocol import ModelOutputError
-from scoring.backends.trained_model import TrainedBackend
-from scoring.inputs import Column
-from scoring.loaded_model import LoadedModel, Search
-from scoring.mirrorspark_pyfunc import RawColumnsModel
-from scoring.model_directory import DESCRIPTION_FILE, FEATURES_FOLDER
-from scoring.package import package_model
+from mirrorspark.data_pipelines.features.kinds import Label
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_inputs
+from mirrorspark.scoring.backends.protocol import ModelOutputError
+from mirrorspark.scoring.backends.trained_model import TrainedBackend
+from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model import loaded as loaded_model
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, FEATURES_FOLDER
+from mirrorspark.scoring.model.loaded import LoadedModel, Search
+from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
+from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.exported_models import (
     BASKETS,
     FLIGHTS,
@@ -136,7 +136,7 @@ def test_a_model_whose_lists_have_a_fixed_length_is_scored_alike(
 ) -> None:
     """F14: such as one that was exported before lists could have any length."""
     expected = LoadedModel(export_histories(tmp_path / "any")).score(HISTORIES)
-    monkeypatch.setattr("models.serving.lists_of_any_length", lambda model: ())
+    monkeypatch.setattr("mirrorspark.models.serving.lists_of_any_length", lambda model: ())
     fixed = LoadedModel(export_histories(tmp_path / "fixed"))
     given_shapes.clear()
     found = fixed.score(HISTORIES, batch_size=2)
@@ -212,20 +212,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 sys.modules["scann"] = None  # what cannot be imported
-from scoring.loaded_model import LoadedModel, Search
+from mirrorspark.scoring.model.loaded import LoadedModel, Search
 model = LoadedModel(Path(sys.argv[1]))
 rows = pa.table({"user": ["u0"], "history": [["m1"]], "seen": [["m2"]]})
 nothing = np.empty(0, np.int64)
 for index in ("exact", "cells"):
-    (found,) = model.searching(Search(index, 5, nothing)).score_arrow(rows)["candidates"].to_pylist()
+    (found,) = model.with_search(Search(index, 5, nothing)).score_arrow(rows)["candidates"].to_pylist()
     print(len(set(found)))
 try:
-    model.searching(Search("scann", 5, nothing))
+    model.with_search(Search("scann", 5, nothing))
 except ModuleNotFoundError as error:
     print(error)
 """
 
 
+@pytest.mark.process
 def test_a_model_with_a_scann_index_needs_scann_for_that_index_alone(tmp_path: Path) -> None:
     """R1: where the package is missing, all but its own index works."""
     pytest.importorskip("scann", reason="scann is not installed: it has wheels for Linux on x86-64 alone")
@@ -249,10 +250,10 @@ def test_a_search_finds_as_many_as_asked_for_of_what_is_available(movies_model: 
     model = LoadedModel(movies_model)
     table = pa.table({"user": ["u0"], "history": [["m1"]], "seen": pa.array([["m5"]], pa.list_(pa.string()))})
     before = model.score_arrow(table)
-    exact = model.searching(Search("exact", 39, np.empty(0, np.int64))).score_arrow(table)["candidates"][0].as_py()
+    exact = model.with_search(Search("exact", 39, np.empty(0, np.int64))).score_arrow(table)["candidates"][0].as_py()
     assert set(exact) == {f"m{number}" for number in range(40)} - {"m5"}
     # Ids 2 to 21 are m0 to m19.
-    half = model.searching(Search("cells", 3, np.arange(2, 22))).score_arrow(table)["candidates"][0].as_py()
+    half = model.with_search(Search("cells", 3, np.arange(2, 22))).score_arrow(table)["candidates"][0].as_py()
     assert len(half) == 3
     assert not set(half) & {f"m{number}" for number in range(20)}
     assert model.score_arrow(table) == before
@@ -261,7 +262,7 @@ def test_a_search_finds_as_many_as_asked_for_of_what_is_available(movies_model: 
 
 def test_an_index_that_the_model_lacks_is_named(movies_model: Path) -> None:
     with pytest.raises(ModelOutputError, match="but not 'hnsw'; export the model again"):
-        LoadedModel(movies_model).searching(Search("hnsw", 3, np.empty(0, np.int64)))
+        LoadedModel(movies_model).with_search(Search("hnsw", 3, np.empty(0, np.int64)))
 
 
 def test_outputs_other_than_described_are_refused(flights_model: Path, tmp_path: Path) -> None:

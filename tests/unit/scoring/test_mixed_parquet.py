@@ -19,8 +19,8 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from scoring.checks import ScoringError
-from scoring.mixed_parquet import schema_of_all, without_overlaps
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.mixed_parquet import schema_of_all, without_overlaps
 
 
 def schemas(*files: dict[str, DataType]) -> dict[str, StructType]:

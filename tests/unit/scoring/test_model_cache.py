@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from scoring.loaded_model import LoadedModel
-from scoring.model_cache import ModelCache, ModelChangedError, load_once
-from scoring.model_directory import folder_digest
+from mirrorspark.scoring.model.cache import ModelCache, ModelChangedError, load_once
+from mirrorspark.scoring.model.directory import folder_digest
+from mirrorspark.scoring.model.loaded import LoadedModel
 
 
 def fake_model() -> LoadedModel:

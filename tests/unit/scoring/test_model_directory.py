@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.feature_kinds import Label
-from data_pipelines.fitted import FeatureMismatchError
-from scoring.model_directory import (
+from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
+from mirrorspark.data_pipelines.features.kinds import Label
+from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     ModelDescription,
     ModelDirectory,

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scoring.inputs import Column, ColumnInputs, Matrix
-from scoring.model_directory import ModelDirectory, ModelDirectoryError, PackagedDescription, folder_digest
-from scoring.model_uri import ModelNotFoundError, ModelStoreError, resolve
-from scoring.package import package_model
+from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
+from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, PackagedDescription, folder_digest
+from mirrorspark.scoring.model.uri import ModelNotFoundError, ModelStoreError, resolve
+from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.exported_models import log_flights
 from tests.unit.scoring.other_models import LINEAR
 
@@ -25,7 +25,7 @@ LIMITS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoring.store_reachability._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("mirrorspark.scoring.model.uri._PAUSE_SECONDS", 0)
 
 
 @dataclass(frozen=True)
@@ -209,12 +209,13 @@ def test_a_store_that_cannot_be_asked_is_told_in_one_line_without_its_password(
 def test_a_registry_that_nobody_listens_at_is_named_and_the_store_beside_it_is_not(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoring.model_uri.registry_of", lambda _: "http://127.0.0.1:9")
+    monkeypatch.setattr("mirrorspark.scoring.model.uri.registry_of", lambda _: "http://127.0.0.1:9")
     with pytest.raises(ModelStoreError, match=r"in the MLflow store http://127\.0\.0\.1:9: Connection refused"):
         resolve("models:/flights/1", store.uri)
     assert resolve(f"runs:/{store.run_id}/model", store.uri).label == f"model/{store.run_id}"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_throttles_is_asked_as_often_as_mlflow_asks_by_itself(
     monkeypatch: pytest.MonkeyPatch, status: int

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from scoring.checks import ScoringError
-from scoring.null_policy import NullPolicy
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.null_policy import NullPolicy
 
 
 def test_nulls_are_filled_or_refused_column_by_column() -> None:
@@ -14,12 +14,12 @@ def test_nulls_are_filled_or_refused_column_by_column() -> None:
     assert filled.to_pydict() == {"a": [1, 7], "b": ["none", "x"], "c": [None, 1.0]}
     assert filled.schema.field("a").type == pa.int32()
     strict = NullPolicy({"b": "fail", "c": "fail", "a": 7})
-    assert strict.faults(batch) == {0: "column 'c' is null, which the null policy does not allow"}
-    assert NullPolicy({"a": "fail", "b": "fail"}).faults(batch) == {
+    assert strict.row_errors(batch) == {0: "column 'c' is null, which the null policy does not allow"}
+    assert NullPolicy({"a": "fail", "b": "fail"}).row_errors(batch) == {
         0: "column 'b' is null, which the null policy does not allow",
         1: "column 'a' is null, which the null policy does not allow",
     }
-    assert strict.faults(batch.slice(1)) == policy.faults(batch) == {}
+    assert strict.row_errors(batch.slice(1)) == policy.row_errors(batch) == {}
 
 
 def test_a_column_without_a_type_takes_that_of_what_fills_it() -> None:

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.parquet_rows import ParquetError
-from data_pipelines.storage import StoragePath
-from scoring.checks import ScoringError
-from scoring.older_scores import check_same_columns
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.output.older_scores import check_same_columns
+from mirrorspark.storage.paths import StoragePath
 
 SCORES = pa.schema({"id": pa.int64(), "score": pa.float32(), "model_version": pa.string()})
 

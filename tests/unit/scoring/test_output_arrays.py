@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from scoring.backends.protocol import ModelOutputError
-from scoring.loaded_model import LoadedModel
-from scoring.package import package_model
+from mirrorspark.scoring.backends.protocol import ModelOutputError
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import LINEAR
 
 # The score of a box decides which text it gets; one is in Latin-1, which the other function decodes.

@@ -12,11 +12,10 @@ import onnx
 import pyarrow as pa
 import pytest
 
-from data_pipelines.raw_columns import ColumnError
-from scoring.backends.protocol import ModelOutputError, UnsupportedModelError
-from scoring.inputs import Column
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import (
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
+from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     FORMAT_VERSION,
     ModelDescription,
@@ -25,8 +24,9 @@ from scoring.model_directory import (
     PackagedDescription,
     exported_with,
 )
-from scoring.model_uri import resolve
-from scoring.package import package_model
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import (
     LINEAR,
     NAMES,

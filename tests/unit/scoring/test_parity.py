@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scoring.parity import join_on_keys, parity, ranking_parity
+from mirrorspark.scoring.parity import join_on_keys, parity, ranking_parity
 
 
 def test_identical_scores_give_zeros_and_pass() -> None:

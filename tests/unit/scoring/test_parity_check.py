@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scoring.parity import log_to_mlflow, parity, parity_check
-from scoring.parity.order import label_changes, rank_changes
+from mirrorspark.scoring.parity import log_parity, parity, parity_check
+from mirrorspark.scoring.parity.order import label_changes, rank_changes
 
 Way = Callable[[object], pa.Table]
 
@@ -151,8 +151,8 @@ def test_a_run_keeps_the_report_as_artifacts_and_tags(tmp_path: Path) -> None:
     experiment_id = client.create_experiment("checks", (tmp_path / "artifacts").as_uri())
     run_id = client.create_run(experiment_id).info.run_id
     failed = parity([0.1, 0.7], [0.1, 0.2])
-    log_to_mlflow(failed, run_id, tracking_uri=store_uri)
-    log_to_mlflow(parity([0.1], [0.1]), run_id, tracking_uri=store_uri, name="of_sql")
+    log_parity(failed, run_id, tracking_uri=store_uri)
+    log_parity(parity([0.1], [0.1]), run_id, tracking_uri=store_uri, name="of_sql")
 
     tags = client.get_run(run_id).data.tags
     assert (tags["parity_check"], tags["parity_check.max"], tags["of_sql"]) == ("FAILED", "5.000e-01", "passed")

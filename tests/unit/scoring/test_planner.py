@@ -4,11 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring.checks import ScoringError
-from scoring.planner import DEFAULT_TASK_SECONDS, Plan, check_task_seconds, may_take_longer, plan_tasks
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.task.planner import (
+    DEFAULT_TASK_SECONDS,
+    TaskPlan,
+    check_task_seconds,
+    may_take_longer,
+    plan_tasks,
+)
 
 
-def rows_of_tasks(group_rows: list[int], plan: Plan) -> list[list[int]]:
+def rows_of_tasks(group_rows: list[int], plan: TaskPlan) -> list[list[int]]:
     """Return the rows of each row group of each task."""
     rows = iter(group_rows)
     return [[next(rows) for _ in range(count)] for count in plan.groups_per_task]
@@ -54,7 +60,7 @@ def shortest(group_rows: list[int], tasks: int) -> int:
 def test_there_are_as_many_tasks_as_fill_the_slots_evenly() -> None:
     # Of 25 rows a task takes two row groups: five tasks, and six are a multiple of two.
     plan = plan_tasks([10] * 10, [5, 5], rows_per_second=1.0, slots=2, task_seconds=25.0)
-    assert plan == Plan((2, 2, 2, 2, 1, 1), longest_seconds=20.0, largest_group_rows=10, fitting_group_rows=25)
+    assert plan == TaskPlan((2, 2, 2, 2, 1, 1), longest_seconds=20.0, largest_group_rows=10, fitting_group_rows=25)
     assert (plan.tasks, plan.has_large_groups) == (6, False)
 
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.storage import StorageError
-from scoring.precompute import encoded_batches, precompute
-from scoring.precomputed import PrecomputedScores, StoreError
+from mirrorspark.scoring.precomputed.precompute import encoded_batches, precompute
+from mirrorspark.scoring.precomputed.store import PrecomputedScores, StoreError
+from mirrorspark.storage.paths import StorageError
 
 LISTS = pa.table(
     {
@@ -198,9 +198,9 @@ def test_a_store_stays_open_where_no_new_one_can_be(tmp_path: Path, caplog: pyte
             spoil()
             now[0] += 1.0
             caplog.clear()
-            with caplog.at_level(logging.WARNING, "scoring.precomputed"):
+            with caplog.at_level(logging.WARNING, "mirrorspark.scoring.precomputed.store"):
                 assert scores.get(1) == {"id": 1, "items": ["a"], "score": 1.0}
-            assert "the store that is open stays so" in caplog.text
+            assert "the open store stays in use" in caplog.text
             with pytest.raises(error):
                 scores.reload()
         assert scores.get(2) is not None

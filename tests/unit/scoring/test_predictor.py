@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from data_pipelines.raw_columns import ColumnError
-from scoring.checks import ScoringError
-from scoring.inputs import Column
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import DESCRIPTION_FILE, ModelDirectoryError
-from scoring.model_uri import resolve
-from scoring.package import package_model
-from scoring.predictor import Predictor
-from scoring.versions import ModelVersionsError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectoryError
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.versions import ModelVersionsError
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.predictor import Predictor
 from tests.unit.scoring.exported_models import FLIGHTS, MEMBERS, ORDERS, export_members, export_orders
 from tests.unit.scoring.other_models import LINEAR, pictures, png, save_picture_keras, save_sklearn
 

@@ -11,17 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.parquet_rows import ParquetRows
-from data_pipelines.publish import SaveMode, WriteJob
-from data_pipelines.storage import StoragePath
-from scoring.counters import Tally
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import resolve
-from scoring.probe import ProbeTask
-from scoring.score_writer import ScoreWriter
-from scoring.scorer import Scorer
-from scoring.shipping import ShippedModel
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
+from mirrorspark.scoring.files import ScoreWriter
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.task.counters import Tally
+from mirrorspark.scoring.task.probe import ProbeTask
+from mirrorspark.scoring.task.scorer import Scorer, ShippedModel
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import SaveMode, WriteJob
 from tests.unit.scoring.exported_models import FLIGHTS
 
 ROWS = 5_000
@@ -74,7 +73,7 @@ class Clock:
 
 def on_a_clock(monkeypatch: pytest.MonkeyPatch, *, per_row: float, first_call: float = 0.0) -> Clock:
     clock = Clock(first_call, per_row)
-    monkeypatch.setattr("scoring.probe.time", clock)
+    monkeypatch.setattr("mirrorspark.scoring.task.probe.time", clock)
     monkeypatch.setattr(ScoreWriter, "scored", clock.scored)
     return clock
 
@@ -125,7 +124,7 @@ def test_a_measurement_whose_first_piece_takes_below_half_a_minute_takes_below_a
 
 
 def test_a_sample_ends_where_it_says_enough(probe: ProbeTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoring.probe._MOST_ROWS", 1_000)
+    monkeypatch.setattr("mirrorspark.scoring.task.probe._MOST_ROWS", 1_000)
     [measured] = told(probe, 0)
     # 256, 256 and 512 rows, of which the first warm up.
     assert measured["rows"] == 768

@@ -9,15 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scoring.batch import BatchTask
-from scoring.forms import Form, Labels, Shaped
-from scoring.group_task import GroupTask
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import resolve
-from scoring.package import package_model
-from scoring.row_count import RowCountError
-from scoring.scorer import Scorer, Settings
-from scoring.shipping import ShippedModel
+from mirrorspark.scoring.batch import BatchTask
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.output.forms import Form, Labels, Shaped
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task.batches import RowCountError
+from mirrorspark.scoring.task.group_task import GroupTask
+from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
 
 Task = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
@@ -86,7 +85,7 @@ def rows_of(way: str) -> pa.RecordBatch:
     ],
 )
 def test_a_task_that_does_not_give_as_many_rows_as_it_took_fails(model: Path, way: str, form: Form, given: int) -> None:
-    message = rf"took 4 rows and gave {given} rows of scores, though the form {type(form).__name__}\(\) keeps rows"
+    message = rf"read 4 rows and returned {given} rows of scores, though the form {type(form).__name__}\(\) has one"
     with pytest.raises(RowCountError, match=message):
         list(task_of(model, form, way)([rows_of(way)]))
 
@@ -102,7 +101,7 @@ def test_a_task_that_is_stopped_has_not_lost_what_it_did_not_give(
     model: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """As Spark does it for a query with a limit; here after one of several parts."""
-    monkeypatch.setattr("scoring.loaded_model.PART_BYTES", 8)
+    monkeypatch.setattr("mirrorspark.scoring.model.loaded.PART_BYTES", 8)
     scored = task_of(model, Twice(), way)([rows_of(way)])
     next(scored)
     scored.close()  # type: ignore[attr-defined]

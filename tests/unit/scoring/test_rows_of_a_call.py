@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scoring import loaded_model
-from scoring.counters import Tally
-from scoring.loaded_model import LoadedModel
-from scoring.package import package_model
-from scoring.predictor import Predictor
+from mirrorspark.scoring.model import loaded as loaded_model
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.task.counters import Tally
 from tests.unit.scoring.other_models import (
     NAMES,
     boxes,

@@ -8,21 +8,20 @@ import pyarrow as pa
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from data_pipelines.raw_columns import ColumnError
-from scoring.bad_rows import BadRowError
-from scoring.checks import ScoringError
-from scoring.counters import Tally
-from scoring.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
-from scoring.inputs import Column
-from scoring.loaded_model import LoadedModel
-from scoring.model_cache import PROCESS_CACHE
-from scoring.model_directory import DESCRIPTION_FILE, ModelDirectory
-from scoring.model_uri import resolve
-from scoring.null_policy import NullPolicy
-from scoring.package import package_model
-from scoring.scorer import Scorer, Settings
-from scoring.shipping import ShippedModel
-from scoring.versions import ModelVersionsError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.input.null_policy import NullPolicy
+from mirrorspark.scoring.model.cache import PROCESS_CACHE
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.versions import ModelVersionsError
+from mirrorspark.scoring.output.bad_rows import BadRowError
+from mirrorspark.scoring.output.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task.counters import Tally
+from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 from tests.unit.scoring.other_models import (
     LINEAR,
@@ -112,7 +111,7 @@ def test_a_column_of_a_wrong_type_is_no_row_s_fault(baskets: Path) -> None:
 
 
 def test_scores_that_would_have_a_column_twice_are_refused(tmp_path: Path) -> None:
-    from data_pipelines.feature_kinds import Label
+    from mirrorspark.data_pipelines.features.kinds import Label
 
     directory = ModelDirectory.open(export_baskets(tmp_path, Label("tags", "multi_label", classes=3)))
     assert Settings(outputs=Wide()).schema(directory).names == ["0", "1", "2", "model_version"]
@@ -237,8 +236,8 @@ def test_a_task_limits_the_numeric_libraries_of_its_process(monkeypatch: pytest.
     """S10: NumPy multiplies with as many threads as the task has cores."""
     pinned = resolve(package_model({**LINEAR, "intercept": 0.5}, tmp_path / "model"))  # which no test has loaded yet
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
-    monkeypatch.setattr("scoring.scorer.TaskContext", TaskOfOneCore)
-    monkeypatch.setattr("scoring.scorer.spare_the_garbage_collector", lambda **_: None)
+    monkeypatch.setattr("mirrorspark.scoring.task.scorer.TaskContext", TaskOfOneCore)
+    monkeypatch.setattr("mirrorspark.scoring.task.scorer.freeze_gc", lambda **_: None)
     with threadpool_limits(2):
         assert scorer.load(Tally()).threads == 1
         assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}
@@ -248,7 +247,7 @@ def test_a_task_refuses_a_package_of_other_libraries_before_it_loads_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """L10."""
-    monkeypatch.setattr("scoring.scorer.spare_the_garbage_collector", lambda **_: None)
+    monkeypatch.setattr("mirrorspark.scoring.task.scorer.freeze_gc", lambda **_: None)
     folder = package_model({**LINEAR, "intercept": 1.5}, tmp_path / "model")  # which no test has loaded yet
     document = json.loads((folder / DESCRIPTION_FILE).read_text())
     (folder / DESCRIPTION_FILE).write_text(json.dumps(document | {"versions": {"numpy": "0.1.2"}}))
@@ -282,7 +281,7 @@ def test_objects_that_are_frozen_are_walked_again_only_where_a_model_was_let_go(
 ) -> None:
     """S1, S18: a worker may load thousands of models; of those that it lets go nothing may stay."""
     collector = KeptCalls()
-    monkeypatch.setattr("scoring.process_tuning.gc", collector)
+    monkeypatch.setattr("mirrorspark.scoring.task.scorer.gc", collector)
     for number, capacity_bytes in enumerate([2**40, 1]):
         model = {"coefficients": {"x": 31.5 + number}}  # which no test has loaded yet
         pinned = resolve(package_model(model, tmp_path / str(number)))

@@ -14,12 +14,12 @@ import cloudpickle
 import pytest
 from pyspark import SparkFiles
 
-from scoring.batch import BatchTask
-from scoring.model_directory import folder_digest
-from scoring.model_uri import PinnedModel, resolve
-from scoring.package import package_model
-from scoring.scorer import Scorer
-from scoring.shipping import ShippedModel, portable, ship, ship_all
+from mirrorspark.data_pipelines.spark.tasks import portable
+from mirrorspark.scoring.batch import BatchTask
+from mirrorspark.scoring.model.directory import folder_digest
+from mirrorspark.scoring.model.uri import PinnedModel, resolve
+from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task.scorer import Scorer, ShippedModel, ship, ship_all
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ def test_a_portable_task_does_what_the_task_does() -> None:
 
 def test_an_executor_without_our_packages_says_which_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     travelling = cloudpickle.dumps(portable(TASK))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scoring"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mirrorspark"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "scoring", None)
+    monkeypatch.setitem(sys.modules, "mirrorspark", None)
     run = pickle.loads(travelling)  # noqa: S301
-    with pytest.raises(ModuleNotFoundError, match=r"on this executor cannot import 'scoring.*'; install mirrorspark"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"on this executor cannot import 'mirrorspark.*'; install mirrorspark"
+    ):
         run([])
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scoring.checks import ScoringError
-from scoring.sources import SparkSource, find_source
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.sources import SparkSource, find_source
 
 
 def file_at(path: Path) -> Path:
@@ -32,7 +32,7 @@ def test_a_table_is_known_by_its_log_however_deep_its_files_are(
 ) -> None:
     file_at(tmp_path / "table" / place)
     (tmp_path / "table" / log).mkdir()
-    with caplog.at_level("WARNING", "scoring.sources"):
+    with caplog.at_level("WARNING", "mirrorspark.scoring.input.sources"):
         assert find_source(tmp_path / "table", None) == SparkSource(table_format, (f"file://{tmp_path}/table",))
     assert f"is no folder of plain files ({log}): Spark reads it, which is slower" in caplog.text
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scoring.store_reachability import check_somebody_listens
+from mirrorspark.scoring.model.uri import check_listening
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
@@ -40,22 +40,22 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plugged(monkeypatch: pytest.MonkeyPatch, *outcomes: Exception | None) -> Network:
     network = Network(*outcomes)
-    monkeypatch.setattr("scoring.store_reachability.socket", SimpleNamespace(create_connection=network.connect))
-    monkeypatch.setattr("scoring.store_reachability.time", SimpleNamespace(sleep=network.pauses.append))
+    monkeypatch.setattr("mirrorspark.scoring.model.uri.socket", SimpleNamespace(create_connection=network.connect))
+    monkeypatch.setattr("mirrorspark.scoring.model.uri.time", SimpleNamespace(sleep=network.pauses.append))
     return network
 
 
 def test_a_server_that_is_away_is_tried_twice_and_told_within_12_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     network = plugged(monkeypatch, TimeoutError("timed out"), REFUSED)
     with pytest.raises(ConnectionRefusedError, match="Connection refused"):
-        check_somebody_listens("http://mlflow.example:5000")
+        check_listening("http://mlflow.example:5000")
     assert [address for address, _ in network.tries] == [("mlflow.example", 5000)] * 2
     assert sum(limit for _, limit in network.tries) + sum(network.pauses) == 12
 
 
 def test_the_second_try_may_find_a_server_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     network = plugged(monkeypatch, REFUSED, None)
-    check_somebody_listens("http://mlflow.example:5000")
+    check_listening("http://mlflow.example:5000")
     assert len(network.tries) == 2
 
 
@@ -71,7 +71,7 @@ def test_a_server_that_listens_is_tried_once(
     monkeypatch: pytest.MonkeyPatch, address: str, place: tuple[str, int]
 ) -> None:
     network = plugged(monkeypatch, None)
-    check_somebody_listens(address)
+    check_listening(address)
     assert [tried for tried, _ in network.tries] == [place]
     assert network.pauses == []
 
@@ -94,12 +94,12 @@ def test_what_is_no_server_that_mlflow_speaks_http_to_is_left_to_mlflow(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     network = plugged(monkeypatch, REFUSED, REFUSED)
-    check_somebody_listens(address)
+    check_listening(address)
     assert network.tries == []
 
 
 def test_a_name_that_no_host_can_have_is_left_to_mlflow() -> None:
-    check_somebody_listens(f"http://{'a' * 64}.example:5000")
+    check_listening(f"http://{'a' * 64}.example:5000")
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
@@ -107,14 +107,14 @@ def test_behind_a_proxy_nobody_is_tried_but_whom_it_leaves_out(monkeypatch: pyte
     network = plugged(monkeypatch, None)
     monkeypatch.setenv(variable, "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "inside.example")
-    check_somebody_listens("http://mlflow.example:5000")
+    check_listening("http://mlflow.example:5000")
     assert network.tries == []
-    check_somebody_listens("http://mlflow.inside.example:5000")
+    check_listening("http://mlflow.inside.example:5000")
     assert [address for address, _ in network.tries] == [("mlflow.inside.example", 5000)]
 
 
 def test_a_proxy_of_the_other_scheme_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     network = plugged(monkeypatch, None)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    check_somebody_listens("http://mlflow.example:5000")
+    check_listening("http://mlflow.example:5000")
     assert len(network.tries) == 1

@@ -2,8 +2,8 @@
 
 import inspect
 
-from scoring.batch import score
-from scoring.tfrecord_input import score_tfrecords
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.input.tfrecords import score_tfrecords
 
 # What the files have besides the model's columns is never read, and they are no Parquet files.
 OF_TABLES_ALONE = {"df", "extra_columns", "reader"}

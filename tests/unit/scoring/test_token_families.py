@@ -5,12 +5,11 @@ from typing import cast
 import pyarrow as pa
 import pytest
 
-from data_pipelines.feature_kinds import Categorical, Feature, MultiValued, Numeric, Sequence
-from data_pipelines.raw_columns import ColumnError
-from scoring.inputs import FeatureInputs
-from scoring.scorer import Scorer
-from scoring.token_families import check_token_families, token_family, trained_families
-from scoring.udf import ColumnsTask
+from mirrorspark.data_pipelines.features.kinds import Categorical, Feature, MultiValued, Numeric, Sequence
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.input.inputs import FeatureInputs, check_token_families, token_family, trained_families
+from mirrorspark.scoring.task.scorer import Scorer
+from mirrorspark.scoring.udf import ColumnsTask
 
 FEATURES: tuple[Feature, ...] = (
     Categorical("member"),

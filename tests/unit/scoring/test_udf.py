@@ -8,15 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scoring import loaded_model, regroup, udf
-from scoring.bad_rows import BadRowError
-from scoring.counters import Counters, Tally
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import ModelDirectory
-from scoring.model_uri import resolve
-from scoring.scorer import Scorer, Settings
-from scoring.shipping import ShippedModel
-from scoring.udf import ColumnsTask
+from mirrorspark.scoring import udf
+from mirrorspark.scoring.model import loaded as loaded_model
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.output.bad_rows import BadRowError
+from mirrorspark.scoring.task import batches
+from mirrorspark.scoring.task.counters import Counters, Tally
+from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
+from mirrorspark.scoring.udf import ColumnsTask
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 
 (ROWS,) = BASKETS.combine_chunks().to_batches()
@@ -80,7 +81,7 @@ def test_wide_rows_are_encoded_in_pieces(baskets: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(LoadedModel, "score_arrow", counted)
     most = TEN_TIMES.nbytes * 3 // 4
-    monkeypatch.setattr(udf, "pieces", lambda batch: regroup.pieces(batch, most))
+    monkeypatch.setattr(udf, "pieces", lambda batch: batches.pieces(batch, most))
     (array,) = task_of(baskets)(structs(TEN_TIMES))
     assert (len(array), encoded) == (40, [20, 20])
 

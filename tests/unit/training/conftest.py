@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from training.config import RECIPE_FILE, SQL_FILE, RunConfig
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
 
 SQL = "SELECT * FROM rides"
 
@@ -49,6 +50,16 @@ def new_config(knobs: dict[str, Any]) -> Callable[..., RunConfig]:
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the URI of an SQLite store whose tables exist: making them takes MLflow seconds."""
     return new_store(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture(scope="session")
+def optuna_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with the tables of Optuna's storage and no study."""
+    from optuna.storages import RDBStorage
+
+    file = tmp_path_factory.mktemp("optuna") / "study.db"
+    RDBStorage(f"sqlite:///{file}").engine.dispose()
+    return file
 
 
 def new_store(folder: Path) -> str:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.fitting import fit
-from training.parameter_servers import train as parameter_server
-from training.ranks.plan import TrainingPlan
-from training.ranks.rank_control import Finish, RankControl
+from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+from mirrorspark.training.fitting import fit
+from mirrorspark.training.parameter_servers import train as parameter_server
+from mirrorspark.training.protocol.plan import TrainingPlan
 
 build_model = fit.build_model
 
@@ -16,7 +16,7 @@ def placement_file(checkpoints: str) -> Path:
     return Path(f"{checkpoints}-placement.json")
 
 
-def train(plan: TrainingPlan, control: RankControl, finish: Finish) -> None:
+def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     def build(*arguments: Any) -> Any:
         model = build_model(*arguments)
         placed = {variable.name: [variable.shape.as_list(), variable.device] for variable in model.trainable_variables}

@@ -15,20 +15,26 @@ import threading
 import time
 from pathlib import Path
 
-from callbacks import at_exit
-from training.channel.events import EventAddress
-from training.ranks.rank_control import Finish, RankControl
+from mirrorspark.callbacks.collectives import at_exit
+from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+from mirrorspark.training.protocol.events import EventAddress
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """``note`` is for the entry alone."""
+    """As much of a plan as a task needs; ``note`` is for the function of this module that ``function`` names."""
 
     events: EventAddress
     attempt: int = 1
     threads: int | None = None
     verbose: bool = False
     note: str = ""
+    function: str = "finish_at_once"
+    meets_through_driver: bool = False
+
+    @property
+    def entry(self) -> str:
+        return f"{__name__}:{self.function}"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -47,11 +53,11 @@ class TrainingStopped(Exception):  # noqa: N818 - the name that ranks know
         self.step = step
 
 
-def finish_at_once(plan: Plan, control: RankControl, finish: Finish) -> None:
+def finish_at_once(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     finish(7)
 
 
-def tell_all(plan: Plan, control: RankControl, finish: Finish) -> int:
+def tell_all(plan: Plan, control: WorkerControl, finish: Finish) -> int:
     """Return an epoch, after writing what the rank sees of its surroundings."""
     seen = {
         "arguments": sys.argv,
@@ -68,7 +74,7 @@ def tell_all(plan: Plan, control: RankControl, finish: Finish) -> int:
     return 1
 
 
-def meet(plan: Plan, control: RankControl, finish: Finish) -> None:
+def meet(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     """Write where all ranks listen."""
     assert control.meeting is not None
     control.activity.enter("connecting")
@@ -76,14 +82,14 @@ def meet(plan: Plan, control: RankControl, finish: Finish) -> None:
     finish(1)
 
 
-def fail(plan: Plan, control: RankControl, finish: Finish) -> int:
+def fail(plan: Plan, control: WorkerControl, finish: Finish) -> int:
     control.activity.enter("training")
     control.activity.step = 12
     logging.getLogger("model").warning("about to fail")
     raise ValueError(f"no such column: {plan.note}")
 
 
-def convert(plan: Plan, control: RankControl, finish: Finish) -> None:
+def convert(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     """Let AutoGraph write the source of a function that it converts; then fail, where the note says so."""
     import tensorflow as tf
 
@@ -100,19 +106,19 @@ def convert(plan: Plan, control: RankControl, finish: Finish) -> None:
     finish(1)
 
 
-def return_nothing(plan: Plan, control: RankControl, finish: Finish) -> None:
+def return_nothing(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     pass
 
 
-def kill_itself(plan: Plan, control: RankControl, finish: Finish) -> None:
+def kill_itself(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def abort(plan: Plan, control: RankControl, finish: Finish) -> None:
+def abort(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     os.abort()
 
 
-def speak(plan: Plan, control: RankControl, finish: Finish) -> int:
+def speak(plan: Plan, control: WorkerControl, finish: Finish) -> int:
     print("printed")
     print("complained", file=sys.stderr)
     logging.getLogger("model").info("told")
@@ -121,13 +127,13 @@ def speak(plan: Plan, control: RankControl, finish: Finish) -> int:
     return 1
 
 
-def print_many_lines(plan: Plan, control: RankControl, finish: Finish) -> int:
+def print_many_lines(plan: Plan, control: WorkerControl, finish: Finish) -> int:
     for line in range(int(plan.note)):
         print("line", line)
     return 1
 
 
-def betray(plan: Plan, control: RankControl, finish: Finish) -> None:
+def betray(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     """Let secrets out by all ways: those of the environment, those of the note, and one that only this rank has."""
     os.environ["RANKS_OWN_API_KEY"] = "of-the-rank-" + "alone"
     own = ("PLANTED_TOKEN", "AWS_SECRET_ACCESS_KEY", "RANKS_OWN_API_KEY")
@@ -147,12 +153,12 @@ def betray(plan: Plan, control: RankControl, finish: Finish) -> None:
         raise ValueError("x" * 3950 + everything) from error
 
 
-def leave_with_secrets(plan: Plan, control: RankControl, finish: Finish) -> None:
+def leave_with_secrets(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     os.write(2, f"{plan.note} {os.environ['PLANTED_TOKEN']}\n".encode())
     os._exit(5)
 
 
-def be_killed_beside_a_child(plan: Plan, control: RankControl, finish: Finish) -> None:
+def be_killed_beside_a_child(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     """Die while a process of an own session holds all files of the rank, whose number is in the file of the note."""
     pid = os.fork()
     if pid == 0:
@@ -163,20 +169,20 @@ def be_killed_beside_a_child(plan: Plan, control: RankControl, finish: Finish) -
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait_beside_a_child(plan: Plan, control: RankControl, finish: Finish) -> None:
+def wait_beside_a_child(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     Path(plan.note).write_text(str(child.pid))
     control.activity.enter("training")
     hang(plan, control, finish)
 
 
-def leave(plan: Plan, control: RankControl, finish: Finish) -> None:
+def leave(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     for line in range(int(plan.note)):
         print("line", line, file=sys.stderr, flush=True)
     os._exit(5)
 
 
-def train_until_stopped(plan: Plan, control: RankControl, finish: Finish) -> None:
+def train_until_stopped(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     """Say so once it runs; stop where told to."""
     control.activity.enter("training")
     while not control.stop_request.is_set():
@@ -185,22 +191,22 @@ def train_until_stopped(plan: Plan, control: RankControl, finish: Finish) -> Non
     raise TrainingStopped(control.activity.step)
 
 
-def stop_with_work_left(plan: Plan, control: RankControl, finish: Finish) -> None:
+def stop_with_work_left(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     at_exit.register(Path(plan.note).touch)
     train_until_stopped(plan, control, finish)
 
 
-def fail_with_work_left(plan: Plan, control: RankControl, finish: Finish) -> None:
+def fail_with_work_left(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     at_exit.register(Path(plan.note).touch)
     raise ValueError("no such column")
 
 
-def hang(plan: Plan, control: RankControl, finish: Finish) -> None:
+def hang(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     control.activity.enter("training")
     threading.Event().wait(60)
 
 
-def import_modules(plan: Plan, control: RankControl, finish: Finish) -> None:
+def import_modules(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     """Import small modules again and again for a minute, in three threads whose frames come and go."""
     control.activity.enter("training")
 
@@ -217,7 +223,7 @@ def import_modules(plan: Plan, control: RankControl, finish: Finish) -> None:
     work()
 
 
-def hold_the_lock(plan: Plan, control: RankControl, finish: Finish) -> None:
+def hold_the_lock(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     """Hang in C without letting go of Python's lock."""
     control.activity.enter("training")
     silent, _ = os.pipe()

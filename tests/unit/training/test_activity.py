@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.fitting.activity import Activity
+from mirrorspark.training.protocol.activity import Activity
 
 
 class Clock:

@@ -11,15 +11,23 @@ from typing import IO
 
 import pytest
 
-from training.ranks.child_process import EXIT_ABANDONED, LineBudget, Tail, marked_as_told, tell, tensorflow_environment
+from mirrorspark.training.executor.child_process import (
+    EXIT_ABANDONED,
+    LineBudget,
+    Tail,
+    marked_as_sent,
+    tell,
+    tensorflow_environment,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.process
 def test_an_abandoned_process_says_so_by_its_status() -> None:
     program = """
         import threading
-        from training.ranks.child_process import take_over
+        from mirrorspark.training.executor.child_process import take_over
         take_over()
         threading.Event().wait(60)
         """
@@ -38,9 +46,10 @@ def start_child(program: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=REPOSITORY)
 
 
+@pytest.mark.process
 def test_what_is_prepared_while_the_plan_is_awaited_does_not_stain_the_answer() -> None:
     program = """
-        from training.ranks.child_process import take_over
+        from mirrorspark.training.executor.child_process import take_over
         plan, answer = take_over(prepare=lambda: print("a library's greeting", flush=True))
         print("answer to", plan, file=answer, end="", flush=True)
         """
@@ -52,8 +61,9 @@ def test_what_is_prepared_while_the_plan_is_awaited_does_not_stain_the_answer() 
         assert process.stdout.read() == "answer to the plan\n"
 
 
+@pytest.mark.process
 def test_a_process_that_is_never_told_a_plan_leaves_with_its_parent() -> None:
-    with start_child("from training.ranks.child_process import take_over; take_over()") as process:
+    with start_child("from mirrorspark.training.executor.child_process import take_over; take_over()") as process:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(timeout=20) == EXIT_ABANDONED
@@ -107,7 +117,7 @@ def test_lines_are_echoed_with_their_prefix_and_told_without_it(pipe: Pipe, capf
     with stream:
         tail = Tail(stream, echo=True, prefix="rank 3: ", tell=told.append)
         write("one\n1/10\r2/10\r\n")
-        write(marked_as_told("of the log\nas well") + "\nunfini")
+        write(marked_as_sent("of the log\nas well") + "\nunfini")
         write("shed")
         write("")
         assert tail.text() == "one\n1/10\n2/10\nof the log\nas well\nunfinished\n"

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from docstring_parser import parse as parse_docstring
 
-from data_pipelines.feature_kinds import FeatureSpecError
-from models.settings import ModelSettingsError
-from training.command_line import parse, summary_file
-from training.config import RECIPE_FILE, ConfigError, RunConfig, TrainingConfig
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training.command_line import flag_groups, parse, summary_file
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
+from mirrorspark.training.settings import help_texts
 
 
 def test_without_flags_the_flights_recipe_runs_on_one_worker() -> None:
@@ -145,27 +146,45 @@ def test_a_recipe_with_a_value_of_the_wrong_type_is_refused(recipe: Path, value:
 
 @pytest.mark.parametrize("leaning", [r"^(\w+ ){0,3}it\b", r"\bthat mean\b", r"\bmay\.$"])
 def test_the_text_of_a_flag_can_be_read_without_that_of_the_flag_before(leaning: str) -> None:
-    described = [entry for kind in (TrainingConfig, RunConfig) for entry in parse_docstring(kind.__doc__ or "").params]
-    assert [entry.arg_name for entry in described if re.search(leaning, entry.description or "")] == []
+    assert [name for name, text in help_texts().items() if re.search(leaning, text)] == []
 
 
-def test_help_lists_every_field_with_what_it_is_for(
+def test_help_lists_every_flag_once_by_subject_the_most_used_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as raised:
         parse(["--help"])
     assert raised.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    described = {
-        entry.arg_name: entry.description
-        for kind in (TrainingConfig, RunConfig)
-        for entry in parse_docstring(kind.__doc__ or "").params
-    }
-    # A long flag stands alone on its line, its text on the next.
-    options = "\n".join(lines).partition("options:")[2].split("\n  --")
-    for field in dataclasses.fields(RunConfig):
-        help_text = " ".join((described[field.name] or "").replace("``", "").split())
-        flag = field.name.replace("_", "-")
-        assert any(option.startswith(flag) and help_text in option for option in options), flag
-    assert any("--model.embedding_dim=16" in line for line in lines)
+    shown: dict[str, list[str]] = {}
+    for line in lines[lines.index("most used:") :]:
+        if line.endswith(":") and not line.startswith(" "):
+            shown[line[:-1]] = []
+        elif found := re.match(r"  --([a-z-]+)", line):
+            shown[list(shown)[-1]].append(found[1].replace("-", "_"))
+    assert shown == {title: list(names) for title, names in flag_groups().items()}
+    assert [len(shown["most used"]), len(shown)] == [10, 8]
+    assert sorted(name for names in shown.values() for name in names) == sorted(
+        field.name for field in dataclasses.fields(RunConfig)
+    )
+    assert len(lines) < 120
+
+
+def test_help_says_what_a_flag_does_and_its_default_in_this_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    with (recipe / RECIPE_FILE).open("a") as file:
+        file.write("epochs: 7\n")
+    (recipe / SQL_FILE).write_text("SELECT ride_id, town, distance, late, split FROM rides")
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        parse(["--help", "--recipe", str(recipe)])
+    page = capsys.readouterr().out
+    texts = " ".join(page.split())
+    assert [name for name, text in help_texts().items() if text not in texts] == []
+    assert "--epochs N Passes over the training split at the most (default: 7)" in texts
+    assert "--optimizer adam|adagrad|sgd" in texts
+    assert "SELECT" not in page
+    assert "<function" not in page
+    assert "--model.embedding_dim 16" in page

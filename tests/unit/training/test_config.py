@@ -13,10 +13,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from data_pipelines.feature_kinds import FeatureSpecError
-from models.settings import ModelSettingsError
-from training import config as config_module
-from training.config import RECIPE_FILE, SQL_FILE, ConfigError, RunConfig, TrainingConfig, load_recipe, recipe_names
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training.config import ConfigError, RunConfig, TrainingConfig
+from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE, load_recipe, recipe_names
+from mirrorspark.training.settings import GROUPS, Optimizer
 
 NewConfig = Callable[..., RunConfig]
 
@@ -67,6 +68,7 @@ def test_identity_stays_where_only_place_and_reporting_change(new_config: NewCon
     assert new_config(**change).identity == new_config().identity
 
 
+@pytest.mark.process
 def test_identity_is_the_same_in_every_process(new_config: NewConfig) -> None:
     """T6: another process goes on with the run, which looks at texts and sets in another order."""
     config = new_config(model={"name": "multi_field", "dropout": 0.5, "embedding_dim": 4}, local_steps=2)
@@ -74,7 +76,8 @@ def test_identity_is_the_same_in_every_process(new_config: NewConfig) -> None:
     knobs = dict(reversed(dataclasses.asdict(config).items()))
     knobs["model"] = dict(reversed(knobs["model"].items()))
     program = (
-        "import json, sys; from training.config import RunConfig; print(RunConfig(**json.load(sys.stdin)).identity)"
+        "import json, sys; from mirrorspark.training.config import RunConfig; "
+        "print(RunConfig(**json.load(sys.stdin)).identity)"
     )
     other = subprocess.run(
         [sys.executable, "-c", program],
@@ -112,6 +115,11 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"seed": -1}, "seed is -1; use 0 or more"),
         ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['lstm_retrieval', 'multi_field',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
+        ({"epochs": None}, "epochs is None; use 1 or more"),
+        ({"scoring_batch_size": 0}, "scoring_batch_size is 0; use 1 or more"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0; use a finite number above 0"),
+        ({"strategy": "rings"}, "strategy 'rings' is unknown; use one of ['ring', 'multi_worker_mirrored',"),
+        ({"optimizer": None}, "optimizer 'None' is unknown; use one of ['adam',"),
         ({"patience": -1}, "patience is -1; use 0 or more"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; use a finite number above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan; use a finite number above 0"),
@@ -123,7 +131,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
             "global_batch_size 2048 does not divide among 3 workers; use a multiple of 3",
         ),
         ({"workers": "1:3", "global_batch_size": 2048}, "does not divide among 3 workers"),
-        ({"batch_rule": "none"}, "batch rule 'none' is unknown; use one of ['keep_global_batch',"),
+        ({"batch_rule": "none"}, "batch_rule 'none' is unknown; use one of ['keep_global_batch',"),
         ({"accumulate": 5}, "2048 rows with 1 workers, does not divide into 5 parts"),
         (
             {"accumulate": 2, "gpus_per_worker": 3},
@@ -173,6 +181,11 @@ def test_whether_more_is_better_follows_from_the_monitor(new_config: NewConfig, 
     assert yaml.safe_load(config.as_yaml())["mode"] == mode
 
 
+def test_every_field_of_a_run_has_one_subject() -> None:
+    grouped = [field.name for fields in GROUPS.values() for field in fields]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(RunConfig))
+
+
 def test_local_updates_may_have_an_outer_step(new_config: NewConfig) -> None:
     outer = {"outer_momentum": 0.9, "outer_learning_rate": 0.7}
     assert new_config(local_steps=4, **outer).identity != new_config(local_steps=4).identity
@@ -188,9 +201,9 @@ def test_faults_of_the_features_and_the_model_are_found_when_the_configuration_i
 
 
 def test_every_optimizer_of_the_models_can_be_chosen_and_no_other() -> None:
-    from models.optimizers import OPTIMIZERS  # TensorFlow
+    from mirrorspark.models.optimizers import OPTIMIZERS  # TensorFlow
 
-    assert set(get_args(config_module.Optimizer)) == set(OPTIMIZERS)
+    assert set(get_args(Optimizer)) == set(OPTIMIZERS)
 
 
 def test_a_run_is_named_after_the_folder_of_its_recipe(

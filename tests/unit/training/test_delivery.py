@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.records.open_run import OpenRun
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.results import delivery
+from mirrorspark.training.results import export as export_module
+from mirrorspark.training.results.delivery import ExportAhead
+from mirrorspark.training.results.evaluate_run import Verdict
+from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportResult
+from mirrorspark.training.training_job import TrainingJob
 from tests.unit.callbacks.committed_files import publish_files
-from training.channel.events import Event
-from training.config import RunConfig
-from training.live.view import LiveView
-from training.records.open_run import OpenRun
-from training.records.run_folder import RunFolder
-from training.results import delivery
-from training.results import export as export_module
-from training.results.delivery import ExportAhead
-from training.results.evaluate_run import Verdict
-from training.results.export import EVALUATED_SPLITS, ExportPlan, ExportResult
-from training.supervision.failure_policy import Attempt
-from training.training_job import TrainingJob
 
 ATTEMPTS = (Attempt(1, 2, (), 0, 20, 2),)
 

@@ -4,11 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.order import EpochOrder
-from training.supervision.elastic import BatchRule, BatchSize, Elastic, WorkerRange, parse_workers, resume_step
+from mirrorspark.data_pipelines.reading.order import EpochOrder
+from mirrorspark.training.protocol.elastic import BatchRule, BatchSize, Elastic, WorkerRange, parse_workers, resume_step
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,6 @@ def rows_until(block_rows: list[int], batch: int, step: int) -> set[tuple[int, i
     return {(int(block), row) for _, block, start, stop, _ in ranges for row in range(start, stop)}
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.data())
 def test_no_row_is_skipped_when_the_batch_changes_and_less_than_a_batch_is_seen_twice(
     block_rows: list[int], data: st.DataObject

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.dataset import Dataset
-from data_pipelines.features import FeatureSpec
-from data_pipelines.raw_columns import ColumnError
-from training import estimator
-from training.config import ConfigError, TrainingConfig
-from training.estimator import TrainedModel, TrainingEstimator
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.training import estimator
+from mirrorspark.training.config import ConfigError, TrainingConfig
+from mirrorspark.training.estimator import TrainedModel, TrainingEstimator
 
 FEATURES = {"town": {"kind": "categorical"}, "distance": {"kind": "numeric"}}
 

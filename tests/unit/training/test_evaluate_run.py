@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
-from data_pipelines.blocks import Block
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.transform import RaggedIds
-from training.results import baselines, evaluate_run
-from training.results.baselines import hist_gradient_boosting
-from training.results.evaluate_run import curves_of, judge_binary, judge_multi_label, judge_retrieval
+from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.training.results import baselines, evaluate_run
+from mirrorspark.training.results.baselines import hist_gradient_boosting
+from mirrorspark.training.results.evaluate_run import curves_of, judge_binary, judge_multi_label, judge_retrieval
 
 
 @dataclass(frozen=True)

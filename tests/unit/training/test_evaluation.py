@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from training.results.evaluation import binary_metrics, check_binary_label, multi_label_metrics, ranking_metrics
+from mirrorspark.training.results.evaluation import (
+    binary_metrics,
+    check_binary_label,
+    multi_label_metrics,
+    ranking_metrics,
+)
 
 # By descending score: 1, 0, 1, 0.
 LABEL = [0, 0, 1, 1]

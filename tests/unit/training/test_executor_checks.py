@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pyspark.errors import PySparkException
 
-from data_pipelines.storage import StoragePath
-from training.readiness import executor_checks
-from training.readiness.checks import Check
-from training.readiness.executor_checks import Found, Heard, check_executors, judge
-from training.readiness.executor_probe import Answer, Pace, Question, Store, StoreAnswer, Unreachable
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.training.readiness import executor_checks
+from mirrorspark.training.readiness.checks import Check
+from mirrorspark.training.readiness.executor_checks import Found, Heard, check_executors, judge
+from mirrorspark.training.readiness.executor_probe import Answer, Pace, Question, Store, StoreAnswer, Unreachable
 
 VERSIONS = {"python": "3.11", "numpy": "2.0.0"}
 FOLDER = StoragePath("/shared/output")
@@ -233,6 +233,7 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
     return asked
 
 
+@pytest.mark.process
 def test_files_of_the_tasks_are_looked_for_and_nothing_is_left_behind(stores: list[Question], tmp_path: Path) -> None:
     def write() -> None:
         assert stores[0].stores[0].sees("driver")
@@ -243,6 +244,7 @@ def test_files_of_the_tasks_are_looked_for_and_nothing_is_left_behind(stores: li
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_folder_that_the_driver_cannot_write_is_told_and_the_rest_is_asked(
     stores: list[Question], tmp_path: Path
 ) -> None:
@@ -255,6 +257,7 @@ def test_a_folder_that_the_driver_cannot_write_is_told_and_the_rest_is_asked(
     assert spark.tags == set()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("message", "detail"),
     [
@@ -275,6 +278,7 @@ def test_executors_that_cannot_run_our_code_are_told(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_driver_that_cannot_listen_is_told(
     stores: list[Question], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,19 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.supervision.elastic import Elastic, WorkerRange
-from training.supervision.failure_policy import (
-    Attempt,
-    Budgets,
-    Cause,
-    Decision,
-    Kind,
-    RankError,
-    decide,
-    growth_pause_seconds,
-    known_errors,
-    usable_slots,
-)
+from mirrorspark.training.driver.failure_policy import Decision, Kind, decide, growth_pause_seconds, usable_slots
+from mirrorspark.training.protocol.cause import Attempt, Cause, RankError, known_errors
+from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
+from mirrorspark.training.protocol.limits import Budgets
 
 TWO = Elastic(WorkerRange(2, 2), 8)
 TWO_TO_FOUR = Elastic(WorkerRange(2, 4), 12)

@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from training import faults
-from training.faults import Fault, Moment, NotStruckError, Run
-from training.records.run_folder import RunState
+from mirrorspark.training.fault_injection import faults
+from mirrorspark.training.fault_injection.faults import Fault, NotInjectedError, Run, Trigger
+from mirrorspark.training.records.run_state import RunState
 
 SECONDS = 20.0
 NOBODY = 4_194_305  # no process has a number above 4,194,304
@@ -116,14 +116,14 @@ def test_a_text_that_is_no_fault_is_refused(text: str, message: str) -> None:
 
 
 def test_a_fault_is_for_one_attempt_unless_it_is_for_every_one() -> None:
-    assert [Fault("kill", rank=1).strikes(rank, attempt) for rank, attempt in [(1, 1), (0, 1), (1, 2)]] == [1, 0, 0]
-    assert Fault("kill", attempt=None).strikes(3, 7)
+    assert [Fault("kill", rank=1).applies(rank, attempt) for rank, attempt in [(1, 1), (0, 1), (1, 2)]] == [1, 0, 0]
+    assert Fault("kill", attempt=None).applies(3, 7)
 
 
 def test_the_steps_of_a_validation_are_no_steps_of_the_training() -> None:
     validation = {"event": "validation", "rank": 0, "attempt": 1, "epoch": 1, "step": 40}
-    assert not Moment(step=40).has_come([validation], 0)
-    assert Moment(step=40).has_come([validation, validation | {"event": "epoch_end"}], 0)
+    assert not Trigger(step=40).has_come([validation], 0)
+    assert Trigger(step=40).has_come([validation, validation | {"event": "epoch_end"}], 0)
 
 
 def test_the_ranks_of_a_session_have_faults_only_within_the_block() -> None:
@@ -143,28 +143,29 @@ EVENTS = [
 @pytest.mark.parametrize(
     ("moment", "rank", "has_come"),
     [
-        (Moment(), 0, True),
-        (Moment(step=30), 0, True),
-        (Moment(step=31), 0, False),
-        (Moment(step=30), 1, False),
-        (Moment(epoch=1), 1, True),
-        (Moment(epoch=2), 0, False),
-        (Moment(phase="training"), 0, True),
-        (Moment(phase="training"), 1, False),
-        (Moment(step=30, phase="validation"), 0, False),
-        (Moment(step=30, attempt=1), 0, True),
-        (Moment(attempt=2), 0, False),
+        (Trigger(), 0, True),
+        (Trigger(step=30), 0, True),
+        (Trigger(step=31), 0, False),
+        (Trigger(step=30), 1, False),
+        (Trigger(epoch=1), 1, True),
+        (Trigger(epoch=2), 0, False),
+        (Trigger(phase="training"), 0, True),
+        (Trigger(phase="training"), 1, False),
+        (Trigger(step=30, phase="validation"), 0, False),
+        (Trigger(step=30, attempt=1), 0, True),
+        (Trigger(attempt=2), 0, False),
     ],
 )
-def test_a_moment_has_come_when_all_that_is_set_has_come_to_pass(moment: Moment, rank: int, has_come: bool) -> None:
+def test_a_moment_has_come_when_all_that_is_set_has_come_to_pass(moment: Trigger, rank: int, has_come: bool) -> None:
     assert moment.has_come(EVENTS, rank) is has_come
 
 
+@pytest.mark.process
 def test_a_rank_is_killed_at_its_moment_whatever_an_older_run_says(
     tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
     old = Written(tmp_path, "old")
-    with faults.kill(tmp_path, rank=1, after=Moment(epoch=2)) as strike:
+    with faults.kill(tmp_path, rank=1, after=Trigger(epoch=2)) as strike:
         old.train(1, NOBODY)
         old.say("epoch_end", epoch=5)
         new = Written(tmp_path, "new")
@@ -176,25 +177,28 @@ def test_a_rank_is_killed_at_its_moment_whatever_an_older_run_says(
     assert strike.time is not None
 
 
+@pytest.mark.process
 def test_a_run_that_goes_on_counts_from_now_on(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     run = Written(tmp_path)
     run.train(0, NOBODY)
     run.say("epoch_end", epoch=7)
-    with faults.preempt(run.folder, rank=0, after=Moment(epoch=2)) as strike:
+    with faults.preempt(run.folder, rank=0, after=Trigger(epoch=2)) as strike:
         run.train(0, process.pid)
         assert not strike.happened.wait(0.1)
         run.say("epoch_end", epoch=8)
         assert process.wait(timeout=SECONDS) == -signal.SIGTERM
 
 
+@pytest.mark.process
 def test_the_newest_process_of_a_rank_counts(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
-    with faults.kill(tmp_path, rank=0, after=Moment(attempt=2)):
+    with faults.kill(tmp_path, rank=0, after=Trigger(attempt=2)):
         run = Written(tmp_path)
         run.train(0, NOBODY)
         run.say("phase", attempt=2, phase="connecting", process=process.pid)
         assert process.wait(timeout=SECONDS) == -signal.SIGKILL
 
 
+@pytest.mark.process
 def test_a_rank_that_is_stopped_goes_on_afterwards(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     with faults.stop(tmp_path, rank=0):
         Written(tmp_path).train(0, process.pid)
@@ -204,6 +208,7 @@ def test_a_rank_that_is_stopped_goes_on_afterwards(tmp_path: Path, process: subp
     assert process.returncode == 0
 
 
+@pytest.mark.process
 def test_a_rank_may_be_stopped_for_a_while_only(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     with faults.stop(tmp_path, rank=0, for_seconds=0.2):
         Written(tmp_path).train(0, process.pid)
@@ -212,6 +217,7 @@ def test_a_rank_may_be_stopped_for_a_while_only(tmp_path: Path, process: subproc
     assert process.returncode == 0
 
 
+@pytest.mark.process
 def test_a_driver_is_killed_in_its_own_process(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     with faults.kill_driver(tmp_path):
         Written(tmp_path, driver=process.pid).train(0, NOBODY)
@@ -219,10 +225,11 @@ def test_a_driver_is_killed_in_its_own_process(tmp_path: Path, process: subproce
 
 
 def test_a_driver_does_not_kill_itself(tmp_path: Path) -> None:
-    with pytest.raises(NotStruckError, match="the driver is this very process"), faults.kill_driver(tmp_path):
+    with pytest.raises(NotInjectedError, match="the driver is this very process"), faults.kill_driver(tmp_path):
         try_it(Written(tmp_path, driver=os.getpid()), NOBODY)
 
 
+@pytest.mark.process
 def test_an_executor_is_found_above_its_rank(tmp_path: Path) -> None:
     program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import os; print(os.getpid()); input()'])"
     command = [sys.executable, "-uc", program, "org.apache.spark.executor.CoarseGrainedExecutorBackend"]
@@ -238,9 +245,10 @@ def test_an_executor_is_found_above_its_rank(tmp_path: Path) -> None:
                 os.kill(rank, signal.SIGKILL)
 
 
+@pytest.mark.process
 def test_a_local_session_has_no_executor_to_kill(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     with (
-        pytest.raises(NotStruckError, match="a local session's work is its driver's"),
+        pytest.raises(NotInjectedError, match="a local session's work is its driver's"),
         faults.kill_executor(tmp_path, rank=0),
     ):
         try_it(Written(tmp_path), process.pid)
@@ -255,7 +263,7 @@ def test_a_rank_on_another_host_is_left_to_that_host(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_before_the_moment_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(NotStruckError, match=r"the run ended before its moment had come \(phase training\)"),
+        pytest.raises(NotInjectedError, match=r"the run ended before its moment had come \(phase training\)"),
         faults.kill(tmp_path, rank=0),
     ):
         Written(tmp_path)
@@ -263,7 +271,7 @@ def test_a_run_that_ends_before_the_moment_is_told(tmp_path: Path) -> None:
 
 def test_a_moment_that_never_comes_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(NotStruckError, match=r"has not come within 0\.1 s"),
+        pytest.raises(NotInjectedError, match=r"has not come within 0\.1 s"),
         faults.kill(tmp_path, rank=0, timeout_seconds=0.1) as strike,
     ):
         assert not strike.happened.wait(0.3)
@@ -279,7 +287,7 @@ def test_the_runs_own_error_goes_first(tmp_path: Path) -> None:
 def test_anything_can_be_done_at_a_moment_and_is_undone(tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
-    with faults.at(tmp_path, Moment(epoch=1), faults.vanished(store), for_seconds=0.1) as strike:
+    with faults.inject_when(tmp_path, Trigger(epoch=1), faults.vanished(store), for_seconds=0.1) as strike:
         assert store.is_dir()
         Written(tmp_path).say("epoch_end", epoch=1)
         assert strike.happened.wait(SECONDS)
@@ -287,7 +295,7 @@ def test_anything_can_be_done_at_a_moment_and_is_undone(tmp_path: Path) -> None:
     assert not store.is_symlink()
 
 
-def let_it_strike(run: Written, strike: faults.Strike) -> None:
+def let_it_strike(run: Written, strike: faults.Injection) -> None:
     run.say("epoch_end", epoch=1)
     assert strike.happened.wait(SECONDS)
 
@@ -303,7 +311,7 @@ def test_a_fault_that_does_not_end_with_its_block_is_told(tmp_path: Path, monkey
 
     with (
         pytest.raises(TimeoutError, match=r"has not ended 0\.1 s after its block and may still be active"),
-        faults.at(tmp_path, Moment(epoch=1), stays()) as strike,
+        faults.inject_when(tmp_path, Trigger(epoch=1), stays()) as strike,
     ):
         let_it_strike(Written(tmp_path), strike)
     may_end.set()

@@ -10,18 +10,21 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from data_pipelines.dataset import ReadPlan, load_dataset
+from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
+from mirrorspark.training.fitting import fit
+from mirrorspark.training.protocol.activity import Activity, Phase
+from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.event_server import EventServer
+from mirrorspark.training.protocol.events import Command
+from mirrorspark.training.ring.meeting import Meeting
+from mirrorspark.training.ring.strategy import RingStrategy
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training.test_function_rank import Twin
 from tests.unit.training.test_running_attempt import Driver
 from tests.unit.training.token_dataset import write_token_dataset
-from training.channel.events import Command, EventClient, EventServer
-from training.fitting import fit
-from training.fitting.activity import Activity, Phase
-from training.fitting.ring_strategy import RingStrategy
-from training.ranks.rank_control import Meeting
 
 
+@pytest.mark.process
 def test_ranks_find_each_other_through_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """T2: nobody has to know a free port before it is listened on."""
     elsewhere = {"cluster": {"worker": ["192.0.2.1:1", "192.0.2.1:2"]}, "task": {"type": "worker", "index": 0}}
@@ -65,7 +68,7 @@ def test_the_checkpoint_to_go_on_from_is_older_than_the_fault_and_whole(tmp_path
 def test_a_gate_for_the_input_stands_before_its_distribution(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     is_ring = name == "ring"
     strategy: Any = RingStrategy(Twin()) if is_ring else tf.distribute.MirroredStrategy(["/cpu:0"])  # type: ignore[arg-type]
-    monkeypatch.setattr(fit, "load_dataset", lambda *_, **__: tf.data.Dataset.range(1, 9).batch(4))
+    monkeypatch.setattr(fit, "load_batches", lambda *_, **__: tf.data.Dataset.range(1, 9).batch(4))
     monkeypatch.setattr(fit, "_read_plan", lambda *_: None)
     given: Any = None
     share = fit._batches(strategy, given, given, "train", (0, 0), Activity(), lambda data: data.map(lambda x: -x))
@@ -100,7 +103,7 @@ def test_the_replicas_of_a_worker_share_its_rows() -> None:
 
 def test_what_replicas_are_given_has_the_shapes_that_a_model_needs(tmp_path: Path) -> None:
     dataset = write_token_dataset(tmp_path / "dataset", {"train": 64}, tokens=4)
-    shares = load_dataset(dataset, ReadPlan("train", global_batch_size=8))
+    shares = load_batches(dataset, ReadPlan("train", global_batch_size=8))
 
     given, shared = fit.for_replicas(shares, 2).element_spec, shares.element_spec
 

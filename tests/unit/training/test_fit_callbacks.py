@@ -7,21 +7,22 @@ from typing import Any, cast
 
 import pytest
 
-from callbacks import commit
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.nan_guard import StopOnNaN
-from callbacks.short_executions import ShortExecutions
-from data_pipelines.storage import StoreUnreachableError
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.nan_guard import StopOnNaN
+from mirrorspark.callbacks.short_executions import ShortExecutions
+from mirrorspark.storage.paths import StoreUnreachableError
+from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.executor.worker import describe
+from mirrorspark.training.executor.worker_control import WorkerControl
+from mirrorspark.training.fitting import fit_callbacks as fit_callbacks_module
+from mirrorspark.training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
+from mirrorspark.training.fitting.start import Start
+from mirrorspark.training.protocol.activity import Activity, Phase
+from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.plan import TrainingPlan
+from mirrorspark.training.protocol.stop import StopSignal
 from tests.unit.callbacks.committed_files import publish_files
-from training.channel.events import EventClient
-from training.config import TrainingConfig
-from training.fitting import fit_callbacks as fit_callbacks_module
-from training.fitting.activity import Activity, Phase
-from training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
-from training.fitting.start import Start
-from training.ranks.plan import TrainingPlan
-from training.ranks.rank import describe
-from training.ranks.rank_control import RankControl, StopRequest
 
 
 class NoDriver:
@@ -36,7 +37,7 @@ def plan_in(folder: Path | str, **fields: Any) -> TrainingPlan:
     own = {field.name for field in dataclasses.fields(TrainingPlan)}
     knobs = {name: fields.pop(name) for name in set(fields) - own}
     config = TrainingConfig(name="a", model={"name": "multi_field"}, global_batch_size=8, **knobs)
-    return TrainingPlan(config, "dataset", str(folder), 1, 8, **fields)
+    return TrainingPlan(config, "dataset", checkpoints=str(folder), workers=1, global_batch_size=8, **fields)
 
 
 def checkpoint_arguments(plan: TrainingPlan, activity: Activity) -> tuple[list[Any], dict[str, Any]]:
@@ -47,7 +48,7 @@ def checkpoint_arguments(plan: TrainingPlan, activity: Activity) -> tuple[list[A
         given.update(options)
         return ChiefCheckpoint(*arguments, **options)
 
-    control = RankControl(0, cast(EventClient, NoDriver()), StopRequest(), activity)
+    control = WorkerControl(0, cast(EventClient, NoDriver()), StopSignal(), activity)
     callbacks = fit_callbacks(plan, control, start=Start(), end=lambda epochs: None, checkpoint_class=build)
     return callbacks, given
 

@@ -11,19 +11,20 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from data_pipelines.dataset import Dataset, ReadPlan, load_dataset
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.executor.worker_control import WorkerControl
+from mirrorspark.training.fitting import fit
+from mirrorspark.training.fitting.start import Start
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.plan import TrainingPlan
+from mirrorspark.training.protocol.stop import StopSignal
+from mirrorspark.training.ring.strategy import RingStrategy
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training import token_dataset
 from tests.unit.training.test_fit_callbacks import NoDriver
 from tests.unit.training.test_function_rank import Twin
-from training.channel.events import EventClient
-from training.config import TrainingConfig
-from training.fitting import fit
-from training.fitting.activity import Activity
-from training.fitting.ring_strategy import RingStrategy
-from training.fitting.start import Start
-from training.ranks.plan import TrainingPlan
-from training.ranks.rank_control import RankControl, StopRequest
 
 BuildModel = Callable[..., tf_keras.Model]
 LossScaling = tf_keras.mixed_precision.LossScaleOptimizer
@@ -53,7 +54,7 @@ class Reached(Exception):  # noqa: N818 - no error
 
 def train(plan: TrainingPlan, rank: int = 0) -> Any:
     """Train until a function that a test has put in place raises `Reached`, and return its value."""
-    control = RankControl(rank, cast(EventClient, NoDriver()), StopRequest(), Activity())
+    control = WorkerControl(rank, cast(EventClient, NoDriver()), StopSignal(), Activity())
     with pytest.raises(Reached) as reached:
         fit.train(plan, control, lambda epochs: None)
     return reached.value.value
@@ -73,7 +74,16 @@ def build(tokens: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuildMod
     def build(learning_rate_scale: float = 1.0, **knobs: Any) -> tf_keras.Model:
         model = {"name": "multi_field", "embedding_dim": 2, "hidden_units": [4]}
         config = TrainingConfig(name="a", model=model, global_batch_size=BATCH, epochs=EPOCHS, **knobs)
-        return train(TrainingPlan(config, str(tokens.path), "none", 1, BATCH, learning_rate_scale))
+        return train(
+            TrainingPlan(
+                config,
+                str(tokens.path),
+                checkpoints="none",
+                workers=1,
+                global_batch_size=BATCH,
+                learning_rate_scale=learning_rate_scale,
+            )
+        )
 
     yield build
     tf_keras.mixed_precision.set_global_policy("float32")
@@ -217,7 +227,7 @@ def locate(
 
     def note(dataset: Dataset, plan: ReadPlan, **options: Any) -> tf.data.Dataset:
         read.append(plan)
-        return load_dataset(dataset, plan, **options)
+        return load_batches(dataset, plan, **options)
 
     def leave(*_: Any, locate: Callable[[int, int], str], **options: Any) -> Any:
         raise Reached(locate)
@@ -225,11 +235,13 @@ def locate(
     second = Twin()
     second.rank = 1
     monkeypatch.setattr(fit, "open_strategy", lambda *_: RingStrategy(second))  # type: ignore[arg-type]
-    monkeypatch.setattr(fit, "load_dataset", note)
+    monkeypatch.setattr(fit, "load_batches", note)
     monkeypatch.setattr(fit, "fit_callbacks", leave)
     # Of batches of two rows each rank has one: the rows of a record are read one after the other.
     config = TrainingConfig(name="a", workers=2, global_batch_size=2, epochs=2, seed=4)
-    said = train(TrainingPlan(config, str(tokens.path), str(tmp_path), 2, 2), rank=1)
+    said = train(
+        TrainingPlan(config, str(tokens.path), checkpoints=str(tmp_path), workers=2, global_batch_size=2), rank=1
+    )
     return said, next(plan for plan in read if plan.split == "train")
 
 
@@ -240,7 +252,7 @@ def test_the_records_that_are_told_of_a_step_are_those_that_its_rank_was_given(
     say, plan = locate
     records = [set(block.features["token"].tolist()) for block in tokens.blocks("train")]  # type: ignore[union-attr]
     per_epoch = tokens.steps("train", 2)
-    read = itertools.islice(load_dataset(tokens, plan).as_numpy_iterator(), 2 * per_epoch)
+    read = itertools.islice(load_batches(tokens, plan).as_numpy_iterator(), 2 * per_epoch)
     told = []
     for number, (features, _, _) in enumerate(read):
         told.append(say(*divmod(number, per_epoch)))

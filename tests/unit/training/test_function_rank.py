@@ -20,17 +20,17 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.distribute.distribute_lib import StrategyBase
 
-from callbacks import commit
-from callbacks.backup import BackupAndRestore
-from callbacks.checkpoint import ChiefCheckpoint
-from callbacks.fence import StaleAttemptError, fence
-from callbacks.stop_request import TrainingStopped
-from training.fitting.activity import Activity
-from training.fitting.ring_strategy import RingStrategy
-from training.foreign import function_rank
-from training.foreign.fit_watch import FitWatch, global_batch_size
-from training.foreign.function_plan import FunctionPlan, pack_function, unpack_value
-from training.injected_faults import InjectedFault, InjectedFaults, from_environment
+from mirrorspark.callbacks.backup import BackupAndRestore
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError, fence
+from mirrorspark.callbacks.stop_request import TrainingStopped
+from mirrorspark.training.fault_injection.injected import InjectedFault, InjectedFaults, from_environment
+from mirrorspark.training.functions import worker as function_rank
+from mirrorspark.training.functions.fit_watch import FitWatch, global_batch_size
+from mirrorspark.training.functions.plan import FunctionPlan, pack_function, unpack_value
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.ring.strategy import RingStrategy
 
 Event = dict[str, Any]
 

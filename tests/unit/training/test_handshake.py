@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from training.channel.handshake import is_proof, keep_alive, proof, split_address
+from mirrorspark.training.protocol.handshake import is_proof, keep_alive, proof, split_address
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 
-from training.channel.events import EventAddress
-from training.foreign.function_plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
-from training.launch import ENTRY, FunctionLauncher, LaunchConfig, plan_of, run_train_fn
-from training.ranks.worker import RankTask
+from mirrorspark.training.functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
+from mirrorspark.training.launch import FunctionLauncher, LaunchConfig, plan_of, run_train_fn
+from mirrorspark.training.protocol.events import EventAddress
 
 
 def config(**knobs: Any) -> LaunchConfig:
-    return LaunchConfig(**{"name": "mine", "function": "train", "fingerprint": "0" * 12} | knobs)
+    return LaunchConfig(**{"name": "mine", "function": "train", "arguments": "0" * 12} | knobs)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +37,13 @@ def test_what_cannot_be_is_refused(knobs: dict[str, Any], message: str) -> None:
 
 def test_a_function_that_cannot_travel_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with (tmp_path / "open").open("w") as file, pytest.raises(TrainFnError, match="cannot be sent"):
-        run_train_fn(lambda: file, output=tmp_path)
+        run_train_fn(lambda: file, name="mine", output=tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
 def test_two_ways_to_say_who_builds_the_strategy_must_agree() -> None:
     with pytest.raises(ValueError, match="brings its own"):
-        run_train_fn(lambda: None, strategy="ring", use_custom_strategy=True)
+        run_train_fn(lambda: None, name="mine", strategy="ring", use_custom_strategy=True)
 
 
 def test_any_number_of_workers_between_the_two_may_train() -> None:
@@ -72,9 +71,15 @@ def test_ranks_are_told_how_long_they_may_look_for_each_other_and_how_many_threa
     assert (plan_of(config(), "there").start_limit_seconds, plan_of(config(), "there").threads) == (300, None)
 
 
-def test_a_run_goes_on_with_the_same_function_wherever_it_trains() -> None:
-    assert config(workers=3, verbose=True).identity == config().identity
-    assert config(fingerprint="1" * 12).identity != config().identity
+def test_a_run_goes_on_with_the_same_name_and_arguments_wherever_it_trains() -> None:
+    assert config(workers=3, verbose=True, function="renamed").identity == config().identity
+    assert config(arguments="1" * 12).identity != config().identity
+    assert config(name="another").identity != config().identity
+
+
+def test_a_function_cannot_run_without_a_name_by_which_it_goes_on() -> None:
+    with pytest.raises(TypeError, match="required keyword-only argument: 'name'"):
+        run_train_fn(lambda: None)  # type: ignore[call-arg]
 
 
 def test_passwords_are_not_written_down(tmp_path: Path) -> None:
@@ -95,35 +100,17 @@ def test_a_configuration_that_is_the_same_is_not_written_again(tmp_path: Path) -
     assert yaml.safe_load(path.read_text())["max_restarts"] == 1
 
 
-class Spark:
-    """Launches nothing and returns what it is given."""
-
-    def __init__(self, *outcomes: dict[str, Any]) -> None:
-        self.outcomes = outcomes
-        self.task: RankTask | None = None
-
-    def launch(self, task: RankTask, workers: int) -> tuple[dict[str, Any], ...]:
-        self.task = task
-        assert len(self.outcomes) == workers
-        return self.outcomes
-
-
-def launched(*outcomes: dict[str, Any]) -> tuple[FunctionLauncher, tuple[dict[str, Any], ...], RankTask]:
-    spark = Spark(*outcomes)
-    launcher = FunctionLauncher(spark, b"function")  # type: ignore[arg-type]
-    plan = FunctionPlan(len(outcomes), "checkpoints", events=EventAddress("h", 1, "secret"))
-    seen = launcher(plan)
-    assert spark.task is not None
-    return launcher, seen, spark.task
+def launched(*outcomes: dict[str, Any]) -> tuple[FunctionLauncher, tuple[dict[str, Any], ...]]:
+    launcher = FunctionLauncher(cast(Any, lambda plan: outcomes))
+    plan = FunctionPlan(workers=len(outcomes), checkpoints="checkpoints", events=EventAddress("h", 1, "secret"))
+    return launcher, launcher(plan)
 
 
 def test_the_supervisor_sees_epochs_and_the_caller_the_return_value() -> None:
     ranks: list[dict[str, Any]] = [{"epochs": 3, "value": pack_value([1, 2])}, {"epochs": 3}]
-    launcher, seen, task = launched(*({"outcome": "finished"} | answer for answer in ranks))
+    launcher, seen = launched(*({"outcome": "finished"} | answer for answer in ranks))
     assert [outcome["epochs"] for outcome in seen] == [3, 3]
     assert launcher.returned("train") == [1, 2]
-    assert (task.payload, task.entry) == (b"function", "training.foreign.function_rank:train")
-    assert "function" not in repr(task).replace(ENTRY, "")
 
 
 def test_other_outcomes_pass_as_they_are() -> None:
@@ -133,6 +120,6 @@ def test_other_outcomes_pass_as_they_are() -> None:
 
 def test_a_value_that_could_not_come_back_is_told_when_all_is_done() -> None:
     refused = {"epochs": 1, "refused": "what the function returned (Lock) cannot be pickled"}
-    launcher, _, _ = launched({"outcome": "finished"} | refused)
+    launcher, _ = launched({"outcome": "finished"} | refused)
     with pytest.raises(ReturnValueError, match=r"train is finished, but what the function returned \(Lock\)"):
         launcher.returned("train")

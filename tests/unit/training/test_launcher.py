@@ -11,9 +11,8 @@ import pytest
 from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 from pyspark import BarrierTaskContext, BarrierTaskInfo, TaskContext, cloudpickle
 
-from tests.unit.training.test_worker import Driver, task
-from training.ranks import launcher, rank_process
-from training.ranks.launcher import (
+from mirrorspark.training.driver import launcher
+from mirrorspark.training.driver.launcher import (
     BarrierJobError,
     EarlyRunner,
     SparkConnectError,
@@ -21,8 +20,10 @@ from training.ranks.launcher import (
     read_failure,
     require_classic,
 )
-from training.ranks.worker import RankTask
-from training.supervision.failure_policy import RankError
+from mirrorspark.training.executor import worker_process
+from mirrorspark.training.executor.task import WorkerTask
+from mirrorspark.training.protocol.cause import RankError
+from tests.processes.training.test_worker import Driver, task
 
 SPARK = "An error occurred while calling z:org.apache.spark.api.python.PythonRDD.collectAndServe.\n"
 TRACE = "Traceback (most recent call last):\n  File worker.py, line 53\n"
@@ -102,7 +103,7 @@ def driver() -> Iterator[Driver]:
     driver = Driver()
     with driver.server:
         yield driver
-    rank_process.shut_down()
+    worker_process.shut_down()
 
 
 class Exchange(BarrierTaskContext):
@@ -134,7 +135,7 @@ class Exchange(BarrierTaskContext):
         return [message]
 
 
-def program(task: RankTask) -> Callable[[Any], list[Any]]:
+def program(task: WorkerTask) -> Callable[[Any], list[Any]]:
     """Return what a task of the runner's job runs, as it arrives there."""
     runner: EarlyRunner = object.__new__(EarlyRunner)  # its constructor needs a JVM
     for name, value in {"num_slots": 1, "num_tasks": 1, "use_gpu": False}.items():
@@ -144,6 +145,7 @@ def program(task: RankTask) -> Callable[[Any], list[Any]]:
     return arrived
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("begins_early", [True, False])
 def test_a_rank_that_can_begins_before_the_runners_exchange(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, begins_early: bool
@@ -160,7 +162,7 @@ def test_a_rank_that_can_begins_before_the_runners_exchange(
     monkeypatch.setenv("TF_CONFIG", "of an earlier attempt")
     context = Exchange.of(before_the_exchange)
     monkeypatch.setattr(TaskContext, "_taskContext", context)
-    ours = task(driver.server.address, "tell_all", str(tmp_path / "seen"), begins_early=begins_early)
+    ours = task(driver.server.address, "tell_all", str(tmp_path / "seen"), meets_through_driver=begins_early)
     assert program(ours)(iter(())) == [[{"outcome": "finished", "epochs": 1}]]
     assert bool(seen) == begins_early
     assert [text.startswith("127.0.0.1:") for text in context.said] == [True, False]
@@ -169,6 +171,7 @@ def test_a_rank_that_can_begins_before_the_runners_exchange(
     assert ("TF_CONFIG" in environment) == (not begins_early)
 
 
+@pytest.mark.process
 def test_a_rank_that_has_begun_ends_when_the_runners_exchange_fails(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,10 +183,11 @@ def test_a_rank_that_has_begun_ends_when_the_runners_exchange_fails(
 
     monkeypatch.setattr(TaskContext, "_taskContext", Exchange.of(fail))
     with pytest.raises(ConnectionError, match="barrier"):
-        program(task(driver.server.address, "hang", begins_early=True))(iter(()))
+        program(task(driver.server.address, "hang", meets_through_driver=True))(iter(()))
     assert not processes[0].is_running()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("entry", ["finish_at_once", "train_until_stopped"])
 def test_a_rank_that_has_come_to_its_end_stays_until_all_have(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, entry: str
@@ -204,7 +208,7 @@ def test_a_rank_that_has_come_to_its_end_stays_until_all_have(
         seen.append(process)
 
     monkeypatch.setattr(TaskContext, "_taskContext", Exchange.of(begin, look))
-    ((outcome,),) = program(task(driver.server.address, entry, begins_early=True))(iter(()))
+    ((outcome,),) = program(task(driver.server.address, entry, meets_through_driver=True))(iter(()))
     assert outcome["outcome"] in ("finished", "stopped")
     assert [process.is_running() for process in seen] == [False]
 
@@ -245,11 +249,11 @@ class Runner:
         return type(self).job()
 
 
-class Task:
-    """The part of a task that a launch looks at."""
+class Plan:
+    """The part of a plan that a launch looks at."""
 
-    class plan:  # noqa: N801 - an attribute
-        attempt = 1
+    attempt = 1
+    ranks = 2
 
 
 @pytest.mark.parametrize(
@@ -274,7 +278,7 @@ def test_a_jvm_that_dies_is_a_failed_job(
     if before_the_launch:
         jvm.gone = gone
     with pytest.raises(BarrierJobError) as raised:
-        SparkLauncher(jvm).launch(Task(), 2)  # type: ignore[arg-type]
+        SparkLauncher(jvm)(Plan())  # type: ignore[arg-type]
     assert (raised.value.error.cause, raised.value.error.type) == ("spark", "SessionLost")
     assert raised.value.error.message == f"the JVM of the Spark session does not answer any more ({gone})"
 
@@ -294,7 +298,7 @@ def test_a_java_error_that_can_no_longer_be_asked_what_it_says_is_a_jvm_that_die
 
     monkeypatch.setattr(launcher, "EarlyRunner", type("R", (Runner,), {"job": staticmethod(fail)}))
     with pytest.raises(BarrierJobError, match="ended before it could say why the job failed"):
-        SparkLauncher(JVM()).launch(Task(), 2)  # type: ignore[arg-type]
+        SparkLauncher(JVM())(Plan())  # type: ignore[arg-type]
 
 
 def test_a_launch_leaves_the_threads_job_description_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +310,7 @@ def test_a_launch_leaves_the_threads_job_description_as_it_was(monkeypatch: pyte
         return [{"outcome": "finished", "epochs": 1}]
 
     monkeypatch.setattr(launcher, "EarlyRunner", type("R", (Runner,), {"job": staticmethod(job)}))
-    assert SparkLauncher(jvm).launch(Task(), 1) == ({"outcome": "finished", "epochs": 1},)  # type: ignore[arg-type]
+    assert SparkLauncher(jvm)(Plan()) == ({"outcome": "finished", "epochs": 1},)  # type: ignore[arg-type]
     assert (seen, jvm.properties["spark.job.description"]) == (["training, attempt 1"], "the notebook's own")
 
 
@@ -319,4 +323,4 @@ def test_who_leaves_is_not_held_up_by_a_jvm_that_is_gone(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(launcher, "EarlyRunner", type("R", (Runner,), {"job": staticmethod(leave)}))
     with pytest.raises(KeyboardInterrupt):
-        SparkLauncher(jvm).launch(Task(), 2)  # type: ignore[arg-type]
+        SparkLauncher(jvm)(Plan())  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
-from training.ranks.launcher import SparkLauncher
+from mirrorspark.training.driver.launcher import SparkLauncher
 
 
 class Session:
@@ -40,6 +40,5 @@ def test_the_runner_is_asked_for_all_gpus_of_all_workers(
     made: list[dict[str, Any]] = []
     monkeypatch.setattr(MirroredStrategyRunner, "__init__", lambda self, **arguments: made.append(arguments))
     monkeypatch.setattr(MirroredStrategyRunner, "run", lambda self, task: [])
-    task = SimpleNamespace(plan=SimpleNamespace(attempt=1))
-    SparkLauncher(cast(Any, Session()), gpus_per_worker).launch(cast(Any, task), 3)
+    SparkLauncher(cast(Any, Session()), gpus_per_worker)(cast(Any, SimpleNamespace(attempt=1, ranks=3)))
     assert made == [expected | {"use_custom_strategy": True}]

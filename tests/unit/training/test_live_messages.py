@@ -1,6 +1,7 @@
 """The same words of eight ranks are one line."""
 
-from training.live.messages import Messages, numbers_in_words, ranks_in_words, sense_of
+from mirrorspark.training.live.messages import Messages, sense_of
+from mirrorspark.training.protocol.words import numbers_in_words, ranks_in_words
 
 
 def test_ranks_in_words() -> None:

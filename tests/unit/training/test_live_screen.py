@@ -10,22 +10,27 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
-from training.live.screen import NotebookScreen, TerminalScreen, can_draw
+from mirrorspark.training.live.drawing import bar
+from mirrorspark.training.live.screen import NotebookScreen, TerminalScreen, can_draw
 
-_SEQUENCE = re.compile(r"\x1b\[(\d*)([AJ])")
+_SEQUENCE = re.compile(r"\x1b\[([\d;]*)([AJm])")
 
 
 def shown(text: str) -> list[str]:
-    """Return the lines that a terminal shows: it knows new lines, returns, and two control sequences."""
+    """Return the lines that a terminal shows: it knows new lines, returns, colours, and two control sequences."""
     lines: list[str] = [""]
     row = column = index = 0
     while index < len(text):
         sequence = _SEQUENCE.match(text, index)
         if sequence is not None and sequence[2] == "A":
             row = max(0, row - int(sequence[1]))
-        elif sequence is not None:
+        elif sequence is not None and sequence[2] == "J":
             lines[row:] = [lines[row][:column]]
+        elif sequence is not None:
+            pass  # a colour
         elif text[index] == "\r":
             column = 0
         elif text[index] == "\n":
@@ -44,28 +49,50 @@ def stream() -> io.StringIO:
 
 
 def test_a_block_is_drawn_over_the_one_before(stream: io.StringIO) -> None:
-    screen = TerminalScreen(stream)
-    for lines in (["bar 1", "rank 0", "rank 1"], ["bar 2", "rank 0"]):
-        screen.show(lines)
+    screen = TerminalScreen(Console(file=stream))
+    for block in ("bar 1\nrank 0\nrank 1", "bar 2\nrank 0"):
+        screen.show(block)
     assert shown(stream.getvalue()) == ["", "bar 2", "rank 0"]
-    screen.show([])
+    screen.show(None)
     assert shown(stream.getvalue()) == [""]
 
 
 def test_lines_stay_above_the_block(stream: io.StringIO) -> None:
-    screen = TerminalScreen(stream)
-    screen.show(["bar", "rank 0"])
+    screen = TerminalScreen(Console(file=stream))
+    screen.show("bar\nrank 0")
     for line in ("epoch 1", "epoch 2"):
         screen.write(line)
     assert shown(stream.getvalue()) == ["epoch 1", "epoch 2", "", "bar", "rank 0"]
 
 
 def test_what_others_print_stays_whole(stream: io.StringIO) -> None:
-    screen = TerminalScreen(stream)
-    screen.show(["bar", "rank 0"])
+    screen = TerminalScreen(Console(file=stream))
+    screen.show("bar\nrank 0")
     stream.write("a warning of a library\n")
-    screen.show(["bar", "rank 0"])
+    screen.show("bar\nrank 0")
     assert shown(stream.getvalue()) == ["a warning of a library", "", "bar", "rank 0"]
+
+
+def test_a_bar_in_colour_is_drawn_over_the_one_before_and_leaves_nothing(stream: io.StringIO) -> None:
+    console = Console(file=stream, width=80, force_terminal=True, color_system="truecolor")
+    screen = TerminalScreen(console)
+    for share in (0.25, 0.5):
+        screen.show(bar("convert", 3.0, share, text="5/10 Spark tasks"))
+        stream.write("a line of the JVM\n")
+    screen.write("  epoch 1")
+    lines = [line.rstrip() for line in shown(stream.getvalue())]
+    assert lines[:-1] == ["a line of the JVM"] * 2 + ["  epoch 1", ""]
+    assert re.fullmatch(r"convert     50% ━{10}\S+ 0:00:03 5/10 Spark tasks", lines[-1])
+    screen.show(None)
+    assert shown(stream.getvalue()) == ["a line of the JVM", "a line of the JVM", "  epoch 1", ""]
+
+
+def test_a_terminal_without_room_for_a_block_gets_its_lines(stream: io.StringIO) -> None:
+    screen = TerminalScreen(Console(file=stream, width=20, height=2))
+    screen.show("bar")
+    screen.write("epoch 1")
+    screen.write("epoch 2")
+    assert shown(stream.getvalue()) == ["epoch 1", "epoch 2", ""]
 
 
 @pytest.fixture
@@ -81,11 +108,10 @@ def terminal() -> Iterator[tuple[Any, int]]:
         yield stream, ours
 
 
-def test_lines_and_blocks_are_cut_to_the_terminal(terminal: tuple[Any, int]) -> None:
+def test_a_block_is_cut_to_the_terminal(terminal: tuple[Any, int]) -> None:
     stream, other_end = terminal
-    screen = TerminalScreen(stream)
-    assert screen.columns == 19
-    screen.show(["x" * 50] * 9)
+    screen = TerminalScreen(Console(file=stream, width=20, height=5))
+    screen.show("x" * 500)
     drawn = os.read(other_end, 10_000).decode().replace("\r\n", "\n")
     assert shown(drawn) == ["", *["x" * 19] * 3]
 
@@ -94,10 +120,11 @@ def test_a_dumb_terminal_and_a_file_are_not_drawn_on(
     terminal: tuple[Any, int], stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    assert can_draw(terminal[0])
-    assert not can_draw(stream)
+    assert can_draw(Console(file=terminal[0]))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as CI does
+    assert not can_draw(Console(file=stream))
     monkeypatch.setenv("TERM", "dumb")
-    assert not can_draw(terminal[0])
+    assert not can_draw(Console(file=terminal[0]))
 
 
 class Cell:
@@ -126,14 +153,14 @@ def test_a_cell_holds_one_output_per_stage_which_is_empty_at_its_end(
     vars(display).update(display=cell.display, HTML=str)
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    screen = NotebookScreen(stream)
-    screen.show(["bar 0"])
-    screen.show(["bar 1 <ready>", "rank 0"])
+    screen = NotebookScreen(Console(file=stream))
+    screen.show(Text("bar 0"))
+    screen.show(Text("bar <ready>\nrank"))
     assert len(cell.outputs) == 1
-    assert "bar 1 &lt;ready&gt;\nrank 0</pre>" in cell.outputs[0]
+    assert "bar &lt;ready&gt;\nrank\n</pre>" in cell.outputs[0]
     screen.write("epoch 1")
-    screen.show([])
-    screen.show(["bar 2"])
+    screen.show(None)
+    screen.show("bar again")
     assert cell.outputs[0] == ""
-    assert "bar 2" in cell.outputs[1]
+    assert "bar again" in cell.outputs[1]
     assert stream.getvalue() == "epoch 1\n"

@@ -1,14 +1,17 @@
-"""What the events of the ranks come to, and the rows that show it."""
+"""What is known after the events of the ranks, and the lines that show it."""
 
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
+from mirrorspark.training.executor import task as worker
+from mirrorspark.training.live.drawing import headline, metrics, rank_table
+from mirrorspark.training.live.state import TrainingState, input_verdict
+from mirrorspark.training.protocol.events import Event, EventAddress
 from tests.unit.training import rank_entries
-from training.channel.events import Event, EventAddress
-from training.live.state import TrainingState, headline, input_verdict, metrics, rank_rows
-from training.ranks import child_process, worker
 
 
 def after(events: Iterable[Event], *, now: float = 0.0, epochs: int = 3) -> TrainingState:
@@ -17,6 +20,16 @@ def after(events: Iterable[Event], *, now: float = 0.0, epochs: int = 3) -> Trai
     for event in events:
         state = state.after(event, now)
     return state
+
+
+def rank_rows(state: TrainingState, now: float, *, columns: int = 120) -> list[str]:
+    """Return the lines of the ranks as a terminal shows them, without their head."""
+    console = Console(width=columns, color_system=None)
+    with console.capture() as drawn:
+        console.print(rank_table(state, now))
+    head, *rows = drawn.get().splitlines()
+    assert head.split()[:2] == ["step", "examples/s"]
+    return [row.rstrip() for row in rows]
 
 
 def attempt(number: int = 1, workers: int = 2) -> Event:
@@ -63,44 +76,44 @@ def test_each_rank_has_a_row_with_step_speed_input_memory_and_state() -> None:
             state = state.after(alive(rank, step=step), now)
     # 100 and 10 steps a second; of a step's 500 examples each rank takes half.
     assert rank_rows(state, 2.0) == [
-        "  rank 0    step     1,230     25,000/s  input busy  12%    1.24 GB  training",
-        "  rank 1    step        30      2,500/s  input busy  12%    1.24 GB  training",
+        "  rank 0        1,230      25,000         12%   1.24 GB  training",
+        "  rank 1           30       2,500         12%   1.24 GB  training",
     ]
 
 
 def test_the_speed_of_a_rank_is_that_of_its_last_seconds_of_training() -> None:
     def speed() -> str:
-        return rank_rows(state, 0.0)[0].split()[4]
+        return rank_rows(state, 0.0)[0].split()[3]
 
     state = after([attempt(workers=1), train_begin(0, 10)])
     for now, step in ((0.0, 0), (10.0, 10), (12.0, 12), (14.0, 112), (16.0, 212)):
         state = state.after(alive(0, step=step), now)
-    assert speed() == f"{10 * (212 - 10) / 6:,.0f}/s"  # without what was more than ten seconds ago
+    assert speed() == f"{10 * (212 - 10) / 6:,.0f}"  # without what was more than ten seconds ago
     state = state.after(alive(0, step=212, phase="validation"), 18.0)
-    assert speed() == "337/s"  # meanwhile that of before
+    assert speed() == "337"  # meanwhile that of before
     state = state.after(alive(0, step=212), 60.0)
     state = state.after(alive(0, step=222), 62.0)
-    assert speed() == "50/s"
+    assert speed() == "50"
     for now in (64.0, 70.0, 80.0):
         state = state.after(alive(0, step=222), now)
-    assert speed() == "0/s"
+    assert speed() == "0"
     state = state.after(alive(0, step=1), 82.0)  # another training of the same function
     state = state.after(alive(0, step=5), 84.0)
-    assert speed() == "20/s"
+    assert speed() == "20"
 
 
 def test_a_worker_of_parameter_servers_takes_whole_batches() -> None:
     state = after([attempt(workers=2), train_begin(0)])  # the coordinator's, which alone runs fit
     for now, step in ((0.0, 0), (2.0, 20)):
         state = state.after(alive(1, step=step), now)
-    assert "5,000/s" in rank_rows(state, 2.0)[1]
+    assert " 5,000 " in rank_rows(state, 2.0)[1]
 
 
 def test_without_the_size_of_a_batch_there_is_no_speed() -> None:
     state = after([attempt(workers=1), train_begin(0, None)])
     for now, step in ((0.0, 0), (2.0, 20)):
         state = state.after(alive(0, step=step), now)
-    assert "          -    input busy" in rank_rows(state, 2.0)[0]
+    assert rank_rows(state, 2.0)[0].split()[:4] == ["rank", "0", "20", "-"]
 
 
 def test_the_host_is_shown_where_there_are_several() -> None:
@@ -110,9 +123,7 @@ def test_the_host_is_shown_where_there_are_several() -> None:
 
 def test_what_is_not_known_yet_is_a_dash() -> None:
     state = after([attempt(), {"event": "phase", "rank": 0, "attempt": 1, "phase": "building"}])
-    assert rank_rows(state, 0.0) == [
-        "  rank 0    step         0          -    input busy    -       -     building the model"
-    ]
+    assert rank_rows(state, 0.0) == ["  rank 0            0           -           -         -  building the model"]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +154,14 @@ def test_of_many_ranks_the_slowest_are_shown_and_the_others_in_one_line() -> Non
     # First who is in trouble, then who is behind, then who the others wait for.
     assert [row.split()[1] for row in rows[:3]] == ["50", "40", "7"]
     assert len(rows) == 6
-    assert rows[5].startswith("  59 more   step   100-101")
+    assert rows[5].startswith("  59 more     100-101 ")
     assert rows[5].endswith("58 waiting for rank 7, 1 training")
+
+
+def test_on_a_narrow_terminal_a_rank_keeps_its_line_and_its_numbers() -> None:
+    state = after([attempt(), system(0), alive(0, step=1230, waiting_for="rank 1", waiting_seconds=9.0)])
+    (row,) = rank_rows(state, 0.0, columns=64)
+    assert row == "  rank 0        1,230           -         12%   1.24 GB  waitin…"
 
 
 def test_events_of_an_earlier_attempt_and_of_none_change_nothing() -> None:
@@ -164,7 +181,7 @@ def test_before_the_first_step_the_headline_tells_what_the_ranks_are_doing() -> 
 
 def test_the_headline_of_a_training_is_that_of_the_chief() -> None:
     state = after([attempt(), progress(130), progress(250, rank=1)])
-    assert headline(state) == "epoch 2/3 step 30/100 50,000 examples/s"
+    assert headline(state) == "epoch 2/3  step 30/100  50,000 examples/s"
     assert metrics(state) == "loss 0.5123"
 
 
@@ -208,8 +225,8 @@ def test_epochs_that_are_over_before_they_tell_of_their_progress_move_the_bar_an
     for epoch in (1, 2):
         for rank in (0, 1):
             state = state.after(epoch_end(epoch, rank, loss=0.5 / epoch, val_auc=0.7), float(epoch))
-    assert headline(state) == "epoch 2/3 step 100/100 80,000 examples/s"
-    assert metrics(state) == "loss 0.2500 val_auc 0.7000"
+    assert headline(state) == "epoch 2/3  step 100/100  80,000 examples/s"
+    assert metrics(state) == "loss 0.2500  val_auc 0.7000"
     assert [state.ranks[rank].step for rank in (0, 1)] == [200, 200]
     assert state.position.done == 200
 
@@ -238,7 +255,7 @@ def test_the_advice_names_a_setting_that_decides_over_the_threads_of_a_worker(mo
 
     context = SimpleNamespace(partitionId=lambda: 0, cpus=lambda: 3)  # 3: what spark.task.cpus says
     monkeypatch.setattr(worker, "TaskContext", SimpleNamespace(get=lambda: context))
-    monkeypatch.setattr(child_process, "tensorflow_environment", environment)
+    monkeypatch.setattr(worker, "tensorflow_environment", environment)
     with pytest.raises(InterruptedError):
-        worker.RankTask(rank_entries.Plan(EventAddress("127.0.0.1", 1, "")))()
+        worker.WorkerTask(cast(Any, rank_entries.Plan(EventAddress("127.0.0.1", 1, ""))))()
     assert given == [3]

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
-from training.channel.events import Event
-from training.config import RunConfig
-from training.live.view import LiveView
-from training.records import tracking
-from training.records.open_run import OpenRun, open_run
-from training.records.run_folder import STATE_FILE, RunFolder
-from training.supervision.supervisor import TrainingStoppedError
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.driver.errors import TrainingStoppedError
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.names import STATE_FILE
+from mirrorspark.training.records import tracking
+from mirrorspark.training.records.open_run import OpenRun, open_run
+from mirrorspark.training.records.run_folder import RunFolder
 
 ATTEMPT: Event = {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}
 
@@ -27,10 +29,6 @@ class FakeTracked:
 
     run_id: str | None = "mlflow-1"
     statuses: list[str] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-
-    def on_event(self, event: Event) -> None:
-        self.events.append(event)
 
     def finish(self, status: str) -> str | None:
         self.statuses.append(status)
@@ -145,13 +143,12 @@ def test_a_receiver_that_fails_keeps_no_other_from_hearing(
         raise BrokenPipeError("nobody reads")
 
     with opened(config, lines, listener=heard.append) as run:
-        tracked.on_event = fail  # type: ignore[method-assign]
         run.view.on_event = fail  # type: ignore[method-assign]
         run.on_event(ATTEMPT)
         run.on_event({**ATTEMPT, "attempt": 2})
     assert [event["attempt"] for event in heard] == [1, 2]
     assert [event["attempt"] for event in run.folder.past_events()] == [1, 2]
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 1
 
 
 def test_an_attempt_leaves_word_that_the_checkpoints_store_is_in_use(
@@ -164,9 +161,22 @@ def test_an_attempt_leaves_word_that_the_checkpoints_store_is_in_use(
 
 def test_what_earlier_drivers_heard_is_told_again(config: RunConfig, tracked: FakeTracked, lines: list[str]) -> None:
     interrupt_after_an_attempt(config, lines)
-    tracked.events.clear()
     kept: list[Event] = []
     with opened(config, lines) as again:
         again.recall(kept.append)
     assert [event["event"] for event in kept] == ["attempt"]
-    assert tracked.events == kept
+
+
+def test_mlflow_gets_the_epochs_from_the_events_file(config: RunConfig, lines: list[str], mlflow_store: str) -> None:
+    view = LiveView(epochs=1, is_interactive=False, write=lines.append)
+    epoch: Event = {"event": "epoch_end", "rank": 0, "logs": {"loss": 0.5}, "seconds": 2.5, "examples_per_second": None}
+    for epochs in ((1, 2), (2, 3)):
+        with contextlib.suppress(KeyboardInterrupt), open_run(config, "da7a", mlflow_store, view) as run:
+            for number in epochs:
+                run.on_event({**epoch, "epoch": number, "time": 1000.0 + number})
+            raise KeyboardInterrupt
+    client = MlflowClient(mlflow_store)
+    assert run.tracked.run_id is not None
+    points = client.get_metric_history(run.tracked.run_id, "loss")
+    assert sorted((point.step, point.timestamp) for point in points) == [(n, 1_000_000 + n * 1000) for n in (1, 2, 3)]
+    assert client.get_run(run.tracked.run_id).info.status == "KILLED"

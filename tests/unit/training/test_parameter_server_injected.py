@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from training.fitting.activity import Activity
-from training.parameter_servers.injected import faults_of
-from training.parameter_servers.roles import Roles
+from mirrorspark.training.fault_injection.parameter_servers import faults_of
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.roles import Roles
 
 ROLES = Roles(workers=2, servers=1)
 
@@ -39,7 +39,7 @@ def test_steps_strike_the_coordinator_and_data_is_held_up_at_the_workers() -> No
         ("kill:rank=1,step=40", "'kill:rank=1,step=40', but rank 1 is worker 0: steps are counted by rank 0"),
         ("raise:rank=3", "but rank 3 is parameter server 0"),
         ("hang_input:rank=0", "but rank 0 is the coordinator: .* data is read by the workers, ranks 1 to 2; name one"),
-        ("slow_input:rank=3", "or strike from outside with training.faults.kill or stop"),
+        ("slow_input:rank=3", "or strike from outside with faults.kill or faults.stop"),
         ("kill:rank=4", "rank 4 is not one of 4"),
     ],
 )

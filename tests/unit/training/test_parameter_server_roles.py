@@ -2,8 +2,8 @@
 
 import pytest
 
-from training.parameter_servers.roles import SHARD_BYTES, Role, Roles, shards
-from training.parameter_servers.worker_input import reading
+from mirrorspark.training.parameter_servers.worker_input import reading
+from mirrorspark.training.protocol.roles import SHARD_BYTES, Role, Roles, shards
 
 TWO_AND_TWO = Roles(workers=2, servers=2)
 

@@ -12,20 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.quality.dataset_page import PAGE_FILE
-from scoring.parity import parity
-from training import pipeline
-from training.config import RunConfig
-from training.live.view import LiveView
-from training.pipeline import ParityFailedError, require_parity
-from training.records.run_history import SUMMARY_FILE
-from training.results import delivery
-from training.results.delivery import Trained
-from training.results.evaluate_run import Verdict
-from training.results.summary import Summary
-from training.supervision.failure_policy import Attempt, RankError
-from training.supervision.supervisor import TrainingFailedError
-from training.warm_start import WarmStart
+from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+from mirrorspark.scoring.parity import parity
+from mirrorspark.training import pipeline
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.driver.errors import TrainingFailedError
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.protocol.cause import Attempt, RankError
+from mirrorspark.training.protocol.names import SUMMARY_FILE
+from mirrorspark.training.results import delivery, scored
+from mirrorspark.training.results.delivery import Trained
+from mirrorspark.training.results.evaluate_run import Verdict
+from mirrorspark.training.results.scored import ParityFailedError, require_parity
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.sources import Sources
+from mirrorspark.training.warm_start import WarmStart
 
 
 def test_equal_scores_are_let_through() -> None:
@@ -81,6 +83,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
     job = SimpleNamespace(
         tracked=tracked,
         folder=SimpleNamespace(path=tmp_path, events=tmp_path / "events.jsonl"),
+        config=new_config(),
         view=view,
         spark=None,
         dataset=dataset,
@@ -102,11 +105,16 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         verdict = Verdict({"test": {"auc": 0.7}}, {}, {})
         return Trained("run-1", "models:/m-1", "rides", "3", attempts, 9.0, verdict, {"test": reference}, tmp_path, "")
 
-    prepared = pipeline.Prepared(cast(Any, None), cast(Any, None), cast(Any, dataset), is_reused=True)
-    monkeypatch.setattr(pipeline, "prepare", lambda config, view: prepared)
+    def prepare(config: RunConfig, view: LiveView, sources: Sources) -> PreparedRun:
+        table = cast(Any, "a table")
+        return PreparedRun(config, cast(Any, dataset), cast(Any, None), "the store", table=table, is_reused=True)
+
+    sources = Sources({}, {}, None, tmp_path / "not converted")
+    monkeypatch.setattr(Sources, "find", lambda config: sources)
+    monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "open_job", open_job)
     monkeypatch.setattr(delivery, "deliver", deliver)
-    monkeypatch.setattr(pipeline, "_scored", lambda *_: pa.table({"ride_id": [1, 2], "score": this.scores}))
+    monkeypatch.setattr(scored, "_scored", lambda *_: pa.table({"ride_id": [1, 2], "score": this.scores}))
     return this
 
 
@@ -157,10 +165,9 @@ def test_a_parity_that_fails_leaves_the_version_without_alias_and_the_same_comma
 
 
 def test_a_day_leaves_its_summary_before_the_run_counts_as_finished(
-    attempted: Attempted, new_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    attempted: Attempted, new_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     """T12: whoever asks for the day again gets it; without a day the command alone writes it."""
-    monkeypatch.setattr(pipeline, "_converted", lambda config: None)
     pipeline.run(new_config(output=str(tmp_path / "output")))
     assert not (tmp_path / SUMMARY_FILE).exists()
     summary = pipeline.run(new_config(output=str(tmp_path / "output"), run_date="2026-01-31"))

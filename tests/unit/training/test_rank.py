@@ -15,16 +15,18 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from callbacks.checkpoint_store import CheckpointStoreError, store_error
-from callbacks.commit import CheckpointDamagedError
-from callbacks.fence import StaleAttemptError
-from callbacks.nan_guard import NonFiniteLossError
-from data_pipelines.storage import StoreUnreachableError
-from training.channel.events import Command, Event, EventAddress
-from training.fitting.activity import Activity, Phase
-from training.fitting.ring_errors import RingConnectError, RingError
-from training.ranks.rank import EntryError, RankOrders, _LogToDriver, describe
-from training.ranks.rank_control import Meeting
+from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
+from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError
+from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, store_error
+from mirrorspark.callbacks.nan_guard import NonFiniteLossError
+from mirrorspark.storage.paths import StoreUnreachableError
+from mirrorspark.training.executor.worker import WorkerOrders
+from mirrorspark.training.executor.worker_failure import EntryError, describe
+from mirrorspark.training.executor.worker_log import LogToDriver
+from mirrorspark.training.protocol.activity import Activity, Phase
+from mirrorspark.training.protocol.events import Command, Event, EventAddress
+from mirrorspark.training.ring.errors import RingConnectError, RingError
+from mirrorspark.training.ring.meeting import Meeting
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
@@ -43,7 +45,7 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (RingError(1, "is gone"), "training", "peer"),
         (RingError(1, "is gone"), "connecting", "start"),
         (RingConnectError(1, "cannot be reached"), "building", "start"),
-        (EntryError("training.fitting.fit:train cannot be loaded"), "starting", "start"),
+        (EntryError("mirrorspark.training.fitting.fit:train cannot be loaded"), "starting", "start"),
         (ConnectionRefusedError("nobody there"), "connecting", "start"),
         (TimeoutError("nobody answers"), "connecting", "start"),
         (OSError(errno.EADDRINUSE, "Address already in use"), "training", "start"),
@@ -150,7 +152,7 @@ def record(level: int, message: str, *arguments: object) -> logging.LogRecord:
 
 def test_a_talkative_log_is_told_in_parts_and_its_warnings_do_not_drown_in_it() -> None:
     line = HeardEvents()
-    handler = _LogToDriver(line, logging.INFO)  # type: ignore[arg-type] # all it needs
+    handler = LogToDriver(line, logging.INFO)  # type: ignore[arg-type] # all it needs
     for number in range(500):
         handler.handle(record(logging.INFO, "step %d %s", number, "x" * 3000))
         handler.handle(record(logging.WARNING, "bad %d", number))
@@ -164,7 +166,7 @@ def test_a_talkative_log_is_told_in_parts_and_its_warnings_do_not_drown_in_it() 
 
 def test_a_log_record_that_cannot_be_read_does_not_end_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     line = HeardEvents()
-    _LogToDriver(line, logging.INFO).handle(record(logging.WARNING, "%d", "no number"))  # type: ignore[arg-type]
+    LogToDriver(line, logging.INFO).handle(record(logging.WARNING, "%d", "no number"))  # type: ignore[arg-type]
     assert line.events == []
     assert "no number" in capsys.readouterr().err
 
@@ -172,9 +174,9 @@ def test_a_log_record_that_cannot_be_read_does_not_end_a_training(capsys: pytest
 @pytest.mark.parametrize("payload", [None, b"", b"\x00\n\xff"])
 def test_orders_are_read_as_they_were_written_and_what_follows_is_left(payload: bytes | None) -> None:
     address = EventAddress("h", 1, "secret")
-    orders = RankOrders(2, 3, address, "m:f", "m:P", '{"a": "ä\\n"}', payload, host="10.0.0.1")
+    orders = WorkerOrders(2, 3, address, "m:f", "m:P", '{"a": "ä\\n"}', payload, host="10.0.0.1")
     stream = io.BytesIO(orders.to_bytes() + b'{"stop": "driver"}\n')
-    assert RankOrders.read(stream) == orders
+    assert WorkerOrders.read(stream) == orders
     assert stream.read() == b'{"stop": "driver"}\n'
     assert "secret" not in repr(orders)
 

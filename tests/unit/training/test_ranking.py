@@ -4,11 +4,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from training.results import ranking
-from training.results.ranking import best_candidates
+from mirrorspark.training.results import ranking
+from mirrorspark.training.results.ranking import best_candidates
 
 
 def by_full_sort(
@@ -31,7 +31,6 @@ def check_same(queries: np.ndarray, candidates: np.ndarray, excluded: np.ndarray
     np.testing.assert_array_equal(scores, expected_scores)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(0, 9),

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from training import pipeline
-from training.config import RECIPE_FILE, ConfigError, RunConfig
-from training.readiness.preflight import Check
-from training.results.summary import Summary
-from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
-from training.supervision.failure_policy import Attempt, RankError
-from training.supervision.supervisor import TrainingFailedError, TrainingStoppedError
+from mirrorspark.training import pipeline
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.protocol.cause import Attempt, RankError
+from mirrorspark.training.readiness.preflight import Check
+from mirrorspark.training.recipe import RECIPE_FILE
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -103,7 +104,7 @@ def test_a_recipe_of_ones_own_with_a_mistake_is_bad_usage(
 def test_a_recipe_without_data_asks_for_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.readiness.preflight.java_major_version", lambda: 17)
+    monkeypatch.setattr("mirrorspark.training.readiness.preflight.java_major_version", lambda: 17)
     assert main(["--recipe", "movielens"]) == EXIT_USAGE
     expected = "mirrorspark: recipe 'movielens' brings no data; give the folder with its tables as --data"
     assert only_line(capsys) == expected
@@ -121,7 +122,7 @@ def test_a_recipe_without_data_asks_for_it(
 def test_what_stands_in_the_way_is_one_line_and_status_1_before_spark_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
 ) -> None:
-    monkeypatch.setattr("training.readiness.preflight.java_major_version", lambda: 17)
+    monkeypatch.setattr("mirrorspark.training.readiness.preflight.java_major_version", lambda: 17)
     (tmp_path / "file").write_text("")
     assert main(arguments) == EXIT_FAILED == 1
     assert part in only_line(capsys)
@@ -353,8 +354,9 @@ def test_what_a_run_came_to_is_kept_though_nobody_reads_its_output(
         assert json.loads(file.read_text())["status"] == "finished"
 
 
+@pytest.mark.process
 def test_the_module_is_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "training.run", "--workers", "two"]
+    command = [sys.executable, "-m", "mirrorspark.training.run", "--workers", "two"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == EXIT_USAGE
     assert done.stdout == ""

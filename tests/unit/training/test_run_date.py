@@ -1,12 +1,13 @@
 """T12: the same command for a day that is done trains nothing, and tells again what came of it."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,32 +16,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.dataset import Dataset
-from training import pipeline
-from training import run as command
-from training import runs as runs_command
-from training import train as train_module
-from training.command_line import parse
-from training.config import RECIPE_FILE, ConfigError, RunConfig
-from training.readiness import preflight
-from training.records.open_run import open_run
-from training.records.run_folder import (
-    STATE_FILE,
-    RunFolder,
-    RunUnderWayError,
-    Status,
-    find_finished,
-    hold_run_folder,
-)
-from training.records.run_history import SUMMARY_FILE
-from training.results import delivery
-from training.results.delivery import ResultLostError, Trained
-from training.results.evaluate_run import Verdict
-from training.results.export import EVALUATED_SPLITS
-from training.results.summary import Summary
-from training.supervision.failure_policy import Attempt, RankError
-from training.supervision.supervisor import TrainingStoppedError
-from training.train import train
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.training import pipeline, sources
+from mirrorspark.training import run as command
+from mirrorspark.training import runs as runs_command
+from mirrorspark.training import train as train_module
+from mirrorspark.training.command_line import parse
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.driver.errors import TrainingStoppedError
+from mirrorspark.training.protocol.cause import Attempt, RankError
+from mirrorspark.training.protocol.names import STATE_FILE, SUMMARY_FILE
+from mirrorspark.training.readiness import preflight
+from mirrorspark.training.recipe import RECIPE_FILE
+from mirrorspark.training.records.find_run import find_finished, hold_run_folder
+from mirrorspark.training.records.open_run import open_run
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_state import RunUnderWayError, Status
+from mirrorspark.training.results import delivery
+from mirrorspark.training.results.delivery import ResultLostError, Trained
+from mirrorspark.training.results.evaluate_run import Verdict
+from mirrorspark.training.results.export import EVALUATED_SPLITS
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.train import train
 
 NewConfig = Callable[..., RunConfig]
 
@@ -136,13 +133,12 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     def begin(*_: Any, **__: Any) -> None:
         raise StartedError
 
-    place = pipeline._Inputs(tmp_path / "dataset", {}, None)
+    found = sources.Sources({}, {}, None, tmp_path / "dataset")
     for module in (pipeline, train_module):
         monkeypatch.setattr(module, "LiveView", lambda **_: view)
     monkeypatch.setattr(pipeline, "prepare", begin)
-    monkeypatch.setattr(pipeline, "_source_files", lambda config: {})
-    monkeypatch.setattr(pipeline, "_inputs", lambda config, files: place)
-    monkeypatch.setattr(pipeline, "is_published", lambda path: True)
+    monkeypatch.setattr(sources.Sources, "find", lambda config: found)
+    monkeypatch.setattr(sources, "is_published", lambda path: True)
     monkeypatch.setattr(Dataset, "open", lambda path: DATASET)
     monkeypatch.setattr(preflight, "check_driver", begin)
     return lines
@@ -285,8 +281,11 @@ def test_a_notebook_gets_again_what_it_got(config: RunConfig, said: list[str]) -
 def test_a_day_that_was_done_while_this_command_got_ready_is_not_done_twice(
     config: RunConfig, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(*_: Any, **__: Any) -> None:
-        raise StartedError
+    @contextlib.contextmanager
+    def open_job(*_: Any, **__: Any) -> Iterator[None]:
+        with hold_run_folder(config, "da7a", only_once=config.only_once):
+            raise StartedError
+        yield
 
     folders: list[RunFolder] = []
 
@@ -298,11 +297,8 @@ def test_a_day_that_was_done_while_this_command_got_ready_is_not_done_twice(
         return SimpleNamespace(dataset=DATASET)
 
     for module in (pipeline, train_module):
-        monkeypatch.setattr(module, "open_job", begin)
-    monkeypatch.setattr(preflight, "check_driver", lambda *_: [])
-    monkeypatch.setattr(preflight, "require", lambda checks: None)
-    monkeypatch.setattr(train_module, "find_model", lambda config, store: None)
-    monkeypatch.setattr(train_module, "cluster_checks", ready)
+        monkeypatch.setattr(module, "open_job", open_job)
+    monkeypatch.setattr(train_module, "prepare_training", ready)
     monkeypatch.setattr(pipeline, "prepare", ready)
     trained = train(DATASET, config, cast(Any, "a session"))
     assert trained.run_folder == folders[0].path

@@ -19,20 +19,13 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from training.config import RunConfig
-from training.records import run_folder
-from training.records.run_folder import (
-    STALE_SECONDS,
-    STATE_FILE,
-    RunFolder,
-    RunUnderWayError,
-    Status,
-    driver_of,
-    find_finished,
-    hold_run_folder,
-    read_state,
-)
-from training.records.run_lock import hold_lock, look_at_lock
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.protocol.names import STATE_FILE
+from mirrorspark.training.records import find_run, run_folder
+from mirrorspark.training.records.find_run import RunFinishedError, find_finished, hold_run_folder
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_lock import hold_lock, look_at_lock
+from mirrorspark.training.records.run_state import STALE_SECONDS, RunUnderWayError, Status, driver_of, read_state
 
 DATASET = "0123456789abcdef"
 
@@ -113,6 +106,7 @@ def test_a_run_that_learns_something_else_begins_anew(config: RunConfig) -> None
     assert taken(config, "another dataset").path != before.path
 
 
+@pytest.mark.process
 def test_a_run_whose_driver_lives_is_left_alone(config: RunConfig, other_driver: psutil.Process) -> None:
     alive = {"process": other_driver.pid, "process_started": other_driver.create_time()}
     before = left_behind(config, "running", **alive)
@@ -127,6 +121,7 @@ def test_a_run_of_this_very_process_is_left_alone(config: RunConfig) -> None:
     assert taken(config).path == before.path
 
 
+@pytest.mark.process
 def test_a_process_that_got_the_dead_drivers_number_is_not_taken_for_it(
     config: RunConfig, other_driver: psutil.Process
 ) -> None:
@@ -134,6 +129,7 @@ def test_a_process_that_got_the_dead_drivers_number_is_not_taken_for_it(
     assert taken(config).path == before.path
 
 
+@pytest.mark.process
 def test_a_run_whose_driver_is_gone_goes_on(config: RunConfig) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait(timeout=30)
@@ -206,10 +202,11 @@ def test_of_two_equal_commands_for_one_day_the_second_is_told_of_the_first(confi
                 pass
             first.save_state("finished", None)
         with (
-            pytest.raises(RunUnderWayError, match=rf"run {first.path.name} has finished meanwhile; the same command"),
+            pytest.raises(RunFinishedError, match=f"run {first.path.name} has finished") as finished,
             hold_run_folder(config, DATASET, nothing_said, only_once=True),
         ):
             pass
+        assert finished.value.folder.path == first.path
         for folder in (before, first):
             change_state(folder, identity="another")
     assert len(list((Path(config.output) / "runs").glob(f"*/{STATE_FILE}"))) == 2
@@ -234,7 +231,7 @@ def test_commands_for_one_day_look_one_after_the_other(config: RunConfig, monkey
 
         return note
 
-    monkeypatch.setattr(run_folder, "_find", noting("find", run_folder._find))
+    monkeypatch.setattr(find_run, "_find", noting("find", find_run._find))
     monkeypatch.setattr(run_folder, "hold_lock", noting("hold", hold_lock))
     with hold_run_folder(config, DATASET, only_once=True):
         assert seen == [("find", True), ("hold", True)]
@@ -255,6 +252,7 @@ def test_a_redo_that_was_broken_off_goes_on_though_an_older_run_has_finished(con
         assert folder.path == redo.path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("newest", ["under way", "broken off"])
 def test_a_redo_that_is_under_way_is_not_hidden_by_an_older_run(
     config: RunConfig, other_driver: psutil.Process, newest: str
@@ -270,10 +268,11 @@ def test_a_redo_that_is_under_way_is_not_hidden_by_an_older_run(
         find_finished(config, DATASET)
 
 
+@pytest.mark.process
 def test_a_run_goes_on_at_once_when_its_driver_was_killed(config: RunConfig) -> None:
     before = left_behind(config, "failed")
     program = (
-        "import sys; from pathlib import Path; from training.records.run_folder import RunFolder\n"
+        "import sys; from pathlib import Path; from mirrorspark.training.records.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1]), sys.argv[2], None).hold():\n"
         "    print('held', flush=True); input()"
     )

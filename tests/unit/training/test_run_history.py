@@ -12,10 +12,10 @@ import psutil
 import pytest
 import yaml
 
-from training.config import RunConfig
-from training.records.run_folder import RunFolder
-from training.records.run_history import (
-    DEFAULT_OUTPUT,
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_history import (
     UNSET,
     RunNotFoundError,
     RunRecord,
@@ -196,6 +196,16 @@ def test_lines_that_a_crash_cut_off_are_passed_over(tmp_path: Path) -> None:
     assert list(curves.epochs) == [1]
     assert curves.seconds is not None
     assert read_curves(tmp_path / "nowhere").epochs == {}
+
+
+def test_lines_for_mlflow_alone_count_for_no_duration(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    attempt = {"event": "attempt", "attempt": 1, "time": 1.0}
+    for_mlflow = {"event": "mlflow_metrics", "metrics": {"loss": 1.0}, "step": 1, "timestamp_ms": 9}
+    lines = [for_mlflow, attempt, epoch_end(1, 5.0, loss=0.5), *([for_mlflow] * 3)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    without = read_curves(file)
+    assert (list(without.epochs), without.seconds) == ([1], 4.0)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from training.channel.events import Event
-from training.supervision.failure_policy import Attempt, RankError
-from training.supervision.running_attempt import RunningAttempt, StopSignal, every
-from training.supervision.watchdog import Limits
+from mirrorspark.training.driver.running_attempt import RunningAttempt
+from mirrorspark.training.protocol.cause import Attempt, RankError
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.rounds import every
+from mirrorspark.training.protocol.stop import StopSignal
 
 
 def system(rank: int, attempt: int = 1) -> Event:

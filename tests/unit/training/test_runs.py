@@ -13,12 +13,18 @@ from typing import Any
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
-from training import pipeline
-from training.config import RunConfig
-from training.records.run_folder import STATE_FILE, RunFolder, Status, hold_run_folder
-from training.results.summary import Summary
-from training.runs import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, duration, main
+from mirrorspark.callbacks.mlflow.metric_replay import run_event
+from mirrorspark.callbacks.mlflow.metric_requests import Target
+from mirrorspark.training import pipeline
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.protocol.names import STATE_FILE
+from mirrorspark.training.records.find_run import hold_run_folder
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_state import Status
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.runs import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, duration, main
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -43,7 +49,8 @@ def new_run(new_config: Callable[..., RunConfig], tmp_path: Path) -> NewRun:
             lines = [{"event": "attempt", "attempt": 1, "time": 10.0}]
             for epoch in (1, 2):
                 logs = {"loss": 0.5, "val_auc": auc + epoch / 100}
-                lines.append({"event": "epoch_end", "epoch": epoch, "logs": logs, "rank": 0, "time": 10.0 + 40 * epoch})
+                said = {"logs": logs, "seconds": 40.0, "time": 10.0 + 40 * epoch}
+                lines.append({"event": "epoch_end", "epoch": epoch, "rank": 0, **said})
             folder.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
             summary = Summary("finished", metrics={"test": {"auc": auc}}, examples_per_second=1234.5)
             summary.save(folder.path / "summary.json")
@@ -116,7 +123,7 @@ def test_the_list_as_json_holds_every_run_and_why_one_cannot_be_read(
 
 def test_an_empty_output_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(output(tmp_path, "list")) == EXIT_DONE
-    assert capsys.readouterr().out.startswith(f"no runs in {tmp_path}/runs; `mirrorspark` begins one")
+    assert capsys.readouterr().out.startswith(f"no runs in {tmp_path}/runs; `mirrorspark train` begins one")
 
 
 def test_a_comparison_shows_metrics_and_settings_that_differ_and_draws_the_curves(
@@ -272,12 +279,39 @@ def test_a_run_whose_driver_died_goes_on(new_run: NewRun, tmp_path: Path, resume
     assert state_of(run)["status"] == "finished"
 
 
+def test_what_mlflow_lacks_of_an_ended_run_is_sent(
+    new_run: NewRun, tmp_path: Path, mlflow_store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run("failed", auc=0.7)
+    client = MlflowClient(mlflow_store)
+    mlflow_run = client.create_run("0").info.run_id
+    run.append_event(run_event(Target(mlflow_run, mlflow_store, "Default")))
+    replay = output(tmp_path, "replay", run.path.name)
+    assert main(replay) == EXIT_DONE
+    assert [point.value for point in client.get_metric_history(mlflow_run, "val_auc")] == [0.71, 0.72]
+    assert capsys.readouterr().out.startswith(f"8 metric values sent to run {mlflow_run}, 0 were there already")
+    assert main(replay) == EXIT_DONE
+    assert capsys.readouterr().out.startswith(f"0 metric values sent to run {mlflow_run}, 8 were there already")
+    run.events.write_text("")
+    assert main(replay) == EXIT_USAGE
+    assert "holds nothing for MLflow" in capsys.readouterr().err
+
+
+def test_of_a_run_that_is_under_way_its_driver_sends_what_mlflow_lacks(
+    new_run: NewRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    me = psutil.Process()
+    run = new_run("running", state={"process": me.pid, "process_started": me.create_time()})
+    assert main(output(tmp_path, "replay", run.path.name)) == EXIT_USAGE
+    assert "its driver sends what MLflow lacks" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["nonsense"], ["diff", "one"], ["compare"], ["resume"], ["list", "--nonsense"]]
 )
 def test_bad_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == EXIT_USAGE
-    assert "usage: python -m training.runs" in capsys.readouterr().err
+    assert "usage: mirrorspark runs" in capsys.readouterr().err
 
 
 def test_a_name_that_no_run_has_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,10 +327,11 @@ def test_durations_are_told_in_the_two_units_that_tell_most(seconds: float, word
     assert duration(seconds) == words
 
 
+@pytest.mark.process
 def test_the_list_needs_none_of_the_heavy_packages(new_run: NewRun, tmp_path: Path) -> None:
     new_run(auc=0.7)
     program = (
-        "import sys; from training.runs import main\n"
+        "import sys; from mirrorspark.training.runs import main\n"
         f"status = main(['list', '--output={tmp_path}'])\n"
         "heavy = {'matplotlib', 'mlflow', 'numpy', 'pyarrow', 'pyspark', 'tensorflow'} & set(sys.modules)\n"
         "sys.exit(status or (f'imports {heavy}' if heavy else 0))"

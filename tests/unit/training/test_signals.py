@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from training.supervision.signals import on_stop_signals
+from mirrorspark.training.driver.signals import on_stop_signals
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from scoring.shipping import is_local
-from training import spark_session
-from training.spark_session import (
+from mirrorspark.data_pipelines.spark.tasks import is_local
+from mirrorspark.training import spark_session
+from mirrorspark.training.spark_session import (
     AnotherSessionError,
     DriverAddressError,
     bind_address,

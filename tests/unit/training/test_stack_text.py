@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 
-from training.supervision.stack_text import telling_frames
+from mirrorspark.training.live.stack_text import telling_frames
 
 HUNG_INPUT = """\
 Thread 0x00007f01 (most recent call first):

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from callbacks.commit import CheckpointDamagedError
-from data_pipelines.storage import StorageError
-from training.supervision import store_reads
-from training.supervision.running_attempt import StopSignal
-from training.supervision.store_reads import StoreReader
+from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
+from mirrorspark.storage.paths import StorageError
+from mirrorspark.training.driver import store_reads
+from mirrorspark.training.driver.store_reads import StoreReader
+from mirrorspark.training.protocol.stop import StopSignal
 
 
 def reader() -> StoreReader:

@@ -13,24 +13,22 @@ from typing import Any
 
 import pytest
 
-from callbacks import commit
-from callbacks.fence import Fence, read_fence
-from data_pipelines.storage import StorageError
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fence import Fence, read_fence
+from mirrorspark.storage.paths import StorageError
+from mirrorspark.training.driver import resume, running_attempt, store_reads
+from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.driver.launcher import BarrierJobError
+from mirrorspark.training.driver.supervisor import Supervisor
+from mirrorspark.training.protocol import event_server, rounds
+from mirrorspark.training.protocol.cause import Attempt, RankError
+from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
+from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.event_server import EventServer
+from mirrorspark.training.protocol.events import Event, EventAddress
+from mirrorspark.training.protocol.limits import Budgets, Limits
+from mirrorspark.training.protocol.plan import TrainingPlan
 from tests.unit.callbacks.committed_files import publish_files
-from training.channel import events
-from training.channel.events import Event, EventAddress, EventClient, EventServer
-from training.ranks.launcher import BarrierJobError
-from training.ranks.plan import TrainingPlan
-from training.supervision import running_attempt, store_reads, supervisor
-from training.supervision.elastic import Elastic, WorkerRange
-from training.supervision.failure_policy import Attempt, Budgets, RankError
-from training.supervision.supervisor import (
-    NotEnoughSlotsError,
-    Supervisor,
-    TrainingFailedError,
-    TrainingStoppedError,
-)
-from training.supervision.watchdog import Limits
 
 Outcome = dict[str, Any]
 FINISHED: Outcome = {"outcome": "finished", "epochs": 4}
@@ -227,7 +225,7 @@ def test_a_second_signal_ends_the_job_while_who_is_told_does_not_come_back(plan:
 
     cluster = Cluster(waits)
     cluster.cancel = cancelled.set  # type: ignore[method-assign]
-    supervisor = replace(supervised(cluster), on_event=blocks, every=running_attempt.every)
+    supervisor = replace(supervised(cluster), on_event=blocks, every=rounds.every)
     with pytest.raises(TrainingStoppedError):
         supervisor.supervise(plan)
 
@@ -510,7 +508,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_store_that_hangs(
         is_hanging.set()
         answers.wait(60)
 
-    monkeypatch.setattr(*((supervisor, "fence") if call == "fence" else (commit, "committed")), hang)
+    monkeypatch.setattr(*((resume, "fence") if call == "fence" else (commit, "committed")), hang)
     cluster = Cluster(finishes)
     run = supervised(cluster)
 
@@ -536,13 +534,13 @@ def test_a_stop_while_the_store_is_read_launches_nothing(plan: TrainingPlan, mon
     commit_step(plan.checkpoints, 30)
     cluster = Cluster(finishes)
     run = supervised(cluster)
-    put_up = supervisor.fence
+    put_up = resume.fence
 
     def fence(directory: str, attempt: int) -> Fence:
         run.request_stop("SIGINT")
         return put_up(directory, attempt)
 
-    monkeypatch.setattr(supervisor, "fence", fence)
+    monkeypatch.setattr(resume, "fence", fence)
     with pytest.raises(TrainingStoppedError, match=r"stopped at step 30 \(SIGINT\); the same command goes on"):
         run.supervise(plan)
     assert cluster.plans == []
@@ -554,8 +552,8 @@ class HangingStore:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_hanging, self.answers = threading.Event(), threading.Event()
         self.order: list[int] = []
-        self._put_up = supervisor.fence
-        monkeypatch.setattr(supervisor, "fence", self._fence)
+        self._put_up = resume.fence
+        monkeypatch.setattr(resume, "fence", self._fence)
 
     def _fence(self, directory: str, attempt: int) -> Fence:
         self.is_hanging.set()
@@ -935,12 +933,13 @@ def test_the_failure_survives_pickling(plan: TrainingPlan) -> None:
     assert copy.attempts == raised.value.attempts
 
 
+@pytest.mark.process
 def test_a_reason_that_comes_after_spark_has_given_up_still_counts(
     plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the real event channel, with real threads."""
     monkeypatch.setattr(running_attempt, "_LATE_EVENTS_SECONDS", 30.0)
-    monkeypatch.setattr(events, "_LAST_WORDS_SECONDS", 0.1)
+    monkeypatch.setattr(event_server, "_LAST_WORDS_SECONDS", 0.1)
     clients: list[EventClient] = []
 
     def fails(cluster: Cluster) -> list[Outcome]:
@@ -949,7 +948,7 @@ def test_a_reason_that_comes_after_spark_has_given_up_still_counts(
         raise lost_by_spark("Spark is faster")
 
     run = supervised(Cluster(fails))
-    run = replace(run, advertised="127.0.0.1", open_server=EventServer, every=running_attempt.every)
+    run = replace(run, advertised="127.0.0.1", open_server=EventServer, every=rounds.every)
     begin = time.monotonic()
     with pytest.raises(TrainingFailedError, match="rank 1: ValueError: told late"):
         run.supervise(plan)

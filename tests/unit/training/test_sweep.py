@@ -6,18 +6,17 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
 
-from training import sweep
-from training.config import ConfigError, RunConfig
-from training.results.summary import Summary
-from training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
-from training.sweep import main, read_options
-from training.sweeping.folder import SweepPlace
-from training.sweeping.run import Engine, Tracked
-from training.sweeping.space import Range
-from training.sweeping.trial import TrialControl, TrialOrder
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
+from mirrorspark.training.sweep.command import _build_parser, main, read_options
+from mirrorspark.training.sweep.folder import SweepPlace
+from mirrorspark.training.sweep.trial import TrialControl, TrialOrder
 
 SEARCH = ["--search", "learning_rate=log:1e-4:1e-1"]
 
@@ -58,7 +57,7 @@ class QuickEngine:
     def slots(self) -> int:
         return 1
 
-    def open_parent(self, label: str, run_id: str | None) -> Tracked:
+    def open_parent(self, label: str, run_id: str | None) -> SilentRun:
         return SilentRun()
 
     def settle(self, place: SweepPlace) -> None: ...
@@ -70,7 +69,7 @@ class QuickEngine:
         return Summary(status="finished", registered_model="rides", model_version="1")
 
 
-def no_engine(config: RunConfig) -> Engine:
+def no_engine(config: RunConfig) -> Any:
     raise AssertionError("nothing may start")
 
 
@@ -85,24 +84,24 @@ def test_flags_of_a_sweep_stand_beside_those_of_a_run(recipe: Path, tmp_path: Pa
     )
     assert options.config.workers == 2
     assert options.config.seed == 5
-    assert options.space.domains["learning_rate"] == Range(1e-4, 1e-1, is_log=True)
-    assert options.space.domains["epochs"] == Range(2, 4, is_whole=True)
-    assert dataclasses.astuple(options.limits) == (7, 60.0, 2, 3)
+    assert options.space.distributions["learning_rate"] == FloatDistribution(1e-4, 1e-1, log=True)
+    assert options.space.distributions["epochs"] == IntDistribution(2, 4)
+    assert (options.trials, options.timeout_seconds, options.parallel, options.max_failures) == (7, 60.0, 2, 3)
     assert (options.sampler, options.pruner, options.study) == ("random", "hyperband", "night")
     assert options.arguments == ("--recipe", str(recipe), "--workers", "2", "--seed=5")
     assert options.epochs == 4
 
 
 def test_no_flag_of_a_sweep_hides_one_of_a_run() -> None:
-    actions = [action for action in sweep._build_parser()._actions if not isinstance(action, argparse._HelpAction)]
+    actions = [action for action in _build_parser()._actions if not isinstance(action, argparse._HelpAction)]
     assert not {action.dest for action in actions} & {field.name for field in dataclasses.fields(RunConfig)}
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "nothing is searched; name a knob and its values"),
-        (["--search", "learning_rate=log:0:1"], "begins at 0, which has no logarithm"),
+        ([], "nothing is searched; name a field and its values"),
+        (["--search", "learning_rate=log:0:1"], "`low > 0` must hold"),
         ([*SEARCH, "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         ([*SEARCH, "--trials", "0"], "--trials is 0; use 1 or more"),
         ([*SEARCH, "--trials", "many"], "argument --trials: invalid int value: 'many'"),

@@ -2,25 +2,27 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from scoring.model_uri import PinnedModel
-from training import pipeline
-from training.config import ConfigError, RunConfig
-from training.live.view import LiveView
-from training.records.run_folder import RunFolder
-from training.results.summary import Summary
-from training.supervision.failure_policy import Attempt, RankError
-from training.supervision.supervisor import TrainingStoppedError
-from training.sweeping import engine as sweep_engine
-from training.sweeping.engine import SparkEngine, read_attempts, save_attempts
-from training.sweeping.folder import SweepPlace
-from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
-from training.warm_start import WarmStart
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.training import pipeline
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.driver.errors import TrainingStoppedError
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.protocol.cause import Attempt, RankError
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.sweep import engine as sweep_engine
+from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
+from mirrorspark.training.sweep.folder import SweepPlace
+from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialOrder
+from mirrorspark.training.warm_start import WarmStart
 
 ATTEMPTS = (
     Attempt(1, None, (RankError("lost", 1, "killed", "killed by signal SIGKILL", 5.0),), 0, 100, 2),
@@ -33,8 +35,9 @@ class FakeJob:
 
     def __init__(self, opened: dict[str, Any]) -> None:
         self.opened = opened
+        self.folder = opened["folder"]
         self.tracked = SimpleNamespace(run_id="child-1", log_tags=self._log_tags)
-        self.run = SimpleNamespace(replay="python -m callbacks.metric_buffer replay metrics.jsonl")
+        self.run = SimpleNamespace(replay="python -m mirrorspark.callbacks.mlflow.metric_replay metrics.jsonl")
         self.tags: dict[str, str] = {}
         self.reason: str | None = None
         self.epochs: dict[int, Any] = {}
@@ -61,14 +64,17 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
     made: list[FakeJob] = []
 
     @contextlib.contextmanager
-    def open_job(dataset: Any, config: RunConfig, spark: Any, view: LiveView, **how: Any) -> Iterator[FakeJob]:
-        made.append(FakeJob({"config": config, "view": view, **how}))
+    def open_job(prepared: PreparedRun, view: LiveView, **how: Any) -> Iterator[FakeJob]:
+        made.append(FakeJob({"config": prepared.config, "warm_start": prepared.warm_start, "view": view, **how}))
         yield made[-1]
 
     dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash="d1"))
-    prepared = SimpleNamespace(dataset=dataset, spark="the session", warm_start=None)
+
+    def prepare(config: RunConfig, view: LiveView, slots: int) -> PreparedRun:
+        return PreparedRun(config, cast(Any, dataset), cast(Any, "the session"), "the store")
+
     monkeypatch.setattr(sweep_engine, "open_job", open_job)
-    monkeypatch.setattr(pipeline, "prepare", lambda config, view, slots: prepared, raising=False)
+    monkeypatch.setattr(pipeline, "prepare", prepare)
     return made
 
 
@@ -79,11 +85,10 @@ class Heard:
         self.slots = slots
         self.events: list[Any] = []
         self.lines: list[str] = []
-        self.notes: list[tuple[str | None, str]] = []
+        self.notes: dict[str, str] = {}
 
     def control(self) -> TrialControl:
-        note: Callable[[str | None, str], None] = lambda run_id, folder: self.notes.append((run_id, folder))  # noqa: E731
-        return TrialControl(self.events.append, lambda: self.slots, self.lines.append, note)
+        return TrialControl(self.events.append, lambda: self.slots, self.lines.append, self.notes.__setitem__)
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
         "trial": "7",
         "trial_state": "complete",
     }
-    assert heard.notes[-1] == ("child-1", str(tmp_path / "runs" / "rides-1-0007"))
+    assert heard.notes == {"run_id": "child-1", "run_folder": str(tmp_path / "runs" / "rides-1-0007")}
     assert heard.events == [{"event": "epoch_end", "rank": 0, "epoch": 1}]
     assert "stopping: a test" in heard.lines[0]
     assert read_attempts(tmp_path / "runs" / "rides-1-0007") == ATTEMPTS
@@ -183,7 +188,10 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
     engine = engine_of(order)
     engine.train(order, Heard().control(), place)
     summary = engine.deliver(order, place)
-    assert (summary.model_version, summary.replay) == ("3", "python -m callbacks.metric_buffer replay metrics.jsonl")
+    assert (summary.model_version, summary.replay) == (
+        "3",
+        "python -m mirrorspark.callbacks.mlflow.metric_replay metrics.jsonl",
+    )
     assert delivered == [(jobs[1], ATTEMPTS, order.config)]
     assert jobs[1].opened["folder"].path == place.run_folder(7)
 
@@ -206,7 +214,7 @@ def test_all_trials_begin_from_one_model_whatever_its_alias_means_to_a_later_com
     monkeypatch.setattr(pipeline, "deliver", lambda *_: Summary(status="finished"))
     for meant in (exported(tmp_path / "3", "3"), exported(tmp_path / "4", "4"), None):
         engine = engine_of(order)
-        engine._prepared = cast(Any, SimpleNamespace(**vars(engine._prepared) | {"warm_start": meant}))
+        engine._prepared = replace(engine._prepared, warm_start=meant)
         engine.settle(place)
         engine.train(order, Heard().control(), place)
         engine.deliver(order, place)

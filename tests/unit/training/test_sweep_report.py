@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from training.command_line import parse
-from training.config import RECIPE_FILE, RunConfig
-from training.sweeping.report import SweepSummary, as_yaml, command, ranked, recipe_patch, trial_table
-from training.sweeping.study import TrialRecord
+from mirrorspark.training.command_line import parse
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.recipe import RECIPE_FILE
+from mirrorspark.training.sweep.report import SweepSummary, as_yaml, command, ranked, recipe_patch, trial_table
+from mirrorspark.training.sweep.study import TrialRecord
 
 
 def record(number: int, state: Any = "complete", best: float | None = 0.5, **more: Any) -> TrialRecord:
@@ -73,8 +74,8 @@ def test_the_command_trains_with_the_best_values(recipe: Path) -> None:
         "model.dropout": 0.25,
         "workers": 2,
     }
-    program, *arguments = shlex.split(command(["--recipe", str(recipe), "--learning-rate", "0.1"], values))
-    assert program == "mirrorspark"
+    program, name, *arguments = shlex.split(command(["--recipe", str(recipe), "--learning-rate", "0.1"], values))
+    assert (program, name) == ("mirrorspark", "train")
     config = parse(arguments)
     assert (config.learning_rate, config.clip_norm, config.optimizer, config.xla) == (0.0031, None, "sgd", True)
     assert (config.workers, config.model["hidden_units"], config.model["dropout"]) == (2, [64, 32], 0.25)
@@ -83,7 +84,7 @@ def test_the_command_trains_with_the_best_values(recipe: Path) -> None:
 
 def test_the_command_leaves_the_sweeps_own_summary_alone() -> None:
     for given in (["--summary", "sweep.json"], ["--summary=sweep.json"]):
-        assert command(["--epochs", "3", *given], {}) == "mirrorspark --epochs 3"
+        assert command(["--epochs", "3", *given], {}) == "mirrorspark train --epochs 3"
 
 
 def test_the_command_holds_no_password() -> None:
@@ -102,7 +103,7 @@ def summary() -> SweepSummary:
         trials=TRIALS,
         best=TRIALS[2],
         importances={"learning_rate": 0.75, "model.dropout": 0.25},
-        command="mirrorspark --learning-rate=0.003",
+        command="mirrorspark train --learning-rate=0.003",
         delivered={"registered_model": "rides", "model_version": "4"},
     )
 
@@ -111,7 +112,7 @@ def test_the_text_names_the_best_the_model_and_the_command(summary: SweepSummary
     text = summary.as_text()
     assert "best: trial 2, val_auc 0.8000 with learning_rate=0.003, model.hidden_units=[64]" in text
     assert "model: models:/rides/4" in text
-    assert "again: mirrorspark --learning-rate=0.003" in text
+    assert "again: mirrorspark train --learning-rate=0.003" in text
     assert "learning_rate  75%" in " ".join(text.split("\n")).replace("   ", "  ")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -15,20 +16,21 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from training.config import ConfigError, RunConfig
-from training.records import run_folder
-from training.records.run_folder import STATE_FILE, RunFolder
-from training.records.run_lock import hold_lock
-from training.results.summary import Summary
-from training.supervision.supervisor import TrainingStoppedError
-from training.sweeping.folder import STUDY_FILE, SWEEPS_FOLDER, SweepPlace, SweepUnderWayError
-from training.sweeping.options import SweepOptions
-from training.sweeping.report import BEST_FILE, SUMMARY_FILE, TABLE_FILE
-from training.sweeping.run import SweepStoppedError, run
-from training.sweeping.schedule import SweepLimits
-from training.sweeping.specs import read_space
-from training.sweeping.trial import TrialControl, TrialOrder
-from training.sweeping.trials import SweepFailedError
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.driver.errors import TrainingStoppedError
+from mirrorspark.training.protocol.names import STATE_FILE
+from mirrorspark.training.records import run_folder
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_lock import hold_lock
+from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.sweep import run as sweep_run
+from mirrorspark.training.sweep.folder import STUDY_FILE, SWEEPS_FOLDER, SweepPlace, SweepUnderWayError
+from mirrorspark.training.sweep.options import SweepOptions
+from mirrorspark.training.sweep.report import BEST_FILE, SUMMARY_FILE, TABLE_FILE
+from mirrorspark.training.sweep.run import SweepStoppedError, run
+from mirrorspark.training.sweep.space import read_space
+from mirrorspark.training.sweep.trial import TrialControl, TrialOrder
+from mirrorspark.training.sweep.trials import SweepFailedError
 
 
 class FakeTracked:
@@ -100,7 +102,7 @@ class FakeEngine:
         self.trained.append(order.number)
         if self.error is not None:
             raise self.error
-        control.note(f"run-{order.number}", str(place.run_folder(order.number)))
+        control.note("run_id", f"run-{order.number}")
         value = 1 - abs(order.config.learning_rate - 0.01)
         control.on_event({"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"val_auc": value}})
         if order.number == self.stop_in:
@@ -129,6 +131,19 @@ def _until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 NewOptions = Callable[..., SweepOptions]
 
 
+@pytest.fixture(autouse=True)
+def _begin_with_tables(monkeypatch: pytest.MonkeyPatch, optuna_tables: Path) -> None:
+    """Let a new study begin with the tables of an empty one: Optuna takes a second to make them."""
+    open_study = sweep_run.open_study
+
+    def open_copy(file: Path, options: SweepOptions) -> Any:
+        if not file.exists():
+            shutil.copy(optuna_tables, file)
+        return open_study(file, options)
+
+    monkeypatch.setattr(sweep_run, "open_study", open_copy)
+
+
 @pytest.fixture
 def new_options(new_config: Callable[..., RunConfig], tmp_path: Path) -> NewOptions:
     def build(
@@ -136,7 +151,7 @@ def new_options(new_config: Callable[..., RunConfig], tmp_path: Path) -> NewOpti
     ) -> SweepOptions:
         config = new_config(output=str(tmp_path), **knobs)
         space = read_space([f"learning_rate={search}"], None, config)
-        return SweepOptions(config, space, ("--recipe", "rides"), SweepLimits(trials), study=study)
+        return SweepOptions(config, space, ("--recipe", "rides"), trials, study=study)
 
     return build
 
@@ -167,14 +182,14 @@ def test_the_sweeps_own_mlflow_run_has_space_points_tables_and_figures(new_optio
     engine = FakeEngine()
     summary = run(new_options(), engine, write=quiet)
     tracked = engine.tracked
-    assert tracked.params["search.learning_rate"] == "log:0.0001:0.1"
+    assert tracked.params["search.learning_rate"] == "log:1e-4:1e-1"
     assert "learning_rate" not in tracked.params
     assert tracked.params["sampler"] == "tpe"
     assert tracked.tags == {"sweep": summary.study, "recipe": "rides"}
     assert [step for step, _ in tracked.metrics] == [1, 2, 3, 4]
     best = [metrics["best_val_auc"] for _, metrics in tracked.metrics]
     assert best == sorted(best)
-    assert {"optimisation_history", "parallel_coordinates", SUMMARY_FILE, TABLE_FILE} <= set(tracked.artifacts)
+    assert {"optimization_history", "parallel_coordinate", SUMMARY_FILE, TABLE_FILE} <= set(tracked.artifacts)
     assert tracked.status == "FINISHED"
 
 
@@ -226,7 +241,7 @@ def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(new_options: NewO
     assert engine.delivered == []
     again = FakeEngine()
     summary = run(new_options(study="night"), again, write=quiet)
-    assert again.trained == [1, 2, 3]
+    assert again.trained == [1, 3, 4]  # Optuna counts the second try of a trial, too
     assert again.parents[0] == (engine.parents[0][0], "parent-1")
     assert summary.study == "night"
     assert [trial.state for trial in summary.trials] == ["complete"] * 4
@@ -256,7 +271,7 @@ def test_what_no_trial_can_begin_from_is_told_before_the_first_one(new_options: 
     assert again.trained == [0, 1, 2, 3]
 
 
-REPLAY = "python -m callbacks.metric_buffer replay metrics.jsonl"
+REPLAY = "python -m mirrorspark.callbacks.mlflow.metric_replay metrics.jsonl"
 
 
 def test_the_summary_holds_the_command_that_sends_what_mlflow_did_not_get(
@@ -361,7 +376,7 @@ def test_another_commands_sweep_is_not_touched(new_options: NewOptions, tmp_path
     run(new_options(trials=1, study="night"), FakeEngine(), write=quiet)
     path = tmp_path / SWEEPS_FOLDER / "night"
     (path / STATE_FILE).unlink()  # as it is seen before the other command has written it
-    study = optuna.load_study(study_name="night", storage=f"sqlite:///{path / STUDY_FILE}")
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{path / STUDY_FILE}")
     study.ask()
     with hold_lock(path), pytest.raises(SweepUnderWayError, match="sweep night is under way in another driver"):
         run(new_options(study="night"), FakeEngine(), write=quiet)
@@ -412,11 +427,12 @@ def test_a_named_study_of_another_search_is_refused(new_options: NewOptions) -> 
 def test_a_sweep_that_is_under_way_is_left_alone(new_options: NewOptions, tmp_path: Path) -> None:
     path = tmp_path / SWEEPS_FOLDER / "night"
     path.mkdir(parents=True)
-    RunFolder(path, "abc", None).save_state("running", None)
+    options = new_options(study="night")
+    RunFolder(path, options.identity("d1"), None).save_state("running", None)
     with pytest.raises(
         SweepUnderWayError, match=rf"sweep night is under way in another driver \(process {os.getpid()} on "
     ):
-        run(new_options(study="night"), FakeEngine(), write=quiet)
+        run(options, FakeEngine(), write=quiet)
 
 
 def test_a_local_session_has_room_for_the_trials_side_by_side(
@@ -425,5 +441,5 @@ def test_a_local_session_has_room_for_the_trials_side_by_side(
     engine = FakeEngine()
     config = new_config(output=str(tmp_path))
     space = read_space(["workers=choice:1,2"], None, config)
-    run(SweepOptions(config, space, limits=SweepLimits(1, parallel=3)), engine, write=quiet)
+    run(SweepOptions(config, space, trials=1, parallel=3), engine, write=quiet)
     assert engine.asked_slots == 6

@@ -1,53 +1,62 @@
-"""The study: what is tried next, what a pruner says, and what survives a killed sweep. Optuna is the real one."""
+"""The study of a sweep: what survives its command, and what is made of it. Optuna is the real one."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import optuna
 import pytest
+from optuna.trial import TrialState
 
-from training.config import ConfigError, RunConfig
-from training.sweeping.space import SearchSpace
-from training.sweeping.specs import read_space
-from training.sweeping.study import FEWEST_FOR_IMPORTANCE, AnotherSweepError, StudySettings, SweepStudy, open_study
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.sweep.figures import figures
+from mirrorspark.training.sweep.options import SweepOptions
+from mirrorspark.training.sweep.space import read_space
+from mirrorspark.training.sweep.study import (
+    FEWEST_FOR_IMPORTANCE,
+    best_record,
+    importances,
+    open_study,
+    over,
+    records,
+)
 
-Open = Callable[..., AbstractContextManager[SweepStudy]]
+Open = Callable[..., AbstractContextManager[optuna.Study]]
+FLAGS = ("learning_rate=log:1e-4:1e-1", "model.hidden_units=choice:[64],[128,64]", "epochs=uniform:1:9")
 
 
 @pytest.fixture
-def space(new_config: Callable[..., RunConfig]) -> SearchSpace:
-    flags = ["learning_rate=log:1e-4:1e-1", "model.hidden_units=choice:[64],[128,64]", "epochs=uniform:1:9"]
-    return read_space(flags, None, new_config())
-
-
-@pytest.fixture
-def opened(space: SearchSpace) -> Open:
+def opened(new_config: Callable[..., RunConfig]) -> Open:
     """Return a function that opens a study, in memory unless a file is given."""
 
-    def open_it(file: Path | None = None, **changes: Any) -> AbstractContextManager[SweepStudy]:
-        settings: dict[str, Any] = {"name": "study", "identity": "abc", "space": space, "mode": "max", "trials": 9}
-        return open_study(file, StudySettings(**{**settings, **changes}))
+    def open_it(
+        *flags: str, file: Path | None = None, seed: int = 1, monitor: str = "val_auc", **how: Any
+    ) -> AbstractContextManager[optuna.Study]:
+        config = new_config(seed=seed, monitor=monitor)
+        options = SweepOptions(config, read_space(flags or FLAGS, None, config), **how)
+        opening = open_study(file, options)
+        suggest.space = options.space  # type: ignore[attr-defined]
+        return opening
 
     return open_it
 
 
-def run(study: SweepStudy, *history: float, state: Any = "complete", **how: Any) -> int:
-    """Run one trial through its epochs; return its number."""
-    number = study.begin().number
+def suggest(study: optuna.Study) -> optuna.Trial:
+    """Begin a trial."""
+    trial = study.ask()
+    suggest.space.suggest(trial)  # type: ignore[attr-defined]
+    return trial
+
+
+def run(study: optuna.Study, *history: float, state: TrialState = TrialState.COMPLETE) -> dict[str, Any]:
+    """Run one trial through its epochs; return its parameters."""
+    trial = suggest(study)
     for epoch, value in enumerate(history, start=1):
-        study.report(number, epoch, value)
-    study.end(number, state, seconds=1.0, **how)
-    return number
-
-
-def test_a_trial_has_a_value_for_every_knob_within_its_domain(opened: Open) -> None:
-    with opened() as study:
-        for _ in range(5):
-            values = study.begin().values
-            assert 1e-4 <= values["learning_rate"] <= 1e-1
-            assert values["model.hidden_units"] in ([64], [128, 64])
-            assert values["epochs"] in range(1, 10)
+        trial.report(value, epoch)
+    study.tell(trial, max(history) if state == TrialState.COMPLETE else None, state)
+    return trial.params
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -55,176 +64,162 @@ def test_the_seed_fixes_what_is_tried(opened: Open, sampler: str) -> None:
     tried = []
     for seed in (1, 1, 2):
         with opened(sampler=sampler, seed=seed) as study:
-            tried.append([study.begin().values for _ in range(3)])
+            tried.append([run(study, 0.5) for _ in range(3)])
     assert tried[0] == tried[1] != tried[2]
 
 
-def test_a_trial_is_worth_its_best_epoch(opened: Open) -> None:
+def test_a_trial_has_a_value_for_every_field_and_is_worth_its_best_epoch(opened: Open) -> None:
     with opened() as study:
-        number = run(study, 0.5, 0.8, 0.7)
-        record = study.record(number)
+        run(study, 0.5, 0.8, 0.7)
+        (record,) = records(study)
+    assert 1e-4 <= record.values["learning_rate"] <= 1e-1
+    assert record.values["model.hidden_units"] in ([64], [128, 64])
+    assert record.values["epochs"] in range(1, 10)
     assert (record.state, record.best, record.epochs, record.history) == ("complete", 0.8, 3, {1: 0.5, 2: 0.8, 3: 0.7})
-    with opened(mode="min") as study:
-        number = run(study, 0.5, 0.4, 0.7)
-        assert study.record(number).best == 0.4
 
 
 def test_the_best_is_one_that_was_trained_to_its_end(opened: Open) -> None:
     with opened() as study:
-        assert study.best() is None
-        good = run(study, 0.8)
-        run(study, 0.7)
-        run(study, 0.9, state="pruned")
-        run(study, 0.95, state="failed", error="out of memory")
-        best = study.best()
+        assert best_record(study) is None
+        for value, state in ((0.7, "COMPLETE"), (0.8, "COMPLETE"), (0.9, "PRUNED"), (0.95, "FAIL")):
+            run(study, value, state=TrialState[state])
+        best = best_record(study)
     assert best is not None
-    assert best.number == good
+    assert best.number == 1
 
 
-def test_a_repeated_epoch_and_a_value_that_is_no_number_are_passed_over(opened: Open) -> None:
-    with opened() as study:
-        number = study.begin().number
-        study.report(number, 1, 0.5)
-        assert study.report(number, 1, 0.9) is False  # a restart repeats it
-        assert study.report(number, 2, float("nan")) is False
-        assert study.record(number).history == {1: 0.5}
-
-
-def test_a_trial_below_the_median_of_the_others_is_to_end(opened: Open) -> None:
-    with opened(pruner="median") as study:
+@pytest.mark.parametrize(("pruner", "is_over"), [("median", True), ("none", False)])
+def test_a_trial_below_the_median_of_the_others_is_to_end(opened: Open, pruner: str, is_over: bool) -> None:
+    with opened(pruner=pruner) as study:
         for value in (0.6, 0.7, 0.8, 0.7, 0.7):
             run(study, value, value)
-        number = study.begin().number
-        assert study.report(number, 1, 0.5) is True
-        better = study.begin().number
-        assert study.report(better, 1, 0.9) is False
-
-
-def test_without_a_pruner_no_trial_is_to_end(opened: Open) -> None:
-    with opened(pruner="none") as study:
-        for value in (0.6, 0.7, 0.8, 0.7, 0.7):
-            run(study, value, value)
-        assert study.report(study.begin().number, 1, 0.1) is False
+        for value, ends in ((0.5, is_over), (0.9, False)):
+            trial = suggest(study)
+            trial.report(value, 1)
+            assert bool(trial.should_prune()) is ends
 
 
 def test_hyperband_ends_most_trials_early(opened: Open) -> None:
-    with opened(pruner="hyperband", epochs=9, seed=3) as study:
+    with opened(pruner="hyperband", seed=3) as study:
         ended = 0
-        for trial in range(12):
-            number = study.begin().number
-            is_over = any(study.report(number, epoch, 0.5 - trial / 100) for epoch in range(1, 10))
-            study.end(number, "pruned" if is_over else "complete", seconds=1.0)
-            ended += is_over
+        for number in range(12):
+            trial = suggest(study)
+            for epoch in range(1, 10):
+                trial.report(0.5 - number / 100, epoch)
+                if trial.should_prune():
+                    ended += 1
+                    study.tell(trial, state=TrialState.PRUNED)
+                    break
+            else:
+                study.tell(trial, 0.5)
     assert 0 < ended < 12
 
 
-def test_a_trial_without_a_value_has_failed(opened: Open) -> None:
-    with opened() as study:
-        number = run(study)
-        record = study.record(number)
-    assert (record.state, record.error) == ("failed", "it ended without a value of the monitored metric")
-
-
 def test_a_killed_sweep_goes_on_with_its_trials(opened: Open, tmp_path: Path) -> None:
+    """L9: Optuna tries the trial again under another number; a sweep knows it by its first one."""
     file = tmp_path / "study.db"
-    with opened(file) as study:
-        first = run(study, 0.5)
-        killed = study.begin()
-        study.report(killed.number, 1, 0.7)
-        study.note(killed.number, run_id="run-1", run_folder="/runs/1")
+    with opened(file=file) as study:
+        run(study, 0.5)
+        killed = suggest(study)
+        killed.report(0.7, 1)
+        for name, value in (("run_id", "run-1"), ("run_folder", "/runs/1"), ("seconds", 2.5)):
+            killed.set_user_attr(name, value)
     # The driver is gone; nobody has told how the trial ended.
-    with opened(file) as study:
-        record = study.begin()
-        assert (record.number, record.values, record.history) == (killed.number, killed.values, {1: 0.7})
-        assert (record.run_id, record.run_folder) == ("run-1", "/runs/1")
-        study.report(record.number, 2, 0.8)
-        study.end(record.number, "complete", seconds=5.0)
-        new = study.begin()
-        assert new.number == killed.number + 1
-        assert new.values not in (killed.values, study.record(first).values)
-        assert [record.state for record in study.records()] == ["complete", "complete", "running"]
-        assert study.record(killed.number).best == 0.8
+    with opened(file=file) as study:
+        assert [(record.number, record.state) for record in records(study)] == [(0, "complete"), (1, "running")]
+        assert over(study) == 1
+        trial = suggest(study)
+        assert trial.params == killed.params
+        trial.report(0.8, 2)
+        study.tell(trial, 0.8)
+        record = records(study)[1]
+        assert (record.number, record.state, record.history) == (1, "complete", {1: 0.7, 2: 0.8})
+        assert (record.run_id, record.run_folder, record.seconds) == ("run-1", "/runs/1", 2.5)
+        assert best_record(study) == record
+        assert run(study, 0.5) != killed.params
 
 
-def test_an_interrupted_trial_keeps_its_seconds(opened: Open, tmp_path: Path) -> None:
-    file = tmp_path / "study.db"
-    with opened(file) as study:
-        number = run(study, 0.5, state="running")
-    with opened(file) as study:
-        assert study.begin().number == number
-        study.end(number, "complete", seconds=2.5)
-        assert study.record(number).seconds == 3.5
+def test_a_trial_that_was_killed_before_it_had_its_values_gets_them(opened: Open, tmp_path: Path) -> None:
+    with opened(file=tmp_path / "study.db") as study:
+        study.ask().suggest_float("learning_rate", 1e-4, 1e-1, log=True)
+    with opened(file=tmp_path / "study.db") as study:
+        assert set(run(study, 0.5)) == {"learning_rate", "model.hidden_units", "epochs"}
+        assert [record.number for record in records(study)] == [0]
 
 
 def test_a_command_that_goes_on_draws_anew(opened: Open, tmp_path: Path) -> None:
-    file = tmp_path / "study.db"
     tried = []
     for _ in range(3):
-        with opened(file, sampler="random") as study:
-            number = run(study, 0.5)
-            tried.append(study.record(number).values["learning_rate"])
+        with opened(file=tmp_path / "study.db", sampler="random") as study:
+            tried.append(run(study, 0.5)["learning_rate"])
     assert len(set(tried)) == 3
 
 
-def test_the_study_of_another_sweep_is_refused(opened: Open, tmp_path: Path) -> None:
-    with opened(tmp_path / "study.db"):
-        pass
-    with (
-        pytest.raises(AnotherSweepError, match=r"study 'study' in .* searches other values.* another --study"),
-        opened(tmp_path / "study.db", identity="other"),
-    ):
-        pass
+def test_a_grid_tries_every_point_once(opened: Open, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"file": tmp_path / "study.db", "sampler": "grid"}
+    tried: list[dict[str, Any]] = []
 
+    def objective(trial: optuna.Trial) -> float:
+        tried.append(suggest.space.suggest(trial))  # type: ignore[attr-defined]
+        return 0.5
 
-def test_a_grid_tries_every_point_once_and_then_no_more(
-    opened: Open, new_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
-    space = read_space(["epochs=uniform:1:3", "model.hidden_units=choice:[64],[128,64]"], None, new_config())
-    tried = []
     for _ in range(2):  # the second command goes on with what the first has left
-        with opened(tmp_path / "study.db", space=space, sampler="grid", trials=50) as study:
-            assert study.wanted == 6
-            for _ in range(3):
-                number = run(study, 0.5)
-                tried.append(study.record(number).values)
-    assert sorted(tried, key=str) == sorted(space.grid(), key=str)
+        with opened("epochs=uniform:1:3", "model.hidden_units=choice:[64],[128,64]", **how) as study:
+            study.optimize(objective, n_trials=3)
+    points = [{"epochs": epochs, "model.hidden_units": units} for epochs in (1, 2, 3) for units in ([64], [128, 64])]
+    assert sorted(tried, key=str) == sorted(points, key=str)
+    assert tried != points
 
 
-def test_a_grid_larger_than_the_trials_is_tried_in_part(opened: Open, new_config: Callable[..., RunConfig]) -> None:
-    space = read_space(["seed=uniform:1:1000"], None, new_config())
-    with opened(space=space, sampler="grid", trials=4) as study:
-        assert study.wanted == 4
-        seeds = {study.begin().values["seed"] for _ in range(4)}
-    assert len(seeds) == 4
-    assert seeds != {1, 2, 3, 4}
+def filled(study: optuna.Study, trials: int) -> None:
+    for _ in range(trials):
+        trial = suggest(study)
+        study.tell(trial, trial.params["learning_rate"])
 
 
-def test_a_grid_without_end_is_refused(opened: Open) -> None:
-    with pytest.raises(ConfigError, match="cannot try every value of"), opened(sampler="grid"):
-        pass
+def test_the_field_that_decides_matters_most(opened: Open) -> None:
+    with opened("learning_rate=uniform:0.1:0.9", "model.dropout=uniform:0:0.9", sampler="random", seed=5) as study:
+        filled(study, FEWEST_FOR_IMPORTANCE - 1)
+        assert importances(study) == {}
+        filled(study, 20)
+        found = importances(study)
+    assert next(iter(found)) == "learning_rate"
+    assert found["learning_rate"] > 0.8
+    assert sum(found.values()) == pytest.approx(1)
 
 
-def test_the_knob_that_decides_matters_most(opened: Open, new_config: Callable[..., RunConfig]) -> None:
-    space = read_space(["learning_rate=uniform:0.1:0.9", "model.dropout=uniform:0:0.9"], None, new_config())
-    with opened(space=space, sampler="random", seed=5) as study:
-        for _ in range(FEWEST_FOR_IMPORTANCE - 1):
-            record = study.begin()
-            study.report(record.number, 1, record.values["learning_rate"])
-            study.end(record.number, "complete", seconds=1.0)
-        assert study.importances() == {}
-        for _ in range(20):
-            record = study.begin()
-            study.report(record.number, 1, record.values["learning_rate"])
-            study.end(record.number, "complete", seconds=1.0)
-        importances = study.importances()
-    assert next(iter(importances)) == "learning_rate"
-    assert importances["learning_rate"] > 0.8
-    assert sum(importances.values()) == pytest.approx(1)
+@pytest.mark.parametrize(
+    ("trials", "names"),
+    [
+        (0, set()),
+        (1, {"optimization_history"}),
+        (2, {"optimization_history", "parallel_coordinate"}),
+        (FEWEST_FOR_IMPORTANCE, {"optimization_history", "parallel_coordinate", "param_importances"}),
+    ],
+)
+def test_figures_are_drawn_of_as_many_trials_as_they_need(
+    opened: Open, tmp_path: Path, trials: int, names: set[str]
+) -> None:
+    before = dict(plt.rcParams)
+    with opened(*FLAGS, monitor="val_log_loss") as study:
+        filled(study, trials)
+        found = figures(study, "val_log_loss")
+    assert set(found) == names
+    for name, figure in found.items():
+        figure.savefig(tmp_path / f"{name}.png")
+        assert "val_log_loss" in {label for axes in figure.axes for label in words_of(axes)}
+    assert dict(plt.rcParams) == before
+    assert plt.get_fignums() == []
 
 
-def test_what_is_kept_of_the_sweep_is_there_for_the_next_command(opened: Open, tmp_path: Path) -> None:
-    with opened(tmp_path / "study.db") as study:
-        assert study.kept("label") is None
-        study.keep("label", "rides-1")
-    with opened(tmp_path / "study.db") as study:
-        assert study.kept("label") == "rides-1"
+def words_of(axes: Any) -> list[str]:
+    legend = axes.get_legend()
+    return [axes.get_ylabel(), *([text.get_text() for text in legend.get_texts()] if legend else [])]
+
+
+def test_the_line_of_the_worst_trial_is_no_white_on_white(opened: Open) -> None:
+    with opened() as study:
+        filled(study, 3)
+        (lines,) = figures(study, "val_auc")["parallel_coordinate"].axes[0].collections
+    lines.update_scalarmappable()
+    assert max(colour[:3].min() for colour in lines.get_colors()) < 0.5

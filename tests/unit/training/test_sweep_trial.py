@@ -2,11 +2,11 @@
 
 import pytest
 
-from training.records.run_folder import RunUnderWayError
-from training.records.tracking import TrackingError
-from training.supervision.failure_policy import Attempt, Cause, RankError
-from training.supervision.supervisor import TrainingFailedError, TrainingStoppedError
-from training.sweeping.trial import PRUNED, TrialControl, how_it_ended
+from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
+from mirrorspark.training.records.run_state import RunUnderWayError
+from mirrorspark.training.records.tracking import TrackingError
+from mirrorspark.training.sweep.trial import PRUNED, TrialControl, how_it_ended
 
 
 def failed(cause: Cause = "user", message: str = "no such layer", kind: str = "ValueError") -> TrainingFailedError:
@@ -17,7 +17,7 @@ SESSION_LOST = failed("spark", "the JVM does not answer any more", "SessionLost"
 
 
 def test_a_stop_before_the_training_has_begun_reaches_it() -> None:
-    control = TrialControl(lambda event: None, lambda: 1, lambda text: None, lambda run_id, folder: None)
+    control = TrialControl(lambda event: None, lambda: 1, lambda text: None, lambda name, value: None)
     control.request_stop("SIGTERM")
     asked: list[tuple[str, str]] = []
     control.connect(lambda reason: asked.append(("stop", reason)), lambda reason: asked.append(("now", reason)))

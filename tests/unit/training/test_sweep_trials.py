@@ -1,22 +1,22 @@
 """Trials run side by side as far as slots allow, are pruned by their events, and fail or stop on their own."""
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import optuna
 import pytest
 
-from training.channel.events import Event
-from training.config import RunConfig
-from training.supervision.failure_policy import Attempt, Cause, RankError
-from training.supervision.supervisor import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
-from training.sweeping.schedule import SweepLimits
-from training.sweeping.specs import read_space
-from training.sweeping.study import StudySettings, SweepStudy, TrialRecord, open_study
-from training.sweeping.trial import PRUNED, TrialControl, TrialOrder
-from training.sweeping.trials import SessionLostError, SweepFailedError, Trials
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.sweep.options import SweepOptions
+from mirrorspark.training.sweep.space import SearchSpace, read_space
+from mirrorspark.training.sweep.study import TrialRecord, best_record, open_study, records
+from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialOrder
+from mirrorspark.training.sweep.trials import SessionLostError, SweepFailedError, Trials
 
 WAIT_SECONDS = 10.0
 
@@ -102,46 +102,43 @@ class FailingTraining(FakeTraining):
 
 
 @pytest.fixture
-def study(new_config: Callable[..., RunConfig]) -> Iterator[SweepStudy]:
+def study(new_config: Callable[..., RunConfig]) -> Iterator[optuna.Study]:
     space = read_space(["learning_rate=log:1e-4:1e-1"], None, new_config())
-    settings = StudySettings("study", "abc", space, "max", sampler="random", trials=99)
-    with open_study(None, settings) as opened:
+    with open_study(None, SweepOptions(new_config(), space, sampler="random")) as opened:
         yield opened
 
 
 @pytest.fixture
-def new_trials(study: SweepStudy, new_config: Callable[..., RunConfig]) -> NewTrials:
-    def build(train: Any, *, slots: int = 1, config: RunConfig | None = None, **limits: Any) -> Trials:
+def new_trials(study: optuna.Study, new_config: Callable[..., RunConfig]) -> NewTrials:
+    def build(train: Any, *, slots: Any = 1, config: RunConfig | None = None, **how: Any) -> Trials:
         base = config or new_config()
         space = read_space(["learning_rate=log:1e-4:1e-1"], None, base)
         return Trials(
             study,
-            space,
-            base,
+            SweepOptions(base, space, **{"trials": 3, **how}),
             train,
-            lambda: slots,
-            SweepLimits(**{"trials": 3, **limits}),
+            slots if callable(slots) else lambda: slots,
             say=lambda number, text: None,
-            on_end=lambda record: None,
+            on_end=lambda record, ended: None,
         )
 
     return build
 
 
-def states(study: SweepStudy) -> list[str]:
-    return [record.state for record in study.records()]
+def states(study: optuna.Study) -> list[str]:
+    return [record.state for record in records(study)]
 
 
 def test_every_trial_is_trained_with_its_own_values_and_kept_with_its_value(
-    study: SweepStudy, new_trials: NewTrials
+    study: optuna.Study, new_trials: NewTrials
 ) -> None:
     training = FakeTraining(value=lambda number, epoch: 0.5 + number / 10 + epoch / 100)
     new_trials(training).run()
     assert states(study) == ["complete"] * 3
-    assert [record.best for record in study.records()] == pytest.approx([0.52, 0.62, 0.72])
+    assert [record.best for record in records(study)] == pytest.approx([0.52, 0.62, 0.72])
     tried = {order.number: order.config.learning_rate for order in training.orders}
-    assert tried == {record.number: record.values["learning_rate"] for record in study.records()}
-    best = study.best()
+    assert tried == {record.number: record.values["learning_rate"] for record in records(study)}
+    best = best_record(study)
     assert best is not None
     assert best.number == 2
 
@@ -175,18 +172,18 @@ def test_as_many_train_side_by_side_as_have_slots(
 
 
 def test_a_trial_that_is_worse_than_the_others_is_asked_to_stop_and_pruned(
-    study: SweepStudy, new_trials: NewTrials
+    study: optuna.Study, new_trials: NewTrials
 ) -> None:
     # The median of the first five decides, as it is Optuna's default.
     training = FakeTraining(epochs=3, value=lambda number, epoch: 0.2 if number == 5 else 0.6 + number / 100)
     new_trials(training, trials=6).run()
     assert states(study) == ["complete"] * 5 + ["pruned"]
     assert training.stopped == {5: PRUNED}
-    assert study.record(5).best == 0.2
-    assert study.record(5).epochs == 1
+    assert records(study)[5].best == 0.2
+    assert records(study)[5].epochs == 1
 
 
-def test_only_the_chiefs_epochs_count(study: SweepStudy, new_trials: NewTrials) -> None:
+def test_only_the_chiefs_epochs_count(study: optuna.Study, new_trials: NewTrials) -> None:
     def train(order: TrialOrder, control: TrialControl) -> None:
         control.on_event({"event": "progress", "rank": 0, "epoch": 1})
         control.on_event(epoch_end(1, 0.9, rank=1))
@@ -194,18 +191,18 @@ def test_only_the_chiefs_epochs_count(study: SweepStudy, new_trials: NewTrials) 
         control.on_event({**epoch_end(2, 0.5), "logs": {"loss": 0.1}})
 
     new_trials(train, trials=1).run()
-    assert study.record(0).history == {1: 0.5}
+    assert records(study)[0].history == {1: 0.5}
 
 
-def test_a_failed_trial_does_not_end_the_sweep(study: SweepStudy, new_trials: NewTrials) -> None:
+def test_a_failed_trial_does_not_end_the_sweep(study: optuna.Study, new_trials: NewTrials) -> None:
     trials = new_trials(FailingTraining(lambda number: failed() if number == 1 else None))
     trials.run()
     assert states(study) == ["complete", "failed", "complete"]
-    assert study.record(1).error == "training failed: rank 0: ValueError: no such layer"
+    assert records(study)[1].error == "training failed: rank 0: ValueError: no such layer"
 
 
-def test_too_many_failures_in_a_row_end_the_sweep(study: SweepStudy, new_trials: NewTrials) -> None:
-    trials = new_trials(FailingTraining(lambda number: failed() if number > 1 else None), trials=20, failures=3)
+def test_too_many_failures_in_a_row_end_the_sweep(study: optuna.Study, new_trials: NewTrials) -> None:
+    trials = new_trials(FailingTraining(lambda number: failed() if number > 1 else None), trials=20, max_failures=3)
     with pytest.raises(
         SweepFailedError, match=r"3 trials failed one after the other, the last with: training failed.*"
     ):
@@ -220,7 +217,7 @@ def test_a_sweep_without_a_trained_trial_has_failed(new_trials: NewTrials) -> No
 
 
 def test_what_keeps_every_trial_from_training_ends_the_sweep_and_leaves_the_trial(
-    study: SweepStudy, new_trials: NewTrials
+    study: optuna.Study, new_trials: NewTrials
 ) -> None:
     error = NotEnoughSlotsError("the cluster has 0 slots")
     with pytest.raises(NotEnoughSlotsError):
@@ -229,26 +226,25 @@ def test_what_keeps_every_trial_from_training_ends_the_sweep_and_leaves_the_tria
 
 
 def test_values_that_contradict_each_other_fail_without_a_training(
-    study: SweepStudy, new_trials: NewTrials, new_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+    study: optuna.Study, new_trials: NewTrials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = FakeTraining()
-    trials = new_trials(training)
-    built = trials.space.configure
+    configure = SearchSpace.configure
 
-    def configure(base: RunConfig, values: Any) -> RunConfig:
-        if len(study.records()) == 2:
+    def refuse_third(space: SearchSpace, base: RunConfig, values: Any) -> RunConfig:
+        if len(study.trials) == 2:
             raise ValueError("a batch of 10 does not divide among 3 workers")
-        return built(base, values)
+        return configure(space, base, values)
 
-    monkeypatch.setattr(type(trials.space), "configure", lambda self, base, values: configure(base, values))
-    trials.run()
+    monkeypatch.setattr(SearchSpace, "configure", refuse_third)
+    new_trials(training).run()
     assert states(study) == ["complete", "failed", "complete"]
-    assert study.record(1).error == "a batch of 10 does not divide among 3 workers"
+    assert records(study)[1].error == "a batch of 10 does not divide among 3 workers"
     assert len(training.orders) == 2
 
 
 def test_a_stop_lets_running_trials_save_and_the_next_command_goes_on_with_them(
-    study: SweepStudy, new_trials: NewTrials
+    study: optuna.Study, new_trials: NewTrials
 ) -> None:
     training = BlockedTraining(value=lambda number, epoch: 0.5 + epoch / 10)
     trials = new_trials(training, slots=2, trials=4)
@@ -265,10 +261,10 @@ def test_a_stop_lets_running_trials_save_and_the_next_command_goes_on_with_them(
 
     again = FakeTraining()
     new_trials(again, slots=2, trials=4).run()
-    assert sorted(order.number for order in again.orders) == [0, 1, 2, 3]
+    assert sorted(order.number for order in again.orders)[:2] == [0, 1]
     assert states(study) == ["complete"] * 4
     # Epoch 1 was told before the stop.
-    assert study.record(0).history[1] == 0.6
+    assert records(study)[0].history == {1: 0.6, 2: 0.5}
 
 
 class MortalSession:
@@ -276,119 +272,109 @@ class MortalSession:
 
     def __init__(self, slots: int) -> None:
         self.count = slots
-        self.asked: threading.Semaphore = threading.Semaphore(0)
-        self.is_gone = threading.Event()
+        self.is_gone = False
 
-    def slots(self) -> int:
-        self.asked.release()
-        if self.is_gone.is_set():
+    def __call__(self) -> int:
+        if self.is_gone:
             raise ConnectionRefusedError(111, "Connection refused")
         return self.count
-
-
-def test_trials_of_a_session_that_is_gone_stop_and_the_next_command_goes_on_with_them(
-    study: SweepStudy, new_trials: NewTrials
-) -> None:
-    """T2: nothing is wrong with the trials."""
-    training, session = BlockedTraining(), MortalSession(slots=2)
-    trials = new_trials(training, trials=4)
-    trials.slots = session.slots
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            trials.run()
-        except Exception as error:
-            errors.append(error)
-
-    runner = threading.Thread(target=run)
-    runner.start()
-    for _ in range(2):
-        assert training.arrived.acquire(timeout=WAIT_SECONDS)
-    session.is_gone.set()
-    runner.join(WAIT_SECONDS)
-    assert not runner.is_alive()
-    assert [type(error) for error in errors] == [SessionLostError]
-    assert str(errors[0]) == (
-        "the Spark session does not say how many slots it has (ConnectionRefusedError: [Errno 111] Connection "
-        "refused); start a new one: the same command goes on"
-    )
-    assert isinstance(errors[0].__cause__, ConnectionRefusedError)
-    assert states(study) == ["running", "running"]
 
 
 @pytest.mark.parametrize(
     "error", [failed("spark", "gone", "SessionLost"), AttributeError("'NoneType' object has no attribute 'sc'")]
 )
-def test_a_trial_that_falls_over_with_its_session_goes_on_later(
-    study: SweepStudy, new_trials: NewTrials, error: Exception
+def test_trials_of_a_session_that_is_gone_stop_and_go_on_later(
+    study: optuna.Study, new_trials: NewTrials, error: Exception
 ) -> None:
-    """T2: before its ranks are launched a trial meets whatever py4j raises."""
-    session = MortalSession(slots=1)
+    """T2: nothing is wrong with the trials, which meet whatever py4j raises."""
+    session, other = MortalSession(slots=2), BlockedTraining()
 
     def train(order: TrialOrder, control: TrialControl) -> None:
-        # To choose the trial, to start it, and whether to wait for it: from now on the sweep waits.
-        for _ in range(3):
-            assert session.asked.acquire(timeout=WAIT_SECONDS)
-        session.is_gone.set()
+        if order.number == 0:
+            other(order, control)
+        assert other.arrived.acquire(timeout=WAIT_SECONDS)
+        session.is_gone = True
         raise error
 
-    trials = new_trials(train)
-    trials.slots = session.slots
-    with pytest.raises(SessionLostError):
-        trials.run()
-    assert states(study) == ["running"]
+    with pytest.raises(SessionLostError) as caught:
+        new_trials(train, slots=session, trials=4).run()
+    assert str(caught.value) == (
+        "the Spark session does not say how many slots it has (ConnectionRefusedError: [Errno 111] Connection "
+        "refused); start a new one: the same command goes on"
+    )
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+    assert other.stopped == {0: "the Spark session is gone"}
+    assert states(study) == ["running", "running"]
 
 
-def test_a_session_that_ends_beside_a_stopped_sweep_is_no_fault(study: SweepStudy, new_trials: NewTrials) -> None:
+def test_a_session_that_ends_beside_a_stopped_sweep_is_no_fault(study: optuna.Study, new_trials: NewTrials) -> None:
     """T2: a SIGTERM may reach the JVM, too."""
     session = MortalSession(slots=1)
 
     def train(order: TrialOrder, control: TrialControl) -> None:
         trials.request_stop("SIGTERM")
-        session.is_gone.set()
+        session.is_gone = True
         raise TrainingStoppedError((), 10, "SIGTERM")
 
-    trials = new_trials(train)
-    trials.slots = session.slots
+    trials = new_trials(train, slots=session)
     trials.run()
     assert trials.stop_reason == "SIGTERM"
     assert states(study) == ["running"]
 
 
-def test_a_stop_at_once_reaches_a_trial_that_is_about_to_begin(study: SweepStudy, new_trials: NewTrials) -> None:
+def test_a_stop_at_once_reaches_a_trial_that_is_about_to_begin(
+    study: optuna.Study, new_trials: NewTrials, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stops: list[tuple[str, str]] = []
+    suggest = SearchSpace.suggest
+
+    def suggest_late(space: SearchSpace, trial: optuna.Trial) -> dict[str, Any]:
+        trials.stop_now()  # no signal handler can find the trial yet
+        return suggest(space, trial)
 
     def train(order: TrialOrder, control: TrialControl) -> None:
         control.connect(lambda why: stops.append(("save", why)), lambda why: stops.append(("at once", why)))
         raise TrainingStoppedError((), 0, "as asked")
 
+    monkeypatch.setattr(SearchSpace, "suggest", suggest_late)
     trials = new_trials(train)
-    readings = itertools.count(1)
-
-    def clock() -> float:
-        reading = next(readings)
-        # After those of the sweep and of its two decisions, the trial's own: no signal handler can find it yet.
-        if reading == 4:
-            trials.stop_now()
-        return float(reading)
-
-    trials.clock = clock
     trials.run()
     assert stops == [("at once", "stopped at once")]
+    assert states(study) == ["running"]
 
 
-def test_after_the_timeout_no_trial_starts(study: SweepStudy, new_trials: NewTrials) -> None:
-    now = [0.0]
-    training = FakeTraining()
-    trials = new_trials(training, trials=9, timeout_seconds=60.0)
-    trials.clock = lambda: now[0]
-    trials.on_end = lambda record: now.__setitem__(0, now[0] + 40.0)
-    trials.run()
-    assert len(training.orders) == 2
+def test_what_cannot_be_told_of_a_trial_stops_the_others(study: optuna.Study, new_trials: NewTrials) -> None:
+    training = BlockedTraining()
+
+    def train(order: TrialOrder, control: TrialControl) -> None:
+        if order.number == 0:
+            training(order, control)
+        assert training.arrived.acquire(timeout=WAIT_SECONDS)
+        control.on_event(epoch_end(1, 0.5))
+
+    def full(record: TrialRecord, ended: int) -> None:
+        raise OSError("No space left on device")
+
+    trials = new_trials(train, slots=2)
+    trials.on_end = full
+    with pytest.raises(OSError, match="No space left"):
+        trials.run()
+    assert training.stopped == {0: "stopped at once"}
 
 
-def test_trials_of_earlier_commands_count(study: SweepStudy, new_trials: NewTrials) -> None:
+def test_after_the_timeout_no_trial_starts_and_the_one_under_way_ends(new_trials: NewTrials) -> None:
+    orders: list[TrialOrder] = []
+
+    def train(order: TrialOrder, control: TrialControl) -> None:
+        orders.append(order)
+        time.sleep(0.3)
+        control.on_event(epoch_end(1, 0.5))
+
+    new_trials(train, trials=9, timeout_seconds=0.2).run()
+    assert len(orders) == 1
+
+
+def test_trials_of_earlier_commands_count(study: optuna.Study, new_trials: NewTrials) -> None:
     new_trials(FakeTraining(), trials=2).run()
     training = FakeTraining()
     new_trials(training, trials=3).run()
@@ -412,7 +398,7 @@ def test_a_trial_may_count_on_the_slots_that_the_others_leave(new_trials: NewTri
 def test_records_of_ended_trials_reach_the_listener(new_trials: NewTrials) -> None:
     heard: list[TrialRecord] = []
     trials = new_trials(FakeTraining(), trials=2)
-    trials.on_end = heard.append
+    trials.on_end = lambda record, ended: heard.append(record)
     trials.run()
     assert [record.number for record in heard] == [0, 1]
     assert all(record.seconds >= 0 for record in heard)

@@ -1,8 +1,8 @@
 """The periods and limits of supervision fit together: none cuts off what another one has to wait for."""
 
-from training.ranks.worker import RankTask
-from training.supervision import timing
-from training.supervision.watchdog import Limits
+from mirrorspark.training.executor.task import WorkerTask
+from mirrorspark.training.protocol import timing
+from mirrorspark.training.protocol.limits import Limits
 
 
 def test_words_may_be_missed_before_anybody_counts_as_silent() -> None:
@@ -21,4 +21,4 @@ def test_a_pause_of_the_driver_that_costs_no_lease_makes_no_rank_silent_for_good
 
 
 def test_tasks_have_the_lease_that_the_driver_counts_on() -> None:
-    assert RankTask.__dataclass_fields__["lease_seconds"].default == timing.LEASE_SECONDS
+    assert WorkerTask.__dataclass_fields__["lease_seconds"].default == timing.LEASE_SECONDS

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from training.channel.events import Event
-from training.records.tracking import TrackedRun, TrackingError, default_uri, environment, git_commit
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.records.tracking import TrackedRun, TrackingError, default_uri, environment, git_commit
 
 OpenRun = Callable[..., TrackedRun]
 
@@ -81,12 +81,12 @@ def test_a_resumed_training_goes_on_in_its_run(open_run: OpenRun, client: Mlflow
 def test_the_curve_of_a_resumed_training_has_one_point_per_epoch(open_run: OpenRun, client: MlflowClient) -> None:
     first = open_run()
     for epoch, loss in ((1, 0.9), (2, 0.8), (3, 0.7)):
-        first.on_event(epoch_end(epoch, loss))
+        first.events.append(epoch_end(epoch, loss))
     first.finish("FAILED")
     second = open_run(first.run_id)
     # Epoch 3 was told before its checkpoint was committed, so it is trained again.
     for epoch, loss in ((3, 0.71), (4, 0.6)):
-        second.on_event(epoch_end(epoch, loss))
+        second.events.append(epoch_end(epoch, loss))
     second.finish("FINISHED")
     assert curve(client, first.run_id, "loss") == [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)]
     assert [step for step, _ in curve(client, first.run_id, "val_auc")] == [1, 2, 3, 4]
@@ -96,9 +96,9 @@ def test_the_curve_of_a_resumed_training_has_one_point_per_epoch(open_run: OpenR
 
 def test_only_epochs_of_the_chief_become_metrics(open_run: OpenRun, client: MlflowClient) -> None:
     tracked = open_run()
-    tracked.on_event(epoch_end(1, 0.5, rank=1))
-    tracked.on_event({"event": "progress", "rank": 0, "epoch": 1, "loss": 0.4})
-    tracked.on_event(epoch_end(1, 0.9) | {"examples_per_second": None})
+    tracked.events.append(epoch_end(1, 0.5, rank=1))
+    tracked.events.append({"event": "progress", "rank": 0, "epoch": 1, "loss": 0.4})
+    tracked.events.append(epoch_end(1, 0.9) | {"examples_per_second": None})
     tracked.finish("FINISHED")
     metrics = client.get_run(tracked.run_id).data.metrics
     assert metrics == {"loss": 0.9, "val_auc": 0.7, "seconds_per_epoch": 2.5}
@@ -198,9 +198,9 @@ def test_steps_are_sampled_over_the_optimizers_steps_beside_the_curves_over_epoc
 ) -> None:
     tracked = open_run()
     for second in range(21):
-        tracked.on_event(progress(second * 10 + 10, second / 2 + 1000.0))
-        tracked.on_event(progress(second * 10 + 10, second / 2 + 1000.0, rank=1))
-    tracked.on_event(epoch_end(1, 0.9) | {"step": 210})
+        tracked.events.append(progress(second * 10 + 10, second / 2 + 1000.0))
+        tracked.events.append(progress(second * 10 + 10, second / 2 + 1000.0, rank=1))
+    tracked.events.append(epoch_end(1, 0.9) | {"step": 210})
     tracked.finish("FINISHED")
     assert [step for step, _ in curve(client, tracked.run_id, "step/loss")] == [10, 110, 210]
     assert curve(client, tracked.run_id, "step/examples_per_second")[1] == (110, 110_000.0)
@@ -218,7 +218,7 @@ def test_usage_of_every_worker_stands_under_the_names_of_mlflows_system_metrics(
     for second in range(0, 21, 5):
         for rank in (0, 1):
             usage = {"cpu_percent": 150.04, "memory_bytes": 1_500_000_000 + rank}
-            tracked.on_event({"event": "system", "rank": rank, "time": began + second} | usage)
+            tracked.events.append({"event": "system", "rank": rank, "time": began + second} | usage)
     tracked.finish("FINISHED")
     monitor = CPUMonitor()
     monitor.collect_metrics()
@@ -237,12 +237,12 @@ def test_attempts_are_tags_metrics_and_a_document_while_they_happen(
 ) -> None:
     monkeypatch.setenv("STORE_PASSWORD", "pa55w0rd")
     tracked = open_run()
-    tracked.on_event({"event": "attempt", "attempt": 1, "workers": 4, "resumed_from": 0})
+    tracked.events.append({"event": "attempt", "attempt": 1, "workers": 4, "resumed_from": 0})
     error = {"cause": "lost", "rank": 1, "type": "killed", "message": "s3://ann:s3cret@b pa55w0rd", "traceback": "long"}
     restart = {"event": "restart", "attempt": 1, "error": error, "decision": "restart 1 of 3", "delay_seconds": 0.0}
-    tracked.on_event(restart)
-    tracked.on_event({"event": "attempt", "attempt": 2, "workers": 3, "resumed_from": 120})
-    tracked.on_event(epoch_end(1, 0.9) | {"step": 200})
+    tracked.events.append(restart)
+    tracked.events.append({"event": "attempt", "attempt": 2, "workers": 3, "resumed_from": 120})
+    tracked.events.append(epoch_end(1, 0.9) | {"step": 200})
     tracked.finish("FINISHED")
     run = client.get_run(tracked.run_id)
     assert {name: run.data.tags[name] for name in ("attempts", "workers")} == {"attempts": "2", "workers": "3"}
@@ -262,12 +262,12 @@ def test_attempts_are_tags_metrics_and_a_document_while_they_happen(
 
 def test_no_attempt_is_lost_that_begins_where_another_one_was_before(open_run: OpenRun, client: MlflowClient) -> None:
     tracked = open_run()
-    tracked.on_event({"event": "attempt", "attempt": 1, "workers": 4, "resumed_from": 0})
-    tracked.on_event(epoch_end(1, 0.9) | {"step": 200})
+    tracked.events.append({"event": "attempt", "attempt": 1, "workers": 4, "resumed_from": 0})
+    tracked.events.append(epoch_end(1, 0.9) | {"step": 200})
     # At the end of the epoch, then twice in the middle of one, behind which the first attempt was already.
     for number, (workers, step) in enumerate([(3, 200), (2, 120), (1, 120)], start=2):
-        tracked.on_event({"event": "attempt", "attempt": number, "workers": workers, "resumed_from": step})
-    tracked.on_event(epoch_end(2, 0.8) | {"step": 400})
+        tracked.events.append({"event": "attempt", "attempt": number, "workers": workers, "resumed_from": step})
+    tracked.events.append(epoch_end(2, 0.8) | {"step": 400})
     tracked.finish("FINISHED")
     world_size = [(1, 4.0), (200, 4.0), (201, 3.0), (202, 2.0), (203, 1.0), (400, 1.0)]
     assert curve(client, tracked.run_id, "world_size") == world_size
@@ -278,11 +278,11 @@ def test_what_an_earlier_driver_told_is_not_logged_twice(open_run: OpenRun, clie
     events = [{"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}, progress(10, 1000.0)]
     first = open_run()
     for event in events:
-        first.on_event(event)
+        first.events.append(event)
     first.finish("FAILED")
     second = open_run(first.run_id)
     for event in [*events, {"event": "attempt", "attempt": 1, "workers": 1, "resumed_from": 10}]:
-        second.on_event(event)
+        second.events.append(event)
     second.finish("FINISHED")
     assert curve(client, first.run_id, "world_size") == [(1, 2.0), (11, 1.0)]
     assert curve(client, first.run_id, "attempt") == [(1, 1.0), (2, 2.0)]
@@ -336,6 +336,7 @@ def test_what_an_interrupted_installation_left_is_not_listed(tmp_path: Path, mon
     assert "numpy" in environment()
 
 
+@pytest.mark.process
 def test_the_commit_is_that_of_the_clone(tmp_path: Path) -> None:
     assert git_commit(tmp_path) is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
@@ -346,6 +347,7 @@ def test_the_commit_is_that_of_the_clone(tmp_path: Path) -> None:
     assert len(commit) == 40
 
 
+@pytest.mark.process
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit(tmp_path) is None

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from training.records.tracking import TrackedRun
+from mirrorspark.training.records.tracking import TrackedRun
 
 EPOCH = {"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"loss": 0.5}, "seconds": 2.5}
 
@@ -70,7 +70,7 @@ def test_everything_arrives_in_the_runs_own_store(
     tracked.log_params({"seed": 1})
     tracked.log_tags({"dataset": "rides"})
     tracked.log_document([], "attempts.json")
-    tracked.on_event(EPOCH | {"examples_per_second": None})
+    tracked.events.append(EPOCH | {"examples_per_second": None})
     assert tracked.finish("FINISHED") is None
     run = MlflowClient(mlflow_store).get_run(tracked.require_run_id())
     assert (run.info.status, run.data.params, run.data.tags["dataset"]) == ("FINISHED", {"seed": "1"}, "rides")

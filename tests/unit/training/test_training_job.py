@@ -8,15 +8,16 @@ from typing import Any, cast
 
 import pytest
 
-from callbacks import commit
-from models.settings import ModelSettingsError
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.launch import Launched
+from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.records.open_run import OpenRun
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.training_job import TrainingJob, open_job
 from tests.unit.callbacks.committed_files import publish_files
-from training.channel.events import Event
-from training.config import RunConfig
-from training.launch import Launched
-from training.records.open_run import OpenRun
-from training.records.run_folder import RunFolder
-from training.training_job import TrainingJob, open_job
 
 
 def epoch_end(epoch: int, **more: Any) -> Event:
@@ -92,7 +93,7 @@ def test_the_supervisor_has_the_budgets_and_limits_of_the_configuration(new_conf
     )
     spark = SimpleNamespace(sparkContext=SimpleNamespace(master="local[4]"))
     run = SimpleNamespace(folder=SimpleNamespace(was_fenced=True))
-    supervisor = TrainingJob(cast(Any, None), config, cast(Any, spark), cast(Any, run), lambda: 3)._supervisor
+    supervisor = TrainingJob(cast(Any, None), config, cast(Any, spark), cast(Any, run), lambda: 3)._supervisor()
     budgets, limits = supervisor.budgets, supervisor.limits
     assert (budgets.max_restarts, budgets.max_preemptions, budgets.max_start_failures) == (5, 6, 7)
     assert (limits.start_seconds, limits.first_step_seconds, limits.step_seconds) == (11.0, 12.0, 13.0)
@@ -105,7 +106,8 @@ def test_a_warm_up_longer_than_the_training_is_refused_before_there_is_a_run(
 ) -> None:
     config = new_config(output=str(tmp_path), epochs=2, warmup_steps=20, learning_rate_schedule="cosine")
     dataset = SimpleNamespace(spec=config.spec, steps=lambda split, rows: 10)
-    with pytest.raises(ModelSettingsError), open_job(cast(Any, dataset), config, cast(Any, None), cast(Any, None)):
+    prepared = PreparedRun(config, cast(Any, dataset), cast(Any, None), "no store")
+    with pytest.raises(ModelSettingsError), open_job(prepared, cast(Any, None)):
         pass
     assert not (tmp_path / "runs").exists()
 

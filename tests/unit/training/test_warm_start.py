@@ -13,27 +13,30 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from data_pipelines.dataset import Dataset
-from data_pipelines.storage import StoragePath
-from scoring.model_directory import folder_digest
-from scoring.model_uri import PinnedModel
-from scoring.package import package_model
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.scoring.model.directory import folder_digest
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.package import package_model
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.training import training_job, warm_start
+from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.driver.watchdog import Watch
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.plan import TrainingPlan
+from mirrorspark.training.records.find_run import hold_run_folder
+from mirrorspark.training.records.open_run import OpenRun
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.tracking import TrackingError
+from mirrorspark.training.training_job import TrainingJob, open_job
+from mirrorspark.training.warm_start import WarmStart, find_model, settle_warm_start
 from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
 from tests.unit.scoring.other_models import LINEAR
 from tests.unit.training.conftest import new_store
 from tests.unit.training.test_function_rank import Twin
-from training import training_job, warm_start
-from training.channel.events import Event
-from training.config import ConfigError, RunConfig
-from training.fitting.activity import Activity
-from training.live.view import LiveView
-from training.ranks.plan import TrainingPlan
-from training.records.open_run import OpenRun
-from training.records.run_folder import RunFolder, hold_run_folder
-from training.records.tracking import TrackingError
-from training.supervision.watchdog import Limits, Watch
-from training.training_job import TrainingJob, open_job
-from training.warm_start import WarmStart, find_model, settle_warm_start
 
 NewConfig = Callable[..., RunConfig]
 
@@ -76,6 +79,7 @@ def found(config: RunConfig, name: str | Path, store: str) -> PinnedModel:
     return model
 
 
+@pytest.mark.process
 def test_an_alias_a_version_a_run_and_folders_lead_to_the_model(
     config: RunConfig, mlflow_store: str, registered: Any, flights_model: Path, tmp_path: Path
 ) -> None:
@@ -308,7 +312,7 @@ def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keep
 
     def settle(config: RunConfig, store: str, target: Path, model: Any, *, has_begun: bool) -> WarmStart:
         settled.append((target, has_begun))
-        return own
+        return settle_warm_start(config, store, target, own, has_begun=has_begun) if model is None else model
 
     monkeypatch.setattr(training_job, "open_run", open_run)
     monkeypatch.setattr(training_job, "settle_warm_start", settle)
@@ -316,9 +320,10 @@ def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keep
     manifest = SimpleNamespace(content_hash="da7a")
     dataset = cast(Any, SimpleNamespace(spec=config.spec, steps=lambda split, rows: 10, manifest=manifest))
     unused = cast(Any, None)
-    with open_job(dataset, config, unused, unused, warm_start=of_sweep if is_of_a_sweep else None) as job:
+    prepared = PreparedRun(config, dataset, unused, "no store", of_sweep if is_of_a_sweep else None)
+    with open_job(prepared, unused) as job:
         assert job.warm_start == (of_sweep if is_of_a_sweep else own)
-    assert settled == ([] if is_of_a_sweep else [(folder.warm_start, True)])
+    assert settled == [(folder.warm_start, True)]
 
 
 def test_what_a_run_begins_from_is_part_of_what_it_learns(new_config: NewConfig, tmp_path: Path) -> None:
@@ -338,9 +343,9 @@ def test_a_rank_takes_the_weights_without_a_collective_and_the_chief_tells(
     """Ranks that read the same file agree: nothing has to travel."""
     import tf_keras
 
-    from models import multi_field
-    from training.fitting import fit
-    from training.fitting.ring_strategy import RingStrategy
+    from mirrorspark.models import multi_field
+    from mirrorspark.training.fitting import fit
+    from mirrorspark.training.ring.strategy import RingStrategy
 
     settings = multi_field.Settings(embedding_dim=4, hidden_units=(8,))
     ring = Twin()
@@ -380,7 +385,7 @@ def test_a_rank_that_reads_a_large_table_does_not_count_as_hung() -> None:
 def test_a_training_that_goes_on_from_a_checkpoint_is_not_begun_again(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, resume_from: str | None, is_begun: bool
 ) -> None:
-    from training.fitting import fit
+    from mirrorspark.training.fitting import fit
 
     begun: list[Path] = []
     model = SimpleNamespace(fit=lambda *_, **__: begun.append(Path("fit")))
@@ -397,7 +402,15 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_not_begun_again(
     for name, fake in fakes.items():
         monkeypatch.setattr(fit, name, fake)
     monkeypatch.setattr(Dataset, "open", lambda path: dataset)
-    plan = TrainingPlan(config, "dataset", "checkpoints", 1, 8, resume_from=resume_from, warm_start="the run's own")
+    plan = TrainingPlan(
+        config,
+        "dataset",
+        checkpoints="checkpoints",
+        workers=1,
+        global_batch_size=8,
+        resume_from=resume_from,
+        warm_start="the run's own",
+    )
     control = cast(Any, SimpleNamespace(rank=0, activity=Activity(), meeting=None))
     fit.train(plan, control, cast(Any, None))
     assert begun == [*([Path("the run's own")] if is_begun else []), Path("fit")]

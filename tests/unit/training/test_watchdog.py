@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.channel.events import Event
-from training.fitting.activity import Phase
-from training.supervision import watchdog
-from training.supervision.watchdog import Hang, Limits, Watch, Watchdog
+from mirrorspark.training.driver.watchdog import Hang, Watch, Watchdog
+from mirrorspark.training.protocol import limits
+from mirrorspark.training.protocol.activity import Phase
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.limits import Limits
 
 LIMITS = Limits(start_seconds=300, first_step_seconds=600, step_seconds=120, checkpoint_seconds=600, end_seconds=300)
 
@@ -119,7 +120,7 @@ def test_a_checkpoint_that_gets_on_slowly_is_left_alone() -> None:
 
 
 def test_no_phase_is_without_a_limit() -> None:
-    assert set(watchdog._LIMITS) == set(get_args(Phase))
+    assert set(limits._LIMITS) == set(get_args(Phase))
 
 
 def tells_nothing(rank: int, phase: str, step: int, **more: Any) -> Event:

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.blocks import encode_blocks
-from data_pipelines.dataset import Dataset
-from data_pipelines.feature_kinds import Categorical, Label
-from data_pipelines.features import FeatureSpec
-from data_pipelines.fitted import FittedFeatures
-from data_pipelines.manifest import FEATURES_FOLDER, Manifest, Shard
-from data_pipelines.tfrecord.records import RecordWriter
-from data_pipelines.transform import Encoder
-from data_pipelines.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
+from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, Manifest, Shard
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.tfrecord.records import RecordWriter
 
 BLOCK_ROWS = 512
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from data_pipelines.feature_kinds import (
+from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
     Feature,
@@ -22,18 +22,16 @@ from data_pipelines.feature_kinds import (
     Sparse,
     Text,
 )
-from data_pipelines.features import FeatureSpec
-from data_pipelines.quality.profile import (
-    HISTOGRAM_BINS,
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.profile import (
     QUANTILES,
     ColumnProfile,
     DatasetProfile,
     ProfileError,
-    SplitCounts,
     ValueCount,
-    profile_columns,
 )
-from data_pipelines.quality.raw_values import ColumnKind, Role
+from mirrorspark.data_pipelines.quality.profiling import HISTOGRAM_BINS, SplitCounts, profile_columns
+from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
 
 LATE = Label("late")
 
@@ -340,7 +338,6 @@ numbers = st.one_of(st.none(), st.floats(width=64), st.integers(-3, 3).map(float
 tokens = st.one_of(st.none(), st.text(max_size=3))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     train=st.lists(st.tuples(numbers, tokens), min_size=1, max_size=60),
     test=st.lists(st.tuples(numbers, tokens), max_size=30),

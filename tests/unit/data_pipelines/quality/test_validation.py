@@ -6,21 +6,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.feature_kinds import Categorical, Feature, Label, MultiValued, Numeric
-from data_pipelines.features import FeatureSpec
-from data_pipelines.quality.profile import DatasetProfile, SplitCounts, profile_columns
-from data_pipelines.quality.validation import (
-    Finding,
-    Limits,
-    Report,
-    Severity,
-    measure_drift,
-    stability_index,
-    validate,
-)
+from mirrorspark.data_pipelines.features.kinds import Categorical, Feature, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.drift import measure_drift, stability_index
+from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
+from mirrorspark.data_pipelines.quality.profile import DatasetProfile
+from mirrorspark.data_pipelines.quality.profiling import SplitCounts, profile_columns
+from mirrorspark.data_pipelines.quality.validation import validate
 
 LATE = Label("late")
 ROWS = 2_000
@@ -90,7 +85,6 @@ def test_noise_of_the_stability_index_is_a_quantile_of_chi_squared() -> None:
     assert noise == pytest.approx(27.877 * (1 / 100 + 1 / 100), rel=0.01)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=1, max_size=12))
 def test_stability_index_is_finite_and_not_below_zero(counts: list[tuple[int, int]]) -> None:
     one, other = (tuple(column) for column in zip(*counts, strict=True))

@@ -5,7 +5,7 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from data_pipelines.tfrecord.arrow_schema import (
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     FeatureTypeError,
     ListKind,
     RecordType,

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_pipelines.kernels import compile_inner_kernel
-from data_pipelines.tfrecord.crc32c import (
+from mirrorspark.data_pipelines.kernels import compile_inner_kernel
+from mirrorspark.data_pipelines.tfrecord.crc32c import (
     combine_crc32c,
     crc32c,
     crc32c_of_span,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipelines.tfrecord.examples import (
+from mirrorspark.data_pipelines.tfrecord.examples import (
     MalformedExampleError,
     Strings,
     canonical_example,
@@ -21,7 +21,7 @@ from data_pipelines.tfrecord.examples import (
     encode_example,
     is_example_list,
 )
-from data_pipelines.tfrecord.records import read_record_stream
+from mirrorspark.data_pipelines.tfrecord.records import read_record_stream
 
 # Where a varint becomes a byte longer, and the ends of the range.
 EDGES = sorted({sign * (2**bits + step) for bits in range(0, 63, 7) for step in (-1, 0) for sign in (1, -1)})

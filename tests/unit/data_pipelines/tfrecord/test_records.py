@@ -12,25 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.tfrecord.crc32c import crc32c, crc32c_plain
-from data_pipelines.tfrecord.records import (
-    CODEC_SUFFIX,
+from mirrorspark.data_pipelines.tfrecord.codecs import CODEC_SUFFIX, CodecError, compressed, open_records
+from mirrorspark.data_pipelines.tfrecord.crc32c import crc32c, crc32c_plain
+from mirrorspark.data_pipelines.tfrecord.record_scan import RecordScan, scan_records
+from mirrorspark.data_pipelines.tfrecord.records import (
     RECORD_OVERHEAD_BYTES,
     BinaryReader,
-    CodecError,
     Damage,
     DamagedRecordError,
-    RecordScan,
     RecordWriter,
-    compressed,
-    open_records,
     read_record_at,
     read_record_stream,
     read_records,
-    scan_records,
 )
 
 PAYLOADS = [b"first", b"", b"the third record\x00\xff"]
@@ -280,7 +276,6 @@ def test_third_party_files_read_as_tensorflow_reads_them(shared_data: Path, name
 
 
 @given(st.lists(st.binary(max_size=40), max_size=12), st.integers(1, 200))
-@settings(deadline=None, max_examples=100)
 def test_chunks_of_any_size_hold_all_records_with_their_places(payloads: list[bytes], chunk_bytes: int) -> None:
     content = framed(payloads)
     records = 0
@@ -362,7 +357,6 @@ def test_each_kind_of_damage_loses_its_record_alone_when_it_is_skipped() -> None
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150)
 def test_skipping_yields_only_whole_records_whatever_the_damage(data: st.DataObject) -> None:
     payloads = [bytes([number]) * number * 7 for number in range(8)]
     content = bytearray(framed(payloads))
@@ -380,7 +374,6 @@ def test_skipping_yields_only_whole_records_whatever_the_damage(data: st.DataObj
 
 
 @given(st.binary(max_size=400), st.integers(1, 50))
-@settings(deadline=None, max_examples=150)
 def test_any_bytes_are_scanned_to_their_end(content: bytes, chunk_bytes: int) -> None:
     for verify_checksums in (True, False):
         scanned = scan_records(
@@ -491,9 +484,9 @@ def test_zlib_is_believed_where_records_come_out_of_it() -> None:
         for payloads in (PAYLOADS, [], [np.random.default_rng(1).bytes(100_000)]):
             content = zlib.compress(framed(payloads), level)
             assert list(payloads_of(scan_records(open_records(io.BytesIO(content))))) == payloads
-            with pytest.raises(CodecError, match="told to be of codec none, but its content is of codec zlib"):
+            with pytest.raises(CodecError, match="expected codec none, but its content is of codec zlib"):
                 open_records(io.BytesIO(content), codec="none")
-    # One that was told to be zlib is opened as such, and is damaged.
+    # A file with codec zlib given is opened as such, and is damaged.
     other = zlib.compress(b"id,age\n1,30\n2,40\n")
     for content in (other, framed([bytes(376)])[:6] + b"?" * 400):
         _, error = read_until_damaged(payloads_of(scan_records(open_records(io.BytesIO(content), codec="zlib"))))
@@ -502,11 +495,11 @@ def test_zlib_is_believed_where_records_come_out_of_it() -> None:
 
 def test_a_wrong_or_foreign_codec_is_refused_by_name() -> None:
     plain = framed(PAYLOADS)
-    with pytest.raises(CodecError, match="part-1: told to be of codec gzip, but its content is of codec none"):
+    with pytest.raises(CodecError, match="part-1: expected codec gzip, but its content is of codec none"):
         open_records(io.BytesIO(plain), name="part-1", codec="gzip")
-    with pytest.raises(CodecError, match="told to be of codec none, but its content is of codec gzip"):
+    with pytest.raises(CodecError, match="expected codec none, but its content is of codec gzip"):
         open_records(io.BytesIO(gzip.compress(plain)), codec="none")
-    with pytest.raises(CodecError, match="told to be of codec gzip, but its content is of codec zlib"):
+    with pytest.raises(CodecError, match="expected codec gzip, but its content is of codec zlib"):
         open_records(io.BytesIO(zlib.compress(plain)), codec="gzip")
     with pytest.raises(CodecError, match="part-1: the content is bzip2, which is not read here"):
         open_records(io.BytesIO(bz2.compress(plain)), name="part-1")

@@ -18,24 +18,27 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.tfrecord import row_codec
-from data_pipelines.tfrecord.arrow_schema import (
+from mirrorspark.data_pipelines.tfrecord import row_encoder
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     FeatureTypeError,
     RecordType,
     SchemaError,
     TableColumn,
     ValueNotStorableError,
 )
-from data_pipelines.tfrecord.examples import MalformedExampleError, Strings, encode_example
-from data_pipelines.tfrecord.records import RecordChunk, RecordWriter, open_records, scan_records
-from data_pipelines.tfrecord.row_codec import RowDecoder, RowEncoder
-from data_pipelines.tfrecord.schema_inference import infer
-from data_pipelines.tfrecord.sequence_codec import encode_sequence_example
-from data_pipelines.tfrecord.stored_columns import StoredColumn
-from data_pipelines.tfrecord.table_blocks import encode_table_block
+from mirrorspark.data_pipelines.tfrecord.codecs import open_records
+from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError, Strings, encode_example
+from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk, scan_records
+from mirrorspark.data_pipelines.tfrecord.records import RecordWriter
+from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder
+from mirrorspark.data_pipelines.tfrecord.row_encoder import RowEncoder
+from mirrorspark.data_pipelines.tfrecord.schema_inference import infer
+from mirrorspark.data_pipelines.tfrecord.sequence_codec import encode_sequence_example
+from mirrorspark.data_pipelines.tfrecord.stored_columns import StoredColumn
+from mirrorspark.data_pipelines.tfrecord.table_blocks import encode_table_block
 
 INT64S = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(0, 300))
 FLOATS = st.floats(width=32, allow_nan=False)
@@ -136,7 +139,6 @@ ROWS = st.lists(
 
 
 @given(ROWS)
-@settings(deadline=None, max_examples=100)
 def test_records_equal_those_that_tensorflow_writes_and_come_back(rows: list[dict[str, Any]]) -> None:
     batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
     payloads = payloads_of(batch)
@@ -164,7 +166,6 @@ def test_a_name_comes_before_the_names_that_it_begins() -> None:
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @given(data=st.data())
-@settings(deadline=None, max_examples=15)
 def test_every_type_comes_back(name: str, depth: int, data: st.DataObject) -> None:
     type_, values = TYPES[name]
     for level in range(depth):
@@ -299,7 +300,6 @@ def tensorflow_sequence(row: Mapping[str, Any]) -> bytes:
         max_size=6,
     )
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
 def test_sequence_examples_equal_those_that_tensorflow_writes_and_come_back(rows: list[dict[str, Any]]) -> None:
     batch = pa.RecordBatch.from_pylist(rows, SEQUENCES)
     payloads = payloads_of(batch, RecordType.SEQUENCE_EXAMPLE)
@@ -533,7 +533,6 @@ def test_no_byte_outside_a_payload_changes_what_is_read() -> None:
 
 
 @given(st.binary(max_size=60))
-@settings(deadline=None, max_examples=300)
 def test_any_bytes_are_refused_or_read(payload: bytes) -> None:
     for record_type in (RecordType.EXAMPLE, RecordType.SEQUENCE_EXAMPLE):
         try:
@@ -676,7 +675,6 @@ def test_nothing_is_read_beyond_the_buffer(guarded: Callable[[bytes], npt.NDArra
 
 
 @given(st.lists(st.permutations(range(8)), min_size=1, max_size=6), st.integers(0, 255))
-@settings(deadline=None, max_examples=60)
 def test_features_in_any_order_are_found(orders: list[list[int]], missing: int) -> None:
     # C++ writes maps in the order of its hash table, another one for each message.
     payloads = []
@@ -726,7 +724,7 @@ NUMBERS = pa.schema([pa.field("x", pa.int64(), nullable=False)])
 
 def test_a_malformed_record_is_named_by_its_place_in_the_file() -> None:
     good = example_of(x=np.array([1]))
-    # The odd record, written anew, lies elsewhere in memory; places in the file are told all the same.
+    # The non-canonical record, rewritten, lies elsewhere in memory; errors still give places in the file.
     chunk = chunk_of_file([good, ODD_ROW, good, MALFORMED])
     place = 3 * 16 + 2 * len(good) + len(ODD_ROW)
     message = f"^part-1: record 3 at byte {place} is not a tf.train.Example: .*, at byte 0 of the payload"
@@ -740,7 +738,6 @@ def test_a_malformed_record_is_named_by_its_place_in_the_file() -> None:
 
 
 @given(st.lists(st.sampled_from(["good", "odd", "malformed", "block"]), max_size=9))
-@settings(deadline=None, max_examples=60)
 def test_malformed_records_are_skipped_and_counted(kinds: list[str]) -> None:
     payloads, values = [], []
     for number, kind in enumerate(kinds):
@@ -772,7 +769,7 @@ def test_a_block_among_rows_is_refused() -> None:
                 RowDecoder(pa.schema([("x", type_)])).decode(chunk, name="part-1")
     lists = pa.schema([("x", pa.list_(pa.int64()))])
     assert RowDecoder(lists, takes_blocks=True).decode(chunk).column(0).to_pylist() == [[1], [1], [1], [1, 2]]
-    with pytest.raises(SchemaError, match="column 'block/rows' has a name that tells blocks of rows from rows"):
+    with pytest.raises(SchemaError, match="column 'block/rows' has a name that is reserved for blocks of rows"):
         RowEncoder(pa.schema([("block/rows", pa.int64())]))
 
 
@@ -781,7 +778,7 @@ def test_a_row_beyond_protobufs_limit_is_refused(monkeypatch: pytest.MonkeyPatch
     def stored_columns(batch: pa.RecordBatch, columns: Sequence[TableColumn]) -> list[StoredColumn]:
         return [StoredColumn(columns[0].features[0], Strings(np.empty(0, np.uint8), np.array([0, 1, 2**31 + 1])))]
 
-    monkeypatch.setattr(row_codec, "stored_columns", stored_columns)
+    monkeypatch.setattr(row_encoder, "stored_columns", stored_columns)
     with pytest.raises(ValueNotStorableError, match="row 1 passes protobuf's limit of 2 GiB; put less into one row"):
         payloads_of(one_column(pa.string(), ["a", "b"]))
 

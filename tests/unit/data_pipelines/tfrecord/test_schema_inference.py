@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipelines.tfrecord.arrow_schema import InferredSchema, RecordType, SchemaError
-from data_pipelines.tfrecord.examples import encode_example
-from data_pipelines.tfrecord.records import RecordChunk
-from data_pipelines.tfrecord.schema_inference import infer
-from data_pipelines.tfrecord.sequence_codec import encode_sequence_example
-from data_pipelines.tfrecord.table_blocks import encode_table_block
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import InferredSchema, RecordType, SchemaError
+from mirrorspark.data_pipelines.tfrecord.examples import encode_example
+from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk
+from mirrorspark.data_pipelines.tfrecord.schema_inference import infer
+from mirrorspark.data_pipelines.tfrecord.sequence_codec import encode_sequence_example
+from mirrorspark.data_pipelines.tfrecord.table_blocks import encode_table_block
 
 FLOATS = np.array([1.5], np.float32)
 

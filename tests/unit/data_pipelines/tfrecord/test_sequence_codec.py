@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from data_pipelines.tfrecord.examples import MalformedExampleError
-from data_pipelines.tfrecord.sequence_codec import decode_sequence_example, encode_sequence_example
+from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError
+from mirrorspark.data_pipelines.tfrecord.sequence_codec import decode_sequence_example, encode_sequence_example
 
 CONTEXT: dict[str, Any] = {"user": np.array([5, -1]), "name": [b"a" * 200]}
 LISTS: dict[str, Any] = {

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scoring.backends.protocol import UnsupportedModelError
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import ModelDirectory, exported_with
-from scoring.package import package_model
+from mirrorspark.scoring.backends.protocol import UnsupportedModelError
+from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import (
     LINEAR,
     NAMES,
@@ -107,6 +107,7 @@ def test_codes_of_a_data_frame_s_categories_are_refused(tmp_path: Path) -> None:
             package_model(tmp_path / source, tmp_path / "package")
 
 
+@pytest.mark.process
 def test_a_model_starts_no_more_threads_than_the_task_has(tmp_path: Path) -> None:
     """S10, pain 5: threads of the process are counted before and after."""
     save_xgboost(tmp_path / "model.ubj")
@@ -119,7 +120,7 @@ def test_a_model_starts_no_more_threads_than_the_task_has(tmp_path: Path) -> Non
     program = (
         "import sys, psutil, lightgbm, xgboost, onnxruntime\n"
         "from pathlib import Path\n"
-        "from scoring.loaded_model import LoadedModel\n"
+        "from mirrorspark.scoring.model.loaded import LoadedModel\n"
         "from tests.unit.scoring.other_models import boxes\n"
         "rows = boxes(20_000)\n"
         "for name, threads in (('linear', 1), ('onnx', 1), ('xgboost', 1), ('lightgbm', 1), ('onnx', 4)):\n"

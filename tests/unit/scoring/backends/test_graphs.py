@@ -11,11 +11,11 @@ import tensorflow as tf
 import tf_keras
 from onnx import TensorProto, helper, numpy_helper, save
 
-from scoring.backends.protocol import UnsupportedModelError
-from scoring.inputs import Column
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import ModelDirectory, ModelDirectoryError
-from scoring.package import package_model
+from mirrorspark.scoring.backends.protocol import UnsupportedModelError
+from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.package import package_model
 
 ROWS = pa.table(
     {"x": [1.0, -2.0, 3.0], "n": [1, 2, 3], "text": ["a", "b", ""], "pair": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]}
@@ -128,7 +128,7 @@ def test_lists_of_another_length_than_the_model_takes_are_faults_of_their_rows(o
     model = LoadedModel(package_model(onnx_file, tmp_path / "model"))
     pairs = pa.array([[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]])
     (batch,) = ROWS.set_column(3, "pair", pairs).to_batches()
-    assert {row: message.split(",")[0] for row, message in model.faults(batch).items()} == {
+    assert {row: message.split(",")[0] for row, message in model.row_errors(batch).items()} == {
         1: "column 'pair' (array<float>) has 1 elements",
         2: "column 'pair' (array<float>) has 3 elements",
     }

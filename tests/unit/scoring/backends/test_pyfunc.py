@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from mlflow.models import infer_signature
 
-from data_pipelines.raw_columns import ColumnError
-from scoring.backends.protocol import ModelOutputError
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import ModelDirectory, ModelDirectoryError, folder_digest
-from scoring.model_uri import resolve
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.backends.protocol import ModelOutputError
+from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, folder_digest
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.uri import resolve
 from tests.unit.scoring.other_models import people, save_sklearn
 
 PEOPLE = pa.Table.from_pandas(people(), preserve_index=False)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.signatures import ENCODED_SIGNATURE
-from scoring.backends.protocol import ModelOutputError
-from scoring.backends.trained_model import TrainedBackend, TrainedGraph
-from scoring.loaded_model import LoadedModel
-from scoring.model_directory import SAVED_MODEL_FOLDER
+from mirrorspark.models.signatures import ENCODED_SIGNATURE
+from mirrorspark.scoring.backends.protocol import ModelOutputError
+from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.loaded import LoadedModel
 from tests.unit.scoring.exported_models import FLIGHTS
 
 

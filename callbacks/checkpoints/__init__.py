@@ -1,0 +1,1 @@
+"""Checkpoints on any store: snapshot, publication, commit, fencing and download."""

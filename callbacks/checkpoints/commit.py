@@ -1,0 +1,441 @@
+"""Committed checkpoints on any store: publish, find, read, verify and prune. This module does not import TensorFlow.
+
+A checkpoint is a folder ``<directory>/step-00000420`` with the tensors (``ckpt.*``), the state of other callbacks
+(``state.json``) and the marker ``COMMITTED.json``, which lists every file with its checksum. On a file system it is
+prepared as ``<directory>/.staging-*`` and renamed into place. On an object store its files are in a subfolder, and the
+marker is written last (`callbacks.checkpoints.store`). Either way it exists completely or not at all.
+"""
+
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from mirrorspark.callbacks.checkpoints.fence import Permit, StaleAttemptError
+from mirrorspark.callbacks.checkpoints.store import (
+    STORE_ERRORS,
+    Delivery,
+    Location,
+    native,
+    open_store,
+    sha256,
+    store_error,
+)
+from mirrorspark.storage.paths import StoragePath, leads_out
+
+MARKER = "COMMITTED.json"
+TENSORS = "ckpt"
+STATE = "state.json"
+FORMAT_VERSION = 1
+
+Mode = Literal["min", "max"]
+
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointDamagedError(ValueError):
+    """A checkpoint folder's marker is missing or unreadable, or a file differs from what the marker names."""
+
+    def __init__(self, path: Path | StoragePath, damage: str) -> None:
+        """Build the message from the folder and its damage."""
+        super().__init__(f"checkpoint {path} is damaged: {damage}; resume from an earlier one or remove the folder")
+        self.path = path
+        self.damage = damage
+
+    def __reduce__(self) -> tuple[type, tuple[Path | StoragePath, str]]:
+        """Pickle by the constructor's own arguments."""
+        return type(self), (self.path, self.damage)
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """One file of a checkpoint: its name relative to the folder, size in bytes and SHA-256 in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CommittedCheckpoint:
+    """A checkpoint whose marker has been read.
+
+    Attributes:
+        path: The checkpoint's folder: a ``Path`` if it is local, a ``StoragePath`` on another store.
+        step: Optimizer updates done.
+        epoch: Epochs completed; also the 0-based index of the epoch to resume with.
+        step_in_epoch: Steps done in that epoch, which are the batches to skip; 0 at an epoch's end.
+        metrics: Values at that step; validation metrics exist only at an epoch's end.
+        files: All files except the marker.
+        format_version: Version of the marker's format.
+        attempt: Number of the attempt that wrote it, if it had one.
+    """
+
+    path: Path | StoragePath
+    step: int
+    epoch: int
+    step_in_epoch: int
+    metrics: Mapping[str, float]
+    files: tuple[CheckpointFile, ...]
+    format_version: int = FORMAT_VERSION
+    attempt: int | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The path that ``tf.train.Checkpoint.read`` takes.
+
+        Raises:
+            StorageError: The checkpoint is not on a local disk: `fetch` it first.
+        """
+        index = self._name_of(f"{TENSORS}.index") or f"{TENSORS}.index"
+        return str(StoragePath.of(self.path).local / index.removesuffix(".index"))
+
+    def damage(self, *, checksums: bool = True, beat: Callable[[], None] = lambda: None) -> str | None:
+        """Return the first difference between the files and the marker, or None if all agree.
+
+        Args:
+            checksums: Read all files, on a remote store over the network; otherwise only their sizes are compared.
+            beat: Called whenever some bytes have been read.
+
+        Raises:
+            OSError: The store does not answer, or refuses; the state of the checkpoint is unknown.
+        """
+        for file in self.files:
+            path = self.path / file.name
+            try:
+                size = path.stat().st_size if isinstance(path, Path) else path.size()
+                if size != file.bytes:
+                    return f"{file.name} has {size} bytes instead of {file.bytes}"
+                if checksums and sha256(path, beat) != file.sha256:
+                    return f"{file.name} has another checksum than when it was written"
+            except (FileNotFoundError, NotADirectoryError):
+                return f"{file.name} is missing"
+        return None
+
+    def states(self) -> dict[str, Any]:
+        """Return the saved states of other callbacks by name; empty when none were saved."""
+        content = self.content(STATE)
+        return {} if content is None else dict(json.loads(content))
+
+    def content(self, name: str) -> bytes | None:
+        """Return the content of the file ``name``, or None if the checkpoint does not have it."""
+        stored = self._name_of(name)
+        return None if stored is None else (self.path / stored).read_bytes()
+
+    def _name_of(self, name: str) -> str | None:
+        """Return the name of a file with the subfolder in which the store keeps it."""
+        return next((file.name for file in self.files if PurePosixPath(file.name).name == name), None)
+
+
+def folder(directory: Location, step: int) -> Path | StoragePath:
+    """Return the folder of the checkpoint of ``step``, whether or not it exists."""
+    return native(StoragePath.of(directory) / _folder_name(step))
+
+
+def publish(
+    staging: Path,
+    directory: Location,
+    *,
+    step: int,
+    epoch: int,
+    step_in_epoch: int = 0,
+    metrics: Mapping[str, float] | None = None,
+    permit: Permit | None = None,
+    beat: Callable[[], None] = lambda: None,
+) -> CommittedCheckpoint:
+    """Commit the files in ``staging`` as the checkpoint of ``step`` and return it.
+
+    If an intact checkpoint of that step exists, it stays; a damaged one is replaced.
+
+    Args:
+        staging: Local folder with the checkpoint's files; removed on success, unchanged after an error.
+        directory: Folder of this training's checkpoints.
+        step: Optimizer updates done.
+        epoch: Epochs completed.
+        step_in_epoch: Steps done of the next epoch.
+        metrics: Values to store with the checkpoint.
+        permit: The right to publish, checked right before and after the commit.
+        beat: Called whenever some bytes have moved.
+
+    Raises:
+        CheckpointStoreError: The store cannot be written; nothing is committed.
+        StaleAttemptError: A later attempt holds the fence; nothing is committed.
+    """
+    target = folder(directory, step)
+    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    checkpoint = CommittedCheckpoint(
+        path=target,
+        step=step,
+        epoch=epoch,
+        step_in_epoch=step_in_epoch,
+        metrics=dict(metrics or {}),
+        files=(),
+        attempt=permit.attempt if permit else None,
+    )
+    try:
+        if (existing := _read_whole(target, beat)) is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+            return existing
+        files = tuple(
+            CheckpointFile(name, (staging / name).stat().st_size, sha256(staging / name, beat))
+            for name in names
+            if name != MARKER
+        )
+        delivered = checkpoint
+
+        def marker(inner: str) -> bytes:
+            nonlocal delivered
+            inside = tuple(replace(file, name=f"{inner}/{file.name}" if inner else file.name) for file in files)
+            delivered = replace(checkpoint, files=inside)
+            return marker_text(delivered).encode()
+
+        open_store(directory).deliver(
+            Delivery(
+                name=_folder_name(step),
+                source=staging,
+                files=[file.name for file in files],
+                marker_name=MARKER,
+                marker=marker,
+                last_check=permit.check if permit else lambda: None,
+                beat=beat,
+            )
+        )
+        if permit:
+            _withdraw_when_stale(delivered, permit)
+    except STORE_ERRORS as error:
+        raise store_error(directory, error) from error
+    shutil.rmtree(staging, ignore_errors=True)
+    return delivered
+
+
+def read_committed(path: Location) -> CommittedCheckpoint:
+    """Return the checkpoint in folder ``path`` from its marker; the other files are not read.
+
+    Raises:
+        FileNotFoundError: There is no such folder; on an object store, no such folder with a marker.
+        CheckpointDamagedError: The marker is missing, unreadable or of another format version.
+    """
+    place = native(path)
+    if isinstance(place, Path) and not place.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint {place}; see its parent folder for those that exist")
+    try:
+        marker = json.loads((place / MARKER).read_bytes())
+        if marker["format_version"] != FORMAT_VERSION:
+            raise CheckpointDamagedError(
+                place, f"its format version is {marker['format_version']}, this program reads {FORMAT_VERSION}"
+            )
+        return CommittedCheckpoint(
+            path=place,
+            step=int(marker["step"]),
+            epoch=int(marker["epoch"]),
+            step_in_epoch=int(marker["step_in_epoch"]),
+            metrics={name: float(value) for name, value in marker["metrics"].items()},
+            files=tuple(_file_entry(entry) for entry in marker["files"]),
+            attempt=None if marker.get("attempt") is None else int(marker["attempt"]),
+        )
+    except FileNotFoundError as error:
+        if not isinstance(place, Path):
+            raise FileNotFoundError(f"there is no checkpoint {place}; see its parent for those that exist") from error
+        raise CheckpointDamagedError(place, f"it has no {MARKER}") from error
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointDamagedError(place, f"{MARKER} cannot be read ({error!r})") from error
+
+
+def committed(directory: Location) -> list[CommittedCheckpoint]:
+    """Return the checkpoints in ``directory``, newest first; a folder without a readable marker is logged and skipped.
+
+    Checksums are not verified. If the directory does not exist, the list is empty.
+
+    Raises:
+        OSError: The store does not answer, or refuses.
+    """
+    store = open_store(directory)
+    found = []
+    for name in store.folders():
+        if not _STEP_FOLDER.fullmatch(name):
+            continue
+        try:
+            found.append(read_committed(store.directory / name))
+        except CheckpointDamagedError as error:
+            logger.warning("Skipped: %s", error)
+        except FileNotFoundError:
+            # Pruned since it was listed, or files on an object store whose marker is not written (yet).
+            continue
+    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+
+
+def latest_committed(directory: Location, *, verify: bool = True) -> CommittedCheckpoint | None:
+    """Return the newest checkpoint, or None if there is none.
+
+    Args:
+        directory: Folder of a training's checkpoints.
+        verify: Compare sizes and checksums, which reads the files; a damaged checkpoint is logged, and the next older
+            one is tried.
+
+    Raises:
+        OSError: The store does not answer, or refuses; this does not fall back to an older checkpoint.
+    """
+    return next((c for c in committed(directory) if not verify or is_whole(c)), None)
+
+
+def best_committed(
+    directory: Location, metric: str, mode: Mode, *, verify: bool = True, beat: Callable[[], None] = lambda: None
+) -> CommittedCheckpoint | None:
+    """Return the checkpoint with the best ``metric``, the earliest of equals; None if there is no checkpoint.
+
+    Args:
+        directory: Folder of a training's checkpoints.
+        metric: Name among the checkpoints' metrics; checkpoints without it, or with NaN, are ignored.
+        mode: ``max`` when larger is better, ``min`` when smaller is.
+        verify: Skip checkpoints whose checksums differ, with a logged warning.
+        beat: Called whenever some bytes have been read for verification.
+
+    Raises:
+        ValueError: Checkpoints exist, but none has the metric.
+    """
+    checkpoints = committed(directory)
+    ranked = _best_first(checkpoints, metric, mode)
+    if checkpoints and not ranked:
+        available = sorted({name for checkpoint in checkpoints for name in checkpoint.metrics})
+        raise ValueError(f"no checkpoint in {directory} has a finite metric {metric!r}; available: {available}")
+    return next((c for c in ranked if not verify or is_whole(c, beat)), None)
+
+
+def prune(
+    directory: Location,
+    *,
+    keep_last: int,
+    keep_best: int = 0,
+    monitor: str | None = None,
+    mode: Mode = "max",
+    known_good: CommittedCheckpoint | None = None,
+    beat: Callable[[], None] = lambda: None,
+) -> list[Path | StoragePath]:
+    """Remove checkpoints beyond those to keep and return their folders. The newest intact one always stays.
+
+    Args:
+        directory: Folder of a training's checkpoints.
+        keep_last: Number of newest checkpoints to keep, at least 1.
+        keep_best: Number of best checkpoints by ``monitor`` to keep in addition.
+        monitor: Metric for ``keep_best``.
+        mode: ``max`` or ``min``, see `best_committed`.
+        known_good: A checkpoint that was just written, so that its checksums need not be verified again.
+        beat: Called whenever some bytes have been read, and after each removal.
+    """
+    if keep_last < 1:
+        raise ValueError(f"keep_last is {keep_last}; keep at least 1 checkpoint")
+    checkpoints = committed(directory)
+    kept = {c.path for c in checkpoints[:keep_last]}
+    if monitor is not None:
+        kept |= {c.path for c in _best_first(checkpoints, monitor, mode)[:keep_best]}
+    expired = [c for c in checkpoints if c.path not in kept]
+    if expired:
+        # If all the kept checkpoints were damaged, pruning would remove the last intact one.
+        newest_good = next(
+            (c for c in checkpoints if (known_good and c.path == known_good.path) or is_whole(c, beat)), None
+        )
+        expired = [c for c in expired if newest_good is not None and c.path != newest_good.path]
+    for checkpoint in expired:
+        discard(checkpoint.path)
+        beat()
+    return [checkpoint.path for checkpoint in expired]
+
+
+def clean_staging(directory: Location) -> list[Path | StoragePath]:
+    """Remove leftovers of interrupted publishing and pruning from ``directory``, and return their folders.
+
+    Call it only while nothing is being published: before the training starts, by the chief that holds the fence.
+    """
+    store = open_store(directory)
+
+    def parts(name: str) -> set[str] | None:
+        if not _STEP_FOLDER.fullmatch(name):
+            return None
+        try:
+            return {PurePosixPath(file.name).parts[0] for file in read_committed(store.directory / name).files}
+        except FileNotFoundError:
+            return set()
+        except CheckpointDamagedError:
+            return None
+
+    return [native(store.directory / name) for name in store.clean(parts)]
+
+
+def discard(path: Location) -> None:
+    """Remove a checkpoint's folder; from the first deletion on the checkpoint no longer exists for readers."""
+    place = StoragePath.of(path)
+    open_store(place.parent).remove(place.name)
+
+
+def _withdraw_when_stale(checkpoint: CommittedCheckpoint, permit: Permit) -> None:
+    """Withdraw a checkpoint that was committed after the fence had changed."""
+    try:
+        permit.check()
+    except StaleAttemptError:
+        discard(checkpoint.path)
+        raise
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _read_whole(path: Path | StoragePath, beat: Callable[[], None]) -> CommittedCheckpoint | None:
+    try:
+        checkpoint = read_committed(path)
+    except FileNotFoundError:
+        return None
+    except CheckpointDamagedError as error:
+        logger.warning("Replaced: %s", error)
+        return None
+    return checkpoint if is_whole(checkpoint, beat) else None
+
+
+def is_whole(checkpoint: CommittedCheckpoint, beat: Callable[[], None] = lambda: None) -> bool:
+    """Return whether sizes and checksums agree; damage is logged.
+
+    Raises:
+        OSError: The store does not answer, or refuses.
+    """
+    damage = checkpoint.damage(beat=beat)
+    if damage is not None:
+        logger.warning("Checkpoint %s is damaged: %s; passed over", checkpoint.path, damage)
+    return damage is None
+
+
+def _best_first(checkpoints: list[CommittedCheckpoint], metric: str, mode: Mode) -> list[CommittedCheckpoint]:
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode is {mode!r}; use 'min' or 'max'")
+    sign = -1.0 if mode == "max" else 1.0
+    comparable = [c for c in checkpoints if math.isfinite(c.metrics.get(metric, math.nan))]
+    return sorted(comparable, key=lambda c: (sign * c.metrics[metric], c.step))
+
+
+def marker_text(checkpoint: CommittedCheckpoint) -> str:
+    """Return the content of the marker."""
+    marker = {
+        "format_version": checkpoint.format_version,
+        "step": checkpoint.step,
+        "epoch": checkpoint.epoch,
+        "step_in_epoch": checkpoint.step_in_epoch,
+        "attempt": checkpoint.attempt,
+        # JSON has no NaN or infinity; float() reads them back from their names.
+        "metrics": {k: v if math.isfinite(v) else str(v) for k, v in checkpoint.metrics.items()},
+        "files": [asdict(file) for file in checkpoint.files],
+    }
+    return json.dumps(marker, indent=1, allow_nan=False)
+
+
+def _file_entry(entry: Mapping[str, Any]) -> CheckpointFile:
+    name = str(entry["name"])
+    # The marker is read from storage, so its names must not lead out of the checkpoint's folder.
+    if leads_out(name):
+        raise KeyError(f"file name {name!r} leaves the folder")
+    return CheckpointFile(name, int(entry["bytes"]), str(entry["sha256"]))

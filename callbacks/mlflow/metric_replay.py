@@ -1,0 +1,377 @@
+"""Sending the content of an event log to MLflow, in the background of a training or later.
+
+A log is a file of JSON lines (`storage.event_file`): the events of a run, or the file of an ``MLflowLogger``.
+``python -m mirrorspark.callbacks.mlflow.metric_replay FILE`` sends the part that MLflow does not have.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
+from mirrorspark.callbacks.mlflow.metric_requests import (
+    METRICS_PER_REQUEST,
+    LogArtifact,
+    Point,
+    RunCall,
+    SetStatus,
+    SetTags,
+    Target,
+    first_line,
+    from_line,
+    log_points,
+    logged_steps,
+    metric_name,
+    send_call,
+    start_run,
+    to_line,
+    with_call,
+)
+from mirrorspark.callbacks.mlflow.store import is_same_store, limit_requests, store_client
+from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, named
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.event_file import FOR_MLFLOW, Event, EventFile, EventTail
+
+_RUN, _METRICS, _UNSENT = f"{FOR_MLFLOW}run", f"{FOR_MLFLOW}metrics", f"{FOR_MLFLOW}unsent"
+
+logger = logging.getLogger(__name__)
+
+
+def run_event(target: Target) -> Event:
+    """Return the event that names the run of a log; the last one in a log is valid."""
+    return {"event": _RUN, **asdict(target)}
+
+
+def metrics_event(metrics: Mapping[str, float], step: int, timestamp_ms: int) -> Event:
+    """Return the event for metrics that no other event contains."""
+    return {"event": _METRICS, "metrics": dict(metrics), "step": step, "timestamp_ms": timestamp_ms}
+
+
+def unsent_event(calls: Iterable[RunCall]) -> Event:
+    """Return the event for calls that a process could not send; it replaces every earlier one."""
+    return {"event": _UNSENT, "calls": [to_line(call) for call in calls]}
+
+
+class RunMetrics:
+    """Converts the events of a run, in their order, into points and calls.
+
+    Each metric's steps only move forward. A resumed training repeats the epochs after its checkpoint, and MLflow cannot
+    replace a value, so the first value stays and the curve has one point per step.
+    """
+
+    def __init__(self) -> None:
+        """Start before the first event."""
+        self._newest_step: dict[str, int] = {}
+        self._attempts: list[dict[str, Any]] = []
+        self._world_size_step = 0
+        self._began: float | None = None
+
+    def of(self, event: Event) -> Iterator[Point | RunCall]:
+        """Yield the points and calls of the next event."""
+        if self._began is None:
+            self._began = event.get("time")
+        timestamp_ms = event.get("timestamp_ms") or int(event.get("time", time.time()) * 1000)
+        for metrics, step in self._metrics(event):
+            for raw_name, value in scalar_metrics(metrics).items():
+                name = metric_name(raw_name)
+                if step > self._newest_step.get(name, -sys.maxsize):
+                    self._newest_step[name] = step
+                    yield Point(name, value, step, timestamp_ms)
+        if event["event"] == "attempt":
+            yield SetTags({"attempts": str(len(self._attempts)), "workers": str(self._attempts[-1]["workers"])})
+        if event["event"] in ("attempt", "restart") and self._attempts:
+            yield LogArtifact.of("attempts.json", json.dumps(self._attempts, indent=2).encode())
+
+    def _metrics(self, event: Event) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield metrics with their step."""
+        is_of_chief = event.get("rank") == 0
+        match event["event"]:
+            case kind if kind == _METRICS:
+                yield event["metrics"], event["step"]
+            case "epoch_end" if is_of_chief:
+                rate = event.get("examples_per_second")
+                more = {"seconds_per_epoch": event["seconds"]} | ({"examples_per_second": rate} if rate else {})
+                yield event["logs"] | more, event["epoch"]
+                if self._attempts and event.get("step"):
+                    yield self._world_size(event["step"])
+            case "progress" if is_of_chief and event.get("step") is not None:
+                values = {name: event.get(name) for name in ("loss", "examples_per_second")}
+                yield {f"{STEP_PREFIX}{name}": value for name, value in values.items()}, event["step"]
+            case "system" if self._began is not None and "time" in event:
+                usage = named(event["rank"], event.get("cpu_percent"), event.get("memory_bytes"))
+                yield usage, int(event["time"] - self._began)
+            case "attempt":
+                yield from self._begun(event)
+            case "restart" if self._attempts:
+                error = event.get("error")
+                self._attempts[-1] |= {
+                    "error": None if error is None else {**error, "traceback": ""},
+                    "decision": event.get("decision"),
+                    "delay_seconds": event.get("delay_seconds"),
+                }
+
+    def _begun(self, event: Event) -> Iterator[tuple[dict[str, Any], int]]:
+        workers, step = event.get("workers") or 0, event.get("resumed_from") or 0
+        begun = {"attempt": event["attempt"], "workers": workers, "resumed_from_step": step, "error": None}
+        self._attempts.append(begun)
+        yield {"attempt": len(self._attempts)}, len(self._attempts)
+        # Logged at the attempt's first step, because the checkpoint's step has the point of the epoch's end. If the
+        # attempt repeats steps, logged after the last point, because earlier steps are skipped.
+        yield self._world_size(max(step, self._world_size_step) + 1)
+
+    def _world_size(self, step: int) -> tuple[dict[str, Any], int]:
+        self._world_size_step = max(step, self._world_size_step)
+        return {"world_size": self._attempts[-1]["workers"]}, step
+
+
+class LogSender:
+    """Sends the content of a log, in its order and one request at a time; the content of a failed request is resent.
+
+    Calls follow the points. Among the calls, those that an earlier process could not send come first.
+
+    Args:
+        events: The log.
+        fills_gaps: Whether to send points whose step the run lacks even if the run has later steps.
+    """
+
+    def __init__(self, events: EventFile, *, fills_gaps: bool = False) -> None:
+        """Read nothing yet."""
+        self._tail = EventTail(events)
+        self._metrics = RunMetrics()
+        self._fills_gaps = fills_gaps
+        self._stored: dict[str, range | set[int]] | None = None
+        # Guards entries that are read but not sent, because calls come from any thread.
+        self._lock = threading.Lock()
+        self._points: list[Point] = []
+        self._calls: tuple[RunCall, ...] = ()
+        self._earlier_calls: tuple[RunCall, ...] = ()
+        self.earlier_status: SetStatus | None = None
+        self.continues_unsent = False
+        self.is_only_for_mlflow = True
+        self.sent = self.present = self.calls_sent = 0
+
+    def call(self, call: RunCall) -> None:
+        """Queue one more call."""
+        with self._lock:
+            self._calls = with_call(self._calls, call)
+
+    def read(self, limit: int = METRICS_PER_REQUEST) -> bool:
+        """Read until ``limit`` points wait, or to the end, and return whether there is something to send."""
+        while True:
+            with self._lock:  # per event, because a long log must not delay a call
+                if len(self._points) >= limit or (event := self._tail.read()) is None:
+                    return bool(self._points or self._earlier_calls or self._calls)
+                self._take(event)
+
+    def has_backlog(self) -> bool:
+        """Return whether more is waiting than fits into the next request of points."""
+        with self._lock:
+            return bool(len(self._points) >= METRICS_PER_REQUEST or self._earlier_calls or self._calls)
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Send one request of the entries that were read.
+
+        Raises:
+            Exception: Any error of the client; the entries then remain unsent.
+        """
+        points = self._points[:METRICS_PER_REQUEST]
+        if not points:
+            self._send_call(client, run_id)
+            return
+        missing = [point for point in points if not self._is_stored(client, run_id, point)]
+        if missing:
+            log_points(client, run_id, missing)
+        self.sent += len(missing)
+        self.present += len(points) - len(missing)
+        with self._lock:
+            del self._points[: len(points)]
+
+    def unsent(self) -> tuple[list[Event], tuple[RunCall, ...]]:
+        """Read the log to its end, and return the waiting points, as events, and the waiting calls."""
+        self.read(limit=sys.maxsize)
+        with self._lock:
+            points = [
+                metrics_event({point.name: point.value}, point.step, point.timestamp_ms) for point in self._points
+            ]
+            return points, self._earlier_calls + self._calls
+
+    def close(self) -> None:
+        """Close the log; no more events are read."""
+        with self._lock:
+            self._tail.close()
+
+    def _send_call(self, client: Any, run_id: str) -> None:
+        with self._lock:
+            call = (*self._earlier_calls, *self._calls)[0]
+        send_call(client, run_id, call)
+        self.calls_sent += 1
+        with self._lock:
+            # A newer call may have replaced it meanwhile.
+            self._earlier_calls = tuple(waiting for waiting in self._earlier_calls if waiting is not call)
+            self._calls = tuple(waiting for waiting in self._calls if waiting is not call)
+
+    def _take(self, event: Event) -> None:
+        try:
+            if event["event"] == _UNSENT:
+                found = [from_line(line) for line in event["calls"]]
+                # The end status of an earlier process does not apply to the one that continues.
+                self._earlier_calls = tuple(call for call in found if not isinstance(call, SetStatus))
+                self.earlier_status = next((call for call in found if isinstance(call, SetStatus)), None)
+                self.continues_unsent = bool(found)
+                return
+            self.is_only_for_mlflow = self.is_only_for_mlflow and event["event"] in (_RUN, _METRICS)
+            for entry in self._metrics.of(event):
+                if isinstance(entry, Point):
+                    self._points.append(entry)
+                else:
+                    self._calls = with_call(self._calls, entry)
+        except (KeyError, TypeError, ValueError) as error:
+            logger.warning("Skipped an event that cannot be sent to MLflow (%r): %.80s", error, event)
+
+    def _is_stored(self, client: Any, run_id: str, point: Point) -> bool:
+        if self._stored is None:
+            names = client.get_run(run_id).data.metrics
+            steps = {name: set(logged_steps(client, run_id, name)) for name in names}
+            self._stored = {
+                name: of if self._fills_gaps else range(-sys.maxsize, max(of) + 1) for name, of in steps.items()
+            }
+        return point.step in self._stored.get(point.name, ())
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The result of a replay.
+
+    Attributes:
+        run_id: The run, which the replay started if it did not exist.
+        sent: Number of metric values sent.
+        present: Number of metric values that the run already had.
+        calls: Number of calls sent (parameters, tags, artifacts), including those that the server refused.
+    """
+
+    run_id: str
+    sent: int
+    present: int
+    calls: int
+
+
+def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -> Replayed:
+    """Send the content of a log to its run; a file that only an ``MLflowLogger`` wrote is then removed.
+
+    A replay can be repeated: values whose name and step the run already has are left out, and every call can be made
+    twice.
+
+    Args:
+        path: The log.
+        client: An ``MlflowClient``; by default one for ``tracking_uri``.
+        tracking_uri: Server or store; by default the one that the file names. The file never contains user name and
+            password. They come from MLflow's own variables, or from ``MLFLOW_TRACKING_URI`` if it names the same store.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file contains nothing for MLflow.
+    """
+    target = read_target(path)
+    if target is None:
+        raise ValueError(
+            f"{path} holds nothing for MLflow; name the events.jsonl of a run, or what an MLflowLogger left"
+        )
+    if client is None:
+        limit_requests()
+        uri = tracking_uri or _store_of(target)
+        logger.info("sending %s to %s", path, without_credentials(uri))
+        client = store_client(uri)
+    with (
+        contextlib.closing(EventFile(path)) as events,
+        contextlib.closing(LogSender(events, fills_gaps=True)) as sender,
+    ):
+        run_id = target.run_id
+        if run_id is None:
+            run_id = start_run(client, target)
+            # A repeated replay, after one that failed half-way, has to find this run.
+            events.append(run_event(replace(target, run_id=run_id)))
+        while sender.read():
+            sender.send(client, run_id)
+        # A process that could not start the run may have had no time to write its end status.
+        status = sender.earlier_status or (SetStatus("FINISHED") if target.run_id is None else None)
+        if status is not None:
+            send_call(client, run_id, status)
+        if sender.is_only_for_mlflow:
+            path.unlink()
+        elif sender.continues_unsent:
+            events.append(unsent_event(()))
+    return Replayed(run_id, sender.sent, sender.present, sender.calls_sent + (sender.earlier_status is not None))
+
+
+def read_target(path: Path) -> Target | None:
+    """Return the run that the log at ``path`` belongs to, or None if it names none."""
+    target = None
+    with path.open("rb") as file:
+        for line in file:
+            if _RUN.encode() not in line:
+                continue
+            try:
+                event = json.loads(line)
+                if event.pop("event") == _RUN:
+                    target = Target(**event)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                logger.warning("Skipped a damaged line of %s: %r", path, line[:80])
+    return target
+
+
+def _store_of(target: Target) -> str:
+    """Return the store of the run, never another one that is MLflow's current store."""
+    import mlflow
+
+    current = mlflow.get_tracking_uri()
+    return current if not target.tracking_uri or is_same_store(current, target.tracking_uri) else target.tracking_uri
+
+
+def report(path: Path, tracking_uri: str | None = None) -> int:
+    """Replay the log, print the result, and return an exit status: 0 sent, 1 not accepted, 2 no such log."""
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    # Our own line about an unreachable server is enough.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    try:
+        done = replay(path, tracking_uri=tracking_uri)
+    except FileNotFoundError:
+        print(f"{path} does not exist; name a file that a training left", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Exception as error:  # Whatever the client raises, the file is still there, and the message says so.
+        moved = "" if tracking_uri else "; give --tracking-uri if the server has moved"
+        print(f"{path} is kept, because MLflow did not accept it: {first_line(error)}{moved}", file=sys.stderr)
+        return 1
+    print(f"{done.sent} metric values sent to run {done.run_id}, {done.present} were there already")
+    if done.calls:
+        print(f"{done.calls} calls with parameters, tags, artifacts or status sent")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status, that of :func:`report`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mirrorspark.callbacks.mlflow.metric_replay",
+        description="Sends the metrics, parameters, tags and artifacts of a training that MLflow does not have yet.",
+    )
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="the file that an MLflowLogger left, or the events.jsonl of a run"
+    )
+    parser.add_argument("--tracking-uri", help="the MLflow server or store, if not the one that the file names")
+    options = parser.parse_args(arguments)
+    return report(options.file, options.tracking_uri)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""The requests for a run's points, parameters, tags, artifacts, alias and status in MLflow."""
+
+import base64
+import logging
+import posixpath
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mirrorspark.storage.credentials import without_credentials
+
+# Limits of one log_batch request (MLflow REST API, "Request Limits").
+METRICS_PER_REQUEST = 1000
+_ENTRIES_PER_REQUEST = 100
+
+# Identifies the run of a training among runs of the same name, so that a lost answer does not lead to a second run.
+RUN_TAG = "mirrorspark.run"
+
+# HTTP statuses for requests that are themselves wrong; any other error may be temporary.
+_REFUSALS = (400, 404, 409)
+
+_FORBIDDEN_IN_NAME = re.compile(r"[^A-Za-z0-9_\-. /:]")
+_NAME_LENGTH = 250
+
+# The system's form of an error, and Python's form of a nested one: ConnectionResetError(104, 'Reset by peer').
+_SYSTEM_ERROR = re.compile(r"(?:\[Errno -?\d+\] |\w*Error\(\d+, '|RemoteDisconnected\(')([^'\")\n]+)")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    name: str
+    value: float
+    step: int
+    timestamp_ms: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """The run that points and calls belong to.
+
+    Attributes:
+        run_id: The run; None if it has not been started yet.
+        tracking_uri: Server or store, without user name and password.
+        experiment: Name of the experiment for a run that has not been started.
+        run_name: Name for a run that has not been started; with it a second start finds the run of the first.
+        experiment_id: Id of the experiment, which takes precedence over the name.
+    """
+
+    run_id: str | None
+    tracking_uri: str
+    experiment: str
+    run_name: str | None = None
+    experiment_id: str | None = None
+
+    def is_same_run(self, other: "Target") -> bool:
+        """Return whether values stored for this target belong to the other one's run."""
+        if self.run_id is None:
+            return self.run_name is not None and self.run_name == other.run_name
+        return self.run_id == other.run_id or (other.run_id is None and self.run_name == other.run_name is not None)
+
+
+def metric_name(name: str) -> str:
+    """Return ``name`` as MLflow accepts it: characters it refuses (such as ``@``) become ``_``.
+
+    Names are adapted beforehand, because one refused name would block every metric in the same request.
+    """
+    name = _FORBIDDEN_IN_NAME.sub("_", name)[:_NAME_LENGTH]
+    if name in ("", ".", "..") or name.startswith(("/", "../")) or posixpath.normpath(name) != name:
+        name = name.replace("/", "_").replace("..", "__").strip(".") or "_"
+    return name
+
+
+@dataclass(frozen=True)
+class LogParams:
+    """Parameters. A resumed run keeps its existing ones, because MLflow does not change them."""
+
+    params: Mapping[str, str]
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Log the parameters that the run does not have."""
+        from mlflow.entities import Param
+
+        known = client.get_run(run_id).data.params
+        new = [Param(name, value) for name, value in self.params.items() if name not in known]
+        for start in range(0, len(new), _ENTRIES_PER_REQUEST):
+            client.log_batch(run_id, params=new[start : start + _ENTRIES_PER_REQUEST])
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return "the parameters"
+
+
+@dataclass(frozen=True)
+class SetTags:
+    """Tags; a new value replaces the old one."""
+
+    tags: Mapping[str, str]
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Set the tags."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(name, value) for name, value in self.tags.items()]
+        for start in range(0, len(tags), _ENTRIES_PER_REQUEST):
+            client.log_batch(run_id, tags=tags[start : start + _ENTRIES_PER_REQUEST])
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return "the tags"
+
+
+@dataclass(frozen=True)
+class LogArtifact:
+    """A file: its path among the run's artifacts, and its content in base64 for JSON."""
+
+    name: str
+    base64: str
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> "LogArtifact":
+        """Encode the content."""
+        return cls(name, base64.b64encode(content).decode("ascii"))
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Upload the file, replacing one of that name."""
+        name = PurePosixPath(self.name)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name.name
+            path.write_bytes(base64.b64decode(self.base64))
+            client.log_artifact(run_id, str(path), str(name.parent) if name.parent.name else None)
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class LogFolder:
+    """A folder that is too large to copy: its path among the run's artifacts, and its local path."""
+
+    name: str
+    path: str
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Upload the folder's current content."""
+        if Path(self.path).is_dir():
+            client.log_artifacts(run_id, self.path, self.name)
+        else:
+            logger.warning("artifact %s is left out: folder %s is gone", self.name, self.path)
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class SetAlias:
+    """A name for a version of a registered model."""
+
+    model: str
+    alias: str
+    version: str
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Set the alias, unless a newer version got it while this call waited."""
+        now = client.get_registered_model(self.model).aliases.get(self.alias)
+        if now is None or int(now) <= int(self.version):
+            client.set_registered_model_alias(self.model, self.alias, self.version)
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return f"alias {self.alias} of '{self.model}'"
+
+
+@dataclass(frozen=True)
+class SetStatus:
+    """The end status of a run: ``FINISHED`` or ``FAILED``."""
+
+    status: str
+
+    def send(self, client: Any, run_id: str) -> None:
+        """End the run."""
+        client.set_terminated(run_id, self.status)
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return f"status {self.status}"
+
+
+RunCall = LogParams | SetTags | LogArtifact | LogFolder | SetAlias | SetStatus
+
+_KINDS: dict[str, type[RunCall]] = {
+    "params": LogParams,
+    "tags": SetTags,
+    "artifact": LogArtifact,
+    "folder": LogFolder,
+    "alias": SetAlias,
+    "status": SetStatus,
+}
+
+
+def to_line(call: RunCall) -> dict[str, Any]:
+    """Return the call as a JSON object."""
+    kind = next(name for name, of in _KINDS.items() if of is type(call))
+    return {"call": kind, **asdict(call)}
+
+
+def from_line(line: Mapping[str, Any]) -> RunCall:
+    """Return the call for a JSON object of ``to_line``.
+
+    Raises:
+        KeyError: There is no such kind of call.
+        TypeError: The object does not have the fields of its kind.
+    """
+    return _KINDS[line["call"]](**{name: value for name, value in line.items() if name != "call"})
+
+
+def with_call(calls: tuple[RunCall, ...], call: RunCall) -> tuple[RunCall, ...]:
+    """Return the waiting calls with one more, without an earlier artifact or status that it replaces."""
+
+    def is_replaced(waiting: RunCall) -> bool:
+        if isinstance(call, LogArtifact):
+            return isinstance(waiting, LogArtifact) and waiting.name == call.name
+        return isinstance(call, SetStatus) and isinstance(waiting, SetStatus)
+
+    return (*(waiting for waiting in calls if not is_replaced(waiting)), call)
+
+
+def start_run(client: Any, target: Target) -> str:
+    """Start the run of a target, or find the one that was started before; return its id."""
+    experiment_id = target.experiment_id or experiment_of(client, target.experiment)
+    if target.run_name is None:
+        return str(client.create_run(experiment_id).info.run_id)
+    name = target.run_name.replace("'", "")
+    found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{name}'", max_results=1)
+    if found:
+        run_id = str(found[0].info.run_id)
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    run = client.create_run(experiment_id, run_name=target.run_name, tags={RUN_TAG: name})
+    return str(run.info.run_id)
+
+
+def experiment_of(client: Any, name: str, artifact_location: str | None = None) -> str:
+    """Return the id of the experiment with that name, which is created if it does not exist."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_location))
+        except Exception:
+            # Another run may have created it meanwhile.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def logged_steps(client: Any, run_id: str | None, name: str) -> list[int]:
+    """Return the steps at which the run has a value of that metric."""
+    return [metric.step for metric in client.get_metric_history(run_id, name)]
+
+
+def log_points(client: Any, run_id: str | None, points: Sequence[Point]) -> None:
+    """Log at most ``METRICS_PER_REQUEST`` values."""
+    from mlflow.entities import Metric
+
+    client.log_batch(run_id, metrics=[Metric(p.name, p.value, p.timestamp_ms, p.step) for p in points])
+
+
+def send_call(client: Any, run_id: str, call: RunCall) -> None:
+    """Send a call; if the server refuses it, it is dropped with a warning, so that it does not block later ones."""
+    try:
+        call.send(client, run_id)
+    except Exception as error:  # clients raise errors of many classes
+        if not _is_refusal(error):
+            raise
+        logger.warning("MLflow refused %s of run %s: %s", call, run_id, first_line(error))
+
+
+def first_line(error: Exception) -> str:
+    """Return the message of a client's error, on one line and without secrets."""
+    # For a failed connection MLflow and its libraries report a chain of errors, with the system's own at its end.
+    if (found := _SYSTEM_ERROR.findall(str(error))) != []:
+        return str(found[-1])
+    lines = str(error).splitlines() or [type(error).__name__]
+    return without_credentials(lines[0])
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether the server rejects the request as wrong, so that resending it would be useless.
+
+    A server that is unreachable, overloaded or requires another token may accept the same request later.
+    """
+    status = getattr(error, "get_http_status_code", None)
+    return status is not None and status() in _REFUSALS

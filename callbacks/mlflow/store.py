@@ -1,0 +1,87 @@
+"""MLflow clients for one given store and its model registry, independent of MLflow's global settings."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mirrorspark.storage.credentials import without_credentials
+
+_SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")
+
+
+def limit_requests() -> None:
+    """Limit MLflow's requests to an unreachable server to about a minute, unless the environment sets other limits."""
+    # By default it silently retries for minutes. Data that must not be lost is retried in the background instead.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+
+def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
+    """Return an ``MlflowClient`` for this store only, regardless of MLflow's global settings.
+
+    Args:
+        tracking_uri: The store.
+        registry_uri: Its model registry; by default that of :func:`registry_of`.
+    """
+    import mlflow  # seconds
+
+    registry_uri = registry_uri or registry_of(tracking_uri)
+    if is_same_store(mlflow.get_tracking_uri(), tracking_uri):
+        return mlflow.MlflowClient(tracking_uri, registry_uri)
+
+    class OtherStoreClient(mlflow.MlflowClient):
+        """Logs metrics without the model in ``MLFLOW_ACTIVE_MODEL_ID``, which this store would refuse."""
+
+        def log_batch(
+            self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = (), synchronous: bool | None = None
+        ) -> None:
+            # The original method adds that model to every metric without one, and cannot be configured otherwise.
+            self._tracking_client.store.log_batch(run_id, list(metrics), list(params), list(tags))
+
+    return OtherStoreClient(tracking_uri, registry_uri)
+
+
+def registry_of(tracking_uri: str) -> str:
+    """Return the URI of a store's model registry: the store itself, unless MLflow has a registry set for it.
+
+    A registry set in MLflow (``MLFLOW_REGISTRY_URI``, ``mlflow.set_registry_uri``, Spark's
+    ``spark.mlflow.modelRegistryUri``) belongs to MLflow's current store. It does not know the models of any other
+    store, so a version registered there would lead nowhere.
+    """
+    import mlflow
+
+    current, registry = mlflow.get_tracking_uri(), str(mlflow.get_registry_uri())
+    is_for_it = not mlflow.is_tracking_uri_set() or is_same_store(current, tracking_uri)
+    return registry if is_for_it and registry != _own_registry(current) else _own_registry(tracking_uri)
+
+
+def _own_registry(tracking_uri: str) -> str:
+    # As in MLflow, the registry of a Databricks workspace is its Unity Catalog.
+    return re.sub(r"^databricks(?=$|://)", "databricks-uc", tracking_uri)
+
+
+def is_same_store(one: str, other: str) -> bool:
+    """Return whether two addresses name the same store; user name and password are ignored."""
+    first, second = (without_credentials(absolute_store(uri)).rstrip("/") for uri in (one, other))
+    return first == second
+
+
+def absolute_store(tracking_uri: str) -> str:
+    """Return the address of a store, in which the path of an SQLite file is absolute."""
+    file = sqlite_file(tracking_uri)
+    if file is None:
+        return tracking_uri
+    scheme, separator, rest = tracking_uri.partition(":///")
+    _, mark, options = rest.partition("?")
+    return f"{scheme}{separator}{file.absolute()}{mark}{options}"
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """Return the file of an SQLite store, or None for any other store and for one without a file.
+
+    The part after a question mark contains options of the connection, such as ``timeout=60``.
+    """
+    found = _SQLITE_FILE.fullmatch(tracking_uri)
+    # ":memory:" has no file, and "file:" addresses can be interpreted only by SQLite itself.
+    return None if found is None or found[1] == ":memory:" or found[1].startswith("file:") else Path(found[1])

@@ -1,0 +1,1 @@
+"""The dataset directory: manifest, blocks, shards, and its copies on this machine."""

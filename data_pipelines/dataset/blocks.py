@@ -1,0 +1,219 @@
+"""The block layout: about a thousand examples in one record, each column an array.
+
+Any reader of ``tf.train.Example`` can parse a block; the names of its features are:
+
+* a feature of one value or one id per row under its own name;
+* a feature of several ids under its own name, the ids of all rows, with ``<name>/row_lengths``;
+* a sparse feature as ``<name>/indices`` and ``<name>/values``, the entries of all rows, with ``<name>/row_lengths``;
+* ``weight/<name>``, ``key/<name>`` and ``label/<name>``, a label of several classes with ``label/<name>/row_lengths``;
+* ``block/rows``, one number: the block's rows, as in every block of this library;
+* ``exclude/<name>`` and ``exclude/<name>/row_lengths``, ids in the candidate's vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mirrorspark.data_pipelines.features.kinds import Feature, Form
+from mirrorspark.data_pipelines.features.labels import EncodedLabel, check_label, encode_label
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, plain_column, raw_column
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoded, Encoder, RaggedIds, SparseRows
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import INDICES_SUFFIX, ROW_LENGTHS_SUFFIX, VALUES_SUFFIX
+from mirrorspark.data_pipelines.tfrecord.examples import decode_example, encode_example
+from mirrorspark.data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK
+
+LABEL_PREFIX = "label/"
+WEIGHT_PREFIX = "weight/"
+KEY_PREFIX = "key/"
+EXCLUDE_PREFIX = "exclude/"
+
+STORED_SUFFIXES: Mapping[Form, tuple[str, ...]] = {
+    "value": ("",),
+    "id": ("",),
+    "ids": ("", ROW_LENGTHS_SUFFIX),
+    "sparse": (INDICES_SUFFIX, VALUES_SUFFIX, ROW_LENGTHS_SUFFIX),
+}
+"""The suffixes of a feature's stored columns."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Decoded rows.
+
+    Attributes:
+        features: Per feature float32 ``[rows]``, int64 ``[rows]``, int64 ``[rows, max_length]`` or compressed sparse
+            rows.
+        label: As from :func:`data_pipelines.features.labels.encode_label`.
+        weight: float32 ``[rows]``, ones if the spec has no weight column.
+        keys: Per key int64 ``[rows]`` or an object array of strings; empty unless requested.
+        excluded: int64 ``[rows, longest]``, ids of candidates not to recommend; None unless requested and in the spec.
+    """
+
+    features: Mapping[str, np.ndarray | SparseRows]
+    label: EncodedLabel | None
+    weight: np.ndarray
+    keys: Mapping[str, np.ndarray]
+    excluded: np.ndarray | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.weight)
+
+
+def check_columns(table: pa.Table, spec: FeatureSpec) -> None:
+    """Check that ``table`` has every column of ``spec`` in a readable type; it may be empty.
+
+    Raises:
+        ColumnError: A column is missing or has the wrong type.
+        LabelError: The label has the wrong type.
+    """
+    for feature in (*spec, *((spec.excluded,) if spec.excluded else ())):
+        raw_column(table, feature)
+    check_label(table, spec)
+    if spec.weight is not None:
+        _weights(table, spec.weight)
+    for key in spec.keys:
+        plain_column(table, key)
+
+
+def encode_blocks(
+    table: pa.Table, encoder: Encoder, spec: FeatureSpec, rows_per_block: int = ROWS_PER_BLOCK
+) -> tuple[list[bytes], dict[str, Encoded]]:
+    """Return the records with the rows of ``table``, at least one, and its encoded features.
+
+    All rows are encoded at once and then cut: the transform costs the same for one block as for ten.
+
+    Raises:
+        ColumnError: A column is missing or has the wrong type, a key is null, or a weight is null or negative.
+        LabelError: A label is null or invalid for its kind.
+    """
+    encoded = encoder.encode(table)
+    columns: dict[str, Encoded | list[bytes]] = {**encoded}
+    if spec.excluded is not None:
+        (excluded,) = encoder.encode(table, (spec.excluded,)).values()
+        columns[EXCLUDE_PREFIX + spec.excluded.name] = excluded
+    label = encode_label(table, encoder.fitted)
+    if label is not None:
+        columns[LABEL_PREFIX + spec.label.name] = label
+    if spec.weight is not None:
+        columns[WEIGHT_PREFIX + spec.weight] = _weights(table, spec.weight)
+    for key in spec.keys:
+        columns[KEY_PREFIX + key] = _key_values(plain_column(table, key), key)
+    records = []
+    for start in range(0, max(table.num_rows, 1), rows_per_block):
+        stop = min(start + rows_per_block, table.num_rows)
+        block: dict[str, np.ndarray | Sequence[bytes]] = {BLOCK_ROWS: np.array([stop - start], np.int64)}
+        for name, column in columns.items():
+            block |= _stored(name, _cut(column, start, stop))
+        records.append(encode_example(block))
+    return records, encoded
+
+
+def _cut(column: Encoded | list[bytes], start: int, stop: int) -> Encoded | list[bytes]:
+    return column.cut(start, stop) if isinstance(column, RaggedIds | SparseRows) else column[start:stop]
+
+
+def _stored(name: str, column: Encoded | list[bytes]) -> dict[str, np.ndarray | Sequence[bytes]]:
+    if isinstance(column, RaggedIds):
+        return {name: column.values, name + ROW_LENGTHS_SUFFIX: column.row_lengths}
+    if isinstance(column, SparseRows):
+        parts = (column.indices, column.values, column.row_lengths)
+        return {name + suffix: part for suffix, part in zip(STORED_SUFFIXES["sparse"], parts, strict=True)}
+    return {name: column}
+
+
+def decode_block(payload: bytes | memoryview, spec: FeatureSpec, *, keys: bool = False) -> Block:
+    """Return the rows of one record; ``keys`` adds keys and exclusions, which training does not need."""
+    excluded = spec.excluded if keys else None
+    wanted = [column for feature in spec for column in _stored_names(feature)]
+    wanted += _stored_label(spec)
+    wanted += [WEIGHT_PREFIX + spec.weight] if spec.weight else []
+    wanted += [KEY_PREFIX + key for key in spec.keys] if keys else []
+    wanted += [EXCLUDE_PREFIX + column for column in _stored_names(excluded)] if excluded else []
+    columns = decode_example(payload, wanted)
+    features = {feature.name: _feature_values(feature, columns, feature.name) for feature in spec}
+    rows = _row_count(next(iter(features.values())))
+    return Block(
+        features=features,
+        label=_label_values(spec, columns),
+        weight=columns[WEIGHT_PREFIX + spec.weight] if spec.weight else np.ones(rows, np.float32),  # type: ignore[arg-type]
+        keys={key: _key_array(columns[KEY_PREFIX + key]) for key in spec.keys} if keys else {},
+        excluded=_feature_values(excluded, columns, EXCLUDE_PREFIX + excluded.name) if excluded else None,  # type: ignore[arg-type]
+    )
+
+
+def _weights(table: pa.Table, name: str) -> np.ndarray:
+    column = plain_column(table, name)
+    if not is_number(column.type):
+        raise ColumnError(f"weight column '{name}' has type {column.type}; a weight is a number: cast it")
+    values = _as_float32(column)
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        value = column[int(np.flatnonzero(wrong)[0])].as_py()
+        raise ColumnError(f"weight column '{name}' has the value {value!r}; a weight is a finite number from 0 on")
+    return values
+
+
+def _as_float32(column: pa.Array) -> np.ndarray:
+    return column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _stored_names(feature: Feature) -> tuple[str, ...]:
+    return tuple(feature.name + suffix for suffix in STORED_SUFFIXES[feature.form])
+
+
+def _feature_values(feature: Feature, columns: Mapping[str, Any], stored: str) -> np.ndarray | SparseRows:
+    parts = [columns[stored + suffix] for suffix in STORED_SUFFIXES[feature.form]]
+    if feature.form == "sparse":
+        indices, values, row_lengths = parts
+        return SparseRows(_int64s(indices), np.asarray(values, np.float32), _int64s(row_lengths))
+    if feature.form == "ids":
+        values, row_lengths = parts
+        return RaggedIds(_int64s(values), _int64s(row_lengths)).padded(feature.max_length)
+    return np.asarray(parts[0], np.float32 if feature.form == "value" else np.int64)
+
+
+def _int64s(values: Any) -> np.ndarray:
+    # A list without values is decoded as a list without a kind.
+    return np.asarray(values, np.int64)
+
+
+def _row_count(values: np.ndarray | SparseRows) -> int:
+    return len(values.row_lengths if isinstance(values, SparseRows) else values)
+
+
+def _stored_label(spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the names of the columns that hold the label."""
+    name = LABEL_PREFIX + spec.label.name
+    if spec.label.kind == "candidate":
+        return ()
+    return (name, name + ROW_LENGTHS_SUFFIX) if spec.label.kind == "multi_label" else (name,)
+
+
+def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> EncodedLabel | None:
+    stored = [columns[name] for name in _stored_label(spec)]
+    if not stored:
+        return None
+    if spec.label.kind == "multi_label":
+        return RaggedIds(_int64s(stored[0]), _int64s(stored[1]))
+    return np.asarray(stored[0], np.float32 if spec.label.kind == "binary" else np.int64)
+
+
+def _key_values(column: pa.Array, name: str) -> np.ndarray | list[bytes]:
+    if column.null_count:
+        raise ColumnError(f"key column '{name}' has a null; a key identifies its row: fill it or choose another key")
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64()).to_numpy()
+    return [value.encode() for value in pc.cast(column, pa.string()).to_pylist()]
+
+
+def _key_array(values: np.ndarray | list[bytes]) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values
+    return np.array([value.decode() for value in values], dtype=object)

@@ -1,0 +1,169 @@
+"""The manifest of a dataset directory, ``manifest.json``: its content, written last and checked before reading."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mirrorspark.data_pipelines.tfrecord.crc32c import crc32c
+from mirrorspark.storage.paths import StoragePath, leads_out
+
+MANIFEST_FILE = "manifest.json"
+FEATURES_FOLDER = "features"
+FORMAT_VERSION = 2
+BLOCK_LAYOUT = "block"
+TRAIN_SPLIT = "train"
+SPLITS = (TRAIN_SPLIT, "validation", "test")
+
+_READ_BYTES = 16 * 2**20
+
+
+class DatasetError(ValueError):
+    """A dataset directory that cannot be used; the message names it, the problem and the remedy."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One TFRecord file of a split.
+
+    Attributes:
+        path: Relative to the dataset directory.
+        rows: The number of examples.
+        crc32c: CRC-32C of the whole file.
+        block_offsets: The byte where each record begins.
+        block_rows: The number of examples in each record.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    crc32c: int
+    block_offsets: tuple[int, ...]
+    block_rows: tuple[int, ...]
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Shard":
+        """Restore a shard from its ``dataclasses.asdict`` form after JSON."""
+        return cls(**{**document, **{name: tuple(document[name]) for name in ("block_offsets", "block_rows")}})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a worker must know about a dataset before it starts.
+
+    Attributes:
+        features_hash: Hash of the fitted features in ``features/``.
+        splits: Shards per split name.
+        statistics: Per column: count, missing, and minimum / maximum / mean or the number of distinct tokens.
+        source: The source of the rows, as the caller named it.
+        options: The options they were written with.
+        columns: The source columns that were read, all named by the spec: no others reached a file.
+        findings: The findings of validation, the worst first: severity, column, check and sentence of each.
+        versions: Versions of the libraries that wrote them.
+    """
+
+    features_hash: str
+    splits: Mapping[str, tuple[Shard, ...]]
+    statistics: Mapping[str, Mapping[str, float]]
+    source: Mapping[str, Any]
+    options: Mapping[str, Any]
+    columns: tuple[str, ...]
+    findings: tuple[Mapping[str, str], ...]
+    versions: Mapping[str, str]
+    format_version: int = FORMAT_VERSION
+    layout: str = BLOCK_LAYOUT
+    compression: str = "none"
+
+    def rows(self, split: str) -> int:
+        """Return the number of examples in ``split``."""
+        return sum(shard.rows for shard in self.splits[split])
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shards in self.splits.values() for shard in shards)
+
+    @property
+    def content_hash(self) -> str:
+        """Twelve hex digits that change with any shard or the features."""
+        checksums = {shard.path: shard.crc32c for shards in self.splits.values() for shard in shards}
+        document = json.dumps([self.features_hash, checksums], sort_keys=True)
+        return hashlib.sha256(document.encode()).hexdigest()[:12]
+
+    def save(self, directory: Path | StoragePath) -> None:
+        """Write ``manifest.json`` atomically: a crash leaves either none or a whole one."""
+        (StoragePath.of(directory) / MANIFEST_FILE).write_bytes(json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def load(cls, directory: Path | StoragePath) -> "Manifest":
+        """Read ``manifest.json``.
+
+        Raises:
+            DatasetError: There is none, it is not JSON, it names a shard outside the directory, or a later version of
+                this library wrote it.
+        """
+        path = StoragePath.of(directory) / MANIFEST_FILE
+        if not path.is_file():
+            raise DatasetError(f"{directory} holds no {MANIFEST_FILE}, so no whole dataset; convert the data again")
+        try:
+            document = json.loads(path.read_bytes())
+            version = document["format_version"]
+            if version != FORMAT_VERSION:
+                raise DatasetError(f"{path} has format version {version}, known is {FORMAT_VERSION}; convert again")
+            document["splits"] = {
+                split: tuple(map(Shard.from_dict, shards)) for split, shards in document["splits"].items()
+            }
+            manifest = cls(**{**document, **{name: tuple(document[name]) for name in ("columns", "findings")}})
+            outside = [shard.path for shards in manifest.splits.values() for shard in shards if leads_out(shard.path)]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(f"{path} is damaged ({error}); delete {directory} and convert again") from error
+        if outside:
+            raise DatasetError(
+                f"{path} is damaged (shard {outside[0]!r} is not inside {directory}); delete it and convert again"
+            )
+        return manifest
+
+
+def check_directory(directory: Path, *, checksums: bool = False) -> Manifest:
+    """Return the manifest of ``directory`` after comparing it with the files.
+
+    Args:
+        directory: The dataset directory.
+        checksums: Compare the CRC-32C of every shard too, not only its size.
+
+    Raises:
+        DatasetError: A shard is missing, or its size or (with ``checksums``) its content differs.
+    """
+    manifest = Manifest.load(directory)
+    for shards in manifest.splits.values():
+        for shard in shards:
+            path = directory / shard.path
+            if not path.is_file():
+                raise DatasetError(f"shard {path} is missing; delete {directory} and convert again")
+            size = path.stat().st_size
+            if size != shard.bytes:
+                raise DatasetError(
+                    f"shard {path} has {size} bytes, its manifest says {shard.bytes}; "
+                    f"it is damaged: delete {directory} and convert again"
+                )
+            if checksums and _file_crc32c(path) != shard.crc32c:
+                raise DatasetError(
+                    f"shard {path} does not have the checksum of its manifest; "
+                    f"it is damaged: delete {directory} and convert again"
+                )
+    return manifest
+
+
+def _file_crc32c(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            checksum = crc32c(piece, checksum)
+    return checksum
+
+
+def is_published(path: str | Path | StoragePath) -> bool:
+    """Return whether a conversion to ``path`` has been published."""
+    return (StoragePath.of(path) / MANIFEST_FILE).is_file()

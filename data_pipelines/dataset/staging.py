@@ -1,0 +1,287 @@
+"""Staging: a table's rows are evaluated once, divided into shards, ordered, and written as Arrow files.
+
+A query may be slow, and may give other rows the second time (random numbers, the time of day). Spark therefore runs it
+once; fitting and encoding both read the staged files.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefinedType, VariantType
+
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS, TRAIN_SPLIT, DatasetError
+from mirrorspark.data_pipelines.features.fitting import Measured, Measurement, Moments
+from mirrorspark.data_pipelines.features.labels import LabelError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.spark.tasks import partition_id
+from mirrorspark.storage.paths import StoragePath
+
+SAMPLE_ROWS = 20_000
+"""Rows of a split that are sampled for quantiles and the profile: histograms and shares are accurate to half a percent.
+"""
+
+# Spark divides keys among shards by another hash, so a shard's rows are a fair sample of this one.
+_ORDER_COLUMN = "row order"
+# A hash of every column that Spark can compare: equal rows are neighbours.
+_ROW_HASH_COLUMN = "row hash"
+_ADDED_COLUMNS = [_ORDER_COLUMN, _ROW_HASH_COLUMN]
+_TOKENS_FILE = "tokens"
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """The rows of one split in one partition, as an Arrow file with the spec's columns.
+
+    Attributes:
+        partition: Number of the shard that they become.
+        path: URI of the file.
+        rows: The number of rows.
+    """
+
+    split: str
+    partition: int
+    path: str
+    rows: int
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in order, without the columns that staging added."""
+        for batch in self._all_columns():
+            yield batch.drop_columns(_ADDED_COLUMNS)
+
+    def first_rows(self, rows: int) -> pa.Table:
+        """Return the first rows, which have the smallest key hashes, with that hash as a column."""
+        parts: list[pa.RecordBatch] = []
+        for batch in self._all_columns():
+            parts.append(batch.slice(0, rows))
+            rows -= len(parts[-1])
+            if not rows:
+                break
+        return pa.Table.from_batches(parts)
+
+    def _all_columns(self) -> Iterator[pa.RecordBatch]:
+        with StoragePath.of(self.path).open_read() as file, pa.ipc.open_file(file) as reader:
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """All staged rows of a table.
+
+    Attributes:
+        files: Their files, by split and partition.
+        measured: The tasks' measurements of the training rows.
+        repeated_rows: The number of rows that equal a row of another split in every column that Spark can compare.
+    """
+
+    files: tuple[StagedFile, ...]
+    measured: Measured
+    repeated_rows: int = 0
+
+    def rows(self, split: str) -> int:
+        """Return the number of rows in ``split``."""
+        return sum(file.rows for file in self.files if file.split == split)
+
+    def sample(self, split: str) -> pa.Table:
+        """Return up to ``SAMPLE_ROWS`` rows of ``split``: those with the smallest key hashes.
+
+        The same table gives the same sample, whatever the order of its rows.
+        """
+        files = [file for file in self.files if file.split == split]
+        if not files:
+            return pa.table({})
+        # More than twice the fair share: almost certainly these contain the smallest hashes of all.
+        quota = min(SAMPLE_ROWS, 2 * SAMPLE_ROWS // len(files) + 1_000)
+        drawn = pa.concat_tables([file.first_rows(quota) for file in files])
+        smallest = pc.sort_indices(drawn[_ORDER_COLUMN]).slice(0, SAMPLE_ROWS)
+        return drawn.take(smallest).drop_columns(_ADDED_COLUMNS).combine_chunks()
+
+
+def stage(df: DataFrame, spec: FeatureSpec, split_column: str, shards: int, folder: StoragePath) -> Staged:
+    """Run the query of ``df`` and write its rows below ``folder``.
+
+    A hash of the keys divides the rows among shards, and another one orders them there (rows of equal keys by their
+    columns), so the same table gives the same files whatever the order of its rows.
+
+    Raises:
+        DatasetError: A row has an invalid value, for example an unknown split.
+    """
+    sortable = [name for name in spec.columns if _is_sortable(df.schema[name].dataType)]
+    added = [F.xxhash64(*spec.keys).alias(_ORDER_COLUMN), F.xxhash64(*sortable).alias(_ROW_HASH_COLUMN)]
+    outcomes = (
+        df.select(split_column, *added, *spec.columns)
+        .repartition(shards, *spec.keys)
+        .sortWithinPartitions(_ORDER_COLUMN, *sortable)
+        .mapInArrow(StageTask(folder, spec, split_column), "outcome string")
+        .collect()
+    )
+    parts = [_StagedPart.from_dict(json.loads(row.outcome)) for row in outcomes]
+    for part in parts:
+        if part.refused:
+            raise DatasetError(part.refused)
+    moments: dict[str, Moments] = {}
+    for part in sorted(parts, key=lambda part: part.partition):
+        for name, of_part in part.moments.items():
+            moments[name] = moments.get(name, Moments()).merged(of_part)
+    files = sorted((file for part in parts for file in part.files), key=lambda file: (file.split, file.partition))
+    token_files = tuple(sorted(part.tokens for part in parts if part.tokens))
+    return Staged(tuple(files), Measured(moments, token_files), sum(part.repeated_rows for part in parts))
+
+
+@dataclass(frozen=True)
+class _StagedPart:
+    """A task's report to the driver.
+
+    Attributes:
+        partition: The task's partition.
+        files: The files of its rows, by split.
+        tokens: URI of the token counts; empty if there are none.
+        moments: Moments of the training rows.
+        repeated_rows: The number of rows that equal a row of another split.
+        refused: The reason why the rows cannot be a dataset; empty if they can.
+    """
+
+    partition: int = 0
+    files: tuple[StagedFile, ...] = ()
+    tokens: str = ""
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    repeated_rows: int = 0
+    refused: str = ""
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "_StagedPart":
+        files = tuple(StagedFile(**file) for file in document["files"])
+        moments = {name: Moments(**of) for name, of in document["moments"].items()}
+        return cls(**{**document, "files": files, "moments": moments})
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """The body of one Spark task that writes the rows of each split to a file, and measures the training rows.
+
+    Attributes:
+        folder: The folder for files; a task that outlives the conversion does not create it again.
+        spec: The features to measure.
+        split_column: The column with a row's split.
+    """
+
+    folder: StoragePath
+    spec: FeatureSpec
+    split_column: str
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield one JSON report: the files and measurements, or the reason for a refusal."""
+        partition = partition_id()
+        try:
+            part = self._stage(batches, partition)
+        except (ColumnError, DatasetError, LabelError) as error:
+            # Reported, not raised: Spark would try the same rows again, and hide the message under two stack traces.
+            part = _StagedPart(partition, refused=str(error))
+        # Infinite moments are not standard JSON, but Python's reader accepts them.
+        yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(asdict(part))]})
+
+    def _stage(self, batches: Iterable[pa.RecordBatch], partition: int) -> _StagedPart:
+        measurement, repeated = Measurement(self.spec), _RepeatedRows()
+        # Each attempt has its own name: a task that Spark runs twice reports once.
+        attempt = self.folder / f"{partition:05d}-{uuid4().hex}"
+        with _ArrowFiles(attempt) as files:
+            for batch in batches:
+                splits = batch.column(self.split_column)
+                self._check(splits)
+                repeated.add(splits, batch.column(_ROW_HASH_COLUMN))
+                rows = batch.drop_columns([self.split_column])
+                for split in splits.unique().to_pylist():
+                    mine = rows.filter(pc.equal(splits, split))
+                    files.add(split, mine)
+                    if split == TRAIN_SPLIT:
+                        files.add_all(_TOKENS_FILE, measurement.add(mine))
+            files.add_all(_TOKENS_FILE, measurement.finish())
+        return _StagedPart(
+            partition,
+            tuple(
+                StagedFile(split, partition, files.path(split), files.rows[split])
+                for split in SPLITS
+                if split in files.rows
+            ),
+            files.path(_TOKENS_FILE) if _TOKENS_FILE in files.rows else "",
+            measurement.moments,
+            repeated.count,
+        )
+
+    def _check(self, splits: pa.StringArray) -> None:
+        for split in splits.unique().to_pylist():
+            if split not in SPLITS:
+                raise DatasetError(f"column '{self.split_column}' has the value {split!r}; use one of {list(SPLITS)}")
+
+
+@dataclass
+class _RepeatedRows:
+    """Count of rows that follow an equal row of another split; equal rows are neighbours."""
+
+    count: int = 0
+    _last: tuple[str, int] | None = None
+
+    def add(self, splits: pa.StringArray, hashes: pa.Int64Array) -> None:
+        if not len(hashes):
+            return
+        codes = pc.index_in(splits, pa.array(SPLITS)).to_numpy()
+        values = hashes.to_numpy()
+        self.count += int(((values[1:] == values[:-1]) & (codes[1:] != codes[:-1])).sum())
+        first, last = ((splits[place].as_py(), int(values[place])) for place in (0, -1))
+        self.count += self._last is not None and self._last[1] == first[1] and self._last[0] != first[0]
+        self._last = last
+
+
+class _ArrowFiles:
+    """Arrow files of one task attempt, each opened when it gets its first rows.
+
+    Attributes:
+        rows: The number of rows per file.
+    """
+
+    def __init__(self, folder: StoragePath) -> None:
+        self._folder = folder
+        self._writers: dict[str, Any] = {}
+        self._open = ExitStack()
+        self.rows: dict[str, int] = {}
+
+    def __enter__(self) -> "_ArrowFiles":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
+
+    def path(self, name: str) -> str:
+        return str(self._folder / f"{name}.arrow")
+
+    def add(self, name: str, batch: pa.RecordBatch) -> None:
+        if name not in self._writers:
+            file = self._open.enter_context((self._folder / f"{name}.arrow").open_write())
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._writers[name] = self._open.enter_context(pa.ipc.new_file(file, batch.schema, options=options))
+        self._writers[name].write_batch(batch)
+        self.rows[name] = self.rows.get(name, 0) + batch.num_rows
+
+    def add_all(self, name: str, batches: Iterable[pa.RecordBatch]) -> None:
+        for batch in batches:
+            self.add(name, batch)
+
+
+def _is_sortable(data_type: DataType) -> bool:
+    """Return whether Spark can order values of this type: not maps, nor types that contain one."""
+    if isinstance(data_type, UserDefinedType):
+        return _is_sortable(data_type.sqlType())
+    if isinstance(data_type, ArrayType):
+        return _is_sortable(data_type.elementType)
+    if isinstance(data_type, StructType):
+        return all(_is_sortable(part.dataType) for part in data_type)
+    return not isinstance(data_type, MapType | VariantType)

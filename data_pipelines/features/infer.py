@@ -1,0 +1,260 @@
+"""Inference of a feature spec: one pass over a table measures the columns, then each gets a kind.
+
+The proposal is a start: write it to YAML, read it, and correct it.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DataType,
+    FractionalType,
+    IntegralType,
+    MapType,
+    NumericType,
+    StringType,
+)
+
+from mirrorspark.data_pipelines.features.kinds import (
+    Categorical,
+    Feature,
+    FeatureSpecError,
+    Label,
+    MultiValued,
+    Numeric,
+    Sparse,
+    Text,
+)
+from mirrorspark.data_pipelines.features.spec import COLUMN_NAME, FeatureSpec
+
+_LOGGER = logging.getLogger(__name__)
+
+# A whole number with at most this many different values is a code, not an amount.
+MOST_CODES = 50
+# A text has more words than a name or a title, and few repetitions.
+LEAST_WORDS_OF_TEXT = 4
+LEAST_SHARE_OF_DISTINCT_TEXTS = 0.5
+# If nearly every row has a token of its own, later rows will have unknown ones.
+MOST_SHARE_OF_DISTINCT_TOKENS = 0.9
+# Beyond this many tokens, hashing is better than a vocabulary.
+MOST_VOCABULARY = 1_000_000
+# Amounts of money and counts of visits are more skewed than this, and nearly normal as logarithms.
+LEAST_SKEWNESS_OF_LOGARITHM = 3.0
+LONGEST_LIST = 200
+# As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
+_IDENTIFIER = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """Measurements of a column.
+
+    Attributes:
+        rows: The number of rows with a value.
+        distinct: The approximate number of different values.
+        minimum: Least value for numbers; least index for maps.
+        maximum: Greatest value for numbers; greatest index for maps.
+        skewness: Third standardised moment, for numbers.
+        elements: 95th percentile of the number of elements for arrays, or of words for strings.
+        size: Length of the vectors, for vectors.
+    """
+
+    name: str
+    type: DataType
+    rows: int
+    distinct: int = 0
+    minimum: float | None = None
+    maximum: float | None = None
+    skewness: float | None = None
+    elements: float | None = None
+    size: int | None = None
+
+
+def infer_spec(
+    df: DataFrame, *, label: str, keys: str | Iterable[str] = (), exclude: Iterable[str] = ("split",)
+) -> FeatureSpec:
+    """Propose a spec for the table ``df``; the log says why each column is used or left out.
+
+    Args:
+        df: The table; it is read once, and once more to find keys if none are given.
+        label: Column that the model is to learn.
+        keys: Columns that identify a row; by default a column whose values are unique.
+        exclude: Columns to ignore.
+
+    Raises:
+        FeatureSpecError: There is no such label or key, the label cannot be learnt, no column identifies the rows, or
+            no column can be a feature.
+    """
+    given = (keys,) if isinstance(keys, str) else tuple(keys)
+    missing = [name for name in (label, *given) if name not in df.columns]
+    if missing:
+        raise FeatureSpecError(f"the table has no columns {missing}; it has {df.columns}")
+    left_out = {*exclude} - {label, *given}
+    facts = column_facts(df.select(*(_quoted(name) for name in df.columns if name not in left_out)))
+    proposed_keys = given or (_find_key(df, facts, label),)
+    features = []
+    for name, fact in facts.items():
+        if name == label or name in proposed_keys:
+            continue
+        feature, reason = propose_feature(fact)
+        # A column without a proposal is a warning: it may only have been read as the wrong type.
+        _LOGGER.log(logging.INFO if feature is not None else logging.WARNING, "column %s: %s", name, reason)
+        if feature is not None:
+            features.append(feature)
+    if not features:
+        raise FeatureSpecError(f"none of the columns {list(facts)} can be a feature of '{label}'; the log says why")
+    return FeatureSpec(tuple(features), propose_label(facts[label]), proposed_keys)
+
+
+def column_facts(df: DataFrame) -> dict[str, ColumnFacts]:
+    """Measure all columns of ``df`` in one pass, and read one more row per column of vectors."""
+    measures = {field.name: _measures(field.dataType, _quoted(field.name)) for field in df.schema}
+    flat = [
+        measure.alias(f"{position} {what}")
+        for position, named in enumerate(measures.values())
+        for what, measure in named.items()
+    ]
+    row = df.agg(*flat).first()
+    assert row is not None  # noqa: S101 - an aggregate has one row
+    facts = {}
+    for position, field in enumerate(df.schema):
+        found = {what: row[f"{position} {what}"] for what in measures[field.name]}
+        if isinstance(field.dataType, VectorUDT):
+            vector = df.where(_quoted(field.name).isNotNull()).select(_quoted(field.name)).first()
+            found["size"] = vector[0].size if vector else None
+        facts[field.name] = ColumnFacts(field.name, field.dataType, **found)
+    return facts
+
+
+def _measures(kind: DataType, column: Column) -> Mapping[str, Column]:
+    """Return a column's measurements by the names of the fields of :class:`ColumnFacts`."""
+    measures = {"rows": F.count(column)}
+    if isinstance(kind, NumericType):
+        number = F.when(~F.isnan(column.cast("double")), column.cast("double"))
+        measures |= {"minimum": F.min(number), "maximum": F.max(number), "skewness": F.skewness(number)}
+    if isinstance(kind, NumericType | StringType | BooleanType):
+        measures["distinct"] = F.approx_count_distinct(column)
+    if isinstance(kind, StringType):
+        measures["elements"] = F.percentile_approx(F.size(F.split(F.trim(column), r"\s+")), 0.95)
+    if isinstance(kind, ArrayType):
+        measures["elements"] = F.percentile_approx(F.when(column.isNotNull(), F.size(column)), 0.95)
+    if isinstance(kind, MapType) and isinstance(kind.keyType, IntegralType):
+        keys = F.map_keys(column)
+        measures |= {"minimum": F.min(F.array_min(keys)), "maximum": F.max(F.array_max(keys))}
+    return measures
+
+
+def propose_feature(facts: ColumnFacts) -> tuple[Feature | None, str]:
+    """Return the feature proposed for a column, or None, and the reason."""
+    if not COLUMN_NAME.fullmatch(facts.name):
+        return None, "left out: its name has other characters than letters, digits and underscores; rename it"
+    if not facts.rows:
+        return None, "left out: it has no value"
+    kind = facts.type
+    if isinstance(kind, IntegralType | FractionalType | StringType | BooleanType) and facts.distinct <= 1:
+        return None, "left out: it has the same value everywhere"
+    if isinstance(kind, StringType):
+        return _propose_string(facts)
+    if isinstance(kind, BooleanType):
+        return Categorical(facts.name), "categorical: it is true or false"
+    if isinstance(kind, NumericType):
+        return _propose_number(facts)
+    if isinstance(kind, ArrayType) and isinstance(kind.elementType, StringType | IntegralType | BooleanType):
+        length = min(max(int(facts.elements or 1), 1), LONGEST_LIST)
+        return MultiValued(facts.name, max_length=length), f"multi-valued, of the last {length} elements"
+    return _propose_vector(facts)
+
+
+def _propose_number(facts: ColumnFacts) -> tuple[Feature | None, str]:
+    is_whole = isinstance(facts.type, IntegralType)
+    if is_whole and facts.distinct <= MOST_CODES:
+        return Categorical(facts.name), f"categorical: it has {facts.distinct} different whole numbers only"
+    if is_whole and _IDENTIFIER.search(facts.name):
+        return _propose_token(facts)
+    if (facts.minimum or 0) >= 0 and (facts.skewness or 0) >= LEAST_SKEWNESS_OF_LOGARITHM:
+        return Numeric(facts.name, log=True), "numeric, as logarithms: it is skewed"
+    return Numeric(facts.name), "numeric"
+
+
+def _propose_vector(facts: ColumnFacts) -> tuple[Feature | None, str]:
+    kind, size = facts.type, facts.size or 0
+    # The greatest index was measured only for maps with whole numbers as keys.
+    if isinstance(kind, MapType) and isinstance(kind.valueType, NumericType) and (facts.minimum or 0) >= 0:
+        size = int(facts.maximum) + 1 if facts.maximum is not None else 0
+    if size:
+        return Sparse(facts.name, size=size), f"sparse, of {size} columns"
+    return None, f"left out: no feature takes the type {kind.simpleString()}"
+
+
+def _propose_string(facts: ColumnFacts) -> tuple[Feature | None, str]:
+    words = int(facts.elements or 1)
+    if words >= LEAST_WORDS_OF_TEXT and facts.distinct >= LEAST_SHARE_OF_DISTINCT_TEXTS * facts.rows:
+        length = min(words, LONGEST_LIST)
+        return Text(facts.name, max_length=length), f"text, of the first {length} words"
+    return _propose_token(facts)
+
+
+def _propose_token(facts: ColumnFacts) -> tuple[Feature | None, str]:
+    if facts.distinct > MOST_CODES and facts.distinct > MOST_SHARE_OF_DISTINCT_TOKENS * facts.rows:
+        return None, f"left out: its {facts.distinct} different values identify single rows"
+    if facts.distinct > MOST_VOCABULARY:
+        buckets = 1 << (facts.distinct - 1).bit_length()
+        return Categorical(facts.name, hash_buckets=buckets), f"categorical, hashed: it has {facts.distinct} values"
+    return Categorical(facts.name), f"categorical, of {facts.distinct} different values"
+
+
+def propose_label(facts: ColumnFacts) -> Label:
+    """Return the label proposed for a column.
+
+    Raises:
+        FeatureSpecError: The column cannot be learnt.
+    """
+    kind = facts.type
+    if not facts.rows:
+        raise FeatureSpecError(f"label '{facts.name}' has no value in any row; choose another column")
+    if isinstance(kind, BooleanType):
+        return Label(facts.name)
+    if isinstance(kind, NumericType) and facts.distinct <= 2 and facts.minimum in (0, 1) and facts.maximum == 1:
+        return Label(facts.name)
+    if isinstance(kind, StringType | IntegralType):
+        # Whole numbers from 0 on are class numbers already; the number of distinct ones is approximate.
+        classes = int(facts.maximum) + 1 if facts.minimum == 0 and facts.maximum is not None else 0
+        is_numbered = classes > 0 and facts.distinct >= 0.9 * classes
+        return Label(facts.name, "multi_class", classes=classes if is_numbered else None)
+    if isinstance(kind, ArrayType) and isinstance(kind.elementType, StringType | IntegralType):
+        return Label(facts.name, "multi_label")
+    raise FeatureSpecError(
+        f"label '{facts.name}' has type {kind.simpleString()} and other values than 0 and 1; a label is 0 or 1, a "
+        f"class (text or whole number) or an array of classes: make it one in the query"
+    )
+
+
+def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str) -> str:
+    """Return a column whose values identify the rows, such as ``order_id``."""
+    # The approximate count is off by up to a tenth, so likely columns are counted exactly.
+    likely = [
+        fact.name
+        for fact in facts.values()
+        if fact.name != label
+        and isinstance(fact.type, StringType | IntegralType)
+        and fact.distinct >= 0.9 * max(row.rows for row in facts.values())
+    ]
+    likely.sort(key=lambda name: not _IDENTIFIER.search(name))
+    if likely:
+        counts: Any = df.agg(F.count(F.lit(1)), *(F.count_distinct(_quoted(name)) for name in likely)).first()
+        for name, distinct in zip(likely, counts[1:], strict=True):
+            if distinct == counts[0]:
+                return name
+    raise FeatureSpecError("no single column identifies the rows; give the columns that do as keys")
+
+
+def _quoted(name: str) -> Column:
+    return F.col(f"`{name.replace('`', '``')}`")

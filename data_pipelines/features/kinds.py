@@ -1,0 +1,398 @@
+"""The kinds of features and labels, as plain data.
+
+Conventions that every part shares:
+
+* ids: 0 is missing or padding, 1 is out of vocabulary; vocabularies, hash buckets and quantile buckets start at 2;
+* an empty string is missing, exactly like null; a NaN is missing, exactly like a null number.
+
+A new kind of feature is a dataclass here with its ``form`` and its ``raw`` columns, and a line in each of the tables of
+:mod:`data_pipelines.features.raw_columns` (read it), :mod:`data_pipelines.features.transform` (encode it) and
+:mod:`models.preprocessing` (encode it in a graph). Blocks, readers and models depend only on the form and need no
+change.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from mirrorspark.data_pipelines.features.text import DEFAULT_SEPARATORS, SeparatorPatternError, spelled_out
+
+MISSING_ID = 0
+OUT_OF_VOCABULARY_ID = 1
+FIRST_VOCABULARY_ID = 2
+UNBOUNDED = 2**31 - 1
+
+Truncate = Literal["head", "tail"]
+LabelKind = Literal["binary", "candidate", "multi_class", "multi_label"]
+
+Form = Literal["value", "id", "ids", "sparse"]
+"""The model's input for a feature: ``value`` float32 ``[batch]``, ``id`` int64 ``[batch]``, ``ids`` int64 ``[batch,
+max_length]`` padded with 0 on the right, ``sparse`` a sparse float32 ``[batch, size]``.
+"""
+
+RawForm = Literal["number", "token", "tokens", "times", "indices", "values"]
+"""The exported model's input for a raw column: ``number`` float64 ``[batch]``, NaN for missing; ``token`` string
+``[batch]`` and ``tokens`` string ``[batch, any]``, ``""`` for missing; ``times`` int64 ``[batch, any]`` beside tokens;
+``indices`` int64 ``[batch, any]``, negative for padding, and ``values`` float64 ``[batch, any]`` beside it.
+"""
+
+
+class FeatureSpecError(ValueError):
+    """An invalid feature specification; the message names the feature and the remedy."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The name that all features have: of the column and of the model's input."""
+
+    name: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that the feature is read from."""
+        return (self.name,)
+
+
+@dataclass(frozen=True)
+class Numeric(_Column):
+    """A number; becomes float32 ``[batch]``: clipped, then its logarithm taken, then imputed, then standardised.
+
+    Attributes:
+        name: Column of the table, and name of the model's input.
+        impute: The replacement for a missing value: the mean of the training rows (after clip and log), or a number in
+            the column's own units.
+        standardise: Subtract the mean and divide by the standard deviation of the training rows.
+        clip: Lowest and highest value; values outside become the bound. None means no bound on that side.
+        log: Take the logarithm ``sign(x) * log(1 + |x|)``, which is defined for negative numbers and 0 too.
+    """
+
+    kind: ClassVar[Literal["numeric"]] = "numeric"
+    form: ClassVar[Literal["value"]] = "value"
+    impute: float | Literal["mean"] = "mean"
+    standardise: bool = True
+    clip: tuple[float | None, float | None] | None = None
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if self.impute != "mean" and not _is_finite(self.impute):
+            raise FeatureSpecError(f"feature '{self.name}': impute {self.impute!r} is unknown; use mean or a number")
+        for option in ("standardise", "log"):
+            _check_boolean(self.name, option, getattr(self, option))
+        if self.clip is not None:
+            _check_bounds(self.name, self.clip)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {self.name: "number"}
+
+
+@dataclass(frozen=True)
+class Bucketed(_Column):
+    """A number by its rank; becomes int64 ids ``[batch]``: 2 for the lowest of ``buckets`` equal shares of the rows.
+
+    A value on a boundary belongs to the upper bucket. If many rows have the same value there are fewer buckets.
+
+    Attributes:
+        name: Column of the table, and name of the model's input.
+        buckets: The number of equal shares of the training rows.
+    """
+
+    kind: ClassVar[Literal["bucketed"]] = "bucketed"
+    form: ClassVar[Literal["id"]] = "id"
+    buckets: int = 10
+
+    def __post_init__(self) -> None:
+        _check_count(self.name, "buckets", self.buckets, least=2)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {self.name: "number"}
+
+
+@dataclass(frozen=True)
+class Categorical(_Column):
+    """One token per row; becomes int64 ids ``[batch]``.
+
+    Attributes:
+        name: Column of the table, and name of the model's input. Integers are read as
+            their decimal text, booleans as ``true`` and ``false``.
+        min_count: Rarer tokens of the training rows are out of vocabulary.
+        max_size: Keep at most this many tokens, the most frequent first.
+        hash_buckets: Learn no vocabulary; a token's id is 2 plus its hash modulo this number. The hash is FarmHash's
+            Fingerprint64, as in ``tf.strings.to_hash_bucket_fast``; tokens in the same bucket share its id.
+    """
+
+    kind: ClassVar[Literal["categorical"]] = "categorical"
+    form: ClassVar[Literal["id"]] = "id"
+    min_count: int = 1
+    max_size: int | None = None
+    hash_buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_ids(self)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {self.name: "token"}
+
+
+@dataclass(frozen=True)
+class MultiValued(_Column):
+    """A list of tokens per row, cut to a length; becomes int64 ids ``[batch, max_length]``, padded with 0 on the right.
+
+    Attributes:
+        name: Column of the table (an array), and name of the model's input.
+        max_length: Tokens kept per row.
+        truncate: The end of a longer list that is cut away: ``head`` keeps the last tokens, ``tail`` the first.
+        vocabulary_of: Use the ids of this categorical feature.
+        min_count: As for a categorical feature, counted over tokens.
+        max_size: As for a categorical feature.
+        hash_buckets: As for a categorical feature.
+    """
+
+    kind: ClassVar[Literal["multi_valued"]] = "multi_valued"
+    form: ClassVar[Literal["ids"]] = "ids"
+    max_length: int
+    truncate: Truncate = "head"
+    vocabulary_of: str | None = None
+    min_count: int = 1
+    max_size: int | None = None
+    hash_buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_ids(self)
+        _check_count(self.name, "max_length", self.max_length)
+        _check_truncate(self.name, self.truncate)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {self.name: "tokens"}
+
+
+@dataclass(frozen=True)
+class Sequence(_Column):
+    """Tokens with the times they happened at; becomes int64 ids ``[batch, max_length]``, oldest first, 0 on the right.
+
+    The most recent tokens are kept, whatever the order of the lists; tokens of equal time keep their order. A token
+    without a time counts as the oldest.
+
+    Attributes:
+        name: Column of the tokens (an array), and name of the model's input.
+        time: Column of their times, an array of the same length: timestamps, dates or whole numbers.
+        max_length: Tokens kept per row.
+        vocabulary_of: Use the ids of this categorical feature.
+        min_count: As for a categorical feature, counted over tokens.
+        max_size: As for a categorical feature.
+        hash_buckets: As for a categorical feature.
+    """
+
+    kind: ClassVar[Literal["sequence"]] = "sequence"
+    form: ClassVar[Literal["ids"]] = "ids"
+    # In time order the head is the oldest part.
+    truncate: ClassVar[Truncate] = "head"
+    time: str
+    max_length: int
+    vocabulary_of: str | None = None
+    min_count: int = 1
+    max_size: int | None = None
+    hash_buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_ids(self)
+        _check_count(self.name, "max_length", self.max_length)
+        if self.time == self.name:
+            raise FeatureSpecError(f"feature '{self.name}': time is its own column; name the column of the times")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that the feature is read from."""
+        return (self.name, self.time)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {self.name: "tokens", self.time: "times"}
+
+
+@dataclass(frozen=True)
+class Text(_Column):
+    """A text, normalised (Unicode NFKC, case folded) and split into tokens; becomes int64 ids ``[batch, max_length]``.
+
+    Attributes:
+        name: Column of the table, and name of the model's input.
+        max_length: Tokens kept per row.
+        pattern: Regular expression (RE2) of separators; see :func:`data_pipelines.features.text.spelled_out`.
+        truncate: The end of a longer text that is cut away: ``tail`` keeps the first tokens, ``head`` the last.
+        min_count: As for a categorical feature, counted over tokens.
+        max_size: As for a categorical feature.
+        hash_buckets: As for a categorical feature.
+    """
+
+    kind: ClassVar[Literal["text"]] = "text"
+    form: ClassVar[Literal["ids"]] = "ids"
+    max_length: int
+    pattern: str = DEFAULT_SEPARATORS
+    truncate: Truncate = "tail"
+    min_count: int = 1
+    max_size: int | None = None
+    hash_buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_ids(self)
+        _check_count(self.name, "max_length", self.max_length)
+        _check_truncate(self.name, self.truncate)
+        try:
+            spelled_out(self.pattern)
+        except SeparatorPatternError as error:
+            raise FeatureSpecError(f"feature '{self.name}': {error}") from error
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {self.name: "token"}
+
+
+@dataclass(frozen=True)
+class Sparse(_Column):
+    """A long, mostly zero vector; becomes a sparse float32 ``[batch, size]`` and is never densified.
+
+    It is stored as compressed sparse rows, by rising index; repeated indices are kept, and add up in a product. A null
+    or NaN value is missing: its entry is left out.
+
+    Attributes:
+        name: Column of the table, and name of the model's input: a Spark ML vector, or a map from whole numbers to
+            numbers. With ``indices`` and ``values`` there is no such column.
+        size: Length of the vector; an index outside it is an error.
+        indices: Column of the indices, an array of whole numbers.
+        values: Column of the values, an array of numbers of the same length.
+    """
+
+    kind: ClassVar[Literal["sparse"]] = "sparse"
+    form: ClassVar[Literal["sparse"]] = "sparse"
+    size: int
+    indices: str | None = None
+    values: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_count(self.name, "size", self.size)
+        if (self.indices is None) != (self.values is None):
+            raise FeatureSpecError(f"feature '{self.name}': give both indices and values, or neither for one column")
+        if self.indices is not None and self.indices == self.values:
+            raise FeatureSpecError(
+                f"feature '{self.name}': indices and values are both column '{self.indices}'; name one column for each"
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that the feature is read from."""
+        return (self.name,) if self.indices is None or self.values is None else (self.indices, self.values)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model: the columns of the table, or the two parts of one column."""
+        if self.indices is None or self.values is None:
+            return {f"{self.name}_indices": "indices", f"{self.name}_values": "values"}
+        return {self.indices: "indices", self.values: "values"}
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """Names of the dense tensors that replace a sparse one: indices, values, row lengths."""
+        return (f"{self.name}_indices", f"{self.name}_values", f"{self.name}_row_lengths")
+
+
+Feature = Numeric | Bucketed | Categorical | MultiValued | Sequence | Text | Sparse
+MeasuredFeature = Numeric | Bucketed
+TokenFeature = Categorical | MultiValued | Sequence | Text
+ListFeature = MultiValued | Sequence | Text
+
+
+@dataclass(frozen=True)
+class Label:
+    """The target that the model learns.
+
+    Attributes:
+        name: Column of the table.
+        kind: ``binary`` (0 or 1, becomes float32 ``[batch]``), ``candidate`` (the label is the categorical feature
+            of that name, which the query tower retrieves), ``multi_class`` (one of several classes, becomes int64
+            ``[batch]`` from 0) or ``multi_label`` (a list of classes, becomes float32 ``[batch, classes]`` of zeros
+            and ones).
+        classes: Number of classes if the column holds class numbers from 0 on. Without it the column holds tokens,
+            whose classes are learnt from the training rows, the most frequent first.
+    """
+
+    name: str
+    kind: LabelKind = "binary"
+    classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(LabelKind):
+            raise FeatureSpecError(
+                f"label '{self.name}': kind '{self.kind}' is unknown; use {' or '.join(get_args(LabelKind))}"
+            )
+        if self.classes is not None:
+            if self.kind not in ("multi_class", "multi_label"):
+                raise FeatureSpecError(
+                    f"label '{self.name}': classes is {self.classes!r}, but a label of kind {self.kind} has none; "
+                    f"leave it out"
+                )
+            _check_count(self.name, "classes", self.classes, subject="label")
+
+
+def _check_ids(feature: TokenFeature) -> None:
+    """Check how the tokens of ``feature`` get their ids: by a vocabulary of its own, one it shares, or a hash."""
+    _check_count(feature.name, "min_count", feature.min_count)
+    if feature.max_size is not None:
+        _check_count(feature.name, "max_size", feature.max_size)
+    if feature.hash_buckets is None:
+        return
+    _check_count(feature.name, "hash_buckets", feature.hash_buckets)
+    if feature.min_count != 1 or feature.max_size is not None:
+        raise FeatureSpecError(
+            f"feature '{feature.name}': hash_buckets learns no vocabulary; leave out min_count and max_size"
+        )
+    if getattr(feature, "vocabulary_of", None) is not None:
+        raise FeatureSpecError(
+            f"feature '{feature.name}' has vocabulary_of and hash_buckets; leave one of them out (where the other "
+            f"feature is hashed, so is this one)"
+        )
+
+
+def _check_truncate(name: str, truncate: str) -> None:
+    if truncate not in get_args(Truncate):
+        raise FeatureSpecError(
+            f"feature '{name}': truncate '{truncate}' is unknown; use {' or '.join(get_args(Truncate))}"
+        )
+
+
+def _check_bounds(name: str, clip: Any) -> None:
+    bounds = [bound for bound in clip if bound is not None] if isinstance(clip, tuple) and len(clip) == 2 else []
+    if not bounds or not all(map(_is_finite, bounds)) or bounds != sorted(bounds):
+        raise FeatureSpecError(
+            f"feature '{name}': clip {clip!r} is not a range; give the lowest and the highest value, for example [0, "
+            f"100] (null for no bound on one side)"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_boolean(name: str, option: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise FeatureSpecError(f"feature '{name}': {option} is {value!r}; use true or false")
+
+
+def _check_count(name: str, option: str, value: Any, *, least: int = 1, subject: str = "feature") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise FeatureSpecError(f"{subject} '{name}': {option} is {value!r}; use a whole number from {least} on")
+
+
+def repeated_names(names: Iterable[str]) -> list[str]:
+    """Return the names, of columns, features or classes, that come more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)

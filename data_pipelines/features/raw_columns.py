@@ -1,0 +1,301 @@
+"""Reading of a table's columns as the raw columns of the exported model, each feature's as one array of a known type.
+
+Conversion and scoring share it. :mod:`data_pipelines.features.transform` encodes the arrays.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mirrorspark.data_pipelines.features.kinds import Categorical, Feature, RawForm, Sequence, Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+
+# Sorts before every time.
+NO_TIME = -(2**63)
+
+RAW_TYPES: Mapping[RawForm, pa.DataType] = {
+    "number": pa.float64(),
+    "token": pa.string(),
+    "tokens": pa.list_(pa.string()),
+    "times": pa.list_(pa.int64()),
+    "indices": pa.list_(pa.int64()),
+    "values": pa.list_(pa.float64()),
+}
+"""The Arrow type of each raw column that an exported model takes."""
+
+# Arrow's names for the two sides of a map's entries.
+_PAIR = pa.struct([("key", pa.int64()), ("value", pa.float64())])
+_ENTRY = pa.struct([("index", pa.int64()), ("value", pa.float64())])
+
+
+class ColumnError(ValueError):
+    """A column that is absent or has a type that the feature cannot take; the message names it and the remedy."""
+
+
+def raw_column(table: pa.Table | pa.RecordBatch, feature: Feature) -> pa.Array:
+    """Return the table's values for ``feature`` as one array.
+
+    Numbers (numeric, bucketed) are float64, a token or text a string, tokens a list of strings (a sequence's in time
+    order), and sparse vectors a list of ``{index: int64, value: float64}``.
+
+    Raises:
+        ColumnError: A column is absent, its type cannot be read as the feature's kind, or two related columns have
+            lists of different lengths.
+    """
+    arrays = tuple(_read(table, feature).values())
+    return _JOINS[type(feature)](feature, *arrays) if type(feature) in _JOINS else arrays[0]
+
+
+def integer_tokens(table: pa.Table | pa.RecordBatch, feature: Categorical) -> pa.Array | None:
+    """Return the column of ``feature`` if it holds integers that fit into int64, or else None.
+
+    Raises:
+        ColumnError: It is absent or has a type that cannot be read as tokens.
+    """
+    (name,) = feature.raw
+    column = _column(table, feature, name, _is_token)
+    return column if pa.types.is_integer(column.type) and column.type != pa.uint64() else None
+
+
+def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
+    """Return only the columns that a model takes for scoring, in the types of its raw signature.
+
+    Raises:
+        ColumnError: A column is absent or cannot be read as its feature.
+    """
+    columns: dict[str, pa.Array] = {}
+    for feature in (*spec.query_features, *([spec.excluded] if spec.excluded else [])):
+        columns |= _read(table, feature)
+    return pa.table(columns)
+
+
+def raw_schema(features: Iterable[Feature]) -> pa.Schema:
+    """Return the raw columns of ``features``, as in :func:`raw_inputs`, and their types."""
+    return pa.schema({name: RAW_TYPES[form] for feature in features for name, form in feature.raw.items()})
+
+
+def plain_column(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
+    """Return a column that is not a feature (a label, a weight, a key) as one array.
+
+    Raises:
+        ColumnError: It is missing.
+    """
+    index = table.schema.get_field_index(name)
+    if index < 0:
+        names = table.schema.names
+        raise ColumnError(f"column '{name}' is missing; the table has {names}{meant(name, names)}")
+    column = table.column(index)
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def numeric_values(column: pa.Array) -> np.ndarray:
+    """Return float64 ``[rows]``, with NaN for nulls in ``column``."""
+    # An unsafe cast, so that whole numbers above 2^53 are rounded as everywhere else, not refused.
+    numbers = column if column.type == pa.float64() else column.cast(pa.float64(), safe=False)
+    return numbers.to_numpy(zero_copy_only=False)
+
+
+def is_number(column_type: pa.DataType) -> bool:
+    """Return whether a column of this type can be read as numbers."""
+    return any(
+        check(column_type)
+        for check in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    )
+
+
+def _read(table: pa.Table | pa.RecordBatch, feature: Feature) -> dict[str, pa.Array]:
+    """Return the raw columns of ``feature`` in their types."""
+    # A caller of an exported model may pass a vector as its two raw columns.
+    if (
+        isinstance(feature, Sparse)
+        and feature.columns == (feature.name,)
+        and any(table.schema.get_field_index(name) < 0 for name in feature.raw)
+    ):
+        index_lists, value_lists = _vector_parts(feature, _column(table, feature, feature.name, is_vector))
+        return dict(zip(feature.raw, (index_lists, value_lists), strict=True))
+    return {
+        name: _RAW_CASTS[form](_column(table, feature, name, _RAW_CHECKS[form])) for name, form in feature.raw.items()
+    }
+
+
+def _column(
+    table: pa.Table | pa.RecordBatch, feature: Feature, name: str, fits: Callable[[pa.DataType], bool]
+) -> pa.Array:
+    index = table.schema.get_field_index(name)
+    if index < 0:
+        raise ColumnError(
+            f"column '{name}' ({feature.kind}) is missing; the table has {table.schema.names}"
+            f"{meant(name, table.schema.names)}: add it (or, for a training, take the feature out of the spec)"
+        )
+    column = table.column(index)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if not (pa.types.is_null(column.type) or fits(column.type)):
+        raise ColumnError(
+            f"column '{name}' has type {column.type}, which a {feature.kind} feature cannot take; "
+            f"cast it (or, for a training, change the feature's kind)"
+        )
+    return column
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return a hint, to append to a message, at the name in ``known`` that is closest to the unknown ``name``."""
+    by_lower = {one.lower(): one for one in known}
+    likely = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
+    if not likely:
+        return ""
+    is_case = likely[0] == name.lower()
+    return f" (did you mean '{by_lower[likely[0]]}'?{' Upper and lower case count' if is_case else ''})"
+
+
+def _is_token(column_type: pa.DataType) -> bool:
+    return any(
+        check(column_type)
+        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+    )
+
+
+def _is_time(column_type: pa.DataType) -> bool:
+    return any(check(column_type) for check in (pa.types.is_integer, pa.types.is_timestamp, pa.types.is_date))
+
+
+def _is_list_of(is_element: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
+    def fits(column_type: pa.DataType) -> bool:
+        is_list = pa.types.is_list(column_type) or pa.types.is_large_list(column_type)
+        return is_list and (pa.types.is_null(column_type.value_type) or is_element(column_type.value_type))
+
+    return fits
+
+
+def is_vector(column_type: pa.DataType) -> bool:
+    """Return whether it is a map of numbers, or the struct of Spark's ML vectors."""
+    if pa.types.is_map(column_type):
+        return pa.types.is_integer(column_type.key_type) and is_number(column_type.item_type)
+    return pa.types.is_struct(column_type) and [field.name for field in column_type] == [
+        "type",
+        "size",
+        "indices",
+        "values",
+    ]
+
+
+def _as_times(column: pa.Array) -> pa.Array:
+    """Return lists of int64 that sort like the times, whatever their unit."""
+    lists = column.cast(pa.list_(column.type.value_type)) if _has_elements(column) else column.cast(RAW_TYPES["times"])
+    times = lists.flatten()
+    if pa.types.is_date32(times.type):
+        times = times.cast(pa.int32())
+    return _lists(list_lengths(lists), times.cast(pa.int64()).fill_null(NO_TIME))
+
+
+def _has_elements(column: pa.Array) -> bool:
+    return not pa.types.is_null(column.type) and not pa.types.is_null(column.type.value_type)
+
+
+_RAW_CHECKS: Mapping[RawForm, Callable[[pa.DataType], bool]] = {
+    "number": is_number,
+    "token": _is_token,
+    "tokens": _is_list_of(_is_token),
+    "times": _is_list_of(_is_time),
+    "indices": _is_list_of(pa.types.is_integer),
+    "values": _is_list_of(is_number),
+}
+_RAW_CASTS: Mapping[RawForm, Callable[[pa.Array], pa.Array]] = {
+    form: lambda column, raw_type=raw_type: column if column.type == raw_type else column.cast(raw_type, safe=False)
+    for form, raw_type in RAW_TYPES.items()
+} | {"times": _as_times}
+
+
+def _vector_parts(feature: Sparse, column: pa.Array) -> tuple[pa.ListArray, pa.ListArray]:
+    """Return the lists of indices and of values in a column of maps or of Spark's vectors."""
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), RAW_TYPES["indices"]), pa.nulls(len(column), RAW_TYPES["values"])
+    if pa.types.is_map(column.type):
+        # Maps are lists of pairs, but Arrow's list functions do not take them.
+        pairs = column.cast(pa.list_(_PAIR), safe=False)
+        lengths, (indices, values) = list_lengths(pairs), pairs.flatten().flatten()
+        return _lists(lengths, indices), _lists(lengths, values)
+    return _spark_vector_parts(feature, column)
+
+
+def _spark_vector_parts(feature: Sparse, column: pa.StructArray) -> tuple[pa.ListArray, pa.ListArray]:
+    """Split Spark's vectors into lists; a dense one (type 1) has no indices, and its zeros are left out."""
+    kinds, sizes, index_lists, value_lists = column.flatten()
+    lengths, flat = list_lengths(value_lists), value_lists.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
+    is_dense = pc.equal(kinds, 1).fill_null(False).to_numpy(zero_copy_only=False)
+    found = np.where(is_dense, lengths, sizes.fill_null(feature.size).to_numpy(zero_copy_only=False))
+    has_vector = column.is_valid().to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(has_vector & (found != feature.size))
+    if len(wrong):
+        raise ColumnError(
+            f"column '{feature.name}' holds a vector of size {int(found[wrong[0]])}, the spec says {feature.size}; "
+            f"correct one of them"
+        )
+    dense_entries = np.repeat(is_dense, lengths)
+    indices = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    indices[~dense_entries] = index_lists.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False)
+    kept = ~dense_entries | (flat != 0)
+    rows = np.repeat(np.arange(len(lengths)), lengths)[kept]
+    kept_lengths = np.bincount(rows, minlength=len(lengths))
+    return _lists(kept_lengths, pa.array(indices[kept])), _lists(kept_lengths, pa.array(flat[kept]))
+
+
+def _in_time_order(feature: Sequence, tokens: pa.ListArray, times: pa.ListArray) -> pa.ListArray:
+    """Return the tokens of every row, oldest first; tokens of equal time keep their order."""
+    _check_lengths(feature, tokens, times)
+    lengths, flat_times = list_lengths(tokens), times.flatten().to_numpy(zero_copy_only=False)
+    order = order_within_rows(flat_times, lengths)
+    return _lists(lengths, tokens.flatten() if order is None else tokens.flatten().take(pa.array(order)))
+
+
+def _entries(feature: Sparse, indices: pa.ListArray, values: pa.ListArray) -> pa.ListArray:
+    """Return both lists as one list of entries."""
+    _check_lengths(feature, indices, values)
+    return _lists(
+        list_lengths(indices), pa.StructArray.from_arrays([indices.flatten(), values.flatten()], fields=[*_ENTRY])
+    )
+
+
+_JOINS: Mapping[type[Feature], Callable[..., pa.Array]] = {Sequence: _in_time_order, Sparse: _entries}
+"""The functions that join the raw columns of a feature with two of them into one array."""
+
+
+def _check_lengths(feature: Sequence | Sparse, one: pa.ListArray, other: pa.ListArray) -> None:
+    lengths, others = list_lengths(one), list_lengths(other)
+    wrong = np.flatnonzero(lengths != others)
+    if len(wrong):
+        names = " and ".join(f"'{name}'" for name in feature.columns)
+        raise ColumnError(
+            f"columns {names} of {feature.kind} feature '{feature.name}' have lists of {int(lengths[wrong[0]])} and "
+            f"{int(others[wrong[0]])} elements in one row; they belong together: make them equally long"
+        )
+
+
+def order_within_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+    """Return the positions that stably sort ``values`` within each row, or None if they are sorted.
+
+    Most vectors and histories are already sorted, and checking costs a hundredth of sorting.
+
+    Args:
+        values: The values of all rows, concatenated.
+        lengths: int64 ``[rows]``, the number of values in each row.
+    """
+    falls = values[1:] < values[:-1]
+    starts = np.cumsum(lengths)[:-1]
+    falls[starts[(starts > 0) & (starts < len(values))] - 1] = False
+    if not falls.any():
+        return None
+    return np.lexsort((values, np.repeat(np.arange(len(lengths)), lengths)))
+
+
+def list_lengths(column: pa.ListArray) -> np.ndarray:
+    """Return int64 ``[rows]``; a null has length 0."""
+    return pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _lists(lengths: np.ndarray, values: pa.Array) -> pa.ListArray:
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(starts), values)

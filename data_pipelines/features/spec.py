@@ -1,0 +1,314 @@
+"""The feature specification: every column that the model sees, as plain data with a form in YAML.
+
+One specification drives conversion, training, the exported model and scoring. It holds no data: what Spark learns from
+the rows (vocabularies, means, quantiles) is in :mod:`data_pipelines.features.fitted`.
+:mod:`data_pipelines.features.kinds` defines the kinds of features.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
+
+from mirrorspark.data_pipelines.features.kinds import (
+    UNBOUNDED,
+    Bucketed,
+    Categorical,
+    Feature,
+    FeatureSpecError,
+    Label,
+    ListFeature,
+    MultiValued,
+    Numeric,
+    Sparse,
+    TokenFeature,
+    repeated_names,
+)
+
+if TYPE_CHECKING:  # a spec needs no Spark
+    from pyspark.sql import DataFrame
+
+# Names become file names (vocabularies), inputs of a SavedModel and parts of SQL; all of these accept this pattern.
+COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_KINDS: Mapping[str, type[Feature]] = {kind.kind: kind for kind in get_args(Feature)}
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Every column that the model sees, in the order of the model's inputs.
+
+    Attributes:
+        features: The model's inputs.
+        label: The model's target.
+        keys: Columns that name a row; they pass through to the scores unchanged and never reach the model.
+        weight: Optional column of per-row training weights.
+        exclude: Optional list column of candidates that must not be recommended for the row (items that a user has
+            already seen); only for a label of kind ``candidate``. It is an input of its own, not a feature, key or
+            weight.
+    """
+
+    features: tuple[Feature, ...]
+    label: Label
+    keys: tuple[str, ...]
+    weight: str | None = None
+    exclude: str | None = None
+    _by_name: Mapping[str, Feature] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_name = {feature.name: feature for feature in self.features}
+        object.__setattr__(self, "_by_name", by_name)
+        if not self.features:
+            raise FeatureSpecError("a feature spec needs at least one feature")
+        if len(by_name) < len(self.features):
+            names = [feature.name for feature in self.features]
+            twice = repeated_names(names)
+            raise FeatureSpecError(f"feature {twice} is listed twice; keep one of each")
+        if not self.keys:
+            raise FeatureSpecError("a feature spec needs at least one key column, to name the scored rows")
+        if len(set(self.keys)) < len(self.keys):
+            raise FeatureSpecError(f"keys {list(self.keys)} name a column twice; keep one of each")
+        if self.weight is not None and self.weight == self.label.name:
+            raise FeatureSpecError(
+                f"weight '{self.weight}' is also the label; give the table a column of its own for it, or leave it out"
+            )
+        for name in (*by_name, *self.columns):
+            if not (isinstance(name, str) and COLUMN_NAME.fullmatch(name)):
+                raise FeatureSpecError(
+                    f"column name {name!r} cannot be used; rename it to letters (A-Z), digits and underscores"
+                )
+        self._check_raw_columns()
+        self._check_label()
+        if self.exclude is not None and self.label.kind != "candidate":
+            raise FeatureSpecError(
+                f"exclude '{self.exclude}' needs a label of kind candidate; '{self.label.name}' is not"
+            )
+        # The exported model takes features and exclusions together, by name.
+        taken = {name for feature in self.features for name in (*feature.columns, *feature.raw)}
+        if self.exclude is not None and self.exclude in (*by_name, *taken, *self.keys, self.weight):
+            raise FeatureSpecError(
+                f"exclude '{self.exclude}' is also a feature, key or weight; give the table a column of its own for "
+                f"it, for example {self.exclude} AS excluded"
+            )
+        for feature in self.token_features:
+            owner = self.vocabulary_name(feature)
+            if owner != feature.name and not isinstance(by_name.get(owner), Categorical):
+                raise FeatureSpecError(
+                    f"feature '{feature.name}': vocabulary_of '{owner}' is no categorical feature of this spec; "
+                    f"use one of {[other.name for other in self.categorical]}"
+                )
+
+    def _check_raw_columns(self) -> None:
+        """Check that features that share a column (the times of two sequences) read it in the same form."""
+        owners: dict[str, tuple[Feature, str]] = {}
+        for feature in self.features:
+            for name, form in feature.raw.items():
+                owner, other = owners.setdefault(name, (feature, form))
+                if other != form:
+                    raise FeatureSpecError(
+                        f"feature '{feature.name}' takes column '{name}' as {form}, '{owner.name}' as {other}; "
+                        f"give the table a column of its own for one of them"
+                    )
+            for part in feature.parts if isinstance(feature, Sparse) else ():
+                if part in (*self._by_name, self.exclude):
+                    raise FeatureSpecError(
+                        f"feature '{part}' has the name of a part of sparse feature '{feature.name}'; rename one"
+                    )
+
+    def _check_label(self) -> None:
+        is_feature = self.label.name in self._by_name or any(self.label.name in f.columns for f in self.features)
+        if self.label.kind != "candidate" and (is_feature or self.label.name in self.keys):
+            raise FeatureSpecError(
+                f"label '{self.label.name}' is also a feature or key; a model must not see its label"
+            )
+        if self.label.kind == "candidate" and not isinstance(self._by_name.get(self.label.name), Categorical):
+            raise FeatureSpecError(
+                f"label '{self.label.name}' of kind candidate must be a categorical feature of this spec; "
+                f"use one of {[other.name for other in self.categorical]}"
+            )
+        if self.label.kind == "candidate" and self.candidate.hash_buckets is not None:
+            raise FeatureSpecError(
+                f"label '{self.label.name}' is hashed; a hash does not lead back to the token to recommend: leave out "
+                f"hash_buckets"
+            )
+
+    def __getitem__(self, name: str) -> Feature:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[Feature]:
+        return iter(self.features)
+
+    @property
+    def numeric(self) -> tuple[Numeric, ...]:
+        """The numeric features, in order."""
+        return tuple(feature for feature in self.features if isinstance(feature, Numeric))
+
+    @property
+    def bucketed(self) -> tuple[Bucketed, ...]:
+        """The bucketed features, whose quantiles are learnt, in order."""
+        return tuple(feature for feature in self.features if isinstance(feature, Bucketed))
+
+    @property
+    def categorical(self) -> tuple[Categorical, ...]:
+        """The categorical features, in order."""
+        return tuple(feature for feature in self.features if isinstance(feature, Categorical))
+
+    @property
+    def token_features(self) -> tuple[TokenFeature, ...]:
+        """The features whose tokens become ids: the categorical ones, then the lists of tokens."""
+        lists = (feature for feature in self.features if isinstance(feature, ListFeature))
+        return (*self.categorical, *lists)
+
+    @property
+    def vocabulary_owners(self) -> tuple[TokenFeature, ...]:
+        """The token features that neither hash nor share a vocabulary, and a label of tokens."""
+        owners = (
+            feature
+            for feature in self.token_features
+            if feature.hash_buckets is None and self.vocabulary_name(feature) == feature.name
+        )
+        return (*owners, *((self.label_tokens,) if self.label_tokens else ()))
+
+    @property
+    def label_tokens(self) -> Categorical | MultiValued | None:
+        """The label as a feature whose vocabulary numbers its classes; None if there is no vocabulary."""
+        if self.label.kind not in ("multi_class", "multi_label") or self.label.classes is not None:
+            return None
+        if self.label.kind == "multi_class":
+            return Categorical(self.label.name)
+        return MultiValued(self.label.name, max_length=UNBOUNDED)
+
+    @property
+    def query_features(self) -> tuple[Feature, ...]:
+        """The features that are known when a row is scored: all but a label of kind ``candidate``."""
+        return tuple(feature for feature in self.features if feature.name != self.label.name)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that conversion reads, without repetition: keys, features, label, weight, exclude."""
+        read = (column for feature in self.features for column in feature.columns)
+        names = [*self.keys, *read, self.label.name, self.weight, self.exclude]
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def candidate(self) -> Categorical:
+        """The categorical feature that is retrieved.
+
+        Raises:
+            FeatureSpecError: The label is not of kind ``candidate``.
+        """
+        feature = self._by_name.get(self.label.name)
+        if self.label.kind != "candidate" or not isinstance(feature, Categorical):
+            raise FeatureSpecError(
+                f"label '{self.label.name}' is of kind {self.label.kind}: there is nothing to retrieve"
+            )
+        return feature
+
+    @property
+    def excluded(self) -> MultiValued | None:
+        """The ``exclude`` column as a feature in the candidate's vocabulary, of any length."""
+        if self.exclude is None:
+            return None
+        return MultiValued(self.exclude, max_length=UNBOUNDED, vocabulary_of=self.candidate.name)
+
+    def vocabulary_name(self, feature: TokenFeature) -> str:
+        """Return the name of the vocabulary, or of the hash buckets, that ``feature`` takes its ids from."""
+        return getattr(feature, "vocabulary_of", None) or feature.name
+
+    def hash_buckets(self, feature: TokenFeature) -> int | None:
+        """Return the number of hash buckets of ``feature``, or None if it has a vocabulary."""
+        owner = self._by_name.get(self.vocabulary_name(feature))
+        return owner.hash_buckets if isinstance(owner, TokenFeature) else None
+
+    def columns_not_allowed(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """Return those of ``columns`` that are not in this spec, which a regulated model must not be given."""
+        allowed = set(self.columns)
+        return tuple(column for column in columns if column not in allowed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec in its YAML and JSON form; :meth:`from_dict` is the inverse."""
+        return {
+            "features": {
+                feature.name: {"kind": feature.kind}
+                | {
+                    key: list(value) if isinstance(value, tuple) else value
+                    for key, value in dataclasses.asdict(feature).items()
+                    if key != "name"
+                }
+                for feature in self.features
+            },
+            "label": dataclasses.asdict(self.label),
+            "keys": list(self.keys),
+            "weight": self.weight,
+            "exclude": self.exclude,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "FeatureSpec":
+        """Build a spec from its YAML form.
+
+        Raises:
+            FeatureSpecError: An unknown kind or option, a missing part, or parts that contradict each other.
+        """
+        parts = [option.name for option in dataclasses.fields(cls) if option.init]
+        unknown = sorted(set(data) - set(parts))
+        if unknown:
+            raise FeatureSpecError(f"feature spec has unknown parts {unknown}; use {parts}")
+        missing = [part for part in ("features", "label", "keys") if not data.get(part)]
+        if missing:
+            raise FeatureSpecError(f"feature spec lacks {missing}; say what they are")
+        features, label, keys = data["features"], data["label"], data["keys"]
+        _check_mapping("features", features)
+        return cls(
+            features=tuple(_feature_from_dict(name, options) for name, options in features.items()),
+            label=Label(label) if isinstance(label, str) else _build(Label, "label", label),
+            keys=(keys,) if isinstance(keys, str) else tuple(keys),
+            weight=data.get("weight"),
+            exclude=data.get("exclude"),
+        )
+
+    @classmethod
+    def infer(
+        cls, df: "DataFrame", *, label: str, keys: str | Iterable[str] = (), exclude: Iterable[str] = ("split",)
+    ) -> "FeatureSpec":
+        """Propose a spec for the table ``df``; see :func:`data_pipelines.features.infer.infer_spec`."""
+        from mirrorspark.data_pipelines.features.infer import infer_spec  # needs Spark, which a spec does not
+
+        return infer_spec(df, label=label, keys=keys, exclude=exclude)
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits that change with anything in the spec, including the order of the features."""
+        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:16]
+
+
+def _feature_from_dict(name: str, options: Any) -> Feature:
+    subject = f"feature '{name}'"
+    _check_mapping(subject, options)
+    kind = options.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise FeatureSpecError(f"{subject}: kind '{kind}' is unknown; use one of {sorted(_KINDS)}")
+    # YAML has lists only.
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items() if key != "kind"}
+    feature: Feature = _build(_KINDS[kind], subject, {"name": name} | given)
+    return feature
+
+
+def _build(kind: Any, subject: str, options: Any) -> Any:
+    _check_mapping(subject, options)
+    known = [option.name for option in dataclasses.fields(kind)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise FeatureSpecError(f"{subject}: option {unknown} is unknown; use {known}")
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise FeatureSpecError(f"{subject}: {error}") from error
+
+
+def _check_mapping(subject: str, options: Any) -> None:
+    if not isinstance(options, Mapping):
+        raise FeatureSpecError(f"{subject} is {options!r}; give a mapping, for example {{kind: categorical}}")

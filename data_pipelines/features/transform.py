@@ -1,0 +1,368 @@
+"""The transform from raw Arrow columns to model inputs, shared by conversion and scoring.
+
+It has two steps, each with a table of one function per kind of feature: a feature's columns are read into one Arrow
+array of a known type (:func:`data_pipelines.features.raw_columns.raw_column`), which is then encoded
+(:class:`Encoder`). Fitting comes in between: it measures (:func:`measured_values`) and counts (:func:`counted_tokens`)
+the arrays.
+
+The exported model contains the same transform as graph operations (:mod:`models.preprocessing`), equal bit for bit.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mirrorspark.data_pipelines.features import arithmetic
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import (
+    FIRST_VOCABULARY_ID,
+    MISSING_ID,
+    UNBOUNDED,
+    Bucketed,
+    Categorical,
+    Feature,
+    ListFeature,
+    MeasuredFeature,
+    MultiValued,
+    Numeric,
+    Sequence,
+    Sparse,
+    Text,
+    TokenFeature,
+)
+from mirrorspark.data_pipelines.features.raw_columns import (
+    ColumnError,
+    integer_tokens,
+    list_lengths,
+    numeric_values,
+    order_within_rows,
+    raw_column,
+)
+from mirrorspark.data_pipelines.features.text import normalise, split_tokens
+
+
+@dataclass(frozen=True)
+class RaggedIds:
+    """Lists of ids of varying length.
+
+    Attributes:
+        values: int64, the ids of all rows concatenated.
+        row_lengths: int64 ``[batch]``, the number of ids in each row.
+    """
+
+    values: np.ndarray
+    row_lengths: np.ndarray
+
+    def cut(self, start: int, stop: int) -> "RaggedIds":
+        """Return the rows from ``start`` up to, not including, ``stop``."""
+        first, last = self.row_lengths[:start].sum(), self.row_lengths[:stop].sum()
+        return RaggedIds(self.values[first:last], self.row_lengths[start:stop])
+
+    def bucket(self, max_length: int) -> int:
+        """Return the least power of two that the longest row fits in, from 1 to ``max_length``.
+
+        Padding to it gives few shapes, and never twice the length that the rows need.
+        """
+        longest = int(self.row_lengths.max(initial=1))
+        return min(1 << (longest - 1).bit_length(), max_length)
+
+    def rows_within(self, size: int) -> int:
+        """Return the number of first rows that take at most ``size`` bytes when padded to the longest of them.
+
+        The result is at least 1.
+        """
+        longest = np.maximum.accumulate(self.row_lengths)
+        sizes = longest * np.arange(1, len(longest) + 1) * np.dtype(np.int64).itemsize
+        return max(1, int(np.searchsorted(sizes, size, side="right")))
+
+    def padded(self, max_length: int) -> np.ndarray:
+        """Return int64 ``[batch, max_length]``, rows padded with 0 on the right.
+
+        With ``UNBOUNDED``, the length is that of the longest row.
+        """
+        if max_length == UNBOUNDED:
+            max_length = int(self.row_lengths.max(initial=0))
+        ids = np.full((len(self.row_lengths), max_length), MISSING_ID, np.int64)
+        ids[np.arange(max_length) < self.row_lengths[:, None]] = self.values
+        return ids
+
+    def multi_hot(self, classes: int) -> np.ndarray:
+        """Return float32 ``[batch, classes]``, 1 at the ids of each row, for the classes of a label."""
+        packed = np.zeros((len(self.row_lengths), classes), np.float32)
+        packed[np.repeat(np.arange(len(self.row_lengths)), self.row_lengths), self.values] = 1.0
+        return packed
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Compressed sparse rows: the entries of all rows concatenated, in each row by rising index.
+
+    Attributes:
+        indices: int64 ``[entries]``, the columns.
+        values: float32 ``[entries]``.
+        row_lengths: int64 ``[batch]``, the number of entries in each row.
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+    row_lengths: np.ndarray
+
+    def cut(self, start: int, stop: int) -> "SparseRows":
+        """Return the rows from ``start`` up to, not including, ``stop``."""
+        first, last = self.row_lengths[:start].sum(), self.row_lengths[:stop].sum()
+        return SparseRows(self.indices[first:last], self.values[first:last], self.row_lengths[start:stop])
+
+    @property
+    def row_starts(self) -> np.ndarray:
+        """int64 ``[batch + 1]``: where each row begins, the index pointers of SciPy's ``csr_array``."""
+        return np.concatenate([[0], np.cumsum(self.row_lengths)])
+
+
+Encoded = np.ndarray | RaggedIds | SparseRows
+
+
+def non_finite(encoded: Encoded) -> int:
+    """Return the number of infinite or NaN values of an encoded feature.
+
+    Infinite values come from the table, or are too large for float32 after scaling.
+    """
+    values = encoded if isinstance(encoded, np.ndarray) else encoded.values
+    return int(values.size - np.isfinite(values).sum())
+
+
+class Encoder:
+    """Encoder of raw columns as model inputs; built once per process, called per batch."""
+
+    def __init__(self, fitted: FittedFeatures) -> None:
+        self.fitted = fitted
+
+    def encode(self, table: pa.Table | pa.RecordBatch, features: Iterable[Feature] | None = None) -> dict[str, Encoded]:
+        """Return the inputs of ``features`` (default: all of the spec) for the rows of ``table``.
+
+        The type depends on the form of the feature: ``value`` float32 ``[batch]``, ``id`` int64 ``[batch]``, ``ids``
+        :class:`RaggedIds`, ``sparse`` :class:`SparseRows`.
+
+        Raises:
+            ColumnError: A column is absent, or has a type or a value that its feature cannot take.
+        """
+        return {
+            feature.name: self._encoded(table, feature)
+            for feature in (self.fitted.spec.features if features is None else features)
+        }
+
+    def encode_padded(
+        self, table: pa.Table | pa.RecordBatch, features: Iterable[Feature] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the tensors for an exported model that takes encoded features.
+
+        As :meth:`encode`, with ``ids`` as int64 ``[batch, max_length]`` and the three parts of ``sparse`` under the
+        names of :attr:`data_pipelines.features.kinds.Sparse.parts`.
+        """
+        _, tensors = next(self.padded_parts(table, features, max(1, table.num_rows)))
+        return tensors
+
+    def padded_parts(
+        self,
+        table: pa.Table | pa.RecordBatch,
+        features: Iterable[Feature] | None,
+        rows: int,
+        any_length: Collection[str] = (),
+        unbounded_bytes: int | None = None,
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Encode once, and yield for consecutive parts their number of rows and the tensors of :meth:`encode_padded`.
+
+        A table without rows has one part.
+
+        Args:
+            table: The rows.
+            features: As for :meth:`encode`.
+            rows: The rows of a part; the last one may have fewer.
+            any_length: Features whose ``ids`` are padded part by part, to the length of :meth:`RaggedIds.bucket`.
+            unbounded_bytes: The most bytes that ``ids`` of unbounded length take in a part: parts with a very long row
+                have fewer rows, so that it does not make all others as long. By default there is no limit.
+        """
+        features = tuple(self.fitted.spec.features if features is None else features)
+        encoded = self.encode(table, features)
+        unbounded = [encoded[f.name] for f in features if isinstance(f, ListFeature) and f.max_length == UNBOUNDED]
+        start = 0
+        while start < max(1, table.num_rows):
+            stop = min(start + rows, table.num_rows)
+            if unbounded_bytes is not None:
+                for ids in unbounded:
+                    assert isinstance(ids, RaggedIds)  # noqa: S101 - lists are encoded so
+                    stop = min(stop, start + ids.cut(start, stop).rows_within(unbounded_bytes))
+            tensors: dict[str, np.ndarray] = {}
+            for feature in features:
+                is_any_length = feature.name in any_length
+                tensors |= _padded(feature, encoded[feature.name], start, stop, is_any_length=is_any_length)
+            yield stop - start, tensors
+            start = max(stop, start + 1)
+
+    def _encoded(self, table: pa.Table | pa.RecordBatch, feature: Feature) -> Encoded:
+        # Integers are tokens too. Converting them to text takes several times as long as everything else.
+        if isinstance(feature, Categorical) and self.fitted.spec.hash_buckets(feature) is None:
+            numbers = integer_tokens(table, feature)
+            if numbers is not None:
+                return self.fitted.vocabulary(feature).ids_of_integers(numbers)
+        return self.encode_column(feature, raw_column(table, feature))
+
+    def encode_column(self, feature: Feature, column: pa.Array) -> Encoded:
+        """Return the input of ``feature`` from the array of :func:`raw_column`."""
+        return _ENCODERS[type(feature)](self.fitted, feature, column)
+
+
+def _padded(feature: Feature, encoded: Encoded, start: int, stop: int, *, is_any_length: bool) -> dict[str, np.ndarray]:
+    """Return the tensors of some rows."""
+    if isinstance(encoded, SparseRows):
+        assert isinstance(feature, Sparse)  # noqa: S101 - nothing else is encoded so
+        cut = encoded.cut(start, stop)
+        return dict(zip(feature.parts, (cut.indices, cut.values, cut.row_lengths), strict=True))
+    if isinstance(encoded, RaggedIds):
+        assert isinstance(feature, ListFeature)  # noqa: S101 - nothing else is encoded so
+        ids, length = encoded.cut(start, stop), feature.max_length
+        # Without a maximum length, the longest row sets the length in any case.
+        return {feature.name: ids.padded(ids.bucket(length) if is_any_length and length != UNBOUNDED else length)}
+    return {feature.name: encoded[start:stop]}
+
+
+def measured_values(feature: MeasuredFeature, column: pa.Array) -> np.ndarray:
+    """Return float64 ``[rows]``, NaN for missing, after clip and logarithm, for means and quantiles.
+
+    Args:
+        feature: A feature of numbers.
+        column: Its array from :func:`raw_column`.
+    """
+    values = numeric_values(column)
+    # Infinite and denormal numbers have defined results, so they need no warning.
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if isinstance(feature, Numeric):
+            return np.asarray(arithmetic.measured(values, feature, arithmetic.NUMPY))
+        return np.asarray(arithmetic.without_denormals(values, arithmetic.NUMPY))
+
+
+def counted_tokens(feature: TokenFeature, column: pa.Array) -> pa.StringArray:
+    """Return the tokens of all rows concatenated, without missing ones, for a vocabulary to count.
+
+    Args:
+        feature: A feature of tokens.
+        column: Its array from :func:`raw_column`.
+    """
+    tokens = _tokens(feature, column)
+    flat = tokens.flatten() if pa.types.is_list(tokens.type) else tokens
+    return flat.filter(pa.array(~is_missing(flat)))
+
+
+def imputed_value(fitted: FittedFeatures, feature: Numeric) -> float:
+    """Return the replacement for a missing value after clip and logarithm; both apply to the spec's own number."""
+    if feature.impute == "mean":
+        return fitted.imputed(feature)
+    return _measured_number(feature)
+
+
+@functools.cache
+def _measured_number(feature: Numeric) -> float:
+    return float(arithmetic.measured(np.array([feature.impute], np.float64), feature, arithmetic.NUMPY)[0])
+
+
+def is_missing(tokens: pa.Array) -> np.ndarray:
+    """Return bool ``[tokens]``, true for null or empty tokens."""
+    return pc.equal(pc.binary_length(tokens), 0).fill_null(True).to_numpy(zero_copy_only=False)
+
+
+# Encoding: raw arrays become model inputs.
+
+
+def _encode_number(fitted: FittedFeatures, feature: Numeric, column: pa.Array) -> np.ndarray:
+    missing = imputed_value(fitted, feature)
+    offset, divisor = fitted.scaling(feature)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        values = measured_values(feature, column)
+        return np.asarray(arithmetic.standardised(values, missing, offset, divisor, arithmetic.NUMPY))
+
+
+def _encode_bucket(fitted: FittedFeatures, feature: Bucketed, column: pa.Array) -> np.ndarray:
+    values = measured_values(feature, column)
+    buckets = np.searchsorted(bucket_boundaries(fitted, feature), values, side="right")
+    return np.where(np.isnan(values), MISSING_ID, buckets + FIRST_VOCABULARY_ID).astype(np.int64)
+
+
+def bucket_boundaries(fitted: FittedFeatures, feature: Bucketed) -> np.ndarray:
+    """Return float64 ``[buckets - 1]``, rising: the lower bound of each bucket but the first."""
+    return np.asarray(arithmetic.without_denormals(fitted.boundaries(feature), arithmetic.NUMPY))
+
+
+def _encode_token(fitted: FittedFeatures, feature: Categorical, column: pa.Array) -> np.ndarray:
+    return token_ids(fitted, feature, column)
+
+
+def _encode_tokens(fitted: FittedFeatures, feature: MultiValued | Sequence | Text, column: pa.Array) -> RaggedIds:
+    tokens = _tokens(feature, column)
+    flat, lengths = tokens.flatten(), list_lengths(tokens)
+    present = ~is_missing(flat)
+    kept_lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[present], minlength=len(lengths))
+    ids = token_ids(fitted, feature, flat)[present]
+    position = np.arange(len(ids)) - np.repeat(np.cumsum(kept_lengths) - kept_lengths, kept_lengths)
+    if feature.truncate == "head":
+        position += feature.max_length - np.repeat(kept_lengths, kept_lengths)
+        keep = position >= 0
+    else:
+        keep = position < feature.max_length
+    return RaggedIds(ids[keep], np.minimum(kept_lengths, feature.max_length).astype(np.int64))
+
+
+def _encode_sparse(fitted: FittedFeatures, feature: Sparse, column: pa.ListArray) -> SparseRows:
+    lengths, (indices, numbers) = list_lengths(column), column.flatten().flatten()
+    kept, values = indices.fill_null(0).to_numpy(zero_copy_only=False), numbers.to_numpy(zero_copy_only=False)
+    absent = np.isnan(values)
+    if indices.null_count:
+        absent |= indices.is_null().to_numpy(zero_copy_only=False)
+    if absent.any():
+        rows = np.repeat(np.arange(len(lengths)), lengths)[~absent]
+        lengths = np.bincount(rows, minlength=len(lengths)).astype(np.int64)
+        kept, values = kept[~absent], values[~absent]
+    # As unsigned numbers, negative ones are the largest.
+    is_wrong = kept.view(np.uint64) >= feature.size
+    if is_wrong.any():
+        raise ColumnError(
+            f"sparse feature '{feature.name}' has the index {int(kept[is_wrong.argmax()])}; its size is "
+            f"{feature.size}: use indices from 0 to {feature.size - 1}, or a larger size"
+        )
+    with np.errstate(over="ignore", under="ignore"):
+        wide = arithmetic.without_denormals(values, arithmetic.NUMPY, arithmetic.LEAST_FLOAT32)
+        narrow = wide.astype(np.float32)
+    order = order_within_rows(kept, lengths)
+    if order is not None:
+        kept, narrow = kept[order], narrow[order]
+    return SparseRows(kept, narrow, lengths)
+
+
+_ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Encoded]] = {
+    Numeric: _encode_number,
+    Bucketed: _encode_bucket,
+    Categorical: _encode_token,
+    MultiValued: _encode_tokens,
+    Sequence: _encode_tokens,
+    Text: _encode_tokens,
+    Sparse: _encode_sparse,
+}
+
+
+def token_ids(fitted: FittedFeatures, feature: TokenFeature, tokens: pa.StringArray) -> np.ndarray:
+    """Return int64 ``[tokens]``: 0 for missing, 1 for out of vocabulary, or else the id by vocabulary or hash."""
+    buckets = fitted.spec.hash_buckets(feature)
+    if buckets is None:
+        return fitted.vocabulary(feature).ids(tokens)
+    from mirrorspark.data_pipelines.features.farmhash import fingerprint64  # loads Numba
+
+    hashed = (fingerprint64(tokens) % np.uint64(buckets)).astype(np.int64) + FIRST_VOCABULARY_ID
+    return np.where(is_missing(tokens), MISSING_ID, hashed)
+
+
+def _tokens(feature: TokenFeature, column: pa.Array) -> pa.Array:
+    """Return the tokens in ``column``; a text is split into its tokens first."""
+    return split_tokens(normalise(column), feature.pattern) if isinstance(feature, Text) else column

@@ -1,0 +1,358 @@
+"""Reading of a dataset directory: batches for training as ``tf.data``, or plain rows block by block.
+
+Memory of one reader, whatever the size of the dataset: one decoded block for each lane that the worker touches (at
+most ``MAX_LANES``, each with the room of the fullest block; :class:`data_pipelines.reading.decode_blocks.BlockSlots`
+gives the bytes), and at most eight chunks of ``CHUNK_ROWS`` rows or ``CHUNK_BYTES`` bytes, whichever is less, or of one
+step if that is more: for four prefetched steps, two in use, one that is being assembled, and its copy. Shards are
+mapped into memory; the operating system decides how much of them stays there.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mirrorspark.data_pipelines.dataset.blocks import Block, decode_block
+from mirrorspark.data_pipelines.dataset.cache import DatasetCache
+from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard, check_directory
+from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import SparseRows
+from mirrorspark.data_pipelines.reading.batches import (
+    LABEL,
+    WEIGHT,
+    BatchColumns,
+    Chunk,
+    EpochReader,
+    StoredBlocks,
+    steps_per_chunk,
+)
+from mirrorspark.data_pipelines.reading.decode_blocks import SparseSteps
+from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, EpochOrder
+from mirrorspark.data_pipelines.tfrecord.records import read_record_at
+from mirrorspark.storage.host_cache import Lease
+from mirrorspark.storage.paths import StoragePath
+
+if TYPE_CHECKING:  # the driver reads datasets without loading TensorFlow
+    import tensorflow as tf
+
+_PREFETCHED_STEPS = 4
+
+Remainder = Literal["pad", "drop"]
+Column = npt.NDArray[Any] | list[SparseRows]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole dataset directory.
+
+    Attributes:
+        path: The directory, or a remote dataset's copy on this machine.
+        features: The fitted features its rows were encoded with.
+        lease: Keeps the copy of a remote dataset from being evicted while this object lives.
+    """
+
+    path: Path
+    manifest: Manifest
+    features: FittedFeatures
+    lease: Lease | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def open(
+        cls, location: str | Path | StoragePath, *, checksums: bool = False, cache: DatasetCache | None = None
+    ) -> "Dataset":
+        """Open the dataset at ``location`` after checking that it is whole.
+
+        Args:
+            location: A directory, or the URI of one on another store (``s3://bucket/flights``). The latter is copied to
+                this machine first, once for all processes, and its checksums compared.
+            checksums: Compare the checksums of a local directory's shards too, not only their sizes.
+            cache: The cache for copies of remote datasets; by default in the user's cache folder.
+
+        Raises:
+            DatasetError: It has no manifest, or a shard is missing or damaged.
+            FeatureMismatchError: Its features are damaged, or differ from those its rows were encoded with.
+            CacheError: The copy does not fit.
+        """
+        source = StoragePath.of(location)
+        lease = None if source.is_local else (cache or DatasetCache()).stage(source)
+        path = source.local if lease is None else lease.path
+        manifest = check_directory(path, checksums=checksums)
+        try:
+            features = FittedFeatures.load(path / FEATURES_FOLDER)
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{path / FEATURES_FOLDER} lacks a file ({error}); delete {path} and convert again"
+            ) from error
+        if features.hash != manifest.features_hash:
+            raise FeatureMismatchError(
+                f"{path} holds features {features.hash}, its rows were encoded with {manifest.features_hash}; "
+                f"delete it and convert again"
+            )
+        return cls(path, manifest, features, lease)
+
+    def __repr__(self) -> str:
+        """Return the path and the content in one line."""
+        rows = ", ".join(f"{split} {self.manifest.rows(split):,}" for split in self.manifest.splits)
+        return f"Dataset({str(self.path)!r}, rows: {rows}, features: {len(self.spec.features)})"
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The feature spec."""
+        return self.features.spec
+
+    def steps(self, split: str, global_batch_size: int, remainder: Remainder = "pad") -> int:
+        """Return the number of batches in one epoch of ``split``, including a padded last one unless it is dropped.
+
+        Raises:
+            DatasetError: There is no such split, or it has no rows (with ``drop``: no whole batch).
+        """
+        rows = sum(shard.rows for shard in self._shards(split))
+        steps = rows // global_batch_size if remainder == "drop" else -(-rows // global_batch_size)
+        if not rows:
+            raise DatasetError(f"split '{split}' of {self.path} has no rows; fix the split column, and convert again")
+        if not steps:
+            raise DatasetError(
+                f"split '{split}' of {self.path} has {rows} rows, fewer than one batch of {global_batch_size}; use a "
+                f"smaller batch, or remainder='pad'"
+            )
+        return steps
+
+    def blocks(self, split: str, *, keys: bool = False) -> Iterator[Block]:
+        """Yield the rows of ``split`` as they are stored, block by block.
+
+        Raises:
+            DatasetError: There is no such split, or a block's number of rows differs from the manifest.
+            DamagedRecordError: A shard is damaged.
+        """
+        stored = StoredBlocks(self.path, self._shards(split))
+        for number in range(len(stored.rows)):
+            content, offset, name = stored.place(number)
+            block = decode_block(read_record_at(content.data, offset, name=name), self.spec, keys=keys)
+            if block.rows != stored.rows[number]:
+                raise DatasetError(
+                    f"{name}: the block at byte {offset} has {block.rows} rows, its manifest says "
+                    f"{stored.rows[number]}; delete the dataset and convert again"
+                )
+            yield block
+
+    def records_of(self, plan: "ReadPlan", epoch: int, step: int) -> dict[str, tuple[int, ...]]:
+        """Return, by file, the records from which the worker of ``plan`` takes its part of a step, counted from 0."""
+        shards = [shard for shard in self._shards(plan.split) if shard.rows]
+        places = [(shard.path, number) for shard in shards for number in range(len(shard.block_rows))]
+        block_rows = np.array([rows for shard in shards for rows in shard.block_rows], np.int64)
+        order = EpochOrder(block_rows, plan.global_batch_size, plan.seed, epoch)
+        batch = plan.batch_size_per_worker
+        lanes = order.lanes_of(plan.rank * batch, (plan.rank + 1) * batch)
+        found: dict[str, set[int]] = {}
+        for block in order.ranges(*lanes, step, step + 1)[:, RANGE_BLOCK].tolist():
+            path, number = places[block]
+            found.setdefault(path, set()).add(number)
+        return {path: tuple(sorted(found[path])) for path in sorted(found)}
+
+    def _shards(self, split: str) -> tuple[Shard, ...]:
+        if split not in self.manifest.splits:
+            raise DatasetError(f"{self.path} has no split '{split}'; it has {sorted(self.manifest.splits)}")
+        return self.manifest.splits[split]
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """The part of a dataset that one worker reads.
+
+    Attributes:
+        split: Name of the split.
+        global_batch_size: Rows of one batch over all workers.
+        rank: This worker, from 0.
+        workers: The number of workers.
+        seed: Fixes the order of every epoch; None reads in stored order.
+        epoch: The first epoch.
+        step: The first step of that epoch.
+        epochs: The number of epochs; None never ends.
+        remainder: The treatment of rows that do not fill the last batch: ``pad`` fills it up with rows of zeros that
+            have weight 0, ``drop`` leaves them out (with a seed, different ones in every epoch).
+    """
+
+    split: str
+    global_batch_size: int
+    rank: int = 0
+    workers: int = 1
+    seed: int | None = None
+    epoch: int = 0
+    step: int = 0
+    epochs: int | None = 1
+    remainder: Remainder = "pad"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.workers:
+            raise ValueError(f"rank {self.rank} is not one of {self.workers} workers")
+        if self.global_batch_size < 1 or self.global_batch_size % self.workers:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} does not divide among {self.workers} workers; "
+                f"use a multiple of {self.workers}"
+            )
+        if self.remainder not in ("pad", "drop"):
+            raise ValueError(f"remainder {self.remainder!r} is unknown; use pad or drop")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"seed {self.seed} is negative; use 0 or more")
+        if self.epoch < 0 or self.step < 0:
+            raise ValueError(f"epoch {self.epoch}, step {self.step} is before the beginning; count from 0")
+
+    @property
+    def batch_size_per_worker(self) -> int:
+        """Rows of one batch on this worker."""
+        return self.global_batch_size // self.workers
+
+
+def load_dataset(
+    location: str | Path | StoragePath, *, checksums: bool = False, cache: DatasetCache | None = None
+) -> Dataset:
+    """Open a dataset directory written by :func:`data_pipelines.convert.convert`, after checking that it is whole.
+
+    The arguments and errors are those of :meth:`Dataset.open`.
+    """
+    return Dataset.open(location, checksums=checksums, cache=cache)
+
+
+def load_batches(
+    dataset: Dataset | str | Path | StoragePath,
+    plan: ReadPlan,
+    *,
+    busy: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> "tf.data.Dataset":
+    """Return batches ``(features, label, weight)`` for one worker.
+
+        load_batches("s3://bucket/flights", ReadPlan("train", global_batch_size=4096, seed=1))
+
+    Features are a dict of tensors. Depending on the form of the feature these are float32 ``[batch]``, int64
+    ``[batch]``, int64 ``[batch, max_length]`` or a float32 ``tf.SparseTensor`` ``[batch, size]``, whose rows are in
+    order and which is never made dense. The weight is float32 ``[batch]``; padding rows have weight 0. A binary label
+    is float32 ``[batch]``, a multi-class label int64 ``[batch]``, a multi-label one float32 ``[batch, classes]`` of
+    zeros and ones. If the label is itself a feature (a candidate to retrieve), the label tensor is all zeros and only
+    the features count.
+
+    This module's docstring gives the bound on memory.
+
+    Args:
+        dataset: The dataset or its location.
+        plan: What to read of it.
+        busy: A context that is entered while rows are read and assembled: an input that is always busy slows the
+            training.
+
+    Raises:
+        DatasetError: There is no whole dataset or no such split, or it has no rows (with ``drop``: no whole batch).
+        tf.errors.InvalidArgumentError: While iterating, with the name and message of the error that :func:`batches`
+            raises.
+    """
+    import tensorflow as tf  # deferred: see above
+
+    if not isinstance(dataset, Dataset):
+        dataset = Dataset.open(dataset)
+    # An unreadable split is refused here: within the pipeline the error would come late, and wrapped twice.
+    dataset.steps(plan.split, plan.global_batch_size, plan.remainder)
+    columns = BatchColumns.of(dataset.features)
+    batch = plan.batch_size_per_worker
+
+    def chunks() -> Iterator[dict[str, Any]]:
+        upcoming = _chunks(dataset, plan)
+        while True:
+            with busy():
+                chunk = next(upcoming, None)
+            if chunk is None:
+                return
+            yield {
+                "floats": chunk.floats,
+                "int64s": chunk.int64s,
+                "ids": tuple(chunk.ids),
+                "classes": tuple(chunk.classes),
+                "sparse": tuple(rows.coordinates() for rows in chunk.sparse),
+            }
+
+    def step_of(chunk: dict[str, Any], step: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor]:
+        # A few large arrays arrive and are split here: slices along the first axis copy nothing.
+        tensors = dict(zip(columns.floats, tf.unstack(chunk["floats"][step], len(columns.floats)), strict=True))
+        tensors |= zip(columns.int64s, tf.unstack(chunk["int64s"][step], len(columns.int64s)), strict=True)
+        tensors |= {name: ids[step] for name, ids in zip(columns.ids, chunk["ids"], strict=True)}
+        tensors |= {name: hot[step] for name, hot in zip(columns.classes, chunk["classes"], strict=True)}
+        for (name, size), (coordinates, values, starts) in zip(columns.sparse.items(), chunk["sparse"], strict=True):
+            span = slice(starts[step], starts[step + 1])
+            tensors[name] = tf.SparseTensor(coordinates[span], values[span], (batch, size))
+        label, weight = tensors.pop(LABEL), tensors.pop(WEIGHT)
+        return {feature.name: tensors[feature.name] for feature in dataset.spec}, label, weight
+
+    @tf.autograph.experimental.do_not_convert  # it would be a quarter of the time in which the input is made
+    def steps_of(chunk: dict[str, Any]) -> tf.data.Dataset:
+        steps = tf.data.Dataset.range(tf.shape(chunk["floats"], tf.int64)[0])
+        return steps.map(lambda step: step_of(chunk, step))
+
+    options = tf.data.Options()
+    # There is nothing to tune here, and the tuner's thread sleeps up to a minute before it releases an iterator.
+    options.autotune.enabled = False
+    steps = tf.data.Dataset.from_generator(chunks, output_signature=_chunk_signature(columns, batch)).flat_map(steps_of)
+    return steps.prefetch(_PREFETCHED_STEPS).with_options(options)
+
+
+def _chunk_signature(columns: BatchColumns, batch: int) -> dict[str, Any]:
+    import tensorflow as tf  # deferred: see above
+
+    return {
+        "floats": tf.TensorSpec((None, len(columns.floats), batch), tf.float32),
+        "int64s": tf.TensorSpec((None, len(columns.int64s), batch), tf.int64),
+        "ids": tuple(tf.TensorSpec((None, batch, length), tf.int64) for length in columns.ids.values()),
+        "classes": tuple(tf.TensorSpec((None, batch, classes), tf.float32) for classes in columns.classes.values()),
+        "sparse": tuple(
+            (tf.TensorSpec((None, 2), tf.int64), tf.TensorSpec((None,), tf.float32), tf.TensorSpec((None,), tf.int64))
+            for _ in columns.sparse
+        ),
+    }
+
+
+def batches(dataset: Dataset, plan: ReadPlan) -> Iterator[dict[str, Column]]:
+    """Yield several steps at a time as NumPy arrays, with the content of :func:`load_batches`.
+
+    Each feature, ``LABEL`` and ``WEIGHT`` is an array ``[steps, batch_size_per_worker, ...]``; a sparse feature is a
+    list of compressed sparse rows, one for each step.
+
+    Raises:
+        DatasetError: The split does not exist or has no rows (with ``drop``: no whole batch).
+        DamagedRecordError, DamagedBlockError: A shard is damaged.
+    """
+    columns = BatchColumns.of(dataset.features)
+    for chunk in _chunks(dataset, plan):
+        yield {
+            **{name: chunk.floats[:, place] for place, name in enumerate(columns.floats)},
+            **{name: chunk.int64s[:, place] for place, name in enumerate(columns.int64s)},
+            **dict(zip(columns.ids, chunk.ids, strict=True)),
+            **dict(zip(columns.classes, chunk.classes, strict=True)),
+            **{name: _sparse_rows(rows) for name, rows in zip(columns.sparse, chunk.sparse, strict=True)},
+        }
+
+
+def _sparse_rows(rows: SparseSteps) -> list[SparseRows]:
+    coordinates, values, starts = rows.coordinates()
+    return [
+        SparseRows(coordinates[start:stop, 1], values[start:stop], lengths)
+        for start, stop, lengths in zip(starts, starts[1:], rows.lengths, strict=False)
+    ]
+
+
+def _chunks(dataset: Dataset, plan: ReadPlan) -> Iterator[Chunk]:
+    steps = dataset.steps(plan.split, plan.global_batch_size, plan.remainder)
+    shards, batch = dataset.manifest.splits[plan.split], plan.batch_size_per_worker
+    stored, columns = StoredBlocks(dataset.path, shards), BatchColumns.of(dataset.features)
+    at_once = steps_per_chunk(columns, shards, batch)
+    rows = range(plan.rank * batch, (plan.rank + 1) * batch)
+    reader: EpochReader | None = None
+    epoch, step = plan.epoch, plan.step
+    while plan.epochs is None or epoch < plan.epoch + plan.epochs:
+        order = EpochOrder(stored.rows, plan.global_batch_size, plan.seed, epoch)
+        reader = EpochReader(stored, columns, order, rows, reader.slots if reader else None)
+        while step < steps:
+            last = min(step + at_once, steps)
+            yield reader.read(step, last)
+            step = last
+        epoch, step = epoch + 1, 0

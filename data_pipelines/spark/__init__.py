@@ -1,0 +1,1 @@
+"""The data pipelines' side of Spark: the data source ``tfrecord``, schemas, tasks and their errors."""

@@ -1,0 +1,40 @@
+"""Start of Spark without its log, unless the user has configured one."""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyspark
+
+SILENT: Mapping[str, str] = {"spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
+
+
+def set_by_the_user() -> set[str]:
+    """Return the names of the settings in Spark's configuration folder, which ours must not replace."""
+    home = os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent
+    folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(home) / "conf")
+    names = {"spark.log.level"} if (folder / "log4j2.properties").is_file() else set()
+    file = folder / "spark-defaults.conf"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    # Java properties: a space, "=" or ":" separates name and value.
+    return names | {re.split(r"[\s=:]", line.strip(), maxsplit=1)[0] for line in lines}
+
+
+class quiet_launch:  # noqa: N801 - reads as a statement
+    """A context that keeps the JVM's start-up lines ("Using Spark's default log4j profile ...") off the terminal.
+
+    The JVM writes them before any log level applies, straight to its inherited file descriptor.
+    """
+
+    def __enter__(self) -> None:
+        sys.stderr.flush()
+        self._saved = os.dup(2)
+        self._null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(self._null, 2)
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+        os.close(self._null)

@@ -1,0 +1,5 @@
+"""The general error of scoring; more specific ones are defined beside the code that raises them."""
+
+
+class ScoringError(ValueError):
+    """Raised for a table or a call that the model cannot score; the message names the column and the remedy."""

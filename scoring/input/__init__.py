@@ -1,0 +1,1 @@
+"""Inputs of models: columns, their types, and the sources of rows."""

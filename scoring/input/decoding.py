@@ -1,0 +1,238 @@
+"""Decoding of bytes to arrays: images, raw numbers, or by a function of the model's hooks."""
+
+import io
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
+from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Signature, UnsupportedModelError, number_outside
+from mirrorspark.scoring.backends.tensorflow_runtime import start_tensorflow
+from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors
+from mirrorspark.scoring.model.hooks import Hooks
+
+IMAGE, RESIZED_IMAGE, NUMBERS = "image", "resized_image", "numbers"
+BUILT_IN = (IMAGE, RESIZED_IMAGE, NUMBERS)
+
+_REASON_CHARACTERS = 200
+_CHANNELS = (1, 3, 4)
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MODES_OF_LARGER_NUMBERS = ("I", "F")
+# These backends decode images with TensorFlow, as in training; all others use Pillow, as is usual for PyTorch models.
+_BACKENDS_OF_TENSORFLOW = ("keras", "saved_model")
+
+Decode: TypeAlias = Callable[[bytes], Any]
+# Bytes, channels, and (height, width) or None to keep the size -> [height, width, channels].
+_ReadImage: TypeAlias = Callable[[bytes, int, tuple[int, int] | None], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes each value of a column to an array.
+
+    Attributes:
+        name: Name of the decoder for messages.
+        decode: Returns the array of one value; may raise any exception.
+        shape: Shape of the array of one value.
+        dtype: Type of the model's input.
+    """
+
+    name: str
+    decode: Decode
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the array of one value."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def arrays(self, column: Column, values: np.ndarray) -> tuple[np.ndarray, RowErrors]:
+        """Return arrays ``[rows, *shape]``, and the rows whose value cannot be decoded.
+
+        Args:
+            column: The column with its fill for None. Without a fill, rows with None are bad rows already.
+            values: Bytes or None of each row.
+        """
+        arrays = np.empty((len(values), *self.shape), self.dtype)
+        row_errors: RowErrors = {}
+        for row, value in enumerate(values):
+            if value is None:
+                arrays[row] = 0 if column.fill is None else column.fill
+                continue
+            try:
+                arrays[row] = self._array(value)
+            except ValueError as error:
+                row_errors[row] = f"column '{column.name}' has a value that is not decoded by {self.name}: {error}"
+        return arrays, row_errors
+
+    def _array(self, value: bytes) -> np.ndarray:
+        try:
+            array = np.asarray(self.decode(value))
+        except MemoryError:
+            raise  # not caused by the value, like the next error
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f"{self.name} needs the module '{error.name}', which {sys.executable} does not have; install it in the "
+                f"Python of every executor (spark.pyspark.python, or an environment sent with --archives)",
+                name=error.name,
+            ) from error
+        except Exception as error:  # any error of a decoder concerns these bytes
+            raise ValueError(_reason(error)) from error
+        if array.shape != self.shape:
+            raise ValueError(f"it becomes an array of shape {list(array.shape)}, the model takes {list(self.shape)}")
+        if not np.can_cast(array.dtype, self.dtype, "same_kind"):
+            raise ValueError(f"it becomes an array of {array.dtype}, the model takes {self.dtype}")
+        outside = number_outside(array, self.dtype)
+        if outside is not None:
+            raise ValueError(f"it becomes an array with {outside}, the model takes {self.dtype}")
+        return array
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return kind + lines[0][:_REASON_CHARACTERS]
+
+
+def decoders(inputs: ColumnInputs, signature: Signature, backend: str, hooks: Hooks | None) -> dict[str, Decoder]:
+    """Return the decoders of the decoded columns by name.
+
+    Args:
+        inputs: The columns.
+        signature: Signature of the model.
+        backend: Name of the backend.
+        hooks: The model's hooks, if any.
+
+    Raises:
+        UnsupportedModelError: The decoded array does not fit the model.
+        HookError: A decoding function does not exist.
+        ModuleNotFoundError: A decoding library is not installed here.
+    """
+    arrays = {array.name: array for array in signature.inputs}
+    found: dict[str, Decoder] = {}
+    for column in inputs.given:
+        if column.decode is not None:
+            array = arrays.get(inputs.matrix.name if inputs.matrix is not None else column.name)
+            found[column.name] = _decoder(column.name, column.decode, array, backend, hooks)
+            if column.fill is not None and not _holds(found[column.name].dtype, column.fill):
+                raise UnsupportedModelError(
+                    f"column '{column.name}': fill {column.fill!r} is no {found[column.name].dtype}, which the model "
+                    f"takes; give one"
+                )
+    return found
+
+
+def _holds(dtype: np.dtype[Any], fill: Any) -> bool:
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return float(fill).is_integer() and bool(limits.min <= fill <= limits.max)
+
+
+def _decoder(column: str, name: str, array: ArrayType | None, backend: str, hooks: Hooks | None) -> Decoder:
+    if array is None:
+        raise UnsupportedModelError(
+            f"column '{column}' is to be decoded, and the model has no input of that name; give a column of an input's "
+            f"name, or have preprocess decode it"
+        )
+    shape = tuple(length for length in array.shape[1:] if length is not None)
+    dtype = np.dtype(DTYPES.get(array.element or "", np.object_))
+    if dtype == np.object_ or not array.has_rows or len(shape) < len(array.shape) - 1:
+        raise UnsupportedModelError(
+            f"column '{column}' cannot be decoded to '{array.name}', which is {array.called} of shape "
+            f"{list(array.shape)}: what is decoded are numbers, and every length but the rows' has to be known; "
+            f"export the model so"
+        )
+    if name == NUMBERS:
+        return Decoder(name, _numbers(shape, dtype), shape, dtype)
+    if name in BUILT_IN:
+        read = _with_tensorflow() if backend in _BACKENDS_OF_TENSORFLOW else _with_pillow()
+        return Decoder(name, _image(read, shape, dtype, resize=name == RESIZED_IMAGE), shape, dtype)
+    if hooks is None:
+        raise UnsupportedModelError(
+            f"column '{column}': decoder '{name}' is unknown; use one of {list(BUILT_IN)}, or a function of a "
+            f"file given as hooks"
+        )
+    return Decoder(f"{name} of {hooks.file.name}", hooks.function(name), shape, dtype)
+
+
+def _numbers(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Decode:
+    """Return a decoder of consecutive little-endian numbers."""
+    stored, count = dtype.newbyteorder("<"), math.prod(shape)
+
+    def decode(value: bytes) -> np.ndarray:
+        if len(value) != count * stored.itemsize:
+            raise ValueError(f"{len(value)} bytes, where {count} numbers of {dtype} take {count * stored.itemsize}")
+        return np.frombuffer(value, stored).reshape(shape)
+
+    return decode
+
+
+def _image(read: _ReadImage, shape: tuple[int, ...], dtype: np.dtype[Any], *, resize: bool) -> Decode:
+    """Return a decoder of images to this shape: channels last, channels first, or a grey image without channels."""
+    if len(shape) == 3 and shape[2] in _CHANNELS:
+        (height, width, channels), order = shape, (0, 1, 2)
+    elif len(shape) == 3 and shape[0] in _CHANNELS:
+        (channels, height, width), order = shape, (2, 0, 1)
+    elif len(shape) == 2:
+        (height, width), channels, order = shape, 1, (2, 0, 1)
+    else:
+        raise UnsupportedModelError(
+            f"a row of the model's input has the shape {list(shape)}, which is no image's: height and width, with "
+            f"{_CHANNELS} channels behind or before them; decode with 'numbers', or a function of yours"
+        )
+    if dtype == np.bool_:
+        raise UnsupportedModelError(
+            "the model's input is boolean, which pixels from 0 to 255 are not; decode with a function of yours"
+        )
+    size = (height, width) if resize else None
+
+    def decode(value: bytes) -> np.ndarray:
+        pixels = read(value, channels, size)
+        if pixels.dtype != np.uint8 and dtype.kind in "iu":
+            pixels = np.rint(pixels).astype(dtype)  # resizing interpolates
+        if size is None and pixels.shape[:2] != (height, width):
+            raise ValueError(
+                f"the image is {pixels.shape[0]} x {pixels.shape[1]} (height x width), the model takes {height} x "
+                f"{width}; '{RESIZED_IMAGE}' would resize it"
+            )
+        ordered = pixels.transpose(order)
+        return ordered if len(shape) == 3 else ordered[0]
+
+    return decode
+
+
+def _with_tensorflow() -> _ReadImage:
+    tf = start_tensorflow()
+
+    def read(value: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
+        # This reads the first frame of an animated GIF.
+        image = tf.io.decode_image(value, channels=channels, expand_animations=False)
+        return np.asarray(image if size is None else tf.image.resize(image, size))
+
+    return read
+
+
+def _with_pillow() -> _ReadImage:
+    pillow = library("PIL.Image", "decoding images needs Pillow", BACKENDS_EXTRA)
+
+    def read(value: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
+        with pillow.open(io.BytesIO(value)) as image:
+            # Pillow would clip larger values to 255: https://github.com/python-pillow/Pillow/issues/3011
+            if image.mode.startswith(_MODES_OF_LARGER_NUMBERS):
+                raise ValueError(
+                    f"its pixels are of mode {image.mode}, not of 8 bits; decode it with a function of yours"
+                )
+            converted = image.convert(_MODES[channels])
+        if size is not None:
+            converted = converted.resize(size[::-1], pillow.Resampling.BILINEAR)
+        return np.asarray(converted).reshape(converted.height, converted.width, channels)
+
+    return read

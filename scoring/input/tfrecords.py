@@ -1,0 +1,142 @@
+"""Scoring of TFRecord files, with the types and scores of the table that they were made from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import ArrayType, BooleanType, DataType, LongType, StringType, StructField, StructType
+
+from mirrorspark.data_pipelines.dataset.blocks import KEY_PREFIX, LABEL_PREFIX
+from mirrorspark.data_pipelines.dataset.manifest import is_published
+from mirrorspark.data_pipelines.features.kinds import Feature, RawForm, Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.tfrecords import read_tfrecords
+from mirrorspark.scoring.batch import score_as_planned
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.inputs import TokenFamily, trained_families
+from mirrorspark.scoring.input.null_policy import NullRule
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.output.bad_rows import BadRows
+from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.plan import ScoringPlan
+from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import OtherVersions, Settings
+from mirrorspark.storage.paths import Location
+
+_FROM_THE_TABLE = "score the table that it was made of, or records that write_tfrecords made of such a table"
+_LISTS: frozenset[RawForm] = frozenset({"tokens", "times", "indices", "values"})
+
+
+def score_tfrecords(
+    spark: SparkSession,
+    paths: Location | Sequence[Location],
+    model: str | Path | PinnedModel,
+    *,
+    keys: str | Sequence[str],
+    tracking_uri: str | None = None,
+    on_damage: str = "fail",
+    outputs: Form | str = AS_COLUMNS,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    with_version: bool = True,
+    nulls: Mapping[str, NullRule] | None = None,
+    bad_rows: BadRows = "fail",
+    other_versions: OtherVersions = "refuse",
+    counters: Counters | None = None,
+) -> DataFrame:
+    """Score the rows of TFRecord files in row or block layout, like :func:`scoring.batch.score`.
+
+    Records do not distinguish a value from a list of one, or a boolean from the integers 0 and 1; the model's spec and
+    the types of its training do. Only the keys and the model's columns are decoded. Records hold float32, so values of
+    float64 were rounded when they were written.
+
+    Args:
+        spark: The session.
+        paths: Files, folders or globs.
+        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        keys: Columns that identify a row, in the types of the records.
+        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
+        on_damage: ``fail`` at the first damaged record, or ``skip`` damaged records.
+        outputs: As for :func:`scoring.batch.score`, like the other arguments.
+        batch_size: Rows per call of the model.
+        with_version: Add the column ``model_version``.
+        nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them.
+        bad_rows: Treatment of a row that cannot be scored.
+        other_versions: ``refuse`` or ``allow`` executors whose library versions differ from the model's.
+        counters: Collects the counters of the tasks.
+
+    Raises:
+        ModelNotFoundError: The URI does not lead to a model.
+        ModelDirectoryError: The model was not trained here, so the types of its columns in records are unknown.
+        FileNotFoundError: There are no files.
+        ScoringError: A key is missing, the result would have a column twice, or the records are shards of a dataset.
+        ColumnError: A raw column is missing, or has a type that its feature does not accept or was not trained with.
+    """
+    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
+    plan = ScoringPlan.of(model, keys, settings, tracking_uri)
+    return score_as_planned(tfrecord_table(spark, paths, plan, on_damage=on_damage), plan, counters=counters)
+
+
+def tfrecord_table(
+    spark: SparkSession,
+    paths: Location | Sequence[Location],
+    plan: ScoringPlan,
+    *,
+    on_damage: str = "fail",
+) -> DataFrame:
+    """Return the keys and the model's columns of TFRecord files, in the types that the model was trained with.
+
+    Raises:
+        FileNotFoundError: There are no files.
+        ScoringError: They are shards of a dataset, whose features are encoded already.
+    """
+    # A list of files, which may be long, is recognised by its records below.
+    if isinstance(paths, Location) and is_published(paths):
+        raise ScoringError(f"{paths} is a dataset, whose features are encoded for training; {_FROM_THE_TABLE}")
+    # The schema of all columns is inferred, from all files: one column costs as much as all.
+    found = read_tfrecords(spark, paths, on_damage=on_damage).schema
+    _refuse_encoded(found, plan.directory.features.spec)
+    features = plan.directory.scored_features
+    families = trained_families(features, plan.directory.features.column_types)
+    schema = _schema(found, plan.keys, features, families)
+    return read_tfrecords(spark, paths, schema=schema, on_damage=on_damage)
+
+
+def _refuse_encoded(found: StructType, spec: FeatureSpec) -> None:
+    """Reject rows that a conversion wrote for training, because their numbers would be scaled a second time."""
+    encoded = {LABEL_PREFIX + spec.label.name, *(KEY_PREFIX + key for key in spec.keys)}
+    if names := sorted(encoded.intersection(found.names)):
+        raise ScoringError(
+            f"the records have {names}: they are the shards of a dataset, whose features are encoded for training; "
+            f"{_FROM_THE_TABLE}"
+        )
+
+
+def _schema(
+    found: StructType, keys: Sequence[str], inputs: Sequence[Feature], families: Mapping[str, TokenFamily]
+) -> StructType:
+    """Return the columns of ``found`` that scoring reads, in the types that the features take."""
+    in_records = {field.name: field.dataType for field in found}
+    types = {key: in_records[key] for key in keys if key in in_records}
+    for feature in inputs:
+        for name in feature.columns:
+            if isinstance(feature, Sparse) and name == feature.name:
+                types[name] = VectorUDT()
+            elif name in in_records:
+                stored = _token_type(in_records[name], families.get(name))
+                is_list = feature.raw[name] in _LISTS and not isinstance(stored, ArrayType)
+                types[name] = ArrayType(stored) if is_list else stored
+    return StructType([StructField(name, type_) for name, type_ in types.items()])
+
+
+def _token_type(stored: DataType, trained: TokenFamily | None) -> DataType:
+    """Return the type of tokens in training if ``stored``, the type in the records, is ambiguous."""
+    if isinstance(stored, LongType) and trained == "boolean":
+        return BooleanType()
+    if not isinstance(stored, ArrayType):
+        return stored
+    if isinstance(stored.elementType, StringType) and trained is not None:
+        # Columns of empty lists are inferred as strings. Actual strings in place of numbers fail when they are decoded.
+        return ArrayType({"boolean": BooleanType(), "integer": LongType(), "string": StringType()}[trained])
+    return ArrayType(_token_type(stored.elementType, trained))

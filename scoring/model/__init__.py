@@ -1,0 +1,1 @@
+"""Models for scoring: resolving URIs, fetching, caching and loading."""

@@ -1,0 +1,103 @@
+"""Cache of the models that this process has loaded."""
+
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from mirrorspark.scoring.model.directory import folder_digest
+from mirrorspark.scoring.model.loaded import LoadedModel
+
+CACHED_BYTES = 2 * 1024**3
+
+
+class ModelChangedError(RuntimeError):
+    """Raised when the files of a model differ from those that were pinned."""
+
+
+class ModelCache:
+    """Loaded models by digest, with eviction of the least recently used. Thread-safe.
+
+    Args:
+        capacity_bytes: Limit for the total size of the models' folders. The newest model stays, whatever its size.
+    """
+
+    def __init__(self, capacity_bytes: int = CACHED_BYTES) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._models: OrderedDict[str, tuple[LoadedModel, int]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._loads = self._drops = 0
+
+    @property
+    def loads(self) -> int:
+        """Number of models loaded so far."""
+        return self._loads
+
+    @property
+    def drops(self) -> int:
+        """Number of models evicted so far."""
+        return self._drops
+
+    def get(self, digest: str, size_bytes: int, load: Callable[[], LoadedModel]) -> LoadedModel:
+        """Return the model with ``digest``; call ``load`` if it is not cached."""
+        # The lock is held while loading, so that a second thread waits instead of loading the model again.
+        with self._lock:
+            if digest not in self._models:
+                self._models[digest] = (load(), size_bytes)
+                self._bytes += size_bytes
+                self._loads += 1
+            self._models.move_to_end(digest)
+            while len(self._models) > 1 and self._bytes > self._capacity_bytes:
+                _, dropped = self._models.popitem(last=False)
+                self._bytes -= dropped[1]
+                self._drops += 1
+            return self._models[digest][0]
+
+    def __contains__(self, digest: str) -> bool:
+        with self._lock:
+            return digest in self._models
+
+
+# This is module state, like the cached digests: Spark reuses Python workers with their imported modules, and nothing
+# else of a task survives it.
+PROCESS_CACHE = ModelCache()
+
+
+def load_once(
+    folder: Path,
+    digest: str,
+    *,
+    threads: int | None = None,
+    on_load: Callable[[LoadedModel], None] | None = None,
+    cache: ModelCache = PROCESS_CACHE,
+) -> LoadedModel:
+    """Return the model with ``digest``, loaded at most once in this process while the cache holds it.
+
+    Args:
+        folder: Folder of the model.
+        digest: The pinned digest.
+        threads: As for :class:`LoadedModel`.
+        on_load: Called with the model after each load.
+        cache: Holds the loaded models.
+
+    Raises:
+        ModelChangedError: The files in ``folder`` have another digest.
+    """
+
+    def load() -> LoadedModel:
+        found = folder_digest(folder)
+        if found != digest:
+            raise ModelChangedError(
+                f"the model in {folder} on {socket.gethostname()} has the digest {found[:12]}, pinned was "
+                f"{digest[:12]}: its files were changed or damaged since; resolve the model's URI again (if this is an "
+                f"executor's copy, in a new session)"
+            )
+        model = LoadedModel(folder, threads=threads)
+        if on_load is not None:
+            on_load(model)
+        return model
+
+    size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return cache.get(digest, size_bytes, load)

@@ -1,0 +1,297 @@
+"""A model loaded in the process that scores with it."""
+
+import copy
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
+from mirrorspark.models.signatures import ENCODED_SIGNATURE, SCANN, encoded_names, scann_folder
+from mirrorspark.scoring.backends.catalog import load_backend
+from mirrorspark.scoring.backends.protocol import ArrayType, Backend, ModelOutputError
+from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
+from mirrorspark.scoring.input.column_types import ARROW_TYPES, ELEMENT_TYPES, element_name
+from mirrorspark.scoring.input.decoding import decoders
+from mirrorspark.scoring.input.feed import ColumnFeed, FeatureFeed, Feed
+from mirrorspark.scoring.input.inputs import RowErrors
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectory, PackagedDescription
+from mirrorspark.scoring.model.hooks import HOOKS_FILE, PREPROCESS, Hooks, with_hooks
+from mirrorspark.scoring.output.arrays import arrow_array, checked_output, no_values
+
+DEFAULT_BATCH_SIZE = 8192
+# Largest size of the scores of a part; larger parts take more memory and are no faster.
+PART_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Search:
+    """Index and limits of a search with a retrieval model.
+
+    Attributes:
+        index: Name of the index and of its signature.
+        most_candidates: Candidates to find for every row.
+        unavailable_ids: int64 ``[any]``, ids of candidates that must not be found.
+    """
+
+    index: str
+    most_candidates: int
+    unavailable_ids: np.ndarray
+
+
+class LoadedModel:
+    """A model with its feed. Scoring is thread-safe."""
+
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        """Load the model; imports the library that computes it.
+
+        Args:
+            folder: Folder of the model.
+            threads: Threads of the library, if they can be limited per model. TensorFlow, NumPy and MLflow models share
+                the threads of the process, which stay as they are; with 1, a model that was trained here runs all but
+                large operations in the calling thread. None keeps the library's default.
+
+        Raises:
+            ModelDirectoryError: A part of the folder is missing or damaged.
+            FeatureMismatchError: The features differ from those that the model was trained with.
+            ModelOutputError: The loaded model does not fit its description.
+            UnsupportedModelError: A model of another library cannot be loaded.
+            HookError: Its hooks cannot be loaded.
+            ModuleNotFoundError: A library that the model needs is not installed here.
+        """
+        directory = ModelDirectory.open(folder)
+        self.description = directory.description
+        self.labels = directory.labels
+        self._folder = folder
+        self._backend, self._feed = _loaded(directory, threads)
+        self.threads = self._backend.threads
+        widths = {array.name: array.width for array in self._backend.signature.outputs}
+        # Largest number of elements per row of each output; None if unknown before the first call. The lock protects
+        # concurrent calls that update it.
+        self._widths = {name: widths[of] for name, of in self.description.model_outputs.items()}
+        self._widths_lock = threading.Lock()
+        for name, labels in self.labels.items():
+            self._check_labels(name, labels)
+
+    def with_search(self, search: Search) -> "LoadedModel":
+        """Return a model that outputs the results of ``search`` and shares all else with this one.
+
+        Raises:
+            ModelOutputError: The model has no such index.
+            ModuleNotFoundError: The index needs the package ScaNN, which is not installed here.
+        """
+        if not isinstance(self._backend, TrainedBackend):
+            raise ModelOutputError(
+                f"the model in {self._folder} has no indexes; give one that mirrorspark.training.run exported"
+            )
+        graph = self._scann_graph if search.index == SCANN else self._backend.graph
+        wanted = {"most_candidates": np.int32(search.most_candidates), "unavailable_ids": search.unavailable_ids}
+        model = copy.copy(self)
+        model._backend = TrainedBackend(graph, search.index, wanted)
+        model._widths = dict.fromkeys(self._widths, search.most_candidates)
+        return model
+
+    @cached_property
+    def _scann_graph(self) -> TrainedGraph:
+        """The graph of the SavedModel with ScaNN's index, loaded by the first search."""
+        return TrainedGraph(scann_folder(self._folder / SAVED_MODEL_FOLDER), scann=True, threads=self.threads)
+
+    def row_errors(self, batch: pa.RecordBatch, *, first: bool = False) -> RowErrors:
+        """Return the rows that cannot be scored with the reasons, without scoring.
+
+        Args:
+            batch: The rows.
+            first: Stop at the first one where that is faster.
+
+        Raises:
+            ColumnError: No row can be scored: a column is missing or has a type that the model does not accept.
+        """
+        return self._feed.row_errors(batch, first=first)
+
+    def most_rows(self, batch_size: int) -> int:
+        """Return the largest number of rows of a call: the model's fixed number, or ``batch_size``.
+
+        It is below ``batch_size`` if decoded values would take more than 64 MB.
+        """
+        return self._backend.signature.rows or self._feed.rows_per_call(batch_size)
+
+    def least_rows(self, batch_size: int) -> int:
+        """Return the smallest useful number of rows of a part: one, or a whole call if calls are padded.
+
+        With a fixed number of rows a smaller call takes as long, and XLA may compile it again.
+        """
+        signature = self._backend.signature
+        return self.most_rows(batch_size) if signature.rows or signature.compiles_each_shape else 1
+
+    def _padded_rows(self, rows: int, most: int) -> int:
+        """Return the number of rows that a call of ``rows`` rows is padded to, at most ``most``.
+
+        For a model that is compiled for every number of rows it is the next power of two: a single row is fast, and few
+        sizes are compiled.
+        """
+        signature = self._backend.signature
+        if signature.rows:
+            return signature.rows
+        return min(1 << (rows - 1).bit_length(), most) if signature.compiles_each_shape else rows
+
+    def parts(self, batch: pa.RecordBatch, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[pa.RecordBatch]:
+        """Yield ``batch`` in parts whose outputs take 16 MB or less: whole calls, or less than one.
+
+        The outputs of a whole batch would take hundreds of megabytes for a model with thousands of outputs per row. A
+        padded call is not divided, because each part would cost as much as the whole or be compiled again. Score each
+        part before requesting the next: if the number of outputs per row is unknown, the first part has ``batch_size``
+        rows and its outputs reveal the number. A batch without rows is one part.
+        """
+        start = 0
+        while start < max(1, batch.num_rows):
+            rows = self.part_rows(batch_size)
+            yield batch.slice(start, rows)
+            start += rows
+
+    def part_rows(self, batch_size: int) -> int:
+        """Return the number of rows of a part, see :meth:`parts`."""
+        row_bytes, call = self._row_bytes, self.most_rows(batch_size)
+        if not row_bytes:
+            return call
+        part = PART_BYTES // row_bytes
+        return part // call * call or max(part, self.least_rows(batch_size))
+
+    @property
+    def _row_bytes(self) -> int | None:
+        """Bytes of a row's outputs, with strings as pointers; None while the width of an output is unknown."""
+        elements = {name: ELEMENT_TYPES[element_name(type_)] for name, type_ in self.description.outputs.items()}
+        sizes = [elements[name].size_bytes * width for name, width in self._widths.items() if width is not None]
+        return sum(sizes) if len(sizes) == len(self._widths) else None
+
+    def _check_labels(self, name: str, labels: Sequence[str]) -> None:
+        width = self._widths[name]
+        if width != len(labels):
+            raise ModelOutputError(
+                f"output '{name}' of the model has {width} elements per row, and its description names "
+                f"{len(labels)} labels: they belong to different trainings; export or package the model again"
+            )
+
+    def score(
+        self,
+        batch: pa.Table | pa.RecordBatch,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        on_call: Callable[[], object] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs for the raw columns of ``batch``, in the order of the description.
+
+        Args:
+            batch: Raw columns; columns that the model does not read are ignored.
+            batch_size: Rows per call of the model, which bounds the memory of a call; see :meth:`most_rows`.
+            on_call: Called after each call of the model.
+
+        Returns:
+            Arrays ``[rows]`` or ``[rows, k]`` by output; strings as an object array of ``bytes`` in UTF-8.
+
+        Raises:
+            ColumnError: A column is missing or has a type or a value that the model does not accept.
+            HookError: A hook fails or returns an invalid result.
+        """
+        most = self.most_rows(batch_size)
+        # A table without rows has outputs of length zero. The rows of several calls are encoded together because each
+        # column has a fixed cost.
+        step = max(most, BATCH_ROWS // most * most)
+        pieces = (batch.slice(start, step) for start in range(0, max(batch.num_rows, 1), step))
+        parts = [
+            self._call(inputs, rows, most, on_call)
+            for piece in pieces
+            for rows, inputs in self._feed.parts(piece, most)
+        ]
+        if len(parts) == 1:
+            return {name: parts[0][name] for name in self.description.outputs}
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.description.outputs}
+
+    def _call(
+        self, inputs: Mapping[str, np.ndarray], rows: int, most: int, on_call: Callable[[], object] | None
+    ) -> dict[str, np.ndarray]:
+        outputs, names = self.description.outputs, self.description.model_outputs
+        if not rows:
+            # Some libraries reject an empty batch.
+            return {name: no_values(type_) for name, type_ in outputs.items()}
+        size = self._padded_rows(rows, most)
+        given = self._backend(inputs if size == rows else _padded(inputs, rows, size), tuple(names.values()))
+        if on_call is not None:
+            on_call()
+        made = {
+            name: checked_output(name, type_, given[names[name]], size, self.labels.get(name))[:rows]
+            for name, type_ in outputs.items()
+        }
+        self._record_widths(made, rows)
+        return made
+
+    def _record_widths(self, outputs: Mapping[str, np.ndarray], rows: int) -> None:
+        """Record the largest number of elements per row of each output."""
+        with self._widths_lock:
+            for name, values in outputs.items():
+                self._widths[name] = max(self._widths[name] or 0, values.size // rows)
+
+    def score_arrow(
+        self,
+        batch: pa.Table | pa.RecordBatch,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        on_call: Callable[[], object] | None = None,
+    ) -> dict[str, pa.Array]:
+        """Return the result of :meth:`score` as Arrow arrays of the described types.
+
+        Raises:
+            ModelOutputError: A string is not UTF-8.
+            ColumnError: As for :meth:`score`.
+            HookError: As for :meth:`score`.
+        """
+        outputs = self.score(batch, batch_size=batch_size, on_call=on_call)
+        return {
+            name: arrow_array(name, values, ARROW_TYPES[self.description.outputs[name]])
+            for name, values in outputs.items()
+        }
+
+
+def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Feed]:
+    """Return the backend of a model, and the feed that makes its inputs from a table."""
+    description = directory.description
+    if isinstance(description, PackagedDescription):
+        return _packaged(directory.path, description, threads)
+    encoder, features = Encoder(directory.features), directory.scored_features
+    graph = TrainedGraph(directory.path / SAVED_MODEL_FOLDER, threads=threads)
+    trained = TrainedBackend(graph, ENCODED_SIGNATURE)
+    _check_names("inputs", trained.signature.inputs, encoded_names(features))
+    _check_names("outputs", trained.signature.outputs, description.outputs)
+    # Older exports, and models whose Keras inputs have a fixed length, need lists padded to that length.
+    any_length = {array.name for array in trained.signature.inputs if array.shape == (None, None)}
+    return trained, FeatureFeed(encoder, features, any_length)
+
+
+def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:
+    name = description.backend
+    backend = load_backend(name, folder / description.file, signature=description.signature, threads=threads)
+    hooks = Hooks.load(folder / HOOKS_FILE) if description.hooks else None
+    found = decoders(description.inputs, backend.signature, name, hooks)
+    takes = None if PREPROCESS in description.hooks else backend.signature
+    return with_hooks(backend, hooks, description.hooks), ColumnFeed(description.inputs, takes, found)
+
+
+def _check_names(what: str, actual: Iterable[ArrayType], expected: Iterable[str]) -> None:
+    names = sorted(array.name for array in actual)
+    if names != sorted(expected):
+        raise ModelOutputError(
+            f"the SavedModel has the {what} {names}, its description says {sorted(expected)}; export the model again"
+        )
+
+
+def _padded(inputs: Mapping[str, np.ndarray], rows: int, size: int) -> dict[str, np.ndarray]:
+    """Return arrays ``[rows, ...]`` padded to ``[size, ...]`` with copies of the last row.
+
+    The model accepts that row; zeros and empty strings may be invalid for it.
+    """
+    places = np.minimum(np.arange(size), rows - 1)
+    return {name: values[places] for name, values in inputs.items()}

@@ -1,0 +1,222 @@
+"""The plan of a scoring call, which the driver resolves and checks once before a task starts."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import StructType
+
+from mirrorspark.data_pipelines.features.kinds import repeated_names
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
+from mirrorspark.data_pipelines.spark.schema import sent_schema_of, spark_schema_of
+from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.inputs import Inputs
+from mirrorspark.scoring.input.parquet_scan import Reader
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.hooks import HOOKS_FILE
+from mirrorspark.scoring.model.loaded import Search
+from mirrorspark.scoring.model.uri import PinnedModel, pinned_model
+from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Scorer, Settings, ship
+
+_LOGGER = logging.getLogger(__name__)
+
+ExtraColumns = Literal["ignore", "refuse"]
+"""Treatment of columns that are neither keys nor inputs of the model."""
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """Model, columns and settings of a scoring call; built by :meth:`of` and immutable.
+
+    Every entry point builds one. :meth:`table` checks the columns of rows that Spark reads; :meth:`check_names` and
+    :meth:`check_types` check rows that tasks read.
+
+    Attributes:
+        keys: Columns that pass through unchanged.
+        added: The columns that scoring adds after the keys.
+        reader: Reader of a DataFrame of plain Parquet files.
+    """
+
+    pinned: PinnedModel
+    directory: ModelDirectory
+    inputs: Inputs
+    keys: tuple[str, ...]
+    settings: Settings
+    added: pa.Schema
+    reader: Reader = "auto"
+
+    def __post_init__(self) -> None:
+        if self.reader not in get_args(Reader):
+            raise ScoringError(f"reader '{self.reader}' is unknown; use {', '.join(get_args(Reader))}")
+
+    @classmethod
+    def of(
+        cls,
+        model: str | Path | PinnedModel,
+        keys: str | Sequence[str],
+        settings: Settings,
+        tracking_uri: str | None = None,
+        reader: Reader = "auto",
+    ) -> "ScoringPlan":
+        """Pin the model, open its folder, and derive the columns of its scores.
+
+        Args:
+            model: Its URI, or the result of :func:`scoring.model.uri.resolve`.
+            keys: Columns that identify a row.
+            settings: Settings of the call.
+            tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
+            reader: Reader of the rows.
+
+        Raises:
+            ModelNotFoundError: The URI does not lead to a model.
+            ScoringError: The model's outputs do not fit the form, or the reader is unknown.
+        """
+        pinned = pinned_model(model, tracking_uri)
+        directory = ModelDirectory.open(pinned.path)
+        keys = (keys,) if isinstance(keys, str) else tuple(keys)
+        return cls(pinned, directory, directory.inputs, keys, settings, settings.schema(directory), reader)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The keys and the columns that the model reads, each once."""
+        return tuple(dict.fromkeys([*self.keys, *self.inputs.columns]))
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Check the names of a table's columns.
+
+        Raises:
+            ScoringError: A key is missing, or the table has or the result would have a column twice.
+            ColumnError: An input is missing.
+        """
+        check_keys(names, self.keys)
+        if repeated := repeated_names([*self.keys, *self.added.names]):
+            raise ScoringError(f"the result would have the columns {repeated} twice; rename or leave out such keys")
+        wanted = set(self.columns)
+        if ambiguous := [name for name in repeated_names(names) if name in wanted]:
+            raise ScoringError(f"the table has the columns {ambiguous} twice; drop or rename one of each")
+        if not wanted <= set(names):
+            # The null type fits every input, so this raises the inputs' own message about the missing column.
+            self.inputs.check(pa.schema([(name, pa.null()) for name in names]))
+
+    def check_types(self, schema: pa.Schema) -> None:
+        """Check the types of the model's columns as tasks will receive them.
+
+        Raises:
+            ColumnError: A column has a type that the model does not accept.
+            ScoringError: The null policy does not fit.
+        """
+        self.inputs.check(schema)
+        if self.settings.nulls.values:
+            self.settings.nulls.check(pa.schema([schema.field(name) for name in self.inputs.columns]))
+
+    def table(self, df: DataFrame, *, extra_columns: ExtraColumns = "ignore") -> DataFrame:
+        """Check the columns of ``df`` and select the keys and the model's inputs.
+
+        Raises:
+            ScoringError: For a reason of :meth:`check_names` or :meth:`check_types`, or ``extra_columns`` refuses a
+                column.
+            ColumnError: For a reason of these methods.
+        """
+        found, own = SentColumns.of(df.schema), self.columns
+        self.check_names(found.names)
+        extra = [name for name in found.names if name not in set(own)]
+        if extra and extra_columns == "refuse":
+            raise ScoringError(
+                f"the table has the columns {extra}, which the model's spec does not allow it to see; select "
+                f"{list(own)}"
+            )
+        self.check_types(found.schema(self.inputs.columns))
+        return df.select(*(column_named(name) for name in own))
+
+    def schema(self, table: DataFrame) -> StructType:
+        """Return the columns of the scores of ``table``."""
+        return scored_schema(table, self.keys, self.added)
+
+    def log_hooks(self) -> None:
+        """Log the hooks of the model that will run in the executors."""
+        if hooks := self.directory.hooks:
+            label, names = self.pinned.label, ", ".join(hooks)
+            _LOGGER.info("model %s brings code that runs in the executors: %s of its %s", label, names, HOOKS_FILE)
+
+    def scorer(self, spark: SparkSession, *, counters: Counters | None = None, search: Search | None = None) -> Scorer:
+        """Ship the model to the executors and return the scorer of the tasks.
+
+        Args:
+            spark: The session of the tasks.
+            counters: Collects the counters of the tasks.
+            search: Index and limits of a search with a retrieval model.
+        """
+        self.log_hooks()
+        return Scorer(ship(spark, self.pinned), self.settings, counters, search)
+
+
+def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
+    """Check that a table has the key columns.
+
+    Raises:
+        ScoringError: A key is missing, or no key is given.
+    """
+    if not keys:
+        raise ScoringError("keys is empty; name the columns that identify a row, or its score belongs to no row")
+    missing = [key for key in keys if key not in names]
+    if missing:
+        raise ScoringError(f"key columns {missing} are missing; the table has {list(names)}")
+
+
+def column_named(name: str) -> Column:
+    """Return the column with exactly this name, which may contain dots and back-quotes."""
+    return F.col(f"`{name.replace('`', '``')}`")
+
+
+def scored_schema(table: DataFrame, keys: Sequence[str], added: pa.Schema) -> StructType:
+    """Return the columns of the scores of ``table``: its keys, then ``added``."""
+    return StructType([table.schema[name] for name in keys] + spark_schema_of(added).fields)
+
+
+@dataclass(frozen=True)
+class SentColumns:
+    """The columns of a table as Spark sends them to tasks. Models are checked against them without more calls to Spark.
+
+    Attributes:
+        fields: Arrow field by column.
+        unsupported: Spark's type by column, for types that no model accepts.
+    """
+
+    names: tuple[str, ...]
+    fields: Mapping[str, pa.Field]
+    unsupported: Mapping[str, str]
+
+    @classmethod
+    def of(cls, schema: StructType) -> "SentColumns":
+        """Return the columns of a table with this schema."""
+        fields: dict[str, pa.Field] = {}
+        unsupported: dict[str, str] = {}
+        for field in schema.fields:
+            try:
+                fields[field.name] = sent_schema_of(StructType([field])).field(0)
+            except SchemaError:
+                unsupported[field.name] = field.dataType.simpleString()
+        return cls(tuple(schema.names), fields, unsupported)
+
+    def schema(self, names: Iterable[str]) -> pa.Schema:
+        """Return some of the columns.
+
+        Raises:
+            ColumnError: One is missing, or has a type that no model accepts.
+        """
+        return pa.schema([self._field(name) for name in names])
+
+    def _field(self, name: str) -> pa.Field:
+        if name in self.unsupported:
+            raise ColumnError(f"column '{name}' has type {self.unsupported[name]}, which no model can take; cast it")
+        if name not in self.fields:
+            known = list(self.names)
+            raise ColumnError(f"column '{name}' is missing; the table has {known}{meant(name, known)}")
+        return self.fields[name]

@@ -1,0 +1,1 @@
+"""Precomputed scores in a file with look-up by key."""

@@ -1,0 +1,1 @@
+"""Code of scoring tasks on the executors, and the planning of these tasks."""

@@ -1,0 +1,158 @@
+"""Measurement of a model's speed on a sample of the rows, before they are assigned to tasks."""
+
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS, ParquetRows, RowGroups
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of, portable
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.task.counters import Tally
+from mirrorspark.scoring.task.scorer import Scorer
+
+if TYPE_CHECKING:  # files imports this module
+    from mirrorspark.scoring.files import ScoreWriter
+
+# Minimum rows of the first piece of the sample, which pays for one-time work such as tracing a graph. It has at least
+# the rows of a padded call.
+_FIRST_ROWS = 256
+# The sample ends when all pieces together reach this number of rows, or the pieces after the first this many seconds.
+_MOST_ROWS = 2 * BATCH_ROWS
+_MOST_SECONDS = 2.0
+# If the first piece takes this long, the sample ends with it, because the next one might take as long.
+_MOST_FIRST_SECONDS = 30.0
+_MEASURED = pa.schema([("rows", pa.int64()), ("seconds", pa.float64()), ("loads", pa.int64())])
+_MEASURED_DDL = "rows long, seconds double, loads long"
+_CONF = "spark.mirrorspark.rowsPerSecond"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured speed of a model.
+
+    Attributes:
+        rows_per_second: Speed of one core, including reading and writing but not loading the model.
+        loads: Loads of the model for the measurement.
+    """
+
+    rows_per_second: float
+    loads: int = 0
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """Body of the tasks of a probe. Task 0 scores the sample.
+
+    The other tasks load the model meanwhile, because their slots need it later in any case.
+
+    Attributes:
+        sample: Row groups of the sample.
+    """
+
+    source: ParquetRows
+    sample: tuple[RowGroups, ...]
+    writer: "ScoreWriter"
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield rows, seconds and loads of each task whose number is in ``batches``; 0 rows without a measurement."""
+        for number in numbers_of(batches):
+            tally = Tally()
+            model = self.writer.scorer.load(tally)
+            rows, seconds = self._measured(model) if number == 0 else (0, 0.0)
+            yield pa.RecordBatch.from_pylist([{"rows": rows, "seconds": seconds, "loads": tally.loads}], _MEASURED)
+
+    def _measured(self, model: LoadedModel) -> tuple[int, float]:
+        try:
+            pieces = self._timed(model)
+        except (ColumnError, OSError):
+            # The tasks of the job report rows that cannot be read or scored.
+            return 0, 0.0
+        # The first piece includes one-time work. It counts only if it is the only one.
+        counted = pieces[1:] or pieces
+        return sum(rows for rows, _ in counted), sum(seconds for _, seconds in counted)
+
+    def _timed(self, model: LoadedModel) -> list[tuple[int, float]]:
+        """Return rows and seconds of each piece of the sample."""
+        timed: list[tuple[int, float]] = []
+        begin = time.perf_counter()
+        # With padded calls, fewer rows would take as long as a whole call, or include compilation in the measurement.
+        first = max(_FIRST_ROWS, model.least_rows(self.writer.scorer.settings.batch_size))
+        with self.writer.parquet(pa.MockOutputStream()) as parquet, closing(self._pieces(first)) as pieces:
+            for piece in pieces:
+                for scored in self.writer.scored(model, piece, Tally()):
+                    parquet.write_batch(scored)
+                now = time.perf_counter()
+                timed.append((piece.num_rows, now - begin))
+                if _is_enough(timed):
+                    break
+                begin = now
+        return timed
+
+    def _pieces(self, first: int) -> Generator[pa.RecordBatch, None, None]:
+        """Yield pieces of the sample: ``first`` rows, then each time as many rows as so far."""
+        rows = 0
+        for batch in self.source.batches(self.sample, 1):
+            start = 0
+            while start < batch.num_rows:
+                piece = batch.slice(start, rows or first)
+                yield piece
+                start += piece.num_rows
+                rows += piece.num_rows
+
+
+def _is_enough(timed: Sequence[tuple[int, float]]) -> bool:
+    """Return whether the sample is complete, given rows and seconds of its pieces so far.
+
+    If all rows take equally long, the sample takes less than a minute or has only one piece. The second piece has as
+    many rows as the first and takes no longer, so less than 30 s. If it takes less than 2 s, all pieces after the first
+    take less than 6 s.
+    """
+    first, *others = timed
+    return (
+        sum(rows for rows, _ in timed) >= _MOST_ROWS
+        or sum(seconds for _, seconds in others) >= _MOST_SECONDS
+        or first[1] >= _MOST_FIRST_SECONDS
+    )
+
+
+def speed_of(spark: SparkSession, source: ParquetRows, writer: "ScoreWriter") -> Speed | None:
+    """Return the speed of the model, measured once per session; None if the sample cannot be scored.
+
+    Raises:
+        WriteError: A task failed; the message gives the reason.
+    """
+    name = _conf_name(writer.scorer)
+    known = spark.conf.get(name, "")
+    if known:
+        return Speed(float(known))
+    found = _measured(spark, source, writer)
+    if found is not None:
+        spark.conf.set(name, repr(found.rows_per_second))
+    return found
+
+
+def _measured(spark: SparkSession, source: ParquetRows, writer: "ScoreWriter") -> Speed | None:
+    slots = spark.sparkContext.defaultParallelism
+    largest = max(range(len(source.groups)), key=source.group_rows.__getitem__)
+    task = ProbeTask(source, (source.groups[largest],), writer)
+    try:
+        reports = numbered_partitions(spark, slots).mapInArrow(portable(task), _MEASURED_DDL).collect()
+    except (Py4JJavaError, PySparkException) as error:
+        raise WriteError(f"{writer.job.target} cannot be written: {task_message(error)}") from error
+    rows, seconds = sum(row.rows for row in reports), sum(row.seconds for row in reports)
+    return Speed(rows / seconds, sum(row.loads for row in reports)) if seconds else None
+
+
+def _conf_name(scorer: Scorer) -> str:
+    """Return the session's configuration key for the speed of a model with one form."""
+    return f"{_CONF}.{scorer.model.digest}.{scorer.settings.outputs!r}"

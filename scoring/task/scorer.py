@@ -1,0 +1,337 @@
+"""Scoring of batches in a task: shipping and loading of the model, settings, and the columns of the scores."""
+
+import gc
+import hashlib
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from pyspark import SparkFiles, TaskContext
+from pyspark.sql import SparkSession
+
+from mirrorspark.data_pipelines.features.kinds import repeated_names
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.spark.tasks import is_local
+from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.column_types import ARROW_TYPES
+from mirrorspark.scoring.input.null_policy import NO_NULL_POLICY, NullPolicy, NullRule
+from mirrorspark.scoring.model.cache import PROCESS_CACHE, load_once
+from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel, Search
+from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.model.versions import check_versions
+from mirrorspark.scoring.output.bad_rows import (
+    ERROR_COLUMN,
+    BadRowError,
+    BadRows,
+    failure_message,
+    good_rows,
+)
+from mirrorspark.scoring.output.forms import AS_COLUMNS, Form, Shaped, form_of
+from mirrorspark.scoring.task.counters import Counters, Tally
+
+VERSION_COLUMN = "model_version"
+
+OtherVersions = Literal["refuse", "allow"]
+"""Treatment of an executor whose library versions differ from the model's."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a scoring call; checked when built.
+
+    Attributes:
+        outputs: Form of the scores.
+        batch_size: Rows per call of the model, unless the model has a fixed number.
+        with_version: Whether the columns end with ``model_version``.
+        bad_rows: Treatment of a row that cannot be scored; with ``mark`` a column ``error`` follows the scores.
+        other_versions: Treatment of executors whose library versions differ from the model's.
+    """
+
+    outputs: Form = AS_COLUMNS
+    batch_size: int = DEFAULT_BATCH_SIZE
+    with_version: bool = True
+    nulls: NullPolicy = NO_NULL_POLICY
+    bad_rows: BadRows = "fail"
+    other_versions: OtherVersions = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ScoringError(f"batch_size {self.batch_size} is below 1; use some thousands of rows")
+        if self.other_versions not in get_args(OtherVersions):
+            raise ScoringError(f"other_versions '{self.other_versions}' is unknown; use refuse or allow")
+        if self.bad_rows not in get_args(BadRows):
+            raise ScoringError(f"bad_rows '{self.bad_rows}' is unknown; use one of {list(get_args(BadRows))}")
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Form | str,
+        batch_size: int,
+        with_version: bool,
+        nulls: Mapping[str, NullRule] | None,
+        bad_rows: BadRows,
+        other_versions: OtherVersions,
+    ) -> "Settings":
+        """Return the settings for a caller's arguments, which may name a form and give rules for nulls.
+
+        Raises:
+            ScoringError: A setting is invalid.
+        """
+        policy = NullPolicy(nulls) if nulls else NO_NULL_POLICY
+        return cls(form_of(outputs), batch_size, with_version, policy, bad_rows, other_versions)
+
+    def schema(self, directory: ModelDirectory) -> pa.Schema:
+        """Return the columns that follow the keys.
+
+        Raises:
+            ScoringError: The model's outputs do not fit the form.
+        """
+        outputs = pa.schema([(name, ARROW_TYPES[type_]) for name, type_ in directory.description.outputs.items()])
+        fields = list(self.outputs.fields(outputs, directory.labels))
+        if self.bad_rows == "mark":
+            fields.append(pa.field(ERROR_COLUMN, pa.string()))
+        if self.with_version:
+            fields.append(pa.field(VERSION_COLUMN, pa.string()))
+        names = [one.name for one in fields]
+        repeated = repeated_names(names)
+        if repeated:
+            raise ScoringError(
+                f"the scores would have the columns {repeated} twice: the model has outputs or labels of these names; "
+                f"use another form, or leave the version out"
+            )
+        return pa.schema(fields)
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """Location of a model for tasks. The model itself is too large for a closure.
+
+    Attributes:
+        digest: SHA-256 of the model's files.
+        label: Value of the column ``model_version``, such as ``flights/3``.
+        path: Folder on the driver's disk in local mode, else None.
+        archive: On a cluster, name of the archive that Spark unpacks for tasks; it has one folder per model, named by
+            digest.
+    """
+
+    digest: str
+    label: str
+    path: str | None
+    archive: str | None
+
+    def folder(self) -> Path:
+        """Return the folder of the model on this host; to be called in the task."""
+        return Path(self.path) if self.path is not None else Path(SparkFiles.get(self.archive or ""), self.digest)
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Scores with the numbers of their rows.
+
+    Attributes:
+        batch: Keys and scores.
+        rows: int64 ``[rows of batch]``: number of the scored row of each entry, ascending; None if there is one entry
+            per row.
+    """
+
+    batch: pa.RecordBatch
+    rows: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores batches in a task; pickles.
+
+    Attributes:
+        counters: Collects the counters of the tasks, if any.
+        search: Search of a retrieval model; None uses the model's default.
+    """
+
+    model: ShippedModel
+    settings: Settings = field(default_factory=Settings)
+    counters: Counters | None = None
+    search: Search | None = None
+
+    def load(self, tally: Tally) -> LoadedModel:
+        """Return the model, from the cache of this process or from its files.
+
+        Raises:
+            ModelVersionsError: The library versions of this Python differ from the model's.
+        """
+        folder = self.model.folder()
+        if self.settings.other_versions == "refuse":
+            check_versions(exported_with(folder), self.model.label)
+        tally.pause()
+        context = TaskContext.get()
+        threads = context.cpus() if context is not None else None
+        if threads is not None:
+            # This precedes any import of TensorFlow by a model or its hooks.
+            limit_tensorflow(threads)
+        loaded: list[LoadedModel] = []
+        drops = PROCESS_CACHE.drops
+        model = load_once(folder, self.model.digest, threads=threads, on_load=loaded.append)
+        if loaded:
+            limit_numeric_libraries(threads)
+            freeze_gc(has_dropped=PROCESS_CACHE.drops > drops)
+        tally.begin(loads=len(loaded), threads=model.threads)
+        return model if self.search is None else model.with_search(self.search)
+
+    def scored(
+        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str] = ()
+    ) -> pa.RecordBatch:
+        """Return the keys and scores of the rows of ``batch``.
+
+        Raises:
+            BadRowError: A row cannot be scored, and bad rows are not marked.
+            ColumnError: A column has a type that its feature does not accept.
+        """
+        return self.scored_rows(model, batch, tally, keys).batch
+
+    def scored_rows(self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]) -> ScoredRows:
+        """Return the result of :meth:`scored` with the row of each score."""
+        outputs, row_errors = self._outputs(model, batch, tally, keys)
+        tally.add(batch, outputs, bad_rows=len(row_errors))
+        shaped = self.settings.outputs.shaped(outputs, model.labels)
+        if row_errors:
+            shaped = _with_rows_of_nulls(shaped, good_rows(batch.num_rows, row_errors), batch.num_rows)
+        # Keys and scores stay in the same batch, so no row can get the score of another.
+        columns = {key: _repeated(batch.column(key), shaped.rows) for key in keys} | dict(shaped.columns)
+        length = batch.num_rows if shaped.rows is None else len(shaped.rows)
+        if self.settings.bad_rows == "mark":
+            columns[ERROR_COLUMN] = _reasons(row_errors, shaped.rows, length)
+        if self.settings.with_version:
+            columns[VERSION_COLUMN] = pa.repeat(self.model.label, length)
+        return ScoredRows(pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), shaped.rows)
+
+    def scored_parts(
+        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the result of :meth:`scored` in parts of bounded output size."""
+        for rows in model.parts(batch, batch_size=self.settings.batch_size):
+            yield self.scored(model, rows, tally, keys)
+
+    def report(self, tally: Tally) -> None:
+        """Send the counters of a task to the driver if it collects them."""
+        if self.counters is not None:
+            self.counters.add(tally)
+
+    def _outputs(
+        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]
+    ) -> tuple[Mapping[str, pa.Array], dict[int, str]]:
+        """Return the outputs of the good rows, and the error messages of the others by row number."""
+        policy, fails = self.settings.nulls, self.settings.bad_rows == "fail"
+        row_errors = policy.row_errors(batch)
+        if row_errors and fails:
+            raise BadRowError(failure_message(batch, keys, row_errors))
+        numbers = good_rows(batch.num_rows, row_errors)
+        rows = policy.filled(batch.take(pa.array(numbers)) if row_errors else batch)
+        try:
+            return self._called(model, rows, tally), row_errors
+        except ColumnError:
+            found = model.row_errors(rows, first=fails)
+            if not found:
+                raise
+        more = {int(numbers[row]): message for row, message in found.items()}
+        if fails:
+            raise BadRowError(failure_message(batch, keys, more))
+        good = rows.take(pa.array(good_rows(rows.num_rows, found)))
+        return self._called(model, good, tally), dict(sorted({**row_errors, **more}.items()))
+
+    def _called(self, model: LoadedModel, rows: pa.RecordBatch, tally: Tally) -> dict[str, pa.Array]:
+        return model.score_arrow(rows, batch_size=self.settings.batch_size, on_call=tally.count_call)
+
+
+def _with_rows_of_nulls(shaped: Shaped, good: np.ndarray, rows: int) -> Shaped:
+    """Return ``shaped``, which has the good ones of ``rows`` rows, with a row of nulls for each other row."""
+    places = good if shaped.rows is None else good[shaped.rows]
+    every = np.concatenate([places, np.delete(np.arange(rows), good)])
+    order = np.argsort(every, kind="stable")
+    # A null index yields a null.
+    taken = pa.array(order, mask=order >= len(places))
+    return Shaped({name: column.take(taken) for name, column in shaped.columns.items()}, every[order])
+
+
+def _repeated(column: pa.Array, rows: np.ndarray | None) -> pa.Array:
+    return column if rows is None else column.take(pa.array(rows))
+
+
+def _reasons(row_errors: Mapping[int, str], rows: np.ndarray | None, length: int) -> pa.Array:
+    if not row_errors or rows is None:
+        return pa.nulls(length, pa.string())
+    return pa.array([row_errors.get(row) for row in rows.tolist()], pa.string())
+
+
+def ship(spark: SparkSession, model: PinnedModel) -> ShippedModel:
+    """Make ``model`` available to the tasks of ``spark``, unless it is already.
+
+    On a cluster, Spark's file server sends the files once to every executor; no shared disk is needed.
+    """
+    (shipped,) = ship_all(spark, [model])
+    return shipped
+
+
+def ship_all(spark: SparkSession, models: Sequence[PinnedModel]) -> Sequence[ShippedModel]:
+    """Make ``models`` available to the tasks of ``spark`` in one archive, unless they are already.
+
+    Spark sends the names of all archives with every task and logs them with every new archive: one archive for each of
+    thousands of models would add a megabyte to every task. A model that is shipped again in another set of models is
+    sent again.
+    """
+    context = spark.sparkContext
+    if is_local(spark):
+        return [ShippedModel(model.digest, model.label, path=str(model.path), archive=None) for model in models]
+    folders = {model.digest: model.path for model in models}
+    name = f"mirrorspark-models-{hashlib.sha256(''.join(sorted(folders)).encode()).hexdigest()}"
+    if not any(archive.endswith(f"#{name}") for archive in context.listArchives):
+        # Spark serves the archive from this folder, which exists as long as the application.
+        archive = Path(SparkFiles.getRootDirectory()) / f"{name}.packed.zip"
+        _pack(folders, archive)
+        context.addArchive(f"{archive}#{name}")
+    return [ShippedModel(model.digest, model.label, path=None, archive=name) for model in models]
+
+
+def _pack(folders: Mapping[str, Path], archive: Path) -> None:
+    """Write folders into an archive under the given names."""
+    # Another thread may ship the same models. Each writes its own file, and the last one replaces an equal one.
+    partial = archive.with_name(f"{archive.name}.{threading.get_ident()}")
+    # Weights hardly compress, so they are stored. Timestamps are not strict because files of reproducible images may be
+    # dated before 1980, which a ZIP archive cannot hold.
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
+        for name, folder in folders.items():
+            for path in sorted(folder.rglob("*")):
+                packed.write(path, Path(name, path.relative_to(folder)))
+    partial.replace(archive)
+
+
+def limit_numeric_libraries(threads: int | None) -> None:
+    """Limit BLAS and OpenMP to the threads of the task; None leaves them unchanged.
+
+    NumPy and many libraries of MLflow models have no such setting of their own. The limit applies to the whole process,
+    which is right for a Python worker of Spark but not for a user's process.
+    """
+    if threads is not None:
+        library("threadpoolctl", "scoring needs threadpoolctl").threadpool_limits(threads)
+
+
+def freeze_gc(*, has_dropped: bool) -> None:
+    """Exempt all current objects from garbage collection.
+
+    Spark's Python daemon collects after every task and traverses the 340,000 objects of TensorFlow each time. An empty
+    task takes 210 ms of CPU, and 2 ms when they are frozen.
+
+    Args:
+        has_dropped: Whether the cache has evicted a model. Frozen cycles are never freed, so they are unfrozen and
+            collected first. This traverses all objects, which is too slow to repeat for each of thousands of models.
+    """
+    if has_dropped:
+        gc.unfreeze()
+    gc.collect()
+    gc.freeze()

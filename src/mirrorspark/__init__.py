@@ -1,0 +1,194 @@
+"""Train TensorFlow models on the Spark cluster you already have, and get the scores back into a table.
+
+``import mirrorspark as ms`` gives every public name, each imported from its module when it is first used.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names once more, for type checkers and editors
+    from mirrorspark.callbacks.backup import BackupAndRestore as BackupAndRestore
+    from mirrorspark.callbacks.checkpoint import ChiefCheckpoint as ChiefCheckpoint
+    from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping as AgreedEarlyStopping
+    from mirrorspark.callbacks.mlflow_log import MLflowLogger as MLflowLogger
+    from mirrorspark.callbacks.nan_guard import StopOnNaN as StopOnNaN
+    from mirrorspark.callbacks.profile import ProfileSteps as ProfileSteps
+    from mirrorspark.callbacks.progress import EventCallback as EventCallback
+    from mirrorspark.callbacks.reduce_lr import AgreedReduceLROnPlateau as AgreedReduceLROnPlateau
+    from mirrorspark.callbacks.short_executions import ShortExecutions as ShortExecutions
+    from mirrorspark.callbacks.stop_request import StopOnRequest as StopOnRequest
+    from mirrorspark.callbacks.throughput import Throughput as Throughput
+    from mirrorspark.data_pipelines.convert import ConversionOptions as ConversionOptions
+    from mirrorspark.data_pipelines.convert import convert as convert
+    from mirrorspark.data_pipelines.convert import read_profile as read_profile
+    from mirrorspark.data_pipelines.dataset.cache import DatasetCache as DatasetCache
+    from mirrorspark.data_pipelines.features.spec import FeatureSpec as FeatureSpec
+    from mirrorspark.data_pipelines.ingest import ingest_csv as ingest_csv
+    from mirrorspark.data_pipelines.quality.leakage import check_leakage as check_leakage
+    from mirrorspark.data_pipelines.quality.splits import random_split as random_split
+    from mirrorspark.data_pipelines.quality.splits import time_split as time_split
+    from mirrorspark.data_pipelines.reading.dataset import Dataset as Dataset
+    from mirrorspark.data_pipelines.reading.dataset import ReadPlan as ReadPlan
+    from mirrorspark.data_pipelines.reading.dataset import batches as batches
+    from mirrorspark.data_pipelines.reading.dataset import load_batches as load_batches
+    from mirrorspark.data_pipelines.reading.dataset import load_dataset as load_dataset
+    from mirrorspark.data_pipelines.reading.foreign import RowPlan as RowPlan
+    from mirrorspark.data_pipelines.reading.foreign import count_rows as count_rows
+    from mirrorspark.data_pipelines.reading.foreign import load_rows as load_rows
+    from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource as TFRecordSource
+    from mirrorspark.data_pipelines.tfrecords import check_tfrecords as check_tfrecords
+    from mirrorspark.data_pipelines.tfrecords import read_tfrecords as read_tfrecords
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords as write_tfrecords
+    from mirrorspark.data_pipelines.tfrecords import write_tfrecords_from_parquet as write_tfrecords_from_parquet
+    from mirrorspark.models.step_loop import use_step_loop as use_step_loop
+    from mirrorspark.plots.calibration import calibration_curve as calibration_curve
+    from mirrorspark.plots.learning_curves import learning_curves as learning_curves
+    from mirrorspark.plots.lift import lift_chart as lift_chart
+    from mirrorspark.plots.precision_recall import precision_recall_curve as precision_recall_curve
+    from mirrorspark.plots.ranking import recall_at_k_curve as recall_at_k_curve
+    from mirrorspark.plots.roc import roc_curve as roc_curve
+    from mirrorspark.plots.run_curves import run_curves as run_curves
+    from mirrorspark.plots.score_histogram import score_histogram as score_histogram
+    from mirrorspark.scoring.batch import score as score
+    from mirrorspark.scoring.errors import ScoringError as ScoringError
+    from mirrorspark.scoring.files import score_files as score_files
+    from mirrorspark.scoring.groups import score_by_group as score_by_group
+    from mirrorspark.scoring.input.inputs import Column as Column
+    from mirrorspark.scoring.input.tfrecords import score_tfrecords as score_tfrecords
+    from mirrorspark.scoring.model.directory import ModelDirectory as ModelDirectory
+    from mirrorspark.scoring.model.uri import resolve as resolve
+    from mirrorspark.scoring.output.forms import AtLeast as AtLeast
+    from mirrorspark.scoring.output.forms import Columns as Columns
+    from mirrorspark.scoring.output.forms import Long as Long
+    from mirrorspark.scoring.output.forms import Struct as Struct
+    from mirrorspark.scoring.output.forms import TopK as TopK
+    from mirrorspark.scoring.output.forms import Wide as Wide
+    from mirrorspark.scoring.package import package_model as package_model
+    from mirrorspark.scoring.parity import ParityReport as ParityReport
+    from mirrorspark.scoring.parity import log_parity as log_parity
+    from mirrorspark.scoring.parity import parity as parity
+    from mirrorspark.scoring.parity import parity_check as parity_check
+    from mirrorspark.scoring.parity import ranking_parity as ranking_parity
+    from mirrorspark.scoring.precomputed.precompute import precompute as precompute
+    from mirrorspark.scoring.precomputed.store import PrecomputedScores as PrecomputedScores
+    from mirrorspark.scoring.predictor import Predictor as Predictor
+    from mirrorspark.scoring.recommend import recommend as recommend
+    from mirrorspark.scoring.sql import register_sql as register_sql
+    from mirrorspark.scoring.task.counters import Counters as Counters
+    from mirrorspark.scoring.udf import scorer_udf as scorer_udf
+    from mirrorspark.training.config import ConfigError as ConfigError
+    from mirrorspark.training.config import RunConfig as RunConfig
+    from mirrorspark.training.config import TrainingConfig as TrainingConfig
+    from mirrorspark.training.driver.errors import TrainingFailedError as TrainingFailedError
+    from mirrorspark.training.driver.errors import TrainingStoppedError as TrainingStoppedError
+    from mirrorspark.training.estimator import TrainedModel as TrainedModel
+    from mirrorspark.training.estimator import TrainingEstimator as TrainingEstimator
+    from mirrorspark.training.launch import run_train_fn as run_train_fn
+    from mirrorspark.training.results.delivery import Trained as Trained
+    from mirrorspark.training.ring.ring import Ring as Ring
+    from mirrorspark.training.ring.strategy import RingStrategy as RingStrategy
+    from mirrorspark.training.sources import recipe_table as recipe_table
+    from mirrorspark.training.spark_session import open_session as open_session
+    from mirrorspark.training.train import train as train
+
+    __version__: str
+
+# Per subject the modules and their public names.
+SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "Data": {
+        "data_pipelines.convert": ("convert", "ConversionOptions", "read_profile"),
+        "data_pipelines.dataset.cache": ("DatasetCache",),
+        "data_pipelines.features.spec": ("FeatureSpec",),
+        "data_pipelines.ingest": ("ingest_csv",),
+        "data_pipelines.quality.leakage": ("check_leakage",),
+        "data_pipelines.quality.splits": ("random_split", "time_split"),
+        "data_pipelines.reading.dataset": ("Dataset", "ReadPlan", "batches", "load_batches", "load_dataset"),
+        "data_pipelines.reading.foreign": ("RowPlan", "count_rows", "load_rows"),
+        "data_pipelines.spark.tfrecord_source": ("TFRecordSource",),
+        "data_pipelines.tfrecords": (
+            "check_tfrecords",
+            "read_tfrecords",
+            "write_tfrecords",
+            "write_tfrecords_from_parquet",
+        ),
+    },
+    "Training": {
+        "models.step_loop": ("use_step_loop",),
+        "training.config": ("ConfigError", "RunConfig", "TrainingConfig"),
+        "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
+        "training.estimator": ("TrainedModel", "TrainingEstimator"),
+        "training.launch": ("run_train_fn",),
+        "training.results.delivery": ("Trained",),
+        "training.ring.ring": ("Ring",),
+        "training.ring.strategy": ("RingStrategy",),
+        "training.sources": ("recipe_table",),
+        "training.spark_session": ("open_session",),
+        "training.train": ("train",),
+    },
+    "Callbacks": {
+        "callbacks.backup": ("BackupAndRestore",),
+        "callbacks.checkpoint": ("ChiefCheckpoint",),
+        "callbacks.early_stopping": ("AgreedEarlyStopping",),
+        "callbacks.mlflow_log": ("MLflowLogger",),
+        "callbacks.nan_guard": ("StopOnNaN",),
+        "callbacks.profile": ("ProfileSteps",),
+        "callbacks.progress": ("EventCallback",),
+        "callbacks.reduce_lr": ("AgreedReduceLROnPlateau",),
+        "callbacks.short_executions": ("ShortExecutions",),
+        "callbacks.stop_request": ("StopOnRequest",),
+        "callbacks.throughput": ("Throughput",),
+    },
+    "Scoring": {
+        "scoring.batch": ("score",),
+        "scoring.errors": ("ScoringError",),
+        "scoring.files": ("score_files",),
+        "scoring.groups": ("score_by_group",),
+        "scoring.input.inputs": ("Column",),
+        "scoring.input.tfrecords": ("score_tfrecords",),
+        "scoring.model.directory": ("ModelDirectory",),
+        "scoring.model.uri": ("resolve",),
+        "scoring.output.forms": ("AtLeast", "Columns", "Long", "Struct", "TopK", "Wide"),
+        "scoring.package": ("package_model",),
+        "scoring.parity": ("ParityReport", "log_parity", "parity", "parity_check", "ranking_parity"),
+        "scoring.precomputed.precompute": ("precompute",),
+        "scoring.precomputed.store": ("PrecomputedScores",),
+        "scoring.predictor": ("Predictor",),
+        "scoring.recommend": ("recommend",),
+        "scoring.sql": ("register_sql",),
+        "scoring.task.counters": ("Counters",),
+        "scoring.udf": ("scorer_udf",),
+    },
+    "Plots": {
+        "plots.calibration": ("calibration_curve",),
+        "plots.learning_curves": ("learning_curves",),
+        "plots.lift": ("lift_chart",),
+        "plots.precision_recall": ("precision_recall_curve",),
+        "plots.ranking": ("recall_at_k_curve",),
+        "plots.roc": ("roc_curve",),
+        "plots.run_curves": ("run_curves",),
+        "plots.score_histogram": ("score_histogram",),
+    },
+}
+_MODULES = {name: module for modules in SUBJECTS.values() for module, names in modules.items() for name in names}
+
+__all__ = [*sorted(_MODULES), "__version__"]
+
+if not TYPE_CHECKING:  # type checkers would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value: Any = version("mirrorspark")
+        elif name in _MODULES:
+            from importlib import import_module
+
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return __all__

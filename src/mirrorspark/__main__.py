@@ -1,0 +1,75 @@
+"""The program ``mirrorspark``: one command for each thing that it does."""
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+EXIT_DONE = 0
+EXIT_USAGE = 2
+
+_HELP = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the module whose ``main`` it calls, and one line on what it does."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command("mirrorspark.training.run", "convert a table, train on it, register the model and score with it"),
+    "score": Command("mirrorspark.scoring.run", "score files with a model"),
+    "lookup": Command("mirrorspark.scoring.lookup", "answer by key over HTTP, from scores that are there"),
+    "runs": Command("mirrorspark.training.runs", "list, compare, diff and resume runs"),
+    "doctor": Command("mirrorspark.training.doctor", "check whether training can run here"),
+    "sweep": Command("mirrorspark.training.sweep", "search for the best settings"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; 2 where there is no such command.
+
+    Only the chosen command's modules are imported.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name, *rest = arguments or ["--help"]
+    if name in _HELP:
+        print(_page())
+        return EXIT_DONE if arguments else EXIT_USAGE
+    if name == "--version":
+        from mirrorspark import __version__
+
+        print(f"mirrorspark {__version__}")
+        return EXIT_DONE
+    if name not in COMMANDS:
+        print(f"mirrorspark: {_refusal(name)} (see mirrorspark --help)", file=sys.stderr)
+        return EXIT_USAGE
+    status: int = import_module(COMMANDS[name].module).main(rest)
+    return status
+
+
+def _page() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: mirrorspark COMMAND [FLAGS]\n\n"
+        "Train TensorFlow models on Spark, and get their scores back into a table.\n\n"
+        f"commands:\n{commands}\n\n"
+        "mirrorspark COMMAND --help lists the flags of a command, mirrorspark --version prints the version."
+    )
+
+
+def _refusal(name: str) -> str:
+    if name.startswith("-"):
+        return f"{name} is no command; the flags of a run follow its command: mirrorspark train {name} …"
+    likely = difflib.get_close_matches(name, COMMANDS, n=1)
+    remedy = f"did you mean {likely[0]}?" if likely else f"use one of {list(COMMANDS)}"
+    return f"command '{name}' is unknown; {remedy}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Files on any store: paths, atomic writes, listings, a cache per machine, and writes that become visible at once."""

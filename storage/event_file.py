@@ -1,0 +1,174 @@
+"""A file of events, one JSON object per line, that stays small and can be read while it is written."""
+
+import json
+import logging
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO
+
+from mirrorspark.storage.credentials import clean
+
+Event = dict[str, Any]
+
+# Prefix of the kinds that only MLflow uses. They have no time, so durations ignore them.
+FOR_MLFLOW = "mlflow_"
+# Kinds that every rank repeats every few seconds; the next event replaces the one before.
+SAMPLED = frozenset({"alive", "system", "progress", "validation"})
+# Eight ranks write about two megabytes an hour at this rate, and a slow minute still shows.
+SAMPLE_SECONDS = 10.0
+# The curves over optimizer steps are drawn from progress events.
+PROGRESS_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class EventFile:
+    """Appends events, each with one write, so that a reader sees whole lines.
+
+    Events of the kinds in ``SAMPLED`` are written once per rank every ``SAMPLE_SECONDS`` (progress every
+    ``PROGRESS_SECONDS``). A warning that a rank repeats is sampled in the same way. All other events are written. A
+    disk error is reported once; training continues, and :class:`EventTail` still gets the events.
+
+    Args:
+        path: The file, created by the first event; None keeps the events in memory.
+        capacity: Number of events kept in memory for a tail when they cannot be written; the oldest are dropped first.
+        clock: Returns seconds; used for events without a time of their own.
+    """
+
+    def __init__(
+        self, path: Path | None, *, capacity: int = 10_000, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Name the file."""
+        self.path = path
+        self.unwritten: deque[Event] = deque(maxlen=capacity)
+        self.when_appended: Callable[[], object] = _nothing
+        self._clock = clock
+        # Events come from the ranks' connections and from the supervisor.
+        self._lock = Lock()
+        self._due: dict[tuple[object, ...], float] = {}
+        self._descriptor: int | None = None
+        self._close: Callable[[], object] = _nothing
+        self._is_torn = False
+        self.has_failed = False
+        self._has_overflowed = False
+
+    def append(self, event: Event) -> None:
+        """Write an event, unless its kind is sampled and its rank wrote one a moment ago."""
+        with self._lock:
+            if not self._is_due(event):
+                return
+            event = clean(event)
+            try:
+                if self.path is None:
+                    self._remember(event)
+                else:
+                    self._write(self.path, (json.dumps(event, default=str) + "\n").encode())
+            except OSError as error:
+                self._remember(event)
+                if not self.has_failed:
+                    logger.warning("events are lost, training goes on: cannot write %s (%s)", self.path, error)
+                self.has_failed = True
+        # Called without the lock, because the callback may append.
+        self.when_appended()
+
+    def close(self) -> None:
+        """Close the file; a later event opens it again."""
+        with self._lock:
+            self._close()
+            self._descriptor = None
+
+    def _remember(self, event: Event) -> None:
+        if len(self.unwritten) == self.unwritten.maxlen and not self._has_overflowed:
+            logger.warning("more than %d events wait; the oldest are dropped from now on", len(self.unwritten))
+            self._has_overflowed = True
+        self.unwritten.append(event)
+
+    def _is_due(self, event: Event) -> bool:
+        kind = event["event"]
+        if kind not in SAMPLED and kind != "log":
+            return True
+        seconds = PROGRESS_SECONDS if kind == "progress" else SAMPLE_SECONDS
+        now = float(event.get("time", self._clock()))
+        key = (kind, event.get("rank"), event.get("message"), event.get("step") == 0)
+        # A clock that was set back must not suppress events for longer than one interval.
+        if 0 < self._due.get(key, now) - now <= seconds:
+            return False
+        if kind == "log":  # messages vary without limit, so old keys are dropped
+            self._due = {known: due for known, due in self._due.items() if due > now}
+        self._due[key] = now + seconds
+        return True
+
+    def _write(self, path: Path, line: bytes) -> None:
+        if self._descriptor is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            self._close = weakref.finalize(self, os.close, self._descriptor)
+            self._is_torn = _ends_within_a_line(self._descriptor)
+        line = b"\n" + line if self._is_torn else line
+        self._is_torn = True
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            raise OSError("the disk took a part of a line")
+        self._is_torn = False
+
+
+class EventTail:
+    """Reads the events of a file from its beginning, then those that are appended.
+
+    Events that could not be written follow once the file has no more.
+    """
+
+    def __init__(self, events: EventFile) -> None:
+        """Read nothing yet."""
+        self._events = events
+        self._file: BinaryIO | None = None
+        self._is_closed = False
+
+    def read(self) -> Event | None:
+        """Return the next event, or None if there is none yet; lines that a crash cut off are skipped."""
+        while (line := self._line()) is not None:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and "event" in event:
+                return event
+        try:
+            return self._events.unwritten.popleft()
+        except IndexError:
+            return None
+
+    def close(self) -> None:
+        """Close the file; :meth:`read` then returns only events that could not be written."""
+        self._is_closed = True
+        if self._file is not None:
+            self._file.close()
+
+    def _line(self) -> bytes | None:
+        if self._is_closed:
+            return None
+        if self._file is None:
+            if self._events.path is None or not self._events.path.exists():
+                return None
+            self._file = self._events.path.open("rb")
+        begin = self._file.tell()
+        line = self._file.readline()
+        if line.endswith(b"\n"):
+            return line
+        self._file.seek(begin)  # the rest of the line may follow
+        return None
+
+
+def _ends_within_a_line(descriptor: int) -> bool:
+    """Return whether a crash or a full disk has cut off the last line."""
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def _nothing() -> None:
+    pass

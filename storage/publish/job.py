@@ -1,0 +1,347 @@
+"""A write of files by many tasks: each writes below a hidden folder, and the driver publishes the files at the end.
+
+Tasks write below a staging folder that readers ignore. When all of them have reported, the driver publishes the files
+that they named; leftovers of killed, failed or speculative tasks are deleted with the staging folder. On a disk a new
+folder is renamed to the target in one step. Where that is impossible (an object store, a mount point, an append to
+existing data) the files are moved one by one under a journal, whose commit makes all of them visible at once. A publish
+that fails before its commit is taken back; after its commit it is finished.
+"""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish.journal import Journal, check_inside, flush, in_parallel
+from mirrorspark.storage.publish.keeper import end_keeper, start_keeper
+from mirrorspark.storage.publish.lease import TIMING, Lease, Owner, Timing
+from mirrorspark.storage.publish.recovery import (
+    ATTEMPTS_FOLDER,
+    FORMER_FOLDER,
+    WHOLE_FOLDER,
+    Staging,
+    recover,
+    stagings,
+)
+from mirrorspark.storage.publish.targets import (
+    SUCCESS_FILE,
+    SaveMode,
+    TargetExistsError,
+    WrittenFile,
+    holds_data,
+    is_hidden,
+)
+
+_LOGGER = logging.getLogger(__name__)
+
+_GIVEN_UP_FILE = "given-up"
+
+
+@dataclass(frozen=True)
+class WriteJob:
+    """One write: its target, save mode and hidden staging folder. A plain, picklable value."""
+
+    target: StoragePath
+    mode: SaveMode
+    staging: StoragePath
+    _lease: Lease | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def begin(
+        cls,
+        target: StoragePath,
+        mode: SaveMode,
+        *,
+        driver: int | None = None,
+        name: str | None = None,
+        timing: Timing = TIMING,
+    ) -> "WriteJob":
+        """Begin a write, and recover earlier writes to ``target`` whose owner is gone.
+
+        On a disk only this method creates the staging folder, so a task that outlives the write cannot bring it back.
+
+        Args:
+            target: Destination folder of the files.
+            mode: Treatment of existing data.
+            driver: PID of the owning driver, whose end also ends the write; None for this process.
+            name: Identifies this write among those of the driver, in letters and digits; beginning again under the
+                same name continues the same write. None for a unique name.
+            timing: Intervals of the lease.
+
+        Raises:
+            TargetExistsError: There is data at ``target`` and the mode is ``error`` or ``ignore``.
+            WriteInProgressError: Another process writes data that this write would overwrite, or has the same name.
+            NotADirectoryError: ``target`` is a file.
+            ForeignStagingError: Another user has left a write to ``target``.
+        """
+        if target.is_local:
+            # Links are resolved, because a rename would replace the link instead of the folder.
+            target = StoragePath.of(target.local.resolve())
+        if target.is_file():
+            raise NotADirectoryError(
+                errno.ENOTDIR, "a write needs a folder as its target, and this is a file", str(target)
+            )
+        owner = Owner.here(driver)
+        earlier = _earlier_write(target, name, owner) if name else None
+        if earlier is not None:
+            earlier.settle()
+        is_overwrite = mode is SaveMode.OVERWRITE
+        recover(target, owner, kept=earlier, name=name, is_overwrite=is_overwrite, timing=timing)
+        if mode in (SaveMode.ERROR, SaveMode.IGNORE) and holds_data(target):
+            raise TargetExistsError(target)
+        staging = Staging.of(target, name or uuid4().hex[:8], is_beside=_takes_name_at_once(target, mode)).folder
+        (staging / ATTEMPTS_FOLDER).make_folder()
+        job = cls(target, mode, staging.kept_within())
+        if owner == Owner.here():
+            return replace(job, _lease=Lease.take(staging, owner, timing))
+        start_keeper(staging, owner)
+        return job
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the lease, which stays in the process that renews it."""
+        return self.__dict__ | {"_lease": None}
+
+    def begin_attempt(self, attempt: str) -> None:
+        """Create the folder of the task attempt with that name.
+
+        Raises:
+            FileNotFoundError: The write is over, or the staging folder is on the driver's own disk.
+        """
+        if not self.staging.is_local:
+            return
+        folder = self.attempt_folder(attempt).local
+        try:
+            folder.mkdir()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the write is over, or this machine does not share the driver's disk: write to a path that driver and "
+                "executors share",
+                str(folder),
+            ) from error
+
+    @contextmanager
+    def attempt(self, partition: int) -> Iterator[str]:
+        """Yield the name of a new attempt to write a partition; its files are removed if the block raises.
+
+        File names contain this name, so two attempts, two appends or two batches of a stream never share a file name.
+
+        Raises:
+            FileNotFoundError: As for :meth:`begin_attempt`.
+        """
+        name = f"{partition:05d}-{uuid4().hex[:8]}"
+        self.begin_attempt(name)
+        try:
+            yield name
+        except BaseException:
+            self.attempt_folder(name).delete()
+            raise
+
+    def give_up(self, why: str) -> None:
+        """Record that nothing of the write will be published, for tasks that have yet to begin."""
+        (self.staging / _GIVEN_UP_FILE).write_bytes(why.encode())
+
+    @property
+    def given_up(self) -> str | None:
+        """The reason that a task gave in :meth:`give_up`, or None."""
+        file = self.staging / _GIVEN_UP_FILE
+        return file.read_bytes().decode() if file.is_file() else None
+
+    def attempt_folder(self, attempt: str) -> StoragePath:
+        """Return the folder of a task attempt, where each file has its path relative to the target."""
+        return self.staging / ATTEMPTS_FOLDER / attempt
+
+    def attempt_file(self, attempt: str, path: str) -> StoragePath:
+        """Return the place where a task attempt writes the file that is published at ``path``."""
+        return self.attempt_folder(attempt) / path
+
+    def publish(self, files: Sequence[WrittenFile], *, last: Sequence[str] = ()) -> None:
+        """Move ``files`` into the target, and remove the staging folder.
+
+        Args:
+            files: The files to publish. If the target already has data, visible file names must be new.
+            last: Paths that appear after all others, in this order, if the files do not appear all at once.
+
+        Raises:
+            TargetExistsError: The mode is ``error`` or ``ignore``, and there is data by now.
+            FileNotFoundError: A file that a task wrote is gone.
+            LeaseLostError: Another process may have taken this write for dead.
+            ValueError: ``last`` names a path that is not among the files.
+            OSError: The store refuses. Unless a note on the error says otherwise, the target is as it was. If an
+                overwrite in place fails while deleting old files, old and new files remain, and the next write
+                deletes the old ones.
+        """
+        if self.mode in (SaveMode.ERROR, SaveMode.IGNORE) and holds_data(self.target):
+            raise TargetExistsError(self.target)
+        unknown = sorted({*last} - {file.path for file in files})
+        if unknown:
+            raise ValueError(f"{unknown} are to appear last and are none of the {len(files)} files; name some of them")
+        check_inside(file.path for file in files)
+        self._check_staged(files)
+        lease = self._lease or self._taken_lease()
+        try:
+            if self._place.is_beside and not (self.mode is SaveMode.APPEND and holds_data(self.target)):
+                self._publish_folder(files, lease)
+            else:
+                self._publish_files(files, last, lease)
+        except BaseException:
+            if self._lease is None:
+                lease.release()
+            raise
+        lease.end()
+        self._place.remove()
+
+    def abort(self) -> None:
+        """Take back a failed write, and remove the staging folder; the next write completes what fails here."""
+        end_keeper(self.staging)
+        try:
+            self._place.settle()
+        except OSError as error:
+            _LOGGER.warning("%s: %s; the next write will finish taking this one back", self.target, error)
+            if self._lease is not None:
+                self._lease.release()
+            return
+        if self._lease is not None:
+            self._lease.end()
+        self._place.remove()
+
+    @property
+    def _place(self) -> Staging:
+        return Staging(self.staging, self.target)
+
+    def _taken_lease(self) -> Lease:
+        """Take over the lease from the keeper process, because Spark commits in a separate process."""
+        owner = self._place.owner
+        end_keeper(self.staging)
+        return Lease.take(self.staging, owner)
+
+    def _check_staged(self, files: Sequence[WrittenFile]) -> None:
+        """Compare the files in the staging folder with the reports of the tasks."""
+        attempts = self.staging / ATTEMPTS_FOLDER
+        found = {file.path.relative_to(attempts): file.bytes for file in attempts.files()}
+        for file in files:
+            size = found.get(f"{file.attempt}/{file.path}")
+            path = str(self.attempt_file(file.attempt, file.path))
+            if size is None:
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    "a file of this write is gone before it was published, another write having replaced the target "
+                    "or a program having deleted what it took for temporary; nothing was published, write again",
+                    path,
+                )
+            if size != file.bytes:
+                raise OSError(
+                    errno.EIO,
+                    f"a file of this write has {size} bytes, and {file.bytes} were written; another program may have "
+                    f"changed it; nothing was published, write again",
+                    path,
+                )
+
+    def _publish_folder(self, files: Sequence[WrittenFile], lease: Lease) -> None:
+        whole = self.staging / WHOLE_FOLDER
+        # A killed commit may be retried under the same name.
+        whole.delete()
+        whole.make_folder()
+        for file in files:
+            self.attempt_file(file.attempt, file.path).rename(whole / file.path)
+        (whole / SUCCESS_FILE).write_bytes(b"")
+        lease.check()
+        if self.mode is SaveMode.OVERWRITE and self.target.exists():
+            whole.local.chmod(stat.S_IMODE(self.target.local.stat().st_mode))
+            # Flushed first, because the replaced data is deleted next.
+            flush(whole, [file.path for file in files])
+            try:
+                self.target.rename(self.staging / FORMER_FOLDER)
+                whole.rename(self.target)
+            except BaseException:
+                self._place.restore_former()
+                raise
+            self.target.parent.flush_to_disk()
+            return
+        try:
+            whole.rename(self.target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            # Another write was slightly faster; the next append finds its files.
+            raise TargetExistsError(self.target) from error
+
+    def _publish_files(self, files: Sequence[WrittenFile], last: Sequence[str], lease: Lease) -> None:
+        former: list[str] = []
+        if self.mode is SaveMode.OVERWRITE:
+            # An older publish that is taken back later would restore files that this one deletes.
+            recover(self.target, lease.owner, kept=self._place, timing=lease.timing)
+            former = _visible_files(self.target)
+        names = sorted(file.path for file in files)
+        journal = Journal(
+            files=tuple(names),
+            deletes=tuple(sorted({*former} - {*names})),
+            replaced=tuple(
+                name for name in names if name in former or (is_hidden(name) and (self.target / name).exists())
+            ),
+            had_success=(self.target / SUCCESS_FILE).exists(),
+        )
+        try:
+            journal.begin(self.staging, self.target)
+            self._move(files, last, lease)
+            moved = journal.commit(self.staging, self.target)
+        except BaseException as error:
+            # The caller will write again after a failure, so any part that stayed would be there twice.
+            try:
+                journal.take_back(self.staging, self.target)
+            except OSError as second:
+                error.add_note(
+                    f"A part of the write may be visible in {self.target}: taking it back failed ({second}). The next "
+                    f"write to it will do so"
+                )
+            raise
+        moved.finish(self.staging, self.target)
+
+    def _move(self, files: Sequence[WrittenFile], last: Sequence[str], lease: Lease) -> None:
+        """Move the files to their paths in the target; a file of unexpected size is an error."""
+
+        def move(file: WrittenFile) -> None:
+            goal = self.target / file.path
+            lease.check()
+            self.attempt_file(file.attempt, file.path).rename(goal)
+            size = goal.size() if goal.is_file() else None
+            if size != file.bytes:
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    f"the file should be published with {file.bytes} bytes and "
+                    f"{'is gone' if size is None else f'has {size}'}; another program may have changed it; write again",
+                    str(goal),
+                )
+
+        # Hidden files describe the visible ones, so they follow them.
+        first = [file for file in files if file.path not in last]
+        in_parallel(move, [file for file in first if not is_hidden(file.path)])
+        in_parallel(move, [file for file in first if is_hidden(file.path)])
+        for file in sorted((file for file in files if file.path in last), key=lambda file: last.index(file.path)):
+            move(file)
+        lease.check()
+
+
+def _earlier_write(target: StoragePath, name: str, owner: Owner) -> Staging | None:
+    return next((left for left in stagings(target) if left.write_id == name and left.owner == owner), None)
+
+
+def _takes_name_at_once(target: StoragePath, mode: SaveMode) -> bool:
+    """Return whether a new folder can be renamed to the target, so that all files appear in one step."""
+    if not target.is_local or target.local.is_mount():
+        return False
+    parent = target.parent.local
+    if parent.exists() and not os.access(parent, os.W_OK):
+        return False
+    return mode is SaveMode.OVERWRITE or not holds_data(target)
+
+
+def _visible_files(target: StoragePath) -> list[str]:
+    names = [file.path.relative_to(target) for file in target.files()]
+    return [name for name in names if not is_hidden(name)]

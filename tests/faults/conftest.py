@@ -1,0 +1,5 @@
+"""What tests of faults share with those of undisturbed runs."""
+
+from tests.cluster.conftest import some_flights
+
+__all__ = ["some_flights"]

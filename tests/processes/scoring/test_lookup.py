@@ -1,0 +1,149 @@
+"""S19: the lookup server answers by key over HTTP, with the fallback where a key is unknown, and ends when told."""
+
+import contextlib
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mirrorspark.scoring.precomputed.precompute import precompute
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SECONDS = 20.0
+FALLBACK = {"items": ["m1"], "score": 0.5, "model_version": "popular/1"}
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def store_of(folder: Path, keys: list[Any], score: float = 1.0, **knobs: Any) -> Path:
+    rows = {"id": keys, "items": [["a", "b"]] * len(keys), "score": [score] * len(keys)}
+    pq.write_table(pa.table(rows | {"model_version": ["movies/3"] * len(keys)}), folder / "rows.parquet")
+    precompute(folder / "rows.parquet", folder / "rows.db", key="id", **knobs)
+    return folder / "rows.db"
+
+
+def row(key: Any, score: float | None = 1.0) -> dict[str, Any]:
+    return {"id": key, "items": ["a", "b"], "score": score, "model_version": "movies/3"}
+
+
+def started(store: Path, *flags: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mirrorspark.scoring.lookup", "--store", str(store), *flags]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextlib.contextmanager
+def serving(store: Path) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
+    """Yield the port of a server, and its process."""
+    process = started(store)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        found = re.match(r"listening on http://127\.0\.0\.1:(\d+) with [0-9,]+ rows$", line)
+        assert found, process.stderr.read()
+        yield int(found[1]), process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(port: int, path: str) -> tuple[int, Any]:
+    """Return status and answer: of JSON its value, else the text."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        is_json = answer.headers["content-type"] == "application/json"
+        return answer.status, json.loads(text, parse_constant=refuse) if is_json else text
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_rows_are_found_by_key_and_unknown_keys_have_the_fallback(tmp_path: Path) -> None:
+    with serving(store_of(tmp_path, [7, -8], fallback=FALLBACK)) as (port, _):
+        assert ask(port, "/rows/7") == (200, {"is_fallback": False, "row": row(7)})
+        fallback = {"is_fallback": True, "row": {"id": 9, **FALLBACK}}
+        assert ask(port, "/rows/9") == (200, fallback)
+        together = {"rows": [{"is_fallback": False, "row": row(-8)}, fallback, {"is_fallback": False, "row": row(7)}]}
+        assert ask(port, "/rows?key=-8&key=9&key=7") == (200, together)
+        status, health = ask(port, "/health")
+        assert (status, health["rows"], health["model_versions"]) == (200, 2, ["movies/3"])
+        for path, message in (("/rows/seven", "key 'seven' is no whole number"), ("/rows", "no key is given")):
+            status, text = ask(port, path)
+            assert (status, message in text) == (400, True)
+        assert ask(port, "/")[0] == 404
+
+
+def test_without_a_fallback_an_unknown_key_is_not_found(tmp_path: Path) -> None:
+    keys = ["a/b", "ü ?&=%", "7"]
+    with serving(store_of(tmp_path, keys)) as (port, _):
+        for key in keys:
+            expected = {"is_fallback": False, "row": row(key)}
+            assert ask(port, f"/rows/{quote(key, safe='')}") == (200, expected)
+            assert ask(port, f"/rows?key={quote(key)}") == (200, {"rows": [expected]})
+        assert ask(port, "/rows/none") == (404, "key 'none' is unknown, and the store has no fallback")
+        assert ask(port, "/rows?key=none") == (200, {"rows": [None]})
+
+
+def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
+    with serving(store_of(tmp_path, [1], float("nan"))) as (port, _):
+        assert ask(port, "/rows/1") == (200, {"is_fallback": False, "row": row(1, None)})
+
+
+def test_a_store_that_takes_the_place_of_the_old_one_is_served(tmp_path: Path) -> None:
+    with serving(store_of(tmp_path, [1], 1.0)) as (port, _):
+        assert ask(port, "/rows/1")[1]["row"]["score"] == 1.0
+        store_of(tmp_path, [1, 2], 2.0, mode="overwrite")
+        deadline = time.monotonic() + SECONDS
+        while ask(port, "/health")[1]["rows"] == 1:
+            assert time.monotonic() < deadline, "the new store has not been seen"
+        assert ask(port, "/rows/1")[1]["row"]["score"] == 2.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_though_a_connection_is_open(tmp_path: Path, number: signal.Signals) -> None:
+    with serving(store_of(tmp_path, [1])) as (port, process):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+        with contextlib.closing(connection):
+            connection.request("GET", "/rows/1")
+            connection.getresponse().read()
+            process.send_signal(number)
+            assert process.wait(SECONDS) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_what_cannot_be_served_is_told(tmp_path: Path) -> None:
+    process = started(tmp_path / "nothing.db")
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2
+    assert errors.startswith("mirrorspark: there is no store of rows at ")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = started(store_of(tmp_path, [1]), "--port", str(taken.getsockname()[1]))
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert "cannot be listened on" in errors
+
+
+def test_to_look_rows_up_takes_neither_spark_nor_tensorflow() -> None:
+    code = (
+        "import sys, mirrorspark.scoring.lookup; print(sorted({'pyspark', 'tensorflow', 'pyarrow'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

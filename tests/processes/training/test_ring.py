@@ -1,0 +1,276 @@
+"""Collectives over TCP: sums, gathers, broadcasts, and how peers that are gone, strange or out of step are told."""
+
+import contextlib
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirrorspark.training.ring.connection import listen
+from mirrorspark.training.ring.errors import RingConnectError, RingError, RingMismatchError
+from mirrorspark.training.ring.ring import Ring
+from tests.unit.training.conftest import free_addresses
+
+
+def on_every_rank(workers: int, work: Callable[[Ring], Any], **options: Any) -> list[Future[Any]]:
+    """Return what ``work`` comes to on every rank of a ring of ``workers``, each in a thread."""
+    addresses = free_addresses(workers)
+
+    def rank(number: int) -> Any:
+        ring = Ring.connect(number, addresses, "secret", timeout_seconds=20, **options)
+        try:
+            return work(ring)
+        finally:
+            ring.close()
+
+    with ThreadPoolExecutor(workers) as pool:
+        return [pool.submit(rank, number) for number in range(workers)]
+
+
+@given(st.integers(1, 5), st.integers(0, 30_000), st.sampled_from([np.float32, np.float64, np.int64, np.float16]))
+def test_every_rank_gets_the_sum_and_the_same_bits(workers: int, size: int, kind: type) -> None:
+    def values(rank: int) -> Any:
+        return np.random.default_rng(rank).integers(-9, 9, size).astype(kind)
+
+    totals = [future.result() for future in on_every_rank(workers, lambda ring: ring.all_reduce(values(ring.rank)))]
+    for total in totals:
+        np.testing.assert_array_equal(total, sum(values(rank) for rank in range(workers)))
+        assert total.dtype == kind
+
+
+def test_sums_that_round_have_the_same_bits_everywhere() -> None:
+    def total(ring: Ring) -> Any:
+        return ring.all_reduce(np.random.default_rng(ring.rank).normal(size=50_001).astype(np.float32))
+
+    for workers in (2, 3, 4):
+        first, *others = [future.result() for future in on_every_rank(workers, total)]
+        assert all((other == first).all() for other in others)
+
+
+def test_the_summands_are_left_as_they_are() -> None:
+    def kept(ring: Ring) -> bool:
+        mine = np.full(20_000, ring.rank + 1.0)
+        ring.all_reduce(mine)
+        return bool((mine == ring.rank + 1.0).all())
+
+    assert all(future.result() for workers in (1, 2, 3) for future in on_every_rank(workers, kept))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_parts_of_any_length_are_gathered_in_the_order_of_the_ranks(workers: int) -> None:
+    def gathered(ring: Ring) -> list[list[int]]:
+        return [part.tolist() for part in ring.all_gather(np.full(ring.rank, ring.rank))]
+
+    expected = [[rank] * rank for rank in range(workers)]
+    assert [future.result() for future in on_every_rank(workers, gathered)] == [expected] * workers
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_chiefs_values_are_broadcast(workers: int) -> None:
+    def received(ring: Ring) -> Any:
+        return ring.broadcast(np.full((2, 3), float(ring.rank + 7)))
+
+    assert all((future.result() == 7.0).all() for future in on_every_rank(workers, received))
+
+
+def test_more_bytes_than_any_socket_buffers_do_not_lock_up() -> None:
+    def total(ring: Ring) -> float:
+        return float(ring.all_reduce(np.ones(8_000_000, np.float32))[-1])
+
+    assert [future.result() for future in on_every_rank(2, total)] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_rank_that_leaves_is_named_by_its_neighbours(workers: int) -> None:
+    def leaves_after_one(ring: Ring) -> None:
+        ring.barrier()
+        if ring.rank != 1:
+            for _ in range(100):
+                ring.all_reduce(np.ones(100_000, np.float32))
+
+    stayed, left, *others = on_every_rank(workers, leaves_after_one)
+    assert left.result() is None
+    for future in (stayed, *others):
+        error = future.exception()
+        assert isinstance(error, RingError)
+    if workers == 2:
+        assert "rank 1 is gone" in str(stayed.exception())
+
+
+def test_a_failure_is_kept_for_who_sees_only_a_text_of_it() -> None:
+    rings: list[Ring] = []
+
+    def fails(ring: Ring) -> None:
+        ring.barrier()
+        if ring.rank == 0:
+            rings.append(ring)
+            ring.barrier()
+
+    stayed, _ = on_every_rank(2, fails)
+    assert rings[0].failure is stayed.exception()
+
+
+def test_ranks_in_different_collectives_are_told_which() -> None:
+    def different(ring: Ring) -> None:
+        ring.barrier()
+        ring.all_reduce(np.ones(3 + ring.rank, np.float32))
+
+    first, second = on_every_rank(2, different)
+    assert "rank 1 is in collective 1, a sum of 16 bytes, but rank 0 is in collective 1, a sum of 12 bytes" in str(
+        first.exception()
+    )
+    assert isinstance(second.exception(), RingMismatchError)
+
+
+def test_a_neighbour_that_stands_still_is_not_waited_for_for_ever() -> None:
+    released = threading.Event()
+
+    def one_stands_still(ring: Ring) -> None:
+        if ring.rank == 1:
+            released.wait(30)
+            return
+        try:
+            ring.barrier()
+        finally:
+            released.set()
+
+    first, _ = on_every_rank(2, one_stands_still, limit_seconds=0.5)
+    assert str(first.exception()) == "rank 1 has moved nothing for 0.5 s"
+
+
+def test_who_waits_long_leaves_its_core_to_others() -> None:
+    def processor_seconds_of_waiting(ring: Ring) -> float:
+        if ring.rank == 1:
+            time.sleep(0.5)  # the wait itself
+        before = time.thread_time()
+        ring.barrier()
+        return time.thread_time() - before
+
+    first, _ = on_every_rank(2, processor_seconds_of_waiting)
+    assert first.result() < 0.1
+
+
+def test_waits_and_collectives_are_shown_to_an_observer() -> None:
+    first_waits = threading.Event()
+
+    class Observer:
+        collectives = 0
+
+        @contextmanager
+        def waiting_for(self, what: str) -> Iterator[None]:
+            if what == "rank 1":
+                first_waits.set()
+            yield
+
+    observer = Observer()
+
+    def second_comes_late(ring: Ring) -> bool:
+        has_waited = ring.rank == 0 or first_waits.wait(20)
+        ring.barrier()
+        return has_waited
+
+    assert [future.result() for future in on_every_rank(2, second_comes_late, observer=observer)] == [True, True]
+    assert observer.collectives == 1
+
+
+def test_a_rank_of_another_run_is_turned_away() -> None:
+    addresses = free_addresses(2)
+    with ThreadPoolExecutor(2) as pool:
+        ours = pool.submit(Ring.connect, 0, addresses, "secret", timeout_seconds=2)
+        theirs = pool.submit(Ring.connect, 1, addresses, "another", timeout_seconds=2)
+    assert isinstance(ours.exception(), RingConnectError)
+    assert isinstance(theirs.exception(), RingConnectError)
+
+
+def test_strangers_at_the_door_keep_nobody_out() -> None:
+    addresses = free_addresses(2)
+    host, port = addresses[0].split(":")
+    is_done = threading.Event()
+
+    def knock() -> int:
+        knocks = 0
+        while not is_done.is_set():
+            try:
+                with socket.create_connection((host, int(port)), timeout=1) as stranger:
+                    stranger.sendall(b"GET / HTTP/1.1\r\nHost: somewhere\r\nAccept: everything there is\r\n\r\n")
+                    knocks += 1
+            except OSError:
+                continue
+        return knocks
+
+    with ThreadPoolExecutor(3) as pool:
+        stranger = pool.submit(knock)
+        try:
+            ranks = [pool.submit(Ring.connect, rank, addresses, "secret", timeout_seconds=20) for rank in (0, 1)]
+            rings = [rank.result() for rank in ranks]
+        finally:
+            is_done.set()
+        sums = [pool.submit(ring.all_reduce, np.ones(1)) for ring in rings]
+        assert [float(total.result()[0]) for total in sums] == [2.0, 2.0]
+        for ring in rings:
+            ring.close()
+        stranger.result()
+
+
+def test_strangers_who_say_nothing_keep_nobody_waiting() -> None:
+    addresses = free_addresses(2)
+    host, port = addresses[0].split(":")
+    with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as silent:
+        first = pool.submit(Ring.connect, 0, addresses, "secret", timeout_seconds=20)
+        for _ in range(20):
+            silent.enter_context(_called(host, int(port)))
+        begin = time.monotonic()
+        second = pool.submit(Ring.connect, 1, addresses, "secret", timeout_seconds=20)
+        for rank in (first, second):
+            rank.result().close()
+        assert time.monotonic() - begin < 10
+
+
+def _called(host: str, port: int) -> socket.socket:
+    """Return a connection to who will listen there soon."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=5)
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+
+
+def test_ranks_that_listened_before_they_knew_each_other_meet_and_stop_listening() -> None:
+    listeners = [listen("127.0.0.1") for _ in range(3)]
+    addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
+    with ThreadPoolExecutor(3) as pool:
+        ranks = [
+            pool.submit(Ring.connect, rank, addresses, "secret", listener=listener, timeout_seconds=20)
+            for rank, listener in enumerate(listeners)
+        ]
+        rings = [rank.result() for rank in ranks]
+        sums = [pool.submit(ring.all_reduce, np.full(1, ring.rank)) for ring in rings]
+        assert [int(total.result()[0]) for total in sums] == [3, 3, 3]
+    for ring, listener in zip(rings, listeners, strict=True):
+        assert listener.fileno() == -1
+        ring.close()
+
+
+def test_a_rank_that_never_comes_is_named() -> None:
+    address, nobody = free_addresses(2)
+    with pytest.raises(RingConnectError, match="rank 1 cannot be reached at") as raised:
+        Ring.connect(0, [address, nobody], "secret", timeout_seconds=0.3)
+    assert raised.value.rank == 1
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # noqa: S301 - our own
+
+
+def test_a_port_that_is_taken_is_an_error_of_this_rank() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match="in use"):
+            Ring.connect(0, [address, free_addresses(1)[0]], "secret", timeout_seconds=0.3)

@@ -1,0 +1,18 @@
+"""The tool that shows which modules a call enters counts calls, not imports."""
+
+from mirrorspark.data_pipelines.features.kinds import repeated_names
+from mirrorspark.data_pipelines.features.raw_columns import meant
+from tools.calls import traced
+
+
+def test_modules_come_in_the_order_in_which_they_are_entered_with_their_calls() -> None:
+    def call() -> None:
+        repeated_names([])
+        meant("x", [])
+        repeated_names([])
+
+    entered = traced(call)
+    kinds, raw_columns = entered
+    assert (kinds.rpartition(".")[2], raw_columns.rpartition(".")[2]) == ("kinds", "raw_columns")
+    assert entered[kinds]["repeated_names"] == 2
+    assert traced(lambda: __import__("mirrorspark.scoring.plan")) == {}

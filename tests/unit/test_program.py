@@ -1,0 +1,92 @@
+"""The program ``mirrorspark``: its commands, its own help and version, and what it imports for them."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import mirrorspark as ms
+from mirrorspark import __main__ as program
+from mirrorspark.__main__ import COMMANDS, main
+
+
+def test_a_command_gets_the_arguments_behind_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[str, list[str]]] = []
+
+    def module(name: str) -> SimpleNamespace:
+        return SimpleNamespace(main=lambda arguments: called.append((name, arguments)) or 7)
+
+    monkeypatch.setattr(program, "import_module", module)
+    assert main(["runs", "list", "--json"]) == 7
+    monkeypatch.setattr(sys, "argv", ["mirrorspark", "train"])
+    assert main() == 7
+    assert called == [("mirrorspark.training.runs", ["list", "--json"]), ("mirrorspark.training.run", [])]
+
+
+@pytest.mark.process  # MLflow asks `uname` when it is imported
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_names_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main([name, "--help"])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    assert status == 0
+    assert capsys.readouterr().out.startswith(f"usage: mirrorspark {name} ")
+
+
+def test_help_lists_every_command_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main(["-h"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in COMMANDS.items():
+        assert [line.split(maxsplit=1) for line in lines].count([name, command.summary]) == 2
+    assert max(map(len, lines)) <= 120
+    assert main([]) == 2  # as of any command without what it needs
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mirrorspark {ms.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tarin"], "mirrorspark: command 'tarin' is unknown; did you mean train? (see mirrorspark --help)"),
+        (["movielens"], "mirrorspark: command 'movielens' is unknown; use one of ['train', 'score', 'lookup', "),
+        (
+            ["--workers", "2"],
+            "mirrorspark: --workers is no command; the flags of a run follow its command: ",
+        ),
+    ],
+)
+def test_what_is_no_command_is_bad_usage(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith(message)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["--help"], {"tensorflow", "pyspark", "numpy", "yaml", "mlflow"}),
+        (["runs", "--help"], {"tensorflow", "pyspark", "mlflow", "matplotlib", "jsonargparse"}),
+        (["lookup", "--help"], {"tensorflow", "pyspark", "mlflow"}),
+        (["train", "--workers", "none"], {"tensorflow", "mlflow"}),
+    ],
+    ids=["program", "runs", "lookup", "train"],
+)
+def test_only_the_chosen_command_is_imported(arguments: list[str], heavy: set[str]) -> None:
+    code = (
+        "import sys; from mirrorspark.__main__ import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        f"sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

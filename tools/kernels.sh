@@ -1,0 +1,15 @@
+#!/bin/sh
+# Compile the numba kernels (20 s; nothing when that is done), which are cached beside their source: else the first
+# conversion, every worker of the first job, and every process of the tests would each wait for them.
+set -eu
+cd "$(dirname "$0")/.."
+# Numba compiles a kernel again when its own file changes, but not when only a file changes whose kernels it calls.
+for cached in data_pipelines/__pycache__/*.nbi data_pipelines/*/__pycache__/*.nbi; do
+    for inner in crc32c wire_read_kernels wire_write_kernels; do
+        [ "$cached" -nt "data_pipelines/tfrecord/$inner.py" ] || rm -f "$cached"
+    done
+done
+exec .venv/bin/python -c "
+import mirrorspark.data_pipelines.convert, mirrorspark.data_pipelines.reading.foreign, mirrorspark.data_pipelines.tfrecords
+import mirrorspark.data_pipelines.features.farmhash, mirrorspark.data_pipelines.features.vocabulary_kernels
+"

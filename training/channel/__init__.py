@@ -1,1 +1,0 @@
-"""How processes of a run speak to each other."""

@@ -1,0 +1,179 @@
+"""The decision after an attempt: finish, restart, raise or stop. A pure function of the attempts so far."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
+from mirrorspark.training.protocol.elastic import Elastic
+from mirrorspark.training.protocol.limits import Budgets
+
+# Causes that an unreliable machine may produce.
+_ENDS_OF_A_WORKER: frozenset[Cause] = frozenset({"preempted", "hung", "lost", "start", "spark", "peer"})
+
+# Types of failures with an external reason, even when they repeat at the same step.
+_NEVER_THE_USERS = frozenset({"killed", "RingError", "RingConnectError", "Aborted"})
+
+# The budget of each cause. User faults and cancelled jobs have none, since they are never retried. A driver that was
+# out of reach has none either, since its restarts are unlimited: a laptop may sleep every night.
+_BUDGETS: dict[Cause, str] = {
+    "lost": "max_restarts",
+    "hung": "max_restarts",
+    "spark": "max_restarts",
+    "peer": "max_restarts",
+    "preempted": "max_preemptions",
+    "start": "max_start_failures",
+    "store": "max_store_faults",
+}
+
+# Time between two looks for more workers, and the pause after a growth in vain, which doubles each further time.
+_GROWTH_SECONDS = 30.0
+_GROWTH_PAUSE_SECONDS = 300.0
+_LONGEST_GROWTH_PAUSE_SECONDS = 3600.0
+
+Kind = Literal["finish", "restart", "raise", "stopped"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The supervisor's next action.
+
+    Attributes:
+        kind: ``finish``, ``restart``, ``raise`` or ``stopped`` (on request).
+        reason: One line for people.
+        delay_seconds: Wait before the restart.
+        workers: Number of workers after a restart, by the slots known now; 0 for no restart.
+    """
+
+    kind: Kind
+    reason: str
+    delay_seconds: float = 0.0
+    workers: int = 0
+
+
+def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: Elastic) -> Decision:
+    """Return the action after ``attempts``, the last of which has just ended.
+
+    A fault of the user's code ends the run at once, since it would recur. So does a cancelled job, and an error that
+    occurred at the same step before, independent of its cause. Any other failure restarts the training until the budget
+    of its kind is spent. A driver that was out of reach always restarts it.
+
+    Args:
+        attempts: All attempts of the run, oldest first.
+        budgets: The run's budgets.
+        slots: Slots that the cluster has for this run now.
+        elastic: The allowed numbers of workers.
+    """
+    last = attempts[-1]
+    workers = elastic.next_workers(usable_slots(attempts, slots, elastic)) or elastic.workers.fewest
+    if last.finished:
+        return Decision("finish", f"finished after {_epochs(last)}")
+    error = last.first_error if last.errors else None
+    if error is not None and error.cause == "user":
+        return Decision("raise", "an error of the model, the data or the configuration would come again")
+    if last.stop == "requested":
+        return Decision("stopped", f"stopped at step {last.committed:,}")
+    if error is None:
+        return Decision("restart", f"{workers} workers go on instead of {last.workers}", 0.0, workers)
+    if error.cause == "cancelled":
+        return Decision("raise", "somebody cancelled the job")
+    if (earlier := _earlier_twin(error, attempts)) is not None:
+        return Decision("raise", f"the same error came at step {error.step:,} in attempt {earlier} already")
+    delay = budgets.delay_seconds(_failures_in_a_row(attempts))
+    how = f"{f' in {delay:g} s' if delay else ''} from step {last.committed:,} with {workers} workers"
+    if error.cause == "driver":
+        return Decision("restart", f"the driver was out of reach; restart{how}", delay, workers)
+    name = _BUDGETS[error.cause]
+    limit = getattr(budgets, name)
+    used = _used(name, attempts)
+    if used > limit:
+        return Decision("raise", f"{name} {limit} is spent, the same command {_what_it_does(attempts)}")
+    return Decision("restart", f"restart {used} of {limit} ({name}){how}", delay, workers)
+
+
+def usable_slots(attempts: Sequence[Attempt], slots: int, elastic: Elastic) -> int:
+    """Return the number of ``slots`` that are probably free; at least enough for the fewest workers, if they exist.
+
+    Spark also counts slots that another job occupies. After an attempt in which no rank was heard, fewer workers are
+    tried, until a larger training runs or the pause before growth is over (`growth_pause_seconds`).
+    """
+    limit = slots
+    for attempt in attempts:
+        if attempt.was_unheard:
+            limit = attempt.workers - 1
+        elif attempt.stop == "grow" or attempt.workers > limit:
+            limit = slots
+    return min(slots, max(limit, elastic.workers.fewest))
+
+
+def growth_pause_seconds(attempts: Sequence[Attempt]) -> float:
+    """Return the seconds that a training runs, after ``attempts``, before it looks for more workers.
+
+    The pause keeps an unreliable machine from stopping the training repeatedly. It doubles with each consecutive growth
+    in vain: one that was followed by a loss within the same epoch, or whose new workers never started.
+    """
+    failures = 0
+    launched = [attempt for attempt in attempts if attempt.workers]
+    for before, attempt in zip((None, *launched), launched, strict=False):
+        if attempt.was_unheard:
+            failures += 1
+        elif before is not None and before.stop == "grow":
+            failures = failures + 1 if _was_in_vain(attempt, before) else 0
+    if failures == 0:
+        return _GROWTH_SECONDS
+    return min(_LONGEST_GROWTH_PAUSE_SECONDS, _GROWTH_PAUSE_SECONDS * 2.0 ** (failures - 1))
+
+
+def _was_in_vain(attempt: Attempt, before: Attempt) -> bool:
+    """Return True if a training that had grown failed before the end of an epoch."""
+    is_lost = bool(attempt.errors) and attempt.first_error.cause in _ENDS_OF_A_WORKER
+    return is_lost and attempt.committed_epochs <= before.committed_epochs
+
+
+def _used(name: str, attempts: Sequence[Attempt]) -> int:
+    """Return the number of ``attempts`` charged to a budget since the last epoch was committed."""
+    now = attempts[-1].committed_epochs
+    recent = [attempt for attempt in attempts if attempt.errors and attempt.committed_epochs >= now]
+    return sum(1 for attempt in recent if _BUDGETS.get(attempt.first_error.cause) == name)
+
+
+def _what_it_does(attempts: Sequence[Attempt]) -> str:
+    last = attempts[-1]
+    if last.committed:
+        return f"goes on from step {last.committed:,}"
+    # A store that could never be read may or may not hold a checkpoint.
+    return "starts anew" if any(attempt.workers for attempt in attempts) else "tries again"
+
+
+def _failures_in_a_row(attempts: Sequence[Attempt]) -> int:
+    """Return the number of failed attempts since the last one that left a newer checkpoint, including that one."""
+    count = 0
+    for attempt in reversed(attempts):
+        count += 1
+        if attempt.made_progress:
+            break
+    return count
+
+
+def _earlier_twin(error: RankError, attempts: Sequence[Attempt]) -> int | None:
+    """Return the number of an earlier attempt that failed with the same error at the same step.
+
+    A full disk and a preempted machine do not come from anybody's code. A killed process reports no step.
+    """
+    if error.step is None or error.cause in ("store", "preempted", "hung") or error.type in _NEVER_THE_USERS:
+        return None
+    for attempt in attempts[:-1]:
+        if attempt.errors and _signature(attempt.first_error) == _signature(error):
+            return attempt.number
+    return None
+
+
+def _signature(error: RankError) -> tuple[str, str, int | None]:
+    """Return the parts of an error that are the same when it recurs, without addresses, ports and process ids."""
+    message = re.sub(r"0x[0-9a-fA-F]+|\d+", "#", error.message)
+    return error.type, " ".join(message.split()), error.step
+
+
+def _epochs(attempt: Attempt) -> str:
+    return f"{attempt.epochs} epoch" + ("" if attempt.epochs == 1 else "s")

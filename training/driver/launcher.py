@@ -1,0 +1,162 @@
+"""The launch of an attempt: a barrier job of MirroredStrategyRunner with one task per worker."""
+
+import contextlib
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+from spark_tensorflow_distributor import MirroredStrategyRunner
+
+from mirrorspark.training.executor.task import WorkerTask, run_program
+from mirrorspark.training.executor.worker_control import Outcome
+from mirrorspark.training.protocol.cause import SESSION_LOST, RankError
+from mirrorspark.training.protocol.plan import AttemptPlan
+
+
+class BarrierJobError(RuntimeError):
+    """Spark's barrier job failed; ``error`` has Spark's account of it, and the ranks' own events may have more."""
+
+    def __init__(self, error: RankError) -> None:
+        """Wrap ``error``."""
+        super().__init__(error.message)
+        self.error = error
+
+    def __reduce__(self) -> tuple[type, tuple[RankError]]:
+        """Pickle by the error, not by its message."""
+        return type(self), (self.error,)
+
+
+class SparkConnectError(ValueError):
+    """The session is a Spark Connect one, which cannot run barrier jobs."""
+
+
+def require_classic(spark: SparkSession) -> None:
+    """Check that the session can launch a training.
+
+    Raises:
+        SparkConnectError: It is a Spark Connect session.
+    """
+    if not hasattr(spark, "sparkContext"):
+        raise SparkConnectError(
+            "this is a Spark Connect session, through which MirroredStrategyRunner's barrier jobs cannot be run; train "
+            "from a driver of the cluster: spark-submit, or a session with .master(...) in place of .remote(...)"
+        )
+
+
+class EarlyRunner(MirroredStrategyRunner):
+    """The runner, except that workers which need no addresses of its tasks start before these exchange them."""
+
+    def _get_spark_task_program(self, train_fn: WorkerTask, **kwargs: Any) -> Callable[[Any], list[Any]]:
+        program: Callable[[Any], list[Any]] = super()._get_spark_task_program(train_fn, **kwargs)
+        # The program refers to the task that it calls, so both are pickled together and stay the same object.
+        return partial(run_program, program, train_fn) if train_fn.plan.meets_through_driver else program
+
+
+class SparkLauncher:
+    """A launcher of attempts on a Spark session, one at a time."""
+
+    def __init__(self, spark: SparkSession, gpus_per_worker: int = 0, payload: bytes | None = None) -> None:
+        """Take the session, and the payload that is sent with every attempt.
+
+        Raises:
+            SparkConnectError: The session cannot run barrier jobs.
+        """
+        require_classic(spark)
+        self._spark = spark
+        self._gpus_per_worker = gpus_per_worker
+        self._payload = payload
+        # Every attempt has its own job group, so that a late cancellation ends no other attempt.
+        self._group: str | None = None
+        self._turn = threading.Lock()
+        # The runner logs each of its steps at its own level; the run's progress display has more.
+        logging.getLogger(EarlyRunner.__name__).addFilter(_is_warning)
+
+    def __call__(self, plan: AttemptPlan) -> tuple[Outcome, ...]:
+        """Train according to ``plan`` and return the outcome of each rank, in rank order.
+
+        Raises:
+            BarrierJobError: The job itself failed: an executor was lost, or somebody cancelled it.
+        """
+        try:
+            with self._job_group(f"training, attempt {plan.attempt}"):
+                runner = EarlyRunner(
+                    num_slots=plan.ranks * max(1, self._gpus_per_worker),
+                    use_gpu=self._gpus_per_worker > 0,
+                    # The worker builds the strategy, with or without the TF_CONFIG that the runner sets.
+                    use_custom_strategy=True,
+                )
+                return tuple(runner.run(WorkerTask(plan, self._payload)))
+        except (Py4JError, PySparkException, ConnectionError) as error:
+            raise BarrierJobError(_what_failed(error)) from error
+
+    def cancel(self) -> None:
+        """End the running attempt, if there is one, and kill its ranks. For other threads."""
+        with self._turn:
+            group = self._group
+        if group is not None:
+            # This also cancels a job of the group that is yet to be submitted: a private call, in Spark since 4.0.
+            self._spark.sparkContext._jsc.sc().cancelJobGroupAndFutureJobs(group)
+
+    @contextlib.contextmanager
+    def _job_group(self, description: str) -> Iterator[None]:
+        """Put the jobs of this thread into a new group while the block runs."""
+        context = self._spark.sparkContext
+        names = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")
+        before = {name: context.getLocalProperty(name) for name in names}
+        group = f"training-{uuid.uuid4()}"
+        context.setJobGroup(group, description, interruptOnCancel=True)
+        with self._turn:
+            self._group = group
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._group = None
+            # A JVM that is gone has nothing to restore, and its end is the error that the caller must see.
+            with contextlib.suppress(Py4JError, ConnectionError):
+                for name, value in before.items():
+                    context.setLocalProperty(name, value)  # type: ignore[arg-type] # None takes it away
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+def _what_failed(error: Exception) -> RankError:
+    """Return the failure of a job that ended with ``error``."""
+    if isinstance(error, Py4JJavaError | PySparkException):
+        # The text of a Java error is fetched from the JVM, which may be gone.
+        with contextlib.suppress(Py4JError, ConnectionError):
+            return read_failure(str(error), time.time())
+        error = ConnectionError("it ended before it could say why the job failed")
+    reason = f"the JVM of the Spark session does not answer any more ({str(error) or type(error).__name__})"
+    return RankError("spark", None, SESSION_LOST, reason, time.time())
+
+
+_CANCELLED = re.compile(r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*")
+_TELLING = re.compile(r".*ExecutorLostFailure.*|.*Python worker exited unexpectedly.*|^[\w.]+(?:Error|Exception): .*")
+
+# Spark's message about executors that it lost with their container, pod or machine, through no fault of a task.
+_TAKEN_AWAY = re.compile(r"exited unrelated to the running tasks.*(?:preempt|decommission|deleted)", re.IGNORECASE)
+
+
+def read_failure(message: str, now: float) -> RankError:
+    """Return the failure that Spark's message about a job describes.
+
+    It is the only account when a whole executor or task has died; otherwise the ranks report their own failures.
+    """
+    if (cancelled := _CANCELLED.search(message)) is not None:
+        return RankError("cancelled", None, "Cancelled", cancelled.group(0).strip(), now)
+    lines = message.splitlines()
+    telling = [line.strip() for line in lines if _TELLING.match(line)]
+    reason = telling[0] if telling else " ".join(lines[:2]).strip()
+    is_taken_away = _TAKEN_AWAY.search(reason) is not None
+    return RankError("preempted" if is_taken_away else "spark", None, "BarrierJobError", reason, now)

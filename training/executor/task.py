@@ -1,0 +1,200 @@
+"""A barrier task: starts its worker, reports on it to the driver, and exchanges the outcomes.
+
+TensorFlow runs in a separate process, the worker (:mod:`training.executor.worker`), never in Spark's reused Python
+worker: a lost peer can abort the process from C++, and a hung process cannot answer. The task watches it from outside,
+obeys the driver (stacks, stop, abort), and ends the worker when the driver has been silent for too long
+(:mod:`training.executor.follower`).
+
+A task does not fail when its worker does. All tasks exchange the outcomes and succeed, so that Spark keeps its Python
+workers, whose fork servers make the next attempt start at once.
+
+An exchange between the tasks of a stage takes a second: Spark's BarrierTaskContext sleeps that long before it looks for
+an answer. MirroredStrategyRunner makes one before it calls us, to distribute addresses. A worker that does not need the
+runner's settings begins before that (:func:`run_program`), and meets the others through the driver.
+"""
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Self
+
+from pyspark import BarrierTaskContext, TaskContext
+
+from mirrorspark.storage.credentials import clean
+from mirrorspark.training.executor import worker_process
+from mirrorspark.training.executor.child_process import (
+    LOG_CHARACTERS,
+    LineBudget,
+    Tail,
+    tensorflow_environment,
+)
+from mirrorspark.training.executor.follower import Follower, News, report_failure
+from mirrorspark.training.executor.worker import PREEMPTION_SIGNALS, WorkerOrders
+from mirrorspark.training.executor.worker_control import Outcome
+from mirrorspark.training.executor.worker_log import CleanEventClient
+from mirrorspark.training.executor.worker_process import WorkerProcess, WorkerStartError
+from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.handshake import split_address
+from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.training.protocol.timing import LEASE_SECONDS
+
+
+@dataclass
+class WorkerTask:
+    """The training function that MirroredStrategyRunner calls on every barrier task.
+
+    Attributes:
+        payload: Bytes for the plan's entry.
+        lease_seconds: Longest silence of the driver before the worker is ended.
+        preload: Module that is imported before the first worker is forked.
+    """
+
+    plan: AttemptPlan
+    payload: bytes | None = field(default=None, repr=False)
+    lease_seconds: float = LEASE_SECONDS
+    preload: str = worker_process.PRELOAD
+    _follow: Callable[[], list[Outcome]] | None = field(default=None, init=False, repr=False)
+
+    def __call__(self) -> list[Outcome]:
+        """Run the worker, or one that has begun, to its end; return the outcomes of all ranks, in rank order."""
+        if self._follow is not None:
+            return self._follow()
+        with self.begun():
+            return self()
+
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[Self]:
+        """Start the worker, and yield this task, which waits for the ends of all ranks when it is called.
+
+        The driver's commands are obeyed meanwhile. Leaving the block ends the worker.
+        """
+        context = TaskContext.get()
+        rank = context.partitionId() if context else 0
+        environment = self._environment(context)
+        news: SimpleQueue[News] = SimpleQueue()
+        events = CleanEventClient(self.plan.events, rank, self.plan.attempt, on_command=news.put, sender="task")
+        with contextlib.ExitStack() as ending:
+            ending.callback(events.close)
+            ending.enter_context(_preemption_passed_to(news.put))
+            followed: Future[Outcome] = Future()
+            try:
+                process = ending.enter_context(worker_process.start(environment, self.preload))
+            except (WorkerStartError, OSError) as error:
+                followed.set_result(report_failure(events, "start", type(error).__name__, str(error)))
+            else:
+                tail = self._tail(process, events, rank)
+                ending.callback(tail.close)
+                ending.callback(process.kill)
+                process.tell(self._orders(rank, context).to_bytes())
+                follower = Follower(process, events, news, tail, self.lease_seconds)
+                # In a separate thread, the only one that uses the process: this thread waits for the runner meanwhile.
+                pool = ending.enter_context(ThreadPoolExecutor(1, "follower"))
+                ending.callback(news.put, {"command": "abort", "reason": "the task has ended"})
+                followed = pool.submit(self._followed, follower, process, tail)
+
+            def follow() -> list[Outcome]:
+                outcome = followed.result()
+                events.close()
+                # Finished workers are kept alive: to the others, the end of their connections would look like a death.
+                return _exchanged(context, outcome)
+
+            self._follow = follow
+            try:
+                yield self
+            finally:
+                self._follow = None
+
+    def _followed(self, follower: Follower, process: WorkerProcess, tail: Tail) -> Outcome:
+        """Follow the worker to its end, and return its outcome."""
+        outcome = follower.follow()
+        if outcome["outcome"] not in ("finished", "stopped"):
+            process.kill()  # The sooner its connections end, the sooner the other ranks notice.
+            outcome = clean(outcome)
+        if self.plan.verbose:
+            tail.close()  # The last lines are sent, too.
+        return outcome
+
+    def _environment(self, context: TaskContext | None) -> dict[str, str]:
+        threads = self.plan.threads or (context.cpus() if context else 1)
+        environment = tensorflow_environment(threads, verbose=self.plan.verbose)
+        if self.plan.meets_through_driver:
+            # The runner is yet to set these; the present values are of an earlier attempt.
+            environment.pop("TF_CONFIG", None)
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        return environment
+
+    def _tail(self, process: WorkerProcess, events: EventClient, rank: int) -> Tail:
+        if not self.plan.verbose:
+            return Tail(process.errors, echo=False)
+        budget = LineBudget()
+
+        def tell(line: str) -> None:
+            if (text := budget.admit(line)) is not None:
+                events.send({"event": "log", "level": "INFO", "message": text[:LOG_CHARACTERS]})
+
+        return Tail(process.errors, echo=True, prefix=f"rank {rank}: ", tell=tell)
+
+    def _orders(self, rank: int, context: TaskContext | None) -> WorkerOrders:
+        plan_class = type(self.plan)
+        return WorkerOrders(
+            rank=rank,
+            attempt=self.plan.attempt,
+            events=self.plan.events,
+            entry=self.plan.entry,
+            plan_class=f"{plan_class.__module__}:{plan_class.__qualname__}",
+            plan=self.plan.to_json(),
+            payload=self.payload,
+            verbose=self.plan.verbose,
+            host=_host(context) if self.plan.meets_through_driver else None,
+        )
+
+
+def run_program(program: Callable[[Any], list[Any]], task: WorkerTask, partition: Any) -> list[Any]:
+    """Start the worker, then run the runner's ``program``, which exchanges addresses and calls ``task``."""
+    with task.begun():
+        return program(partition)
+
+
+def _host(context: TaskContext | None) -> str:
+    """Return the host at which the other ranks reach this one: the one at which Spark reaches this executor."""
+    if isinstance(context, BarrierTaskContext):
+        return split_address(context.getTaskInfos()[context.partitionId()].address)[0]
+    return "127.0.0.1"
+
+
+def _exchanged(context: TaskContext | None, outcome: Outcome) -> list[Outcome]:
+    """Wait until all ranks have an outcome, and return them all."""
+    # The exchange takes a second. The driver could pass on outcomes at once, but an outcome must never be lost: this
+    # way even that of a task which cannot reach the driver arrives, also at the other tasks, which wait for it. And the
+    # return value of a training function may be of any size, unlike a command.
+    if isinstance(context, BarrierTaskContext):
+        return [json.loads(text) for text in context.allGather(json.dumps(outcome, default=str))]
+    return [outcome]
+
+
+@contextlib.contextmanager
+def _preemption_passed_to(put: Callable[[News], None]) -> Iterator[None]:
+    """Make a SIGTERM or SIGHUP to this process ask the worker to save and stop, while the block runs.
+
+    When a machine is taken away, all its processes get a SIGTERM; Spark's daemon passes it on to its Python workers as
+    a SIGHUP, and also sends a SIGHUP when its JVM ends. A Python worker would die of either, and our worker with it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    # SimpleQueue.put is reentrant, so a signal handler may call it.
+    def notice(number: int, _: object) -> None:
+        put({"command": "stop", "reason": "preempted", "signal": number})
+
+    before = {number: signal.signal(number, notice) or signal.SIG_DFL for number in PREEMPTION_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,35 @@
+"""The objects that a worker gives to its training: events, the meeting of ranks, activity, and stop requests."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.stop import StopSignal
+from mirrorspark.training.ring.meeting import Meeting
+
+Outcome = dict[str, Any]
+
+# Takes the number of completed epochs and further values for the driver, and answers; does not return in a worker.
+Finish = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class WorkerControl:
+    """The training's access to its worker.
+
+    Attributes:
+        events: Sends events to the driver.
+        stop_request: Request to stop; workers may see it at different steps, and must agree on one.
+        activity: Current activity, sent to the driver every two seconds.
+        payload: Bytes that came with the plan, for a training that is not ours.
+        meeting: Finds the other ranks; None when ``TF_CONFIG`` names them.
+    """
+
+    rank: int
+    events: EventClient
+    stop_request: StopSignal
+    activity: Activity
+    payload: bytes | None = None
+    meeting: Meeting | None = None

@@ -1,0 +1,129 @@
+"""The classification of a worker's error by cause, and its event for the driver."""
+
+import errno
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
+from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError
+from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.paths import StoreUnreachableError
+from mirrorspark.training.protocol.activity import Phase
+from mirrorspark.training.ring.errors import RingConnectError, RingError
+
+# Longest message of an error; the traceback may be longer.
+MESSAGE_LENGTH = 4000
+_TRACEBACK_LENGTH = 8000
+
+
+class EntryError(ImportError):
+    """The function that trains, or the class of its plan, cannot be imported here."""
+
+
+def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
+    """Return the error as an event.
+
+    Args:
+        error: The error that ended the training.
+        phase: Phase in which it was raised.
+
+    Returns:
+        ``cause`` is one of :data:`training.protocol.cause.Cause`: ``peer`` if the error shows another rank's end,
+        ``start`` if the worker never began to train (a taken port, an unreachable rank, an import), ``store`` if the
+        store of the files failed, and otherwise ``user``: it comes from the model, the data or the configuration, and
+        would recur. Secrets are removed from message and traceback. If the error has the step in which it began, the
+        event has ``epoch`` and ``step_in_epoch``.
+    """
+    return {
+        "event": "error",
+        "is_from_tensorflow": _is_from_tensorflow(error),
+        "cause": _cause(error, phase),
+        "type": type(error).__name__,
+        # Secrets are removed before the texts are cut, since half a secret would not be found.
+        "message": without_credentials(str(error))[:MESSAGE_LENGTH],
+        "traceback": without_credentials("".join(traceback.format_exception(error)))[-_TRACEBACK_LENGTH:],
+        **{name: number for name in _WHERE_IT_BEGAN if isinstance(number := getattr(error, name, None), int)},
+    }
+
+
+# Attributes of errors that are noticed some steps after they began.
+_WHERE_IT_BEGAN = ("epoch", "step_in_epoch")
+
+_STARTING: frozenset[Phase] = frozenset({"starting", "connecting"})
+
+# Messages of the other ranks' collectives when one is gone, besides UnavailableError.
+_PEER_CLASSES = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError")
+_PEER_MESSAGES = (
+    "RingError",  # Raised by our ring within an operation of TensorFlow, which passes on only its name and text.
+    "Socket closed",
+    "Connection reset",
+    "Collective ops is aborted",
+    "coordination service",
+    "heartbeat",
+)
+
+# A port that was free when the runner distributed the cluster's addresses may be taken when it is bound.
+_PORT_MESSAGES = ("Could not start gRPC server", "Address already in use")
+
+_STORE_MESSAGES = ("No space left on device", "Stale file handle", "Input/output error")
+
+# Errors of a disk that is full, broken, remounted read-only or gone.
+_STORE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ENOTCONN}
+)
+
+
+def _cause(error: BaseException, phase: Phase) -> str:
+    """Return the cause of the error, or of the errors that it was raised from."""
+    causes = (_own_cause(one, phase) for one in _chain(error))
+    return next((cause for cause in causes if cause is not None), "user")
+
+
+def _own_cause(error: BaseException, phase: Phase) -> str | None:
+    match error:
+        case RingConnectError() | EntryError():
+            return "start"
+        # If a checkpoint is damaged, the driver finds an older one that is whole.
+        case CheckpointStoreError() | StoreUnreachableError() | CheckpointDamagedError():
+            return "store"
+        case StaleAttemptError():  # A later attempt has taken over.
+            return "peer"
+        case RingError():
+            return "start" if phase in _STARTING else "peer"
+        case OSError(errno=errno.EADDRINUSE):
+            return "start"
+        case OSError(errno=number) if number in _STORE_ERRORS:
+            return "store"
+        case ConnectionError() | TimeoutError() if phase in _STARTING:
+            return "start"
+    if not _is_from_tensorflow(error):
+        return None
+    text = str(error)
+    if any(message in text for message in _STORE_MESSAGES):
+        return "store"
+    if any(message in text for message in _PORT_MESSAGES) or "RingConnectError" in text:
+        return "start"
+    if type(error).__name__ in _PEER_CLASSES or any(message in text for message in _PEER_MESSAGES):
+        return "start" if phase in _STARTING else "peer"
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and those that it was raised from, but not those that it merely followed in an ``except``."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__
+
+
+def _is_from_tensorflow(error: BaseException) -> bool:
+    if "tensorflow" not in sys.modules:  # Failed before TensorFlow was imported, or because it is missing.
+        return False
+    from tensorflow import errors
+
+    return isinstance(error, errors.OpError)

@@ -1,0 +1,10 @@
+"""The imports of a worker, made ahead in the fork server so that a fork starts at once.
+
+A fork copies one thread. So no import here may start another one, and no TensorFlow operation may run: the first one
+would start TensorFlow's runtime, with its threads and GPUs.
+"""
+
+import tf_keras
+
+# Keras loads these on first use.
+LOADED = (tf_keras.Model, tf_keras.optimizers, tf_keras.losses, tf_keras.metrics, tf_keras.callbacks)

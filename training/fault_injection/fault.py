@@ -1,0 +1,119 @@
+"""A fault that a rank brings upon itself, and the text by which a rank learns of it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+VARIABLE = "MIRRORSPARK_FAULTS"
+
+Kind = Literal["kill", "stop", "raise", "hang", "freeze", "hang_input", "slow_input", "full_disk"]
+
+# What `seconds` is where nobody says; long enough for any watchdog to notice, and not for ever.
+_SECONDS: dict[Kind, float] = {
+    "hang": 600.0,
+    "freeze": 600.0,
+    "hang_input": 600.0,
+    "slow_input": 0.1,
+    "full_disk": 600.0,
+}
+_EVERY = "every"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that a rank brings upon itself; as text ``hang:rank=1,step=40``.
+
+    Attributes:
+        kind: ``kill`` and ``stop`` (signals to its own process), ``raise`` (an error of the user's code), ``hang`` (in
+            Python), ``freeze`` (holding Python's lock, so that not even its other threads run), ``hang_input`` and
+            ``slow_input`` (the training data), ``full_disk`` (nothing can be written below ``path``; Python's files
+            only).
+        rank: Who; None for every rank.
+        step: After so many optimizer steps; for input after so many batches of this process.
+        attempt: In which attempt; None in every one.
+        seconds: How long, for ``slow_input`` per batch; None for what is usual.
+        path: Folder of ``full_disk``.
+    """
+
+    kind: Kind
+    rank: int | None = None
+    step: int = 1
+    attempt: int | None = 1
+    seconds: float | None = None
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"fault '{self.kind}' is unknown; use one of {list(get_args(Kind))}")
+        if self.step < 0:
+            raise ValueError(f"fault {self.kind}: step is {self.step}; use 0 or more")
+        if self.seconds is not None and not self.seconds >= 0:
+            raise ValueError(f"fault {self.kind}: seconds is {self.seconds}; use 0 or more")
+        if (self.kind == "full_disk") != (self.path is not None):
+            raise ValueError(f"fault {self.kind}: path is {self.path!r}; full_disk needs one, and no other kind does")
+        if self.path is not None and set(self.path) & set(",;"):
+            raise ValueError(f"fault {self.kind}: path {self.path!r} holds ',' or ';', which stand between faults")
+
+    def __str__(self) -> str:
+        """Return the text that :func:`parse` reads."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {name: value for name, value in vars(self).items() if name != "kind" and value != usual[name]}
+        return f"{self.kind}:" + ",".join(f"{n}={_EVERY if v is None else v}" for n, v in values.items())
+
+    @property
+    def duration(self) -> float:
+        """Seconds it lasts; for ``slow_input`` the delay of a batch."""
+        return _SECONDS.get(self.kind, 0.0) if self.seconds is None else self.seconds
+
+    def applies(self, rank: int, attempt: int) -> bool:
+        """Whether it is for this rank in this attempt."""
+        return self.rank in (None, rank) and self.attempt in (None, attempt)
+
+
+def parse(text: str) -> tuple[Fault, ...]:
+    """Return the faults that a text such as ``hang:rank=1,step=40;slow_input:seconds=0.5,attempt=every`` names.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    return tuple(_parse_one(part) for part in text.split(";") if part.strip())
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"rank": int, "step": int, "attempt": int, "seconds": float, "path": str}
+
+
+def _parse_one(text: str) -> Fault:
+    kind, _, rest = text.strip().partition(":")
+    values: dict[str, Any] = {}
+    for pair in filter(None, map(str.strip, rest.split(","))):
+        name, _, value = pair.partition("=")
+        if name not in _READERS:
+            raise ValueError(f"fault '{text}': '{name}' is unknown; use some of {list(_READERS)}")
+        try:
+            values[name] = None if value == _EVERY and name in ("rank", "attempt") else _READERS[name](value)
+        except ValueError as error:
+            raise ValueError(f"fault '{text}': {name} '{value}' is no number") from error
+    return Fault(kind, **values)  # type: ignore[arg-type] # Fault checks the kind
+
+
+@contextlib.contextmanager
+def injected(spark: "SparkSession", *faults: Fault) -> Iterator[None]:
+    """Let the ranks of trainings that start within the block have these faults.
+
+    Spark starts Python workers of their own for them, so that no other job's worker is touched.
+    """
+    # What Spark hands to Python workers as their environment; a worker with another one is never reused.
+    environment = spark.sparkContext.environment
+    before = environment.get(VARIABLE)
+    environment[VARIABLE] = ";".join(map(str, faults))
+    try:
+        yield
+    finally:
+        environment.pop(VARIABLE, None)
+        if before is not None:
+            environment[VARIABLE] = before

@@ -1,0 +1,211 @@
+"""Faults on purpose, to see what a training does about them: what there are, when they strike, and from outside how.
+
+Two ways in. From outside, by process id, as context managers around whatever starts the run (:func:`kill`,
+:func:`stop`, :func:`preempt`, :func:`kill_executor`, :func:`kill_driver`, and :func:`inject_when` for anything else,
+such as :func:`vanished`). Within the ranks, to the step exactly, by ``MIRRORSPARK_FAULTS`` or :func:`injected`. Nothing
+here is ever active unless somebody asks for it, and everything is undone when its block ends.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mirrorspark.training.fault_injection.disk import full_disk, vanished
+from mirrorspark.training.fault_injection.fault import VARIABLE, Fault, injected, parse
+from mirrorspark.training.fault_injection.trigger import Run, RunWatch, Trigger, wait_for
+
+__all__ = [
+    "VARIABLE",
+    "Fault",
+    "Injection",
+    "NotInjectedError",
+    "Run",
+    "Trigger",
+    "full_disk",
+    "inject_when",
+    "injected",
+    "kill",
+    "kill_driver",
+    "kill_executor",
+    "parse",
+    "preempt",
+    "stop",
+    "stopped",
+    "vanished",
+]
+
+_JOIN_SECONDS = 10.0
+
+# The rank trains.
+_TRAINING = Trigger(phase="training")
+
+
+class NotInjectedError(AssertionError):
+    """A fault that was to be injected was not: the run ended before, or its moment never came."""
+
+
+@dataclass
+class Injection:
+    """What came of a fault from outside.
+
+    Attributes:
+        happened: Set once it has struck.
+        time: When, in seconds since the epoch.
+        process: Whom, where it was a process.
+    """
+
+    happened: threading.Event = field(default_factory=threading.Event)
+    time: float | None = None
+    process: int | None = None
+
+
+# Does something to a run, and undoes it when its context ends.
+Act = Callable[[Run], AbstractContextManager[Any]]
+
+
+@contextlib.contextmanager
+def inject_when(
+    output: str | Path,
+    after: Trigger,
+    act: Act | AbstractContextManager[Any],
+    *,
+    rank: int = 0,
+    for_seconds: float | None = None,
+    timeout_seconds: float = 240.0,
+) -> Iterator[Injection]:
+    """Do something to the run that starts within the block, when its moment has come.
+
+    Args:
+        output: The output folder, in which the run begins a folder of its own; or the folder of a run that goes on,
+            of which only new events count.
+        after: When.
+        act: What: a context manager (``vanished(folder)``), or a function from the :class:`Run` to one.
+        rank: Whose steps and phases tell the moment.
+        for_seconds: Undo it after so long; by default when the block ends.
+        timeout_seconds: How long to wait for the moment.
+
+    Raises:
+        NotInjectedError: The block ended well, and the moment had not come. An error of the block itself goes first.
+        TimeoutError: The block ended well, and the fault does not end; it may still be active.
+    """
+    watch = RunWatch(Path(output))
+    injection, over, failure = Injection(), threading.Event(), list[Exception]()
+
+    def work() -> None:
+        try:
+            run = wait_for(watch, after, rank, over, timeout_seconds)
+            if run is None or over.wait(after.seconds):
+                return
+            # Context managers may be callable as well: as decorators.
+            context = act if isinstance(act, AbstractContextManager) else act(run)
+            with context as process:
+                injection.process = process if isinstance(process, int) else None
+                injection.time = time.time()
+                injection.happened.set()
+                over.wait(for_seconds)
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="fault", daemon=True)
+    thread.start()
+    try:
+        yield injection
+    finally:
+        over.set()
+        thread.join(_JOIN_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(
+            f"the fault has not ended {_JOIN_SECONDS:g} s after its block and may still be active; undo it by hand"
+        )
+    if failure:
+        raise NotInjectedError(f"the fault could not be injected: {failure[0]}") from failure[0]
+    if not injection.happened.is_set():
+        raise NotInjectedError(f"the run ended before its moment had come ({after})")
+
+
+def kill(
+    output: str | Path, rank: int, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
+) -> AbstractContextManager[Injection]:
+    """SIGKILL to the process of ``rank`` of the run that starts within the block; see :func:`inject_when`."""
+    return _signal_rank(output, rank, after, signal.SIGKILL, timeout_seconds=timeout_seconds)
+
+
+def preempt(
+    output: str | Path, rank: int, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
+) -> AbstractContextManager[Injection]:
+    """SIGTERM to the process of ``rank``: the notice that its machine is taken away; see :func:`inject_when`."""
+    return _signal_rank(output, rank, after, signal.SIGTERM, timeout_seconds=timeout_seconds)
+
+
+def stop(
+    output: str | Path,
+    rank: int,
+    after: Trigger = _TRAINING,
+    *,
+    for_seconds: float | None = None,
+    timeout_seconds: float = 240.0,
+) -> AbstractContextManager[Injection]:
+    """SIGSTOP to the process of ``rank``, and SIGCONT at the end, if it is still there; see :func:`inject_when`."""
+
+    def act(run: Run) -> AbstractContextManager[int]:
+        return stopped(run.process(rank))
+
+    return inject_when(output, after, act, rank=rank, for_seconds=for_seconds, timeout_seconds=timeout_seconds)
+
+
+def kill_executor(
+    output: str | Path, rank: int, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
+) -> AbstractContextManager[Injection]:
+    """SIGKILL to the JVM of the executor in which ``rank`` runs; see :func:`inject_when`."""
+
+    def act(run: Run) -> AbstractContextManager[int]:
+        return _signalled(run.executor(rank), signal.SIGKILL)
+
+    return inject_when(output, after, act, rank=rank, timeout_seconds=timeout_seconds)
+
+
+def kill_driver(
+    output: str | Path, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
+) -> AbstractContextManager[Injection]:
+    """SIGKILL to the driver of the run that another process starts meanwhile; see :func:`inject_when`."""
+
+    def act(run: Run) -> AbstractContextManager[int]:
+        return _signalled(run.driver(), signal.SIGKILL)
+
+    return inject_when(output, after, act, timeout_seconds=timeout_seconds)
+
+
+def _signal_rank(
+    output: str | Path, rank: int, after: Trigger, number: int, *, timeout_seconds: float
+) -> AbstractContextManager[Injection]:
+    def act(run: Run) -> AbstractContextManager[int]:
+        return _signalled(run.process(rank), number)
+
+    return inject_when(output, after, act, rank=rank, timeout_seconds=timeout_seconds)
+
+
+@contextlib.contextmanager
+def stopped(process: int) -> Iterator[int]:
+    """Keep a process stopped while the block runs."""
+    target = psutil.Process(process)  # knows its start, so that it never continues another one of that number
+    target.send_signal(signal.SIGSTOP)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            target.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _signalled(process: int, number: int) -> Iterator[int]:
+    os.kill(process, number)
+    yield process

@@ -1,0 +1,123 @@
+"""The block that is drawn of a stage: a bar, and a line per rank. Pure: values in, tables of rich out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mirrorspark.training.live.state import RankState, TrainingState
+
+# More ranks than this are shown by the slowest few and a line for the others.
+_ALL_RANKS = 8
+_SLOWEST = 5
+
+_BAR_COLUMNS = 20
+
+
+def bar(name: str, elapsed: float, share: float | None = None, *, left: float | None = None, text: str = "") -> Table:
+    """Return the line of a stage: its name, the share that is done, the time that has passed and is left, a text."""
+    line = Table.grid(padding=(0, 1))
+    line.add_column(min_width=10)
+    times = _time(elapsed) if left is None else f"{_time(elapsed)}, {_time(left)} left"
+    done: tuple[RenderableType, ...] = ()
+    if share is not None:
+        filled = ProgressBar(1.0, share, _BAR_COLUMNS, complete_style="green", finished_style="green")
+        done = (f"{share:4.0%}", filled)
+    line.add_row(name, *done, times, text)
+    return line
+
+
+def training(name: str, elapsed: float, state: TrainingState, now: float) -> RenderableType:
+    """Return the bar of a training with the lines of its ranks."""
+    position, total = state.position, state.total_steps
+    rate = position.steps_per_second
+    left = (total - position.done) / rate if rate else None
+    parts: list[RenderableType] = [bar(name, elapsed, min(1.0, position.done / (total or 1)), left=left)]
+    if text := "  ".join(filter(None, (headline(state), metrics(state)))):
+        parts.append(Text(f"  {text}"))
+    return Group(*parts, rank_table(state, now)) if state.ranks else Group(*parts)
+
+
+def headline(state: TrainingState) -> str:
+    """Return where the training is, and how fast."""
+    position = state.position
+    if not state.ranks and state.attempt:
+        return f"waiting for Spark to start {workers_in_words(state.workers)}"
+    if position.now is None:
+        words = Counter(rank.phase_in_words for rank in state.ranks.values())
+        heard = f"{len(state.ranks)} of {state.workers} workers: " if state.workers else ""
+        return heard + ", ".join(f"{word} {count}" if len(words) > 1 else word for word, count in words.items())
+    return (
+        f"epoch {position.epoch}/{state.epochs}  step {position.step_in_epoch:,}/{position.steps:,}  "
+        f"{position.examples_per_second:,.0f} examples/s"
+    )
+
+
+def metrics(state: TrainingState) -> str:
+    """Return the loss and the metrics of the last validation."""
+    position = state.position
+    values = {} if position.loss is None else {"loss": position.loss}
+    return "  ".join(f"{name} {value:.4f}" for name, value in (values | dict(position.validation)).items())
+
+
+def workers_in_words(workers: int) -> str:
+    """Return ``1 worker`` or ``4 workers``."""
+    return f"{workers} worker{'' if workers == 1 else 's'}"
+
+
+def rank_table(state: TrainingState, now: float) -> Table:
+    """Return a line per rank; of many ranks the slowest few, and a line for all others."""
+    order = sorted(state.ranks, key=lambda rank: _slowness(state, rank, now))
+    shown = sorted(order) if len(order) <= _ALL_RANKS else order[:_SLOWEST]
+    others = [state.ranks[number] for number in order[len(shown) :]]
+    has_several_hosts = len({rank.host for rank in state.ranks.values() if rank.host}) > 1
+    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
+    table.add_column("", min_width=8, no_wrap=True)
+    # Wide enough for most of what they will hold: columns that move are hard to read.
+    for name, width in (("step", 9), ("examples/s", 10), ("input busy", 10), ("memory", 8)):
+        table.add_column(name, min_width=width, justify="right", no_wrap=True)
+    table.add_column("")  # the only one that gives way on a narrow terminal
+    for number in shown:
+        rank = state.ranks[number]
+        words, seconds = rank.condition(now)
+        words += "" if seconds is None else f" ({seconds:.0f} s)"
+        words += f"  {rank.host}" if has_several_hosts else ""
+        style = "red" if rank.is_in_trouble(now) else "yellow" if words.startswith("waiting") else ""
+        _add_row(table, f"rank {number}", state, [rank], Text(words, style, no_wrap=True, overflow="ellipsis"))
+    if others:
+        counts = Counter(rank.condition(now)[0] for rank in others)
+        words = ", ".join(word if len(counts) == 1 else f"{count} {word}" for word, count in counts.most_common(3))
+        _add_row(table, f"{len(others)} more", state, others, Text(words, no_wrap=True, overflow="ellipsis"))
+    return table
+
+
+def _slowness(state: TrainingState, number: int, now: float) -> tuple[object, ...]:
+    """Return the order of ranks: first who is in trouble, then who is behind, then who the others wait for."""
+    rank = state.ranks[number]
+    waiting = sum(other.waiting_for == f"rank {number}" for other in state.ranks.values())
+    return not rank.is_in_trouble(now), rank.step, -waiting, rank.collectives, -(rank.busy_share or 0.0), number
+
+
+def _add_row(table: Table, name: str, state: TrainingState, ranks: Sequence[RankState], words: Text) -> None:
+    """Add a line for one rank, or for several: from the slowest to the fastest, and the most of what they use."""
+    steps = sorted({rank.step for rank in ranks})
+    size = state.examples_per_rank_step
+    rates = [rank.steps_per_second * size for rank in ranks if rank.steps_per_second is not None and size is not None]
+    shares = [rank.busy_share for rank in ranks if rank.busy_share is not None]
+    memory = [rank.memory_bytes for rank in ranks if rank.memory_bytes is not None]
+    table.add_row(
+        name,
+        f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}-{steps[-1]:,}",
+        f"{sum(rates):,.0f}" if rates else "-",
+        f"{max(shares):.0%}" if shares else "-",
+        f"{max(memory) / 1e9:.2f} GB" if memory else "-",
+        words,
+    )
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=int(seconds)))

@@ -1,0 +1,54 @@
+"""The start of every connection between our processes: an address, the proof of a token, and keep-alive."""
+
+import contextlib
+import hmac
+import socket
+
+# After ten seconds of silence three probes, five seconds apart: a vanished host breaks the connection.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+# Data must be acknowledged within the time in which the probes notice a vanished host.
+_ACKNOWLEDGED_IN_MILLISECONDS = 25_000
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of ``host:port``, the host as sockets take it: without the brackets of IPv6."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def proof(token: str, role: str, challenge: str, nonce: str) -> str:
+    """Return the answer to ``challenge`` that proves knowledge of ``token``; the token itself is never sent.
+
+    Args:
+        token: The secret of both sides.
+        role: Role of the answering side, so that one side's proof cannot be replayed to it as the other's.
+        challenge: Random text from the other side.
+        nonce: Random text from this side.
+    """
+    return hmac.new(token.encode(), f"{role}:{challenge}:{nonce}".encode(), "sha256").hexdigest()
+
+
+def is_proof(answer: str, token: str, role: str, challenge: str, nonce: str) -> bool:
+    """Return True if ``answer`` is that proof; the comparison takes constant time."""
+    # As bytes, since the comparison accepts only ASCII text.
+    return hmac.compare_digest(answer.encode(), proof(token, role, challenge, nonce).encode())
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Make the system close a connection whose other host has vanished, since that host closes nothing itself."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def notice_silence(connection: socket.socket) -> None:
+    """Make a vanished host or a lost network path break the connection within half a minute."""
+    keep_alive(connection)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ACKNOWLEDGED_IN_MILLISECONDS)
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Close a connection, even while another thread waits on it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,126 @@
+"""The state of a run, which outlives its driver: its status, and the identity and heartbeat of the driver."""
+
+import json
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from mirrorspark.training.protocol.names import STATE_FILE
+from mirrorspark.training.records.run_lock import LockState, look_at_lock
+
+Status = Literal["running", "failed", "stopped", "finished"]
+Driver = Literal["alive", "gone", "unknown"]
+
+# A driver on another machine, whose lock cannot be seen, writes a heartbeat into the run's state. The machines' clocks
+# may differ by the difference between these two values.
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+
+_SAME_START_SECONDS = 2.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+logger = logging.getLogger(__name__)
+
+
+class RunUnderWayError(RuntimeError):
+    """Another driver is running the run; its files are left unchanged."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of a run that must survive its driver.
+
+    Attributes:
+        identity: Of the configuration and the dataset; only a run of the same identity may continue this one.
+        mlflow_run_id: Its MLflow run, once there is one.
+        host: Host of its driver.
+        process: Its driver's process id on that host.
+        process_started: Start of that process in seconds since the epoch; distinguishes it from a later one of that id.
+        boot: Boot id of that machine; empty if unknown.
+        holder: Unique id of its driver; empty for a driver without a lock.
+        heartbeat: The driver's last heartbeat, in seconds since the epoch; None if it has none.
+        is_fenced: Its checkpoints' store has been used, and must exist from then on.
+    """
+
+    identity: str
+    status: Status
+    mlflow_run_id: str | None
+    host: str
+    process: int
+    process_started: float
+    boot: str = ""
+    holder: str = ""
+    heartbeat: float | None = None
+    is_fenced: bool = False
+
+    @property
+    def is_alive(self) -> bool:
+        """True if its driver may still be running, judged without the lock in its folder."""
+        return self.status == "running" and self.driver() != "gone"
+
+    def driver(self, lock: LockState = "unknown", now: float | None = None) -> Driver:
+        """Return the state of the driver of an unfinished run.
+
+        Args:
+            lock: State of the lock in the run's folder, as seen from here.
+            now: Seconds since the epoch.
+        """
+        if lock == "held":
+            return "alive"
+        is_stale = self.heartbeat is not None and (now or time.time()) - self.heartbeat > STALE_SECONDS
+        if self.host != socket.gethostname() or (self.boot and self.boot != boot_id()):
+            if self.heartbeat is None:
+                return "unknown"
+            return "gone" if is_stale else "alive"
+        if lock == "free" and self.holder:
+            return "gone"
+        try:
+            started = psutil.Process(self.process).create_time()
+        except psutil.NoSuchProcess:
+            return "gone"
+        if self.heartbeat is not None:
+            return "gone" if is_stale else "alive"
+        # The clock may have been adjusted since, which shifts the start time a little.
+        return "alive" if abs(started - self.process_started) < _SAME_START_SECONDS else "gone"
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """True if this process wrote it."""
+        return (self.host, self.process) == (socket.gethostname(), os.getpid())
+
+
+def driver_of(folder: Path, state: RunState) -> Driver | None:
+    """Return the state of the driver of an unfinished run; None for a run that has ended."""
+    return state.driver(look_at_lock(folder)) if state.status == "running" else None
+
+
+def read_state(folder: Path) -> RunState | None:
+    """Return the state of the run in ``folder``; None if there is none or, with a warning, if it is damaged."""
+    path = folder / STATE_FILE
+    try:
+        return RunState(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        logger.warning("passed over a run that cannot be continued: %s is damaged (%s)", path, error)
+        return None
+
+
+def under_way(folder: Path, state: RunState | None) -> RunUnderWayError:
+    """Return the error that names the driver of a run."""
+    who = "" if state is None else f" (process {state.process} on {state.host})"
+    return RunUnderWayError(f"run {folder.name} is under way in another driver{who}; wait for it, or stop it")
+
+
+def boot_id() -> str:
+    """Return an id of this boot of the machine; empty if the system has none."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

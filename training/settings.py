@@ -1,0 +1,250 @@
+"""The settings of a run by subject. The bounds, help text and default of a field are written only here."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import DocInfo, Ge, Gt, Interval, doc
+
+from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.models.settings import Schedule
+from mirrorspark.training.protocol.elastic import BatchRule
+from mirrorspark.training.protocol.limits import Budgets, Limits
+from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
+
+Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
+Optimizer = Literal["adam", "adagrad", "sgd"]
+LearningRateScaling = Literal["none", "linear", "sqrt"]
+Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
+StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
+
+
+class ConfigError(ValueError):
+    """A run's configuration is invalid; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultSettings:
+    """Names and places of the results."""
+
+    name: Annotated[str, doc("Names the registered model and the run folders; by default as the recipe")] = ""
+    output: Annotated[str, doc("Folder for datasets, runs, models and scores, shared by all machines")] = DEFAULT_OUTPUT
+    tracking_uri: Annotated[str | None, doc("MLflow server or store; by default a file in the output folder")] = field(
+        default=None,
+        repr=False,  # it may hold a password, and notebooks show the rest
+    )
+    experiment: Annotated[str | None, doc("MLflow experiment; by default as --name")] = None
+    baseline: Annotated[Baseline, doc("What the model is compared with")] = "none"
+    top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
+    profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False
+    verbose: Annotated[bool, doc("Show what Spark and TensorFlow log, and whole stack traces")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """The model, the length of its training, and the choice of the best epoch."""
+
+    model: Annotated[dict[str, Any], doc("Architecture and its settings; one of them: --model.embedding_dim 16")] = (
+        field(default_factory=lambda: {"name": "multi_field"})
+    )
+    epochs: Annotated[int, Ge(1), doc("Passes over the training split at the most")] = 40
+    patience: Annotated[int, Ge(0), doc("Stop after this many epochs without a better --monitor; 0: never")] = 15
+    monitor: Annotated[str, doc("Validation metric that picks the best epoch")] = "val_auc"
+    # Set from the monitor when built, so that readers always find a value.
+    mode: Annotated[Mode, doc("Whether a larger or a smaller --monitor is better; by default as the monitor says")] = (
+        None  # type: ignore[assignment]
+    )
+    seed: Annotated[int, Ge(0), doc("Fixes initial weights, data order and dropout")] = 1
+    warm_start: Annotated[str | None, doc("Model to begin from: models:/NAME@ALIAS, runs:/ID or a folder")] = None
+    resume: Annotated[bool, doc("Continue an unfinished equal run; --no-resume begins anew")] = True
+    run_date: Annotated[str | None, doc("Day of the run, as 2026-01-31; a finished day is not trained again")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The batch and the update of the weights."""
+
+    global_batch_size: Annotated[int, Ge(1), doc("Rows of one update, over all workers")] = 2048
+    learning_rate: Annotated[float, Gt(0), doc("Step size of the optimizer; of a schedule, the highest one")] = 0.001
+    learning_rate_scaling: Annotated[
+        LearningRateScaling, doc("Multiplies the learning rate by the number of workers, its root, or not")
+    ] = "none"
+    learning_rate_schedule: Annotated[Schedule, doc("Course of the learning rate after the warm-up")] = "constant"
+    warmup_steps: Annotated[int, Ge(0), doc("Steps over which the learning rate rises from 0")] = 0
+    optimizer: Annotated[Optimizer, doc("Rule of the update")] = "adam"
+    clip_norm: Annotated[float | None, Gt(0), doc("Longest gradient, over all weights together")] = None
+    accumulate: Annotated[int, Ge(1), doc("Parts of a worker's share of a batch; more need less memory")] = 1
+    local_steps: Annotated[int, Ge(1), doc("Steps of a worker between two means of all workers; 1: synchronous")] = 1
+    outer_momentum: Annotated[
+        float, Interval(ge=0, lt=1), doc("Nesterov momentum of the workers' mean, with --local-steps above 1")
+    ] = 0.0
+    outer_learning_rate: Annotated[
+        float, Gt(0), doc("Share of the way towards the workers' mean, with --local-steps above 1")
+    ] = 1.0
+    precision: Annotated[Precision, doc("Number type of the layers' arithmetic; weights stay float32")] = "float32"
+    xla: Annotated[bool, doc("Compile the model's forward and backward pass with XLA")] = False
+    steps_per_execution: Annotated[int, Ge(1), doc("Most steps between two returns to Python")] = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """The workers and their strategy."""
+
+    workers: Annotated[int | str, doc("Workers that train side by side; 2:4 goes on with as few as 2")] = 1
+    batch_rule: Annotated[BatchRule, doc("What fewer workers than the most keep: the global batch, or their own")] = (
+        "keep_global_batch"
+    )
+    strategy: Annotated[StrategyName | None, doc("How workers train together; by default as --gpus-per-worker")] = None
+    parameter_servers: Annotated[int, Ge(0), doc("Servers of the variables, for the strategy parameter_server")] = 0
+    threads_per_worker: Annotated[int | None, Ge(1), doc("TensorFlow threads; by default as spark.task.cpus")] = None
+    gpus_per_worker: Annotated[int, Ge(0), doc("GPUs of a worker, scheduled by Spark; 0 trains on the CPU")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """The place, times and number of checkpoints."""
+
+    checkpoints: Annotated[str | None, doc("Folder or URI of the checkpoints; by default the run's folder")] = None
+    checkpoint_every_steps: Annotated[int | None, Ge(1), doc("Save after so many steps of an epoch, too")] = None
+    checkpoint_every_seconds: Annotated[float | None, Gt(0), doc("Save after so many seconds, too")] = None
+    keep_last: Annotated[int, Ge(1), doc("Newest checkpoints to keep")] = 2
+    keep_best: Annotated[int, Ge(0), doc("Best checkpoints by --monitor to keep besides")] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings:
+    """Restarts within an epoch, and the longest time of each phase."""
+
+    max_restarts: Annotated[int, Ge(0), doc("Restarts in an epoch after lost or hung workers")] = Budgets.max_restarts
+    max_preemptions: Annotated[int, Ge(0), doc("Restarts in an epoch after machines were taken away")] = (
+        Budgets.max_preemptions
+    )
+    max_start_failures: Annotated[int, Ge(0), doc("Restarts in an epoch after workers that could not start")] = (
+        Budgets.max_start_failures
+    )
+    start_limit_seconds: Annotated[float, Gt(0), doc("Longest standstill of a worker that starts")] = (
+        Limits.start_seconds
+    )
+    first_step_limit_seconds: Annotated[float, Gt(0), doc("Longest time of the first step")] = Limits.first_step_seconds
+    step_limit_seconds: Annotated[float, Gt(0), doc("Longest time of any other step")] = Limits.step_seconds
+    checkpoint_limit_seconds: Annotated[float, Gt(0), doc("Longest time of a checkpoint")] = Limits.checkpoint_seconds
+    end_limit_seconds: Annotated[float, Gt(0), doc("Longest time from the last worker's end to all exits")] = (
+        Limits.end_seconds
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The command: its cluster, its scoring, its output."""
+
+    master: Annotated[str | None, doc("Spark cluster; by default the active session, else local[workers]")] = None
+    dry_run: Annotated[bool, doc("Print the resolved configuration and the preflight's checks; train nothing")] = False
+    summary: Annotated[str | None, doc("File for the JSON summary")] = None
+    scoring_batch_size: Annotated[int, Ge(1), doc("Rows per call of the model when scoring")] = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The source tables, the query and the dataset: most of a recipe."""
+
+    recipe: Annotated[str, doc("An installed recipe, or a folder with recipe.yaml and table.sql")] = "flights"
+    data: Annotated[str | None, doc("Folder with the source tables; by default the recipe's data package")] = None
+    shards: Annotated[int, Ge(1), doc("TFRecord files per split")] = 8
+    accept_data_errors: Annotated[bool, doc("Train even where validation finds errors in the data")] = False
+    reference_dataset: Annotated[str | None, doc("A former dataset; drift from it is reported")] = None
+    description: Annotated[str, doc("What the recipe is about")] = ""
+    data_package: Annotated[str | None, doc("Installed package with the data, used without --data")] = None
+    data_package_folder: Annotated[str, doc("Folder in that package")] = "data"
+    csv_null: Annotated[str, doc("Text that means null in CSV files")] = ""
+    tables: Annotated[dict[str, str], doc("Columns per source table, in Spark's DDL")] = field(default_factory=dict)
+    sql: Annotated[str, doc("Query that builds the table; by default the recipe's table.sql")] = ""
+    features: Annotated[dict[str, Any], doc("Kind and options per feature")] = field(default_factory=dict)
+    label: Annotated[str | dict[str, Any], doc("The label column, or its name and kind")] = ""
+    keys: Annotated[str | list[str], doc("The columns that name a row")] = field(default_factory=list)
+    weight: Annotated[str | None, doc("Column of training weights")] = None
+    exclude: Annotated[str | None, doc("List column of candidates that are not recommended for the row")] = None
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "training": (FitSettings,),
+    "batch and optimizer": (OptimizerSettings,),
+    "workers and strategy": (WorkerSettings,),
+    "checkpoints": (CheckpointSettings,),
+    "failures and limits": (LimitSettings,),
+    "data": (DataSettings,),
+    "scoring and results": (RunSettings, ResultSettings),
+}
+# All fields by subject, as --help and the documentation show them.
+GROUPS: Mapping[str, tuple["dataclasses.Field[Any]", ...]] = {
+    subject: tuple(each for kind in kinds for each in dataclasses.fields(kind)) for subject, kinds in _KINDS.items()
+}
+
+
+def help_texts() -> dict[str, str]:
+    """Return the help text of every field."""
+    return {
+        name: next(part.documentation for part in hint.__metadata__ if isinstance(part, DocInfo))
+        for kinds in _KINDS.values()
+        for kind in kinds
+        for name, hint in _hints(kind).items()
+    }
+
+
+def check_values(settings: Any) -> None:
+    """Check every field of a settings object against its choices and bounds; None is allowed if it is the default.
+
+    Raises:
+        ConfigError: A value is not among the choices, or out of bounds.
+    """
+    kind: type = type(settings)
+    for each in dataclasses.fields(kind):
+        value, hint = getattr(settings, each.name), _hints(kind)[each.name]
+        if value is None and each.default is None:
+            continue
+        choices = choices_of(hint.__origin__)
+        if choices and value not in choices:
+            raise ConfigError(f"{each.name} '{value}' is unknown; use one of {choices}")
+        for bound in (part for part in hint.__metadata__ if not isinstance(part, DocInfo)):
+            if value is None or not _holds(bound, value):
+                raise ConfigError(f"{each.name} is {value}; use {_in_words(bound)}")
+
+
+def choices_of(hint: Any) -> list[Any]:
+    """Return the values that a type lists, or an empty list."""
+    return [choice for part in alternatives(hint) if get_origin(part) is Literal for choice in get_args(part)]
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union type, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _holds(bound: object, value: Any) -> bool:
+    match bound:
+        case Ge(ge=low):
+            return bool(value >= low)
+        case Gt(gt=low):
+            return bool(low < value < math.inf)
+        case Interval(ge=low, lt=high):
+            return bool(low <= value < high)
+    raise TypeError(f"{bound!r} is no bound")
+
+
+def _in_words(bound: object) -> str:
+    match bound:
+        case Ge(ge=low):
+            return f"{low} or more"
+        case Gt(gt=low):
+            return f"a finite number above {low}"
+        case Interval(ge=low, lt=high):
+            return f"a number from {low} up to, not including, {high}"
+    raise TypeError(f"{bound!r} is no bound")

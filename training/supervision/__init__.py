@@ -1,1 +1,0 @@
-"""How the driver keeps a training alive: attempts, watchdog, failure policy, elastic workers, signals."""

@@ -1,0 +1,51 @@
+"""The figures of a sweep, as Optuna draws them."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import optuna
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from optuna.trial import TrialState
+from optuna.visualization.matplotlib import (
+    plot_optimization_history,
+    plot_parallel_coordinate,
+    plot_param_importances,
+)
+
+from mirrorspark.training.sweep.study import importances
+
+_WIDTH_INCHES, _HEIGHT_INCHES = 7.2, 4.8
+_INCHES_PER_AXIS = 2.2
+# Optuna's blues begin with white, on which the line of a poor trial cannot be seen. Dark stays best.
+_VISIBLE = {"Blues": "viridis_r", "Blues_r": "viridis"}
+
+
+def figures(study: optuna.Study, metric: str) -> dict[str, Figure]:
+    """Return the figures for which the study has enough complete trials."""
+    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    found = {}
+    axes: Any
+    with plt.rc_context():  # the other two set a style for all figures of the process, so this one comes first
+        if complete > 1:
+            axes = plot_parallel_coordinate(study, target_name=metric)
+            for lines in axes.collections:
+                lines.set_cmap(_VISIBLE[lines.get_cmap().name])
+            found["parallel_coordinate"] = _figure(axes, _INCHES_PER_AXIS * (len(study.best_params) + 1))
+        if complete:
+            axes = plot_optimization_history(study, target_name=metric)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            found["optimization_history"] = _figure(axes)
+        if importances(study):
+            axes = plot_param_importances(study, target_name=metric)
+            axes.legend(loc="lower right")  # beside the shortest bar; the best place that it finds may be over one
+            found["param_importances"] = _figure(axes)
+    return found
+
+
+def _figure(axes: Any, width_inches: float = 0.0) -> Figure:
+    figure: Figure = axes.figure
+    plt.close(figure)  # no notebook shows it; it can still be saved
+    figure.set_size_inches(max(_WIDTH_INCHES, width_inches), _HEIGHT_INCHES)
+    figure.set_layout_engine("tight")
+    return figure

@@ -1,0 +1,97 @@
+"""The folder of a sweep, in which one command at a time is at work."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from mirrorspark.training.config import ConfigError
+from mirrorspark.training.protocol.names import RUNS_FOLDER, STATE_FILE, WARM_START_FOLDER
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_state import RunUnderWayError, read_state
+from mirrorspark.training.sweep.options import SweepOptions
+
+SWEEPS_FOLDER = "sweeps"
+STUDY_FILE = "study.db"
+
+
+class SweepUnderWayError(RuntimeError):
+    """Another command is at work on the same sweep."""
+
+
+@dataclass(frozen=True)
+class SweepPlace:
+    """Where a sweep and its trials are kept.
+
+    Attributes:
+        folder: The sweep's own.
+        label: Unique among all runs of the experiment; names the MLflow runs.
+        parent_run_id: The sweep's MLflow run; None as long as the server has not been there.
+    """
+
+    folder: Path
+    label: str
+    parent_run_id: Callable[[], str | None]
+
+    def run_folder(self, number: int) -> Path:
+        """Return a trial's run folder; ``mirrorspark runs list --output FOLDER`` lists them."""
+        return self.folder / RUNS_FOLDER / f"{self.label}-{number:04}"
+
+    @property
+    def warm_start(self) -> Path:
+        """The model that all trials begin from."""
+        return self.folder / WARM_START_FOLDER
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether a trial has begun."""
+        return (self.folder / RUNS_FOLDER).is_dir()
+
+
+def find_folder(options: SweepOptions, identity: str) -> RunFolder:
+    """Return the folder of the sweep that goes on, or of a new one.
+
+    Without a name it is the newest one that searches the same in the same configuration and dataset; ``--no-resume``
+    begins another.
+
+    Raises:
+        ConfigError: The sweep of that name is another one, or a new one was asked for under it.
+    """
+    sweeps = Path(options.config.output).absolute() / SWEEPS_FOLDER
+    if options.study is not None:
+        path = sweeps / options.study
+        path.mkdir(parents=True, exist_ok=True)
+        state = read_state(path)
+        if state is not None and not options.config.resume:
+            raise ConfigError(f"study '{options.study}' is in {path} already; give another --study, or go on with it")
+        if state is not None and state.identity != identity:
+            raise ConfigError(
+                f"study '{options.study}' in {path} searches other values, or trains another configuration or dataset; "
+                f"give this sweep another --study, or the flags of that one to go on with it"
+            )
+        return RunFolder(path, identity, state.mlflow_run_id if state else None)
+    if options.config.resume:
+        for file in sorted(sweeps.glob(f"*/{STATE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True):
+            state = read_state(file.parent)
+            if state is not None and state.identity == identity:
+                return RunFolder(file.parent, identity, state.mlflow_run_id)
+    path = sweeps / f"{options.config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
+    path.mkdir(parents=True)
+    return RunFolder(path, identity, None)
+
+
+@contextlib.contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Be the sweep's only command while the block runs.
+
+    Raises:
+        SweepUnderWayError: Another one is.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder.hold())
+        except RunUnderWayError as error:
+            raise SweepUnderWayError(str(error).replace("run ", "sweep ", 1)) from error
+        yield

@@ -1,0 +1,229 @@
+"""A sweep from its dataset to its best model: trials, then the table, the figures, and the best one's export."""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import optuna
+
+from mirrorspark.storage.credentials import one_line, without_credentials
+from mirrorspark.training.driver.signals import on_stop_signals
+from mirrorspark.training.records.open_run import leave
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.sweep.figures import figures
+from mirrorspark.training.sweep.folder import STUDY_FILE, SweepPlace, find_folder, held
+from mirrorspark.training.sweep.options import SweepOptions
+from mirrorspark.training.sweep.report import SUMMARY_FILE, SweepSummary, command, recipe_patch
+from mirrorspark.training.sweep.space import MODEL
+from mirrorspark.training.sweep.study import TrialRecord, best_record, importances, open_study, over, records
+from mirrorspark.training.sweep.trial import TrialOrder
+from mirrorspark.training.sweep.trials import Trials
+
+if TYPE_CHECKING:  # seconds of imports, for which --help need not wait
+    from mirrorspark.training.records.tracking import TrackedRun
+    from mirrorspark.training.sweep.engine import SparkEngine
+
+# Fields that the sweep's summary takes from that of the best trial's export.
+_DELIVERED = (
+    *("run_id", "model_uri", "registered_model", "model_version"),
+    *("metrics", "baseline", "run_folder", "scored_table", "replay"),
+)
+
+logger = logging.getLogger(__name__)
+
+
+class SweepStoppedError(RuntimeError):
+    """Somebody asked the sweep to stop; the same command goes on."""
+
+
+def run(
+    options: SweepOptions,
+    engine: "SparkEngine",
+    *,
+    tell: Callable[[SweepSummary], None] = lambda summary: None,
+    write: Callable[[str], None] | None = None,
+) -> SweepSummary:
+    """Run the trials that are left, then export the best one.
+
+    Args:
+        options: What to do.
+        engine: Trains.
+        tell: Gets the summary of a sweep that has ended, however that was, before an error comes out of here.
+        write: Shows a line; by default on standard error.
+
+    Raises:
+        ConfigError: The sweep cannot go on as it is configured, or what its trials begin from is gone.
+        SweepStoppedError: Somebody asked for it.
+        SweepFailedError: No trial came to its end, or too many failed one after the other.
+        SweepUnderWayError: Another command is at work on it.
+        Exception: What kept every trial from training, or the best one from its export.
+    """
+    # Only a local session can be made to measure; a cluster has the slots it has.
+    identity = options.identity(engine.prepare(options.slots_per_trial * (options.parallel or 1)))
+    folder = find_folder(options, identity)
+    with held(folder), open_study(folder.path / STUDY_FILE, options) as study:
+        label = _label(study, folder)
+        with _parent_run(engine, folder, label) as tracked:
+            place = SweepPlace(folder.path, label, lambda: tracked.run_id)
+            # Before the first trial: what is wrong with it is wrong with all of them.
+            engine.settle(place)
+            summary = _Sweep(options, engine, study, folder, tracked, place, tell, write or _to_stderr).run()
+        replay = tracked.finish("FINISHED")
+        folder.save_state("finished", tracked.run_id)
+    if replay is not None:
+        summary = replace(summary, replay=replay)
+        summary.write(folder.path)
+    return summary
+
+
+def _label(study: optuna.Study, folder: RunFolder) -> str:
+    """Return the sweep's name in MLflow, where somebody else's sweep may have the same folder name."""
+    if "label" not in study.user_attrs:
+        study.set_user_attr("label", f"{folder.path.name}-{uuid4().hex[:4]}")
+    return str(study.user_attrs["label"])
+
+
+@contextlib.contextmanager
+def _parent_run(engine: "SparkEngine", folder: RunFolder, label: str) -> "Iterator[TrackedRun]":
+    """Open the sweep's MLflow run; should the block raise, leave run and folder stopped or failed."""
+    tracked: TrackedRun | None = None
+    try:
+        tracked = engine.open_parent(label, folder.continues)
+        folder.save_state("running", tracked.run_id)
+        yield tracked
+    except BaseException as error:
+        is_stopped = isinstance(error, SweepStoppedError | KeyboardInterrupt)
+        leave(folder, tracked, "stopped" if is_stopped else "failed", "sweep")
+        raise
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """One sweep between its beginning and its end."""
+
+    options: SweepOptions
+    engine: "SparkEngine"
+    study: optuna.Study
+    folder: RunFolder
+    tracked: "TrackedRun"
+    place: SweepPlace
+    tell: Callable[[SweepSummary], None]
+    write: Callable[[str], None]
+
+    def run(self) -> SweepSummary:
+        try:
+            self._log_start()
+            self._train()
+            delivered = self._deliver()
+        except Exception as error:
+            try:
+                self._report("stopped" if isinstance(error, SweepStoppedError) else "failed", {}, one_line(error))
+            except Exception as another:
+                logger.warning("the report of sweep %s could not be written: %s", self.folder.path.name, another)
+            raise
+        return self._report("finished", delivered, None)
+
+    def _log_start(self) -> None:
+        """Log what is searched, and the values that all trials share."""
+        config, specs = self.options.config, self.options.space.specs
+        public = config.public() | {"model": {"name": config.model["name"], **config.model_settings}}
+        documents = ("sql", "tables", "features")  # the trials' runs have them
+        fixed = {name: value for name, value in public.items() if name not in (*specs, *documents)}
+        fixed["model"] = {name: value for name, value in public["model"].items() if MODEL + name not in specs}
+        searched = {f"search.{name}": spec for name, spec in specs.items()}
+        how = {"sampler": self.options.sampler, "pruner": self.options.pruner}
+        self.tracked.log_params(fixed | searched | how)
+        self.tracked.log_tags({"sweep": self.folder.path.name, "recipe": config.name})
+
+    def _train(self) -> None:
+        """Run the trials that are left.
+
+        Raises:
+            SweepStoppedError: Somebody asked for it, or another driver has the sweep now.
+            Exception: See :meth:`Trials.run`.
+        """
+        study, wanted = self.study, self.options.trials
+        if records(study):
+            self.write(f"going on with sweep {self.folder.path.name}: {over(study)} of {wanted} trials are over")
+        trials = Trials(
+            study=study,
+            options=self.options,
+            train=lambda order, control: self.engine.train(order, control, self.place),
+            slots=self.engine.slots,
+            say=lambda number, text: self.write(f"trial {number}: {text}"),
+            on_end=self._on_end,
+        )
+        self.folder.when_lost(lambda: trials.stop_now("another driver has taken over this sweep"))
+        with on_stop_signals(trials.request_stop, trials.stop_now):
+            trials.run()
+        if trials.stop_reason is not None:
+            left = len(records(study)) - over(study)
+            goes_on = f", and {left} go on from their last checkpoint" if left else ""
+            raise SweepStoppedError(
+                f"stopped ({trials.stop_reason}): {over(study)} of {wanted} trials are over; the same command goes "
+                f"on{goes_on}"
+            )
+
+    def _on_end(self, record: TrialRecord, ended: int) -> None:
+        """Show in the sweep's own run how it gets on: a point per trial, and the best so far."""
+        best = best_record(self.study)
+        points = {"trial": record.best, "best": best.best if best else None}
+        monitor = self.options.config.monitor
+        found = {f"{name}_{monitor}": value for name, value in points.items() if value is not None}
+        if found:
+            # Not over the trials' numbers: they end in another order, and MLflow's curves only move forward.
+            self.tracked.log_metrics(found, ended)
+
+    def _deliver(self) -> Mapping[str, Any]:
+        """Export, register and judge the best trial, unless an earlier command has done so."""
+        best = best_record(self.study)
+        assert best is not None  # noqa: S101 - or the trials would have raised
+        kept: Mapping[str, Any] = self.study.user_attrs.get("delivered", {})
+        if kept.get("trial") == best.number:
+            return kept
+        self.write(f"the best is trial {best.number}: it is exported, registered and judged")
+        summary = self.engine.deliver(self._order(best), self.place)
+        delivered = {"trial": best.number, **{name: getattr(summary, name) for name in _DELIVERED}}
+        # By way of JSON: that is what the study keeps, and what the next command finds.
+        self.study.set_user_attr("delivered", json.loads(json.dumps(delivered)))
+        return delivered
+
+    def _order(self, record: TrialRecord) -> TrialOrder:
+        return TrialOrder(record.number, self.options.space.configure(self.options.config, record.values))
+
+    def _report(self, status: str, delivered: Mapping[str, Any], error: str | None) -> SweepSummary:
+        """Write the sweep's documents into its folder, and log them and the figures to its MLflow run."""
+        config, best = self.options.config, best_record(self.study)
+        summary = SweepSummary(
+            status=status,
+            study=self.folder.path.name,
+            folder=str(self.folder.path),
+            monitor=config.monitor,
+            mode=config.mode,
+            wanted=self.options.trials,
+            run_id=self.tracked.run_id,
+            trials=records(self.study),
+            best=best,
+            importances=importances(self.study),
+            recipe=recipe_patch(self._order(best).config, best.values) if best else {},
+            command=command(self.options.arguments, best.values) if best else "",
+            delivered=delivered,
+            error=error,
+        )
+        self.tell(summary)
+        summary.write(self.folder.path)
+        for name, text in summary.texts().items():
+            self.tracked.log_text(text, name)
+        self.tracked.log_document(summary.to_dict(), SUMMARY_FILE)
+        for name, figure in figures(self.study, config.monitor).items():
+            self.tracked.log_figure(figure, name)
+        return summary
+
+
+def _to_stderr(line: str) -> None:
+    print(without_credentials(line), file=sys.stderr, flush=True)

@@ -1,0 +1,263 @@
+"""The search space: specs such as ``log:1e-4:1e-2`` as Optuna's distributions, and what they make of a run."""
+
+import json
+import math
+import re
+import types
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+
+from mirrorspark.models import catalog
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training.config import ConfigError, RunConfig
+
+# Fields that begin so are settings of the model; the last one says which model it is.
+MODEL = "model."
+ARCHITECTURE = "model.name"
+
+# The fields that change what a trial learns. All others make the dataset, the yardstick, or the place of a run.
+SEARCHABLE = (
+    *("workers", "batch_rule", "global_batch_size", "accumulate", "epochs", "patience", "seed"),
+    *("optimizer", "learning_rate", "learning_rate_scaling", "learning_rate_schedule", "warmup_steps", "clip_norm"),
+    *("local_steps", "outer_momentum", "outer_learning_rate"),
+    *("precision", "xla", "steps_per_execution", "threads_per_worker", "gpus_per_worker"),
+)
+_KINDS = "log:LOW:HIGH, uniform:LOW:HIGH[:STEP] or choice:A,B,..."
+_EXAMPLE = "learning_rate=log:1e-4:1e-2"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as in Python."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The fields that are searched, and their values.
+
+    Attributes:
+        specs: Dotted name of the field -> spec, as it was written.
+        distributions: The same as Optuna takes it; of a list it keeps the JSON text.
+    """
+
+    specs: Mapping[str, str]
+    distributions: Mapping[str, BaseDistribution]
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """Return the values of the fields that Optuna chooses for a trial."""
+        for name, found in self.distributions.items():
+            match found:
+                case CategoricalDistribution():
+                    trial.suggest_categorical(name, found.choices)
+                case IntDistribution():
+                    trial.suggest_int(name, found.low, found.high, step=found.step, log=found.log)
+                case FloatDistribution():
+                    trial.suggest_float(name, found.low, found.high, step=found.step, log=found.log)
+        return values_of(trial.params)
+
+    def ends(self, name: str, default: Any) -> tuple[Any, ...]:
+        """Return the smallest and the largest value of a field, or all its choices; ``default`` if it is fixed."""
+        match self.distributions.get(name):
+            case CategoricalDistribution() as found:
+                return tuple(found.choices)
+            case (FloatDistribution() | IntDistribution()) as found:
+                return found.low, found.high
+        return (default,)
+
+    def configure(self, base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+        """Return the configuration with these values.
+
+        A setting that is searched for the sake of another architecture is left out of a model that does not have it.
+
+        Raises:
+            ValueError: The configuration refuses them.
+        """
+        fields = {name: value for name, value in values.items() if not name.startswith(MODEL)}
+        options = {name.removeprefix(MODEL): value for name, value in values.items() if name.startswith(MODEL)}
+        if not options:
+            return replace(base, **fields)
+        model = {**base.model, **options}
+        if ARCHITECTURE in values:
+            known = _settings(model["name"])
+            model = {name: value for name, value in model.items() if name in {"name", *known} or name not in options}
+        return replace(base, **fields, model=model)
+
+    def grid(self) -> dict[str, Sequence[Any]]:
+        """Return every value of every field.
+
+        Raises:
+            ConfigError: A range has no end of values.
+        """
+        grid = {name: _axis(distribution) for name, distribution in self.distributions.items()}
+        endless = [name for name, axis in grid.items() if not axis]
+        if endless:
+            raise ConfigError(
+                f"sampler grid cannot try every value of {endless}; give a step, as in uniform:0:0.5:0.1, or a choice"
+            )
+        return grid
+
+
+def values_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the fields for Optuna's parameters of a trial: a list is kept as JSON text."""
+    is_list = {name: isinstance(param, str) and param.startswith("[") for name, param in params.items()}
+    return {name: json.loads(param) if is_list[name] else param for name, param in params.items()}
+
+
+def _axis(distribution: BaseDistribution) -> Sequence[Any]:
+    """Return every value of a distribution; nothing where there is no end of them."""
+    match distribution:
+        case CategoricalDistribution():
+            return distribution.choices
+        case IntDistribution(log=False):
+            return range(distribution.low, distribution.high + 1, distribution.step)
+        case FloatDistribution(step=float(step)):
+            count = round((distribution.high - distribution.low) / step) + 1
+            # 0.1 + 0.2 would be another number than 0.3.
+            return [round(distribution.low + place * step, 12) for place in range(count)]
+    return ()
+
+
+def read_space(flags: Sequence[str], file_text: str | None, base: RunConfig) -> SearchSpace:
+    """Return the checked space.
+
+    Args:
+        flags: ``FIELD=SPEC`` each; they stand over the file.
+        file_text: A YAML mapping of fields to specs.
+        base: The configuration that is searched.
+
+    Raises:
+        ConfigError: A spec cannot be read, or its field cannot be searched or is of another type.
+    """
+    specs = {**_file_specs(file_text), **dict(map(_flag_spec, flags))}
+    if not specs:
+        raise ConfigError(f"nothing is searched; name a field and its values, for example --search {_EXAMPLE}")
+    architectures = (
+        {ARCHITECTURE: _distribution(ARCHITECTURE, specs[ARCHITECTURE], str)} if ARCHITECTURE in specs else {}
+    )
+    names = SearchSpace(specs, architectures).ends(ARCHITECTURE, base.model["name"])
+    settings = {MODEL + name: hint for found in map(_settings, names) for name, hint in found.items()}
+    hints = get_type_hints(RunConfig)
+    searchable = {ARCHITECTURE: str, **settings, **{name: hints[name] for name in SEARCHABLE}}
+    for name in specs:
+        if name not in searchable:
+            raise ConfigError(f"search {name}: it cannot be searched; use one of {sorted(searchable)}")
+    return SearchSpace(specs, {name: _distribution(name, spec, searchable[name]) for name, spec in specs.items()})
+
+
+def _flag_spec(flag: str) -> tuple[str, str]:
+    name, equals, spec = flag.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"search '{flag}' is no FIELD=SPEC; use for example {_EXAMPLE}")
+    return name.strip().replace("-", "_"), spec
+
+
+def _file_specs(text: str | None) -> dict[str, str]:
+    try:
+        document = yaml.safe_load(text) if text is not None else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the search space is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict) or not all(isinstance(spec, str) for spec in document.values()):
+        raise ConfigError(
+            "the search space is no mapping of fields to specs; write a line per field, for example "
+            "learning_rate: log:1e-4:1e-2"
+        )
+    return {str(name): spec for name, spec in document.items()}
+
+
+def _settings(architecture: str) -> dict[str, Any]:
+    """Return the settings of an architecture with their types."""
+    try:
+        return get_type_hints(catalog.architecture(architecture).Settings)
+    except ModelSettingsError as error:
+        raise ConfigError(f"search {ARCHITECTURE}: {error}") from error
+
+
+def _distribution(name: str, spec: str, hint: Any) -> BaseDistribution:
+    kind, _, rest = spec.strip().partition(":")
+    if kind == "choice":
+        return _choice(name, rest, hint)
+    try:
+        numbers = [float(part) for part in rest.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in {"log": (2,), "uniform": (2, 3)}.get(kind, ()) or not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"search {name}: '{spec}' is no {_KINDS}")
+    make: Any = FloatDistribution
+    if not _fits(0.5, hint):
+        if not _fits(1, hint):
+            raise ConfigError(f"search {name}: '{spec}' is a range, but it must be {_in_words(hint)}; use choice:")
+        if any(number != int(number) for number in numbers):
+            raise ConfigError(f"search {name}: '{spec}' holds a fraction, but it must be {_in_words(hint)}")
+        make, numbers = IntDistribution, [int(number) for number in numbers]
+    low, high, *step = numbers
+    try:
+        with warnings.catch_warnings():  # of an end that the steps do not reach: the last number before it is the end
+            warnings.simplefilter("ignore")
+            return make(low, high, log=kind == "log", **({"step": step[0]} if step else {}))
+    except ValueError as error:
+        raise ConfigError(f"search {name}: '{spec}' is no range of numbers: {error}") from error
+
+
+def _choice(name: str, text: str, hint: Any) -> CategoricalDistribution:
+    try:
+        values = yaml.load(f"[{text}]", _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"search {name}: 'choice:{text}' cannot be read; write values with commas between, as in "
+            f"choice:[64],[128,64]"
+        ) from None
+    for value in values:
+        if not _fits(value, hint):
+            raise ConfigError(f"search {name}: {value!r} does not fit; it must be {_in_words(hint)}")
+    labels = [json.dumps(value) if isinstance(value, list) else value for value in values]
+    if len(set(labels)) < max(2, len(labels)):
+        raise ConfigError(f"search {name}: 'choice:{text}' is no choice; give two values or more, each of them once")
+    return CategoricalDistribution(labels)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a field of this type takes the value."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint) and not isinstance(value, bool)
+    if origin in (tuple, list):
+        return isinstance(value, list) and all(_fits(part, get_args(hint)[0]) for part in value)
+    if isinstance(value, bool):  # an int to isinstance
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_in_words(part) for part in get_args(hint))
+    if origin is Literal:
+        return f"one of {list(get_args(hint))}"
+    if origin in (tuple, list):
+        return f"a list, each {_in_words(get_args(hint)[0])}"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(hint, str(hint))
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Return searched values as text: ``learning_rate=0.0031, model.hidden_units=[64]``."""
+    return ", ".join(f"{name}={value_in_words(value)}" for name, value in values.items())
+
+
+def value_in_words(value: Any) -> str:
+    """Return a searched value as short text."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,167 @@
+"""The Optuna study of a sweep, in an SQLite file, and the records of its trials."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mirrorspark.training.sweep.options import SweepOptions
+from mirrorspark.training.sweep.space import values_of
+
+State = Literal["complete", "pruned", "failed", "running"]
+
+# With fewer complete trials an importance would be noise.
+FEWEST_FOR_IMPORTANCE = 8
+
+_STUDY = "sweep"
+_LOCK_SECONDS = 60
+_STATES: Mapping[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "running",  # for the next command
+}
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of a trial.
+
+    Attributes:
+        number: Optuna's; of a trial that is tried again after an interruption, the first one.
+        state: How it ended, or that it has not.
+        values: Per searched field its value.
+        history: Epoch, counted from 1 -> the monitored metric.
+        best: The best of them; None before the first epoch.
+        seconds: Time in training, of all commands together.
+        error: Why it failed.
+        run_id: Its MLflow run.
+        run_folder: Its run folder.
+    """
+
+    number: int
+    state: State
+    values: Mapping[str, Any]
+    history: Mapping[int, float] = field(default_factory=dict)
+    best: float | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    run_id: str | None = None
+    run_folder: str | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that it has completed."""
+        return max(self.history, default=0)
+
+
+def record_of(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
+    """Return the record of a trial."""
+    history = dict(sorted(trial.intermediate_values.items()))
+    pick = max if study.direction == StudyDirection.MAXIMIZE else min
+    return TrialRecord(
+        number=_retried(trial)[0] if _retried(trial) else trial.number,
+        state=_STATES[trial.state],
+        values=values_of(trial.params),
+        history=history,
+        best=pick(history.values(), default=None),
+        **trial.user_attrs,
+    )
+
+
+def records(study: optuna.Study) -> list[TrialRecord]:
+    """Return the records of all trials; one that was tried again counts once."""
+    trials = study.get_trials(deepcopy=False)
+    before = {number for trial in trials for number in _retried(trial)}
+    found = [record_of(study, trial) for trial in trials if trial.number not in before]
+    return sorted(found, key=lambda record: record.number)
+
+
+def best_record(study: optuna.Study) -> TrialRecord | None:
+    """Return the record of the best trial among those that were trained to their end."""
+    with contextlib.suppress(ValueError):  # there is none
+        return record_of(study, study.best_trial)
+    return None
+
+
+def over(study: optuna.Study) -> int:
+    """Return how many trials have ended, one way or the other."""
+    return sum(1 for record in records(study) if record.state != "running")
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Return how much each field mattered, shares of 1, largest first; empty when too few trials can tell."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
+        return {}
+    return dict(optuna.importance.get_param_importances(study))
+
+
+def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue an interrupted trial again, with the epochs that it has reported."""
+    RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, trial)
+
+
+@contextlib.contextmanager
+def open_study(file: Path | None, options: SweepOptions) -> Iterator[optuna.Study]:
+    """Open the study in ``file``, which is made where there is none; None keeps it in memory.
+
+    The caller holds the sweep's folder, so a trial that is still under way was left by a command that is gone: it is
+    queued again at once. Optuna's heartbeat would find that out as well, some time later.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would repeat every trial on the terminal
+    config = options.config
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # retry, constant liar, figures
+        storage = None
+        if file is not None:
+            connect = {"connect_args": {"timeout": _LOCK_SECONDS}}
+            storage = RDBStorage(f"sqlite:///{file.absolute()}", engine_kwargs=connect)
+        try:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=_STUDY,
+                direction="maximize" if config.mode == "max" else "minimize",
+                pruner=_pruner(options),
+                load_if_exists=True,
+            )
+            # A command that goes on must not draw again what the one before drew first.
+            study.sampler = _sampler(options, config.seed + len(study.get_trials(deepcopy=False)))
+            for left in study.get_trials(states=(TrialState.RUNNING,)):
+                study.tell(left.number, state=TrialState.FAIL)
+                retry(study, left)
+            yield study
+        finally:
+            if storage is not None:
+                storage.remove_session()
+                storage.engine.dispose()
+
+
+def _sampler(options: SweepOptions, seed: int) -> optuna.samplers.BaseSampler:
+    if options.sampler == "grid":
+        return optuna.samplers.GridSampler(options.space.grid(), seed=options.config.seed)
+    if options.sampler == "tpe":
+        # Trials side by side do not know of each other's values: the constant liar keeps them apart.
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(options: SweepOptions) -> optuna.pruners.BasePruner:
+    if options.pruner == "median":
+        return optuna.pruners.MedianPruner()
+    if options.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=options.epochs)
+    return optuna.pruners.NopPruner()
+
+
+def _retried(trial: FrozenTrial) -> list[int]:
+    """Return the numbers under which the trial was interrupted."""
+    return RetryHeartbeatStaleTrialCallback.retry_history(trial)
