@@ -171,10 +171,11 @@ class Trials:
                 else:
                     self._over += 1
                     self.on_end(record, self._over)
-            except BaseException:
-                # Optuna waits for the trials under way, and nobody would listen to them any more.
+            except Exception as error:
+                # Optuna waits for the trials under way and drops what callbacks raise once all trials have begun.
+                self._fault = self._fault or error
                 self.stop_now()
-                raise
+                study.stop()
 
     def _count(self, end: TrialEnd) -> None:
         self._fault = self._fault or end.fault
