@@ -16,12 +16,12 @@ from mirrorspark.callbacks.progress import EventCallback
 from mirrorspark.callbacks.stop_request import StopOnRequest
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
 from mirrorspark.training.fitting import fit
+from mirrorspark.training.fitting.activity_callback import ActivityCallback
 from mirrorspark.training.fitting.fit_callbacks import fit_callbacks
-from mirrorspark.training.fitting.follow import Follow
 from mirrorspark.training.protocol.plan import TrainingPlan
 
 # Who watches, tells and asks. The other callbacks restore, save and stop early, which belongs to both halves.
-_SUPERVISION = (Follow, EventCallback, StopOnRequest)
+_SUPERVISION = (ActivityCallback, EventCallback, StopOnRequest)
 
 
 def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:

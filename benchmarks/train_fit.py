@@ -69,14 +69,14 @@ class FitRank:
         """
         import tensorflow as tf
 
-        from mirrorspark.training.fitting.local_updates import Settle
+        from mirrorspark.training.fitting.local_updates import SettleLocalUpdates
         from mirrorspark.training.ring.strategy import RingStrategy
 
         strategy = RingStrategy(ring) if ring and self.side == "ring" else tf.distribute.get_strategy()
         with strategy.scope():
             model = self._compiled(ring)
         clock = epoch_clock(ring)
-        callbacks = [*([Settle()] if self.local_steps > 1 else []), clock]
+        callbacks = [*([SettleLocalUpdates()] if self.local_steps > 1 else []), clock]
         batches = strategy.distribute_datasets_from_function(lambda context: _batches(self.work))
 
         def train(steps: int) -> float:

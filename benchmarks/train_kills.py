@@ -44,7 +44,7 @@ SEED = 1
 EXECUTOR = "executor JVM killed"
 DRIVER = "driver killed and restarted"
 
-# A kill has to strike before the run's end, on a machine that may be faster by then.
+# A kill must happen before the run's end, on a machine that may be faster by then.
 _LATEST_EPOCHS = 0.8 * EPOCHS
 # What a rank does before and after it trains.
 _OTHER_PHASES = ("connecting", "building", "first_step", "ending")

@@ -224,8 +224,8 @@ def run_train_fn(
     payload = function_plan.pack_function(train_fn, kwargs or {})
     config = LaunchConfig(
         name=name,
-        function=function_plan.name_of(train_fn),
-        arguments=function_plan.digest_of(kwargs or {}),
+        function=function_plan.function_name(train_fn),
+        arguments=function_plan.digest_arguments(kwargs or {}),
         workers=workers,
         output=str(output),
         checkpoints=checkpoints,

@@ -544,7 +544,7 @@ def test_ranks_that_stand_still_are_named_within_the_limit_with_all_stacks_and_t
 def _struck(trained: Trained, attempt: int) -> float:
     """Return when the fault of an attempt struck: as it said, or where it could not, at the end of the epoch before."""
     events = [event for event in trained.events if event.get("attempt") == attempt]
-    said = [event["time"] for event in events if event["event"] == "log" and "strikes after" in event["message"]]
+    said = [event["time"] for event in events if event["event"] == "log" and "injecting fault" in event["message"]]
     ends = [event["time"] for event in events if event["event"] == "epoch_end"]
     return float(said[0] if said else ends[-1])
 

@@ -30,7 +30,7 @@ from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.events import Command, EventAddress
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.protocol.timing import ALIVE_SECONDS, EXIT_WORK_SECONDS
-from mirrorspark.training.ring.meeting import Meeting
+from mirrorspark.training.ring.rendezvous import Rendezvous
 
 EXIT_FAILED = 1
 
@@ -107,8 +107,8 @@ def main(answers: IO[str]) -> NoReturn:
         events.send({"event": "phase", "phase": phase, "host": socket.gethostname(), "process": os.getpid()})
 
     activity = Activity(on_phase=tell_phase)
-    meeting = None if orders.host is None else Meeting(orders.rank, orders.host, events, peers, activity)
-    control = WorkerControl(orders.rank, events, stop_request, activity, orders.payload, meeting)
+    rendezvous = None if orders.host is None else Rendezvous(orders.rank, orders.host, events, peers, activity)
+    control = WorkerControl(orders.rank, events, stop_request, activity, orders.payload, rendezvous)
     threading.Thread(target=_tell_alive, args=(control,), name="alive", daemon=True).start()
 
     def end_well(outcome: Outcome) -> None:

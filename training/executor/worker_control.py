@@ -1,4 +1,4 @@
-"""The objects that a worker gives to its training: events, the meeting of ranks, activity, and stop requests."""
+"""The objects that a worker gives to its training: events, the ranks' rendezvous, activity, and stop requests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.ring.meeting import Meeting
+from mirrorspark.training.ring.rendezvous import Rendezvous
 
 Outcome = dict[str, Any]
 
@@ -24,7 +24,7 @@ class WorkerControl:
         stop_request: Request to stop; workers may see it at different steps, and must agree on one.
         activity: Current activity, sent to the driver every two seconds.
         payload: Bytes that came with the plan, for a training that is not ours.
-        meeting: Finds the other ranks; None when ``TF_CONFIG`` names them.
+        rendezvous: Exchanges the addresses of the ranks; None if ``TF_CONFIG`` has them.
     """
 
     rank: int
@@ -32,4 +32,4 @@ class WorkerControl:
     stop_request: StopSignal
     activity: Activity
     payload: bytes | None = None
-    meeting: Meeting | None = None
+    rendezvous: Rendezvous | None = None

@@ -1,4 +1,4 @@
-"""Faults that a rank brings upon itself when ``MIRRORSPARK_FAULTS`` asks: the inside of :mod:`.faults`."""
+"""Injects the faults of ``MIRRORSPARK_FAULTS`` within a rank; see :mod:`.faults`."""
 
 import contextlib
 import ctypes
@@ -25,39 +25,33 @@ logger = logging.getLogger(__name__)
 Busy = Callable[[], AbstractContextManager[None]]
 
 
-class InjectedFault(RuntimeError):  # noqa: N818 - it stands for anybody's error
-    """The error of the user's code that somebody asked for."""
+class InjectedFault(RuntimeError):  # noqa: N818 - it imitates a user's error
+    """An injected error of the user's code."""
 
 
 class InjectedFaults:
-    """The faults of one rank in one attempt; usually none.
-
-    Attributes:
-        busy: What is entered while a fault holds the input up.
-    """
+    """The faults of one rank in one attempt, usually none; ``busy`` is entered while a fault delays the input."""
 
     def __init__(self, mine: Sequence[Fault], busy: Busy = contextlib.nullcontext) -> None:
-        """Keep them; nothing happens yet."""
+        """Take the faults; nothing happens yet."""
         self._mine = tuple(mine)
         self.busy = busy
 
     def callbacks(self) -> list[tf_keras.callbacks.Callback]:
-        """Return what strikes at steps, to be listed behind all that must have seen the step."""
-        of_steps = [fault for fault in self._mine if not fault.kind.endswith("_input")]
-        return [_InjectAtStep(of_steps)] if of_steps else []
+        """Return the callback for faults at steps; list it after those that must see the step first."""
+        at_steps = [fault for fault in self._mine if not fault.kind.endswith("_input")]
+        return [_InjectAtStep(at_steps)] if at_steps else []
 
     @property
     def of_input(self) -> tuple[Fault, ...]:
-        """Those that hold up the training data."""
+        """The faults of the training data."""
         return tuple(fault for fault in self._mine if fault.kind.endswith("_input"))
 
     def input(self, dataset: Any) -> Any:
-        """Return the training data, behind a gate where there is a fault for it.
-
-        It belongs before the distribution: on what a strategy made of a dataset nothing can be put.
+        """Return the training data, wrapped if it has faults; to be called before a strategy distributes it.
 
         Raises:
-            TypeError: There is a fault for it, which can never strike: it is no dataset.
+            TypeError: The data has faults that cannot be injected, because it is not a dataset.
         """
         if not self.of_input:
             return dataset
@@ -67,16 +61,16 @@ class InjectedFaults:
                 f"{faults.VARIABLE} asks for {kinds}, but the training data is {type(dataset).__name__}, which cannot "
                 f"be held up; train on a tf.data.Dataset, or ask for 'hang'"
             )
-        return InputGate(self.of_input, self.busy).before(dataset)
+        return InputGate(self.of_input, self.busy).wrap(dataset)
 
 
 def from_environment(
     environment: Mapping[str, str], rank: int, attempt: int, busy: Busy = contextlib.nullcontext
 ) -> InjectedFaults:
-    """Return the faults that the environment names for this rank, and say so aloud.
+    """Return the faults that the environment has for this rank, and log them.
 
     Raises:
-        ValueError: The text cannot be read.
+        ValueError: The text cannot be parsed.
     """
     mine = [fault for fault in faults.parse(environment.get(faults.VARIABLE, "")) if fault.applies(rank, attempt)]
     if mine:
@@ -85,7 +79,7 @@ def from_environment(
 
 
 class _InjectAtStep(tf_keras.callbacks.Callback):
-    """Strikes once each fault's step is done."""
+    """Injects each fault once its step is done."""
 
     def __init__(self, waiting: Sequence[Fault]) -> None:
         super().__init__()
@@ -96,7 +90,7 @@ class _InjectAtStep(tf_keras.callbacks.Callback):
         step = optimizer_step(self.model) or 0
         for fault in [fault for fault in self._waiting if step >= fault.step]:
             self._waiting.remove(fault)
-            logger.warning("fault %s strikes after step %d", fault, step)
+            logger.warning("injecting fault %s after step %d", fault, step)
             _inject(fault, step)
 
 
@@ -111,13 +105,13 @@ def _inject(fault: Fault, step: int) -> None:
         case "hang":
             threading.Event().wait(fault.duration)
         case "freeze":
-            # Within C and with Python's lock held, so that no other thread of this process runs; again where the signal
-            # for a dump of the stacks has ended it.
+            # In C with Python's lock held, so that no other thread of this process runs. The signal for a dump of the
+            # stacks interrupts it, hence the loop.
             until = time.monotonic() + fault.duration
             while (left := until - time.monotonic()) > 0:
                 ctypes.PyDLL(None).poll(None, 0, int(left * 1000) + 1)
         case "full_disk":
-            assert fault.path is not None  # noqa: S101 - Fault has seen to it
+            assert fault.path is not None  # noqa: S101 - checked by Fault
             disk = full_disk(fault.path)
             disk.__enter__()
             end = threading.Timer(fault.duration, lambda: disk.__exit__(None, None, None))
@@ -126,21 +120,17 @@ def _inject(fault: Fault, step: int) -> None:
 
 
 class InputGate:
-    """Lets batches pass one by one, late or not at all.
+    """Passes batches on one by one, late or not at all; does nothing unless ``is_active``."""
 
-    Attributes:
-        is_watched: Whether it counts and holds up what passes.
-    """
-
-    def __init__(self, gates: Sequence[Fault], busy: Busy = contextlib.nullcontext, *, is_watched: bool = True) -> None:
-        """Keep the faults, and what is entered while they hold the input up; nothing passes yet."""
+    def __init__(self, gates: Sequence[Fault], busy: Busy = contextlib.nullcontext, *, is_active: bool = True) -> None:
+        """Take the faults, and ``busy``, which is entered while they delay the input."""
         self._gates = tuple(gates)
         self._busy = busy
         self._passed = 0
-        self.is_watched = is_watched
+        self.is_active = is_active
 
-    def before(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """Return the dataset behind this gate."""
+    def wrap(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Return the dataset with its batches passed through this gate."""
         return dataset.map(self._pass, num_parallel_calls=1, deterministic=True)
 
     def _pass(self, *batch: Any) -> Any:
@@ -149,14 +139,14 @@ class InputGate:
         return same if len(same) > 1 else same[0]
 
     def _wait(self) -> int:
-        if not self.is_watched:
+        if not self.is_active:
             return 0
         for fault in self._gates:
             if fault.kind == "slow_input" and self._passed >= fault.step:
                 with self._busy():
                     threading.Event().wait(fault.duration)
             elif fault.kind == "hang_input" and self._passed == fault.step:
-                logger.warning("fault %s strikes after %d batches", fault, self._passed)
+                logger.warning("injecting fault %s after %d batches", fault, self._passed)
                 with self._busy():
                     threading.Event().wait(fault.duration)
         self._passed += 1

@@ -1,7 +1,7 @@
-"""Where faults on purpose (`training.fault_injection.faults`) strike in a training with parameter servers.
+"""The ranks into which faults can be injected in a training with parameter servers.
 
-Only the coordinator counts the steps of such a training, and only its workers read data. So what strikes at a step
-strikes the coordinator, and what holds the data up strikes the workers.
+Only the coordinator counts steps, and only the workers read data. So faults at a step are the coordinator's, and faults
+of the input are the workers'.
 """
 
 from collections.abc import Mapping
@@ -14,23 +14,23 @@ from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.roles import COORDINATOR, Role, Roles
 
 
-def faults_of(
+def faults_from_environment(
     environment: Mapping[str, str], rank: int, attempt: int, roles: Roles, activity: Activity
 ) -> InjectedFaults:
-    """Return the faults that the environment names for ``rank``, and say so aloud.
+    """Return the faults that the environment has for ``rank``, and log them.
 
     Raises:
-        ValueError: The text cannot be read, or it names a rank which that fault can never strike.
+        ValueError: The text cannot be parsed, or has a fault for a rank where it cannot be injected.
     """
-    asked = faults.parse(environment.get(faults.VARIABLE, ""))
-    for fault in asked:
+    requested = faults.parse(environment.get(faults.VARIABLE, ""))
+    for fault in requested:
         if fault.rank is not None and not _can_inject(fault, roles.of(fault.rank)):
             raise ValueError(
                 f"{faults.VARIABLE} asks for '{fault}', but rank {fault.rank} is {roles.of(fault.rank)}: steps are "
                 f"counted by rank {COORDINATOR}, the coordinator, and data is read by the workers, ranks 1 to "
-                f"{roles.workers}; name one of these, or strike from outside with faults.kill or faults.stop"
+                f"{roles.workers}; name one of these, or inject it from outside with faults.kill or faults.stop"
             )
-    mine = [fault for fault in asked if _can_inject(fault, roles.of(rank))]
+    mine = [fault for fault in requested if _can_inject(fault, roles.of(rank))]
     text = {faults.VARIABLE: ";".join(map(str, mine))}
     return injected_faults.from_environment(text, rank, attempt, activity.input_busy)
 

@@ -1,1 +1,1 @@
-"""What runs inside a rank: data, strategy, the ring of workers, ``model.fit`` and what goes along with it."""
+"""The training of one rank: data, strategy, model, callbacks and ``model.fit``."""

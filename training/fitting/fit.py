@@ -25,13 +25,13 @@ from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOL
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
 from mirrorspark.training.fault_injection import injected as injected_faults
 from mirrorspark.training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
-from mirrorspark.training.fitting.local_updates import Settle, local_updates
-from mirrorspark.training.fitting.start import Start, start_of
+from mirrorspark.training.fitting.local_updates import SettleLocalUpdates, local_updates
+from mirrorspark.training.fitting.start import Start, read_start
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.protocol.words import numbers_in_words
-from mirrorspark.training.ring.connection import listen
-from mirrorspark.training.ring.meeting import Meeting
+from mirrorspark.training.ring.connection import open_listener
+from mirrorspark.training.ring.rendezvous import Rendezvous
 from mirrorspark.training.ring.ring import Ring
 from mirrorspark.training.ring.strategy import RingStrategy
 
@@ -40,28 +40,28 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     """Fit the model on this rank's share of every batch, then call ``finish`` with the number of completed epochs.
 
     Args:
-        plan: What to do.
-        control: Ties this rank to its driver.
-        finish: Is called from within ``fit``, at the training's end; it may end the process.
+        plan: The attempt.
+        control: Connects this rank to its driver.
+        finish: Called within ``fit``, at the training's end; it may end the process.
 
     Raises:
-        RingError: Another rank is gone.
-        TrainingStopped: A rank was asked to stop; the checkpoint of that step is there.
+        RingError: Another rank is lost.
+        TrainingStopped: A rank was asked to stop; the checkpoint of that step is committed.
     """
     activity = control.activity
-    plan = with_local_checkpoint(plan, activity)  # before the ranks meet: a download may take long
+    plan = with_local_checkpoint(plan, activity)  # Before the ranks connect: a download may take long.
     activity.enter("connecting")
-    strategy = open_strategy(plan, activity, control.meeting)
+    strategy = open_strategy(plan, activity, control.rendezvous)
     activity.enter("building")
     dataset = Dataset.open(plan.dataset)
     tf_keras.utils.set_random_seed(plan.config.seed)
     tf_keras.mixed_precision.set_global_policy(plan.config.precision)
-    start = start_of(plan, dataset)
+    start = read_start(plan, dataset)
     model = build_model(plan, dataset, strategy, start)
     faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, activity.input_busy)
     activity.enter("restoring")
     if plan.warm_start is not None and plan.resume_from is None:
-        _begin_warm(Path(plan.warm_start), model, dataset, control)
+        _apply_warm_start(Path(plan.warm_start), model, dataset, control)
     with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
         try:
             model.fit(
@@ -74,10 +74,10 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                     plan,
                     control,
                     start=start,
-                    end=finish,
-                    locate=lambda epoch, step: _what_was_read(dataset, plan, control, epoch, step),
-                    before_all=[Settle()],
-                    behind_checkpoint=faults.callbacks(),
+                    finish=finish,
+                    locate=lambda epoch, step: _describe_step(dataset, plan, control, epoch, step),
+                    after_restore=[SettleLocalUpdates()],
+                    after_checkpoint=faults.callbacks(),
                 ),
                 verbose=0,
             )
@@ -86,28 +86,30 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
             raise
 
 
-def open_strategy(plan: TrainingPlan, activity: Activity, meeting: Meeting | None = None) -> tf.distribute.Strategy:
-    """Return the strategy that the plan names, connected to the other ranks.
+def open_strategy(
+    plan: TrainingPlan, activity: Activity, rendezvous: Rendezvous | None = None
+) -> tf.distribute.Strategy:
+    """Return the plan's strategy, connected to the other ranks.
 
     Args:
-        plan: Names the strategy.
-        activity: Sees what the strategy waits for.
-        meeting: Finds the other ranks; without it ``TF_CONFIG`` names them.
+        plan: The attempt.
+        activity: Shows the rank that the strategy waits for.
+        rendezvous: Exchanges the addresses of the ranks; without it ``TF_CONFIG`` has them.
 
     Raises:
-        RingConnectError: A rank did not come within the limit of the start.
+        RingConnectError: A rank did not connect within the limit of the start.
     """
     if plan.config.strategy_name == "multi_worker_mirrored":
         return tf.distribute.MultiWorkerMirroredStrategy()
     limit = plan.config.start_limit_seconds
-    if meeting is None:
+    if rendezvous is None:
         return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, limit_seconds=math.inf, observer=activity)
-    # The others call as soon as they know the address: whoever has told it has to listen already.
-    with listen(meeting.host) as listener:
-        peers = meeting.peers(listener.getsockname()[1], limit)
+    # The other ranks connect as soon as they have the address, so it is reported only while this rank listens.
+    with open_listener(rendezvous.host) as listener:
+        addresses = rendezvous.exchange_addresses(listener.getsockname()[1], limit)
         ring = Ring.connect(
-            meeting.rank,
-            peers,
+            rendezvous.rank,
+            addresses,
             plan.token,
             listener=listener,
             timeout_seconds=limit,
@@ -134,12 +136,12 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
     )
     rules: list[Callable[[type], type]] = []
     if config.local_steps > 1:
-        assert isinstance(strategy, RingStrategy)  # noqa: S101 - the configuration has seen to it
+        assert isinstance(strategy, RingStrategy)  # noqa: S101 - checked by the configuration
         rules.append(
             local_updates(strategy.ring, config.local_steps, config.outer_momentum, config.outer_learning_rate)
         )
     if config.accumulate > 1:
-        rules.append(gathering)  # outermost: what is held is no step
+        rules.append(gathering)  # Outermost: gradients that are held back are no step.
     with strategy.scope():
         model = architecture.build(
             catalog.settings(config.model["name"], config.model_options), dataset.features, config.seed
@@ -155,14 +157,14 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
     return model
 
 
-def _begin_warm(folder: Path, model: tf_keras.Model, dataset: Dataset, control: WorkerControl) -> None:
-    """Give the model the weights that are kept in ``folder``, the same on every rank, and let the driver know.
+def _apply_warm_start(folder: Path, model: tf_keras.Model, dataset: Dataset, control: WorkerControl) -> None:
+    """Load the weights in ``folder`` into the model, equal on every rank, and report it to the driver.
 
     Raises:
-        WarmStartError: Nothing fits.
+        WarmStartError: No weights fit.
         OSError: This rank does not see the folder.
     """
-    beat = control.activity.beat  # large tables take long to read, and a rank that reads them is no rank that hangs
+    beat = control.activity.beat  # Large tables take long to read, which is no hang.
     features = FittedFeatures.load(folder / FEATURES_FOLDER)
     beat()
     earlier = EarlierModel(folder / SAVED_MODEL_FOLDER, features)
@@ -181,50 +183,45 @@ def _batches(
     activity: Activity,
     gate: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda share: share,
 ) -> Any:
-    """Return this rank's share of every global batch of ``split``, epoch after epoch, behind ``gate``."""
+    """Return this rank's share of every global batch of ``split``, epoch after epoch; ``gate`` wraps it."""
 
-    def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    def rank_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
         shares = load_batches(dataset, read_plan, busy=activity.input_busy)
-        # Within: on what a strategy has distributed no gate can be put.
-        return gate(for_replicas(shares, context.num_replicas_in_sync // context.num_input_pipelines))
+        # A distributed dataset could not be wrapped any more.
+        return gate(split_among_replicas(shares, context.num_replicas_in_sync // context.num_input_pipelines))
 
-    # Every rank builds its own input, so TensorFlow must neither shard nor re-batch it.
-    return strategy.distribute_datasets_from_function(mine)
+    # Every rank builds its own input: TensorFlow must neither shard nor re-batch it.
+    return strategy.distribute_datasets_from_function(rank_dataset)
 
 
-def for_replicas(shares: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
-    """Return batches for the replicas of a worker, which take one each in every step.
-
-    Args:
-        shares: The worker's share of every global batch; its rows divide among the replicas.
-        replicas: How many there are: one for each of the worker's GPUs.
-    """
+def split_among_replicas(shares: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
+    """Split a worker's share of every global batch into one batch per replica, that is, per GPU of the worker."""
     if replicas == 1:
         return shares
 
-    def dealt(*share: Any) -> tf.data.Dataset:
+    def split(*share: Any) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(by_replica, share))
 
     def by_replica(rows: Any) -> Any:
         reshape = tf.sparse.reshape if isinstance(rows, tf.SparseTensor) else tf.reshape
         return reshape(rows, [replicas, rows.shape[0] // replicas, *rows.shape[1:]])
 
-    return shares.flat_map(dealt)
+    return shares.flat_map(split)
 
 
-def _what_was_read(dataset: Dataset, plan: TrainingPlan, control: WorkerControl, epoch: int, step: int) -> str:
-    """Say which records a step of this rank read, and where its training can go on."""
+def _describe_step(dataset: Dataset, plan: TrainingPlan, control: WorkerControl, epoch: int, step: int) -> str:
+    """Return the records that a step of this rank read, and the checkpoint to resume from, in words."""
     files = "; ".join(
         f"{path} records {numbers_in_words(records)}"
         for path, records in dataset.records_of(_read_plan(plan, "train", control.rank), epoch, step).items()
     )
-    return f"it read {files}; {last_good(plan, control.activity, epoch, step)}"
+    return f"it read {files}; {describe_last_checkpoint(plan, control.activity, epoch, step)}"
 
 
-def last_good(plan: TrainingPlan, activity: Activity, epoch: int, step: int) -> str:
-    """Say where a training can go on that went wrong in this step of this epoch, both from 0."""
-    with activity.within("checkpoint"):  # to read it takes as long as it takes, and the others may wait
+def describe_last_checkpoint(plan: TrainingPlan, activity: Activity, epoch: int, step: int) -> str:
+    """Return in words the newest intact checkpoint before a step of an epoch, both from 0."""
+    with activity.within("checkpoint"):  # Reading it may take long, and the other ranks may wait.
         newest = next(
             (
                 checkpoint

@@ -1,4 +1,4 @@
-"""What goes along with ``model.fit`` in a rank: the callbacks in their order, and what they keep with a checkpoint."""
+"""The callbacks of ``model.fit`` in a rank, in their order, and their state in a checkpoint."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ from mirrorspark.callbacks.short_executions import ShortExecutions
 from mirrorspark.callbacks.stop_request import StopOnRequest
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.executor.worker_control import WorkerControl
-from mirrorspark.training.fitting.follow import Follow
-from mirrorspark.training.fitting.start import BATCH_STATE, Batches, Start, from_store
+from mirrorspark.training.fitting.activity_callback import ActivityCallback
+from mirrorspark.training.fitting.start import BATCH_STATE, BatchState, Start, reading_from_store
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.plan import PROGRESS_STATE, TrainingPlan
 
@@ -28,18 +28,18 @@ Callbacks = Sequence[tf_keras.callbacks.Callback]
 
 
 def with_local_checkpoint(plan: TrainingPlan, activity: Activity) -> TrainingPlan:
-    """Return the plan with its checkpoint on this machine's disk; call it before the ranks meet.
+    """Return the plan with its checkpoint on this machine's disk; to be called before the ranks connect.
 
-    A download takes as long as it takes: its bytes count as progress, and nobody waits in a collective meanwhile.
+    A download may take long: its bytes count as progress, and no rank waits in a collective meanwhile.
 
     Raises:
         StoreUnreachableError: The store does not answer, this rank does not see the checkpoint, or its disk is full.
-        CheckpointDamagedError: What came is not what was written.
-        PermissionError: Others may write where copies go.
+        CheckpointDamagedError: The checkpoint's checksums do not match.
+        PermissionError: Others may write to the folder for copies.
     """
     if plan.resume_from is None:
         return plan
-    with from_store(plan.resume_from):
+    with reading_from_store(plan.resume_from):
         checkpoint = fetch(commit.read_committed(plan.resume_from), progress=lambda done, total: activity.beat())
     return dataclasses.replace(plan, resume_from=str(checkpoint.path))
 
@@ -49,27 +49,27 @@ def fit_callbacks(
     control: WorkerControl,
     *,
     start: Start,
-    end: Callable[[int], None],
+    finish: Callable[[int], None],
     locate: Locate | None = None,
-    is_asked_to_stop: Callable[[], bool] | None = None,
+    is_stop_requested: Callable[[], bool] | None = None,
     checkpoint_class: Callable[..., ChiefCheckpoint] = ChiefCheckpoint,
-    before_all: Callbacks = (),
+    after_restore: Callbacks = (),
     before_checkpoint: Callbacks = (),
-    behind_checkpoint: Callbacks = (),
+    after_checkpoint: Callbacks = (),
 ) -> list[tf_keras.callbacks.Callback]:
     """Return the callbacks of a rank, in the order in which each has to see a step.
 
     Args:
-        plan: What to do.
-        control: Ties the rank to its driver.
-        start: Where the attempt begins.
-        end: Takes the number of completed epochs when training has come to its end.
-        locate: Says what a step has read; see `StopOnNaN`.
-        is_asked_to_stop: By default the rank's own stop request.
-        checkpoint_class: Takes the arguments of `ChiefCheckpoint`.
-        before_all: Behind the one that restores.
-        before_checkpoint: Right before the one that saves.
-        behind_checkpoint: Right behind it.
+        plan: The attempt.
+        control: Connects the rank to its driver.
+        start: Start of the attempt.
+        finish: Called with the number of completed epochs at the end of the training.
+        locate: Describes the records of a step; see `StopOnNaN`.
+        is_stop_requested: By default the rank's own stop request.
+        checkpoint_class: Class with the arguments of `ChiefCheckpoint`.
+        after_restore: Callbacks to list right after the one that restores.
+        before_checkpoint: Callbacks to list right before the one that saves.
+        after_checkpoint: Callbacks to list right after it.
     """
     config, activity = plan.config, control.activity
     stopping = AgreedEarlyStopping(monitor=config.monitor, mode=config.mode, patience=config.patience or config.epochs)
@@ -77,14 +77,14 @@ def fit_callbacks(
     stateful: dict[str, Stateful] = {
         "early_stopping": stopping,
         PROGRESS_STATE: progress,
-        BATCH_STATE: Batches(plan, start),
+        BATCH_STATE: BatchState(plan, start),
     }
     guard = StopOnNaN(locate=locate)
     resume = BackupAndRestore(
         plan.checkpoints,
         resume_from=plan.resume_from,
         stateful=stateful,
-        verify=False,  # the driver has just done it
+        verify=False,  # The driver has just verified it.
         initial_step_in_epoch=start.step_in_epoch,
     )
     checkpoint = checkpoint_class(
@@ -100,40 +100,39 @@ def fit_callbacks(
         stateful=stateful,
         before_save=guard.check,
         on_wait=lambda: activity.within("checkpoint"),
-        beat=lambda: _count_beat(activity),
+        beat=lambda: _count_progress(activity),
     )
     return [
         resume,
-        Follow(activity),
+        ActivityCallback(activity),
         *([ShortExecutions()] if _may_vary_executions(config) else []),
-        *before_all,
+        *after_restore,
         guard,
         stopping,
-        # Before the checkpoint: an epoch that is committed but untold would leave a hole in the curves, since it is not
-        # repeated. One that is told twice is logged once.
+        # Before the checkpoint: a committed epoch is not repeated, and would leave a gap in the curves if it were not
+        # reported. An epoch that is reported twice is logged once.
         progress,
         *([ProfileSteps(Path(plan.profile) / f"rank-{control.rank}")] if plan.profile else []),
         *before_checkpoint,
         checkpoint,
-        *behind_checkpoint,
-        StopOnRequest(is_asked_to_stop or control.stop_request.is_set, checkpoint),
-        # From within fit: on its way out it destroys its iterators, which may take a minute (the threads of tf.data
-        # that hold them sleep).
+        *after_checkpoint,
+        StopOnRequest(is_stop_requested or control.stop_request.is_set, checkpoint),
+        # Within fit, which destroys its iterators on return: that may take a minute, while tf.data's threads sleep.
         tf_keras.callbacks.LambdaCallback(
-            on_train_end=lambda logs: end(resume.initial_epoch + len(resume.model.history.epoch))
+            on_train_end=lambda logs: finish(resume.initial_epoch + len(resume.model.history.epoch))
         ),
     ]
 
 
 def _may_vary_executions(config: TrainingConfig) -> bool:
-    """Whether it is all the same after which steps the training comes back to Python."""
-    # A coordinator hands out executions without waiting for them. And local workers meet for a checkpoint: the steps
-    # behind which one may be taken are part of the result then, which must not depend on how long a step takes.
-    has_to_repeat = config.local_steps > 1 and config.checkpoint_every_steps is not None
-    return config.parameter_servers == 0 and not has_to_repeat
+    """Return True if the result does not depend on the steps after which the training returns to Python."""
+    # A coordinator schedules executions without waiting for them. With local updates a checkpoint averages the workers,
+    # so the steps at which it may be taken change the result, which must not depend on how long a step takes.
+    is_step_relevant = config.local_steps > 1 and config.checkpoint_every_steps is not None
+    return config.parameter_servers == 0 and not is_step_relevant
 
 
-def _count_beat(activity: Activity) -> None:
-    """Note that the publisher gets on, where the training waits for it: at other times it must not hide a hang."""
+def _count_progress(activity: Activity) -> None:
+    """Count the publisher's progress only while the training waits for it: at other times it would hide a hang."""
     if activity.phase == "checkpoint":
         activity.beat()

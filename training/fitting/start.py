@@ -1,4 +1,4 @@
-"""Where an attempt begins: in the data, and on the learning rate's schedule; also when batches change their size."""
+"""The start of an attempt in the data and in the learning rate's schedule, also after a change of batch size."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.protocol.elastic import resume_step
 from mirrorspark.training.protocol.plan import TrainingPlan
 
+# Key of `BatchState` in a checkpoint.
 BATCH_STATE = "batch"
-"""Under this name a checkpoint holds what `Batches` keeps."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where an attempt begins.
+    """The position at which an attempt begins.
 
     Attributes:
-        epoch: Epochs completed.
-        step_in_epoch: Step of the next one to begin with.
-        schedule_step: Optimizer step from which this attempt's schedule counts in steps of this size.
-        schedule_share: Share of the training that was done by then.
+        epoch: Completed epochs.
+        step_in_epoch: First step within the next epoch.
+        schedule_step: Optimizer step from which the schedule counts in steps of the current batch size.
+        schedule_share: Share of the training that was done at that step.
     """
 
     epoch: int = 0
@@ -33,16 +33,15 @@ class Start:
 
 
 @contextlib.contextmanager
-def from_store(checkpoint: str) -> Iterator[None]:
-    """Tell of a store that fails while the block reads ``checkpoint`` as such: the driver had read it just before.
+def reading_from_store(checkpoint: str) -> Iterator[None]:
+    """Turn an ``OSError`` of the block, which reads ``checkpoint``, into an error of the store.
 
-    It is tried again then, as an error of the model or the data is not. What others may write to, and a store that
-    cannot be opened here at all, stay refused.
+    The driver has just read the checkpoint. Errors of the store are retried, errors of the model or the data are not.
 
     Raises:
-        StoreUnreachableError: It does not answer, or has lost the checkpoint.
-        PermissionError: As it was.
-        StorageError: As it was.
+        StoreUnreachableError: The store does not answer, or has lost the checkpoint.
+        PermissionError: Others may write to the copy's folder; unchanged.
+        StorageError: The store cannot be opened here at all; unchanged.
     """
     try:
         yield
@@ -55,26 +54,26 @@ def from_store(checkpoint: str) -> Iterator[None]:
         ) from error
 
 
-def start_of(plan: TrainingPlan, dataset: Dataset) -> Start:
-    """Return where the attempt of ``plan`` begins: at the beginning, or where its checkpoint was taken."""
+def read_start(plan: TrainingPlan, dataset: Dataset) -> Start:
+    """Return the start of the plan's attempt: step 0, or the position of its checkpoint."""
     if plan.resume_from is None:
         return Start()
-    with from_store(plan.resume_from):
+    with reading_from_store(plan.resume_from):
         checkpoint = commit.read_committed(plan.resume_from)
         then = checkpoint.states()[BATCH_STATE]
     batch, step, share = then["global_batch_size"], then["schedule_step"], then["schedule_share"]
     if batch != plan.global_batch_size:
-        # Steps of another size: what is left of the schedule is counted anew, so that it ends with the training.
+        # The batch size has changed: the rest of the schedule is rescaled, so that it ends with the training.
         share += (checkpoint.step - step) / (dataset.steps("train", batch) * plan.config.epochs)
         step = checkpoint.step
     return Start(checkpoint.epoch, resume_step(checkpoint.step_in_epoch, batch, plan.global_batch_size), step, share)
 
 
-class Batches:
-    """Keeps with a checkpoint what its steps were: one of another size is another place in the data."""
+class BatchState:
+    """The batch size and schedule in a checkpoint: with another batch size a step is another place in the data."""
 
     def __init__(self, plan: TrainingPlan, start: Start) -> None:
-        """Keep this attempt's."""
+        """Save the values of this attempt."""
         self._state = {
             "global_batch_size": plan.global_batch_size,
             "schedule_step": start.schedule_step,
@@ -82,8 +81,8 @@ class Batches:
         }
 
     def get_state(self) -> dict[str, Any]:
-        """Return it, as plain JSON values; see `callbacks.checkpoints.training_state.Stateful`."""
+        """Return plain JSON values; see `callbacks.checkpoints.training_state.Stateful`."""
         return dict(self._state)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Keep this attempt's own."""
+        """Ignore the checkpoint's values: `read_start` has used them."""

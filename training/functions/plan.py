@@ -1,4 +1,4 @@
-"""What travels between driver and ranks that run somebody's own training function: plan, function, return value."""
+"""The plan, function and return value that driver and ranks exchange to run a user's training function."""
 
 import base64
 import functools
@@ -16,25 +16,25 @@ from mirrorspark.training.protocol.plan import AttemptPlan
 TrainFn = Callable[..., Any]
 FunctionStrategy = Literal["multi_worker_mirrored", "ring", "own"]
 
-# It passes through Spark's scheduler, to every task: enough for metrics and small weights.
+# The value passes through Spark's scheduler: enough for metrics and small weights.
 MAX_RETURN_BYTES = 8 << 20
 
 
 class TrainFnError(ValueError):
-    """A training function that cannot travel to the workers; the message says why and what to do."""
+    """A training function cannot be sent to the workers; the message says why and what to do."""
 
 
 class ReturnValueError(ValueError):
-    """What a training function returned cannot come back; the training itself is finished."""
+    """A training function's return value cannot be sent to the driver; the training itself is finished."""
 
 
 @dataclass(frozen=True)
 class FunctionPlan(AttemptPlan):
-    """One attempt to run a training function. It looks for its checkpoint itself, and knows its own batch.
+    """One attempt to run a training function, which finds its checkpoint itself and chooses its own batch size.
 
     Attributes:
-        strategy: The scope it runs in: TensorFlow's, ours, or none where it builds its own.
-        start_limit_seconds: How long the ranks of our strategy try to meet.
+        strategy: Scope of the function: TensorFlow's strategy, the ring strategy, or the function's own.
+        start_limit_seconds: Time limit for connecting the ring strategy.
     """
 
     strategy: FunctionStrategy = "multi_worker_mirrored"
@@ -42,7 +42,7 @@ class FunctionPlan(AttemptPlan):
 
     @property
     def entry(self) -> str:
-        """Calls the function that travels beside the plan."""
+        """Entry point that calls the function in the payload."""
         return "mirrorspark.training.functions.worker:train"
 
 
@@ -50,28 +50,28 @@ def pack_function(train_fn: TrainFn, kwargs: Mapping[str, Any]) -> bytes:
     """Return the function and its arguments as bytes.
 
     Raises:
-        TrainFnError: They hold what cannot travel.
+        TrainFnError: They cannot be pickled.
     """
     try:
         return bytes(cloudpickle.dumps((train_fn, dict(kwargs))))
-    except Exception as error:  # pickling runs the code of whatever is in there
+    except Exception as error:  # Pickling runs code of the pickled objects.
         raise TrainFnError(
-            f"{name_of(train_fn)} cannot be sent to the workers ({_said(error)}); a function must not hold a Spark "
-            f"session, an open file or a lock: make such things within it, or pass plain values as kwargs"
+            f"{function_name(train_fn)} cannot be sent to the workers ({_text(error)}); a function must not hold a "
+            f"Spark session, an open file or a lock: make such things within it, or pass plain values as kwargs"
         ) from error
 
 
 def unpack_function(payload: bytes | None) -> tuple[TrainFn, dict[str, Any]]:
-    """Return what :func:`pack_function` was given.
+    """Return the arguments of :func:`pack_function`.
 
     Raises:
-        TrainFnError: It needs something that is not here.
+        TrainFnError: A module that the function needs is missing here.
     """
     try:
-        train_fn, kwargs = pickle.loads(payload or b"")  # noqa: S301 - our own driver's, over our own channel
+        train_fn, kwargs = pickle.loads(payload or b"")  # noqa: S301 - from our own driver, over an authenticated channel
     except Exception as error:
         raise TrainFnError(
-            f"the function cannot be loaded in a worker ({_said(error)}); install what it imports on the executors, or "
+            f"the function cannot be loaded in a worker ({_text(error)}); install what it imports on the executors, or "
             f"ship its module with spark.sparkContext.addPyFile"
         ) from error
     return train_fn, kwargs
@@ -81,14 +81,14 @@ def pack_value(value: Any) -> str:
     """Return the function's return value as text.
 
     Raises:
-        ReturnValueError: It cannot travel, or is too large.
+        ReturnValueError: It cannot be pickled, or is too large.
     """
     kind = type(value).__name__
     try:
         pickled = cloudpickle.dumps(value)
     except Exception as error:
         raise ReturnValueError(
-            f"what the function returned ({kind}) cannot be pickled ({_said(error)}); return numbers, arrays, plain "
+            f"what the function returned ({kind}) cannot be pickled ({_text(error)}); return numbers, arrays, plain "
             f"containers, or the path of a file that it wrote"
         ) from error
     if len(pickled) > MAX_RETURN_BYTES:
@@ -100,30 +100,30 @@ def pack_value(value: Any) -> str:
 
 
 def unpack_value(text: str) -> Any:
-    """Return what :func:`pack_value` was given.
+    """Return the argument of :func:`pack_value`.
 
     Raises:
-        ReturnValueError: It needs something that is not here.
+        ReturnValueError: A module that the value needs is missing here.
     """
     try:
-        return pickle.loads(base64.b64decode(text))  # noqa: S301 - our own rank's, through Spark
+        return pickle.loads(base64.b64decode(text))  # noqa: S301 - from our own rank, through Spark
     except Exception as error:
         raise ReturnValueError(
-            f"what the function returned cannot be loaded on the driver ({_said(error)}); install here what its class "
+            f"what the function returned cannot be loaded on the driver ({_text(error)}); install here what its class "
             f"needs, or return plain values"
         ) from error
 
 
-def name_of(train_fn: TrainFn) -> str:
-    """Return what people call the function."""
+def function_name(train_fn: TrainFn) -> str:
+    """Return the function's name."""
     plain = train_fn.func if isinstance(train_fn, functools.partial) else train_fn
     return str(getattr(plain, "__name__", type(plain).__name__))
 
 
-def digest_of(kwargs: Mapping[str, Any]) -> str:
-    """Return twelve hex digits that two runs share whose functions get the same arguments."""
+def digest_arguments(kwargs: Mapping[str, Any]) -> str:
+    """Return twelve hex digits that are equal for equal arguments."""
     return hashlib.sha256(cloudpickle.dumps(dict(kwargs))).hexdigest()[:12]
 
 
-def _said(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

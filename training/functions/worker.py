@@ -1,4 +1,4 @@
-"""Runs somebody's own training function in the process of a rank, unchanged, and lets its driver watch."""
+"""Runs a user's training function unchanged in the process of a rank, and reports its progress to the driver."""
 
 import contextlib
 import logging
@@ -19,25 +19,25 @@ from mirrorspark.training.ring.strategy import RingStrategy
 if TYPE_CHECKING:
     from mirrorspark.training.executor.worker_control import Finish, WorkerControl
 
-# Outside of `fit` nobody knows what takes long and what hangs: one rank may prepare data for hours while others wait.
+# Outside `fit` slow work looks like a hang: one rank may prepare data for hours while others wait.
 _RING_SECONDS = 24 * 3600.0
 
 logger = logging.getLogger(__name__)
 
 
 def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> None:
-    """Call the function that came along, in the scope that it is used to; then call ``finish``.
+    """Call the function of the payload in the scope of the plan's strategy; then call ``finish``.
 
     Args:
-        plan: Where and with whom.
-        control: Ties this rank to its driver; its payload is the function.
-        finish: Takes the number of completed epochs, on rank 0 with what the function returned.
+        plan: The attempt.
+        control: Connects this rank to its driver; its payload is the function.
+        finish: Gets the number of completed epochs, and on rank 0 the return value.
 
     Raises:
         TrainFnError: The function cannot be loaded here.
-        RingError: Another rank is gone.
+        RingError: Another rank is lost.
         TrainingStopped: The rank was asked to stop.
-        Exception: Whatever the function raises.
+        Exception: The function's own error.
     """
     train_fn, kwargs = function_plan.unpack_function(control.payload)
     os.environ[CHECKPOINTS_VARIABLE] = plan.checkpoints
@@ -46,20 +46,18 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
     faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, control.activity.input_busy)
     watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, faults)
     with _scope(plan, control.activity), watch.installed():
-        # Until it calls fit nobody can tell work from standing still: data may have to be fetched first.
+        # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.
         control.activity.enter("building")
-        value = _called(train_fn, kwargs, watch)
-    finish(watch.epochs, **(_returned(value) if control.rank == 0 else {}))
+        value = _call(train_fn, kwargs, watch)
+    finish(watch.epochs, **(_pack_return_value(value) if control.rank == 0 else {}))
 
 
-def _called(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatch) -> Any:
-    """Return what the function does, unless it was asked to stop: then it has not come to its end.
-
-    It may catch what ends its ``fit``, as around the folds of a validation.
+def _call(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatch) -> Any:
+    """Call the function; a stopped one has not finished, even if it caught the exception that ended its ``fit``.
 
     Raises:
         TrainingStopped: The rank was asked to stop.
-        Exception: Whatever the function raises.
+        Exception: The function's own error.
     """
     try:
         value = train_fn(**kwargs)
@@ -76,7 +74,7 @@ def _called(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatc
 
 @contextlib.contextmanager
 def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
-    """Enter the scope of the plan's strategy, connected to the other ranks that ``TF_CONFIG`` names."""
+    """Enter the scope of the plan's strategy, connected to the other ranks of ``TF_CONFIG``."""
     if plan.strategy == "own":
         yield
         return
@@ -92,8 +90,8 @@ def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
         yield
 
 
-def _returned(value: Any) -> dict[str, str]:
-    """Return the value as it travels, or why it cannot: hours of training are not lost for that."""
+def _pack_return_value(value: Any) -> dict[str, str]:
+    """Return the packed value, or why it cannot be packed: the finished training is not lost for that."""
     try:
         return {"value": function_plan.pack_value(value)}
     except ReturnValueError as error:

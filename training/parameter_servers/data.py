@@ -1,8 +1,8 @@
-"""Batches for graphs that the coordinator makes and workers run.
+"""Batches for graphs that the coordinator builds and workers run.
 
-Reading the dataset is Python code, which does not travel in a graph: TensorFlow finds it by a name, in the process that
-runs the operation. So each worker gives its batches under a name (`BatchSupply`), and the coordinator's graphs ask for
-them by that name (`RemoteBatches`).
+The dataset is read by Python code, which a graph cannot carry: TensorFlow looks it up by name in the process that runs
+the operation. So each worker registers its batches under a name (`BatchSupply`), and the coordinator's graphs refer to
+that name (`RemoteBatches`).
 """
 
 import dataclasses
@@ -23,11 +23,7 @@ Array = npt.NDArray[Any]
 
 
 class BatchSupply:
-    """A worker's batches: those of its training stream one after the other, those of the validation by number.
-
-    Attributes:
-        name: Under which graphs find it.
-    """
+    """A worker's batches: of its training stream in order, of the validation split by number; graphs use ``name``."""
 
     def __init__(
         self,
@@ -40,11 +36,11 @@ class BatchSupply:
         """Open the dataset; nothing is read yet.
 
         Args:
-            dataset: What is read.
-            training: What this worker reads of its training split.
-            validation: How the batches of its validation split are cut.
-            activity: The rank's board.
-            gate: Returns what the training stream is to be read through; a fault to inject may hold it up.
+            dataset: The dataset directory.
+            training: The worker's part of the training split.
+            validation: Batches of the validation split.
+            activity: The worker's activity.
+            gate: Wraps the training stream; an injected fault may delay it.
         """
         self._dataset = dataset
         self._validation = validation
@@ -54,7 +50,7 @@ class BatchSupply:
         self._validating: Iterator[Any] = iter(())
         self._next_step = -1
         self._turn = threading.Lock()
-        # A graph keeps alive what it names; it is never run.
+        # The graph keeps the Python function registered; it is never run.
         self._graph = tf.Graph()
         with self._graph.as_default():
             number = tf.constant(0, tf.int64)
@@ -69,7 +65,7 @@ class BatchSupply:
         return [tensor.numpy() for tensor in tf.nest.flatten(batch, expand_composites=True)]
 
     def _validation_batch(self, step: int) -> Any:
-        # A worker is given some steps in a row, then goes on where the others have not been.
+        # Each call of a worker covers consecutive steps; the next call begins elsewhere.
         if step != self._next_step:
             plan = dataclasses.replace(self._validation, step=step)
             self._validating = iter(load_batches(self._dataset, plan, busy=self._activity.input_busy))
@@ -78,33 +74,33 @@ class BatchSupply:
 
 
 class RemoteBatches:
-    """What stands for the workers' batches in the coordinator's graphs."""
+    """The workers' batches in the coordinator's graphs."""
 
     def __init__(self, name: str, dataset: Dataset, training: ReadPlan, validation: ReadPlan) -> None:
-        """Look at the shapes of both splits; nothing is read.
+        """Get the shapes of both splits; nothing is read.
 
         Args:
-            name: What the workers' `BatchSupply` is called.
-            dataset: The same as theirs.
-            training: What some worker reads of it: all have batches of one shape.
-            validation: As theirs.
+            name: Name of the workers' `BatchSupply`.
+            dataset: The workers' dataset.
+            training: Any worker's part of the training split: all have batches of one shape.
+            validation: Batches of the validation split.
         """
         self._name = name
         self._training = load_batches(dataset, training).element_spec
         self._validation = load_batches(dataset, validation).element_spec
 
     def training(self, _: tf.distribute.InputContext) -> tf.data.Dataset:
-        """Return the training stream of whichever worker builds it."""
+        """Return the training stream of the worker that builds it."""
         options = tf.data.Options()
         options.autotune.enabled = False  # as in load_batches
-        stream = tf.data.Dataset.counter().map(lambda step: self._ask(self._training, _TRAIN, step))
+        stream = tf.data.Dataset.counter().map(lambda step: self._request(self._training, _TRAIN, step))
         return stream.prefetch(_PREFETCHED_BATCHES).with_options(options)
 
     def validation(self, step: tf.Tensor) -> Any:
-        """Return the batch number ``step`` (int64) of the validation split, from whichever worker runs this."""
-        return self._ask(self._validation, _VALIDATION, step)
+        """Return batch number ``step`` (int64) of the validation split, read by the worker that runs this."""
+        return self._request(self._validation, _VALIDATION, step)
 
-    def _ask(self, spec: Any, split: int, step: tf.Tensor) -> Any:
+    def _request(self, spec: Any, split: int, step: tf.Tensor) -> Any:
         tensors = tf.raw_ops.PyFunc(input=[tf.constant(split, tf.int64), step], token=self._name, Tout=_types(spec))
         for tensor, component in zip(tensors, _components(spec), strict=True):
             tensor.set_shape(component.shape)

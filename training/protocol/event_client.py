@@ -12,18 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from mirrorspark.training.protocol.events import (
-    DROPPABLE,
+from mirrorspark.training.protocol.events import DROPPABLE, LINE_BYTES, Command, Event, EventAddress, Sender
+from mirrorspark.training.protocol.handshake import (
     HANDSHAKE_SECONDS,
-    HELLO_BYTES,
-    LINE_BYTES,
-    NONCE_BYTES,
-    Command,
-    Event,
-    EventAddress,
-    Sender,
+    TokenMismatchError,
+    authenticate_to_server,
+    hang_up,
+    notice_silence,
 )
-from mirrorspark.training.protocol.handshake import hang_up, is_proof, notice_silence, proof
 
 _QUEUE_LENGTH = 1000
 _FIRST_PAUSE_SECONDS = 0.1
@@ -133,9 +129,10 @@ class EventClient:
                     return
                 pause = _FIRST_PAUSE_SECONDS
                 error: OSError = ConnectionResetError("the line was cut")
-            except _RefusedError as refusal:
+            except TokenMismatchError as refusal:
                 self._end()
-                logger.warning("lost the event channel to the driver at %s: %s", self._address, refusal)
+                what = f"{refusal}; this is not the driver of this run"
+                logger.warning("lost the event channel to the driver at %s: %s", self._address, what)
                 return
             except OSError as failure:
                 error = failure
@@ -160,14 +157,16 @@ class EventClient:
         """Connect, send and listen until the connection ends; return True if everything has been sent.
 
         Raises:
-            _RefusedError: One side does not know the token, and nothing is sent to the other.
+            TokenMismatchError: One side does not know the token, and nothing is sent to the other.
             OSError: The driver cannot be reached, or the connection broke.
         """
         with (
             socket.create_connection((self._address.host, self._address.port), HANDSHAKE_SECONDS) as connection,
             connection.makefile("rb") as stream,
         ):
-            self._shake_hands(connection, stream)
+            authenticate_to_server(connection, stream, self._address.token, client="client", server="driver")
+            self._last_heard = self._clock()
+            connection.sendall(json.dumps(self._hello).encode() + b"\n")
             connection.settimeout(None)
             notice_silence(connection)
             is_cut = threading.Event()
@@ -194,20 +193,6 @@ class EventClient:
                     self._connection = None
             with self._changed:
                 return self._is_over or (self._is_closed and not self._waiting and not self._unacknowledged)
-
-    def _shake_hands(self, connection: socket.socket, stream: BinaryIO) -> None:
-        theirs = stream.readline(HELLO_BYTES).decode("ascii", "replace").strip()
-        if not theirs:
-            raise ConnectionResetError("the driver said nothing")
-        mine = secrets.token_hex(NONCE_BYTES)
-        connection.sendall(f"{mine} {proof(self._address.token, 'client', theirs, mine)}\n".encode())
-        answer = stream.readline(HELLO_BYTES).decode("ascii", "replace").strip()
-        if not answer:
-            raise ConnectionResetError("the driver hung up")
-        if not is_proof(answer, self._address.token, "driver", mine, theirs):
-            raise _RefusedError("the two sides do not share a token; this is not the driver of this run")
-        self._last_heard = self._clock()
-        connection.sendall(json.dumps(self._hello).encode() + b"\n")
 
     def _listen(self, stream: BinaryIO, is_cut: threading.Event) -> None:
         try:
@@ -246,10 +231,6 @@ class EventClient:
             if not letter.is_droppable:
                 self._unacknowledged.append(letter)
             return letter
-
-
-class _RefusedError(ConnectionError):
-    """The other side failed to authenticate; a retry is useless."""
 
 
 @dataclass(frozen=True)

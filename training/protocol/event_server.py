@@ -14,17 +14,21 @@ from typing import Any
 
 from mirrorspark.training.protocol.events import (
     FOR_RANKS,
-    HANDSHAKE_SECONDS,
-    HELLO_BYTES,
     LINE_BYTES,
-    NONCE_BYTES,
     RETAINED,
     Command,
     Event,
     EventAddress,
     Sender,
 )
-from mirrorspark.training.protocol.handshake import hang_up, is_proof, notice_silence, proof
+from mirrorspark.training.protocol.handshake import (
+    HANDSHAKE_SECONDS,
+    TokenMismatchError,
+    authenticate_client,
+    hang_up,
+    notice_silence,
+    read_line,
+)
 
 # An unauthenticated client holds a thread and a socket. Ranks authenticate within milliseconds, so of too many clients
 # the one that has taken longest is disconnected.
@@ -91,13 +95,13 @@ class EventServer:
         line: _Line | None = None
         try:
             line = self._let_in(connection)
-            if line is None:
-                return
             while received := connection.rfile.readline(LINE_BYTES):
                 number, needs_answer, event = json.loads(received)
                 self._publish(line.client, int(number), dict(event))
                 if needs_answer:
                     line.say({"acknowledged": number})
+        except TokenMismatchError:
+            logger.warning("refused an event connection from %s: wrong token", connection.client_address[0])
         except (OSError, ValueError, TypeError, KeyError) as error:
             # A rank that dies breaks its connection; its task or Spark reports the death.
             logger.debug("event connection ended: %s", error)
@@ -106,19 +110,16 @@ class EventServer:
                 with self._commanding:
                     self._lines.discard(line)
 
-    def _let_in(self, connection: socketserver.StreamRequestHandler) -> "_Line | None":
-        """Return the connection of an authenticated client, or None for a client that does not know the token."""
+    def _let_in(self, connection: socketserver.StreamRequestHandler) -> "_Line":
+        """Return the connection of an authenticated client.
+
+        Raises:
+            TokenMismatchError: The client does not know the token.
+        """
         connection.connection.settimeout(HANDSHAKE_SECONDS)
-        mine = secrets.token_hex(NONCE_BYTES)
-        connection.wfile.write(mine.encode() + b"\n")
-        theirs, _, answer = connection.rfile.readline(HELLO_BYTES).decode("ascii", "replace").strip().partition(" ")
-        if not is_proof(answer, self._token, "client", mine, theirs):
-            logger.warning("refused an event connection from %s: wrong token", connection.client_address[0])
-            connection.wfile.write(b"refused\n")
-            return None
+        authenticate_client(connection.connection, connection.rfile, self._token, client="client", server="driver")
         self._server.trust(connection.connection)
-        connection.wfile.write(proof(self._token, "driver", theirs, mine).encode() + b"\n")
-        hello = json.loads(connection.rfile.readline(HELLO_BYTES))
+        hello = json.loads(read_line(connection.rfile))
         connection.connection.settimeout(None)
         notice_silence(connection.connection)
         line = _Line(connection.connection, str(hello["client"]), int(hello["rank"]), hello["sender"])

@@ -14,11 +14,8 @@ that connect later, or again; the others reach only connected clients.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Limits of a line, of a message before authentication, and of the time for authentication.
+# Limit of a line after the handshake.
 LINE_BYTES = 1 << 20
-HELLO_BYTES = 1 << 12
-NONCE_BYTES = 32
-HANDSHAKE_SECONDS = 10.0
 
 # Events that may be lost: the next one of the kind supersedes them.
 DROPPABLE = frozenset({"progress", "validation", "alive", "system"})

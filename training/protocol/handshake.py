@@ -2,7 +2,13 @@
 
 import contextlib
 import hmac
+import secrets
 import socket
+from io import IOBase
+
+HANDSHAKE_SECONDS = 10.0
+HANDSHAKE_LINE_BYTES = 1 << 12
+_NONCE_BYTES = 32
 
 # After ten seconds of silence three probes, five seconds apart: a vanished host breaks the connection.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
@@ -14,6 +20,58 @@ def split_address(address: str) -> tuple[str, int]:
     """Return host and port of ``host:port``, the host as sockets take it: without the brackets of IPv6."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+class TokenMismatchError(ConnectionRefusedError):
+    """The other side failed to authenticate; a retry is useless."""
+
+
+def authenticate_to_server(connection: socket.socket, stream: IOBase, token: str, *, client: str, server: str) -> None:
+    """Prove the token to the server, and check the server's proof: the client's side of a connection by lines.
+
+    Args:
+        connection: To the server; lines are written to it.
+        stream: Reads the same connection.
+        token: The secret of both sides.
+        client: This side's role in its proof.
+        server: The server's role in its proof.
+
+    Raises:
+        TokenMismatchError: The server does not know the token.
+        ConnectionResetError: It closed the connection.
+    """
+    theirs, mine = read_line(stream), secrets.token_hex(_NONCE_BYTES)
+    connection.sendall(f"{mine} {proof(token, client, theirs, mine)}\n".encode())
+    if not is_proof(read_line(stream), token, server, mine, theirs):
+        raise TokenMismatchError("the two sides do not share a token")
+
+
+def authenticate_client(connection: socket.socket, stream: IOBase, token: str, *, client: str, server: str) -> None:
+    """Check a client's proof of the token, and prove it in turn; the server's side of :func:`authenticate_to_server`.
+
+    Raises:
+        TokenMismatchError: The client does not know the token; it has been told so.
+        ConnectionResetError: It closed the connection.
+    """
+    mine = secrets.token_hex(_NONCE_BYTES)
+    connection.sendall(mine.encode() + b"\n")
+    theirs, _, answer = read_line(stream).partition(" ")
+    if not is_proof(answer, token, client, mine, theirs):
+        connection.sendall(b"refused\n")
+        raise TokenMismatchError("it does not know the token")
+    connection.sendall(proof(token, server, theirs, mine).encode() + b"\n")
+
+
+def read_line(stream: IOBase) -> str:
+    """Return the next line of a handshake.
+
+    Raises:
+        ConnectionResetError: The other side closed the connection.
+    """
+    line = stream.readline(HANDSHAKE_LINE_BYTES)
+    if not line:
+        raise ConnectionResetError("it closed the connection")
+    return line.decode("ascii", "replace").strip()
 
 
 def proof(token: str, role: str, challenge: str, nonce: str) -> str:

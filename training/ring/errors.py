@@ -1,15 +1,11 @@
-"""What can go wrong between the ranks of a ring."""
+"""Errors of a ring of ranks."""
 
 
 class RingError(ConnectionError):
-    """Another rank cannot be reached, is gone, or has moved nothing for too long.
-
-    Attributes:
-        rank: That rank.
-    """
+    """Another rank, ``rank``, cannot be reached, is lost, or has sent nothing for too long."""
 
     def __init__(self, rank: int, what: str) -> None:
-        """Keep the rank, and say what is the matter with it."""
+        """Complete ``rank {rank}`` with ``what``."""
         super().__init__(f"rank {rank} {what}")
         self.rank = rank
         self._what = what
@@ -20,8 +16,8 @@ class RingError(ConnectionError):
 
 
 class RingConnectError(RingError):
-    """The ring could not be closed when the attempt began."""
+    """The ring could not be built when the attempt began."""
 
 
 class RingMismatchError(RuntimeError):
-    """Ranks take part in different collectives: their programs or their batches differ."""
+    """Ranks are in different collectives: their programs or their batches differ."""

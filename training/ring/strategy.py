@@ -1,12 +1,12 @@
-"""`RingStrategy`: synchronous training on several workers, whose gradients travel over a `Ring` of TCP connections.
+"""`RingStrategy`: synchronous training on several workers, whose gradients are summed over a `Ring` of TCP connections.
 
-What `MultiWorkerMirroredStrategy` is for GPUs this is for CPUs: one replica per worker, Keras' conventions for losses,
-optimizers, metrics and callbacks, ``strategy.run``, ``strategy.reduce``. Three things differ, and make it fast:
+It is for CPUs what `MultiWorkerMirroredStrategy` is for GPUs: one replica per worker, Keras' conventions for losses,
+optimizers, metrics and callbacks, ``strategy.run``, ``strategy.reduce``. Three differences make it fast:
 
-- all gradients of a step are summed in one collective: dense ones as one flat vector per type, sparse ones as they are;
-- within a ``tf.function`` a metric shows this worker's own value. It is summed over the workers where Python reads it,
+- all gradients of a step are summed in one collective: dense ones as one flat vector per type, sparse ones unchanged;
+- within a ``tf.function`` a metric has this worker's own value. It is summed over the workers where Python reads it,
   at the end of an epoch or of a validation, and not in every step;
-- there is no coordination service. A worker that dies makes the others raise `RingError`, instead of aborting them.
+- there is no coordination service. After the loss of a worker the others raise `RingError` instead of aborting.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ from mirrorspark.training.ring.ring import Observer, Ring
 class RingStrategy(tf.distribute.MirroredStrategy):
     """Trains on the workers of ``ring``, one replica each."""
 
-    # Under other strategies Keras adds up what the replicas of this process log for a batch; here there is one.
+    # Under other strategies Keras sums the batch logs of this process's replicas; here there is one replica.
     sums_batch_logs = False
 
     def __init__(self, ring: Ring) -> None:
-        """Use ``ring`` for every collective; it stays the caller's to close."""
-        # Not MirroredStrategy's own: it is the base for the sake of Keras, which scales losses for those it knows.
+        """Use ``ring`` for every collective; the caller closes it."""
+        # Not MirroredStrategy's own: that is the base class only because Keras scales losses for known strategies.
         tf.distribute.Strategy.__init__(self, _RingExtended(self, ring))
         self.ring = ring
 
@@ -50,7 +50,7 @@ class RingStrategy(tf.distribute.MirroredStrategy):
         limit_seconds: float = 3600.0,
         observer: Observer | None = None,
     ) -> "RingStrategy":
-        """Connect to the other workers that ``TF_CONFIG`` names; without one, train alone. See `Ring.connect`."""
+        """Connect to the other workers of ``TF_CONFIG``; without it, train alone. See `Ring.connect`."""
         config = json.loads(os.environ.get("TF_CONFIG", "{}"))
         addresses = config.get("cluster", {}).get("worker", ["127.0.0.1:0"])
         rank = int(config.get("task", {}).get("index", 0))
@@ -69,8 +69,8 @@ class RingStrategy(tf.distribute.MirroredStrategy):
     def ring_errors(self) -> Iterator[None]:
         """Raise the ring's own errors while the block runs.
 
-        TensorFlow makes them into errors of its own: those of an operation where a graph runs, and where it is traced,
-        which broadcasts the initial values of variables, those of user code.
+        TensorFlow converts them into its own: to an operation's error where a graph runs, and to an error of user code
+        where it is traced, which broadcasts the initial values of variables.
         """
         try:
             yield
@@ -114,20 +114,19 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
         return self._ring.rank + replica_id
 
     def _call_for_each_replica(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        # Without the threads by which MirroredStrategy runs its replicas: with one of them a collective may then stand
-        # within tf.cond, as local updates need it.
+        # Without MirroredStrategy's threads for replicas, a collective may be inside tf.cond, which local updates need.
         with distribute_lib.ReplicaContext(self._container_strategy(), self._get_replica_id_in_sync_group(0)):
             return fn(*distribute_utils.select_replica(0, args), **distribute_utils.select_replica(0, kwargs))
 
     def _create_variable(self, next_creator: Callable[..., Any], **kwargs: Any) -> Any:
-        """Create a plain variable, unless workers have to reduce what is written to it or read from it.
+        """Create a plain variable, unless its writes or reads are aggregated over workers.
 
-        Of a mirrored table TensorFlow reads all rows for the few of a batch, and then has to copy it before it can
-        write into it: for a table of 50,000 rows that takes longer than the rest of a step.
+        For the few rows of a batch TensorFlow reads a mirrored table as a whole, and then copies it before a write:
+        for 50,000 rows that takes longer than the rest of a step.
         """
-        if _is_reduced(kwargs):
+        if _is_aggregated(kwargs):
             return super()._create_variable(next_creator, **kwargs)
-        kwargs.pop("colocate_with", None)  # there is one device
+        kwargs.pop("colocate_with", None)  # There is one device.
         kwargs["initial_value"] = self._get_variable_creator_initial_value(
             replica_id=0, device=self._devices[0], primary_var=None, **kwargs
         )
@@ -140,25 +139,25 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
     def _update(self, var: Any, fn: Callable[..., Any], args: Any, kwargs: Any, group: bool) -> Any:
         args, kwargs = distribute_utils.select_replica(0, args), distribute_utils.select_replica(0, kwargs)
         with distribute_lib.UpdateContext(0):
-            result = fn(own_variable(var), *args, **kwargs)
+            result = fn(local_variable(var), *args, **kwargs)
         return result if group else (result,)
 
     def _get_local_replica_id(self, replica_id_in_sync_group: int) -> int:
         return replica_id_in_sync_group - self._ring.rank
 
     def _get_variable_creator_initial_value(self, replica_id: int, **kwargs: Any) -> Any:
-        """Return the chief's initial value: ranks that draw their own would train different models.
+        """Return the chief's initial value: with random values of their own, ranks would train different models.
 
         Raises:
-            ValueError: It was computed within a ``tf.function``: there is no value yet that could travel.
+            ValueError: It is computed within a ``tf.function``, and so has no value yet that could be broadcast.
         """
         initial_value = super()._get_variable_creator_initial_value(replica_id, **kwargs)
 
-        def of_the_chief() -> Any:
-            with tf.init_scope():  # outside of a function that may be traced here
+        def broadcast() -> Any:
+            with tf.init_scope():  # Outside any function that is being traced.
                 value = initial_value() if callable(initial_value) else initial_value
                 tensor = tf.convert_to_tensor(value, dtype=kwargs.get("dtype"))
-            if tensor.dtype == tf.string:  # which cannot travel, and is a constant in practice
+            if tensor.dtype == tf.string:  # Cannot be broadcast, and is a constant in practice.
                 return tensor
             if (known := tf.get_static_value(tensor)) is None:
                 raise ValueError(
@@ -168,7 +167,7 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
                 )
             return tf.constant(self._ring.broadcast(known), tensor.dtype)
 
-        return of_the_chief if self._ring.workers > 1 and initial_value is not None else initial_value
+        return broadcast if self._ring.workers > 1 and initial_value is not None else initial_value
 
     def _input_context(self) -> tf.distribute.InputContext:
         workers = self._ring.workers
@@ -177,14 +176,14 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
     def _distribute_datasets_from_function(
         self, dataset_fn: Callable[[tf.distribute.InputContext], tf.data.Dataset], options: Any
     ) -> tf.data.Dataset:
-        # Plain: what TensorFlow wraps around a dataset asks all workers in every step whether they have a batch left.
-        # And an object of its own, since it is marked: the caller may use its own one in another way, too.
+        # Plain: TensorFlow's distributed dataset asks all workers in every step whether they have a batch left.
+        # A new object, because it is marked: the caller may also use the original in another way.
         dataset = dataset_fn(self._input_context()).with_options(tf.data.Options())
-        dataset._is_share_of_a_rank = True
+        dataset._is_rank_share = True
         return dataset
 
     def _experimental_distribute_dataset(self, dataset: tf.data.Dataset, options: Any) -> Any:
-        if _is_share_of_a_rank(dataset):  # Keras calls this for every plain dataset
+        if _is_rank_share(dataset):  # Keras calls this for every plain dataset.
             return dataset
         return input_util.get_distributed_dataset(
             dataset,
@@ -203,15 +202,15 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
         if isinstance(value, values.SyncOnReadVariable) and tf.inside_function():
             return value._get_on_device_or_primary().value()
         flat = tf.nest.flatten(value, expand_composites=False)
-        return tf.nest.pack_sequence_as(value, self._reduced(reduce_op, [_local(one) for one in flat]))
+        return tf.nest.pack_sequence_as(value, self._sum_or_mean(reduce_op, [_local(one) for one in flat]))
 
     def _batch_reduce_to(self, reduce_op: Any, value_destination_pairs: Sequence[Any], options: Any) -> list[Any]:
-        return self._reduced(reduce_op, [_local(value) for value, _ in value_destination_pairs])
+        return self._sum_or_mean(reduce_op, [_local(value) for value, _ in value_destination_pairs])
 
-    def _reduced(self, reduce_op: Any, tensors: Sequence[Any]) -> list[Any]:
+    def _sum_or_mean(self, reduce_op: Any, tensors: Sequence[Any]) -> list[Any]:
         sums = all_reduce(self._ring, tensors)
         if reduce_op == tf.distribute.ReduceOp.MEAN:
-            return [_divided(total, self._ring.workers) for total in sums]
+            return [_divide(total, self._ring.workers) for total in sums]
         return sums
 
     def _gather_to_implementation(self, value: Any, destinations: Any, axis: int, options: Any) -> Any:
@@ -222,30 +221,27 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
         return tf.experimental.numpy.moveaxis(gathered, 0, axis)
 
 
-def _is_reduced(kwargs: Mapping[str, Any]) -> bool:
-    """Whether the variable that is asked for is one over which workers agree when it is written or read."""
+def _is_aggregated(kwargs: Mapping[str, Any]) -> bool:
+    """Return True if the variable's writes or reads are aggregated over workers."""
     synchronization, aggregation = tf.VariableSynchronization, tf.VariableAggregation
     is_read_alike = kwargs.get("synchronization") in (None, synchronization.AUTO, synchronization.ON_WRITE)
     return not is_read_alike or kwargs.get("aggregation") not in (None, aggregation.NONE)
 
 
-def own_variable(variable: Any) -> Any:
-    """Return this rank's own component of a variable that is distributed, and any other as it is."""
+def local_variable(variable: Any) -> Any:
+    """Return this rank's component of a distributed variable; any other variable unchanged."""
     return variable._get_on_device_or_primary() if isinstance(variable, values.DistributedVariable) else variable
 
 
-def _is_share_of_a_rank(dataset: tf.data.Dataset) -> bool:
-    """Whether it was distributed already, or is made of one that was: by ``map``, ``prefetch``, ..."""
-    return getattr(dataset, "_is_share_of_a_rank", False) or any(map(_is_share_of_a_rank, dataset._inputs()))
+def _is_rank_share(dataset: tf.data.Dataset) -> bool:
+    """Return True if ``dataset`` is already distributed, or derived from such a one by ``map``, ``prefetch``, ..."""
+    return getattr(dataset, "_is_rank_share", False) or any(map(_is_rank_share, dataset._inputs()))
 
 
 def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
     """Return the sums of ``tensors`` over all ranks, in one operation of the graph.
 
-    Args:
-        ring: The ranks.
-        tensors: Dense ones, of shapes that are equal on all ranks, and ``tf.IndexedSlices``, which stay sparse; their
-            sum names every index once.
+    Dense tensors have equal shapes on all ranks. ``tf.IndexedSlices`` stay sparse; their sum has every index once.
     """
     tensors = [
         _without_duplicates(tensor) if isinstance(tensor, tf.IndexedSlices) else tf.convert_to_tensor(tensor)
@@ -254,11 +250,11 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
     if ring.workers == 1:
         return tensors
     sparse = [number for number, tensor in enumerate(tensors) if isinstance(tensor, tf.IndexedSlices)]
-    of_type: dict[tf.DType, list[int]] = {}
+    of_dtype: dict[tf.DType, list[int]] = {}
     for number, tensor in enumerate(tensors):
         if number not in sparse:
-            of_type.setdefault(tensor.dtype, []).append(number)
-    sent = [tf.concat([tf.reshape(tensors[number], [-1]) for number in of], axis=0) for of in of_type.values()]
+            of_dtype.setdefault(tensor.dtype, []).append(number)
+    sent = [tf.concat([tf.reshape(tensors[number], [-1]) for number in of], axis=0) for of in of_dtype.values()]
     flat_count = len(sent)
     sent += [part for number in sparse for part in (tensors[number].values, tensors[number].indices)]
 
@@ -266,16 +262,16 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
         flat = [ring.all_reduce(array) for array in arrays[:flat_count]]
         if len(arrays) == flat_count:
             return flat
-        # In one message: of many small tables the messages would cost more than the bytes.
+        # In one message: for many small tables the number of messages would cost more than the bytes.
         return flat + [np.concatenate(parts) for parts in zip(*ring.all_gather_many(arrays[flat_count:]), strict=True)]
 
     if tf.executing_eagerly():
         received = [tf.constant(array) for array in exchange(*(part.numpy() for part in sent))]
     else:
-        # One stateful operation: two could run in another order on another rank.
+        # One stateful operation: two could run in different orders on different ranks.
         received = tf.numpy_function(exchange, sent, [part.dtype for part in sent], stateful=True)
     sums: list[Any] = list(tensors)
-    for flat, numbers in zip(received[:flat_count], of_type.values(), strict=True):
+    for flat, numbers in zip(received[:flat_count], of_dtype.values(), strict=True):
         shapes = [tf.shape(tensors[number]) for number in numbers]
         sizes = [tf.size(tensors[number]) for number in numbers]
         for number, shape, part in zip(numbers, shapes, tf.split(flat, tf.stack(sizes), num=len(sizes)), strict=True):
@@ -292,8 +288,8 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
 def _without_duplicates(slices: tf.IndexedSlices) -> tf.IndexedSlices:
     """Return ``slices`` with one slice per index.
 
-    A batch names frequent tokens many times, and all would travel; and Keras takes the norm of slices, by which it
-    clips, as if no two had the same index.
+    A batch has frequent tokens many times, and every slice would be sent; and Keras computes the norm for clipping as
+    if no two slices had the same index.
     """
     indices, places = tf.unique(slices.indices)
     return tf.IndexedSlices(
@@ -304,11 +300,11 @@ def _without_duplicates(slices: tf.IndexedSlices) -> tf.IndexedSlices:
 def _local(value: Any) -> Any:
     """Return this rank's part of a distributed value."""
     if isinstance(value, values.DistributedVariable):
-        return own_variable(value).value()
+        return local_variable(value).value()
     return value.values[0] if isinstance(value, values.DistributedValues) else value
 
 
-def _divided(tensor: Any, by: int) -> Any:
+def _divide(tensor: Any, by: int) -> Any:
     if isinstance(tensor, tf.IndexedSlices):
-        return tf.IndexedSlices(_divided(tensor.values, by), tensor.indices, tensor.dense_shape)
+        return tf.IndexedSlices(_divide(tensor.values, by), tensor.indices, tensor.dense_shape)
     return tensor / tf.cast(by, tensor.dtype)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorspark.training.ring.connection import listen
+from mirrorspark.training.ring.connection import open_listener
 from mirrorspark.training.ring.errors import RingConnectError, RingError, RingMismatchError
 from mirrorspark.training.ring.ring import Ring
 from tests.unit.training.conftest import free_addresses
@@ -246,7 +246,7 @@ def _called(host: str, port: int) -> socket.socket:
 
 
 def test_ranks_that_listened_before_they_knew_each_other_meet_and_stop_listening() -> None:
-    listeners = [listen("127.0.0.1") for _ in range(3)]
+    listeners = [open_listener("127.0.0.1") for _ in range(3)]
     addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
     with ThreadPoolExecutor(3) as pool:
         ranks = [

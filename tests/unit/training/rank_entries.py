@@ -76,9 +76,9 @@ def tell_all(plan: Plan, control: WorkerControl, finish: Finish) -> int:
 
 def meet(plan: Plan, control: WorkerControl, finish: Finish) -> None:
     """Write where all ranks listen."""
-    assert control.meeting is not None
+    assert control.rendezvous is not None
     control.activity.enter("connecting")
-    Path(plan.note).write_text(json.dumps(control.meeting.peers(4321, 20)))
+    Path(plan.note).write_text(json.dumps(control.rendezvous.exchange_addresses(4321, 20)))
     finish(1)
 
 

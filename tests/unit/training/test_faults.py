@@ -1,4 +1,4 @@
-"""The kit that injects faults: what it is told, when it strikes, whom, and that nothing stays."""
+"""The kit that injects faults: its arguments, moments and ranks, and that nothing stays."""
 
 import contextlib
 import dataclasses
@@ -165,16 +165,16 @@ def test_a_rank_is_killed_at_its_moment_whatever_an_older_run_says(
     tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
     old = Written(tmp_path, "old")
-    with faults.kill(tmp_path, rank=1, after=Trigger(epoch=2)) as strike:
+    with faults.kill(tmp_path, rank=1, after=Trigger(epoch=2)) as injection:
         old.train(1, NOBODY)
         old.say("epoch_end", epoch=5)
         new = Written(tmp_path, "new")
         new.train(1, process.pid)
-        assert not strike.happened.wait(0.1)
+        assert not injection.happened.wait(0.1)
         new.say("epoch_end", epoch=2)
         assert process.wait(timeout=SECONDS) == -signal.SIGKILL
-    assert (strike.process, strike.happened.is_set()) == (process.pid, True)
-    assert strike.time is not None
+    assert (injection.process, injection.happened.is_set()) == (process.pid, True)
+    assert injection.time is not None
 
 
 @pytest.mark.process
@@ -182,9 +182,9 @@ def test_a_run_that_goes_on_counts_from_now_on(tmp_path: Path, process: subproce
     run = Written(tmp_path)
     run.train(0, NOBODY)
     run.say("epoch_end", epoch=7)
-    with faults.preempt(run.folder, rank=0, after=Trigger(epoch=2)) as strike:
+    with faults.preempt(run.folder, rank=0, after=Trigger(epoch=2)) as injection:
         run.train(0, process.pid)
-        assert not strike.happened.wait(0.1)
+        assert not injection.happened.wait(0.1)
         run.say("epoch_end", epoch=8)
         assert process.wait(timeout=SECONDS) == -signal.SIGTERM
 
@@ -272,9 +272,9 @@ def test_a_run_that_ends_before_the_moment_is_told(tmp_path: Path) -> None:
 def test_a_moment_that_never_comes_is_told(tmp_path: Path) -> None:
     with (
         pytest.raises(NotInjectedError, match=r"has not come within 0\.1 s"),
-        faults.kill(tmp_path, rank=0, timeout_seconds=0.1) as strike,
+        faults.kill(tmp_path, rank=0, timeout_seconds=0.1) as injection,
     ):
-        assert not strike.happened.wait(0.3)
+        assert not injection.happened.wait(0.3)
 
 
 def test_the_runs_own_error_goes_first(tmp_path: Path) -> None:
@@ -287,17 +287,17 @@ def test_the_runs_own_error_goes_first(tmp_path: Path) -> None:
 def test_anything_can_be_done_at_a_moment_and_is_undone(tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
-    with faults.inject_when(tmp_path, Trigger(epoch=1), faults.vanished(store), for_seconds=0.1) as strike:
+    with faults.inject_when(tmp_path, Trigger(epoch=1), faults.vanished(store), for_seconds=0.1) as injection:
         assert store.is_dir()
         Written(tmp_path).say("epoch_end", epoch=1)
-        assert strike.happened.wait(SECONDS)
+        assert injection.happened.wait(SECONDS)
     assert store.is_dir()
     assert not store.is_symlink()
 
 
-def let_it_strike(run: Written, strike: faults.Injection) -> None:
+def await_injection(run: Written, injection: faults.Injection) -> None:
     run.say("epoch_end", epoch=1)
-    assert strike.happened.wait(SECONDS)
+    assert injection.happened.wait(SECONDS)
 
 
 def test_a_fault_that_does_not_end_with_its_block_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,9 +311,9 @@ def test_a_fault_that_does_not_end_with_its_block_is_told(tmp_path: Path, monkey
 
     with (
         pytest.raises(TimeoutError, match=r"has not ended 0\.1 s after its block and may still be active"),
-        faults.inject_when(tmp_path, Trigger(epoch=1), stays()) as strike,
+        faults.inject_when(tmp_path, Trigger(epoch=1), stays()) as injection,
     ):
-        let_it_strike(Written(tmp_path), strike)
+        await_injection(Written(tmp_path), injection)
     may_end.set()
 
 

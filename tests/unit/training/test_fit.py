@@ -16,7 +16,7 @@ from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.event_server import EventServer
 from mirrorspark.training.protocol.events import Command
-from mirrorspark.training.ring.meeting import Meeting
+from mirrorspark.training.ring.rendezvous import Rendezvous
 from mirrorspark.training.ring.strategy import RingStrategy
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training.test_function_rank import Twin
@@ -37,7 +37,7 @@ def test_ranks_find_each_other_through_the_driver(monkeypatch: pytest.MonkeyPatc
         events = EventClient(server.address, rank, 1, on_command=heard.put)
         activity = Activity()
         try:
-            return fit.open_strategy(plan, activity, Meeting(rank, "127.0.0.1", events, heard, activity))
+            return fit.open_strategy(plan, activity, Rendezvous(rank, "127.0.0.1", events, heard, activity))
         finally:
             events.close()
 
@@ -59,9 +59,9 @@ def test_the_checkpoint_to_go_on_from_is_older_than_the_fault_and_whole(tmp_path
     activity = Activity(on_phase=phases.append)
     activity.enter("training")
     plan: Any = SimpleNamespace(checkpoints=str(tmp_path))
-    assert fit.last_good(plan, activity, epoch=2, step=5) == "the last checkpoint is that of step 10"
+    assert fit.describe_last_checkpoint(plan, activity, epoch=2, step=5) == "the last checkpoint is that of step 10"
     assert (phases, activity.beats > 0) == (["training", "checkpoint", "training"], True)
-    assert fit.last_good(plan, activity, epoch=0, step=5) == "there is no checkpoint yet"
+    assert fit.describe_last_checkpoint(plan, activity, epoch=0, step=5) == "there is no checkpoint yet"
 
 
 @pytest.mark.parametrize("name", ["mirrored", "ring"])
@@ -90,11 +90,11 @@ def test_the_replicas_of_a_worker_share_its_rows() -> None:
     rows = ({"age": tf.range(4), "ids": tf.reshape(tf.range(8), [4, 2]), "words": sparse}, tf.range(4.0))
     shares = tf.data.Dataset.from_tensors(rows).repeat(2)
 
-    batches = list(fit.for_replicas(shares, 2))
+    batches = list(fit.split_among_replicas(shares, 2))
 
     assert len(batches) == 4
-    assert fit.for_replicas(shares, 1) is shares
-    assert fit.for_replicas(shares, 2).element_spec[0]["words"].shape == [2, 2]
+    assert fit.split_among_replicas(shares, 1) is shares
+    assert fit.split_among_replicas(shares, 2).element_spec[0]["words"].shape == [2, 2]
     features, label = batches[1]
     assert (features["age"].numpy().tolist(), label.numpy().tolist()) == ([2, 3], [2.0, 3.0])
     assert features["ids"].numpy().tolist() == [[4, 5], [6, 7]]
@@ -105,7 +105,7 @@ def test_what_replicas_are_given_has_the_shapes_that_a_model_needs(tmp_path: Pat
     dataset = write_token_dataset(tmp_path / "dataset", {"train": 64}, tokens=4)
     shares = load_batches(dataset, ReadPlan("train", global_batch_size=8))
 
-    given, shared = fit.for_replicas(shares, 2).element_spec, shares.element_spec
+    given, shared = fit.split_among_replicas(shares, 2).element_spec, shares.element_spec
 
     for mine, whole in zip(tf.nest.flatten(given), tf.nest.flatten(shared), strict=True):
         assert mine.shape.as_list() == [4, *whole.shape.as_list()[1:]]

@@ -49,7 +49,7 @@ def checkpoint_arguments(plan: TrainingPlan, activity: Activity) -> tuple[list[A
         return ChiefCheckpoint(*arguments, **options)
 
     control = WorkerControl(0, cast(EventClient, NoDriver()), StopSignal(), activity)
-    callbacks = fit_callbacks(plan, control, start=Start(), end=lambda epochs: None, checkpoint_class=build)
+    callbacks = fit_callbacks(plan, control, start=Start(), finish=lambda epochs: None, checkpoint_class=build)
     return callbacks, given
 
 

@@ -190,7 +190,7 @@ def test_an_attempt_with_batches_of_another_size_goes_on_where_the_schedule_was(
     build: BuildModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T6: half of the training was done in 7 steps, so a quarter of it is left 10 steps of this size later."""
-    monkeypatch.setattr(fit, "start_of", lambda *_: Start(1, 2, schedule_step=7, schedule_share=0.5))
+    monkeypatch.setattr(fit, "read_start", lambda *_: Start(1, 2, schedule_step=7, schedule_share=0.5))
     rate = build(learning_rate=0.01, learning_rate_schedule="linear").optimizer._learning_rate
     assert [float(rate(step)) for step in (7, 17, 27)] == pytest.approx([0.005, 0.0025, 0.0])
 

@@ -13,8 +13,8 @@ from mirrorspark.training.functions.plan import (
     FunctionPlan,
     ReturnValueError,
     TrainFnError,
-    digest_of,
-    name_of,
+    digest_arguments,
+    function_name,
     pack_function,
     pack_value,
     unpack_function,
@@ -78,10 +78,10 @@ def test_a_return_value_of_a_class_that_the_driver_lacks_is_refused() -> None:
 
 
 def test_runs_with_equal_arguments_share_a_digest() -> None:
-    assert digest_of({"epochs": 2, "units": [8, 4]}) == digest_of({"epochs": 2, "units": [8, 4]})
-    assert digest_of({"epochs": 2}) != digest_of({"epochs": 3})
+    assert digest_arguments({"epochs": 2, "units": [8, 4]}) == digest_arguments({"epochs": 2, "units": [8, 4]})
+    assert digest_arguments({"epochs": 2}) != digest_arguments({"epochs": 3})
 
 
 def test_the_name_of_a_function() -> None:
-    assert name_of(functools.partial(made("def f(): pass"))) == "f"
-    assert name_of(lambda: 0) == "<lambda>"
+    assert function_name(functools.partial(made("def f(): pass"))) == "f"
+    assert function_name(lambda: 0) == "<lambda>"

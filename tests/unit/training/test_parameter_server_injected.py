@@ -1,10 +1,10 @@
-"""Faults on purpose in a training with parameter servers: who is struck, and what can strike nobody."""
+"""Faults on purpose in a training with parameter servers: the ranks into which each fault can be injected."""
 
 import logging
 
 import pytest
 
-from mirrorspark.training.fault_injection.parameter_servers import faults_of
+from mirrorspark.training.fault_injection.parameter_servers import faults_from_environment
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.roles import Roles
 
@@ -12,10 +12,10 @@ ROLES = Roles(workers=2, servers=1)
 
 
 def struck(text: str, attempt: int = 1) -> dict[int, tuple[bool, list[str]]]:
-    """Return per rank whether something strikes at a step, and what holds up its data."""
+    """Return per rank whether it has a fault at a step, and the faults of its data."""
     found = {}
     for rank in range(ROLES.ranks):
-        faults = faults_of({"MIRRORSPARK_FAULTS": text}, rank, attempt, ROLES, Activity())
+        faults = faults_from_environment({"MIRRORSPARK_FAULTS": text}, rank, attempt, ROLES, Activity())
         found[rank] = (bool(faults.callbacks()), [str(fault.kind) for fault in faults.of_input])
     return found
 
@@ -39,14 +39,14 @@ def test_steps_strike_the_coordinator_and_data_is_held_up_at_the_workers() -> No
         ("kill:rank=1,step=40", "'kill:rank=1,step=40', but rank 1 is worker 0: steps are counted by rank 0"),
         ("raise:rank=3", "but rank 3 is parameter server 0"),
         ("hang_input:rank=0", "but rank 0 is the coordinator: .* data is read by the workers, ranks 1 to 2; name one"),
-        ("slow_input:rank=3", "or strike from outside with faults.kill or faults.stop"),
+        ("slow_input:rank=3", "or inject it from outside with faults.kill or faults.stop"),
         ("kill:rank=4", "rank 4 is not one of 4"),
     ],
 )
 def test_a_fault_that_can_never_strike_is_refused_by_every_rank(text: str, said: str) -> None:
     for rank in range(ROLES.ranks):
         with pytest.raises(ValueError, match=said):
-            faults_of({"MIRRORSPARK_FAULTS": text}, rank, 1, ROLES, Activity())
+            faults_from_environment({"MIRRORSPARK_FAULTS": text}, rank, 1, ROLES, Activity())
 
 
 def test_a_rank_tells_its_own_faults_only(caplog: pytest.LogCaptureFixture) -> None:

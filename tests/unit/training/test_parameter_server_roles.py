@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirrorspark.training.parameter_servers.worker_input import reading
+from mirrorspark.training.parameter_servers.worker_input import worker_read_plan
 from mirrorspark.training.protocol.roles import SHARD_BYTES, Role, Roles, shards
 
 TWO_AND_TWO = Roles(workers=2, servers=2)
@@ -64,17 +64,17 @@ def test_large_variables_are_cut_by_their_rows(shape: list[int], parts: list[int
 
 
 def test_an_epoch_is_shared_by_all_workers() -> None:
-    plan = reading(rows=1000, batch_size=100, role=Role("worker", 1), roles=TWO_AND_TWO, seed=7)
+    plan = worker_read_plan(rows=1000, batch_size=100, role=Role("worker", 1), roles=TWO_AND_TWO, seed=7)
     assert (plan.global_batch_size, plan.batch_size_per_worker) == (200, 100)
     assert (plan.rank, plan.workers, plan.seed, plan.remainder) == (1, 2, 7, "drop")
 
 
 def test_rows_that_are_fewer_than_a_batch_for_each_are_padded() -> None:
-    assert reading(199, 100, Role("worker", 0), TWO_AND_TWO, 1).remainder == "pad"
+    assert worker_read_plan(199, 100, Role("worker", 0), TWO_AND_TWO, 1).remainder == "pad"
 
 
 @pytest.mark.parametrize(("step_in_epoch", "step"), [(0, 0), (1, 0), (7, 3), (11, 4)])
 def test_streams_go_on_from_the_mean_of_all_workers(step_in_epoch: int, step: int) -> None:
     # 5 steps of 2 workers; the 11th update of an epoch of 11 is the padded one.
-    plan = reading(1050, 100, Role("worker", 0), TWO_AND_TWO, 1, epoch=3, step_in_epoch=step_in_epoch)
+    plan = worker_read_plan(1050, 100, Role("worker", 0), TWO_AND_TWO, 1, epoch=3, step_in_epoch=step_in_epoch)
     assert (plan.epoch, plan.step) == (3, step)

@@ -26,7 +26,7 @@ from mirrorspark.training.executor.worker_log import LogToDriver
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.events import Command, Event, EventAddress
 from mirrorspark.training.ring.errors import RingConnectError, RingError
-from mirrorspark.training.ring.meeting import Meeting
+from mirrorspark.training.ring.rendezvous import Rendezvous
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
@@ -181,14 +181,14 @@ def test_orders_are_read_as_they_were_written_and_what_follows_is_left(payload: 
     assert "secret" not in repr(orders)
 
 
-class Rendezvous:
-    """Rank 1 on its way to the others: what it tells, and what it is told."""
+class RankAtRendezvous:
+    """Rank 1 at a rendezvous: its events, and the commands that it receives."""
 
     def __init__(self) -> None:
         self.line = HeardEvents()
         self.heard: SimpleQueue[Command] = SimpleQueue()
         self.activity = Activity()
-        self.meeting = Meeting(1, "10.0.0.2", self.line, self.heard, self.activity)  # type: ignore[arg-type] # all it needs
+        self.side = Rendezvous(1, "10.0.0.2", self.line, self.heard, self.activity)  # type: ignore[arg-type]
 
     def tell(self, *addresses: str | None) -> None:
         self.heard.put({"command": "peers", "addresses": list(addresses)})
@@ -202,9 +202,9 @@ class Rendezvous:
 
 def test_a_rank_learns_where_the_others_are_and_shows_for_whom_it_waits() -> None:
     """T7: the watchdog blames the one that everybody waits for."""
-    rendezvous = Rendezvous()
+    rendezvous = RankAtRendezvous()
     found: list[str] = []
-    thread = threading.Thread(target=lambda: found.extend(rendezvous.meeting.peers(80, 20)))
+    thread = threading.Thread(target=lambda: found.extend(rendezvous.side.exchange_addresses(80, 20)))
     thread.start()
     rendezvous.wait_for("the driver")
     rendezvous.tell(None, "10.0.0.2:80", None)
@@ -221,19 +221,19 @@ def test_a_rank_learns_where_the_others_are_and_shows_for_whom_it_waits() -> Non
 @pytest.mark.parametrize(
     ("told", "rank", "message"),
     [
-        ((None, "b:2"), 0, "rank 0 has not told where it listens in 0.01 s"),
-        ((None, "b:2", None, "d:4", None), 0, "rank 0 has not told where it listens in 0.01 s, nor ranks 2, 4"),
-        (None, 1, "rank 1 has not heard from the driver where the others are in 0.01 s"),
+        ((None, "b:2"), 0, "rank 0 has not reported its address in 0.01 s"),
+        ((None, "b:2", None, "d:4", None), 0, "rank 0 has not reported its address in 0.01 s, nor ranks 2, 4"),
+        (None, 1, "rank 1 has received no addresses from the driver in 0.01 s"),
     ],
     ids=["one", "three", "nobody knows"],
 )
 def test_ranks_that_do_not_come_in_time_are_named_and_the_start_has_failed(
     told: tuple[str | None, ...] | None, rank: int, message: str
 ) -> None:
-    rendezvous = Rendezvous()
+    rendezvous = RankAtRendezvous()
     if told is not None:
         rendezvous.tell(*told)
     with pytest.raises(RingConnectError) as raised:
-        rendezvous.meeting.peers(80, 0.01)
+        rendezvous.side.exchange_addresses(80, 0.01)
     assert (raised.value.rank, str(raised.value)) == (rank, message)
     assert describe(raised.value, "connecting")["cause"] == "start"

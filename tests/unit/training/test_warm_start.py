@@ -360,7 +360,7 @@ def test_a_rank_takes_the_weights_without_a_collective_and_the_chief_tells(
     for rank in (1, 0):
         events = SimpleNamespace(send=told.append)
         control = cast(Any, SimpleNamespace(rank=rank, events=events, activity=activity))
-        fit._begin_warm(flights_model, model, dataset, control)
+        fit._apply_warm_start(flights_model, model, dataset, control)
     assert activity.beats >= 2 * 5  # per rank one for each weight
     tf_keras.utils.set_random_seed(1)
     original = multi_field.build(settings, flights_features(), seed=1)
@@ -393,11 +393,11 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_not_begun_again(
     fakes: dict[str, Any] = {
         "with_local_checkpoint": lambda plan, activity: plan,
         "open_strategy": lambda *_: None,
-        "start_of": lambda *_: SimpleNamespace(epoch=0, step_in_epoch=0),
+        "read_start": lambda *_: SimpleNamespace(epoch=0, step_in_epoch=0),
         "build_model": lambda *_: model,
         "fit_callbacks": lambda *_, **__: [],
         "_batches": lambda *_: None,
-        "_begin_warm": lambda folder, *_: begun.append(folder),
+        "_apply_warm_start": lambda folder, *_: begun.append(folder),
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(fit, name, fake)
@@ -411,7 +411,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_not_begun_again(
         resume_from=resume_from,
         warm_start="the run's own",
     )
-    control = cast(Any, SimpleNamespace(rank=0, activity=Activity(), meeting=None))
+    control = cast(Any, SimpleNamespace(rank=0, activity=Activity(), rendezvous=None))
     fit.train(plan, control, cast(Any, None))
     assert begun == [*([Path("the run's own")] if is_begun else []), Path("fit")]
 

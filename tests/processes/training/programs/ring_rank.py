@@ -18,7 +18,7 @@ import tf_keras
 from mirrorspark.models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
 from mirrorspark.models.step_loop import use_step_loop
 from mirrorspark.models.xla import compile_with_xla
-from mirrorspark.training.fitting.local_updates import Settle, local_updates
+from mirrorspark.training.fitting.local_updates import SettleLocalUpdates, local_updates
 from mirrorspark.training.ring.ring import Ring
 from mirrorspark.training.ring.strategy import RingStrategy
 
@@ -108,7 +108,7 @@ def trained(
         steps_per_epoch=steps // 2,
         validation_data=validation,
         validation_steps=10,
-        callbacks=[Settle()],
+        callbacks=[SettleLocalUpdates()],
         verbose=0,
     ).history
     tf_keras.mixed_precision.set_global_policy("float32")

@@ -1,4 +1,4 @@
-"""The callback that keeps a rank's board: what the driver's watchdog and live view go by."""
+"""The callback that reports a training's phase and step to the rank's `Activity`, for watchdog and live view."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,42 +9,42 @@ from mirrorspark.callbacks.progress import optimizer_step
 from mirrorspark.training.protocol.activity import Activity
 
 
-class Follow(tf_keras.callbacks.Callback):
-    """Notes on the rank's board what the training does."""
+class ActivityCallback(tf_keras.callbacks.Callback):
+    """Updates the phase, epoch and step of an `Activity`, without waiting for the device."""
 
     def __init__(self, activity: Activity) -> None:
-        """Keep the board."""
+        """Update ``activity``."""
         super().__init__()
-        # Batch logs are not looked at: without this Keras would bring them to the host after every step.
+        # Batch logs are not used: without this Keras would copy them to the host after every step.
         self._supports_tf_logs = True
         self._activity = activity
         self._steps_before = 0
         self._first_batch: int | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """The next step is the first one."""
+        """Enter the phase of the first step."""
         self._activity.enter("first_step")
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Note the epoch, and where it begins."""
+        """Set the epoch, and store its first step."""
         self._activity.epoch = epoch + 1
         self._steps_before = optimizer_step(self.model) or 0
         self._first_batch = None
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Learn from the first batch where a resumed epoch starts."""
+        """Store the first batch, which is not 0 in a resumed epoch."""
         if self._first_batch is None:
             self._first_batch = batch
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Note the steps done, without waiting for the device."""
+        """Set the step."""
         self._activity.enter("training")
         self._activity.step = self._steps_before + batch + 1 - (self._first_batch or 0)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Note the validation."""
+        """Enter the validation."""
         self._activity.enter("validation")
 
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Note its end."""
+        """Return to the training."""
         self._activity.enter("training")

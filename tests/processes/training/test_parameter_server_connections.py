@@ -1,0 +1,148 @@
+"""T11: the coordinator accepts all ranks, notices lost ones, and sends the shutdown."""
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mirrorspark.training.parameter_servers.connections import (
+    ClusterConnections,
+    CoordinatorConnection,
+    Registration,
+    Shutdown,
+    reader_of_all_workers,
+)
+from mirrorspark.training.protocol.roles import Roles
+from mirrorspark.training.ring.errors import RingConnectError, RingError
+from tests.unit.training.conftest import free_addresses
+
+ROLES = Roles(workers=2, servers=1)
+SECONDS = 20.0
+
+
+@pytest.fixture
+def connected() -> Iterator[tuple[ClusterConnections, list[CoordinatorConnection]]]:
+    """Yield the coordinator's side, and the sides of ranks 1 to 3."""
+    [address] = free_addresses(1)
+    with ThreadPoolExecutor(4) as pool:
+        accepting = pool.submit(ClusterConnections.accept_all, address, ROLES, "secret", SECONDS)
+        registrations = [Registration(rank, f"host:{rank}", "pyfunc_0" if rank < 3 else "") for rank in (1, 2, 3)]
+        # In another order than that of the ranks.
+        registering = [
+            pool.submit(CoordinatorConnection.register, address, one, "secret", SECONDS)
+            for one in reversed(registrations)
+        ]
+        connections, lines = accepting.result(), [future.result() for future in reversed(registering)]
+    yield connections, lines
+    connections.close()
+    for line in lines:
+        line.close()
+
+
+def never() -> None:
+    return None
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    waited = threading.Event()
+    for _ in range(int(SECONDS / 0.01)):
+        if holds():
+            return
+        waited.wait(0.01)
+    raise AssertionError("it did not come")
+
+
+def test_cluster_lists_server_addresses_in_the_order_of_the_roles(
+    connected: tuple[ClusterConnections, list[CoordinatorConnection]],
+) -> None:
+    connections, _ = connected
+    assert connections.cluster == {"worker": ["host:1", "host:2"], "ps": ["host:3"]}
+    assert reader_of_all_workers(connections.registrations.values()) == "pyfunc_0"
+    connections.raise_if_lost()
+
+
+def test_losing_one_worker_is_logged_and_losing_the_last_raises(
+    connected: tuple[ClusterConnections, list[CoordinatorConnection]], caplog: pytest.LogCaptureFixture
+) -> None:
+    connections, lines = connected
+    with caplog.at_level(logging.WARNING):
+        lines[0].close()
+        wait_until(lambda: connections.lost == (1,))
+        connections.raise_if_lost()
+        lines[1].close()
+        with pytest.raises(RingError, match=r"rank 2 \(worker 1\) is gone \(it closed the connection\)"):
+            connections.wait_for_loss(SECONDS)
+    assert caplog.messages[0] == "worker 0 (rank 1) is gone: 1 go on"
+
+
+def test_losing_a_server_raises_at_once(connected: tuple[ClusterConnections, list[CoordinatorConnection]]) -> None:
+    connections, lines = connected
+    lines[2].close()
+    with pytest.raises(RingError, match=r"rank 3 \(parameter server 0\) is gone"):
+        connections.wait_for_loss(SECONDS)
+
+
+def test_shutdown_reaches_all_ranks_and_their_end_is_then_no_loss(
+    connected: tuple[ClusterConnections, list[CoordinatorConnection]],
+) -> None:
+    connections, lines = connected
+    connections.shut_down(Shutdown(step=12, path="step-12"))
+    assert [line.wait_for_shutdown(never) for line in lines] == [Shutdown(step=12, path="step-12")] * 3
+    lines[2].close()
+    connections.wait_for_loss(0.3)
+
+
+def test_a_rank_forwards_its_stop_request_to_the_coordinator(
+    connected: tuple[ClusterConnections, list[CoordinatorConnection]],
+) -> None:
+    connections, lines = connected
+    assert not connections.is_stop_requested()
+    with ThreadPoolExecutor(1) as pool:
+        shutdown = pool.submit(lines[1].wait_for_shutdown, lambda: "preempted")
+        wait_until(connections.is_stop_requested)
+        connections.shut_down(Shutdown(epochs=3))
+        assert shutdown.result() == Shutdown(epochs=3)
+
+
+def test_losing_the_coordinator_raises_in_the_ranks(
+    connected: tuple[ClusterConnections, list[CoordinatorConnection]],
+) -> None:
+    connections, lines = connected
+    connections.close()
+    with pytest.raises(RingError, match=r"rank 0 \(the coordinator\) is gone"):
+        lines[0].wait_for_shutdown(never)
+
+
+def test_clients_without_the_token_are_refused_and_block_no_rank() -> None:
+    [address] = free_addresses(1)
+    roles = Roles(workers=1, servers=1)
+    with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as lines:
+        accepting = pool.submit(ClusterConnections.accept_all, address, roles, "secret", SECONDS)
+        with pytest.raises(RingConnectError, match="another token"):
+            CoordinatorConnection.register(address, Registration(1, "evil:1"), "guess", SECONDS)
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), SECONDS) as stranger:
+            stranger.sendall(b"\xff GET / HTTP/1.1\r\n\r\n")
+        for rank in (1, 2):
+            line = CoordinatorConnection.register(address, Registration(rank, f"host:{rank}"), "secret", SECONDS)
+            lines.callback(line.close)
+        connections = accepting.result()
+        lines.callback(connections.close)
+    assert connections.cluster == {"worker": ["host:1"], "ps": ["host:2"]}
+
+
+def test_a_missing_rank_or_coordinator_is_named() -> None:
+    [address] = free_addresses(1)
+    with pytest.raises(RingConnectError, match=r"rank 1 \(worker 0\) has not connected within 0.1 s"):
+        ClusterConnections.accept_all(address, ROLES, "secret", 0.1)
+    with pytest.raises(RingConnectError, match=r"rank 0 \(the coordinator\) cannot be reached at"):
+        CoordinatorConnection.register(address, Registration(1, "host:1"), "secret", 0.1)
+
+
+def test_workers_with_different_programs_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="have to run the same program"):
+        reader_of_all_workers([Registration(1, "host:1", "pyfunc_0"), Registration(2, "host:2", "pyfunc_1")])
