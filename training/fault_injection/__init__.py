@@ -1,1 +1,1 @@
-"""Faults on purpose: killed workers, hangs, and servers that are slow or away."""
+"""Injected faults: killed workers, hangs, full disks, and slow or unreachable servers."""

@@ -1,4 +1,4 @@
-"""A folder that is gone, or full, for a while."""
+"""A folder that is temporarily missing or full."""
 
 import contextlib
 import errno
@@ -13,15 +13,15 @@ from typing import Any
 
 @contextlib.contextmanager
 def vanished(folder: str | Path) -> Iterator[None]:
-    """Let a local folder be gone while the block runs, as when its disk is unmounted.
+    """Make a local folder unavailable while the block runs, as if its disk were unmounted.
 
-    In its place is a link that leads nowhere: nothing is found there, and nothing can be made there meanwhile.
+    A dangling link replaces it, so that nothing can be found or created there.
     """
     place = Path(folder).absolute()
     aside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     place.rename(aside)
     try:
-        # No free place, where somebody would make the folder anew meanwhile.
+        # Without the link a writer could create the folder again.
         place.symlink_to(aside.with_name(f"{aside.name}.gone"))
         yield
     finally:
@@ -32,16 +32,16 @@ def vanished(folder: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_disk(folder: str | Path) -> Iterator[None]:
-    """Let nothing new be written below a local folder by this process while the block runs: "No space left on device".
+    """Make this process's writes below a local folder fail with "No space left on device" while the block runs.
 
-    Files that Python opens, and folders that it makes; not what libraries in C open by themselves.
+    This covers files and folders that Python opens and creates, not those of C libraries.
     """
     guard = _FullDisk(os.path.realpath(folder))
     sys.addaudithook(guard)
     try:
         yield
     finally:
-        guard.is_full = False  # an audit hook stays for good
+        guard.is_full = False  # An audit hook cannot be removed.
 
 
 class _FullDisk:
@@ -50,7 +50,7 @@ class _FullDisk:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self.is_full = True
-        # What the hook calls may be audited itself.
+        # The hook's own calls may be audited.
         self._is_within = threading.local()
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:

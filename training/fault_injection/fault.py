@@ -1,4 +1,4 @@
-"""A fault that a rank brings upon itself, and the text by which a rank learns of it."""
+"""A fault within a rank, and its text form in ``MIRRORSPARK_FAULTS``."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ VARIABLE = "MIRRORSPARK_FAULTS"
 
 Kind = Literal["kill", "stop", "raise", "hang", "freeze", "hang_input", "slow_input", "full_disk"]
 
-# What `seconds` is where nobody says; long enough for any watchdog to notice, and not for ever.
+# Default durations: long enough for any watchdog, and finite.
 _SECONDS: dict[Kind, float] = {
     "hang": 600.0,
     "freeze": 600.0,
@@ -26,17 +26,16 @@ _EVERY = "every"
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that a rank brings upon itself; as text ``hang:rank=1,step=40``.
+    """A fault within a rank; as text ``hang:rank=1,step=40``.
 
     Attributes:
         kind: ``kill`` and ``stop`` (signals to its own process), ``raise`` (an error of the user's code), ``hang`` (in
-            Python), ``freeze`` (holding Python's lock, so that not even its other threads run), ``hang_input`` and
-            ``slow_input`` (the training data), ``full_disk`` (nothing can be written below ``path``; Python's files
-            only).
-        rank: Who; None for every rank.
-        step: After so many optimizer steps; for input after so many batches of this process.
-        attempt: In which attempt; None in every one.
-        seconds: How long, for ``slow_input`` per batch; None for what is usual.
+            Python), ``freeze`` (holding Python's lock, so that no other thread runs), ``hang_input`` and ``slow_input``
+            (the training data), ``full_disk`` (writes below ``path`` fail; Python's files only).
+        rank: The rank; None for every rank.
+        step: Optimizer steps before the fault; for faults of the input, batches of this process.
+        attempt: The attempt; None for every attempt.
+        seconds: Duration, for ``slow_input`` per batch; None for the default.
         path: Folder of ``full_disk``.
     """
 
@@ -67,19 +66,19 @@ class Fault:
 
     @property
     def duration(self) -> float:
-        """Seconds it lasts; for ``slow_input`` the delay of a batch."""
+        """Duration in seconds; for ``slow_input`` the delay of a batch."""
         return _SECONDS.get(self.kind, 0.0) if self.seconds is None else self.seconds
 
     def applies(self, rank: int, attempt: int) -> bool:
-        """Whether it is for this rank in this attempt."""
+        """Return True if the fault is for this rank and attempt."""
         return self.rank in (None, rank) and self.attempt in (None, attempt)
 
 
 def parse(text: str) -> tuple[Fault, ...]:
-    """Return the faults that a text such as ``hang:rank=1,step=40;slow_input:seconds=0.5,attempt=every`` names.
+    """Parse a text such as ``hang:rank=1,step=40;slow_input:seconds=0.5,attempt=every``.
 
     Raises:
-        ValueError: It cannot be read.
+        ValueError: The text cannot be parsed.
     """
     return tuple(_parse_one(part) for part in text.split(";") if part.strip())
 
@@ -103,11 +102,11 @@ def _parse_one(text: str) -> Fault:
 
 @contextlib.contextmanager
 def injected(spark: "SparkSession", *faults: Fault) -> Iterator[None]:
-    """Let the ranks of trainings that start within the block have these faults.
+    """Inject these faults into the ranks of trainings that start within the block.
 
-    Spark starts Python workers of their own for them, so that no other job's worker is touched.
+    Spark starts separate Python workers for them, so that no other job is affected.
     """
-    # What Spark hands to Python workers as their environment; a worker with another one is never reused.
+    # The environment of Spark's Python workers; a worker with another environment is never reused.
     environment = spark.sparkContext.environment
     before = environment.get(VARIABLE)
     environment[VARIABLE] = ";".join(map(str, faults))

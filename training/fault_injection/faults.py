@@ -1,9 +1,9 @@
-"""Faults on purpose, to see what a training does about them: what there are, when they strike, and from outside how.
+"""Fault injection, to test how a training handles failures.
 
-Two ways in. From outside, by process id, as context managers around whatever starts the run (:func:`kill`,
-:func:`stop`, :func:`preempt`, :func:`kill_executor`, :func:`kill_driver`, and :func:`inject_when` for anything else,
-such as :func:`vanished`). Within the ranks, to the step exactly, by ``MIRRORSPARK_FAULTS`` or :func:`injected`. Nothing
-here is ever active unless somebody asks for it, and everything is undone when its block ends.
+From outside, faults are injected by process id, with context managers around the code that starts the run
+(:func:`kill`, :func:`stop`, :func:`preempt`, :func:`kill_executor`, :func:`kill_driver`, and :func:`inject_when` for
+anything else, such as :func:`vanished`). Within the ranks they are injected at an exact step, by
+``MIRRORSPARK_FAULTS`` or :func:`injected`. Every fault is undone when its block ends.
 """
 
 import contextlib
@@ -45,22 +45,21 @@ __all__ = [
 
 _JOIN_SECONDS = 10.0
 
-# The rank trains.
 _TRAINING = Trigger(phase="training")
 
 
 class NotInjectedError(AssertionError):
-    """A fault that was to be injected was not: the run ended before, or its moment never came."""
+    """A fault was not injected: the run ended first, or the trigger's time ran out."""
 
 
 @dataclass
 class Injection:
-    """What came of a fault from outside.
+    """The result of a fault from outside.
 
     Attributes:
-        happened: Set once it has struck.
-        time: When, in seconds since the epoch.
-        process: Whom, where it was a process.
+        happened: Set once the fault is injected.
+        time: Time of the injection, in seconds since the epoch.
+        process: The process, if the fault has one.
     """
 
     happened: threading.Event = field(default_factory=threading.Event)
@@ -68,7 +67,7 @@ class Injection:
     process: int | None = None
 
 
-# Does something to a run, and undoes it when its context ends.
+# Injects a fault into a run, and undoes it when its context ends.
 Act = Callable[[Run], AbstractContextManager[Any]]
 
 
@@ -82,20 +81,20 @@ def inject_when(
     for_seconds: float | None = None,
     timeout_seconds: float = 240.0,
 ) -> Iterator[Injection]:
-    """Do something to the run that starts within the block, when its moment has come.
+    """Inject a fault into the run that starts within the block.
 
     Args:
-        output: The output folder, in which the run begins a folder of its own; or the folder of a run that goes on,
-            of which only new events count.
-        after: When.
-        act: What: a context manager (``vanished(folder)``), or a function from the :class:`Run` to one.
-        rank: Whose steps and phases tell the moment.
-        for_seconds: Undo it after so long; by default when the block ends.
-        timeout_seconds: How long to wait for the moment.
+        output: The output folder, in which the run creates its own folder; or the folder of a resumed run, of which
+            only new events count.
+        after: The trigger.
+        act: The fault: a context manager (``vanished(folder)``), or a function from the :class:`Run` to one.
+        rank: The rank whose steps and phases the trigger follows.
+        for_seconds: Duration of the fault; by default until the block ends.
+        timeout_seconds: Time limit for the trigger.
 
     Raises:
-        NotInjectedError: The block ended well, and the moment had not come. An error of the block itself goes first.
-        TimeoutError: The block ended well, and the fault does not end; it may still be active.
+        NotInjectedError: The block succeeded without the fault. An error of the block takes precedence.
+        TimeoutError: The block succeeded, but the fault does not end and may still be active.
     """
     watch = RunWatch(Path(output))
     injection, over, failure = Injection(), threading.Event(), list[Exception]()
@@ -105,7 +104,7 @@ def inject_when(
             run = wait_for(watch, after, rank, over, timeout_seconds)
             if run is None or over.wait(after.seconds):
                 return
-            # Context managers may be callable as well: as decorators.
+            # Context managers may be callable, too: as decorators.
             context = act if isinstance(act, AbstractContextManager) else act(run)
             with context as process:
                 injection.process = process if isinstance(process, int) else None
@@ -129,7 +128,7 @@ def inject_when(
     if failure:
         raise NotInjectedError(f"the fault could not be injected: {failure[0]}") from failure[0]
     if not injection.happened.is_set():
-        raise NotInjectedError(f"the run ended before its moment had come ({after})")
+        raise NotInjectedError(f"the run ended before the trigger was met ({after})")
 
 
 def kill(
@@ -142,7 +141,7 @@ def kill(
 def preempt(
     output: str | Path, rank: int, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
 ) -> AbstractContextManager[Injection]:
-    """SIGTERM to the process of ``rank``: the notice that its machine is taken away; see :func:`inject_when`."""
+    """SIGTERM to the process of ``rank``, as at a preemption; see :func:`inject_when`."""
     return _signal_rank(output, rank, after, signal.SIGTERM, timeout_seconds=timeout_seconds)
 
 
@@ -154,7 +153,7 @@ def stop(
     for_seconds: float | None = None,
     timeout_seconds: float = 240.0,
 ) -> AbstractContextManager[Injection]:
-    """SIGSTOP to the process of ``rank``, and SIGCONT at the end, if it is still there; see :func:`inject_when`."""
+    """SIGSTOP to the process of ``rank``, and SIGCONT at the end; see :func:`inject_when`."""
 
     def act(run: Run) -> AbstractContextManager[int]:
         return stopped(run.process(rank))
@@ -168,7 +167,7 @@ def kill_executor(
     """SIGKILL to the JVM of the executor in which ``rank`` runs; see :func:`inject_when`."""
 
     def act(run: Run) -> AbstractContextManager[int]:
-        return _signalled(run.executor(rank), signal.SIGKILL)
+        return _send_signal(run.executor(rank), signal.SIGKILL)
 
     return inject_when(output, after, act, rank=rank, timeout_seconds=timeout_seconds)
 
@@ -176,10 +175,10 @@ def kill_executor(
 def kill_driver(
     output: str | Path, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
 ) -> AbstractContextManager[Injection]:
-    """SIGKILL to the driver of the run that another process starts meanwhile; see :func:`inject_when`."""
+    """SIGKILL to the driver of the run that another process starts within the block; see :func:`inject_when`."""
 
     def act(run: Run) -> AbstractContextManager[int]:
-        return _signalled(run.driver(), signal.SIGKILL)
+        return _send_signal(run.driver(), signal.SIGKILL)
 
     return inject_when(output, after, act, timeout_seconds=timeout_seconds)
 
@@ -188,7 +187,7 @@ def _signal_rank(
     output: str | Path, rank: int, after: Trigger, number: int, *, timeout_seconds: float
 ) -> AbstractContextManager[Injection]:
     def act(run: Run) -> AbstractContextManager[int]:
-        return _signalled(run.process(rank), number)
+        return _send_signal(run.process(rank), number)
 
     return inject_when(output, after, act, rank=rank, timeout_seconds=timeout_seconds)
 
@@ -196,7 +195,7 @@ def _signal_rank(
 @contextlib.contextmanager
 def stopped(process: int) -> Iterator[int]:
     """Keep a process stopped while the block runs."""
-    target = psutil.Process(process)  # knows its start, so that it never continues another one of that number
+    target = psutil.Process(process)  # Has the start time, so that a reused process id is never continued.
     target.send_signal(signal.SIGSTOP)
     try:
         yield process
@@ -206,6 +205,6 @@ def stopped(process: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _signalled(process: int, number: int) -> Iterator[int]:
+def _send_signal(process: int, number: int) -> Iterator[int]:
     os.kill(process, number)
     yield process

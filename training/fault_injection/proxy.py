@@ -1,4 +1,4 @@
-"""A way to a server that can be cut, held up and slowed down: a tracking server that is dead, stuck or slow."""
+"""A TCP proxy that imitates a dead, hanging or slow server, such as a tracking server."""
 
 import contextlib
 import socket
@@ -10,29 +10,21 @@ _BLOCK_BYTES = 1 << 16
 
 
 class Proxy:
-    """Passes TCP connections on to a server while its context lasts, and has faults on request.
+    """Forwards TCP connections to a server while its context lasts, with faults on request.
 
-    Give ``proxy.port`` in place of the server's own port: ``http://127.0.0.1:{proxy.port}``. Loopback only.
-
-    Attributes:
-        port: Where it listens.
+    Use ``proxy.port`` in place of the server's own port: ``http://127.0.0.1:{proxy.port}``. Loopback only.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        """Begin to listen; connections are accepted once the context is entered.
-
-        Args:
-            port: The server's.
-            host: Likewise.
-        """
+        """Reserve a port; connections to the server at ``host:port`` are forwarded once the context is entered."""
         self._server = (host, port)
-        # Bound for good, so that a way that is cut never leads to somebody else's service. Without listening the
-        # system itself refuses who comes.
+        # Bound until the end, so that no other service gets the port during a cut. The system refuses connections to a
+        # socket that does not listen.
         self._reserved = _bound(0)
         self.port: int = self._reserved.getsockname()[1]
         self._listener: socket.socket | None = None
         self._lock = threading.Lock()
-        self._ends: set[socket.socket] = set()
+        self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._is_passable = threading.Event()
         self._is_passable.set()
@@ -53,7 +45,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def cut(self) -> Iterator[None]:
-        """Let connections end, and refuse new ones, while the block runs: a server that is dead."""
+        """Close connections, and refuse new ones, while the block runs: a dead server."""
         self._close()
         try:
             yield
@@ -63,7 +55,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Accept connections and answer nothing while the block runs: a server that hangs."""
+        """Accept connections and answer nothing while the block runs: a hanging server."""
         self._is_passable.clear()
         try:
             yield
@@ -72,7 +64,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def slow(self, seconds: float) -> Iterator[None]:
-        """Hold up each block of data, either way, for so long: a server, or a network, that is slow."""
+        """Delay each block of data in either direction: a slow server or network."""
         before, self._delay_seconds = self._delay_seconds, seconds
         try:
             yield
@@ -87,9 +79,9 @@ class Proxy:
     def _close(self) -> None:
         listener, self._listener = self._listener, None
         with self._lock:
-            ends = set(self._ends)
-        for one in ends | ({listener} if listener is not None else set()):
-            _hang_up(one)
+            sockets = set(self._sockets)
+        for one in sockets | ({listener} if listener is not None else set()):
+            _shut_down(one)
 
     def _accept(self, listener: socket.socket) -> None:
         with listener, contextlib.suppress(OSError):  # shut down by _close
@@ -101,18 +93,18 @@ class Proxy:
         with near, contextlib.suppress(OSError), socket.create_connection(self._server, _CONNECT_SECONDS) as far:
             far.settimeout(None)
             with self._lock:
-                self._ends |= {near, far}
-            if self._listener is None:  # cut in this moment
-                _hang_up(near)
+                self._sockets |= {near, far}
+            if self._listener is None:  # Cut meanwhile.
+                _shut_down(near)
             try:
-                back = self._start(self._carry, far, near)
-                self._carry(near, far)
+                back = self._start(self._forward, far, near)
+                self._forward(near, far)
                 back.join()
             finally:
                 with self._lock:
-                    self._ends -= {near, far}
+                    self._sockets -= {near, far}
 
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while block := source.recv(_BLOCK_BYTES):
                 self._is_passable.wait()
@@ -120,9 +112,9 @@ class Proxy:
                 target.sendall(block)
             target.shutdown(socket.SHUT_WR)
             return
-        # One direction broke: the other has nobody to talk to.
-        _hang_up(source)
-        _hang_up(target)
+        # One direction broke, so the other is useless.
+        _shut_down(source)
+        _shut_down(target)
 
     def _start(self, work: object, *arguments: socket.socket) -> threading.Thread:
         thread = threading.Thread(target=work, args=arguments, name="proxy", daemon=True)  # type: ignore[arg-type]
@@ -139,6 +131,6 @@ def _bound(port: int) -> socket.socket:
     return bound
 
 
-def _hang_up(connection: socket.socket) -> None:
+def _shut_down(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""When a fault strikes from outside: what a run has written of itself so far, and the moment that is waited for."""
+"""Triggers of faults from outside, and the events of a run that they follow."""
 
 import contextlib
 import dataclasses
@@ -24,17 +24,17 @@ _EXECUTOR = "CoarseGrainedExecutorBackend"
 
 @dataclass(frozen=True)
 class Trigger:
-    """When a fault strikes from outside: as soon as all that is set has come to pass.
+    """The moment of a fault from outside: all conditions that are set hold.
 
-    Steps in the events file are those of a sample, one in five seconds: for an exact step let the rank do it itself
-    (:class:`Fault`). Epochs and phases are all there.
+    The events file has a sample of the steps, one in five seconds: for an exact step use :class:`Fault`. It has all
+    epochs and phases.
 
     Attributes:
-        step: The rank has done so many optimizer steps; the steps of a validation are none.
-        epoch: The chief has completed this epoch, and is in the next one.
-        phase: The rank has come to it (``training``, ``validation``, ...).
-        attempt: In this attempt; None in the newest.
-        seconds: So many seconds later.
+        step: Optimizer steps that the rank has done, without those of a validation.
+        epoch: Epoch that the chief has completed, and is past.
+        phase: Phase that the rank has entered (``training``, ``validation``, ...).
+        attempt: The attempt; None for any.
+        seconds: Delay after the other conditions.
     """
 
     step: int | None = None
@@ -44,12 +44,12 @@ class Trigger:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """Return what is set."""
+        """Return the conditions that are set."""
         usual = {field.name: field.default for field in dataclasses.fields(self)}
-        return ", ".join(f"{n} {v}" for n, v in vars(self).items() if v != usual[n]) or "its first word"
+        return ", ".join(f"{n} {v}" for n, v in vars(self).items() if v != usual[n]) or "the first event"
 
-    def has_come(self, events: Sequence[Event], rank: int) -> bool:
-        """Whether these events, the run's so far, say so; ``seconds`` is not looked at."""
+    def is_met(self, events: Sequence[Event], rank: int) -> bool:
+        """Return True if the run's events so far meet the conditions, apart from ``seconds``."""
         if self.attempt is not None:
             events = [event for event in events if event.get("attempt") == self.attempt]
         own = [event for event in events if event.get("rank", rank) == rank]
@@ -69,74 +69,69 @@ def _is_past(event: Event, epoch: int) -> bool:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder shows it so far.
-
-    Attributes:
-        folder: The run's.
-        events: All so far.
-    """
+    """A run: its folder and its events so far."""
 
     folder: Path
     events: tuple[Event, ...]
 
     def process(self, rank: int) -> int:
-        """Return the process of ``rank``, on this host.
+        """Return the process id of ``rank``, on this host.
 
         Raises:
-            ProcessLookupError: It is not known yet, or on another host.
+            ProcessLookupError: It is unknown yet, or on another host.
         """
-        told = [event for event in self.events if event["event"] == "phase" and event.get("rank") == rank]
-        if not told:
-            raise ProcessLookupError(f"rank {rank} has not said yet which process it is")
-        host = told[-1].get("host", socket.gethostname())
+        phases = [event for event in self.events if event["event"] == "phase" and event.get("rank") == rank]
+        if not phases:
+            raise ProcessLookupError(f"rank {rank} has not reported its process yet")
+        host = phases[-1].get("host", socket.gethostname())
         if host != socket.gethostname():
             raise ProcessLookupError(f"rank {rank} runs on {host}; inject its fault there")
-        return int(told[-1]["process"])
+        return int(phases[-1]["process"])
 
     def driver(self) -> int:
-        """Return the process of its driver, on this host.
+        """Return the process id of its driver, on this host.
 
         Raises:
-            ProcessLookupError: It has ended, is on another host, or is this very process.
+            ProcessLookupError: The driver has ended, is on another host, or is this process.
         """
         state = RunState(**json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8")))
         if state.host != socket.gethostname() or driver_of(self.folder, state) != "alive":
-            raise ProcessLookupError(f"the driver of {self.folder.name} is not at work on this host")
+            raise ProcessLookupError(f"the driver of {self.folder.name} does not run on this host")
         if state.process == os.getpid():
-            raise ProcessLookupError("the driver is this very process; start the run in one of its own")
+            raise ProcessLookupError("the driver is this process; start the run in another one")
         return state.process
 
     def executor(self, rank: int) -> int:
-        """Return the JVM of the executor that ``rank`` runs in.
+        """Return the process id of the JVM of the executor of ``rank``.
 
         Raises:
-            ProcessLookupError: There is none: in a local session the driver's own JVM does the work.
+            ProcessLookupError: There is none: in a local session the driver's JVM is the executor.
         """
         for process in psutil.Process(self.process(rank)).parents():
             with contextlib.suppress(psutil.Error):
                 if any(_EXECUTOR in part for part in process.cmdline()):
                     return process.pid
-        raise ProcessLookupError(f"rank {rank} has no executor of its own: a local session's work is its driver's")
+        raise ProcessLookupError(f"rank {rank} has no executor: in a local session the driver's JVM is the executor")
 
 
 def wait_for(watch: "RunWatch", after: Trigger, rank: int, over: threading.Event, timeout_seconds: float) -> Run | None:
-    """Return the run when the moment has come; None when the block ended first."""
+    """Return the run once the trigger is met; None if the block ended first."""
     deadline = time.monotonic() + timeout_seconds
     while not over.is_set():
-        if watch.has_news() and after.has_come(watch.events, rank):
-            assert watch.folder is not None  # noqa: S101 - events come from somewhere
+        if watch.has_news() and after.is_met(watch.events, rank):
+            assert watch.folder is not None  # noqa: S101 - events have a folder
             return Run(watch.folder, tuple(watch.events))
         if time.monotonic() > deadline:
-            raise TimeoutError(f"the moment ({after}) has not come within {timeout_seconds:g} s")
+            raise TimeoutError(f"the trigger ({after}) was not met within {timeout_seconds:g} s")
         over.wait(_POLL_SECONDS)
     return None
 
 
 class RunWatch:
-    """Reads what a run writes from now on: one that begins under an output folder, or one that goes on."""
+    """Reads the new events of a run: one that begins under an output folder, or one that is resumed."""
 
     def __init__(self, place: Path) -> None:
-        """Begin to watch; what is there already does not count."""
+        """Begin to watch; existing events do not count."""
         self.events: list[Event] = []
         self.folder: Path | None = place if (place / STATE_FILE).is_file() else None
         self._runs = place / RUNS_FOLDER
@@ -145,12 +140,12 @@ class RunWatch:
         self._offset = file.stat().st_size if self.folder is not None and file.is_file() else 0
 
     def has_news(self) -> bool:
-        """Read on; whether anything has come."""
+        """Read on; return True if there are new events."""
         if self.folder is None:
             new = sorted(set(self._begun()) - self._before)
             if not new:
                 return False
-            # Of other runs that begin meanwhile nothing is heard.
+            # Other runs that begin meanwhile are ignored.
             self.folder = new[0]
         file = self.folder / EVENTS_FILE
         if not file.is_file():
@@ -162,12 +157,12 @@ class RunWatch:
         self._offset += len(whole)
         known = len(self.events)
         for line in whole.splitlines():
-            with contextlib.suppress(ValueError):  # what a crash cut off
+            with contextlib.suppress(ValueError):  # A line that a crash cut off.
                 event = json.loads(line)
                 if not event["event"].startswith(FOR_MLFLOW):
                     self.events.append(event)
         return len(self.events) > known
 
     def _begun(self) -> Iterator[Path]:
-        # By the state, which a run writes before it says a word: one that has begun may still be silent.
+        # By the state file, which a run writes before its first event.
         return (state.parent for state in self._runs.glob(f"*/{STATE_FILE}"))

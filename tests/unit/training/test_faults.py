@@ -122,8 +122,8 @@ def test_a_fault_is_for_one_attempt_unless_it_is_for_every_one() -> None:
 
 def test_the_steps_of_a_validation_are_no_steps_of_the_training() -> None:
     validation = {"event": "validation", "rank": 0, "attempt": 1, "epoch": 1, "step": 40}
-    assert not Trigger(step=40).has_come([validation], 0)
-    assert Trigger(step=40).has_come([validation, validation | {"event": "epoch_end"}], 0)
+    assert not Trigger(step=40).is_met([validation], 0)
+    assert Trigger(step=40).is_met([validation, validation | {"event": "epoch_end"}], 0)
 
 
 def test_the_ranks_of_a_session_have_faults_only_within_the_block() -> None:
@@ -141,7 +141,7 @@ EVENTS = [
 
 
 @pytest.mark.parametrize(
-    ("moment", "rank", "has_come"),
+    ("moment", "rank", "is_met"),
     [
         (Trigger(), 0, True),
         (Trigger(step=30), 0, True),
@@ -156,8 +156,8 @@ EVENTS = [
         (Trigger(attempt=2), 0, False),
     ],
 )
-def test_a_moment_has_come_when_all_that_is_set_has_come_to_pass(moment: Trigger, rank: int, has_come: bool) -> None:
-    assert moment.has_come(EVENTS, rank) is has_come
+def test_a_trigger_is_met_when_all_its_conditions_hold(moment: Trigger, rank: int, is_met: bool) -> None:
+    assert moment.is_met(EVENTS, rank) is is_met
 
 
 @pytest.mark.process
@@ -225,7 +225,7 @@ def test_a_driver_is_killed_in_its_own_process(tmp_path: Path, process: subproce
 
 
 def test_a_driver_does_not_kill_itself(tmp_path: Path) -> None:
-    with pytest.raises(NotInjectedError, match="the driver is this very process"), faults.kill_driver(tmp_path):
+    with pytest.raises(NotInjectedError, match="the driver is this process"), faults.kill_driver(tmp_path):
         try_it(Written(tmp_path, driver=os.getpid()), NOBODY)
 
 
@@ -248,7 +248,7 @@ def test_an_executor_is_found_above_its_rank(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_local_session_has_no_executor_to_kill(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     with (
-        pytest.raises(NotInjectedError, match="a local session's work is its driver's"),
+        pytest.raises(NotInjectedError, match="in a local session the driver's JVM is the executor"),
         faults.kill_executor(tmp_path, rank=0),
     ):
         try_it(Written(tmp_path), process.pid)
@@ -263,7 +263,7 @@ def test_a_rank_on_another_host_is_left_to_that_host(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_before_the_moment_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(NotInjectedError, match=r"the run ended before its moment had come \(phase training\)"),
+        pytest.raises(NotInjectedError, match=r"the run ended before the trigger was met \(phase training\)"),
         faults.kill(tmp_path, rank=0),
     ):
         Written(tmp_path)
@@ -271,7 +271,7 @@ def test_a_run_that_ends_before_the_moment_is_told(tmp_path: Path) -> None:
 
 def test_a_moment_that_never_comes_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(NotInjectedError, match=r"has not come within 0\.1 s"),
+        pytest.raises(NotInjectedError, match=r"was not met within 0\.1 s"),
         faults.kill(tmp_path, rank=0, timeout_seconds=0.1) as injection,
     ):
         assert not injection.happened.wait(0.3)
