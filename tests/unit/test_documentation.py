@@ -193,12 +193,15 @@ def write_example_recipe(folder: Path) -> None:
         (folder / name).write_text(content, encoding="utf-8")
 
 
+CHECKS = ("Check", "failure", "warning")
+
+
 def messages_of(package: Path) -> list[str]:
     """Return every string of the package's code on one line, with a mark where a value goes in."""
     found = []
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Check":
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CHECKS:
                 found.append(f"{text_of(node.args[0])}: {text_of(node.args[-1])}")
             elif isinstance(node, ast.JoinedStr | ast.Constant):
                 found.append(text_of(node))

@@ -1,1 +1,1 @@
-"""Whether a run can start here, found out before it starts."""
+"""Preflight checks: what a run needs, checked before it starts."""

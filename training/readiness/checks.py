@@ -1,4 +1,4 @@
-"""One answer to "can a run start here?", how it is shown, and the error that ends a run that cannot."""
+"""The result of a preflight check, and the error that ends a run whose checks fail."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ class PreflightError(RuntimeError):
 
 @dataclass(frozen=True)
 class Check:
-    """One answer.
+    """The result of one check.
 
     Attributes:
-        name: What was looked at.
-        passed: Whether a run can start with it.
-        detail: What was found; what to do about it where it did not pass.
-        is_warning: Passed, but better mended all the same.
-        values: What was measured.
+        name: Subject of the check.
+        passed: True if a run can start.
+        detail: The finding, and for a failed check the remedy.
+        is_warning: Passed, with a recommendation.
+        values: Measurements.
     """
 
     name: str
@@ -33,30 +33,35 @@ class Check:
 
     @property
     def status(self) -> Status:
-        """The answer in one word."""
+        """The result in one word."""
         if not self.passed:
             return "FAIL"
         return "warn" if self.is_warning else "ok"
 
     def as_line(self) -> str:
-        """Return the line of a table of checks."""
+        """Return the check's line of a table."""
         return f"{self.status:<5}{self.name:<{_NAME_WIDTH}}{self.detail}"
 
     def as_document(self) -> dict[str, Any]:
-        """Return it in the types that JSON has."""
+        """Return the check as JSON types."""
         return {"name": self.name, "status": self.status, "detail": self.detail, "values": dict(self.values)}
 
 
 def warning(name: str, detail: str) -> Check:
-    """Return a check that passes, with a remark on what to mend."""
+    """Return a check that passes with a recommendation."""
     return Check(name, True, detail, is_warning=True)
+
+
+def failure(name: str, detail: str) -> Check:
+    """Return a failed check."""
+    return Check(name, False, detail)
 
 
 def require(checks: Sequence[Check]) -> None:
     """Raise unless every check passed.
 
     Raises:
-        PreflightError: With the failed ones, in one line.
+        PreflightError: With all failed checks, in one line.
     """
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:

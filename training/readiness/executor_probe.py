@@ -1,7 +1,7 @@
-"""What one barrier task finds out about its executor: versions, stores, ports, the other executors and the driver.
+"""The probe of one barrier task: its executor's versions, stores and ports, the other executors and the driver.
 
-A top-level function of plain data: it pickles, and a test runs it in threads. A task never raises, since one that does
-ends the whole barrier job and takes the others' findings along; what goes wrong is part of its answer.
+A top-level function of plain data: it pickles, and a test runs it in threads. A task never raises, since that would end
+the whole barrier job without the other tasks' answers; errors are part of its answer.
 """
 
 import contextlib
@@ -38,9 +38,7 @@ from mirrorspark.training.ring.ring import Ring
 # Packages whose version must be the same on the driver and on every executor.
 SHARED_PACKAGES = ("tensorflow", "tf-keras", "pyspark", "pyarrow", "numpy")
 
-# Our own source: two states of it may carry the same version.
-
-# Says nothing about whether two places are the same.
+# A version that cannot be determined is equal to any other.
 UNKNOWN = "unknown"
 
 REACH_SECONDS = 3.0
@@ -51,17 +49,17 @@ SMALL_BYTES = 4
 LARGE_BYTES = 1 << 20
 _FEWEST_ROUNDS = 5
 _MOST_ROUNDS = 50
-# Of either message; a slow network gets fewer rounds.
+# For either message size; a slow network gets fewer rounds.
 _MEASURED_SECONDS = 1.0
 
-# More threads than that say nothing new, and a large cluster has many pairs.
-_DIALLING_THREADS = 64
+# A large cluster has many pairs.
+_CONNECTING_THREADS = 64
 _LINE_BYTES = 256
-# Of what a store says, whose libraries tell the whole way down.
+# Characters of a store's error, whose libraries include whole stacks.
 _LONGEST_REASON = 300
 _ROLE = "probe"
-# Instead of the address of a task that cannot listen.
-_NOWHERE = "-"
+# Address of a task that cannot listen.
+_NO_ADDRESS = "-"
 
 
 @dataclass(frozen=True)
@@ -69,33 +67,33 @@ class Store:
     """A folder that driver and executors must share.
 
     Attributes:
-        folder: Where the probe writes; it exists where it is a local one.
-        token: Names the files of this probe, and stands in them: another machine may have a folder of that name.
+        folder: The probe's folder; a local one exists.
+        token: Name and content of the probe's files: another machine may have a folder of the same name.
     """
 
     folder: StoragePath
     token: str
 
     def file(self, writer: str) -> StoragePath:
-        """Return the file that ``writer`` (``driver``, or a task's rank) leaves there."""
+        """Return the file of ``writer``: ``driver``, or a task's rank."""
         return self.folder / f".mirrorspark-probe-{self.token}-{writer}"
 
     def write(self, writer: str) -> None:
-        """Leave the file; a local folder that is not there is not made.
+        """Write the file; a missing local folder is not created.
 
         Raises:
-            OSError: The store refuses, or the folder is not there.
-            StorageError: No such store can be opened.
+            OSError: The store refuses, or the folder is missing.
+            StorageError: The store cannot be opened.
         """
         file = self.file(writer)
         (file.parent.kept_within() / file.name).write_bytes(self.token.encode())
 
-    def sees(self, writer: str) -> bool:
-        """Return whether the file that ``writer`` left can be read here.
+    def can_read(self, writer: str) -> bool:
+        """Return True if the file of ``writer`` can be read here.
 
         Raises:
             OSError: The store refuses.
-            StorageError: No such store can be opened.
+            StorageError: The store cannot be opened.
         """
         try:
             return self.file(writer).read_bytes() == self.token.encode()
@@ -103,19 +101,19 @@ class Store:
             return False
 
     def clear(self, writers: Iterable[str]) -> None:
-        """Remove the files; one that cannot be removed stays."""
+        """Remove the files as far as possible."""
         for writer in writers:
             with contextlib.suppress(OSError, StorageError, pa.ArrowException):
                 self.file(writer).delete()
 
 
 @dataclass(frozen=True)
-class Question:
-    """What the driver wants to know.
+class ProbeRequest:
+    """The driver's request to every task.
 
     Attributes:
-        token: Proves that who answers belongs to this probe.
-        events: Where the driver listens.
+        token: Authenticates the tasks of this probe.
+        events: Address of the driver's event channel.
         stores: Folders that must be shared.
     """
 
@@ -125,27 +123,21 @@ class Question:
 
 
 @dataclass(frozen=True)
-class StoreAnswer:
-    """How a store looks from here.
+class StoreResult:
+    """The result for one store.
 
     Attributes:
-        sees_driver: Whether what the driver wrote can be read.
-        error: Why nothing could be written or read; None when all went well.
+        reads_driver: True if the driver's file can be read.
+        error: Why reading or writing failed.
     """
 
-    sees_driver: bool
+    reads_driver: bool
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Unreachable:
-    """Another task that could not be reached.
-
-    Attributes:
-        rank: That task.
-        address: Where it was tried.
-        error: What happened.
-    """
+    """Another task that could not be reached."""
 
     rank: int
     address: str
@@ -153,48 +145,43 @@ class Unreachable:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast the tasks sum an array over all of them: medians of some tens of rounds.
-
-    Attributes:
-        small_seconds: For 4 bytes.
-        large_seconds: For 1 MiB.
-    """
+class AllReduceTime:
+    """Duration of an all-reduce over all tasks, of 4 bytes and of 1 MiB: medians of some tens of rounds."""
 
     small_seconds: float
     large_seconds: float
 
     @property
     def bytes_per_second(self) -> float:
-        """Bandwidth, the latency of a message taken off."""
+        """Bandwidth without the latency of a message."""
         extra = max(self.large_seconds - self.small_seconds, 1e-9)
         return (LARGE_BYTES - SMALL_BYTES) / extra
 
     def seconds(self, array_bytes: int) -> float:
-        """Return about how long the sum of an array of this size takes."""
+        """Return the estimated duration for an array of this size."""
         return self.small_seconds + array_bytes / self.bytes_per_second
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one task found.
+class ProbeResult:
+    """The result of one task.
 
     Attributes:
         rank: The task.
-        host: Address under which Spark knows its executor.
-        node: What its machine calls itself.
-        fingerprint: Versions that a rank would train with there.
-        java: Major version of the executor's Java; None when that cannot be told.
-        has_tf_keras: Whether Python finds ``tf_keras``.
+        host: Spark's address of the executor.
+        node: Host name of the machine.
+        fingerprint: Versions of Python, the shared packages and our source.
+        java: Major version of the executor's Java; None if unknown.
+        has_tf_keras: True if Python finds ``tf_keras``.
         stores: One per store of the question.
-        listening: ``host:port`` where it listened; None when it could not.
-        listen_error: Why it could not.
-        unreachable: The tasks that it could not reach.
-        pace: How fast the all-reduce was; None when it was not tried or failed.
-        ring_error: Why it failed.
-        free_bytes: Room in the folder for temporary files.
+        listening: ``host:port`` of the task; None if it cannot listen.
+        listen_error: Why it cannot listen.
+        unreachable: The tasks that it cannot reach.
+        all_reduce_time: Duration of the all-reduce; None if it was skipped or failed.
+        ring_error: Why the all-reduce failed.
+        free_bytes: Free space in the folder for temporary files.
         scratch: That folder.
-        gpus: Addresses of the GPUs that Spark gave to the task.
+        gpus: Addresses of the task's GPUs.
     """
 
     rank: int
@@ -203,11 +190,11 @@ class Answer:
     fingerprint: dict[str, str]
     java: str | None
     has_tf_keras: bool
-    stores: tuple[StoreAnswer, ...]
+    stores: tuple[StoreResult, ...]
     listening: str | None
     listen_error: str | None
     unreachable: tuple[Unreachable, ...]
-    pace: Pace | None
+    all_reduce_time: AllReduceTime | None
     ring_error: str | None
     free_bytes: int
     scratch: str
@@ -215,13 +202,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a task stands among the others.
+class BarrierTask:
+    """A task's view of the barrier job.
 
     Attributes:
-        rank: Its number.
+        rank: The task's number.
         host: Its executor's address.
-        gather: Takes a text, waits for all tasks, and returns everybody's in the order of their ranks.
+        gather: All-gather of a text: returns all tasks' texts in the order of the ranks.
         gpus: Addresses of its GPUs.
     """
 
@@ -235,49 +222,49 @@ class Place:
 class Probe:
     """The body of a barrier task."""
 
-    question: Question
+    question: ProbeRequest
 
-    def __call__(self, _: Iterable[object]) -> Iterator[Answer]:
-        """Answer."""
+    def __call__(self, _: Iterable[object]) -> Iterator[ProbeResult]:
+        """Yield the answer of this task."""
         context = BarrierTaskContext.get()
         rank = context.partitionId()
-        # As MirroredStrategyRunner takes them: these are the addresses that training will use.
+        # As in MirroredStrategyRunner: training will use these addresses.
         host = context.getTaskInfos()[rank].address.rpartition(":")[0]
         gpus = context.resources().get("gpu")
-        place = Place(rank, host, context.allGather, tuple(gpus.addresses) if gpus else ())
+        place = BarrierTask(rank, host, context.allGather, tuple(gpus.addresses) if gpus else ())
         yield probe(self.question, place)
 
 
-def probe(question: Question, place: Place) -> Answer:
-    """Look around from one task; all tasks of the job do it at the same time."""
+def probe(question: ProbeRequest, place: BarrierTask) -> ProbeResult:
+    """Return the answer of one task; all tasks of the job run it at the same time."""
     events = EventClient(question.events, place.rank, 0)
-    # Said at three moments, so that the driver can tell the difference of the clocks from a slow connection.
+    # Sent three times, so that the driver can separate the clocks' difference from a slow connection.
     events.send({"event": "probe"})
-    stores = tuple(_bounded_store(store, place.rank) for store in question.stores)
+    stores = tuple(_check_store(store, place.rank) for store in question.stores)
     listener, reserved, listen_error = _listen(place.host, question.token)
     unreachable: tuple[Unreachable, ...] = ()
-    pace, ring_error = None, None
+    all_reduce_time, ring_error = None, None
     try:
-        address = f"{place.host}:{listener.port}" if listener else _NOWHERE
-        # A port of its own: who is slow to stop listening would answer the ring's first call.
-        ring_address = f"{place.host}:{reserved.getsockname()[1]}" if reserved else _NOWHERE
-        said = place.gather(f"{address} {ring_address}")
-        addresses, ring_addresses = zip(*(line.split() for line in said), strict=True)
+        address = f"{place.host}:{listener.port}" if listener else _NO_ADDRESS
+        # A separate port, since a listener that is slow to close would accept the ring's first connection.
+        ring_address = f"{place.host}:{reserved.getsockname()[1]}" if reserved else _NO_ADDRESS
+        gathered = place.gather(f"{address} {ring_address}")
+        addresses, ring_addresses = zip(*(line.split() for line in gathered), strict=True)
         events.send({"event": "probe"})
         unreachable = reach_all(place.rank, addresses, question.token)
-        # Nobody stops to listen before all have called, and all agree whether the ring can be closed.
-        failures = place.gather("" if _NOWHERE not in addresses and not unreachable else "unreachable")
+        # All tasks listen until all have connected, and all agree whether a ring can be built.
+        failures = place.gather("" if _NO_ADDRESS not in addresses and not unreachable else "unreachable")
     finally:
         if listener:
             listener.close()
         if reserved:
             reserved.close()
     if not any(failures):
-        pace, ring_error = _measure(place.rank, ring_addresses, question.token)
+        all_reduce_time, ring_error = _measure(place.rank, ring_addresses, question.token)
     events.send({"event": "probe"})
     events.close(REACH_SECONDS)
     scratch = tempfile.gettempdir()
-    return Answer(
+    return ProbeResult(
         rank=place.rank,
         host=place.host,
         node=socket.gethostname(),
@@ -288,7 +275,7 @@ def probe(question: Question, place: Place) -> Answer:
         listening=address if listener else None,
         listen_error=listen_error,
         unreachable=unreachable,
-        pace=pace,
+        all_reduce_time=all_reduce_time,
         ring_error=ring_error,
         free_bytes=shutil.disk_usage(scratch).free,
         scratch=scratch,
@@ -297,7 +284,7 @@ def probe(question: Question, place: Place) -> Answer:
 
 
 def fingerprint() -> dict[str, str]:
-    """Return the versions that this process would train with."""
+    """Return the versions of Python, the shared packages and our source in this process."""
     found = {"python": ".".join(map(str, sys.version_info[:2]))}
     for package in (*SHARED_PACKAGES, "mirrorspark"):
         try:
@@ -308,12 +295,12 @@ def fingerprint() -> dict[str, str]:
 
 
 def _source_digest() -> str:
-    """Return eight hex digits that two places share when they have the same source of ours; UNKNOWN in an archive."""
+    """Return eight hex digits of our source, whose version may be equal for different states; UNKNOWN in an archive."""
     root = Path(mirrorspark.__file__).parent
     if not root.is_dir():
         return UNKNOWN
     digest = hashlib.sha256()
-    # In a clone the folders are links, which a search from above would not follow.
+    # In a clone the folders are links, which rglob does not follow.
     for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
         for file in sorted(folder.glob("*.py") if folder == root else folder.rglob("*.py")):
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
@@ -321,7 +308,7 @@ def _source_digest() -> str:
 
 
 def executor_java() -> str | None:
-    """Return the major version of the Java that this Python worker belongs to, or None."""
+    """Return the major version of this Python worker's Java, or None."""
     for parent in psutil.Process().parents():
         try:
             if parent.name() == "java":
@@ -333,41 +320,41 @@ def executor_java() -> str | None:
     return None
 
 
-def bounded(ask: Callable[[], str | None], seconds: float) -> str | None:
-    """Return the answer, or that there was none in time: a store or database may let its callers wait for ever."""
-    answers: list[str | None] = []
-    thread = threading.Thread(target=lambda: answers.append(ask()), name="preflight", daemon=True)
+def with_timeout(check: Callable[[], str | None], seconds: float) -> str | None:
+    """Return the problem that ``check`` finds, or that it timed out: a store or database may block for ever."""
+    problems: list[str | None] = []
+    thread = threading.Thread(target=lambda: problems.append(check()), name="preflight", daemon=True)
     thread.start()
     thread.join(seconds)
-    return answers[0] if answers else f"did not answer within {seconds:g} s"
+    return problems[0] if problems else f"did not answer within {seconds:g} s"
 
 
 def store_problem(error: Exception) -> str:
-    """Return in one line what a store said."""
+    """Return a store's error in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 
 
-def _bounded_store(store: Store, rank: int) -> StoreAnswer:
+def _check_store(store: Store, rank: int) -> StoreResult:
     seen: list[bool] = []
 
-    def ask() -> str | None:
+    def check() -> str | None:
         try:
-            seen.append(store.sees("driver"))
-            # A folder that is another one here is not to be filled with our files.
+            seen.append(store.can_read("driver"))
+            # Otherwise the folder is another one here, in which we write nothing.
             if seen[0]:
                 store.write(str(rank))
         except (OSError, StorageError, pa.ArrowException) as error:
             return store_problem(error)
         return None
 
-    error = bounded(ask, STORE_SECONDS)
-    return StoreAnswer(bool(seen and seen[0]), error)
+    error = with_timeout(check, STORE_SECONDS)
+    return StoreResult(bool(seen and seen[0]), error)
 
 
 class _Listener:
-    """Answers who calls with the proof that it belongs to this probe."""
+    """Accepts connections, and proves to each that it belongs to this probe."""
 
     def __init__(self, server: socket.socket, token: str) -> None:
         self._server = server
@@ -377,9 +364,9 @@ class _Listener:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
         with contextlib.suppress(OSError):
-            # Closing alone would not wake the thread that accepts.
+            # Closing alone would not wake the accepting thread.
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self._thread.join(REACH_SECONDS)
@@ -397,12 +384,12 @@ class _Listener:
 
 
 def _listen(host: str, token: str) -> tuple[_Listener | None, socket.socket | None, str | None]:
-    """Return who answers the other tasks, and a port that is kept free for the ring; else why there is none."""
+    """Return a listener for the other tasks and a reserved port for the ring, or why this failed."""
     with contextlib.ExitStack() as opened:
         try:
             server = opened.enter_context(socket.create_server((host, 0), backlog=256))
             reserved = opened.enter_context(socket.socket(server.family))
-            # The port is bound again when it is needed, and must not have to wait.
+            # So that the ring can bind the port at once.
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.bind((host, 0))
         except OSError as error:
@@ -413,11 +400,11 @@ def _listen(host: str, token: str) -> tuple[_Listener | None, socket.socket | No
 
 
 def reach_all(rank: int, addresses: Sequence[str], token: str) -> tuple[Unreachable, ...]:
-    """Return which of the other tasks cannot be reached; those that do not listen are left out."""
-    others = [(peer, address) for peer, address in enumerate(addresses) if peer != rank and address != _NOWHERE]
+    """Return the other tasks that listen and cannot be reached."""
+    others = [(peer, address) for peer, address in enumerate(addresses) if peer != rank and address != _NO_ADDRESS]
     if not others:
         return ()
-    with ThreadPoolExecutor(min(len(others), _DIALLING_THREADS)) as pool:
+    with ThreadPoolExecutor(min(len(others), _CONNECTING_THREADS)) as pool:
         errors = list(pool.map(lambda other: _reach(other[1], token), others))
     return tuple(
         Unreachable(peer, address, error) for (peer, address), error in zip(others, errors, strict=True) if error
@@ -440,8 +427,8 @@ def _reach(address: str, token: str) -> str | None:
     return None
 
 
-def _measure(rank: int, addresses: Sequence[str], token: str) -> tuple[Pace | None, str | None]:
-    """Sum arrays over all tasks; return the pace, or why it failed."""
+def _measure(rank: int, addresses: Sequence[str], token: str) -> tuple[AllReduceTime | None, str | None]:
+    """Measure all-reduces over all tasks; return the durations, or why this failed."""
     try:
         ring = Ring.connect(rank, addresses, token, timeout_seconds=RING_SECONDS)
         try:
@@ -450,7 +437,7 @@ def _measure(rank: int, addresses: Sequence[str], token: str) -> tuple[Pace | No
             ring.close()
     except (OSError, RuntimeError, ArithmeticError) as error:
         return None, f"{type(error).__name__}: {error}"
-    return Pace(*seconds), None
+    return AllReduceTime(*seconds), None
 
 
 def _median_seconds(ring: Ring, message_bytes: int, workers: int) -> float:
@@ -465,7 +452,7 @@ def _median_seconds(ring: Ring, message_bytes: int, workers: int) -> float:
         return seconds
 
     first = statistics.median(one() for _ in range(_FEWEST_ROUNDS))
-    # Everybody has to do as many rounds as the others, so they go by the mean of what all have seen.
+    # All tasks need the same number of rounds, so it follows from the mean of their measurements.
     mean = float(ring.all_reduce(np.array([first], np.float32))[0]) / workers
     rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, int(_MEASURED_SECONDS / max(mean, 1e-9))))
     return statistics.median(one() for _ in range(rounds))

@@ -1,4 +1,4 @@
-"""Answers within seconds whether a run can start: each check says what it found and, if that is bad, what to do."""
+"""The preflight checks: within seconds they say if a run can start and, if not, what to do."""
 
 import http.client
 import importlib.util
@@ -19,9 +19,9 @@ from mirrorspark.callbacks.mlflow.store import sqlite_file
 from mirrorspark.data_pipelines.spark.tasks import is_local
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import StorageError, StoragePath
-from mirrorspark.training.readiness.checks import Check, PreflightError, require, warning
+from mirrorspark.training.readiness.checks import Check, PreflightError, failure, require, warning
 from mirrorspark.training.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
-from mirrorspark.training.readiness.executor_probe import SHARED_PACKAGES, bounded
+from mirrorspark.training.readiness.executor_probe import SHARED_PACKAGES, with_timeout
 from mirrorspark.training.spark_session import MINIMUM_JAVA, java_major_version, task_slots
 
 __all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"]
@@ -30,7 +30,7 @@ REACH_SECONDS = 3.0
 EXECUTORS_SECONDS = 20.0
 
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-# Only the service itself could say more of these.
+# Only the service itself could check these.
 _DATABRICKS = ("databricks", "databricks-uc", "uc")
 
 # TensorFlow 2.21 breaks `import tensorflow_recommenders` through ScaNN's op, and Keras 3 cannot train under
@@ -42,7 +42,7 @@ _STANDALONE_PORT = 7077
 
 
 def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> list[Check]:
-    """Return what can be said before Spark starts."""
+    """Return the checks that need no Spark session."""
     return [_session(master), _java(), _packages(), _legacy_keras(), _output(output), _tracking(tracking_uri)]
 
 
@@ -55,16 +55,15 @@ def check_cluster(
     gpus_per_worker: int = 0,
     asks_local: bool = False,
 ) -> list[Check]:
-    """Return what the session can say: slots, dynamic allocation, and what its executors have and reach.
+    """Return the checks of a session: slots, dynamic allocation, and its executors.
 
     Args:
         spark: The session.
-        workers: Barrier tasks that training will run side by side.
-        output: Folder that the executors must share with the driver; not looked at when it is None.
-        checkpoints: Another folder or store that they must share; of a local session the driver writes to it.
-        gpus_per_worker: GPUs that every task must have.
-        asks_local: Ask the tasks of a local session, too. They share all that the driver has, so a run need not wait
-            for it.
+        workers: Barrier tasks of the training.
+        output: Folder that the executors must share with the driver; None for no check.
+        checkpoints: Another folder or store that they must share; in a local session only the driver writes to it.
+        gpus_per_worker: Required GPUs of every task.
+        asks_local: Probe the tasks of a local session, too; a run skips this, since they share the driver's machine.
     """
     if type(spark).__module__.startswith("pyspark.sql.connect"):
         return [_refused_connect("the session is one of Spark Connect")]
@@ -77,9 +76,9 @@ def check_cluster(
         if checkpoints:
             folders["--checkpoints"] = _store(checkpoints)
     except StorageError as error:
-        return [*checks, Check("checkpoints", False, f"{error}; give another place as --checkpoints")]
+        return [*checks, failure("checkpoints", f"{error}; give another place as --checkpoints")]
     if is_local(spark) and not asks_local:
-        # The output has been written to before Spark was started.
+        # The check of the driver has written to the output.
         return checks + [check_store(option, place) for option, place in folders.items() if option != "--output"]
     return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker)
 
@@ -98,15 +97,13 @@ def _session(master: str | None) -> Check:
     if master and master.startswith("spark://"):
         problems = [_master_problem(address) for address in master.removeprefix("spark://").split(",")]
         if all(problems):
-            return Check("session", False, f"{master} cannot be reached ({problems[0]}); start it or mend --master")
+            return failure("session", f"{master} cannot be reached ({problems[0]}); start it or correct --master")
     return Check("session", True, master or "the active one, or a local one")
 
 
 def _refused_connect(what: str) -> Check:
-    # A token may follow the address in a Connect URL; callers leave it out.
-    return Check(
-        "session", False, f"{what}, which has no barrier jobs and so cannot train; use a classic one: {_CLASSIC}"
-    )
+    # Callers cut Connect URLs after the address, where a token may follow.
+    return failure("session", f"{what}, which has no barrier jobs and so cannot train; use a classic one: {_CLASSIC}")
 
 
 def _master_problem(address: str) -> str | None:
@@ -123,9 +120,9 @@ def _java() -> Check:
     if found is None:
         home = os.environ.get("JAVA_HOME")
         where = f"JAVA_HOME is {home}, where none starts" if home else "there is none on PATH"
-        return Check("java", False, f"{where}; install Java {MINIMUM_JAVA} or later and set JAVA_HOME to it")
+        return failure("java", f"{where}; install Java {MINIMUM_JAVA} or later and set JAVA_HOME to it")
     if found < MINIMUM_JAVA:
-        return Check("java", False, f"found {found}; Spark 4 needs {MINIMUM_JAVA} or later: set JAVA_HOME to one")
+        return failure("java", f"found {found}; Spark 4 needs {MINIMUM_JAVA} or later: set JAVA_HOME to one")
     return Check("java", True, str(found))
 
 
@@ -135,32 +132,29 @@ def _packages() -> Check:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            return Check("packages", False, f"{package} is not installed; run: pip install mirrorspark")
+            return failure("packages", f"{package} is not installed; run: pip install mirrorspark")
     for package, minor in PINNED_MINOR.items():
         if not found[package].startswith(minor):
-            return Check(
-                "packages", False, f"{package} {found[package]} does not work here; install {package}=={minor}*"
-            )
+            return failure("packages", f"{package} {found[package]} does not work here; install {package}=={minor}*")
     return Check("packages", True, ", ".join(f"{package} {number}" for package, number in found.items()))
 
 
 def _legacy_keras() -> Check:
     chosen = os.environ.get("TF_USE_LEGACY_KERAS", "1")
     if chosen not in ("1", "true", "True"):
-        return Check(
+        return failure(
             "legacy keras",
-            False,
             f"TF_USE_LEGACY_KERAS is '{chosen}', but Keras 3 cannot train on several workers; unset it or set it to 1",
         )
     if importlib.util.find_spec("tf_keras") is None:
-        return Check("legacy keras", False, "Python finds no module tf_keras; run: pip install tf-keras==2.20.*")
+        return failure("legacy keras", "Python finds no module tf_keras; run: pip install tf-keras==2.20.*")
     return Check("legacy keras", True, "tf-keras is used on the driver and on all workers")
 
 
 def _output(output: Path) -> Check:
     refusal = _cannot_write(output)
     if refusal is not None:
-        return Check("output", False, f"{output} cannot be written ({refusal}); give another folder as --output")
+        return failure("output", f"{output} cannot be written ({refusal}); give another folder as --output")
     free = shutil.disk_usage(_existing(output)).free
     if free < LOW_DISK_BYTES:
         return warning("output", f"{output} has {free / 1e9:.1f} GB free; make room, or give another --output")
@@ -168,7 +162,7 @@ def _output(output: Path) -> Check:
 
 
 def _cannot_write(folder: Path) -> str | None:
-    """Return why nothing can be written to ``folder``, which need not exist yet, or None. Leaves nothing behind."""
+    """Return why ``folder``, which may not exist yet, cannot be written, or None. Leaves nothing behind."""
     existing = _existing(folder)
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".write-test-"):
@@ -178,16 +172,16 @@ def _cannot_write(folder: Path) -> str | None:
 
 
 def _existing(folder: Path) -> Path:
-    """Return ``folder``, or where it is not there yet the nearest folder above it that is."""
+    """Return ``folder`` or its nearest existing parent."""
     existing = folder.absolute()
-    # Path.exists raises where a folder above may not be looked into; here the write is to say so.
+    # Path.exists raises if a parent may not be read; here the write reports that.
     while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110
         existing = existing.parent
     return existing
 
 
 def _tracking(uri: str) -> Check:
-    # A URI may carry a password. It must not reach a log, and whether the server is there shows without it.
+    # A URI may have a password, which must not reach a log; reachability does not depend on it.
     shown = without_credentials(uri)
     scheme = uri.partition(":")[0].lower() if ":" in uri else ""
     dialect = scheme.partition("+")[0]
@@ -195,37 +189,37 @@ def _tracking(uri: str) -> Check:
     if (file := sqlite_file(uri)) is not None:
         refusal = _cannot_write(file.parent)
         if refusal is not None:
-            return Check("tracking", False, f"{shown} cannot be written ({refusal}); give another --tracking-uri")
+            return failure("tracking", f"{shown} cannot be written ({refusal}); give another --tracking-uri")
     elif scheme in ("http", "https"):
         outage, problem = _server_problems(shown)
         if problem is not None:
-            return Check("tracking", False, f"{shown} {problem}; give another --tracking-uri")
+            return failure("tracking", f"{shown} {problem}; give another --tracking-uri")
         if outage is not None:
-            # It may come back: what the run tells waits for it, and only the registration needs it.
+            # It may come back: metrics are sent later, and only the registration needs it.
             return warning("tracking", f"{shown} {outage}; start it: what the run tells is kept and sent later")
     elif dialect in _DATABASE_PORTS:
-        problem = bounded(lambda: _database_problem(uri, _DATABASE_PORTS[dialect]), 2 * REACH_SECONDS)
+        problem = with_timeout(lambda: _database_problem(uri, _DATABASE_PORTS[dialect]), 2 * REACH_SECONDS)
         if problem is not None:
-            return Check("tracking", False, f"{shown} {problem}; start it or give another --tracking-uri")
+            return failure("tracking", f"{shown} {problem}; start it or give another --tracking-uri")
     elif uri not in _DATABRICKS and scheme not in (*_DATABRICKS, *plugins, "sqlite"):
         if scheme not in ("", "file"):
             known = ["http", "https", "sqlite", *_DATABASE_PORTS, "databricks", *sorted(plugins)]
-            return Check("tracking", False, f"{shown} is no store that MLflow knows; --tracking-uri takes {known}")
+            return failure("tracking", f"{shown} is no store that MLflow knows; --tracking-uri takes {known}")
         refusal = _folder_problem(Path(unquote(urlsplit(uri).path) if scheme else uri))
         if refusal is not None:
-            return Check("tracking", False, f"{shown} cannot be written ({refusal}); give another --tracking-uri")
+            return failure("tracking", f"{shown} cannot be written ({refusal}); give another --tracking-uri")
     return Check("tracking", True, shown)
 
 
 def _folder_problem(folder: Path) -> str | None:
-    # Since version 3.7 MLflow opens a folder only for who insists on it.
+    # Since version 3.7 MLflow opens a folder only with this variable.
     if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
         return "MLflow keeps no new runs in folders; use sqlite:///FILE"
     return _cannot_write(folder)
 
 
 def _database_problem(uri: str, default_port: int) -> str | None:
-    # MLflow itself would try for minutes, and make its tables in a database that is there.
+    # MLflow itself would retry for minutes, and create its tables.
     import sqlalchemy
 
     try:
@@ -243,12 +237,12 @@ def _database_problem(uri: str, default_port: int) -> str | None:
 
 
 def _server_problems(uri: str) -> tuple[str | None, str | None]:
-    """Return what is wrong with a server for now, and what is wrong with its address."""
+    """Return a server's temporary problem, and a problem of its address."""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()  # noqa: S310 - http(s) only
     except urllib.error.HTTPError as error:
         with error:
-            # A server that asks for a password first is there.
+            # A server that requires a password is up.
             return (f"answers with status {error.code}" if error.code >= 500 else None), None
     except (ValueError, http.client.HTTPException) as error:
         return None, f"is no tracking server ({error})"
@@ -260,14 +254,13 @@ def _server_problems(uri: str) -> tuple[str | None, str | None]:
 
 
 def _slots(spark: SparkSession, workers: int) -> Check:
-    # The executors of a session that has just been started are still on their way.
+    # The executors of a new session may still be starting.
     deadline = time.monotonic() + EXECUTORS_SECONDS
     while (slots := task_slots(spark)) < workers and not is_local(spark) and time.monotonic() < deadline:
         time.sleep(0.2)
     if slots < workers:
-        return Check(
+        return failure(
             "slots",
-            False,
             f"{spark.sparkContext.master} has {slots} task slots for {workers} workers, and a barrier job starts all "
             f"or none; use --workers {max(slots, 1)} or a larger cluster",
         )
@@ -277,20 +270,19 @@ def _slots(spark: SparkSession, workers: int) -> Check:
 def _allocation(spark: SparkSession) -> Check:
     key = "spark.dynamicAllocation.enabled"
     if spark.sparkContext.getConf().get(key, "false").lower() == "true":
-        return Check("allocation", False, f"{key} is true, which Spark refuses for barrier jobs; set it to false")
+        return failure("allocation", f"{key} is true, which Spark refuses for barrier jobs; set it to false")
     return Check("allocation", True, "fixed")
 
 
 def _encryption(spark: SparkSession) -> Check | None:
-    # MirroredStrategyRunner refuses to run in the clear where the cluster encrypts, unless told so.
+    # MirroredStrategyRunner refuses unencrypted traffic on an encrypted cluster, unless this option is set.
     conf = spark.sparkContext.getConf()
     ignore = "tensorflow.spark.distributor.ignoreSsl"
     if conf.get("spark.ssl.enabled", "false").lower() != "true":
         return None
     if conf.get(ignore, "false").lower() != "true":
-        return Check(
+        return failure(
             "encryption",
-            False,
             f"spark.ssl.enabled is true, and workers talk to each other in the clear; set {ignore} to true to allow it",
         )
     return warning("encryption", f"workers talk to each other in the clear, as {ignore} allows")

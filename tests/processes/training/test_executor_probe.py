@@ -17,20 +17,20 @@ from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.protocol.event_server import EventServer
 from mirrorspark.training.readiness import executor_probe
 from mirrorspark.training.readiness.executor_probe import (
-    Answer,
-    Pace,
-    Place,
+    AllReduceTime,
+    BarrierTask,
     Probe,
-    Question,
+    ProbeRequest,
+    ProbeResult,
     Store,
-    StoreAnswer,
+    StoreResult,
     Unreachable,
-    bounded,
     executor_java,
     fingerprint,
     probe,
     reach_all,
     store_problem,
+    with_timeout,
 )
 
 
@@ -81,11 +81,11 @@ class Gang:
         self._barrier = threading.Barrier(len(hosts))
         self._said = [""] * len(hosts)
 
-    def ask(self, question: Question) -> list[Answer]:
+    def ask(self, question: ProbeRequest) -> list[ProbeResult]:
         with ThreadPoolExecutor(len(self._hosts)) as pool:
             return list(pool.map(lambda place: probe(question, place), map(self._place, range(len(self._hosts)))))
 
-    def _place(self, rank: int) -> Place:
+    def _place(self, rank: int) -> BarrierTask:
         def gather(text: str) -> list[str]:
             self._said[rank] = text
             self._barrier.wait(20)
@@ -93,7 +93,7 @@ class Gang:
             self._barrier.wait(20)
             return said
 
-        return Place(rank, self._hosts[rank], gather)
+        return BarrierTask(rank, self._hosts[rank], gather)
 
 
 @pytest.fixture
@@ -102,13 +102,13 @@ def heard() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def question(heard: list[dict[str, Any]]) -> Iterator[Question]:
+def question(heard: list[dict[str, Any]]) -> Iterator[ProbeRequest]:
     with EventServer("127.0.0.1", heard.append) as server:
-        yield Question("s3cret", server.address)
+        yield ProbeRequest("s3cret", server.address)
 
 
 def test_three_tasks_find_each_other_the_driver_and_the_pace(
-    question: Question, heard: list[dict[str, Any]], ring: list[int]
+    question: ProbeRequest, heard: list[dict[str, Any]], ring: list[int]
 ) -> None:
     answers = Gang(["127.0.0.1"] * 3).ask(question)
     assert [answer.rank for answer in answers] == [0, 1, 2]
@@ -117,8 +117,8 @@ def test_three_tasks_find_each_other_the_driver_and_the_pace(
     assert sorted(ring) == [0, 1, 2]
     for answer in answers:
         assert answer.ring_error is None
-        assert answer.pace is not None
-        assert answer.pace.small_seconds > 0
+        assert answer.all_reduce_time is not None
+        assert answer.all_reduce_time.small_seconds > 0
         assert answer.fingerprint == fingerprint()
         assert answer.has_tf_keras
         assert answer.free_bytes > 0
@@ -126,17 +126,17 @@ def test_three_tasks_find_each_other_the_driver_and_the_pace(
     assert pickle.loads(pickle.dumps(answers)) == answers  # noqa: S301
 
 
-def test_a_task_that_cannot_listen_says_why_and_no_ring_is_tried(question: Question, ring: list[int]) -> None:
+def test_a_task_that_cannot_listen_says_why_and_no_ring_is_tried(question: ProbeRequest, ring: list[int]) -> None:
     # 192.0.2.0/24 is reserved for documentation: no interface has it.
     answers = Gang(["127.0.0.1", "192.0.2.1"]).ask(question)
     assert [answer.listening is None for answer in answers] == [False, True]
     assert answers[1].listen_error == "Cannot assign requested address"
     assert ring == []
-    assert all(answer.pace is None and answer.ring_error is None for answer in answers)
+    assert all(answer.all_reduce_time is None and answer.ring_error is None for answer in answers)
 
 
 def test_a_pair_that_cannot_reach_each_other_is_named_and_no_ring_is_tried(
-    question: Question, ring: list[int], monkeypatch: pytest.MonkeyPatch
+    question: ProbeRequest, ring: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect = socket.create_connection
     event_port = question.events.port
@@ -155,7 +155,7 @@ def test_a_pair_that_cannot_reach_each_other_is_named_and_no_ring_is_tried(
     assert ring == []
 
 
-def test_a_ring_that_breaks_is_part_of_the_answer(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ring_that_breaks_is_part_of_the_answer(question: ProbeRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     class Ring:
         @classmethod
         def connect(cls, *_: Any, **__: Any) -> FakeRing:
@@ -166,7 +166,7 @@ def test_a_ring_that_breaks_is_part_of_the_answer(question: Question, monkeypatc
     assert [answer.ring_error for answer in answers] == ["ConnectionResetError: rank 1 is gone"] * 2
 
 
-def test_a_sum_that_is_wrong_is_part_of_the_answer(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sum_that_is_wrong_is_part_of_the_answer(question: ProbeRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     class Ring:
         @classmethod
         def connect(cls, *_: Any, **__: Any) -> "Ring":
@@ -211,50 +211,50 @@ def test_a_task_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     assert found == (Unreachable(0, address, "no answer within 0.1 s"),)
 
 
-def test_a_shared_folder_is_read_and_written(question: Question, ring: list[int], tmp_path: Path) -> None:
+def test_a_shared_folder_is_read_and_written(question: ProbeRequest, ring: list[int], tmp_path: Path) -> None:
     store = Store(StoragePath.of(tmp_path), "t0ken")
     store.write("driver")
-    asked = Question(question.token, question.events, (store,))
+    asked = ProbeRequest(question.token, question.events, (store,))
     answers = Gang(["127.0.0.1"] * 2).ask(asked)
-    assert [answer.stores for answer in answers] == [(StoreAnswer(True),)] * 2
-    assert store.sees("0")
-    assert store.sees("1")
+    assert [answer.stores for answer in answers] == [(StoreResult(True),)] * 2
+    assert store.can_read("0")
+    assert store.can_read("1")
     store.clear(("driver", "0", "1"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_shared_gets_no_files_and_is_not_made(
-    question: Question, ring: list[int], tmp_path: Path
+    question: ProbeRequest, ring: list[int], tmp_path: Path
 ) -> None:
     missing = Store(StoragePath.of(tmp_path / "missing"), "t0ken")
     another = Store(StoragePath.of(tmp_path), "t0ken")
     another.file("driver").write_bytes(b"of another probe")
-    (answer,) = Gang(["127.0.0.1"]).ask(Question(question.token, question.events, (missing, another)))
-    assert answer.stores == (StoreAnswer(False), StoreAnswer(False))
+    (answer,) = Gang(["127.0.0.1"]).ask(ProbeRequest(question.token, question.events, (missing, another)))
+    assert answer.stores == (StoreResult(False), StoreResult(False))
     assert [path.name for path in tmp_path.iterdir()] == [another.file("driver").name]
     with pytest.raises(FileNotFoundError, match="No such file"):
         missing.write("0")
 
 
-def test_a_store_that_no_one_serves_is_told(question: Question, ring: list[int]) -> None:
+def test_a_store_that_no_one_serves_is_told(question: ProbeRequest, ring: list[int]) -> None:
     store = Store(StoragePath("nosuch://bucket/folder"), "t0ken")
-    (answer,) = Gang(["127.0.0.1"]).ask(Question(question.token, question.events, (store,)))
+    (answer,) = Gang(["127.0.0.1"]).ask(ProbeRequest(question.token, question.events, (store,)))
     assert answer.stores[0].error is not None
     assert answer.stores[0].error.startswith("no store here serves nosuch://")
 
 
 def test_a_slow_answer_is_not_waited_for() -> None:
     may_end = threading.Event()
-    assert bounded(lambda: str(may_end.wait(30)), 0.05) == "did not answer within 0.05 s"
+    assert with_timeout(lambda: str(may_end.wait(30)), 0.05) == "did not answer within 0.05 s"
     may_end.set()
-    assert bounded(lambda: None, 10) is None
+    assert with_timeout(lambda: None, 10) is None
 
 
 def test_the_estimate_takes_latency_and_bandwidth() -> None:
     # 1 MiB less 4 bytes took 2 ms, so 524,286,000 bytes a second; 4 MB then take 7.63 ms and the latency of 1 ms.
-    pace = Pace(small_seconds=0.001, large_seconds=0.003)
-    assert pace.bytes_per_second == pytest.approx(524_286_000)
-    assert pace.seconds(4_000_000) == pytest.approx(0.001 + 4_000_000 / 524_286_000)
+    all_reduce_time = AllReduceTime(small_seconds=0.001, large_seconds=0.003)
+    assert all_reduce_time.bytes_per_second == pytest.approx(524_286_000)
+    assert all_reduce_time.seconds(4_000_000) == pytest.approx(0.001 + 4_000_000 / 524_286_000)
 
 
 def test_the_source_is_part_of_the_fingerprint_and_its_place_is_not(
@@ -277,7 +277,7 @@ def test_outside_of_an_executor_there_is_no_java() -> None:
     assert executor_java() is None
 
 
-def test_the_probe_travels_and_its_token_is_not_shown(question: Question) -> None:
+def test_the_probe_travels_and_its_token_is_not_shown(question: ProbeRequest) -> None:
     task = Probe(question)
     assert pickle.loads(pickle.dumps(task)) == task  # noqa: S301
     assert "s3cret" not in repr(task)

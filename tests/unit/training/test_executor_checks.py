@@ -12,26 +12,33 @@ from pyspark.errors import PySparkException
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.readiness import executor_checks
 from mirrorspark.training.readiness.checks import Check
-from mirrorspark.training.readiness.executor_checks import Found, Heard, check_executors, judge
-from mirrorspark.training.readiness.executor_probe import Answer, Pace, Question, Store, StoreAnswer, Unreachable
+from mirrorspark.training.readiness.executor_checks import EventReport, Findings, check_executors, evaluate
+from mirrorspark.training.readiness.executor_probe import (
+    AllReduceTime,
+    ProbeRequest,
+    ProbeResult,
+    Store,
+    StoreResult,
+    Unreachable,
+)
 
 VERSIONS = {"python": "3.11", "numpy": "2.0.0"}
 FOLDER = StoragePath("/shared/output")
 
 
-def answer(rank: int, **changes: Any) -> Answer:
-    healthy = Answer(
+def answer(rank: int, **changes: Any) -> ProbeResult:
+    healthy = ProbeResult(
         rank=rank,
         host=f"10.0.0.{4 + rank}",
         node=f"node-{rank}",
         fingerprint=VERSIONS,
         java="17",
         has_tf_keras=True,
-        stores=(StoreAnswer(True),),
+        stores=(StoreResult(True),),
         listening=f"10.0.0.{4 + rank}:4012{rank}",
         listen_error=None,
         unreachable=(),
-        pace=Pace(0.0001, 0.0012),
+        all_reduce_time=AllReduceTime(0.0001, 0.0012),
         ring_error=None,
         free_bytes=50_000_000_000,
         scratch="/tmp",  # noqa: S108
@@ -41,15 +48,15 @@ def answer(rank: int, **changes: Any) -> Answer:
 
 
 def judged(
-    answers: Sequence[Answer],
+    answers: Sequence[ProbeResult],
     *,
     gpus: int = 0,
     clocks: dict[int, float] | None = None,
     unseen: frozenset[tuple[int, str]] = frozenset(),
 ) -> dict[str, Check]:
-    heard = Heard("10.0.0.1:5000", {found.rank: 0.0 for found in answers} if clocks is None else clocks)
-    found = Found(VERSIONS, "17", {"--output": Store(FOLDER, "t")}, unseen, answers, heard)
-    return {check.name: check for check in judge(found, gpus)}
+    events = EventReport("10.0.0.1:5000", {found.rank: 0.0 for found in answers} if clocks is None else clocks)
+    found = Findings(VERSIONS, "17", {"--output": Store(FOLDER, "t")}, unseen, answers, events)
+    return {check.name: check for check in evaluate(found, gpus)}
 
 
 def test_healthy_executors_pass_every_check() -> None:
@@ -94,7 +101,7 @@ def test_an_executor_that_differs_from_the_driver_is_told(changes: dict[str, Any
 
 
 def test_an_executor_that_does_not_share_the_output_is_told() -> None:
-    check = judged([answer(0), answer(1, stores=(StoreAnswer(False),))])["shared output"]
+    check = judged([answer(0), answer(1, stores=(StoreResult(False),))])["shared output"]
     assert check.detail == (
         "worker 1 (10.0.0.5) does not see what the driver writes into /shared/output; use storage that all nodes share "
         "as --output"
@@ -108,13 +115,13 @@ def test_an_executor_whose_files_the_driver_does_not_see_is_told() -> None:
 
 
 def test_an_executor_that_may_not_write_is_told() -> None:
-    check = judged([answer(0, stores=(StoreAnswer(True, "Permission denied"),))])["shared output"]
+    check = judged([answer(0, stores=(StoreResult(True, "Permission denied"),))])["shared output"]
     assert check.detail.startswith("worker 0 (10.0.0.4) cannot use /shared/output (Permission denied); mend its")
 
 
 def test_an_unreachable_pair_is_named_with_the_cure() -> None:
     unreachable = (Unreachable(0, "10.0.0.4:40123", "no answer within 3 s"),)
-    checks = judged([answer(0, pace=None), answer(1, pace=None, unreachable=unreachable)])
+    checks = judged([answer(0, all_reduce_time=None), answer(1, all_reduce_time=None, unreachable=unreachable)])
     assert not checks["reach"].passed
     assert checks["reach"].detail.startswith(
         "worker 1 (10.0.0.5) cannot reach worker 0 (10.0.0.4:40123): no answer within 3 s; open TCP between"
@@ -124,14 +131,20 @@ def test_an_unreachable_pair_is_named_with_the_cure() -> None:
 
 def test_many_unreachable_pairs_are_counted() -> None:
     answers = [
-        answer(rank, pace=None, unreachable=tuple(Unreachable(peer, "a:1", "refused") for peer in {0, 1, 2} - {rank}))
+        answer(
+            rank,
+            all_reduce_time=None,
+            unreachable=tuple(Unreachable(peer, "a:1", "refused") for peer in {0, 1, 2} - {rank}),
+        )
         for rank in range(3)
     ]
     assert "and 3 more pairs; open TCP" in judged(answers)["reach"].detail
 
 
 def test_a_worker_that_cannot_listen_is_told_once() -> None:
-    checks = judged([answer(0, pace=None), answer(1, pace=None, listening=None, listen_error="Cannot assign")])
+    checks = judged(
+        [answer(0, all_reduce_time=None), answer(1, all_reduce_time=None, listening=None, listen_error="Cannot assign")]
+    )
     assert checks["ports"].detail.startswith("worker 1 cannot listen on 10.0.0.5, the address that Spark knows")
     assert {"reach", "all-reduce"}.isdisjoint(checks)
 
@@ -143,7 +156,7 @@ def test_a_worker_that_the_driver_does_not_hear_is_told() -> None:
 
 
 def test_the_all_reduce_is_the_slowest_workers_with_an_estimate() -> None:
-    check = judged([answer(0), answer(1, pace=Pace(0.0002, 0.0022))])["all-reduce"]
+    check = judged([answer(0), answer(1, all_reduce_time=AllReduceTime(0.0002, 0.0022))])["all-reduce"]
     # 1 MiB less 4 bytes in 2 ms: 524 MB a second, so 4 MB in 7.6 ms and the latency.
     assert (
         check.detail
@@ -154,7 +167,7 @@ def test_the_all_reduce_is_the_slowest_workers_with_an_estimate() -> None:
 
 
 def test_an_all_reduce_that_failed_is_told() -> None:
-    check = judged([answer(0), answer(1, pace=None, ring_error="RingError: rank 0 is gone")])["all-reduce"]
+    check = judged([answer(0), answer(1, all_reduce_time=None, ring_error="RingError: rank 0 is gone")])["all-reduce"]
     assert check.detail.startswith(
         "worker 1 (10.0.0.5) could not sum with the others (RingError: rank 0 is gone); look"
     )
@@ -184,7 +197,7 @@ def test_a_worker_without_its_gpus_is_told() -> None:
 class FakeSpark:
     """A local session whose barrier job gives ``outcome``; ``write`` does what its tasks would."""
 
-    def __init__(self, outcome: Sequence[Answer] | Exception, write: Any = None) -> None:
+    def __init__(self, outcome: Sequence[ProbeResult] | Exception, write: Any = None) -> None:
         self._outcome, self._write = outcome, write
         self.is_barrier = False
         self.tags: set[str] = set()
@@ -204,7 +217,7 @@ class FakeSpark:
     def mapPartitions(self, task: Any) -> "FakeSpark":  # noqa: N802 - Spark's name
         return self
 
-    def collect(self) -> Sequence[Answer]:
+    def collect(self) -> Sequence[ProbeResult]:
         assert self.is_barrier, "one executor could run all tasks of a plain job"
         assert len(self.tags) == 1, "a job that hangs is cancelled by its tag"
         if self._write:
@@ -219,13 +232,13 @@ def checked(spark: Any, folder: Path) -> dict[str, Check]:
 
 
 @pytest.fixture
-def stores(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+def stores(monkeypatch: pytest.MonkeyPatch) -> list[ProbeRequest]:
     """Return the questions that were asked."""
-    asked: list[Question] = []
+    asked: list[ProbeRequest] = []
     monkeypatch.setattr(executor_checks, "fingerprint", lambda: VERSIONS)
     original = executor_checks.Probe
 
-    def note(question: Question) -> Any:
+    def note(question: ProbeRequest) -> Any:
         asked.append(question)
         return original(question)
 
@@ -234,9 +247,11 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
 
 
 @pytest.mark.process
-def test_files_of_the_tasks_are_looked_for_and_nothing_is_left_behind(stores: list[Question], tmp_path: Path) -> None:
+def test_files_of_the_tasks_are_looked_for_and_nothing_is_left_behind(
+    stores: list[ProbeRequest], tmp_path: Path
+) -> None:
     def write() -> None:
-        assert stores[0].stores[0].sees("driver")
+        assert stores[0].stores[0].can_read("driver")
         stores[0].stores[0].write("0")
 
     checks = checked(FakeSpark([answer(0), answer(1)], write), tmp_path)
@@ -246,7 +261,7 @@ def test_files_of_the_tasks_are_looked_for_and_nothing_is_left_behind(stores: li
 
 @pytest.mark.process
 def test_a_folder_that_the_driver_cannot_write_is_told_and_the_rest_is_asked(
-    stores: list[Question], tmp_path: Path
+    stores: list[ProbeRequest], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     spark = FakeSpark([answer(0, stores=()), answer(1, stores=())])
@@ -271,7 +286,7 @@ def test_a_folder_that_the_driver_cannot_write_is_told_and_the_rest_is_asked(
     ],
 )
 def test_executors_that_cannot_run_our_code_are_told(
-    stores: list[Question], tmp_path: Path, message: str, detail: str
+    stores: list[ProbeRequest], tmp_path: Path, message: str, detail: str
 ) -> None:
     checks = checked(FakeSpark(PySparkException(message)), tmp_path)
     assert checks["executors"] == Check("executors", False, detail)
@@ -280,7 +295,7 @@ def test_executors_that_cannot_run_our_code_are_told(
 
 @pytest.mark.process
 def test_a_driver_that_cannot_listen_is_told(
-    stores: list[Question], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: list[ProbeRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor_checks, "bind_address", lambda _: "192.0.2.1")
     checks = checked(FakeSpark([]), tmp_path)
