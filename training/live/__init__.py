@@ -1,1 +1,1 @@
-"""What a person sees of a run while it runs."""
+"""The live view of a run: its screen, its lines and the state that they show."""

@@ -1,4 +1,4 @@
-"""The block that is drawn of a stage: a bar, and a line per rank. Pure: values in, tables of rich out."""
+"""The display of a stage: a bar, and a line per rank. Pure: values in, tables of rich out."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mirrorspark.training.live.state import RankState, TrainingState
 
-# More ranks than this are shown by the slowest few and a line for the others.
+# Of more ranks only the slowest few have lines, and the others share one.
 _ALL_RANKS = 8
 _SLOWEST = 5
 
@@ -19,7 +19,7 @@ _BAR_COLUMNS = 20
 
 
 def bar(name: str, elapsed: float, share: float | None = None, *, left: float | None = None, text: str = "") -> Table:
-    """Return the line of a stage: its name, the share that is done, the time that has passed and is left, a text."""
+    """Return the line of a stage: name, share done, elapsed seconds, seconds left, and a text."""
     line = Table.grid(padding=(0, 1))
     line.add_column(min_width=10)
     times = _time(elapsed) if left is None else f"{_time(elapsed)}, {_time(left)} left"
@@ -43,14 +43,14 @@ def training(name: str, elapsed: float, state: TrainingState, now: float) -> Ren
 
 
 def headline(state: TrainingState) -> str:
-    """Return where the training is, and how fast."""
+    """Return the position and the speed of the training."""
     position = state.position
     if not state.ranks and state.attempt:
         return f"waiting for Spark to start {workers_in_words(state.workers)}"
     if position.now is None:
         words = Counter(rank.phase_in_words for rank in state.ranks.values())
-        heard = f"{len(state.ranks)} of {state.workers} workers: " if state.workers else ""
-        return heard + ", ".join(f"{word} {count}" if len(words) > 1 else word for word, count in words.items())
+        reported = f"{len(state.ranks)} of {state.workers} workers: " if state.workers else ""
+        return reported + ", ".join(f"{word} {count}" if len(words) > 1 else word for word, count in words.items())
     return (
         f"epoch {position.epoch}/{state.epochs}  step {position.step_in_epoch:,}/{position.steps:,}  "
         f"{position.examples_per_second:,.0f} examples/s"
@@ -70,17 +70,17 @@ def workers_in_words(workers: int) -> str:
 
 
 def rank_table(state: TrainingState, now: float) -> Table:
-    """Return a line per rank; of many ranks the slowest few, and a line for all others."""
+    """Return a line per rank; of many ranks only the slowest few, and a line for the others."""
     order = sorted(state.ranks, key=lambda rank: _slowness(state, rank, now))
     shown = sorted(order) if len(order) <= _ALL_RANKS else order[:_SLOWEST]
     others = [state.ranks[number] for number in order[len(shown) :]]
     has_several_hosts = len({rank.host for rank in state.ranks.values() if rank.host}) > 1
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
     table.add_column("", min_width=8, no_wrap=True)
-    # Wide enough for most of what they will hold: columns that move are hard to read.
+    # Wide enough for most values: columns that move are hard to read.
     for name, width in (("step", 9), ("examples/s", 10), ("input busy", 10), ("memory", 8)):
         table.add_column(name, min_width=width, justify="right", no_wrap=True)
-    table.add_column("")  # the only one that gives way on a narrow terminal
+    table.add_column("")  # The only one that shrinks on a narrow terminal.
     for number in shown:
         rank = state.ranks[number]
         words, seconds = rank.condition(now)
@@ -96,14 +96,14 @@ def rank_table(state: TrainingState, now: float) -> Table:
 
 
 def _slowness(state: TrainingState, number: int, now: float) -> tuple[object, ...]:
-    """Return the order of ranks: first who is in trouble, then who is behind, then who the others wait for."""
+    """Return the sort key: first ranks in trouble, then ranks that are behind, then ranks that others wait for."""
     rank = state.ranks[number]
     waiting = sum(other.waiting_for == f"rank {number}" for other in state.ranks.values())
     return not rank.is_in_trouble(now), rank.step, -waiting, rank.collectives, -(rank.busy_share or 0.0), number
 
 
 def _add_row(table: Table, name: str, state: TrainingState, ranks: Sequence[RankState], words: Text) -> None:
-    """Add a line for one rank, or for several: from the slowest to the fastest, and the most of what they use."""
+    """Add a line for one rank, or for several: the range of their steps, and the maximum of what they use."""
     steps = sorted({rank.step for rank in ranks})
     size = state.examples_per_rank_step
     rates = [rank.steps_per_second * size for rank in ranks if rank.steps_per_second is not None and size is not None]

@@ -1,4 +1,4 @@
-"""Where a block is drawn that changes: at the end of a terminal, or in an output of a notebook's cell."""
+"""Screens for a block that changes: the end of a terminal, or an output of a notebook's cell."""
 
 import io
 from typing import Any, Protocol
@@ -11,21 +11,21 @@ _CELL = '<pre style="margin: 0; line-height: 1.3; white-space: pre">{code}</pre>
 
 
 class Screen(Protocol):
-    """Shows a block that changes, below lines that stay."""
+    """Shows a changing block below permanent lines."""
 
     def show(self, block: RenderableType | None) -> None:
         """Draw the block; None removes it."""
 
     def write(self, line: str) -> None:
-        """Add a line that stays; the block is drawn below it again."""
+        """Add a permanent line; the block is redrawn below it."""
 
 
 class TerminalScreen:
     """Draws at the end of a terminal.
 
-    Between two drawings the cursor is on an empty line above the block. So the lines that others print meanwhile are
-    kept, and the next drawing begins below them. ``rich.live`` leaves it below the block and sees only what Python
-    prints: lines of the JVM, of its Python workers and of C libraries would be drawn over.
+    Between two drawings the cursor is on an empty line above the block, so that lines of other programs stay, and the
+    next drawing begins below them. ``rich.live`` leaves the cursor below the block and captures only Python's output:
+    lines of the JVM, its Python workers and C libraries would be overwritten.
     """
 
     def __init__(self, console: Console) -> None:
@@ -38,7 +38,7 @@ class TerminalScreen:
         self._draw("")
 
     def write(self, line: str) -> None:
-        """Add a line that stays."""
+        """Add a permanent line."""
         self._draw(f"{line}\n")
 
     def _draw(self, above: str) -> None:
@@ -47,17 +47,17 @@ class TerminalScreen:
         if self._block is not None:
             with console.capture() as drawn:
                 console.print(self._block, width=console.width - 1, highlight=False)
-            # A line that wraps, or a block that scrolls, would be beyond the cursor's reach.
+            # The cursor could not return over a wrapped line or a scrolled block.
             lines = drawn.get().rstrip("\n").split("\n")[: max(0, console.height - 2)]
             if lines:
                 text += "\n" + "\n".join(lines) + f"\r\x1b[{len(lines)}A"
-        # At once: nothing flickers.
+        # In one write, against flicker.
         console.file.write(text)
         console.file.flush()
 
 
 class NotebookScreen:
-    """Draws into one output of the cell, and replaces it: what is saved with the notebook is its last state."""
+    """Draws into one output of the cell and replaces it; the notebook is saved with the last state."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -73,17 +73,17 @@ class NotebookScreen:
         else:
             self._handle.update(page)
         if block is None:
-            # The next stage draws below the lines that were written meanwhile.
+            # The next stage draws below the lines that were written since.
             self._handle = None
 
     def write(self, line: str) -> None:
-        """Add a line that stays."""
+        """Add a permanent line."""
         print(line, file=self._console.file, flush=True)
 
 
 def can_draw(console: Console) -> bool:
-    """Whether the console is looked at by somebody whose terminal moves its cursor."""
-    # Not ``console.is_terminal``: FORCE_COLOR makes a terminal of a file there.
+    """Return True for a notebook, and for a terminal that can move its cursor."""
+    # Not ``console.is_terminal``, which is True for a file with FORCE_COLOR.
     return console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
 
 

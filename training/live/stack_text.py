@@ -1,4 +1,4 @@
-"""The few frames of a rank's stacks that tell what it is doing; the whole text is in the events file. Pure."""
+"""Summaries of a rank's stacks; the whole text is in the events file. Pure."""
 
 import re
 from dataclasses import dataclass
@@ -10,22 +10,15 @@ _THREAD = re.compile(r"^\s*(?:Current thread|Thread)\b")
 _INNERMOST_FIRST = "most recent call first"
 
 _LIBRARY = re.compile(r"(?:/site-packages/|/dist-packages/|/lib(?:64)?/python\d|^<)")
-# Where this project lies on the host of a rank: threads of these modules are in every rank.
-_OUR_ROOT = re.compile(r'^\s*File "(?P<root>(?:[^"]*/)?)training/(?:channel|ranks)/\w+\.py"', re.MULTILINE)
-# Its folders there: its threads wait for most of their lives, and that tells nothing.
+# The folder of this project on a rank's host: every rank has threads of these modules.
+_OUR_ROOT = re.compile(r'^\s*File "(?P<root>(?:[^"]*/)?)training/(?:executor|protocol)/\w+\.py"', re.MULTILINE)
+# Our folders: our own threads mostly wait, which is no news.
 _OURS = ("callbacks/", "data_pipelines/", "training/")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One call.
-
-    Attributes:
-        file: As its host names it.
-        line: From 1.
-        function: What was called.
-        is_ours: Whether this project holds it.
-    """
+    """One call; ``is_ours`` is True for code of this project."""
 
     file: str
     line: int
@@ -37,16 +30,16 @@ class Frame:
 
     @property
     def is_library(self) -> bool:
-        """Whether Python or an installed package holds it."""
+        """True for code of Python or of an installed package."""
         return _LIBRARY.search(self.file) is not None
 
     @property
     def is_users(self) -> bool:
-        """Whether neither a library nor this project holds it."""
+        """True for the user's own code."""
         return not self.is_library and not self.is_ours
 
 
-def threads_of(text: str) -> list[tuple[Frame, ...]]:
+def parse_threads(text: str) -> list[tuple[Frame, ...]]:
     """Return the frames of every thread in a dump of stacks, the innermost first."""
     root = _OUR_ROOT.search(text)
     ours = tuple(f"{root['root']}{folder}" for folder in _OURS) if root else ()
@@ -63,26 +56,23 @@ def threads_of(text: str) -> list[tuple[Frame, ...]]:
     return [tuple(frames if is_innermost_first else reversed(frames)) for frames in threads if frames]
 
 
-def telling_frames(text: str, limit: int = 2) -> list[str]:
-    """Return what the threads that matter are doing, a line each: the main thread, and those in the user's own code.
+def summarize_stacks(text: str, limit: int = 2) -> list[str]:
+    """Return a line for the main thread and for each thread in the user's own code, ``limit`` lines at most.
 
-    Args:
-        text: All stacks, as ``faulthandler`` or ``traceback`` writes them.
-        limit: Lines at the most.
+    ``text`` has all stacks, as ``faulthandler`` or ``traceback`` writes them.
     """
-    threads = threads_of(text)
+    threads = parse_threads(text)
     if not threads:
         return []
-    # The main thread's outermost call is that of a module; no other one's is.
+    # Only the main thread's outermost frame is a module.
     main = next((frames for frames in threads if frames[-1].function == "<module>"), threads[-1])
     others = [frames for frames in threads if frames is not main and any(frame.is_users for frame in frames)]
-    return [_described(frames) for frames in (main, *others)][:limit]
+    return [_describe(frames) for frames in (main, *others)][:limit]
 
 
-def _described(frames: tuple[Frame, ...]) -> str:
-    """Return the innermost call, and from where one that a library made was called."""
+def _describe(frames: tuple[Frame, ...]) -> str:
+    """Return the innermost call, and for a library's call its caller outside the library."""
     innermost = frames[0]
-    # A wait within a library is told best by who asked for it.
     caller = next((frame for frame in frames if frame.is_users), None) or next(
         (frame for frame in frames if not frame.is_library), innermost
     )

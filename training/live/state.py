@@ -1,4 +1,4 @@
-"""What is known of a training from the events of its ranks. Pure: events in, values out."""
+"""The state of a training as its ranks' events show it. Pure: events in, values out."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.timing import SILENT_SECONDS
 from mirrorspark.training.protocol.words import ranks_in_words
 
-# The steps of a rank are counted for its speed over so long.
+# Window in which a rank's speed is measured.
 _RATE_SECONDS = 10.0
-# A shorter wait is a part of any step.
+# Shorter waits are part of every step.
 _WAIT_SECONDS = 1.0
 
-# The input works ahead of the steps: where it is busy for nearly all of the time, the steps wait for it.
+# The input works ahead of the steps: if it is busy nearly all of the time, the steps wait for it.
 INPUT_BOUND_SHARE = 0.9
 
-# Events about a rank that do not show that it is alive: its task, the supervisor and its last words send them.
-_NO_SIGN_OF_LIFE = ("system", "stacks", "log", "error")
+# Events that are no heartbeat of a rank: its task or the supervisor sends them, or it fails.
+_NO_HEARTBEAT = ("system", "stacks", "log", "error")
 
 _WORDS = {
     "": "starting",
@@ -30,22 +30,22 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class RankState:
-    """What is known of one rank.
+    """The state of one rank.
 
     Attributes:
-        heard: When it was last heard, in the driver's seconds.
-        waiting_for: Null, ``input`` or a rank.
-        waiting_seconds: For how long by then.
-        process_state: As its task sees it.
-        global_batch_size: Examples of a step over all ranks that share it; None for a rank that shares none.
-        steps_seen: When it was at which step, over the last seconds of training without a break.
-        steps_per_second: Its own speed while it was last seen to train.
-        busy_share: How much of the last seconds its input was busy, from 0 to 1.
-        epoch_share: The same over the epoch that is under way: the sum of the reports, and how many there were.
-        ended: How, once it has.
+        last_seen: Time of its last heartbeat, in the driver's monotonic seconds.
+        waiting_for: None, ``input`` or a rank.
+        waiting_seconds: Duration of that wait at the last heartbeat.
+        process_state: The process's state as its task reports it.
+        global_batch_size: Examples of a step over all ranks; None for a rank that does not run ``fit``.
+        steps_seen: Times and steps of the last seconds of uninterrupted training.
+        steps_per_second: Speed when it last trained.
+        busy_share: Share of the last seconds in which its input was busy, from 0 to 1.
+        epoch_share: The same for the current epoch: sum and number of the reports.
+        ended: ``finished`` or ``failed``; empty before.
     """
 
-    heard: float
+    last_seen: float
     phase: str = ""
     host: str = ""
     step: int = 0
@@ -62,20 +62,20 @@ class RankState:
     ended: str = ""
 
     def is_silent(self, now: float) -> bool:
-        """Whether it should have been heard meanwhile."""
-        return not self.ended and now - self.heard > SILENT_SECONDS
+        """Return True if its heartbeat is overdue."""
+        return not self.ended and now - self.last_seen > SILENT_SECONDS
 
     def is_in_trouble(self, now: float) -> bool:
-        """Whether somebody should look after it."""
+        """Return True if it is stopped, dead, silent or failed."""
         return self.process_state in ("stopped", "zombie") or self.is_silent(now) or self.ended == "failed"
 
     @property
     def phase_in_words(self) -> str:
-        """What it is doing."""
+        """The phase as text."""
         return _WORDS.get(self.phase, self.phase)
 
     def condition(self, now: float) -> tuple[str, float | None]:
-        """Return what it is doing, and for how many seconds where that tells something."""
+        """Return the rank's condition as text, and for a wait or a silence its seconds."""
         if self.ended:
             return self.ended, None
         if self.process_state == "stopped":
@@ -83,25 +83,25 @@ class RankState:
         if self.process_state == "zombie":
             return "its process is dead", None
         if self.is_silent(now):
-            return "silent", now - self.heard
+            return "silent", now - self.last_seen
         if self.waiting_for and self.waiting_seconds >= _WAIT_SECONDS:
-            return f"waiting for {self.waiting_for}", self.waiting_seconds + now - self.heard
+            return f"waiting for {self.waiting_for}", self.waiting_seconds + now - self.last_seen
         return self.phase_in_words, None
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far the chief has come.
+    """The chief's position.
 
     Attributes:
-        epoch: Under way, from 1.
-        step_in_epoch: Steps of it done.
-        steps: Of an epoch.
-        examples_per_second: All ranks together.
+        epoch: Current epoch, from 1.
+        step_in_epoch: Steps done in it.
+        steps: Steps of an epoch.
+        examples_per_second: Over all ranks.
         loss: Mean of the epoch so far.
-        validation: Metrics of the last epoch.
-        began: When and at which step of the whole training the first progress of this attempt came.
-        now: Seconds and step of the newest one.
+        validation: Metrics of the last validation.
+        began: Time and step of the attempt's first progress.
+        now: Time and step of its newest progress.
     """
 
     epoch: int = 0
@@ -115,32 +115,32 @@ class Position:
 
     @property
     def done(self) -> int:
-        """Steps of the whole training, those of earlier attempts included."""
+        """Steps done in the whole training, including earlier attempts."""
         return (self.epoch - 1) * self.steps + self.step_in_epoch if self.steps and self.epoch else 0
 
     @property
     def steps_per_second(self) -> float | None:
-        """Since this attempt's first progress, with validation and checkpoints; None before there are two."""
+        """Mean speed since the attempt's first progress, with validation and checkpoints; None before two reports."""
         if self.began is None or self.now is None or self.now[1] <= self.began[1] or self.now[0] <= self.began[0]:
             return None
         return _slope(self.began, self.now)
 
-    def moved(self, now: float, **changes: Any) -> "Position":
-        """Return where the chief is after it has told of progress at ``now``."""
+    def advanced(self, now: float, **changes: Any) -> "Position":
+        """Return the position after progress at ``now``."""
         moved = dataclasses.replace(self, **changes)
         return dataclasses.replace(moved, began=self.began or (now, moved.done), now=(now, moved.done))
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What is known of the training.
+    """The state of the training.
 
     Attributes:
-        epochs: Of the training at the most.
-        workers: Of the attempt; 0 when none has begun.
-        attempt: Which one is under way.
-        ranks: Those that have been heard in it.
-        position: How far the chief has come.
+        epochs: Maximum number of epochs.
+        workers: Workers of the attempt; 0 before the first.
+        attempt: Number of the current attempt.
+        ranks: Ranks that have reported in it.
+        position: The chief's position.
     """
 
     epochs: int
@@ -151,21 +151,21 @@ class TrainingState:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training; 0 while that is not known."""
+        """Steps of the whole training; 0 while unknown."""
         return self.epochs * self.position.steps
 
     @property
     def examples_per_rank_step(self) -> float | None:
-        """Examples that a rank takes in a step of its own; None where that is not known.
+        """Examples in a rank's step; None if unknown.
 
-        The ranks that run ``fit`` share each global batch. With parameter servers that is the coordinator alone, and
+        The ranks that run ``fit`` share each global batch. With parameter servers only the coordinator runs it, and
         each worker's step is a whole batch.
         """
         sizes = [rank.global_batch_size for rank in self.ranks.values() if rank.global_batch_size is not None]
         return max(sizes) / len(sizes) if sizes else None
 
     def after(self, event: Event, now: float) -> "TrainingState":
-        """Return what is known after an event that came at ``now``, in seconds of a monotonic clock."""
+        """Return the state after an event at ``now``, in monotonic seconds."""
         kind, rank = event["event"], event.get("rank")
         if kind == "attempt":
             position = dataclasses.replace(self.position, began=None, now=None)
@@ -176,7 +176,7 @@ class TrainingState:
         if rank == 0:
             position = _position_after(position, event, now)
             if kind == "epoch_end":
-                # The next epoch is judged by its own.
+                # The next epoch is measured anew.
                 ranks = {number: dataclasses.replace(state, epoch_share=(0.0, 0)) for number, state in ranks.items()}
             elif kind == "train_begin":
                 epochs = event.get("epochs") or epochs
@@ -185,23 +185,23 @@ class TrainingState:
 
 
 def _rank_after(rank: RankState, event: Event, now: float) -> RankState:
-    """Return what is known of a rank after its event."""
-    changes: dict[str, Any] = {} if event["event"] in _NO_SIGN_OF_LIFE else {"heard": now}
+    """Return a rank's state after its event."""
+    changes: dict[str, Any] = {} if event["event"] in _NO_HEARTBEAT else {"last_seen": now}
     match event["event"]:
-        case "system":  # from its task, which lives on when the rank itself is silent
+        case "system":  # From its task, which also reports a silent rank.
             changes["process_state"] = event.get("state") or ""
             changes["memory_bytes"] = event.get("memory_bytes")
             changes["host"] = event.get("host") or rank.host
         case "error":
             changes["ended"] = "failed"
-        case "train_begin":  # a function may train again and again
+        case "train_begin":  # A function may train several times.
             changes |= {"ended": "", "global_batch_size": event.get("global_batch_size")}
         case "train_end":
             changes["ended"] = "finished"
         case "epoch_end":
             changes["step"] = event.get("step") or rank.step
         case "alive":
-            changes |= _signs_of_life(rank, event, now)
+            changes |= _heartbeat_changes(rank, event, now)
         case "phase":
             changes |= {"phase": event["phase"], "host": event.get("host") or rank.host, "waiting_for": None}
         case "progress":
@@ -212,10 +212,10 @@ def _rank_after(rank: RankState, event: Event, now: float) -> RankState:
     return dataclasses.replace(rank, **changes)
 
 
-def _signs_of_life(rank: RankState, event: Event, now: float) -> dict[str, Any]:
+def _heartbeat_changes(rank: RankState, event: Event, now: float) -> dict[str, Any]:
     is_training, share = event.get("phase") == "training", event.get("input_share")
     step = event.get("step") or rank.step
-    # Another training counts from 0 again.
+    # A second training of the function counts from 0 again.
     recent = (one for one in rank.steps_seen if one[0] < now <= one[0] + _RATE_SECONDS and one[1] <= step)
     seen = (*recent, (now, step)) if is_training else ()
     total, reports = rank.epoch_share
@@ -239,43 +239,43 @@ def _slope(first: tuple[float, int], last: tuple[float, int]) -> float:
 
 def _position_after(position: Position, event: Event, now: float) -> Position:
     if event["event"] == "train_begin":
-        # Where there has been progress in this attempt, another training of the same function begins.
+        # After progress in this attempt this is another training of the same function.
         fresh = position if position.began is None else Position()
         return dataclasses.replace(fresh, steps=event.get("steps") or fresh.steps)
-    if event["event"] == "epoch_end":  # short epochs are over before they have told of their progress
+    if event["event"] == "epoch_end":  # Short epochs end before they report progress.
         logs = event["logs"]
-        return position.moved(
+        return position.advanced(
             now,
             epoch=event["epoch"],
             step_in_epoch=position.steps,
             examples_per_second=event.get("examples_per_second") or position.examples_per_second,
             loss=logs.get("loss", position.loss),
-            validation={name: logs[name] for name in validation_names(logs)},
+            validation={name: logs[name] for name in validation_metrics(logs)},
         )
     if event["event"] != "progress" or not event["steps"]:
         return position
-    told = {name: event[name] for name in ("epoch", "step_in_epoch", "steps", "loss")}
-    return position.moved(now, **told, examples_per_second=event["examples_per_second"] or 0.0)
+    values = {name: event[name] for name in ("epoch", "step_in_epoch", "steps", "loss")}
+    return position.advanced(now, **values, examples_per_second=event["examples_per_second"] or 0.0)
 
 
-def validation_names(logs: Mapping[str, float]) -> list[str]:
-    """Return the metrics of validation that are worth a place: its loss only where there is nothing else."""
+def validation_metrics(logs: Mapping[str, float]) -> list[str]:
+    """Return the names of the validation metrics to show: the loss only if there is no other."""
     names = [name for name in logs if _bare(name).startswith("val_") and _bare(name) != "val_loss"]
     return names or [name for name in logs if _bare(name) == "val_loss"]
 
 
-def epoch_names(logs: Mapping[str, float]) -> list[str]:
-    """Return what is worth a place in the line of an epoch: the loss and the metrics of validation."""
-    return [*(name for name in logs if _bare(name) == "loss"), *validation_names(logs)]
+def epoch_metrics(logs: Mapping[str, float]) -> list[str]:
+    """Return the names of the metrics in the line of an epoch: the loss and the validation metrics."""
+    return [*(name for name in logs if _bare(name) == "loss"), *validation_metrics(logs)]
 
 
 def _bare(name: str) -> str:
-    """Return a metric's name without the training of the function that it is of: ``fit_2/val_auc``."""
+    """Return a metric's name without the prefix of a function's second training: ``fit_2/val_auc``."""
     return name.rpartition("/")[2]
 
 
-def input_verdict(state: TrainingState) -> str | None:
-    """Return a line on the epoch that is about to end when its steps waited for data, else None."""
+def input_bound_warning(state: TrainingState) -> str | None:
+    """Return a warning if the steps of the epoch waited for data, else None."""
     sums = {number: rank.epoch_share for number, rank in state.ranks.items()}
     shares = {number: total / reports for number, (total, reports) in sums.items() if reports}
     bound = {number: share for number, share in shares.items() if share >= INPUT_BOUND_SHARE}

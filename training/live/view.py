@@ -1,7 +1,7 @@
-"""Shows a run while it runs: in a terminal or notebook a bar and a line per rank, in a file a line per stage and epoch.
+"""The live view of a run: a bar and a line per rank in a terminal or notebook, a line per stage and epoch in a file.
 
-:mod:`training.live.state` knows what is going on, :mod:`training.live.drawing` makes a block of that, and
-:mod:`training.live.screen` puts it on the screen.
+:mod:`training.live.state` has the state, :mod:`training.live.drawing` draws it as a block, and
+:mod:`training.live.screen` shows the block.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from rich.text import Text
 
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.live import drawing
-from mirrorspark.training.live.messages import Messages, sense_of
+from mirrorspark.training.live.messages import Messages, message_key
 from mirrorspark.training.live.screen import NotebookScreen, Screen, TerminalScreen, can_draw
-from mirrorspark.training.live.stack_text import telling_frames
-from mirrorspark.training.live.state import TrainingState, epoch_names, input_verdict
+from mirrorspark.training.live.stack_text import summarize_stacks
+from mirrorspark.training.live.state import TrainingState, epoch_metrics, input_bound_warning
 from mirrorspark.training.protocol.cause import RankError
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.words import ranks_in_words
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
 
-# A message is a line, not a page; the whole of it is in the events file.
+# The whole message is in the events file.
 _MESSAGE_CHARACTERS = 300
 
 
 class LiveView:
-    """Follows the stages of a run and the events of its ranks."""
+    """Shows the stages of a run and the events of its ranks."""
 
     def __init__(
         self,
@@ -46,21 +46,21 @@ class LiveView:
         screen: Screen | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Decide how to show things.
+        """Choose the screen.
 
         Args:
-            epochs: Epochs of the training at the most.
-            is_interactive: Draw; by default in a terminal or a notebook.
-            write: Where lines go; by default standard error.
-            screen: Where to draw; by default the terminal or the notebook.
-            clock: Returns seconds; monotonic.
+            epochs: Maximum number of epochs.
+            is_interactive: Draw a block; by default in a terminal or a notebook.
+            write: Writes a line; by default to standard error.
+            screen: The screen for the block; by default the terminal or the notebook.
+            clock: Returns monotonic seconds.
         """
         console = Console(stderr=True)
         self._is_interactive = can_draw(console) if is_interactive is None else is_interactive
         self._screen = screen or (NotebookScreen if console.is_jupyter else TerminalScreen)(console)
         self._write_to = write or (self._screen.write if self._is_interactive else _print)
         self._clock = clock
-        # Events come from the ranks' connections and from the supervisor, and the ticker draws.
+        # Threads of the ranks' connections and the supervisor bring events; the ticker's thread draws.
         self._lock = threading.RLock()
         self._state = TrainingState(epochs)
         self._messages = Messages()
@@ -72,14 +72,9 @@ class LiveView:
 
     @contextlib.contextmanager
     def stage(self, name: str, *, spark: SparkSession | None = None) -> Iterator["Stage"]:
-        """Time a stage and show it.
+        """Time a stage and show it; the yielded stage's ``note`` is printed at its end.
 
-        Args:
-            name: What it is called.
-            spark: Show how many tasks of this session's jobs are done.
-
-        Yields:
-            The stage; its ``note`` is printed with its end.
+        With ``spark`` the view shows how many tasks of this session's jobs are done.
         """
         stage = Stage(name, self._clock())
         done = threading.Event()
@@ -93,7 +88,7 @@ class LiveView:
             done.set()
             ticker.join(timeout=5)
             with self._lock:
-                self._say_messages(everything=True)
+                self._write_messages(everything=True)
                 self._stage = None
                 if self._is_interactive:
                     self._show(None)
@@ -105,7 +100,7 @@ class LiveView:
         now = self._clock()
         with self._lock:
             if event["event"] == "epoch_end" and event.get("rank") == 0:
-                self._say_epoch(event)
+                self._report_epoch(event)
             if self._stage is not None:
                 self._stage.is_training = True
             previous = self._state
@@ -113,114 +108,116 @@ class LiveView:
             match event["event"]:
                 case "log":
                     text = _shortened(event["message"])
-                    self._messages.add(f"log {sense_of(text)}", event["rank"], f": {text}", now)
+                    self._messages.add(f"log {message_key(text)}", event["rank"], f": {text}", now)
                 case "error" if "message" in event:
-                    self._hear_error(event, now)
+                    self._add_error(event, now)
                 case "stacks":
                     self._stacks[event["rank"]] = event.get("text") or ""
                 case "attempt":
                     self._stacks = {}
-                    self._say_attempt(event, previous.workers)
+                    self._report_attempt(event, previous.workers)
                 case "train_begin" if event.get("rank") == 0:
-                    self._say_model(event)
+                    self._report_model(event)
                 case "restart":
-                    self._say_restart(event)
+                    self._report_restart(event)
                 case "hung":
-                    self._say_hung(event)
+                    self._report_hang(event)
                 case "waiting":
-                    self._say_waiting(event)
+                    self._report_waiting(event)
                 case "stopping":
-                    self._say(f"  stopping: {event.get('reason')}; the ranks save a checkpoint first")
-            if self._stage is None:  # nobody ticks
-                self._say_messages(everything=True)
+                    self._write_after_messages(f"  stopping: {event.get('reason')}; the ranks save a checkpoint first")
+            if self._stage is None:  # There is no ticker.
+                self._write_messages(everything=True)
 
     def say(self, line: str) -> None:
-        """Write a line that is no event of the training."""
+        """Write a line that is not an event."""
         with self._lock:
-            self._say(line)
+            self._write_after_messages(line)
 
-    def _hear_error(self, event: Event, now: float) -> None:
+    def _add_error(self, event: Event, now: float) -> None:
         text = event["message"] if event.get("type") == "killed" else f"{event.get('type')}: {event['message']}"
         text = _shortened(text)
-        if event.get("cause") == "peer":  # that a peer is gone has many words, of which one is enough
+        if event.get("cause") == "peer":  # Errors about a lost peer differ; one of them is enough.
             self._messages.add("peer", event["rank"], f" lost a peer: {text}", now)
         else:
-            self._messages.add(f"error {sense_of(text)}", event["rank"], f" failed: {text}", now)
+            self._messages.add(f"error {message_key(text)}", event["rank"], f" failed: {text}", now)
 
-    def _say_epoch(self, event: Event) -> None:
-        logs = "  ".join(f"{name} {event['logs'][name]:.4f}" for name in epoch_names(event["logs"]))
+    def _report_epoch(self, event: Event) -> None:
+        logs = "  ".join(f"{name} {event['logs'][name]:.4f}" for name in epoch_metrics(event["logs"]))
         rate = event["examples_per_second"]
         speed = "" if rate is None else f"{rate:>9,.0f} examples/s  "
-        self._say(f"  epoch {event['epoch']:>2}/{self._state.epochs}  {speed}{logs}")
-        verdict = input_verdict(self._state)
-        if verdict is not None and not event.get("recovered"):
-            self._say(f"  {verdict}")
+        self._write_after_messages(f"  epoch {event['epoch']:>2}/{self._state.epochs}  {speed}{logs}")
+        warning = input_bound_warning(self._state)
+        if warning is not None and not event.get("recovered"):
+            self._write_after_messages(f"  {warning}")
 
-    def _say_attempt(self, event: Event, workers_before: int) -> None:
+    def _report_attempt(self, event: Event, workers_before: int) -> None:
         workers, step = event.get("workers") or 0, event.get("resumed_from") or 0
         scale = event.get("learning_rate_scale") or 1.0
         before = "" if workers_before in (0, workers) else f", {workers_before} before"
         rate = "" if scale == 1.0 or workers_before == workers else f"; learning rate x {scale:g}"
         if before or rate:
-            self._say(f"  attempt {event['attempt']}: {drawing.workers_in_words(workers)}{before}{rate}")
-        if event["attempt"] == 1 and step:  # of later attempts their restart has told
-            self._say(f"  going on from step {step:,}")
+            self._write_after_messages(
+                f"  attempt {event['attempt']}: {drawing.workers_in_words(workers)}{before}{rate}"
+            )
+        if event["attempt"] == 1 and step:  # Restarts report the step of later attempts.
+            self._write_after_messages(f"  resuming from step {step:,}")
 
-    def _say_model(self, event: Event) -> None:
-        # Of a training that appears to hang in its first steps it is the first thing to know. Attempts and fits repeat.
+    def _report_model(self, event: Event) -> None:
+        # Explains slow first steps. Attempts and fits repeat it.
         count = event.get("parameter_bytes")
         if count not in (None, self._parameter_bytes):
-            self._say(f"  the weights to train take {count / 1e6:,.1f} MB")
+            self._write_after_messages(f"  the weights to train take {count / 1e6:,.1f} MB")
         self._parameter_bytes = count
 
-    def _say_restart(self, event: Event) -> None:
+    def _report_restart(self, event: Event) -> None:
         error = event.get("error")
-        why = _shortened(RankError(**error).in_words) if error else "as it was told"
+        why = _shortened(RankError(**error).in_words) if error else "as requested"
         decision = event.get("decision") or "going on from the last checkpoint"
         delay = event.get("delay_seconds") or 0
         wait = f" (waiting {delay:.0f} s first)" if delay >= 1 else ""
-        self._say(f"  attempt {event['attempt']} ended: {why}; {decision}{wait}")
+        self._write_after_messages(f"  attempt {event['attempt']} ended: {why}; {decision}{wait}")
 
-    def _say_waiting(self, event: Event) -> None:
+    def _report_waiting(self, event: Event) -> None:
         if "store" in event:
-            self._say(f"  waiting for the store of checkpoints {event['store']}")
+            self._write_after_messages(f"  waiting for the store of checkpoints {event['store']}")
             return
-        self._say(
+        self._write_after_messages(
             f"  waiting for slots: the cluster has {event['slots']}, the training needs {event['needed']}; it gives up "
             f"after {event['limit_seconds']:g} s"
         )
 
-    def _say_hung(self, event: Event) -> None:
-        self._say(f"  hung: {event['why']}")
+    def _report_hang(self, event: Event) -> None:
+        self._write_after_messages(f"  hung: {event['why']}")
         stacks = self._stacks | {int(rank): text for rank, text in (event.get("stacks") or {}).items()}
-        told: dict[str, list[int]] = {}
+        ranks_by_frames: dict[str, list[int]] = {}
         for rank, text in sorted(stacks.items()):
-            if frames := telling_frames(text):
-                told.setdefault("; and in ".join(frames), []).append(rank)
-        for frames_in_words, ranks in told.items():
-            self._say(f"    {ranks_in_words(ranks)} in {frames_in_words}")
+            if frames := summarize_stacks(text):
+                ranks_by_frames.setdefault("; and in ".join(frames), []).append(rank)
+        for frames_in_words, ranks in ranks_by_frames.items():
+            self._write_after_messages(f"    {ranks_in_words(ranks)} in {frames_in_words}")
 
-    def _say_messages(self, *, everything: bool = False) -> None:
+    def _write_messages(self, *, everything: bool = False) -> None:
         for line in self._messages.lines(self._clock(), everything=everything):
             self._write(f"  {line}")
 
-    def _say(self, line: str) -> None:
-        """Write a line behind what the ranks have said before it."""
-        self._say_messages(everything=True)
+    def _write_after_messages(self, line: str) -> None:
+        """Write the ranks' earlier messages, then a line."""
+        self._write_messages(everything=True)
         self._write(line)
 
     def _tick(self, spark: SparkSession | None, done: threading.Event) -> None:
-        """Keep the block up to date, count Spark's tasks, and write what ranks said a moment ago."""
+        """Update the block, count Spark's tasks, and write due messages."""
         while not done.wait(_TICK_SECONDS):
             counts = None
             if spark is not None and self._is_interactive:
                 try:
                     counts = _spark_tasks(spark)
                 except Exception:
-                    # The JVM is gone, which its library has many words for and logs each time. Who needs it says so.
+                    # The JVM is lost. Py4J logs that on every call, and the run's own call raises it.
                     spark = None
             with self._lock:
-                self._say_messages()
+                self._write_messages()
                 if self._is_interactive and self._stage is not None:
                     self._show(self._block(self._stage, counts))
 
@@ -236,26 +233,26 @@ class LiveView:
 
     def _write(self, line: str) -> None:
         line = without_credentials(line)
-        with self._unless_nobody_looks():
+        with self._ignoring_output_errors():
             self._write_to(line)
 
     def _show(self, block: RenderableType | None) -> None:
-        with self._unless_nobody_looks():
+        with self._ignoring_output_errors():
             self._screen.show(block)
 
     @contextlib.contextmanager
-    def _unless_nobody_looks(self) -> Iterator[None]:
-        """Let the run go on without its view when the terminal is gone, or the disk of its log is full."""
+    def _ignoring_output_errors(self) -> Iterator[None]:
+        """Let the run continue without its view if the terminal is closed, or the disk of its log is full."""
         try:
             yield
-        except (OSError, ValueError) as error:  # a closed file is a ValueError
+        except (OSError, ValueError) as error:  # ValueError: the file is closed.
             if not self._has_failed:
                 logger.warning("the run goes on, but cannot be shown: %s", error)
             self._has_failed = True
 
 
 class Stage:
-    """The stage under way; the run sets its ``note``, which is printed with its end."""
+    """A running stage; the run sets its ``note``, which is printed at its end."""
 
     def __init__(self, name: str, begin: float) -> None:
         self.name = name
@@ -276,6 +273,6 @@ def _print(line: str) -> None:
 
 
 def _shortened(message: str) -> str:
-    # A colour or a cursor that moves in a rank's message would garble what is drawn.
+    # Colours and cursor movements in a rank's message would garble the block.
     text = Text.from_ansi(" ".join(message.split())).plain
     return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]} ..."

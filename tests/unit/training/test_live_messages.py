@@ -1,6 +1,6 @@
 """The same words of eight ranks are one line."""
 
-from mirrorspark.training.live.messages import Messages, sense_of
+from mirrorspark.training.live.messages import Messages, message_key
 from mirrorspark.training.protocol.words import numbers_in_words, ranks_in_words
 
 
@@ -17,8 +17,8 @@ def test_records_are_drawn_together_as_ranks_are() -> None:
 
 def test_the_same_words_with_other_addresses_have_the_same_sense() -> None:
     texts = ["rank 1 (10.0.0.1:41234) at 0x7f01, pid 12", "rank 7 (10.0.0.1:52345) at 0x7f99, pid 998"]
-    assert len({sense_of(text) for text in texts}) == 1
-    assert sense_of("loss is nan at step 10") != sense_of("loss is nan at step 11")
+    assert len({message_key(text) for text in texts}) == 1
+    assert message_key("loss is nan at step 10") != message_key("loss is nan at step 11")
 
 
 def test_eight_ranks_that_say_the_same_make_one_line_in_the_order_of_the_first() -> None:

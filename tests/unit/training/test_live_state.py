@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mirrorspark.training.executor import task as worker
 from mirrorspark.training.live.drawing import headline, metrics, rank_table
-from mirrorspark.training.live.state import TrainingState, input_verdict
+from mirrorspark.training.live.state import TrainingState, input_bound_warning
 from mirrorspark.training.protocol.events import Event, EventAddress
 from tests.unit.training import rank_entries
 
@@ -239,11 +239,11 @@ def test_a_resumed_training_stands_where_it_was_until_its_first_step() -> None:
 def test_an_epoch_whose_steps_wait_for_data_is_called_input_bound() -> None:
     busy = [alive(1, input_share=share) for share in (0.9, 1.0)]
     state = after([attempt(), alive(0, input_share=0.3), *busy, alive(0, phase="validation", input_share=1.0)])
-    assert input_verdict(state) == (
+    assert input_bound_warning(state) == (
         "input-bound: the input of rank 1 was busy 95% of the epoch's steps, which wait for it; "
         "more cores per worker (spark.task.cpus) or faster storage would help"
     )
-    assert input_verdict(state.after(epoch_end(1), 0.0)) is None
+    assert input_bound_warning(state.after(epoch_end(1), 0.0)) is None
 
 
 def test_the_advice_names_a_setting_that_decides_over_the_threads_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:

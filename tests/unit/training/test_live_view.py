@@ -135,14 +135,14 @@ def test_a_restart_tells_the_decision_and_the_delay(view: LiveView, lines: list[
     view.on_event(restart | {"error": None, "decision": "more workers can go on", "delay_seconds": 0.0})
     assert lines == [
         "  attempt 2 ended: rank 1: killed by signal SIGKILL; restart 2 of 3 (waiting 4 s first)",
-        "  attempt 2 ended: as it was told; more workers can go on",
+        "  attempt 2 ended: as requested; more workers can go on",
     ]
 
 
 def test_an_attempt_is_told_of_when_it_goes_on_or_has_other_workers(view: LiveView, lines: list[str]) -> None:
     for number, workers, step in ((1, 4, 1200), (2, 4, 1300), (3, 1, 1400)):
         view.on_event({"event": "attempt", "attempt": number, "workers": workers, "resumed_from": step})
-    assert lines == ["  going on from step 1,200", "  attempt 3: 1 worker, 4 before"]
+    assert lines == ["  resuming from step 1,200", "  attempt 3: 1 worker, 4 before"]
 
 
 def test_a_stop_tells_its_reason(view: LiveView, lines: list[str]) -> None:
@@ -150,10 +150,10 @@ def test_a_stop_tells_its_reason(view: LiveView, lines: list[str]) -> None:
     assert lines == ["  stopping: SIGTERM; the ranks save a checkpoint first"]
 
 
-def test_a_hang_shows_the_telling_frames_of_each_rank(view: LiveView, lines: list[str]) -> None:
+def test_a_hang_shows_the_summarize_stacks_of_each_rank(view: LiveView, lines: list[str]) -> None:
     stack = (
         'Current thread 0x1 (most recent call first):\n  File "{}", line {} in {}\n'
-        '  File "/opt/clone/training/ranks/rank.py", line 1 in <module>\n'
+        '  File "/opt/clone/training/executor/worker_process.py", line 1 in <module>\n'
     )
     waiting = stack.format("/opt/clone/training/fitting/ring.py", 120, "receive")
     stacks = {"0": waiting, "1": stack.format("/home/me/model.py", 12, "call"), "2": waiting, "3": ""}
