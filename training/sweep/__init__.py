@@ -1,4 +1,4 @@
-"""Searches for the best settings on the cluster, with Optuna: ``mirrorspark sweep``."""
+"""Hyperparameter search on the cluster, with Optuna: ``mirrorspark sweep``."""
 
 from mirrorspark.training.sweep.command import main
 

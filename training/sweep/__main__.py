@@ -1,4 +1,4 @@
-"""Lets ``python -m training.sweep`` run the command."""
+"""The entry point of ``python -m training.sweep``."""
 
 import sys
 

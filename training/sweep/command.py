@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from mirrorspark.training.sweep.engine import SparkEngine
 
 _DESCRIPTION = """\
-Train with other settings again and again, keep the best model. Every flag of `mirrorspark train` works here, too:
-it holds for all trials. The dataset is converted once, trials run side by side where there are slots for them, and the
-same command goes on with a sweep that was stopped or killed."""
+Train with different settings, and keep the best model. Every flag of `mirrorspark train` works here, too, and applies
+to all trials. The dataset is converted once, trials run in parallel as far as there are slots, and the same command
+resumes a sweep that was stopped or killed."""
 _EPILOG = """\
 FIELD is a field of a recipe (learning_rate) or a setting of its model (model.dropout). SPEC is one of
-  log:LOW:HIGH             numbers whose orders of magnitude are equally likely
-  uniform:LOW:HIGH[:STEP]  numbers; whole ones where the field takes no others
-  choice:A,B,...           values, lists among them: choice:[64],[128,64]
+  log:LOW:HIGH             numbers, uniform in the logarithm
+  uniform:LOW:HIGH[:STEP]  numbers; whole ones for a field of whole numbers
+  choice:A,B,...           values, which may be lists: choice:[64],[128,64]
 
 example:
   mirrorspark sweep --recipe flights --workers 2 --trials 30 \\
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, *, engine: "Callable[[RunConfig
 
     Args:
         arguments: The flags; by default those of the process.
-        engine: Makes what trains the trials; by default it is Spark.
+        engine: Makes the engine that trains the trials; by default it uses Spark.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, *, engine: "Callable[[RunConfig
     config = options.config
     if not config.verbose:
         warnings.filterwarnings("ignore")
-    if config.dry_run:  # no sweep, so no summary of one
+    if config.dry_run:  # No sweep, so no summary.
         for name, spec in options.space.specs.items():
             print(f"search {name:<{max(map(len, options.space.specs))}}  {spec}")
         return dry_run(config)
@@ -68,21 +68,21 @@ def main(arguments: Sequence[str] | None = None, *, engine: "Callable[[RunConfig
 
 
 def _run(options: SweepOptions, engine: "Callable[[RunConfig], SparkEngine]") -> int:
-    config, known = options.config, SweepSummary("failed")
+    config, latest = options.config, SweepSummary("failed")
 
-    def keep(summary: SweepSummary) -> None:
-        nonlocal known
-        known = summary
+    def store(summary: SweepSummary) -> None:
+        nonlocal latest
+        latest = summary
 
     try:
-        summary = run(options, engine(config), tell=keep)
+        summary = run(options, engine(config), on_summary=store)
     except (Exception, KeyboardInterrupt) as error:
         is_stopped = isinstance(error, SweepStoppedError | KeyboardInterrupt)
         if config.verbose and not is_stopped and not isinstance(error, ConfigError):
             print(without_credentials("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         message = one_line(error) if isinstance(error, Exception) else "interrupted; the same command goes on"
-        known = replace(known, status="stopped" if is_stopped else "failed", error=message)
-        return _end(known, config.summary, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+        latest = replace(latest, status="stopped" if is_stopped else "failed", error=message)
+        return _end(latest, config.summary, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
     print(summary.as_text())
     return _end(summary, config.summary, EXIT_FINISHED)
 
@@ -92,7 +92,7 @@ def read_options(arguments: Sequence[str]) -> SweepOptions:
 
     Raises:
         ConfigError: A flag is unknown or wrong, or the space cannot be searched.
-        SystemExit: ``--help`` was asked for.
+        SystemExit: For ``--help``.
     """
     flags, others = _build_parser().parse_known_args(list(arguments))
     config = parse(others)
@@ -106,14 +106,14 @@ def read_options(arguments: Sequence[str]) -> SweepOptions:
 
 
 def _spark(config: RunConfig) -> "SparkEngine":
-    from mirrorspark.training.live.view import LiveView  # seconds of imports, for which --help need not wait
+    from mirrorspark.training.live.view import LiveView  # Seconds of imports, which --help does not need.
     from mirrorspark.training.sweep.engine import SparkEngine
 
     return SparkEngine(config, LiveView(epochs=config.epochs))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the flags of a run do."""
+    """Reports errors in one line, as the flags of a run do."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see --help)")
@@ -126,40 +126,40 @@ def _build_parser() -> _Parser:
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # the defaults are those of SweepOptions
+        argument_default=argparse.SUPPRESS,  # SweepOptions has the defaults.
     )
     add = parser.add_argument
     add("--search", action="append", default=[], metavar="FIELD=SPEC", help="a field and its values; may be repeated")
-    add("--search-space", default=None, metavar="FILE", help="YAML file of lines FIELD: SPEC; --search comes before it")
+    add("--search-space", default=None, metavar="FILE", help="YAML file of lines FIELD: SPEC; --search overrides it")
     add("--trials", type=int, metavar="N", help=f"trials in all (default: {SweepOptions.trials})")
     add(
         "--timeout",
         type=float,
         dest="timeout_seconds",
         metavar="SECONDS",
-        help="start no trial after so long; those under way end as usual",
+        help="start no trial after this time; running trials end as usual",
     )
-    add("--parallel", type=int, metavar="N", help="trials side by side at the most (default: as many as have slots)")
+    add("--parallel", type=int, metavar="N", help="maximum of parallel trials (default: as many as have slots)")
     add("--sampler", choices=get_args(Sampler), help=f"chooses the values (default: {SweepOptions.sampler})")
     add("--pruner", choices=get_args(Pruner), help=f"ends poor trials early (default: {SweepOptions.pruner})")
     add(
         "--max-failures",
         type=int,
         metavar="N",
-        help=f"so many failed trials one after the other end the sweep (default: {SweepOptions.max_failures})",
+        help=f"consecutive failed trials that end the sweep (default: {SweepOptions.max_failures})",
     )
-    add("--study", metavar="NAME", help="name of the sweep (default: the newest that searches the same, or a new one)")
+    add("--study", metavar="NAME", help="name of the sweep (default: the newest equal one, or a new one)")
     return parser
 
 
 def _end(summary: SweepSummary, file: str | None, status: int) -> int:
-    """Write the summary to ``file``, say what went wrong, and return the exit status."""
+    """Write the summary to ``file``, print its error, and return the exit status."""
     if file:
         try:
             make_way(Path(file))
             summary.save(Path(file))
         except OSError as error:
-            # Whoever waits for the file would wait for ever if the status told of success.
+            # A scheduler that waits for the file must see a failure.
             status = status or EXIT_FAILED
             _say(f"summary {file} cannot be written ({_reason(error)}); the sweep {summary.status}", status)
     return _say(summary.error, status) if summary.error else status

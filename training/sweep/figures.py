@@ -1,4 +1,4 @@
-"""The figures of a sweep, as Optuna draws them."""
+"""The figures of a sweep, drawn by Optuna."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from mirrorspark.training.sweep.study import importances
 
 _WIDTH_INCHES, _HEIGHT_INCHES = 7.2, 4.8
 _INCHES_PER_AXIS = 2.2
-# Optuna's blues begin with white, on which the line of a poor trial cannot be seen. Dark stays best.
+# Optuna's blues begin with white, in which a poor trial's line is invisible. Dark remains best.
 _VISIBLE = {"Blues": "viridis_r", "Blues_r": "viridis"}
 
 
@@ -26,7 +26,7 @@ def figures(study: optuna.Study, metric: str) -> dict[str, Figure]:
     complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     found = {}
     axes: Any
-    with plt.rc_context():  # the other two set a style for all figures of the process, so this one comes first
+    with plt.rc_context():  # The other two set a style for the whole process, so this one comes first.
         if complete > 1:
             axes = plot_parallel_coordinate(study, target_name=metric)
             for lines in axes.collections:
@@ -38,14 +38,14 @@ def figures(study: optuna.Study, metric: str) -> dict[str, Figure]:
             found["optimization_history"] = _figure(axes)
         if importances(study):
             axes = plot_param_importances(study, target_name=metric)
-            axes.legend(loc="lower right")  # beside the shortest bar; the best place that it finds may be over one
+            axes.legend(loc="lower right")  # Beside the shortest bar; the default place may cover one.
             found["param_importances"] = _figure(axes)
     return found
 
 
 def _figure(axes: Any, width_inches: float = 0.0) -> Figure:
     figure: Figure = axes.figure
-    plt.close(figure)  # no notebook shows it; it can still be saved
+    plt.close(figure)  # Notebooks do not show it; it can still be saved.
     figure.set_size_inches(max(_WIDTH_INCHES, width_inches), _HEIGHT_INCHES)
     figure.set_layout_engine("tight")
     return figure

@@ -1,4 +1,4 @@
-"""The folder of a sweep, in which one command at a time is at work."""
+"""The folder of a sweep, which one command at a time holds."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,17 +18,17 @@ STUDY_FILE = "study.db"
 
 
 class SweepUnderWayError(RuntimeError):
-    """Another command is at work on the same sweep."""
+    """Another command is running the same sweep."""
 
 
 @dataclass(frozen=True)
 class SweepPlace:
-    """Where a sweep and its trials are kept.
+    """The places of a sweep and its trials.
 
     Attributes:
-        folder: The sweep's own.
-        label: Unique among all runs of the experiment; names the MLflow runs.
-        parent_run_id: The sweep's MLflow run; None as long as the server has not been there.
+        folder: The sweep's folder.
+        label: Unique in the experiment; names the MLflow runs.
+        parent_run_id: Returns the sweep's MLflow run; None until the server has answered.
     """
 
     folder: Path
@@ -41,23 +41,23 @@ class SweepPlace:
 
     @property
     def warm_start(self) -> Path:
-        """The model that all trials begin from."""
+        """Folder of the model that all trials begin from."""
         return self.folder / WARM_START_FOLDER
 
     @property
     def has_trials(self) -> bool:
-        """Whether a trial has begun."""
+        """Return True if a trial has begun."""
         return (self.folder / RUNS_FOLDER).is_dir()
 
 
 def find_folder(options: SweepOptions, identity: str) -> RunFolder:
-    """Return the folder of the sweep that goes on, or of a new one.
+    """Return the folder of the sweep to resume, or of a new one.
 
-    Without a name it is the newest one that searches the same in the same configuration and dataset; ``--no-resume``
-    begins another.
+    Without a name it is the newest sweep of the same search space, configuration and dataset; ``--no-resume`` begins a
+    new one.
 
     Raises:
-        ConfigError: The sweep of that name is another one, or a new one was asked for under it.
+        ConfigError: The sweep of that name differs, or exists despite ``--no-resume``.
     """
     sweeps = Path(options.config.output).absolute() / SWEEPS_FOLDER
     if options.study is not None:
@@ -65,11 +65,11 @@ def find_folder(options: SweepOptions, identity: str) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         state = read_state(path)
         if state is not None and not options.config.resume:
-            raise ConfigError(f"study '{options.study}' is in {path} already; give another --study, or go on with it")
+            raise ConfigError(f"study '{options.study}' is in {path} already; give another --study, or resume it")
         if state is not None and state.identity != identity:
             raise ConfigError(
                 f"study '{options.study}' in {path} searches other values, or trains another configuration or dataset; "
-                f"give this sweep another --study, or the flags of that one to go on with it"
+                f"give this sweep another --study, or the flags of that one to resume it"
             )
         return RunFolder(path, identity, state.mlflow_run_id if state else None)
     if options.config.resume:
@@ -83,11 +83,11 @@ def find_folder(options: SweepOptions, identity: str) -> RunFolder:
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder) -> Iterator[None]:
-    """Be the sweep's only command while the block runs.
+def hold_sweep(folder: RunFolder) -> Iterator[None]:
+    """Hold the sweep's folder while the block runs.
 
     Raises:
-        SweepUnderWayError: Another one is.
+        SweepUnderWayError: Another command holds it.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -19,19 +19,19 @@ _MOST_GRID_POINTS = 100_000
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What a sweep does.
+    """The settings of a sweep.
 
     Attributes:
-        config: What all trials share, and where they run.
-        space: What is searched.
-        arguments: The flags that ``config`` was made of, for the command that trains the best again.
-        trials: How many trials there are in all, those of earlier commands included.
-        timeout_seconds: After so long no trial starts any more; None for no such limit.
-        parallel: How many train side by side at the most; None for as many as have slots.
-        max_failures: So many failed trials in a row end the sweep.
-        sampler: How values are chosen.
-        pruner: Which trials end early.
-        study: Name of the sweep; by default the newest one that searches the same, or a new name.
+        config: Configuration of all trials.
+        space: The search space.
+        arguments: The flags of ``config``, for the command that trains the best trial again.
+        trials: Number of trials, including those of earlier commands.
+        timeout_seconds: Time after which no trial starts; None for no limit.
+        parallel: Maximum of parallel trials; None for as many as have slots.
+        max_failures: Consecutive failed trials that end the sweep.
+        sampler: Optuna's sampler of the values.
+        pruner: Optuna's pruner of poor trials.
+        study: Name of the sweep; by default the newest equal one, or a new name.
     """
 
     config: RunConfig
@@ -55,7 +55,6 @@ class SweepOptions:
         if self.study is not None and not is_name(self.study):
             raise ConfigError(f"study '{self.study}' must be letters, digits, '.', '_' or '-': it names a folder")
         if self.sampler == "grid":
-            # A grid gives no more trials than it has points.
             points = math.prod(map(len, self.space.grid().values()))
             if points > _MOST_GRID_POINTS:
                 most = f"{_MOST_GRID_POINTS:,}"
@@ -66,16 +65,16 @@ class SweepOptions:
 
     @property
     def slots_per_trial(self) -> int:
-        """The most slots that a trial may take: its workers, and the other ranks that it has."""
-        workers = self.space.ends("workers", self.config.workers)
+        """The maximum of a trial's slots: for its workers and its other ranks."""
+        workers = self.space.bounds("workers", self.config.workers)
         return max(parse_workers(each).most for each in workers) + self.config.ranks_beside_workers
 
     @property
     def epochs(self) -> int:
-        """The most epochs that a trial may have."""
-        return max(int(epochs) for epochs in self.space.ends("epochs", self.config.epochs))
+        """The maximum of a trial's epochs."""
+        return max(int(epochs) for epochs in self.space.bounds("epochs", self.config.epochs))
 
     def identity(self, dataset_hash: str) -> str:
-        """Return what two sweeps share when one may go on with the other's trials."""
+        """Return a digest that is equal for two sweeps if one may resume the other's trials."""
         document = json.dumps([self.config.identity, dict(self.space.specs), dataset_hash])
         return hashlib.sha256(document.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What a sweep tells at its end: its trials as a table, and the best values as a recipe and as a command."""
+"""The report of a sweep: its trials as a table, and the best values as a recipe and as a command."""
 
 import argparse
 import json
@@ -35,18 +35,18 @@ class SweepSummary:
         status: ``finished``, ``stopped`` or ``failed``.
         study: Its name.
         folder: Its study, its trials' run folders and this document.
-        monitor: What trials are judged by.
-        mode: Whether a larger or a smaller value is better.
-        wanted: How many trials there were to be.
-        run_id: MLflow run that the trials' runs are children of.
-        trials: All that have begun.
-        best: The best of those trained to their end.
-        importances: How much each setting mattered, shares of 1.
+        monitor: The metric of the trials.
+        mode: ``max`` if a larger value is better, else ``min``.
+        wanted: Requested number of trials.
+        run_id: The parent MLflow run of the trials' runs.
+        trials: All trials that have begun.
+        best: The best complete trial.
+        importances: Importance of each setting, as shares of 1.
         recipe: The fields of a recipe that the best trial changes.
-        command: Trains the best again.
-        delivered: The summary of the best trial's export, as a run writes it.
+        command: Command that trains the best trial again.
+        delivered: Fields of the summary of the best trial's export.
         error: Why it failed or stopped.
-        replay: Command that sends MLflow what it could not be told of the sweep; None when it knows all.
+        replay: Command that sends MLflow the metrics that it lacks; None if it lacks none.
     """
 
     status: str
@@ -66,7 +66,7 @@ class SweepSummary:
     replay: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document for machines."""
+        """Return the JSON document."""
         document: dict[str, Any] = strict(asdict(self))
         return document
 
@@ -91,7 +91,7 @@ class SweepSummary:
         return "\n".join([*lines, f"sweep folder: {self.folder}"])
 
     def texts(self) -> dict[str, str]:
-        """Return what people read, by file name: the table, and the best values as a recipe has them."""
+        """Return the texts by file name: the table, and the best values in the form of a recipe."""
         texts = {TABLE_FILE: self.as_text() + "\n"}
         return texts | ({BEST_FILE: as_yaml(self.recipe)} if self.best else {})
 
@@ -102,14 +102,14 @@ class SweepSummary:
         self.save(folder / SUMMARY_FILE)
 
     def save(self, path: Path) -> None:
-        """Write the JSON document so that a reader sees the old one or the new one."""
-        path = path.resolve()  # a link stays one
+        """Write the JSON document atomically."""
+        path = path.resolve()  # Keep a link.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
-def ranked(trials: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
-    """Return the trials, those trained to their end first, and the best of each kind before the others."""
+def rank_trials(trials: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
+    """Return the trials by state, complete ones first, and within a state the best first."""
 
     def order(trial: TrialRecord) -> tuple[int, bool, float, int]:
         value = trial.best or 0.0
@@ -119,16 +119,16 @@ def ranked(trials: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
 
 
 def trial_table(trials: Sequence[TrialRecord], mode: Mode, monitor: str) -> list[str]:
-    """Return the lines of a table of trials, the best first; why trials failed stands below it."""
+    """Return the lines of a table of trials, the best first, and below it the errors of failed ones."""
     if not trials:
         return ["no trial has begun"]
-    # A setting with the same value in all trials tells nothing, unless there is but one trial.
+    # Leave out settings with the same value in all trials, unless there is only one trial.
     settings = list(dict.fromkeys(setting for trial in trials for setting in trial.values))
     differ = [
         setting for setting in settings if len({value_in_words(trial.values.get(setting)) for trial in trials}) > 1
     ] or settings
     rows = []
-    for rank, trial in enumerate(ranked(trials, mode), start=1):
+    for rank, trial in enumerate(rank_trials(trials, mode), start=1):
         rows.append(
             [
                 str(rank) if trial.state == "complete" else "",
@@ -147,7 +147,7 @@ def trial_table(trials: Sequence[TrialRecord], mode: Mode, monitor: str) -> list
 
 
 def recipe_patch(config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``recipe.yaml`` that a trial changes; the model's settings stand there as a whole."""
+    """Return the fields of ``recipe.yaml`` that a trial changes; ``model`` has all its settings there."""
     settings = {setting: value for setting, value in values.items() if not setting.startswith(MODEL)}
     if len(settings) < len(values):
         settings["model"] = dict(config.model)
@@ -155,7 +155,7 @@ def recipe_patch(config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]
 
 
 def as_yaml(patch: Mapping[str, Any]) -> str:
-    """Return the fields as they stand in a recipe."""
+    """Return the fields in the form of a recipe."""
     return yaml.safe_dump(dict(patch), sort_keys=False, default_flow_style=None, width=120)
 
 
@@ -163,15 +163,15 @@ def command(arguments: Sequence[str], values: Mapping[str, Any]) -> str:
     """Return the command that trains with ``values``.
 
     Args:
-        arguments: The sweep's own flags of ``training.run``.
-        values: Per searched setting its value.
+        arguments: The sweep's flags of ``training.run``.
+        values: The value of each searched setting.
     """
     flags = [_flag(setting, value) for setting, value in values.items()]
     return without_credentials(shlex.join(["mirrorspark", "train", *_without_summary(arguments), *flags]))
 
 
 def _without_summary(arguments: Sequence[str]) -> list[str]:
-    """Leave out ``--summary``: that file holds what the sweep found out."""
+    """Return the arguments without ``--summary``, whose file is the sweep's."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--summary")
     return parser.parse_known_args(list(arguments))[1]

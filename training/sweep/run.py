@@ -1,4 +1,4 @@
-"""A sweep from its dataset to its best model: trials, then the table, the figures, and the best one's export."""
+"""The course of a sweep: trials, the export of the best one, then the report and the figures."""
 
 import contextlib
 import json
@@ -16,19 +16,19 @@ from mirrorspark.training.driver.signals import on_stop_signals
 from mirrorspark.training.records.open_run import leave
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.sweep.figures import figures
-from mirrorspark.training.sweep.folder import STUDY_FILE, SweepPlace, find_folder, held
+from mirrorspark.training.sweep.folder import STUDY_FILE, SweepPlace, find_folder, hold_sweep
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.report import SUMMARY_FILE, SweepSummary, command, recipe_patch
 from mirrorspark.training.sweep.space import MODEL
-from mirrorspark.training.sweep.study import TrialRecord, best_record, importances, open_study, over, records
-from mirrorspark.training.sweep.trial import TrialOrder
+from mirrorspark.training.sweep.study import TrialRecord, best_record, count_ended, importances, open_study, records
+from mirrorspark.training.sweep.trial import TrialPlan
 from mirrorspark.training.sweep.trials import Trials
 
-if TYPE_CHECKING:  # seconds of imports, for which --help need not wait
+if TYPE_CHECKING:  # Seconds of imports, which --help does not need.
     from mirrorspark.training.records.tracking import TrackedRun
     from mirrorspark.training.sweep.engine import SparkEngine
 
-# Fields that the sweep's summary takes from that of the best trial's export.
+# Fields of the best trial's summary in the sweep's.
 _DELIVERED = (
     *("run_id", "model_uri", "registered_model", "model_version"),
     *("metrics", "baseline", "run_folder", "scored_table", "replay"),
@@ -38,41 +38,41 @@ logger = logging.getLogger(__name__)
 
 
 class SweepStoppedError(RuntimeError):
-    """Somebody asked the sweep to stop; the same command goes on."""
+    """The sweep was asked to stop; the same command resumes it."""
 
 
 def run(
     options: SweepOptions,
     engine: "SparkEngine",
     *,
-    tell: Callable[[SweepSummary], None] = lambda summary: None,
+    on_summary: Callable[[SweepSummary], None] = lambda summary: None,
     write: Callable[[str], None] | None = None,
 ) -> SweepSummary:
-    """Run the trials that are left, then export the best one.
+    """Run the remaining trials, then export the best one.
 
     Args:
-        options: What to do.
-        engine: Trains.
-        tell: Gets the summary of a sweep that has ended, however that was, before an error comes out of here.
+        options: The sweep.
+        engine: Trains the trials.
+        on_summary: Gets the summary of an ended sweep, before any error is raised.
         write: Shows a line; by default on standard error.
 
     Raises:
-        ConfigError: The sweep cannot go on as it is configured, or what its trials begin from is gone.
-        SweepStoppedError: Somebody asked for it.
-        SweepFailedError: No trial came to its end, or too many failed one after the other.
-        SweepUnderWayError: Another command is at work on it.
-        Exception: What kept every trial from training, or the best one from its export.
+        ConfigError: The sweep cannot be resumed in this configuration, or its warm-start model is lost.
+        SweepStoppedError: The sweep was asked to stop.
+        SweepFailedError: No trial is complete, or too many failed consecutively.
+        SweepUnderWayError: Another command is running it.
+        Exception: The error of every trial, or of the best one's export.
     """
-    # Only a local session can be made to measure; a cluster has the slots it has.
+    # A local session gets this many slots; a cluster's number is fixed.
     identity = options.identity(engine.prepare(options.slots_per_trial * (options.parallel or 1)))
     folder = find_folder(options, identity)
-    with held(folder), open_study(folder.path / STUDY_FILE, options) as study:
+    with hold_sweep(folder), open_study(folder.path / STUDY_FILE, options) as study:
         label = _label(study, folder)
         with _parent_run(engine, folder, label) as tracked:
             place = SweepPlace(folder.path, label, lambda: tracked.run_id)
-            # Before the first trial: what is wrong with it is wrong with all of them.
-            engine.settle(place)
-            summary = _Sweep(options, engine, study, folder, tracked, place, tell, write or _to_stderr).run()
+            # Before the first trial, since an error here concerns all trials.
+            engine.prepare_warm_start(place)
+            summary = _Sweep(options, engine, study, folder, tracked, place, on_summary, write or _to_stderr).run()
         replay = tracked.finish("FINISHED")
         folder.save_state("finished", tracked.run_id)
     if replay is not None:
@@ -82,7 +82,7 @@ def run(
 
 
 def _label(study: optuna.Study, folder: RunFolder) -> str:
-    """Return the sweep's name in MLflow, where somebody else's sweep may have the same folder name."""
+    """Return the sweep's unique name in MLflow, where another sweep may have the same folder name."""
     if "label" not in study.user_attrs:
         study.set_user_attr("label", f"{folder.path.name}-{uuid4().hex[:4]}")
     return str(study.user_attrs["label"])
@@ -90,7 +90,7 @@ def _label(study: optuna.Study, folder: RunFolder) -> str:
 
 @contextlib.contextmanager
 def _parent_run(engine: "SparkEngine", folder: RunFolder, label: str) -> "Iterator[TrackedRun]":
-    """Open the sweep's MLflow run; should the block raise, leave run and folder stopped or failed."""
+    """Open the sweep's MLflow run; mark run and folder as stopped or failed if the block raises."""
     tracked: TrackedRun | None = None
     try:
         tracked = engine.open_parent(label, folder.continues)
@@ -104,7 +104,7 @@ def _parent_run(engine: "SparkEngine", folder: RunFolder, label: str) -> "Iterat
 
 @dataclass(frozen=True)
 class _Sweep:
-    """One sweep between its beginning and its end."""
+    """A running sweep."""
 
     options: SweepOptions
     engine: "SparkEngine"
@@ -112,7 +112,7 @@ class _Sweep:
     folder: RunFolder
     tracked: "TrackedRun"
     place: SweepPlace
-    tell: Callable[[SweepSummary], None]
+    on_summary: Callable[[SweepSummary], None]
     write: Callable[[str], None]
 
     def run(self) -> SweepSummary:
@@ -129,31 +129,31 @@ class _Sweep:
         return self._report("finished", delivered, None)
 
     def _log_start(self) -> None:
-        """Log what is searched, and the values that all trials share."""
+        """Log the search space, and the values that all trials share."""
         config, specs = self.options.config, self.options.space.specs
         public = config.public() | {"model": {"name": config.model["name"], **config.model_settings}}
-        documents = ("sql", "tables", "features")  # the trials' runs have them
+        documents = ("sql", "tables", "features")  # The trials' runs log them.
         fixed = {name: value for name, value in public.items() if name not in (*specs, *documents)}
         fixed["model"] = {name: value for name, value in public["model"].items() if MODEL + name not in specs}
         searched = {f"search.{name}": spec for name, spec in specs.items()}
-        how = {"sampler": self.options.sampler, "pruner": self.options.pruner}
-        self.tracked.log_params(fixed | searched | how)
+        methods = {"sampler": self.options.sampler, "pruner": self.options.pruner}
+        self.tracked.log_params(fixed | searched | methods)
         self.tracked.log_tags({"sweep": self.folder.path.name, "recipe": config.name})
 
     def _train(self) -> None:
-        """Run the trials that are left.
+        """Run the remaining trials.
 
         Raises:
-            SweepStoppedError: Somebody asked for it, or another driver has the sweep now.
+            SweepStoppedError: The sweep was asked to stop, or another driver has taken it over.
             Exception: See :meth:`Trials.run`.
         """
         study, wanted = self.study, self.options.trials
         if records(study):
-            self.write(f"going on with sweep {self.folder.path.name}: {over(study)} of {wanted} trials are over")
+            self.write(f"resuming sweep {self.folder.path.name}: {count_ended(study)} of {wanted} trials have ended")
         trials = Trials(
             study=study,
             options=self.options,
-            train=lambda order, control: self.engine.train(order, control, self.place),
+            train=lambda plan, control: self.engine.train(plan, control, self.place),
             slots=self.engine.slots,
             say=lambda number, text: self.write(f"trial {number}: {text}"),
             on_end=self._on_end,
@@ -162,39 +162,39 @@ class _Sweep:
         with on_stop_signals(trials.request_stop, trials.stop_now):
             trials.run()
         if trials.stop_reason is not None:
-            left = len(records(study)) - over(study)
-            goes_on = f", and {left} go on from their last checkpoint" if left else ""
+            left = len(records(study)) - count_ended(study)
+            resumed = f", with {left} from their last checkpoint" if left else ""
             raise SweepStoppedError(
-                f"stopped ({trials.stop_reason}): {over(study)} of {wanted} trials are over; the same command goes "
-                f"on{goes_on}"
+                f"stopped ({trials.stop_reason}): {count_ended(study)} of {wanted} trials have ended; the same command "
+                f"goes on{resumed}"
             )
 
     def _on_end(self, record: TrialRecord, ended: int) -> None:
-        """Show in the sweep's own run how it gets on: a point per trial, and the best so far."""
+        """Log the trial's best value and the best so far to the sweep's MLflow run."""
         best = best_record(self.study)
         points = {"trial": record.best, "best": best.best if best else None}
         monitor = self.options.config.monitor
         found = {f"{name}_{monitor}": value for name, value in points.items() if value is not None}
         if found:
-            # Not over the trials' numbers: they end in another order, and MLflow's curves only move forward.
+            # Not by the trials' numbers: they end in another order, and steps of MLflow's curves only increase.
             self.tracked.log_metrics(found, ended)
 
     def _deliver(self) -> Mapping[str, Any]:
-        """Export, register and judge the best trial, unless an earlier command has done so."""
+        """Export, register and evaluate the best trial, unless an earlier command has done so."""
         best = best_record(self.study)
-        assert best is not None  # noqa: S101 - or the trials would have raised
-        kept: Mapping[str, Any] = self.study.user_attrs.get("delivered", {})
-        if kept.get("trial") == best.number:
-            return kept
-        self.write(f"the best is trial {best.number}: it is exported, registered and judged")
-        summary = self.engine.deliver(self._order(best), self.place)
+        assert best is not None  # noqa: S101 - otherwise the trials have raised
+        stored: Mapping[str, Any] = self.study.user_attrs.get("delivered", {})
+        if stored.get("trial") == best.number:
+            return stored
+        self.write(f"exporting, registering and evaluating the best trial, {best.number}")
+        summary = self.engine.deliver(self._trial_plan(best), self.place)
         delivered = {"trial": best.number, **{name: getattr(summary, name) for name in _DELIVERED}}
-        # By way of JSON: that is what the study keeps, and what the next command finds.
+        # The study stores JSON.
         self.study.set_user_attr("delivered", json.loads(json.dumps(delivered)))
         return delivered
 
-    def _order(self, record: TrialRecord) -> TrialOrder:
-        return TrialOrder(record.number, self.options.space.configure(self.options.config, record.values))
+    def _trial_plan(self, record: TrialRecord) -> TrialPlan:
+        return TrialPlan(record.number, self.options.space.configure(self.options.config, record.values))
 
     def _report(self, status: str, delivered: Mapping[str, Any], error: str | None) -> SweepSummary:
         """Write the sweep's documents into its folder, and log them and the figures to its MLflow run."""
@@ -210,12 +210,12 @@ class _Sweep:
             trials=records(self.study),
             best=best,
             importances=importances(self.study),
-            recipe=recipe_patch(self._order(best).config, best.values) if best else {},
+            recipe=recipe_patch(self._trial_plan(best).config, best.values) if best else {},
             command=command(self.options.arguments, best.values) if best else "",
             delivered=delivered,
             error=error,
         )
-        self.tell(summary)
+        self.on_summary(summary)
         summary.write(self.folder.path)
         for name, text in summary.texts().items():
             self.tracked.log_text(text, name)

@@ -1,4 +1,4 @@
-"""The search space: specs such as ``log:1e-4:1e-2`` as Optuna's distributions, and what they make of a run."""
+"""The search space: specs such as ``log:1e-4:1e-2`` as Optuna's distributions, and configurations with their values."""
 
 import json
 import math
@@ -17,11 +17,11 @@ from mirrorspark.models import catalog
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.config import ConfigError, RunConfig
 
-# Fields that begin so are settings of the model; the last one says which model it is.
+# Prefix of the model's settings, and the setting that names the model.
 MODEL = "model."
 ARCHITECTURE = "model.name"
 
-# The fields that change what a trial learns. All others make the dataset, the yardstick, or the place of a run.
+# The fields that change the training. All others determine the dataset, the evaluation or the resources of a run.
 SEARCHABLE = (
     *("workers", "batch_rule", "global_batch_size", "accumulate", "epochs", "patience", "seed"),
     *("optimizer", "learning_rate", "learning_rate_scaling", "learning_rate_schedule", "warmup_steps", "clip_norm"),
@@ -33,7 +33,7 @@ _EXAMPLE = "learning_rate=log:1e-4:1e-2"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in Python."""
+    """YAML that reads 1e-3 as a number, as Python does."""
 
 
 _Loader.add_implicit_resolver(
@@ -46,15 +46,15 @@ class SearchSpace:
     """The fields that are searched, and their values.
 
     Attributes:
-        specs: Dotted name of the field -> spec, as it was written.
-        distributions: The same as Optuna takes it; of a list it keeps the JSON text.
+        specs: The spec of each field, by its dotted name.
+        distributions: The same as Optuna's distributions, with lists as JSON text.
     """
 
     specs: Mapping[str, str]
     distributions: Mapping[str, BaseDistribution]
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
-        """Return the values of the fields that Optuna chooses for a trial."""
+        """Return the values that Optuna chooses for a trial."""
         for name, found in self.distributions.items():
             match found:
                 case CategoricalDistribution():
@@ -63,9 +63,9 @@ class SearchSpace:
                     trial.suggest_int(name, found.low, found.high, step=found.step, log=found.log)
                 case FloatDistribution():
                     trial.suggest_float(name, found.low, found.high, step=found.step, log=found.log)
-        return values_of(trial.params)
+        return decode_values(trial.params)
 
-    def ends(self, name: str, default: Any) -> tuple[Any, ...]:
+    def bounds(self, name: str, default: Any) -> tuple[Any, ...]:
         """Return the smallest and the largest value of a field, or all its choices; ``default`` if it is fixed."""
         match self.distributions.get(name):
             case CategoricalDistribution() as found:
@@ -75,12 +75,10 @@ class SearchSpace:
         return (default,)
 
     def configure(self, base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-        """Return the configuration with these values.
-
-        A setting that is searched for the sake of another architecture is left out of a model that does not have it.
+        """Return the configuration with these values, without settings that the chosen architecture does not have.
 
         Raises:
-            ValueError: The configuration refuses them.
+            ValueError: The configuration refuses the values.
         """
         fields = {name: value for name, value in values.items() if not name.startswith(MODEL)}
         options = {name.removeprefix(MODEL): value for name, value in values.items() if name.startswith(MODEL)}
@@ -96,7 +94,7 @@ class SearchSpace:
         """Return every value of every field.
 
         Raises:
-            ConfigError: A range has no end of values.
+            ConfigError: A range is continuous.
         """
         grid = {name: _axis(distribution) for name, distribution in self.distributions.items()}
         endless = [name for name, axis in grid.items() if not axis]
@@ -107,14 +105,14 @@ class SearchSpace:
         return grid
 
 
-def values_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the fields for Optuna's parameters of a trial: a list is kept as JSON text."""
+def decode_values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the fields from Optuna's parameters, in which lists are JSON text."""
     is_list = {name: isinstance(param, str) and param.startswith("[") for name, param in params.items()}
     return {name: json.loads(param) if is_list[name] else param for name, param in params.items()}
 
 
 def _axis(distribution: BaseDistribution) -> Sequence[Any]:
-    """Return every value of a distribution; nothing where there is no end of them."""
+    """Return every value of a distribution; nothing for a continuous one."""
     match distribution:
         case CategoricalDistribution():
             return distribution.choices
@@ -122,7 +120,7 @@ def _axis(distribution: BaseDistribution) -> Sequence[Any]:
             return range(distribution.low, distribution.high + 1, distribution.step)
         case FloatDistribution(step=float(step)):
             count = round((distribution.high - distribution.low) / step) + 1
-            # 0.1 + 0.2 would be another number than 0.3.
+            # Rounded, since 0.1 + 0.2 is not 0.3.
             return [round(distribution.low + place * step, 12) for place in range(count)]
     return ()
 
@@ -131,12 +129,12 @@ def read_space(flags: Sequence[str], file_text: str | None, base: RunConfig) -> 
     """Return the checked space.
 
     Args:
-        flags: ``FIELD=SPEC`` each; they stand over the file.
+        flags: ``FIELD=SPEC``; they override the file.
         file_text: A YAML mapping of fields to specs.
-        base: The configuration that is searched.
+        base: The configuration of all trials.
 
     Raises:
-        ConfigError: A spec cannot be read, or its field cannot be searched or is of another type.
+        ConfigError: A spec cannot be parsed, or its field cannot be searched or is of another type.
     """
     specs = {**_file_specs(file_text), **dict(map(_flag_spec, flags))}
     if not specs:
@@ -144,7 +142,7 @@ def read_space(flags: Sequence[str], file_text: str | None, base: RunConfig) -> 
     architectures = (
         {ARCHITECTURE: _distribution(ARCHITECTURE, specs[ARCHITECTURE], str)} if ARCHITECTURE in specs else {}
     )
-    names = SearchSpace(specs, architectures).ends(ARCHITECTURE, base.model["name"])
+    names = SearchSpace(specs, architectures).bounds(ARCHITECTURE, base.model["name"])
     settings = {MODEL + name: hint for found in map(_settings, names) for name, hint in found.items()}
     hints = get_type_hints(RunConfig)
     searchable = {ARCHITECTURE: str, **settings, **{name: hints[name] for name in SEARCHABLE}}
@@ -201,7 +199,7 @@ def _distribution(name: str, spec: str, hint: Any) -> BaseDistribution:
         make, numbers = IntDistribution, [int(number) for number in numbers]
     low, high, *step = numbers
     try:
-        with warnings.catch_warnings():  # of an end that the steps do not reach: the last number before it is the end
+        with warnings.catch_warnings():  # If the steps do not reach the upper bound, the last number before it is used.
             warnings.simplefilter("ignore")
             return make(low, high, log=kind == "log", **({"step": step[0]} if step else {}))
     except ValueError as error:
@@ -226,7 +224,7 @@ def _choice(name: str, text: str, hint: Any) -> CategoricalDistribution:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a field of this type takes the value."""
+    """Return True if a field of this type takes the value."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in get_args(hint))
@@ -234,7 +232,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint) and not isinstance(value, bool)
     if origin in (tuple, list):
         return isinstance(value, list) and all(_fits(part, get_args(hint)[0]) for part in value)
-    if isinstance(value, bool):  # an int to isinstance
+    if isinstance(value, bool):  # bool is a subclass of int.
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
 

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mirrorspark.training.sweep.options import SweepOptions
-from mirrorspark.training.sweep.space import values_of
+from mirrorspark.training.sweep.space import decode_values
 
 State = Literal["complete", "pruned", "failed", "running"]
 
@@ -27,21 +27,21 @@ _STATES: Mapping[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
-    TrialState.WAITING: "running",  # for the next command
+    TrialState.WAITING: "running",  # In the next command.
 }
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is known of a trial.
+    """A trial of the study.
 
     Attributes:
-        number: Optuna's; of a trial that is tried again after an interruption, the first one.
-        state: How it ended, or that it has not.
-        values: Per searched field its value.
-        history: Epoch, counted from 1 -> the monitored metric.
-        best: The best of them; None before the first epoch.
-        seconds: Time in training, of all commands together.
+        number: Optuna's number; for a resumed trial, the first one.
+        state: How it ended, or ``running``.
+        values: The value of each searched field.
+        history: The monitored metric by epoch, counted from 1.
+        best: The best of these values; None before the first epoch.
+        seconds: Training time over all commands.
         error: Why it failed.
         run_id: Its MLflow run.
         run_folder: Its run folder.
@@ -59,7 +59,7 @@ class TrialRecord:
 
     @property
     def epochs(self) -> int:
-        """Epochs that it has completed."""
+        """Completed epochs."""
         return max(self.history, default=0)
 
 
@@ -70,7 +70,7 @@ def record_of(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(
         number=_retried(trial)[0] if _retried(trial) else trial.number,
         state=_STATES[trial.state],
-        values=values_of(trial.params),
+        values=decode_values(trial.params),
         history=history,
         best=pick(history.values(), default=None),
         **trial.user_attrs,
@@ -78,7 +78,7 @@ def record_of(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
 
 
 def records(study: optuna.Study) -> list[TrialRecord]:
-    """Return the records of all trials; one that was tried again counts once."""
+    """Return the records of all trials; a resumed one counts once."""
     trials = study.get_trials(deepcopy=False)
     before = {number for trial in trials for number in _retried(trial)}
     found = [record_of(study, trial) for trial in trials if trial.number not in before]
@@ -86,38 +86,38 @@ def records(study: optuna.Study) -> list[TrialRecord]:
 
 
 def best_record(study: optuna.Study) -> TrialRecord | None:
-    """Return the record of the best trial among those that were trained to their end."""
-    with contextlib.suppress(ValueError):  # there is none
+    """Return the record of the best complete trial."""
+    with contextlib.suppress(ValueError):  # There is none.
         return record_of(study, study.best_trial)
     return None
 
 
-def over(study: optuna.Study) -> int:
-    """Return how many trials have ended, one way or the other."""
+def count_ended(study: optuna.Study) -> int:
+    """Return the number of trials that have ended."""
     return sum(1 for record in records(study) if record.state != "running")
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return how much each field mattered, shares of 1, largest first; empty when too few trials can tell."""
+    """Return each field's importance as a share of 1, largest first; empty with too few complete trials."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
         return {}
     return dict(optuna.importance.get_param_importances(study))
 
 
-def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue an interrupted trial again, with the epochs that it has reported."""
     RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, trial)
 
 
 @contextlib.contextmanager
 def open_study(file: Path | None, options: SweepOptions) -> Iterator[optuna.Study]:
-    """Open the study in ``file``, which is made where there is none; None keeps it in memory.
+    """Open the study in ``file``, which is created if missing; None for a study in memory.
 
-    The caller holds the sweep's folder, so a trial that is still under way was left by a command that is gone: it is
-    queued again at once. Optuna's heartbeat would find that out as well, some time later.
+    The caller holds the sweep's folder, so a trial in the state "running" was interrupted with its command: it is
+    queued again at once. Optuna's heartbeat would notice it later.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would repeat every trial on the terminal
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # Otherwise it prints every trial.
     config = options.config
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # retry, constant liar, figures
@@ -133,11 +133,11 @@ def open_study(file: Path | None, options: SweepOptions) -> Iterator[optuna.Stud
                 pruner=_pruner(options),
                 load_if_exists=True,
             )
-            # A command that goes on must not draw again what the one before drew first.
+            # A resumed sweep must not sample the first values again.
             study.sampler = _sampler(options, config.seed + len(study.get_trials(deepcopy=False)))
             for left in study.get_trials(states=(TrialState.RUNNING,)):
                 study.tell(left.number, state=TrialState.FAIL)
-                retry(study, left)
+                requeue(study, left)
             yield study
         finally:
             if storage is not None:
@@ -149,7 +149,7 @@ def _sampler(options: SweepOptions, seed: int) -> optuna.samplers.BaseSampler:
     if options.sampler == "grid":
         return optuna.samplers.GridSampler(options.space.grid(), seed=options.config.seed)
     if options.sampler == "tpe":
-        # Trials side by side do not know of each other's values: the constant liar keeps them apart.
+        # The constant liar keeps parallel trials from sampling similar values.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     return optuna.samplers.RandomSampler(seed=seed)
 

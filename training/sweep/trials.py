@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep in ``Study.optimize``, side by side as far as slots allow."""
+"""Runs the trials of a sweep in ``Study.optimize``, in parallel as far as there are slots."""
 
 import math
 import threading
@@ -14,16 +14,16 @@ from mirrorspark.storage.credentials import one_line
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import in_words
-from mirrorspark.training.sweep.study import TrialRecord, best_record, over, record_of, retry
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialEnd, TrialOrder, how_it_ended
+from mirrorspark.training.sweep.study import TrialRecord, best_record, count_ended, record_of, requeue
+from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialEnd, TrialPlan, classify_end
 
 
 class SweepFailedError(RuntimeError):
-    """No trial has been trained, or too many failed one after the other; the message holds the last one's error."""
+    """No trial is complete, or too many failed consecutively; the message has the last error."""
 
 
 class SessionLostError(RuntimeError):
-    """The Spark session is gone; the trials that it took along go on with the next command."""
+    """The Spark session is lost; the next command resumes its trials."""
 
 
 @dataclass
@@ -31,45 +31,44 @@ class Trials:
     """The trials of one command.
 
     Attributes:
-        study: Chooses them, and remembers.
-        options: What the sweep does.
-        train: Trains one, from its checkpoint if it has one, until its end or until its control asks it to stop.
-        slots: Returns how many barrier tasks the cluster has room for, those under way included; raises anything once
-            the session is gone.
-        say: Shows a line about a trial: its number and the text. From any thread.
-        on_end: Hears of every trial that is over, and how many are; one at a time, from any thread.
-        stop_reason: Why the command stops; None while nobody has asked.
+        study: Chooses the values, and stores the results.
+        options: The settings of the sweep.
+        train: Trains a trial, from its checkpoint if it has one, until its end or a stop request.
+        slots: Returns the cluster's number of barrier tasks, including running ones; raises once the session is lost.
+        say: Shows a line about a trial, from its number and the text, from any thread.
+        on_end: Gets every ended trial and the number of ended trials; one at a time, from any thread.
+        stop_reason: Why the command stops; None if it was not asked to.
     """
 
     study: optuna.Study
     options: SweepOptions
-    train: Callable[[TrialOrder, TrialControl], None]
+    train: Callable[[TrialPlan, TrialControl], None]
     slots: Callable[[], int]
     say: Callable[[int, str], None]
     on_end: Callable[[TrialRecord, int], None]
     stop_reason: str | None = field(default=None, init=False)
     _is_urgent: bool = field(default=False, init=False)
-    # Under way: number -> its control, and the slots that it takes.
+    # Running trials: number -> control and slots.
     _running: dict[int, tuple[TrialControl, int]] = field(default_factory=dict, init=False)
     _ends: dict[int, TrialEnd] = field(default_factory=dict, init=False)
-    _over: int = field(default=0, init=False)
+    _ended: int = field(default=0, init=False)
     _failures: int = field(default=0, init=False)
     _last_error: str | None = field(default=None, init=False)
     _fault: Exception | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def run(self) -> None:
-        """Run trials until there are enough, a limit is reached, or somebody asks for a stop.
+        """Run trials until their number or a limit is reached, or a stop is requested.
 
         Raises:
-            SweepFailedError: No trial of the sweep came to its end, or too many failed one after the other.
-            SessionLostError: The Spark session is gone.
-            Exception: What keeps every trial from training, such as too few slots.
+            SweepFailedError: No trial is complete, or too many failed consecutively.
+            SessionLostError: The Spark session is lost.
+            Exception: An error that concerns all trials, such as too few slots.
         """
-        self._over = over(self.study)
-        left = self.options.trials - self._over
+        self._ended = count_ended(self.study)
+        left = self.options.trials - self._ended
         if left > 0:
-            # Not in the main thread, whose signals a training would take for its own.
+            # Not in the main thread, in which a training would install its own signal handlers.
             with ThreadPoolExecutor(1, thread_name_prefix="sweep") as pool:
                 try:
                     pool.submit(self._optimize, left).result()
@@ -91,17 +90,17 @@ class Trials:
             n_jobs=min(left, room, options.parallel or room),
             timeout=options.timeout_seconds,
             catch=Exception,
-            callbacks=[self._after],
+            callbacks=[self._on_trial_end],
         )
 
     def request_stop(self, reason: str) -> None:
-        """Start no further trial, and let those under way save a checkpoint and stop. For signal handlers, too."""
+        """Start no further trial; let running ones save a checkpoint and stop. For signal handlers, too."""
         self.stop_reason = self.stop_reason or reason
         for control, _ in list(self._running.values()):
             control.request_stop(self.stop_reason)
 
     def stop_now(self, reason: str = "stopped at once") -> None:
-        """Let those under way stop without another checkpoint. For signal handlers and other threads, too."""
+        """Let running trials stop without another checkpoint. For signal handlers and other threads, too."""
         self.stop_reason = self.stop_reason or reason
         self._is_urgent = True
         for control, _ in list(self._running.values()):
@@ -115,19 +114,19 @@ class Trials:
         number, history = before.number, dict(before.history)
         control = TrialControl(
             on_event=lambda event: self._on_event(trial, control, history, event),
-            slots=lambda: self._share_of(number),
+            slots=lambda: self._available_slots(number),
             say=lambda text: self.say(number, text),
-            note=trial.set_user_attr,
+            set_attribute=trial.set_user_attr,
         )
         began, error = time.monotonic(), None
         try:
-            # The file of ``summary`` is the sweep's.
-            order = TrialOrder(number, options.space.configure(replace(options.config, summary=None), values))
-            self._running[number] = control, order.config.slots
-            if self.stop_reason is not None:  # a signal came before the trial could be found by it
+            # The summary file is the sweep's.
+            plan = TrialPlan(number, options.space.configure(replace(options.config, summary=None), values))
+            self._running[number] = control, plan.config.slots
+            if self.stop_reason is not None:  # A signal came before the trial was registered.
                 (control.stop_now if self._is_urgent else control.request_stop)(self.stop_reason)
             self.say(number, "begins: " + in_words(values))
-            self.train(order, control)
+            self.train(plan, control)
             if not history:
                 raise ValueError("it ended without a value of the monitored metric")  # noqa: TRY301
         except Exception as caught:
@@ -135,7 +134,7 @@ class Trials:
         finally:
             self._running.pop(number, None)
             trial.set_user_attr("seconds", before.seconds + time.monotonic() - began)
-        end = self._ends[trial.number] = self._judged(error, control)
+        end = self._ends[trial.number] = self._classify(error, control)
         if end.error is not None:
             trial.set_user_attr("error", end.error)
         if end.state == "pruned":
@@ -144,18 +143,18 @@ class Trials:
             raise error
         return (max if options.config.mode == "max" else min)(history.values())
 
-    def _judged(self, error: Exception | None, control: TrialControl) -> TrialEnd:
-        end = how_it_ended(error, control.reason)
+    def _classify(self, error: Exception | None, control: TrialControl) -> TrialEnd:
+        end = classify_end(error, control.reason)
         if end.error or end.fault:
-            # Trials fall over in many ways with their session. If it is gone, none of them has failed.
+            # A lost session makes trials fail with many errors, none of which is the trial's.
             try:
                 self.slots()
             except Exception as gone:
                 return TrialEnd("running", fault=None if self.stop_reason else _lost_session(gone))
         return end
 
-    def _after(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Hear of the end of a trial, as Optuna's callback."""
+    def _on_trial_end(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Record the end of a trial, as Optuna's callback."""
         end, record = self._ends[trial.number], record_of(study, trial)
         with self._lock:
             try:
@@ -164,15 +163,15 @@ class Trials:
                     study.stop()
                 best = "" if record.best is None else f", {self.options.config.monitor} {record.best:.4f}"
                 why = f": {end.error}" if end.error else ""
-                state = "stops, to go on later" if end.state == "running" else end.state
+                state = "stops, to be resumed" if end.state == "running" else end.state
                 self.say(record.number, f"{state} after {record.epochs} epochs{best}{why}")
                 if end.state == "running":
-                    retry(study, trial)
+                    requeue(study, trial)
                 else:
-                    self._over += 1
-                    self.on_end(record, self._over)
+                    self._ended += 1
+                    self.on_end(record, self._ended)
             except Exception as error:
-                # Optuna waits for the trials under way and drops what callbacks raise once all trials have begun.
+                # Optuna waits for running trials, and drops errors of callbacks once all trials have begun.
                 self._fault = self._fault or error
                 self.stop_now()
                 study.stop()
@@ -180,7 +179,7 @@ class Trials:
     def _count(self, end: TrialEnd) -> None:
         self._fault = self._fault or end.fault
         if isinstance(end.fault, SessionLostError):
-            self.request_stop("the Spark session is gone")
+            self.request_stop("the Spark session is lost")
         if end.state == "failed":
             self._failures += 1
             self._last_error = end.error
@@ -188,12 +187,12 @@ class Trials:
             self._failures = 0
 
     def _on_event(self, trial: Trial, control: TrialControl, history: dict[int, float], event: Event) -> None:
-        """Hear an event of a trial; the end of an epoch may be the end of the trial."""
+        """Report the end of an epoch to the study, which may prune the trial."""
         if event["event"] != "epoch_end" or event.get("rank") != 0:
             return
         monitor, epoch = self.options.config.monitor, event["epoch"]
         value = event["logs"].get(monitor)
-        # Attempts repeat epochs; and a pruner cannot compare a value that is no number.
+        # Attempts repeat epochs, and a pruner cannot compare NaN.
         if value is None or epoch in history or not math.isfinite(value):
             return
         history[epoch] = float(value)
@@ -202,16 +201,16 @@ class Trials:
             control.say(f"is pruned at epoch {epoch}, {monitor} {value:.4f}")
             control.request_stop(PRUNED)
 
-    def _share_of(self, number: int) -> int:
-        """Return how many slots a trial may count on: all that the others leave."""
+    def _available_slots(self, number: int) -> int:
+        """Return the slots for a trial: all that the others do not use."""
         taken = sum(slots for other, (_, slots) in list(self._running.items()) if other != number)
         return max(0, self.slots() - taken)
 
     def _require_success(self) -> None:
         if self._failures >= self.options.max_failures:
             raise SweepFailedError(
-                f"{self._failures} trials failed one after the other, the last with: {self._last_error}. Mend that, or "
-                f"search other values; the same command goes on with further trials"
+                f"{self._failures} trials failed one after the other, the last with: {self._last_error}. Correct that, "
+                f"or search other values; the same command continues with further trials"
             )
         if best_record(self.study) is None:
             last = f"; the last error: {self._last_error}" if self._last_error else ""
@@ -220,8 +219,8 @@ class Trials:
 
 def _lost_session(error: Exception) -> SessionLostError:
     lost = SessionLostError(
-        f"the Spark session does not say how many slots it has ({type(error).__name__}: {one_line(error)}); start a "
-        f"new one: the same command goes on"
+        f"the Spark session does not answer ({type(error).__name__}: {one_line(error)}); start a new one: the same "
+        f"command goes on"
     )
     lost.__cause__ = error
     return lost

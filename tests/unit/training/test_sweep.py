@@ -16,7 +16,7 @@ from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
 from mirrorspark.training.sweep.command import _build_parser, main, read_options
 from mirrorspark.training.sweep.folder import SweepPlace
-from mirrorspark.training.sweep.trial import TrialControl, TrialOrder
+from mirrorspark.training.sweep.trial import TrialControl, TrialPlan
 
 SEARCH = ["--search", "learning_rate=log:1e-4:1e-1"]
 
@@ -60,12 +60,12 @@ class QuickEngine:
     def open_parent(self, label: str, run_id: str | None) -> SilentRun:
         return SilentRun()
 
-    def settle(self, place: SweepPlace) -> None: ...
+    def prepare_warm_start(self, place: SweepPlace) -> None: ...
 
-    def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+    def train(self, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
         control.on_event({"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"val_auc": 0.5}})
 
-    def deliver(self, order: TrialOrder, place: SweepPlace) -> Summary:
+    def deliver(self, order: TrialPlan, place: SweepPlace) -> Summary:
         return Summary(status="finished", registered_model="rides", model_version="1")
 
 
@@ -136,7 +136,7 @@ def test_the_summary_of_a_sweep_that_fails_holds_its_trials_and_its_error(recipe
     """Who waits for the file must not wait for ever."""
 
     class Failing(QuickEngine):
-        def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+        def train(self, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
             raise RuntimeError("no such layer")
 
     arguments = ["--recipe", str(recipe), *SEARCH, "--trials=2", "--output=out", "--summary=sum.json"]

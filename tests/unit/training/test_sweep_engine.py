@@ -21,7 +21,7 @@ from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.sweep import engine as sweep_engine
 from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
 from mirrorspark.training.sweep.folder import SweepPlace
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialOrder
+from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
 from mirrorspark.training.warm_start import WarmStart
 
 ATTEMPTS = (
@@ -92,23 +92,23 @@ class Heard:
 
 
 @pytest.fixture
-def order(new_config: Callable[..., RunConfig]) -> TrialOrder:
-    return TrialOrder(7, new_config(epochs=3))
+def plan(new_config: Callable[..., RunConfig]) -> TrialPlan:
+    return TrialPlan(7, new_config(epochs=3))
 
 
-def engine_of(order: TrialOrder) -> SparkEngine:
-    engine = SparkEngine(order.config, LiveView(epochs=3, is_interactive=False, write=lambda line: None))
+def engine_of(plan: TrialPlan) -> SparkEngine:
+    engine = SparkEngine(plan.config, LiveView(epochs=3, is_interactive=False, write=lambda line: None))
     assert engine.prepare(4) == "d1"
     return engine
 
 
 def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
-    jobs: list[FakeJob], order: TrialOrder, tmp_path: Path
+    jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path
 ) -> None:
     heard, place = Heard(), SweepPlace(tmp_path, "rides-1", lambda: "parent-1")
-    engine_of(order).train(order, heard.control(), place)
+    engine_of(plan).train(plan, heard.control(), place)
     (job,) = jobs
-    assert job.opened["folder"] == RunFolder(tmp_path / "runs" / "rides-1-0007", f"{order.config.identity}-d1", None)
+    assert job.opened["folder"] == RunFolder(tmp_path / "runs" / "rides-1-0007", f"{plan.config.identity}-d1", None)
     assert job.opened["slots"]() == 2
     assert job.tags == {
         "mlflow.parentRunId": "parent-1",
@@ -123,7 +123,7 @@ def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
 
 
 def test_the_study_hears_of_epochs_that_an_earlier_driver_may_not_have_kept(
-    jobs: list[FakeJob], order: TrialOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L9: the driver was killed between its event file and the study; the checkpoint means that it is not repeated."""
     known = {"event": "epoch_end", "rank": 0, "epoch": 1}
@@ -143,39 +143,39 @@ def test_the_study_hears_of_epochs_that_an_earlier_driver_may_not_have_kept(
 
     monkeypatch.setattr(FakeJob, "__init__", made)
     heard = Heard()
-    engine_of(order).train(order, heard.control(), SweepPlace(tmp_path, "rides-1", lambda: "parent-1"))
+    engine_of(plan).train(plan, heard.control(), SweepPlace(tmp_path, "rides-1", lambda: "parent-1"))
     assert heard.events == [known, known, later]
 
 
 def test_parameter_servers_leave_fewer_slots_for_workers(
     jobs: list[FakeJob], new_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    order = TrialOrder(7, new_config(strategy="parameter_server", parameter_servers=1))
-    engine_of(order).train(order, Heard(slots=3).control(), SweepPlace(tmp_path, "rides-1", lambda: None))
+    plan = TrialPlan(7, new_config(strategy="parameter_server", parameter_servers=1))
+    engine_of(plan).train(plan, Heard(slots=3).control(), SweepPlace(tmp_path, "rides-1", lambda: None))
     assert jobs[0].opened["slots"]() == 1
 
 
 @pytest.mark.parametrize(("reason", "state"), [(PRUNED, "pruned"), ("SIGINT", "stopped")])
 def test_a_stop_reaches_the_training_and_its_mlflow_run_says_which(
-    jobs: list[FakeJob], order: TrialOrder, tmp_path: Path, reason: str, state: str
+    jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path, reason: str, state: str
 ) -> None:
     control = Heard().control()
     control.request_stop(reason)
     with pytest.raises(TrainingStoppedError):
-        engine_of(order).train(order, control, SweepPlace(tmp_path, "rides-1", lambda: None))
+        engine_of(plan).train(plan, control, SweepPlace(tmp_path, "rides-1", lambda: None))
     assert jobs[0].tags == {"sweep": tmp_path.name, "trial": "7", "trial_state": state}
 
 
-def test_a_trial_that_goes_on_keeps_its_mlflow_run(jobs: list[FakeJob], order: TrialOrder, tmp_path: Path) -> None:
+def test_a_trial_that_goes_on_keeps_its_mlflow_run(jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path) -> None:
     place = SweepPlace(tmp_path, "rides-1", lambda: None)
     place.run_folder(7).mkdir(parents=True)
     RunFolder(place.run_folder(7), "abc", None).save_state("failed", "child-0")
-    engine_of(order).train(order, Heard().control(), place)
+    engine_of(plan).train(plan, Heard().control(), place)
     assert jobs[0].opened["folder"].continues == "child-0"
 
 
 def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
-    jobs: list[FakeJob], order: TrialOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delivered: list[tuple[Any, ...]] = []
 
@@ -185,14 +185,14 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
 
     monkeypatch.setattr(pipeline, "deliver", deliver, raising=False)
     place = SweepPlace(tmp_path, "rides-1", lambda: "parent-1")
-    engine = engine_of(order)
-    engine.train(order, Heard().control(), place)
-    summary = engine.deliver(order, place)
+    engine = engine_of(plan)
+    engine.train(plan, Heard().control(), place)
+    summary = engine.deliver(plan, place)
     assert (summary.model_version, summary.replay) == (
         "3",
         "python -m mirrorspark.callbacks.mlflow.metric_replay metrics.jsonl",
     )
-    assert delivered == [(jobs[1], ATTEMPTS, order.config)]
+    assert delivered == [(jobs[1], ATTEMPTS, plan.config)]
     assert jobs[1].opened["folder"].path == place.run_folder(7)
 
 
@@ -208,16 +208,16 @@ def test_all_trials_begin_from_one_model_whatever_its_alias_means_to_a_later_com
     jobs: list[FakeJob], new_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T12: and whether it is there at all by then."""
-    order = TrialOrder(7, new_config(warm_start="models:/flights@champion"))
+    plan = TrialPlan(7, new_config(warm_start="models:/flights@champion"))
     place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
     place.folder.mkdir()
     monkeypatch.setattr(pipeline, "deliver", lambda *_: Summary(status="finished"))
     for meant in (exported(tmp_path / "3", "3"), exported(tmp_path / "4", "4"), None):
-        engine = engine_of(order)
+        engine = engine_of(plan)
         engine._prepared = replace(engine._prepared, warm_start=meant)
-        engine.settle(place)
-        engine.train(order, Heard().control(), place)
-        engine.deliver(order, place)
+        engine.prepare_warm_start(place)
+        engine.train(plan, Heard().control(), place)
+        engine.deliver(plan, place)
     kept = WarmStart("models:/flights/3", "d3", place.folder / "warm_start")
     assert [job.opened["warm_start"] for job in jobs] == [kept] * 6
     assert (kept.folder / "features" / "file").read_text() == "3"
@@ -226,12 +226,12 @@ def test_all_trials_begin_from_one_model_whatever_its_alias_means_to_a_later_com
 def test_a_sweep_whose_model_is_gone_trains_no_further_trials_from_another(
     jobs: list[FakeJob], new_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    order = TrialOrder(7, new_config(warm_start="models:/flights@champion"))
+    plan = TrialPlan(7, new_config(warm_start="models:/flights@champion"))
     place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
     place.run_folder(7).mkdir(parents=True)
-    engine = engine_of(order)
+    engine = engine_of(plan)
     with pytest.raises(ConfigError, match=r"sweep/warm_start, from which the run began, is gone; put it back"):
-        engine.settle(place)
+        engine.prepare_warm_start(place)
 
 
 def test_attempts_survive_the_command(tmp_path: Path) -> None:

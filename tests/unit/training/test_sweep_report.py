@@ -13,7 +13,7 @@ import yaml
 from mirrorspark.training.command_line import parse
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.recipe import RECIPE_FILE
-from mirrorspark.training.sweep.report import SweepSummary, as_yaml, command, ranked, recipe_patch, trial_table
+from mirrorspark.training.sweep.report import SweepSummary, as_yaml, command, rank_trials, recipe_patch, trial_table
 from mirrorspark.training.sweep.study import TrialRecord
 
 
@@ -31,8 +31,8 @@ TRIALS = [
 
 
 def test_the_best_comes_first_and_what_was_not_trained_to_its_end_comes_last() -> None:
-    assert [trial.number for trial in ranked(TRIALS, "max")] == [2, 0, 3, 1]
-    assert [trial.number for trial in ranked(TRIALS, "min")] == [0, 2, 3, 1]
+    assert [trial.number for trial in rank_trials(TRIALS, "max")] == [2, 0, 3, 1]
+    assert [trial.number for trial in rank_trials(TRIALS, "min")] == [0, 2, 3, 1]
 
 
 def test_the_table_has_a_row_per_trial_and_only_the_knobs_that_differ() -> None:

@@ -29,7 +29,7 @@ from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.report import BEST_FILE, SUMMARY_FILE, TABLE_FILE
 from mirrorspark.training.sweep.run import SweepStoppedError, run
 from mirrorspark.training.sweep.space import read_space
-from mirrorspark.training.sweep.trial import TrialControl, TrialOrder
+from mirrorspark.training.sweep.trial import TrialControl, TrialPlan
 from mirrorspark.training.sweep.trials import SweepFailedError
 
 
@@ -94,15 +94,15 @@ class FakeEngine:
         self.tracked = FakeTracked(run_id or "parent-1")
         return self.tracked
 
-    def settle(self, place: SweepPlace) -> None:
+    def prepare_warm_start(self, place: SweepPlace) -> None:
         if self.unsettled is not None:
             raise self.unsettled
 
-    def train(self, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+    def train(self, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
         self.trained.append(order.number)
         if self.error is not None:
             raise self.error
-        control.note("run_id", f"run-{order.number}")
+        control.set_attribute("run_id", f"run-{order.number}")
         value = 1 - abs(order.config.learning_rate - 0.01)
         control.on_event({"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"val_auc": value}})
         if order.number == self.stop_in:
@@ -113,7 +113,7 @@ class FakeEngine:
                 _until(lambda: bool(asked))
             raise TrainingStoppedError((), 10, asked[0])
 
-    def deliver(self, order: TrialOrder, place: SweepPlace) -> Summary:
+    def deliver(self, order: TrialPlan, place: SweepPlace) -> Summary:
         self.delivered.append(order.number)
         return Summary(status="finished", registered_model=order.config.name, model_version="7")
 
@@ -210,7 +210,7 @@ def test_more_trials_go_on_with_the_sweep(new_options: NewOptions) -> None:
     more = run(new_options(trials=6), engine, write=lines.append)
     assert engine.trained == [4, 5]
     assert more.study == first.study
-    assert lines[0] == f"going on with sweep {first.study}: 4 of 6 trials are over"
+    assert lines[0] == f"resuming sweep {first.study}: 4 of 6 trials have ended"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(new_options: NewO
     with pytest.raises(SweepStoppedError) as caught:
         run(new_options(study="night"), engine, write=quiet)
     assert str(caught.value) == (
-        "stopped (SIGINT): 1 of 4 trials are over; the same command goes on, and 1 go on from their last checkpoint"
+        "stopped (SIGINT): 1 of 4 trials have ended; the same command goes on, with 1 from their last checkpoint"
     )
     assert engine.tracked.status == "KILLED"
     assert engine.delivered == []
@@ -339,7 +339,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_how_the_sweep_ended(
 def test_an_export_that_fails_is_reported(
     new_options: NewOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deliver(self: FakeEngine, order: TrialOrder, place: SweepPlace) -> Summary:
+    def deliver(self: FakeEngine, order: TrialPlan, place: SweepPlace) -> Summary:
         raise RuntimeError("the registry says no")
 
     monkeypatch.setattr(FakeEngine, "deliver", deliver)
@@ -357,7 +357,7 @@ def test_points_of_trials_that_end_out_of_order_have_rising_steps(
     second_is_over = threading.Event()
     train = FakeEngine.train
 
-    def in_turn(self: FakeEngine, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+    def in_turn(self: FakeEngine, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
         if order.number == 0:
             assert second_is_over.wait(10.0)
         train(self, order, control, place)
@@ -390,7 +390,7 @@ def test_a_sweep_that_another_driver_takes_over_stops(
     monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.01)
     path = tmp_path / SWEEPS_FOLDER / "night" / STATE_FILE
 
-    def train(self: FakeEngine, order: TrialOrder, control: TrialControl, place: SweepPlace) -> None:
+    def train(self: FakeEngine, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
         stopped, reasons = threading.Event(), []
 
         def stop_now(reason: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mirrorspark.training.config import ConfigError, RunConfig
-from mirrorspark.training.sweep.space import SEARCHABLE, SearchSpace, in_words, read_space, values_of
+from mirrorspark.training.sweep.space import SEARCHABLE, SearchSpace, decode_values, in_words, read_space
 
 NewConfig = Callable[..., RunConfig]
 
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_mapping_of_specs_is_refused(new_config: NewConfig, te
 
 def test_values_become_a_configuration(new_config: NewConfig) -> None:
     space = read(new_config(), "learning_rate=log:1e-4:1e-1", "model.hidden_units=choice:[64],[128,64]")
-    values = values_of({"learning_rate": 0.01, "model.hidden_units": "[128, 64]"})
+    values = decode_values({"learning_rate": 0.01, "model.hidden_units": "[128, 64]"})
     assert values == {"learning_rate": 0.01, "model.hidden_units": [128, 64]}
     config = space.configure(new_config(), values)
     assert (config.learning_rate, config.model) == (0.01, {"name": "multi_field", "hidden_units": [128, 64]})

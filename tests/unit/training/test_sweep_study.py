@@ -17,9 +17,9 @@ from mirrorspark.training.sweep.space import read_space
 from mirrorspark.training.sweep.study import (
     FEWEST_FOR_IMPORTANCE,
     best_record,
+    count_ended,
     importances,
     open_study,
-    over,
     records,
 )
 
@@ -127,7 +127,7 @@ def test_a_killed_sweep_goes_on_with_its_trials(opened: Open, tmp_path: Path) ->
     # The driver is gone; nobody has told how the trial ended.
     with opened(file=file) as study:
         assert [(record.number, record.state) for record in records(study)] == [(0, "complete"), (1, "running")]
-        assert over(study) == 1
+        assert count_ended(study) == 1
         trial = suggest(study)
         assert trial.params == killed.params
         trial.report(0.8, 2)

@@ -6,7 +6,7 @@ from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStop
 from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
 from mirrorspark.training.records.run_state import RunUnderWayError
 from mirrorspark.training.records.tracking import TrackingError
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, how_it_ended
+from mirrorspark.training.sweep.trial import PRUNED, TrialControl, classify_end
 
 
 def failed(cause: Cause = "user", message: str = "no such layer", kind: str = "ValueError") -> TrainingFailedError:
@@ -45,11 +45,11 @@ def test_a_stop_before_the_training_has_begun_reaches_it() -> None:
 def test_how_a_training_ends_says_what_becomes_of_its_trial(
     error: Exception | None, reason: str | None, state: str
 ) -> None:
-    assert how_it_ended(error, reason).state == state
+    assert classify_end(error, reason).state == state
 
 
 def test_an_error_is_kept_in_one_line_and_without_passwords() -> None:
-    end = how_it_ended(OSError("cannot reach\nhttp://me:secret@host/"), None)
+    end = classify_end(OSError("cannot reach\nhttp://me:secret@host/"), None)
     assert end.error is not None
     assert "secret" not in end.error
     assert "\n" not in end.error

@@ -15,7 +15,7 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import SearchSpace, read_space
 from mirrorspark.training.sweep.study import TrialRecord, best_record, open_study, records
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialOrder
+from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
 from mirrorspark.training.sweep.trials import SessionLostError, SweepFailedError, Trials
 
 WAIT_SECONDS = 10.0
@@ -37,13 +37,13 @@ class FakeTraining:
     def __init__(self, *, epochs: int = 2, value: Callable[[int, int], float] = lambda number, epoch: 0.5) -> None:
         self.epochs = epochs
         self.value = value
-        self.orders: list[TrialOrder] = []
+        self.plans: list[TrialPlan] = []
         self.side_by_side: list[int] = []
         self.stopped: dict[int, str] = {}
         self._lock = threading.Lock()
         self._running = 0
 
-    def __call__(self, order: TrialOrder, control: TrialControl) -> None:
+    def __call__(self, plan: TrialPlan, control: TrialControl) -> None:
         stop = threading.Event()
         reasons: list[str] = []
 
@@ -52,22 +52,22 @@ class FakeTraining:
             stop.set()
 
         with self._lock:
-            self.orders.append(order)
-            self._running += order.config.worker_range.most
+            self.plans.append(plan)
+            self._running += plan.config.worker_range.most
             self.side_by_side.append(self._running)
         try:
             control.connect(ask, ask)
             for epoch in range(1, self.epochs + 1):
-                self.train_epoch(order, epoch, stop)
+                self.train_epoch(plan, epoch, stop)
                 if stop.is_set():
-                    self.stopped[order.number] = reasons[0]
+                    self.stopped[plan.number] = reasons[0]
                     raise TrainingStoppedError((), 100, reasons[0])
-                control.on_event(epoch_end(epoch, self.value(order.number, epoch)))
+                control.on_event(epoch_end(epoch, self.value(plan.number, epoch)))
         finally:
             with self._lock:
-                self._running -= order.config.worker_range.most
+                self._running -= plan.config.worker_range.most
 
-    def train_epoch(self, order: TrialOrder, epoch: int, stop: threading.Event) -> None:
+    def train_epoch(self, plan: TrialPlan, epoch: int, stop: threading.Event) -> None:
         """Do nothing; others wait or fail here."""
 
 
@@ -79,7 +79,7 @@ class BlockedTraining(FakeTraining):
         self.go = threading.Event()
         self.arrived: threading.Semaphore = threading.Semaphore(0)
 
-    def train_epoch(self, order: TrialOrder, epoch: int, stop: threading.Event) -> None:
+    def train_epoch(self, plan: TrialPlan, epoch: int, stop: threading.Event) -> None:
         if epoch == 2:
             self.arrived.release()
             deadline = time.monotonic() + WAIT_SECONDS
@@ -95,8 +95,8 @@ class FailingTraining(FakeTraining):
         super().__init__(**how)
         self.errors = errors
 
-    def train_epoch(self, order: TrialOrder, epoch: int, stop: threading.Event) -> None:
-        error = self.errors(order.number)
+    def train_epoch(self, plan: TrialPlan, epoch: int, stop: threading.Event) -> None:
+        error = self.errors(plan.number)
         if error is not None:
             raise error
 
@@ -136,7 +136,7 @@ def test_every_trial_is_trained_with_its_own_values_and_kept_with_its_value(
     new_trials(training).run()
     assert states(study) == ["complete"] * 3
     assert [record.best for record in records(study)] == pytest.approx([0.52, 0.62, 0.72])
-    tried = {order.number: order.config.learning_rate for order in training.orders}
+    tried = {plan.number: plan.config.learning_rate for plan in training.plans}
     assert tried == {record.number: record.values["learning_rate"] for record in records(study)}
     best = best_record(study)
     assert best is not None
@@ -167,7 +167,7 @@ def test_as_many_train_side_by_side_as_have_slots(
     training.go.set()
     runner.join(WAIT_SECONDS)
     assert not runner.is_alive()
-    assert len(training.orders) == 6
+    assert len(training.plans) == 6
     assert max(training.side_by_side) == most
 
 
@@ -184,7 +184,7 @@ def test_a_trial_that_is_worse_than_the_others_is_asked_to_stop_and_pruned(
 
 
 def test_only_the_chiefs_epochs_count(study: optuna.Study, new_trials: NewTrials) -> None:
-    def train(order: TrialOrder, control: TrialControl) -> None:
+    def train(plan: TrialPlan, control: TrialControl) -> None:
         control.on_event({"event": "progress", "rank": 0, "epoch": 1})
         control.on_event(epoch_end(1, 0.9, rank=1))
         control.on_event(epoch_end(1, 0.5))
@@ -240,7 +240,7 @@ def test_values_that_contradict_each_other_fail_without_a_training(
     new_trials(training).run()
     assert states(study) == ["complete", "failed", "complete"]
     assert records(study)[1].error == "a batch of 10 does not divide among 3 workers"
-    assert len(training.orders) == 2
+    assert len(training.plans) == 2
 
 
 def test_a_stop_lets_running_trials_save_and_the_next_command_goes_on_with_them(
@@ -261,14 +261,14 @@ def test_a_stop_lets_running_trials_save_and_the_next_command_goes_on_with_them(
 
     again = FakeTraining()
     new_trials(again, slots=2, trials=4).run()
-    assert sorted(order.number for order in again.orders)[:2] == [0, 1]
+    assert sorted(plan.number for plan in again.plans)[:2] == [0, 1]
     assert states(study) == ["complete"] * 4
     # Epoch 1 was told before the stop.
     assert records(study)[0].history == {1: 0.6, 2: 0.5}
 
 
 class MortalSession:
-    """A session that says how many slots it has until it is gone."""
+    """A session that answers until it is lost."""
 
     def __init__(self, slots: int) -> None:
         self.count = slots
@@ -289,9 +289,9 @@ def test_trials_of_a_session_that_is_gone_stop_and_go_on_later(
     """T2: nothing is wrong with the trials, which meet whatever py4j raises."""
     session, other = MortalSession(slots=2), BlockedTraining()
 
-    def train(order: TrialOrder, control: TrialControl) -> None:
-        if order.number == 0:
-            other(order, control)
+    def train(plan: TrialPlan, control: TrialControl) -> None:
+        if plan.number == 0:
+            other(plan, control)
         assert other.arrived.acquire(timeout=WAIT_SECONDS)
         session.is_gone = True
         raise error
@@ -299,11 +299,11 @@ def test_trials_of_a_session_that_is_gone_stop_and_go_on_later(
     with pytest.raises(SessionLostError) as caught:
         new_trials(train, slots=session, trials=4).run()
     assert str(caught.value) == (
-        "the Spark session does not say how many slots it has (ConnectionRefusedError: [Errno 111] Connection "
-        "refused); start a new one: the same command goes on"
+        "the Spark session does not answer (ConnectionRefusedError: [Errno 111] Connection refused); start a new one: "
+        "the same command goes on"
     )
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
-    assert other.stopped == {0: "the Spark session is gone"}
+    assert other.stopped == {0: "the Spark session is lost"}
     assert states(study) == ["running", "running"]
 
 
@@ -311,7 +311,7 @@ def test_a_session_that_ends_beside_a_stopped_sweep_is_no_fault(study: optuna.St
     """T2: a SIGTERM may reach the JVM, too."""
     session = MortalSession(slots=1)
 
-    def train(order: TrialOrder, control: TrialControl) -> None:
+    def train(plan: TrialPlan, control: TrialControl) -> None:
         trials.request_stop("SIGTERM")
         session.is_gone = True
         raise TrainingStoppedError((), 10, "SIGTERM")
@@ -332,7 +332,7 @@ def test_a_stop_at_once_reaches_a_trial_that_is_about_to_begin(
         trials.stop_now()  # no signal handler can find the trial yet
         return suggest(space, trial)
 
-    def train(order: TrialOrder, control: TrialControl) -> None:
+    def train(plan: TrialPlan, control: TrialControl) -> None:
         control.connect(lambda why: stops.append(("save", why)), lambda why: stops.append(("at once", why)))
         raise TrainingStoppedError((), 0, "as asked")
 
@@ -346,9 +346,9 @@ def test_a_stop_at_once_reaches_a_trial_that_is_about_to_begin(
 def test_what_cannot_be_told_of_a_trial_stops_the_others(study: optuna.Study, new_trials: NewTrials) -> None:
     training = BlockedTraining()
 
-    def train(order: TrialOrder, control: TrialControl) -> None:
-        if order.number == 0:
-            training(order, control)
+    def train(plan: TrialPlan, control: TrialControl) -> None:
+        if plan.number == 0:
+            training(plan, control)
         assert training.arrived.acquire(timeout=WAIT_SECONDS)
         control.on_event(epoch_end(1, 0.5))
 
@@ -363,31 +363,31 @@ def test_what_cannot_be_told_of_a_trial_stops_the_others(study: optuna.Study, ne
 
 
 def test_after_the_timeout_no_trial_starts_and_the_one_under_way_ends(new_trials: NewTrials) -> None:
-    orders: list[TrialOrder] = []
+    plans: list[TrialPlan] = []
 
-    def train(order: TrialOrder, control: TrialControl) -> None:
-        orders.append(order)
+    def train(plan: TrialPlan, control: TrialControl) -> None:
+        plans.append(plan)
         time.sleep(0.3)
         control.on_event(epoch_end(1, 0.5))
 
     new_trials(train, trials=9, timeout_seconds=0.2).run()
-    assert len(orders) == 1
+    assert len(plans) == 1
 
 
 def test_trials_of_earlier_commands_count(study: optuna.Study, new_trials: NewTrials) -> None:
     new_trials(FakeTraining(), trials=2).run()
     training = FakeTraining()
     new_trials(training, trials=3).run()
-    assert [order.number for order in training.orders] == [2]
+    assert [plan.number for plan in training.plans] == [2]
     nothing_left = FakeTraining()
     new_trials(nothing_left, trials=3).run()
-    assert nothing_left.orders == []
+    assert nothing_left.plans == []
 
 
 def test_a_trial_may_count_on_the_slots_that_the_others_leave(new_trials: NewTrials) -> None:
     seen: list[int] = []
 
-    def train(order: TrialOrder, control: TrialControl) -> None:
+    def train(plan: TrialPlan, control: TrialControl) -> None:
         seen.append(control.slots())
         control.on_event(epoch_end(1, 0.5))
 
