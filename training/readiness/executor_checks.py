@@ -194,7 +194,8 @@ def _check_shared_store(found: Findings, position: int, option: str) -> Check:
         if theirs.error is not None:
             return failure(
                 name,
-                f"{_worker(answer)} cannot use {folder} ({theirs.error}); mend its permissions, credentials or network",
+                f"{_worker(answer)} cannot use {folder} ({theirs.error}); correct its permissions, credentials or "
+                f"network",
             )
         if not theirs.reads_driver:
             return failure(

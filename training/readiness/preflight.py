@@ -196,7 +196,7 @@ def _tracking(uri: str) -> Check:
             return failure("tracking", f"{shown} {problem}; give another --tracking-uri")
         if outage is not None:
             # It may come back: metrics are sent later, and only the registration needs it.
-            return warning("tracking", f"{shown} {outage}; start it: what the run tells is kept and sent later")
+            return warning("tracking", f"{shown} {outage}; start it: the run's metrics are kept and sent later")
     elif dialect in _DATABASE_PORTS:
         problem = with_timeout(lambda: _database_problem(uri, _DATABASE_PORTS[dialect]), 2 * REACH_SECONDS)
         if problem is not None:

@@ -249,7 +249,7 @@ def test_a_tracking_server_that_is_broken_is_told_with_its_status(
 ) -> None:
     uri = serve(status)
     check = checked(tmp_path, "tracking", uri=uri)
-    expected = f"{uri} answers with status {status}; start it: what the run tells is kept and sent later"
+    expected = f"{uri} answers with status {status}; start it: the run's metrics are kept and sent later"
     assert check == warning("tracking", expected)
 
 
@@ -261,7 +261,7 @@ def test_a_tracking_server_that_is_not_there_is_told_within_seconds(tmp_path: Pa
     assert time.monotonic() - begin < 10
     assert check.status == "warn"
     assert check.detail.startswith(f"http://127.0.0.1:{port} cannot be reached (")
-    assert check.detail.endswith("start it: what the run tells is kept and sent later")
+    assert check.detail.endswith("start it: the run's metrics are kept and sent later")
 
 
 def test_a_tracking_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

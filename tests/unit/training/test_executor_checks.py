@@ -116,7 +116,7 @@ def test_an_executor_whose_files_the_driver_does_not_see_is_told() -> None:
 
 def test_an_executor_that_may_not_write_is_told() -> None:
     check = judged([answer(0, stores=(StoreResult(True, "Permission denied"),))])["shared output"]
-    assert check.detail.startswith("worker 0 (10.0.0.4) cannot use /shared/output (Permission denied); mend its")
+    assert check.detail.startswith("worker 0 (10.0.0.4) cannot use /shared/output (Permission denied); correct its")
 
 
 def test_an_unreachable_pair_is_named_with_the_cure() -> None:

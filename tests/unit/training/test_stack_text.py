@@ -50,7 +50,7 @@ def test_the_users_own_folder_may_be_called_training(file: str) -> None:
     assert summarize_stacks(hung.replace("/opt/clone/", "/spark/work/other place/"))[1] == "read_slowly (model.py:41)"
 
 
-def test_parse_threads_this_project_tell_nothing_wherever_it_lies() -> None:
+def test_threads_of_this_project_are_omitted_wherever_it_is_installed() -> None:
     hung = HUNG_INPUT.replace("/home/me/my_input.py", "/opt/clone/data_pipelines/quality/splits.py")
     assert len(summarize_stacks(hung, 9)) == 1
     assert len(summarize_stacks(hung.replace("/opt/clone/", "/spark/work/other place/"), 9)) == 1
