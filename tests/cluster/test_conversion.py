@@ -314,7 +314,7 @@ def test_a_dataset_that_exists_is_left_alone_by_an_error_of_its_own(spark: "Spar
     check_directory(converted.path, checksums=True)
 
 
-def test_what_a_killed_conversion_left_is_removed_by_the_next(spark: "SparkSession", tmp_path: Path) -> None:
+def test_the_next_conversion_removes_the_files_of_a_killed_one(spark: "SparkSession", tmp_path: Path) -> None:
     begin = (
         "import sys; from mirrorspark.storage.paths import StoragePath; "
         "from mirrorspark.storage.publish import SaveMode, WriteJob; "

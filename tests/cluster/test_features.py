@@ -126,7 +126,7 @@ def test_a_spec_is_proposed_for_a_table(orders: "DataFrame", caplog: pytest.LogC
     assert FeatureSpec.infer(orders, label="topics", keys=["order_id"]).label == Label("topics", "multi_label")
 
 
-def test_what_cannot_be_proposed_is_said(orders: "DataFrame") -> None:
+def test_an_impossible_proposal_of_features_is_refused(orders: "DataFrame") -> None:
     with pytest.raises(FeatureSpecError, match=r"the table has no columns \['target'\]; it has \['order_id', 'again'"):
         FeatureSpec.infer(orders, label="target")
     with pytest.raises(

@@ -122,7 +122,7 @@ def test_a_value_that_does_not_fit_stops_it_and_leaves_nothing(spark: "SparkSess
     assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
 
 
-def test_what_cannot_be_ingested_is_refused(spark: "SparkSession", csv_folder: Path, tmp_path: Path) -> None:
+def test_input_that_cannot_be_ingested_is_refused(spark: "SparkSession", csv_folder: Path, tmp_path: Path) -> None:
     plain = str(csv_folder / "a.csv")
     with pytest.raises(IngestError, match="exists already"):
         ingest_csv(spark, plain, csv_folder, schema=SCHEMA)

@@ -54,7 +54,7 @@ def test_lists_of_candidates_are_found_by_key(spark: "SparkSession", tmp_path: P
         assert scores.get(2) == {"row": 2, **fallback}
 
 
-def test_what_is_no_store_is_refused_and_nothing_is_left(
+def test_an_invalid_store_is_refused_and_leaves_no_files(
     spark: "SparkSession", flights: "DataFrame", tmp_path: Path
 ) -> None:
     rows = flights.select("flight_id", "distance")

@@ -117,7 +117,7 @@ def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
         ({"keys": "id"}, r"key columns \['id'\] are missing"),
     ],
 )
-def test_what_cannot_be_recommended_is_told_before_a_task_starts(
+def test_invalid_arguments_of_recommend_are_refused_before_a_task_starts(
     rows: "DataFrame", movies: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ScoringError, match=message):

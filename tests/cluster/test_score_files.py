@@ -295,7 +295,7 @@ def test_scores_that_are_there_already_are_replaced_or_added_to_when_asked(
         score_files(spark, flights, model, target, keys="flight_id")
 
 
-def test_what_does_not_fit_is_told_before_a_task_starts(
+def test_unsuitable_input_is_refused_before_a_task_starts(
     spark: "SparkSession", model: Path, flights: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "scores"

@@ -313,7 +313,7 @@ def test_sql_takes_a_subset_of_the_inputs_in_the_callers_order(
         assert scores_by_key(frame) == pytest.approx(expected, rel=0, abs=1e-6), call
 
 
-def test_what_cannot_be_scored_fails_on_the_driver_before_any_task(
+def test_invalid_arguments_of_score_are_refused_before_a_task_starts(
     spark: "SparkSession", flights: "DataFrame", models: Models
 ) -> None:
     """Issue 2, section 5: one clear line, nothing started."""

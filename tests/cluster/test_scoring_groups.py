@@ -239,7 +239,7 @@ def test_rows_of_unknown_groups_have_nulls_and_the_reason(
     assert unmarked.where("score IS NULL").count() == 34
 
 
-def test_what_is_said_of_nulls_holds_for_the_models_that_read_the_column(
+def test_a_null_policy_applies_to_the_models_that_read_the_column(
     numbers: "DataFrame", linear: dict[str, Path]
 ) -> None:
     """South and east read y, of which all are null; north does not."""
@@ -283,7 +283,7 @@ def test_labels_that_differ_are_refused_in_a_form_of_a_column_for_each(
         score_by_group(baskets, models, group="region", keys="id", outputs=Wide())
 
 
-def test_what_does_not_fit_is_told_before_a_task_starts(
+def test_unsuitable_input_is_refused_before_a_task_starts(
     numbers: "DataFrame", linear: dict[str, Path], tmp_path: Path
 ) -> None:
     """The message says which group's model it is about."""

@@ -204,7 +204,7 @@ def scores_in(folder: Path, key: str = "flight_id") -> dict[Any, float]:
 
 
 @pytest.mark.parametrize("kind", ["orc", "tfrecord", "table"])
-def test_what_is_not_parquet_is_read_by_spark(
+def test_formats_other_than_parquet_are_read_by_spark(
     spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path, kind: str
 ) -> None:
     """S16: the same command, whatever the rows are in."""
@@ -232,7 +232,7 @@ def test_an_empty_table_is_one_file_without_rows(
     assert (found.columns, found.count()) == (["flight_id", "score", "model_version"], 0)
 
 
-def test_what_spark_cannot_read_is_told(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
+def test_input_that_spark_cannot_read_is_reported(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
     for source, kind, message in (
         ("no_such_table", "table", "Spark cannot read no_such_table as table"),
         (["one", "two"], "table", "a table has one name, 2 are given"),

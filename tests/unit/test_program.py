@@ -60,7 +60,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_what_is_no_command_is_bad_usage(
+def test_an_unknown_command_is_bad_usage(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2

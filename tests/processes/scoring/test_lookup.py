@@ -128,7 +128,7 @@ def test_a_signal_ends_it_though_a_connection_is_open(tmp_path: Path, number: si
         assert process.stderr.read() == ""
 
 
-def test_what_cannot_be_served_is_told(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_served_is_reported(tmp_path: Path) -> None:
     process = started(tmp_path / "nothing.db")
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 2

@@ -261,7 +261,7 @@ def gone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gone]:
         yield Gone(server.uri, folder / "copies", pinned)
 
 
-def test_what_a_server_gave_is_used_offline_when_it_is_gone(gone: Gone) -> None:
+def test_a_model_fetched_from_a_server_is_used_offline_later(gone: Gone) -> None:
     assert {uri: resolve(uri, gone.uri, offline=True) for uri in gone.pinned} == gone.pinned
     assert {pinned.path.is_relative_to(gone.copies) for pinned in gone.pinned.values()} == {True}
     champion = Predictor(resolve("models:/boxes@champion", f"{gone.uri}/", offline=True))

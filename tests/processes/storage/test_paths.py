@@ -27,7 +27,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoragePa
         yield StoragePath.of(tmp_path) / name
 
 
-def test_what_was_written_is_read_listed_and_deleted(folder: StoragePath) -> None:
+def test_a_written_file_is_read_listed_and_deleted(folder: StoragePath) -> None:
     assert not folder.exists()
     assert folder.files() == []
     assert folder.folders() == []
@@ -135,7 +135,7 @@ def test_a_folder_that_is_kept_is_not_made_again(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(kept)).within == kept.uri  # noqa: S301 - our own bytes
 
 
-def test_what_is_not_there_cannot_be_renamed(folder: StoragePath) -> None:
+def test_a_missing_file_cannot_be_renamed(folder: StoragePath) -> None:
     with pytest.raises(FileNotFoundError):
         (folder / "nothing").rename(folder / "something")
 

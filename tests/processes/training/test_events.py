@@ -116,7 +116,7 @@ def test_each_rank_is_heard_in_the_order_it_spoke() -> None:
         assert [event["number"] for event in log.events if event["rank"] == rank] == list(range(200))
 
 
-def test_what_was_sent_before_the_end_is_heard_before_the_end() -> None:
+def test_events_sent_before_the_end_arrive_before_it() -> None:
     log = Log()
     with EventServer("127.0.0.1", log) as server:
         client = EventClient(server.address, rank=0, attempt=1)
@@ -126,7 +126,7 @@ def test_what_was_sent_before_the_end_is_heard_before_the_end() -> None:
     assert len(log.events) == 500
 
 
-def test_who_does_not_know_the_token_is_refused_and_the_others_are_heard(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_without_the_token_is_refused_and_others_are_served(caplog: pytest.LogCaptureFixture) -> None:
     log = Log()
     with EventServer("127.0.0.1", log) as server:
         client = EventClient(server.address, rank=0, attempt=1)
@@ -296,7 +296,7 @@ def test_a_queue_full_of_errors_takes_no_more_and_does_not_wait(
     assert [event["number"] for event in heard] == [0, 1, 2, 3, 4]
 
 
-def test_closing_waits_no_longer_than_it_was_told(
+def test_closing_waits_at_most_its_timeout(
     silent_driver: tuple[EventAddress, Callable[[], list[Event]]],
 ) -> None:
     client = EventClient(silent_driver[0], rank=0, attempt=1)
@@ -326,7 +326,7 @@ def test_leaving_ends_every_thread_and_nothing_is_heard_afterwards(monkeypatch: 
         pass
 
 
-def test_of_too_many_strangers_the_longest_silent_is_cut_off_and_ranks_are_heard(
+def test_the_oldest_of_too_many_unauthenticated_clients_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(event_server, "_MOST_UNPROVEN", 8)
@@ -386,7 +386,7 @@ def fake_driver() -> Iterator[tuple[EventAddress, Callable[[], socket.socket]]]:
         yield EventAddress("127.0.0.1", listener.getsockname()[1], "token"), lambda: listener.accept()[0]
 
 
-def test_what_a_cut_line_swallowed_is_sent_again_in_order_except_progress() -> None:
+def test_events_lost_with_a_connection_are_resent_in_order_except_progress() -> None:
     with fake_driver() as (address, accept):
         client = EventClient(address, rank=0, attempt=1)
         with accept() as first, first.makefile("rb") as stream:
@@ -424,7 +424,7 @@ def test_an_event_that_comes_twice_is_heard_once() -> None:
     assert [event["number"] for event in log.events] == [1, 2, 3]
 
 
-def test_a_driver_that_does_not_know_the_token_is_told_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_event_is_sent_to_a_driver_without_the_token(caplog: pytest.LogCaptureFixture) -> None:
     with fake_driver() as (address, accept):
         client = EventClient(address, rank=0, attempt=1, on_command=lambda _: pytest.fail("obeyed"), sender="task")
         client.send({"event": "epoch_end"})
@@ -474,7 +474,7 @@ def test_a_task_that_comes_late_learns_what_still_stands() -> None:
         client.close()
 
 
-def test_where_the_ranks_listen_is_told_to_the_ranks_alone_and_to_who_comes_again() -> None:
+def test_addresses_reach_only_ranks_including_reconnected_ones() -> None:
     """T7: a rank whose line is cut while it waits for the others must not wait for ever."""
     log = Log()
     some, all_of_them = ({"command": "peers", "addresses": [first, "b:2"]} for first in (None, "a:1"))
@@ -529,7 +529,7 @@ def test_silence_of_the_driver_is_measured() -> None:
         client.close()
 
 
-def test_logs_do_not_keep_an_error_from_being_told(
+def test_logs_do_not_block_an_error(
     silent_driver: tuple[EventAddress, Callable[[], list[Event]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_client, "_QUEUE_LENGTH", 5)
@@ -546,7 +546,7 @@ def test_logs_do_not_keep_an_error_from_being_told(
     assert [event.get("message", "error") for event in heard] == ["1", "2", "3", "4", "error"]
 
 
-def test_logs_that_nobody_acknowledges_do_not_keep_an_error_from_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unacknowledged_logs_do_not_block_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_client, "_QUEUE_LENGTH", 5)
     with fake_driver() as (address, accept):
         client = EventClient(address, rank=0, attempt=1)

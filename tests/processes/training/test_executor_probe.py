@@ -236,7 +236,7 @@ def test_a_folder_that_is_not_shared_gets_no_files_and_is_not_made(
         missing.write("0")
 
 
-def test_a_store_that_no_one_serves_is_told(question: ProbeRequest, ring: list[int]) -> None:
+def test_a_store_without_a_server_is_reported(question: ProbeRequest, ring: list[int]) -> None:
     store = Store(StoragePath("nosuch://bucket/folder"), "t0ken")
     (answer,) = Gang(["127.0.0.1"]).ask(ProbeRequest(question.token, question.events, (store,)))
     assert answer.stores[0].error is not None
@@ -292,5 +292,5 @@ def test_the_probe_travels_and_its_token_is_not_shown(question: ProbeRequest) ->
         (ValueError("x" * 400), "x" * 300 + " ..."),
     ],
 )
-def test_what_a_store_says_is_a_line_of_some_length(error: Exception, words: str) -> None:
+def test_a_stores_error_is_shortened_to_one_line(error: Exception, words: str) -> None:
     assert store_problem(error) == words

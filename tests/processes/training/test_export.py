@@ -61,7 +61,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[ExportPlan]:
     return done
 
 
-def test_what_was_exported_is_not_exported_again(plan: ExportPlan, exports: list[ExportPlan], tmp_path: Path) -> None:
+def test_a_complete_export_is_not_repeated(plan: ExportPlan, exports: list[ExportPlan], tmp_path: Path) -> None:
     kept = tmp_path / "export.json"
     first = export_once(plan, kept)
     assert export_once(dataclasses.replace(plan, threads=8), kept) == first == ExportResult("models:/m-1", "1")
@@ -69,7 +69,7 @@ def test_what_was_exported_is_not_exported_again(plan: ExportPlan, exports: list
 
 
 @pytest.mark.parametrize("change", ["another checkpoint", "a lost file", "a torn file", "a torn result", "no result"])
-def test_what_is_not_whole_or_another_is_exported_again(
+def test_an_incomplete_or_different_export_is_repeated(
     plan: ExportPlan, exports: list[ExportPlan], tmp_path: Path, change: str
 ) -> None:
     kept = tmp_path / "export.json"

@@ -165,7 +165,7 @@ def test_a_table_sharded_over_two_servers_trains_though_a_worker_is_killed_and_r
     assert last["logs"]["val_loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
-def test_what_was_saved_whole_resumes_on_servers_and_a_stop_saves_within_an_epoch(
+def test_a_synchronous_checkpoint_resumes_on_servers_and_a_stop_saves_within_an_epoch(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     plan = plan_of(dataset, tmp_path, workers=1, epochs=1000)
@@ -204,7 +204,7 @@ def test_faults_on_purpose_strike_the_coordinators_steps_and_the_workers_data(
     assert re.fullmatch(r"MIRRORSPARK_FAULTS asked for an error after step ([89]|\d\d)", outcome["message"])
 
 
-def test_a_loss_that_is_no_number_is_told_with_what_can_be_known(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_nan_loss_is_reported_without_the_records_of_its_step(dataset: Dataset, tmp_path: Path) -> None:
     plan = plan_of(dataset, tmp_path, workers=1, epochs=2)
     plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, optimizer="sgd", learning_rate=1e30))
     with Cluster(plan, Roles(workers=1, servers=1)) as cluster:

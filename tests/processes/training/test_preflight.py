@@ -76,7 +76,7 @@ def test_a_machine_that_is_ready_passes_every_check_and_nothing_is_left_behind(t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_failed_checks_are_told_in_one_line() -> None:
+def test_all_failed_checks_are_reported_in_one_line() -> None:
     checks = [Check("java", False, "there is none"), Check("output", True, "/out"), Check("slots", False, "too few")]
     with pytest.raises(PreflightError) as raised:
         require(checks)
@@ -176,7 +176,7 @@ def test_a_store_in_a_folder_that_cannot_be_written_is_named(tmp_path: Path, sch
 
 
 @pytest.mark.parametrize("uri", ["foo://bar", "postgres://host/db", "ftp://host"])
-def test_a_store_that_mlflow_does_not_know_is_told(tmp_path: Path, uri: str) -> None:
+def test_a_store_unknown_to_mlflow_is_reported(tmp_path: Path, uri: str) -> None:
     check = checked(tmp_path, "tracking", uri=uri)
     assert not check.passed
     assert check.detail.startswith(f"{uri} is no store that MLflow knows; --tracking-uri takes ['http', ")
@@ -187,7 +187,7 @@ def test_a_store_that_only_mlflow_can_open_passes(tmp_path: Path, uri: str) -> N
     assert checked(tmp_path, "tracking", uri=uri).passed
 
 
-def test_a_database_that_is_not_there_is_told_within_seconds(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_reported_within_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     begin = time.monotonic()
@@ -198,7 +198,7 @@ def test_a_database_that_is_not_there_is_told_within_seconds(tmp_path: Path) -> 
     assert "s3cret" not in check.detail
 
 
-def test_a_database_whose_driver_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_database_driver_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         uri = f"mysql://127.0.0.1:{listener.getsockname()[1]}/db"
@@ -218,7 +218,7 @@ def test_a_database_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
-def test_a_folder_is_a_store_only_where_mlflow_is_told_to_take_one(
+def test_a_folder_is_a_store_only_if_mlflow_allows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -244,7 +244,7 @@ def test_a_tracking_server_that_wants_more_of_us_is_there(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
-def test_a_tracking_server_that_is_broken_is_told_with_its_status(
+def test_a_broken_tracking_server_is_reported_with_its_status(
     tmp_path: Path, serve: Callable[[int], str], status: int
 ) -> None:
     uri = serve(status)
@@ -253,7 +253,7 @@ def test_a_tracking_server_that_is_broken_is_told_with_its_status(
     assert check == warning("tracking", expected)
 
 
-def test_a_tracking_server_that_is_not_there_is_told_within_seconds(tmp_path: Path) -> None:
+def test_an_unreachable_tracking_server_is_reported_within_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     begin = time.monotonic()
@@ -274,7 +274,7 @@ def test_a_tracking_server_that_never_answers_is_given_up(tmp_path: Path, monkey
     assert "timed out" in check.detail
 
 
-def test_what_answers_but_is_no_web_server_is_told(tmp_path: Path) -> None:
+def test_a_server_without_http_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
 
@@ -293,7 +293,7 @@ def test_what_answers_but_is_no_web_server_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:port", "http://[::1", "http://no-such-host.invalid"])
-def test_a_tracking_uri_that_is_none_is_told(tmp_path: Path, uri: str) -> None:
+def test_an_invalid_tracking_uri_is_reported(tmp_path: Path, uri: str) -> None:
     check = checked(tmp_path, "tracking", uri=uri)
     assert not check.passed
     assert check.detail.startswith(uri)
@@ -334,7 +334,7 @@ def cluster(
     return {check.name: check for check in check_cluster(spark, workers, shared)}
 
 
-def test_too_few_slots_are_told_before_spark_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_slots_are_reported_before_spark_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = cluster(monkeypatch, 4, [2, 4], master="local[2]")  # a local session gets no more: it is asked once
     assert not checks["slots"].passed
     assert checks["slots"].detail.startswith("local[2] has 2 task slots for 4 workers")
@@ -371,7 +371,7 @@ def test_executors_are_asked_of_the_nearest_folder_that_is_there(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_for_checkpoints_that_names_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_place_for_checkpoints_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     spark: Any = FakeSpark(monkeypatch, [2], "spark://host:7077")
     checks = check_cluster(spark, 2, checkpoints="s3:/bucket/a")
     assert not checks[-1].passed
@@ -403,7 +403,7 @@ def test_a_local_session_writes_to_the_store_of_the_checkpoints_before_anything_
     assert spark.asked == []
 
 
-def test_a_folder_that_may_not_be_looked_into_is_told_like_one_that_may_not_be_written(
+def test_an_unreadable_folder_is_reported_like_an_unwritable_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     look = os.stat
@@ -420,7 +420,7 @@ def test_a_folder_that_may_not_be_looked_into_is_told_like_one_that_may_not_be_w
     assert check.detail == f"written and read by the driver: {tmp_path / 'locked'}"  # root may write there all the same
 
 
-def test_a_cluster_that_encrypts_is_refused_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encrypted_cluster_is_refused_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     ignore = "tensorflow.spark.distributor.ignoreSsl"
     refused = cluster(monkeypatch, 1, [1], None, **{"spark.ssl.enabled": "true"})["encryption"]
     assert (refused.status, ignore in refused.detail) == ("FAIL", True)
@@ -452,7 +452,7 @@ def test_spark_connect_is_refused_before_spark_starts_and_its_token_is_not_shown
     assert "s3cret" not in checks["session"].detail
 
 
-def test_a_master_that_is_not_there_is_told_within_seconds(tmp_path: Path) -> None:
+def test_an_unreachable_master_is_reported_within_seconds(tmp_path: Path) -> None:
     """Spark itself would try for a minute."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -469,7 +469,7 @@ def test_an_output_on_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pyte
     assert check.detail.endswith("has 0.2 GB free; make room, or give another --output")
 
 
-def test_a_missing_tf_keras_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tf_keras_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pain 28: TensorFlow takes Keras 3 where it does not find the legacy one."""
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda _: None)
     assert not checked(tmp_path, "legacy keras").passed

@@ -106,7 +106,7 @@ def test_a_rank_that_leaves_is_named_by_its_neighbours(workers: int) -> None:
         assert "rank 1 is gone" in str(stayed.exception())
 
 
-def test_a_failure_is_kept_for_who_sees_only_a_text_of_it() -> None:
+def test_a_failure_is_stored_for_callers_that_see_only_its_text() -> None:
     rings: list[Ring] = []
 
     def fails(ring: Ring) -> None:
@@ -119,7 +119,7 @@ def test_a_failure_is_kept_for_who_sees_only_a_text_of_it() -> None:
     assert rings[0].failure is stayed.exception()
 
 
-def test_ranks_in_different_collectives_are_told_which() -> None:
+def test_ranks_in_different_collectives_raise_with_both_kinds() -> None:
     def different(ring: Ring) -> None:
         ring.barrier()
         ring.all_reduce(np.ones(3 + ring.rank, np.float32))
@@ -147,7 +147,7 @@ def test_a_neighbour_that_stands_still_is_not_waited_for_for_ever() -> None:
     assert str(first.exception()) == "rank 1 has moved nothing for 0.5 s"
 
 
-def test_who_waits_long_leaves_its_core_to_others() -> None:
+def test_a_long_waiting_rank_yields_its_core() -> None:
     def processor_seconds_of_waiting(ring: Ring) -> float:
         if ring.rank == 1:
             time.sleep(0.5)  # the wait itself
@@ -221,7 +221,7 @@ def test_strangers_at_the_door_keep_nobody_out() -> None:
         stranger.result()
 
 
-def test_strangers_who_say_nothing_keep_nobody_waiting() -> None:
+def test_silent_unauthenticated_clients_delay_no_rank() -> None:
     addresses = free_addresses(2)
     host, port = addresses[0].split(":")
     with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as silent:

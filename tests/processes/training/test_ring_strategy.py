@@ -81,7 +81,7 @@ def test_all_workers_end_with_the_same_bits(results: Callable[[int], Results], c
 
 
 @pytest.mark.parametrize("case", ["float16", "local", "diloco"])
-def test_what_is_not_exact_learns_as_well(results: Callable[[int], Results], case: str) -> None:
+def test_inexact_options_learn_as_well(results: Callable[[int], Results], case: str) -> None:
     exact, other = results(2)[0]["adam/val_auc"], results(2)[0][f"{case}/val_auc"]
     assert other[-1] > exact[-1] - 0.05
 
@@ -204,7 +204,7 @@ def test_rows_of_a_table_and_of_its_optimizer_are_read_without_all_others() -> N
     assert "ReadVariableOp" not in operations
 
 
-def test_a_rank_that_is_lost_while_a_graph_is_traced_is_told_as_lost() -> None:
+def test_a_rank_lost_while_a_graph_is_traced_is_reported_as_lost() -> None:
     """T6: TensorFlow would have it that the user's code has failed."""
     (following, their_following), (preceding, their_preceding) = socket.socketpair(), socket.socketpair()
     their_following.close()

@@ -128,7 +128,7 @@ def test_the_secret_is_in_neither_arguments_nor_environment(driver: Driver) -> N
     assert secret not in repr(task(driver.server.address, "finish_at_once"))
 
 
-def test_a_fault_of_the_user_is_told_with_its_step_and_is_not_the_tasks_own(driver: Driver) -> None:
+def test_a_users_error_is_reported_with_its_step_and_is_not_the_tasks(driver: Driver) -> None:
     (outcome,) = task(driver.server.address, "fail", "town")()
     assert outcome == {
         "outcome": "failed",
@@ -150,7 +150,7 @@ def test_a_fault_of_the_user_is_told_with_its_step_and_is_not_the_tasks_own(driv
     assert [event["message"] for event in driver.events if event["event"] == "log"] == ["about to fail"]
 
 
-def test_an_outcome_needs_no_driver_to_hear_it() -> None:
+def test_an_outcome_is_returned_without_a_driver() -> None:
     begin = time.monotonic()
     (outcome,) = task(EventAddress("127.0.0.1", 9, "token"), "fail", "town")()
     assert (outcome["cause"], outcome["message"]) == ("user", "no such column: town")
@@ -178,7 +178,7 @@ def test_every_other_end_has_a_cause(
     assert driver.kinds("task").count("error") + driver.kinds(None).count("error") == 1
 
 
-def test_an_abort_on_a_gpu_is_told_as_the_consequence_of_another_ranks_end(
+def test_an_abort_on_a_gpu_is_reported_as_a_consequence_of_another_ranks_end(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -192,7 +192,7 @@ def test_only_the_last_lines_of_a_talkative_rank_are_quoted(driver: Driver) -> N
     assert lines[1:] == [f"line {line}" for line in range(1960, 2000)]
 
 
-def test_what_a_rank_prints_is_shown_when_asked_for(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_rank_is_shown_on_request(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
     for verbose, shown in ((False, ""), (True, "rank 0: line 0\n")):
         task(driver.server.address, "leave", "1", verbose=verbose)()
         assert capfd.readouterr().err == shown
@@ -202,7 +202,7 @@ def told_by_log(driver: Driver) -> list[tuple[str, str]]:
     return [(event["level"], event["message"]) for event in driver.events if event["event"] == "log"]
 
 
-def test_prints_and_the_log_of_a_rank_are_shown_with_its_number_and_told_once(
+def test_output_and_log_of_a_rank_are_shown_once_with_its_number(
     driver: Driver, capfd: pytest.CaptureFixture[str]
 ) -> None:
     task(driver.server.address, "speak", verbose=True)()
@@ -216,7 +216,7 @@ def test_prints_and_the_log_of_a_rank_are_shown_with_its_number_and_told_once(
     assert {times for line in expected if (times := told_by_log(driver).count(line))} == {1}
 
 
-def test_a_quiet_rank_tells_its_warnings_alone(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_rank_sends_only_its_warnings(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
     (outcome,) = task(driver.server.address, "speak")()
     assert outcome == {"outcome": "finished", "epochs": 1}
     driver.server.__exit__()
@@ -224,7 +224,7 @@ def test_a_quiet_rank_tells_its_warnings_alone(driver: Driver, capfd: pytest.Cap
     assert capfd.readouterr().err == ""
 
 
-def test_of_very_many_lines_the_driver_is_told_some(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_flood_of_log_lines_is_sampled(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
     task(driver.server.address, "print_many_lines", "3000", verbose=True)()
     driver.server.__exit__()
     assert len(capfd.readouterr().err.splitlines()) == 3000
@@ -286,7 +286,7 @@ def test_no_secret_is_in_the_last_lines_of_a_rank(driver: Driver) -> None:
 
 
 @pytest.mark.usefixtures("planted")
-def test_no_secret_is_told_of_a_rank_that_cannot_be_started(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_rank_that_cannot_start_has_no_secret(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise WorkerStartError(f"{NOTE} {PLANTED['a token of the environment']}")
 
@@ -305,7 +305,7 @@ def test_a_rank_that_is_asked_to_stop_does_so_after_its_step(driver: Driver) -> 
 
 
 @pytest.mark.parametrize("entry", ["stop_with_work_left", "fail_with_work_left"])
-def test_what_is_to_be_done_before_the_exit_is_done(driver: Driver, tmp_path: Path, entry: str) -> None:
+def test_pending_work_of_a_rank_is_done_before_its_exit(driver: Driver, tmp_path: Path, entry: str) -> None:
     """T5: a checkpoint on its way, metrics that nobody could take. Python's own exit never comes."""
     with running(task(driver.server.address, entry, note=str(tmp_path / "done"))) as rank:
         driver.server.command({"command": "stop", "reason": "driver"})
@@ -398,7 +398,7 @@ def test_a_rank_is_followed_while_its_task_waits_for_the_runner(driver: Driver) 
         assert follow()[0]["reason"] == "driver"
 
 
-def test_a_rank_that_dies_while_its_task_waits_for_the_runner_is_told_at_once(driver: Driver) -> None:
+def test_the_death_of_a_rank_is_reported_while_its_task_waits_for_the_runner(driver: Driver) -> None:
     with task(driver.server.address, "kill_itself").begun() as follow:
         error = driver.next("error")
         assert (error["cause"], error["message"]) == ("lost", "killed by signal SIGKILL")
@@ -469,7 +469,7 @@ def test_the_end_of_a_rank_is_seen_while_a_process_it_has_started_lives_on(drive
     assert (outcome["cause"], outcome["message"]) == ("lost", "killed by signal SIGKILL")
 
 
-def test_a_rank_that_is_gone_before_it_is_looked_at_is_told_by_its_status(
+def test_a_rank_that_ended_early_is_reported_with_its_exit_status(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class GoneProcess:
@@ -522,7 +522,7 @@ def test_leases_keep_the_rank(driver: Driver) -> None:
         assert rank.outcome()["outcome"] == "stopped"
 
 
-def test_stacks_and_state_are_told_on_command(driver: Driver) -> None:
+def test_stacks_and_state_are_sent_on_command(driver: Driver) -> None:
     with running(task(driver.server.address, "hang")):
         process = psutil.Process(driver.next("phase", phase="training")["process"])
         text = ""
@@ -556,7 +556,7 @@ def test_a_rank_says_again_and_again_that_it_is_alive(driver: Driver) -> None:
     assert alive["step"] > 0
 
 
-def test_a_rank_that_cannot_be_started_is_told(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_cannot_start_is_reported(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise WorkerStartError("no processes left")
 

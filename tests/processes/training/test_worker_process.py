@@ -84,7 +84,7 @@ def test_a_rank_has_the_environment_of_its_task_and_no_more(tmp_path: Path) -> N
     assert seen_by_a_rank(tmp_path / "seen", TF_CONFIG="{}")["environment"] == environment
 
 
-def test_what_is_read_at_import_gets_a_server_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_read_at_import_get_a_separate_fork_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = seen_by_a_rank(tmp_path / "seen")
     other_threads = seen_by_a_rank(tmp_path / "seen", OMP_NUM_THREADS="2")
     assert other_threads["parent"] != first["parent"]
@@ -106,7 +106,7 @@ def test_a_module_that_cannot_be_imported_ahead_is_the_ranks_affair(tmp_path: Pa
     assert seen_by_a_rank(tmp_path / "seen", preload="no_such_module")["rank"] == 3
 
 
-def test_what_a_rank_prints_is_no_answer(tmp_path: Path) -> None:
+def test_output_of_a_rank_is_not_taken_for_its_answer(tmp_path: Path) -> None:
     with started() as process:
         order(process, "tell_all", str(tmp_path / "seen"))
         assert answer(process)["outcome"] == "finished"
@@ -218,7 +218,7 @@ def test_nothing_is_left_when_the_task_is_killed(*, is_stopped: bool) -> None:
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def test_what_is_sent_to_the_group_of_the_task_reaches_neither_server_nor_rank(tmp_path: Path) -> None:
+def test_signals_to_the_tasks_process_group_reach_neither_server_nor_rank(tmp_path: Path) -> None:
     with started() as process:
         order(process, "hang")
         server = psutil.Process(process.pid).ppid()
@@ -228,7 +228,7 @@ def test_what_is_sent_to_the_group_of_the_task_reaches_neither_server_nor_rank(t
     assert os.getpgid(0) not in groups
 
 
-def test_what_a_rank_has_started_ends_with_it(tmp_path: Path) -> None:
+def test_processes_started_by_a_rank_end_with_it(tmp_path: Path) -> None:
     with started() as process:
         order(process, "wait_beside_a_child", str(tmp_path / "child"))
         child = psutil.Process(number_in(tmp_path / "child"))
@@ -314,7 +314,7 @@ def test_nothing_is_started_by_what_is_imported_ahead() -> None:
     assert said.stdout == "1 None\n"
 
 
-def test_what_a_task_has_to_import_before_its_rank_can_begin_is_little() -> None:
+def test_a_task_imports_little_before_its_rank_begins() -> None:
     program = """
         import sys
         import mirrorspark.training.protocol.plan, mirrorspark.training.executor.task

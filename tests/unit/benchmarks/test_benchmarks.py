@@ -103,7 +103,7 @@ def test_growth_compares_the_cost_of_a_row_in_the_two_largest_tables() -> None:
     assert growth(timings, [20, 200, 2_000]) == pytest.approx(1.5)
 
 
-def test_what_a_row_costs_beyond_the_start_of_a_job_is_told() -> None:
+def test_the_cost_of_a_row_is_reported_without_the_start_of_a_job() -> None:
     start = {"write": Timing("write", (0.25,))}
     timings = [Timing("write", (0.5,)), Timing("write", (3.25,))]
 

@@ -155,7 +155,7 @@ def test_difference_of_local_updates_is_what_they_lose() -> None:
     assert pair.difference > 0
 
 
-def test_what_a_run_shows_goes_to_a_file_until_it_has_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_runs_output_goes_to_a_file_until_its_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     # By the descriptors, as capfd takes the streams themselves away.
     with unwatched(tmp_path / "output"):
         os.write(1, b"MLflow: a run\n")

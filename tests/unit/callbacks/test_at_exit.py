@@ -34,7 +34,7 @@ def test_all_that_waits_is_done_once_and_one_that_fails_holds_up_no_other(caplog
     assert "the disk is full" in caplog.text
 
 
-def test_what_takes_too_long_is_left_and_holds_up_no_other() -> None:
+def test_a_timed_out_call_is_abandoned_and_delays_no_other() -> None:
     done, late = threading.Event(), threading.Event()
     at_exit.register(done.set)
     at_exit.register(late.wait, 30)

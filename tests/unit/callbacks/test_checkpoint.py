@@ -176,7 +176,7 @@ def test_a_rank_that_is_not_the_chief_writes_no_file(
     assert not scratch.exists()
 
 
-def test_what_a_killed_chief_left_is_removed_by_its_next_attempt(
+def test_the_next_attempt_removes_the_files_of_a_killed_chief(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, scratch = tmp_path / "store", tmp_path / "scratch"
@@ -252,7 +252,7 @@ def test_training_goes_on_while_values_are_written_that_stay_those_of_their_step
             np.testing.assert_array_equal(ours.numpy(), theirs)
 
 
-def test_of_those_that_wait_for_a_slow_store_the_ends_of_epochs_stay(
+def test_epoch_end_checkpoints_stay_in_the_queue_for_a_slow_store(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
 ) -> None:
     checkpoint = ChiefCheckpoint(tmp_path, monitor="loss", mode="min", keep_last=9, every_steps=1)
@@ -381,9 +381,7 @@ def test_while_training_only_waits_its_owner_knows_and_hears_that_it_gets_on(
     assert events[2] == "beat"
 
 
-def test_what_is_raised_right_before_a_save_keeps_it_from_being(
-    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset
-) -> None:
+def test_an_error_right_before_a_save_prevents_it(tmp_path: Path, new_model: NewModel, new_dataset: NewDataset) -> None:
     def refuse() -> None:
         raise ArithmeticError("not this one")
 

@@ -38,7 +38,7 @@ def test_an_attempt_that_begins_behind_the_fence_is_refused(tmp_path: Path) -> N
         Permit(tmp_path, 1, read_fence(tmp_path)).check()
 
 
-def test_what_is_committed_while_the_fence_changes_is_taken_back(tmp_path: Path) -> None:
+def test_a_checkpoint_committed_while_the_fence_changes_is_withdrawn(tmp_path: Path) -> None:
     """The process may be stopped between its look at the fence and the rename, for as long as it likes."""
     held = fence(tmp_path, 1)
 

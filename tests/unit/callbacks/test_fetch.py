@@ -125,7 +125,7 @@ def test_it_is_told_how_much_has_come(store: str, tmp_path: Path) -> None:
     assert reported == [(10, 15), (15, 15)]
 
 
-def test_of_the_processes_of_a_machine_one_fetches_and_the_others_hear_how_far_it_is(
+def test_one_process_of_a_machine_downloads_and_the_others_follow_its_progress(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mirrorspark.storage.host_cache._LOOK_SECONDS", 0.001)

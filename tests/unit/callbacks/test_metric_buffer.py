@@ -227,7 +227,7 @@ def test_without_a_file_the_oldest_of_too_many_are_lost_and_that_is_said(caplog:
     assert caplog.text.count("more than 2 events wait; the oldest are dropped from now on") == 1
 
 
-def test_what_cannot_be_sent_by_the_end_is_kept_and_the_replay_command_is_named(
+def test_unsent_metrics_are_kept_and_the_replay_command_is_shown(
     open_buffer: Callable[..., MetricBuffer], log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = FakeServer(is_down=True)
@@ -378,7 +378,7 @@ def test_parameters_tags_artifacts_and_status_arrive_once_the_server_is_there(
     assert buffer.left_behind is None
 
 
-def test_what_else_could_not_be_sent_is_replayed_as_well(
+def test_other_unsent_calls_are_replayed_as_well(
     open_buffer: Callable[..., MetricBuffer], log: Path, tmp_path: Path
 ) -> None:
     server = FakeServer(is_down=True)
@@ -711,5 +711,5 @@ def test_the_replay_says_where_it_goes_and_ends_soon_where_nobody_answers(
         ("RESOURCE_DOES_NOT_EXIST: no run\nmore of it", "RESOURCE_DOES_NOT_EXIST: no run"),
     ],
 )
-def test_of_an_outage_the_systems_word_is_told(said: str, words: str) -> None:
+def test_an_outage_is_reported_with_the_systems_message(said: str, words: str) -> None:
     assert first_line(ConnectionError(said)) == words

@@ -25,7 +25,7 @@ def test_each_kind_of_scalar_becomes_the_same_float(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "0.5", np.array([1.0, 2.0]), tf.constant("x"), np.array([])])
-def test_what_is_no_single_number_is_none(value: object) -> None:
+def test_values_that_are_no_single_number_are_none(value: object) -> None:
     assert as_float(value) is None
 
 

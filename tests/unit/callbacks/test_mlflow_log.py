@@ -169,7 +169,7 @@ def test_a_server_that_is_down_from_the_start_does_not_stop_training(
     assert [(list(event["metrics"]), event["step"]) for event in saved] == [(["loss", "mae"], 1), (["loss", "mae"], 2)]
 
 
-def test_what_cannot_be_sent_by_the_end_lies_in_a_file_also_where_none_was_asked_for(
+def test_unsent_metrics_are_kept_in_a_file_by_default(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -54,7 +54,7 @@ def test_weights_spoilt_by_nan_are_not_committed(
 
 
 @pytest.mark.parametrize("every_steps", [1, 2, 3])
-def test_what_is_saved_within_an_epoch_is_from_before_the_first_bad_step(
+def test_a_checkpoint_within_an_epoch_is_from_before_the_first_bad_step(
     tmp_path: Path, new_model: NewModel, poisoned: tf.data.Dataset, every_steps: int
 ) -> None:
     guard = StopOnNaN(every_steps=100)

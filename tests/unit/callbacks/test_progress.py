@@ -69,7 +69,7 @@ def test_between_events_the_loss_stays_on_the_device(new_model: Callable[..., tf
     assert [(e["step_in_epoch"], e["loss"]) for e in events[1:]] == [(1, 0.25), (4, 0.5)]
 
 
-def test_what_send_raises_ends_the_training(
+def test_an_error_of_send_ends_the_training(
     new_model: Callable[..., tf_keras.Model], new_dataset: Callable[..., tf.data.Dataset]
 ) -> None:
     def send(event: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def test_an_error_that_passes_is_tried_again_and_forgotten(
     assert caplog.text.count("The checkpoint of step 7 waits") == 2
 
 
-def test_what_is_no_fault_of_the_store_is_not_tried_again(open_publisher: Callable[..., CheckpointPublisher]) -> None:
+def test_errors_that_are_not_the_stores_are_not_retried(open_publisher: Callable[..., CheckpointPublisher]) -> None:
     publisher = open_publisher()
     publisher.submit(pending(7, text=Text("values", [TypeError("a bug")])))
     with pytest.raises(TypeError, match="a bug"):

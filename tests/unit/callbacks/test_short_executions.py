@@ -93,7 +93,7 @@ def test_executions_grow_to_the_most_and_end_where_those_of_the_most_would() -> 
     assert seen.trained == [[1, 2, 4, 8, 16, 32, 50, 100], [50, 100]]
 
 
-def test_of_slow_steps_an_execution_has_as_many_as_take_the_time() -> None:
+def test_an_execution_of_slow_steps_has_fewer_of_them() -> None:
     seen = fitted(built(steps_per_execution=MOST), lambda step: 0.3, steps=14)
 
     assert seen.trained == [[1, 2, 4, 7, 10, 13, 14], [3, 6, 9, 12, 14]]

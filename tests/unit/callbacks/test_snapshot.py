@@ -44,7 +44,7 @@ class AllKinds(tf_keras.layers.Layer):
     [tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["/cpu:0"]), RingStrategy(Ring(0, 1))],
     ids=["plain", "mirrored", "ring"],
 )
-def test_what_changes_after_the_snapshot_is_written_as_it_was(strategy: Any, tmp_path: Path) -> None:
+def test_a_snapshot_keeps_the_values_of_its_step(strategy: Any, tmp_path: Path) -> None:
     with strategy.scope():
         model = tf_keras.Sequential([tf_keras.Input((3,)), AllKinds(), tf_keras.layers.Dense(2)])
         model.compile(tf_keras.optimizers.Adam(0.1), "mse")

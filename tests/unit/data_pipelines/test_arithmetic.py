@@ -49,7 +49,7 @@ def test_numbers_are_clipped_before_their_logarithm_is_taken() -> None:
     assert math.isnan(with_log[4])
 
 
-def test_what_is_denormal_is_zero() -> None:
+def test_denormal_numbers_are_zero() -> None:
     assert standardised(np.array([DENORMAL, -DENORMAL]), 0.0, 0.0, 1.0, NUMPY).tolist() == [0.0, 0.0]
     least = standardised(np.array([LEAST_FLOAT32, LEAST_FLOAT32 / 2, -LEAST_FLOAT32 / 2]), 0.0, 0.0, 1.0, NUMPY)
     assert least.tolist() == [LEAST_FLOAT32, 0.0, 0.0]

@@ -183,7 +183,7 @@ def test_vocabularies_are_learnt_for_what_neither_hashes_nor_shares_and_for_a_la
     assert SPEC.label_tokens is None
 
 
-def test_who_shares_the_ids_of_a_hashed_feature_is_hashed_alike() -> None:
+def test_a_feature_that_shares_hashed_ids_is_hashed_alike() -> None:
     buckets = {feature.name: EVERY_KIND.hash_buckets(feature) for feature in EVERY_KIND.token_features}
     assert buckets == {
         "shop": None,

@@ -66,7 +66,7 @@ def test_wide_rows_come_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
     ],
     ids=lambda column: str(column.type),
 )
-def test_what_repeats_itself_in_a_file_is_read_in_bounded_bytes(
+def test_dictionary_encoded_values_are_read_in_bounded_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: pa.Array
 ) -> None:
     """S8: encoded, such a column takes next to nothing."""
@@ -93,7 +93,7 @@ def test_a_row_group_on_a_disk_is_never_in_memory_as_a_whole(tmp_path: Path) -> 
     assert max(held) < 4e6  # of 16
 
 
-def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
+def test_schemas_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ParquetError, match=r"has no column \['none'\]; it has \['id', 'text', 'day'\]"):
         ParquetRows.of(folder, ["none"])
     pq.write_table(pa.table({"id": ["x"], "text": ["y"]}), folder / "day=1" / "z.parquet")
@@ -122,7 +122,7 @@ def test_schemas_are_told_apart_by_the_columns_asked_for(folder: Path) -> None:
     assert files.of_each_schema(["none", "day"]) == (first,)
 
 
-def test_what_writers_call_the_elements_of_a_list_makes_no_other_schema(tmp_path: Path) -> None:
+def test_names_of_list_elements_do_not_change_the_schema(tmp_path: Path) -> None:
     """Their types are equal, and print, and hash, as others."""
     one, other = (pa.list_(pa.field(name, pa.int64())) for name in ("element", "item"))
     for name, type_ in (("a", one), ("b", other)):

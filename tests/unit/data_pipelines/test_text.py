@@ -186,7 +186,7 @@ def test_a_range_that_the_refusal_of_a_script_proposes_works() -> None:
     assert split_tokens(pa.array(["a\u03b1b"]), r"[\x{370}-\x{3ff}]").to_pylist() == [["a", "b"]]
 
 
-def test_what_looks_like_ignoring_the_case_is_taken_in_brackets() -> None:
+def test_the_syntax_of_case_folding_is_literal_in_brackets() -> None:
     assert split_tokens(pa.array(["a?b(c"]), "[(?i]").to_pylist() == [["a", "b", "c"]]
 
 

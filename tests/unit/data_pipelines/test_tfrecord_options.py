@@ -43,7 +43,7 @@ def test_codecs_by_name_and_by_hadoops_class(name: str, codec: str) -> None:
         ({"layout": "block", "recordtype": "ByteArray"}, "a block is an Example"),
     ],
 )
-def test_what_a_write_cannot_do_is_refused(options: dict[str, str], message: str) -> None:
+def test_unsupported_options_of_a_write_are_refused(options: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         WriteOptions.of(options)
 
@@ -57,7 +57,7 @@ def test_what_a_write_cannot_do_is_refused(options: dict[str, str], message: str
         ({"partitionby": "day"}, "unknown option partitionby"),
     ],
 )
-def test_what_a_read_cannot_do_is_refused(options: dict[str, str], message: str) -> None:
+def test_unsupported_options_of_a_read_are_refused(options: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ReadOptions.of(options)
 

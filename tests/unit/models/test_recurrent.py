@@ -48,7 +48,7 @@ def test_ordered_fields_stay_in_their_order_and_the_others_are_averaged_as_ever(
     np.testing.assert_array_equal(others, averaged(inputs))
 
 
-def test_where_every_field_has_an_order_nothing_is_averaged() -> None:
+def test_ordered_fields_are_not_averaged() -> None:
     (watched,) = embeddings(["watched"], FIELDS[1:2])({"watched": padded([[2, 3]], 2)})
     np.testing.assert_array_equal(watched, table()[np.newaxis, [6, 7]])
 
@@ -124,7 +124,9 @@ def test_gradients_do_not_depend_on_padding(last_state: LastState) -> None:
     [(LISTS, 20, 6), (LISTS, 6, 6), ([[], [2]], 5, 1), ([[], []], 5, 1), ([[2, 0, 3]], 5, 3)],
     ids=["padding", "none", "one id", "no id", "a gap"],
 )
-def test_what_pads_every_row_is_cut_but_for_one_column(rows: Sequence[Sequence[int]], width: int, kept: int) -> None:
+def test_padding_common_to_all_rows_is_cut_except_one_column(
+    rows: Sequence[Sequence[int]], width: int, kept: int
+) -> None:
     given = {"watched": padded(rows, width), "device": tf.ones(len(rows), tf.int64)}
     found = without_common_padding(given, ["watched"])
     assert found["watched"].numpy().tolist() == given["watched"][:, :kept].numpy().tolist()

@@ -98,7 +98,7 @@ def test_a_second_fit_and_an_evaluation_trace_nothing_again() -> None:
     assert model.traces == {"train": 1, "test": 1}
 
 
-def test_what_no_metric_keeps_is_still_in_the_logs() -> None:
+def test_logs_contain_values_that_are_no_metrics() -> None:
     usual, model = compiled(TellsMore, ours=False), compiled(TellsMore, ours=True)
     usual_history, history = fitted(usual), fitted(model)
     assert "positives" in history

@@ -151,7 +151,7 @@ def test_counters_and_the_optimizer_begin_afresh(exported: Callable[..., Exporte
     assert [int(weight.numpy()) for weight in model.weights if weight.dtype == tf.int64] == [0]
 
 
-def test_what_does_not_agree_is_named_and_left(exported: Callable[..., Exported]) -> None:
+def test_weights_that_do_not_fit_are_named_and_not_taken(exported: Callable[..., Exported]) -> None:
     earlier, before = exported()
     wider = replace(SMALL, embedding_dim=4)
     model = built(multi_field, wider, AFTER, seed=2)

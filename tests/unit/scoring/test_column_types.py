@@ -53,8 +53,6 @@ def test_a_value_takes_the_bytes_that_numpy_takes_for_it() -> None:
         ("binary", [pa.large_binary(), pa.binary(4)], [pa.string()]),
     ],
 )
-def test_what_is_cast_loses_nothing_but_precision(
-    name: str, fitting: list[pa.DataType], others: list[pa.DataType]
-) -> None:
+def test_a_cast_loses_only_precision(name: str, fitting: list[pa.DataType], others: list[pa.DataType]) -> None:
     assert [ELEMENT_TYPES[name].fits(arrow) for arrow in fitting] == [True] * len(fitting)
     assert [ELEMENT_TYPES[name].fits(arrow) for arrow in others] == [False] * len(others)

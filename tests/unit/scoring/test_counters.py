@@ -48,7 +48,7 @@ def test_a_graph_that_is_made_while_rows_are_scored_is_counted() -> None:
     assert tally.report()["traces"] > first
 
 
-def test_of_several_models_the_graphs_are_counted_that_scoring_makes_and_not_those_of_loading() -> None:
+def test_graphs_traced_by_scoring_are_counted_and_those_of_loading_are_not() -> None:
     tally = Tally()
     tally.begin(loads=1, threads=2)
     of_scoring = tf.function(lambda x: x * 3.0)

@@ -58,7 +58,7 @@ def test_a_jpeg_is_what_the_library_of_the_model_makes_of_it(backend: str) -> No
 
 
 @pytest.mark.parametrize("backend", BOTH)
-def test_of_an_animation_the_first_frame_counts(backend: str) -> None:
+def test_an_animation_is_decoded_to_its_first_frame(backend: str) -> None:
     frames = [Image.fromarray(each) for each in pictures(2, HEIGHT, WIDTH)[..., 0]]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
@@ -139,7 +139,7 @@ def test_a_fill_that_the_model_s_type_does_not_hold_is_refused(fill: float) -> N
         decoders(inputs, Signature((array,), ()), "onnx", None)
 
 
-def test_what_is_missing_is_the_fill_all_over() -> None:
+def test_a_missing_value_is_an_array_of_the_fill() -> None:
     arrays, faults = decoded(decoder("image", (2, 2, 1)), None, fill=0.5)
     assert (arrays.tolist(), faults) == ([[[[0.5], [0.5]], [[0.5], [0.5]]]], {})
 
@@ -164,7 +164,7 @@ def test_numbers_stand_one_after_the_other_little_end_first() -> None:
         ("pixels", (3,), "float", r"decoder 'pixels' is unknown; use one of \['image', 'resized_image', 'numb"),
     ],
 )
-def test_what_cannot_be_decoded_to_is_refused_before_a_value_is(
+def test_an_invalid_target_of_decoding_is_refused_before_any_value(
     name: str, shape: tuple[int | None, ...], element: str, message: str
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=message):

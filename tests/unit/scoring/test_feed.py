@@ -72,7 +72,7 @@ def test_a_column_of_a_wrong_type_is_no_row_s_fault() -> None:
         feed_of(ArrayType("a", "bigint")).row_errors(pa.record_batch({"a": ["x"]}), first=False)
 
 
-def test_what_is_decoded_comes_in_calls_of_bounded_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_arrays_come_in_calls_of_bounded_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """S8: of arrays of 16 bytes each, 64 bytes are four rows; the errors are those of all calls."""
     monkeypatch.setattr(feed, "CALL_BYTES", 64)
     column = Column("x", "binary", decode="two")

@@ -139,7 +139,7 @@ def test_a_version_whose_files_are_elsewhere_now_is_fetched_again(models: Fetche
     assert models.find("http://store", "models:/a/1") == after
 
 
-def test_what_may_have_changed_is_fetched_when_asked_to(models: FetchedModels, store: Store) -> None:
+def test_a_possibly_changed_model_is_fetched_again_on_request(models: FetchedModels, store: Store) -> None:
     models.fetch(version("a"), store.of("a"))
     store.weights = "b"
     assert weights(models, models.fetch(version("a"), store.of("a"), again=True)).read_text() == "b" * BYTES
@@ -191,7 +191,7 @@ def test_spellings_of_a_uri_are_one(models: FetchedModels, store: Store) -> None
     assert models.find("http://store", "models:///a/1/") == models.find("http://store", "models:/a/1") is not None
 
 
-def test_of_many_that_ask_at_once_one_downloads(models: FetchedModels, store: Store) -> None:
+def test_concurrent_requests_share_one_download(models: FetchedModels, store: Store) -> None:
     """Locks are held by open files, so threads stand for processes."""
     with ThreadPoolExecutor(8) as threads:
         fetched = set(threads.map(lambda _: models.fetch(version("a"), store.of("a")), range(8)))
@@ -221,7 +221,7 @@ def test_a_download_that_fails_leaves_nothing(models: FetchedModels, store: Stor
 
 
 @pytest.mark.process
-def test_what_a_living_process_uses_stays(models: FetchedModels, store: Store) -> None:
+def test_an_entry_in_use_by_a_living_process_stays(models: FetchedModels, store: Store) -> None:
     bounded = replace(models, limit_bytes=BYTES)
     with other_process(bounded, "a"):
         bounded.fetch(version("b"), store.of("b"))
@@ -322,7 +322,7 @@ def test_a_file_system_without_locks_is_told_with_what_names_another(
         models.fetch(version("a"), store.of("a"))
 
 
-def test_what_is_there_is_returned_while_another_download_goes_on(models: FetchedModels, store: Store) -> None:
+def test_an_existing_copy_is_returned_during_another_download(models: FetchedModels, store: Store) -> None:
     fetched = models.fetch(version("a"), store.of("a"))
     with ThreadPoolExecutor(1) as threads:
         began, go_on = threading.Event(), threading.Event()

@@ -50,9 +50,7 @@ def check_scores(folder: Path, published: str) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["model", "scores"]
 
 
-def test_of_two_attempts_that_both_end_only_the_one_that_spark_takes_is_seen(
-    writer: ScoreWriter, tmp_path: Path
-) -> None:
+def test_only_the_attempt_that_spark_accepts_is_visible(writer: ScoreWriter, tmp_path: Path) -> None:
     [first], [second] = written(writer, BATCHES), written(writer, BATCHES)
     assert first.path != second.path
     writer.job.publish([second])

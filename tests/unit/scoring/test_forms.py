@@ -151,6 +151,6 @@ def test_a_form_may_be_given_by_its_name_and_nothing_else_is_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "best", "top", "top:x", "top:0", "wide:3", "at_least:nan", "at_least:"])
-def test_what_names_no_form_is_refused(text: str) -> None:
+def test_an_unknown_form_of_output_is_refused(text: str) -> None:
     with pytest.raises(ScoringError):
         form_named(text)

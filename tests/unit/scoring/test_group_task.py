@@ -124,7 +124,7 @@ def test_a_row_whose_group_has_no_model_is_named(
         scored_by(task_of(models, bad_rows=bad_rows), rows_of(["south", "north", region, "moon"]))
 
 
-def test_what_a_task_did_is_told_once_for_all_its_models(models: dict[str, Path]) -> None:
+def test_a_task_reports_its_counters_once_for_all_its_models(models: dict[str, Path]) -> None:
     told = Told()
     found = scored_by(task_of(models, unknown="null", told=told), rows_of(["south", "north", "moon", "south"]))
     assert [row["score"] for row in found] == [0.0, 2.0, None, -3.0]

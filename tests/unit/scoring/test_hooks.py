@@ -240,7 +240,7 @@ def test_hooks_that_do_not_fit_are_refused_when_the_model_is_packaged(
         ("{'features': [[1, 2, 3], [4]]}", "preprocess of hooks.py failed: ValueError"),
     ],
 )
-def test_what_preprocess_gives_is_checked_against_what_the_model_takes(tmp_path: Path, made: str, message: str) -> None:
+def test_outputs_of_preprocess_are_checked_against_the_models_inputs(tmp_path: Path, made: str, message: str) -> None:
     source = f"import numpy as np\ndef preprocess(columns): return {made}\n"
     folder = packaged(tmp_path, source, columns=[Column("x", "double")])
     with pytest.raises(HookError, match=message):

@@ -35,7 +35,7 @@ def test_the_cache_drops_the_least_recently_used_beyond_its_size() -> None:
     assert [digest in cache for digest in ("a", "c", "larger than all")] == [False, False, True]
 
 
-def test_what_the_cache_has_let_go_takes_no_room_any_more() -> None:
+def test_evicted_entries_take_no_space() -> None:
     """S1, S18: however many models come and go."""
     cache = ModelCache(capacity_bytes=10)
     for digest in "abcdef":

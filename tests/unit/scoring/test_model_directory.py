@@ -126,7 +126,7 @@ def test_other_models_name_no_elements(flights_model: Path) -> None:
     assert ModelDirectory.open(flights_model).labels == {}
 
 
-def test_of_a_model_that_was_trained_here_tensorflow_is_compared(tmp_path: Path) -> None:
+def test_tensorflow_versions_are_compared_for_a_model_trained_here(tmp_path: Path) -> None:
     """L10: its features have the same bits whatever else is installed."""
     versions = {"python": "3.11.9", "pyspark": "4.1.0", "numpy": "2.4.6", "tensorflow": "2.20.0"}
     description(versions=versions).save(tmp_path)

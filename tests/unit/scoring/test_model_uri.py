@@ -95,7 +95,7 @@ def test_a_package_is_found_among_the_artifacts_of_a_run(store: Store, tmp_path:
     assert ModelDirectory.open(pinned.path).inputs.columns == tuple(LINEAR["coefficients"])
 
 
-def test_of_models_that_a_run_logged_by_one_name_the_last_is_taken(store: Store, tmp_path: Path) -> None:
+def test_the_last_of_a_runs_models_of_one_name_is_used(store: Store, tmp_path: Path) -> None:
     """As MLflow does: of a training that was resumed, or logs a model now and then."""
     from mlflow import MlflowClient
 

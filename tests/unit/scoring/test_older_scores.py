@@ -53,7 +53,7 @@ PLAIN = pa.list_(pa.field("element", pa.int64(), nullable=False))
     ],
     ids=str,
 )
-def test_what_spark_reads_as_one_type_is_one(tmp_path: Path, there: pa.DataType, here: pa.DataType) -> None:
+def test_types_that_spark_reads_alike_are_equal(tmp_path: Path, there: pa.DataType, here: pa.DataType) -> None:
     """As another library wrote it, with the note of what its types were in Arrow."""
     pq.write_table(pa.schema({"key": there}).empty_table(), tmp_path / "part.parquet")
     check_same_columns(StoragePath.of(tmp_path), pa.schema({"key": here}))
@@ -65,7 +65,7 @@ def test_times_may_be_as_spark_writes_them(tmp_path: Path) -> None:
     check_same_columns(StoragePath.of(tmp_path), times.schema)
 
 
-def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "part.parquet").write_bytes(b"nothing of that kind")
     with pytest.raises(ParquetError, match=r"part\.parquet"):
         check_same_columns(StoragePath.of(tmp_path), SCORES)
@@ -91,6 +91,6 @@ def test_other_columns_are_refused_by_name(older: StoragePath, schema: pa.Schema
         check_same_columns(older, schema)
 
 
-def test_where_nothing_is_anything_may_be_written(tmp_path: Path) -> None:
+def test_an_empty_place_accepts_any_write(tmp_path: Path) -> None:
     check_same_columns(StoragePath.of(tmp_path / "none"), SCORES)
     check_same_columns(StoragePath.of(tmp_path), SCORES)

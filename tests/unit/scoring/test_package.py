@@ -197,7 +197,7 @@ def test_links_are_those_of_generalised_linear_models(tmp_path: Path, link: str,
         ({"coefficients": {"a": 1}, "link": "softmax"}, {}, UnsupportedModelError, "softmax is of several outputs"),
     ],
 )
-def test_what_cannot_be_packaged_says_why_and_leaves_nothing(
+def test_a_failed_package_gives_the_reason_and_leaves_no_files(
     sources: Path, tmp_path: Path, source: Any, options: Any, error: type[Exception], message: str
 ) -> None:
     given = source if isinstance(source, dict) else sources / source

@@ -137,7 +137,7 @@ def test_ranked_lists_are_compared_rank_by_rank() -> None:
         (scores(0.1, 0.2), {"top_k": 0}, "top_k 0 is below 1"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(candidate: Way, knobs: dict[str, object], message: str) -> None:
+def test_incomparable_values_are_refused(candidate: Way, knobs: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parity_check(scores(0.1, 0.2), candidate, None, keys="id", **knobs)  # type: ignore[arg-type]
 

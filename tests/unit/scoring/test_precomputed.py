@@ -140,7 +140,7 @@ def test_a_key_of_another_type_is_refused(tmp_path: Path, keys: tuple[Any, ...],
         (small(), {"mode": "append"}, "mode 'append' is none of a store"),
     ],
 )
-def test_what_is_no_store_is_refused_and_nothing_is_left(
+def test_an_invalid_store_is_refused_and_leaves_no_files(
     tmp_path: Path, table: pa.Table, knobs: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(StoreError, match=message):
@@ -206,7 +206,7 @@ def test_a_store_stays_open_where_no_new_one_can_be(tmp_path: Path, caplog: pyte
         assert scores.get(2) is not None
 
 
-def test_what_is_no_store_is_told(tmp_path: Path) -> None:
+def test_an_invalid_store_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no store of rows at .*nothing\.db"):
         PrecomputedScores.open(tmp_path / "nothing.db")
     (tmp_path / "text.db").write_text("no store")

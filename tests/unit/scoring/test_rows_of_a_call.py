@@ -67,7 +67,7 @@ def test_a_model_of_a_fixed_number_of_rows_scores_any_number(
     ("rows", "is_compiled", "rows_of_calls"),
     [(CALL, False, {CALL}), (None, True, {CALL}), (None, False, {CALL, ROWS % CALL})],
 )
-def test_what_is_traced_for_each_number_of_rows_is_traced_once_where_calls_are_padded(
+def test_padded_calls_trace_a_graph_only_once(
     tmp_path: Path, rows: int | None, is_compiled: bool, rows_of_calls: set[int]
 ) -> None:
     """The model tells the rows of its calls; its hooks are traced for each number, so that the counter can fail."""

@@ -54,7 +54,7 @@ def test_a_part_of_a_table_is_refused(tmp_path: Path, part: str) -> None:
         find_source(tmp_path / "table" / part, None)
 
 
-def test_what_spark_is_to_read_is_not_looked_for(tmp_path: Path) -> None:
+def test_files_for_spark_to_read_are_not_listed(tmp_path: Path) -> None:
     assert find_source("lake.flights", "table") == SparkSource("table", ("lake.flights",))
     assert find_source([tmp_path / "a", tmp_path / "b"], "orc") == SparkSource(
         "orc", (str(tmp_path / "a"), str(tmp_path / "b"))

@@ -90,9 +90,7 @@ def test_a_server_that_listens_is_tried_once(
         "http://[::1",
     ],
 )
-def test_what_is_no_server_that_mlflow_speaks_http_to_is_left_to_mlflow(
-    monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
+def test_stores_without_http_are_left_to_mlflow(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     network = plugged(monkeypatch, REFUSED, REFUSED)
     check_listening(address)
     assert network.tries == []

@@ -60,7 +60,7 @@ def test_another_family_is_refused_with_both_types_and_a_cast(name: str, column_
         check_token_families(schema.append(pa.field(name, column_type)), FEATURES, TRAINED)
 
 
-def test_what_does_not_matter_or_was_not_recorded_is_not_refused() -> None:
+def test_equal_or_unrecorded_token_families_are_accepted() -> None:
     """A number may be a boolean or an integer; a column of nothing but null holds no token of another family."""
     same = pa.schema([("member", pa.null()), ("late", pa.int64()), ("flags", pa.list_(pa.bool_()))])
     check_token_families(same, FEATURES, TRAINED)

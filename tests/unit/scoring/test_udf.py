@@ -92,7 +92,7 @@ def test_a_batch_without_rows_is_an_array_without_rows(baskets: Path) -> None:
     assert [field.name for field in array.type] == ["scores", "error", "model_version"]
 
 
-def test_what_was_scored_is_told_though_the_rest_is_not_wanted(baskets: Path) -> None:
+def test_rows_scored_before_a_limit_are_counted(baskets: Path) -> None:
     """S5: Spark may close the iterator, as for a query with a limit."""
     told = Told()
     scored = task_of(baskets, told)(structs(ROWS, ROWS, ROWS))

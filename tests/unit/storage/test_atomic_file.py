@@ -30,7 +30,7 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_says_the_same_is_left_alone(tmp_path: Path) -> None:
+def test_an_equal_value_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     write_when_changed(path, "one")
     before = path.stat().st_ino

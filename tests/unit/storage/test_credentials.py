@@ -41,7 +41,7 @@ def test_user_and_password_are_cut_out(text: str, expected: str) -> None:
         "",
     ],
 )
-def test_what_holds_none_stays_as_it_is(text: str) -> None:
+def test_text_without_credentials_is_unchanged(text: str) -> None:
     assert without_credentials(text) == text
 
 
@@ -57,7 +57,7 @@ def test_what_holds_none_stays_as_it_is(text: str) -> None:
         ("sent bearer abcdefgh.ijk", "sent bearer ***"),
     ],
 )
-def test_what_a_name_marks_as_a_secret_is_hidden(text: str, expected: str) -> None:
+def test_values_with_the_name_of_a_secret_are_hidden(text: str, expected: str) -> None:
     assert without_credentials(text) == expected
 
 

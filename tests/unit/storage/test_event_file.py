@@ -49,7 +49,7 @@ def test_an_event_can_be_read_as_soon_as_it_is_written(path: Path) -> None:
         assert [event["epoch"] for event in kept(path)] == list(range(1, epoch + 1))
 
 
-def test_of_frequent_kinds_each_rank_keeps_one_every_ten_seconds(path: Path, clock: Clock) -> None:
+def test_frequent_events_are_sampled_once_per_rank_and_ten_seconds(path: Path, clock: Clock) -> None:
     events = EventFile(path, clock=clock)
     for second in range(0, 60, 2):
         clock.now = second
@@ -61,7 +61,7 @@ def test_of_frequent_kinds_each_rank_keeps_one_every_ten_seconds(path: Path, clo
             assert [e["step"] for e in kept(path) if (e["event"], e["rank"]) == (kind, rank)] == rank_steps
 
 
-def test_what_is_kept_depends_on_the_times_of_the_events_and_outlives_a_clock_that_is_set_back(path: Path) -> None:
+def test_sampling_follows_the_events_times_and_survives_a_clock_that_is_set_back(path: Path) -> None:
     events = EventFile(path)
     for time in (100.0, 104.0, 105.0, 20.0, 24.0, 25.0):
         events.append({"event": "progress", "rank": 0, "time": time})
@@ -77,7 +77,7 @@ def test_a_warning_at_every_step_is_kept_now_and_then_and_another_one_at_once(pa
     assert [event["message"] for event in kept(path)] == ["again", "again", "new"]
 
 
-def test_what_a_crash_cut_off_does_not_spoil_the_next_line(path: Path) -> None:
+def test_a_line_cut_off_by_a_crash_does_not_spoil_the_next(path: Path) -> None:
     path.write_text('{"event": "epo')
     EventFile(path).append({"event": "attempt", "attempt": 1})
     assert path.read_text().splitlines()[1:] == ['{"event": "attempt", "attempt": 1}']

@@ -105,7 +105,7 @@ def test_a_key_that_could_leave_the_folder_or_has_no_digest_is_refused(cache: Ho
     assert not cache.folder.exists()
 
 
-def test_of_many_that_ask_at_once_one_fills(cache: HostCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_requests_fill_an_entry_once(cache: HostCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks are held by open files, so threads stand for processes."""
     published: list[str] = []
     publish = HostCache.publish
@@ -164,7 +164,7 @@ def test_without_a_limit_a_share_of_the_disk_is_the_limit(cache: HostCache, monk
     assert len(names(share)) == 2
 
 
-def test_what_does_not_fit_beside_entries_in_use_is_refused_with_how_much_there_is(cache: HostCache) -> None:
+def test_an_entry_too_large_beside_those_in_use_is_refused_with_the_space_left(cache: HostCache) -> None:
     _held = fill(cache, "a")
     fill(cache, "b").release()
     with cache.filling(key("c"), "c") as arriving:
@@ -176,7 +176,7 @@ def test_what_does_not_fit_beside_entries_in_use_is_refused_with_how_much_there_
     assert names(cache) == "a"
 
 
-def test_what_the_disk_has_no_room_for_is_refused(cache: HostCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_larger_than_the_free_disk_is_refused(cache: HostCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 5))  # type: ignore[attr-defined]
     with (
         cache.filling(key("c"), "c") as arriving,
@@ -185,7 +185,7 @@ def test_what_the_disk_has_no_room_for_is_refused(cache: HostCache, monkeypatch:
         cache.reserve(arriving, "c", 6)
 
 
-def test_what_is_reserved_counts_before_it_has_arrived(cache: HostCache) -> None:
+def test_reserved_space_counts_before_the_file_arrives(cache: HostCache) -> None:
     with cache.filling(key("a"), "a") as first, cache.filling(key("b"), "b") as second:
         cache.reserve(first, "a", 2 * BYTES)
         with pytest.raises(HostCacheFullError, match=f"of which {2 * BYTES} are in use"):
@@ -277,7 +277,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_number_of_the_error(tmp_
     assert failure.value.errno is not None
 
 
-def test_who_waits_says_so_once_and_hears_how_far_the_other_is(
+def test_a_waiting_process_logs_once_and_follows_the_others_progress(
     cache: HostCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(host_cache, "_LOOK_SECONDS", 0.001)
@@ -308,7 +308,7 @@ def test_who_waits_says_so_once_and_hears_how_far_the_other_is(
 
 
 @pytest.mark.process
-def test_what_a_living_process_uses_stays_until_it_ends(cache: HostCache) -> None:
+def test_an_entry_in_use_stays_until_its_process_ends(cache: HostCache) -> None:
     none = replace(cache, max_bytes=0)
     with other_process(cache, "a", "b") as process:
         fill(none, "c").release()
@@ -321,7 +321,7 @@ def test_what_a_living_process_uses_stays_until_it_ends(cache: HostCache) -> Non
 
 
 @pytest.mark.process
-def test_what_a_killed_process_had_half_filled_is_removed_and_blocks_nobody(cache: HostCache) -> None:
+def test_an_entry_half_filled_by_a_killed_process_is_removed_and_blocks_nobody(cache: HostCache) -> None:
     with other_process(cache, "never") as process:
         fill(cache, "a")
         assert sorted(names(cache)) == ["N", "a"], "it lives"

@@ -135,7 +135,7 @@ def test_a_publish_cut_off_between_two_renames_is_taken_back_by_the_next_write(t
 
 
 @pytest.mark.parametrize("mode", ["append", "overwrite", "error"])
-def test_what_a_killed_driver_left_is_removed_by_the_next_write(tmp_path: Path, mode: str) -> None:
+def test_the_next_write_removes_the_files_of_a_killed_driver(tmp_path: Path, mode: str) -> None:
     if mode != "error":
         written(tmp_path / "t", "error", {"part-0": b"old"})
     dead = begin(tmp_path / "t", mode)
@@ -152,7 +152,7 @@ def test_what_a_killed_driver_left_is_removed_by_the_next_write(tmp_path: Path, 
     assert visible(tmp_path / "t") == {**before, "part-2": b"next"}
 
 
-def test_what_is_left_of_a_killed_commit_is_not_published_by_the_one_that_is_tried_again(tmp_path: Path) -> None:
+def test_a_retried_commit_does_not_publish_files_of_a_killed_one(tmp_path: Path) -> None:
     written(tmp_path / "t", "error", {"part-0": b"old"})
     first = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.OVERWRITE, name="query")
     (first.staging / "whole" / "part-1").write_bytes(b"of the commit that was killed")
@@ -213,7 +213,7 @@ def publish_that_cannot_be_taken_back(job: WriteJob, monkeypatch: pytest.MonkeyP
     assert "part-1" not in listed(job.target)
 
 
-def test_what_could_not_be_taken_back_at_first_is_by_the_next_write_of_the_driver(
+def test_a_failed_rollback_is_repeated_by_the_drivers_next_write(
     target: StoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(target, "error", {"part-0": b"old"})
@@ -224,7 +224,7 @@ def test_what_could_not_be_taken_back_at_first_is_by_the_next_write_of_the_drive
     assert visible(target) == {"part-0": b"old", "part-4": b"again"}
 
 
-def test_what_could_not_be_taken_back_at_first_is_when_it_is_given_up(
+def test_a_failed_rollback_is_repeated_when_the_write_is_aborted(
     target: StoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(target, "error", {"part-0": b"old"})

@@ -47,7 +47,7 @@ def start_child(program: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.process
-def test_what_is_prepared_while_the_plan_is_awaited_does_not_stain_the_answer() -> None:
+def test_output_during_preparation_does_not_reach_the_answer() -> None:
     program = """
         from mirrorspark.training.executor.child_process import take_over
         plan, answer = take_over(prepare=lambda: print("a library's greeting", flush=True))
@@ -136,7 +136,7 @@ def test_nothing_is_shown_of_a_quiet_process(pipe: Pipe, capfd: pytest.CaptureFi
     assert capfd.readouterr().err == ""
 
 
-def test_what_a_process_printed_has_no_secrets_left(
+def test_secrets_are_removed_from_the_output_of_a_process(
     pipe: Pipe, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLANTED_TOKEN", "planted-secret")

@@ -114,7 +114,7 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and str(value[0]).startswith("-") else "",
 )
-def test_bad_usage_is_told_in_one_line(arguments: list[str], error: type[Exception], parts: list[str]) -> None:
+def test_bad_usage_is_reported_in_one_line(arguments: list[str], error: type[Exception], parts: list[str]) -> None:
     with pytest.raises(error) as raised:
         parse(arguments)
     message = str(raised.value)

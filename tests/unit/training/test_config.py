@@ -238,7 +238,7 @@ def test_a_notebook_may_give_paths(new_config: NewConfig, tmp_path: Path) -> Non
     assert yaml.safe_load(config.as_yaml())["output"] == str(tmp_path)
 
 
-def test_what_a_notebook_shows_holds_no_password(new_config: NewConfig) -> None:
+def test_a_notebooks_output_has_no_password(new_config: NewConfig) -> None:
     uri = "https://ann:s3cret@mlflow.example"
     config = TrainingConfig(name="rides", tracking_uri=uri)
     assert config.tracking_uri == uri

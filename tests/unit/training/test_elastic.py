@@ -40,7 +40,7 @@ def test_a_range_reads_back_as_it_is_written(fewest: int, more: int) -> None:
         ("4:2", "workers 4:2 ends before it begins; use 2:4"),
     ],
 )
-def test_what_is_no_number_of_workers_is_refused(text: str, message: str) -> None:
+def test_an_invalid_number_of_workers_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_workers(text)
 

@@ -123,7 +123,7 @@ def test_a_model_is_fetched_once_however_often_it_scores(fetched: list[Any]) -> 
 
 
 @pytest.mark.parametrize("uri", ["models:/late@champion", "exported/late"])
-def test_what_may_be_another_model_the_next_time_is_looked_for_each_time(fetched: list[Any], uri: str) -> None:
+def test_aliases_and_paths_are_resolved_each_time(fetched: list[Any], uri: str) -> None:
     model = TrainedModel(model_uri=uri, tracking_uri="https://host")
     assert [model.pinned(), model.pinned()] == ["copy 1", "copy 2"]
 

@@ -149,7 +149,7 @@ def test_a_worker_that_cannot_listen_is_told_once() -> None:
     assert {"reach", "all-reduce"}.isdisjoint(checks)
 
 
-def test_a_worker_that_the_driver_does_not_hear_is_told() -> None:
+def test_a_worker_that_does_not_reach_the_driver_is_reported() -> None:
     check = judged([answer(0), answer(1)], clocks={0: 0.0})["events"]
     assert check.detail.startswith("worker 1 (10.0.0.5) cannot reach the driver's event channel at 10.0.0.1:5000; open")
     assert not check.passed

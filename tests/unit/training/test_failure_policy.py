@@ -148,7 +148,7 @@ def test_a_full_disk_a_kill_or_a_lost_peer_may_come_twice_at_the_same_step(fault
     assert decided([failed(1, fault), failed(2, fault)]).kind == "restart"
 
 
-def test_who_asked_for_a_stop_gets_it_whatever_the_ranks_stumble_over_meanwhile() -> None:
+def test_a_requested_stop_wins_over_later_errors_of_the_ranks() -> None:
     asked = replace(failed(1, committed=1234), stop="requested")
     assert decided([asked]) == Decision("stopped", "stopped at step 1,234")
     for cause in ("lost", "cancelled", "peer", "hung", "store"):
@@ -197,7 +197,7 @@ def test_the_failure_shown_is_the_earliest_that_no_peer_explains(errors: list[Ra
     assert failed(1, *errors).first_error.message == shown
 
 
-def test_of_losses_that_are_no_numbers_the_one_that_began_first_is_shown() -> None:
+def test_the_earliest_of_several_nan_losses_is_shown() -> None:
     """T6: a step later the gradients of one rank have spoilt the weights of all, and all notice together."""
     theirs = replace(error("user", rank=1, at=1), epoch=2, step_in_epoch=18)
     mine = replace(error("user", rank=0, at=2), epoch=2, step_in_epoch=17)
@@ -324,7 +324,7 @@ def test_slots_that_nobody_was_heard_from_are_somebody_elses(attempts: list[Atte
     assert usable_slots(attempts, 1, TWO_TO_FOUR) == 1
 
 
-def test_where_nobody_was_heard_fewer_are_tried_next() -> None:
+def test_fewer_workers_are_tried_after_a_start_without_any_report() -> None:
     decision = decided([launched(4, UNHEARD)], slots=4, elastic=TWO_TO_FOUR)
     assert (decision.kind, decision.workers) == ("restart", 3)
     assert decision.reason == "restart 1 of 3 (max_start_failures) from step 0 with 3 workers"

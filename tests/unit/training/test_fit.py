@@ -101,7 +101,7 @@ def test_the_replicas_of_a_worker_share_its_rows() -> None:
     assert tf.sparse.to_dense(features["words"]).numpy().tolist() == [[3.0, 0.0], [0.0, 4.0]]
 
 
-def test_what_replicas_are_given_has_the_shapes_that_a_model_needs(tmp_path: Path) -> None:
+def test_batches_of_replicas_have_the_models_shapes(tmp_path: Path) -> None:
     dataset = write_token_dataset(tmp_path / "dataset", {"train": 64}, tokens=4)
     shares = load_batches(dataset, ReadPlan("train", global_batch_size=8))
 

@@ -30,7 +30,7 @@ def config(**knobs: Any) -> LaunchConfig:
         ({"strategy": "ring", "gpus_per_worker": 1}, "trains on CPUs"),
     ],
 )
-def test_what_cannot_be_is_refused(knobs: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**knobs)
 

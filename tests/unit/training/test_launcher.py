@@ -314,7 +314,7 @@ def test_a_launch_leaves_the_threads_job_description_as_it_was(monkeypatch: pyte
     assert (seen, jvm.properties["spark.job.description"]) == (["training, attempt 1"], "the notebook's own")
 
 
-def test_who_leaves_is_not_held_up_by_a_jvm_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_jvm_does_not_delay_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     jvm = JVM()
 
     def leave() -> None:

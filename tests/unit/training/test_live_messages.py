@@ -31,7 +31,7 @@ def test_eight_ranks_that_say_the_same_make_one_line_in_the_order_of_the_first()
     assert messages.lines(9.0) == []
 
 
-def test_what_is_said_again_and_again_is_counted_once_a_minute() -> None:
+def test_repeated_messages_are_counted_once_a_minute() -> None:
     messages = Messages()
     messages.add("a", 0, ": slow", 0.0)
     assert messages.lines(1.0) == ["rank 0: slow"]

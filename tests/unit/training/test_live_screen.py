@@ -65,7 +65,7 @@ def test_lines_stay_above_the_block(stream: io.StringIO) -> None:
     assert shown(stream.getvalue()) == ["epoch 1", "epoch 2", "", "bar", "rank 0"]
 
 
-def test_what_others_print_stays_whole(stream: io.StringIO) -> None:
+def test_lines_of_other_programs_stay_whole(stream: io.StringIO) -> None:
     screen = TerminalScreen(Console(file=stream))
     screen.show("bar\nrank 0")
     stream.write("a warning of a library\n")

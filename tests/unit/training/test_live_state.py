@@ -121,7 +121,7 @@ def test_the_host_is_shown_where_there_are_several() -> None:
     assert [row.rsplit(maxsplit=1)[-1] for row in rank_rows(state, 0.0)] == ["a", "b"]
 
 
-def test_what_is_not_known_yet_is_a_dash() -> None:
+def test_unknown_values_are_shown_as_a_dash() -> None:
     state = after([attempt(), {"event": "phase", "rank": 0, "attempt": 1, "phase": "building"}])
     assert rank_rows(state, 0.0) == ["  rank 0            0           -           -         -  building the model"]
 
@@ -145,7 +145,7 @@ def test_the_state_of_a_rank_in_words(events: list[Event], now: float, words: st
     assert rank_rows(after([attempt(), *events]), now)[0].endswith(f"  {words}")
 
 
-def test_of_many_ranks_the_slowest_are_shown_and_the_others_in_one_line() -> None:
+def test_many_ranks_are_shown_as_the_slowest_few_and_one_line() -> None:
     events = [alive(rank, step=100, waiting_for="rank 7", waiting_seconds=3.0) for rank in range(64)]
     events[7] = alive(7, step=100, input_share=0.97)
     events[40] = alive(40, step=98)

@@ -114,7 +114,7 @@ def test_a_restart_names_the_attempt_and_the_first_error_in_the_words_of_a_failu
     assert str(TrainingFailedError((Attempt(1, None, (error,), 0),))) == f"training failed: {words}"
 
 
-def test_what_a_run_waits_for_is_told(view: LiveView, lines: list[str]) -> None:
+def test_a_wait_of_a_run_is_shown(view: LiveView, lines: list[str]) -> None:
     view.on_event({"event": "waiting", "attempt": 1, "slots": 1, "needed": 2, "limit_seconds": 600.0})
     view.on_event({"event": "waiting", "store": "s3://ann:s3cret@bucket/here"})
     assert lines == [
@@ -280,7 +280,7 @@ def test_the_bar_goes_on_below_the_line_of_an_epoch_and_shows_its_validation(
         assert "val_log_loss 0.5000" in " ".join(bar.split())  # what does not fit goes on below
 
 
-def test_what_is_left_is_told_from_the_speed_of_this_attempt(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_left_follows_from_the_speed_of_this_attempt(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     terminal = LiveView(epochs=5, is_interactive=True, clock=lambda: now[0])
     with terminal.stage("train"):
@@ -369,7 +369,7 @@ def test_a_run_goes_on_when_nobody_can_be_shown_anything(error: Exception, caplo
     assert [record.getMessage() for record in caplog.records] == [f"the run goes on, but cannot be shown: {error}"]
 
 
-def test_who_calls_from_python_is_shown_where_his_own_code_failed() -> None:
+def test_a_python_caller_sees_the_failing_line_of_the_users_code() -> None:
     fault = RankError("user", 1, "KeyError", "'b'", 0.0, 'File "mine.py", line 10, in helper, http://me:secret@host')
     (note,) = TrainingFailedError((Attempt(1, None, (fault,), 0),)).__notes__
     assert note.startswith("in rank 1:\nFile")

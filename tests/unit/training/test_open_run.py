@@ -159,7 +159,7 @@ def test_an_attempt_leaves_word_that_the_checkpoints_store_is_in_use(
         assert again.folder.was_fenced
 
 
-def test_what_earlier_drivers_heard_is_told_again(config: RunConfig, tracked: FakeTracked, lines: list[str]) -> None:
+def test_events_of_earlier_drivers_are_replayed(config: RunConfig, tracked: FakeTracked, lines: list[str]) -> None:
     interrupt_after_an_attempt(config, lines)
     kept: list[Event] = []
     with opened(config, lines) as again:

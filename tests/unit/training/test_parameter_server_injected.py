@@ -49,7 +49,7 @@ def test_a_fault_that_can_never_strike_is_refused_by_every_rank(text: str, said:
             faults_from_environment({"MIRRORSPARK_FAULTS": text}, rank, 1, ROLES, Activity())
 
 
-def test_a_rank_tells_its_own_faults_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rank_logs_only_its_own_faults(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         struck("kill:step=40;hang_input:rank=1")
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [

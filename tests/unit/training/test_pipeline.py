@@ -137,7 +137,7 @@ def test_the_attempts_of_earlier_drivers_count(
     assert pipeline.run(new_config(), attempted.summaries.append).attempts == 3
 
 
-def test_who_waits_is_told_which_run_it_was_that_failed(
+def test_a_scheduler_learns_which_run_failed(
     attempted: Attempted, new_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     fault = RankError("user", 1, "ValueError", "no such layer", 0.0)

@@ -111,14 +111,14 @@ def test_the_cause_of_an_error_of_tensorflow(error: Exception, phase: Phase, cau
     assert (event["cause"], event["is_from_tensorflow"]) == (cause, True)
 
 
-def test_an_error_is_told_with_its_type_its_words_and_its_place() -> None:
+def test_an_error_is_reported_with_type_message_and_place() -> None:
     event = describe(ValueError("x" * 10_000))
     assert (event["event"], event["type"], event["is_from_tensorflow"]) == ("error", "ValueError", False)
     assert event["message"] == "x" * 4000
     assert len(event["traceback"]) == 8000
 
 
-def test_an_error_that_was_noticed_late_tells_where_it_began() -> None:
+def test_an_error_noticed_late_is_reported_with_its_origin() -> None:
     event = describe(NonFiniteLossError(2, 17, math.nan))
     assert (event["epoch"], event["step_in_epoch"]) == (2, 17)
     other = ValueError("theirs")
@@ -150,7 +150,7 @@ def record(level: int, message: str, *arguments: object) -> logging.LogRecord:
     return logging.LogRecord("model", level, "file.py", 1, message, arguments, None)
 
 
-def test_a_talkative_log_is_told_in_parts_and_its_warnings_do_not_drown_in_it() -> None:
+def test_a_long_log_is_sampled_but_its_warnings_are_not() -> None:
     line = HeardEvents()
     handler = LogToDriver(line, logging.INFO)  # type: ignore[arg-type] # all it needs
     for number in range(500):
@@ -200,7 +200,7 @@ class RankAtRendezvous:
             time.sleep(0.001)
 
 
-def test_a_rank_learns_where_the_others_are_and_shows_for_whom_it_waits() -> None:
+def test_a_rendezvous_returns_all_addresses_and_shows_the_rank_it_waits_for() -> None:
     """T7: the watchdog blames the one that everybody waits for."""
     rendezvous = RankAtRendezvous()
     found: list[str] = []
@@ -227,7 +227,7 @@ def test_a_rank_learns_where_the_others_are_and_shows_for_whom_it_waits() -> Non
     ],
     ids=["one", "three", "nobody knows"],
 )
-def test_ranks_that_do_not_come_in_time_are_named_and_the_start_has_failed(
+def test_ranks_missing_at_the_rendezvous_are_named_and_the_start_has_failed(
     told: tuple[str | None, ...] | None, rank: int, message: str
 ) -> None:
     rendezvous = RankAtRendezvous()

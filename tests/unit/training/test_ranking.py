@@ -55,7 +55,7 @@ def test_tiles_give_what_a_sort_of_all_scores_begins_with(
         check_same(queries, candidates, excluded, k)
 
 
-def test_of_equal_candidates_the_lower_id_is_the_better_also_at_the_end_of_the_list() -> None:
+def test_equal_candidates_are_ordered_by_id_also_at_the_end_of_the_list() -> None:
     candidates = np.array([[9.0], [9.0], [1.0], [2.0], [1.0], [2.0], [1.0]], np.float32)
     ids, scores = best_candidates(np.ones((1, 1), np.float32), candidates, None, 3)
     assert ids.tolist() == [[3, 5, 2]]

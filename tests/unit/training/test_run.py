@@ -119,7 +119,7 @@ def test_a_recipe_without_data_asks_for_it(
         (["--tracking-uri", "http://no-such-host.invalid"], "tracking: http://no-such-host.invalid cannot be reached"),
     ],
 )
-def test_what_stands_in_the_way_is_one_line_and_status_1_before_spark_starts(
+def test_a_failed_check_is_one_line_and_status_1_before_spark_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
 ) -> None:
     monkeypatch.setattr("mirrorspark.training.readiness.preflight.java_major_version", lambda: 17)
@@ -265,7 +265,7 @@ def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str], mon
     assert only_line(capsys) == "mirrorspark: MemoryError"
 
 
-def test_where_the_users_code_failed_is_shown(
+def test_the_failing_line_of_the_users_code_is_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault = RankError(
@@ -341,7 +341,7 @@ def test_a_dry_run_prints_plan_and_preflight_and_runs_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_run_came_to_is_kept_though_nobody_reads_its_output(
+def test_the_summary_is_written_although_the_output_is_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: list[RunConfig]
 ) -> None:
     """As with `| head`, which has gone by then."""

@@ -75,7 +75,7 @@ def test_a_day_is_part_of_what_a_run_is(new_config: NewConfig) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "today", "20260131", "2026-1-31", "2026-02-30", "2026-01-31T00:00", "2026-W05-6"])
-def test_what_is_no_day_is_refused(new_config: NewConfig, text: str) -> None:
+def test_an_invalid_run_date_is_refused(new_config: NewConfig, text: str) -> None:
     with pytest.raises(ConfigError, match=f"run_date '{text}' is no day; give one as 2026-01-31"):
         new_config(run_date=text)
 
@@ -170,7 +170,7 @@ def test_every_other_run_begins(config: RunConfig, said: list[str], change: dict
 @pytest.mark.parametrize(
     "text", [None, "{", '{"status": "finished", "colour": "red"}', "[]", '{"status": "stopped", "error": "SIGTERM"}']
 )
-def test_a_summary_that_is_lost_is_told_with_the_mend(config: RunConfig, said: list[str], text: str | None) -> None:
+def test_a_lost_summary_is_reported_with_the_remedy(config: RunConfig, said: list[str], text: str | None) -> None:
     folder = left(config, "finished")
     if text is not None:
         (folder.path / SUMMARY_FILE).write_text(text)
@@ -308,7 +308,7 @@ def test_a_day_that_was_done_while_this_command_got_ready_is_not_done_twice(
 
 
 @pytest.mark.parametrize("lost", ["trained.json", "predictions/test.parquet"])
-def test_a_delivery_that_is_lost_is_told_with_the_mend(config: RunConfig, said: list[str], lost: str) -> None:
+def test_a_lost_delivery_is_reported_with_the_remedy(config: RunConfig, said: list[str], lost: str) -> None:
     folder = left(config, "finished")
     delivery.keep_delivery(delivered(folder), folder)
     (folder.path / lost).unlink()

@@ -137,7 +137,7 @@ def test_a_run_whose_driver_is_gone_goes_on(config: RunConfig) -> None:
     assert taken(config).path == before.path
 
 
-def test_nobody_can_tell_whether_a_driver_on_another_host_lives_that_gives_no_signs(config: RunConfig) -> None:
+def test_a_silent_driver_on_another_host_is_of_unknown_state(config: RunConfig) -> None:
     elsewhere = f"not-{socket.gethostname()}"
     before = left_behind(config, "running", host=elsewhere)
     assert taken(config).path != before.path
@@ -176,7 +176,7 @@ def test_two_equal_commands_never_drive_one_run(config: RunConfig) -> None:
     assert taken(config, say=nothing_said).path in (first.path, other.path)
 
 
-def test_who_finds_a_run_that_another_command_has_meanwhile_finished_leaves_it_alone(config: RunConfig) -> None:
+def test_a_run_finished_meanwhile_by_another_command_is_left_alone(config: RunConfig) -> None:
     found = left_behind(config, "failed")
     seen = read_state(found.path)
     assert seen is not None
@@ -189,7 +189,7 @@ def test_who_finds_a_run_that_another_command_has_meanwhile_finished_leaves_it_a
     assert state.status == "finished"
 
 
-def test_of_two_equal_commands_for_one_day_the_second_is_told_of_the_first(config: RunConfig) -> None:
+def test_the_second_of_two_equal_commands_for_one_day_names_the_first(config: RunConfig) -> None:
     """T12."""
     before = left_behind(config, "failed")
     for goes_on in (True, False):
@@ -392,7 +392,7 @@ def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_state_of_its_succ
     assert state_of(folder) == successor
 
 
-def test_who_does_not_hold_a_run_does_not_write_its_state(config: RunConfig) -> None:
+def test_only_the_holder_of_a_run_writes_its_state(config: RunConfig) -> None:
     folder = new_folder(config)
     with folder.hold():
         there = state_of(folder)

@@ -88,7 +88,7 @@ def driver() -> Driver:
     return Driver()
 
 
-def test_the_ranks_are_told_where_all_listen_as_soon_as_the_last_one_has_said_so(driver: Driver) -> None:
+def test_ranks_get_all_addresses_when_the_last_rank_reports(driver: Driver) -> None:
     """T2: not at the next tick: a start waits for it."""
     driver.hear(listening(1, "b:2"))
     assert driver.commands == []
@@ -99,7 +99,7 @@ def test_the_ranks_are_told_where_all_listen_as_soon_as_the_last_one_has_said_so
     assert driver.kinds() == ["listening", "listening"]
 
 
-def test_who_waits_for_the_others_is_told_who_is_still_to_come_once(driver: Driver) -> None:
+def test_waiting_ranks_get_the_incomplete_addresses_once(driver: Driver) -> None:
     driver.hear(listening(1, "b:2"))
     driver.tick(5)
     assert driver.commands == [{"command": "peers", "addresses": [None, "b:2"]}]
@@ -107,7 +107,7 @@ def test_who_waits_for_the_others_is_told_who_is_still_to_come_once(driver: Driv
     assert driver.commands[1:] == [{"command": "peers", "addresses": ["a:1", "b:2"]}]
 
 
-def test_where_a_rank_of_an_earlier_attempt_listens_is_nothing_to_this_one(driver: Driver) -> None:
+def test_addresses_of_an_earlier_attempt_are_ignored(driver: Driver) -> None:
     driver.hear(listening(0, "old:1", attempt=0), listening(1, "b:2"))
     driver.tick()
     assert driver.commands == [{"command": "peers", "addresses": [None, "b:2"]}]
@@ -201,7 +201,7 @@ def test_ranks_that_do_not_stop_in_time_are_aborted(driver: Driver) -> None:
     assert driver.sent.count(("abort", None)) == 1
 
 
-def test_a_hang_is_told_with_stacks_and_ends_the_attempt(driver: Driver) -> None:
+def test_a_hang_is_reported_with_stacks_and_ends_the_attempt(driver: Driver) -> None:
     driver.hear(system(0), system(1), alive(0), alive(1))
     for _ in range(20):
         driver.tick()
@@ -242,7 +242,7 @@ def test_a_hang_before_any_task_is_there_cancels_the_job_and_is_the_reason_for_t
     )
 
 
-def test_a_task_that_loses_the_driver_is_told_from_one_that_never_had_it(driver: Driver) -> None:
+def test_losing_the_driver_differs_from_never_reaching_it(driver: Driver) -> None:
     driver.hear(system(0))
     lapsed = {"outcome": "aborted", "reason": "no word from the driver for 30 s", "cause": "driver"}
     assert [error.cause for error in driver.running.errors([lapsed, lapsed], None)] == ["driver", "start"]
@@ -307,9 +307,7 @@ def test_a_worker_that_the_attempt_went_on_without_does_not_explain_its_end() ->
 
 
 @pytest.mark.parametrize(("told", "expected"), [(True, "preempted"), (False, "spark")])
-def test_a_machine_that_is_taken_away_with_its_executor_is_told_from_one_that_crashed(
-    driver: Driver, told: bool, expected: str
-) -> None:
+def test_a_preempted_machine_is_distinguished_from_a_crashed_one(driver: Driver, told: bool, expected: str) -> None:
     """T6: its job fails, and with it go the outcomes of all ranks."""
     driver.hear(system(0), system(1), *([{"event": "preemption", "rank": 1, "attempt": 1}] if told else []))
     failure = RankError("spark", None, "BarrierJobError", "ExecutorLostFailure", 5.0)
@@ -330,7 +328,7 @@ def test_a_stop_that_comes_while_slots_are_asked_for_is_not_forgotten(driver: Dr
     assert driver.running.stop == "requested"
 
 
-def test_what_comes_of_another_attempt_or_after_the_end_does_not_count(driver: Driver) -> None:
+def test_events_of_another_attempt_or_after_the_end_are_ignored(driver: Driver) -> None:
     driver.hear(error(0, attempt=2), system(0, attempt=2))
     driver.running.end()
     driver.hear(error(0))
@@ -340,7 +338,7 @@ def test_what_comes_of_another_attempt_or_after_the_end_does_not_count(driver: D
     assert [error.type for error in driver.running.errors([], None)] == ["NoReason"]
 
 
-def test_the_driver_may_be_told_something_while_it_is_telling(driver: Driver) -> None:
+def test_an_event_may_arrive_while_another_is_handled(driver: Driver) -> None:
     """Neither lock nor state stands in the way of a receiver that looks at the attempt itself."""
     driver.hear(system(0))
     driver.signal.request("Ctrl-C")

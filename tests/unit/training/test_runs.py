@@ -83,7 +83,7 @@ def output(tmp_path: Path, *arguments: str) -> list[str]:
     return [*arguments, f"--output={tmp_path}"]
 
 
-def test_the_list_is_a_line_per_run_with_what_tells_them_apart(
+def test_the_list_has_a_line_per_run_with_its_differences(
     new_run: NewRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = new_run(auc=0.7, workers=2)
@@ -155,7 +155,9 @@ def test_a_comparison_as_json_holds_the_same(
     assert document["metrics"]["run"]["epochs"] == [2, 2]
 
 
-def test_what_cannot_be_drawn_is_told(new_run: NewRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_figure_that_cannot_be_drawn_is_reported(
+    new_run: NewRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     without, with_curves = new_run("failed"), new_run(auc=0.7)
     assert main(output(tmp_path, "compare", without.path.name, "--png=a.png")) == EXIT_USAGE
     assert "none of the runs has finished an epoch" in capsys.readouterr().err
@@ -239,7 +241,7 @@ def test_a_run_whose_data_has_changed_is_left_as_it_is(
 @pytest.mark.parametrize(
     "case", ["finished", "alive", "heard", "elsewhere", "from Python", "other version", "unknown field"]
 )
-def test_what_cannot_go_on_is_refused_with_the_reason(
+def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason(
     new_run: NewRun, tmp_path: Path, resumed: list[RunConfig], capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     me = psutil.Process()
@@ -279,7 +281,7 @@ def test_a_run_whose_driver_died_goes_on(new_run: NewRun, tmp_path: Path, resume
     assert state_of(run)["status"] == "finished"
 
 
-def test_what_mlflow_lacks_of_an_ended_run_is_sent(
+def test_missing_metrics_of_an_ended_run_are_sent(
     new_run: NewRun, tmp_path: Path, mlflow_store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new_run("failed", auc=0.7)
@@ -297,7 +299,7 @@ def test_what_mlflow_lacks_of_an_ended_run_is_sent(
     assert "holds nothing for MLflow" in capsys.readouterr().err
 
 
-def test_of_a_run_that_is_under_way_its_driver_sends_what_mlflow_lacks(
+def test_the_driver_of_a_running_run_sends_missing_metrics_itself(
     new_run: NewRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     me = psutil.Process()

@@ -63,11 +63,11 @@ def test_stacks_of_the_traceback_module_are_read_from_the_other_end() -> None:
     )
 
 
-def test_what_faulthandler_writes_is_understood() -> None:
+def test_a_dump_of_faulthandler_is_parsed() -> None:
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file)
         file.seek(0)
-        assert "test_what_faulthandler_writes_is_understood (test_stack_text.py:" in "; ".join(
+        assert "test_a_dump_of_faulthandler_is_parsed (test_stack_text.py:" in "; ".join(
             summarize_stacks(file.read(), 9)
         )
 

@@ -208,7 +208,7 @@ def test_a_training_that_finishes_takes_one_attempt(plan: TrainingPlan) -> None:
     }
 
 
-def test_a_second_signal_ends_the_job_while_who_is_told_does_not_come_back(plan: TrainingPlan) -> None:
+def test_a_second_signal_ends_the_job_although_a_listener_blocks(plan: TrainingPlan) -> None:
     """T7: a terminal that is held by Ctrl-S, say."""
     held, cancelled = threading.Event(), threading.Event()
 
@@ -264,7 +264,7 @@ def test_every_attempt_has_an_address_and_a_secret_of_its_own(plan: TrainingPlan
     assert len(first.token) == 64
 
 
-def test_every_attempt_is_told_the_fence_that_was_put_up_for_it(plan: TrainingPlan) -> None:
+def test_every_attempt_gets_its_own_fence(plan: TrainingPlan) -> None:
     """A chief that reads the fence itself may take a later driver's for its own."""
     held: list[Fence | None] = []
 
@@ -354,7 +354,7 @@ def test_a_preempted_worker_costs_no_restart(plan: TrainingPlan) -> None:
     assert (first.first_error.cause, first.first_error.rank, second.resumed_from) == ("preempted", 1, 7)
 
 
-def test_where_no_rank_could_speak_spark_is_quoted(plan: TrainingPlan) -> None:
+def test_sparks_error_is_quoted_if_no_rank_reported_one(plan: TrainingPlan) -> None:
     def fails(cluster: Cluster) -> list[Outcome]:
         raise lost_by_spark()
 
@@ -409,7 +409,7 @@ def test_a_receiver_that_fails_does_not_end_the_training(plan: TrainingPlan, cap
     assert "no space left on device" in caplog.text
 
 
-def test_tasks_are_told_every_five_seconds_that_the_driver_lives(plan: TrainingPlan) -> None:
+def test_the_driver_sends_a_heartbeat_to_tasks_every_five_seconds(plan: TrainingPlan) -> None:
     def takes_long(cluster: Cluster) -> list[Outcome]:
         cluster.run(20)
         return finishes(cluster)
@@ -587,7 +587,7 @@ def test_the_first_ctrl_c_does_not_wait_long_for_a_store_that_hangs(
     assert cluster.plans == []
 
 
-def test_a_store_that_hangs_is_told_of_and_is_a_fault_of_the_store(plan: TrainingPlan, store: HangingStore) -> None:
+def test_a_hanging_store_is_reported_as_a_failure_of_the_store(plan: TrainingPlan, store: HangingStore) -> None:
     """T6: and what hung does not undo what the next attempt has done."""
     cluster = Cluster(finishes)
 
@@ -800,7 +800,7 @@ def test_a_batch_that_is_kept_per_worker_shrinks_with_the_workers(plan: Training
     assert [event["learning_rate_scale"] for event in cluster.told if event["event"] == "attempt"] == [0.75]
 
 
-def test_too_few_slots_are_waited_for_and_then_told(plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_slots_are_waited_for_and_then_reported(plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(finishes, slots=1)
     run = supervised(cluster, Budgets(slots_wait_seconds=60))
 

@@ -258,7 +258,7 @@ def test_a_sweep_without_a_trained_trial_fails_and_still_tells(new_options: NewO
     assert "no such layer" in engine.tracked.artifacts[TABLE_FILE]
 
 
-def test_what_no_trial_can_begin_from_is_told_before_the_first_one(new_options: NewOptions, tmp_path: Path) -> None:
+def test_an_unusable_warm_start_is_reported_before_the_first_trial(new_options: NewOptions, tmp_path: Path) -> None:
     """T12: the sweep, not its trials, has failed."""
     engine = FakeEngine()
     engine.unsettled = ConfigError("warm_start is gone")

@@ -76,7 +76,7 @@ def test_a_spec_means_numbers_of_its_field_or_values(
         ("model.name=choice:multi_field,deep", "search model.name: model 'deep' is unknown"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_with_the_field_and_the_mend(
+def test_an_invalid_search_is_refused_with_the_field_and_the_remedy(
     new_config: NewConfig, flag: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -92,7 +92,7 @@ def test_dataset_yardstick_and_place_of_a_run_cannot_be_searched(new_config: New
         read(new_config(), f"{name}=choice:1,2")
 
 
-def test_what_can_be_searched_are_fields_of_a_run() -> None:
+def test_searchable_names_are_fields_of_a_run() -> None:
     assert set(SEARCHABLE) <= {field.name for field in dataclasses.fields(RunConfig)}
 
 

@@ -216,7 +216,7 @@ def test_a_sweep_without_a_trained_trial_has_failed(new_trials: NewTrials) -> No
         trials.run()
 
 
-def test_what_keeps_every_trial_from_training_ends_the_sweep_and_leaves_the_trial(
+def test_an_error_of_all_trials_ends_the_sweep_and_leaves_the_trial_running(
     study: optuna.Study, new_trials: NewTrials
 ) -> None:
     error = NotEnoughSlotsError("the cluster has 0 slots")
@@ -343,7 +343,7 @@ def test_a_stop_at_once_reaches_a_trial_that_is_about_to_begin(
     assert states(study) == ["running"]
 
 
-def test_what_cannot_be_told_of_a_trial_stops_the_others(study: optuna.Study, new_trials: NewTrials) -> None:
+def test_an_error_while_recording_a_trial_stops_the_others(study: optuna.Study, new_trials: NewTrials) -> None:
     training = BlockedTraining()
 
     def train(plan: TrialPlan, control: TrialControl) -> None:

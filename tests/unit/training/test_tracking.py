@@ -274,7 +274,7 @@ def test_no_attempt_is_lost_that_begins_where_another_one_was_before(open_run: O
     assert [value for _, value in curve(client, tracked.run_id, "attempt")] == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_what_an_earlier_driver_told_is_not_logged_twice(open_run: OpenRun, client: MlflowClient) -> None:
+def test_metrics_logged_by_an_earlier_driver_are_not_logged_twice(open_run: OpenRun, client: MlflowClient) -> None:
     events = [{"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}, progress(10, 1000.0)]
     first = open_run()
     for event in events:
@@ -329,7 +329,7 @@ def test_the_environment_lists_packages_with_their_versions_in_order() -> None:
     assert list(found) == sorted(found, key=str.lower)
 
 
-def test_what_an_interrupted_installation_left_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_an_interrupted_installation_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "~umpy-2.0.dist-info").mkdir()
     (tmp_path / "~umpy-2.0.dist-info" / "METADATA").write_text("")
     monkeypatch.syspath_prepend(tmp_path)

@@ -120,6 +120,6 @@ def test_a_training_that_is_done_does_not_fail_for_the_words_about_it(
     assert "which epoch was the best is not known yet: " in caplog.text
 
 
-def test_what_a_run_leaves_shows_no_password_in_a_notebook() -> None:
+def test_a_runs_result_shows_no_password_in_a_notebook() -> None:
     launched = Launched("model", (), "run-1", Path("folder"), "https://ann:s3cret@host")
     assert "s3cret" not in repr(launched)

@@ -265,7 +265,7 @@ def test_a_copy_of_which_nobody_knows_what_it_is_is_a_usage_error(
         settle_warm_start(config, mlflow_store, folder.warm_start)
 
 
-def test_what_a_killed_driver_left_of_a_copy_is_removed(
+def test_a_partial_copy_of_a_killed_driver_is_removed(
     config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder
 ) -> None:
     (folder.path / ".warm_start.0123456789abcdef" / "saved_model").mkdir(parents=True)
@@ -326,7 +326,7 @@ def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keep
     assert settled == [(folder.warm_start, True)]
 
 
-def test_what_a_run_begins_from_is_part_of_what_it_learns(new_config: NewConfig, tmp_path: Path) -> None:
+def test_the_warm_start_is_part_of_a_runs_identity(new_config: NewConfig, tmp_path: Path) -> None:
     configs = [new_config(warm_start=name) for name in (None, "models:/flights/1", "models:/flights/2")]
     assert len({config.identity for config in configs}) == 3
     assert new_config(warm_start=tmp_path).warm_start == str(tmp_path)

@@ -128,7 +128,7 @@ def tells_nothing(rank: int, phase: str, step: int, **more: Any) -> Event:
     return alive(rank, phase, step, **more) | {"collectives": 0}
 
 
-def test_who_may_wait_for_a_checkpoint_unawares_is_left_alone_until_it_is_there() -> None:
+def test_a_possible_wait_for_a_checkpoint_is_no_hang_until_it_is_committed() -> None:
     ranks = Ranks(2)
     for beats in range(5):
         ranks.say(tells_nothing(0, "checkpoint", 40, beats=beats), tells_nothing(1, "training", 40))
@@ -243,7 +243,7 @@ def test_a_rank_that_has_come_to_the_end_waits_as_long_as_another_one_trains() -
     assert found[0] == 301
 
 
-def test_of_ranks_that_wait_in_a_circle_the_one_furthest_behind_is_the_reason() -> None:
+def test_the_slowest_of_ranks_that_wait_in_a_circle_is_blamed() -> None:
     ranks = Ranks(3)
     ranks.say(waiting(0, "training", 40, 1), waiting(1, "training", 40, 2), waiting(2, "training", 38, 0))
     found = ranks.run(200)
@@ -262,7 +262,7 @@ def test_a_rank_that_was_never_heard_is_the_reason() -> None:
     assert found[1] == Hang((1,), "rank 1 has not been heard for 301 s since the start", None)
 
 
-def test_where_nobody_was_heard_slots_are_asked_after() -> None:
+def test_slots_are_checked_after_a_start_without_any_report() -> None:
     found = Ranks(2).run(400)
     assert found is not None
     why = "no rank has been heard for 301 s since the start; are 2 slots free?"
@@ -272,7 +272,7 @@ def test_where_nobody_was_heard_slots_are_asked_after() -> None:
     assert alone[1].why == "no rank has been heard for 301 s since the start; is a slot free?"
 
 
-def test_where_tasks_were_heard_there_were_slots() -> None:
+def test_slots_are_not_checked_after_reports_of_tasks() -> None:
     ranks = Ranks(2)
     ranks.states = {0: "running", 1: "running"}
     found = ranks.run(400)
@@ -338,7 +338,7 @@ class Driver:
         return self.watchdog.report(self.watchdog.hang)
 
 
-def test_a_hang_is_told_as_soon_as_all_stacks_are_there() -> None:
+def test_a_hang_is_reported_once_all_stacks_have_arrived() -> None:
     driver = Driver()
     driver.hear(alive(0, "training", 40), waiting(1, "training", 40, 0), system(0), system(1))
     assert driver.tick(121) == [(121, "ask_for_stacks")]

@@ -273,7 +273,7 @@ FOREIGN: dict[str, tuple[bytes, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("payload", "expected"), FOREIGN.values(), ids=FOREIGN.keys())
-def test_what_other_writers_may_produce_is_read_as_protobuf_does(payload: bytes, expected: dict[str, Any]) -> None:
+def test_valid_records_of_other_writers_are_read_as_by_protobuf(payload: bytes, expected: dict[str, Any]) -> None:
     assert_same_columns(decode_example(payload), expected)
     assert_same_columns(tensorflow_columns(payload), expected)
 

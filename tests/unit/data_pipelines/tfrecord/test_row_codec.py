@@ -425,7 +425,7 @@ ODD = {
 
 
 @pytest.mark.parametrize(("features", "expected"), ODD.values(), ids=ODD.keys())
-def test_what_other_writers_may_produce_is_read_as_protobuf_does(features: bytes, expected: list[int] | None) -> None:
+def test_valid_records_of_other_writers_are_read_as_by_protobuf(features: bytes, expected: list[int] | None) -> None:
     usual = example_of(x=np.array([9]), y=np.array([1]))
     payloads = [usual, field(1, features), usual]
     rows = decoded(payloads, pa.schema([("x", pa.list_(pa.int64())), ("y", pa.int64())])).to_pylist()

@@ -79,7 +79,7 @@ def test_payloads_have_one_column() -> None:
     assert found.schema == pa.schema([("byteArray", pa.binary())])
 
 
-def test_of_a_block_the_columns_of_its_rows_are_told() -> None:
+def test_inference_returns_the_columns_of_a_blocks_rows() -> None:
     batch = pa.RecordBatch.from_pydict(
         {"a": pa.array([1, None]), "l": [[1.0], []], "n": [[["x"]], [[]]], "s": ["u", "v"]}
     )
