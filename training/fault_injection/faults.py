@@ -135,14 +135,14 @@ def kill(
     output: str | Path, rank: int, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
 ) -> AbstractContextManager[Injection]:
     """SIGKILL to the process of ``rank`` of the run that starts within the block; see :func:`inject_when`."""
-    return _signal_rank(output, rank, after, signal.SIGKILL, timeout_seconds=timeout_seconds)
+    return _signal(output, rank, after, signal.SIGKILL, lambda run: run.process(rank), timeout_seconds)
 
 
 def preempt(
     output: str | Path, rank: int, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
 ) -> AbstractContextManager[Injection]:
     """SIGTERM to the process of ``rank``, as at a preemption; see :func:`inject_when`."""
-    return _signal_rank(output, rank, after, signal.SIGTERM, timeout_seconds=timeout_seconds)
+    return _signal(output, rank, after, signal.SIGTERM, lambda run: run.process(rank), timeout_seconds)
 
 
 def stop(
@@ -154,42 +154,36 @@ def stop(
     timeout_seconds: float = 240.0,
 ) -> AbstractContextManager[Injection]:
     """SIGSTOP to the process of ``rank``, and SIGCONT at the end; see :func:`inject_when`."""
-
-    def act(run: Run) -> AbstractContextManager[int]:
-        return stopped(run.process(rank))
-
-    return inject_when(output, after, act, rank=rank, for_seconds=for_seconds, timeout_seconds=timeout_seconds)
+    return inject_when(
+        output,
+        after,
+        lambda run: stopped(run.process(rank)),
+        rank=rank,
+        for_seconds=for_seconds,
+        timeout_seconds=timeout_seconds,
+    )
 
 
 def kill_executor(
     output: str | Path, rank: int, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
 ) -> AbstractContextManager[Injection]:
     """SIGKILL to the JVM of the executor in which ``rank`` runs; see :func:`inject_when`."""
-
-    def act(run: Run) -> AbstractContextManager[int]:
-        return _send_signal(run.executor(rank), signal.SIGKILL)
-
-    return inject_when(output, after, act, rank=rank, timeout_seconds=timeout_seconds)
+    return _signal(output, rank, after, signal.SIGKILL, lambda run: run.executor(rank), timeout_seconds)
 
 
 def kill_driver(
     output: str | Path, after: Trigger = _TRAINING, *, timeout_seconds: float = 240.0
 ) -> AbstractContextManager[Injection]:
     """SIGKILL to the driver of the run that another process starts within the block; see :func:`inject_when`."""
-
-    def act(run: Run) -> AbstractContextManager[int]:
-        return _send_signal(run.driver(), signal.SIGKILL)
-
-    return inject_when(output, after, act, timeout_seconds=timeout_seconds)
+    return _signal(output, 0, after, signal.SIGKILL, Run.driver, timeout_seconds)
 
 
-def _signal_rank(
-    output: str | Path, rank: int, after: Trigger, number: int, *, timeout_seconds: float
+def _signal(
+    output: str | Path, rank: int, after: Trigger, number: int, process: Callable[[Run], int], timeout_seconds: float
 ) -> AbstractContextManager[Injection]:
-    def act(run: Run) -> AbstractContextManager[int]:
-        return _send_signal(run.process(rank), number)
-
-    return inject_when(output, after, act, rank=rank, timeout_seconds=timeout_seconds)
+    return inject_when(
+        output, after, lambda run: _send_signal(process(run), number), rank=rank, timeout_seconds=timeout_seconds
+    )
 
 
 @contextlib.contextmanager

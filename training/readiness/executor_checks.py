@@ -312,7 +312,7 @@ def check_clocks(events: EventReport) -> Check | None:
 
 
 def check_gpus(answers: Sequence[ProbeResult], per_worker: int) -> Check | None:
-    """Say whether Spark gave every task its GPUs, where any are asked for."""
+    """Check that Spark gave every task its GPUs, if any are required."""
     if not per_worker:
         return None
     for answer in answers:
