@@ -1,5 +1,6 @@
 """Removal of passwords, tokens and store keys from text that people read, such as addresses and error messages."""
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -10,22 +11,29 @@ from typing import Any
 # that passed through pathlib has one slash (`postgresql:/u:p@host`). `models:/name@alias` has one too, but no password.
 _USER_AND_PASSWORD = re.compile(r"(?<=:/)(?P<slash>/|(?<!\bmodels:/))[^\s/?#:]*(?::(?:(?!://)\S)*)?@")
 
-# The value is removed in `secret_access_key=...`, `"password": "..."`, `X-Amz-Signature=...`, `fs.s3a.secret.key=...`.
+# What settings with a secret are called, in the environment, in connection strings and in the options of stores. A bare
+# "key" or "token" is not among them: it names columns and words of a text more often.
+_NAMES = (
+    r"passw(?:or)?d|passphrase|[._-]pwd|secret|secret[._-]?(?:access[._-]?)?key"
+    r"|(?:access|account|api|private|shared|storage)[._-]?key|shared[._-]?access[._-]?(?:key|signature)"
+    r"|connection[._-]?string|account[._-]key[._-][\w.-]+|fs\.azure\.sas\.[\w.-]+"
+)
+# The value is removed in `secret_access_key=...`, `"password": "..."`, `X-Amz-Signature=...`, `Pwd={...};`.
 _NAMED = re.compile(
-    r"(?P<name>(?:secret[._-]?(?:access[._-]?)?key|(?:session|security|access|tracking|auth)[._-]?token|api[._-]?key"
-    r"|passw(?:or)?d|x-amz-(?:signature|credential)|[?&]sig|[?&]token)['\"]?\s*[=:]\s*['\"]?)"
-    r"(?P<value>[^\s'\",;&}\]]+)",
+    rf"(?P<name>(?:{_NAMES}|(?:session|security|access|tracking|auth|refresh|sas)[._-]?token"
+    r"|\bpwd|x-amz-(?:signature|credential)|[?&]sig|[?&]token)\\?['\"]?\s*[=:]\s*)"
+    r"(?P<open>\\?['\"])?(?P<value>(?(open)(?:(?!(?P=open)).)+|(?:\{[^}]+\}|[^\s'\",;&}\]]+)))",
     re.IGNORECASE,
 )
 _AUTHORIZATION = re.compile(
     r"(?P<name>authorization['\"]?\s*[=:]\s*['\"]?(?:\w+\s+)?|\bbearer\s+)(?P<value>[^\s'\",;]{8,})", re.IGNORECASE
 )
 
-_SECRET_NAME = re.compile(
-    r"(?:^|[._-])(?:token|passw(?:or)?d|secret|secret[._-]key|access[._-]key|api[._-]key)$", re.IGNORECASE
-)
+_SECRET_NAME = re.compile(rf"(?:(?:^|[._-])token|{_NAMES})$", re.IGNORECASE)
 # A shorter value is more often a common word (`MY_TOKEN=yes`) than a secret.
 _SECRET_CHARACTERS = 8
+
+_PASSWORD_OF_ADDRESS = re.compile(r"://[^\s/?#:@]*:(?P<password>(?:(?!://)\S)+)@")
 
 HIDDEN = "***"
 
@@ -35,13 +43,13 @@ def without_credentials(text: str) -> str:
 
     User name and password are removed from every URI. ``***`` replaces the value after a name such as ``password=`` or
     ``Authorization:``, and the value of every environment variable named like a secret (``MLFLOW_TRACKING_TOKEN``,
-    ``AWS_SECRET_ACCESS_KEY``).
+    ``AWS_SECRET_ACCESS_KEY``), or within one that is an address or a connection string.
     """
-    for value in _secrets_of(os.environ):
+    for value in _secrets_of(tuple(os.environ.items())):
         text = text.replace(value, HIDDEN)
     text = _USER_AND_PASSWORD.sub(r"\g<slash>", text)
     text = _AUTHORIZATION.sub(rf"\g<name>{HIDDEN}", text)
-    return _NAMED.sub(rf"\g<name>{HIDDEN}", text)
+    return _NAMED.sub(lambda found: f"{found['name']}{found['open'] or ''}{HIDDEN}", text)
 
 
 def is_secret_name(name: str) -> bool:
@@ -69,7 +77,12 @@ def one_line(error: BaseException) -> str:
     return without_credentials(" ".join(str(error).split())) or type(error).__name__
 
 
-def _secrets_of(environment: Mapping[str, str]) -> list[str]:
-    # Longest first: one secret may be part of another. Read at each call: a notebook may set variables at any time.
-    found = {value for name, value in environment.items() if is_secret_name(name) and len(value) >= _SECRET_CHARACTERS}
-    return sorted(found, key=len, reverse=True)
+@functools.lru_cache(maxsize=1)  # keyed by the environment, since a notebook may set variables at any time
+def _secrets_of(environment: tuple[tuple[str, str], ...]) -> list[str]:
+    """Return the secrets in environment variables: the values of secret names, and what connection strings contain."""
+    found = {value for name, value in environment if is_secret_name(name)}
+    for _, value in environment:
+        found |= {match["value"] for match in _NAMED.finditer(value)}
+        found |= {match["password"] for match in _PASSWORD_OF_ADDRESS.finditer(value)}
+    # Longest first: one secret may be part of another.
+    return sorted((value for value in found if len(value) >= _SECRET_CHARACTERS), key=len, reverse=True)

@@ -125,7 +125,7 @@ def _takes(folder: Path, summary: Summary) -> bool:
 
 def _explain(error: Exception, config: RunConfig) -> None:
     """Show the place where the user's own code failed, or with ``verbose`` the whole trace."""
-    if isinstance(error, TrainingFailedError) and error.attempts[-1].first_error.cause == "user":
+    if isinstance(error, TrainingFailedError) and error.attempts[-1].first_error.is_in_code:
         print(without_credentials(error.attempts[-1].first_error.traceback), file=sys.stderr)
     elif config.verbose:
         print(without_credentials("".join(traceback.format_exception(error))), file=sys.stderr, end="")

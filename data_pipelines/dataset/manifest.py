@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.data_pipelines.tfrecord.crc32c import crc32c
+from mirrorspark.data_pipelines.tfrecord.records import RECORD_OVERHEAD_BYTES
 from mirrorspark.storage.paths import StoragePath, leads_out
 
 MANIFEST_FILE = "manifest.json"
@@ -45,8 +46,30 @@ class Shard:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Shard":
-        """Restore a shard from its ``dataclasses.asdict`` form after JSON."""
-        return cls(**{**document, **{name: tuple(document[name]) for name in ("block_offsets", "block_rows")}})
+        """Restore a shard from its ``dataclasses.asdict`` form after JSON.
+
+        Raises:
+            ValueError: Its numbers cannot be those of a file: memory is reserved by them, and kernels read where they
+                point. The message says which.
+        """
+        shard = cls(**{**document, **{name: tuple(document[name]) for name in ("block_offsets", "block_rows")}})
+        if problem := shard._problem():
+            raise ValueError(f"shard {shard.path!r}: {problem}")
+        return shard
+
+    def _problem(self) -> str:
+        """Return what is wrong with the numbers, in words; empty if nothing is."""
+        numbers = (self.rows, self.bytes, self.crc32c, *self.block_offsets, *self.block_rows)
+        if any(type(number) is not int or number < 0 for number in numbers):
+            return "a number is not a whole number of 0 or more"
+        if len(self.block_offsets) != len(self.block_rows) or sum(self.block_rows) != self.rows:
+            return f"{len(self.block_offsets)} blocks begin in it, {len(self.block_rows)} have rows, in all {self.rows}"
+        ends = (*self.block_offsets[1:], self.bytes) if self.block_offsets else ()
+        for offset, rows, end in zip(self.block_offsets, self.block_rows, ends, strict=True):
+            # Each row takes a byte or more in each of its columns.
+            if rows > end - offset - RECORD_OVERHEAD_BYTES:
+                return f"the block at byte {offset} ends at byte {end}, which is no room for {rows} rows"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -101,8 +124,8 @@ class Manifest:
         """Read ``manifest.json``.
 
         Raises:
-            DatasetError: There is none, it is not JSON, it names a shard outside the directory, or a later version of
-                this library wrote it.
+            DatasetError: There is none, it is not JSON, it names a shard outside the directory or numbers that no shard
+                can have, or a later version of this library wrote it.
         """
         path = StoragePath.of(directory) / MANIFEST_FILE
         if not path.is_file():
@@ -111,13 +134,17 @@ class Manifest:
             document = json.loads(path.read_bytes())
             version = document["format_version"]
             if version != FORMAT_VERSION:
-                raise DatasetError(f"{path} has format version {version}, known is {FORMAT_VERSION}; convert again")
+                raise DatasetError(  # noqa: TRY301 - read before the parts that another version may not have
+                    f"{path} has format version {version}, known is {FORMAT_VERSION}; convert again"
+                )
             document["splits"] = {
                 split: tuple(map(Shard.from_dict, shards)) for split, shards in document["splits"].items()
             }
             manifest = cls(**{**document, **{name: tuple(document[name]) for name in ("columns", "findings")}})
             outside = [shard.path for shards in manifest.splits.values() for shard in shards if leads_out(shard.path)]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except DatasetError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(f"{path} is damaged ({error}); delete {directory} and convert again") from error
         if outside:
             raise DatasetError(

@@ -136,6 +136,8 @@ def _has_checksum(content: npt.NDArray[np.uint8], start: int, stop: Any) -> bool
 @compile_inner_kernel
 def _find_payload(content: npt.NDArray[np.uint8], offset: int) -> tuple[Any, Any]:
     """Return where the payload of the record at ``offset`` starts and stops; -1 if there is no intact record."""
+    if offset < 0 or offset > content.size:
+        return -1, -1
     room = content.size - offset - HEADER_BYTES - FOOTER_BYTES
     if room < 0 or not _has_checksum(content, offset, offset + 8):
         return -1, -1
@@ -289,17 +291,24 @@ def _decode_lists(
             bounds[place, 0] = used
             bounds[place, 1] = end
             used = end
+    # All lengths are compared with the values that are there before room is asked for by them.
     for column in range(kinds.size):
         kind = kinds[column]
         if kind in (LIST_INT64S, LIST_FLOATS):
             start = spans[column, 0]
             end = spans[column, 1]
             count = _count_varints(content, start, end) if kind == LIST_INT64S else (end - start) // 4
-            begin = bounds[places[column], 0]
-            if count != bounds[places[column], 1] - begin:
+            if count != bounds[places[column], 1] - bounds[places[column], 0]:
                 return _LENGTHS, column, count
+    for column in range(kinds.size):
+        kind = kinds[column]
+        if kind in (LIST_INT64S, LIST_FLOATS):
             if used > (list_int64s.size if kind == LIST_INT64S else list_floats.size):
                 return NO_ROOM, column, used
+            start = spans[column, 0]
+            end = spans[column, 1]
+            begin = bounds[places[column], 0]
+            count = bounds[places[column], 1] - begin
             if not _put_list(content, start, end, begin, count, kind == LIST_INT64S, list_int64s, list_floats):
                 return _VALUES, column, 0
     return WHOLE, 0, 0

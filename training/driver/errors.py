@@ -16,7 +16,7 @@ class TrainingFailedError(RuntimeError):
         # It is obvious why a user's own error or a cancelled job is not retried.
         why = f"; {reason}" if reason and first.cause not in ("user", "cancelled") else ""
         super().__init__(f"training failed{tries}: {first.in_words}{why}")
-        if first.cause == "user" and first.traceback:
+        if first.is_in_code and first.traceback:
             # The error was raised in another process: without its traceback, users could not locate it in their code.
             where = "the driver" if first.rank is None else f"rank {first.rank}"
             self.add_note(without_credentials(f"in {where}:\n{first.traceback}"))

@@ -1,7 +1,7 @@
 """The decision after an attempt: finish, restart, raise or stop. A pure function of the attempts so far."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from mirrorspark.training.protocol.elastic import Elastic
 from mirrorspark.training.protocol.limits import Budgets
 
 # Causes that an unreliable machine may produce.
-_ENDS_OF_A_WORKER: frozenset[Cause] = frozenset({"preempted", "hung", "lost", "start", "spark", "peer"})
+_ENDS_OF_A_WORKER: frozenset[Cause] = frozenset({"machine", "preempted", "hung", "lost", "start", "spark", "peer"})
 
 # Types of failures with an external reason, even when they repeat at the same step.
 _NEVER_THE_USERS = frozenset({"killed", "RingError", "RingConnectError", "Aborted"})
@@ -19,6 +19,7 @@ _NEVER_THE_USERS = frozenset({"killed", "RingError", "RingConnectError", "Aborte
 # out of reach has none either, since its restarts are unlimited: a laptop may sleep every night.
 _BUDGETS: dict[Cause, str] = {
     "lost": "max_restarts",
+    "machine": "max_restarts",
     "hung": "max_restarts",
     "spark": "max_restarts",
     "peer": "max_restarts",
@@ -56,8 +57,9 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
     """Return the action after ``attempts``, the last of which has just ended.
 
     A fault of the user's code ends the run at once, since it would recur. So does a cancelled job, and an error that
-    occurred at the same step before, independent of its cause. Any other failure restarts the training until the budget
-    of its kind is spent. A driver that was out of reach always restarts it.
+    occurred at the same step before, independent of its cause. An error of unknown cause is retried once. Any other
+    failure restarts the training until the budget of its kind is spent. A driver that was out of reach always restarts
+    it.
 
     Args:
         attempts: All attempts of the run, oldest first.
@@ -84,9 +86,13 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
     how = f"{f' in {delay:g} s' if delay else ''} from step {last.committed:,} with {workers} workers"
     if error.cause == "driver":
         return Decision("restart", f"the driver was out of reach; restart{how}", delay, workers)
+    if error.cause == "unknown":
+        if len(_failed_by(("unknown",), attempts)) > 1:
+            return Decision("raise", "an error of unknown cause came again after a restart")
+        return Decision("restart", f"an error of unknown cause is retried once{how}", delay, workers)
     name = _BUDGETS[error.cause]
     limit = getattr(budgets, name)
-    used = _used(name, attempts)
+    used = len(_failed_by([cause for cause, budget in _BUDGETS.items() if budget == name], attempts))
     if used > limit:
         return Decision("raise", f"{name} {limit} is spent, the same command {_what_it_does(attempts)}")
     return Decision("restart", f"restart {used} of {limit} ({name}){how}", delay, workers)
@@ -131,11 +137,11 @@ def _was_in_vain(attempt: Attempt, before: Attempt) -> bool:
     return is_lost and attempt.committed_epochs <= before.committed_epochs
 
 
-def _used(name: str, attempts: Sequence[Attempt]) -> int:
-    """Return the number of ``attempts`` charged to a budget since the last epoch was committed."""
+def _failed_by(causes: Collection[str], attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Return the ``attempts`` that failed by one of ``causes`` since the last epoch was committed."""
     now = attempts[-1].committed_epochs
     recent = [attempt for attempt in attempts if attempt.errors and attempt.committed_epochs >= now]
-    return sum(1 for attempt in recent if _BUDGETS.get(attempt.first_error.cause) == name)
+    return [attempt for attempt in recent if attempt.first_error.cause in causes]
 
 
 def _what_it_does(attempts: Sequence[Attempt]) -> str:
@@ -159,9 +165,10 @@ def _failures_in_a_row(attempts: Sequence[Attempt]) -> int:
 def _earlier_twin(error: RankError, attempts: Sequence[Attempt]) -> int | None:
     """Return the number of an earlier attempt that failed with the same error at the same step.
 
-    A full disk and a preempted machine do not come from anybody's code. A killed process reports no step.
+    A full disk, a machine without memory and a preempted one do not come from anybody's code. A killed process reports
+    no step.
     """
-    if error.step is None or error.cause in ("store", "preempted", "hung") or error.type in _NEVER_THE_USERS:
+    if error.step is None or error.cause in ("store", "machine", "preempted", "hung") or error.type in _NEVER_THE_USERS:
         return None
     for attempt in attempts[:-1]:
         if attempt.errors and _signature(attempt.first_error) == _signature(error):

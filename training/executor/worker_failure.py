@@ -2,10 +2,13 @@
 
 import errno
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import mirrorspark
 from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
 from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
@@ -33,9 +36,10 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
     Returns:
         ``cause`` is one of :data:`training.protocol.cause.Cause`: ``peer`` if the error shows another rank's end,
         ``start`` if the worker never began to train (a taken port, an unreachable rank, an import), ``store`` if the
-        store of the files failed, and otherwise ``user``: it comes from the model, the data or the configuration, and
-        would recur. Secrets are removed from message and traceback. If the error has the step in which it began, the
-        event has ``epoch`` and ``step_in_epoch``.
+        store of the files failed, ``machine`` if memory, threads, file descriptors or the network gave out, ``user`` if
+        it comes from the model, the data or the configuration, and would recur, and otherwise ``unknown``. Secrets are
+        removed from message and traceback. If the error has the step in which it began, the event has ``epoch`` and
+        ``step_in_epoch``.
     """
     return {
         "event": "error",
@@ -70,16 +74,88 @@ _PORT_MESSAGES = ("Could not start gRPC server", "Address already in use")
 
 _STORE_MESSAGES = ("No space left on device", "Stale file handle", "Input/output error")
 
+_MACHINE_MESSAGES = (
+    "Too many open files",
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",
+    "Network is unreachable",
+    "No route to host",
+    "Cannot assign requested address",
+    "No buffer space available",
+    "can't start new thread",
+)
+
 # Errors of a disk that is full, broken, remounted read-only or gone.
 _STORE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ENOTCONN}
+)
+
+# Errors of a machine whose limits are reached, or whose network is down. Another process may be the reason.
+_MACHINE_ERRORS = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EADDRNOTAVAIL,
+        errno.ENOBUFS,
+    }
+)
+
+# Errors that the same code raises again on the same data, whichever library notices them.
+_RECURRING = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RecursionError,
+    NotImplementedError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+# TensorFlow's other errors name what is wrong with the operation, its inputs or its files.
+_UNKNOWN_TENSORFLOW_CLASSES = ("DataLossError", "InternalError", "ResourceExhaustedError", "UnknownError")
+
+# Folders of code that is not the user's own: installed packages, and this one, whose parts are links in a clone.
+_PACKAGE = Path(mirrorspark.__file__).parent
+_LIBRARIES = (
+    *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(part.resolve() for part in (_PACKAGE, *_PACKAGE.iterdir()) if part.is_dir()),
 )
 
 
 def _cause(error: BaseException, phase: Phase) -> str:
     """Return the cause of the error, or of the errors that it was raised from."""
     causes = (_own_cause(one, phase) for one in _chain(error))
-    return next((cause for cause in causes if cause is not None), "user")
+    known = next((cause for cause in causes if cause is not None), None)
+    return known or ("user" if any(_is_known_to_recur(one) for one in _chain(error)) else "unknown")
+
+
+def _is_known_to_recur(error: BaseException) -> bool:
+    """Return True if the user's own code raised the error, or its class shows what is wrong with code or data."""
+    if _is_from_tensorflow(error):
+        # An exception of a Python function within the graph arrives with its traceback.
+        is_python = "Traceback (most recent call last)" in str(error)
+        return is_python or type(error).__name__ not in _UNKNOWN_TENSORFLOW_CLASSES
+    if isinstance(error, _RECURRING) or type(error).__module__.split(".")[0] == "mirrorspark":
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return True
+    raised_in = frames[-1].filename
+    return not (raised_in.startswith("<frozen") or any(Path(raised_in).resolve().is_relative_to(f) for f in _LIBRARIES))
 
 
 def _own_cause(error: BaseException, phase: Phase) -> str | None:
@@ -97,6 +173,12 @@ def _own_cause(error: BaseException, phase: Phase) -> str | None:
             return "start"
         case OSError(errno=number) if number in _STORE_ERRORS:
             return "store"
+        case OSError(errno=number) if number in _MACHINE_ERRORS:
+            return "machine"
+        case MemoryError():  # The machine's memory may be short, or a single array far too large.
+            return "unknown"
+        case RuntimeError() if "can't start new thread" in str(error):
+            return "machine"
         case ConnectionError() | TimeoutError() if phase in _STARTING:
             return "start"
     if not _is_from_tensorflow(error):
@@ -106,6 +188,8 @@ def _own_cause(error: BaseException, phase: Phase) -> str | None:
         return "store"
     if any(message in text for message in _PORT_MESSAGES) or "RingConnectError" in text:
         return "start"
+    if any(message in text for message in _MACHINE_MESSAGES):
+        return "machine"
     if type(error).__name__ in _PEER_CLASSES or any(message in text for message in _PEER_MESSAGES):
         return "start" if phase in _STARTING else "peer"
     return None

@@ -4,7 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-Cause = Literal["cancelled", "user", "store", "preempted", "hung", "lost", "start", "spark", "driver", "peer"]
+Cause = Literal[
+    "cancelled", "user", "store", "machine", "preempted", "hung", "lost", "start", "spark", "driver", "unknown", "peer"
+]
 
 # Error type of a session whose JVM no longer answers.
 SESSION_LOST = "SessionLost"
@@ -13,7 +15,9 @@ SESSION_LOST = "SessionLost"
 _EXPLAINING_FIRST: tuple[Cause, ...] = get_args(Cause)
 
 # Causes for which a rank is gone, or is known to have failed first: TensorFlow's errors elsewhere are consequences.
-_ENDS_OF_A_RANK: frozenset[Cause] = frozenset({"store", "preempted", "hung", "lost", "start", "spark", "driver"})
+_ENDS_OF_A_RANK: frozenset[Cause] = frozenset(
+    {"store", "machine", "preempted", "hung", "lost", "start", "spark", "driver"}
+)
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,13 @@ class RankError:
 
     Attributes:
         cause: ``cancelled`` (the job was cancelled), ``user`` (model, data or configuration: it would recur),
-            ``store`` (checkpoints can be neither written nor read), ``preempted`` (its machine is taken away),
+            ``store`` (checkpoints can be neither written nor read), ``machine`` (it ran out of memory, threads, file
+            descriptors or network), ``preempted`` (its machine is taken away),
             ``hung`` (the watchdog saw it stand still), ``lost`` (the process was killed), ``start`` (it never began to
             train: port, connection, import), ``spark`` (the job failed without an event of a rank: an executor is
-            gone), ``driver`` (it received nothing from the driver for too long: that slept, or the network was down)
-            or ``peer`` (another rank's end, seen from here).
+            gone), ``driver`` (it received nothing from the driver for too long: that slept, or the network was down),
+            ``unknown`` (a library raised it, and it may or may not recur) or ``peer`` (another rank's end, seen from
+            here).
         rank: The rank that reported it; None for a report by Spark or the driver.
         type: Class of the exception, or ``killed``.
         time: Seconds since the epoch, on the rank's clock.
@@ -46,6 +52,11 @@ class RankError:
     step: int | None = None
     epoch: int | None = None
     step_in_epoch: int | None = None
+
+    @property
+    def is_in_code(self) -> bool:
+        """True if the traceback is what locates the failure: the user's code raised it, or a library on its behalf."""
+        return self.cause in ("user", "unknown")
 
     @property
     def in_words(self) -> str:
@@ -195,7 +206,9 @@ class Attempt:
 
         def order(error: RankError) -> tuple[int, float]:
             # TensorFlow has many messages for a lost peer; if a rank is known to be lost, they need no classification.
-            is_consequence = has_lost_a_rank and error.is_from_tensorflow and error.cause in ("user", "peer")
+            is_consequence = (
+                has_lost_a_rank and error.is_from_tensorflow and (error.is_in_code or error.cause == "peer")
+            )
             return _EXPLAINING_FIRST.index("peer" if is_consequence else error.cause), error.time
 
         if not self.errors:

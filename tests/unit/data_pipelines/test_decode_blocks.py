@@ -128,6 +128,23 @@ def test_a_block_that_is_not_what_it_should_be_is_refused(change: dict[str, np.n
         BlockSlots(LAYOUT, 1, 5).decode(0, record(columns), 0, np.arange(5, dtype=np.uint32), name="shard")
 
 
+def test_no_room_is_made_for_values_that_are_not_in_the_block() -> None:
+    """L16: a false length far below the file's size, in a column after one that is whole."""
+    slots = BlockSlots(LAYOUT, 1, 5)
+    false = np.full(5, 10**6)
+    file = np.concatenate([record(block(5) | {"v/row_lengths": false}), np.zeros(10**7, np.uint8)])
+    with pytest.raises(DamagedBlockError, match="'v/indices' do not add up"):
+        slots.decode(0, file, 0, np.arange(5, dtype=np.uint32))
+    assert slots._list_int64s.size == slots._list_floats.size == 0
+
+
+@pytest.mark.parametrize("offset", [-(2**63), -(10**12), -1, 10**12, 2**63 - 1])
+def test_no_byte_outside_the_file_is_read(offset: int) -> None:
+    """L16."""
+    with pytest.raises(ValueError, match=r"truncated header|is negative"):
+        BlockSlots(LAYOUT, 1, 5).decode(0, record(block(5)), offset, np.arange(5, dtype=np.uint32))
+
+
 def test_a_class_that_is_none_is_refused() -> None:
     slots = BlockSlots(BlockLayout(lists=(ListColumn("y/row_lengths", "y"),)), 1, 1)
     slots.decode(0, record({"y": np.array([3]), "y/row_lengths": np.array([1])}), 0, np.zeros(1, np.uint32))

@@ -55,9 +55,29 @@ def test_text_without_credentials_is_unchanged(text: str) -> None:
         ("{'Authorization': 'Bearer abcdefgh.ijk'}", "{'Authorization': 'Bearer ***'}"),
         ("Authorization: Basic YW5uOnMzY3JldA==", "Authorization: Basic ***"),
         ("sent bearer abcdefgh.ijk", "sent bearer ***"),
+        ("PGPASSWORD=s3cret psql", "PGPASSWORD=*** psql"),
+        ("MYSQL_PWD='s3 cr3t' mysql", "MYSQL_PWD='***' mysql"),
+        ("AZURE_STORAGE_KEY=a/b+c==", "AZURE_STORAGE_KEY=***"),
+        ("AccountName=n;AccountKey=a/b+c==;EndpointSuffix=core", "AccountName=n;AccountKey=***;EndpointSuffix=core"),
+        ("fs.azure.account.key.n.dfs.core.windows.net=a/b==", "fs.azure.account.key.n.dfs.core.windows.net=***"),
+        ("fs.azure.sas.box.n.blob.core.windows.net=sv=1", "fs.azure.sas.box.n.blob.core.windows.net=***"),
+        ("SharedAccessSignature=sv=2024&sig=ab", "SharedAccessSignature=***&sig=***"),
+        ("Server=db;Uid=sa;Pwd=s3cret;Timeout=3", "Server=db;Uid=sa;Pwd=***;Timeout=3"),
+        ("Uid=sa;Pwd={s3;cr3t};Timeout=3", "Uid=sa;Pwd=***;Timeout=3"),
+        ("client_secret=abc&grant_type=x", "client_secret=***&grant_type=x"),
+        ("passphrase: 'correct horse battery'", "passphrase: '***'"),
+        ('password="two words" next', 'password="***" next'),
+        (r"{\"password\": \"two words\", 3}", r"{\"password\": \"***\", 3}"),
+        ("s3://b/f?access_key=AKIA&secret_key=wJalr&region=eu", "s3://b/f?access_key=***&secret_key=***&region=eu"),
+        ("abfs://n/f?account_key=a/b==", "abfs://n/f?account_key=***"),
+        ("spark.ssl.keyStorePassword=s3cret", "spark.ssl.keyStorePassword=***"),
+        ("spark.authenticate.secret=abc", "spark.authenticate.secret=***"),
+        ("private_key: abc", "private_key: ***"),
+        ("refresh_token=abc", "refresh_token=***"),
     ],
 )
 def test_values_with_the_name_of_a_secret_are_hidden(text: str, expected: str) -> None:
+    """T7."""
     assert without_credentials(text) == expected
 
 
@@ -70,6 +90,15 @@ def test_values_of_secret_environment_variables_are_hidden_wherever_they_stand(m
     assert without_credentials(text) == "***, ***, yes, disabled"
 
 
+def test_secrets_within_environment_variables_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T7: a driver's error may quote the password alone."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://ann:hunter22@db/rides")
+    monkeypatch.setenv("STORE", "AccountName=n;AccountKey=abcdefgh==;EndpointSuffix=core")
+    monkeypatch.setenv("PWD", "/home/ann/rides")
+    text = "FATAL: 'hunter22' is wrong; abcdefgh== in /home/ann/rides"
+    assert without_credentials(text) == "FATAL: '***' is wrong; *** in /home/ann/rides"
+
+
 def test_a_document_is_cleaned_in_all_its_parts() -> None:
     document = {"error": {"lines": ["http://u:p@host", 3]}, "token": "abc", "empty": {"password": ""}, "none": None}
     assert clean(document) == {
@@ -80,11 +109,30 @@ def test_a_document_is_cleaned_in_all_its_parts() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["tracking_token", "store.password", "AWS_SECRET_ACCESS_KEY", "api-key", "secret"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tracking_token",
+        "store.password",
+        "AWS_SECRET_ACCESS_KEY",
+        "api-key",
+        "secret",
+        "PGPASSWORD",
+        "MYSQL_PWD",
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "fs.azure.account.key.n.dfs.core.windows.net",
+        "client_secret",
+        "passphrase",
+        "spark.ssl.keyPassword",
+    ],
+)
 def test_secret_names(name: str) -> None:
     assert is_secret_name(name)
 
 
-@pytest.mark.parametrize("name", ["keys", "monitor", "key", "tokenizer", "passwords_seen", "secretary"])
+@pytest.mark.parametrize(
+    "name", ["keys", "monitor", "key", "tokenizer", "passwords_seen", "secretary", "PWD", "OLDPWD"]
+)
 def test_other_names(name: str) -> None:
     assert not is_secret_name(name)

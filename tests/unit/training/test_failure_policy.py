@@ -63,6 +63,7 @@ def test_a_lost_worker_restarts_within_the_budget_and_a_fault_of_the_user_never(
     [
         ("lost", "max_restarts"),
         ("hung", "max_restarts"),
+        ("machine", "max_restarts"),
         ("spark", "max_restarts"),
         ("peer", "max_restarts"),
         ("preempted", "max_preemptions"),
@@ -134,10 +135,35 @@ def test_the_same_error_at_the_same_step_twice_is_a_fault_of_the_user() -> None:
     assert decided([failed(1, refused(1, step=None)), failed(2, refused(1, step=None))]).kind == "restart"
 
 
+def test_an_error_of_unknown_cause_is_retried_once_in_an_epoch() -> None:
+    """T6."""
+    first = failed(1, error("unknown", step=40))
+    retried = decided([first], Budgets(max_restarts=0))
+    assert (retried.kind, retried.reason) == (
+        "restart",
+        "an error of unknown cause is retried once from step 0 with 2 workers",
+    )
+    again = "an error of unknown cause came again after a restart"
+    assert decided([first, failed(2, error("unknown", step=41))]) == Decision("raise", again)
+    assert decided([first, failed(2, error("lost")), failed(3, error("unknown"))]) == Decision("raise", again)
+    same = failed(2, error("unknown", step=40))
+    assert decided([first, same]) == Decision("raise", "the same error came at step 40 in attempt 1 already")
+    # ... and once more when another epoch has been committed
+    assert decided([first, replace(failed(2, error("unknown", step=90)), committed_epochs=1)]).kind == "restart"
+
+
+def test_an_error_of_unknown_cause_explains_less_than_a_lost_worker() -> None:
+    """T6."""
+    unknown = error("unknown", rank=0)
+    assert failed(1, unknown, error("lost", rank=1, at=2.0)).first_error.cause == "lost"
+    assert failed(1, unknown, error("peer", rank=1, at=-1.0)).first_error is unknown
+
+
 @pytest.mark.parametrize(
     "fault",
     [
         RankError("store", 0, "OSError", "no space left", 1.0, step=40),
+        RankError("machine", 0, "OSError", "too many open files", 1.0, step=40),
         RankError("preempted", 0, "Preempted", "its machine is taken away", 1.0, step=40),
         RankError("hung", 0, "Hung", "rank 0 is stopped (SIGSTOP)", 1.0, step=40),
         RankError("lost", 0, "killed", "killed by signal SIGKILL", 1.0, step=40),

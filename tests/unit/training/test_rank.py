@@ -1,14 +1,18 @@
 """T6: what the error of a rank is told as, and how its orders travel."""
 
+import asyncio
 import errno
 import io
 import json
 import logging
 import math
+import os
 import sys
 import threading
 import time
 import types
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -21,7 +25,7 @@ from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, store_
 from mirrorspark.callbacks.nan_guard import NonFiniteLossError
 from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.executor.worker import WorkerOrders
-from mirrorspark.training.executor.worker_failure import EntryError, describe
+from mirrorspark.training.executor.worker_failure import _MACHINE_ERRORS, EntryError, describe
 from mirrorspark.training.executor.worker_log import LogToDriver
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.events import Command, Event, EventAddress
@@ -39,7 +43,7 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
     [
         (ValueError("no such column"), "training", "user"),
         (ImportError("no module named model"), "building", "user"),
-        (MemoryError(), "training", "user"),
+        (MemoryError(), "training", "unknown"),
         (FileNotFoundError(errno.ENOENT, "no such shard"), "training", "user"),
         (ConnectionResetError("a server of the user's own"), "training", "user"),
         (RingError(1, "is gone"), "training", "peer"),
@@ -62,11 +66,49 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (StaleAttemptError("/c", 1, 2), "checkpoint", "peer"),
         (raised_from(RuntimeError("fit failed"), RingError(0, "is gone")), "training", "peer"),
         (raised_from(RuntimeError("cannot save"), OSError(errno.EIO, "Input/output error")), "checkpoint", "store"),
+        (RuntimeError("can't start new thread"), "building", "machine"),
+        (raised_from(ValueError("no rows"), OSError(errno.EMFILE, "Too many open files")), "training", "machine"),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{type(value).__name__}",
 )
 def test_the_cause_of_an_error(error: Exception, phase: Phase, cause: str) -> None:
     assert describe(error, phase)["cause"] == cause
+
+
+@pytest.mark.parametrize("number", sorted(_MACHINE_ERRORS))
+def test_an_error_of_the_machine_is_not_the_users(number: int) -> None:
+    """T6: limits of the machine that are reached, or a network that is down, cost an attempt and not the run."""
+    assert describe(OSError(number, os.strerror(number)))["cause"] == "machine"
+
+
+def raised_by(work: Callable[[], object]) -> Exception:
+    try:
+        work()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def of_the_users_own() -> None:
+    raise RuntimeError("of the user's own")
+
+
+@pytest.mark.parametrize(
+    ("work", "cause"),
+    [
+        (of_the_users_own, "user"),
+        (lambda: json.loads("{"), "user"),
+        (lambda: Path("/no/such/file").read_text(), "user"),
+        (lambda: asyncio.run(asyncio.wait_for(asyncio.sleep(9), 0)), "unknown"),
+        (lambda: zipfile.ZipFile(io.BytesIO(b"no archive")), "unknown"),
+    ],
+    ids=["raise", "value", "file", "timeout", "archive"],
+)
+def test_an_error_is_the_users_if_their_code_raised_it_or_its_class_says_so(
+    work: Callable[[], object], cause: str
+) -> None:
+    """T6: what a library raises, and nobody can say whether it would recur, gets one more attempt."""
+    assert describe(raised_by(work))["cause"] == cause
 
 
 def test_an_error_that_was_only_being_handled_is_no_cause() -> None:
@@ -80,6 +122,10 @@ class OpError(Exception):
 
 
 class UnavailableError(OpError):
+    """Likewise."""
+
+
+class UnknownError(OpError):
     """Likewise."""
 
 
@@ -103,6 +149,9 @@ def tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
         (UnavailableError("failed to connect to all addresses"), "connecting", "start"),
         (OpError("Could not start gRPC server"), "connecting", "start"),
         (OpError("/data/x; No space left on device"), "checkpoint", "store"),
+        (OpError("/data/x; Too many open files"), "training", "machine"),
+        (UnknownError("cuDNN launch failure"), "training", "unknown"),
+        (UnknownError("KeyboardError: 3\nTraceback (most recent call last):\n"), "training", "user"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
