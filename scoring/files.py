@@ -19,9 +19,17 @@ from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import NotParquetError, ParquetFiles, ParquetRows
-from mirrorspark.data_pipelines.spark.file_writes import WriteResult, counted, outcome, write_files
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
-from mirrorspark.data_pipelines.spark.tasks import NamedTask, Shares, partition_id, portable
+from mirrorspark.data_pipelines.spark.tasks import (
+    NamedTask,
+    Shares,
+    WriteResult,
+    counted,
+    outcome,
+    partition_id,
+    portable,
+    write_files,
+)
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.mixed_parquet import read_together
 from mirrorspark.scoring.input.null_policy import NullRule

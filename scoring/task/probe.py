@@ -14,8 +14,7 @@ from pyspark.sql import SparkSession
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS, ParquetRows, RowGroups
 from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
-from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of, portable
+from mirrorspark.data_pipelines.spark.tasks import WriteError, numbered_partitions, numbers_of, portable
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.task.counters import Tally
 from mirrorspark.scoring.task.scorer import Scorer

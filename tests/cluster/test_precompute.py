@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.precomputed.precompute import precompute
 from mirrorspark.scoring.precomputed.store import PrecomputedScores, StoreError

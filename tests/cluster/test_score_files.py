@@ -14,7 +14,7 @@ import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import score_files

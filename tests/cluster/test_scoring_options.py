@@ -15,7 +15,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
