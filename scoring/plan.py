@@ -18,10 +18,10 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.parquet_scan import Reader
-from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel, pinned_folder
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.loaded import Search
-from mirrorspark.scoring.model.uri import PinnedModel, pinned_model
+from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.task.counters import Counters
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ship
 
@@ -78,7 +78,7 @@ class ScoringPlan:
             ModelNotFoundError: The URI does not lead to a model.
             ScoringError: The model's outputs do not fit the form, or the reader is unknown.
         """
-        pinned = pinned_model(model, tracking_uri)
+        pinned = model if isinstance(model, PinnedModel) else pinned_folder(model) or resolve(model, tracking_uri)
         directory = ModelDirectory.open(pinned.path)
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
         return cls(pinned, directory, directory.inputs, keys, settings, settings.schema(directory), reader)

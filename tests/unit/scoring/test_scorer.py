@@ -115,7 +115,7 @@ def test_scores_that_would_have_a_column_twice_are_refused(tmp_path: Path) -> No
 
     directory = ModelDirectory.open(export_baskets(tmp_path, Label("tags", "multi_label", classes=3)))
     assert Settings(outputs=Wide()).schema(directory).names == ["0", "1", "2", "model_version"]
-    clash = ModelDirectory(directory.path, directory.description, directory.fitted)
+    clash = ModelDirectory(directory.path, directory.description)
     object.__setattr__(clash, "labels", {"scores": ("a", "error", "b")})
     with pytest.raises(ScoringError, match=r"would have the columns \['error'\] twice"):
         Settings(outputs=Wide(), bad_rows="mark").schema(clash)
