@@ -23,9 +23,8 @@ from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named, scored_schema
-from mirrorspark.scoring.task.counters import Counters
 from mirrorspark.scoring.task.group_task import GroupTask, Unknown
-from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, Settings, ship_all
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Scorer, Settings, ship_all
 
 _LOGGER = logging.getLogger(__name__)
 

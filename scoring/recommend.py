@@ -23,8 +23,7 @@ from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.counters import Counters
-from mirrorspark.scoring.task.scorer import OtherVersions, Settings
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Settings
 
 _LOGGER = logging.getLogger(__name__)
 

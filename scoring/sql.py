@@ -12,8 +12,7 @@ from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
-from mirrorspark.scoring.task.counters import Counters
-from mirrorspark.scoring.task.scorer import OtherVersions
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions
 from mirrorspark.scoring.udf import scorer_udf
 
 

@@ -22,8 +22,7 @@ from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task.batches import pieces
-from mirrorspark.scoring.task.counters import Counters, Tally
-from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, Settings
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Scorer, Settings, Tally
 
 
 def scorer_udf(

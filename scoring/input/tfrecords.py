@@ -21,8 +21,7 @@ from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.counters import Counters
-from mirrorspark.scoring.task.scorer import OtherVersions, Settings
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Settings
 from mirrorspark.storage.paths import Location
 
 _FROM_THE_TABLE = "score the table that it was made of, or records that write_tfrecords made of such a table"

@@ -11,7 +11,7 @@ from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.precomputed.precompute import precompute
 from mirrorspark.scoring.precomputed.store import PrecomputedScores, StoreError
 from mirrorspark.scoring.recommend import recommend
-from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Counters
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights, export_movies
 
 if TYPE_CHECKING:

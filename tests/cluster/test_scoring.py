@@ -28,7 +28,7 @@ from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.forms import Struct
 from mirrorspark.scoring.sql import register_sql
-from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.scoring.udf import scorer_udf
 from tests.unit.scoring.exported_models import (
     FLIGHTS,

@@ -21,7 +21,7 @@ from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import pinned_model, resolve
 from mirrorspark.scoring.output.forms import Long, TopK, Wide
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Counters
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 
 if TYPE_CHECKING:
