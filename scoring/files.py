@@ -132,9 +132,8 @@ def score_files(
         nulls: As for :func:`scoring.batch.score`.
         bad_rows: As for :func:`scoring.batch.score`.
         other_versions: As for :func:`scoring.batch.score`.
-        task_seconds: Longest duration of a task in seconds, which is the work that a lost machine costs. If a task
-            might take longer, the speed of the model is measured first and the files are split among more tasks. It has
-            no effect on rows that Spark reads.
+        task_seconds: Longest duration of a task, which is the work that a lost machine costs. If one might take longer,
+            the speed of the model is measured, and the files are split among more tasks. Rows that Spark reads are not.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
