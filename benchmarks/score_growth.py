@@ -77,7 +77,7 @@ def _measure(options: Options, session: SparkSession, files: list[Path], model: 
     """Return the times of each way, and the largest resident memory of a worker in bytes."""
     from mirrorspark.scoring.batch import score
     from mirrorspark.scoring.files import score_files
-    from mirrorspark.scoring.task.counters import JobCounters
+    from mirrorspark.scoring.task.scorer import JobCounters
 
     target = options.scratch / "scores"
     told: list[JobCounters] = []

@@ -61,7 +61,9 @@ def _exported(folder: Path, fitted: FittedFeatures) -> Path:
 
     save(ScoringModule(multi_field, keras_model(fitted), fitted), folder / SAVED_MODEL_FOLDER)
     fitted.save(folder / FEATURES_FOLDER)
-    ModelDescription("binary", "multi_field", fitted.hash, {"score": "float"}, {}).save(folder)
+    ModelDescription("binary", "multi_field", fitted.hash, {"score": "float"}, {}).with_columns(fitted, folder).save(
+        folder
+    )
     return folder
 
 

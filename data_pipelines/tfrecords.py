@@ -19,9 +19,16 @@ from pyspark.sql.types import StructType, TimestampType
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows, RowGroups
 from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.file_writes import WriteResult, counted, outcome, write_files
 from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schema_of, with_plain_names
-from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of, partition_id
+from mirrorspark.data_pipelines.spark.tasks import (
+    WriteResult,
+    counted,
+    numbered_partitions,
+    numbers_of,
+    outcome,
+    partition_id,
+    write_files,
+)
 from mirrorspark.data_pipelines.spark.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
 from mirrorspark.data_pipelines.spark.tfrecord_tasks import (
     FileReport,

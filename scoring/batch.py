@@ -10,14 +10,13 @@ from pyspark.sql import DataFrame
 
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
+from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.uri import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan
 from mirrorspark.scoring.task.batches import RowCount, regrouped
-from mirrorspark.scoring.task.counters import Counters, Tally
-from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, Settings
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Scorer, Settings, Tally
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -18,40 +18,53 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.reading.parquet_rows import NotParquetError, ParquetFiles, ParquetRows
-from mirrorspark.data_pipelines.spark.file_writes import WriteResult, counted, outcome, write_files
+from mirrorspark.data_pipelines.reading.parquet_rows import (
+    NotParquetError,
+    ParquetFiles,
+    ParquetRows,
+    largest_share,
+    parquet_files,
+)
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
-from mirrorspark.data_pipelines.spark.tasks import NamedTask, Shares, partition_id, portable
+from mirrorspark.data_pipelines.spark.tasks import (
+    NamedTask,
+    Shares,
+    WriteResult,
+    counted,
+    outcome,
+    partition_id,
+    portable,
+    write_files,
+)
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.mixed_parquet import read_together
 from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.input.sources import SparkSource, find_source
+from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
 from mirrorspark.scoring.input.tfrecords import tfrecord_table
+from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
-from mirrorspark.scoring.model.uri import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.output.older_scores import check_same_columns
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task.batches import grouped, regrouped
-from mirrorspark.scoring.task.counters import JobCounters, Tally
 from mirrorspark.scoring.task.planner import (
+    ASSUMED_ROWS_PER_SECOND,
     DEFAULT_TASK_SECONDS,
-    TaskPlan,
-    check_task_seconds,
-    may_take_longer,
     plan_tasks,
 )
-from mirrorspark.scoring.task.probe import Speed, speed_of
-from mirrorspark.scoring.task.scorer import VERSION_COLUMN, OtherVersions, Scorer, Settings
-from mirrorspark.storage.listing import list_files, reads
-from mirrorspark.storage.paths import Location, StoragePath, hadoop_path
+from mirrorspark.scoring.task.probe import log_plan, speed_of
+from mirrorspark.scoring.task.scorer import VERSION_COLUMN, JobCounters, OtherVersions, Scorer, Settings, Tally
+from mirrorspark.storage.listing import DataFile, list_files, reads
+from mirrorspark.storage.paths import Location, StoragePath, hadoop_path, hadoop_uri
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 _LOGGER = logging.getLogger(__name__)
 
 _ROW_GROUP_ROWS = 2**20
 _ROW_GROUP_BYTES = 64 * 2**20
+# Folders of the logs in which table formats list their valid files, with Spark's name of the format.
+_LOGS = {"_delta_log": "delta", ".hoodie": "hudi", "_spark_metadata": "parquet"}
+
 NAN_ADVICE = "look at these rows' columns, and at the model's weights"
 
 
@@ -119,9 +132,8 @@ def score_files(
         nulls: As for :func:`scoring.batch.score`.
         bad_rows: As for :func:`scoring.batch.score`.
         other_versions: As for :func:`scoring.batch.score`.
-        task_seconds: Longest duration of a task in seconds, which is the work that a lost machine costs. If a task
-            might take longer, the speed of the model is measured first and the files are split among more tasks. It has
-            no effect on rows that Spark reads.
+        task_seconds: Longest duration of a task, which is the work that a lost machine costs. If one might take longer,
+            the speed of the model is measured, and the files are split among more tasks. Rows that Spark reads are not.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
@@ -337,28 +349,25 @@ def _file_tasks(spark: SparkSession, source: ParquetRows, writer: ScoreWriter, t
         speed = speed_of(spark, source, writer)
         if speed is not None:
             plan = plan_tasks(source.group_rows, groups, speed.rows_per_second, slots, task_seconds)
-            _log_plan(plan, speed, task_seconds)
+            log_plan(plan, speed, task_seconds)
             groups, predicted_seconds, loads = plan.groups_per_task, plan.longest_seconds, speed.loads
     shares = Shares.of(source, groups)
     return _Tasks(shares.partitions(spark), FilesTask(shares, writer), predicted_seconds, loads)
 
 
-def _log_plan(plan: TaskPlan, speed: Speed, task_seconds: float) -> None:
-    _LOGGER.info(
-        "%d tasks, the longest of some %.1f s: a core scores %.0f rows a second",
-        plan.tasks,
-        plan.longest_seconds,
-        speed.rows_per_second,
-    )
-    if plan.has_large_groups:
-        _LOGGER.warning(
-            "a row group of %d rows takes a task %.0f s, above task_seconds %g, and no task reads a part of one; write "
-            "the files with row groups of at most %d rows",
-            plan.largest_group_rows,
-            plan.largest_group_rows / speed.rows_per_second,
-            task_seconds,
-            max(1, plan.fitting_group_rows),
-        )
+def check_task_seconds(task_seconds: float) -> None:
+    """Reject a target that no task can meet.
+
+    Raises:
+        ScoringError: It is not above 0.
+    """
+    if not task_seconds > 0:
+        raise ScoringError(f"task_seconds {task_seconds} is not above 0; use what a lost machine may cost, such as 120")
+
+
+def may_take_longer(group_rows: Sequence[int], groups_per_task: Sequence[int], task_seconds: float) -> bool:
+    """Return whether a task may exceed the target, so that measuring the speed is worthwhile."""
+    return largest_share(group_rows, groups_per_task) > ASSUMED_ROWS_PER_SECOND * task_seconds
 
 
 def _table_of(spark: SparkSession, source: SparkSource, target: StoragePath, plan: ScoringPlan) -> DataFrame:
@@ -385,6 +394,76 @@ def _read_by_spark(spark: SparkSession, table: DataFrame, plan: ScoringPlan) -> 
     names = tuple(table.columns)
     rows, count = counted(with_plain_names(table))
     return _Rows(keys, lambda writer: _Tasks(rows, NamedTask(names, RowsTask(writer))), count)
+
+
+def find_source(paths: Location | Sequence[Location], input_format: str | None) -> SparkSource | list[DataFile]:
+    """Return the Parquet files at ``paths``, or a source that Spark has to read.
+
+    Args:
+        paths: Files, folders or globs; for the format ``table`` its name.
+        input_format: Spark's name of the format; by default Parquet, or the format of the table whose log is found
+            there.
+
+    Raises:
+        FileNotFoundError: There are no files.
+        ScoringError: Only some of the files belong to a table with a log.
+    """
+    locations = [paths] if isinstance(paths, Location) else list(paths)
+    if input_format == "table" and len(locations) != 1:
+        raise ScoringError(f"a table has one name, {len(locations)} are given: {locations}; score them one by one")
+    if input_format not in (None, "parquet"):
+        return SparkSource(input_format, tuple(str(location) for location in locations))
+    files = parquet_files(locations)
+    table = _table_with_log(files, [StoragePath.of(location) for location in locations])
+    if table is None:
+        return files
+    folder, log, table_format = table
+    if [StoragePath.of(location) for location in locations] != [folder]:
+        raise ScoringError(
+            f"{folder} is a table whose log ({log}) says which of its files count; give that folder alone, or read it "
+            f"with Spark, and score that with mirrorspark.scoring.batch.score"
+        )
+    _LOGGER.warning("%s is no folder of plain files (%s): Spark reads it, which is slower", folder, log)
+    return SparkSource(table_format, (hadoop_uri(folder, locations[0]),))
+
+
+def _table_with_log(files: Sequence[DataFile], locations: Sequence[StoragePath]) -> tuple[StoragePath, str, str] | None:
+    """Return folder, log and format of the table that some files belong to; None for plain files."""
+    for folder in sorted(_folders_above(files, locations), key=str):
+        for log, table_format in _LOGS.items():
+            if (folder / log).is_folder():
+                return folder, log, table_format
+        metadata = folder / "metadata"
+        if metadata.is_folder() and any(
+            f.path.name.endswith(".metadata.json") for f in metadata.files(recursive=False)
+        ):
+            return folder, "metadata", "iceberg"
+    return None
+
+
+def _folders_above(files: Sequence[DataFile], locations: Sequence[StoragePath]) -> set[StoragePath]:
+    """Return the folders of the files, up to two levels above the given locations, which may be parts of a table.
+
+    Tables keep their files in folders of any depth, as partitions or to spread the load. Partition folders have no log
+    and may number thousands, so they are left out.
+    """
+    found: set[StoragePath] = set()
+    for folder in {_outside_partitions(file.path.parent) for file in files}:
+        depth = folder.uri.count("/")
+        given = [place.uri.count("/") for place in locations if folder.is_in(place)]
+        # The search ends at the bucket or the root of the disk.
+        highest = max(min([depth, *given]) - 2, 0 if folder.is_local else 2)
+        found.add(folder)
+        for _ in range(depth - highest):
+            folder = folder.parent
+            found.add(folder)
+    return found
+
+
+def _outside_partitions(folder: StoragePath) -> StoragePath:
+    while "=" in folder.name:
+        folder = folder.parent
+    return folder
 
 
 def refuse_own_input(places: Sequence[StoragePath], locations: Sequence[Location], target: StoragePath) -> None:

@@ -17,15 +17,14 @@ from mirrorspark.data_pipelines.spark.schema import sent_schema_of
 from mirrorspark.data_pipelines.spark.tasks import map_batches
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.null_policy import NullPolicy, NullRule
-from mirrorspark.scoring.model.directory import ModelDirectoryError
+from mirrorspark.scoring.model.directory import ModelDirectoryError, ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.uri import ModelNotFoundError, PinnedModel, pinned_model
+from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named, scored_schema
-from mirrorspark.scoring.task.counters import Counters
 from mirrorspark.scoring.task.group_task import GroupTask, Unknown
-from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, Settings, ship_all
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Scorer, Settings, ship_all
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from mirrorspark.scoring.backends.protocol import ArrayType, Backend, Signature,
 from mirrorspark.scoring.input.column_types import element_name
 from mirrorspark.scoring.input.decoding import BUILT_IN, decoders
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
-from mirrorspark.scoring.model.directory import ModelDirectoryError, PackagedDescription
+from mirrorspark.scoring.model.directory import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, with_hooks
+from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.versions import versions_here
 
 DEFAULT_SIGNATURE = "serving_default"

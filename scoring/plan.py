@@ -18,12 +18,11 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.parquet_scan import Reader
-from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel, pinned_folder
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.loaded import Search
-from mirrorspark.scoring.model.uri import PinnedModel, pinned_model
-from mirrorspark.scoring.task.counters import Counters
-from mirrorspark.scoring.task.scorer import Scorer, Settings, ship
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, ship
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class ScoringPlan:
             ModelNotFoundError: The URI does not lead to a model.
             ScoringError: The model's outputs do not fit the form, or the reader is unknown.
         """
-        pinned = pinned_model(model, tracking_uri)
+        pinned = model if isinstance(model, PinnedModel) else pinned_folder(model) or resolve(model, tracking_uri)
         directory = ModelDirectory.open(pinned.path)
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
         return cls(pinned, directory, directory.inputs, keys, settings, settings.schema(directory), reader)
@@ -96,10 +95,10 @@ class ScoringPlan:
             ColumnError: An input is missing.
         """
         check_keys(names, self.keys)
-        if repeated := repeated_names([*self.keys, *self.added.names]):
+        if repeated := _repeated([*self.keys, *self.added.names]):
             raise ScoringError(f"the result would have the columns {repeated} twice; rename or leave out such keys")
         wanted = set(self.columns)
-        if ambiguous := [name for name in repeated_names(names) if name in wanted]:
+        if ambiguous := [name for name in _repeated(names) if name in wanted]:
             raise ScoringError(f"the table has the columns {ambiguous} twice; drop or rename one of each")
         if not wanted <= set(names):
             # The null type fits every input, so this raises the inputs' own message about the missing column.
@@ -168,6 +167,11 @@ def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
     missing = [key for key in keys if key not in names]
     if missing:
         raise ScoringError(f"key columns {missing} are missing; the table has {list(names)}")
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    # Few tables have any, and some have thousands of columns.
+    return repeated_names(names) if len(set(names)) < len(names) else []
 
 
 def column_named(name: str) -> Column:

@@ -11,9 +11,8 @@ from mirrorspark.data_pipelines.features.kinds import Sparse
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.cache import load_once
-from mirrorspark.scoring.model.directory import exported_with
+from mirrorspark.scoring.model.directory import ModelDescription, PinnedModel, exported_with
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
-from mirrorspark.scoring.model.uri import PinnedModel
 from mirrorspark.scoring.model.versions import check_versions
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN, OtherVersions, Settings
@@ -64,7 +63,8 @@ class Predictor:
         self._columns = plan.inputs.columns
         # A None has no type, so rows have several schemas.
         self._check = lru_cache(maxsize=_SCHEMAS)(plan.inputs.check)
-        features = directory.fitted.spec.features if directory.fitted is not None else ()
+        is_trained = isinstance(directory.description, ModelDescription)
+        features = directory.features.spec.features if is_trained else ()
         self._types = {one.name: _VECTOR for one in features if isinstance(one, Sparse) and one.columns == (one.name,)}
         self._model: LoadedModel = load_once(pinned.path, pinned.digest, threads=threads)
 

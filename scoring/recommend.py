@@ -18,14 +18,12 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
-from mirrorspark.scoring.model.uri import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.counters import Counters
-from mirrorspark.scoring.task.scorer import OtherVersions, Settings
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Settings
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -16,14 +16,13 @@ from mirrorspark.data_pipelines.spark.tasks import portable
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.null_policy import NullRule
+from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
-from mirrorspark.scoring.model.uri import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task.batches import pieces
-from mirrorspark.scoring.task.counters import Counters, Tally
-from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, Settings
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Scorer, Settings, Tally
 
 
 def scorer_udf(

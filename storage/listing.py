@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.storage.paths import StoragePath, StoredFile
-from mirrorspark.storage.publish.journal import Journal, UnsafeJournalError
-from mirrorspark.storage.publish.recovery import stagings
-from mirrorspark.storage.publish.targets import STAGING_PREFIX, is_hidden
+from mirrorspark.storage.publish.journal import Journal
+from mirrorspark.storage.publish.staging import STAGING_PREFIX, UnsafeJournalError, is_hidden, stagings
 
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """The value in a partition folder's name that stands for null, as Hive and Spark write it."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from mirrorspark.storage.credentials import one_line
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.lease import STALE_SECONDS, Timing, living
-from mirrorspark.storage.publish.recovery import stagings
+from mirrorspark.storage.publish.recovery import clear, living, state_of
+from mirrorspark.storage.publish.staging import STALE_SECONDS, Timing, stagings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +48,9 @@ def _repair(target: StoragePath, is_applied: bool, timing: Timing) -> int:
         if staging.folder in alive:
             print(f"{staging.folder}\n  {owner} is alive and writes there: left alone")
             continue
-        print(f"{staging.folder}\n  {owner} is gone: {staging.state}")
+        print(f"{staging.folder}\n  {owner} is gone: {state_of(staging)}")
         if is_applied:
-            staging.clear()
+            clear(staging)
             print("  done")
     if len(found) > len(alive) and not is_applied:
         print("Nothing was changed; use --apply to finish or take back these writes")

@@ -20,10 +20,13 @@ from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     FEATURES_FOLDER,
     SAVED_MODEL_FOLDER,
+    ModelDescription,
     ModelDirectory,
     ModelDirectoryError,
+    ModelNotFoundError,
+    PinnedModel,
 )
-from mirrorspark.scoring.model.uri import ModelNotFoundError, PinnedModel, resolve
+from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import StoragePath
@@ -137,7 +140,7 @@ def _find(name: str, store: str) -> PinnedModel:
         raise TrackingError(
             f"warm_start {name} cannot be looked up in {without_credentials(store)}: {first_line(error)}"
         ) from error
-    if directory.fitted is None:
+    if not isinstance(directory.description, ModelDescription):
         raise ConfigError(
             f"warm_start {name}: {pinned.label} is a model of another library; give one that was trained here"
         )

@@ -152,6 +152,12 @@ class ParquetRows:
                 )
 
 
+def largest_share(group_rows: Sequence[int], groups_per_task: Sequence[int]) -> int:
+    """Return the rows of the task with the most, given the rows of each row group and the groups of each task."""
+    rows = iter(group_rows)
+    return max((sum(islice(rows, count)) for count in groups_per_task), default=0)
+
+
 def _joined(groups: Iterable[RowGroups]) -> tuple[RowGroups, ...]:
     """Return the row groups with consecutive ones of a file merged."""
     joined: list[RowGroups] = []

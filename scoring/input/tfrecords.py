@@ -16,13 +16,12 @@ from mirrorspark.scoring.batch import score_as_planned
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import TokenFamily, trained_families
 from mirrorspark.scoring.input.null_policy import NullRule
+from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.uri import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.counters import Counters
-from mirrorspark.scoring.task.scorer import OtherVersions, Settings
+from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Settings
 from mirrorspark.storage.paths import Location
 
 _FROM_THE_TABLE = "score the table that it was made of, or records that write_tfrecords made of such a table"

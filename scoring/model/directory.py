@@ -1,4 +1,4 @@
-"""Layout of model folders and their description, readable without the library that computes the model.
+"""Model folders: their layout, description and digest, readable without the library that computes the model.
 
 An exported model, trained by Mirrorspark::
 
@@ -20,25 +20,33 @@ Any other MLflow model::
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import cached_property
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from urllib.parse import unquote, urlparse
+
+import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Feature, repeated_names
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.kinds import Feature
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.scoring.backends.protocol import ArrayType, UnsupportedModelError
-from mirrorspark.scoring.backends.pyfunc import mlflow_signature
 from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
-from mirrorspark.scoring.input.inputs import Column, ColumnInputs, FeatureInputs, Inputs, Matrix
+from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.versions import COMPARED_OF_TRAINED, Versions, pinned_versions
 
+if TYPE_CHECKING:
+    from mirrorspark.scoring.model.packaged import PackagedDescription
+
 FORMAT_VERSION = 1
 PACKAGED_FORMAT_VERSION = 2
+FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>/<path> or a local folder"
+
 DESCRIPTION_FILE = "mirrorspark.json"
 MLFLOW_FILE = "MLmodel"
 SAVED_MODEL_FOLDER = "saved_model"
@@ -53,12 +61,24 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "retrieval": {CANDIDATES: array_of("string"), SCORES: array_of("float")},
 }
 
-# Outputs whose elements can have names.
-_LABELLED_TYPES = (array_of("float"), array_of("double"))
+# Enough for a call with thousands of models; an entry takes a few hundred bytes per file.
+_KEPT_FOLDERS = 10_000
+# FAT has the coarsest timestamps of all file systems: two seconds.
+_CLOCK_TICK_NS = 2 * 10**9
+
+_FileState: TypeAlias = tuple[str, int, int, int, int]
+"""Relative name, size in bytes, mtime and ctime in ns, and inode."""
+
+_DIGEST_DIGITS = 12
+_ELEMENT = re.compile(r"list<\w+: ")
 
 
 class ModelDirectoryError(ValueError):
     """Raised for a folder without a usable model; the message names the folder, the problem and the remedy."""
+
+
+class ModelNotFoundError(ValueError):
+    """Raised when a URI does not lead to a model; the message names the missing part and what exists."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,8 @@ class ModelDescription:
         versions: Versions of the libraries that trained and exported it.
         indexes: Recall by index of a retrieval model: the share of the exact best candidates that the index found at
             export.
+        columns: Arrow type at training by raw column, in the order of the model's inputs; empty if it was not recorded.
+        sealed: Digest of ``features_hash`` and the files of the features, to which ``columns`` belong.
     """
 
     task: Task
@@ -83,6 +105,8 @@ class ModelDescription:
     versions: Mapping[str, str]
     indexes: Mapping[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    columns: Mapping[str, str] = field(default_factory=dict)
+    sealed: str = field(default_factory=str)
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -92,16 +116,34 @@ class ModelDescription:
             )
         if self.task not in get_args(Task):
             raise ModelDirectoryError(f"task '{self.task}' is unknown; use one of {list(get_args(Task))}")
-        _check_outputs(self.outputs)
+        check_outputs(self.outputs)
 
     @property
     def model_outputs(self) -> Mapping[str, str]:
         """Name in the model by output; the names are equal here."""
         return {name: name for name in self.outputs}
 
+    def with_columns(self, features: FittedFeatures, folder: Path) -> "ModelDescription":
+        """Return the description with the columns of ``features``, which ``folder`` of the model has already.
+
+        With them a table is checked without its features, as long as its columns have the types of the training.
+        """
+        inputs = FeatureInputs(_scored_features(features.spec), features.column_types)
+        if not set(inputs.columns) <= set(inputs.column_types):
+            return self
+        columns = {name: inputs.column_types[name] for name in inputs.columns}
+        return replace(self, columns=columns, sealed=self._seal(folder))
+
+    def has_columns_of(self, folder: Path) -> bool:
+        """Return whether ``columns`` are those of the features that the model's folder has now."""
+        return bool(self.columns) and self._seal(folder) == self.sealed
+
+    def _seal(self, folder: Path) -> str:
+        return hashlib.sha256(f"{self.features_hash} {folder_digest(folder / FEATURES_FOLDER)}".encode()).hexdigest()
+
     def save(self, folder: Path) -> None:
         """Write ``mirrorspark.json`` into ``folder``."""
-        _save(asdict(self), folder)
+        write_description(asdict(self), folder)
 
     @classmethod
     def load(cls, folder: Path) -> "ModelDescription":
@@ -110,85 +152,15 @@ class ModelDescription:
         Raises:
             ModelDirectoryError: The file is missing or damaged, or another version of this library wrote it.
         """
-        return cls(**_checked(_document(folder), cls, FORMAT_VERSION, folder))
+        return cls(**read_description(folder, cls, FORMAT_VERSION))
 
 
-@dataclass(frozen=True)
-class PackagedDescription:
-    """Description of a model of another library.
-
-    Attributes:
-        backend: Name of the backend in :mod:`scoring.backends.catalog`.
-        file: File or folder of the model within its folder; "" is the folder itself.
-        outputs: Spark type by output, in the order of the columns of the scores.
-        model_outputs: Name by output in the model, or in the result of the hook ``postprocess``.
-        signature: Signature of a SavedModel that is called; None for other models.
-        hooks: Names of the hooks that are called.
-        labels: Names of the elements by output, in order; outputs without names are left out.
-        versions: Versions at packaging of everything that the scores depend on: Python and libraries.
-    """
-
-    backend: str
-    file: str
-    inputs: ColumnInputs
-    outputs: Mapping[str, str]
-    model_outputs: Mapping[str, str]
-    signature: str | None = None
-    format_version: int = PACKAGED_FORMAT_VERSION
-    hooks: tuple[str, ...] = field(default_factory=tuple)
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_outputs(self.outputs)
-        for output, names in self.labels.items():
-            _check_labels(output, names, self.outputs)
-
-    def save(self, folder: Path) -> None:
-        """Write ``mirrorspark.json`` into ``folder``."""
-        _save(asdict(self), folder)
-
-    @classmethod
-    def load(cls, folder: Path) -> "PackagedDescription":
-        """Read ``mirrorspark.json``.
-
-        Raises:
-            ModelDirectoryError: The file is missing or damaged, or another version of this library wrote it.
-        """
-        document = _checked(_document(folder), cls, PACKAGED_FORMAT_VERSION, folder)
-        try:
-            inputs = document["inputs"]
-            matrix = Matrix(**inputs["matrix"]) if inputs["matrix"] else None
-            columns = tuple(Column(**column) for column in inputs["given"])
-            hooks = tuple(document.get("hooks", ()))
-            labels = {output: tuple(names) for output, names in document.get("labels", {}).items()}
-            return cls(**document | {"inputs": ColumnInputs(columns, matrix), "hooks": hooks, "labels": labels})
-        except (TypeError, KeyError, ColumnError) as error:
-            raise ModelDirectoryError(f"{folder / DESCRIPTION_FILE} is damaged ({error}); package it again") from error
-
-
-def describe_mlflow_model(folder: Path) -> PackagedDescription:
-    """Return the description of an MLflow model, from its signature.
+def check_outputs(outputs: Mapping[str, str]) -> None:
+    """Check the names and types of a model's outputs.
 
     Raises:
-        ModelDirectoryError: It has no signature, or one that columns cannot hold.
+        ModelDirectoryError: There is none, or a type is unknown.
     """
-    try:
-        signature = mlflow_signature(folder)
-        inputs = ColumnInputs(tuple(_column(array) for array in signature.inputs))
-        outputs = {array.name: array.column_type for array in signature.outputs}
-    except (UnsupportedModelError, ColumnError) as error:
-        raise ModelDirectoryError(str(error)) from error
-    return PackagedDescription("pyfunc", "", inputs, outputs, {name: name for name in outputs})
-
-
-def _column(array: ArrayType) -> Column:
-    # Missing numbers are NaN in any case, as in pandas.
-    passes_nulls = array.optional and array.element in ("string", "binary")
-    return Column(array.name, array.column_type, nulls="pass" if passes_nulls else None)
-
-
-def _check_outputs(outputs: Mapping[str, str]) -> None:
     if not outputs:
         raise ModelDirectoryError("a model needs at least one output")
     unknown = {name: type_ for name, type_ in outputs.items() if type_ not in ARROW_TYPES}
@@ -196,26 +168,8 @@ def _check_outputs(outputs: Mapping[str, str]) -> None:
         raise ModelDirectoryError(f"output types {unknown} are unknown; use some of {sorted(ARROW_TYPES)}")
 
 
-def _check_labels(output: str, names: Sequence[str], outputs: Mapping[str, str]) -> None:
-    """Check the names of elements. Their number is compared later, when the model is loaded."""
-    if outputs.get(output) not in _LABELLED_TYPES:
-        raise ModelDirectoryError(
-            f"labels name the elements of an output of several scores per row ({', '.join(_LABELLED_TYPES)}), which "
-            f"'{output}' is not: the outputs are {dict(outputs)}"
-        )
-    nameless = [name for name in names if not isinstance(name, str) or not name.strip()]
-    if nameless:
-        raise ModelDirectoryError(
-            f"the labels of output '{output}' hold {nameless[:3]}; give each as a text that is not empty"
-        )
-    repeated = repeated_names(names)
-    if repeated:
-        raise ModelDirectoryError(
-            f"the labels of output '{output}' hold {repeated[:3]} twice; give each element a name of its own"
-        )
-
-
-def _save(document: Mapping[str, Any], folder: Path) -> None:
+def write_description(document: Mapping[str, Any], folder: Path) -> None:
+    """Write ``mirrorspark.json`` into ``folder``, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
 
@@ -237,7 +191,13 @@ def _version(document: Any) -> Any:
     return document.get("format_version") if isinstance(document, dict) else None
 
 
-def _checked(document: Any, description: Any, version: int, folder: Path) -> dict[str, Any]:
+def read_description(folder: Path, description: Any, version: int) -> dict[str, Any]:
+    """Return the content of ``mirrorspark.json``, which has the fields of a description.
+
+    Raises:
+        ModelDirectoryError: The file is missing or damaged, or has other fields.
+    """
+    document = _document(folder)
     names = [one.name for one in fields(description)]
     # Fields that a later version added, and that may be missing, have a default factory.
     required = {one.name for one in fields(description) if one.default_factory is MISSING}
@@ -252,50 +212,44 @@ def _checked(document: Any, description: Any, version: int, folder: Path) -> dic
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """An opened model folder: everything but the computing library.
-
-    Attributes:
-        fitted: Fitted features that turn raw columns into inputs; None for models of other libraries.
-    """
+    """An opened model folder: everything but the computing library."""
 
     path: Path
-    description: ModelDescription | PackagedDescription
-    fitted: FittedFeatures | None
+    description: "ModelDescription | PackagedDescription"
 
     @classmethod
     def open(cls, path: Path) -> "ModelDirectory":
-        """Read the description and the features.
+        """Read the description, and the features unless it tells the columns that they read.
 
         Raises:
             ModelDirectoryError: A part is missing or damaged, or an MLflow model has no signature.
             FeatureMismatchError: The features differ from those that the model was trained with.
         """
-        if not (path / DESCRIPTION_FILE).is_file() and (path / MLFLOW_FILE).is_file():
-            return cls(path, describe_mlflow_model(path), None)
-        if _version(_document(path)) == PACKAGED_FORMAT_VERSION:
-            packaged = PackagedDescription.load(path)
-            for name in (packaged.file, *([HOOKS_FILE] if packaged.hooks else [])):
-                if not (path / name).exists():
-                    raise ModelDirectoryError(f"{path} lacks {name}; package the model again")
-            return cls(path, packaged, None)
+        is_described = (path / DESCRIPTION_FILE).is_file() or not (path / MLFLOW_FILE).is_file()
+        if not is_described or _version(_document(path)) == PACKAGED_FORMAT_VERSION:
+            return cls(path, _other_description(path, is_described))
         description = ModelDescription.load(path)
         if not (path / SAVED_MODEL_FOLDER / "saved_model.pb").is_file():
             raise ModelDirectoryError(f"{path} lacks {SAVED_MODEL_FOLDER}/saved_model.pb; export the model again")
-        return cls(path, description, _fitted(path, description))
+        directory = cls(path, description)
+        if not description.has_columns_of(path):
+            _ = directory.features
+        return directory
 
-    @property
+    @cached_property
     def features(self) -> FittedFeatures:
-        """The fitted features.
+        """The fitted features that turn raw columns into inputs.
 
         Raises:
-            ModelDirectoryError: The model was not trained here, so it has no features.
+            ModelDirectoryError: The model was not trained here, so it has no features, or a part of them is missing.
+            FeatureMismatchError: The features differ from those that the model was trained with.
         """
-        if self.fitted is None:
+        if not isinstance(self.description, ModelDescription):
             raise ModelDirectoryError(
                 f"the model in {self.path} is of another library and has no fitted features, which this needs; give a "
                 f"model that mirrorspark.training.run exported"
             )
-        return self.fitted
+        return _fitted(self.path, self.description)
 
     @property
     def scored_features(self) -> tuple[Feature, ...]:
@@ -304,27 +258,80 @@ class ModelDirectory:
         Raises:
             ModelDirectoryError: As for :attr:`features`.
         """
-        spec = self.features.spec
-        return spec.query_features + ((spec.excluded,) if spec.excluded else ())
+        return _scored_features(self.features.spec)
 
     @cached_property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
         """Names of the elements by output, for multi-label models and packages with labels."""
-        if isinstance(self.description, PackagedDescription):
+        if not isinstance(self.description, ModelDescription):
             return self.description.labels
         return {"scores": self.features.class_names} if self.description.task == "multi_label" else {}
 
     @property
     def hooks(self) -> tuple[str, ...]:
         """Names of the hooks that a packaged model calls when it scores."""
-        return self.description.hooks if isinstance(self.description, PackagedDescription) else ()
+        return () if isinstance(self.description, ModelDescription) else self.description.hooks
 
     @property
     def inputs(self) -> Inputs:
         """The columns that the model reads."""
-        if isinstance(self.description, PackagedDescription):
+        if not isinstance(self.description, ModelDescription):
             return self.description.inputs
+        return _TrainedColumns(self, self.description.columns) if self.description.columns else self.feature_inputs
+
+    @property
+    def feature_inputs(self) -> FeatureInputs:
+        """The columns that the model reads, as features.
+
+        Raises:
+            ModelDirectoryError: As for :attr:`features`.
+        """
         return FeatureInputs(self.scored_features, self.features.column_types)
+
+
+@dataclass(frozen=True)
+class _TrainedColumns:
+    """The inputs of a model whose description tells their types at training."""
+
+    directory: ModelDirectory
+    types: Mapping[str, str]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.types)
+
+    def check(self, schema: pa.Schema) -> None:
+        # Columns of these types need no other check; the features say what else they accept.
+        found = {field.name: _type_text(str(field.type)) for field in schema}
+        if any(found.get(name) != _type_text(trained) for name, trained in self.types.items()):
+            self.directory.feature_inputs.check(schema)
+
+    def __reduce__(self) -> tuple[type[FeatureInputs], tuple[Any, ...]]:
+        """Pickle as the features, because an executor lacks the driver's folder."""
+        inputs = self.directory.feature_inputs
+        return FeatureInputs, (inputs.features, inputs.column_types)
+
+
+def _type_text(text: str) -> str:
+    """Return a type without the names of list elements, which differ between writers."""
+    return _ELEMENT.sub("list<", text)
+
+
+def _other_description(path: Path, is_package: bool) -> "PackagedDescription":
+    # Imported here because descriptions of packages build on this module.
+    from mirrorspark.scoring.model.packaged import PackagedDescription, describe_mlflow_model
+
+    if not is_package:
+        return describe_mlflow_model(path)
+    packaged = PackagedDescription.load(path)
+    for name in (packaged.file, *([HOOKS_FILE] if packaged.hooks else [])):
+        if not (path / name).exists():
+            raise ModelDirectoryError(f"{path} lacks {name}; package the model again")
+    return packaged
+
+
+def _scored_features(spec: FeatureSpec) -> tuple[Feature, ...]:
+    return spec.query_features + ((spec.excluded,) if spec.excluded else ())
 
 
 def exported_with(folder: Path) -> Versions:
@@ -349,6 +356,50 @@ def _fitted(path: Path, description: ModelDescription) -> FittedFeatures:
             f"{description.features_hash}; export the model again"
         )
     return features
+
+
+@dataclass(frozen=True)
+class PinnedModel:
+    """One exact version of a model; it does not change when an alias moves.
+
+    Attributes:
+        uri: The URI of exactly this version.
+        name: Registered name; for unregistered models the last part of the path.
+        version: Registered version; for unregistered models the id of the run or logged model, or the start of the
+            digest.
+        digest: SHA-256 over the files of the model.
+        path: Local folder of the model.
+    """
+
+    uri: str
+    name: str
+    version: str
+    digest: str
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """Value of the column ``model_version``, such as ``flights/3``."""
+        return f"{self.name}/{self.version}"
+
+
+def pinned_folder(location: str | Path) -> PinnedModel | None:
+    """Return the model in a local folder; None for a URI that leads to a store.
+
+    Raises:
+        ModelNotFoundError: There is no such folder.
+        ModelDirectoryError: It holds no model, or more than one.
+    """
+    uri = str(location)
+    if uri.startswith(("models:", "runs:")):
+        return None
+    folder = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"model '{uri}' does not exist: there is no such folder; use {FORMS}")
+    folder = folder.resolve()
+    path = find_model_directory(folder)
+    digest = cached_digest(path)
+    return PinnedModel(uri=str(folder), name=path.name, version=digest[:_DIGEST_DIGITS], digest=digest, path=path)
 
 
 def find_model_directory(folder: Path) -> Path:
@@ -393,3 +444,32 @@ def folder_digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def cached_digest(folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> str:
+    """Return :func:`folder_digest` of ``folder``, from the cache if the files are unchanged.
+
+    Args:
+        folder: Folder of a model.
+        now_ns: Returns the time of day in nanoseconds.
+    """
+    # A write changes mtime, a replaced file has another inode, and ctime cannot be set back. Two changes may fall into
+    # one tick of the file system's clock, so the cache is not used for files that young. A change that is missed
+    # nevertheless cannot produce wrong scores: load_once reads the files and compares their digest with this one, and
+    # loaded models are cached by digest.
+    states = tuple(_state(name, path) for name, path in model_files(folder))
+    latest_ns = max((max(written, changed) for _, _, written, changed, _ in states), default=0)
+    if now_ns() - latest_ns < _CLOCK_TICK_NS:
+        return folder_digest(folder)
+    return _digest(folder, states)
+
+
+def _state(name: str, path: Path) -> _FileState:
+    found = path.stat()
+    return name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+@lru_cache(maxsize=_KEPT_FOLDERS)
+def _digest(folder: Path, states: tuple[_FileState, ...]) -> str:
+    """Return the digest of ``folder``; ``states`` are part of the cache key."""
+    return folder_digest(folder)

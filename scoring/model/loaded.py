@@ -20,8 +20,9 @@ from mirrorspark.scoring.input.column_types import ARROW_TYPES, ELEMENT_TYPES, e
 from mirrorspark.scoring.input.decoding import decoders
 from mirrorspark.scoring.input.feed import ColumnFeed, FeatureFeed, Feed
 from mirrorspark.scoring.input.inputs import RowErrors
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectory, PackagedDescription
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectory
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, PREPROCESS, Hooks, with_hooks
+from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.output.arrays import arrow_array, checked_output, no_values
 
 DEFAULT_BATCH_SIZE = 8192

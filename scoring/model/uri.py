@@ -1,4 +1,4 @@
-"""Model URIs and their resolution to one pinned version and digest."""
+"""Model URIs and their look-up in an MLflow store, which ends at one pinned version and digest."""
 
 import logging
 import re
@@ -14,8 +14,14 @@ from urllib.parse import unquote, urlparse, urlsplit
 
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
 from mirrorspark.callbacks.mlflow.store import absolute_store, registry_of, sqlite_file, store_client
-from mirrorspark.scoring.model.cached_digests import cached_digest
-from mirrorspark.scoring.model.directory import find_model_directory
+from mirrorspark.scoring.model.directory import (
+    FORMS,
+    ModelNotFoundError,
+    PinnedModel,
+    cached_digest,
+    find_model_directory,
+    pinned_folder,
+)
 from mirrorspark.scoring.model.fetched import (
     DISK_ERRORS,
     FOLDER_VARIABLE,
@@ -34,47 +40,15 @@ if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not
     from mlflow.entities import Run
     from mlflow.exceptions import MlflowException
 
-FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>/<path> or a local folder"
-
 _NAMES_IN_MESSAGE = 5
 _PORTS = {"http": 80, "https": 443}
 _TRY_SECONDS, _PAUSE_SECONDS = 5.0, 2.0
-_DIGEST_DIGITS = 12
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _LOGGER = logging.getLogger(__name__)
 
 
-class ModelNotFoundError(ValueError):
-    """Raised when a URI does not lead to a model; the message names the missing part and what exists."""
-
-
 class ModelStoreError(OSError):
     """Raised when an MLflow store cannot be used; the message names the store and the reason."""
-
-
-@dataclass(frozen=True)
-class PinnedModel:
-    """One exact version of a model; it does not change when an alias moves.
-
-    Attributes:
-        uri: The URI of exactly this version.
-        name: Registered name; for unregistered models the last part of the path.
-        version: Registered version; for unregistered models the id of the run or logged model, or the start of the
-            digest.
-        digest: SHA-256 over the files of the model.
-        path: Local folder of the model.
-    """
-
-    uri: str
-    name: str
-    version: str
-    digest: str
-    path: Path
-
-    @property
-    def label(self) -> str:
-        """Value of the column ``model_version``, such as ``flights/3``."""
-        return f"{self.name}/{self.version}"
 
 
 def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool = False) -> PinnedModel:
@@ -97,9 +71,9 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
             read-only.
         ValueError: The model is in a store, and ``MIRRORSPARK_OFFLINE`` is neither true nor false.
     """
+    if found := pinned_folder(uri):
+        return found
     text = str(uri)
-    if not text.startswith(("models:", "runs:")):
-        return _resolve_folder(text)
     find = _find_models_uri if text.startswith("models:") else _find_runs_uri
     return _from_store(find, text, tracking_uri, offline or is_offline_by_environment())
 
@@ -277,16 +251,6 @@ def _offline_advice(uri: str, store: str) -> str:
     since = f", where it led {version.asked}," if uri != version.uri else ""
     ways = f"offline=True, --offline or {OFFLINE_VARIABLE}=1"
     return f"; a copy of {version}{since} is in {models.folder}: {ways} uses it"
-
-
-def _resolve_folder(uri: str) -> PinnedModel:
-    folder = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"model '{uri}' does not exist: there is no such folder; use {FORMS}")
-    folder = folder.resolve()
-    path = find_model_directory(folder)
-    digest = cached_digest(path)
-    return PinnedModel(uri=str(folder), name=path.name, version=digest[:_DIGEST_DIGITS], digest=digest, path=path)
 
 
 def _find_models_uri(uri: str, client: "MlflowClient") -> _Place:

@@ -5,9 +5,8 @@ A mean or a 99th percentile hides a single wrong score, so the verdict depends o
 
 from mirrorspark.scoring.parity.check import parity_check
 from mirrorspark.scoring.parity.key_join import join_on_keys
-from mirrorspark.scoring.parity.mlflow_log import log_parity
 from mirrorspark.scoring.parity.rankings import ranking_parity
-from mirrorspark.scoring.parity.report import THRESHOLD, TOLERANCE, ParityReport
+from mirrorspark.scoring.parity.report import THRESHOLD, TOLERANCE, ParityReport, log_parity
 from mirrorspark.scoring.parity.scores import parity
 
 __all__ = [

@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mirrorspark.scoring.parity.differences import absolute_difference, check_shapes, report_of
+from mirrorspark.scoring.parity.differences import (
+    Keys,
+    absolute_difference,
+    check_shapes,
+    key_columns,
+    key_values,
+    largest_first,
+    report_of,
+    worst_row,
+)
 from mirrorspark.scoring.parity.report import THRESHOLD, TOLERANCE, WORST_ROWS, ParityReport
-from mirrorspark.scoring.parity.worst_rows import Keys, key_columns, key_values, largest_first, worst_row
 
 
 def parity(

@@ -20,8 +20,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
 from mirrorspark.data_pipelines.spark.errors import first_line, task_message
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
-from mirrorspark.data_pipelines.spark.tasks import map_batches
+from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches
 from mirrorspark.scoring.precomputed.store import INTEGER, ROWS_TABLES, TEXT, StoreError, StoreMetadata
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN
 from mirrorspark.storage.paths import Location, StoragePath

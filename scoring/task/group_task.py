@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.output.bad_rows import ERROR_COLUMN, BadRowError, failure_message
 from mirrorspark.scoring.task.batches import RowCount, regrouped
-from mirrorspark.scoring.task.counters import Tally
-from mirrorspark.scoring.task.scorer import ScoredRows, Scorer
+from mirrorspark.scoring.task.scorer import ScoredRows, Scorer, Tally
 
 Unknown = Literal["fail", "null"]
 """Treatment of a row whose group has no model: the job fails and names the row, or its scores are null."""

@@ -3,9 +3,8 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.data_pipelines.reading.parquet_rows import largest_share
 
 DEFAULT_TASK_SECONDS = 120.0
 # Assumed minimum speed of a core; only rare models are slower, such as encoders of long texts. It gives 192,000 rows in
@@ -40,21 +39,6 @@ class TaskPlan:
         return self.largest_group_rows > self.fitting_group_rows
 
 
-def check_task_seconds(task_seconds: float) -> None:
-    """Reject a target that no task can meet.
-
-    Raises:
-        ScoringError: It is not above 0.
-    """
-    if not task_seconds > 0:
-        raise ScoringError(f"task_seconds {task_seconds} is not above 0; use what a lost machine may cost, such as 120")
-
-
-def may_take_longer(group_rows: Sequence[int], groups_per_task: Sequence[int], task_seconds: float) -> bool:
-    """Return whether a task may exceed the target, so that measuring the speed is worthwhile."""
-    return _longest(group_rows, groups_per_task) > ASSUMED_ROWS_PER_SECOND * task_seconds
-
-
 def plan_tasks(
     group_rows: Sequence[int],
     groups_per_task: Sequence[int],
@@ -76,17 +60,11 @@ def plan_tasks(
         task_seconds: The target.
     """
     fitting = int(rows_per_second * task_seconds)
-    if _longest(group_rows, groups_per_task) > fitting:
+    if largest_share(group_rows, groups_per_task) > fitting:
         fewest = len(_filled(group_rows, fitting))
         groups_per_task = _balanced(group_rows, min(len(group_rows), -(-fewest // slots) * slots), fitting)
-    longest_seconds = _longest(group_rows, groups_per_task) / rows_per_second
+    longest_seconds = largest_share(group_rows, groups_per_task) / rows_per_second
     return TaskPlan(tuple(groups_per_task), longest_seconds, max(group_rows), fitting)
-
-
-def _longest(group_rows: Sequence[int], groups_per_task: Sequence[int]) -> int:
-    """Return the rows of the largest task."""
-    rows = iter(group_rows)
-    return max((sum(islice(rows, count)) for count in groups_per_task), default=0)
 
 
 def _balanced(group_rows: Sequence[int], tasks: int, most_rows: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Measurement of a model's speed on a sample of the rows, before they are assigned to tasks."""
 
+import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -14,14 +15,15 @@ from pyspark.sql import SparkSession
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS, ParquetRows, RowGroups
 from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
-from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of, portable
+from mirrorspark.data_pipelines.spark.tasks import WriteError, numbered_partitions, numbers_of, portable
 from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.task.counters import Tally
-from mirrorspark.scoring.task.scorer import Scorer
+from mirrorspark.scoring.task.planner import TaskPlan
+from mirrorspark.scoring.task.scorer import Scorer, Tally
 
 if TYPE_CHECKING:  # files imports this module
     from mirrorspark.scoring.files import ScoreWriter
+
+_LOGGER = logging.getLogger(__name__)
 
 # Minimum rows of the first piece of the sample, which pays for one-time work such as tracing a graph. It has at least
 # the rows of a padded call.
@@ -139,6 +141,25 @@ def speed_of(spark: SparkSession, source: ParquetRows, writer: "ScoreWriter") ->
     if found is not None:
         spark.conf.set(name, repr(found.rows_per_second))
     return found
+
+
+def log_plan(plan: TaskPlan, speed: Speed, task_seconds: float) -> None:
+    """Log the tasks that were planned by a measured speed, and warn of row groups that are too large."""
+    _LOGGER.info(
+        "%d tasks, the longest of some %.1f s: a core scores %.0f rows a second",
+        plan.tasks,
+        plan.longest_seconds,
+        speed.rows_per_second,
+    )
+    if plan.has_large_groups:
+        _LOGGER.warning(
+            "a row group of %d rows takes a task %.0f s, above task_seconds %g, and no task reads a part of one; write "
+            "the files with row groups of at most %d rows",
+            plan.largest_group_rows,
+            plan.largest_group_rows / speed.rows_per_second,
+            task_seconds,
+            max(1, plan.fitting_group_rows),
+        )
 
 
 def _measured(spark: SparkSession, source: ParquetRows, writer: "ScoreWriter") -> Speed | None:

@@ -1,31 +1,32 @@
-"""Scoring of batches in a task: shipping and loading of the model, settings, and the columns of the scores."""
+"""Scoring of batches in a task: settings, counters, the columns of the scores, and the shipping of the model."""
 
-import gc
 import hashlib
+import os
+import resource
+import socket
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from pyspark import SparkFiles, TaskContext
+import pyarrow.compute as pc
+from pyspark import Accumulator, AccumulatorParam, SparkFiles, TaskContext
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.spark.tasks import is_local
-from mirrorspark.scoring.backends.libraries import library
-from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow
+from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow, traced_functions
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.column_types import ARROW_TYPES
 from mirrorspark.scoring.input.null_policy import NO_NULL_POLICY, NullPolicy, NullRule
-from mirrorspark.scoring.model.cache import PROCESS_CACHE, load_once
-from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
+from mirrorspark.scoring.model.cache import PROCESS_CACHE, freeze_gc, limit_numeric_libraries, load_once
+from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel, exported_with
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel, Search
-from mirrorspark.scoring.model.uri import PinnedModel
 from mirrorspark.scoring.model.versions import check_versions
 from mirrorspark.scoring.output.bad_rows import (
     ERROR_COLUMN,
@@ -35,7 +36,6 @@ from mirrorspark.scoring.output.bad_rows import (
     good_rows,
 )
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form, Shaped, form_of
-from mirrorspark.scoring.task.counters import Counters, Tally
 
 VERSION_COLUMN = "model_version"
 
@@ -86,7 +86,8 @@ class Settings:
             ScoringError: A setting is invalid.
         """
         policy = NullPolicy(nulls) if nulls else NO_NULL_POLICY
-        return cls(form_of(outputs), batch_size, with_version, policy, bad_rows, other_versions)
+        form = outputs if outputs is AS_COLUMNS else form_of(outputs)
+        return cls(form, batch_size, with_version, policy, bad_rows, other_versions)
 
     def schema(self, directory: ModelDirectory) -> pa.Schema:
         """Return the columns that follow the keys.
@@ -95,19 +96,179 @@ class Settings:
             ScoringError: The model's outputs do not fit the form.
         """
         outputs = pa.schema([(name, ARROW_TYPES[type_]) for name, type_ in directory.description.outputs.items()])
-        fields = list(self.outputs.fields(outputs, directory.labels))
+        columns = list(outputs)
+        if self.outputs is not AS_COLUMNS:
+            # Plain columns need no labels, which are in the features of a multi-label model.
+            columns = list(self.outputs.fields(outputs, directory.labels))
         if self.bad_rows == "mark":
-            fields.append(pa.field(ERROR_COLUMN, pa.string()))
+            columns.append(pa.field(ERROR_COLUMN, pa.string()))
         if self.with_version:
-            fields.append(pa.field(VERSION_COLUMN, pa.string()))
-        names = [one.name for one in fields]
-        repeated = repeated_names(names)
-        if repeated:
+            columns.append(pa.field(VERSION_COLUMN, pa.string()))
+        names = [column.name for column in columns]
+        if len(set(names)) < len(names):
             raise ScoringError(
-                f"the scores would have the columns {repeated} twice: the model has outputs or labels of these names; "
-                f"use another form, or leave the version out"
+                f"the scores would have the columns {repeated_names(names)} twice: the model has outputs or labels "
+                f"of these names; use another form, or leave the version out"
             )
-        return pa.schema(fields)
+        return pa.schema(columns)
+
+
+@dataclass
+class Tally:
+    """Counters of one task.
+
+    Attributes:
+        loads: Loads of a model: one in the first task of a Python worker.
+        threads: Largest number of threads of a model.
+        rows: Rows scored, including bad ones.
+        bad_rows: Rows that could not be scored and have null scores.
+        bytes: Size of the columns that were read.
+    """
+
+    loads: int = 0
+    threads: int = 0
+    rows: int = 0
+    bad_rows: int = 0
+    calls: int = 0
+    bytes: int = 0
+    nans: int = 0
+
+    def __post_init__(self) -> None:
+        self._functions: frozenset[str] | None = None
+        self._traces = 0
+
+    def pause(self) -> None:
+        """Stop counting traced functions while a model is loaded."""
+        self._traces = self._traced()
+        self._functions = None
+
+    def begin(self, *, loads: int, threads: int) -> None:
+        """Count a loaded model, and count traced functions from here on."""
+        self.loads += loads
+        self.threads = max(self.threads, threads)
+        self._functions = traced_functions()
+
+    def _traced(self) -> int:
+        return self._traces + (0 if self._functions is None else len(traced_functions() - self._functions))
+
+    def count_call(self) -> None:
+        """Count a call of the model."""
+        self.calls += 1
+
+    def add(self, batch: pa.RecordBatch, outputs: Mapping[str, pa.Array], *, bad_rows: int) -> None:
+        """Count a batch that was scored."""
+        self.rows += batch.num_rows
+        self.bad_rows += bad_rows
+        self.bytes += batch.nbytes
+        self.nans += sum(_nans(column) for column in outputs.values())
+
+    def report(self) -> dict[str, Any]:
+        """Return the counters as JSON values.
+
+        Added are the number of functions that TensorFlow traced after loading, the id of the process, and its peak
+        resident memory in bytes.
+        """
+        return asdict(self) | {
+            "traces": self._traced(),
+            "process": f"{socket.gethostname()}/{os.getpid()}",
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+
+def _nans(column: pa.Array) -> int:
+    values = column.flatten() if pa.types.is_list(column.type) else column
+    return pc.sum(pc.is_nan(values)).as_py() or 0 if pa.types.is_floating(values.type) else 0
+
+
+# Counters that are merged by maximum; all others are added up.
+_LARGEST = ("threads", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class JobCounters:
+    """Merged counters of the tasks of a job.
+
+    Attributes:
+        processes: Number of Python workers.
+        loads: Loads of models: one per process and model, unless the cache evicts it.
+        traces: Functions that TensorFlow traced after a model was loaded: by Keras, hooks and the code of MLflow
+            models. The graph of a model that was trained here cannot get more. Compilations by XLA are not counted.
+        threads: Largest number of threads of a model.
+        rows: Rows scored, including bad ones.
+        bad_rows: Rows that could not be scored and have null scores.
+        bytes: Size of the columns that were read.
+        peak_memory_bytes: Largest resident memory of a process.
+    """
+
+    tasks: int
+    processes: int
+    loads: int
+    traces: int
+    threads: int
+    rows: int
+    bad_rows: int
+    calls: int
+    bytes: int
+    nans: int
+    peak_memory_bytes: int
+
+    @classmethod
+    def of(cls, reports: Iterable[Mapping[str, Any]]) -> "JobCounters":
+        """Merge reports of :meth:`Tally.report`."""
+        totals: dict[str, Any] = {}
+        for report in reports:
+            _add(totals, _of_a_task(report))
+        return cls._of_sum(totals)
+
+    @classmethod
+    def _of_sum(cls, totals: Mapping[str, Any]) -> "JobCounters":
+        numbers = {field.name: totals.get(field.name, 0) for field in fields(cls)}
+        return cls(**numbers | {"processes": len(totals.get("process", ()))})
+
+
+def _of_a_task(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's report in the form that :func:`_add` merges."""
+    return {**report, "tasks": 1, "process": {report["process"]}}
+
+
+def _add(totals: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge ``more`` into ``totals`` and return them."""
+    for name, value in more.items():
+        if name not in totals:
+            totals[name] = value
+        elif name in _LARGEST:
+            totals[name] = max(totals[name], value)
+        else:
+            totals[name] = totals[name] | value if isinstance(value, set) else totals[name] + value
+    return totals
+
+
+class Counters:
+    """Collects the counters of the tasks of a scored DataFrame or a UDF, over all actions.
+
+    Tasks that score no row are not counted. A task that Spark runs twice, speculatively or after a failure elsewhere,
+    may be counted twice. The memory does not grow with the number of tasks.
+    """
+
+    def __init__(self, spark: SparkSession) -> None:
+        self._reports: Accumulator[dict[str, Any]] = spark.sparkContext.accumulator({}, _ReportsParam())
+
+    def add(self, tally: Tally) -> None:
+        """Add the counters of a task; called in the task."""
+        self._reports.add(_of_a_task(tally.report()))
+
+    @property
+    def value(self) -> JobCounters:
+        """The merged counters so far; read on the driver."""
+        return JobCounters._of_sum(self._reports.value)
+
+
+class _ReportsParam(AccumulatorParam[dict[str, Any]]):
+    def zero(self, value: dict[str, Any]) -> dict[str, Any]:
+        return type(value)()
+
+    def addInPlace(self, value1: dict[str, Any], value2: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return _add(value1, value2)
 
 
 @dataclass(frozen=True)
@@ -309,29 +470,3 @@ def _pack(folders: Mapping[str, Path], archive: Path) -> None:
             for path in sorted(folder.rglob("*")):
                 packed.write(path, Path(name, path.relative_to(folder)))
     partial.replace(archive)
-
-
-def limit_numeric_libraries(threads: int | None) -> None:
-    """Limit BLAS and OpenMP to the threads of the task; None leaves them unchanged.
-
-    NumPy and many libraries of MLflow models have no such setting of their own. The limit applies to the whole process,
-    which is right for a Python worker of Spark but not for a user's process.
-    """
-    if threads is not None:
-        library("threadpoolctl", "scoring needs threadpoolctl").threadpool_limits(threads)
-
-
-def freeze_gc(*, has_dropped: bool) -> None:
-    """Exempt all current objects from garbage collection.
-
-    Spark's Python daemon collects after every task and traverses the 340,000 objects of TensorFlow each time. An empty
-    task takes 210 ms of CPU, and 2 ms when they are frozen.
-
-    Args:
-        has_dropped: Whether the cache has evicted a model. Frozen cycles are never freed, so they are unfrozen and
-            collected first. This traverses all objects, which is too slow to repeat for each of thousands of models.
-    """
-    if has_dropped:
-        gc.unfreeze()
-    gc.collect()
-    gc.freeze()

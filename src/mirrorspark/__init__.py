@@ -74,7 +74,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.predictor import Predictor as Predictor
     from mirrorspark.scoring.recommend import recommend as recommend
     from mirrorspark.scoring.sql import register_sql as register_sql
-    from mirrorspark.scoring.task.counters import Counters as Counters
+    from mirrorspark.scoring.task.scorer import Counters as Counters
     from mirrorspark.scoring.udf import scorer_udf as scorer_udf
     from mirrorspark.training.config import ConfigError as ConfigError
     from mirrorspark.training.config import RunConfig as RunConfig
@@ -155,7 +155,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.predictor": ("Predictor",),
         "scoring.recommend": ("recommend",),
         "scoring.sql": ("register_sql",),
-        "scoring.task.counters": ("Counters",),
+        "scoring.task.scorer": ("Counters",),
         "scoring.udf": ("scorer_udf",),
     },
     "Plots": {

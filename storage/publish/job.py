@@ -14,33 +14,87 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.journal import Journal, check_inside, flush, in_parallel
+from mirrorspark.storage.publish.journal import Journal, flush, in_parallel
 from mirrorspark.storage.publish.keeper import end_keeper, start_keeper
-from mirrorspark.storage.publish.lease import TIMING, Lease, Owner, Timing
-from mirrorspark.storage.publish.recovery import (
+from mirrorspark.storage.publish.recovery import recover, restore_former, settle
+from mirrorspark.storage.publish.staging import (
     ATTEMPTS_FOLDER,
     FORMER_FOLDER,
-    WHOLE_FOLDER,
-    Staging,
-    recover,
-    stagings,
-)
-from mirrorspark.storage.publish.targets import (
+    STAGING_PREFIX,
     SUCCESS_FILE,
-    SaveMode,
-    TargetExistsError,
-    WrittenFile,
-    holds_data,
+    TIMING,
+    WHOLE_FOLDER,
+    Lease,
+    Owner,
+    Staging,
+    Timing,
+    check_inside,
     is_hidden,
+    stagings,
 )
 
 _LOGGER = logging.getLogger(__name__)
 
 _GIVEN_UP_FILE = "given-up"
+
+
+class SaveMode(StrEnum):
+    """Treatment of existing data by a write, in Spark's words."""
+
+    ERROR = "error"
+    APPEND = "append"
+    OVERWRITE = "overwrite"
+    IGNORE = "ignore"
+
+    @classmethod
+    def of(cls, mode: str) -> "SaveMode":
+        """Return the mode with that name; ``errorifexists`` and ``default`` are aliases of ``error``.
+
+        Raises:
+            ValueError: There is no such mode.
+        """
+        name = mode.lower()
+        if name in ("errorifexists", "default"):
+            return cls.ERROR
+        if name not in [*cls]:
+            raise ValueError(f"mode {mode!r} is none of {', '.join(cls)}; choose one of them")
+        return cls(name)
+
+
+class TargetExistsError(FileExistsError):
+    """The target has data, and the save mode does not allow changing it."""
+
+    def __init__(self, target: StoragePath) -> None:
+        super().__init__(
+            f"{target} exists already; use mode 'overwrite' to replace it, 'append' to add to it, or another path"
+        )
+        self.target = target
+
+    def __reduce__(self) -> tuple[type["TargetExistsError"], tuple[StoragePath]]:
+        """Pickle by the target: the message alone does not rebuild the error."""
+        return TargetExistsError, (self.target,)
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """One file that a task has completed, not visible yet.
+
+    Attributes:
+        attempt: Name of the task attempt's folder.
+        path: Path relative to the target, for example ``day=3/part-00000-1f0c.tfrecord``.
+        bytes: Size on the store.
+    """
+
+    attempt: str
+    path: str
+    rows: int
+    records: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -90,9 +144,10 @@ class WriteJob:
         owner = Owner.here(driver)
         earlier = _earlier_write(target, name, owner) if name else None
         if earlier is not None:
-            earlier.settle()
-        is_overwrite = mode is SaveMode.OVERWRITE
-        recover(target, owner, kept=earlier, name=name, is_overwrite=is_overwrite, timing=timing)
+            settle(earlier)
+        if any(found != earlier for found in stagings(target)):
+            is_overwrite = mode is SaveMode.OVERWRITE
+            recover(target, owner, kept=earlier, name=name, is_overwrite=is_overwrite, timing=timing)
         if mode in (SaveMode.ERROR, SaveMode.IGNORE) and holds_data(target):
             raise TargetExistsError(target)
         staging = Staging.of(target, name or uuid4().hex[:8], is_beside=_takes_name_at_once(target, mode)).folder
@@ -199,9 +254,10 @@ class WriteJob:
 
     def abort(self) -> None:
         """Take back a failed write, and remove the staging folder; the next write completes what fails here."""
-        end_keeper(self.staging)
+        if self._lease is None:
+            end_keeper(self.staging)
         try:
-            self._place.settle()
+            settle(self._place)
         except OSError as error:
             _LOGGER.warning("%s: %s; the next write will finish taking this one back", self.target, error)
             if self._lease is not None:
@@ -250,7 +306,8 @@ class WriteJob:
         whole.make_folder()
         for file in files:
             self.attempt_file(file.attempt, file.path).rename(whole / file.path)
-        (whole / SUCCESS_FILE).write_bytes(b"")
+        with (whole / SUCCESS_FILE).open_write():
+            pass  # an empty file, which cannot be there in part
         lease.check()
         if self.mode is SaveMode.OVERWRITE and self.target.exists():
             whole.local.chmod(stat.S_IMODE(self.target.local.stat().st_mode))
@@ -260,7 +317,7 @@ class WriteJob:
                 self.target.rename(self.staging / FORMER_FOLDER)
                 whole.rename(self.target)
             except BaseException:
-                self._place.restore_former()
+                restore_former(self._place)
                 raise
             self.target.parent.flush_to_disk()
             return
@@ -326,6 +383,18 @@ class WriteJob:
         for file in sorted((file for file in files if file.path in last), key=lambda file: last.index(file.path)):
             move(file)
         lease.check()
+
+
+def holds_data(target: StoragePath) -> bool:
+    """Return whether ``target`` has data: anything except empty folders and the staging folders of writes."""
+    if target.is_file():
+        return True
+    if target.is_local:
+        return target.exists() and any(not entry.name.startswith(STAGING_PREFIX) for entry in target.local.iterdir())
+    # Folder by folder, so that the first file ends the listing.
+    return bool(target.files(recursive=False)) or any(
+        folder.files() for folder in target.folders() if not folder.name.startswith(STAGING_PREFIX)
+    )
 
 
 def _earlier_write(target: StoragePath, name: str, owner: Owner) -> Staging | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.targets import SUCCESS_FILE
+from mirrorspark.storage.publish.staging import SUCCESS_FILE, UnsafeJournalError, check_inside
 
 T = TypeVar("T")
 
@@ -23,10 +23,6 @@ JOURNAL_FILE = "publish.json"
 _REPLACED_FOLDER = "replaced"
 # An object store takes tens of milliseconds per copy and serves many in parallel.
 _PARALLEL_COPIES = 16
-
-
-class UnsafeJournalError(ValueError):
-    """A journal that none of our writes can have produced."""
 
 
 @dataclass(frozen=True)
@@ -115,17 +111,6 @@ class Journal:
     def _save(self, staging: StoragePath) -> None:
         (staging / JOURNAL_FILE).write_bytes(json.dumps(asdict(self)).encode())
         staging.flush_to_disk()
-
-
-def check_inside(paths: Iterable[str]) -> None:
-    """Make sure that relative paths stay in their folder.
-
-    Raises:
-        UnsafeJournalError: A path is absolute, or has a part ``..``.
-    """
-    for path in paths:
-        if not isinstance(path, str) or {"", ".", ".."} & {*path.split("/")}:
-            raise UnsafeJournalError(f"{path!r} is not a path inside the target folder")
 
 
 def in_parallel(work: Callable[[T], None], items: Iterable[T]) -> None:

@@ -9,7 +9,7 @@ import sys
 import psutil
 
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.lease import Lease, Owner, announce
+from mirrorspark.storage.publish.staging import Lease, Owner, announce
 
 _KEEPER_FILE = "keeper"
 _PROGRAM = f"from {__name__} import main; main()"

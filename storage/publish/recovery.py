@@ -1,29 +1,32 @@
 """Recovery of writes whose owner is gone: they are found beside or below their target, and taken back or finished."""
 
+import contextlib
 import errno
+import fcntl
 import logging
 import os
-from dataclasses import dataclass
-from uuid import uuid4
+import re
+from collections.abc import Iterable
 
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
-from mirrorspark.storage.publish.lease import TIMING, Lease, Owner, Timing, discard_lock, living, owner_of
-from mirrorspark.storage.publish.targets import STAGING_PREFIX
+from mirrorspark.storage.publish.staging import (
+    ATTEMPTS_FOLDER,
+    FORMER_FOLDER,
+    TIMING,
+    Heartbeat,
+    Lease,
+    Owner,
+    Staging,
+    Timing,
+    lease_content,
+    lock_path,
+    stagings,
+)
 
-ATTEMPTS_FOLDER = "attempts"
-"""Folder in a staging folder to which tasks write."""
-
-WHOLE_FOLDER = "whole"
-"""Folder in a staging folder that is to become the target."""
-
-FORMER_FOLDER = "former"
-"""Folder in a staging folder that was the target and has been replaced."""
+_LOCK_NAME = re.compile(r"[0-9a-f]{32}")
 
 _LOGGER = logging.getLogger(__name__)
-
-# Part of the name of a staging folder whose write is over and whose content can be deleted.
-_OVER_MARK = "~"
 
 
 class WriteInProgressError(OSError):
@@ -32,149 +35,6 @@ class WriteInProgressError(OSError):
 
 class ForeignStagingError(PermissionError):
     """A staging folder, or a file in it that decides which files are deleted, belongs to another user."""
-
-
-@dataclass(frozen=True)
-class Staging:
-    """The hidden folder of a write."""
-
-    folder: StoragePath
-    target: StoragePath
-
-    @classmethod
-    def of(cls, target: StoragePath, write_id: str, *, is_beside: bool) -> "Staging":
-        """Return the staging folder of the write with that id, beside the target or below it."""
-        name = f"{STAGING_PREFIX}{write_id}"
-        return cls(target.parent / f"{name}.{target.name}" if is_beside else target / name, target)
-
-    @property
-    def is_beside(self) -> bool:
-        """True if the folder is beside the target, False if it is below it."""
-        return self.folder.parent != self.target
-
-    @property
-    def write_id(self) -> str:
-        """Id of the write, unique for its target."""
-        suffix = f".{self.target.name}" if self.is_beside else ""
-        return self.folder.name.removeprefix(STAGING_PREFIX).removesuffix(suffix)
-
-    @property
-    def owner(self) -> Owner | None:
-        """The current or last holder of the lease."""
-        return owner_of(self.folder)
-
-    @property
-    def is_over(self) -> bool:
-        """True if the write is over and the folder only remains to be deleted."""
-        return _OVER_MARK in self.write_id
-
-    @property
-    def state(self) -> str:
-        """The state of the write and the action that it needs, as a sentence.
-
-        Raises:
-            UnsafeJournalError: The journal is damaged, or names a file outside the target.
-        """
-        if self.is_over:
-            return "remains of a write that is over, to be deleted"
-        if self._replaces_nothing():
-            return "an overwrite that was cut off; the former data are to take their place again"
-        journal = Journal.find(self.folder)
-        if journal is None:
-            return "nothing was published, files are to be deleted"
-        if journal.is_moved:
-            return f"{len(journal.files)} files are published, {len(journal.deletes)} old ones are to be deleted"
-        return f"a publish of {len(journal.files)} files that was cut off is to be taken back"
-
-    def settle(self) -> None:
-        """End the publish if one was begun: finish it if it is committed, else take it back."""
-        self.restore_former()
-        journal = Journal.find(self.folder)
-        if journal is not None:
-            journal.settle(self.folder, self.target)
-
-    def restore_former(self) -> None:
-        """Put the replaced folder back in its place if the new one has not arrived there."""
-        if self._replaces_nothing():
-            (self.folder / FORMER_FOLDER).rename(self.target)
-
-    def remove(self) -> None:
-        """Delete the folder of a write that is over; a failure is only logged, because nothing depends on it."""
-        over = self
-        try:
-            # Spark ends the tasks of a failed write some time after it reports the failure. Renaming keeps them from
-            # adding files to the folder while it is deleted. If the deletion is cut off, the next write completes it.
-            if self.folder.is_local and not self.is_over:
-                over = self._renamed(f"{self.write_id}{_OVER_MARK}")
-                self.folder.rename(over.folder)
-            over.folder.delete()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            _LOGGER.warning(
-                "%s is left of a write that is over and cannot be deleted (%s): delete it by hand", over.folder, error
-            )
-
-    def clear(self) -> None:
-        """Finish or take back a write whose owner is gone, unless another process does so at the same time.
-
-        Raises:
-            ForeignStagingError: The write belongs to another user.
-            UnsafeJournalError: Its journal names a file outside the target.
-            OSError: The store refuses.
-        """
-        self._check_ours()
-        if self.is_over:
-            self.remove()
-            return
-        # On a disk only one process can claim the folder; on an object store every step is safe to repeat.
-        claimed = self._renamed() if self.folder.is_local else self
-        try:
-            if self.folder.is_local:
-                self.folder.rename(claimed.folder)
-            # First, so that an owner that was paused and goes on finds nothing to publish, and a full disk has room.
-            (claimed.folder / ATTEMPTS_FOLDER).delete()
-            discard_lock(claimed.folder)
-            lease = Lease.take(claimed.folder)
-        except FileNotFoundError:
-            return
-        try:
-            # Once more: another folder may have taken the place of the one that was looked at.
-            claimed._check_ours()
-            claimed.settle()
-        except BaseException:
-            lease.release()
-            raise
-        lease.end()
-        claimed.remove()
-
-    def _renamed(self, write_id: str = "") -> "Staging":
-        return Staging.of(self.target, f"{write_id}{uuid4().hex[:8]}", is_beside=self.is_beside)
-
-    def _replaces_nothing(self) -> bool:
-        return self.folder.is_local and (self.folder / FORMER_FOLDER).exists() and not self.target.exists()
-
-    def _check_ours(self) -> None:
-        if not self.folder.is_local:
-            return
-        for path in (self.folder, self.folder / JOURNAL_FILE, self.folder / FORMER_FOLDER):
-            if path.local.is_symlink() or (path.exists() and path.local.lstat().st_uid != os.geteuid()):
-                raise ForeignStagingError(
-                    errno.EPERM,
-                    "left over from a write by another user, and ignored; have that user run python -m "
-                    "mirrorspark.storage.repair, or delete the folder if nobody needs it",
-                    str(path),
-                )
-
-
-def stagings(target: StoragePath) -> list[Staging]:
-    """Return the staging folders of writes to ``target``."""
-    folders = target.folders()
-    if target.is_local:
-        folders += [folder for folder in target.parent.folders() if folder.name.endswith(f".{target.name}")]
-    found = [Staging(folder, target) for folder in folders if folder.name.startswith(STAGING_PREFIX)]
-    # An id with a dot belongs to a sibling whose name ends in that of the target.
-    return [staging for staging in found if "." not in staging.write_id]
 
 
 def recover(
@@ -208,7 +68,7 @@ def recover(
     alive = living([staging.folder for staging in found if not staging.is_over], timing)
     for staging in found:
         if staging.folder not in alive:
-            staging.clear()
+            clear(staging)
             continue
         other = staging.owner
         is_refused = is_overwrite or staging.write_id == name
@@ -219,3 +79,149 @@ def recover(
                 f"process, then write again",
                 str(staging.folder),
             )
+
+
+def state_of(staging: Staging) -> str:
+    """Return the state of a write and the action that it needs, as a sentence.
+
+    Raises:
+        UnsafeJournalError: The journal is damaged, or names a file outside the target.
+    """
+    if staging.is_over:
+        return "remains of a write that is over, to be deleted"
+    if _replaces_nothing(staging):
+        return "an overwrite that was cut off; the former data are to take their place again"
+    journal = Journal.find(staging.folder)
+    if journal is None:
+        return "nothing was published, files are to be deleted"
+    if journal.is_moved:
+        return f"{len(journal.files)} files are published, {len(journal.deletes)} old ones are to be deleted"
+    return f"a publish of {len(journal.files)} files that was cut off is to be taken back"
+
+
+def settle(staging: Staging) -> None:
+    """End the publish of a write if one was begun: finish it if it is committed, else take it back."""
+    restore_former(staging)
+    journal = Journal.find(staging.folder)
+    if journal is not None:
+        journal.settle(staging.folder, staging.target)
+
+
+def restore_former(staging: Staging) -> None:
+    """Put the replaced folder back in its place if the new one has not arrived there."""
+    if _replaces_nothing(staging):
+        (staging.folder / FORMER_FOLDER).rename(staging.target)
+
+
+def clear(staging: Staging) -> None:
+    """Finish or take back a write whose owner is gone, unless another process does so at the same time.
+
+    Raises:
+        ForeignStagingError: The write belongs to another user.
+        UnsafeJournalError: Its journal names a file outside the target.
+        OSError: The store refuses.
+    """
+    _check_ours(staging)
+    if staging.is_over:
+        staging.remove()
+        return
+    # On a disk only one process can claim the folder; on an object store every step is safe to repeat.
+    claimed = staging.renamed() if staging.folder.is_local else staging
+    try:
+        if staging.folder.is_local:
+            staging.folder.rename(claimed.folder)
+        # First, so that an owner that was paused and goes on finds nothing to publish, and a full disk has room.
+        (claimed.folder / ATTEMPTS_FOLDER).delete()
+        discard_lock(claimed.folder)
+        lease = Lease.take(claimed.folder)
+    except FileNotFoundError:
+        return
+    try:
+        # Once more: another folder may have taken the place of the one that was looked at.
+        _check_ours(claimed)
+        settle(claimed)
+    except BaseException:
+        lease.release()
+        raise
+    lease.end()
+    claimed.remove()
+
+
+def _replaces_nothing(staging: Staging) -> bool:
+    return staging.folder.is_local and (staging.folder / FORMER_FOLDER).exists() and not staging.target.exists()
+
+
+def _check_ours(staging: Staging) -> None:
+    if not staging.folder.is_local:
+        return
+    for path in (staging.folder, staging.folder / JOURNAL_FILE, staging.folder / FORMER_FOLDER):
+        if path.local.is_symlink() or (path.exists() and path.local.lstat().st_uid != os.geteuid()):
+            raise ForeignStagingError(
+                errno.EPERM,
+                "left over from a write by another user, and ignored; have that user run python -m "
+                "mirrorspark.storage.repair, or delete the folder if nobody needs it",
+                str(path),
+            )
+
+
+def living(stagings: Iterable[StoragePath], timing: Timing = TIMING) -> set[StoragePath]:
+    """Return the staging folders whose owner is alive.
+
+    For an owner on this host the answer is immediate. All other leases are watched in parallel until they change, which
+    shows that the owner is alive, or have not changed for ``timing.stale_seconds``.
+    """
+    alive: set[StoragePath] = set()
+    watched: dict[StoragePath, bytes | None] = {}
+    for staging in stagings:
+        content = lease_content(staging)
+        heartbeat = Heartbeat.parse(content)
+        is_held = _is_held(heartbeat.lock) if heartbeat else None
+        if is_held:
+            alive.add(staging)
+        elif is_held is None and not (heartbeat and heartbeat.is_released):
+            watched[staging] = content
+    begun, has_warned = timing.clock(), False
+    while watched and (seconds := timing.clock() - begun) < timing.stale_seconds:
+        if seconds > 2 * timing.heartbeat_seconds and not has_warned:
+            has_warned = True
+            _LOGGER.warning(
+                "waiting for up to %.0f s to see whether the writes in %s are alive",
+                timing.stale_seconds,
+                ", ".join(map(str, watched)),
+            )
+        timing.sleep(timing.heartbeat_seconds / 4)
+        changed = {staging for staging, content in watched.items() if lease_content(staging) != content}
+        alive |= changed
+        watched = {staging: content for staging, content in watched.items() if staging not in changed}
+    return alive
+
+
+def _is_held(name: str) -> bool | None:
+    """Return whether the owner of a lock is alive, or None if that is unknown because it is on another host."""
+    if not _LOCK_NAME.fullmatch(name):
+        return None
+    try:
+        descriptor = os.open(lock_path(name), os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        # If files of other users were trusted, those users could end our writes.
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def discard_lock(staging: StoragePath) -> None:
+    """Delete the lock file that a dead owner left on this host, if it was of this host."""
+    heartbeat = Heartbeat.parse(lease_content(staging))
+    if heartbeat and _LOCK_NAME.fullmatch(heartbeat.lock):
+        with contextlib.suppress(OSError):
+            lock_path(heartbeat.lock).unlink(missing_ok=True)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.precomputed.precompute import precompute
 from mirrorspark.scoring.precomputed.store import PrecomputedScores, StoreError
 from mirrorspark.scoring.recommend import recommend
-from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Counters
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights, export_movies
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
 from mirrorspark.scoring.recommend import recommend
-from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Counters
 from tests.unit.scoring.exported_models import export_flights, export_movies
 
 if TYPE_CHECKING:

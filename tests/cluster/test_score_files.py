@@ -14,12 +14,12 @@ import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.model.directory import ModelNotFoundError
 from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.uri import ModelNotFoundError
 from mirrorspark.scoring.task.probe import Speed
 from mirrorspark.storage.publish import TargetExistsError
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
@@ -81,8 +81,8 @@ def test_a_call_enters_few_of_our_modules_on_the_driver(
 ) -> None:
     entered = traced(lambda: score_files(spark, flights, model, tmp_path / "scores", keys="flight_id"))
     assert next(iter(entered)) == "mirrorspark.scoring.files"
-    assert len(entered) <= 28
-    assert sum(module.startswith("mirrorspark.scoring.") for module in entered) <= 11
+    assert len(entered) <= 10
+    assert sum(module.startswith("mirrorspark.scoring.") for module in entered) <= 4
 
 
 def test_counters_tell_one_load_per_python_worker(
@@ -127,7 +127,7 @@ def test_files_of_several_schemas_are_read_by_spark_as_one_table(
         (tmp_path / "flights" / name).mkdir(parents=True)
         pq.write_table(table, tmp_path / "flights" / name / "part.parquet")
 
-    with caplog.at_level("WARNING", "mirrorspark.scoring.input.mixed_parquet"):
+    with caplog.at_level("WARNING", "mirrorspark.scoring.input.spark_tables"):
         scored = score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys="flight_id")
     said = caplog.text
     assert "have 2 schemas" in said
@@ -353,7 +353,7 @@ def test_tasks_that_would_take_too_long_become_more_with_the_same_scores(
     """A millisecond is too short for any row group: each becomes a task, and the log says how large they may be."""
     few = score_files(spark, flights, model, tmp_path / "few", keys="flight_id")
     assert (len(few.files), few.predicted_task_seconds) == (2, None)
-    with caplog.at_level(logging.INFO, "mirrorspark.scoring.files"):
+    with caplog.at_level(logging.INFO, "mirrorspark.scoring.task.probe"):
         many = score_files(spark, flights, model, tmp_path / "many", keys="flight_id", task_seconds=0.001)
     assert len(many.files) == ROW_GROUPS
     assert many.predicted_task_seconds is not None

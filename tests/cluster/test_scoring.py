@@ -23,12 +23,12 @@ from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.tfrecords import score_tfrecords
-from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.directory import ModelDirectory, ModelNotFoundError
 from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.uri import ModelNotFoundError, resolve
+from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.forms import Struct
 from mirrorspark.scoring.sql import register_sql
-from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.scoring.udf import scorer_udf
 from tests.unit.scoring.exported_models import (
     FLIGHTS,

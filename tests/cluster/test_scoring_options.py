@@ -15,7 +15,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
@@ -26,7 +26,7 @@ from mirrorspark.scoring.output.forms import AtLeast, Long, Struct, TopK, Wide
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.run import main
 from mirrorspark.scoring.sql import register_sql
-from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.scoring.udf import scorer_udf
 from tests.unit.scoring.exported_models import (
     BASKETS,
@@ -189,7 +189,7 @@ def test_files_that_a_stream_wrote_are_read_by_spark_which_knows_those_that_coun
     written = stream.writeStream.option("checkpointLocation", str(tmp_path / "checkpoint")).trigger(availableNow=True)
     assert written.start(str(tmp_path / "streamed")).awaitTermination(120)
     pq.write_table(FLIGHTS, tmp_path / "streamed" / "left-over.parquet")  # which the stream's log does not have
-    with caplog.at_level("WARNING", "mirrorspark.scoring.input.sources"):
+    with caplog.at_level("WARNING", "mirrorspark.scoring.files"):
         scored = score_files(spark, tmp_path / "streamed", model, tmp_path / "scores", keys="flight_id")
     assert "is no folder of plain files (_spark_metadata): Spark reads it, which is slower" in caplog.text
     assert scored.rows == 6

@@ -16,7 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
 from mirrorspark.data_pipelines.tfrecord.codecs import CodecError

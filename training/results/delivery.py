@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
-from mirrorspark.scoring.model.uri import PinnedModel, resolve
+from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import RunConfig, TrainingConfig

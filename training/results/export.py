@@ -277,7 +277,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
         outputs=OUTPUTS[architecture.TASK],
         versions=library_versions() | {"tensorflow": _tensorflow_version()},
         indexes=indexes,
-    ).save(folder)
+    ).with_columns(dataset.features, folder).save(folder)
 
 
 def _sample_queries(architecture: Any, model: Any, dataset: Dataset) -> np.ndarray:

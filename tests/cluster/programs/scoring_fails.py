@@ -16,7 +16,7 @@ from pyspark import SparkFiles
 from pyspark.errors import PySparkException
 
 from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.file_writes import WriteError
+from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model.uri import resolve

@@ -19,8 +19,7 @@ from pyspark.sql import SparkSession
 from mirrorspark.scoring import files, plan
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.task.counters import Counters, JobCounters, Tally
-from mirrorspark.scoring.task.scorer import Scorer
+from mirrorspark.scoring.task.scorer import Counters, JobCounters, Scorer, Tally
 from tests.cluster.programs import scoring_killed
 
 

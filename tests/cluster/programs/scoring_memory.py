@@ -13,7 +13,7 @@ from benchmarks.writer_memory import peak_bytes
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.task.counters import Counters
+from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.training.spark_session import open_session
 
 

@@ -21,8 +21,7 @@ from pyspark.sql import SparkSession
 from mirrorspark.scoring import files, plan
 from mirrorspark.scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP
 from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.task.counters import Tally
-from mirrorspark.scoring.task.scorer import Scorer
+from mirrorspark.scoring.task.scorer import Scorer, Tally
 from tests.cluster.programs import scoring_threads
 
 

@@ -11,8 +11,7 @@ import pytest
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SUCCESS_FILE, SaveMode, WriteJob
 from mirrorspark.storage.publish.keeper import _keeper
-from mirrorspark.storage.publish.lease import living
-from mirrorspark.storage.publish.recovery import recover
+from mirrorspark.storage.publish.recovery import living, recover
 from tests.unit.storage.writes import FakeTime, names_in, visible, write, written
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.file_writes import outcome
+from mirrorspark.data_pipelines.spark.tasks import outcome
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 

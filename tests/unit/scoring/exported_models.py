@@ -157,6 +157,7 @@ def flights_features() -> FittedFeatures:
             "stops": _vocabulary("EWR", "JFK", "LGA"),
         },
         {"distance": NumericStatistics(mean=900.0, standard_deviation=400.0, minimum=0.0, maximum=3_000.0, count=6)},
+        column_types={name: str(FLIGHTS.schema.field(name).type) for name in ("carrier", "hour", "stops", "distance")},
     )
 
 
@@ -284,5 +285,5 @@ def _described(
         outputs=OUTPUTS[task],
         versions={"tensorflow": "2.20.0"},
         indexes=indexes or {},
-    ).save(folder)
+    ).with_columns(fitted, folder).save(folder)
     return folder

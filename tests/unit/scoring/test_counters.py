@@ -6,7 +6,7 @@ import socket
 import pyarrow as pa
 import tensorflow as tf
 
-from mirrorspark.scoring.task.counters import JobCounters, Tally
+from mirrorspark.scoring.task.scorer import JobCounters, Tally
 
 BATCH = pa.record_batch({"x": pa.array([1, 2, 3, 4], pa.int64())})
 

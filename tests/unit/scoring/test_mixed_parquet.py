@@ -20,7 +20,7 @@ from pyspark.sql.types import (
 )
 
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.mixed_parquet import schema_of_all, without_overlaps
+from mirrorspark.scoring.input.spark_tables import schema_of_all, without_overlaps
 
 
 def schemas(*files: dict[str, DataType]) -> dict[str, StructType]:

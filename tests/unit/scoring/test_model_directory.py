@@ -1,14 +1,18 @@
 """The folder of an exported model says what it holds, and what is wrong with it."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
 from mirrorspark.data_pipelines.features.kinds import Label
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     ModelDescription,
@@ -18,7 +22,7 @@ from mirrorspark.scoring.model.directory import (
     find_model_directory,
     folder_digest,
 )
-from tests.unit.scoring.exported_models import TAGS, export_baskets
+from tests.unit.scoring.exported_models import FLIGHTS, TAGS, export_baskets
 
 
 def description(**changes: Any) -> ModelDescription:
@@ -100,6 +104,52 @@ def test_features_of_another_model_are_refused(copied_model: Path) -> None:
     path = copied_model / DESCRIPTION_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"features_hash": "ffffffffffffffff"}))
     with pytest.raises(FeatureMismatchError, match="the model was trained with ffffffffffffffff"):
+        ModelDirectory.open(copied_model)
+
+
+def test_a_table_with_the_types_of_the_training_is_checked_without_the_features(flights_model: Path) -> None:
+    directory = ModelDirectory.open(flights_model)
+    directory.inputs.check(FLIGHTS.schema)
+    assert "features" not in vars(directory)
+
+
+def test_a_table_with_other_types_is_checked_by_the_features(flights_model: Path) -> None:
+    directory = ModelDirectory.open(flights_model)
+    hour = FLIGHTS.schema.get_field_index("hour")
+    directory.inputs.check(FLIGHTS.schema.set(hour, pa.field("hour", pa.int16())))
+    assert "features" in vars(directory)
+    with pytest.raises(ColumnError, match="column 'hour'"):
+        directory.inputs.check(FLIGHTS.schema.set(hour, pa.field("hour", pa.string())))
+    with pytest.raises(ColumnError, match="column 'hour'"):
+        directory.inputs.check(FLIGHTS.drop_columns(["hour"]).schema)
+
+
+def test_the_inputs_go_to_executors_without_the_drivers_folder(copied_model: Path) -> None:
+    inputs = ModelDirectory.open(copied_model).inputs
+    sent = pickle.dumps(inputs)
+    shutil.rmtree(copied_model)
+    arrived = pickle.loads(sent)  # noqa: S301 - made above
+    assert (type(arrived), arrived.columns) == (FeatureInputs, inputs.columns)
+
+
+def test_a_model_that_was_exported_without_its_columns_is_read_from_its_features(copied_model: Path) -> None:
+    columns = ModelDirectory.open(copied_model).inputs.columns
+    path = copied_model / DESCRIPTION_FILE
+    document = json.loads(path.read_text())
+    del document["columns"], document["sealed"]
+    path.write_text(json.dumps(document))
+    inputs = ModelDirectory.open(copied_model).inputs
+    assert (type(inputs), inputs.columns) == (FeatureInputs, columns)
+
+
+def test_features_that_were_changed_after_the_export_are_read_again(copied_model: Path) -> None:
+    path = copied_model / "features" / "features.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document))
+    assert "features" in vars(ModelDirectory.open(copied_model))
+    document["statistics"]["distance"]["mean"] += 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(FeatureMismatchError, match="a vocabulary or statistic was changed"):
         ModelDirectory.open(copied_model)
 
 

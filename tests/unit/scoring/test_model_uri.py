@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
-from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, PackagedDescription, folder_digest
-from mirrorspark.scoring.model.uri import ModelNotFoundError, ModelStoreError, resolve
+from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, ModelNotFoundError, folder_digest
+from mirrorspark.scoring.model.packaged import PackagedDescription
+from mirrorspark.scoring.model.uri import ModelStoreError, resolve
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.exported_models import log_flights
 from tests.unit.scoring.other_models import LINEAR

@@ -21,10 +21,10 @@ from mirrorspark.scoring.model.directory import (
     ModelDescription,
     ModelDirectory,
     ModelDirectoryError,
-    PackagedDescription,
     exported_with,
 )
 from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import (
@@ -245,7 +245,17 @@ def test_a_package_of_a_later_version_or_damaged_is_refused(packages: dict[str, 
 def test_folders_of_the_first_format_are_read_and_still_written(flights_model: Path) -> None:
     """Models that were exported before there were packages stay readable."""
     document = json.loads((flights_model / DESCRIPTION_FILE).read_text())
-    fields = {"task", "architecture", "features_hash", "outputs", "versions", "indexes", "format_version"}
+    fields = {
+        "task",
+        "architecture",
+        "features_hash",
+        "outputs",
+        "versions",
+        "indexes",
+        "format_version",
+        "columns",
+        "sealed",
+    }
     assert (set(document), document["format_version"], FORMAT_VERSION) == (fields, 1, 1)
     assert ModelDirectory.open(flights_model).description == ModelDescription(**document)
 

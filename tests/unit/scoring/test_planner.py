@@ -5,13 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.task.planner import (
-    DEFAULT_TASK_SECONDS,
-    TaskPlan,
-    check_task_seconds,
-    may_take_longer,
-    plan_tasks,
-)
+from mirrorspark.scoring.files import check_task_seconds, may_take_longer
+from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS, TaskPlan, plan_tasks
 
 
 def rows_of_tasks(group_rows: list[int], plan: TaskPlan) -> list[list[int]]:

@@ -16,9 +16,8 @@ from mirrorspark.scoring.files import ScoreWriter
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.task.counters import Tally
 from mirrorspark.scoring.task.probe import ProbeTask
-from mirrorspark.scoring.task.scorer import Scorer, ShippedModel
+from mirrorspark.scoring.task.scorer import Scorer, ShippedModel, Tally
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
 from tests.unit.scoring.exported_models import FLIGHTS

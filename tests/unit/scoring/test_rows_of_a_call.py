@@ -11,7 +11,7 @@ from mirrorspark.scoring.model import loaded as loaded_model
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.task.counters import Tally
+from mirrorspark.scoring.task.scorer import Tally
 from tests.unit.scoring.other_models import (
     NAMES,
     boxes,

@@ -20,8 +20,7 @@ from mirrorspark.scoring.model.versions import ModelVersionsError
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.output.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.counters import Tally
-from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
+from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 from tests.unit.scoring.other_models import (
     LINEAR,
@@ -115,7 +114,7 @@ def test_scores_that_would_have_a_column_twice_are_refused(tmp_path: Path) -> No
 
     directory = ModelDirectory.open(export_baskets(tmp_path, Label("tags", "multi_label", classes=3)))
     assert Settings(outputs=Wide()).schema(directory).names == ["0", "1", "2", "model_version"]
-    clash = ModelDirectory(directory.path, directory.description, directory.fitted)
+    clash = ModelDirectory(directory.path, directory.description)
     object.__setattr__(clash, "labels", {"scores": ("a", "error", "b")})
     with pytest.raises(ScoringError, match=r"would have the columns \['error'\] twice"):
         Settings(outputs=Wide(), bad_rows="mark").schema(clash)
@@ -281,7 +280,7 @@ def test_objects_that_are_frozen_are_walked_again_only_where_a_model_was_let_go(
 ) -> None:
     """S1, S18: a worker may load thousands of models; of those that it lets go nothing may stay."""
     collector = KeptCalls()
-    monkeypatch.setattr("mirrorspark.scoring.task.scorer.gc", collector)
+    monkeypatch.setattr("mirrorspark.scoring.model.cache.gc", collector)
     for number, capacity_bytes in enumerate([2**40, 1]):
         model = {"coefficients": {"x": 31.5 + number}}  # which no test has loaded yet
         pinned = resolve(package_model(model, tmp_path / str(number)))

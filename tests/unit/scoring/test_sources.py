@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.sources import SparkSource, find_source
+from mirrorspark.scoring.files import find_source
+from mirrorspark.scoring.input.spark_tables import SparkSource
 
 
 def file_at(path: Path) -> Path:
@@ -32,7 +33,7 @@ def test_a_table_is_known_by_its_log_however_deep_its_files_are(
 ) -> None:
     file_at(tmp_path / "table" / place)
     (tmp_path / "table" / log).mkdir()
-    with caplog.at_level("WARNING", "mirrorspark.scoring.input.sources"):
+    with caplog.at_level("WARNING", "mirrorspark.scoring.files"):
         assert find_source(tmp_path / "table", None) == SparkSource(table_format, (f"file://{tmp_path}/table",))
     assert f"is no folder of plain files ({log}): Spark reads it, which is slower" in caplog.text
 

@@ -15,8 +15,7 @@ from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.task import batches
-from mirrorspark.scoring.task.counters import Counters, Tally
-from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
+from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, ShippedModel, Tally
 from mirrorspark.scoring.udf import ColumnsTask
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 

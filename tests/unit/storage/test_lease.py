@@ -16,7 +16,7 @@ from mirrorspark.storage.publish import (
     WriteInProgressError,
     WriteJob,
 )
-from mirrorspark.storage.publish.lease import LEASE_FILE
+from mirrorspark.storage.publish.staging import LEASE_FILE
 from tests.unit.storage.writes import (
     FakeTime,
     begin,

@@ -18,8 +18,8 @@ from mirrorspark.storage.publish import (
     is_hidden,
 )
 from mirrorspark.storage.publish.journal import Journal
-from mirrorspark.storage.publish.lease import LEASE_FILE
 from mirrorspark.storage.publish.recovery import recover
+from mirrorspark.storage.publish.staging import LEASE_FILE
 from tests.unit.storage.writes import (
     FakeTime,
     begin,

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.training import pipeline
 from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError

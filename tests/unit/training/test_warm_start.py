@@ -14,8 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.scoring.model.directory import folder_digest
-from mirrorspark.scoring.model.uri import PinnedModel
+from mirrorspark.scoring.model.directory import PinnedModel, folder_digest
 from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training import training_job, warm_start

@@ -1,7 +1,8 @@
-"""Parquet files of several schemas, which Spark reads as one table if their types allow it."""
+"""Tables that only Spark can read: other formats, and Parquet files of several schemas if their types allow it."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
@@ -24,6 +25,40 @@ _NARROWER: Mapping[str, tuple[str, ...]] = {
     "bigint": ("tinyint", "smallint", "int"),
     "double": ("tinyint", "smallint", "int", "float"),
 }
+
+
+@dataclass(frozen=True)
+class SparkSource:
+    """A source that Spark reads.
+
+    Attributes:
+        format: A format of ``spark.read.format``, or ``table`` for a table of the catalog.
+        paths: Files or folders, or the name of a table.
+    """
+
+    format: str
+    paths: tuple[str, ...]
+
+    def read(self, spark: SparkSession) -> DataFrame:
+        """Return the rows.
+
+        Raises:
+            ScoringError: Spark does not know the format or table, or cannot read it.
+        """
+        try:
+            if self.format == "table":
+                (name,) = self.paths
+                return spark.table(name)
+            reader = spark.read.format(self.format)
+            if self.format == "csv":
+                reader = reader.options(header=True, inferSchema=True)
+            # Table formats reject a list of paths, even with one element.
+            return reader.load(self.paths[0] if len(self.paths) == 1 else list(self.paths))
+        except (PySparkException, Py4JJavaError) as error:
+            raise ScoringError(
+                f"Spark cannot read {', '.join(self.paths)} as {self.format}: {task_message(error).rstrip('.')}; give "
+                f"the session the packages and the catalog that it needs, or name another format"
+            ) from error
 
 
 def read_together(

@@ -1,7 +1,8 @@
-"""The lease on a staging folder: its owner rewrites a small file there, and others watch whether the content changes.
+"""The hidden folder of a write, and the lease by which its owner holds it.
 
-Clocks of different machines are never compared: an observer measures with its own clock for how long the content has
-not changed. Observers on the owner's host need not wait, because the kernel frees a lock there when the owner ends.
+The owner rewrites a small file in the folder, and others watch whether its content changes. Clocks of different
+machines are never compared: an observer measures with its own clock for how long the content has not changed. Observers
+on the owner's host need not wait, because the kernel frees a lock there when the owner ends.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import socket
 import tempfile
 import threading
@@ -21,6 +21,21 @@ from uuid import uuid4
 
 from mirrorspark.storage.paths import StoragePath
 
+SUCCESS_FILE = "_SUCCESS"
+"""Empty file that is written last, as Spark's own writers do; its presence shows that the last write was complete."""
+
+STAGING_PREFIX = ".tfrecord-write-"
+"""Prefix of the name of a write's hidden folder."""
+
+ATTEMPTS_FOLDER = "attempts"
+"""Folder in a staging folder to which tasks write."""
+
+WHOLE_FOLDER = "whole"
+"""Folder in a staging folder that is to become the target."""
+
+FORMER_FOLDER = "former"
+"""Folder in a staging folder that was the target and has been replaced."""
+
 HEARTBEAT_SECONDS = 2.0
 """Interval at which the owner rewrites its file."""
 
@@ -29,7 +44,8 @@ STALE_SECONDS = 60.0
 
 LEASE_FILE = "lease.json"
 
-_LOCK_NAME = re.compile(r"[0-9a-f]{32}")
+# Part of the name of a staging folder whose write is over and whose content can be deleted.
+_OVER_MARK = "~"
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,7 +84,7 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class _Heartbeat:
+class Heartbeat:
     """Content of a lease file.
 
     Attributes:
@@ -84,7 +100,7 @@ class _Heartbeat:
     is_released: bool = False
 
     @classmethod
-    def parse(cls, content: bytes | None) -> "_Heartbeat | None":
+    def parse(cls, content: bytes | None) -> "Heartbeat | None":
         """Return the heartbeat, or None if the file is damaged or being written."""
         try:
             found = cls(**json.loads(content or b""))
@@ -94,6 +110,7 @@ class _Heartbeat:
         return found if is_whole else None
 
     def save(self, staging: StoragePath) -> None:
+        """Write the lease file; readers may see a part of it."""
         with (staging / LEASE_FILE).open_write() as file:
             file.write(json.dumps(asdict(self)).encode())
 
@@ -106,7 +123,7 @@ class Lease:
         self.timing = timing
         self._staging = staging.kept_within()
         self._lock = _HeldLock()
-        self._heartbeat = _Heartbeat(owner.host, owner.pid, self._lock.name)
+        self._heartbeat = Heartbeat(owner.host, owner.pid, self._lock.name)
         self._over = threading.Event()
         self._last_beat = timing.clock()
         self._thread = threading.Thread(target=self._keep, name="mirrorspark-lease", daemon=True)
@@ -180,56 +197,17 @@ class Lease:
 
 def owner_of(staging: StoragePath) -> Owner | None:
     """Return the current or last holder of the lease, or None if no lease can be read."""
-    heartbeat = _Heartbeat.parse(_content(staging))
+    heartbeat = Heartbeat.parse(lease_content(staging))
     return Owner(heartbeat.host, heartbeat.pid) if heartbeat else None
 
 
 def announce(staging: StoragePath, owner: Owner) -> None:
     """Write the first heartbeat of an owner whose lease another process is about to renew."""
-    _Heartbeat(owner.host, owner.pid).save(staging)
+    Heartbeat(owner.host, owner.pid).save(staging)
 
 
-def discard_lock(staging: StoragePath) -> None:
-    """Delete the lock file that a dead owner left on this host, if it was of this host."""
-    heartbeat = _Heartbeat.parse(_content(staging))
-    if heartbeat and _LOCK_NAME.fullmatch(heartbeat.lock):
-        with contextlib.suppress(OSError):
-            _lock_path(heartbeat.lock).unlink(missing_ok=True)
-
-
-def living(stagings: Iterable[StoragePath], timing: Timing = TIMING) -> set[StoragePath]:
-    """Return the staging folders whose owner is alive.
-
-    For an owner on this host the answer is immediate. All other leases are watched in parallel until they change, which
-    shows that the owner is alive, or have not changed for ``timing.stale_seconds``.
-    """
-    alive: set[StoragePath] = set()
-    watched: dict[StoragePath, bytes | None] = {}
-    for staging in stagings:
-        content = _content(staging)
-        heartbeat = _Heartbeat.parse(content)
-        is_held = _is_held(heartbeat.lock) if heartbeat else None
-        if is_held:
-            alive.add(staging)
-        elif is_held is None and not (heartbeat and heartbeat.is_released):
-            watched[staging] = content
-    begun, has_warned = timing.clock(), False
-    while watched and (seconds := timing.clock() - begun) < timing.stale_seconds:
-        if seconds > 2 * timing.heartbeat_seconds and not has_warned:
-            has_warned = True
-            _LOGGER.warning(
-                "waiting for up to %.0f s to see whether the writes in %s are alive",
-                timing.stale_seconds,
-                ", ".join(map(str, watched)),
-            )
-        timing.sleep(timing.heartbeat_seconds / 4)
-        changed = {staging for staging, content in watched.items() if _content(staging) != content}
-        alive |= changed
-        watched = {staging: content for staging, content in watched.items() if staging not in changed}
-    return alive
-
-
-def _content(staging: StoragePath) -> bytes | None:
+def lease_content(staging: StoragePath) -> bytes | None:
+    """Return the content of the lease file, or None if there is none."""
     try:
         return (staging / LEASE_FILE).read_bytes()
     except FileNotFoundError:
@@ -248,38 +226,108 @@ class _HeldLock:
         self._descriptor: int | None = None
         # Without a lock others have to watch the lease. Programs that this process starts do not inherit the lock.
         with contextlib.suppress(OSError):
-            self._descriptor = os.open(_lock_path(self.name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            self._descriptor = os.open(lock_path(self.name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
     def free(self) -> None:
         if self._descriptor is not None:
-            _lock_path(self.name).unlink(missing_ok=True)
+            lock_path(self.name).unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
 
 
-def _lock_path(name: str) -> Path:
+def lock_path(name: str) -> Path:
+    """Return the place of a lock in this host's folder for temporary files."""
     return Path(tempfile.gettempdir()) / f"mirrorspark-lease-{name}"
 
 
-def _is_held(name: str) -> bool | None:
-    """Return whether the owner of a lock is alive, or None if that is unknown because it is on another host."""
-    if not _LOCK_NAME.fullmatch(name):
-        return None
-    try:
-        descriptor = os.open(_lock_path(name), os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        # If files of other users were trusted, those users could end our writes.
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            return None
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    else:
-        return False
-    finally:
-        os.close(descriptor)
+class UnsafeJournalError(ValueError):
+    """A journal that none of our writes can have produced."""
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The hidden folder of a write."""
+
+    folder: StoragePath
+    target: StoragePath
+
+    @classmethod
+    def of(cls, target: StoragePath, write_id: str, *, is_beside: bool) -> "Staging":
+        """Return the staging folder of the write with that id, beside the target or below it."""
+        name = f"{STAGING_PREFIX}{write_id}"
+        return cls(target.parent / f"{name}.{target.name}" if is_beside else target / name, target)
+
+    @property
+    def is_beside(self) -> bool:
+        """True if the folder is beside the target, False if it is below it."""
+        return self.folder.parent != self.target
+
+    @property
+    def write_id(self) -> str:
+        """Id of the write, unique for its target."""
+        suffix = f".{self.target.name}" if self.is_beside else ""
+        return self.folder.name.removeprefix(STAGING_PREFIX).removesuffix(suffix)
+
+    @property
+    def owner(self) -> Owner | None:
+        """The current or last holder of the lease."""
+        return owner_of(self.folder)
+
+    @property
+    def is_over(self) -> bool:
+        """True if the write is over and the folder only remains to be deleted."""
+        return _OVER_MARK in self.write_id
+
+    def remove(self) -> None:
+        """Delete the folder of a write that is over; a failure is only logged, because nothing depends on it."""
+        over = self
+        try:
+            # Spark ends the tasks of a failed write some time after it reports the failure. Renaming keeps them from
+            # adding files to the folder while it is deleted. If the deletion is cut off, the next write completes it.
+            if self.folder.is_local and not self.is_over:
+                over = self.renamed(f"{self.write_id}{_OVER_MARK}")
+                self.folder.rename(over.folder)
+            over.folder.delete()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _LOGGER.warning(
+                "%s is left of a write that is over and cannot be deleted (%s): delete it by hand", over.folder, error
+            )
+
+    def renamed(self, write_id: str = "") -> "Staging":
+        """Return the folder under a new name; its id begins with ``write_id``."""
+        return Staging.of(self.target, f"{write_id}{uuid4().hex[:8]}", is_beside=self.is_beside)
+
+
+def stagings(target: StoragePath) -> list[Staging]:
+    """Return the staging folders of writes to ``target``."""
+    folders = target.folders()
+    if target.is_local:
+        folders += [folder for folder in target.parent.folders() if folder.name.endswith(f".{target.name}")]
+    found = [Staging(folder, target) for folder in folders if folder.name.startswith(STAGING_PREFIX)]
+    # An id with a dot belongs to a sibling whose name ends in that of the target.
+    return [staging for staging in found if "." not in staging.write_id]
+
+
+def is_hidden(relative_path: str) -> bool:
+    """Return whether readers ignore a file: a part of its path begins with ``.`` or ``_``, which is Spark's rule.
+
+    Folders of a partition column whose name begins with ``_`` (``_day=3/``) are visible.
+    """
+    *folders, name = relative_path.split("/")
+    return name.startswith((".", "_")) or any(
+        folder.startswith(".") or (folder.startswith("_") and "=" not in folder) for folder in folders
+    )
+
+
+def check_inside(paths: Iterable[str]) -> None:
+    """Make sure that relative paths stay in their folder.
+
+    Raises:
+        UnsafeJournalError: A path is absolute, or has a part ``..``.
+    """
+    for path in paths:
+        if not isinstance(path, str) or {"", ".", ".."} & {*path.split("/")}:
+            raise UnsafeJournalError(f"{path!r} is not a path inside the target folder")
