@@ -15,7 +15,7 @@ from mirrorspark.training.ring.errors import RingConnectError, RingError
 from tests.unit.training.conftest import free_addresses
 
 ROLES = Roles(workers=2, servers=1)
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_lost_worker_is_told_and_the_last_one_is_missed(
         lines[1].close()
         with pytest.raises(RingError, match=r"rank 2 \(worker 1\) is gone \(it closed the connection\)"):
             members.explain(SECONDS)
-    assert caplog.messages[0] == "worker 0 (rank 1) is gone: 1 go on"
+    assert "worker 0 (rank 1) is gone: 1 go on" in caplog.messages
 
 
 def test_a_lost_server_is_missed_at_once(gathered: tuple[Members, list[Membership]]) -> None:

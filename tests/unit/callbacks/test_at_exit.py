@@ -37,11 +37,11 @@ def test_all_that_waits_is_done_once_and_one_that_fails_holds_up_no_other(caplog
 def test_what_takes_too_long_is_left_and_holds_up_no_other() -> None:
     done, late = threading.Event(), threading.Event()
     at_exit.register(done.set)
-    at_exit.register(late.wait, 30)
+    at_exit.register(late.wait, 100)
     begin = time.monotonic()
     at_exit.finish(0.2)
-    assert time.monotonic() - begin < 20
-    assert done.wait(20)
+    assert time.monotonic() - begin < 60
+    assert done.wait(60)
     late.set()
 
 
