@@ -1,16 +1,14 @@
 """T5, L6: what is to be done before a process ends, whichever way it does."""
 
+import os
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from mirrorspark.callbacks.collectives import at_exit
-
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +54,7 @@ raise SystemExit(3)
 """
     ended = subprocess.run(
         [sys.executable, "-c", program],
-        env={"PYTHONPATH": str(REPOSITORY)},
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,
