@@ -60,7 +60,7 @@ def pages(runs: dict[str, TrackedRun], tmp_path_factory: pytest.TempPathFactory)
         yield address(server, log)
     finally:
         os.killpg(server.pid, signal.SIGKILL)
-        server.wait(timeout=20)
+        server.wait(timeout=60)
 
 
 @pytest.mark.timeout(240)

@@ -65,7 +65,7 @@ def _run_ranks(folder: Path, name: str, commands: list[list[Any]], addresses: li
                     subprocess.Popen(
                         [sys.executable, *map(str, commands[rank]), str(results[rank])],
                         env=os.environ
-                        | {"TF_CONFIG": tf_config, "PYTHONPATH": str(REPOSITORY), "TF_GRPC_REUSE_PORT": "1"},
+                        | {"TF_CONFIG": tf_config, "PYTHONPATH": os.pathsep.join(sys.path), "TF_GRPC_REUSE_PORT": "1"},
                         stdout=log,
                         stderr=subprocess.STDOUT,
                     )

@@ -22,7 +22,7 @@ def test_doctor_finds_a_local_session_healthy_and_measures_its_all_reduce(
     arguments = [f"--output={tmp_path / 'output'}", f"--checkpoints={checkpoints}", f"--json={answers}"]
     begin = time.monotonic()
     assert main(["--workers=2", *arguments]) == EXIT_HEALTHY, capsys.readouterr().out
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 60
     document = json.loads(answers.read_text(encoding="utf-8"))
     found = {check["name"]: check for check in document["checks"]}
     assert {"slots", "executors", "shared output", "checkpoints", "ports", "reach", "events", "clocks"} <= set(found)
@@ -39,7 +39,7 @@ def test_doctor_says_at_once_that_a_session_is_too_small(
 ) -> None:
     begin = time.monotonic()
     assert main(["--workers=3", f"--output={tmp_path / 'output'}"]) == EXIT_FAILED
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     assert "FAIL slots         local[2] has 2 task slots for 3 workers" in capsys.readouterr().out
 
 
@@ -48,7 +48,7 @@ def test_a_job_that_hangs_is_cancelled_and_told(
 ) -> None:
     def hang(_: object) -> Callable[[Iterator[object]], Iterator[object]]:
         def task(rows: Iterator[object]) -> Iterator[object]:
-            time.sleep(60)  # what is tested is that nobody waits for this
+            time.sleep(100)  # what is tested is that nobody waits for this
             return rows
 
         return task
@@ -57,7 +57,7 @@ def test_a_job_that_hangs_is_cancelled_and_told(
     monkeypatch.setattr(executor_checks, "JOB_SECONDS", 1.0)
     begin = time.monotonic()
     checks = executor_checks.check_executors(spark, 2, 17, {"--output": StoragePath.of(tmp_path)})
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     assert [(check.name, check.status) for check in checks] == [("executors", "FAIL")]
     assert checks[0].detail.startswith("did not answer within 1 s")
     assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model.directory import ModelNotFoundError
 from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.run import main
 from mirrorspark.scoring.task.probe import Speed
 from mirrorspark.storage.publish import TargetExistsError
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
@@ -431,19 +432,16 @@ def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_sco
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "killed", "scores"]
 
 
-def test_the_command_scores_and_says_so(model: Path, flights: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "mirrorspark.scoring.run",
-        "--model",
-        model,
-        "--input",
-        flights,
-        "--output",
-        tmp_path / "scores",
-    ]
-    command += ["--keys", "flight_id", "--master", "local[2]"]
+def test_the_command_scores_and_says_so(
+    spark: "SparkSession",
+    model: Path,
+    flights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [f"--model={model}", f"--input={flights}", f"--output={tmp_path / 'scores'}", "--keys=flight_id"]
+    command = [sys.executable, "-m", "mirrorspark.scoring.run", *arguments, "--master=local[2]"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr == ""  # neither Spark's log nor TensorFlow's
@@ -451,9 +449,11 @@ def test_the_command_scores_and_says_so(model: Path, flights: Path, tmp_path: Pa
     assert first.startswith(f"{ROWS:,} rows scored with ")
     assert first.endswith(f"-> {tmp_path / 'scores'}")
     assert "which loaded the model 2 times" in second
-    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
-    assert again.returncode == 2
-    assert f"mirrorspark: {tmp_path / 'scores'}" in again.stderr.splitlines()[-1]
+
+    # Again, on the session of the tests, which goes on.
+    monkeypatch.setattr(type(spark), "stop", lambda self: None)
+    assert main(arguments) == 2
+    assert f"mirrorspark: {tmp_path / 'scores'}" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_scores_of_other_columns_are_not_added(

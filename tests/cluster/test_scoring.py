@@ -48,7 +48,6 @@ from tests.unit.scoring.exported_models import (
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
 
 pytestmark = pytest.mark.timeout(300)
@@ -412,7 +411,7 @@ def said_on_a_cluster(program: str, folder: Path, *arguments: Path | str) -> lis
     """Return the lines that a program prints that scores on a cluster, in ``folder``."""
     result = subprocess.run(
         [sys.executable, str(PROGRAMS / program), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=folder,
         capture_output=True,
         text=True,

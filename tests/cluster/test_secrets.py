@@ -54,7 +54,7 @@ def test_no_secret_is_left_by_trainings_that_fail_with_errors_full_of_them(tmp_p
         "AWS_SECRET_ACCESS_KEY": PLANTED["the key of the store"],
         "RIDES_DATABASE": f"postgresql://reader:{PLANTED['the password of the database']}@db:5432/rides",
         "RIDES_TRACKING": f"http://ann:{PLANTED['the password of the tracking server']}@127.0.0.1:{port}",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "TMPDIR": str(folders["temporary"]),
         "SPARK_LOCAL_DIRS": str(folders["spark"]),
     }

@@ -265,7 +265,7 @@ def test_a_killed_driver_leaves_hidden_files_that_the_next_write_removes(
     write_tfrecords(spark.range(3), target)
     driver = subprocess.Popen(
         [sys.executable, str(PROGRAMS / "write_and_wait.py"), str(target), str(tmp_path / "never"), way],
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -38,6 +38,8 @@ EXIT_BROKEN = 4
 # The two signals that ask a worker for its stacks, see `_show_stacks_when_asked`. No library uses the first one.
 STACKS_WITH_LOCK = signal.SIGRTMIN + 5
 STACKS_AT_ONCE = signal.SIGUSR1
+STACKS_END = b"\0"
+"""Written after the stacks that were asked for with ``STACKS_WITH_LOCK``."""
 
 # A worker treats them as a notice of preemption, once it has installed its handler.
 _NOTICES = (signal.SIGTERM, signal.SIGHUP)
@@ -209,6 +211,7 @@ def _show_stacks_when_asked(file: int) -> None:
         while True:
             signal.sigwait({STACKS_WITH_LOCK})
             faulthandler.dump_traceback(file, all_threads=True)
+            os.write(file, STACKS_END)
 
     threading.Thread(target=show, name="stacks", daemon=True).start()
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any
 
-from mirrorspark.training.executor.fork_server import STACKS_AT_ONCE, STACKS_WITH_LOCK
+from mirrorspark.training.executor.fork_server import STACKS_AT_ONCE, STACKS_END, STACKS_WITH_LOCK
 
 PRELOAD = "mirrorspark.training.executor.worker_preload"
 
@@ -88,18 +88,23 @@ class WorkerProcess:
         begin = os.fstat(self._streams.stacks).st_size
         deadline = time.monotonic() + timeout_seconds
         self.send_signal(STACKS_WITH_LOCK)
-        size = begin
-        while size == begin and time.monotonic() < deadline - timeout_seconds / 2:
+        before = text = b""
+        while not text and time.monotonic() < deadline - timeout_seconds / 2:
             time.sleep(_STACKS_POLL_SECONDS)
-            size = os.fstat(self._streams.stacks).st_size
-        if size == begin:
+            text = self._stacks_since(begin)
+        has_end_mark = bool(text)
+        if not has_end_mark:
             self.send_signal(STACKS_AT_ONCE)
-        before = begin
-        # The text has no end mark: it is complete when it no longer grows.
-        while time.monotonic() < deadline and (size == begin or size != before):
+        # Text without an end mark is taken as complete when it no longer grows.
+        while time.monotonic() < deadline and not (
+            text.endswith(STACKS_END) or (text and text == before and not has_end_mark)
+        ):
             time.sleep(_STACKS_POLL_SECONDS)
-            before, size = size, os.fstat(self._streams.stacks).st_size
-        return os.pread(self._streams.stacks, size - begin, begin).decode("utf-8", "replace")
+            before, text = text, self._stacks_since(begin)
+        return text.replace(STACKS_END, b"").decode("utf-8", "replace")
+
+    def _stacks_since(self, begin: int) -> bytes:
+        return os.pread(self._streams.stacks, os.fstat(self._streams.stacks).st_size - begin, begin)
 
 
 def start(environment: Mapping[str, str], preload: str = PRELOAD) -> WorkerProcess:

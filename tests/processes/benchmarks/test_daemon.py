@@ -29,7 +29,7 @@ def test_program_is_ready_when_it_has_said_so_as_often_as_asked(tmp_path: Path) 
 
     with program(text, tmp_path / "greeter.log") as daemon:
         assert daemon.wait_for(r"hello (\d)", 30, times=2)[1] == "2"
-        assert daemon.wait_for(r"hello (\d)", 30)[1] == "1"
+        assert daemon.wait_for(r"hello (\d)", 60)[1] == "1"
 
 
 def test_program_that_ends_before_it_is_ready_is_told_with_its_last_words(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_program_that_ends_before_it_is_ready_is_told_with_its_last_words(tmp_pa
         program("raise SystemExit('no memory')", tmp_path / "greeter.log") as daemon,
         pytest.raises(DaemonError, match="greeter ended; its last words: no memory"),
     ):
-        daemon.wait_for("ready", 30)
+        daemon.wait_for("ready", 60)
 
 
 def test_program_that_is_not_ready_in_time_is_told_so(tmp_path: Path) -> None:
@@ -52,13 +52,13 @@ def test_program_that_is_not_ready_in_time_is_told_so(tmp_path: Path) -> None:
 def test_nothing_is_left_of_a_program_that_started_others(way: object, tmp_path: Path) -> None:
     text = f"import subprocess, sys; print('child', subprocess.Popen([sys.executable, '-c', '{SLEEP}']).pid); {SLEEP}"
     with program(text, tmp_path / "parent.log") as daemon:
-        child = psutil.Process(int(daemon.wait_for(r"child (\d+)\n", 30)[1]))
+        child = psutil.Process(int(daemon.wait_for(r"child (\d+)\n", 60)[1]))
 
         way(daemon)  # type: ignore[operator]
 
         assert daemon.process.returncode < 0
         # Nobody but the system's first process is left to reap it.
-        assert not child.is_running() or child.wait(10) is None
+        assert not child.is_running() or child.wait(60) is None
 
 
 def test_server_comes_back_on_its_port_and_store(tmp_path: Path) -> None:

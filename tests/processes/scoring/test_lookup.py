@@ -21,10 +21,10 @@ import pytest
 from mirrorspark.scoring.precomputed.precompute import precompute
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SECONDS = 20.0
+SECONDS = 60.0
 FALLBACK = {"items": ["m1"], "score": 0.5, "model_version": "popular/1"}
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(180)
 
 
 def store_of(folder: Path, keys: list[Any], score: float = 1.0, **knobs: Any) -> Path:

@@ -44,13 +44,13 @@ class FakeRing:
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
         self._table[self._rank] = values
-        self._barrier.wait(20)
+        self._barrier.wait(60)
         total = sum(self._table.values())
-        self._barrier.wait(20)
+        self._barrier.wait(60)
         return np.asarray(total)
 
     def close(self) -> None:
-        self._barrier.wait(20)
+        self._barrier.wait(60)
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ class Gang:
     def _place(self, rank: int) -> BarrierTask:
         def gather(text: str) -> list[str]:
             self._said[rank] = text
-            self._barrier.wait(20)
+            self._barrier.wait(60)
             said = list(self._said)
-            self._barrier.wait(20)
+            self._barrier.wait(60)
             return said
 
         return BarrierTask(rank, self._hosts[rank], gather)
@@ -185,7 +185,7 @@ def test_a_sum_that_is_wrong_is_part_of_the_answer(question: ProbeRequest, monke
 
 def test_another_program_at_the_address_is_not_taken_for_a_task() -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
-        stranger.settimeout(10)
+        stranger.settimeout(60)
 
         def greet() -> None:
             connection, _ = stranger.accept()
@@ -197,7 +197,7 @@ def test_another_program_at_the_address_is_not_taken_for_a_task() -> None:
         greeter.start()
         address = f"127.0.0.1:{stranger.getsockname()[1]}"
         found = reach_all(0, ["127.0.0.1:1", address], "s3cret")
-        greeter.join(10)
+        greeter.join(60)
     assert found == (Unreachable(1, address, "another program answers there"),)
 
 
@@ -207,7 +207,7 @@ def test_a_task_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()
         found = reach_all(1, [address, "127.0.0.1:1"], "s3cret")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
     assert found == (Unreachable(0, address, "no answer within 0.1 s"),)
 
 
@@ -245,9 +245,9 @@ def test_a_store_without_a_server_is_reported(question: ProbeRequest, ring: list
 
 def test_a_slow_answer_is_not_waited_for() -> None:
     may_end = threading.Event()
-    assert with_timeout(lambda: str(may_end.wait(30)), 0.05) == "did not answer within 0.05 s"
+    assert with_timeout(lambda: str(may_end.wait(100)), 0.05) == "did not answer within 0.05 s"
     may_end.set()
-    assert with_timeout(lambda: None, 10) is None
+    assert with_timeout(lambda: None, 60) is None
 
 
 def test_the_estimate_takes_latency_and_bandwidth() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mirrorspark.training.fault_injection.proxy import Proxy
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 class Answering(BaseHTTPRequestHandler):

@@ -21,7 +21,7 @@ from mirrorspark.training.ring.errors import RingConnectError, RingError
 from tests.unit.training.conftest import free_addresses
 
 ROLES = Roles(workers=2, servers=1)
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_losing_one_worker_is_logged_and_losing_the_last_raises(
         lines[1].close()
         with pytest.raises(RingError, match=r"rank 2 \(worker 1\) is gone \(it closed the connection\)"):
             connections.wait_for_loss(SECONDS)
-    assert caplog.messages[0] == "worker 0 (rank 1) is gone: 1 go on"
+    assert "worker 0 (rank 1) is gone: 1 go on" in caplog.messages
 
 
 def test_losing_a_server_raises_at_once(connected: tuple[ClusterConnections, list[CoordinatorConnection]]) -> None:

@@ -26,7 +26,7 @@ def on_every_rank(workers: int, work: Callable[[Ring], Any], **options: Any) -> 
     addresses = free_addresses(workers)
 
     def rank(number: int) -> Any:
-        ring = Ring.connect(number, addresses, "secret", timeout_seconds=20, **options)
+        ring = Ring.connect(number, addresses, "secret", timeout_seconds=60, **options)
         try:
             return work(ring)
         finally:
@@ -136,7 +136,7 @@ def test_a_neighbour_that_stands_still_is_not_waited_for_for_ever() -> None:
 
     def one_stands_still(ring: Ring) -> None:
         if ring.rank == 1:
-            released.wait(30)
+            released.wait(60)
             return
         try:
             ring.barrier()
@@ -174,7 +174,7 @@ def test_waits_and_collectives_are_shown_to_an_observer() -> None:
     observer = Observer()
 
     def second_comes_late(ring: Ring) -> bool:
-        has_waited = ring.rank == 0 or first_waits.wait(20)
+        has_waited = ring.rank == 0 or first_waits.wait(60)
         ring.barrier()
         return has_waited
 
@@ -210,7 +210,7 @@ def test_strangers_at_the_door_keep_nobody_out() -> None:
     with ThreadPoolExecutor(3) as pool:
         stranger = pool.submit(knock)
         try:
-            ranks = [pool.submit(Ring.connect, rank, addresses, "secret", timeout_seconds=20) for rank in (0, 1)]
+            ranks = [pool.submit(Ring.connect, rank, addresses, "secret", timeout_seconds=60) for rank in (0, 1)]
             rings = [rank.result() for rank in ranks]
         finally:
             is_done.set()
@@ -225,11 +225,11 @@ def test_silent_unauthenticated_clients_delay_no_rank() -> None:
     addresses = free_addresses(2)
     host, port = addresses[0].split(":")
     with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as silent:
-        first = pool.submit(Ring.connect, 0, addresses, "secret", timeout_seconds=20)
+        first = pool.submit(Ring.connect, 0, addresses, "secret", timeout_seconds=60)
         for _ in range(20):
             silent.enter_context(_called(host, int(port)))
         begin = time.monotonic()
-        second = pool.submit(Ring.connect, 1, addresses, "secret", timeout_seconds=20)
+        second = pool.submit(Ring.connect, 1, addresses, "secret", timeout_seconds=60)
         for rank in (first, second):
             rank.result().close()
         assert time.monotonic() - begin < 10
@@ -237,7 +237,7 @@ def test_silent_unauthenticated_clients_delay_no_rank() -> None:
 
 def _called(host: str, port: int) -> socket.socket:
     """Return a connection to who will listen there soon."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             return socket.create_connection((host, port), timeout=5)
@@ -250,7 +250,7 @@ def test_ranks_that_listened_before_they_knew_each_other_meet_and_stop_listening
     addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
     with ThreadPoolExecutor(3) as pool:
         ranks = [
-            pool.submit(Ring.connect, rank, addresses, "secret", listener=listener, timeout_seconds=20)
+            pool.submit(Ring.connect, rank, addresses, "secret", listener=listener, timeout_seconds=60)
             for rank, listener in enumerate(listeners)
         ]
         rings = [rank.result() for rank in ranks]

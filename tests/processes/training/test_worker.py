@@ -30,7 +30,7 @@ from mirrorspark.training.protocol.events import Event, EventAddress
 from mirrorspark.training.protocol.timing import LEASE_SECONDS
 from tests.unit.training import rank_entries
 
-SECONDS = 20.0
+SECONDS = 60.0
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -87,6 +87,12 @@ class Running:
         self.thread.join(SECONDS)
         (outcome,) = self.outcomes
         return outcome
+
+
+def ranks() -> list[psutil.Process]:
+    """The ranks that the fork server of this process has now."""
+    assert worker_process._server is not None
+    return psutil.Process(worker_process._server._process.pid).children()
 
 
 @contextlib.contextmanager
@@ -154,7 +160,7 @@ def test_an_outcome_is_returned_without_a_driver() -> None:
     begin = time.monotonic()
     (outcome,) = task(EventAddress("127.0.0.1", 9, "token"), "fail", "town")()
     assert (outcome["cause"], outcome["message"]) == ("user", "no such column: town")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < LEASE_SECONDS / 2
 
 
 @pytest.mark.parametrize(
@@ -348,7 +354,7 @@ def test_a_notice_to_the_whole_group_of_the_task_lets_the_rank_save(driver: Driv
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         start_new_session=True,
     ) as process:
         try:
@@ -444,11 +450,9 @@ def test_a_rank_ends_without_a_word_of_its_own_when_the_runner_fails(driver: Dri
 
 def test_the_lease_of_a_rank_ends_while_its_task_waits_for_the_runner() -> None:
     nobody = EventAddress("127.0.0.1", 9, "token")
-    of_others = set(psutil.Process().children())
     with task(nobody, "hang", lease_seconds=0.2).begun() as follow:
-        (fork_server,) = set(psutil.Process().children()) - of_others
         deadline = time.monotonic() + SECONDS
-        while fork_server.children():
+        while ranks():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert follow()[0]["cause"] == "driver"
@@ -509,13 +513,12 @@ def test_a_driver_that_aborts_ends_the_rank_also_when_it_is_stopped(driver: Driv
 def test_a_driver_that_is_silent_for_too_long_loses_the_rank(driver: Driver) -> None:
     (outcome,) = task(driver.server.address, "hang", lease_seconds=0.5)()
     assert outcome == {"outcome": "aborted", "reason": "no word from the driver for 0.5 s", "cause": "driver"}
-    (fork_server,) = psutil.Process().children()
-    assert fork_server.children() == []
+    assert ranks() == []
 
 
 def test_leases_keep_the_rank(driver: Driver) -> None:
-    with running(task(driver.server.address, "train_until_stopped", lease_seconds=1.5)) as rank:
-        for _ in range(20):
+    with running(task(driver.server.address, "train_until_stopped", lease_seconds=3.0)) as rank:
+        for _ in range(35):
             driver.server.command({"command": "lease"})
             rank.thread.join(0.1)
         driver.server.command({"command": "stop", "reason": "driver"})

@@ -1,16 +1,14 @@
 """T5, L6: what is to be done before a process ends, whichever way it does."""
 
+import os
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from mirrorspark.callbacks.collectives import at_exit
-
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +35,11 @@ def test_all_that_waits_is_done_once_and_one_that_fails_holds_up_no_other(caplog
 def test_a_timed_out_call_is_abandoned_and_delays_no_other() -> None:
     done, late = threading.Event(), threading.Event()
     at_exit.register(done.set)
-    at_exit.register(late.wait, 30)
+    at_exit.register(late.wait, 100)
     begin = time.monotonic()
     at_exit.finish(0.2)
-    assert time.monotonic() - begin < 20
-    assert done.wait(20)
+    assert time.monotonic() - begin < 60
+    assert done.wait(60)
     late.set()
 
 
@@ -56,7 +54,7 @@ raise SystemExit(3)
 """
     ended = subprocess.run(
         [sys.executable, "-c", program],
-        env={"PYTHONPATH": str(REPOSITORY)},
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,

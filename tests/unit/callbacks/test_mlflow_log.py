@@ -216,7 +216,7 @@ def test_on_request_the_process_is_measured_under_mlflows_names(
         """Keeps the training going until there is a measurement."""
 
         def on_train_end(self, logs: Any = None) -> None:
-            assert measured.wait(30)
+            assert measured.wait(60)
 
     measured = threading.Event()
     buffer = MetricBuffer(mlflow_store, log=tmp_path / "log.jsonl")
@@ -232,7 +232,7 @@ def test_on_request_the_process_is_measured_under_mlflows_names(
     before = set(threading.enumerate())
     new_model().fit(new_dataset(), callbacks=[UntilMeasured(), logger], verbose=0)
     assert not [thread for thread in threading.enumerate() if thread not in before and thread.name == "system-metrics"]
-    assert buffer.close(30)
+    assert buffer.close(60)
     ((_, megabytes),) = curve(mlflow_store, buffer.run_id, "system/worker_0/system_memory_usage_megabytes")[:1]
     assert 50 < megabytes < 50_000
 

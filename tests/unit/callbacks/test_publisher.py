@@ -105,6 +105,25 @@ def test_an_error_that_passes_is_tried_again_and_forgotten(
     assert caplog.text.count("The checkpoint of step 7 waits") == 2
 
 
+def test_a_store_that_stays_away_is_tried_until_the_budget_is_spent(
+    tmp_path: Path, open_publisher: Callable[..., CheckpointPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, tries = [0.0], list[float]()
+
+    def refuse(store: LocalStore, delivery: Delivery) -> None:
+        tries.append(now[0])
+        now[0] += 20.0
+        raise OSError("gone")
+
+    monkeypatch.setattr(LocalStore, "deliver", refuse)
+    publisher = open_publisher(retry_seconds=50, clock=lambda: now[0])
+    publisher.submit(pending(7))
+    with pytest.raises(CheckpointStoreError, match=f"to {tmp_path / 'store'} .gone"):
+        publisher.wait(60)
+    # The first failure is noticed at 20 s, and the fourth one comes more than 50 s later.
+    assert tries == [0.0, 20.0, 40.0, 60.0]
+
+
 def test_errors_that_are_not_the_stores_are_not_retried(open_publisher: Callable[..., CheckpointPublisher]) -> None:
     publisher = open_publisher()
     publisher.submit(pending(7, text=Text("values", [TypeError("a bug")])))

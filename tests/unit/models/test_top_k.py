@@ -23,7 +23,6 @@ from mirrorspark.models.top_k_cells import (
 from mirrorspark.models.top_k_scann import LEAST_CANDIDATES, ScannTopK
 
 LOWEST = float(np.finfo(np.float32).min)
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -304,7 +303,7 @@ def test_an_exact_search_takes_no_memory_for_all_scores_at_once() -> None:
     threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", _MEMORY],
-        env=os.environ | threads | {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(REPOSITORY)},
+        env=os.environ | threads | {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=100,

@@ -231,10 +231,9 @@ def test_a_model_with_a_scann_index_needs_scann_for_that_index_alone(tmp_path: P
     """R1: where the package is missing, all but its own index works."""
     pytest.importorskip("scann", reason="scann is not installed: it has wheels for Linux on x86-64 alone")
     model = export_movies(tmp_path / "movies", scann=True)
-    repository = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", _WITHOUT_SCANN, str(model)],
-        env=os.environ | {"PYTHONPATH": str(repository)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -47,7 +47,7 @@ def test_evicted_entries_take_no_space() -> None:
 def test_threads_that_ask_at_once_get_one_load() -> None:
     """S1: the second thread waits for the model that the first one loads."""
     cache = ModelCache()
-    barrier = threading.Barrier(4, timeout=30)
+    barrier = threading.Barrier(4, timeout=60)
     models: list[Any] = []
 
     def ask() -> None:
@@ -58,7 +58,7 @@ def test_threads_that_ask_at_once_get_one_load() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join()
     assert len(models) == 4
     assert len(set(map(id, models))) == 1
     assert cache.loads == 1

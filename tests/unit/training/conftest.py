@@ -1,6 +1,7 @@
 """A recipe as small as it can be, and an MLflow store whose tables exist."""
 
 import contextlib
+import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,14 @@ def new_store(folder: Path) -> str:
 
 
 def free_addresses(count: int) -> list[str]:
-    """Return addresses of this machine whose ports were free a moment ago."""
-    with contextlib.ExitStack() as listening:
-        sockets = [listening.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [f"127.0.0.1:{listener.getsockname()[1]}" for listener in sockets]
+    """Return addresses of this machine whose ports were free a moment ago.
+
+    They are below those that systems hand out to whoever asks for any port, so that no connection gets them meanwhile.
+    """
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 1_000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == count:
+            return [f"127.0.0.1:{port}" for port in ports]
+    raise OSError("no port is free")

@@ -29,7 +29,7 @@ def test_an_abandoned_process_says_so_by_its_status() -> None:
         import threading
         from mirrorspark.training.executor.child_process import take_over
         take_over()
-        threading.Event().wait(60)
+        threading.Event().wait(100)
         """
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], stdin=subprocess.PIPE, cwd=REPOSITORY
@@ -37,7 +37,7 @@ def test_an_abandoned_process_says_so_by_its_status() -> None:
         assert process.stdin is not None
         process.stdin.write(b"the plan\n")
         process.stdin.close()
-        assert process.wait(timeout=20) == EXIT_ABANDONED
+        assert process.wait(timeout=60) == EXIT_ABANDONED
 
 
 def start_child(program: str) -> subprocess.Popen[str]:
@@ -66,7 +66,7 @@ def test_a_process_that_is_never_told_a_plan_leaves_with_its_parent() -> None:
     with start_child("from mirrorspark.training.executor.child_process import take_over; take_over()") as process:
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(timeout=20) == EXIT_ABANDONED
+        assert process.wait(timeout=60) == EXIT_ABANDONED
 
 
 def test_threads_are_those_asked_for() -> None:
@@ -159,7 +159,7 @@ def test_a_stream_that_somebody_else_keeps_open_is_not_waited_for(pipe: Pipe) ->
         write("all there is\n")
         begin = time.monotonic()
         assert tail.text() == "all there is\n"
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 60
     write("")
 
 

@@ -241,7 +241,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> LiveView:
 
 def drawn(text: str, capsys: pytest.CaptureFixture[str]) -> str:
     """Wait until a block with ``text`` is drawn, and return it."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = [block for block in capsys.readouterr().err.split("\x1b[J") if text in block]
         if found:
@@ -294,7 +294,7 @@ def test_the_time_left_follows_from_the_speed_of_this_attempt(capsys: pytest.Cap
 
 def test_a_stage_of_unknown_length_shows_its_time(terminal: LiveView, capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.stage("export"):
-        assert "export     0:00:00" in drawn("export", capsys)
+        assert re.search(r"export     0:00:\d\d", drawn("export", capsys))
 
 
 def test_the_ranks_are_gone_from_the_stages_behind_the_training(
@@ -341,8 +341,10 @@ def test_a_bar_goes_on_when_spark_cannot_be_asked_any_more(
     with terminal.stage("convert", spark=spark):
         drawn("7/10 Spark tasks", capsys)
         asked.append(1)
-        drawn("convert    0:00:0", capsys)
-        drawn("convert    0:00:0", capsys)
+        # A block that was under way may still show what Spark said before.
+        while "Spark tasks" in drawn("convert ", capsys):
+            pass
+        assert re.search(r"convert    0:00:\d\d", drawn("convert ", capsys))
     assert len(asked) == 2  # who asks again and again fills the log
 
 

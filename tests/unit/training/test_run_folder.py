@@ -132,7 +132,7 @@ def test_a_process_that_got_the_dead_drivers_number_is_not_taken_for_it(
 @pytest.mark.process
 def test_a_run_whose_driver_is_gone_goes_on(config: RunConfig) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait(timeout=30)
+        process.wait(timeout=60)
     before = left_behind(config, "running", process=process.pid)
     assert taken(config).path == before.path
 

@@ -371,7 +371,7 @@ def test_an_action_is_repeated_though_it_fails_and_ends_with_its_block(caplog: p
         raise OSError("the line is cut")
 
     with every(0.001, stumble):
-        assert has_run_twice.wait(30)
+        assert has_run_twice.wait(60)
     done = len(rounds)
     assert "the line is cut" in caplog.text
     assert not [thread for thread in threading.enumerate() if thread.name == "supervision-stumble"]

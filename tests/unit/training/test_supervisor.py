@@ -214,12 +214,12 @@ def test_a_second_signal_ends_the_job_although_a_listener_blocks(plan: TrainingP
 
     def blocks(event: Event) -> None:
         if event["event"] == "stopping":
-            held.wait(30)
+            held.wait(90)
 
     def waits(cluster: Cluster) -> list[Outcome]:
         supervisor.request_stop("Ctrl-C")
         supervisor.stop_now("Ctrl-C twice")
-        assert cancelled.wait(20)
+        assert cancelled.wait(60)
         held.set()
         return [stopped(3)] * 2
 
@@ -938,7 +938,7 @@ def test_a_reason_that_comes_after_spark_has_given_up_still_counts(
     plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the real event channel, with real threads."""
-    monkeypatch.setattr(running_attempt, "_LATE_EVENTS_SECONDS", 30.0)
+    monkeypatch.setattr(running_attempt, "_LATE_EVENTS_SECONDS", 100.0)
     monkeypatch.setattr(event_server, "_LAST_WORDS_SECONDS", 0.1)
     clients: list[EventClient] = []
 
@@ -953,7 +953,7 @@ def test_a_reason_that_comes_after_spark_has_given_up_still_counts(
     with pytest.raises(TrainingFailedError, match="rank 1: ValueError: told late"):
         run.supervise(plan)
     clients[0].close()
-    assert time.monotonic() - begin < 20  # it did not wait longer than for the reason
+    assert time.monotonic() - begin < 60  # it did not wait longer than for the reason
 
 
 def test_a_signal_may_ask_for_a_stop_wherever_it_interrupts_the_main_thread(plan: TrainingPlan) -> None:

@@ -118,7 +118,7 @@ class FakeEngine:
         return Summary(status="finished", registered_model=order.config.name, model_version="7")
 
 
-def _until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+def _until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     import time
 
     deadline = time.monotonic() + seconds
@@ -359,7 +359,7 @@ def test_points_of_trials_that_end_out_of_order_have_rising_steps(
 
     def in_turn(self: FakeEngine, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
         if order.number == 0:
-            assert second_is_over.wait(10.0)
+            assert second_is_over.wait(60.0)
         train(self, order, control, place)
         if order.number == 2:  # its slots were those of trial 1, which is over and kept
             second_is_over.set()

@@ -13,8 +13,6 @@ import pytest
 from mirrorspark.scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP, limit_tensorflow
 from tests.unit.scoring.exported_models import export_baskets
 
-REPOSITORY = Path(__file__).resolve().parents[4]
-
 _LIMITED = """
 import os, sys
 from pathlib import Path
@@ -88,7 +86,7 @@ def lines_of(program: str, *arguments: object) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
-        env=environment | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -218,8 +218,8 @@ def test_two_hundred_columns_make_a_light_page_quickly() -> None:
     samples = {"train": table, "validation": table, "test": table}
     profile = profile_columns(samples, spec)
     report = validate(profile, spec)
-    start = time.perf_counter()
+    start = time.process_time()
     content = dataset_page(PageFacts("wide"), profile, report)
     # A twentieth of a second here; the bounds leave room for slow machines, not for a figure library.
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     assert len(content) < 3_000_000

@@ -131,7 +131,7 @@ def test_a_model_starts_no_more_threads_than_the_task_has(tmp_path: Path) -> Non
     )
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[4])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,
