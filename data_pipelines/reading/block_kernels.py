@@ -7,8 +7,21 @@ import numpy.typing as npt
 from numba import types
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
-from mirrorspark.data_pipelines.tfrecord.crc32c import MASK_DELTA, crc32c_of_span
+from mirrorspark.data_pipelines.tfrecord import wire_read_kernels
+from mirrorspark.data_pipelines.tfrecord.crc32c import masked_crc32c_of_span
 from mirrorspark.data_pipelines.tfrecord.records import FOOTER_BYTES, HEADER_BYTES
+from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import (
+    INT64S_IN,
+    LENGTH_1,
+    count_varints,
+    is_equal,
+    read_entry,
+    read_field,
+    read_int64,
+    read_list,
+    uint32_at,
+    word_at,
+)
 
 # The kinds of columns in a slot.
 FLOATS, INT64S, LIST_LENGTHS, LIST_INT64S, LIST_FLOATS = range(5)
@@ -23,32 +36,6 @@ PROBLEMS = {
     _LENGTHS: "the lengths in column '{column}' do not add up to its values",
 }
 
-# Tags of length-delimited fields. 1: the only one of Example, of Features and of each list, and a map entry's key.
-# 2: a map entry's value, and a Feature's floats. 3: a Feature's int64s.
-_FIELD_1 = 1 << 3 | 2
-_FIELD_2 = 2 << 3 | 2
-_FIELD_3 = 3 << 3 | 2
-
-_INT64_SPAN = types.Array(types.int64, 1, "C", readonly=True)
-
-
-@compile_inner_kernel
-def _field(content: npt.NDArray[np.uint8], at: int, stop: int, tag: int) -> tuple[Any, Any]:
-    """Return the span of the content of the length-delimited field ``tag`` at ``at``; -1 if there is none."""
-    if at >= stop or content[at] != tag:
-        return -1, -1
-    at += 1
-    length: Any = 0
-    shift = 0
-    while at < stop and shift < 35:
-        byte = np.int64(content[at])
-        at += 1
-        length |= (byte & 127) << shift
-        if byte < 128:
-            return (at, at + length) if length <= stop - at else (-1, -1)
-        shift += 7
-    return -1, -1
-
 
 @compile_inner_kernel
 def _find_name(
@@ -58,12 +45,8 @@ def _find_name(
     for tried in range(name_stops.size):
         number = (expected + tried) % name_stops.size
         begin = name_stops[number - 1] if number else 0
-        if name_stops[number] - begin != stop - start:
-            continue
-        same = True
-        for index in range(stop - start):
-            same &= content[start + index] == names[begin + index]
-        if same:
+        size = stop - start
+        if name_stops[number] - begin == size and is_equal(content, start, names, begin, size):
             return number
     return -1
 
@@ -84,53 +67,27 @@ def _find_columns(
         spans[column, 1] = -1
     if at == stop:
         return True
-    at, features_stop = _field(content, at, stop, _FIELD_1)
+    at, features_stop = read_field(content, at, stop, LENGTH_1)
     if at < 0 or features_stop != stop:
         return False
     expected = 0
     while at < stop:
-        entry, entry_stop = _field(content, at, stop, _FIELD_1)
-        if entry < 0:
-            return False
-        key, key_stop = _field(content, entry, entry_stop, _FIELD_1)
-        if key < 0:
-            return False
-        feature, feature_stop = _field(content, key_stop, entry_stop, _FIELD_2)
-        if feature < 0 or feature_stop != entry_stop:
+        key, key_stop, feature, feature_stop, at = read_entry(content, at, stop)
+        if at < 0:
             return False
         column = _find_name(content, key, key_stop, names, name_stops, expected)
         if column >= 0:
             is_float = kinds[column] == FLOATS or kinds[column] == LIST_FLOATS
-            start, list_stop = _field(content, feature, feature_stop, _FIELD_2 if is_float else _FIELD_3)
-            if start >= 0 and list_stop == feature_stop:
-                if start == list_stop:
-                    spans[column, 0] = start
-                    spans[column, 1] = start
-                else:
-                    packed, packed_stop = _field(content, start, list_stop, _FIELD_1)
-                    if packed < 0 or packed_stop != list_stop:
+            kind, packed, _ = read_list(content, feature, feature_stop)
+            if kind == (wire_read_kernels.FLOATS if is_float else wire_read_kernels.INT64S):
+                if packed < at:
+                    packed, packed_stop = read_field(content, packed, at, LENGTH_1)
+                    if packed < 0 or packed_stop != at:
                         return False
-                    spans[column, 0] = packed
-                    spans[column, 1] = packed_stop
+                spans[column, 0] = packed
+                spans[column, 1] = at
             expected = column + 1
-        at = entry_stop
     return True
-
-
-@compile_inner_kernel
-def _little_endian(content: npt.NDArray[np.uint8], at: int, size: int) -> np.uint64:
-    value = np.uint64(0)
-    for index in range(size):
-        value |= np.uint64(content[at + index]) << np.uint64(8 * index)
-    return value
-
-
-@compile_inner_kernel
-def _has_checksum(content: npt.NDArray[np.uint8], start: int, stop: Any) -> bool:
-    """Return whether the four bytes at ``stop`` are the masked CRC-32C of ``content[start:stop]``."""
-    crc = crc32c_of_span(content, start, stop, 0)
-    masked = (np.uint32(crc >> np.uint32(15)) | np.uint32(crc << np.uint32(17))) + np.uint32(MASK_DELTA)
-    return np.uint32(masked) == np.uint32(_little_endian(content, stop, 4))
 
 
 @compile_inner_kernel
@@ -139,43 +96,24 @@ def _find_payload(content: npt.NDArray[np.uint8], offset: int) -> tuple[Any, Any
     if offset < 0 or offset > content.size:
         return -1, -1
     room = content.size - offset - HEADER_BYTES - FOOTER_BYTES
-    if room < 0 or not _has_checksum(content, offset, offset + 8):
+    if room < 0 or masked_crc32c_of_span(content, offset, offset + 8) != uint32_at(content, offset + 8):
         return -1, -1
-    length = _little_endian(content, offset, 8)
+    length = word_at(content, np.uintp(offset))
     start = offset + HEADER_BYTES
-    if length > np.uint64(room) or not _has_checksum(content, start, start + np.int64(length)):
+    if length > np.uint64(room):
         return -1, -1
-    return start, start + np.int64(length)
+    stop: Any = start + np.int64(length)
+    if masked_crc32c_of_span(content, start, stop) != uint32_at(content, stop):
+        return -1, -1
+    return start, stop
 
 
 @compile_inner_kernel
 def _put_floats(content: npt.NDArray[np.uint8], start: int, positions: Any, target: npt.NDArray[np.float32]) -> None:
-    # The payload stores them little-endian, like the machine, but unaligned: LLVM makes one load of the four.
+    # The payload stores them little-endian, like the machine, but unaligned.
     words = target.view(np.uint32)
-    at = np.uint64(start)
     for row in range(positions.size):
-        words[positions[row]] = (
-            np.uint32(content[at])
-            | np.uint32(content[at + np.uint64(1)]) << np.uint32(8)
-            | np.uint32(content[at + np.uint64(2)]) << np.uint32(16)
-            | np.uint32(content[at + np.uint64(3)]) << np.uint32(24)
-        )
-        at += np.uint64(4)
-
-
-@compile_inner_kernel
-def _read_varint(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[Any, int]:
-    """Return the varint at ``at`` and where it ends, or -1 if it is cut off or too long."""
-    value = np.uint64(0)
-    shift = np.uint64(0)
-    while at < stop and shift < np.uint64(64):
-        byte = np.uint64(content[at])
-        at += 1
-        value |= (byte & np.uint64(127)) << shift
-        if byte < np.uint64(128):
-            return value, at
-        shift += np.uint64(7)
-    return value, -1
+        words[positions[row]] = uint32_at(content, start + 4 * row)
 
 
 @compile_inner_kernel
@@ -202,28 +140,21 @@ def _put_int64s(
                 place += one
                 value += (byte << np.uint64(14)) - np.uint64(1 << 14)
                 if byte >= np.uint64(128):
-                    value, at = _read_varint(content, at, stop)
+                    signed, at = read_int64(content, at, stop)
                     if at < 0:
                         return -1
+                    value = np.uint64(signed)
                     place = np.uint64(at)
         target[positions[row]] = np.int64(value)
         row += 1
         at = np.int64(place)
     while row < positions.size:
-        value, at = _read_varint(content, at, stop)
+        signed, at = read_int64(content, at, stop)
         if at < 0:
             return -1
-        target[positions[row]] = np.int64(value)
+        target[positions[row]] = signed
         row += 1
     return at
-
-
-@compile_inner_kernel
-def _count_varints(content: npt.NDArray[np.uint8], start: int, stop: int) -> int:
-    count = 0
-    for at in range(start, stop):
-        count += content[at] < 128
-    return count
 
 
 @compile_inner_kernel
@@ -256,14 +187,14 @@ def _put_list(
     if not is_int64:
         words = list_floats.view(np.uint32)
         for index in range(count):
-            words[begin + index] = np.uint32(_little_endian(content, start + 4 * index, 4))
+            words[begin + index] = uint32_at(content, start + 4 * index)
         return start + 4 * count == stop
     at = start
     for index in range(count):
-        value, at = _read_varint(content, at, stop)
+        value, at = read_int64(content, at, stop)
         if at < 0:
             return False
-        list_int64s[begin + index] = np.int64(value)
+        list_int64s[begin + index] = value
     return at == stop
 
 
@@ -297,7 +228,7 @@ def _decode_lists(
         if kind in (LIST_INT64S, LIST_FLOATS):
             start = spans[column, 0]
             end = spans[column, 1]
-            count = _count_varints(content, start, end) if kind == LIST_INT64S else (end - start) // 4
+            count = count_varints(content, start, end) if kind == LIST_INT64S else (end - start) // 4
             if count != bounds[places[column], 1] - bounds[places[column], 0]:
                 return _LENGTHS, column, count
     for column in range(kinds.size):
@@ -316,7 +247,7 @@ def _decode_lists(
 
 @compile_kernel(
     types.UniTuple(types.int64, 3)(
-        READ_ONLY_BYTES, types.int64, READ_ONLY_BYTES, _INT64_SPAN, _INT64_SPAN, _INT64_SPAN, types.uint32[::1],
+        READ_ONLY_BYTES, types.int64, READ_ONLY_BYTES, INT64S_IN, INT64S_IN, INT64S_IN, types.uint32[::1],
         types.int64, types.float32[:, :, ::1], types.int64[:, :, ::1], types.int64[:, :, ::1], types.int64[:, :, ::1],
         types.int64[:, ::1], types.float32[:, ::1], types.int64[:, ::1],
     )
@@ -357,7 +288,7 @@ def decode_block(
         is_float = kind == FLOATS
         start = spans[column, 0]
         end = spans[column, 1]
-        count = (end - start) // 4 if is_float else _count_varints(content, start, end)
+        count = (end - start) // 4 if is_float else count_varints(content, start, end)
         if count != rows:
             return _COUNT, column, count
         if is_float:

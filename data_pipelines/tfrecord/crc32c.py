@@ -7,12 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
+from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import word_at
 
 BytesLike = bytes | bytearray | memoryview | npt.NDArray[Any]
 
-MASK_DELTA = 0xA282EAD8
-"""The constant that masking adds to a rotated checksum; kernels mask the result of :func:`crc32c_of_span` with it."""
-
+_MASK_DELTA = 0xA282EAD8
 _REVERSED_POLYNOMIAL = 0x82F63B78
 
 
@@ -57,7 +56,7 @@ def mask_crc32c(crc: int) -> int:
 
     Source: TensorFlow ``lib/hash/crc32c.h`` (``Mask``).
     """
-    return ((crc >> 15 | crc << 17) + MASK_DELTA) & 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def crc32c_plain(data: bytes, initial: int = 0) -> int:
@@ -102,22 +101,6 @@ _SHORT_BLOCK_BYTES = 64
 _SHORT_SHIFTS = _shift_tables(_SHORT_BLOCK_BYTES)
 _MIDDLE_BLOCK_BYTES = 256
 _MIDDLE_SHIFTS = _shift_tables(_MIDDLE_BLOCK_BYTES)
-
-
-@compile_inner_kernel
-def _word(content: npt.NDArray[np.uint8], at: int) -> np.uint64:
-    # LLVM turns this unrolled form into one unaligned 8-byte load, but not a loop, nor an index that may be negative.
-    place = np.uintp(at)
-    return (
-        np.uint64(content[place])
-        | np.uint64(content[place + np.uintp(1)]) << np.uint64(8)
-        | np.uint64(content[place + np.uintp(2)]) << np.uint64(16)
-        | np.uint64(content[place + np.uintp(3)]) << np.uint64(24)
-        | np.uint64(content[place + np.uintp(4)]) << np.uint64(32)
-        | np.uint64(content[place + np.uintp(5)]) << np.uint64(40)
-        | np.uint64(content[place + np.uintp(6)]) << np.uint64(48)
-        | np.uint64(content[place + np.uintp(7)]) << np.uint64(56)
-    )
 
 
 @compile_inner_kernel
@@ -194,23 +177,30 @@ def crc32c_of_span(content: npt.NDArray[np.uint8], start: int, stop: int, initia
     while content.size - at >= 3 * _MIDDLE_BLOCK_BYTES:
         second = np.uint32(0)
         last = np.uint32(0)
-        for word_at in range(at, at + _MIDDLE_BLOCK_BYTES, 8):
-            crc = _fold(_word(content, word_at) ^ np.uint64(crc))
-            second = _fold(_word(content, _MIDDLE_BLOCK_BYTES + word_at) ^ np.uint64(second))
-            last = _fold(_word(content, 2 * _MIDDLE_BLOCK_BYTES + word_at) ^ np.uint64(last))
+        for place in range(at, at + _MIDDLE_BLOCK_BYTES, 8):
+            crc = _fold(word_at(content, np.uintp(place)) ^ np.uint64(crc))
+            second = _fold(word_at(content, np.uintp(_MIDDLE_BLOCK_BYTES + place)) ^ np.uint64(second))
+            last = _fold(word_at(content, np.uintp(2 * _MIDDLE_BLOCK_BYTES + place)) ^ np.uint64(last))
         crc = _shift_by(_MIDDLE_SHIFTS, _shift_by(_MIDDLE_SHIFTS, crc) ^ second) ^ last
         at += 3 * _MIDDLE_BLOCK_BYTES
     while content.size - at >= 3 * _SHORT_BLOCK_BYTES:
         second = np.uint32(0)
         last = np.uint32(0)
-        for word_at in range(at, at + _SHORT_BLOCK_BYTES, 8):
-            crc = _fold(_word(content, word_at) ^ np.uint64(crc))
-            second = _fold(_word(content, _SHORT_BLOCK_BYTES + word_at) ^ np.uint64(second))
-            last = _fold(_word(content, 2 * _SHORT_BLOCK_BYTES + word_at) ^ np.uint64(last))
+        for place in range(at, at + _SHORT_BLOCK_BYTES, 8):
+            crc = _fold(word_at(content, np.uintp(place)) ^ np.uint64(crc))
+            second = _fold(word_at(content, np.uintp(_SHORT_BLOCK_BYTES + place)) ^ np.uint64(second))
+            last = _fold(word_at(content, np.uintp(2 * _SHORT_BLOCK_BYTES + place)) ^ np.uint64(last))
         crc = _shift_by(_SHORT_SHIFTS, _shift_by(_SHORT_SHIFTS, crc) ^ second) ^ last
         at += 3 * _SHORT_BLOCK_BYTES
-    for word_at in range(at, content.size - 7, 8):
-        crc = _fold(_word(content, word_at) ^ np.uint64(crc))
+    for place in range(at, content.size - 7, 8):
+        crc = _fold(word_at(content, np.uintp(place)) ^ np.uint64(crc))
     for at in range(content.size // 8 * 8, content.size):
         crc = np.uint32((crc >> np.uint32(8)) ^ _TABLES[0, (crc ^ np.uint32(content[at])) & np.uint32(0xFF)])
     return np.uint32(~crc)
+
+
+@compile_inner_kernel
+def masked_crc32c_of_span(content: npt.NDArray[np.uint8], start: int, stop: int) -> np.uint32:
+    """Return the CRC-32C of ``content[start:stop]`` in the masked form, for kernels."""
+    crc = crc32c_of_span(content, start, stop, 0)
+    return np.uint32((crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(_MASK_DELTA))

@@ -18,20 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.tfrecord.example_kernels import (
-    BYTES,
-    FLOATS,
-    INT64S,
     KEY_START,
     KEY_STOP,
     KIND,
-    NO_KIND,
-    PROBLEMS,
     decode_lists,
     encode_byte_strings,
     encode_varints,
-    gather_strings,
     index_example,
 )
+from mirrorspark.data_pipelines.tfrecord.row_list_kernels import gather_strings
+from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import BYTES, FLOATS, INT64S, NO_KIND, PROBLEMS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
-from mirrorspark.data_pipelines.tfrecord.crc32c import MASK_DELTA, crc32c_of_span
+from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_kernel
+from mirrorspark.data_pipelines.tfrecord.crc32c import masked_crc32c_of_span
 from mirrorspark.data_pipelines.tfrecord.records import (
     FOOTER_BYTES,
     HEADER_BYTES,
@@ -258,11 +258,6 @@ def _record_bytes(content: npt.NDArray[np.uint8]) -> int:
     return RECORD_OVERHEAD_BYTES + int.from_bytes(content[:_LENGTH_BYTES].tobytes(), "little")
 
 
-@compile_inner_kernel
-def _masked(crc: np.uint32) -> np.uint32:
-    return np.uint32((crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(MASK_DELTA))
-
-
 @compile_kernel(
     types.Tuple((types.int64[::1], types.int64[::1], types.int64, types.int64, types.uint64, types.uint64))(
         READ_ONLY_BYTES, types.boolean
@@ -289,7 +284,7 @@ def _whole_records(
         length = np.uint64(uint32_at(content, at)) | np.uint64(uint32_at(content, at + 4)) << np.uint64(32)
         if verify_checksums:
             stored = uint32_at(content, at + 8)
-            computed = _masked(crc32c_of_span(content, at, at + 8, 0))
+            computed = masked_crc32c_of_span(content, at, at + 8)
             if stored != computed:
                 problem = _LENGTH_CHECKSUM
                 break
@@ -302,7 +297,7 @@ def _whole_records(
             break
         if verify_checksums:
             stored = uint32_at(content, stop)
-            computed = _masked(crc32c_of_span(content, start, stop, 0))
+            computed = masked_crc32c_of_span(content, start, stop)
             if stored != computed:
                 problem = _PAYLOAD_CHECKSUM
                 break
@@ -331,7 +326,7 @@ def _next_header(content: npt.NDArray[np.uint8], at: int) -> int:
         if (
             uint32_at(content, at + 4) == 0
             and uint32_at(content, at) <= np.uint32(LARGEST_PAYLOAD_BYTES)
-            and uint32_at(content, at + 8) == _masked(crc32c_of_span(content, at, at + 8, 0))
+            and uint32_at(content, at + 8) == masked_crc32c_of_span(content, at, at + 8)
         ):
             return at
         at += 1

@@ -83,7 +83,7 @@ class RowDecoder:
             MalformedExampleError: A payload is not a message of the record type, or is a block of rows.
         """
         if self._record_type is RecordType.BYTE_ARRAY:
-            strings = Strings(*row_list_kernels.read_payloads(chunk.content, chunk.starts, chunk.stops))
+            strings = Strings(*row_list_kernels.gather_strings(chunk.content, np.stack([chunk.starts, chunk.stops], 1)))
             arrays = {self._features[0].feature: restored_array(StoredColumn(self._features[0], strings))}
         else:
             arrays = self._arrays(chunk, name)

@@ -9,6 +9,7 @@ from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import (
     BOUNDS,
     FLOATS,
     INT64S_IN,
+    LENGTH_1,
     NOTHING,
     byte_at,
     count_list,
@@ -37,7 +38,7 @@ def count_values(
     for row in range(len(bounds)):
         start = bounds[row, 0]
         stop = bounds[row, 1]
-        if kind == FLOATS and stop - start > 2 and stop - start < 130 and content[np.uintp(start)] == 0x0A:
+        if kind == FLOATS and stop - start > 2 and stop - start < 130 and content[np.uintp(start)] == LENGTH_1:
             length = byte_at(content, start + 1)
             if length == stop - start - 2 and length % 4 == 0:
                 offsets[row + 1] = offsets[row] + length // 4
@@ -60,7 +61,7 @@ def read_floats(
         at = bounds[row, 0]
         stop = bounds[row, 1]
         while at < stop:
-            if content[np.uintp(at)] == 0x0A:
+            if content[np.uintp(at)] == LENGTH_1:
                 length, at = read_length(content, at + 1, stop)
             else:
                 length = 4
@@ -86,7 +87,7 @@ def read_int64s(
             tag = content[np.uintp(at)]
             field_stop = stop
             at += 1
-            if tag == 0x0A:
+            if tag == LENGTH_1:
                 length, at = read_length(content, at, stop)
                 field_stop = at + length
             while at < field_stop:
@@ -95,7 +96,7 @@ def read_int64s(
                     return values, row
                 values[position] = value
                 position += 1
-                if tag != 0x0A:
+                if tag != LENGTH_1:
                     break
     return values, NOTHING
 
@@ -154,7 +155,7 @@ def split_feature_lists(
         at = bounds[row, 0]
         count = 0
         while at < bounds[row, 1]:
-            start, at = read_field(content, at, bounds[row, 1], 0x0A)
+            start, at = read_field(content, at, bounds[row, 1], LENGTH_1)
             if start < 0:
                 return offsets, np.empty((0, 2), np.int64), np.empty(0, np.uint8), row
             count += 1
@@ -165,7 +166,7 @@ def split_feature_lists(
     for row in range(len(bounds)):
         at = bounds[row, 0]
         while at < bounds[row, 1]:
-            start, at = read_field(content, at, bounds[row, 1], 0x0A)
+            start, at = read_field(content, at, bounds[row, 1], LENGTH_1)
             kind, list_start, list_stop = read_list(content, start, at)
             if kind < 0:
                 return offsets, inner, kinds, row
@@ -176,16 +177,18 @@ def split_feature_lists(
     return offsets, inner, kinds, NOTHING
 
 
-@compile_kernel(types.Tuple((types.uint8[::1], types.int64[::1]))(READ_ONLY_BYTES, INT64S_IN, INT64S_IN))
-def read_payloads(
-    content: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+@compile_kernel(types.Tuple((types.uint8[::1], types.int64[::1]))(READ_ONLY_BYTES, BOUNDS))
+def gather_strings(
+    content: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the payloads concatenated, and where each begins and the last one ends ``[rows + 1]``."""
-    offsets = np.zeros(starts.size + 1, np.int64)
-    for row in range(starts.size):
-        offsets[row + 1] = offsets[row] + stops[row] - starts[row]
-    payloads = np.empty(offsets[-1], np.uint8)
-    for row in range(starts.size):
-        for step in range(stops[row] - starts[row]):
-            payloads[np.uintp(offsets[row] + step)] = content[np.uintp(starts[row] + step)]
-    return payloads, offsets
+    """Return the strings at ``bounds`` ``[n, 2]`` concatenated, and where each begins and the last ends ``[n + 1]``."""
+    offsets = np.zeros(len(bounds) + 1, np.int64)
+    for string in range(len(bounds)):
+        offsets[string + 1] = offsets[string] + bounds[string, 1] - bounds[string, 0]
+    joined = np.empty(offsets[-1], np.uint8)
+    for string in range(len(bounds)):
+        start = np.uintp(bounds[string, 0])
+        target = np.uintp(offsets[string])
+        for step in range(np.uintp(bounds[string, 1]) - start):
+            joined[target + step] = content[start + step]
+    return joined, offsets

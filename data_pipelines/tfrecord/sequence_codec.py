@@ -19,9 +19,9 @@ from mirrorspark.data_pipelines.tfrecord.examples import (
     encode_example,
     varint,
 )
+from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import CUT_OFF, INVALID_TAG, PROBLEMS, VARINT_TOO_LONG
 
 _MESSAGE = "tf.train.SequenceExample"
-_CUT_OFF = "a field runs past the end of the message it is in"
 _FIXED_BYTES = {1: 8, 5: 4}
 
 FeatureList = Sequence[Column | None]
@@ -153,9 +153,9 @@ def _fields(content: bytes, at: int) -> Iterator[tuple[int, int, int]]:
         else:
             number = 0
         if number == 0 or number >= 2**29:
-            raise MalformedExampleError("a field has number 0 or an unsupported wire type", at, message=_MESSAGE)
+            raise MalformedExampleError(PROBLEMS[INVALID_TAG], at, message=_MESSAGE)
         if stop > len(content):
-            raise MalformedExampleError(_CUT_OFF, at, message=_MESSAGE)
+            raise MalformedExampleError(PROBLEMS[CUT_OFF], at, message=_MESSAGE)
         yield number if wire_type == 2 else 0, start, stop
         at = stop
 
@@ -166,5 +166,5 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 127) << 7 * step
         if byte < 128:
             return value & 2**64 - 1, at + step + 1
-    problem = _CUT_OFF if len(content) - at < 10 else "a varint takes more than 10 bytes"
-    raise MalformedExampleError(problem, at, message=_MESSAGE)
+    problem = CUT_OFF if len(content) - at < 10 else VARINT_TOO_LONG
+    raise MalformedExampleError(PROBLEMS[problem], at, message=_MESSAGE)

@@ -1,6 +1,11 @@
-"""Inner kernels that read the wire format of protobuf messages.
+"""Inner kernels that read the wire format of protobuf messages: the one place that knows how it is laid out.
 
-After a change here, ``tools/kernels.sh`` compiles the kernels that call them again.
+There are two ways to read a message. :func:`next_field` reads any field of any writer, and says what is wrong with it.
+:func:`read_field`, :func:`read_entry` and :func:`read_list` read messages as TensorFlow's own writers lay them out,
+where the next field is known, and return a negative number for anything else.
+
+Source: https://protobuf.dev/programming-guides/encoding/. After a change here, ``tools/kernels.sh`` compiles the
+kernels that call them again.
 """
 
 from typing import Any
@@ -17,8 +22,23 @@ scalar column also an empty list, or several values.
 """
 
 BYTES, FLOATS, INT64S = 1, 2, 3
+"""Kinds of lists: the number of the list's field in Feature."""
+
 NOTHING = -1
-NON_CANONICAL = -2
+
+# Problems of a message: negative, so that they fit in place of a tag, a position or a count.
+CUT_OFF, VARINT_TOO_LONG, INVALID_TAG, FLOATS_CUT_OFF, NON_CANONICAL = -1, -2, -3, -4, -5
+PROBLEMS = {
+    CUT_OFF: "a field runs past the end of the message it is in",
+    VARINT_TOO_LONG: "a varint takes more than 10 bytes",
+    INVALID_TAG: "a field has number 0 or an unsupported wire type",
+    FLOATS_CUT_OFF: "the length of a packed list of floats is no multiple of 4",
+}
+
+# A field's tag is its number times 8 plus its wire type; every number in these messages is 1, 2 or 3.
+LENGTH_1, LENGTH_2, LENGTH_3 = 1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2
+_VARINT_1 = 1 << 3 | 0
+_FIXED32_1 = 1 << 3 | 5
 
 INT64S_IN = types.Array(types.int64, 1, "C", readonly=True)
 BOUNDS = types.Array(types.int64, 2, "C", readonly=True)
@@ -90,7 +110,7 @@ def is_equal(
 @compile_inner_kernel
 def word_at(content: npt.NDArray[np.uint8], at: Any) -> np.uint64:
     """Return eight bytes as a little-endian number."""
-    # Unrolled and with unsigned indices, which do not wrap around, LLVM makes one load of it.
+    # Unrolled and with unsigned indices, which do not wrap around, LLVM makes one load of it; of a loop it does not.
     return (
         np.uint64(content[at])
         | np.uint64(content[at + np.uintp(1)]) << np.uint64(8)
@@ -131,18 +151,80 @@ def read_int64(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[Any,
 
 
 @compile_inner_kernel
+def next_field(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[Any, Any, Any]:
+    """Return a field's tag or the problem, where its content starts, and where that ends and the next field begins.
+
+    The first byte must be before ``stop``.
+    """
+    # Nearly every field of an Example is one of these three.
+    first = byte_at(content, at)
+    if first == LENGTH_1:
+        length, start = read_length(content, at + 1, stop)
+        if start >= 0:
+            return first, start, start + length
+    elif first == _FIXED32_1 and stop - at >= 5:
+        return first, at + 1, at + 5
+    elif first == _VARINT_1:
+        _, end = read_int64(content, at + 1, stop)
+        if end >= 0:
+            return first, at + 1, end
+    return _any_field(content, at, stop)
+
+
+@compile_inner_kernel
+def _varint_problem(at: int, stop: int) -> int:
+    """Return why :func:`read_int64` reads no varint at ``at``."""
+    # Not a result of read_int64: returned from there, it slows down every reader of lists.
+    return CUT_OFF if stop - at < 10 else VARINT_TOO_LONG
+
+
+@compile_inner_kernel
+def _any_field(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[Any, Any, Any]:
+    """Return what :func:`next_field` does, for a field of any tag."""
+    signed_tag, start = read_int64(content, at, stop)
+    if start < 0:
+        return _varint_problem(at, stop), at, at
+    tag = np.uint64(signed_tag)
+    if tag < np.uint64(8) or tag > np.uint64(0xFFFFFFFF):
+        return INVALID_TAG, at, at
+    wire_type = tag & np.uint64(7)
+    if wire_type == np.uint64(2):
+        length_at = start
+        length, start = read_int64(content, length_at, stop)
+        if start < 0:
+            return _varint_problem(length_at, stop), at, at
+        if np.uint64(length) > np.uint64(stop - start):
+            return CUT_OFF, at, at
+        end = start + length
+    elif wire_type == np.uint64(0):
+        _, end = read_int64(content, start, stop)
+        if end < 0:
+            return _varint_problem(start, stop), at, at
+    elif wire_type == np.uint64(5):
+        end = start + 4
+    elif wire_type == np.uint64(1):
+        end = start + 8
+    else:
+        # Groups are long deprecated: no writer of Examples uses them.
+        return INVALID_TAG, at, at
+    if end > stop:
+        return CUT_OFF, at, at
+    return np.int64(tag), start, end
+
+
+@compile_inner_kernel
 def read_entry(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[int, int, int, int, int]:
     """Return where key and value of the map entry at ``at`` begin and end, and where the next entry begins.
 
     The last value is -1 for an entry that is not exactly a key and a value.
     """
-    entry_start, entry_stop = read_field(content, at, stop, 0x0A)
+    entry_start, entry_stop = read_field(content, at, stop, LENGTH_1)
     if entry_start < 0:
         return 0, 0, 0, 0, NOTHING
-    key_start, key_stop = read_field(content, entry_start, entry_stop, 0x0A)
+    key_start, key_stop = read_field(content, entry_start, entry_stop, LENGTH_1)
     if key_start < 0:
         return 0, 0, 0, 0, NOTHING
-    start, stop = read_field(content, key_stop, entry_stop, 0x12)
+    start, stop = read_field(content, key_stop, entry_stop, LENGTH_2)
     if start < 0 or stop != entry_stop:
         return 0, 0, 0, 0, NOTHING
     return key_start, key_stop, start, stop, entry_stop
@@ -154,7 +236,7 @@ def read_list(content: npt.NDArray[np.uint8], start: int, stop: int) -> tuple[An
     if start == stop:
         return NO_KIND, stop, stop
     tag = byte_at(content, start)
-    if tag != 0x0A and tag != 0x12 and tag != 0x1A:
+    if tag != LENGTH_1 and tag != LENGTH_2 and tag != LENGTH_3:
         return NON_CANONICAL, stop, stop
     length, at = read_length(content, start + 1, stop)
     if at < 0 or at + length != stop:
@@ -163,13 +245,29 @@ def read_list(content: npt.NDArray[np.uint8], start: int, stop: int) -> tuple[An
 
 
 @compile_inner_kernel
+def holds_values(kind: int, tag: int) -> bool:
+    """Return whether a field of a list of this kind is a string, or packed numbers, or one number by itself."""
+    return tag == LENGTH_1 or (tag == _VARINT_1 and kind == INT64S) or (tag == _FIXED32_1 and kind == FLOATS)
+
+
+@compile_inner_kernel
+def count_varints(content: npt.NDArray[np.uint8], start: int, stop: int) -> Any:
+    """Return how many varints end in ``content[start:stop]``."""
+    count = 0
+    for at in range(np.uintp(start), np.uintp(stop)):
+        count += content[at] < 128
+    return count
+
+
+@compile_inner_kernel
 def count_list(content: npt.NDArray[np.uint8], kind: int, start: int, stop: int) -> int:
     """Return the number of values in a list, or ``NON_CANONICAL``."""
+    # With next_field, a survey of packed lists takes a tenth longer, and one of unpacked lists half as long again.
     count = 0
     at = start
     while at < stop:
         tag = byte_at(content, at)
-        if tag == 0x0A:
+        if tag == LENGTH_1:
             length, at = read_length(content, at + 1, stop)
             if at < 0:
                 return NON_CANONICAL
@@ -185,10 +283,10 @@ def count_list(content: npt.NDArray[np.uint8], kind: int, start: int, stop: int)
                 if length and content[np.uintp(at + length - 1)] >= 128:
                     return NON_CANONICAL
             at += length
-        elif tag == 0x0D and kind == FLOATS and stop - at >= 5:
+        elif tag == _FIXED32_1 and kind == FLOATS and stop - at >= 5:
             count += 1
             at += 5
-        elif tag == 0x08 and kind == INT64S:
+        elif tag == _VARINT_1 and kind == INT64S:
             _, at = read_int64(content, at + 1, stop)
             if at < 0:
                 return NON_CANONICAL
@@ -208,7 +306,7 @@ def read_one_number(content: npt.NDArray[np.uint8], kind: int, start: int, stop:
         return (SEVERAL if count else EMPTY), 0
     at = start
     # Empty packed fields may come before the one with the value.
-    while content[np.uintp(at)] == 0x0A:
+    while content[np.uintp(at)] == LENGTH_1:
         length, at = read_length(content, at + 1, stop)
         if length:
             break

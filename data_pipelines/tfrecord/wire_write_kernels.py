@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.kernels import compile_inner_kernel
-from mirrorspark.data_pipelines.tfrecord.crc32c import MASK_DELTA, crc32c_of_span
+from mirrorspark.data_pipelines.tfrecord.crc32c import masked_crc32c_of_span
 from mirrorspark.data_pipelines.tfrecord.records import HEADER_BYTES
+from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import word_at
 
 SLACK_BYTES = 8
 """Spare bytes at the end of ``heads`` and ``strings``: copies move words of eight bytes."""
@@ -97,25 +98,8 @@ def copy_words(source: npt.NDArray[np.uint8], start: int, stop: int, target: npt
     Up to seven bytes beyond are read and written: both arrays have slack, and the bytes that follow are written later.
     """
     for step in range(0, stop - start, 8):
-        place = np.uintp(start + step)
-        word = (
-            np.uint64(source[place])
-            | np.uint64(source[place + np.uintp(1)]) << np.uint64(8)
-            | np.uint64(source[place + np.uintp(2)]) << np.uint64(16)
-            | np.uint64(source[place + np.uintp(3)]) << np.uint64(24)
-            | np.uint64(source[place + np.uintp(4)]) << np.uint64(32)
-            | np.uint64(source[place + np.uintp(5)]) << np.uint64(40)
-            | np.uint64(source[place + np.uintp(6)]) << np.uint64(48)
-            | np.uint64(source[place + np.uintp(7)]) << np.uint64(56)
-        )
-        put_word(target, at + step, word)
+        put_word(target, at + step, word_at(source, np.uintp(start + step)))
     return at + stop - start
-
-
-@compile_inner_kernel
-def _masked_crc(content: npt.NDArray[np.uint8], start: int, stop: int) -> np.uint32:
-    crc = crc32c_of_span(content, start, stop, 0)
-    return np.uint32((crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(MASK_DELTA))
 
 
 @compile_inner_kernel
@@ -124,5 +108,5 @@ def put_frame(content: npt.NDArray[np.uint8], start: int, stop: int) -> None:
     payload = stop - start - HEADER_BYTES
     put_uint32(content, start, np.uint32(payload))
     put_uint32(content, start + 4, np.uint32(payload >> 32))
-    put_uint32(content, start + 8, _masked_crc(content, start, start + 8))
-    put_uint32(content, stop, _masked_crc(content, start + HEADER_BYTES, stop))
+    put_uint32(content, start + 8, masked_crc32c_of_span(content, start, start + 8))
+    put_uint32(content, stop, masked_crc32c_of_span(content, start + HEADER_BYTES, stop))
