@@ -115,6 +115,7 @@ def test_any_files_are_dealt_whole_and_in_equal_steps(
         assert steps * batch <= min(share.rows for share in shares) < (steps + 1) * batch
 
 
+@pytest.mark.timeout(900)  # with --full it makes a thousand pipelines
 @given(
     sizes=st.lists(st.integers(0, 4), min_size=1, max_size=3),
     workers=st.integers(1, 6),
