@@ -4,7 +4,13 @@ A fork copies one thread. So no import here may start another one, and no Tensor
 would start TensorFlow's runtime, with its threads and GPUs.
 """
 
+import importlib
+
 import tf_keras
+
+# What the process runs, and the usual entry of a plan. By name, as plans have it: workers do not depend on an entry.
+for module in ("mirrorspark.training.executor.worker", "mirrorspark.training.fitting.fit"):
+    importlib.import_module(module)
 
 # Keras loads these on first use.
 LOADED = (tf_keras.Model, tf_keras.optimizers, tf_keras.losses, tf_keras.metrics, tf_keras.callbacks)

@@ -311,13 +311,16 @@ def test_a_server_that_is_not_asked_for_anything_ends_with_its_task() -> None:
     assert not server.is_running()
 
 
-def test_nothing_is_started_by_what_is_imported_ahead() -> None:
-    """The one test with TensorFlow: what is imported has started no thread and no runtime, so a fork of it is sound."""
+def test_all_that_a_rank_imports_is_imported_ahead_and_starts_nothing() -> None:
+    """T6: a restart imports nothing. A fork is sound, because no thread has been started, and no runtime."""
     program = """
+        import sys
         import mirrorspark.training.executor.worker_preload
+        ahead = set(sys.modules)
+        import mirrorspark.training.executor.worker, mirrorspark.training.fitting.fit
         from tensorflow.python.eager import context
         from mirrorspark.training.executor.fork_server import thread_count
-        print(thread_count(), context.context_safe())
+        print(thread_count(), context.context_safe(), sorted(set(sys.modules) - ahead))
         """
     environment = tensorflow_environment(2, verbose=False) | worker_process._NO_THREADS
     said = subprocess.run(
@@ -329,7 +332,7 @@ def test_nothing_is_started_by_what_is_imported_ahead() -> None:
         timeout=100,
         check=True,
     )
-    assert said.stdout == "1 None\n"
+    assert said.stdout == "1 None ['mirrorspark.training.executor.fork_server']\n"
 
 
 def test_a_task_imports_little_before_its_rank_begins() -> None:
