@@ -214,7 +214,7 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         if step < 0 or role.is_chief:
             return newest
         try:
-            return fetch(commit.read_committed(commit.folder(self._directory, step)), self._local_cache)
+            return fetch(commit.checkpoint_of_step(self._directory, step), self._local_cache)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"rank {role.rank} does not see the checkpoint of step {step} in {self._directory} that the chief "

@@ -21,6 +21,7 @@ from mirrorspark.callbacks.checkpoints.snapshot import Snapshot
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, native, open_store, store_error
 from mirrorspark.callbacks.checkpoints.training_state import Stateful, settle
 from mirrorspark.callbacks.collectives.agreement import AgreedInterval, sum_over_ranks
+from mirrorspark.callbacks.collectives.equal_weights import check_equal_weights
 from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
 from mirrorspark.callbacks.collectives.roles import current_role
 from mirrorspark.storage.paths import StoragePath
@@ -70,6 +71,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             one; ``monitor`` is not among the logs.
         CheckpointStoreError: The store cannot be written when training begins, or for ``retry_seconds`` later on.
         StaleAttemptError: A later attempt has taken over.
+        WeightsDifferError: The ranks' weights differ, so that there is nothing to save.
     """
 
     def __init__(
@@ -218,7 +220,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             if self._step_in_epoch is not None:
                 self._save_within_epoch(is_optional=False)
             self._wait_in_rounds()
-        return commit.folder(self._directory, self._step())
+        return commit.folder(self._directory, self._step(), self._fence)
 
     def wait_until_published(self) -> None:
         """Wait on all ranks until the chief has published everything.
@@ -259,6 +261,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                 )
         # Every rank takes part, because some values are reduced over all ranks when read. Only the chief keeps them.
         settle(self.model)
+        check_equal_weights(self.model)
         self._before_save()
         snapshot = Snapshot(self.model, self.model.optimizer)
         of_epoch = metric_state(self.model) if step_in_epoch else None
@@ -290,7 +293,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         if self._attempt is None:
             return None
         held = read_fence(self._directory) if self._fence is None else Fence(self._attempt, self._fence)
-        permit = Permit(self._directory, self._attempt, held)
+        permit = Permit(self._directory, self._attempt, held, self._fence)
         permit.check()
         return permit
 

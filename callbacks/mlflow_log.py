@@ -117,6 +117,9 @@ class MLflowLogger(tf_keras.callbacks.Callback):
             experiment_id=None if self._experiment else settings.experiment_id,
             log=self._log_path,
         )
+        if self._is_own_run:
+            # The run is there to be seen from the beginning on; one that is continued no longer counts as ended.
+            self._buffer.call(SetStatus("RUNNING"))
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass the batch's metrics to the buffer when they are due."""

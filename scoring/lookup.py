@@ -4,31 +4,40 @@
 GET /rows/KEY          ``{"is_fallback": false, "row": {...}}``; status 404 where the key is unknown and the store has
                        no fallback
 GET /rows?key=A&key=B  ``{"rows": [...]}`` with one of these for each key, in their order; null where there is none
-GET /health            rows, versions of the models, and when the store was written
+GET /health            rows, versions of the models, when the store was written, and in ``refused`` why a newer file is
+                       not in use, or null; status 503 where the store is damaged
 =====================  =============================================================================================
 
-JSON has no NaN and no infinity; they become null. A store file that is replaced is picked up within a second.
+JSON has no NaN and no infinity; they become null. A store file that is replaced is noticed within a second and used
+once its checksum has been verified. A row whose checksum does not match is answered with status 503.
+
+The name in the Host header must be this machine's, ``localhost``, or one given by ``--allow-host``; otherwise a web
+page could point a name of its own at this server and read rows through its visitor's browser (DNS rebinding). Addresses
+are always accepted, because no page can have those as its own name.
 """
 
 import argparse
+import ipaddress
 import logging
 import math
 import re
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config, Server
 
-from mirrorspark.scoring.precomputed.store import INTEGER, PrecomputedScores, Row, StoreError
+from mirrorspark.scoring.precomputed.store import INTEGER, DamagedStoreError, PrecomputedScores, Row, StoreError
 
 # A 64-bit integer has 19 digits. A longer number cannot be a key, and parsing it would take long.
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
@@ -50,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _end)
     try:
         with PrecomputedScores.open(options.store) as scores:
-            _serve(scores, options.host, options.port)
+            _serve(scores, options.host, options.port, options.allow_host)
     except (FileNotFoundError, StoreError) as error:
         print(f"mirrorspark: {error}", file=sys.stderr)
         return 2
@@ -60,16 +69,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def application(scores: PrecomputedScores) -> Starlette:
-    """Return an application that serves ``scores``, for any ASGI server."""
+def application(scores: PrecomputedScores, allowed_hosts: Iterable[str] = ()) -> Starlette:
+    """Return an application that serves ``scores``, for any ASGI server.
+
+    Args:
+        scores: The store.
+        allowed_hosts: Names in the Host header that are accepted beside this machine's; ``*`` accepts all.
+    """
     answers = _Answers(scores)
     return Starlette(
         routes=[
             Route("/rows/{key:path}", answers.row),
             Route("/rows", answers.rows),
             Route("/health", answers.health),
-        ]
+        ],
+        middleware=[Middleware(_HostCheck, allowed_hosts=frozenset(map(str.lower, allowed_hosts)))],
+        exception_handlers={DamagedStoreError: _damaged},
     )
+
+
+class _HostCheck:
+    """Refuses requests whose Host header has a name that is not expected; see the module."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
+        self._app = app
+        self._allows_all = "*" in allowed_hosts
+        self._allowed = allowed_hosts | {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._allows(host := Request(scope).headers.get("host", "")):
+            await self._app(scope, receive, send)
+            return
+        refusal = f"the Host header {host!r} is not a name of this server; start it with --allow-host to accept it"
+        await PlainTextResponse(refusal, 421)(scope, receive, send)
+
+    def _allows(self, host: str) -> bool:
+        name = re.sub(r":[0-9]*$", "", host).lower().rstrip(".")
+        return self._allows_all or name in self._allowed or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+async def _damaged(request: Request, error: Exception) -> PlainTextResponse:
+    logging.getLogger(__name__).error("%s", error)
+    return PlainTextResponse(str(error), 503)
 
 
 @dataclass(frozen=True)
@@ -93,9 +142,15 @@ class _Answers:
         return JSONResponse({"rows": [None if row is None else _row_json(row) for row in found]})
 
     async def health(self, request: Request) -> JSONResponse:
+        self.scores.check()
         metadata = self.scores.metadata
         return JSONResponse(
-            {"rows": metadata.rows, "model_versions": metadata.model_versions, "created": metadata.created}
+            {
+                "rows": metadata.rows,
+                "model_versions": metadata.model_versions,
+                "created": metadata.created,
+                "refused": self.scores.refused,
+            }
         )
 
     def _key(self, text: str) -> int | str:
@@ -122,7 +177,7 @@ def _json_value(value: Any) -> Any:
     return value
 
 
-def _serve(scores: PrecomputedScores, host: str, port: int) -> None:
+def _serve(scores: PrecomputedScores, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
     with socket.create_server((host, port)) as listener:
         # The head and the body of a response are separate packets. Without this option the body waits 40 ms for the
         # client to acknowledge the head. asyncio sets it on its own listeners; connections inherit it.
@@ -130,7 +185,7 @@ def _serve(scores: PrecomputedScores, host: str, port: int) -> None:
         address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"listening on {address} with {scores.metadata.rows:,} rows", flush=True)
         config = Config(
-            application(scores),
+            application(scores, [host, *allowed_hosts]),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -153,6 +208,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", required=True, help="the file that precompute wrote")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; by default local only")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; by default one that is free")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept requests to this name too, such as that of a load balancer; may be repeated; * accepts all",
+    )
     return parser
 
 

@@ -51,6 +51,7 @@ def package_model(
     signature: str | None = None,
     hooks: str | Path | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    trust: bool = False,
 ) -> Path:
     """Copy the model in ``source`` into ``folder`` and describe its input columns and its outputs there.
 
@@ -75,6 +76,8 @@ def package_model(
             and return a dict of arrays, rows first. With ``preprocess``, ``columns`` are its inputs.
         labels: Names of the elements, in the model's order, by column of several scores; the names of classes, for
             example. The forms ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` need them.
+        trust: Whether Python code in a file of tf-keras (``Lambda`` layers, classes of other modules) may run, here
+            and wherever the folder is scored.
 
     Returns:
         The folder.
@@ -96,7 +99,8 @@ def package_model(
         whole.mkdir()
         name, file = _copied(source, whole)
         called = (signature or DEFAULT_SIGNATURE) if name == "saved_model" else None
-        backend = _backend_of_the_copy(name, whole, file, called, source)
+        trusted = trust and name == "keras"
+        backend = _backend_of_the_copy(name, whole, file, called, source, trusted=trusted)
         functions = _copied_hooks(hooks, whole) if hooks is not None else None
         hook_names = _hook_names(functions, columns or ())
         inputs = _inputs(backend.signature, columns, is_preprocessed=PREPROCESS in hook_names)
@@ -113,6 +117,7 @@ def package_model(
             hooks=hook_names,
             labels={output: tuple(names) for output, names in (labels or {}).items()},
             versions=versions_here(compared_libraries(name), has_hooks=functions is not None),
+            trusted=trusted,
         )
         _check_widths(description, found)
         description.save(whole)
@@ -121,11 +126,11 @@ def package_model(
 
 
 def _backend_of_the_copy(
-    name: str, whole: Path, file: str, signature: str | None, source: str | Path | Mapping[str, Any]
+    name: str, whole: Path, file: str, signature: str | None, source: str | Path | Mapping[str, Any], *, trusted: bool
 ) -> Backend:
     """Load the copy, not the source, because tasks will load the copy."""
     try:
-        return load_backend(name, whole / file, signature=signature, threads=None)
+        return load_backend(name, whole / file, signature=signature, trusted=trusted)
     except UnsupportedModelError as error:
         # The message names the source, because the copy is removed.
         given = "the linear model" if isinstance(source, Mapping) else str(source)

@@ -1,11 +1,16 @@
-"""Atomic replacement of small local files: after a crash the old content or the new one is there, never a part."""
+"""Atomic replacement of local files: after a crash the old content or the new one is there, never a part."""
 
+import contextlib
+import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
+
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @contextmanager
@@ -20,16 +25,57 @@ def replaced(path: Path, *, is_flushed: bool = True) -> Iterator[IO[bytes]]:
     Raises:
         OSError: The file cannot be written; the old one is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
+    with temporary_beside(path) as temporary:
         with temporary.open("wb") as file:
             yield file
             if is_flushed:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield the path of a new, empty file beside ``path``, which is removed at the end unless it has been renamed.
+
+    The file is locked meanwhile. A process that is killed leaves it without a lock, and the next call for the same
+    ``path`` removes it.
+
+    Raises:
+        OSError: The file cannot be created.
+    """
+    _remove_abandoned(path)
+    temporary, descriptor = _locked_file(path)
+    try:
+        yield temporary
     finally:
+        os.close(descriptor)
         temporary.unlink(missing_ok=True)
+
+
+def _locked_file(path: Path) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a disk without locks, where nothing is taken for abandoned
+            return temporary, descriptor
+        # Another process may have found it before it was locked, and removed it.
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of processes that were killed while they replaced ``path``."""
+    prefix = f".{path.name}."
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and _ID.fullmatch(entry.name.removeprefix(prefix)):
+                with contextlib.suppress(OSError), Path(entry.path).open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    Path(entry.path).unlink()
 
 
 def write_atomically(path: Path, text: str) -> None:

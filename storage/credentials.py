@@ -57,18 +57,24 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def clean(value: Any) -> Any:
-    """Return a nested value of mappings, lists and strings without the secrets in it."""
+def clean(value: Any, *, names: bool = True) -> Any:
+    """Return a nested value of mappings, lists and strings without the secrets in it.
+
+    Args:
+        value: The value.
+        names: Whether a key that is called like a secret hides its text; not where keys are names of columns, one of
+            which may be called ``token``.
+    """
     if isinstance(value, str):
         return without_credentials(value)
     if isinstance(value, Mapping):
         # Numbers are never secrets: a metric may be called loss_per_token.
-        return {
-            key: HIDDEN if isinstance(item, str) and item and is_secret_name(str(key)) else clean(item)
-            for key, item in value.items()
+        hidden = {
+            key for key, item in value.items() if names and isinstance(item, str) and item and is_secret_name(str(key))
         }
+        return {key: HIDDEN if key in hidden else clean(item, names=names) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [clean(item) for item in value]
+        return [clean(item, names=names) for item in value]
     return value
 
 

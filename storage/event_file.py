@@ -23,6 +23,9 @@ SAMPLED = frozenset({"alive", "system", "progress", "validation"})
 SAMPLE_SECONDS = 10.0
 # The curves over optimizer steps are drawn from progress events.
 PROGRESS_SECONDS = 5.0
+# Above this size samples and logs are left out: what remains says how the run went, and MLflow's metrics are sent from
+# it. It is not rotated, because a run that is resumed or replayed is read from its beginning.
+LARGEST_BYTES = 1 << 30
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +34,9 @@ class EventFile:
     """Appends events, each with one write, so that a reader sees whole lines.
 
     Events of the kinds in ``SAMPLED`` are written once per rank every ``SAMPLE_SECONDS`` (progress every
-    ``PROGRESS_SECONDS``). A warning that a rank repeats is sampled in the same way. All other events are written. A
-    disk error is reported once; training continues, and :class:`EventTail` still gets the events.
+    ``PROGRESS_SECONDS``). A warning that a rank repeats is sampled in the same way. Both kinds are left out once the
+    file has ``LARGEST_BYTES``. All other events are written. A disk error is reported once; training continues, and
+    :class:`EventTail` still gets the events.
 
     Args:
         path: The file, created by the first event; None keeps the events in memory.
@@ -54,6 +58,8 @@ class EventFile:
         self._descriptor: int | None = None
         self._close: Callable[[], object] = _nothing
         self._is_torn = False
+        self._bytes = 0
+        self._is_full = False
         self.has_failed = False
         self._has_overflowed = False
 
@@ -92,6 +98,11 @@ class EventFile:
         kind = event["event"]
         if kind not in SAMPLED and kind != "log":
             return True
+        if self._bytes > LARGEST_BYTES:
+            if not self._is_full:
+                logger.warning("%s has %d bytes: samples and logs are left out from now on", self.path, self._bytes)
+            self._is_full = True
+            return False
         seconds = PROGRESS_SECONDS if kind == "progress" else SAMPLE_SECONDS
         now = float(event.get("time", self._clock()))
         key = (kind, event.get("rank"), event.get("message"), event.get("step") == 0)
@@ -109,9 +120,11 @@ class EventFile:
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             self._close = weakref.finalize(self, os.close, self._descriptor)
             self._is_torn = _ends_within_a_line(self._descriptor)
+            self._bytes = os.fstat(self._descriptor).st_size
         line = b"\n" + line if self._is_torn else line
         self._is_torn = True
         written = os.write(self._descriptor, line)
+        self._bytes += written
         if written < len(line):
             raise OSError("the disk took a part of a line")
         self._is_torn = False

@@ -14,6 +14,8 @@ from pyarrow import fs
 
 from mirrorspark.storage.atomic_file import replaced
 
+# The longest name of a file that Linux takes.
+_NAME_BYTES = 255
 _LOCAL_SCHEMES = ("", "file")
 # Schemes that pyarrow serves itself; fsspec serves all others.
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
@@ -417,6 +419,13 @@ def _fsspec_store(scheme: str, path: str) -> tuple[fs.FileSystem, str]:
 
 
 def leads_out(name: str) -> bool:
-    """Return whether a relative name may leave its folder; names from foreign files must not decide where we write."""
+    """Return whether a relative name may leave its folder, or can name no file: zeros, half characters, 256 bytes.
+
+    Names from foreign files must not decide where we read and write.
+    """
     path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts
+    try:
+        is_name = "\0" not in name and all(len(part.encode()) <= _NAME_BYTES for part in path.parts)
+    except UnicodeEncodeError:
+        return True
+    return not is_name or path.is_absolute() or ".." in path.parts

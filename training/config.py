@@ -16,7 +16,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog
 from mirrorspark.models.settings import check_warm_up
 from mirrorspark.storage.atomic_file import write_when_changed
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.paths import StorageError, StoragePath
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_workers
 from mirrorspark.training.protocol.names import is_name
@@ -188,6 +188,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         return self.strategy or ("multi_worker_mirrored" if self.gpus_per_worker else "ring")
 
     @property
+    def open_servers(self) -> StrategyName | None:
+        """The strategy, if it starts TensorFlow's unauthenticated servers."""
+        return None if self.strategy_name == "ring" else self.strategy_name
+
+    @property
     def ranks_beside_workers(self) -> int:
         """The number of ranks that compute no gradients: parameter servers and their coordinator."""
         return 1 + self.parameter_servers if self.parameter_servers else 0
@@ -273,8 +278,8 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def public(self) -> dict[str, Any]:
-        """Return every setting without the password of the tracking server."""
-        return dataclasses.asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
+        """Return every setting without the secrets in it, such as passwords in addresses and options of stores."""
+        return {name: clean(value, names=False) for name, value in dataclasses.asdict(self).items()}
 
     def for_ranks(self) -> "TrainingConfig":
         """Return the settings that ranks need to train, without tables, stores or servers."""
@@ -330,7 +335,7 @@ _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _FREE_TO_CHANGE = frozenset(
     {"workers", "output", "tracking_uri", "experiment", "master", "resume", "dry_run", "summary", "verbose"}
     | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy"}
-    | {"parameter_servers"}
+    | {"parameter_servers", "allow_open_servers"}
     | {"checkpoint_every_steps", "checkpoint_every_seconds", "keep_last", "keep_best", "steps_per_execution"}
     | {"max_restarts", "max_preemptions", "max_start_failures"}
     | {"start_limit_seconds", "first_step_limit_seconds", "step_limit_seconds", "checkpoint_limit_seconds"}

@@ -79,6 +79,7 @@ class LaunchConfig:
             its ``own``.
         threads_per_worker: TensorFlow threads of a worker; None for the Spark task's CPUs (``spark.task.cpus``).
         gpus_per_worker: GPUs of a worker, scheduled by Spark; 0 trains on the CPU.
+        allow_open_servers: Let TensorFlow's servers, which any caller may use, listen on a network.
         verbose: Show what Spark and TensorFlow log.
     """
 
@@ -97,6 +98,7 @@ class LaunchConfig:
     strategy: FunctionStrategy = "multi_worker_mirrored"
     threads_per_worker: int | None = None
     gpus_per_worker: int = 0
+    allow_open_servers: bool = False
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -174,6 +176,7 @@ def run_train_fn(
     strategy: FunctionStrategy | None = None,
     threads_per_worker: int | None = None,
     gpus_per_worker: int = 0,
+    allow_open_servers: bool = False,
     spark: SparkSession | None = None,
     verbose: bool = False,
 ) -> Launched:
@@ -204,6 +207,8 @@ def run_train_fn(
         strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
         threads_per_worker: TensorFlow threads of a worker; None for its Spark task's CPUs.
         gpus_per_worker: GPUs of a worker.
+        allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine: any caller on the network may use the
+            servers that TensorFlow starts for it.
         spark: The session; by default the active one, or a local one with a slot per worker.
         verbose: Show what Spark and TensorFlow log.
 
@@ -238,6 +243,7 @@ def run_train_fn(
         strategy=strategy or ("own" if use_custom_strategy else "multi_worker_mirrored"),
         threads_per_worker=threads_per_worker,
         gpus_per_worker=gpus_per_worker,
+        allow_open_servers=allow_open_servers,
         verbose=verbose,
     )
     return _launch(config, payload, spark)
@@ -255,6 +261,9 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
             Path(config.output),
             checkpoints=config.checkpoints,
             gpus_per_worker=config.gpus_per_worker,
+            open_servers=config.strategy
+            if config.strategy == "multi_worker_mirrored" and not config.allow_open_servers
+            else None,
         )
     )
     launcher = FunctionLauncher(SparkLauncher(spark, config.gpus_per_worker, payload))

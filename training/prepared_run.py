@@ -101,4 +101,5 @@ def check_cluster(spark: SparkSession, config: TrainingConfig) -> list[preflight
         Path(config.output),
         checkpoints=config.checkpoints,
         gpus_per_worker=config.gpus_per_worker,
+        open_servers=None if config.allow_open_servers else config.open_servers,
     )

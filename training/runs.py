@@ -20,7 +20,7 @@ from mirrorspark.training.records.run_history import (
     find,
     history,
 )
-from mirrorspark.training.records.run_state import read_state
+from mirrorspark.training.records.run_state import read_state, watch_driver
 from mirrorspark.training.results.summary import strict
 
 EXIT_DONE = 0
@@ -134,7 +134,7 @@ def _resume(flags: argparse.Namespace) -> int:
 
 def _replay(flags: argparse.Namespace) -> int:
     run = find(Path(flags.output), flags.run)
-    if run.driver in ("alive", "unknown"):
+    if watch_driver(run.path, run.state) in ("alive", "unknown"):
         return _refuse(f"run {run.name} is under way on {run.state.host}, and its driver sends what MLflow lacks")
     from mirrorspark.callbacks.mlflow.metric_replay import report
 
@@ -145,9 +145,10 @@ def why_not_resumed(run: RunRecord) -> str | None:
     """Return the reason for which a run cannot be resumed from here, or None."""
     if run.state.status == "finished":
         return f"run {run.name} is finished; there is nothing left to resume"
-    if run.driver == "alive":
+    driver = watch_driver(run.path, run.state)
+    if driver == "alive":
         return f"run {run.name} is under way (process {run.state.process} on {run.state.host}); wait for it, or stop it"
-    if run.driver == "unknown":
+    if driver == "unknown":
         return (
             f"run {run.name} has its driver on {run.state.host}, which gives no signs of life that could be seen "
             f"from here; resume it there"

@@ -100,6 +100,9 @@ class WorkerSettings:
     )
     strategy: Annotated[StrategyName | None, doc("How workers train together; by default as --gpus-per-worker")] = None
     parameter_servers: Annotated[int, Ge(0), doc("Servers of the variables, for the strategy parameter_server")] = 0
+    allow_open_servers: Annotated[
+        bool, doc("Let TensorFlow's servers, which any caller may use, listen on a network")
+    ] = False
     threads_per_worker: Annotated[int | None, Ge(1), doc("TensorFlow threads; by default as spark.task.cpus")] = None
     gpus_per_worker: Annotated[int, Ge(0), doc("GPUs of a worker, scheduled by Spark; 0 trains on the CPU")] = 0
 

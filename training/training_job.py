@@ -259,7 +259,7 @@ class TrainingJob:
         if not step:
             return []
         try:
-            checkpoint = commit.read_committed(commit.folder(self._checkpoints, step))
+            checkpoint = commit.checkpoint_of_step(self._checkpoints, step)
             sent = checkpoint.states()[PROGRESS_STATE]["told"]
         except (OSError, LookupError, ValueError) as error:
             logger.warning("events of earlier epochs cannot be read from the checkpoint of step %d: %s", step, error)

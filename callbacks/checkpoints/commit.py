@@ -1,9 +1,11 @@
 """Committed checkpoints on any store: publish, find, read, verify and prune. This module does not import TensorFlow.
 
-A checkpoint is a folder ``<directory>/step-00000420`` with the tensors (``ckpt.*``), the state of other callbacks
-(``state.json``) and the marker ``COMMITTED.json``, which lists every file with its checksum. On a file system it is
-prepared as ``<directory>/.staging-*`` and renamed into place. On an object store its files are in a subfolder, and the
-marker is written last (`callbacks.checkpoints.store`). Either way it exists completely or not at all.
+A checkpoint is a folder ``<directory>/step-00000420-1f0a9c3e``, named after its step and the fence of the attempt that
+wrote it (`callbacks.checkpoints.fence`; without a fence ``step-00000420``). It has the tensors (``ckpt.*``), the state
+of other callbacks (``state.json``) and the marker ``COMMITTED.json``, which lists every file with its checksum. On a
+file system it is prepared as ``<directory>/.staging-*`` and renamed into place. On an object store its files are in a
+subfolder, and the marker is written last (`callbacks.checkpoints.store`). Either way it exists completely or not at
+all.
 """
 
 import json
@@ -16,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from mirrorspark.callbacks.checkpoints.fence import Permit, StaleAttemptError
+from mirrorspark.callbacks.checkpoints.fence import Fence, Permit, read_fence
 from mirrorspark.callbacks.checkpoints.store import (
     STORE_ERRORS,
     Delivery,
@@ -35,7 +37,8 @@ FORMAT_VERSION = 1
 
 Mode = Literal["min", "max"]
 
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_STEP_FOLDER = re.compile(r"step-\d{8,}(?:-([0-9a-f]{8}))?")
+_FENCE_DIGITS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -134,9 +137,24 @@ class CommittedCheckpoint:
         return next((file.name for file in self.files if PurePosixPath(file.name).name == name), None)
 
 
-def folder(directory: Location, step: int) -> Path | StoragePath:
-    """Return the folder of the checkpoint of ``step``, whether or not it exists."""
-    return native(StoragePath.of(directory) / _folder_name(step))
+def folder(directory: Location, step: int, fence: str | None = None) -> Path | StoragePath:
+    """Return the folder for a checkpoint of ``step`` under the fence with this id, whether or not it exists."""
+    return native(StoragePath.of(directory) / _folder_name(step, fence))
+
+
+def checkpoint_of_step(directory: Location, step: int) -> CommittedCheckpoint:
+    """Return the checkpoint of ``step``, of the last attempt if several attempts wrote one.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: The store does not answer, or refuses.
+    """
+    for checkpoint in committed(directory):
+        if checkpoint.step == step:
+            return checkpoint
+    raise FileNotFoundError(
+        f"there is no checkpoint of step {step} in {directory}; see the folder for those that exist"
+    )
 
 
 def publish(
@@ -152,7 +170,8 @@ def publish(
 ) -> CommittedCheckpoint:
     """Commit the files in ``staging`` as the checkpoint of ``step`` and return it.
 
-    If an intact checkpoint of that step exists, it stays; a damaged one is replaced.
+    If this attempt has committed an intact checkpoint of that step before, it stays; a damaged one is replaced. One of
+    another attempt is not touched.
 
     Args:
         staging: Local folder with the checkpoint's files; removed on success, unchanged after an error.
@@ -166,9 +185,10 @@ def publish(
 
     Raises:
         CheckpointStoreError: The store cannot be written; nothing is committed.
-        StaleAttemptError: A later attempt holds the fence; nothing is committed.
+        StaleAttemptError: A later attempt holds the fence; nothing that counts is committed.
     """
-    target = folder(directory, step)
+    fence = permit.fence if permit else None
+    target = folder(directory, step, fence)
     names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     checkpoint = CommittedCheckpoint(
         path=target,
@@ -198,7 +218,7 @@ def publish(
 
         open_store(directory).deliver(
             Delivery(
-                name=_folder_name(step),
+                name=_folder_name(step, fence),
                 source=staging,
                 files=[file.name for file in files],
                 marker_name=MARKER,
@@ -208,7 +228,8 @@ def publish(
             )
         )
         if permit:
-            _withdraw_when_stale(delivered, permit)
+            # If a later attempt has taken over since the last check, the checkpoint may not count, and is left alone.
+            permit.check()
     except STORE_ERRORS as error:
         raise store_error(directory, error) from error
     shutil.rmtree(staging, ignore_errors=True)
@@ -251,15 +272,17 @@ def read_committed(path: Location) -> CommittedCheckpoint:
 def committed(directory: Location) -> list[CommittedCheckpoint]:
     """Return the checkpoints in ``directory``, newest first; a folder without a readable marker is logged and skipped.
 
-    Checksums are not verified. If the directory does not exist, the list is empty.
+    Of several of one step, the one of the last attempt comes first. What a chief committed after a later attempt had
+    taken over is left out. Checksums are not verified. If the directory does not exist, the list is empty.
 
     Raises:
         OSError: The store does not answer, or refuses.
     """
     store = open_store(directory)
+    fence = read_fence(directory)
     found = []
     for name in store.folders():
-        if not _STEP_FOLDER.fullmatch(name):
+        if not _STEP_FOLDER.fullmatch(name) or _is_late(name, fence):
             continue
         try:
             found.append(read_committed(store.directory / name))
@@ -268,7 +291,7 @@ def committed(directory: Location) -> list[CommittedCheckpoint]:
         except FileNotFoundError:
             # Pruned since it was listed, or files on an object store whose marker is not written (yet).
             continue
-    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+    return sorted(found, key=lambda c: (c.step, c.attempt or 0, c.path.name), reverse=True)
 
 
 def latest_committed(directory: Location, *, verify: bool = True) -> CommittedCheckpoint | None:
@@ -322,19 +345,26 @@ def prune(
 
     Args:
         directory: Folder of a training's checkpoints.
-        keep_last: Number of newest checkpoints to keep, at least 1.
+        keep_last: Number of newest checkpoints to keep, at least 1. Of several of one step only the first counts.
         keep_best: Number of best checkpoints by ``monitor`` to keep in addition.
         monitor: Metric for ``keep_best``.
         mode: ``max`` or ``min``, see `best_committed`.
-        known_good: A checkpoint that was just written, so that its checksums need not be verified again.
+        known_good: A checkpoint that was just written, so that its checksums need not be verified again; it stays.
         beat: Called whenever some bytes have been read, and after each removal.
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}; keep at least 1 checkpoint")
     checkpoints = committed(directory)
-    kept = {c.path for c in checkpoints[:keep_last]}
+    of_step = {c.step: c for c in reversed(checkpoints)}
+    if known_good is not None and known_good.step in of_step:
+        of_step[known_good.step] = known_good
+    of_steps = list(of_step.values())[::-1]
+    kept = {c.path for c in of_steps[:keep_last]}
     if monitor is not None:
-        kept |= {c.path for c in _best_first(checkpoints, monitor, mode)[:keep_best]}
+        kept |= {c.path for c in _best_first(of_steps, monitor, mode)[:keep_best]}
+    if known_good is not None:
+        # Checkpoints of later steps may be damaged, or of a training that was resumed from an earlier one.
+        kept.add(known_good.path)
     expired = [c for c in checkpoints if c.path not in kept]
     if expired:
         # If all the kept checkpoints were damaged, pruning would remove the last intact one.
@@ -351,9 +381,15 @@ def prune(
 def clean_staging(directory: Location) -> list[Path | StoragePath]:
     """Remove leftovers of interrupted publishing and pruning from ``directory``, and return their folders.
 
+    Checkpoints that do not count, because their chief committed them too late, are leftovers as well.
+
     Call it only while nothing is being published: before the training starts, by the chief that holds the fence.
     """
     store = open_store(directory)
+    fence = read_fence(directory)
+    late = [name for name in store.folders() if _is_late(name, fence)]
+    for name in late:
+        store.remove(name)
 
     def parts(name: str) -> set[str] | None:
         if not _STEP_FOLDER.fullmatch(name):
@@ -365,7 +401,7 @@ def clean_staging(directory: Location) -> list[Path | StoragePath]:
         except CheckpointDamagedError:
             return None
 
-    return [native(store.directory / name) for name in store.clean(parts)]
+    return [native(store.directory / name) for name in (*late, *store.clean(parts))]
 
 
 def discard(path: Location) -> None:
@@ -374,17 +410,13 @@ def discard(path: Location) -> None:
     open_store(place.parent).remove(place.name)
 
 
-def _withdraw_when_stale(checkpoint: CommittedCheckpoint, permit: Permit) -> None:
-    """Withdraw a checkpoint that was committed after the fence had changed."""
-    try:
-        permit.check()
-    except StaleAttemptError:
-        discard(checkpoint.path)
-        raise
+def _is_late(name: str, fence: Fence | None) -> bool:
+    found = _STEP_FOLDER.fullmatch(name)
+    return found is not None and found[1] is not None and fence is not None and not fence.counts(name, found[1])
 
 
-def _folder_name(step: int) -> str:
-    return f"step-{step:08d}"
+def _folder_name(step: int, fence: str | None) -> str:
+    return f"step-{step:08d}" if fence is None else f"step-{step:08d}-{fence[:_FENCE_DIGITS]}"
 
 
 def _read_whole(path: Path | StoragePath, beat: Callable[[], None]) -> CommittedCheckpoint | None:

@@ -1,12 +1,17 @@
 """The fence: ``FENCE.json`` beside the checkpoints says which attempt of a training may publish them.
 
 A chief that was only cut off must not publish into the training that continued without it. The driver therefore sets
-the fence before an attempt, and the chief checks it right before and after each commit.
+the fence before an attempt, and the chief checks it right before and after each commit. It may still be paused between
+check and commit. Therefore the name of a checkpoint has the fence that it was committed under, so no commit replaces or
+removes another attempt's; and once the driver has chosen where the attempt begins, the fence lists the earlier
+checkpoints that count (`adopt`): what a chief of before commits later does not. (Different names also make conditional
+puts unnecessary on object stores: no two chiefs write the same marker.)
 """
 
 import json
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,10 +46,24 @@ class StaleAttemptError(RuntimeError):
 
 
 class Fence(NamedTuple):
-    """The attempt that may publish: its number, and an id that distinguishes equal numbers of different drivers."""
+    """The attempt that may publish, and the checkpoints that count besides its own.
+
+    Attributes:
+        attempt: Its number.
+        id: Distinguishes equal numbers of different drivers.
+        earlier: Ids of fences before it, all of whose checkpoints count; empty once those are listed in ``kept``.
+        kept: Names of the folders of earlier checkpoints that count.
+    """
 
     attempt: int
     id: str
+    earlier: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def counts(self, folder: str, fence_digits: str) -> bool:
+        """Return whether the checkpoint in a folder counts, whose name has these first digits of a fence's id."""
+        is_of_fence = any(id_.startswith(fence_digits) for id_ in (self.id, *self.earlier))
+        return is_of_fence or folder in self.kept
 
 
 def fence_from_environment(directory: Location) -> Fence | None:
@@ -72,11 +91,32 @@ def fence(directory: Location, attempt: int) -> Fence:
             # An empty folder where there should be a fence means that the disk is gone.
             raise FileNotFoundError(f"it has no {FENCE} of attempt {attempt - 1}: is the disk still there?")
         store.make()
-        mine = Fence(attempt, uuid.uuid4().hex)
-        (store.directory / FENCE).write_bytes(json.dumps(mine._asdict()).encode())
+        former = read_fence(directory)
+        earlier, kept = ((*former.earlier, former.id), former.kept) if former else ((), ())
+        mine = Fence(attempt, uuid.uuid4().hex, earlier, kept)
+        _write(directory, mine)
     except STORE_ERRORS as error:
         raise store_error(directory, error) from error
     return mine
+
+
+def adopt(directory: Location, mine: Fence, names: Iterable[str]) -> Fence:
+    """Let only the checkpoints in the folders ``names`` count from now on, besides those of the attempt itself.
+
+    Raises:
+        StaleAttemptError: Another attempt has set its fence since.
+        OSError: The store does not answer, or refuses.
+    """
+    now = read_fence(directory)
+    if now is not None and now.id != mine.id:
+        raise StaleAttemptError(str(directory), mine.attempt, now.attempt)
+    adopted = mine._replace(earlier=(), kept=tuple(names))
+    _write(directory, adopted)
+    return adopted
+
+
+def _write(directory: Location, fence: Fence) -> None:
+    (StoragePath.of(directory) / FENCE).write_bytes(json.dumps(fence._asdict()).encode())
 
 
 def read_fence(directory: Location) -> Fence | None:
@@ -88,7 +128,8 @@ def read_fence(directory: Location) -> Fence | None:
     path = StoragePath.of(directory) / FENCE
     try:
         document = json.loads(path.read_bytes())
-        return Fence(int(document["attempt"]), str(document["id"]))
+        lists = (tuple(map(str, document.get(name, ()))) for name in ("earlier", "kept"))
+        return Fence(int(document["attempt"]), str(document["id"]), *lists)
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:
@@ -103,12 +144,14 @@ class Permit:
     Attributes:
         directory: Folder of the checkpoints.
         attempt: Number of the attempt.
-        held: The fence that was set for it, or None.
+        held: The fence that was found when it began, or None.
+        fence: Id of the fence that was set for this attempt, by which its checkpoints are named; None if it has none.
     """
 
     directory: Location
     attempt: int
     held: Fence | None
+    fence: str | None = None
 
     def check(self) -> None:
         """Compare with the current fence.

@@ -181,13 +181,16 @@ class SetAlias:
 
 @dataclass(frozen=True)
 class SetStatus:
-    """The end status of a run: ``FINISHED`` or ``FAILED``."""
+    """The status of a run: ``RUNNING``, ``FINISHED`` or ``FAILED``; the latter two also end it."""
 
     status: str
 
     def send(self, client: Any, run_id: str) -> None:
-        """End the run."""
-        client.set_terminated(run_id, self.status)
+        """Set the status."""
+        if self.status == "RUNNING":
+            client.update_run(run_id, status=self.status)
+        else:
+            client.set_terminated(run_id, self.status)
 
     def __str__(self) -> str:
         """Name the call in a message."""

@@ -6,6 +6,7 @@ A new backend is one file in this folder and one line in the table here.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mirrorspark.scoring.backends.keras_file import KerasBackend
 from mirrorspark.scoring.backends.lightgbm_file import LightGBMBackend
@@ -42,7 +43,9 @@ def compared_libraries(name: str) -> tuple[str, ...]:
     return _BACKENDS[name].compared
 
 
-def load_backend(name: str, path: Path, *, signature: str | None, threads: int | None) -> Backend:
+def load_backend(
+    name: str, path: Path, *, signature: str | None = None, threads: int | None = None, trusted: bool = False
+) -> Backend:
     """Load a model of another library.
 
     Args:
@@ -50,6 +53,7 @@ def load_backend(name: str, path: Path, *, signature: str | None, threads: int |
         path: The model's file or folder.
         signature: Signature of a SavedModel; None for other models.
         threads: Threads of the backend, if it has threads of its own; None means one per core.
+        trusted: Whether Python code in a file of Keras may run.
 
     Raises:
         UnsupportedModelError: The model cannot be loaded or scored, or there is no such backend.
@@ -57,6 +61,9 @@ def load_backend(name: str, path: Path, *, signature: str | None, threads: int |
     """
     if name not in _BACKENDS:
         raise UnsupportedModelError(f"backend '{name}' is unknown; use one of {sorted(_BACKENDS)}")
+    options: dict[str, Any] = {"threads": threads}
     if signature is not None:
-        return _BACKENDS[name].load(path, signature=signature, threads=threads)
-    return _BACKENDS[name].load(path, threads=threads)
+        options["signature"] = signature
+    if trusted:
+        options["trusted"] = True
+    return _BACKENDS[name].load(path, **options)

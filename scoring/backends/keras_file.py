@@ -1,7 +1,13 @@
-"""Backend for files of Keras 2 (tf-keras): ``.keras`` and ``.h5``."""
+"""Backend for files of Keras 2 (tf-keras): ``.keras`` and ``.h5``.
 
-from collections.abc import Mapping, Sequence
+Such a file can hold Python code (``Lambda`` layers) or name any class of any module, which loading would run.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,23 +20,29 @@ from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, sta
 class KerasBackend:
     """A tf-keras model, called as one graph; ``model.predict`` takes several times as long for a batch."""
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, trusted: bool = False) -> None:
         """Load the model; imports TensorFlow and tf-keras.
 
         Args:
             path: The file.
             threads: Ignored: TensorFlow uses the threads of the process (:func:`limit_tensorflow`).
+            trusted: Whether code in the file may run.
 
         Raises:
-            UnsupportedModelError: The file is not a tf-keras model, or the model has no inputs or keeps state between
-                calls.
+            UnsupportedModelError: The file is not a tf-keras model or holds code and is not trusted, or the model has
+                no inputs or keeps state between calls.
             ModuleNotFoundError: A library is not installed here.
         """
         tf = start_tensorflow()
         keras = library("tf_keras", f"the model {path.name} needs tf-keras")
         self.threads = compute_threads(tf)
+        if not trusted and (code := _code_in(path)) is not None:
+            raise UnsupportedModelError(
+                f"{path} holds {code}, which loading would run here with your rights; if you trust who made the file, "
+                f"give trust=True to package_model, or export a SavedModel (model.export), which holds no Python code"
+            )
         try:
-            model = keras.models.load_model(path, compile=False)
+            model = keras.models.load_model(path, compile=False, safe_mode=not trusted)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             # Files of Keras 3 have other classes and settings, which fail in tf-keras in several ways.
             raise UnsupportedModelError(
@@ -68,3 +80,42 @@ class KerasBackend:
         arrays = [inputs[array.name] for array in self.signature.inputs]
         given = self._call(*(self._to_tensor(with_rank(*pair)) for pair in zip(arrays, self._ranks, strict=True)))
         return {name: given[name].numpy() for name in outputs}
+
+
+def _code_in(path: Path) -> str | None:
+    """Return what in the file would run Python code that is not Keras' own, or None."""
+    for node in _objects(_configuration(path)):
+        name, module = node.get("class_name"), node.get("module")
+        if name in ("Lambda", "__lambda__"):
+            return "a Lambda layer"
+        if isinstance(module, str) and module.partition(".")[0] not in ("keras", "tf_keras"):
+            return f"an object of {module}.{name}"
+    return None
+
+
+def _configuration(path: Path) -> Any:
+    """Return the description of the model's layers, without that of its loss and metrics, which are not loaded.
+
+    Raises:
+        UnsupportedModelError: The file has none.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                document = json.loads(archive.read("config.json"))
+            return {key: value for key, value in document.items() if key != "compile_config"}
+        h5py = library("h5py", f"the model {path.name} needs h5py")
+        with h5py.File(path, "r") as file:
+            return json.loads(file.attrs["model_config"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"{path} holds no Keras model ({error}); save a whole model (model.save), not its weights alone"
+        ) from error
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, dict | list):
+        for element in value.values() if isinstance(value, dict) else value:
+            yield from _objects(element)

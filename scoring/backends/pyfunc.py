@@ -3,7 +3,10 @@
 Names and types of columns are those of the model's MLflow signature.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,8 @@ class PyfuncBackend:
         pyfunc = library("mlflow.pyfunc", "an MLflow model needs MLflow")
         self.signature = mlflow_signature(folder)
         try:
-            self._model = pyfunc.load_model(str(folder))
+            with _no_bytecode(folder):
+                self._model = pyfunc.load_model(str(folder))
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"the MLflow model {folder.name} needs the module '{error.name}', which is not installed here; install "
@@ -77,6 +81,20 @@ class PyfuncBackend:
                 f"the signature of what it gives (infer_signature)"
             )
         return {name: arrays[name] for name in outputs}
+
+
+@contextlib.contextmanager
+def _no_bytecode(folder: Path) -> Iterator[None]:
+    """Let no bytecode below ``folder`` run or be written there: the digest of a model covers only its sources."""
+    if any(folder.rglob("__pycache__")):
+        # For the rest of the process, since the model may import more when it predicts. Without a cache, imports take
+        # longer; so it is not done for models that have none.
+        sys.pycache_prefix = os.devnull
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def mlflow_signature(folder: Path) -> Signature:

@@ -428,13 +428,20 @@ def find_model_directory(folder: Path) -> Path:
 def model_files(folder: Path) -> list[tuple[str, Path]]:
     """Return the files below ``folder`` that the digest covers, with their relative names, sorted.
 
-    Python's caches are left out: they appear when code in an MLflow model is first imported.
+    Python's caches are left out: they appear when code in an MLflow model is first imported, and scoring ignores them.
+
+    Raises:
+        ModelDirectoryError: A part of it is a link to a folder.
     """
-    return sorted(
-        (path.relative_to(folder).as_posix(), path)
-        for path in folder.rglob("*")
-        if path.is_file() and path.parent.name != "__pycache__"
-    )
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_symlink() and path.is_dir():
+            raise ModelDirectoryError(
+                f"{path} is a link to a folder, whose files the digest of the model would not cover; copy the folder"
+            )
+        if path.is_file() and path.parent.name != "__pycache__":
+            found.append((path.relative_to(folder).as_posix(), path))
+    return sorted(found)
 
 
 def folder_digest(folder: Path) -> str:

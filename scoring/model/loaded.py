@@ -274,7 +274,13 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
 
 def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:
     name = description.backend
-    backend = load_backend(name, folder / description.file, signature=description.signature, threads=threads)
+    backend = load_backend(
+        name,
+        folder / description.file,
+        signature=description.signature,
+        threads=threads,
+        trusted=description.trusted,
+    )
     hooks = Hooks.load(folder / HOOKS_FILE) if description.hooks else None
     found = decoders(description.inputs, backend.signature, name, hooks)
     takes = None if PREPROCESS in description.hooks else backend.signature

@@ -18,6 +18,7 @@ from mirrorspark.scoring.model.directory import (
     read_description,
     write_description,
 )
+from mirrorspark.storage.paths import leads_out
 
 # Outputs whose elements can have names.
 _LABELLED_TYPES = (array_of("float"), array_of("double"))
@@ -36,6 +37,7 @@ class PackagedDescription:
         hooks: Names of the hooks that are called.
         labels: Names of the elements by output, in order; outputs without names are left out.
         versions: Versions at packaging of everything that the scores depend on: Python and libraries.
+        trusted: Whether Python code in the model's file may run.
     """
 
     backend: str
@@ -48,8 +50,14 @@ class PackagedDescription:
     hooks: tuple[str, ...] = field(default_factory=tuple)
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    trusted: bool = field(default_factory=bool)
 
     def __post_init__(self) -> None:
+        if leads_out(self.file):
+            raise ModelDirectoryError(
+                f"the description names the file '{self.file}', which is outside of the model's folder and its digest; "
+                f"package the model again"
+            )
         check_outputs(self.outputs)
         for output, names in self.labels.items():
             _check_labels(output, names, self.outputs)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 import pyarrow as pa
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
@@ -21,8 +20,17 @@ from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
 from mirrorspark.data_pipelines.spark.errors import first_line, task_message
 from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches
-from mirrorspark.scoring.precomputed.store import INTEGER, ROWS_TABLES, TEXT, StoreError, StoreMetadata
+from mirrorspark.scoring.precomputed.store import (
+    INTEGER,
+    ROWS_TABLES,
+    TEXT,
+    StoreError,
+    StoreMetadata,
+    row_checksum,
+    seal,
+)
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN
+from mirrorspark.storage.atomic_file import temporary_beside
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode
 
@@ -252,9 +260,10 @@ def _written(path: Path, columns: Mapping[str, str], rows: Iterable[Encoded], fa
             metadata = StoreMetadata(columns, count, tuple(sorted(versions)), created, fallback)
             metadata.save(connection)
             connection.commit()
-            return metadata
     except sqlite3.OperationalError as error:
         raise OSError(f"{path.parent} takes no store: {error}") from error
+    seal(path)
+    return metadata
 
 
 def _filled(
@@ -274,7 +283,7 @@ def _filled(
     last: int | str | None = None
     rows = 0
 
-    def checked_rows() -> Iterator[tuple[int | str, str]]:
+    def checked_rows() -> Iterator[tuple[int | str, str, int]]:
         nonlocal rows, last
         for last, value, version in encoded:
             if last is None:
@@ -283,10 +292,10 @@ def _filled(
             if version is not None:
                 versions.add(version)
             rows += 1
-            yield last, value
+            yield last, value, row_checksum(last, value)
 
     try:
-        connection.executemany("INSERT INTO rows VALUES (?, ?)", checked_rows())
+        connection.executemany("INSERT INTO rows VALUES (?, ?, ?)", checked_rows())
     except sqlite3.IntegrityError as error:
         raise StoreError(
             f"the key {last!r} of column '{key}' is there twice; keep one row of each key, such as by "
@@ -319,12 +328,9 @@ def _check_place(store: StoragePath, mode: SaveMode) -> None:
 def _atomic_file(store: StoragePath, mode: SaveMode) -> Iterator[Path]:
     """Yield the path of a temporary file, which becomes ``store`` at the end, or is removed if the block raises."""
     store.parent.make_folder()
-    partial = store.parent / f".{store.name}.{uuid4().hex}"
-    try:
-        yield partial.local
-        partial.flush_to_disk()
+    with temporary_beside(store.local) as partial:
+        yield partial
+        StoragePath.of(partial).flush_to_disk()
         _check_place(store, mode)
-        partial.rename(store)
+        partial.rename(store.local)
         store.parent.flush_to_disk()
-    finally:
-        partial.local.unlink(missing_ok=True)

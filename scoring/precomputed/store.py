@@ -2,6 +2,10 @@
 
 :func:`scoring.precomputed.precompute.precompute` writes a store. A store never changes; a new one replaces it in one
 step.
+
+A store carries a checksum of the whole file, which opening verifies, and one of each row, which every look-up verifies.
+So a damaged file is refused, and a row that changes on the disk while its store is open gives an error instead of other
+values.
 """
 
 import json
@@ -10,12 +14,13 @@ import operator
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
-FORMAT = 1
+FORMAT = 2
 INTEGER, TEXT = "int64", "string"
 """Arrow names of the key types."""
 
@@ -23,18 +28,32 @@ METADATA_TABLE = "CREATE TABLE metadata (name TEXT PRIMARY KEY NOT NULL, value T
 # The integer key of a plain table is its row id, which is SQLite's fastest access. Strings need an index, and a table
 # without row ids is that index (sqlite.org/withoutrowid.html).
 ROWS_TABLES: Mapping[str, str] = {
-    INTEGER: "CREATE TABLE rows (key INTEGER PRIMARY KEY NOT NULL, value TEXT NOT NULL)",
-    TEXT: "CREATE TABLE rows (key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID",
+    INTEGER: "CREATE TABLE rows (key INTEGER PRIMARY KEY NOT NULL, value TEXT NOT NULL, checksum INTEGER NOT NULL)",
+    TEXT: (
+        "CREATE TABLE rows (key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL, checksum INTEGER NOT NULL) "
+        "WITHOUT ROWID"
+    ),
 }
+_ROW_OF_KEY = "SELECT key, value, checksum FROM rows WHERE key = ?"
+_FIRST_ROW = "SELECT key, value, checksum FROM rows ORDER BY key ASC LIMIT 1"
+_LAST_ROW = "SELECT key, value, checksum FROM rows ORDER BY key DESC LIMIT 1"
 
 _LOGGER = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1.0
 _INTEGERS = range(-(2**63), 2**63)
+# The user version of SQLite's file header (sqlite.org/fileformat.html): four bytes that SQLite leaves to the
+# application. They hold the checksum of the file, for which they count as zeros.
+_SEAL = slice(60, 64)
+_READ_BYTES = 1 << 22
 
 
 class StoreError(ValueError):
     """Raised for an invalid store, or a table that cannot become one; the message gives the remedy."""
+
+
+class DamagedStoreError(StoreError):
+    """Raised when the bytes of a store are not those that were written."""
 
 
 class Row(dict[str, Any]):
@@ -92,7 +111,7 @@ class StoreMetadata:
 
         Raises:
             StoreError: The store has another format.
-            sqlite3.Error: The file is not a store.
+            sqlite3.Error, ValueError, KeyError, TypeError: The file is not a store.
         """
         document = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM metadata")}
         found = document.get("format")
@@ -102,10 +121,39 @@ class StoreMetadata:
         return cls(**values | {"model_versions": tuple(values["model_versions"])})
 
 
+def row_checksum(key: int | str, value: str) -> int:
+    """Return the CRC-32 of a row: of its key and its value, so that it fits no other row."""
+    return zlib.crc32(f"{key}\n{value}".encode())
+
+
+def seal(path: Path) -> None:
+    """Write the checksum of a closed store into its file.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with path.open("r+b") as file:
+        checksum = _file_checksum(file)
+        file.seek(_SEAL.start)
+        file.write(checksum.to_bytes(4, "big"))
+
+
+def _file_checksum(file: BinaryIO) -> int:
+    file.seek(0)
+    start = bytearray(file.read(_READ_BYTES))
+    start[_SEAL] = bytes(4)
+    checksum = zlib.crc32(start)
+    while block := file.read(_READ_BYTES):
+        checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
 class PrecomputedScores:
     """Look-up of rows in a store by key. Thread-safe.
 
-    A look-up notices within a second that a new store has replaced the open one.
+    A look-up notices within a second that a new store has replaced the open one, and has it opened and verified in the
+    background. From then on the new store answers; if it cannot be opened or is damaged, :attr:`refused` gives the
+    reason and the open one goes on to answer.
     """
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -115,6 +163,10 @@ class PrecomputedScores:
         self._lock = threading.Lock()
         self._store = _Store.open(self._path)
         self._next_check = clock() + _CHECK_SECONDS
+        self._opening: threading.Thread | None = None
+        self._refused: _Refused | None = None
+        self._damage: str | None = None
+        self._is_closed = False
 
     @classmethod
     def open(cls, path: str | Path) -> "PrecomputedScores":
@@ -122,6 +174,7 @@ class PrecomputedScores:
 
         Raises:
             FileNotFoundError: The file does not exist.
+            DamagedStoreError: The file's checksum does not match. The file is read once for this.
             StoreError: The file is not a store, or has another format.
         """
         return cls(path)
@@ -131,6 +184,7 @@ class PrecomputedScores:
 
         Raises:
             TypeError: The store has keys of another type.
+            DamagedStoreError: The row has changed since it was written.
         """
         return self.get_many([key])[0]
 
@@ -138,12 +192,16 @@ class PrecomputedScores:
         """Return the result of :meth:`get` for each key, in order and all from the same store.
 
         Raises:
-            TypeError: As for :meth:`get`.
+            TypeError, DamagedStoreError: As for :meth:`get`.
         """
         wanted = list(keys)
         with self._lock:
             store = self._current()
-            return [store.row(key) for key in wanted]
+            try:
+                return [store.row(key) for key in wanted]
+            except DamagedStoreError as error:
+                self._damage = str(error)
+                raise
 
     @property
     def metadata(self) -> StoreMetadata:
@@ -151,21 +209,46 @@ class PrecomputedScores:
         with self._lock:
             return self._current().metadata
 
+    @property
+    def refused(self) -> str | None:
+        """Why the newest file is not in use; None where it is."""
+        with self._lock:
+            self._current()
+            return None if self._refused is None else self._refused.reason
+
+    def check(self) -> None:
+        """Read the first and the last row, as a probe of the open store.
+
+        Raises:
+            DamagedStoreError: They cannot be read, or an earlier look-up in this store found damage.
+        """
+        with self._lock:
+            if self._damage is None:
+                try:
+                    self._current().check()
+                except DamagedStoreError as error:
+                    self._damage = str(error)
+            if self._damage is not None:
+                raise DamagedStoreError(self._damage)
+
     def reload(self) -> None:
         """Check for a new store now.
 
         Raises:
-            FileNotFoundError: The file is gone. The open store stays in use, here and in the next case.
+            FileNotFoundError: The file is gone. The open store stays in use, here and in the next cases.
+            DamagedStoreError: The new file's checksum does not match.
             StoreError: The new file is not a store, or has another format.
         """
         with self._lock:
-            self._reload()
+            if _identity(self._path) == self._store.identity:
+                return
+        self._replace(_Store.open(self._path))
 
     def close(self) -> None:
         """Close the store, which cannot be used afterwards."""
         with self._lock:
             self._store.connection.close()
-            self._next_check = float("inf")
+            self._is_closed = True
 
     def __enter__(self) -> "PrecomputedScores":
         return self
@@ -174,22 +257,67 @@ class PrecomputedScores:
         self.close()
 
     def _current(self) -> "_Store":
+        """Return the open store; the caller holds the lock."""
         now = self._clock()
-        if now >= self._next_check:
+        if now >= self._next_check and not self._is_closed:
             self._next_check = now + _CHECK_SECONDS
-            try:
-                self._reload()
-            except (OSError, StoreError) as error:
-                # A look-up does not fail for this, because the open store still answers.
-                _LOGGER.warning("the open store stays in use, because the new one cannot be opened: %s", error)
+            self._look_for_replacement()
         return self._store
 
-    def _reload(self) -> None:
-        if _identity(self._path) == self._store.identity:
+    def _look_for_replacement(self) -> None:
+        if self._opening is not None and self._opening.is_alive():
             return
-        former, self._store = self._store, _Store.open(self._path)
-        former.connection.close()
-        _LOGGER.info("%s has been replaced: %s", self._path, self._store.metadata)
+        try:
+            identity = _identity(self._path)
+        except OSError as error:
+            self._refuse(None, error)
+            return
+        if identity == self._store.identity:
+            self._refused = None
+        elif self._refused is None or self._refused.identity != identity:
+            # Verifying reads the whole file; look-ups go on meanwhile.
+            self._opening = threading.Thread(target=self._open_replacement, args=(identity,), daemon=True)
+            self._opening.start()
+
+    def _open_replacement(self, identity: "_Identity") -> None:
+        try:
+            self._replace(_Store.open(self._path))
+        except (OSError, StoreError) as error:
+            with self._lock:
+                self._refuse(identity, error)
+
+    def _replace(self, store: "_Store") -> None:
+        with self._lock:
+            if self._is_closed:
+                store.connection.close()
+                return
+            former, self._store = self._store, store
+            former.connection.close()
+            self._refused = self._damage = None
+        _LOGGER.info("%s has been replaced: %s", self._path, store.metadata)
+
+    def _refuse(self, identity: "_Identity | None", error: Exception) -> None:
+        refused = _Refused(identity, str(error))
+        if refused != self._refused:
+            # A look-up does not fail for this, because the open store still answers.
+            _LOGGER.warning("the open store stays in use, because the new one cannot be used: %s", error)
+        self._refused = refused
+
+
+_Identity: TypeAlias = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A replacement that is not used.
+
+    Attributes:
+        identity: Of the file; None where there is no file.
+        reason: Why it is not used.
+    """
+
+    identity: _Identity | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -200,7 +328,8 @@ class _Store:
         identity: Identity of the file, which differs for a replacement of the same name.
     """
 
-    identity: tuple[int, int, int]
+    identity: _Identity
+    path: Path
     connection: sqlite3.Connection
     metadata: StoreMetadata
 
@@ -214,24 +343,66 @@ class _Store:
             # The file never changes, so SQLite needs neither a lock nor a journal.
             uri = f"{path.as_uri()}?mode=ro&immutable=1"
             connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-            return cls(identity, connection, StoreMetadata.load(connection))
-        except (sqlite3.Error, StoreError) as error:
+            metadata = StoreMetadata.load(connection)
+            _verify(path)
+        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             if connection is not None:
                 connection.close()
+            if isinstance(error, DamagedStoreError):
+                raise
             raise StoreError(
                 f"{path} is no store of rows: {error}; write one with mirrorspark.scoring.precomputed.precompute"
             ) from error
+        if _identity(path) != identity:
+            # Replaced since: the file that was verified may not be the one that is open.
+            connection.close()
+            return cls.open(path)
+        return cls(identity, path, connection, metadata)
 
     def row(self, key: int | str) -> Row | None:
         """Return the row of ``key``, the fallback, or None."""
         wanted = self._checked(key)
         found = None
         if isinstance(wanted, str) or wanted in _INTEGERS:
-            found = self.connection.execute("SELECT value FROM rows WHERE key = ?", (wanted,)).fetchone()
-        text = self.metadata.fallback if found is None else found[0]
+            found = self._one(_ROW_OF_KEY, wanted)
+        text = self.metadata.fallback if found is None else found
         if text is None:
             return None
         return Row(zip(self.metadata.columns, [wanted, *json.loads(text)], strict=True), is_fallback=found is None)
+
+    def check(self) -> None:
+        """Read the first and the last row.
+
+        Raises:
+            DamagedStoreError: They are not as they were written.
+        """
+        for query in (_FIRST_ROW, _LAST_ROW):
+            if self._one(query) is None:
+                raise self._damaged("it has no rows")
+
+    def _one(self, query: str, *values: int | str) -> str | None:
+        """Return the value of the row that ``query`` finds, or None if there is no such row.
+
+        Raises:
+            DamagedStoreError: The row is not as it was written, or SQLite cannot read it.
+        """
+        try:
+            found = self.connection.execute(query, values).fetchone()
+        except sqlite3.ProgrammingError:
+            raise  # used after it was closed
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise self._damaged(error) from error
+        if found is None:
+            return None
+        key, value, checksum = found
+        if row_checksum(key, value) != checksum:
+            raise self._damaged(f"the checksum of the row of key {key!r} does not match")
+        return str(value)
+
+    def _damaged(self, reason: object) -> DamagedStoreError:
+        return DamagedStoreError(
+            f"{self.path} is damaged: {reason}; write it again with mirrorspark.scoring.precomputed.precompute"
+        )
 
     def _checked(self, key: int | str) -> int | str:
         if self.metadata.key_type == TEXT:
@@ -249,7 +420,23 @@ class _Store:
         )
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
+def _verify(path: Path) -> None:
+    """Compare the file with its checksum.
+
+    Raises:
+        DamagedStoreError: They differ.
+    """
+    with path.open("rb") as file:
+        file.seek(_SEAL.start)
+        sealed = int.from_bytes(file.read(4), "big")
+        if _file_checksum(file) != sealed:
+            raise DamagedStoreError(
+                f"{path} is damaged: its checksum does not match; copy it again from where it was written, or write "
+                "it again with mirrorspark.scoring.precomputed.precompute"
+            )
+
+
+def _identity(path: Path) -> _Identity:
     """Return an identity that differs for a replacement of the same name.
 
     Raises:

@@ -358,7 +358,13 @@ class WriteJob:
                     f"write to it will do so"
                 )
             raise
-        moved.finish(self.staging, self.target)
+        try:
+            moved.finish(self.staging, self.target)
+        except OSError as error:
+            if moved.deletes:
+                raise  # readers of others still see the old files; to write again replaces them
+            # The files are published: a caller who was told of a failure would append them again.
+            _LOGGER.warning("%s is written, but %s is missing there: %s", self.target, SUCCESS_FILE, error)
 
     def _move(self, files: Sequence[WrittenFile], last: Sequence[str], lease: Lease) -> None:
         """Move the files to their paths in the target; a file of unexpected size is an error."""

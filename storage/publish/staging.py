@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.paths import StoragePath, leads_out
 
 SUCCESS_FILE = "_SUCCESS"
 """Empty file that is written last, as Spark's own writers do; its presence shows that the last write was complete."""
@@ -329,5 +329,5 @@ def check_inside(paths: Iterable[str]) -> None:
         UnsafeJournalError: A path is absolute, or has a part ``..``.
     """
     for path in paths:
-        if not isinstance(path, str) or {"", ".", ".."} & {*path.split("/")}:
+        if not isinstance(path, str) or {"", ".", ".."} & {*path.split("/")} or leads_out(path):
             raise UnsafeJournalError(f"{path!r} is not a path inside the target folder")

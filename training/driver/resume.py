@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fence import FENCE, fence, read_fence
+from mirrorspark.callbacks.checkpoints.fence import FENCE, adopt, fence, read_fence
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.plan import AttemptPlan
 
@@ -61,4 +61,5 @@ def resume_point(
         )
     if checkpoint is None and has_checkpoints:
         logger.warning("there is no whole checkpoint in %s; the training starts afresh", plan.checkpoints)
+    adopt(plan.checkpoints, mine, [one.path.name for one in found])
     return ResumePoint(mine.id, checkpoint, found[0].step if found else 0)

@@ -12,10 +12,11 @@ import mirrorspark
 from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
 from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
+from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.protocol.activity import Phase
-from mirrorspark.training.ring.errors import RingConnectError, RingError
+from mirrorspark.training.ring.errors import RingChecksumError, RingConnectError, RingError
 
 # Longest message of an error; the traceback may be longer.
 MESSAGE_LENGTH = 4000
@@ -36,7 +37,7 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
     Returns:
         ``cause`` is one of :data:`training.protocol.cause.Cause`: ``peer`` if the error shows another rank's end,
         ``start`` if the worker never began to train (a taken port, an unreachable rank, an import), ``store`` if the
-        store of the files failed, ``machine`` if memory, threads, file descriptors or the network gave out, ``user`` if
+        store of the files failed, ``machine`` if memory, threads, file descriptors or the network failed, ``user`` if
         it comes from the model, the data or the configuration, and would recur, and otherwise ``unknown``. Secrets are
         removed from message and traceback. If the error has the step in which it began, the event has ``epoch`` and
         ``step_in_epoch``.
@@ -83,6 +84,7 @@ _MACHINE_MESSAGES = (
     "Cannot assign requested address",
     "No buffer space available",
     "can't start new thread",
+    "RingChecksumError",  # Raised by our ring within an operation of TensorFlow.
 )
 
 # Errors of a disk that is full, broken, remounted read-only or gone.
@@ -167,6 +169,8 @@ def _own_cause(error: BaseException, phase: Phase) -> str | None:
             return "store"
         case StaleAttemptError():  # A later attempt has taken over.
             return "peer"
+        case RingChecksumError() | WeightsDifferError():
+            return "machine"
         case RingError():
             return "start" if phase in _STARTING else "peer"
         case OSError(errno=errno.EADDRINUSE):

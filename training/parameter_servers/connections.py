@@ -14,8 +14,10 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from mirrorspark.training.protocol.handshake import (
@@ -35,6 +37,8 @@ _MESSAGE_BYTES = 1 << 12
 _CONNECT_PAUSE_SECONDS = 0.05
 _POLL_SECONDS = 0.2
 _CLOSE_SECONDS = 5.0
+# Ranks authenticate within milliseconds, so of too many clients that have not, the oldest is disconnected.
+_MOST_UNPROVEN = 64
 
 logger = logging.getLogger(__name__)
 
@@ -98,23 +102,18 @@ class ClusterConnections:
         deadline = time.monotonic() + timeout_seconds
         connections: dict[int, _Connection] = {}
         registrations: dict[int, Registration] = {}
-        with socket.create_server(split_address(address), backlog=roles.ranks) as listener:
+        with (
+            socket.create_server(split_address(address), backlog=roles.ranks) as listener,
+            _Admissions(listener, token) as admissions,
+        ):
             try:
                 while len(connections) < roles.ranks - 1:
                     missing = next(rank for rank in range(1, roles.ranks) if rank not in connections)
-                    listener.settimeout(max(0.01, deadline - time.monotonic()))
                     try:
-                        accepted, _ = listener.accept()
-                    except TimeoutError as error:
+                        connection, registration = admissions.next(max(0.01, deadline - time.monotonic()))
+                    except Empty as error:
                         what = f"({roles.of(missing)}) has not connected within {timeout_seconds:g} s"
                         raise RingConnectError(missing, what) from error
-                    connection = _Connection(accepted)
-                    try:
-                        registration = connection.accept(token)
-                    except (OSError, ValueError, TypeError) as error:
-                        logger.debug("refused a connection: %s", error)
-                        connection.close()
-                        continue
                     rank = registration.rank
                     if rank in connections:  # Its first connection broke.
                         connections[rank].close()
@@ -202,6 +201,76 @@ class ClusterConnections:
             left = self._roles.workers - sum(self._roles.is_dispensable(lost) for lost in self._lost)
         if self._roles.is_dispensable(rank):
             logger.warning("%s (rank %d) is gone: %d go on", self._roles.of(rank), rank, left)
+
+
+class _Admissions:
+    """Accepts connections and authenticates each in a thread of its own, so that silent strangers delay nobody."""
+
+    def __init__(self, listener: socket.socket, token: str) -> None:
+        self._listener = listener
+        self._token = token
+        self._admitted: SimpleQueue[tuple[_Connection, Registration]] = SimpleQueue()
+        # Guards the fields below.
+        self._lock = threading.Lock()
+        self._unproven: deque[_Connection] = deque()
+        self._is_over = False
+        self._thread = threading.Thread(target=self._accept, name="admissions", daemon=True)
+
+    def __enter__(self) -> "_Admissions":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._is_over = True
+            unproven = list(self._unproven)
+        hang_up(self._listener)
+        self._thread.join(_CLOSE_SECONDS)
+        for connection in unproven:
+            hang_up(connection.socket)
+        with contextlib.suppress(Empty):
+            while True:
+                self._admitted.get_nowait()[0].close()
+
+    def next(self, seconds: float) -> "tuple[_Connection, Registration]":
+        """Return the next authenticated connection and its registration.
+
+        Raises:
+            Empty: None came within ``seconds``.
+        """
+        return self._admitted.get(timeout=seconds)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except ConnectionAbortedError:
+                continue
+            except OSError:  # The listener was shut down.
+                return
+            connection = _Connection(accepted)
+            with self._lock:
+                self._unproven.append(connection)
+                surplus = self._unproven.popleft() if len(self._unproven) > _MOST_UNPROVEN else None
+            if surplus is not None:
+                hang_up(surplus.socket)
+            threading.Thread(target=self._admit, args=(connection,), daemon=True).start()
+
+    def _admit(self, connection: "_Connection") -> None:
+        try:
+            registration = connection.accept(self._token)
+        except (OSError, ValueError, TypeError) as error:
+            logger.debug("refused a connection: %s", error)
+            connection.close()
+            return
+        finally:
+            with self._lock, contextlib.suppress(ValueError):
+                self._unproven.remove(connection)
+        with self._lock:
+            if not self._is_over:
+                self._admitted.put((connection, registration))
+                return
+        connection.close()
 
 
 class CoordinatorConnection:

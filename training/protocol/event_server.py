@@ -23,6 +23,7 @@ from mirrorspark.training.protocol.events import (
 )
 from mirrorspark.training.protocol.handshake import (
     HANDSHAKE_SECONDS,
+    RefusalLog,
     TokenMismatchError,
     authenticate_client,
     hang_up,
@@ -57,6 +58,7 @@ class EventServer:
         # The number of each client's last event. Guarded by _turn.
         self._last: dict[str, int] = {}
         self._token = secrets.token_hex(32)
+        self._refusals = RefusalLog(logger, "an event connection")
         # Guards the two fields below, so that a client that connects now still gets retained commands.
         self._commanding = threading.Lock()
         self._lines: set[_Line] = set()
@@ -101,7 +103,7 @@ class EventServer:
                 if needs_answer:
                     line.say({"acknowledged": number})
         except TokenMismatchError:
-            logger.warning("refused an event connection from %s: wrong token", connection.client_address[0])
+            self._refusals.add(connection.client_address[0])
         except (OSError, ValueError, TypeError, KeyError) as error:
             # A rank that dies breaks its connection; its task or Spark reports the death.
             logger.debug("event connection ended: %s", error)

@@ -2,13 +2,19 @@
 
 import contextlib
 import hmac
+import logging
+import math
 import secrets
 import socket
+import threading
+import time
+from collections.abc import Callable
 from io import IOBase
 
 HANDSHAKE_SECONDS = 10.0
 HANDSHAKE_LINE_BYTES = 1 << 12
 _NONCE_BYTES = 32
+_REFUSALS_SECONDS = 60.0
 
 # After ten seconds of silence three probes, five seconds apart: a vanished host breaks the connection.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
@@ -104,6 +110,30 @@ def notice_silence(connection: socket.socket) -> None:
     keep_alive(connection)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ACKNOWLEDGED_IN_MILLISECONDS)
+
+
+class RefusalLog:
+    """Logs callers that failed to authenticate: the first at once, the others counted in one line a minute."""
+
+    def __init__(self, logger: logging.Logger, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """Log to ``logger``; ``what`` is what the callers wanted."""
+        self._logger = logger
+        self._what = what
+        self._clock = clock
+        self._turn = threading.Lock()
+        self._unlogged = 0
+        self._next = -math.inf
+
+    def add(self, host: str) -> None:
+        """Count a refused caller from ``host``."""
+        with self._turn:
+            self._unlogged += 1
+            if (now := self._clock()) < self._next:
+                return
+            self._next = now + _REFUSALS_SECONDS
+            count, self._unlogged = self._unlogged, 0
+        others = f" and {count - 1} more since the last such line" if count > 1 else ""
+        self._logger.warning("refused %s from %s%s: wrong token", self._what, host, others)
 
 
 def hang_up(connection: socket.socket) -> None:

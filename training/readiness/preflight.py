@@ -22,13 +22,14 @@ from mirrorspark.storage.paths import StorageError, StoragePath
 from mirrorspark.training.readiness.checks import Check, PreflightError, failure, require, warning
 from mirrorspark.training.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
 from mirrorspark.training.readiness.executor_probe import SHARED_PACKAGES, with_timeout
-from mirrorspark.training.spark_session import MINIMUM_JAVA, java_major_version, task_slots
+from mirrorspark.training.spark_session import MINIMUM_JAVA, driver_address, java_major_version, task_slots
 
 __all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"]
 
 REACH_SECONDS = 3.0
 EXECUTORS_SECONDS = 20.0
 
+_LOOPBACK = ("127.0.0.1", "::1", "[::1]", "localhost")
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Only the service itself could check these.
 _DATABRICKS = ("databricks", "databricks-uc", "uc")
@@ -53,9 +54,10 @@ def check_cluster(
     *,
     checkpoints: str | None = None,
     gpus_per_worker: int = 0,
+    open_servers: str | None = None,
     asks_local: bool = False,
 ) -> list[Check]:
-    """Return the checks of a session: slots, dynamic allocation, and its executors.
+    """Return the checks of a session: slots, dynamic allocation, network, and its executors.
 
     Args:
         spark: The session.
@@ -63,12 +65,13 @@ def check_cluster(
         output: Folder that the executors must share with the driver; None for no check.
         checkpoints: Another folder or store that they must share; in a local session only the driver writes to it.
         gpus_per_worker: Required GPUs of every task.
+        open_servers: Strategy that starts TensorFlow's unauthenticated servers without permission to do so on a
+            network; None where there is permission, or no need for it.
         asks_local: Probe the tasks of a local session, too; a run skips this, since they share the driver's machine.
     """
     if type(spark).__module__.startswith("pyspark.sql.connect"):
         return [_refused_connect("the session is one of Spark Connect")]
-    encryption = _encryption(spark)
-    checks = [_slots(spark, workers), _allocation(spark), *([encryption] if encryption else [])]
+    checks = [_slots(spark, workers), _allocation(spark), *_network(spark, open_servers)]
     if not all(check.passed for check in checks):
         return checks
     folders = {"--output": StoragePath.of(_existing(output))} if output else {}
@@ -272,6 +275,34 @@ def _allocation(spark: SparkSession) -> Check:
     if spark.sparkContext.getConf().get(key, "false").lower() == "true":
         return failure("allocation", f"{key} is true, which Spark refuses for barrier jobs; set it to false")
     return Check("allocation", True, "fixed")
+
+
+def _network(spark: SparkSession, open_servers: str | None) -> list[Check]:
+    """Return what the network of a cluster leaves open; nothing where all of it is on this machine."""
+    found = [check] if (check := _encryption(spark)) else []
+    if driver_address(spark) in _LOOPBACK:
+        return found
+    conf = spark.sparkContext.getConf()
+    if open_servers is not None:
+        found.append(
+            failure(
+                "servers",
+                f"strategy {open_servers} starts TensorFlow's servers on all interfaces, where they run any graph for "
+                f"any caller; use --allow-open-servers on a network of trusted machines, or the strategy ring",
+            )
+        )
+    if conf.get("spark.authenticate", "false").lower() != "true":
+        found.append(
+            warning(
+                "network",
+                "spark.authenticate is off, so any machine that reaches the executors' ports can read what they "
+                "exchange and give them tasks; where the network has other users, set it and "
+                "spark.network.crypto.enabled to true",
+            )
+        )
+    elif conf.get("spark.network.crypto.enabled", "false").lower() != "true":
+        found.append(warning("network", "spark.network.crypto.enabled is off, so executors exchange rows in the clear"))
+    return found
 
 
 def _encryption(spark: SparkSession) -> Check | None:

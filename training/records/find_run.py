@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import socket
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +17,9 @@ from mirrorspark.training.records.run_state import (
     STALE_SECONDS,
     RunState,
     RunUnderWayError,
-    driver_of,
     read_state,
     under_way,
+    watch_driver,
 )
 
 if TYPE_CHECKING:  # The import takes long, and a search for runs does not need it.
@@ -118,7 +117,7 @@ def _find(
         for path, state in _of_identity(runs, identity):
             if state.status == "finished":
                 continue
-            if driver_of(path, state) in (None, "gone"):
+            if watch_driver(path, state, say) in (None, "gone"):
                 return RunFolder(path, identity, state.mlflow_run_id), state
             say(_passed_over(path, state))
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
@@ -158,7 +157,7 @@ def _decisive(config: RunIdentity, dataset_hash: str) -> tuple[RunFolder, RunSta
     identity = f"{config.identity}-{dataset_hash}"
     broken_off: tuple[RunFolder, RunState] | None = None
     for path, state in _of_identity(_runs(config), identity):
-        if driver_of(path, state) not in (None, "gone"):
+        if watch_driver(path, state) not in (None, "gone"):
             raise under_way(path, state)
         found = RunFolder(path, identity, state.mlflow_run_id), state
         if state.status == "finished":
@@ -188,10 +187,9 @@ def _passed_over(folder: Path, state: RunState) -> str:
         return (
             f"run {folder.name} of the same configuration is under way ({who}{where}), so a new one begins; {goes_on}"
         )
-    ago = max(0.0, time.time() - state.heartbeat)
     return (
-        f"run {folder.name} of the same configuration is under way ({who}, last heard of {ago:.0f} s ago), so a new "
-        f"one begins; the same command goes on with it once its driver has been silent for {STALE_SECONDS:.0f} s"
+        f"run {folder.name} of the same configuration is under way ({who}, which sends heartbeats), so a new one "
+        f"begins; the same command goes on with it once its driver has been silent for {STALE_SECONDS:.0f} s"
     )
 
 

@@ -21,7 +21,7 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import EVENTS_FILE, STATE_FILE, WARM_START_FOLDER
 from mirrorspark.training.protocol.rounds import Every
 from mirrorspark.training.protocol.rounds import every as call_every
-from mirrorspark.training.records.run_lock import hold_lock
+from mirrorspark.training.records.run_lock import LockState, hold_lock
 from mirrorspark.training.records.run_state import (
     HEARTBEAT_SECONDS,
     RunState,
@@ -31,6 +31,7 @@ from mirrorspark.training.records.run_state import (
     driver_of,
     read_state,
     under_way,
+    watch_driver,
 )
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class RunFolder:
             before = read_state(self.path)
             if seen is not None and before != seen:
                 raise under_way(self.path, before)
-            if before is not None and before.status == "running" and before.driver(lock, clock()) == "alive":
+            if before is not None and self._is_taken(before, lock, was_watched=seen is not None):
                 raise under_way(self.path, before)
             hold.is_continued_after_fence = before is not None and before.is_fenced
             run_id = self.continues or (before and before.mlflow_run_id) or None
@@ -155,6 +156,11 @@ class RunFolder:
                 held.close()
                 with hold.lock:
                     hold.state = None
+
+    def _is_taken(self, state: RunState, lock: LockState, *, was_watched: bool) -> bool:
+        if state.status != "running" or state.driver(lock) != "unknown":
+            return state.status == "running" and state.driver(lock) == "alive"
+        return not was_watched and watch_driver(self.path, state) == "alive"
 
     def when_lost(self, action: Callable[[], None]) -> None:
         """Call ``action`` if another driver takes over the run from this one."""

@@ -113,7 +113,7 @@ class RunRecord:
     def driver(self) -> Driver | None:
         """State of the driver of an unfinished run; None for a run that has ended.
 
-        A driver on another host that has no heartbeat is ``unknown``.
+        A driver on another host whose lock cannot be seen is ``unknown``.
         """
         return driver_of(self.path, self.state)
 

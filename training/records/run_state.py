@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,10 +18,13 @@ from mirrorspark.training.records.run_lock import LockState, look_at_lock
 Status = Literal["running", "failed", "stopped", "finished"]
 Driver = Literal["alive", "gone", "unknown"]
 
-# A driver on another machine, whose lock cannot be seen, writes a heartbeat into the run's state. The machines' clocks
-# may differ by the difference between these two values.
+# A driver writes a heartbeat into the run's state. Where its lock cannot be seen, others watch by their own clock
+# whether it changes: the clocks of two machines are never compared.
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+# What this process has watched for that long already; a driver that goes on changes its state.
+_SILENT: set[tuple[Path, "RunState"]] = set()
 
 _SAME_START_SECONDS = 2.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -59,25 +63,16 @@ class RunState:
     heartbeat: float | None = None
     is_fenced: bool = False
 
-    @property
-    def is_alive(self) -> bool:
-        """True if its driver may still be running, judged without the lock in its folder."""
-        return self.status == "running" and self.driver() != "gone"
-
-    def driver(self, lock: LockState = "unknown", now: float | None = None) -> Driver:
-        """Return the state of the driver of an unfinished run.
+    def driver(self, lock: LockState = "unknown") -> Driver:
+        """Return the state of the driver of an unfinished run, as far as it shows at one look.
 
         Args:
             lock: State of the lock in the run's folder, as seen from here.
-            now: Seconds since the epoch.
         """
         if lock == "held":
             return "alive"
-        is_stale = self.heartbeat is not None and (now or time.time()) - self.heartbeat > STALE_SECONDS
         if self.host != socket.gethostname() or (self.boot and self.boot != boot_id()):
-            if self.heartbeat is None:
-                return "unknown"
-            return "gone" if is_stale else "alive"
+            return "unknown"
         if lock == "free" and self.holder:
             return "gone"
         try:
@@ -85,7 +80,7 @@ class RunState:
         except psutil.NoSuchProcess:
             return "gone"
         if self.heartbeat is not None:
-            return "gone" if is_stale else "alive"
+            return "unknown"
         # The clock may have been adjusted since, which shifts the start time a little.
         return "alive" if abs(started - self.process_started) < _SAME_START_SECONDS else "gone"
 
@@ -96,8 +91,44 @@ class RunState:
 
 
 def driver_of(folder: Path, state: RunState) -> Driver | None:
-    """Return the state of the driver of an unfinished run; None for a run that has ended."""
+    """Return the state of the driver of an unfinished run at one look; None for a run that has ended."""
     return state.driver(look_at_lock(folder)) if state.status == "running" else None
+
+
+def watch_driver(
+    folder: Path,
+    state: RunState,
+    say: Callable[[str], None] = logger.warning,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Driver | None:
+    """Do :func:`driver_of`; where only a heartbeat can tell, watch for ``STALE_SECONDS`` whether it changes.
+
+    Args:
+        folder: The run's folder.
+        state: The run's state.
+        say: Gets a message before it waits.
+        clock: Returns seconds; monotonic.
+        sleep: Waits for so many seconds.
+    """
+    found = driver_of(folder, state)
+    if found != "unknown" or state.heartbeat is None:
+        return found
+    if (folder, state) in _SILENT:
+        return "gone"
+    say(
+        f"watching for up to {STALE_SECONDS:.0f} s whether the driver of run {folder.name} (process {state.process} on "
+        f"{state.host}) is alive"
+    )
+    begun = clock()
+    while clock() - begun < STALE_SECONDS:
+        sleep(_LOOK_SECONDS)
+        now = read_state(folder)
+        if now is not None and now != state:
+            return "alive" if now.status == "running" else None
+    _SILENT.add((folder, state))
+    return "gone"
 
 
 def read_state(folder: Path) -> RunState | None:

@@ -13,6 +13,7 @@ import selectors
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import cast
 
@@ -21,6 +22,8 @@ from mirrorspark.training.ring.errors import RingConnectError
 
 _SOCKET_BUFFER_BYTES = 4 << 20
 _CONNECT_PAUSE_SECONDS = 0.02
+# A rank sends its hello as soon as it is connected, so of too many clients without one the oldest is disconnected.
+_MOST_UNPROVEN = 64
 
 _NONCE_BYTES = 16
 _PROOF_BYTES = 32
@@ -84,8 +87,10 @@ def _connect(address: str, rank: int, peer: int, token: str, deadline: float) ->
 def _accept(listener: socket.socket, peer: int, token: str, deadline: float) -> tuple[socket.socket, bytes]:
     """Accept ``peer``, and reply. Return the connection, and the nonce that the peer must prove.
 
-    All clients are read concurrently, so that an unauthenticated silent one delays nobody; others are refused.
+    All clients are read concurrently, so that silent ones delay nobody and are bounded in number; those without the
+    token are refused.
     """
+    unproven: deque[socket.socket] = deque()
     with selectors.DefaultSelector() as selector:
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ)
@@ -93,10 +98,14 @@ def _accept(listener: socket.socket, peer: int, token: str, deadline: float) -> 
             while (left := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
                     if key.fileobj is listener:
-                        client, _ = listener.accept()
+                        try:
+                            client, _ = listener.accept()
+                        except (BlockingIOError, ConnectionAbortedError):
+                            continue  # It is gone already.
                         client.setblocking(False)
+                        unproven.append(client)
                         selector.register(client, selectors.EVENT_READ, bytearray())
-                    elif (hello := _receive_hello(key, selector)) is not None:
+                    elif key.fileobj in unproven and (hello := _receive_hello(key, selector, unproven)) is not None:
                         client = cast(socket.socket, key.fileobj)
                         rank, theirs, proof = _HELLO.unpack(hello)
                         if rank == peer and hmac.compare_digest(
@@ -104,15 +113,20 @@ def _accept(listener: socket.socket, peer: int, token: str, deadline: float) -> 
                         ):
                             return client, _reply(client, token, theirs, deadline)
                         client.close()
+                while len(unproven) > _MOST_UNPROVEN:
+                    oldest = unproven.popleft()
+                    selector.unregister(oldest)
+                    oldest.close()
         finally:
-            for key in list(selector.get_map().values()):
-                if key.fileobj is not listener:
-                    cast(socket.socket, key.fileobj).close()
+            for client in unproven:
+                client.close()
     raise RingConnectError(peer, "has not connected in time")
 
 
-def _receive_hello(key: selectors.SelectorKey, selector: selectors.BaseSelector) -> bytes | None:
-    """Receive more of a client's hello; once it is complete, return it and unregister the client."""
+def _receive_hello(
+    key: selectors.SelectorKey, selector: selectors.BaseSelector, unproven: deque[socket.socket]
+) -> bytes | None:
+    """Receive more of a client's hello; once it is complete or the client is gone, unregister it; return the hello."""
     client, so_far = cast(socket.socket, key.fileobj), key.data
     try:
         more = client.recv(_HELLO.size - len(so_far))
@@ -122,6 +136,7 @@ def _receive_hello(key: selectors.SelectorKey, selector: selectors.BaseSelector)
     if more and len(so_far) < _HELLO.size:
         return None
     selector.unregister(client)
+    unproven.remove(client)
     if len(so_far) == _HELLO.size:
         return bytes(so_far)
     client.close()

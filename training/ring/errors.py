@@ -19,5 +19,9 @@ class RingConnectError(RingError):
     """The ring could not be built when the attempt began."""
 
 
+class RingChecksumError(RingError):
+    """Bytes from another rank changed on the way."""
+
+
 class RingMismatchError(RuntimeError):
     """Ranks are in different collectives: their programs or their batches differ."""

@@ -44,9 +44,9 @@ def started(store: Path, *flags: str) -> "subprocess.Popen[str]":
 
 
 @contextlib.contextmanager
-def serving(store: Path) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
+def serving(store: Path, *flags: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
     """Yield the port of a server, and its process."""
-    process = started(store)
+    process = started(store, *flags)
     try:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -59,11 +59,11 @@ def serving(store: Path) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
         process.communicate()
 
 
-def ask(port: int, path: str) -> tuple[int, Any]:
+def ask(port: int, path: str, **headers: str) -> tuple[int, Any]:
     """Return status and answer: of JSON its value, else the text."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     with contextlib.closing(connection):
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         text = answer.read().decode()
         is_json = answer.headers["content-type"] == "application/json"
@@ -113,6 +113,43 @@ def test_a_store_that_takes_the_place_of_the_old_one_is_served(tmp_path: Path) -
         while ask(port, "/health")[1]["rows"] == 1:
             assert time.monotonic() < deadline, "the new store has not been seen"
         assert ask(port, "/rows/1")[1]["row"]["score"] == 2.0
+
+
+def test_damage_is_told_by_status_and_by_health(tmp_path: Path) -> None:
+    """S19, T6: a damaged replacement is refused, and a damaged row of the open store has no answer."""
+    keys = range(400)  # several pages, of which the server has read the first and the last
+    store = store_of(tmp_path, list(keys), 0.125)
+    sound = store.read_bytes()
+    with serving(store) as (port, _):
+        assert ask(port, "/health")[1]["refused"] is None
+        damaged = tmp_path / "damaged.db"
+        places = [found.start() for found in re.finditer(rb"0\.125", sound)]
+        damaged.write_bytes(sound.replace(b"0.125", b"0.625"))
+        store.rename(tmp_path / "open.db")
+        damaged.rename(store)
+        deadline = time.monotonic() + SECONDS
+        while (refused := ask(port, "/health")[1]["refused"]) is None:
+            assert time.monotonic() < deadline, "the damaged store has not been seen"
+        assert "is damaged: its checksum does not match" in refused
+        assert ask(port, "/rows/0") == (200, {"is_fallback": False, "row": row(0, 0.125)})
+        with (tmp_path / "open.db").open("r+b") as file:
+            file.seek(places[200])
+            file.write(b"0.625")
+        answers = [ask(port, f"/rows/{key}") for key in keys]
+        (damage,) = [text for status, text in answers if status == 503]
+        assert "is damaged: the checksum of the row" in damage
+        assert {answer["row"]["score"] for status, answer in answers if status == 200} == {0.125}
+        assert ask(port, "/health")[0] == 503
+
+
+def test_requests_for_another_host_are_refused(tmp_path: Path) -> None:
+    """S12: no page of another site reads rows through its visitor's browser."""
+    with serving(store_of(tmp_path, [1]), "--allow-host", "Scores.Example") as (port, _):
+        for host in ("localhost", f"127.0.0.1:{port}", "[::1]:80", "scores.example:443", socket.gethostname()):
+            assert ask(port, "/rows/1", Host=host)[0] == 200
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", ""):
+            status, text = ask(port, "/rows/1", Host=host)
+            assert (status, "is not a name of this server" in text) == (421, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,6 +42,40 @@ def connected() -> Iterator[tuple[ClusterConnections, list[CoordinatorConnection
     connections.close()
     for line in lines:
         line.close()
+
+
+def test_silent_strangers_delay_no_registration() -> None:
+    """S12: each would take the ten seconds that a handshake has, one after the other."""
+    [address] = free_addresses(1)
+    host, port = address.split(":")
+    with ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as ending:
+        accepting = pool.submit(ClusterConnections.accept_all, address, ROLES, "secret", SECONDS)
+        wait_until(lambda: is_listening(host, int(port)))
+        strangers = [
+            ending.enter_context(socket.create_connection((host, int(port)), timeout=SECONDS)) for _ in range(100)
+        ]
+        begin = time.monotonic()
+        lines = [
+            pool.submit(
+                CoordinatorConnection.register, address, Registration(rank, f"host:{rank}", ""), "secret", SECONDS
+            )
+            for rank in (1, 2, 3)
+        ]
+        connections = accepting.result()
+        ending.callback(connections.close)
+        for line in lines:
+            ending.callback(line.result().close)
+        assert time.monotonic() - begin < 10
+        for stranger in strangers:  # nobody is left waiting
+            with contextlib.suppress(ConnectionResetError):
+                while stranger.recv(100):
+                    pass
+
+
+def is_listening(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
 
 
 def never() -> None:

@@ -331,7 +331,9 @@ def cluster(
 ) -> dict[str, Check]:
     # Those that never come are not waited for long.
     monkeypatch.setattr(preflight, "EXECUTORS_SECONDS", 60.0 if slots[-1] >= workers else 0.5)
-    spark: Any = FakeSpark(monkeypatch, slots, **{"master": "spark://host:7077"} | rest)
+    spark: Any = FakeSpark(
+        monkeypatch, slots, **{"master": "spark://host:7077", "spark.driver.host": "127.0.0.1"} | rest
+    )
     return {check.name: check for check in check_cluster(spark, workers, shared)}
 
 
@@ -364,7 +366,8 @@ def test_dynamic_allocation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_executors_are_asked_of_the_nearest_folder_that_is_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    spark: Any = FakeSpark(monkeypatch, [2], "spark://host:7077")
+    conf = {"spark.driver.host": "127.0.0.1"}
+    spark: Any = FakeSpark(monkeypatch, [2], "spark://host:7077", **conf)
     checks = check_cluster(spark, 2, tmp_path / "new" / "output", checkpoints="s3://bucket/a", gpus_per_worker=1)
     assert [check.name for check in checks] == ["slots", "allocation", "executors"]
     folders = {"--output": StoragePath.of(tmp_path), "--checkpoints": StoragePath.of("s3://bucket/a")}
@@ -373,7 +376,8 @@ def test_executors_are_asked_of_the_nearest_folder_that_is_there(
 
 
 def test_an_invalid_place_for_checkpoints_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    spark: Any = FakeSpark(monkeypatch, [2], "spark://host:7077")
+    conf = {"spark.driver.host": "127.0.0.1"}
+    spark: Any = FakeSpark(monkeypatch, [2], "spark://host:7077", **conf)
     checks = check_cluster(spark, 2, checkpoints="s3:/bucket/a")
     assert not checks[-1].passed
     assert checks[-1].detail.startswith("s3:/bucket/a has one slash after s3:")
@@ -428,6 +432,27 @@ def test_an_encrypted_cluster_is_refused_unless_allowed(monkeypatch: pytest.Monk
     allowed = cluster(monkeypatch, 1, [1], None, **{"spark.ssl.enabled": "true", ignore: "true"})["encryption"]
     assert allowed.status == "warn"
     assert "encryption" not in cluster(monkeypatch, 1, [1])
+
+
+def test_an_open_network_is_reported_and_open_servers_need_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S12: on a cluster; on one machine nobody else can connect."""
+    there = {"spark.driver.host": "10.0.0.5"}
+    on_network = cluster(monkeypatch, 1, [1], **there)["network"]
+    assert (on_network.status, "spark.authenticate is off" in on_network.detail) == ("warn", True)
+    authenticated = there | {"spark.authenticate": "true"}
+    clear = cluster(monkeypatch, 1, [1], **authenticated)["network"]
+    assert (clear.status, "exchange rows in the clear" in clear.detail) == ("warn", True)
+    assert "network" not in cluster(monkeypatch, 1, [1], **authenticated | {"spark.network.crypto.enabled": "true"})
+    assert "network" not in cluster(monkeypatch, 1, [1], **{"spark.driver.host": "127.0.0.1"})
+    for strategy, host, status in (
+        ("parameter_server", "10.0.0.5", "FAIL"),
+        ("parameter_server", "127.0.0.1", None),
+        (None, "10.0.0.5", None),
+    ):
+        spark: Any = FakeSpark(monkeypatch, [1], **{"master": "spark://host:7077", "spark.driver.host": host})
+        servers = [check for check in check_cluster(spark, 1, open_servers=strategy) if check.name == "servers"]
+        assert [check.status for check in servers] == ([status] if status else [])
+        assert all("--allow-open-servers" in check.detail for check in servers)
 
 
 def test_a_session_of_spark_connect_is_refused_before_anything_is_asked_of_it() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.training.ring.connection import open_listener
-from mirrorspark.training.ring.errors import RingConnectError, RingError, RingMismatchError
+from mirrorspark.training.ring.errors import RingChecksumError, RingConnectError, RingError, RingMismatchError
 from mirrorspark.training.ring.ring import Ring
 from tests.unit.training.conftest import free_addresses
 
@@ -227,7 +227,7 @@ def test_silent_unauthenticated_clients_delay_no_rank() -> None:
     with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as silent:
         first = pool.submit(Ring.connect, 0, addresses, "secret", timeout_seconds=60)
         for _ in range(20):
-            silent.enter_context(_called(host, int(port)))
+            silent.enter_context(_called(host, port))
         begin = time.monotonic()
         second = pool.submit(Ring.connect, 1, addresses, "secret", timeout_seconds=60)
         for rank in (first, second):
@@ -235,12 +235,12 @@ def test_silent_unauthenticated_clients_delay_no_rank() -> None:
         assert time.monotonic() - begin < 10
 
 
-def _called(host: str, port: int) -> socket.socket:
+def _called(host: str, port: str) -> socket.socket:
     """Return a connection to who will listen there soon."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            return socket.create_connection((host, port), timeout=5)
+            return socket.create_connection((host, int(port)), timeout=5)
         except ConnectionRefusedError:
             assert time.monotonic() < deadline
 
@@ -274,3 +274,68 @@ def test_a_port_that_is_taken_is_an_error_of_this_rank() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(OSError, match="in use"):
             Ring.connect(0, [address, free_addresses(1)[0]], "secret", timeout_seconds=0.3)
+
+
+@contextmanager
+def pair_with_a_flipped_byte(place: int) -> Iterator[tuple[Ring, Ring]]:
+    """Yield two connected ranks, where byte ``place`` of what rank 0 sends arrives with one bit changed."""
+    sent, taken = socket.socketpair()
+    given, received = socket.socketpair()
+    back = socket.socketpair()
+    for end in (sent, received, *back):
+        end.setblocking(False)
+
+    def relay() -> None:
+        position = 0
+        while block := bytearray(taken.recv(1 << 16)):
+            if position <= place < position + len(block):
+                block[place - position] ^= 1 << place % 8
+            position += len(block)
+            given.sendall(block)
+        given.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(relay)
+        rings = Ring(0, 2, sent, back[1], limit_seconds=30), Ring(1, 2, back[0], received, limit_seconds=30)
+        try:
+            yield rings
+        finally:
+            for ring in rings:
+                ring.close()
+            taken.close()
+
+
+@pytest.mark.parametrize("collective", ["all_reduce", "all_gather"])
+def test_any_bit_that_changes_on_the_way_is_noticed(collective: str) -> None:
+    """T6: of the header and of the values, also where their number of bytes is no multiple of the checksum's."""
+    values = np.arange(7, dtype=np.float16)
+    clean = 3 * len(values.tobytes()) + 100
+    for place in range(clean):
+        with pair_with_a_flipped_byte(place) as (first, second), ThreadPoolExecutor(2) as pool:
+            other = pool.submit(getattr(first, collective), values)
+            found = pool.submit(getattr(second, collective), values)
+            error = found.exception()
+            if error is None:
+                assert place >= values.nbytes + 25, f"the change of byte {place} went unnoticed"
+                break
+            assert isinstance(error, RingChecksumError), error
+            assert "rank 0 sent" in str(error)
+            second.close()
+            other.exception()
+    else:
+        pytest.fail("every byte belongs to the first collective")
+    assert place >= values.nbytes + 25
+
+
+def test_a_flood_of_silent_clients_is_bounded_and_keeps_nobody_out() -> None:
+    """S12: more than may wait at a time."""
+    listeners = [open_listener("127.0.0.1") for _ in range(2)]
+    addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
+    with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as silent:
+        first = pool.submit(Ring.connect, 0, addresses, "secret", listener=listeners[0], timeout_seconds=60)
+        clients = [silent.enter_context(_called(*addresses[0].split(":"))) for _ in range(200)]
+        clients[0].settimeout(60)
+        assert clients[0].recv(1) == b""  # the oldest was disconnected
+        second = pool.submit(Ring.connect, 1, addresses, "secret", listener=listeners[1], timeout_seconds=60)
+        for rank in (first, second):
+            rank.result().close()

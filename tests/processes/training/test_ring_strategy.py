@@ -24,7 +24,7 @@ MEANS = ("mean_of_local_steps", "mean_of_accumulated_local_steps")
 OUTER = ("outer_steps", "outer_steps_of_losses")
 CASES = (
     *(*SYNCHRONOUS, "float16", "skipped_steps", *LOCAL, *IN_ROUNDS),
-    *(*MEANS, "custom_loop", "finite_dataset", "variables"),
+    *(*MEANS, "custom_loop", "finite_dataset", "variables", "diverged"),
 )
 
 Results = list[dict[str, np.ndarray]]
@@ -78,6 +78,14 @@ def test_all_workers_end_with_the_same_bits(results: Callable[[int], Results], c
     for name in first:
         if name.startswith(f"{case}/"):
             np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_weights_that_differ_by_the_least_are_noticed_by_all_workers(results: Callable[[int], Results]) -> None:
+    """T6: before a checkpoint is taken."""
+    assert results(1)[0]["diverged/message"] == ""
+    for rank in results(2):
+        assert "1 weights, the first of them dense" in str(rank["diverged/message"])
+        assert "differ between rank 0 and rank 1" in str(rank["diverged/message"])
 
 
 @pytest.mark.parametrize("case", ["float16", "local", "diloco"])

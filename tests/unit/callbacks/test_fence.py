@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fence import FENCE, Fence, Permit, StaleAttemptError, fence, read_fence
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
+from mirrorspark.callbacks.checkpoints.fence import FENCE, Fence, Permit, StaleAttemptError, adopt, fence, read_fence
+from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, Location
 from tests.unit.callbacks.committed_files import publish_files
 
 
-def publish(directory: Path, step: int, permit: Permit | None) -> None:
+def publish(directory: Location, step: int, permit: Permit | None) -> None:
     publish_files(directory, {"ckpt.index": "index"}, step=step, epoch=0, permit=permit)
 
 
@@ -38,19 +38,48 @@ def test_an_attempt_that_begins_behind_the_fence_is_refused(tmp_path: Path) -> N
         Permit(tmp_path, 1, read_fence(tmp_path)).check()
 
 
-def test_a_checkpoint_committed_while_the_fence_changes_is_withdrawn(tmp_path: Path) -> None:
+def test_a_checkpoint_committed_after_another_attempt_began_does_not_count(tmp_path: Path) -> None:
     """The process may be stopped between its look at the fence and the rename, for as long as it likes."""
     held = fence(tmp_path, 1)
+    publish(tmp_path, 10, Permit(tmp_path, 1, held, held.id))
 
     class StoppedBeforeTheRename(Permit):
         def check(self) -> None:
             super().check()
             if read_fence(tmp_path) == held:
-                fence(tmp_path, 2)
+                later = fence(tmp_path, 2)
+                adopt(tmp_path, later, [c.path.name for c in commit.committed(tmp_path)])
 
     with pytest.raises(StaleAttemptError):
-        publish(tmp_path, 10, StoppedBeforeTheRename(tmp_path, 1, held))
-    assert commit.committed(tmp_path) == []
+        publish(tmp_path, 20, StoppedBeforeTheRename(tmp_path, 1, held, held.id))
+    assert [c.step for c in commit.committed(tmp_path)] == [10]
+    later = fence(tmp_path, 3)
+    assert [c.step for c in commit.committed(tmp_path)] == [10]
+    with pytest.raises(StaleAttemptError, match="attempt 3 has taken over"):
+        adopt(tmp_path, held, [])
+    (removed,) = commit.clean_staging(tmp_path)
+    assert removed == commit.folder(tmp_path, 20, held.id)
+    assert read_fence(tmp_path) == later
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_a_chief_that_was_paused_takes_nothing_from_the_next_one(tmp_path: Path, kind: str) -> None:
+    """T6: both commit the same step, and only one checkpoint is kept."""
+    store: Location = tmp_path if kind == "local" else f"memory://paused/{tmp_path.name}"
+    held = fence(store, 1)
+
+    class PausedBeforeTheRename(Permit):
+        def check(self) -> None:
+            super().check()
+            if read_fence(store) == held:
+                later = adopt(store, fence(store, 2), [])
+                publish(store, 10, Permit(store, 2, later, later.id))
+                commit.prune(store, keep_last=1, known_good=commit.checkpoint_of_step(store, 10))
+
+    with pytest.raises(StaleAttemptError):
+        publish(store, 10, PausedBeforeTheRename(store, 1, held, held.id))
+    (left,) = commit.committed(store)
+    assert (left.step, left.attempt, left.damage()) == (10, 2, None)
 
 
 def test_a_store_that_lost_its_fence_is_gone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_links_are_those_of_generalised_linear_models(tmp_path: Path, link: str,
         ("parts.onnx", {}, UnsupportedModelError, "weights stand in files of their own has to be saved as one"),
         ("damaged.ubj", {}, UnsupportedModelError, "XGBoost .* cannot read"),
         ("damaged.txt", {}, UnsupportedModelError, "LightGBM .* cannot read"),
-        ("damaged.keras", {}, UnsupportedModelError, "cannot be read by tf-keras"),
+        ("damaged.keras", {}, UnsupportedModelError, "holds no Keras model"),
         ("damaged.json", {}, UnsupportedModelError, "is no JSON"),
         ({"coefficients": {}}, {}, UnsupportedModelError, "one coefficient per column"),
         ({"coefficients": {"a": 1}, "bias": 2}, {}, UnsupportedModelError, r"the linear model has \['bias'\], which"),
@@ -275,3 +276,65 @@ def test_a_library_that_is_missing_where_a_model_is_loaded_is_named(
     monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
     with pytest.raises(ModuleNotFoundError, match=rf"{need}, but .* has no module '{module}'; install mirrorspark"):
         LoadedModel(packages[name])
+
+
+def lambda_model(path: Path) -> Path:
+    """Save a model of which a part is Python bytecode in the file."""
+    import tf_keras
+
+    inputs = tf_keras.Input((3,), name="boxes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # tf-keras calls its own HDF5 form legacy
+        tf_keras.Model(inputs, tf_keras.layers.Lambda(lambda values: values[:, :1] * 2.0)(inputs)).save(path)
+    return path
+
+
+def with_foreign_class(path: Path) -> Path:
+    """Save a model, and have its file name a class of another module in place of Keras' own."""
+    import h5py
+
+    save_logistic_keras(path)
+    with h5py.File(path, "r+") as file:
+        document = json.loads(file.attrs["model_config"])
+        document["config"]["layers"][-1] |= {"module": "subprocess", "class_name": "Popen", "registered_name": "Popen"}
+        file.attrs["model_config"] = json.dumps(document)
+    return path
+
+
+def test_code_in_a_keras_file_runs_only_for_those_who_trust_it(tmp_path: Path) -> None:
+    """S12: the folder of the package carries the trust to wherever it is scored."""
+    columns = ["width", "height", "depth"]
+    table = pa.table({name: pa.array([float(number), 2.0]) for number, name in enumerate(columns, 3)})
+    for suffix in (".h5", ".keras"):
+        source = lambda_model(tmp_path / f"m{suffix}")
+        with pytest.raises(UnsupportedModelError, match=rf"m\{suffix} holds a Lambda layer, .*give trust=True"):
+            package_model(source, tmp_path / "refused", columns=columns)
+        folder = package_model(source, tmp_path / f"model{suffix}", columns=columns, trust=True)
+        (scores,) = LoadedModel(folder).score(table).values()
+        assert scores.ravel().tolist() == [6.0, 4.0]
+    with pytest.raises(UnsupportedModelError, match=r"holds an object of subprocess\.Popen, which loading would run"):
+        package_model(with_foreign_class(tmp_path / "foreign.h5"), tmp_path / "refused", columns=NAMES)
+    (tmp_path / "weights.h5").write_bytes(b"no model")
+    with pytest.raises(UnsupportedModelError, match=r"weights\.h5 holds no Keras model"):
+        package_model(tmp_path / "weights.h5", tmp_path / "refused", columns=NAMES)
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("file", ["../outside.json", "/outside.json", "inner/../../outside.json"])
+def test_a_package_scores_no_file_outside_of_its_digest(packages: dict[str, Path], tmp_path: Path, file: str) -> None:
+    """S12."""
+    copy = Path(shutil.copytree(packages["linear"], tmp_path / "copy"))
+    document = json.loads((copy / DESCRIPTION_FILE).read_text())
+    (tmp_path / "outside.json").write_bytes((copy / document["file"]).read_bytes())
+    (copy / DESCRIPTION_FILE).write_text(json.dumps(document | {"file": file}))
+    with pytest.raises(ModelDirectoryError, match="outside of the model's folder and its digest"):
+        ModelDirectory.open(resolve(copy).path)
+
+
+def test_a_linked_folder_in_a_model_is_refused(packages: dict[str, Path], tmp_path: Path) -> None:
+    """S12: its files would be outside of the digest."""
+    copy = Path(shutil.copytree(packages["saved_model"], tmp_path / "copy"))
+    (copy / "saved_model").rename(tmp_path / "elsewhere")
+    (copy / "saved_model").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelDirectoryError, match="saved_model is a link to a folder"):
+        resolve(copy)

@@ -1,9 +1,12 @@
 """S19: rows that were written by key come back as they were, from one file that is replaced while others read it."""
 
+import contextlib
 import itertools
 import logging
+import re
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
@@ -16,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.scoring.precomputed.precompute import encoded_batches, precompute
-from mirrorspark.scoring.precomputed.store import PrecomputedScores, StoreError
+from mirrorspark.scoring.precomputed.store import DamagedStoreError, PrecomputedScores, StoreError
 from mirrorspark.storage.paths import StorageError
 
 LISTS = pa.table(
@@ -46,6 +49,13 @@ def written(folder: Path, table: pa.Table, **knobs: Any) -> Path:
 
 def small(value: float = 0.5, keys: tuple[Any, ...] = (1, 2)) -> pa.Table:
     return pa.table({"id": list(keys), "items": [["a"]] * len(keys), "score": [value] * len(keys)})
+
+
+def await_score(scores: PrecomputedScores, expected: float) -> None:
+    """Return once key 1 has the expected score: a replacement is opened in the background."""
+    deadline = time.monotonic() + 30
+    while (row := scores.get(1)) is None or row["score"] != expected:
+        assert time.monotonic() < deadline, f"the store with the score {expected} is not in use: {scores.refused}"
 
 
 def test_every_value_comes_back_as_it_was_and_of_its_python_type(tmp_path: Path) -> None:
@@ -182,7 +192,7 @@ def test_a_new_store_is_seen_a_second_after_the_last_look_or_when_told(tmp_path:
         now[0] = 0.9
         assert scores.get(1) == {"id": 1, "items": ["a"], "score": 1.0}
         now[0] = 1.0
-        assert scores.get(1) == {"id": 1, "items": ["a"], "score": 2.0}
+        await_score(scores, 2.0)
         written(tmp_path, small(3.0, keys=("a",)), mode="overwrite")
         scores.reload()
         assert scores.get("a") == {"id": "a", "items": ["a"], "score": 3.0}
@@ -198,12 +208,60 @@ def test_a_store_stays_open_where_no_new_one_can_be(tmp_path: Path, caplog: pyte
             spoil()
             now[0] += 1.0
             caplog.clear()
+            deadline = time.monotonic() + 30
             with caplog.at_level(logging.WARNING, "mirrorspark.scoring.precomputed.store"):
-                assert scores.get(1) == {"id": 1, "items": ["a"], "score": 1.0}
-            assert "the open store stays in use" in caplog.text
-            with pytest.raises(error):
+                while "the open store stays in use" not in caplog.text:
+                    assert scores.get(1) == {"id": 1, "items": ["a"], "score": 1.0}
+                    assert time.monotonic() < deadline
+            with pytest.raises(error, match=re.escape(scores.refused or "nothing was refused")):
                 scores.reload()
         assert scores.get(2) is not None
+        written(tmp_path, small(2.0), mode="overwrite")
+        now[0] += 1.0
+        await_score(scores, 2.0)
+        assert scores.refused is None
+
+
+def test_a_store_with_any_changed_byte_is_refused_and_the_open_one_answers(tmp_path: Path) -> None:
+    """S19, T6: every byte counts, the unused ones of SQLite's pages too."""
+    store, now = written(tmp_path, small(1.0)), [0.0]
+    sound = store.read_bytes()
+    with PrecomputedScores(store, clock=lambda: now[0]) as scores:
+        damaged = tmp_path / "damaged.db"
+        for place in np.random.default_rng(1).choice(len(sound), 200, replace=False):
+            damaged.write_bytes(sound[:place] + bytes([sound[place] ^ 0x40]) + sound[place + 1 :])
+            with pytest.raises(StoreError):
+                PrecomputedScores.open(damaged)
+        damaged.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        damaged.rename(store)
+        with pytest.raises(DamagedStoreError, match=r"rows\.db is damaged: its checksum does not match"):
+            scores.reload()
+        assert scores.get(1) == {"id": 1, "items": ["a"], "score": 1.0}
+        scores.check()
+
+
+@pytest.mark.parametrize("keys", [(1, 2), ("1", "2")])
+def test_a_row_that_changes_while_its_store_is_open_is_never_answered(tmp_path: Path, keys: tuple[Any, ...]) -> None:
+    """S19, T6."""
+    store = written(tmp_path, small(0.125, keys=keys))
+    with PrecomputedScores.open(store) as scores:
+        content = store.read_bytes()
+        assert content.count(b"0.125") == 2
+        with store.open("r+b") as file:
+            file.seek(content.index(b"0.125"))
+            file.write(b"0.625")
+        found = []
+        for key in keys:
+            with contextlib.suppress(DamagedStoreError):
+                found.append(scores.get(key))
+        assert [row["score"] for row in found if row] == [0.125]
+        with pytest.raises(DamagedStoreError, match="the checksum of the row of key"):
+            scores.check()
+        with pytest.raises(FileExistsError):
+            written(tmp_path, small(0.125, keys=keys))
+        written(tmp_path, small(0.25, keys=keys), mode="overwrite")
+        scores.reload()
+        scores.check()
 
 
 def test_an_invalid_store_is_reported(tmp_path: Path) -> None:
@@ -214,9 +272,9 @@ def test_an_invalid_store_is_reported(tmp_path: Path) -> None:
         PrecomputedScores.open(tmp_path / "text.db")
     store = written(tmp_path, small())
     with closing(sqlite3.connect(store)) as connection:
-        connection.execute("UPDATE metadata SET value = '2' WHERE name = 'format'")
+        connection.execute("UPDATE metadata SET value = '1' WHERE name = 'format'")
         connection.commit()
-    with pytest.raises(StoreError, match="it has format 2, and this version reads 1"):
+    with pytest.raises(StoreError, match="it has format 1, and this version reads 2"):
         PrecomputedScores.open(store)
 
 
@@ -243,7 +301,7 @@ def test_threads_find_whole_stores_while_these_take_each_others_place(tmp_path: 
         finally:
             is_over.set()
         assert all(reader.result() > 0 for reader in readers)
-        assert scores.get(1) == {"id": 1, "items": ["a"], "score": 5.0}
+        await_score(scores, 5.0)
 
 
 def test_a_thousand_rows_are_objects_at_a_time() -> None:

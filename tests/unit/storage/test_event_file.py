@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mirrorspark.storage import event_file
 from mirrorspark.storage.event_file import Event, EventFile, EventTail
 
 
@@ -47,6 +48,22 @@ def test_an_event_can_be_read_as_soon_as_it_is_written(path: Path) -> None:
     for epoch in (1, 2):
         events.append({"event": "epoch_end", "rank": 0, "epoch": epoch})
         assert [event["epoch"] for event in kept(path)] == list(range(1, epoch + 1))
+
+
+def test_a_file_that_has_grown_too_large_takes_only_what_says_how_the_run_went(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(event_file, "LARGEST_BYTES", 1000)
+    events = EventFile(path, clock=clock)
+    for number in range(100):
+        clock.now += 60
+        events.append({"event": "log", "rank": 0, "message": f"message {number}"})
+    size = path.stat().st_size
+    assert 1000 < size < 1200
+    events.append({"event": "progress", "rank": 0, "step": 7})
+    events.append({"event": "epoch_end", "rank": 0, "epoch": 1})
+    assert kept(path)[-1] == {"event": "epoch_end", "rank": 0, "epoch": 1}
+    assert caplog.text.count("samples and logs are left out from now on") == 1
 
 
 def test_frequent_events_are_sampled_once_per_rank_and_ten_seconds(path: Path, clock: Clock) -> None:

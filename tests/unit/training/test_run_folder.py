@@ -21,11 +21,11 @@ import pytest
 
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.protocol.names import STATE_FILE
-from mirrorspark.training.records import find_run, run_folder
+from mirrorspark.training.records import find_run, run_folder, run_state
 from mirrorspark.training.records.find_run import RunFinishedError, find_finished, hold_run_folder
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_lock import hold_lock, look_at_lock
-from mirrorspark.training.records.run_state import STALE_SECONDS, RunUnderWayError, Status, driver_of, read_state
+from mirrorspark.training.records.run_state import RunUnderWayError, Status, driver_of, read_state
 
 DATASET = "0123456789abcdef"
 
@@ -303,29 +303,51 @@ def test_a_clock_that_was_set_makes_no_dead_driver_of_one_that_lives(config: Run
         assert taken(config).path != folder.path
 
 
-@pytest.mark.parametrize(("silent", "goes_on"), [(0.0, False), (STALE_SECONDS - 10, False), (STALE_SECONDS + 10, True)])
-def test_a_run_of_another_host_goes_on_once_its_driver_has_been_silent(
-    config: RunConfig, silent: float, goes_on: bool
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver is watched for half a second only."""
+    monkeypatch.setattr(run_state, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(run_state, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.05)
+
+
+@pytest.mark.parametrize("skew", [-7200.0, 0.0, 7200.0])
+def test_whether_the_driver_on_another_host_lives_shows_in_its_heartbeats_whatever_its_clock_says(
+    config: RunConfig, quick: None, skew: float
 ) -> None:
-    elsewhere = {"host": "node-7", "boot": "b7", "holder": "h7", "heartbeat": time.time() - silent}
+    """T6."""
+    elsewhere = {"host": "node-7", "boot": "b7", "holder": "h7", "heartbeat": time.time() + skew}
     before = left_behind(config, "running", **elsewhere)
-    said: list[str] = []
-    assert (taken(config, say=said.append).path == before.path) == goes_on
-    if not goes_on:
-        assert "on node-7, last heard of" in said[0]
-        assert f"once its driver has been silent for {STALE_SECONDS:.0f} s" in said[0]
+    is_over, said = threading.Event(), list[str]()
 
+    def beat() -> None:
+        while not is_over.wait(0.02):
+            elsewhere["heartbeat"] += 0.02
+            change_state(before, **elsewhere)
 
-def test_the_same_host_started_anew_is_another_one(config: RunConfig) -> None:
-    fresh = {"boot": "the boot before", "holder": "h", "heartbeat": time.time()}
-    before = left_behind(config, "running", **fresh)
-    assert taken(config).path != before.path
-    change_state(before, heartbeat=time.time() - STALE_SECONDS - 1)
-    os.utime(before.path / STATE_FILE, (time.time() + 5, time.time() + 5))
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        other = taken(config, say=said.append)
+    finally:
+        is_over.set()
+        beating.join()
+    assert other.path != before.path
+    assert "on node-7) is alive" in said[0]
+    assert "on node-7, which sends heartbeats" in said[1]
+    other.save_state("finished", None)
     assert taken(config).path == before.path
 
 
-def test_without_locks_the_signs_of_life_decide(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_host_started_anew_is_another_one(config: RunConfig, quick: None) -> None:
+    before = left_behind(config, "running", boot="the boot before", holder="h", heartbeat=time.time())
+    state = read_state(before.path)
+    assert state is not None
+    assert driver_of(before.path, state) == "unknown"
+    assert taken(config).path == before.path
+
+
+def test_without_locks_the_heartbeats_decide(config: RunConfig, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     def no_locks(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -334,10 +356,8 @@ def test_without_locks_the_signs_of_life_decide(config: RunConfig, monkeypatch: 
     with folder.hold(), pytest.raises(RunUnderWayError), RunFolder(folder.path, folder.identity, None).hold():
         pass
     change_state(folder, status="failed")
-    with folder.hold():
-        change_state(folder, heartbeat=time.time() - STALE_SECONDS - 1)
-        with RunFolder(folder.path, folder.identity, None).hold():
-            pass
+    with folder.hold(every=Beats().every), RunFolder(folder.path, folder.identity, None).hold():
+        pass  # the former driver is silent
 
 
 class Beats:

@@ -137,15 +137,13 @@ def test_the_drivers_life_shows_in_the_status(new_run: NewRun, tmp_path: Path) -
     new_run("d-20261120-120000-aaaa", state={"status": "failed"})
     elsewhere = {"status": "running", "host": "node-7", "holder": "h"}
     new_run("e-20261120-120000-aaaa", state=elsewhere | {"heartbeat": time.time()})
-    new_run("f-20261120-120000-aaaa", state=elsewhere | {"heartbeat": time.time() - 3600})
     found = {run.name[0]: (run.status, run.driver) for run in history(tmp_path) if isinstance(run, RunRecord)}
     assert found == {
         "a": ("running", "alive"),
         "b": ("driver gone", "gone"),
         "c": ("running on node-7?", "unknown"),
         "d": ("failed", None),
-        "e": ("running on node-7", "alive"),
-        "f": ("driver gone", "gone"),
+        "e": ("running on node-7?", "unknown"),  # clocks of two machines are not compared
     }
 
 

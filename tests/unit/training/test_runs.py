@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_replay import run_event
 from mirrorspark.callbacks.mlflow.metric_requests import Target
-from mirrorspark.training import pipeline
+from mirrorspark.training import pipeline, runs
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.records.find_run import hold_run_folder
@@ -242,8 +242,15 @@ def test_a_run_whose_data_has_changed_is_left_as_it_is(
     "case", ["finished", "alive", "heard", "elsewhere", "from Python", "other version", "unknown field"]
 )
 def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason(
-    new_run: NewRun, tmp_path: Path, resumed: list[RunConfig], capsys: pytest.CaptureFixture[str], case: str
+    new_run: NewRun,
+    tmp_path: Path,
+    resumed: list[RunConfig],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
 ) -> None:
+    if case == "heard":
+        monkeypatch.setattr(runs, "watch_driver", lambda folder, state: "alive")
     me = psutil.Process()
     alive = {"process": me.pid, "process_started": me.create_time()}
     heard = {"process": me.pid, "host": "node-7", "holder": "h", "heartbeat": time.time()}

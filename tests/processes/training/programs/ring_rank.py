@@ -15,12 +15,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError, check_equal_weights
 from mirrorspark.models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
 from mirrorspark.models.step_loop import use_step_loop
 from mirrorspark.models.xla import compile_with_xla
 from mirrorspark.training.fitting.local_updates import SettleLocalUpdates, local_updates
 from mirrorspark.training.ring.ring import Ring
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.ring.strategy import RingStrategy, local_variable
 
 GLOBAL_BATCH_SIZE = 48
 STEPS = 100
@@ -287,6 +288,22 @@ def variables_in_a_function(ring: Ring) -> dict[str, Any]:
     return {"refused": refused} | {name: variable.numpy() for name, variable in made.items()}
 
 
+def diverged(ring: Ring) -> dict[str, Any]:
+    """Return what the comparison of weights says before one value of the last rank changes, and after."""
+    strategy = RingStrategy(ring)
+    with strategy.scope():
+        model = build(seed=1)
+    check_equal_weights(model)
+    if ring.rank == ring.workers - 1:
+        weight = local_variable(model.trainable_variables[1])
+        weight.assign(np.nextafter(weight.numpy(), np.float32(np.inf)))
+    try:
+        check_equal_weights(model)
+    except WeightsDifferError as error:
+        return {"message": str(error)}
+    return {"message": ""}
+
+
 CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "adam": lambda ring: trained(ring, OptimizerSettings("adam", 0.01)),
     "sgd_clipped": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5, clip_norm=0.05)),
@@ -315,6 +332,7 @@ CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "custom_loop": custom_loop,
     "finite_dataset": finite_dataset,
     "variables": variables_in_a_function,
+    "diverged": diverged,
 }
 
 

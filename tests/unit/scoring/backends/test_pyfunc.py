@@ -1,5 +1,7 @@
 """MLflow models of other people score as MLflow has them predict, or say what keeps them from it."""
 
+import os
+import py_compile
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,34 @@ def test_a_module_that_a_model_needs_and_that_is_missing_is_named(
     monkeypatch.setitem(sys.modules, "mlflow.sklearn", None)  # type: ignore[arg-type]
     with pytest.raises(ModuleNotFoundError, match=r"needs the module 'mlflow\.sklearn'.*requirements\.txt"):
         LoadedModel(pipelines[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*An input example was not provided:UserWarning")
+def test_bytecode_planted_in_a_model_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S12: the digest covers the sources, so these have to be what runs."""
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    source = "class M:\n    def predict(self, rows): return rows['x'] * 2\ndef _load_pyfunc(path): return M()\n"
+    (tmp_path / "planted_model.py").write_text(source)
+    mlflow.pyfunc.save_model(
+        str(tmp_path / "model"),
+        loader_module="planted_model",
+        code_paths=[str(tmp_path / "planted_model.py")],
+        signature=infer_signature(X, np.array([1.0])),
+        pip_requirements=[],
+    )
+    module = tmp_path / "model" / "code" / "planted_model.py"
+    before = module.stat()
+    module.write_text(source.replace("* 2", "* 9"))
+    # Python takes bytecode for that of a source of the same size and time.
+    os.utime(module, ns=(before.st_atime_ns, before.st_mtime_ns))
+    py_compile.compile(str(module), doraise=True)
+    module.write_text(source)
+    os.utime(module, ns=(before.st_atime_ns, before.st_mtime_ns))
+    try:
+        (scores,) = LoadedModel(tmp_path / "model").score(pa.table({"x": [0.5, 1.5]})).values()
+    finally:
+        sys.modules.pop("planted_model", None)
+    assert scores.tolist() == [1.0, 3.0]
 
 
 def test_the_cache_of_a_models_code_does_not_change_its_digest(tmp_path: Path) -> None:

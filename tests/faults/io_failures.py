@@ -1,0 +1,226 @@
+"""Failing I/O: one call of many that fails, a power cut between any two calls, and a store that answers 503."""
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGES = frozenset(
+    {"os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate"}
+)
+_watching: "IoCalls | None" = None
+
+
+class PowerCutError(BaseException):
+    """The machine is off: nothing that the process does from now on reaches the disk."""
+
+
+class IoCalls:
+    """Counts the calls of this process that change files below a folder, and does something before one of them.
+
+    Opening for writing, renames, deletions, new folders and links are seen through Python's audit events, ``fsync`` and
+    ``write`` of descriptors by replacing them. The threads of leases are left out: when they write depends on time.
+    """
+
+    def __init__(self, folder: Path, before: Callable[[int, str], None]) -> None:
+        self.count = 0
+        self._folder = folder
+        self._before = before
+        self._lock = threading.Lock()
+        self.on_fsync: Callable[[int], None] = lambda descriptor: None
+
+    def __enter__(self) -> "IoCalls":
+        global _watching
+        self._fsync, self._write = os.fsync, os.write
+        os.fsync, os.write = self._fsynced, self._written  # type: ignore[assignment]
+        _watching = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _watching
+        _watching = None
+        os.fsync, os.write = self._fsync, self._write
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if not isinstance(flags, int) or not flags & _WRITES:
+                return
+        elif event not in _CHANGES:
+            return
+        else:
+            path = arguments[0]
+        # Names relative to a descriptor are those of `shutil.rmtree`.
+        if isinstance(path, str | bytes | os.PathLike) and (
+            not (named := Path(os.fsdecode(path))).is_absolute() or named.is_relative_to(self._folder)
+        ):
+            self._call(event)
+
+    def _fsynced(self, descriptor: int) -> None:
+        if self._is_below(descriptor):
+            self._call("fsync")
+            self.on_fsync(descriptor)
+
+    def _written(self, descriptor: int, content: Any) -> int:
+        if self._is_below(descriptor):
+            self._call("write")
+        return self._write(descriptor, content)
+
+    def _is_below(self, descriptor: int) -> bool:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(self._folder)
+        return False
+
+    def _call(self, event: str) -> None:
+        if threading.current_thread().name == "mirrorspark-lease":
+            return
+        with self._lock:
+            self.count += 1
+            number = self.count
+        self._before(number, event)
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watching is not None:
+        _watching.audit(event, arguments)
+
+
+sys.addaudithook(_hook)
+
+
+def failing(folder: Path, number: int) -> IoCalls:
+    """Return what makes call ``number`` below ``folder`` fail once: every second one by a full disk."""
+
+    def fail(count: int, event: str) -> None:
+        if count == number:
+            code = errno.ENOSPC if number % 2 else errno.EIO
+            raise OSError(code, os.strerror(code), f"call {count}: {event}")
+
+    return IoCalls(folder, fail)
+
+
+Survival = Literal["what was flushed", "all names, but no content that was not flushed"]
+
+
+@dataclass
+class Disk:
+    """What of a folder's content would survive a power cut, by POSIX: what ``fsync`` was called for, and nothing else.
+
+    File systems differ in what else they write when. Two extremes are rebuilt: of names and contents alone what was
+    flushed, or all names, with files empty whose content was not flushed.
+    """
+
+    root: Path
+    contents: dict[int, bytes] = field(default_factory=dict)
+    listings: dict[int, dict[str, tuple[int, bool]]] = field(default_factory=dict)
+    _kept: list[int] = field(default_factory=list)
+    _cut: dict[int, dict[str, tuple[int, bool]]] | None = None
+
+    def flush_all(self) -> None:
+        """Take all that is there as flushed."""
+        for path in (self.root, *self.root.rglob("*")):
+            descriptor = os.open(path, os.O_RDONLY)
+            self.flush(descriptor)
+            os.close(descriptor)
+
+    def flush(self, descriptor: int) -> None:
+        """Take a file's content, or a folder's names, as flushed."""
+        if self._cut is not None:
+            return
+        found = os.fstat(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        # While a file is open, no other gets its number.
+        self._kept.append(os.open(path, os.O_RDONLY))
+        if stat.S_ISDIR(found.st_mode):
+            self.listings[found.st_ino] = _listing(path)
+        else:
+            self.contents[found.st_ino] = path.read_bytes()
+
+    def cut(self) -> None:
+        """Record the names that are there when the power goes."""
+        folders = [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]
+        self._cut = {folder.stat().st_ino: _listing(folder) for folder in folders}
+        self._root = self.root.stat().st_ino
+
+    def restart(self, survival: Survival) -> None:
+        """Replace the content of the folder with what has survived."""
+        assert self._cut is not None
+        listings = self.listings if survival == "what was flushed" else self._cut
+        for path in self.root.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self._rebuild(self.root, self._root, listings)
+        for descriptor in self._kept:
+            os.close(descriptor)
+        self._kept.clear()
+
+    def _rebuild(self, folder: Path, number: int, listings: dict[int, dict[str, tuple[int, bool]]]) -> None:
+        for name, (entry, is_folder) in listings.get(number, {}).items():
+            if is_folder:
+                (folder / name).mkdir()
+                self._rebuild(folder / name, entry, listings)
+            else:
+                (folder / name).write_bytes(self.contents.get(entry, b""))
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, bool]]:
+    with os.scandir(folder) as entries:
+        return {entry.name: (entry.inode(), entry.is_dir(follow_symlinks=False)) for entry in entries}
+
+
+def power_cut(disk: Disk, number: int) -> IoCalls:
+    """Return what cuts the power before call ``number``; what was flushed until then is in ``disk``."""
+
+    def cut(count: int, event: str) -> None:
+        if count >= number:
+            if count == number:
+                disk.cut()
+            raise PowerCutError
+
+    calls = IoCalls(disk.root, cut)
+    calls.on_fsync = disk.flush
+    return calls
+
+
+Fault = Literal["refused", "done, but the answer is lost"]
+
+
+class ThrottledStore:
+    """An application (WSGI) of an S3 server that answers 503 to some of the requests that change something."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
+        self._application = application
+        self._lock = threading.Lock()
+        self.count = 0
+        self._first = self._last = 0
+        self._fault: Fault = "refused"
+
+    @contextlib.contextmanager
+    def failing(self, first: int, last: float, fault: Fault) -> Iterator[None]:
+        """Let the requests with the numbers from ``first`` to ``last`` fail while the block runs."""
+        with self._lock:
+            self.count, self._first, self._last, self._fault = 0, first, last, fault  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._first = self._last = 0
+
+    def __call__(self, environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environment["REQUEST_METHOD"] in ("PUT", "POST", "DELETE"):
+            with self._lock:
+                self.count += 1
+                is_failing = self._first <= self.count <= self._last
+            if is_failing:
+                if self._fault != "refused":
+                    list(self._application(environment, lambda *_: None))
+                start_response("503 Slow Down", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
+        return self._application(environment, start_response)
