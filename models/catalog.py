@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import own_model
 from mirrorspark.models.settings import ModelSettingsError
 
 ARCHITECTURES: Mapping[str, str] = {
@@ -19,15 +20,18 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 
 
-def architecture(name: str) -> ModuleType:
-    """Return the module of an architecture: ``TASK``, ``Settings``, ``build`` and ``predict``.
+def architecture(name: str) -> ModuleType | own_model.OwnArchitecture:
+    """Return the module of an architecture, or what stands for it: ``TASK``, ``Settings``, ``build`` and ``predict``.
 
     Args:
-        name: A name of the catalog, or the dotted path of the user's own module.
+        name: A name of the catalog, the dotted path of the user's own module, or the name that
+            :func:`models.own_model.own_model` gave.
 
     Raises:
         ModelSettingsError: There is no such architecture.
     """
+    if name.startswith(own_model.PREFIX):
+        return own_model.architecture(name)
     path = ARCHITECTURES.get(name, name)
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):
         raise ModelSettingsError(

@@ -390,6 +390,25 @@ def concatenated_inputs(
     return concatenated(parts, f"{prefix}features")
 
 
+def feature_inputs(fitted: FittedFeatures) -> dict[str, Any]:
+    """Return the symbolic inputs of a Keras model: one per feature, by name, for ``tf_keras.Model(inputs, outputs)``.
+
+    Tokens are ids, int64 ``[batch]`` or ``[batch, any]`` for lists; numbers are standardised, float32 ``[batch]``.
+    """
+    return symbolic_inputs(fitted.spec.query_features, any_length=True)
+
+
+def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_dim: int = 8) -> tf.Tensor:
+    """Return all features side by side, float32 ``[batch, width]``: embeddings of the tokens, and the numbers.
+
+    Args:
+        fitted: The fitted features.
+        inputs: The result of :func:`feature_inputs`.
+        embedding_dim: Width of each embedding; those of a list are averaged.
+    """
+    return concatenated_inputs(fitted, fitted.spec.query_features, dict(inputs), embedding_dim)
+
+
 def inputs_without_ids(
     features: Sequence[Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
 ) -> list[tf.Tensor]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models import catalog
+from mirrorspark.models import catalog, own_model
 from mirrorspark.models.settings import check_warm_up
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean
@@ -72,11 +72,19 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             isinstance(architecture, str),
             f"model.name is {architecture!r}, which is no text; use one of {sorted(catalog.ARCHITECTURES)}",
         )
+        known = _MONITORS[self.task]
+        if own_model.is_own(self.model) and self.monitor not in known:
+            # Only its code knows its metrics.
+            _require(
+                self.monitor.startswith("val_") and self.mode is not None,
+                f"monitor '{self.monitor}' of an own model needs a name that begins with val_, and mode min or max",
+            )
+            known = {self.monitor: self.mode}
         _require(
-            self.monitor in _MONITORS[self.task],
-            f"monitor '{self.monitor}' is no metric of a {self.task} model; use one of {list(_MONITORS[self.task])}",
+            self.monitor in known,
+            f"monitor '{self.monitor}' is no metric of a {self.task} model; use one of {list(known)}",
         )
-        best = _MONITORS[self.task][self.monitor]
+        best = known[self.monitor]
         object.__setattr__(self, "mode", vars(self)["mode"] or best)
         # The wrong mode would silently keep the worst epoch.
         _require(self.mode == best, f"mode '{self.mode}' does not fit monitor '{self.monitor}'; set mode to {best}")
@@ -263,8 +271,9 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """The architecture's settings, including those left at their default."""
-        return dataclasses.asdict(catalog.settings(self.model["name"], self.model_options))
+        """The architecture's settings, including those left at their default, for readers."""
+        settings = dataclasses.asdict(catalog.settings(self.model["name"], self.model_options))
+        return own_model.without_code({"name": self.model["name"], **settings})
 
     @property
     def identity(self) -> str:
@@ -275,11 +284,16 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         # With local updates the workers synchronise for a checkpoint, so its time affects what is learnt.
         free = _FREE_TO_CHANGE - ({"checkpoint_every_steps"} if self.local_steps > 1 else set())
         settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
+        settings["model"] = own_model.without_code(self.model)  # Its digest says whether it is the same.
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def public(self) -> dict[str, Any]:
-        """Return every setting without the secrets in it, such as passwords in addresses and options of stores."""
-        return {name: clean(value, names=False) for name, value in dataclasses.asdict(self).items()}
+        """Return every setting without the secrets in it, such as passwords in addresses and options of stores.
+
+        The pickled code of a user's own model is left out, too.
+        """
+        settings = dataclasses.asdict(self) | {"model": own_model.without_code(self.model)}
+        return {name: clean(value, names=False) for name, value in settings.items()}
 
     def for_ranks(self) -> "TrainingConfig":
         """Return the settings that ranks need to train, without tables, stores or servers."""

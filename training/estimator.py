@@ -1,7 +1,6 @@
 """Training and scoring as stages of a Spark ML pipeline: ``fit(df)`` trains, ``transform(df)`` adds the scores."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -11,13 +10,11 @@ from typing import Any
 from pyspark.ml import Estimator, Model
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, DefaultParamsWriter, MLWriter
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
-from mirrorspark.data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
-from mirrorspark.data_pipelines.dataset.manifest import is_published
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.convert import ConversionOptions
+from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, random_split
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -145,11 +142,11 @@ class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsRe
             batch_size=self.getOrDefault(self.batch_size),
             with_version=self.getOrDefault(self.with_version),
         )
-        scored = dataset.withColumn(_SCORED, score(*(F.col(_quoted(name)) for name in names)))
+        scored = dataset.withColumn(_SCORED, score(*(F.col(quoted(name)) for name in names)))
         outputs = scored.select(f"{_SCORED}.*").columns
         if taken := sorted(set(outputs) & set(dataset.columns)):
             raise ScoringError(f"the table has the columns {taken} already, which {pinned.label} adds; rename them")
-        return scored.select(*(F.col(_quoted(name)) for name in dataset.columns), f"{_SCORED}.*")
+        return scored.select(*(F.col(quoted(name)) for name in dataset.columns), f"{_SCORED}.*")
 
 
 def _mlflow_store() -> str:
@@ -233,57 +230,14 @@ class TrainingEstimator(
             shards=self.getOrDefault("shards"),
             accept_errors=self.getOrDefault("accept_data_errors"),
         )
-        missing = [name for name in spec.columns if name not in table.columns]
-        if missing:
-            raise ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
+        require_columns(table, spec)
         if options.split_column not in table.columns:
             shares = self.getOrDefault("split_shares")
             table = random_split(table, spec.keys, shares=shares, seed=config.seed, split_column=options.split_column)
-        source = {"table": content_hash(table.select(*map(_quoted, (*spec.columns, options.split_column))))}
-        address = dataset_address(source, spec, options)
-        path = Path(config.output).absolute() / "datasets" / f"{config.name}-{address}"
-        if not is_published(path):
-            try:
-                return convert(table, spec, path, source=source, options=options)
-            except DatasetExistsError:  # An equal fit has finished first.
-                pass
-        return Dataset.open(path)
+        return convert_once(table, spec, Path(config.output).absolute() / "datasets", config.name, options=options)
 
 
 for _name, (_, _doc) in _TABLE_PARAMS.items():
     setattr(TrainingEstimator, _name, Param(Params._dummy(), _name, _doc, _as_it_is))
 for _name in _SETTINGS:
     setattr(TrainingEstimator, _name, Param(Params._dummy(), _name, "see TrainingConfig", _as_it_is))
-
-
-def content_hash(table: DataFrame) -> str:
-    """Return a hash of all rows of a table in 32 hex digits, independent of their order and partitions."""
-    columns = [part for field in table.schema for part in _hashed(F.col(_quoted(field.name)), field.dataType)]
-    # Sums of 64-bit hashes as decimals: whole numbers, so the order of the summands does not matter.
-    sums = [F.sum(F.xxhash64(F.lit(seed), *columns).cast("decimal(20,0)")) for seed in (1, 2)]
-    row = table.agg(F.count(F.lit(1)), *sums).first()
-    assert row is not None  # noqa: S101 - an aggregate has a row
-    schema = ",".join(f"{field.name} {field.dataType.simpleString()}" for field in table.schema)
-    text = f"{schema} {row[0]} {row[1]} {row[2]}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _hashed(column: Column, kind: DataType) -> list[Column]:
-    """Return the columns to hash for a column, so that different values of its type hash differently.
-
-    Spark's hash skips nulls, and does not tell two adjacent lists from one.
-    """
-    if isinstance(kind, MapType):  # Spark hashes no maps, since their entries have no order.
-        entry = StructType().add("key", kind.keyType).add("value", kind.valueType)
-        return _hashed(F.sort_array(F.map_entries(column)), ArrayType(entry))
-    if isinstance(kind, StructType):
-        parts = [part for field in kind for part in _hashed(column.getField(field.name), field.dataType)]
-        return [column.isNull(), *parts]
-    if isinstance(kind, ArrayType):
-        items = F.transform(column, lambda item: F.xxhash64(*_hashed(item, kind.elementType)))
-        return [column.isNull(), F.size(column), items]
-    return [column.isNull(), column]
-
-
-def _quoted(name: str) -> str:
-    return f"`{name.replace('`', '``')}`"

@@ -82,5 +82,6 @@ def deliver(
     trained = delivery.deliver(job, attempts, process)
     assert prepared.table is not None  # noqa: S101 - a recipe has one
     report = score_and_compare(job, trained, prepared.table, config)
+    delivery.keep_report(job, trained, parity=f"max {report.max:.1e} over {report.rows:,} rows")
     begun = run_summary.begun(job, is_reused=prepared.is_reused)
     return run_summary.finished(run_summary.with_attempts(begun, trained.attempts, job), trained, report)

@@ -1,32 +1,57 @@
 """Training on a dataset, in a command or a notebook: supervise the workers, export the best epoch, evaluate it."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 from pyspark.sql import SparkSession
 
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.models.own_model import own_model
+from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import prepare_training
 from mirrorspark.training.records.find_run import RunFinishedError, require_unfinished
 from mirrorspark.training.records.tracking import store_of
-from mirrorspark.training.results.delivery import ExportAhead, Trained, deliver, keep_delivery, recall_delivery
+from mirrorspark.training.results.delivery import (
+    ExportAhead,
+    Trained,
+    deliver,
+    keep_delivery,
+    keep_report,
+    recall_delivery,
+)
 from mirrorspark.training.results.summary import CHALLENGER
 from mirrorspark.training.training_job import open_job
 
 __all__ = ["Trained", "train"]
 
 
-def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None = None) -> Trained:
+def train(
+    dataset: Dataset | str | Path,
+    config: TrainingConfig,
+    spark: SparkSession | None = None,
+    *,
+    model: Callable[[FittedFeatures], Any] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Trained:
     """Train on ``dataset``, export the best epoch, register it as challenger and evaluate it.
 
     If the configuration's ``run_date`` has been finished on the same dataset, nothing is trained or registered: the
     former result is returned, without its figures, which are in MLflow.
 
     Args:
-        dataset: A dataset from :func:`data_pipelines.convert.convert`, on storage that every worker reads.
+        dataset: A dataset from :func:`data_pipelines.convert.convert`, or its path; on storage that every worker reads.
         config: The training's settings.
         spark: The session; by default the active one, or a local one with a slot per worker.
+        model: A function or Keras class of your own that builds the model, instead of ``config.model``; see
+            :func:`models.own_model.own_model`.
+        callbacks: Keras callbacks of your own for each worker, with a ``model``.
 
     Raises:
+        DatasetError: There is no dataset at that path.
         ConfigError: The model does not fit the dataset's label, or there is no model to begin from.
         PreflightError: The session cannot run a barrier job of that many workers, or a store cannot be reached.
         TrainingFailedError: A fault of the model's code, or one lost worker too many.
@@ -36,6 +61,12 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
         RunUnderWayError: Another driver is running the run of that date.
         ResultLostError: That run has finished, but its result can no longer be read.
     """
+    if isinstance(dataset, str | Path):
+        dataset = Dataset.open(dataset)
+    if model is not None:
+        config = replace(config, model=own_model(model, dataset.spec.label.kind, callbacks))
+    elif callbacks:
+        raise ConfigError("callbacks go with a model of your own; give model, too")
     view = LiveView(epochs=config.epochs)
     try:
         if config.only_once:  # Checked before a session is started, which may take minutes.
@@ -45,6 +76,7 @@ def train(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None =
             attempts = job.train()
             trained = deliver(job, attempts, ahead.process)
             job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
+            keep_report(job, trained)
             keep_delivery(trained, job.folder)
     except RunFinishedError as finished:
         view.say(finished.in_words(config.run_date))

@@ -203,7 +203,7 @@ class TrainingJob:
 
     def _log_start(self) -> None:
         # Defaults are logged as well, so that runs can be compared.
-        settings = self.config.public() | {"model": {"name": self.config.model["name"], **self.config.model_settings}}
+        settings = self.config.public() | {"model": self.config.model_settings}
         tracked = self.tracked
         # Long documents are artifacts; settings that distinguish runs in a table are parameters.
         documents = {name: settings.pop(name) for name in ("sql", "tables", "features") if name in settings}

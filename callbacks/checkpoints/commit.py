@@ -368,8 +368,10 @@ def prune(
     expired = [c for c in checkpoints if c.path not in kept]
     if expired:
         # If all the kept checkpoints were damaged, pruning would remove the last intact one.
+        # Of several of one step the one to keep is asked first.
+        newest_first = sorted(checkpoints, key=lambda c: (-c.step, c.path not in kept))
         newest_good = next(
-            (c for c in checkpoints if (known_good and c.path == known_good.path) or is_whole(c, beat)), None
+            (c for c in newest_first if (known_good and c.path == known_good.path) or is_whole(c, beat)), None
         )
         expired = [c for c in expired if newest_good is not None and c.path != newest_good.path]
     for checkpoint in expired:

@@ -37,6 +37,11 @@ from mirrorspark.data_pipelines.features.spec import COLUMN_NAME, FeatureSpec
 
 _LOGGER = logging.getLogger(__name__)
 
+
+class NoKeyError(FeatureSpecError):
+    """No single column identifies the rows of a table."""
+
+
 # A whole number with at most this many different values is a code, not an amount.
 MOST_CODES = 50
 # A text has more words than a name or a title, and few repetitions.
@@ -253,7 +258,7 @@ def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str) -> st
         for name, distinct in zip(likely, counts[1:], strict=True):
             if distinct == counts[0]:
                 return name
-    raise FeatureSpecError("no single column identifies the rows; give the columns that do as keys")
+    raise NoKeyError("no single column identifies the rows; give the columns that do as keys")
 
 
 def _quoted(name: str) -> Column:

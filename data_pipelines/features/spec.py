@@ -7,11 +7,15 @@ the rows (vocabularies, means, quantiles) is in :mod:`data_pipelines.features.fi
 
 import dataclasses
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
 
 from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
@@ -27,6 +31,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     TokenFeature,
     repeated_names,
 )
+from mirrorspark.storage.atomic_file import write_atomically
 
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
@@ -279,6 +284,51 @@ class FeatureSpec:
 
         return infer_spec(df, label=label, keys=keys, exclude=exclude)
 
+    def save(self, path: str | Path) -> None:
+        """Write the spec as YAML, to be edited and given to :meth:`load`; options with their default are left out."""
+        write_atomically(Path(path), yaml.safe_dump(self._edited(), sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FeatureSpec":
+        """Read a spec that :meth:`save` wrote, or that was written by hand.
+
+        Raises:
+            FeatureSpecError: The file is missing or no YAML mapping, or as :meth:`from_dict` says.
+        """
+        try:
+            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise FeatureSpecError(f"feature spec {path} cannot be read: {error}") from error
+        _check_mapping(f"feature spec {path}", document)
+        return cls.from_dict(document)
+
+    def _edited(self) -> dict[str, Any]:
+        """Return :meth:`to_dict` without the options that have their default."""
+        features = {
+            feature.name: {"kind": feature.kind}
+            | {
+                each.name: _plain(getattr(feature, each.name))
+                for each in dataclasses.fields(feature)
+                if each.name != "name" and getattr(feature, each.name) != each.default
+            }
+            for feature in self.features
+        }
+        label = {name: value for name, value in dataclasses.asdict(self.label).items() if value is not None}
+        others = {name: getattr(self, name) for name in ("weight", "exclude") if getattr(self, name) is not None}
+        return {"label": label, "keys": list(self.keys), **others, "features": features}
+
+    def _repr_html_(self) -> str:
+        edited = self._edited()
+        rows = [(name, options.pop("kind"), options) for name, options in edited["features"].items()]
+        cells = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{kind}</td>"
+            f"<td>{html.escape(', '.join(f'{option} {value}' for option, value in options.items()))}</td></tr>"
+            for name, kind, options in rows
+        )
+        about = f"label <b>{html.escape(self.label.name)}</b> ({self.label.kind}), keys {', '.join(self.keys)}"
+        head = "<tr><th>feature</th><th>kind</th><th>options</th></tr>"
+        return f"<p>{about}</p><table><thead>{head}</thead><tbody>{cells}</tbody></table>"
+
     @property
     def hash(self) -> str:
         """Sixteen hex digits that change with anything in the spec, including the order of the features."""
@@ -307,6 +357,10 @@ def _build(kind: Any, subject: str, options: Any) -> Any:
         return kind(**options)
     except TypeError as error:
         raise FeatureSpecError(f"{subject}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_mapping(subject: str, options: Any) -> None:

@@ -3,10 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
+from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import DataType, DateType, NumericType, StringType, TimestampNTZType, TimestampType
+from pyspark.sql.types import (
+    BooleanType,
+    DataType,
+    DateType,
+    IntegralType,
+    NumericType,
+    StringType,
+    TimestampNTZType,
+    TimestampType,
+)
 
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 
@@ -15,6 +25,10 @@ SPLIT_COLUMN = "split"
 Moment = date | datetime | str | int | float
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
+_SHARES = {_TRAIN: 0.8, _VALIDATION: 0.1, _TEST: 0.1}
+# With more rows a value is in each split as often as it should be by chance alone, within a few per cent.
+_RARE_ROWS = 1000
+_MOST_RARE_VALUES = 100
 # Doubles hold whole numbers up to 2^53, so a hash of 53 bits becomes a number in [0, 1) without rounding.
 _HASH_BITS = 53
 
@@ -86,11 +100,46 @@ def time_split(
     return result
 
 
+def default_split(
+    df: DataFrame,
+    keys: str | Sequence[str],
+    *,
+    time: str | None = None,
+    label: str | None = None,
+    seed: int = 0,
+    split_column: str = SPLIT_COLUMN,
+) -> DataFrame:
+    """Return the table with a split of 80% training, 10% validation and 10% test rows.
+
+    A table that has the column already keeps it. Otherwise the newest rows by ``time`` are for test and the next
+    newest for validation; without ``time``, a hash of the keys decides (:func:`random_split`), with every rare value of
+    ``label`` in its share of each split.
+
+    Args:
+        df: The table.
+        keys: Columns that identify a row.
+        time: The time of a row, as :func:`time_split` takes it.
+        label: Column whose rare values are to be in all splits; a value is rare up to 1,000 rows.
+        seed: Another seed makes another random split.
+        split_column: Name of the column.
+
+    Raises:
+        SplitError: As :func:`time_split` and :func:`random_split` say, or the times are too few to divide.
+    """
+    if split_column in df.columns:
+        return df
+    if time is None:
+        return random_split(df, keys, stratify=label, seed=seed, split_column=split_column)
+    validation, test = _newest(df, time, _SHARES)
+    return time_split(df, time, validation=validation, test=test, split_column=split_column)
+
+
 def random_split(
     df: DataFrame,
     keys: str | Sequence[str],
     *,
     shares: Mapping[str, float] | None = None,
+    stratify: str | None = None,
     seed: int = 0,
     split_column: str = SPLIT_COLUMN,
 ) -> DataFrame:
@@ -103,6 +152,8 @@ def random_split(
         df: The table.
         keys: Columns to hash, as text; a null counts as a value.
         shares: Share of each split; by default 80% training, 10% validation, 10% test rows.
+        stratify: Column whose rare values, of up to 1,000 rows each, are divided exactly by the shares. Their rows
+            may change their split when the table grows. A column with more than 100 rare values is not stratified.
         seed: Another seed makes another split.
         split_column: Name of the column to add.
 
@@ -114,7 +165,7 @@ def random_split(
     missing = [key for key in keys if key not in df.columns]
     if missing or not keys:
         raise SplitError(f"key columns {missing or keys} cannot be used; choose from the table's {df.columns}")
-    shares = dict(shares or {_TRAIN: 0.8, _VALIDATION: 0.1, _TEST: 0.1})
+    shares = dict(shares or _SHARES)
     unknown = sorted(set(shares) - set(SPLITS))
     if unknown:
         raise SplitError(f"split {unknown} is unknown; use {list(SPLITS)}")
@@ -124,8 +175,68 @@ def random_split(
     train = shares.get(_TRAIN, 0.0)
     held_back = train + shares.get(_VALIDATION, 0.0)
     last = _TEST if shares.get(_TEST) else _VALIDATION if shares.get(_VALIDATION) else _TRAIN
-    split = F.when(fraction < train, _TRAIN).when(fraction < held_back, _VALIDATION).otherwise(last)
+    bounds = F.lit(train), F.lit(held_back)
+    if stratify is not None:
+        bounds = _bounds_by_value(df, stratify, fraction, train, held_back)
+    split = F.when(fraction < bounds[0], _TRAIN).when(fraction < bounds[1], _VALIDATION).otherwise(last)
     return df.withColumn(split_column, split)
+
+
+def _bounds_by_value(
+    df: DataFrame, column: str, fraction: Column, train: float, held_back: float
+) -> tuple[Column, Column]:
+    """Return the fractions below which a row is for training, and for training or validation, by rare value."""
+    value = F.col(f"`{column}`")
+    bounds = F.lit(train), F.lit(held_back)
+    rare = _rare_values(df, column)
+    if not rare:
+        return bounds
+    rows = (
+        df.where(value.isin(rare)).groupBy(value.alias("value")).agg(F.sort_array(F.collect_list(fraction)).alias("at"))
+    )
+    for row in rows.collect():
+        places = [*row["at"], 1.0]
+        of_test = max(round((1 - held_back) * len(row["at"])), int(held_back < 1))
+        of_validation = max(round((held_back - train) * len(row["at"])), int(train < held_back))
+        second = max(len(row["at"]) - of_test, 0)
+        first = max(second - of_validation, 0)
+        at = places[first], places[second]
+        is_value = value == F.lit(row["value"])
+        bounds = F.when(is_value, at[0]).otherwise(bounds[0]), F.when(is_value, at[1]).otherwise(bounds[1])
+    return bounds
+
+
+def _rare_values(df: DataFrame, column: str) -> list[Any]:
+    """Return the values of a column that few rows have; none if they are many, or no plain values."""
+    if column not in df.columns:
+        raise SplitError(f"column '{column}' to stratify by is missing; the table has {df.columns}")
+    if not isinstance(df.schema[column].dataType, StringType | IntegralType | BooleanType):
+        return []
+    counted = df.groupBy(F.col(f"`{column}`").alias("value")).agg(F.count(F.lit(1)).alias("rows"))
+    rare = counted.where(F.col("rows") <= _RARE_ROWS).where("value IS NOT NULL").limit(_MOST_RARE_VALUES + 1).collect()
+    return [row["value"] for row in rare] if len(rare) <= _MOST_RARE_VALUES else []
+
+
+def _newest(df: DataFrame, column: str, shares: Mapping[str, float]) -> tuple[Any, Any]:
+    """Return the first moments of the validation and of the test rows, by which the shares are nearly met."""
+    if column not in df.columns:
+        raise SplitError(f"time column '{column}' is missing; the table has {df.columns}: choose one of them")
+    time = F.col(f"`{column}`")
+    at = [shares[_TRAIN], shares[_TRAIN] + shares[_VALIDATION]]
+    if isinstance(df.schema[column].dataType, StringType):  # Only as moments do they have percentiles.
+        moment = F.try_to_timestamp(time)
+        bounds: Any = df.agg(F.percentile_approx(moment, at).alias("at")).first()
+        least = [F.min(F.when(moment >= F.lit(bound), time)) for bound in bounds["at"] or ()]
+        found = tuple(df.agg(*least).first() or ()) if least else ()
+    else:
+        bounds = df.agg(F.percentile_approx(time, at).alias("at")).first()
+        found = tuple(bounds["at"] or ())
+    if len(found) < 2 or not found[0] < found[1]:
+        raise SplitError(
+            f"time column '{column}' has too few different times to put a tenth of the rows each into validation and "
+            f"test; add a column '{SPLIT_COLUMN}' of your own"
+        )
+    return found[0], found[1]
 
 
 def key_fraction(keys: Sequence[str], seed: int = 0) -> Column:

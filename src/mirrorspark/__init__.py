@@ -18,13 +18,18 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.callbacks.short_executions import ShortExecutions as ShortExecutions
     from mirrorspark.callbacks.stop_request import StopOnRequest as StopOnRequest
     from mirrorspark.callbacks.throughput import Throughput as Throughput
+    from mirrorspark.data_pipelines.any_table import TableError as TableError
     from mirrorspark.data_pipelines.convert import ConversionOptions as ConversionOptions
     from mirrorspark.data_pipelines.convert import convert as convert
     from mirrorspark.data_pipelines.convert import read_profile as read_profile
     from mirrorspark.data_pipelines.dataset.cache import DatasetCache as DatasetCache
+    from mirrorspark.data_pipelines.dataset.manifest import DatasetError as DatasetError
+    from mirrorspark.data_pipelines.features.kinds import FeatureSpecError as FeatureSpecError
     from mirrorspark.data_pipelines.features.spec import FeatureSpec as FeatureSpec
     from mirrorspark.data_pipelines.ingest import ingest_csv as ingest_csv
     from mirrorspark.data_pipelines.quality.leakage import check_leakage as check_leakage
+    from mirrorspark.data_pipelines.quality.splits import SplitError as SplitError
+    from mirrorspark.data_pipelines.quality.splits import default_split as default_split
     from mirrorspark.data_pipelines.quality.splits import random_split as random_split
     from mirrorspark.data_pipelines.quality.splits import time_split as time_split
     from mirrorspark.data_pipelines.reading.dataset import Dataset as Dataset
@@ -40,6 +45,8 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.data_pipelines.tfrecords import read_tfrecords as read_tfrecords
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords as write_tfrecords
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords_from_parquet as write_tfrecords_from_parquet
+    from mirrorspark.models.layers import feature_inputs as feature_inputs
+    from mirrorspark.models.layers import feature_vector as feature_vector
     from mirrorspark.models.step_loop import use_step_loop as use_step_loop
     from mirrorspark.plots.calibration import calibration_curve as calibration_curve
     from mirrorspark.plots.learning_curves import learning_curves as learning_curves
@@ -83,8 +90,11 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.training.driver.errors import TrainingStoppedError as TrainingStoppedError
     from mirrorspark.training.estimator import TrainedModel as TrainedModel
     from mirrorspark.training.estimator import TrainingEstimator as TrainingEstimator
+    from mirrorspark.training.fit import fit as fit
     from mirrorspark.training.launch import run_train_fn as run_train_fn
     from mirrorspark.training.results.delivery import Trained as Trained
+    from mirrorspark.training.results.explain import Explanation as Explanation
+    from mirrorspark.training.results.fit_result import FitResult as FitResult
     from mirrorspark.training.ring.ring import Ring as Ring
     from mirrorspark.training.ring.strategy import RingStrategy as RingStrategy
     from mirrorspark.training.sources import recipe_table as recipe_table
@@ -96,12 +106,15 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
 # Per subject the modules and their public names.
 SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Data": {
+        "data_pipelines.any_table": ("TableError",),
         "data_pipelines.convert": ("convert", "ConversionOptions", "read_profile"),
         "data_pipelines.dataset.cache": ("DatasetCache",),
+        "data_pipelines.dataset.manifest": ("DatasetError",),
+        "data_pipelines.features.kinds": ("FeatureSpecError",),
         "data_pipelines.features.spec": ("FeatureSpec",),
         "data_pipelines.ingest": ("ingest_csv",),
         "data_pipelines.quality.leakage": ("check_leakage",),
-        "data_pipelines.quality.splits": ("random_split", "time_split"),
+        "data_pipelines.quality.splits": ("SplitError", "default_split", "random_split", "time_split"),
         "data_pipelines.reading.dataset": ("Dataset", "ReadPlan", "batches", "load_batches", "load_dataset"),
         "data_pipelines.reading.foreign": ("RowPlan", "count_rows", "load_rows"),
         "data_pipelines.spark.tfrecord_source": ("TFRecordSource",),
@@ -113,12 +126,16 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
     "Training": {
+        "models.layers": ("feature_inputs", "feature_vector"),
         "models.step_loop": ("use_step_loop",),
         "training.config": ("ConfigError", "RunConfig", "TrainingConfig"),
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
         "training.estimator": ("TrainedModel", "TrainingEstimator"),
+        "training.fit": ("fit",),
         "training.launch": ("run_train_fn",),
         "training.results.delivery": ("Trained",),
+        "training.results.explain": ("Explanation",),
+        "training.results.fit_result": ("FitResult",),
         "training.ring.ring": ("Ring",),
         "training.ring.strategy": ("RingStrategy",),
         "training.sources": ("recipe_table",),

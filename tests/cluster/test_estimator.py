@@ -8,8 +8,9 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import SQLTransformer
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.data_pipelines.convert_once import content_hash
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.training.estimator import TrainedModel, TrainingEstimator, content_hash
+from mirrorspark.training.estimator import TrainedModel, TrainingEstimator
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -65,9 +65,24 @@ def test_notebook_is_committed_without_outputs_and_defines_nothing() -> None:
     assert [node for node in ast.walk(ast.parse(code)) if isinstance(node, definitions)] == []
 
 
-def run_notebook(folder: Path) -> nbformat.NotebookNode:
-    """Execute the notebook with this interpreter as its kernel and ``folder`` as its working directory."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_table_is_fitted_in_one_call_also_with_a_model_of_the_notebook(tmp_path: Path) -> None:
+    """T3, H2, H9: every result is a picture, and the notebook's own model is trained, compared and scored."""
+    executed = run_notebook(tmp_path, REPOSITORY / "notebooks" / "your_table.ipynb")
+    cells = [cell for cell in executed.cells if cell.cell_type == "code"]
+    results = [entry for cell in cells for entry in cell.outputs if entry.output_type == "execute_result"]
+    pages = ["".join(entry.data["text/html"]) for entry in results]
+    assert sum(page.count("<img") for page in pages) >= 8
+    assert "gradient boosting" in pages[1]
+    assert "models:/late-flights/2" in pages[-2]
+    assert "late-flights/2" in pages[-1]
+    assert len(list(tmp_path.glob("mirrorspark-output/runs/*/report.html"))) == 2
+
+
+def run_notebook(folder: Path, path: Path = NOTEBOOK) -> nbformat.NotebookNode:
+    """Execute a notebook with this interpreter as its kernel and ``folder`` as its working directory."""
+    notebook = nbformat.read(path, as_version=4)
     kernels = folder / "kernels" / "this-python"
     kernels.mkdir(parents=True)
     spec = {

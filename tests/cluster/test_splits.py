@@ -9,7 +9,7 @@ import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.quality.splits import SplitError, key_fraction, random_split, time_split
+from mirrorspark.data_pipelines.quality.splits import SplitError, default_split, key_fraction, random_split, time_split
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -115,3 +115,25 @@ def test_a_null_in_one_key_column_is_not_a_null_in_another(spark: "SparkSession"
     fractions = [row[0] for row in df.select(key_fraction(["x", "y"])).collect()]
     assert len(set(fractions)) == 4
     assert all(0 <= fraction < 1 for fraction in fractions)
+
+
+def test_by_default_the_newest_tenth_is_for_test_and_the_next_newest_for_validation(spark: "SparkSession") -> None:
+    expected = {n: "train" if n < 79 else "validation" if n < 89 else "test" for n in range(100)}
+    for column in ("at", "day", "text", "n"):
+        assert splits_of(default_split(days(spark, 100), "n", time=column)) == expected, column
+    with pytest.raises(SplitError, match="time column 'n' has too few different times"):
+        default_split(days(spark, 1), "n", time="n")
+    given = days(spark).withColumn("split", F.lit("test"))
+    assert set(splits_of(default_split(given, "n", time="at")).values()) == {"test"}
+
+
+def test_a_rare_class_is_in_every_split_in_its_share_and_the_others_stay_where_their_keys_put_them(
+    spark: "SparkSession",
+) -> None:
+    df = spark.range(5000).select(F.col("id").alias("n"), (F.col("id") % 250 == 0).alias("rare"))
+    stratified = default_split(df, "n", label="rare", seed=3)
+    rare = Counter(row.split for row in stratified.where("rare").collect())
+    assert rare == {"train": 16, "validation": 2, "test": 2}
+    plain = splits_of(random_split(df, "n", seed=3).where("NOT rare"))
+    assert splits_of(stratified.where("NOT rare")) == plain
+    assert splits_of(stratified) == splits_of(default_split(df.repartition(7), "n", label="rare", seed=3))

@@ -79,10 +79,10 @@ def test_every_command_in_the_pages_has_a_name() -> None:
 
 def test_example_in_the_readme_is_the_notebooks_code_and_complete() -> None:
     [example] = re.findall(r"```python\n(.*?)```", page("README.md"), re.DOTALL)
-    notebook = nbformat.read(REPOSITORY / "notebooks" / "quickstart.ipynb", as_version=4)
+    notebooks = [nbformat.read(path, as_version=4) for path in (REPOSITORY / "notebooks").glob("*.ipynb")]
     statements = {
         ast.dump(node)
-        for cell in notebook.cells
+        for cell in (cell for notebook in notebooks for cell in notebook.cells)
         if cell.cell_type == "code"
         for node in ast.parse(re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE)).body
     }

@@ -15,13 +15,14 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
-from mirrorspark.models import catalog
+from mirrorspark.models import catalog, own_model
 from mirrorspark.models.objectives import compile_model
 from mirrorspark.models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
 from mirrorspark.models.step_loop import use_step_loop
 from mirrorspark.models.warm_start import EarlierModel, begin_from
 from mirrorspark.models.xla import compile_with_xla
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
+from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
 from mirrorspark.training.fault_injection import injected as injected_faults
 from mirrorspark.training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
@@ -76,7 +77,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                     start=start,
                     finish=finish,
                     locate=lambda epoch, step: _describe_step(dataset, plan, control, epoch, step),
-                    after_restore=[SettleLocalUpdates()],
+                    after_restore=[SettleLocalUpdates(), *own_callbacks(plan.config)],
                     after_checkpoint=faults.callbacks(),
                 ),
                 verbose=0,
@@ -84,6 +85,14 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
         except TrainingStopped:
             activity.enter("ending")
             raise
+
+
+def own_callbacks(config: TrainingConfig) -> list[tf_keras.callbacks.Callback]:
+    """Return the callbacks that belong to a user's own model."""
+    architecture = catalog.architecture(config.model["name"])
+    if not isinstance(architecture, own_model.OwnArchitecture):
+        return []
+    return architecture.callbacks(catalog.settings(config.model["name"], config.model_options))
 
 
 def open_strategy(
@@ -146,9 +155,11 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
         model = architecture.build(
             catalog.settings(config.model["name"], config.model_options), dataset.features, config.seed
         )
-        compile_model(
-            model, architecture.TASK, build_optimizer(settings, *rules), min(config.steps_per_execution, steps)
-        )
+        steps_per_execution = min(config.steps_per_execution, steps)
+        if getattr(model, "own_compilation", False):
+            own_model.keep_compilation(model, steps_per_execution)
+        else:
+            compile_model(model, architecture.TASK, build_optimizer(settings, *rules), steps_per_execution)
         if config.xla:
             compile_with_xla(model)
         if config.accumulate > 1:

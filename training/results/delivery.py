@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
+from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.storage.atomic_file import write_atomically
@@ -29,7 +31,9 @@ from mirrorspark.training.results.evaluate_run import (
     judge_multi_label,
     judge_retrieval,
 )
+from mirrorspark.training.results.explain import Explanation
 from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
+from mirrorspark.training.results.report import REPORT_FILE, ReportFacts, write_report
 from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.training_job import TrainingJob
 
@@ -52,6 +56,7 @@ class Trained:
         verdict: Metrics per split, baseline and plots.
         predictions: The training framework's own predictions of each evaluated split, with keys and label.
         run_folder: Configuration, events, checkpoints and results.
+        seconds: Seconds per stage.
     """
 
     run_id: str
@@ -64,6 +69,7 @@ class Trained:
     predictions: dict[str, pa.Table] = field(repr=False)
     run_folder: Path
     tracking_uri: str = field(repr=False)  # it may hold a password
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -128,6 +134,57 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
     return _trained(job, attempts, exported, verdict, predictions)
 
 
+def report_facts(
+    trained: Trained,
+    dataset: Dataset,
+    config: TrainingConfig,
+    *,
+    seconds: Mapping[str, float] | None = None,
+    parity: str | None = None,
+    explanation: Explanation | None = None,
+) -> ReportFacts:
+    """Return what the report of a run shows.
+
+    Args:
+        trained: The training's result.
+        dataset: What it was trained on.
+        config: Its settings.
+        seconds: Seconds per stage; by default those of its stages so far.
+        parity: The comparison of Spark's scores with the training framework's, in words.
+        explanation: What the predictions depend on, once it has been measured.
+    """
+    facts = {
+        "model": trained.version_uri,
+        "architecture": str(config.model["name"]),
+        "MLflow run": trained.run_id,
+        "attempts": str(len(trained.attempts)),
+        "dataset": dataset.path.name,
+    }
+    if trained.examples_per_second is not None:
+        facts["speed"] = f"{trained.examples_per_second:,.0f} examples/s"
+    if parity is not None:
+        facts["parity"] = parity
+    manifest = dataset.manifest
+    return ReportFacts(
+        title=f"{trained.registered_model} {trained.model_version}",
+        metrics=trained.verdict.metrics,
+        baseline=trained.verdict.baseline,
+        figures=trained.verdict.figures,
+        rows={split: manifest.rows(split) for split in manifest.splits},
+        findings=[dict(finding) for finding in manifest.findings],
+        seconds=trained.seconds if seconds is None else seconds,
+        facts=facts,
+        settings=config.public(),
+        explanation=explanation,
+    )
+
+
+def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None) -> None:
+    """Write the report into the run's folder and into MLflow."""
+    facts = report_facts(trained, job.dataset, job.config, seconds=job.view.timings, parity=parity)
+    job.tracked.log_text(write_report(facts, job.folder.path / REPORT_FILE), REPORT_FILE)
+
+
 def keep_delivery(trained: Trained, folder: RunFolder) -> None:
     """Write the result of a training to a file; its predictions are in the same folder, its figures in MLflow."""
     document = {
@@ -139,6 +196,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "examples_per_second": trained.examples_per_second,
         "metrics": trained.verdict.metrics,
         "baseline": trained.verdict.baseline,
+        "seconds": dict(trained.seconds),
     }
     write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
 
@@ -261,4 +319,5 @@ def _trained(
         predictions=predictions,
         run_folder=job.folder.path,
         tracking_uri=job.tracked.uri,
+        seconds={name: round(seconds, 2) for name, seconds in job.view.timings.items()},
     )

@@ -131,7 +131,7 @@ class _Sweep:
     def _log_start(self) -> None:
         """Log the search space, and the values that all trials share."""
         config, specs = self.options.config, self.options.space.specs
-        public = config.public() | {"model": {"name": config.model["name"], **config.model_settings}}
+        public = config.public() | {"model": config.model_settings}
         documents = ("sql", "tables", "features")  # The trials' runs log them.
         fixed = {name: value for name, value in public.items() if name not in (*specs, *documents)}
         fixed["model"] = {name: value for name, value in public["model"].items() if MODEL + name not in specs}

@@ -3,10 +3,12 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import fence as fences
 from mirrorspark.callbacks.checkpoints.fence import FENCE, Fence, Permit, StaleAttemptError, adopt, fence, read_fence
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, Location
 from tests.unit.callbacks.committed_files import publish_files
@@ -80,6 +82,21 @@ def test_a_chief_that_was_paused_takes_nothing_from_the_next_one(tmp_path: Path,
         publish(store, 10, PausedBeforeTheRename(store, 1, held, held.id))
     (left,) = commit.committed(store)
     assert (left.step, left.attempt, left.damage()) == (10, 2, None)
+
+
+@pytest.mark.parametrize("digits", [("1" * 32, "2" * 32), ("2" * 32, "1" * 32)], ids=["sorted before", "sorted after"])
+def test_of_two_attempts_checkpoints_of_one_step_the_newly_written_one_stays_alone(
+    tmp_path: Path, digits: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = iter(digits)
+    monkeypatch.setattr(fences, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=next(ids))))
+    for _ in digits:  # two drivers, each at its first attempt
+        held = fence(tmp_path, 1)
+        permit = Permit(tmp_path, 1, held, held.id)
+        written = publish_files(tmp_path, {"ckpt.index": "index"}, step=10, epoch=0, permit=permit)
+    assert len(commit.committed(tmp_path)) == 2
+    commit.prune(tmp_path, keep_last=1, known_good=written)
+    assert [c.path for c in commit.committed(tmp_path)] == [written.path]
 
 
 def test_a_store_that_lost_its_fence_is_gone(tmp_path: Path) -> None:

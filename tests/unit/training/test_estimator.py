@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mirrorspark.data_pipelines import convert_once
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -166,10 +167,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         made.append(("train", dataset))
         return SimpleNamespace(version_uri="models:/late/1", tracking_uri="sqlite:///x", model="pinned")
 
-    monkeypatch.setattr(estimator, "content_hash", lambda table: "hash of " + ",".join(table.columns))
-    monkeypatch.setattr(estimator, "convert", convert)
+    monkeypatch.setattr(convert_once, "content_hash", lambda table: "hash of " + ",".join(table.columns))
+    monkeypatch.setattr(convert_once, "convert", convert)
     monkeypatch.setattr(estimator, "train", train)
-    monkeypatch.setattr(estimator, "is_published", Path.is_dir)
+    monkeypatch.setattr(convert_once, "is_published", Path.is_dir)
     monkeypatch.setattr(Dataset, "open", lambda path: f"opened {path.name}")
     return made
 

@@ -1,0 +1,148 @@
+"""Tables in any of the forms that users have, as Spark DataFrames, and back."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+
+# The key of a table in memory that has none: the position of the row.
+ROW_NUMBER = "row_number"
+
+_READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc"}
+
+
+class TableError(ValueError):
+    """Something that is no table, or a table that Spark cannot take; the message says what to do."""
+
+
+def as_dataframe(table: Any, spark: SparkSession) -> DataFrame:
+    """Return ``table`` as a Spark DataFrame.
+
+    Args:
+        table: A Spark DataFrame, which is returned as it is; a pandas DataFrame (without its index; NaN becomes null),
+            a Polars DataFrame or LazyFrame, a PyArrow table; the name of a table or view; or the path of a file or
+            folder of Parquet, CSV (with a header; types are inferred), JSON lines or ORC.
+        spark: The session.
+
+    Raises:
+        TableError: It is none of these, the file does not exist or is of another kind, or a column of a table in memory
+            has values of several types.
+    """
+    if hasattr(table, "sparkSession"):  # of Spark Classic or Spark Connect
+        return table
+    if isinstance(table, str | Path):
+        return _stored(str(table), spark)
+    arrow = _in_arrow(table)
+    if len(set(arrow.column_names)) < arrow.num_columns:
+        raise TableError(f"the table has several columns of one name among {arrow.column_names}; rename them")
+    return spark.createDataFrame(arrow)
+
+
+def is_in_memory(table: Any) -> bool:
+    """Return True for a pandas, Polars or PyArrow table, whose rows have an order."""
+    return not hasattr(table, "sparkSession") and not isinstance(table, str | Path)
+
+
+def numbered(table: Any) -> pa.Table:
+    """Return a table in memory with the column ``row_number``, the position of the row from 0.
+
+    Raises:
+        TableError: It has such a column already, or is no table.
+    """
+    arrow = _in_arrow(table)
+    if ROW_NUMBER in arrow.column_names:
+        raise TableError(f"the table has a column '{ROW_NUMBER}' already; give it as the key, or rename it")
+    return arrow.append_column(ROW_NUMBER, pa.array(range(arrow.num_rows), pa.int64()))
+
+
+def in_form_of(scores: DataFrame, table: Any) -> Any:
+    """Return ``scores`` in the form in which a user gave ``table``: pandas, Polars or PyArrow, else Spark's."""
+    if not is_in_memory(table):
+        return scores
+    arrow = scores.toArrow()
+    if ROW_NUMBER in arrow.column_names:
+        arrow = arrow.sort_by(ROW_NUMBER)
+    if isinstance(table, pa.Table):
+        return arrow
+    if type(table).__module__.startswith("polars"):
+        import polars  # only a user who has it gives its tables
+
+        return polars.from_arrow(arrow)
+    return arrow.to_pandas()
+
+
+def _in_arrow(table: Any) -> pa.Table:
+    """Return a table in memory with types that Spark takes."""
+    if isinstance(table, pa.Table):
+        arrow = table
+    elif type(table).__module__.startswith("polars"):
+        arrow = getattr(table, "collect", lambda: table)().to_arrow()
+    elif type(table).__module__.startswith("pandas") and hasattr(table, "columns"):
+        arrow = _of_pandas(table)
+    else:
+        raise TableError(
+            f"a {type(table).__name__} is no table; give a Spark, pandas or Polars DataFrame, a PyArrow table, the "
+            f"name of a table, or the path of Parquet, CSV or JSON files"
+        )
+    schema = pa.schema([(field.name, _plain(field.type)) for field in arrow.schema])
+    return arrow.cast(schema, safe=False)  # nanoseconds become microseconds
+
+
+def _of_pandas(table: Any) -> pa.Table:
+    odd = [name for name in table.columns if not isinstance(name, str)]
+    if odd:
+        raise TableError(f"column names {odd[:5]} are no text; rename them: df.columns = df.columns.astype(str)")
+    try:
+        return pa.Table.from_pandas(table, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise TableError(
+            f"a column of the pandas table has values of several types ({' '.join(map(str, error.args))}); convert "
+            f"it, for example df[column].astype(str)"
+        ) from error
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type without the encodings that Spark does not take: dictionaries, views, 64-bit offsets."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_unsigned_integer(kind):
+        return pa.decimal128(20, 0) if pa.types.is_uint64(kind) else pa.int64()
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":  # Spark's timestamps have microseconds
+        return pa.timestamp("us", kind.tz)
+    return kind
+
+
+def _stored(name: str, spark: SparkSession) -> DataFrame:
+    """Return a table of the catalog, or of files."""
+    is_path = "/" in name or Path(name).suffix in _READERS or Path(name).exists()
+    if not is_path:
+        if not spark.catalog.tableExists(name):
+            raise TableError(f"there is no table or view '{name}', and no file or folder of that name")
+        return spark.table(name)
+    if "://" not in name and not Path(name).exists():
+        raise TableError(f"there is no file or folder {name}")
+    kind = _READERS.get(Path(name).suffix) or _kind_of_folder(Path(name))
+    reader = spark.read
+    if kind == "csv":
+        reader = reader.option("header", True).option("inferSchema", True)
+    return reader.format(kind).load(name)
+
+
+def _kind_of_folder(path: Path) -> str:
+    """Return the format of the files in a folder, Parquet if they do not tell."""
+    files = (file for file in path.rglob("*") if not file.name.startswith(("_", "."))) if path.is_dir() else ()
+    for file in files:
+        if file.suffix in _READERS:
+            return _READERS[file.suffix]
+    if path.is_file():
+        raise TableError(f"{path} has none of the suffixes {sorted(_READERS)}; read it with Spark and give the table")
+    return "parquet"

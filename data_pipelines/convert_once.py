@@ -1,0 +1,89 @@
+"""Conversion of a table that is addressed by its content: the same rows are converted once."""
+
+import hashlib
+from pathlib import Path
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import ArrayType, DataType, MapType, StructType
+
+from mirrorspark.data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
+from mirrorspark.data_pipelines.dataset.manifest import is_published
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+
+
+def convert_once(
+    table: DataFrame,
+    spec: FeatureSpec,
+    folder: Path,
+    name: str,
+    *,
+    options: ConversionOptions,
+) -> Dataset:
+    """Return the dataset of these rows; convert them unless that was done before.
+
+    The dataset's directory is named by a hash of the rows, of the spec and of the options. The rows are therefore read
+    twice.
+
+    Args:
+        table: The table; it needs the spec's columns and ``options.split_column``.
+        spec: What the columns mean.
+        folder: Folder of the datasets.
+        name: The directory's name begins so.
+        options: Options of the conversion.
+
+    Raises:
+        Exception: As :func:`data_pipelines.convert.convert` says.
+    """
+    columns = (*spec.columns, options.split_column)
+    source = {"table": content_hash(table.select(*map(quoted, columns)))}
+    path = folder / f"{name}-{dataset_address(source, spec, options)}"
+    if not is_published(path):
+        try:
+            return convert(table, spec, path, source=source, options=options)
+        except DatasetExistsError:  # An equal conversion has finished first.
+            pass
+    return Dataset.open(path)
+
+
+def require_columns(table: DataFrame, spec: FeatureSpec) -> None:
+    """Raise ``ColumnError`` unless the table has the spec's columns."""
+    missing = [column for column in spec.columns if column not in table.columns]
+    if missing:
+        raise ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
+
+
+def content_hash(table: DataFrame) -> str:
+    """Return a hash of all rows of a table in 32 hex digits, independent of their order and partitions."""
+    columns = [part for field in table.schema for part in _hashed(F.col(quoted(field.name)), field.dataType)]
+    # Sums of 64-bit hashes as decimals: whole numbers, so the order of the summands does not matter.
+    sums = [F.sum(F.xxhash64(F.lit(seed), *columns).cast("decimal(20,0)")) for seed in (1, 2)]
+    row = table.agg(F.count(F.lit(1)), *sums).first()
+    assert row is not None  # noqa: S101 - an aggregate has a row
+    schema = ",".join(f"{field.name} {field.dataType.simpleString()}" for field in table.schema)
+    text = f"{schema} {row[0]} {row[1]} {row[2]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _hashed(column: Column, kind: DataType) -> list[Column]:
+    """Return the columns to hash for a column, so that different values of its type hash differently.
+
+    Spark's hash skips nulls, and does not tell two adjacent lists from one.
+    """
+    if isinstance(kind, MapType):  # Spark hashes no maps, since their entries have no order.
+        entry = StructType().add("key", kind.keyType).add("value", kind.valueType)
+        return _hashed(F.sort_array(F.map_entries(column)), ArrayType(entry))
+    if isinstance(kind, StructType):
+        parts = [part for field in kind for part in _hashed(column.getField(field.name), field.dataType)]
+        return [column.isNull(), *parts]
+    if isinstance(kind, ArrayType):
+        items = F.transform(column, lambda item: F.xxhash64(*_hashed(item, kind.elementType)))
+        return [column.isNull(), F.size(column), items]
+    return [column.isNull(), column]
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as Spark's expressions take it, whatever characters it has."""
+    return f"`{name.replace('`', '``')}`"

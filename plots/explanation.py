@@ -1,0 +1,80 @@
+"""What a model's predictions depend on: importance of its features, and the course of the prediction over each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from mirrorspark.plots import style
+
+_COLUMNS = 3
+_LONGEST_VALUE = 14
+
+
+def importance_chart(importance: Mapping[str, tuple[float, float]], *, loss: str = "loss") -> Figure:
+    """Draw a bar per feature, the most important on top.
+
+    Args:
+        importance: Feature -> increase of the loss when its values are shuffled, and the standard deviation of that
+            over repetitions.
+        loss: Name of the loss, for the axis.
+
+    Raises:
+        ValueError: There is no feature.
+    """
+    if not importance:
+        raise ValueError("there is no feature, so there is nothing to plot; pass at least one")
+    names = sorted(importance, key=lambda name: importance[name][0])
+    figure = style.new_figure(height_ratios=(max(0.45, 0.075 * len(names) + 0.2),))
+    axes = figure.add_subplot()
+    axes.barh(
+        names,
+        [importance[name][0] for name in names],
+        xerr=[importance[name][1] for name in names],
+        color=style.MODEL,
+        ecolor=style.GREY,
+    )
+    axes.axvline(0, color=style.BLACK, linewidth=0.8)
+    style.dress(axes, title="Importance", x=f"Increase of {loss} when the feature is shuffled", y="")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def dependence_chart(curves: Mapping[str, tuple[Sequence[object], Sequence[float]]]) -> Figure:
+    """Draw a panel per feature: the mean prediction when all rows have the same value of it.
+
+    Numbers are joined by a line; other values are bars in the order given.
+
+    Args:
+        curves: Feature -> its values, and the mean prediction at each.
+
+    Raises:
+        ValueError: There is no feature.
+    """
+    if not curves:
+        raise ValueError("there is no feature, so there is nothing to plot; pass at least one")
+    columns = min(_COLUMNS, len(curves))
+    rows = math.ceil(len(curves) / columns)
+    figure = style.new_figure(columns, rows)
+    predictions = [value for _, means in curves.values() for value in means]
+    low, high = min(predictions), max(predictions)
+    margin = 0.08 * (high - low) or 0.1
+    for position, (name, (values, means)) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(rows, columns, position)
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            axes.plot([float(str(value)) for value in values], means, color=style.MODEL, linewidth=style.LINE_WIDTH)
+        else:
+            places = range(len(values))
+            axes.plot(places, means, color=style.MODEL, marker="o", linestyle="none")
+            axes.set_xticks(places, [_shortened(value) for value in values], rotation=60, ha="right", fontsize=8)
+        # One scale for all panels, so that a flat one is seen to be flat.
+        axes.set_ylim(low - margin, high + margin)
+        style.dress(axes, title=name, x="", y="Mean prediction" if position % columns == 1 or columns == 1 else "")
+    return figure
+
+
+def _shortened(value: object) -> str:
+    text = "missing" if value is None else str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

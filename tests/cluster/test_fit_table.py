@@ -1,0 +1,160 @@
+"""T3, T8, H2, H9: one call trains on a table, and its result shows, scores, compares and explains."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+import tf_keras
+from mlflow import MlflowClient
+
+import mirrorspark as ms
+from mirrorspark.data_pipelines.features.infer import NoKeyError
+from mirrorspark.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.timeout(300)
+
+ROWS = 1200
+
+
+def rides() -> pd.DataFrame:
+    """Return two towns, in one of which most rides are late; the distance tells nothing. No column is a key."""
+    number = pd.Series(range(ROWS))
+    late = (number % 2 == 1) ^ (number % 10 == 9)
+    towns = number.map(lambda n: "here" if n % 2 == 0 else "there")
+    return pd.DataFrame({"town": towns, "kilometres": (number % 7).astype(float), "late": late.astype(int)})
+
+
+@pytest.fixture(scope="module")
+def fitted(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> ms.FitResult:
+    output = str(tmp_path_factory.mktemp("fit"))
+    return ms.fit(rides(), label="late", output=output, epochs=3, learning_rate=0.02, spark=spark)
+
+
+def test_a_pandas_table_becomes_a_registered_model_that_is_compared_and_reported(fitted: ms.FitResult) -> None:
+    assert fitted.spec.keys == ("row_number",)
+    assert {feature.name: feature.kind for feature in fitted.spec} == {"town": "categorical", "kilometres": "numeric"}
+    assert fitted.metrics["test"]["auc"] > 0.8
+    assert list(fitted.table.columns) == ["validation", "test", "hist_gradient_boosting"]
+    page = fitted.report.read_text(encoding="utf-8")
+    client = MlflowClient(fitted.trained.tracking_uri)
+    run = client.get_run(fitted.trained.run_id)
+    assert run.info.status == "FINISHED"
+    assert "late 1" in page
+    assert {entry.path for entry in client.list_artifacts(fitted.trained.run_id)} >= {"report.html", "plots"}
+    shown = fitted._repr_html_()
+    assert shown.count("<img") == len(fitted.plots) == 6
+    assert "models:/late/1" in repr(fitted)
+
+
+def test_it_scores_a_table_in_the_form_in_which_it_comes(fitted: ms.FitResult) -> None:
+    scores = fitted.score(rides().drop(columns="late"))
+    assert list(scores.columns) == ["row_number", "score", "model_version"]
+    assert list(scores["row_number"]) == list(range(ROWS))
+    by_town = scores["score"].groupby(rides()["town"]).mean()
+    assert by_town["here"] < 0.3 < 0.7 < by_town["there"]
+
+
+def test_an_explanation_names_what_counts_and_stands_in_the_report(fitted: ms.FitResult) -> None:
+    explanation = fitted.explain(rows=100, repeats=2)
+    assert list(explanation.importance["feature"]) == ["town", "kilometres"]
+    assert explanation.importance["importance"][0] > 5 * abs(explanation.importance["importance"][1])
+    assert "What the predictions depend on" in fitted.report.read_text(encoding="utf-8")
+
+
+def test_an_edited_spec_and_other_settings_make_a_run_that_is_compared(
+    spark: "SparkSession", fitted: ms.FitResult, tmp_path: Path
+) -> None:
+    path = tmp_path / "spec.yaml"
+    fitted.spec.save(path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("  town:\n    kind: categorical\n", ""), encoding="utf-8")
+    assert list(ms.FeatureSpec.load(path)) != list(fitted.spec)
+    blind = ms.fit(
+        rides(),
+        label="late",
+        spec=path,
+        output=fitted.config.output,
+        name="blind",
+        epochs=1,
+        baseline="none",
+        spark=spark,
+    )
+    compared = fitted.compare(blind)
+    assert list(compared.columns) == ["models:/late/1", "models:/blind/1", "difference", "better"]
+    assert compared.loc["auc", "better"] == compared.loc["log_loss", "better"] == "models:/late/1"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"label": "lat"}, ms.FeatureSpecError, r"no columns \['lat'\]; it has \['town', 'kilometres', 'late'\]"),
+        ({"epoch": 3}, ConfigError, r"settings \['epoch'\] are unknown"),
+        (
+            {"keys": "town"},
+            ms.FeatureSpecError,
+            r"keys \['town'\] do not identify the rows: 1,200 rows have 2 different ones",
+        ),
+        ({"time": "when"}, ms.SplitError, "time column 'when' is missing"),
+    ],
+)
+def test_mistakes_are_named(
+    spark: "SparkSession", tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ms.fit(rides(), **{"label": "late", "output": str(tmp_path), "spark": spark} | change)
+
+
+def test_a_spark_table_without_a_key_is_refused(spark: "SparkSession") -> None:
+    with pytest.raises(NoKeyError, match="give the columns that do as keys"):
+        ms.fit(spark.createDataFrame(rides()), label="late", spark=spark)
+
+
+def test_a_model_of_the_users_own_trains_on_both_workers_with_its_loss_metric_and_callback(
+    spark: "SparkSession", fitted: ms.FitResult, tmp_path: Path
+) -> None:
+    told = str(tmp_path)
+
+    class Tells(tf_keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            (Path(told) / f"{os.getpid()}-{epoch}").write_text(",".join(sorted(logs)))
+
+    def off(label: Any, score: Any) -> Any:
+        return tf_keras.backend.mean(tf_keras.backend.abs(label - score))
+
+    def build(features: Any) -> Any:
+        inputs = ms.feature_inputs(features)
+        hidden = tf_keras.layers.Dense(8, activation="relu")(ms.feature_vector(features, inputs, 4))
+        model = tf_keras.Model(inputs, tf_keras.layers.Dense(1, activation="sigmoid")(hidden))
+        model.compile(tf_keras.optimizers.Adam(0.03), loss=tf_keras.losses.BinaryFocalCrossentropy(), metrics=[off])
+        return model
+
+    own = ms.fit(
+        rides(),
+        label="late",
+        output=fitted.config.output,
+        name="own",
+        workers=2,
+        epochs=2,
+        baseline="none",
+        monitor="val_off",
+        mode="min",
+        model=build,
+        callbacks=[Tells()],
+        spark=spark,
+    )
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len({name.split("-")[0] for name in files}) == 2
+    assert {name.split("-")[1] for name in files} == {"0", "1"}
+    assert all("off" in logs and "val_off" in logs for logs in files.values())
+    assert own.metrics["test"]["auc"] > 0.8
+    assert own.score(rides())["score"].between(0, 1).all()
+    run = MlflowClient(own.trained.tracking_uri).get_run(own.trained.run_id)
+    assert run.data.params["model.digest"] == own.config.model["digest"]
+    assert "model.code" not in run.data.params
+    with pytest.raises(ConfigError, match="callbacks go with a model of your own"):
+        ms.train(own.dataset, own.config, spark, callbacks=[Tells()])

@@ -1,0 +1,163 @@
+"""T3, F15: a user's own model travels by value, keeps its compilation, and its outputs become probabilities."""
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from tf_keras import layers
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import catalog, own_model
+from mirrorspark.models.layers import feature_inputs, feature_vector
+from mirrorspark.models.settings import ModelSettingsError
+
+SPEC = FeatureSpec.from_dict(
+    {
+        "label": "late",
+        "keys": "ride",
+        "features": {
+            "town": {"kind": "categorical", "hash_buckets": 8},
+            "distance": {"kind": "numeric"},
+        },
+    }
+)
+FEATURES = FittedFeatures(SPEC, {}, {})
+LOCK = threading.Lock()
+BATCH = {"town": tf.constant([2, 3], tf.int64), "distance": tf.constant([0.5, -1.0])}
+
+
+def logits(features: FittedFeatures) -> tf_keras.Model:
+    inputs = feature_inputs(features)
+    return tf_keras.Model(inputs, layers.Dense(1)(feature_vector(features, inputs, 4)))
+
+
+def probabilities(features: FittedFeatures) -> tf_keras.Model:
+    inputs = feature_inputs(features)
+    model = tf_keras.Model(inputs, layers.Dense(1, activation="sigmoid")(feature_vector(features, inputs)))
+    model.compile("sgd", loss="binary_crossentropy", metrics=["mae"])
+    return model
+
+
+def from_logits(features: FittedFeatures) -> tf_keras.Model:
+    model = logits(features)
+    model.compile("adam", loss=tf_keras.losses.BinaryCrossentropy(from_logits=True))
+    return model
+
+
+class Distances(tf_keras.Model):
+    """Reads one feature of two, and has no weights before its first call."""
+
+    def __init__(self, features: FittedFeatures) -> None:
+        super().__init__()
+        self.head = layers.Dense(1)
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        return self.head(inputs["distance"][:, tf.newaxis])
+
+
+def built(build: Callable[..., Any]) -> tuple[Any, tf_keras.Model]:
+    given = own_model.own_model(build, "binary")
+    architecture = catalog.architecture(given["name"])
+    options = {key: value for key, value in given.items() if key != "name"}
+    return architecture, architecture.build(catalog.settings(given["name"], options), FEATURES, 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "is_logit"), [(logits, True), (probabilities, False), (from_logits, True), (Distances, True)]
+)
+def test_the_score_is_a_probability_whatever_the_model_returns(build: Callable[..., Any], is_logit: bool) -> None:
+    architecture, model = built(build)
+    assert model.weights
+    raw = tf.reshape(model(BATCH), [-1])
+    expected = tf.sigmoid(raw) if is_logit else raw
+    score = architecture.predict(model, BATCH)["score"]
+    np.testing.assert_allclose(score, expected, rtol=1e-6)
+    assert score.shape == (2,)
+
+
+def test_a_compiled_model_keeps_what_it_was_compiled_with_and_counts_no_row_of_weight_zero() -> None:
+    _, model = built(probabilities)
+    assert model.own_compilation
+    own_model.keep_compilation(model, 5)
+    assert isinstance(model.optimizer, tf_keras.optimizers.SGD)
+    assert model.loss == "binary_crossentropy"
+    weighed = model.evaluate(
+        BATCH, np.array([1.0, 0.0]), sample_weight=np.array([1.0, 0.0]), verbose=0, return_dict=True
+    )
+    assert weighed["mae"] == pytest.approx(1 - float(model(BATCH)[0, 0]), rel=1e-5)
+
+
+SOURCE = """
+WIDTH = {width}
+
+def helper(x):
+    return x * {factor}
+
+def build(features):
+    return helper(WIDTH)
+"""
+
+
+def module(folder: Path, width: int, factor: int) -> ModuleType:
+    (folder / "models_of_a_user.py").write_text("# line\n" * width + SOURCE.format(width=width, factor=factor))
+    sys.modules.pop("models_of_a_user", None)
+    importlib.invalidate_caches()
+    return importlib.import_module("models_of_a_user")
+
+
+def test_the_digest_changes_with_all_that_the_model_uses_and_with_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    import linecache
+
+    def digest(width: int, factor: int) -> str:
+        linecache.clearcache()
+        return str(own_model.own_model(module(tmp_path, width, factor).build, "binary")["digest"])
+
+    first = digest(1, 2)
+    assert digest(1, 2) == first
+    assert len({first, digest(3, 2), digest(1, 3)}) == 3
+    sent = own_model.own_model(module(tmp_path, 5, 2).build, "binary")
+    sys.modules.pop("models_of_a_user")
+    (tmp_path / "models_of_a_user.py").unlink()
+    # By value: the worker has no such module.
+    assert own_model._unpickled(own_model.OwnSettings(code=sent["code"]))[0](FEATURES) == 10
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "message"),
+    [
+        ("multi_field", "binary", "is no function"),
+        (logits, "candidate", "cannot learn a label of kind candidate yet"),
+        (lambda features, lock=LOCK: lock, "binary", "cannot be sent to the workers"),
+    ],
+)
+def test_what_cannot_be_a_model_is_refused_before_anything_starts(build: Any, kind: str, message: str) -> None:
+    with pytest.raises(ModelSettingsError, match=message):
+        own_model.own_model(build, kind)
+
+
+class Keras3Model:
+    """As far as its origin tells."""
+
+
+Keras3Model.__module__ = "keras.src.models.functional"
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"), [(Keras3Model, "a model of Keras 3, .* build it with tf_keras"), (int, "returns int")]
+)
+def test_what_is_no_model_of_tf_keras_is_named(returned: type, message: str) -> None:
+    with pytest.raises(ModelSettingsError, match=message):
+        built(lambda features: returned())

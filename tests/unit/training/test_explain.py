@@ -1,0 +1,66 @@
+"""T8, H9: what predictions depend on, for a model whose answer is known."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.training.results.explain import ExplanationError, explain
+
+SPEC = FeatureSpec.from_dict(
+    {
+        "label": "late",
+        "keys": "ride",
+        "features": {"town": {"kind": "categorical"}, "distance": {"kind": "numeric"}, "noise": {"kind": "numeric"}},
+    }
+)
+ROUNDS = 200
+ROWS = pa.table(
+    {
+        "ride": range(4 * ROUNDS),
+        "town": ["here", "there", "here", "there"] * ROUNDS,
+        "distance": pa.array([0.0, 0.0, 1.0, 1.0] * ROUNDS),
+        "noise": pa.array(np.random.default_rng(1).normal(size=4 * ROUNDS)),
+        "late": [0, 1, 0, 1] * ROUNDS,
+    }
+)
+
+
+def knows_the_town(rows: pa.Table) -> np.ndarray:
+    """Return the right answer most clearly for short distances."""
+    is_there = rows["town"].to_numpy() == "there"
+    return np.where(is_there, 0.9, 0.1) - np.where(is_there, 0.2, -0.2) * rows["distance"].to_numpy()
+
+
+def test_the_feature_that_the_model_reads_is_the_important_one_and_the_ignored_one_is_not() -> None:
+    found = explain(ROWS, FittedFeatures(SPEC, {}, {}), knows_the_town)
+    importance = found.importance.set_index("feature")["importance"]
+    assert list(importance.index) == ["town", "distance", "noise"]
+    assert importance["town"] > 0.5 > importance["distance"]
+    assert importance["noise"] == 0
+    town = found.dependence["town"].set_index("value")["prediction"]
+    assert town["there"] == pytest.approx(0.8)
+    assert town["here"] == pytest.approx(0.2)
+    assert list(found.dependence["distance"]["value"]) == [0.0, 1.0]
+    assert set(found.slices["value"]) == {"here", "there"}
+    assert (found.slices["rows"] == 2 * ROUNDS).all()
+    assert found.worst.loc[0, "loss"] == pytest.approx(-np.log(0.7))
+    assert list(found.worst.columns) == ["ride", "label", "prediction", "loss", "town", "distance", "noise"]
+    assert set(found.figures) == {"importance", "dependence"}
+    assert found._repr_html_().count("<img") == 2
+
+
+def test_what_cannot_be_explained_is_said() -> None:
+    features = FittedFeatures(SPEC, {}, {})
+    with pytest.raises(ExplanationError, match="no test rows"):
+        explain(ROWS.slice(0, 0), features, knows_the_town)
+    candidates = FeatureSpec.from_dict(
+        {
+            "label": {"name": "item", "kind": "candidate"},
+            "keys": "ride",
+            "features": {"item": {"kind": "categorical"}, "town": {"kind": "categorical"}},
+        }
+    )
+    with pytest.raises(ExplanationError, match="label of kind candidate is not explained so"):
+        explain(ROWS, FittedFeatures(candidates, {}, {}), knows_the_town)

@@ -1,0 +1,219 @@
+"""``fit``: from any table to a trained, evaluated and registered model; every default is a function here."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, is_in_memory, numbered
+from mirrorspark.data_pipelines.convert import ConversionOptions
+from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
+from mirrorspark.models.own_model import own_model
+from mirrorspark.training.config import ConfigError, TrainingConfig
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.results.fit_result import FitResult
+from mirrorspark.training.results.summary import findings_in_words
+from mirrorspark.training.spark_session import open_session, task_slots
+from mirrorspark.training.train import train
+
+# One worker's threads and network cost more than they bring below so many training rows each.
+ROWS_PER_WORKER = 20_000
+MOST_LOCAL_WORKERS = 4
+
+
+def fit(
+    table: Any,
+    label: str | Mapping[str, Any],
+    *,
+    keys: str | Sequence[str] | None = None,
+    time: str | None = None,
+    exclude: Sequence[str] = (),
+    spec: FeatureSpec | str | Path | None = None,
+    accept_data_errors: bool = False,
+    model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    spark: SparkSession | None = None,
+    **settings: Any,
+) -> FitResult:
+    """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
+
+    What is not given has a default: the spec is inferred (:func:`default_spec`), the rows are split
+    (:func:`data_pipelines.quality.splits.default_split`), and the configuration fits the label and the size of the
+    table (:func:`default_config`). The same call on the same rows converts them only once, and goes on with a training
+    that did not finish.
+
+    Args:
+        table: A Spark, pandas or Polars DataFrame, a PyArrow table, the name of a table, or the path of Parquet, CSV or
+            JSON files. With a column ``split`` (``train``, ``validation``, ``test``), it decides about the split.
+        label: The column to learn, or its name and kind: ``{"name": "stars", "kind": "multi_class"}``.
+        keys: Columns that identify a row; by default a column with unique values, or the row's number in a table in
+            memory.
+        time: Column with the time of a row: the newest rows are for validation and test. It is no feature.
+        exclude: Columns that are no features.
+        spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
+            then its own.
+        accept_data_errors: Train even where validation finds errors in the data.
+        model: A function or Keras class of your own that builds the model (:func:`models.own_model.own_model`), or
+            the name of an architecture, or its name and settings; by default one that fits the label.
+        callbacks: Keras callbacks of your own for each worker, with a model of your own.
+        spark: The session; by default the active one, or a local one.
+        settings: Fields of :class:`training.config.TrainingConfig` that differ from :func:`default_config`.
+
+    Raises:
+        TableError: ``table`` is no table.
+        FeatureSpecError: The spec cannot be inferred or does not fit: the message says which column and why.
+        SplitError: The rows cannot be split.
+        ConfigError: A setting has an invalid value.
+        Exception: As :func:`data_pipelines.convert.convert` and :func:`training.train.train` say.
+    """
+    unknown = sorted(set(settings) - set(TrainingConfig.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(f"settings {unknown} are unknown; use fields of TrainingConfig")
+    view = LiveView(epochs=1)
+    spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
+    with view.stage("infer", spark=spark) as stage:
+        rows, spec = _rows_and_spec(table, label, keys, time, exclude, spec, spark)
+        stage.note = f"{len(spec.features)} features; label '{spec.label.name}' of kind {spec.label.kind}"
+    if isinstance(model, str | Mapping):
+        settings["model"] = {"name": model} if isinstance(model, str) else dict(model)
+    elif model is not None:
+        settings["model"] = own_model(model, spec.label.kind, callbacks)
+        settings.setdefault("monitor", "val_loss")  # what every model has
+    name = settings.pop("name", None) or default_name(spec)
+    with view.stage("convert", spark=spark) as stage:
+        require_columns(rows, spec)
+        rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
+        options = ConversionOptions(accept_errors=accept_data_errors)
+        folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"
+        dataset = convert_once(rows, spec, folder, name, options=options)
+        counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
+        stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
+        if dataset.manifest.findings:
+            stage.note += f"; validation: {findings_in_words(dataset.manifest.findings)}"
+    slots = task_slots(spark)
+    config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
+    trained = train(dataset, config, spark)
+    return FitResult.of(trained, dataset, config, rows)
+
+
+def default_spec(
+    df: DataFrame, label: str | Mapping[str, Any], *, keys: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> FeatureSpec:
+    """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer.infer_spec`.
+
+    Args:
+        df: The table.
+        label: The column to learn, or its name and kind; the kind is inferred unless given.
+        keys: Columns that identify a row.
+        exclude: Columns that are no features.
+
+    Raises:
+        FeatureSpecError: As ``infer_spec`` says.
+    """
+    name = label if isinstance(label, str) else str(label.get("name", ""))
+    spec = infer_spec(df, label=name, keys=keys, exclude=(SPLIT_COLUMN, *exclude))
+    if isinstance(label, str):
+        return spec
+    return FeatureSpec.from_dict(spec.to_dict() | {"label": dict(label)})
+
+
+def default_name(spec: FeatureSpec) -> str:
+    """Return the name of the registered model, of the experiment and of the folders: that of the label."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", spec.label.name)
+
+
+def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any) -> TrainingConfig:
+    """Return the configuration of a training.
+
+    The model and the monitor fit the kind of the label. There is a worker per slot, but no more than one per
+    20,000 training rows. A batch has a hundredth of the rows, from 64 to 2,048. The baseline is that of the label's
+    kind, unless a feature is sparse.
+
+    Args:
+        spec: The feature specification.
+        rows: Training rows.
+        slots: Slots of the session.
+        settings: Fields of :class:`training.config.TrainingConfig` that differ from these.
+
+    Raises:
+        ConfigError: A setting has an invalid value.
+    """
+    model, monitor, baseline = _BY_KIND[spec.label.kind]
+    if baseline == "hist_gradient_boosting" and any(feature.form == "sparse" for feature in spec):
+        baseline = "none"
+    defaults: dict[str, Any] = {
+        "model": {"name": model},
+        "monitor": monitor,
+        "baseline": baseline,
+        "workers": max(1, min(slots, rows // ROWS_PER_WORKER)),
+        "global_batch_size": 1 << max(6, min(11, (rows // 100).bit_length())),
+    }
+    return TrainingConfig(**defaults | settings)
+
+
+# Per kind of label: model, monitor, baseline.
+_BY_KIND: Mapping[str, tuple[str, str, str]] = {
+    "binary": ("multi_field", "val_auc", "hist_gradient_boosting"),
+    "multi_label": ("multi_label", "val_auc", "popularity"),
+    "candidate": ("two_tower", "val_loss", "popularity"),
+}
+
+
+def _rows_and_spec(
+    table: Any,
+    label: str | Mapping[str, Any],
+    keys: str | Sequence[str] | None,
+    time: str | None,
+    exclude: Sequence[str],
+    spec: FeatureSpec | str | Path | None,
+    spark: SparkSession,
+) -> tuple[DataFrame, FeatureSpec]:
+    """Return the table with the columns that the spec names, and the spec."""
+    if isinstance(spec, str | Path):
+        spec = FeatureSpec.load(spec)
+    if spec is not None:
+        needs_number = is_in_memory(table) and spec.keys == (ROW_NUMBER,)
+        return as_dataframe(numbered(table) if needs_number else table, spark), spec
+    given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
+    left_out = (*exclude, *([time] if time else ()))
+    df = as_dataframe(table, spark)
+    if given:
+        _require_unique(df, given)
+    try:
+        return df, default_spec(df, label, keys=given, exclude=left_out)
+    except NoKeyError:
+        if not is_in_memory(table):
+            raise
+    df = as_dataframe(numbered(table), spark)
+    return df, default_spec(df, label, keys=(ROW_NUMBER,), exclude=left_out)
+
+
+def _require_unique(df: DataFrame, keys: Sequence[str]) -> None:
+    """Check that the keys identify the rows; a column that is missing is named later."""
+    if not set(keys) <= set(df.columns):
+        return
+    counts: Any = df.agg(F.count(F.lit(1)), F.count_distinct(F.struct(*map(quoted, keys)))).first()
+    if counts[1] < counts[0]:
+        raise FeatureSpecError(
+            f"keys {list(keys)} do not identify the rows: {counts[0]:,} rows have {counts[1]:,} different ones; give "
+            f"more columns, or leave keys out"
+        )
+
+
+def _stratified(spec: FeatureSpec) -> str | None:
+    return spec.label.name if spec.label.kind in ("binary", "multi_class") else None
+
+
+def _local_workers(settings: Mapping[str, Any]) -> int:
+    """Return the slots of a session that is started here."""
+    workers = settings.get("workers")
+    return workers if isinstance(workers, int) else min(MOST_LOCAL_WORKERS, os.cpu_count() or 1)

@@ -1,0 +1,229 @@
+"""What a trained model's predictions depend on: measured by changing the raw columns of held-back rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.figure import Figure
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.labels import encode_label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.plots.explanation import dependence_chart, importance_chart
+
+# The rows are held in memory on the driver, and scored once per feature and repetition.
+SAMPLE_ROWS = 5000
+REPEATS = 5
+_DEPENDENCE_ROWS = 500
+_DEPENDENCE_FEATURES = 6
+_GRID_POINTS = 15
+_MOST_VALUES = 10
+_LEAST_SLICE_ROWS = 30
+_WORST_ROWS = 10
+
+# No probability is 0 or 1 for certain.
+_LEAST_PROBABILITY = 1e-7
+
+Predict = Callable[[pa.Table], np.ndarray]
+
+
+class ExplanationError(ValueError):
+    """A model that cannot be explained so; the message says why."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the predictions depend on, over a sample of the test rows.
+
+    Attributes:
+        importance: A row per feature, most important first: ``feature``, ``importance`` (mean increase of the loss when
+            its values are shuffled among the rows) and ``deviation`` over the repetitions.
+        dependence: Per feature a table of ``value`` and ``prediction``: the mean prediction when all rows have this
+            value (partial dependence: Friedman, 2001); of the most important features that have single values.
+        slices: A row per value of a categorical feature: ``feature``, ``value``, ``rows``, mean ``label``, mean
+            ``prediction``, mean ``loss``; the worst first.
+        worst: The rows with the largest loss: keys, label, prediction, loss and raw columns.
+        loss: Name of the loss.
+        rows: Rows of the sample.
+    """
+
+    importance: pd.DataFrame
+    dependence: Mapping[str, pd.DataFrame]
+    slices: pd.DataFrame
+    worst: pd.DataFrame
+    loss: str
+    rows: int
+
+    @cached_property
+    def figures(self) -> Mapping[str, Figure]:
+        """The charts by name: ``importance`` and ``dependence``."""
+        columns = (self.importance[name].tolist() for name in ("feature", "importance", "deviation"))
+        bars = {name: (mean, deviation) for name, mean, deviation in zip(*columns, strict=True)}
+        figures = {"importance": importance_chart(bars, loss=self.loss)}
+        if self.dependence:
+            curves = {name: (list(of["value"]), list(of["prediction"])) for name, of in self.dependence.items()}
+            figures["dependence"] = dependence_chart(curves)
+        return figures
+
+    def _repr_html_(self) -> str:
+        from mirrorspark.plots.html import figure_html, table_html
+
+        parts = [f"<h4>What the predictions depend on ({self.rows:,} test rows)</h4>"]
+        parts += [figure_html(figure, name) for name, figure in self.figures.items()]
+        if len(self.slices):
+            parts += ["<h4>Slices with the largest loss</h4>", table_html(self.slices.head(10))]
+        parts += ["<h4>Rows with the largest loss</h4>", table_html(self.worst)]
+        return "".join(parts)
+
+
+def explain(
+    rows: pa.Table, features: FittedFeatures, predict: Predict, *, repeats: int = REPEATS, seed: int = 1
+) -> Explanation:
+    """Explain the predictions on some labelled rows.
+
+    Args:
+        rows: Raw columns, keys and label; held-back rows, some thousands.
+        features: The fitted features of the model.
+        predict: Returns the predictions for raw columns: ``[rows]``, or ``[rows, classes]``.
+        repeats: How often each feature is shuffled.
+        seed: Fixes the shuffling.
+
+    Raises:
+        ExplanationError: There are no rows, or the label is not of a kind that can be explained so.
+    """
+    spec = features.spec
+    if spec.label.kind not in _LOSSES:
+        raise ExplanationError(f"a label of kind {spec.label.kind} is not explained so; this is for {sorted(_LOSSES)}")
+    if not rows.num_rows:
+        raise ExplanationError("there are no test rows to explain the predictions on")
+    loss, losses = _LOSSES[spec.label.kind]
+    label = _label(rows, features)
+    predictions = predict(rows)
+    base = losses(label, predictions)
+    importance = _importance(
+        rows, spec, lambda table: losses(label, predict(table)).mean() - base.mean(), repeats, seed
+    )
+    of_rows = pd.DataFrame({"label": _per_row(label), "prediction": _per_row(predictions), "loss": base})
+    return Explanation(
+        importance,
+        _dependence(rows, spec, importance["feature"].tolist(), predict) if predictions.ndim == 1 else {},
+        _slices(rows, spec, of_rows),
+        _worst(rows, spec, of_rows),
+        loss,
+        rows.num_rows,
+    )
+
+
+def _importance(
+    rows: pa.Table, spec: FeatureSpec, increase: Callable[[pa.Table], float], repeats: int, seed: int
+) -> pd.DataFrame:
+    """Return the features with the increase of the loss when they are shuffled (Breiman, 2001), largest first."""
+    random = np.random.default_rng(seed)
+    found = []
+    for feature in spec.query_features:
+        increases = []
+        for _ in range(repeats):
+            order = pa.array(random.permutation(rows.num_rows))
+            shuffled = rows
+            # Columns of one feature belong together.
+            for name in feature.columns:
+                shuffled = _with(shuffled, name, rows[name].take(order))
+            increases.append(increase(shuffled))
+        found.append((feature.name, float(np.mean(increases)), float(np.std(increases))))
+    table = pd.DataFrame(found, columns=["feature", "importance", "deviation"])
+    return table.sort_values("importance", ascending=False, ignore_index=True)
+
+
+def _dependence(rows: pa.Table, spec: FeatureSpec, ordered: Sequence[str], predict: Predict) -> dict[str, pd.DataFrame]:
+    some = rows.slice(0, _DEPENDENCE_ROWS)
+    curves: dict[str, pd.DataFrame] = {}
+    for name in ordered:
+        columns = spec[name].columns
+        if len(columns) != 1 or pa.types.is_nested(rows.schema.field(columns[0]).type):
+            continue
+        values = _grid(rows[columns[0]])
+        if len(values) < 2:
+            continue
+        kind = rows.schema.field(columns[0]).type
+        means = [
+            float(predict(_with(some, columns[0], pa.array([value] * some.num_rows, kind))).mean()) for value in values
+        ]
+        curves[name] = pd.DataFrame({"value": values, "prediction": means})
+        if len(curves) == _DEPENDENCE_FEATURES:
+            break
+    return curves
+
+
+def _grid(column: pa.ChunkedArray) -> list[Any]:
+    """Return values of a column: quantiles of many numbers, else the most frequent values."""
+    present = column.drop_null()
+    distinct = pc.value_counts(present).sort(order="descending", by="counts") if len(present) else []
+    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if is_number and len(distinct) > _GRID_POINTS:
+        at = np.linspace(0.01, 0.99, _GRID_POINTS)
+        numbers = pc.quantile(present.cast(pa.float64()), q=list(at), interpolation="nearest").to_pylist()
+        return [pa.scalar(number).cast(column.type).as_py() for number in dict.fromkeys(numbers)]
+    values = [entry["values"].as_py() for entry in distinct[:_MOST_VALUES]]
+    return sorted(values) if is_number else values
+
+
+def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataFrame:
+    tables = []
+    for feature in spec.categorical:
+        if feature.name == spec.label.name or len(feature.columns) != 1:
+            continue
+        values = rows[feature.columns[0]].to_pandas()
+        grouped = of_rows.groupby(values, dropna=False)
+        means = grouped.mean()
+        means.insert(0, "rows", grouped.size())
+        means = means.reset_index(names="value")
+        means["value"] = means["value"].astype(str)
+        means.insert(0, "feature", feature.name)
+        tables.append(means[means["rows"] >= _LEAST_SLICE_ROWS])
+    columns = ["feature", "value", "rows", "label", "prediction", "loss"]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(tables).sort_values("loss", ascending=False, ignore_index=True)[columns]
+
+
+def _worst(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataFrame:
+    order = np.argsort(-of_rows["loss"].to_numpy(), kind="stable")[:_WORST_ROWS]
+    # Columns that are no features stay out of a page that is handed around.
+    shown = [name for name in spec.columns if name in rows.column_names and name != spec.label.name]
+    table = rows.take(pa.array(order)).select(shown).to_pandas()
+    for position, name in enumerate(("label", "prediction", "loss")):
+        table.insert(len(spec.keys) + position, name, of_rows[name].to_numpy()[order], allow_duplicates=True)
+    return table
+
+
+def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def _label(rows: pa.Table, features: FittedFeatures) -> np.ndarray:
+    label = encode_label(rows, features)
+    assert label is not None  # noqa: S101 - only the label of a retrieval model is none
+    return label.multi_hot(features.classes) if isinstance(label, RaggedIds) else label
+
+
+def _per_row(values: np.ndarray) -> np.ndarray:
+    """Return a number per row: of several labels, their number or the expected one."""
+    return values if values.ndim == 1 else values.sum(axis=1)
+
+
+def _log_loss(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    certain = np.clip(probability.astype(np.float64), _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return -(label * np.log(certain) + (1 - label) * np.log1p(-certain))
+
+
+# Per kind of label: the loss's name, and the loss of every row.
+_LOSSES: Mapping[str, tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "binary": ("log loss", _log_loss),
+    "multi_label": ("log loss", lambda label, scores: _log_loss(label, scores).mean(axis=1)),
+}

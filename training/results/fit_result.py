@@ -1,0 +1,179 @@
+"""The result of ``fit``: everything about the trained model that is to be seen, and what can be done with it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, in_form_of, is_in_memory, numbered
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.plots.html import figure_html, table_html
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.results.delivery import Trained, report_facts
+from mirrorspark.training.results.explain import REPEATS, SAMPLE_ROWS, Explanation, explain
+from mirrorspark.training.results.report import (
+    REPORT_FILE,
+    is_better,
+    metrics_table,
+    title_of,
+    verdict_sentence,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, repr=False)
+class FitResult:
+    """A trained and registered model, its evaluation, and the table that it was trained on.
+
+    Attributes:
+        trained: The training's result.
+        dataset: The converted table.
+        config: The training's settings.
+        rows: The table with its split.
+    """
+
+    trained: Trained
+    dataset: Dataset
+    config: TrainingConfig
+    rows: DataFrame = field(repr=False)
+
+    @classmethod
+    def of(cls, trained: Trained, dataset: Dataset, config: TrainingConfig, rows: DataFrame) -> "FitResult":
+        """Return the result, with the spec beside the run's other files."""
+        dataset.spec.save(trained.run_folder / "features.yaml")
+        return cls(trained, dataset, config, rows)
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The feature specification; ``spec.save(path)`` writes it, to be edited and given to the next ``fit``."""
+        return self.dataset.spec
+
+    @property
+    def model(self) -> PinnedModel:
+        """The registered version, for ``ms.score``, ``ms.register_sql`` and ``ms.Predictor``."""
+        return self.trained.model
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metrics by split."""
+        return {split: dict(values) for split, values in self.trained.verdict.metrics.items()}
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """The metrics as a table: a row per metric, a column per split, and one for the baseline."""
+        return metrics_table(self.trained.verdict.metrics, self.trained.verdict.baseline)
+
+    @property
+    def plots(self) -> "dict[str, Figure]":
+        """The plots by name; empty for a run that had finished before."""
+        return dict(self.trained.verdict.figures)
+
+    @property
+    def report(self) -> Path:
+        """The run on one HTML page, which is also in MLflow."""
+        return self.trained.run_folder / REPORT_FILE
+
+    def score(self, table: Any, **options: Any) -> Any:
+        """Return keys and scores of another table, in the form in which it is given.
+
+        Args:
+            table: Anything that ``fit`` takes. It needs the model's columns and the keys, but no label.
+            options: Options of :func:`scoring.batch.score`.
+
+        Returns:
+            A pandas or Polars DataFrame or a PyArrow table for one of these, else a Spark DataFrame.
+        """
+        needs_number = self.spec.keys == (ROW_NUMBER,) and is_in_memory(table)
+        df = as_dataframe(numbered(table) if needs_number else table, self.rows.sparkSession)
+        return in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
+
+    def compare(self, other: "FitResult") -> "pd.DataFrame":
+        """Return the test metrics of this and another result side by side, and which is better.
+
+        The two are comparable if their test rows are the same; ``better`` is empty where they are equal.
+        """
+        import pandas as pd
+
+        names = [_label(self), _label(other)]
+        if names[0] == names[1]:
+            names = [f"{name} ({place})" for name, place in zip(names, ("this", "other"), strict=True)]
+        table = pd.DataFrame(
+            {name: of.table["test"] for name, of in zip(names, (self, other), strict=True)},
+            index=self.table.index,
+        )
+        table["difference"] = table[names[0]] - table[names[1]]
+        table["better"] = [
+            names[0] if is_better(metric, a, b) else names[1] if is_better(metric, b, a) else ""
+            for metric, a, b in zip(table.index, table[names[0]], table[names[1]], strict=True)
+        ]
+        return table
+
+    def explain(self, *, rows: int = SAMPLE_ROWS, repeats: int = REPEATS, seed: int = 1) -> Explanation:
+        """Measure what the predictions depend on, and add it to the report.
+
+        The test rows are scored in this process, once per feature and repetition.
+
+        Args:
+            rows: The most test rows to use.
+            repeats: How often each feature is shuffled.
+            seed: Fixes the shuffling.
+
+        Raises:
+            ExplanationError: The model retrieves candidates.
+        """
+        test = self.rows.where(F.col(SPLIT_COLUMN) == "test")
+        # The hash of the keys takes the same rows each time.
+        chosen = test.orderBy(F.xxhash64(*self.spec.keys)).limit(rows)
+        sample = chosen.select(*self.spec.columns).toArrow()
+        explanation = explain(sample, self.dataset.features, self._predict, repeats=repeats, seed=seed)
+        facts = report_facts(self.trained, self.dataset, self.config, explanation=explanation)
+        self._log_report(write_report(facts, self.report))
+        return explanation
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        return LoadedModel(self.model.path)
+
+    def _predict(self, table: pa.Table) -> np.ndarray:
+        outputs = self._loaded.score(table)
+        return np.asarray(next(iter(outputs.values())))
+
+    def _log_report(self, page: str) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(self.trained.tracking_uri).log_text(self.trained.run_id, page, REPORT_FILE)
+
+    def __repr__(self) -> str:
+        sentence = verdict_sentence(self.trained.verdict.metrics, self.trained.verdict.baseline)
+        return f"{_label(self)}. {sentence}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
+
+    def _repr_html_(self) -> str:
+        verdict = self.trained.verdict
+        parts = [
+            f"<h3>{_label(self)}</h3><p>{verdict_sentence(verdict.metrics, verdict.baseline)}</p>",
+            table_html(self.table, index=True),
+            *(
+                f"<details><summary>{title_of(name)}</summary>{figure_html(figure, title_of(name))}</details>"
+                for name, figure in self.plots.items()
+            ),
+            f"<p>Report: <code>{self.report}</code></p>",
+        ]
+        return "".join(parts)
+
+
+def _label(result: FitResult) -> str:
+    return f"models:/{result.trained.registered_model}/{result.trained.model_version}"
