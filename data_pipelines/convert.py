@@ -349,7 +349,7 @@ def _split_counts(results: Sequence[ShardResult]) -> dict[str, SplitCounts]:
 def _statistics(results: Sequence[ShardResult], fitted: FittedFeatures) -> dict[str, dict[str, float]]:
     statistics: dict[str, dict[str, float]] = {feature.name: {} for feature in fitted.spec}
     for name, numbers in fitted.statistics.items():
-        statistics[name] |= vars(numbers)
+        statistics.setdefault(name, {}).update(vars(numbers))
     for owner in fitted.spec.vocabulary_owners:
         statistics.setdefault(owner.name, {})["vocabulary"] = len(fitted.vocabulary(owner))
     for result in results:

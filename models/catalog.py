@@ -12,8 +12,10 @@ from mirrorspark.models.settings import ModelSettingsError
 
 ARCHITECTURES: Mapping[str, str] = {
     "lstm_retrieval": "mirrorspark.models.lstm_retrieval",
+    "multi_class": "mirrorspark.models.multi_class",
     "multi_field": "mirrorspark.models.multi_field",
     "multi_label": "mirrorspark.models.multi_label",
+    "regression": "mirrorspark.models.regression",
     "two_tower": "mirrorspark.models.two_tower",
     "wide_deep": "mirrorspark.models.wide_deep",
     "youtube_dnn": "mirrorspark.models.youtube_dnn",
@@ -30,7 +32,7 @@ def architecture(name: str) -> ModuleType | own_model.OwnArchitecture:
     Raises:
         ModelSettingsError: There is no such architecture.
     """
-    if name.startswith(own_model.PREFIX):
+    if name in own_model.NAMES:
         return own_model.architecture(name)
     path = ARCHITECTURES.get(name, name)
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):

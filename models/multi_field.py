@@ -42,13 +42,18 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """Return a model from the spec's features to one logit: float32 ``[batch, 1]``, the shape for Keras's metrics."""
     import tf_keras
 
+    inputs, last = hidden(settings, fitted, seed)
+    logit = tf_keras.layers.Dense(1, name="logit", dtype="float32")(last)
+    return tf_keras.Model(inputs, logit, name="multi_field")
+
+
+def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict[str, tf.Tensor], tf.Tensor]":
+    """Return the symbolic inputs, and the last hidden layer's output, ``[batch, units]``."""
     from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
 
     inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
-    hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
-    logit = tf_keras.layers.Dense(1, name="logit", dtype="float32")(hidden)
-    return tf_keras.Model(inputs, logit, name="multi_field")
+    return inputs, dense_stack(joined, settings.hidden_units, settings.dropout, seed)
 
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:

@@ -46,11 +46,9 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """Return a model from the spec's features to the log-odds of each label: float32 ``[batch, classes]``."""
     import tf_keras
 
-    from mirrorspark.models.layers import TwoWayHeads, concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.layers import TwoWayHeads
 
-    inputs = symbolic_inputs(fitted.spec.features, any_length=True)
-    joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
-    hidden = dense_stack(joined, settings.hidden_units, settings.dropout, seed)
+    inputs, hidden = multi_field.hidden(settings, fitted, seed)
     heads = TwoWayHeads if settings.heads == "softmax" else tf_keras.layers.Dense
     log_odds = heads(fitted.classes, name=HEADS, dtype="float32")(hidden)
     return tf_keras.Model(inputs, log_odds, name="multi_label")

@@ -28,21 +28,21 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
         return
     if task not in _OBJECTIVES:
         raise ValueError(f"task '{task}' is unknown; use one of {sorted([*_OBJECTIVES, 'retrieval'])}")
-    loss, metrics = _OBJECTIVES[task]()
+    loss, metrics = _OBJECTIVES[task](model)
     model.compile(optimizer, loss=loss, weighted_metrics=metrics, steps_per_execution=steps_per_execution)
 
 
 # Loss and metrics of each task. The compiled loss divides by the padded batch; the metric divides by the weighted rows.
 
 
-def _binary() -> tuple[Any, list[Any]]:
+def _binary(_: Any) -> tuple[Any, list[Any]]:
     return tf_keras.losses.BinaryCrossentropy(from_logits=True), [
         tf_keras.metrics.BinaryCrossentropy(name="log_loss", from_logits=True),
         tf_keras.metrics.AUC(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
     ]
 
 
-def _multi_label() -> tuple[Any, list[Any]]:
+def _multi_label(_: Any) -> tuple[Any, list[Any]]:
     return multi_label_log_loss, [
         tf_keras.metrics.MeanMetricWrapper(multi_label_log_loss, name="log_loss"),
         # One AUC over all pairs of a row and a label; an AUC per label would need thousands of counters for each.
@@ -50,17 +50,46 @@ def _multi_label() -> tuple[Any, list[Any]]:
     ]
 
 
-def _multi_class() -> tuple[Any, list[Any]]:
+def _multi_class(_: Any) -> tuple[Any, list[Any]]:
     return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), [
         tf_keras.metrics.SparseCategoricalCrossentropy(name="log_loss", from_logits=True),
         tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
     ]
 
 
-_OBJECTIVES: Mapping[str, Callable[[], tuple[Any, list[Any]]]] = {
+def _regression(model: Any) -> tuple[Any, list[Any]]:
+    return ScaledLoss(model.regression_loss, model.label_scale), [
+        tf_keras.metrics.RootMeanSquaredError(name="rmse"),
+        tf_keras.metrics.MeanAbsoluteError(name="mae"),
+    ]
+
+
+class ScaledLoss(tf_keras.losses.Loss):
+    """The loss of a regression, of label and prediction divided by the label's scale.
+
+    Args:
+        kind: ``squared``, ``absolute`` or ``poisson``: the deviance of Poisson's distribution up to a constant.
+        scale: What one unit of the network's output is in the label's unit.
+    """
+
+    def __init__(self, kind: str, scale: float) -> None:
+        super().__init__(name=f"{kind}_loss")
+        self._kind, self._scale = kind, scale
+
+    def call(self, labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
+        """Return the loss of every row, float32 ``[batch]``."""
+        actual = tf.reshape(tf.cast(labels, predictions.dtype), [-1]) / self._scale
+        predicted = tf.reshape(predictions, [-1]) / self._scale
+        if self._kind == "poisson":
+            return predicted - actual * tf.math.log(tf.maximum(predicted, 1e-9))
+        return tf.abs(predicted - actual) if self._kind == "absolute" else tf.square(predicted - actual)
+
+
+_OBJECTIVES: Mapping[str, Callable[[Any], tuple[Any, list[Any]]]] = {
     "binary": _binary,
     "multi_label": _multi_label,
     "multi_class": _multi_class,
+    "regression": _regression,
 }
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:  # the driver sends a model without loading TensorFlow
 
 # The name of the architecture is this and the task.
 PREFIX = "own_"
-TASKS = ("binary", "multi_label")
+# The task by the kind of its label.
+TASKS = {"binary": "binary", "multi_class": "multi_class", "multi_label": "multi_label", "number": "regression"}
+NAMES = tuple(PREFIX + task for task in TASKS.values())
 
 _OURS = ("mirrorspark", "pyspark_tfrecord")
 _LONGEST_NAME = 60
@@ -62,19 +64,22 @@ class OwnArchitecture:
 
         model = _unpickled(settings)[0](fitted)
         _require_tf_keras(model, settings.function)
+        model.regression_loss, model.label_scale = "squared", 1.0  # if it has no loss of its own
+        if self.TASK == "regression":
+            model.label_scale = fitted.statistics[fitted.spec.label.name].standard_deviation or 1.0
         model.own_compilation = getattr(model, "optimizer", None) is not None
         if not model.built:  # A class creates its weights when it is called.
             model(symbolic_inputs(fitted.spec.query_features))
         return model
 
     def predict(self, model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
-        """Return ``score``, float32 ``[batch]``, or ``scores``, float32 ``[batch, classes]``: probabilities."""
+        """Return ``score``, float32 ``[batch]``, or ``scores``, float32 ``[batch, classes]``."""
         import tensorflow as tf
 
         outputs = tf.cast(model(inputs, training=False), tf.float32)
-        if returns_logits(model):
-            outputs = tf.sigmoid(outputs)
-        if self.TASK == "binary":
+        if self.TASK != "regression" and returns_logits(model):
+            outputs = tf.nn.softmax(outputs) if self.TASK == "multi_class" else tf.sigmoid(outputs)
+        if self.TASK in ("binary", "regression"):
             return {"score": tf.reshape(outputs, [tf.shape(outputs)[0]])}
         return {"scores": outputs}
 
@@ -117,15 +122,12 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
                 f"model {name} cannot be sent to the workers: {error}; create what it needs inside the function"
             ) from error
     options = OwnSettings(name[:_LONGEST_NAME], digest(given), base64.b85encode(pickled).decode())
-    return {"name": PREFIX + label_kind, **vars(options)}
+    return {"name": PREFIX + TASKS[label_kind], **vars(options)}
 
 
 def architecture(name: str) -> OwnArchitecture:
-    """Return the architecture of that name, which begins with ``own_``."""
-    task = name.removeprefix(PREFIX)
-    if task not in TASKS:
-        raise ModelSettingsError(f"model '{name}' is unknown; an own model is one of {[PREFIX + one for one in TASKS]}")
-    return OwnArchitecture(task)
+    """Return the architecture of one of ``NAMES``."""
+    return OwnArchitecture(name.removeprefix(PREFIX))
 
 
 def without_code(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def without_code(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_own(model: Mapping[str, Any]) -> bool:
     """Return whether these are the settings of a user's own model."""
-    return str(model.get("name", "")).startswith(PREFIX)
+    return model.get("name") in NAMES
 
 
 def returns_logits(model: "tf_keras.Model") -> bool:

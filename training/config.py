@@ -73,6 +73,8 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"model.name is {architecture!r}, which is no text; use one of {sorted(catalog.ARCHITECTURES)}",
         )
         known = _MONITORS[self.task]
+        if vars(self)["monitor"] is None:
+            object.__setattr__(self, "monitor", next(iter(known)))
         if own_model.is_own(self.model) and self.monitor not in known:
             # Only its code knows its metrics.
             _require(
@@ -255,7 +257,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
 
     @property
     def task(self) -> str:
-        """The architecture's task: ``binary``, ``multi_label`` or ``retrieval``."""
+        """The architecture's task: ``binary``, ``multi_class``, ``multi_label``, ``regression`` or ``retrieval``."""
         task = str(catalog.architecture(self.model["name"]).TASK)
         _require(
             task in _LABEL_KINDS,
@@ -358,10 +360,24 @@ _FREE_TO_CHANGE = frozenset(
 _MONITORS: Mapping[str, Mapping[str, Mode]] = {
     "binary": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
     "multi_label": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
+    "multi_class": {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"},
+    "regression": {"val_rmse": "min", "val_mae": "min", "val_loss": "min"},
     "retrieval": {"val_loss": "min"},
 }
-_LABEL_KINDS = {"binary": "binary", "multi_label": "multi_label", "retrieval": "candidate"}
-_BASELINES = {"binary": "hist_gradient_boosting", "multi_label": "popularity", "retrieval": "popularity"}
+_LABEL_KINDS = {
+    "binary": "binary",
+    "multi_class": "multi_class",
+    "multi_label": "multi_label",
+    "regression": "number",
+    "retrieval": "candidate",
+}
+_BASELINES = {
+    "binary": "hist_gradient_boosting",
+    "multi_class": "hist_gradient_boosting",
+    "multi_label": "popularity",
+    "regression": "hist_gradient_boosting",
+    "retrieval": "popularity",
+}
 
 
 def _require(holds: bool, message: str) -> None:

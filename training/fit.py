@@ -134,7 +134,7 @@ def default_name(spec: FeatureSpec) -> str:
 def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any) -> TrainingConfig:
     """Return the configuration of a training.
 
-    The model and the monitor fit the kind of the label. There is a worker per slot, but no more than one per
+    The model fits the kind of the label. There is a worker per slot, but no more than one per
     20,000 training rows. A batch has a hundredth of the rows, from 64 to 2,048. The baseline is that of the label's
     kind, unless a feature is sparse.
 
@@ -147,12 +147,11 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
     Raises:
         ConfigError: A setting has an invalid value.
     """
-    model, monitor, baseline = _BY_KIND[spec.label.kind]
+    model, baseline = _BY_KIND[spec.label.kind]
     if baseline == "hist_gradient_boosting" and any(feature.form == "sparse" for feature in spec):
         baseline = "none"
     defaults: dict[str, Any] = {
         "model": {"name": model},
-        "monitor": monitor,
         "baseline": baseline,
         "workers": max(1, min(slots, rows // ROWS_PER_WORKER)),
         "global_batch_size": 1 << max(6, min(11, (rows // 100).bit_length())),
@@ -160,11 +159,13 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
     return TrainingConfig(**defaults | settings)
 
 
-# Per kind of label: model, monitor, baseline.
-_BY_KIND: Mapping[str, tuple[str, str, str]] = {
-    "binary": ("multi_field", "val_auc", "hist_gradient_boosting"),
-    "multi_label": ("multi_label", "val_auc", "popularity"),
-    "candidate": ("two_tower", "val_loss", "popularity"),
+# Per kind of label: model and baseline.
+_BY_KIND: Mapping[str, tuple[str, str]] = {
+    "binary": ("multi_field", "hist_gradient_boosting"),
+    "multi_class": ("multi_class", "hist_gradient_boosting"),
+    "multi_label": ("multi_label", "popularity"),
+    "number": ("regression", "hist_gradient_boosting"),
+    "candidate": ("two_tower", "popularity"),
 }
 
 

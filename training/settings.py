@@ -53,8 +53,10 @@ class FitSettings:
     )
     epochs: Annotated[int, Ge(1), doc("Passes over the training split at the most")] = 40
     patience: Annotated[int, Ge(0), doc("Stop after this many epochs without a better --monitor; 0: never")] = 15
-    monitor: Annotated[str, doc("Validation metric that picks the best epoch")] = "val_auc"
-    # Set from the monitor when built, so that readers always find a value.
+    # This and the next one are set when built, so that readers always find a value.
+    monitor: Annotated[
+        str, doc("Validation metric that picks the best epoch; by default the first of the model's task")
+    ] = None  # type: ignore[assignment]
     mode: Annotated[Mode, doc("Whether a larger or a smaller --monitor is better; by default as the monitor says")] = (
         None  # type: ignore[assignment]
     )

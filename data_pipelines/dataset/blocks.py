@@ -202,7 +202,7 @@ def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> EncodedLabel
         return None
     if spec.label.kind == "multi_label":
         return RaggedIds(_int64s(stored[0]), _int64s(stored[1]))
-    return np.asarray(stored[0], np.float32 if spec.label.kind == "binary" else np.int64)
+    return np.asarray(stored[0], np.float32 if spec.label.kind in ("binary", "number") else np.int64)
 
 
 def _key_values(column: pa.Array, name: str) -> np.ndarray | list[bytes]:

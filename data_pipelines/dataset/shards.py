@@ -173,7 +173,7 @@ class _ShardWriter:
                 self.counts[f"{feature.name}/{what}"] += count
         label = self.fitted.spec.label
         if label.kind == "binary":
-            self.counts["label/positive"] += int(binary_label(table, label.name).sum())
+            self.counts["label/positive"] += int(binary_label(table, label.name, label.positive).sum())
 
 
 def _counts(feature: Feature, table: pa.Table, column: Encoded) -> dict[str, int]:

@@ -98,7 +98,7 @@ class Measurement:
     """
 
     def __init__(self, spec: FeatureSpec) -> None:
-        self._measured: tuple[MeasuredFeature, ...] = (*spec.numeric, *spec.bucketed)
+        self._measured: tuple[MeasuredFeature, ...] = spec.measured
         self._tokens = {owner.name: _TokenCounts() for owner in spec.vocabulary_owners}
         self._owners = spec.vocabulary_owners
         self.moments = {feature.name: Moments() for feature in self._measured}

@@ -54,6 +54,7 @@ MOST_VOCABULARY = 1_000_000
 # Amounts of money and counts of visits are more skewed than this, and nearly normal as logarithms.
 LEAST_SKEWNESS_OF_LOGARITHM = 3.0
 LONGEST_LIST = 200
+_YES = frozenset({"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "on"})
 # As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
 _IDENTIFIER = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
 
@@ -116,7 +117,9 @@ def infer_spec(
             features.append(feature)
     if not features:
         raise FeatureSpecError(f"none of the columns {list(facts)} can be a feature of '{label}'; the log says why")
-    return FeatureSpec(tuple(features), propose_label(facts[label]), proposed_keys)
+    proposed = propose_label(facts[label], _two_values(df, facts[label]))
+    _LOGGER.info("label %s: %s", label, proposed.kind)
+    return FeatureSpec(tuple(features), proposed, proposed_keys)
 
 
 def column_facts(df: DataFrame) -> dict[str, ColumnFacts]:
@@ -216,8 +219,16 @@ def _propose_token(facts: ColumnFacts) -> tuple[Feature | None, str]:
     return Categorical(facts.name), f"categorical, of {facts.distinct} different values"
 
 
-def propose_label(facts: ColumnFacts) -> Label:
+def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -> Label:
     """Return the label proposed for a column.
+
+    Two values make it ``binary``, arrays ``multi_label``; fractions, and more than 50 different whole numbers,
+    ``number``; everything else ``multi_class``.
+
+    Args:
+        facts: Measurements of the column.
+        values: Its values as text with their rows, if there are two. A value that says yes is the positive one
+            (``yes``, ``true``, ``1`` and the like), else the rarer one.
 
     Raises:
         FeatureSpecError: The column cannot be learnt.
@@ -229,6 +240,12 @@ def propose_label(facts: ColumnFacts) -> Label:
         return Label(facts.name)
     if isinstance(kind, NumericType) and facts.distinct <= 2 and facts.minimum in (0, 1) and facts.maximum == 1:
         return Label(facts.name)
+    if values is not None and len(values) == 2 and isinstance(kind, StringType | NumericType):
+        yes = [value for value in values if value.strip().lower() in _YES]
+        rarer = min(values, key=lambda value: (values[value], value))
+        return Label(facts.name, positive=yes[0] if len(yes) == 1 else rarer)
+    if isinstance(kind, FractionalType) or (isinstance(kind, IntegralType) and facts.distinct > MOST_CODES):
+        return Label(facts.name, "number")
     if isinstance(kind, StringType | IntegralType):
         # Whole numbers from 0 on are class numbers already; the number of distinct ones is approximate.
         classes = int(facts.maximum) + 1 if facts.minimum == 0 and facts.maximum is not None else 0
@@ -237,9 +254,19 @@ def propose_label(facts: ColumnFacts) -> Label:
     if isinstance(kind, ArrayType) and isinstance(kind.elementType, StringType | IntegralType):
         return Label(facts.name, "multi_label")
     raise FeatureSpecError(
-        f"label '{facts.name}' has type {kind.simpleString()} and other values than 0 and 1; a label is 0 or 1, a "
-        f"class (text or whole number) or an array of classes: make it one in the query"
+        f"label '{facts.name}' has type {kind.simpleString()}; a label is a number, a class (text or whole number), "
+        f"true or false, or an array of classes: make it one in the query"
     )
+
+
+def _two_values(df: DataFrame, facts: ColumnFacts) -> Mapping[str, int] | None:
+    """Return the two values of a column as text with their rows; None if it has not two."""
+    # The number of distinct values is approximate.
+    if facts.distinct > 4 or not isinstance(facts.type, StringType | NumericType):
+        return None
+    column = _quoted(facts.name)
+    counted = df.where(column.isNotNull()).groupBy(column.cast("string").alias("value")).count().limit(3).collect()
+    return {row["value"]: row["count"] for row in counted} if len(counted) == 2 else None
 
 
 def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str) -> str:

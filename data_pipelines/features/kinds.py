@@ -25,7 +25,7 @@ FIRST_VOCABULARY_ID = 2
 UNBOUNDED = 2**31 - 1
 
 Truncate = Literal["head", "tail"]
-LabelKind = Literal["binary", "candidate", "multi_class", "multi_label"]
+LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "number"]
 
 Form = Literal["value", "id", "ids", "sparse"]
 """The model's input for a feature: ``value`` float32 ``[batch]``, ``id`` int64 ``[batch]``, ``ids`` int64 ``[batch,
@@ -320,15 +320,18 @@ class Label:
         name: Column of the table.
         kind: ``binary`` (0 or 1, becomes float32 ``[batch]``), ``candidate`` (the label is the categorical feature
             of that name, which the query tower retrieves), ``multi_class`` (one of several classes, becomes int64
-            ``[batch]`` from 0) or ``multi_label`` (a list of classes, becomes float32 ``[batch, classes]`` of zeros
-            and ones).
+            ``[batch]`` from 0), ``multi_label`` (a list of classes, becomes float32 ``[batch, classes]`` of zeros
+            and ones) or ``number`` (an amount or a rating, becomes float32 ``[batch]``).
         classes: Number of classes if the column holds class numbers from 0 on. Without it the column holds tokens,
             whose classes are learnt from the training rows, the most frequent first.
+        positive: The value of a binary label that counts as 1, as text; every other value counts as 0. Without it the
+            column holds 0 and 1, or false and true.
     """
 
     name: str
     kind: LabelKind = "binary"
     classes: int | None = None
+    positive: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(LabelKind):
@@ -342,6 +345,11 @@ class Label:
                     f"leave it out"
                 )
             _check_count(self.name, "classes", self.classes, subject="label")
+        if self.positive is not None and (self.kind != "binary" or not isinstance(self.positive, str)):
+            raise FeatureSpecError(
+                f"label '{self.name}': positive is {self.positive!r}; give the text of one of the two values of a "
+                f"label of kind binary, or leave it out"
+            )
 
 
 def _check_ids(feature: TokenFeature) -> None:

@@ -9,7 +9,13 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID, LabelKind
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, plain_column, raw_column
+from mirrorspark.data_pipelines.features.raw_columns import (
+    ColumnError,
+    is_number,
+    numeric_values,
+    plain_column,
+    raw_column,
+)
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, token_ids
 
@@ -23,9 +29,9 @@ class LabelError(ValueError):
 def encode_label(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> EncodedLabel | None:
     """Return the label of every row, or None if the label is a feature (kind ``candidate``).
 
-    ``binary``: float32 ``[rows]`` of zeros and ones. ``multi_class``: int64 ``[rows]``, classes from 0.
-    ``multi_label``: :class:`data_pipelines.features.transform.RaggedIds` of classes from 0; tokens that no training row
-    has are left out, because no model can learn them.
+    ``binary``: float32 ``[rows]`` of zeros and ones. ``number``: float32 ``[rows]``. ``multi_class``: int64 ``[rows]``,
+    classes from 0. ``multi_label``: :class:`data_pipelines.features.transform.RaggedIds` of classes from 0; tokens that
+    no training row has are left out, because no model can learn them.
 
     Raises:
         LabelError: A label is null or not a class.
@@ -43,20 +49,34 @@ def check_label(table: pa.Table | pa.RecordBatch, spec: FeatureSpec) -> None:
         ColumnError: The column is missing.
     """
     if spec.label.kind == "binary":
-        binary_label(table, spec.label.name)
+        binary_label(table, spec.label.name, spec.label.positive)
+    elif spec.label.kind == "number":
+        number_label(table, spec.label.name)
     elif spec.label.kind in ("multi_class", "multi_label"):
         _classes_column(table, spec)
 
 
-def binary_label(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
+def binary_label(table: pa.Table | pa.RecordBatch, name: str, positive: str | None = None) -> np.ndarray:
     """Return the label column as float32 ``[rows]`` of zeros and ones.
 
+    Args:
+        table: The rows.
+        name: The label's column.
+        positive: The value that counts as 1, as text; by default the column holds zeros and ones.
+
     Raises:
-        LabelError: A value is null or neither 0 nor 1.
+        LabelError: A value is null, or without ``positive`` neither 0 nor 1.
     """
     column = plain_column(table, name)
+    if positive is not None:
+        if column.null_count:
+            raise LabelError(f"label '{name}' has a null; filter such rows out of the table")
+        return pc.equal(column.cast(pa.string()), positive).cast(pa.float32()).to_numpy(zero_copy_only=False)
     if not (is_number(column.type) or pa.types.is_null(column.type)):
-        raise LabelError(f"label '{name}' has type {column.type}; a binary label is a number or boolean: cast it")
+        raise LabelError(
+            f"label '{name}' has type {column.type}; a binary label is a number or boolean: cast it, or say which "
+            f"value is positive: {{name: {name}, positive: …}}"
+        )
     values = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     wrong = ~np.isin(values, (0.0, 1.0))
     if wrong.any():
@@ -67,8 +87,32 @@ def binary_label(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
     return values
 
 
+def number_label(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
+    """Return the label column as float32 ``[rows]``.
+
+    Raises:
+        LabelError: The column has no numbers, or a value is null, NaN or infinite.
+    """
+    column = plain_column(table, name)
+    if not (is_number(column.type) or pa.types.is_null(column.type)):
+        raise LabelError(f"label '{name}' has type {column.type}; a label of kind number is a number: cast it")
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        values = numeric_values(column).astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise LabelError(
+            f"label '{name}' has the value {column[int(wrong[0])].as_py()!r}, which is no finite number: filter such "
+            f"rows out of the table"
+        )
+    return values
+
+
 def _binary(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndarray:
-    return binary_label(table, fitted.spec.label.name)
+    return binary_label(table, fitted.spec.label.name, fitted.spec.label.positive)
+
+
+def _number(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndarray:
+    return number_label(table, fitted.spec.label.name)
 
 
 def _multi_class(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndarray:
@@ -99,6 +143,7 @@ _ENCODERS: Mapping[LabelKind, Callable[[Any, FittedFeatures], EncodedLabel]] = {
     "binary": _binary,
     "multi_class": _multi_class,
     "multi_label": _multi_label,
+    "number": _number,
 }
 
 

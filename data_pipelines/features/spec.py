@@ -162,6 +162,12 @@ class FeatureSpec:
         return tuple(feature for feature in self.features if isinstance(feature, Categorical))
 
     @property
+    def measured(self) -> tuple[Numeric | Bucketed, ...]:
+        """What is measured over the training rows: the numeric and bucketed features, and a label of numbers."""
+        label = (Numeric(self.label.name),) if self.label.kind == "number" else ()
+        return (*self.numeric, *self.bucketed, *label)
+
+    @property
     def token_features(self) -> tuple[TokenFeature, ...]:
         """The features whose tokens become ids: the categorical ones, then the lists of tokens."""
         lists = (feature for feature in self.features if isinstance(feature, ListFeature))
@@ -245,7 +251,12 @@ class FeatureSpec:
                 }
                 for feature in self.features
             },
-            "label": dataclasses.asdict(self.label),
+            # Without `positive`, where it is not used, specs from before there was one keep their hash.
+            "label": {
+                name: value
+                for name, value in dataclasses.asdict(self.label).items()
+                if name != "positive" or value is not None
+            },
             "keys": list(self.keys),
             "weight": self.weight,
             "exclude": self.exclude,

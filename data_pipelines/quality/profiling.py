@@ -93,7 +93,9 @@ def profile_columns(
         )
     counts = counts or {split: SplitCounts(sample.num_rows) for split, sample in samples.items()}
     label = samples[TRAIN_SPLIT].schema.get_field_index(spec.label.name)
-    classes = class_codes(samples[TRAIN_SPLIT].column(label).combine_chunks()) if label >= 0 else None
+    # Each value of a label of numbers would be a class.
+    has_classes = label >= 0 and spec.label.kind != "number"
+    classes = class_codes(samples[TRAIN_SPLIT].column(label).combine_chunks()) if has_classes else None
     columns = []
     for name in spec.columns:
         arrays = {split: _column_of(sample, name) for split, sample in samples.items()}
@@ -120,7 +122,8 @@ def _profile_column(
 ) -> ColumnProfile:
     role = _role(name, spec)
     feature = next((feature for feature in spec.features if name in feature.columns), None)
-    kind = column_kind(name, arrays[TRAIN_SPLIT].type, role, feature)
+    is_amount = role is Role.LABEL and spec.label.kind == "number"
+    kind = ColumnKind.NUMBER if is_amount else column_kind(name, arrays[TRAIN_SPLIT].type, role, feature)
     values = {split: raw_values(array, kind, feature) for split, array in arrays.items()}
     train = values[TRAIN_SPLIT]
     known = pc.unique(train.tokens) if train.tokens is not None else None

@@ -80,7 +80,7 @@ class BatchColumns:
         classes = {}
         constants = {}
         label = LABEL_PREFIX + spec.label.name
-        if spec.label.kind == "binary":
+        if spec.label.kind in ("binary", "number"):
             floats[LABEL] = label
         elif spec.label.kind == "multi_class":
             int64s[LABEL] = label

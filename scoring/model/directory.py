@@ -52,12 +52,14 @@ MLFLOW_FILE = "MLmodel"
 SAVED_MODEL_FOLDER = "saved_model"
 FEATURES_FOLDER = "features"
 
-Task = Literal["binary", "multi_label", "retrieval"]
+Task = Literal["binary", "multi_class", "multi_label", "regression", "retrieval"]
 
 # Outputs and their Spark types by task, in the order of the columns of the scores.
 OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "binary": {"score": "float"},
+    "multi_class": {"scores": array_of("float")},
     "multi_label": {"scores": array_of("float")},
+    "regression": {"score": "float"},
     "retrieval": {CANDIDATES: array_of("string"), SCORES: array_of("float")},
 }
 
@@ -86,8 +88,8 @@ class ModelDescription:
     """Description of an exported model.
 
     Attributes:
-        task: ``binary`` (a probability per row), ``multi_label`` (one per row and label) or ``retrieval`` (the best
-            candidates per row).
+        task: ``binary`` (a probability per row), ``multi_class`` and ``multi_label`` (one per row and class or label),
+            ``regression`` (a number per row) or ``retrieval`` (the best candidates per row).
         architecture: Name in the model catalog, or a dotted path.
         features_hash: Hash of the fitted features that it was trained with.
         outputs: Spark type by output, in the order of the columns of the scores.
@@ -262,10 +264,10 @@ class ModelDirectory:
 
     @cached_property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
-        """Names of the elements by output, for multi-label models and packages with labels."""
+        """Names of the elements by output, for multi-class and multi-label models and packages with labels."""
         if not isinstance(self.description, ModelDescription):
             return self.description.labels
-        return {"scores": self.features.class_names} if self.description.task == "multi_label" else {}
+        return {"scores": self.features.class_names} if self.description.task in ("multi_class", "multi_label") else {}
 
     @property
     def hooks(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import tf_keras
@@ -158,3 +159,68 @@ def test_a_model_of_the_users_own_trains_on_both_workers_with_its_loss_metric_an
     assert "model.code" not in run.data.params
     with pytest.raises(ConfigError, match="callbacks go with a model of your own"):
         ms.train(own.dataset, own.config, spark, callbacks=[Tells()])
+
+
+def parcels() -> pd.DataFrame:
+    """Return parcels whose price and way follow from weight and region, and whether they are dear, in words."""
+    number = pd.Series(range(ROWS))
+    region, weight = number % 3, (number % 11).astype(float)
+    price = 10 * region + 2 * weight
+    return pd.DataFrame(
+        {
+            "parcel": number,
+            "region": region.map({0: "north", 1: "south", 2: "island"}),
+            "weight": weight,
+            "price": price,
+            "way": region.mask(weight > 5, 0).map({0: "road", 1: "rail", 2: "sea"}),
+            "dear": (price > 20).map({True: "yes", False: "no"}),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "metric", "at_least", "at_most"),
+    [
+        ("price", "number", "rmse", 0, 3),
+        ("way", "multi_class", "accuracy", 0.95, 1),
+        ("dear", "binary", "auc", 0.99, 1),
+    ],
+)
+def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
+    spark: "SparkSession", tmp_path: Path, label: str, kind: str, metric: str, at_least: float, at_most: float
+) -> None:
+    """T3, T8, S1: inferred from the column, trained, exported, and scored by Spark, SQL, files and rows alike."""
+    others = [name for name in ("price", "way", "dear") if name != label]
+    table = parcels().drop(columns=others)
+    result = ms.fit(
+        table, label=label, keys="parcel", output=str(tmp_path), epochs=12, learning_rate=0.02, workers=2, spark=spark
+    )
+    assert result.spec.label.kind == kind
+    assert at_least <= result.metrics["test"][metric] <= at_most
+    assert result.table["hist_gradient_boosting"].notna().all()
+    column = "scores" if kind == "multi_class" else "score"
+    rows = table.drop(columns=label).head(64)
+
+    def of(frame: pd.DataFrame) -> np.ndarray:
+        return np.stack(frame.sort_values("parcel")[column].to_numpy())
+
+    scores = of(result.score(rows))
+    actual = np.stack(result.trained.predictions["test"].to_pandas().sort_values("parcel")[column].to_numpy())
+    test = table.merge(result.trained.predictions["test"].select(["parcel"]).to_pandas(), on="parcel")
+    np.testing.assert_allclose(of(result.score(test)), actual, rtol=1e-5, atol=1e-6)
+    predictor = ms.Predictor(result.model)
+    alone = np.stack([row[column] for row in predictor.predict_rows(rows.to_dict("records"))])
+    np.testing.assert_allclose(alone, scores, rtol=1e-5, atol=1e-6)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    ms.score_files(spark, str(tmp_path / "rows.parquet"), result.model, str(tmp_path / "scored"), keys="parcel")
+    np.testing.assert_allclose(
+        of(spark.read.parquet(str(tmp_path / "scored")).toPandas()), scores, rtol=1e-5, atol=1e-6
+    )
+    ms.register_sql(spark, "from_sql", result.model)
+    spark.createDataFrame(rows).createOrReplaceTempView("parcels")
+    in_sql = spark.sql("SELECT parcel, from_sql(struct(*)) AS scored FROM parcels").select("parcel", f"scored.{column}")
+    np.testing.assert_allclose(of(in_sql.toPandas()), scores, rtol=1e-5, atol=1e-6)
+    assert result.explain(rows=60, repeats=1).importance["feature"][0] in ("region", "weight")
+    if kind == "multi_class":
+        wide = result.score(rows, outputs="wide")
+        assert {"road", "rail", "sea"} < set(wide.columns)

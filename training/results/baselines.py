@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.features.kinds import Form
@@ -42,9 +42,10 @@ class BaselineFeature:
 class FittedBaseline:
     """A fitted gradient-boosting model of encoded columns."""
 
-    model: HistGradientBoostingClassifier
+    model: HistGradientBoostingClassifier | HistGradientBoostingRegressor
     features: tuple[BaselineFeature, ...]
     native_categorical: tuple[bool, ...]
+    classes: int = 0
 
     @property
     def iterations(self) -> int:
@@ -52,15 +53,17 @@ class FittedBaseline:
         return int(self.model.n_iter_)
 
     def predict(self, columns: Columns) -> NDArray[np.float64]:
-        """Return the probability of label 1, ``[rows]``.
+        """Return the probability of label 1, or the number, ``[rows]``; of several classes ``[rows, classes]``.
 
         Raises:
             ValueError: a feature's column is missing or has another shape.
         """
         matrix = _ordinals_missing_as_nan(_matrix(columns, self.features), self.features, self.native_categorical)
         with threadpool_limits(limits=_threads(), user_api="openmp"):
-            probabilities = self.model.predict_proba(matrix)
-        return np.asarray(probabilities[:, 1], dtype=np.float64)
+            if isinstance(self.model, HistGradientBoostingRegressor):
+                return np.asarray(self.model.predict(matrix), dtype=np.float64)
+            probabilities = np.asarray(self.model.predict_proba(matrix), dtype=np.float64)
+        return probabilities if self.classes else probabilities[:, 1]
 
 
 def hist_gradient_boosting(
@@ -71,8 +74,10 @@ def hist_gradient_boosting(
     *,
     seed: int,
     weight: str | None = None,
+    task: str = "binary",
+    classes: int = 0,
 ) -> FittedBaseline:
-    """Fit scikit-learn's HistGradientBoostingClassifier on encoded features, stopped early on the validation split.
+    """Fit scikit-learn's histogram gradient boosting on encoded features, stopped early on the validation split.
 
     A multi-valued feature enters as its last id and its length. An id column with more than 255 different ids is
     ordered by frequency, as its ids are; smaller ones are split as categories.
@@ -82,9 +87,11 @@ def hist_gradient_boosting(
         validation: the same columns; decides when to stop (with scikit-learn before 1.7, a random tenth of
             ``train`` does).
         features: which columns to use, and how.
-        label: name of the label column, 0 or 1.
+        label: name of the label column: 0 or 1, class numbers, or numbers.
         seed: fixes the sampling inside the fit.
         weight: name of the row weight column, if any.
+        task: ``binary``, ``multi_class`` or ``regression``.
+        classes: number of classes of a multi-class label.
 
     Raises:
         ValueError: no features, a column missing or mis-shaped, or a label with one class only.
@@ -92,14 +99,17 @@ def hist_gradient_boosting(
     if not features:
         raise ValueError("features is empty; the baseline needs at least one feature")
     kept = tuple(features)
-    wanted = check_binary_label(_column(train, label), split="train")
-    wanted_validation = check_binary_label(_column(validation, label), split="validation")
+    wanted, wanted_validation = _column(train, label), _column(validation, label)
+    if task == "binary":
+        wanted = check_binary_label(wanted, split="train")
+        wanted_validation = check_binary_label(wanted_validation, split="validation")
     matrix = _matrix(train, kept)
     is_id = _id_columns(kept)
     native = tuple(
         bool(ids and np.unique(matrix[:, position]).size <= _MAX_CATEGORIES) for position, ids in enumerate(is_id)
     )
-    model = HistGradientBoostingClassifier(
+    kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
+    model = kind(
         max_iter=MAX_ITERATIONS,
         early_stopping=True,
         n_iter_no_change=PATIENCE,
@@ -120,7 +130,7 @@ def hist_gradient_boosting(
             sample_weight=None if weight is None else _column(train, weight),
             **held_back,
         )
-    return FittedBaseline(model, kept, native)
+    return FittedBaseline(model, kept, native, classes if task == "multi_class" else 0)
 
 
 def popularity(train_candidate_ids: ArrayLike, *, k: int, seen: Sequence[ArrayLike] | None = None) -> NDArray[Any]:

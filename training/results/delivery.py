@@ -28,7 +28,9 @@ from mirrorspark.training.results.evaluate_run import (
     Verdict,
     curves_of,
     judge_binary,
+    judge_multi_class,
     judge_multi_label,
+    judge_regression,
     judge_retrieval,
 )
 from mirrorspark.training.results.explain import Explanation
@@ -289,7 +291,8 @@ def _judge(
         return judge_retrieval(dataset, predictions, config.baseline, config.top_k, curves)
     if config.task == "multi_label":
         return judge_multi_label(dataset, predictions, config.baseline, curves)
-    return judge_binary(dataset, predictions, config.baseline, config.seed, curves)
+    judge = {"binary": judge_binary, "multi_class": judge_multi_class, "regression": judge_regression}[config.task]
+    return judge(dataset, predictions, config.baseline, config.seed, curves)
 
 
 def _log_verdict(job: TrainingJob, verdict: Verdict) -> None:

@@ -13,14 +13,23 @@ from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.plots.calibration import calibration_curve
+from mirrorspark.plots.confusion import confusion_matrix
 from mirrorspark.plots.learning_curves import learning_curves
 from mirrorspark.plots.lift import lift_chart
 from mirrorspark.plots.precision_recall import precision_recall_curve
 from mirrorspark.plots.ranking import recall_at_k_curve
+from mirrorspark.plots.regression import predicted_and_actual
 from mirrorspark.plots.roc import roc_curve
 from mirrorspark.plots.score_histogram import score_histogram
 from mirrorspark.training.results.baselines import BaselineFeature, hist_gradient_boosting, popularity
-from mirrorspark.training.results.evaluation import RANKING_KS, binary_metrics, multi_label_metrics, ranking_metrics
+from mirrorspark.training.results.evaluation import (
+    RANKING_KS,
+    binary_metrics,
+    multi_class_metrics,
+    multi_label_metrics,
+    ranking_metrics,
+    regression_metrics,
+)
 
 # The baseline holds its rows in memory on the driver.
 BASELINE_ROWS = 1_000_000
@@ -82,6 +91,40 @@ def judge_multi_label(
         others = {"popularity": rival.ravel()}
         compared = {"name": baseline, "metrics": multi_label_metrics(label, rival, weight)}
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def judge_regression(
+    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, seed: int, curves: Figure | None
+) -> Verdict:
+    """Return the verdict on a regression from its ``score``, ``label`` and ``weight`` per split."""
+    metrics = {split: regression_metrics(*_weighed(table), split=split) for split, table in predictions.items()}
+    label, score, weight = _weighed(predictions["test"])
+    compared: Mapping[str, Any] = {}
+    if baseline == "hist_gradient_boosting":
+        rival = _gradient_boosting(dataset, seed, "regression")
+        compared = {"name": baseline, "metrics": regression_metrics(label, rival, weight)}
+    figures = {"predicted_and_actual": predicted_and_actual(label, score)}
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def judge_multi_class(
+    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, seed: int, curves: Figure | None
+) -> Verdict:
+    """Return the verdict on a multi-class model from its ``scores``, ``label`` and ``weight`` per split."""
+    classes = dataset.features.classes
+
+    def columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(-1, classes)
+        return table["label"].to_numpy(), scores, table["weight"].to_numpy()
+
+    metrics = {split: multi_class_metrics(*columns(table), split=split) for split, table in predictions.items()}
+    label, scores, weight = columns(predictions["test"])
+    compared: Mapping[str, Any] = {}
+    if baseline == "hist_gradient_boosting":
+        rival = _gradient_boosting(dataset, seed, "multi_class")
+        compared = {"name": baseline, "metrics": multi_class_metrics(label, rival, weight)}
+    figures = {"confusion_matrix": confusion_matrix(label, scores.argmax(axis=1), dataset.features.class_names)}
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -150,14 +193,23 @@ def _weighed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return label, score, weight
 
 
-def _gradient_boosting(dataset: Dataset, seed: int) -> np.ndarray:
-    """Return the baseline's probability for every row of the test split."""
+def _gradient_boosting(dataset: Dataset, seed: int, task: str = "binary") -> np.ndarray:
+    """Return the baseline's prediction for every row of the test split: ``[rows]``, or ``[rows, classes]``."""
     train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
     features = [BaselineFeature(feature.name, feature.form) for feature in dataset.spec]
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
-    model = hist_gradient_boosting(train, validation, features, _LABEL, seed=seed, weight=weight)
-    return np.concatenate([model.predict(_columns([block])) for block in dataset.blocks("test")])
+    classes = dataset.features.classes if task == "multi_class" else 0
+    model = hist_gradient_boosting(
+        train, validation, features, _LABEL, seed=seed, weight=weight, task=task, classes=classes
+    )
+    found = np.concatenate([model.predict(_columns([block])) for block in dataset.blocks("test")])
+    if not classes:
+        return found
+    # The rows that it learnt from may lack some classes.
+    scores = np.zeros((len(found), classes))
+    scores[:, np.asarray(model.model.classes_, np.int64)] = found
+    return scores
 
 
 def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str, np.ndarray]:

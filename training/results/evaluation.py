@@ -89,6 +89,75 @@ def binary_metrics(
     return {name: float(value) for name, value in result.items()}
 
 
+def regression_metrics(
+    label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, *, split: str = "test"
+) -> dict[str, float]:
+    """Return the metrics of predicted numbers.
+
+    Args:
+        label: actual values, ``[rows]``.
+        score: predictions, ``[rows]``.
+        weight: non-negative row weights, ``[rows]``.
+        split: name of the split for messages.
+
+    Returns:
+        ``rmse``, ``mae``, ``r2`` (the share of the variance that is explained; 0 for the mean of the rows) and ``bias``
+        (the mean of prediction minus actual).
+
+    Raises:
+        ValueError: no rows, or unequal lengths.
+    """
+    labels = _one_label_per_row(label, split).astype(np.float64)
+    if not labels.size:
+        raise ValueError(f"split {split!r} has no rows; choose bounds that leave rows in every split")
+    scores = _column("score", score, labels.shape, split)
+    weights = np.ones(labels.shape) if weight is None else _column("weight", weight, labels.shape, split)
+    return {
+        "rmse": float(metrics.root_mean_squared_error(labels, scores, sample_weight=weights)),
+        "mae": float(metrics.mean_absolute_error(labels, scores, sample_weight=weights)),
+        "r2": float(metrics.r2_score(labels, scores, sample_weight=weights)) if labels.size > 1 else 0.0,
+        "bias": float(np.average(scores - labels, weights=weights)),
+    }
+
+
+def multi_class_metrics(
+    label: ArrayLike, scores: ArrayLike, weight: ArrayLike | None = None, *, split: str = "test"
+) -> dict[str, float]:
+    """Return the metrics of a probability per row and class.
+
+    Args:
+        label: class numbers from 0, ``[rows]``.
+        scores: probabilities, ``[rows, classes]``.
+        weight: non-negative row weights, ``[rows]``.
+        split: name of the split for messages.
+
+    Returns:
+        ``accuracy``, ``macro_f1`` (the mean over the classes among labels and predictions), ``log_loss`` (nats) and
+        ``base_rate`` (the share of the most frequent class).
+
+    Raises:
+        ValueError: no rows, or shapes that do not match.
+    """
+    labels, probabilities = _one_label_per_row(label, split), np.asarray(scores, np.float64)
+    if not labels.size:
+        raise ValueError(f"split {split!r} has no rows; choose bounds that leave rows in every split")
+    if probabilities.ndim != 2 or len(probabilities) != len(labels):
+        raise ValueError(
+            f"scores has shape {probabilities.shape} and label {labels.shape} in split {split!r}; pass [rows, classes] "
+            f"and [rows]"
+        )
+    weights = np.ones(len(labels)) if weight is None else _column("weight", weight, labels.shape, split)
+    best = probabilities.argmax(axis=1)
+    # float32 probabilities sum to 1 within 1e-6 only, which scikit-learn warns of.
+    sure = np.clip(probabilities / probabilities.sum(axis=1, keepdims=True), 1e-15, 1.0)
+    return {
+        "accuracy": float(metrics.accuracy_score(labels, best, sample_weight=weights)),
+        "macro_f1": float(metrics.f1_score(labels, best, average="macro", sample_weight=weights, zero_division=0.0)),
+        "log_loss": float(np.average(-np.log(sure[np.arange(len(labels)), labels.astype(np.int64)]), weights=weights)),
+        "base_rate": float(np.bincount(labels.astype(np.int64), weights).max() / weights.sum()),
+    }
+
+
 def multi_label_metrics(
     label: ArrayLike,
     scores: ArrayLike,

@@ -109,7 +109,8 @@ def explain(
     importance = _importance(
         rows, spec, lambda table: losses(label, predict(table)).mean() - base.mean(), repeats, seed
     )
-    of_rows = pd.DataFrame({"label": _per_row(label), "prediction": _per_row(predictions), "loss": base})
+    shown = predictions.argmax(axis=1) if spec.label.kind == "multi_class" else _per_row(predictions)
+    of_rows = pd.DataFrame({"label": _per_row(label), "prediction": shown, "loss": base})
     return Explanation(
         importance,
         _dependence(rows, spec, importance["feature"].tolist(), predict) if predictions.ndim == 1 else {},
@@ -222,8 +223,15 @@ def _log_loss(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
     return -(label * np.log(certain) + (1 - label) * np.log1p(-certain))
 
 
+def _class_log_loss(label: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    of_class = scores[np.arange(len(label)), label.astype(np.int64)].astype(np.float64)
+    return -np.log(np.clip(of_class, _LEAST_PROBABILITY, 1.0))
+
+
 # Per kind of label: the loss's name, and the loss of every row.
 _LOSSES: Mapping[str, tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
     "binary": ("log loss", _log_loss),
+    "multi_class": ("log loss", _class_log_loss),
+    "number": ("squared error", lambda label, score: (label.astype(np.float64) - score) ** 2),
     "multi_label": ("log loss", lambda label, scores: _log_loss(label, scores).mean(axis=1)),
 }

@@ -304,9 +304,9 @@ def reference_predictions(
 ) -> pa.Table:
     """Return the training framework's own predictions for ``split``, with keys, label and weight.
 
-    Binary: ``score`` and ``label``. Multi-label: ``scores`` of all labels, and ``label``, the numbers of those that the
-    row has. Retrieval: ``candidates``, ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it
-    shares nothing with the exported index.
+    Binary and regression: ``score`` and ``label``. Multi-class: ``scores`` of all classes, and ``label``. Multi-label:
+    ``scores`` of all labels, and ``label``, the numbers of those that the row has. Retrieval: ``candidates``,
+    ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index.
     """
     from mirrorspark.models.preprocessing import input_tensors
 
@@ -318,6 +318,8 @@ def reference_predictions(
             columns |= _ranked(predicted.numpy(), model, dataset, block, k)
         elif isinstance(block.label, RaggedIds):
             columns |= _scored_labels(predicted["scores"].numpy(), block.label)
+        elif architecture.TASK == "multi_class":
+            columns |= {"scores": _lists(predicted["scores"].numpy()), "label": pa.array(block.label)}
         else:
             columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
         columns["weight"] = pa.array(block.weight)
@@ -326,12 +328,15 @@ def reference_predictions(
 
 
 def _scored_labels(scores: np.ndarray, label: RaggedIds) -> dict[str, pa.Array]:
-    flat = pa.array(scores.ravel())
     ends = np.concatenate([[0], np.cumsum(label.row_lengths)]).astype(np.int32)
     return {
-        "scores": pa.FixedSizeListArray.from_arrays(flat, scores.shape[1]).cast(pa.list_(pa.float32())),
+        "scores": _lists(scores),
         "label": pa.ListArray.from_arrays(pa.array(ends), pa.array(label.values)),
     }
+
+
+def _lists(scores: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1]).cast(pa.list_(pa.float32()))
 
 
 def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:

@@ -69,6 +69,15 @@ def _parity(task: str, dataset: Dataset, reference: pa.Table, scores: pa.Table) 
         # Of millions of probabilities some lie on a threshold's edge; thresholds are chosen per label by the user.
         by_label = [_by_label(table["scores"], dataset.features.class_names) for table in (reference, candidate)]
         return parity(*by_label, keys=keys, threshold=None)
+    if task == "multi_class":
+        by_class = [_by_label(table["scores"], dataset.features.class_names) for table in (reference, candidate)]
+        return parity(*by_class, keys=keys, threshold=None)
+    if task == "regression":
+        # In units of the label's spread, as probabilities are in units of their range.
+        statistics = dataset.features.statistics[dataset.spec.label.name]
+        scale = max(statistics.standard_deviation, abs(statistics.mean)) or 1.0
+        columns = [table["score"].to_numpy() / scale for table in (reference, candidate)]
+        return parity(*columns, keys=keys, threshold=None)
     return parity(reference["score"].to_numpy(), candidate["score"].to_numpy(), keys=keys)
 
 

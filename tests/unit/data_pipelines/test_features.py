@@ -300,9 +300,9 @@ SPEC_MISTAKES = {
     "label without a name": ({"label": {"kind": "binary"}}, "label: .*name"),
     "label of an unknown kind": (
         {"label": {"name": "late", "kind": "ordinal"}},
-        "label 'late': kind 'ordinal' is unknown; use binary or candidate or multi_class or multi_label",
+        "label 'late': kind 'ordinal' is unknown; use binary or candidate or multi_class or multi_label or number",
     ),
-    "unknown option of the label": ({"label": {"name": "late", "positive": 1}}, r"label: option \['positive'\]"),
+    "unknown option of the label": ({"label": {"name": "late", "threshold": 1}}, r"label: option \['threshold'\]"),
     "label as feature": ({"label": "distance"}, "label 'distance' is also a feature or key; a model must not see"),
     "key twice": ({"keys": ["day", "day"]}, r"keys \['day', 'day'\] name a column twice; keep one of each"),
     "label as weight": ({"weight": "late"}, "weight 'late' is also the label; give the table a column of its own"),

@@ -95,14 +95,30 @@ def test_a_column_that_can_be_no_feature_is_left_out_for_a_reason(column: Column
         (facts(LongType(), distinct=10, minimum=0, maximum=9), Label("x", "multi_class", classes=10)),
         (facts(LongType(), distinct=3, minimum=100, maximum=300), Label("x", "multi_class")),
         (facts(ArrayType(StringType())), Label("x", "multi_label")),
+        (facts(DoubleType(), distinct=900, minimum=0.0, maximum=7.5), Label("x", "number")),
+        (facts(LongType(), distinct=900, minimum=3, maximum=5000), Label("x", "number")),
     ],
 )
 def test_a_label_finds_its_kind(column: ColumnFacts, expected: Label) -> None:
     assert propose_label(column) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "positive"),
+    [
+        ({"no": 1, "Yes": 9}, "Yes"),
+        ({"<=50K": 24720, ">50K": 7841}, ">50K"),
+        ({"b": 5, "a": 5}, "a"),
+        ({"true": 9, "yes": 5}, "yes"),
+    ],
+    ids=["a word for yes", "the rarer one", "equally many", "two words for yes"],
+)
+def test_one_of_two_values_is_the_positive_one(values: dict[str, int], positive: str) -> None:
+    assert propose_label(facts(StringType(), distinct=2), values) == Label("x", positive=positive)
+
+
 def test_a_label_that_cannot_be_learnt_is_refused() -> None:
-    with pytest.raises(FeatureSpecError, match="label 'x' has type double and other values than 0 and 1; a label is"):
-        propose_label(facts(DoubleType(), minimum=0.0, maximum=7.5))
+    with pytest.raises(FeatureSpecError, match="label 'x' has type date; a label is a number, a class"):
+        propose_label(facts(DateType()))
     with pytest.raises(FeatureSpecError, match="label 'x' has no value in any row"):
         propose_label(facts(BooleanType(), rows=0))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
+from mirrorspark.data_pipelines.features.kinds import Categorical, FeatureSpecError, Label, Numeric
 from mirrorspark.data_pipelines.features.labels import LabelError, binary_label, check_label, encode_label
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -57,6 +57,29 @@ def test_a_label_is_any_number_or_a_boolean(values: pa.Array) -> None:
 def test_a_label_that_is_neither_0_nor_1_is_shown(values: pa.Array, message: str) -> None:
     with pytest.raises(LabelError, match=re.escape(message)):
         binary_label(pa.table({"late": values}), "late")
+
+
+def test_of_two_values_the_positive_one_counts() -> None:
+    assert encoded(Label("paid", positive="yes"), pa.array(["no", "yes", "no"])).tolist() == [0.0, 1.0, 0.0]
+    assert encoded(Label("paid", positive="2"), pa.array([1, 2])).tolist() == [0.0, 1.0]
+    with pytest.raises(LabelError, match="label 'paid' has a null"):
+        encoded(Label("paid", positive="yes"), pa.array(["no", None]))
+    with pytest.raises(FeatureSpecError, match="positive is 'a'; give the text of one of the two values"):
+        Label("paid", "multi_class", positive="a")
+
+
+def test_a_number_is_learnt_as_it_is() -> None:
+    label = encoded(Label("price", "number"), pa.array([1, 250], pa.int16()))
+    assert (label.dtype, label.tolist()) == (np.float32, [1.0, 250.0])
+    for values, shown in (
+        (pa.array([1.0, None]), "None"),
+        (pa.array([float("nan")]), "nan"),
+        (pa.array([1e39]), "1e+39"),
+    ):
+        with pytest.raises(LabelError, match=f"label 'price' has the value {re.escape(shown)}, which is no finite"):
+            encoded(Label("price", "number"), values)
+    with pytest.raises(LabelError, match="label 'price' has type string; a label of kind number is a number: cast it"):
+        encoded(Label("price", "number"), pa.array(["1"]))
 
 
 def test_a_candidate_is_no_label_of_its_own() -> None:

@@ -15,8 +15,10 @@ def test_every_name_of_the_catalog_leads_to_a_whole_architecture() -> None:
     tasks = {name: catalog.architecture(name).TASK for name in catalog.ARCHITECTURES}
     assert tasks == {
         "lstm_retrieval": "retrieval",
+        "multi_class": "multi_class",
         "multi_field": "binary",
         "multi_label": "multi_label",
+        "regression": "regression",
         "two_tower": "retrieval",
         "wide_deep": "binary",
         "youtube_dnn": "retrieval",
@@ -64,7 +66,7 @@ def test_a_setting_that_cannot_work_is_named(name: str, options: dict[str, Any],
 def test_an_unknown_architecture_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
         ModelSettingsError,
-        match=r"is unknown; use one of \['lstm_retrieval', 'multi_field', 'multi_label', .*\] or the dotted",
+        match=r"is unknown; use one of \['lstm_retrieval', 'multi_class', 'multi_field', .*\] or the dotted",
     ):
         catalog.architecture(name)
 

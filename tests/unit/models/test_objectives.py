@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.models.objectives import compile_model, label_pairs, multi_label_log_loss
+from mirrorspark.models.objectives import ScaledLoss, compile_model, label_pairs, multi_label_log_loss
 from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
 
 
@@ -87,7 +87,42 @@ def test_padding_does_not_change_what_a_binary_model_reports() -> None:
     assert [padded["log_loss"], padded["auc"]] == pytest.approx([plain["log_loss"], plain["auc"]], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "best"),
+    [("squared", "mean"), ("absolute", "median"), ("poisson", "mean")],
+    ids=["squared", "absolute", "poisson"],
+)
+def test_the_loss_of_a_regression_is_least_at_its_statistic_in_any_unit(kind: str, best: str) -> None:
+    labels = np.array([1.0, 2.0, 2.0, 3.0, 40.0], np.float32)
+    for scale in (1.0, 250.0):
+        loss = ScaledLoss(kind, scale)
+        guesses = np.linspace(0.5, 12, 116)
+        losses = [float(loss(labels * scale, np.full((5, 1), guess * scale, np.float32))) for guess in guesses]
+        assert guesses[int(np.argmin(losses))] == pytest.approx(getattr(np, best)(labels), abs=0.06)
+
+
+def test_padding_changes_neither_error_of_a_regression() -> None:
+    tf_keras.utils.set_random_seed(1)
+    compiled = model()
+    compiled.regression_loss, compiled.label_scale = "squared", 2.0
+    compile_model(compiled, "regression", build_optimizer(OptimizerSettings("sgd", 0.1)))
+    rng = np.random.default_rng(3)
+    features, labels = rng.normal(size=(50, 2)).astype(np.float32), rng.normal(size=50).astype(np.float32)
+    padded = compiled.evaluate(
+        np.concatenate([features, np.full((14, 2), 9, np.float32)]),
+        np.concatenate([labels, np.ones(14, np.float32)]),
+        sample_weight=np.repeat([1.0, 0.0], [50, 14]).astype(np.float32),
+        verbose=0,
+        return_dict=True,
+    )
+    errors = compiled.predict(features, verbose=0)[:, 0] - labels
+    assert padded["rmse"] == pytest.approx(float(np.sqrt(np.mean(errors**2))), rel=1e-5)
+    assert padded["mae"] == pytest.approx(float(np.mean(np.abs(errors))), rel=1e-5)
+
+
 def test_an_unknown_task_is_named() -> None:
-    known = r"task 'ranking' is unknown; use one of \['binary', 'multi_class', 'multi_label', 'retrieval'\]"
+    known = (
+        r"task 'ranking' is unknown; use one of \['binary', 'multi_class', 'multi_label', 'regression', 'retrieval'\]"
+    )
     with pytest.raises(ValueError, match=known):
         compile_model(model(), "ranking", build_optimizer(OptimizerSettings()))

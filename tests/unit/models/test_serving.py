@@ -159,7 +159,9 @@ def test_raw_and_encoded_rows_of_every_form_get_the_same_score(tmp_path: Path) -
 
 LABELS = {
     "binary": Label("late"),
+    "multi_class": Label("genre", "multi_class", classes=3),
     "multi_label": Label("genres", "multi_label", classes=3),
+    "regression": Label("price", "number"),
     "retrieval": Label("movie", "candidate"),
 }
 
@@ -171,7 +173,7 @@ def test_every_architecture_takes_lists_that_are_padded_to_any_length(name: str)
     lists = (MultiValued("watched", max_length=50, vocabulary_of="movie"), MultiValued("tags", 50, hash_buckets=9))
     spec = FeatureSpec((*lists, Categorical("movie")), LABELS[architecture.TASK], ("id",))
     movies = Vocabulary(pa.array([f"m{n}" for n in range(20)]), pa.array(np.ones(20, np.int64)))
-    fitted = FittedFeatures(spec, {"movie": movies}, {})
+    fitted = FittedFeatures(spec, {"movie": movies}, {"price": NumericStatistics(9.0, 3.0, 1.0, 50.0, 20)})
     tf_keras.utils.set_random_seed(1)
     model = architecture.build(catalog.settings(name, {}), fitted, 1)
     module = (
@@ -186,7 +188,7 @@ def test_every_architecture_takes_lists_that_are_padded_to_any_length(name: str)
         ids = [[*row, *[0] * (width - len(row))] for row in ([], [7], [4, 9, 2])]
         given = {"watched": ids, "tags": ids} | ({} if architecture.TASK == "retrieval" else {"movie": [3, 0, 5]})
         found = signature(**{name: tf.constant(values, tf.int64) for name, values in given.items()})
-        return found["score" if architecture.TASK == "binary" else "scores"].numpy().reshape(3, -1)
+        return found["score" if architecture.TASK in ("binary", "regression") else "scores"].numpy().reshape(3, -1)
 
     shortest = scores(3)
     assert len(np.unique(shortest, axis=0)) == 3

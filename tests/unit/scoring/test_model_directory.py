@@ -60,7 +60,7 @@ def test_a_description_of_before_there_were_indexes_has_none(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "regression"}, "task 'regression' is unknown; use one of"),
+        ({"task": "ranking"}, "task 'ranking' is unknown; use one of"),
         ({"outputs": {}}, "at least one output"),
         ({"outputs": {"score": "decimal"}}, r"output types \{'score': 'decimal'\} are unknown"),
         ({"format_version": 2}, "format version 2, this library reads 1"),

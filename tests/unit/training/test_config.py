@@ -113,7 +113,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"epochs": -1}, "epochs is -1; use 1 or more"),
         ({"shards": 0}, "shards is 0; use 1 or more"),
         ({"seed": -1}, "seed is -1; use 0 or more"),
-        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['lstm_retrieval', 'multi_field',"),
+        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['lstm_retrieval', 'multi_class',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
         ({"epochs": None}, "epochs is None; use 1 or more"),
         ({"scoring_batch_size": 0}, "scoring_batch_size is 0; use 1 or more"),

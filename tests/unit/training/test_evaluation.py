@@ -11,8 +11,10 @@ from sklearn import metrics
 from mirrorspark.training.results.evaluation import (
     binary_metrics,
     check_binary_label,
+    multi_class_metrics,
     multi_label_metrics,
     ranking_metrics,
+    regression_metrics,
 )
 
 # By descending score: 1, 0, 1, 0.
@@ -173,3 +175,23 @@ def test_text_ids_are_compared_as_text() -> None:
 def test_rankings_without_metrics_are_refused(recommended: object, held_back: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ranking_metrics(recommended, held_back)  # type: ignore[arg-type]
+
+
+def test_errors_of_numbers_worked_by_hand() -> None:
+    found = regression_metrics([1.0, 3.0, 5.0, 7.0], [1.0, 4.0, 5.0, 5.0], [1, 1, 1, 1])
+    assert found == pytest.approx({"rmse": (5 / 4) ** 0.5, "mae": 0.75, "r2": 1 - 5 / 20, "bias": -0.25})
+    heavy = regression_metrics([1.0, 3.0], [1.0, 4.0], [3, 1])
+    assert heavy["mae"] == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="split 'test' has no rows"):
+        regression_metrics([], [])
+
+
+def test_classes_worked_by_hand() -> None:
+    scores = [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6]]
+    found = multi_class_metrics([0, 1, 1, 2], scores)
+    assert found["accuracy"] == 0.75
+    assert found["macro_f1"] == pytest.approx(np.mean([2 / 3, 2 / 3, 1.0]))
+    assert found["log_loss"] == pytest.approx(-np.log([0.7, 0.8, 0.4, 0.6]).mean())
+    assert found["base_rate"] == 0.5
+    with pytest.raises(ValueError, match=r"scores has shape \(2,\) and label \(2,\)"):
+        multi_class_metrics([0, 1], [0.5, 0.5])
