@@ -39,6 +39,17 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+# What the user's MLflow is set to does not count either.
+for name in (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_RUN_ID",
+):
+    os.environ.pop(name, None)
+
+
 # How many examples a property is tried on. No deadline: kernels compile and machines are shared.
 hypothesis.settings.register_profile("usual", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
@@ -86,6 +97,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reasons:
         listed = "; ".join(f"{count} because: {reason}" for reason, count in reasons.most_common())
         terminalreporter.write_line(f"{reasons.total()} tests could not run here: {listed}")
+
+
+@pytest.fixture(autouse=True)
+def mlflow_is_set_to_nothing() -> Iterator[None]:
+    """Undo what a test or fixture has set MLflow to, since the store of later trainings would be that one."""
+    _unset_mlflow()
+    yield
+    _unset_mlflow()
+
+
+def _unset_mlflow() -> None:
+    if "mlflow" in sys.modules and os.environ.get("MLFLOW_TRACKING_URI"):
+        sys.modules["mlflow"].set_tracking_uri(None)
+    if "mirrorspark.callbacks.mlflow.store" in sys.modules:
+        sys.modules["mirrorspark.callbacks.mlflow.store"]._OWN_STORE = None
 
 
 @pytest.fixture(scope="session", autouse=True)

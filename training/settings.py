@@ -33,11 +33,15 @@ class ResultSettings:
 
     name: Annotated[str, doc("Names the registered model and the run folders; by default as the recipe")] = ""
     output: Annotated[str, doc("Folder for datasets, runs, models and scores, shared by all machines")] = DEFAULT_OUTPUT
-    tracking_uri: Annotated[str | None, doc("MLflow server or store; by default a file in the output folder")] = field(
+    tracking_uri: Annotated[
+        str | None, doc("MLflow server or store; by default the one MLflow is set to, else a file in the output folder")
+    ] = field(
         default=None,
         repr=False,  # it may hold a password, and notebooks show the rest
     )
-    experiment: Annotated[str | None, doc("MLflow experiment; by default as --name")] = None
+    experiment: Annotated[str | None, doc("MLflow experiment; by default the one MLflow is set to, else as --name")] = (
+        None
+    )
     baseline: Annotated[Baseline, doc("What the model is compared with")] = "none"
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False

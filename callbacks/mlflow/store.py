@@ -1,11 +1,17 @@
 """MLflow clients for one given store and its model registry, independent of MLflow's global settings."""
 
+import logging
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from mirrorspark.storage.credentials import without_credentials
+
+logger = logging.getLogger(__name__)
+
+# The store of this process's last training, if MLflow was set to none.
+_OWN_STORE: str | None = None
 
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")
 
@@ -40,6 +46,46 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
             self._tracking_client.store.log_batch(run_id, list(metrics), list(params), list(tags))
 
     return OtherStoreClient(tracking_uri, registry_uri)
+
+
+def chosen_store() -> str | None:
+    """Return the store that MLflow is set to, or None if it is set to none.
+
+    It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks.
+    """
+    import mlflow
+
+    uri = str(mlflow.get_tracking_uri())
+    return uri if mlflow.is_tracking_uri_set() or uri.startswith("databricks") else None
+
+
+def chosen_experiment(tracking_uri: str) -> str | None:
+    """Return the name of MLflow's current experiment if this is MLflow's current store; None if there is none.
+
+    It is set by ``mlflow.set_experiment``, ``MLFLOW_EXPERIMENT_ID`` or ``MLFLOW_EXPERIMENT_NAME``; the id, which
+    ``set_experiment`` sets, takes precedence.
+    """
+    import mlflow
+
+    if not is_same_store(tracking_uri, str(mlflow.get_tracking_uri())):
+        return None
+    if id_ := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        try:
+            return str(mlflow.MlflowClient(tracking_uri).get_experiment(id_).name)
+        except mlflow.MlflowException as error:  # the server is away, or the experiment was deleted
+            logger.warning("MLflow's experiment %s cannot be looked up (%s)", id_, without_credentials(str(error)))
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
+
+
+def remember_own_store(tracking_uri: str) -> None:
+    """Let models be found in this store by default, as long as MLflow is set to none."""
+    global _OWN_STORE
+    _OWN_STORE = tracking_uri
+
+
+def default_store() -> str | None:
+    """Return the store in which a model is looked up by default; None for MLflow's current one."""
+    return _OWN_STORE if chosen_store() is None else None
 
 
 def registry_of(tracking_uri: str) -> str:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse, urlsplit
 
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
-from mirrorspark.callbacks.mlflow.store import absolute_store, registry_of, sqlite_file, store_client
+from mirrorspark.callbacks.mlflow.store import (
+    absolute_store,
+    default_store,
+    registry_of,
+    sqlite_file,
+    store_client,
+)
 from mirrorspark.scoring.model.directory import (
     FORMS,
     ModelNotFoundError,
@@ -57,7 +63,8 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
     Args:
         uri: ``models:/<name>/<version>``, ``models:/<name>@<alias>``, ``models:/m-<id>``, ``runs:/<run id>/<path>``,
             or a local folder: an exported or packaged model, an MLflow model that holds one, or any MLflow model.
-        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
+        tracking_uri: Address of the MLflow store; by default the one that MLflow is set to, else that of this process's
+            last training.
         offline: Use no store except files on this host, and fetch nothing. The model is the copy of the version that
             ``uri`` led to at the last look-up. ``MIRRORSPARK_OFFLINE=1`` turns this on for every call.
 
@@ -74,6 +81,7 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
     if found := pinned_folder(uri):
         return found
     text = str(uri)
+    tracking_uri = tracking_uri or default_store()
     find = _find_models_uri if text.startswith("models:") else _find_runs_uri
     return _from_store(find, text, tracking_uri, offline or is_offline_by_environment())
 

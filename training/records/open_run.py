@@ -130,7 +130,7 @@ def open_run(
         tracked: tracking.TrackedRun | None = None
         try:
             config.save(held.config)
-            experiment = config.experiment or config.name
+            experiment = tracking.experiment_name(config, store)
             output, name = Path(config.output), held.path.name
             tracked = tracking.TrackedRun(store, experiment, output, held.continues, name, held.event_file)
             held.save_state("running", tracked.run_id)

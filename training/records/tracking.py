@@ -27,7 +27,14 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     first_line,
     start_run,
 )
-from mirrorspark.callbacks.mlflow.store import limit_requests, registry_of, store_client
+from mirrorspark.callbacks.mlflow.store import (
+    chosen_experiment,
+    chosen_store,
+    limit_requests,
+    registry_of,
+    remember_own_store,
+    store_client,
+)
 from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, without_credentials
 from mirrorspark.storage.event_file import EventFile
 
@@ -44,12 +51,24 @@ def default_uri(output: Path) -> str:
     return f"sqlite:///{output.absolute() / 'mlflow.db'}"
 
 
+class NamesExperiment(Protocol):
+    """The fields of a configuration that decide its MLflow experiment."""
+
+    @property
+    def experiment(self) -> str | None:
+        """MLflow experiment; None for the current or the default one."""
+
+    @property
+    def name(self) -> str:
+        """The run's name, and the default experiment's."""
+
+
 class TracksRuns(Protocol):
     """The fields of a configuration that decide its MLflow store."""
 
     @property
     def tracking_uri(self) -> str | None:
-        """MLflow tracking server or store; None for the default one."""
+        """MLflow tracking server or store; None for the one that MLflow is set to, or the run's own."""
 
     @property
     def output(self) -> str | Path:
@@ -57,8 +76,20 @@ class TracksRuns(Protocol):
 
 
 def store_of(config: TracksRuns) -> str:
-    """Return the MLflow store of a run: the configured one, or the default one in its output folder."""
-    return config.tracking_uri or default_uri(Path(config.output))
+    """Return the MLflow store of a run: the configured one, else the one that MLflow is set to, else one of its own.
+
+    Its own store is a file in its output folder, in which this process then looks up models, too.
+    """
+    if given := config.tracking_uri or chosen_store():
+        return given
+    own = default_uri(Path(config.output))
+    remember_own_store(own)
+    return own
+
+
+def experiment_name(config: "NamesExperiment", store: str) -> str:
+    """Return the experiment of a run: the configured one, else MLflow's current one in this store, else its name."""
+    return config.experiment or chosen_experiment(store) or config.name
 
 
 logger = logging.getLogger(__name__)
@@ -77,8 +108,8 @@ class TrackedRun:
 
     Everything is sent in the background, the metrics from ``log``. Records that an unreachable ``http`` server has not
     got by the end stay in the log, and ``finish`` returns the command that sends them. A store that refuses requests (a
-    deleted experiment, wrong credentials) is an error at the start. Only the given store is used: MLflow's own setting
-    and ``MLFLOW_TRACKING_URI`` are neither used nor changed. The events are logged as follows:
+    deleted experiment, wrong credentials) is an error at the start. Only the given store is used; MLflow's own setting
+    is not changed. The events are logged as follows:
 
     - over epochs: the metrics of the epoch, ``seconds_per_epoch``, ``examples_per_second``
     - over optimizer steps: ``step/loss``, ``step/examples_per_second``, ``world_size``
@@ -116,6 +147,7 @@ class TrackedRun:
         # One warning of ours about an unreachable server is enough.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.uri = uri
+        self.experiment = experiment
         # Resolved once, since a notebook may set MLflow to another store during the run.
         self.registry_uri = registry_of(uri)
         self.experiment_id: str | None = None

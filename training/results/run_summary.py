@@ -22,7 +22,7 @@ def begun(job: TrainingJob, *, is_reused: bool) -> Summary:
     return Summary(
         status="running",
         run_id=job.tracked.run_id,
-        experiment=job.config.experiment or job.config.name,
+        experiment=job.tracked.experiment,
         timings=_seconds(job.view),
         dataset={
             "path": str(dataset.path),

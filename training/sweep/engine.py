@@ -14,7 +14,7 @@ from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
-from mirrorspark.training.records.tracking import TrackedRun
+from mirrorspark.training.records.tracking import TrackedRun, experiment_name
 from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.sweep.folder import SweepPlace
@@ -49,7 +49,11 @@ class SparkEngine:
         """Open the sweep's own MLflow run."""
         config = self._config
         return TrackedRun(
-            self._prepared.store, config.experiment or config.name, Path(config.output), run_id, run_name=label
+            self._prepared.store,
+            experiment_name(config, self._prepared.store),
+            Path(config.output),
+            run_id,
+            run_name=label,
         )
 
     def prepare_warm_start(self, place: SweepPlace) -> None:

@@ -69,6 +69,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
     tracked = SimpleNamespace(
         run_id="run-1",
         uri="sqlite:///mlflow.db",
+        experiment="flights",
         log_text=lambda text, name: None,
         log_document=lambda document, name: None,
         name_version=lambda model, version, alias: this.aliases.append(f"{model}/{version}: {alias}"),

@@ -3,16 +3,28 @@
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import mlflow
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
+from mirrorspark.callbacks.mlflow.store import default_store
+from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.records.tracking import TrackedRun, TrackingError, default_uri, environment, git_commit
+from mirrorspark.training.records.tracking import (
+    TrackedRun,
+    TrackingError,
+    default_uri,
+    environment,
+    experiment_name,
+    git_commit,
+    store_of,
+)
 
 OpenRun = Callable[..., TrackedRun]
 
@@ -319,6 +331,43 @@ def test_a_folder_becomes_artifacts(open_run: OpenRun, client: MlflowClient, tmp
 def test_the_default_store_is_a_file_under_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert default_uri(Path("out")) == f"sqlite:///{tmp_path}/out/mlflow.db"
+
+
+def test_the_store_is_the_given_one_else_mlflows_else_the_runs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: and where it is the run's own, this process looks up models there, too."""
+    config = TrainingConfig(name="late", output=str(tmp_path))
+    own = default_uri(tmp_path)
+    assert store_of(config) == own
+    assert default_store() == own
+    assert not (tmp_path / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-the-environment:5000")
+    assert store_of(config) == "http://from-the-environment:5000"
+    assert default_store() is None
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri("http://set:5000")
+    try:
+        assert store_of(config) == "http://set:5000"
+        assert store_of(replace(config, tracking_uri="http://given:5000")) == "http://given:5000"
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_the_experiment_is_the_given_one_else_mlflows_in_that_store_else_the_runs_name(
+    mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: MLflow's current experiment belongs to its current store."""
+    config = TrainingConfig(name="late", output=str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+    assert experiment_name(config, mlflow_store) == "late"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "the job's")
+    assert experiment_name(config, mlflow_store) == "the job's"
+    id_ = MlflowClient(mlflow_store).create_experiment(f"the notebook's {tmp_path.name}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", id_)
+    assert experiment_name(config, mlflow_store) == f"the notebook's {tmp_path.name}"
+    assert experiment_name(config, "http://another:5000") == "late"
+    assert experiment_name(replace(config, experiment="given"), mlflow_store) == "given"
 
 
 def test_the_environment_lists_packages_with_their_versions_in_order() -> None:
