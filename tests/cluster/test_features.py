@@ -133,7 +133,7 @@ def test_an_impossible_proposal_of_features_is_refused(orders: "DataFrame") -> N
         FeatureSpecError, match="no single column identifies the rows; give the columns that do as keys"
     ):
         FeatureSpec.infer(orders.drop("order_id"), label="again")
-    with pytest.raises(FeatureSpecError, match="label 'amount' has type double and other values than 0 and 1"):
-        FeatureSpec.infer(orders.select("order_id", "amount", "age"), label="amount")
+    with pytest.raises(FeatureSpecError, match="label 'basket' has type map<int,double>; a label is a number, a class"):
+        FeatureSpec.infer(orders.select("order_id", "basket", "age"), label="basket")
     with pytest.raises(FeatureSpecError, match=r"none of the columns .* can be a feature of 'again'; the log says why"):
         FeatureSpec.infer(orders.select("order_id", "again", "seen_at"), label="again")
