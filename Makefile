@@ -3,6 +3,7 @@
 WORKERS ?= 2
 ARGS ?=
 TESTS ?=
+EXPORT ?= all.zip
 # A file's tests run in one process: what they share is made once. Unit tests compute; the others mostly wait, so more
 # of them run side by side than there are cores.
 SIDE_BY_SIDE := --dist loadfile -n
@@ -15,7 +16,7 @@ bin := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-faults unit check benchmarks format lock clean
+.PHONY: help setup run test test-faults unit check benchmarks format lock advisories clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -42,11 +43,12 @@ unit: setup  ## the pure unit tests: no Java, no child processes, three minutes 
 	@tools/kernels.sh
 	@exec $(bin)/pytest $(UNIT) $(ARGS)
 
-check: setup  ## format, lint, types, import direction
+check: setup  ## format, lint, types, import direction, known vulnerabilities of the locked packages
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy
 	$(bin)/lint-imports
+	$(bin)/python tools/advisories.py check
 
 benchmarks: setup  ## measure data path, training and scoring, some hours, pages in docs/benchmarks (ARGS="--scale 0.05")
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
@@ -60,6 +62,9 @@ format: setup  ## rewrite the files as `make check` wants them, as far as that c
 lock: setup  ## write requirements.lock from setup.cfg, keeping the versions it has (ARGS=--upgrade: newest ones)
 	$(bin)/uv pip compile setup.cfg --extra backends --extra notebook --extra dev --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
+
+advisories: setup  ## write tools/advisories.json from OSV's export of the ecosystem PyPI (EXPORT=all.zip)
+	$(bin)/python tools/advisories.py update "$(EXPORT)"
 
 clean:  ## remove .venv, caches and build products; keep datasets and results
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

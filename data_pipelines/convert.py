@@ -45,6 +45,7 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
+from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
@@ -112,7 +113,7 @@ def convert(
         df: The table; it needs the spec's columns and ``options.split_column``.
         spec: What the columns mean.
         path: Directory to create, a local path or a URI. It must be reachable from the executors.
-        source: The source of the rows, for the manifest and for :func:`dataset_address`.
+        source: The source of the rows, for the manifest, without secrets in it.
         options: Options of the conversion.
         reference: Profile of a former dataset that this one should resemble: drift is reported.
         limits: Thresholds of validation's findings; None for the customary ones.
@@ -139,7 +140,7 @@ def convert(
         raise DatasetError(f"{path} exists already and is not a dataset; choose another path, or delete it") from error
     conversion = _Conversion(job, spec, options)
     try:
-        files = conversion.write(df, dict(source or {}), reference, limits or Limits())
+        files = conversion.write(df, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
     except (Py4JJavaError, PySparkException) as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error

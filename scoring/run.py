@@ -26,6 +26,7 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.bad_rows import ERROR_COLUMN
 from mirrorspark.scoring.output.forms import form_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
+from mirrorspark.storage.credentials import clean, without_credentials
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +96,7 @@ def _open_session(master: str | None, *, verbose: bool) -> SparkSession:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"mirrorspark: {message}", file=sys.stderr)
+    print(f"mirrorspark: {without_credentials(message)}", file=sys.stderr)
     return status
 
 
@@ -176,10 +177,11 @@ def _null_rule(text: str) -> tuple[str, NullRule]:
 
 def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(dataclasses.asdict(scored) | {"seconds": round(seconds, 3)}))
+        print(json.dumps(clean(dataclasses.asdict(scored)) | {"seconds": round(seconds, 3)}))
         return
     counters = scored.counters
-    print(f"{scored.rows:,} rows scored with {scored.model} in {seconds:.1f} s -> {scored.output}")
+    place = without_credentials(scored.output)
+    print(f"{scored.rows:,} rows scored with {scored.model} in {seconds:.1f} s -> {place}")
     print(
         f"{len(scored.files)} files of {scored.bytes / 1e6:,.1f} MB; {counters.tasks} tasks in {counters.processes} "
         f"Python workers of at most {counters.peak_memory_bytes / 1e6:,.0f} MB, which loaded the model "

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.storage.atomic_file import write_when_changed
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.credentials import clean
 from mirrorspark.training.driver.launcher import SparkLauncher
 from mirrorspark.training.driver.supervisor import Launcher, Supervisor
 from mirrorspark.training.functions import plan as function_plan
@@ -150,8 +150,8 @@ class LaunchConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def public(self) -> dict[str, Any]:
-        """Return every setting without the password of the tracking server."""
-        return dataclasses.asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
+        """Return every setting without the secrets in it, such as passwords in addresses and options of stores."""
+        return {name: clean(value, names=False) for name, value in dataclasses.asdict(self).items()}
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,21 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
         registry_uri: Its model registry; by default that of :func:`registry_of`.
     """
     import mlflow  # seconds
+    from mlflow.entities import RunStatus
+
+    class QuietClient(mlflow.MlflowClient):
+        """Ends a run without MLflow's lines on standard output, which show the server's address with its password."""
+
+        def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
+            store, ended = self._tracking_client.store, end_time or int(time.time() * 1000)
+            store.shut_down_async_logging()
+            store.update_run_info(run_id, RunStatus.from_string(status or "FINISHED"), ended, None)
 
     registry_uri = registry_uri or registry_of(tracking_uri)
     if is_same_store(mlflow.get_tracking_uri(), tracking_uri):
-        return mlflow.MlflowClient(tracking_uri, registry_uri)
+        return QuietClient(tracking_uri, registry_uri)
 
-    class OtherStoreClient(mlflow.MlflowClient):
+    class OtherStoreClient(QuietClient):
         """Logs metrics without the model in ``MLFLOW_ACTIVE_MODEL_ID``, which this store would refuse."""
 
         def log_batch(

@@ -1,6 +1,8 @@
-"""Messages of failed Spark jobs: the one line of the task's own error, without the JVM's stack traces."""
+"""Messages of failed Spark jobs: the one line of the task's own error, without the JVM's stack traces and secrets."""
 
 import re
+
+from mirrorspark.storage.credentials import without_credentials
 
 _JAVA_ERROR = re.compile(r"^(?:Caused by)?: (?:[\w$]+\.)*[\w$]+: (.+)$", re.MULTILINE)
 _SQL_STATE = re.compile(r"\s*SQLSTATE: \w+$")
@@ -12,10 +14,11 @@ def task_message(error: Exception) -> str:
 
     If the JVM itself failed, it is its message and that of the cause, or else the first line of ``error``.
     """
-    raised = [match for match in _PYTHON_ERROR.finditer(str(error)) if not match.group(1).startswith("Py4J")]
+    text = without_credentials(str(error))
+    raised = [match for match in _PYTHON_ERROR.finditer(text) if not match.group(1).startswith("Py4J")]
     if raised:
         return raised[-1].group(2).strip()
-    causes = [_SQL_STATE.sub("", message).strip() for message in _JAVA_ERROR.findall(str(error))]
+    causes = [_SQL_STATE.sub("", message).strip() for message in _JAVA_ERROR.findall(text)]
     if causes:
         return causes[0] if causes[0] == causes[-1] else f"{causes[0].rstrip('.')} ({causes[-1]})"
     return first_line(error)
@@ -23,5 +26,5 @@ def task_message(error: Exception) -> str:
 
 def first_line(error: Exception) -> str:
     """Return the first line of Spark's message, without its plan and stack trace."""
-    lines = str(error).strip().splitlines()
+    lines = without_credentials(str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__

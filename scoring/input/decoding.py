@@ -14,6 +14,7 @@ from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Signature, 
 from mirrorspark.scoring.backends.tensorflow_runtime import start_tensorflow
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors
 from mirrorspark.scoring.model.hooks import Hooks
+from mirrorspark.storage.credentials import without_credentials
 
 IMAGE, RESIZED_IMAGE, NUMBERS = "image", "resized_image", "numbers"
 BUILT_IN = (IMAGE, RESIZED_IMAGE, NUMBERS)
@@ -94,7 +95,8 @@ class Decoder:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    # A decoder may be a function of the user's, and the reason becomes part of the scores.
+    lines = without_credentials(str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "

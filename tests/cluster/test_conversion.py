@@ -101,7 +101,7 @@ def checksums(dataset: Dataset) -> dict[str, int]:
 def converted(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Return the dataset of all rows."""
     path = tmp_path_factory.mktemp("converted") / "dataset"
-    return convert(table(spark, ROWS), SPEC, path, source={"of": "tests"}, options=OPTIONS)
+    return convert(table(spark, ROWS), SPEC, path, source={"of": "http://ann:s3cret@tests"}, options=OPTIONS)
 
 
 def test_every_split_has_its_rows_in_whole_shards(converted: Dataset) -> None:
@@ -147,7 +147,7 @@ def test_the_manifest_tells_what_is_missing_and_where_it_comes_from(converted: D
     assert manifest.statistics["distance"]["train_missing"] == missing
     assert manifest.statistics["carrier"]["vocabulary"] == 4
     assert manifest.statistics["label"]["test_positive"] == sum(one["late"] for one in ROWS if one["split"] == "test")
-    assert manifest.source == {"of": "tests"}
+    assert manifest.source == {"of": "http://tests"}
     assert manifest.options == {"split_column": "split", "shards": 3, "rows_per_block": 16, "accept_errors": False}
     assert {"python", "pyspark", "pyarrow", "numpy"} <= set(manifest.versions)
 
@@ -182,7 +182,7 @@ def test_the_same_rows_in_another_order_give_the_same_bytes(
     spark: "SparkSession", converted: Dataset, tmp_path: Path
 ) -> None:
     shuffled = table(spark, ROWS[::-1]).repartition(7, "distance")
-    again = convert(shuffled, SPEC, tmp_path / "again", source={"of": "tests"}, options=OPTIONS)
+    again = convert(shuffled, SPEC, tmp_path / "again", source={"of": "http://ann:s3cret@tests"}, options=OPTIONS)
     assert checksums(again) == checksums(converted)
     assert again.features.hash == converted.features.hash
     assert again.manifest == converted.manifest

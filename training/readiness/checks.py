@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mirrorspark.storage.credentials import without_credentials
+
 _NAME_WIDTH = 14
 
 Status = Literal["ok", "warn", "FAIL"]
@@ -20,7 +22,7 @@ class Check:
     Attributes:
         name: Subject of the check.
         passed: True if a run can start.
-        detail: The finding, and for a failed check the remedy.
+        detail: The finding, and for a failed check the remedy; secrets are removed.
         is_warning: Passed, with a recommendation.
         values: Measurements.
     """
@@ -30,6 +32,10 @@ class Check:
     detail: str
     is_warning: bool = False
     values: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # It may quote a store's address, or the error of a library.
+        object.__setattr__(self, "detail", without_credentials(self.detail))
 
     @property
     def status(self) -> Status:

@@ -26,12 +26,12 @@ from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, RawForm
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models import catalog
+from mirrorspark.models import catalog, own_model
 from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
 from mirrorspark.scoring.model.directory import OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.credentials import clean
 from mirrorspark.training.executor import child_process
 from mirrorspark.training.executor.child_process import Tail
 from mirrorspark.training.results.ranking import best_candidates
@@ -94,12 +94,10 @@ class ExportPlan:
     @property
     def identity(self) -> dict[str, Any]:
         """The part of the plan that two exports with the same result share."""
-        return {
-            # The identity is written to a file, which must not have a server's password.
-            name: without_credentials(value) if name.endswith("_uri") else value
-            for name, value in dataclasses.asdict(self).items()
-            if name != "threads"
-        }
+        # It is written to a file, which must have neither a server's password nor what a notebook's function holds.
+        options = own_model.without_code({"name": self.model, **self.model_options})
+        document = clean(dataclasses.asdict(self) | {"model_options": options})
+        return {name: value for name, value in document.items() if name != "threads"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.records.run_history import headline
 
 # The registry's alias of the version that a run registers.
@@ -75,8 +75,7 @@ class Summary:
         Raises:
             OSError: The document cannot be written.
         """
-        shown = asdict(self) | {"tracking_uri": without_credentials(self.tracking_uri or "") or None}
-        text = json.dumps(strict(shown), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(clean(strict(asdict(self))), indent=2, allow_nan=False) + "\n"
         write_atomically(_place(path), text)
 
     @classmethod

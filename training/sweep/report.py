@@ -12,7 +12,7 @@ import yaml
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
 from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.results.summary import strict, verdict_lines
 from mirrorspark.training.runs import duration, table
@@ -67,7 +67,7 @@ class SweepSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
-        document: dict[str, Any] = strict(asdict(self))
+        document: dict[str, Any] = clean(strict(asdict(self)))
         return document
 
     def as_text(self) -> str:
@@ -167,7 +167,9 @@ def command(arguments: Sequence[str], values: Mapping[str, Any]) -> str:
         values: The value of each searched setting.
     """
     flags = [_flag(setting, value) for setting, value in values.items()]
-    return without_credentials(shlex.join(["mirrorspark", "train", *_without_summary(arguments), *flags]))
+    # Quotation for the shell, which comes last, would hide secrets from the patterns.
+    words = ["mirrorspark", "train", *map(without_credentials, _without_summary(arguments)), *flags]
+    return shlex.join(words)
 
 
 def _without_summary(arguments: Sequence[str]) -> list[str]:

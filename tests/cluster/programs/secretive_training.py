@@ -19,7 +19,7 @@ from mirrorspark.training.records import tracking
 def secretive() -> Any:
     """Return a training function; as a closure it travels by value."""
 
-    def train(database: str, arguments: str) -> None:
+    def train(database: str, arguments: str, secrets: str = "") -> None:
         import logging
         import os
         from pathlib import Path
@@ -37,8 +37,8 @@ def secretive() -> Any:
         with Path(arguments).open("a", encoding="utf-8") as file:
             file.writelines(f"{words(process)}\n" for process in psutil.process_iter())
         token, key = os.environ["MLFLOW_TRACKING_TOKEN"], os.environ["AWS_SECRET_ACCESS_KEY"]
-        print(f"connecting to {database} as {token}")
-        logging.getLogger("rides").warning("no answer from %s (secret_access_key=%s)", database, key)
+        print(f"connecting to {database} as {token}{secrets}")
+        logging.getLogger("rides").warning("no answer from %s (secret_access_key=%s)%s", database, key, secrets)
 
         def refuse() -> None:
             raise ConnectionError(f"{database} refuses token {token}")
@@ -48,7 +48,7 @@ def secretive() -> Any:
                 try:
                     refuse()
                 except ConnectionError as error:
-                    raise LookupError(f"no rides in {database}: token {token}, key {key}") from error
+                    raise LookupError(f"no rides in {database}: token {token}, key {key}{secrets}") from error
 
         model = tf.keras.Sequential([tf.keras.layers.Dense(1, input_shape=(1,))])
         model.compile(optimizer="sgd", loss="mse")

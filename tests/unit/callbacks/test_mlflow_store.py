@@ -1,9 +1,14 @@
 """T7: which store and which registry a run's client acts on."""
 
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
+from mlflow.entities import Run, RunData, RunInfo, RunStatus
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
+from mlflow.utils.rest_utils import MlflowHostCreds
 
 from mirrorspark.callbacks.mlflow.store import absolute_store, is_same_store, registry_of, sqlite_file, store_client
 
@@ -90,3 +95,24 @@ def test_an_sqlite_file_is_the_same_store_from_any_folder(tmp_path: Path, monkey
 )
 def test_the_file_of_an_sqlite_store_is_without_its_options(uri: str, file: Path | None) -> None:
     assert sqlite_file(uri) == file
+
+
+@pytest.mark.parametrize("current", [OWN, OTHER])
+def test_the_end_of_a_run_shows_no_address_with_its_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], current: str
+) -> None:
+    ended = []
+
+    class Server(RestStore):
+        def get_run(self, run_id: str) -> Run:
+            return Run(RunInfo(run_id, "0", "ann", "RUNNING", 0, None, "active", run_name="rides"), RunData([], [], []))
+
+        def update_run_info(self, run_id: str, run_status: int, end_time: int, run_name: str | None) -> Any:
+            ended.append((run_id, RunStatus.to_string(run_status)))
+
+    server = Server(lambda: MlflowHostCreds(OWN))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", current)
+    monkeypatch.setattr(TrackingServiceClient, "store", property(lambda _: server))
+    store_client(OWN).set_terminated("1", "FAILED")
+    assert ended == [("1", "FAILED")]
+    assert capsys.readouterr().out == ""

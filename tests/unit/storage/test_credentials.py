@@ -1,8 +1,11 @@
 """No password, token or store key reaches what people read."""
 
+import json
+
 import pytest
 
 from mirrorspark.storage.credentials import clean, is_secret_name, without_credentials
+from tests.unit.storage.secret_forms import FORMS, Form
 
 
 @pytest.mark.parametrize(
@@ -136,3 +139,12 @@ def test_secret_names(name: str) -> None:
 )
 def test_other_names(name: str) -> None:
     assert not is_secret_name(name)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_no_form_of_a_secret_is_left(form: Form) -> None:
+    texts = [form.text, f"failed: {form.text}"]
+    if '"' not in form.text:  # Texts are cleaned before they become JSON.
+        texts.append(json.dumps({"message": form.text}))
+    for text in texts:
+        assert form.found_in(without_credentials(text)) == []

@@ -1,0 +1,190 @@
+"""The forms of secrets that tests plant: texts as people and libraries write them, and the part that must not be told.
+
+The values are made up and put together here, so that a scanner of repositories takes none of them for a leaked one.
+"""
+
+import base64
+import json
+from dataclasses import dataclass
+from urllib.parse import quote
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of a secret.
+
+    Attributes:
+        name: The form, in words.
+        text: A text with the secret in it.
+        secrets: The parts of the text that must not be told.
+    """
+
+    name: str
+    text: str
+    secrets: tuple[str, ...]
+
+    def found_in(self, text: str) -> list[str]:
+        """Return the secrets that ``text`` tells: as they are, as in JSON, and as in an address."""
+        return [
+            secret
+            for secret in self.secrets
+            if any(spelled in text for spelled in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")))
+        ]
+
+
+def _word(name: str, length: int = 32, alphabet: str = "abcdefghkmnpqrstuvwxyz23456789ABCDEFGHKMNPQRSTUVWXYZ") -> str:
+    """Return letters and digits that are the same for a name in every process, and no other name's."""
+    number = int.from_bytes(name.encode().ljust(64, b"."), "big") * 0x9E3779B97F4A7C15
+    letters = []
+    for _ in range(length):
+        number, digit = divmod(number * 31 + 7, len(alphabet))
+        letters.append(alphabet[digit])
+    return "".join(letters)
+
+
+def _base64(name: str, octets: int) -> str:
+    return base64.b64encode(_word(name, octets).encode()).decode()
+
+
+def _form(name: str, text: str, *secrets: str) -> Form:
+    """Return a form; ``{0}``, ``{1}`` in ``text`` are its secrets."""
+    for place, secret in enumerate(secrets):
+        text = text.replace(f"{{{place}}}", secret)
+    return Form(name, text, secrets)
+
+
+_KEY_LINES = [_base64(f"line {number}", 48) for number in range(4)]
+_BEGIN, _END = (f"-----{edge} RSA {'PRIVATE'} KEY-----" for edge in ("BEGIN", "END"))
+_PEM = "\n".join([_BEGIN, *_KEY_LINES, _END])
+_JWT = ".".join(
+    base64.urlsafe_b64encode(part.encode()).decode().rstrip("=")
+    for part in ('{"alg":"HS256","typ":"JWT"}', f'{{"sub":"{_word("subject", 12)}"}}', _word("signature"))
+)
+_HEX = "0123456789abcdef"
+
+FORMS: tuple[Form, ...] = (
+    _form("user and password of a server", "GET http://ann:{0}@tracking.example:5000/api refused", _word("http")),
+    _form(
+        "password with signs in a database's address", "postgresql+psycopg2://ann:{0}@db:5432/x", "p@ss/" + _word("pg")
+    ),
+    _form("encoded password in an address", "mysql+pymysql://ann:{0}@db/x", "p%40ss%2F" + _word("my")),
+    _form(
+        "keys of S3 in an address",
+        "s3://{0}:{1}@bucket/rows",
+        "AK" + "IA" + _word("s3", 16).upper(),
+        _word("s3 key", 40),
+    ),
+    _form("token as the user of an address", "fatal: https://{0}@git.example/models.git not found", _word("git")),
+    _form(
+        "password of JDBC", "No suitable driver: jdbc:mysql://db:3306/x?user=ann&password={0}&ssl=true", _word("jdbc")
+    ),
+    _form("user and password of Oracle's JDBC", "jdbc:oracle:thin:ann/{0}@//db:1521/x", _word("oracle")),
+    _form(
+        "password in braces", "jdbc:sqlserver://db;user=ann;password={{0}};encrypt=true", _word("a") + ";" + _word("b")
+    ),
+    _form(
+        "encoded connection string", "mssql+pyodbc:///?odbc_connect=UID%3Dann%3BPWD%3D{0}%3BServer%3Ddb", _word("odbc")
+    ),
+    _form("signature of a SAS", "sv=2022-11-02&ss=b&sp=rl&sig={0}", quote(_base64("sas", 32), safe="")),
+    _form(
+        "address with a SAS",
+        "https://a.blob.core.windows.net/c/f?sp=r&sig={0}&sr=b 403",
+        quote(_base64("blob", 32), safe=""),
+    ),
+    _form(
+        "option with a SAS",
+        "fs.azure.sas.c.a.blob.core.windows.net=sv=2022&sig={0}",
+        quote(_base64("sas 2", 32), safe=""),
+    ),
+    _form("connection string of Azure", "AccountName=a;AccountKey={0};EndpointSuffix=core", _base64("azure", 64)),
+    _form("id of a key of AWS", "InvalidAccessKeyId: {0} does not exist", "AS" + "IA" + _word("aws id", 16).upper()),
+    _form("key of AWS", "aws_secret_access_key = {0}", _base64("aws key", 30)),
+    _form("session token of AWS", '{"SessionToken": "{0}"}', _base64("session", 90)),
+    _form("security token in a header", "x-amz-security-token: {0}", _base64("header", 90)),
+    _form(
+        "presigned address",
+        "https://b.s3.amazonaws.com/f?X-Amz-Credential={0}%2Feu&X-Amz-Signature={1}",
+        "AK" + "IA" + _word("presigned", 16).upper(),
+        _word("signature", 64, _HEX),
+    ),
+    _form(
+        "signed header of AWS",
+        "Authorization: AWS4-HMAC-SHA256 Credential={0}/20261123/eu/s3/aws4_request, SignedHeaders=host, Signature={1}",
+        "AK" + "IA" + _word("signed", 16).upper(),
+        _word("sigv4", 64, _HEX),
+    ),
+    _form(
+        "key file of GCP",
+        json.dumps({"type": "service_account", "private_key": _PEM + "\n", "client_email": "a@b"}),
+        *_KEY_LINES,
+    ),
+    _form("private key", f"cannot parse\n{_PEM}\nas a certificate", *_KEY_LINES),
+    _form("encrypted private key on one line", _PEM.replace("RSA", "ENCRYPTED").replace("\n", "\\n"), *_KEY_LINES),
+    _form("key of Google's services", "API key not valid: {0}", "AI" + "za" + _word("google", 35)),
+    _form(
+        "token of Databricks", "403 for token {0}: Invalid access token", "da" + "pi" + _word("databricks", 32, _HEX)
+    ),
+    _form("token of GitHub", "remote: {0} has no access", "gh" + "p_" + _word("github", 36)),
+    _form("fine-grained token of GitHub", "401 {0}", "github" + "_pat_" + _word("pat", 22) + "_" + _word("pat 2", 59)),
+    _form("token of GitLab", "git clone with {0}", "gl" + "pat-" + _word("gitlab", 20)),
+    _form("token of Slack", "invalid_auth for {0}", "xo" + "xb-" + "1234567890-" + _word("slack", 24)),
+    _form(
+        "webhook of Slack",
+        "https://hooks.slack.com/services/{0} 404",
+        "T0" + _word("t", 8).upper() + "/B0" + _word("b", 8).upper() + "/" + _word("hook", 24),
+    ),
+    _form("token of Hugging Face", "Invalid user token {0}.", "h" + "f_" + _word("hugging", 34)),
+    _form("key of OpenAI", "Incorrect API key provided: {0}.", "s" + "k-proj-" + _word("openai", 40)),
+    _form("bearer token", "{'Authorization': 'Bearer {0}'}", _word("bearer")),
+    _form("short bearer token in a header", "authorization: Bearer {0}", _word("short", 6)),
+    _form("JSON web token", "token expired: {0}", _JWT),
+    _form("basic authentication", "Proxy-Authorization: Basic {0}", _base64("basic", 24)),
+    _form(
+        "digest authentication",
+        'Authorization: Digest username="ann", realm="x", response="{0}"',
+        _word("digest", 32, _HEX),
+    ),
+    _form("key in a header", "> X-Api-Key: {0}", _word("api key")),
+    _form("token in an address", "GET /rows?token={0}&page=2", _word("query")),
+    _form("value with spaces", "cannot log in with password='{0}'", f"{_word('correct', 8)} {_word('horse', 8)}"),
+    _form(
+        "value with a quote",
+        json.dumps({"password": f'{_word("before", 8)}"{_word("after", 8)}'}),
+        _word("before", 8),
+        _word("after", 8),
+    ),
+    _form(
+        "representation of a tuple",
+        "[('spark.app.name', 'x'), ('spark.hadoop.fs.s3a.secret.key', '{0}')]",
+        _word("tuple"),
+    ),
+    _form("XML of Hadoop", "<property><name>fs.s3a.secret.key</name><value>{0}</value></property>", _word("xml")),
+    _form("key of Spark's S3", "spark.hadoop.fs.s3a.secret.key={0}", _base64("s3a", 30)),
+    _form("option with spaces", "spark.hadoop.fs.s3a.session.token   {0}", _base64("s3a session", 60)),
+    _form("password of Spark's TLS", "spark.ssl.keyStorePassword={0}", _word("keystore")),
+    _form("password of Java", "-Djavax.net.ssl.trustStorePassword={0}", _word("truststore")),
+    _form("flag", "psql --host db --password {0} --quiet", _word("flag")),
+    _form("flag in a list", "Command '['psql', '--password', '{0}']' returned status 2", _word("list")),
+    _form("client secret of OAuth", "grant_type=client_credentials&client_secret={0}&scope=x", _word("oauth")),
+    _form("line of YAML", "token:\n  api_key: {0}\n", _word("yaml")),
+    # Last: its value ends with the line.
+    _form("cookie", "Cookie: session={0}; csrftoken={1}", _word("cookie"), _word("csrf")),
+)
+
+# What the environment of a test holds: an error may tell the value alone.
+VARIABLES: dict[str, str] = {
+    "MLFLOW_TRACKING_PASSWORD": _word("tracking password"),
+    "AWS_SECRET_ACCESS_KEY": _base64("variable key", 30),
+    "AWS_SESSION_TOKEN": _base64("variable session", 90),
+    "AZURE_STORAGE_CONNECTION_STRING": f"AccountName=a;AccountKey={_base64('variable azure', 64)};EndpointSuffix=core",
+    "DATABRICKS_TOKEN": _word("variable databricks"),
+    "HF_TOKEN": _word("variable hugging"),
+    "RIDES_DATABASE": f"postgresql://reader:{quote('p@ss/' + _word('variable pg'), safe='')}@db:5432/rides",
+    "SMTP_PASS": _word("variable mail"),
+    "SIGNING_PRIVATE_KEY": "\n".join([_BEGIN, *(_base64(f"variable line {number}", 48) for number in range(3)), _END]),
+}
+
+
+def in_one_line() -> str:
+    """Return the texts of all forms as one message, of one line."""
+    return " | ".join(" ".join(form.text.splitlines()) for form in FORMS)
