@@ -14,6 +14,7 @@ CRC of the array would cost a twentieth of a small step. It does not notice word
 weights are therefore compared at every checkpoint as well (`callbacks.collectives.equal_weights`).
 """
 
+import math
 import os
 import select
 import socket
@@ -166,7 +167,17 @@ class Ring:
             mine, theirs = (self.rank - turn) % self.workers, (self.rank - turn - 1) % self.workers
             parts[theirs] = self._exchange(_GATHER, parts[mine])
         self._count_collective()
-        return [_unpacked(part, arrays) for part in parts]
+        unpacked = []
+        for rank, part in enumerate(parts):
+            if (of_rank := _unpacked(part, arrays)) is None:
+                message = (
+                    f"rank {rank} gathers other arrays than rank {self.rank}, whose shapes are "
+                    f"{[array.shape for array in arrays]}; every rank has to run the same program, and only the first "
+                    f"dimensions may differ"
+                )
+                raise self._with_failure(RingMismatchError(message))
+            unpacked.append(of_rank)
+        return unpacked
 
     def broadcast(self, values: Array) -> Array:
         """Return rank 0's ``values``; type and shape are the same on all ranks."""
@@ -397,20 +408,27 @@ def _checksum(values: Array) -> int:
 
 
 def _packed(arrays: Sequence[Array]) -> Array:
-    """Return the byte counts of the arrays, then their bytes, as one array."""
-    sizes = np.array([array.nbytes for array in arrays], np.int64)
+    """Return the number of the arrays, their byte counts, then their bytes, as one array."""
+    sizes = np.array([len(arrays), *(array.nbytes for array in arrays)], np.int64)
     return np.concatenate([part.reshape(-1).view(np.uint8) for part in (sizes, *arrays)])
 
 
-def _unpacked(packed: Array, like: Sequence[Array]) -> list[Array]:
-    """Return the arrays of another rank: types and inner shapes are those of ``like``, lengths may differ."""
-    ends = np.cumsum(packed[: 8 * len(like)].view(np.int64)) + 8 * len(like)
-    starts = [8 * len(like), *ends[:-1].tolist()]
-    return [
+def _unpacked(packed: Array, like: Sequence[Array]) -> list[Array] | None:
+    """Return the arrays of another rank, which may differ from ``like`` in their lengths; None if they are others."""
+    begin = 8 * (1 + len(like))
+    count, *sizes = packed[:begin].view(np.int64).tolist() if packed.nbytes >= begin else [-1]
+    if count != len(like) or begin + sum(sizes) != packed.nbytes:
+        return None
+    arrays = []
+    for size, mine in zip(sizes, like, strict=True):
+        row = mine.itemsize * math.prod(mine.shape[1:])
+        if size % row if row else size:
+            return None
         # A copy, since a view could be unaligned: the bytes before it may be of any number.
-        np.frombuffer(packed[start:end].tobytes(), mine.dtype).reshape(-1, *mine.shape[1:])
-        for start, end, mine in zip(starts, ends.tolist(), like, strict=True)
-    ]
+        values = np.frombuffer(packed[begin : begin + size].tobytes(), mine.dtype)
+        arrays.append(values.reshape(size // row if row else len(mine), *mine.shape[1:]))
+        begin += size
+    return arrays
 
 
 def _advance(views: list[memoryview], count: int) -> None:
