@@ -330,6 +330,7 @@ def test_the_next_conversion_removes_the_files_of_a_killed_one(spark: "SparkSess
     assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted([running.name, "dataset"])
 
 
+@pytest.mark.full
 def test_a_dataset_on_an_object_store_is_whole_or_not_there_and_a_refused_table_can_be_tried_again(
     spark: "SparkSession", tmp_path: Path, s3_bucket: str, converted: Dataset
 ) -> None:

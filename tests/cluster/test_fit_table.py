@@ -67,6 +67,7 @@ def test_an_explanation_names_what_counts_and_stands_in_the_report(fitted: ms.Fi
     assert "What the predictions depend on" in fitted.report.read_text(encoding="utf-8")
 
 
+@pytest.mark.full
 def test_an_edited_spec_and_other_settings_make_a_run_that_is_compared(
     spark: "SparkSession", fitted: ms.FitResult, tmp_path: Path
 ) -> None:
@@ -183,7 +184,7 @@ def parcels() -> pd.DataFrame:
     [
         ("price", "number", "rmse", 0, 3),
         ("way", "multi_class", "accuracy", 0.95, 1),
-        ("dear", "binary", "auc", 0.99, 1),
+        pytest.param("dear", "binary", "auc", 0.99, 1, marks=pytest.mark.full),
     ],
 )
 def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(

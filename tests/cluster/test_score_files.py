@@ -414,7 +414,8 @@ def test_a_file_that_is_damaged_in_its_middle_leaves_no_scores(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.parquet"]
 
 
-@pytest.mark.parametrize("way", ["files", pytest.param("table", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("way", ["files", "table"])
 def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_scores(
     spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, way: str
 ) -> None:

@@ -422,6 +422,7 @@ def said_on_a_cluster(program: str, folder: Path, *arguments: Path | str) -> lis
     return result.stdout.strip().splitlines()
 
 
+@pytest.mark.full
 def test_a_model_that_an_executor_cannot_load_is_told_in_one_line(tmp_path: Path) -> None:
     """S1, L4: what was damaged on its way and what the executor lacks, by name, with what to do; nothing is written."""
     of_table, of_files, hooks = said_on_a_cluster("scoring_fails.py", tmp_path, tmp_path)[-3:]

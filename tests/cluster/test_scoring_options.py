@@ -76,6 +76,7 @@ def direct(model: Path, table: pa.Table = FLIGHTS, key: str = "flight_id") -> di
     return dict(zip(table[key].to_pylist(), LoadedModel(model).score(table)["score"].tolist(), strict=True))
 
 
+@pytest.mark.full
 def test_two_hundred_partitions_are_scored_by_one_load_per_python_worker_and_no_new_graph(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_filter_on_a_score_evaluates_the_model_once(spark: "SparkSession", fli
         assert plan.count("ArrowEvalPython") == evaluations
 
 
+@pytest.mark.full
 def test_a_stream_has_the_scores_of_the_batch(
     spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path
 ) -> None:
@@ -203,7 +205,7 @@ def scores_in(folder: Path, key: str = "flight_id") -> dict[Any, float]:
     return dict(zip(table[key].to_pylist(), table["score"].to_pylist(), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["orc", "tfrecord", "table"])
+@pytest.mark.parametrize("kind", ["orc", pytest.param("tfrecord", marks=pytest.mark.full), "table"])
 def test_formats_other_than_parquet_are_read_by_spark(
     spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path, kind: str
 ) -> None:

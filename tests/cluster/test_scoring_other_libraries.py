@@ -198,6 +198,7 @@ def test_columns_are_refused_before_a_task_starts_and_null_in_the_task(table: "D
     assert "column 'width' (float) has null or NaN, which" in task_message(failure.value)
 
 
+@pytest.mark.full
 def test_a_model_of_two_thousand_columns_scores_a_table_and_its_files(spark: "SparkSession", tmp_path: Path) -> None:
     """S11: with missing values here and there, which the call fills in every column."""
     random, rows = np.random.default_rng(3), 500

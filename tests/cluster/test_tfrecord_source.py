@@ -155,6 +155,7 @@ def ids_in(spark: "SparkSession", folder: Path) -> list[int]:
     return sorted(row.id for row in read_tfrecords(spark, folder).collect())
 
 
+@pytest.mark.full
 def test_a_stream_writes_each_batch_once_also_when_it_is_started_again(spark: "SparkSession", tmp_path: Path) -> None:
     """(T1) Exactly once, through a failure and a lost commit log."""
     give_stream(tmp_path, 0, 1, 2)
@@ -265,7 +266,10 @@ def depth_of(type_: str) -> int:
     return type_.count("array<")
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.full) if count > 5_000 else name for name, count in COUNTS.items()],
+)
 def test_files_of_others_are_read_as_tensorflow_reads_them_and_written_back(
     spark: "SparkSession", shared_data: Path, tmp_path: Path, name: str
 ) -> None:

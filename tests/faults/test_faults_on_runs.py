@@ -317,6 +317,7 @@ def own_copies() -> Iterator[None]:
             cache.evict(entry)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("own_copies")
 def test_local_updates_that_lose_a_rank_go_on_from_an_object_store_and_end_equal(
     place: Place, s3_bucket: str, tmp_path: Path

@@ -150,6 +150,7 @@ def test_inference_tells_damage_as_its_own_error(spark: "SparkSession", ten: Pat
         read_tfrecords(spark, ten.parent, codec="zlib")
 
 
+@pytest.mark.full
 def test_files_of_other_schemas_are_named(spark: "SparkSession", tmp_path: Path) -> None:
     write_tfrecords(spark.range(3), tmp_path / "t")
     result = write_tfrecords(spark.range(0, 3, 1, 1).selectExpr("string(id) as id"), tmp_path / "t", mode="append")

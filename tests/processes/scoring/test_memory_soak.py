@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.memory_soak import BATCHES
@@ -15,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 WARM_UP = 2_000
 
 
+@pytest.mark.full
 def test_memory_grows_by_less_than_a_megabyte_in_a_thousand_batches(flights_model: Path, tmp_path: Path) -> None:
     """In a process of its own: a model computed by NumPy, one by a graph of other people's, and one trained here."""
     models = {

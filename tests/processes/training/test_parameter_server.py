@@ -165,6 +165,7 @@ def test_a_table_sharded_over_two_servers_trains_though_a_worker_is_killed_and_r
     assert last["logs"]["val_loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
+@pytest.mark.full
 def test_a_synchronous_checkpoint_resumes_on_servers_and_a_stop_saves_within_an_epoch(
     dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -191,6 +192,7 @@ def test_a_synchronous_checkpoint_resumes_on_servers_and_a_stop_saves_within_an_
     assert resumed["logs"]["loss"] < 0.3
 
 
+@pytest.mark.full
 def test_faults_on_purpose_strike_the_coordinators_steps_and_the_workers_data(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +206,7 @@ def test_faults_on_purpose_strike_the_coordinators_steps_and_the_workers_data(
     assert re.fullmatch(r"MIRRORSPARK_FAULTS asked for an error after step ([89]|\d\d)", outcome["message"])
 
 
+@pytest.mark.full
 def test_a_nan_loss_is_reported_without_the_records_of_its_step(dataset: Dataset, tmp_path: Path) -> None:
     plan = plan_of(dataset, tmp_path, workers=1, epochs=2)
     plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, optimizer="sgd", learning_rate=1e30))
@@ -217,6 +220,7 @@ def test_a_nan_loss_is_reported_without_the_records_of_its_step(dataset: Dataset
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("victim", "who"), [(3, "parameter server 1"), (1, "worker 0")])
 def test_without_a_server_or_the_last_worker_the_attempt_ends(
     dataset: Dataset, tmp_path: Path, victim: int, who: str

@@ -44,6 +44,7 @@ def connected() -> Iterator[tuple[ClusterConnections, list[CoordinatorConnection
         line.close()
 
 
+@pytest.mark.full
 def test_silent_strangers_delay_no_registration() -> None:
     """S12: each would take the ten seconds that a handshake has, one after the other."""
     [address] = free_addresses(1)

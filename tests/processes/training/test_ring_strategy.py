@@ -3,9 +3,10 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,15 +28,26 @@ CASES = (
     *(*MEANS, "custom_loop", "finite_dataset", "variables", "diverged"),
 )
 
+# Each of these is traced and trained for seconds, so only `--full` has them.
+ONLY_FULL = {"sgd_clipped", "adagrad_cosine", "xla", "scaled", "float16", "accumulated_local", "diloco"}
+ONLY_FULL |= {in_rounds for in_rounds, case in IN_ROUNDS.items() if case in ONLY_FULL}
+
 Results = list[dict[str, np.ndarray]]
+
+
+def each(cases: Iterable[str]) -> list[Any]:
+    """Return the cases as parameters."""
+    return [pytest.param(case, marks=pytest.mark.full) if case in ONLY_FULL else case for case in cases]
+
 
 # The first test trains every case on one worker and on two: half a minute and a minute where nothing else runs.
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
+def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[int], Results]:
     """Return what gives the results of every rank of a ring, trained once for all tests."""
+    left_out = set() if request.config.getoption("--full") else ONLY_FULL
     folder = tmp_path_factory.mktemp("ring")
     known: dict[int, Results] = {}
 
@@ -44,7 +56,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
             files = [folder / f"{workers}-{rank}.npz" for rank in range(workers)]
             addresses = ",".join(free_addresses(workers))
             of_three = ("adam", *MEANS, *OUTER, "custom_loop", "finite_dataset")
-            cases = ",".join((*CASES, *OUTER) if workers < 3 else of_three)
+            cases = ",".join(case for case in ((*CASES, *OUTER) if workers < 3 else of_three) if case not in left_out)
             ranks = []
             with ExitStack() as running:
                 for rank, file in enumerate(files):
@@ -61,7 +73,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
     return of
 
 
-@pytest.mark.parametrize("case", SYNCHRONOUS)
+@pytest.mark.parametrize("case", each(SYNCHRONOUS))
 def test_two_workers_equal_one_at_the_same_global_batch(results: Callable[[int], Results], case: str) -> None:
     one, two = results(1)[0], results(2)[0]
     for name in ("weights", "loss", "auc", "val_loss", "val_auc"):
@@ -72,7 +84,7 @@ def test_three_workers_equal_one_at_the_same_global_batch(results: Callable[[int
     np.testing.assert_allclose(results(3)[0]["adam/weights"], results(1)[0]["adam/weights"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", each(CASES))
 def test_all_workers_end_with_the_same_bits(results: Callable[[int], Results], case: str) -> None:
     first, second = results(2)
     for name in first:
@@ -88,7 +100,7 @@ def test_weights_that_differ_by_the_least_are_noticed_by_all_workers(results: Ca
         assert "differ between rank 0 and rank 1" in str(rank["diverged/message"])
 
 
-@pytest.mark.parametrize("case", ["float16", "local", "diloco"])
+@pytest.mark.parametrize("case", each(["float16", "local", "diloco"]))
 def test_inexact_options_learn_as_well(results: Callable[[int], Results], case: str) -> None:
     exact, other = results(2)[0]["adam/val_auc"], results(2)[0][f"{case}/val_auc"]
     assert other[-1] > exact[-1] - 0.05
@@ -148,7 +160,7 @@ def test_all_workers_skip_a_step_in_which_one_has_an_infinite_gradient(
         assert rank["skipped_steps/steps"] == 4
 
 
-@pytest.mark.parametrize("case", IN_ROUNDS)
+@pytest.mark.parametrize("case", each(IN_ROUNDS))
 @pytest.mark.parametrize("workers", [1, 2])
 def test_rounds_of_the_step_loop_are_those_that_local_updates_count_themselves(
     results: Callable[[int], Results], workers: int, case: str
@@ -158,6 +170,7 @@ def test_rounds_of_the_step_loop_are_those_that_local_updates_count_themselves(
         np.testing.assert_array_equal(found[f"{case}/{name}"], found[f"{IN_ROUNDS[case]}/{name}"], err_msg=name)
 
 
+@pytest.mark.full
 def test_local_updates_differ_from_synchronous_ones(results: Callable[[int], Results]) -> None:
     two = results(2)[0]
     assert not np.allclose(two["local/weights"], two["adam/weights"], atol=1e-4)

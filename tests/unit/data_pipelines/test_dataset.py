@@ -516,6 +516,7 @@ def test_wide_sparse_rows_are_assembled_fewer_at_once(tmp_path: Path) -> None:
         assert sum(len(rows.indices) for rows in chunk["basket"]) * 32 <= CHUNK_BYTES
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_memory_with_tensorflow_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
     # 300 blocks of 102 floats and 8 ids are 145 MB. The docstring allows 64 slots (33 MB) and the chunks of six steps,

@@ -297,6 +297,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_an_exact_search_takes_no_memory_for_all_scores_at_once() -> None:
     """R2, R3: those of 20,000 queries and candidates take 1.6 GB."""

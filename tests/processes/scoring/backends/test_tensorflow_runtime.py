@@ -101,7 +101,7 @@ def test_a_process_that_scores_without_tokens_has_neither_keras_nor_numba(tmp_pa
     assert lines_of(_SCORES_LISTS, export_baskets(tmp_path)) == ["[]"]
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "legacy.Adam", "legacy.SGD"])
+@pytest.mark.parametrize("optimizer", ["Adam", "legacy.Adam", pytest.param("legacy.SGD", marks=pytest.mark.full)])
 def test_keras_comes_with_a_model_that_needs_it(tmp_path: Path, optimizer: str) -> None:
     """Such a model holds its optimizer, and one of the legacy kind the slots of its variables, too."""
     import tf_keras
@@ -141,6 +141,7 @@ def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> N
     assert (os.environ[INTRA_OP], os.environ[INTER_OP]) == ("4", "2")
 
 
+@pytest.mark.full
 def test_a_predictor_leaves_the_process_its_threads_and_computes_in_the_one_that_calls(flights_model: Path) -> None:
     told, is_its_own_choice, config = lines_of(_PREDICTOR_STARTS_IT, flights_model)
     assert (told, is_its_own_choice) == ("[]", "True")
