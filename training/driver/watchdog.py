@@ -11,10 +11,14 @@ from typing import Any, Literal
 from mirrorspark.training.protocol.activity import Phase
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
-from mirrorspark.training.protocol.timing import SILENT_SECONDS, STALL_SECONDS
+from mirrorspark.training.protocol.timing import ALIVE_SECONDS, SILENT_SECONDS, STALL_SECONDS
 
 # Time for the tasks to collect their ranks' stacks.
 _STACKS_SECONDS = 5.0
+
+# A verdict has to hold this long. A rank that has waited for another one beyond its own limit is excused until that one
+# goes on; its own progress is reported with its next heartbeat only, and looks like a standstill until then.
+_CONFIRMATION_SECONDS = 2 * ALIVE_SECONDS
 
 # A rank that has sent no event yet is in the first of these phases.
 _START: Phase = "starting"
@@ -265,7 +269,7 @@ class Watchdog:
     It never waits or sends: :meth:`tick` is called every second and returns the next move.
 
     Attributes:
-        hang: The hang, once it has been found.
+        hang: The hang, while there is one.
     """
 
     def __init__(self, watch: Watch, now: float) -> None:
@@ -273,7 +277,7 @@ class Watchdog:
         self._last_tick = now
         self._tasks: set[int] = set()
         self._stacks: dict[int, str] = {}
-        self._deadline = 0.0
+        self._hung_since = 0.0
         self._has_reported = False
         self._handling_since: float | None = None
         self.hang: Hang | None = None
@@ -295,19 +299,21 @@ class Watchdog:
         gap, self._last_tick = now - self._last_tick, now
         if self._has_reported:
             return None
-        if self.hang is not None:
-            self._has_reported = now >= self._deadline or self._stacks.keys() >= self._tasks
-            return "report" if self._has_reported else None
         is_blocked = self._handling_since is not None and now - self._handling_since > STALL_SECONDS
         if gap > STALL_SECONDS or is_blocked:
             # Unread events wait in the sockets; they are processed before any verdict.
             self._watch.forgive(gap)
             return None
-        self.hang = self._watch.verdict(now)
+        is_new, self.hang = self.hang is None, self._watch.verdict(now)
         if self.hang is None:
+            self._stacks.clear()
             return None
-        self._deadline = now + _STACKS_SECONDS
-        return "ask_for_stacks"
+        if is_new:
+            self._hung_since = now
+            return "ask_for_stacks"
+        has_stacks = self._stacks.keys() >= self._tasks
+        self._has_reported = now - self._hung_since >= (_CONFIRMATION_SECONDS if has_stacks else _STACKS_SECONDS)
+        return "report" if self._has_reported else None
 
     def report(self, hang: Hang) -> Event:
         """Return the event ``hung``: the ranks, the reason, and the stacks that tasks have sent."""
