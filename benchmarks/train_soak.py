@@ -233,6 +233,7 @@ def _inject(
                     over.wait(1.0)
                     continue
                 soak.faults.append((time.monotonic() - begin, name, f"not injected: {error}"))
+                print(f"{(time.monotonic() - begin) / MINUTE:6.1f} min  {name} not injected: {error}", flush=True)
             break
 
 

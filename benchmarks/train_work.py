@@ -219,11 +219,14 @@ def in_new_process(function: Callable[..., Result], *arguments: object) -> Resul
 
 
 def read_events(file: Path) -> list[Event]:
-    """Return the events of a run so far; a line that is being written is left out."""
+    """Return the events of a run so far, without lines that are being written, or that a full disk has cut off."""
     if not file.is_file():
         return []
-    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    events = []
+    for line in file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines():
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return events
 
 
 def first_time(events: Iterable[Event], event: str, **fields: object) -> float:

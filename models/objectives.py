@@ -1,6 +1,6 @@
 """The loss and the metrics of each task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -58,30 +58,54 @@ def _multi_class(_: Any) -> tuple[Any, list[Any]]:
 
 
 def _regression(model: Any) -> tuple[Any, list[Any]]:
-    return ScaledLoss(model.regression_loss, model.label_scale), [
-        tf_keras.metrics.RootMeanSquaredError(name="rmse"),
-        tf_keras.metrics.MeanAbsoluteError(name="mae"),
+    return model.regression_loss, [
+        _of_middle(tf_keras.metrics.RootMeanSquaredError)(name="rmse"),
+        _of_middle(tf_keras.metrics.MeanAbsoluteError)(name="mae"),
     ]
+
+
+def _of_middle(kind: type) -> type:
+    """Return a subclass of a metric that looks at the middle one of a row's predictions."""
+
+    class OfMiddle(kind):
+        def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: Any = None) -> Any:
+            if y_pred.shape.rank == 2 and (y_pred.shape[1] or 1) > 1:
+                middle = y_pred.shape[1] // 2
+                y_pred = y_pred[:, middle : middle + 1]
+            return super().update_state(y_true, y_pred, sample_weight)
+
+    OfMiddle.__name__ = f"{kind.__name__}OfMiddle"
+    return OfMiddle
 
 
 class ScaledLoss(tf_keras.losses.Loss):
     """The loss of a regression, of label and prediction divided by the label's scale.
 
     Args:
-        kind: ``squared``, ``absolute`` or ``poisson``: the deviance of Poisson's distribution up to a constant.
+        kind: ``squared``; ``absolute``; ``poisson`` and ``tweedie``: the deviance of that distribution up to a
+            constant; ``quantile``: the pinball loss, doubled so that of the median it is the absolute error.
         scale: What one unit of the network's output is in the label's unit.
+        power: Of Tweedie's distribution, between 1 and 2.
+        quantiles: The shares of the predictions' columns, for ``quantile``.
     """
 
-    def __init__(self, kind: str, scale: float) -> None:
+    def __init__(self, kind: str, scale: float, power: float = 1.5, quantiles: Sequence[float] = ()) -> None:
         super().__init__(name=f"{kind}_loss")
-        self._kind, self._scale = kind, scale
+        self._kind, self._scale, self._power, self._quantiles = kind, scale, power, tuple(quantiles)
 
     def call(self, labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
         """Return the loss of every row, float32 ``[batch]``."""
         actual = tf.reshape(tf.cast(labels, predictions.dtype), [-1]) / self._scale
+        if self._kind == "quantile":
+            above = actual[:, None] - predictions / self._scale
+            shares = tf.constant(self._quantiles, predictions.dtype)
+            return 2.0 * tf.reduce_mean(tf.maximum(shares * above, (shares - 1.0) * above), axis=1)
         predicted = tf.reshape(predictions, [-1]) / self._scale
         if self._kind == "poisson":
             return predicted - actual * tf.math.log(tf.maximum(predicted, 1e-9))
+        if self._kind == "tweedie":
+            mean, power = tf.maximum(predicted, 1e-9), self._power
+            return mean ** (2.0 - power) / (2.0 - power) - actual * mean ** (1.0 - power) / (1.0 - power)
         return tf.abs(predicted - actual) if self._kind == "absolute" else tf.square(predicted - actual)
 
 

@@ -14,6 +14,8 @@ from mirrorspark.models.settings import ModelSettingsError, Schedule, check_warm
 OPTIMIZERS: Mapping[str, type] = {
     "adam": tf_keras.optimizers.Adam,
     "adagrad": tf_keras.optimizers.Adagrad,
+    "adamw": tf_keras.optimizers.AdamW,
+    "lion": tf_keras.optimizers.Lion,
     "sgd": tf_keras.optimizers.SGD,
 }
 
@@ -29,6 +31,8 @@ class OptimizerSettings:
         warmup_steps: Steps over which the learning rate rises from 0.
         total_steps: Steps of the whole training; required by the falling schedules.
         clip_norm: Largest norm of the gradient, over all weights and the whole batch; None does not clip.
+        weight_decay: Share of a weight that a step takes away, times the learning rate; decoupled from the gradient.
+            None is 0.004 for ``adamw``, Keras's default, and none for the others.
         start_step: Optimizer step from which steps have the batch size that ``total_steps`` assumes.
         start_share: Share of the training that was done by then, in steps of another batch size.
     """
@@ -39,6 +43,7 @@ class OptimizerSettings:
     warmup_steps: int = 0
     total_steps: int = 0
     clip_norm: float | None = None
+    weight_decay: float | None = None
     start_step: int = 0
     start_share: float = 0.0
 
@@ -71,7 +76,8 @@ def build_optimizer(settings: OptimizerSettings, *rules: Callable[[type], type])
         settings.start_step,
         settings.start_share,
     )
-    return kind(learning_rate=rate, global_clipnorm=settings.clip_norm)
+    decay = {} if settings.weight_decay is None else {"weight_decay": settings.weight_decay}
+    return kind(learning_rate=rate, global_clipnorm=settings.clip_norm, **decay)
 
 
 @tf_keras.utils.register_keras_serializable("mirrorspark")

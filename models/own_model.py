@@ -61,12 +61,13 @@ class OwnArchitecture:
             ModelSettingsError: What the function returns is no model of tf-keras.
         """
         from mirrorspark.models.layers import symbolic_inputs
+        from mirrorspark.models.objectives import ScaledLoss
 
         model = _unpickled(settings)[0](fitted)
         _require_tf_keras(model, settings.function)
-        model.regression_loss, model.label_scale = "squared", 1.0  # if it has no loss of its own
         if self.TASK == "regression":
-            model.label_scale = fitted.statistics[fitted.spec.label.name].standard_deviation or 1.0
+            scale = fitted.statistics[fitted.spec.label.name].standard_deviation or 1.0
+            model.regression_loss = ScaledLoss("squared", scale)  # if it has no loss of its own
         model.own_compilation = getattr(model, "optimizer", None) is not None
         if not model.built:  # A class creates its weights when it is called.
             model(symbolic_inputs(fitted.spec.query_features))

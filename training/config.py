@@ -278,16 +278,21 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         return own_model.without_code({"name": self.model["name"], **settings})
 
     @property
-    def identity(self) -> str:
-        """Twelve hex digits that two runs share when one may continue the other on the same dataset.
+    def decisive(self) -> dict[str, Any]:
+        """The settings that have to be equal for a run to be continued.
 
-        Where a run trains and how it reports may change between the two; what it learns may not.
+        Where a run trains and how it reports may change; what it learns may not.
         """
         # With local updates the workers synchronise for a checkpoint, so its time affects what is learnt.
         free = _FREE_TO_CHANGE - ({"checkpoint_every_steps"} if self.local_steps > 1 else set())
         settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
         settings["model"] = own_model.without_code(self.model)  # Its digest says whether it is the same.
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        return settings
+
+    @property
+    def identity(self) -> str:
+        """Twelve hex digits that two runs share when one may continue the other on the same dataset."""
+        return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()[:12]
 
     def public(self) -> dict[str, Any]:
         """Return every setting without the secrets in it, such as passwords in addresses and options of stores.

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pyspark.ml import Estimator, Model
+from pyspark.ml.functions import array_to_vector
 from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, DefaultParamsWriter, MLWriter
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import FloatType, StructField
 
 from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, random_split
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -25,6 +28,8 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.fit import default_config, default_name, default_spec
+from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.train import Trained, train
 
 _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
@@ -79,6 +84,8 @@ class _SettingParams(Params):
 class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsReadable["TrainedModel"]):
     """A transformer that adds a registered model's scores to a table and keeps all its columns.
 
+    Numbers are doubles, and the scores of several classes a vector, as Spark ML's evaluators expect.
+
     It is saved as the URI of the model's version; the model itself stays in the registry.
 
     Args:
@@ -130,6 +137,7 @@ class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsRe
         """
         pinned = self.pinned()
         names = list(ModelDirectory.open(pinned.path).inputs.columns)
+        is_multi_class = getattr(ModelDirectory.open(pinned.path).description, "task", None) == "multi_class"
         missing = [name for name in names if name not in dataset.columns]
         if missing:
             raise ScoringError(
@@ -143,10 +151,24 @@ class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsRe
             with_version=self.getOrDefault(self.with_version),
         )
         scored = dataset.withColumn(_SCORED, score(*(F.col(quoted(name)) for name in names)))
-        outputs = scored.select(f"{_SCORED}.*").columns
+        schema = scored.select(f"{_SCORED}.*").schema
+        outputs = schema.names
         if taken := sorted(set(outputs) & set(dataset.columns)):
             raise ScoringError(f"the table has the columns {taken} already, which {pinned.label} adds; rename them")
-        return scored.select(*(F.col(quoted(name)) for name in dataset.columns), f"{_SCORED}.*")
+        added = (
+            _for_spark_ml(F.col(f"{_SCORED}.{quoted(field.name)}"), field, is_multi_class=is_multi_class)
+            for field in schema
+        )
+        return scored.select(*(F.col(quoted(name)) for name in dataset.columns), *added)
+
+
+def _for_spark_ml(column: Column, field: StructField, *, is_multi_class: bool) -> Column:
+    """Return an output in the type that Spark ML's evaluators take: a double; a vector of probabilities."""
+    if isinstance(field.dataType, FloatType):
+        column = column.cast("double")
+    elif is_multi_class:
+        column = array_to_vector(column.cast("array<double>"))
+    return column.alias(field.name)
 
 
 def _mlflow_store() -> str:
@@ -161,13 +183,16 @@ class TrainingEstimator(
 ):
     """An estimator that converts a table, trains on it and registers the model, as ``mirrorspark train`` does.
 
+    Without ``features`` the specification is inferred from the table, and the model, the baseline, the batch and the
+    number of workers fit the label and the table, as those of :func:`training.fit.fit` do, unless they are given.
+
     The dataset's folder is named by a hash of the rows: a second fit of the same rows, after a crash for example,
     reuses the dataset and continues the training. The rows are therefore read twice.
 
     Args:
         features: Per feature its kind and options, as in a recipe: ``{"town": {"kind": "categorical"}}``.
         label: The label column, or its name and kind.
-        keys: The columns that name a row.
+        keys: The columns that name a row; where the features are inferred, by default a column with unique values.
         values: Any other param: ``weight``, ``exclude``, ``split_column``, ``split_shares``, ``shards``,
             ``accept_data_errors``, and every field of :class:`training.config.TrainingConfig`. ``name`` is the label's
             by default.
@@ -193,7 +218,7 @@ class TrainingEstimator(
 
     @property
     def spec(self) -> FeatureSpec:
-        """Return the feature specification.
+        """Return the feature specification that the params give.
 
         Raises:
             FeatureSpecError: The parts contradict each other, or one is missing.
@@ -209,7 +234,7 @@ class TrainingEstimator(
             ConfigError: A setting has an invalid value.
         """
         settings = {name: self.getOrDefault(name) for name in _SETTINGS}
-        return TrainingConfig(**settings | {"name": settings["name"] or self.spec.label.name})
+        return TrainingConfig(**settings | {"name": settings["name"] or default_name(self.spec)})
 
     def _fit(self, dataset: DataFrame) -> TrainedModel:
         """Train on the table and return the model.
@@ -217,12 +242,35 @@ class TrainingEstimator(
         Raises:
             Exception: As :func:`data_pipelines.convert.convert` and :func:`training.train.train` say.
         """
-        spec, config = self.spec, self.config
-        config.require_features(spec)
-        trained = train(self._converted(dataset, spec, config), config, dataset.sparkSession)
+        spark = dataset.sparkSession
+        if self.getOrDefault("features") is None:
+            spec = self._inferred(dataset)
+            given = {name: self.getOrDefault(name) for name in _SETTINGS if self.isSet(name)}
+            given["name"] = given.get("name") or default_name(spec)
+            converted = self._converted(dataset, spec, TrainingConfig(**given))
+            config = default_config(spec, rows=converted.manifest.rows("train"), slots=task_slots(spark), **given)
+        else:
+            spec, config = self.spec, self.config
+            config.require_features(spec)
+            converted = self._converted(dataset, spec, config)
+        trained = train(converted, config, spark)
         model = TrainedModel(model_uri=trained.version_uri, tracking_uri=trained.tracking_uri, keys=list(spec.keys))
         model.trained = trained
         return model
+
+    def _inferred(self, table: DataFrame) -> FeatureSpec:
+        """Return the spec of a table; the params that name other columns than features stay as they are.
+
+        Raises:
+            FeatureSpecError: There is no label, or the table has no features for it.
+        """
+        named = {name: self.getOrDefault(name) for name in ("weight", "exclude") if self.getOrDefault(name)}
+        label, keys = self.getOrDefault("label"), self.getOrDefault("keys") or ()
+        if label is None:
+            raise FeatureSpecError("the estimator has no label; give the name of the column to learn")
+        others = (self.getOrDefault("split_column"), *named.values())
+        spec = default_spec(table, label, keys=(keys,) if isinstance(keys, str) else tuple(keys), exclude=others)
+        return FeatureSpec.from_dict(spec.to_dict() | named)
 
     def _converted(self, table: DataFrame, spec: FeatureSpec, config: TrainingConfig) -> Dataset:
         options = ConversionOptions(

@@ -144,6 +144,11 @@ class LaunchConfig:
         )
 
     @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings that have to be equal for a run to be continued."""
+        return {"name": self.name, "arguments": self.arguments}
+
+    @property
     def identity(self) -> str:
         """Twelve hex digits that two runs share when one may continue the other: a hash of name and arguments."""
         text = f"{self.name} {self.arguments}"

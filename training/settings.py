@@ -17,7 +17,7 @@ from mirrorspark.training.protocol.limits import Budgets, Limits
 from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
 
 Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
-Optimizer = Literal["adam", "adagrad", "sgd"]
+Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
@@ -83,6 +83,9 @@ class OptimizerSettings:
     warmup_steps: Annotated[int, Ge(0), doc("Steps over which the learning rate rises from 0")] = 0
     optimizer: Annotated[Optimizer, doc("Rule of the update")] = "adam"
     clip_norm: Annotated[float | None, Gt(0), doc("Longest gradient, over all weights together")] = None
+    weight_decay: Annotated[
+        float | None, Ge(0), doc("Share of a weight lost per step, times the learning rate; adamw: 0.004")
+    ] = None
     accumulate: Annotated[int, Ge(1), doc("Parts of a worker's share of a batch; more need less memory")] = 1
     local_steps: Annotated[int, Ge(1), doc("Steps of a worker between two means of all workers; 1: synchronous")] = 1
     outer_momentum: Annotated[

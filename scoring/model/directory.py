@@ -63,6 +63,9 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "retrieval": {CANDIDATES: array_of("string"), SCORES: array_of("float")},
 }
 
+# What a regression of quantiles has besides, in the order of its setting.
+QUANTILES: Mapping[str, str] = {"quantiles": array_of("float")}
+
 # Enough for a call with thousands of models; an entry takes a few hundred bytes per file.
 _KEPT_FOLDERS = 10_000
 # FAT has the coarsest timestamps of all file systems: two seconds.

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.ml.feature import SQLTransformer
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.convert_once import content_hash
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.training.estimator import TrainedModel, TrainingEstimator
 
 if TYPE_CHECKING:
@@ -54,6 +57,24 @@ def test_the_scores_stand_beside_every_column_that_was_there(spark: "SparkSessio
     assert found["here"][1] < 0.3 < 0.7 < found["there"][1]
     assert [found[town][2] for town in ("here", "there")] == [600, 600]
     assert scored.first().model_version == "late/1"
+
+
+def test_what_is_not_given_is_inferred_and_spark_mls_evaluators_take_the_scores(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    table = rides(spark).drop("note")
+    stage = TrainingEstimator(label="late", output=str(tmp_path), epochs=3, global_batch_size=64, learning_rate=0.02)
+    model = stage.fit(table)
+    assert isinstance(model, TrainedModel)
+    assert model.trained is not None
+    assert model.getOrDefault(model.keys) == ["ride_id"]
+    learnt = ModelDirectory.open(model.pinned().path).scored_features
+    assert sorted(feature.name for feature in learnt) == ["kilometres", "town"]
+    scored = model.transform(table)
+    assert scored.schema["score"].dataType.simpleString() == "double"
+    assert BinaryClassificationEvaluator(labelCol="late", rawPredictionCol="score").evaluate(scored) > 0.7
+    with pytest.raises(FeatureSpecError, match="the estimator has no label"):
+        TrainingEstimator(output=str(tmp_path)).fit(table)
 
 
 def test_a_saved_pipeline_scores_the_same(spark: "SparkSession", fitted: PipelineModel, tmp_path: Path) -> None:

@@ -193,9 +193,10 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     """T3, T8, S1: inferred from the column, trained, exported, and scored by Spark, SQL, files and rows alike."""
     others = [name for name in ("price", "way", "dear") if name != label]
     table = parcels().drop(columns=others)
-    result = ms.fit(
-        table, label=label, keys="parcel", output=str(tmp_path), epochs=12, learning_rate=0.02, workers=2, spark=spark
-    )
+    settings = {"output": str(tmp_path), "epochs": 12, "learning_rate": 0.02, "workers": 2}
+    if kind == "number":
+        settings |= {"model": {"name": "regression", "loss": "quantile"}, "optimizer": "adamw"}
+    result = ms.fit(table, label=label, keys="parcel", spark=spark, **settings)
     assert result.spec.label.kind == kind
     assert at_least <= result.metrics["test"][metric] <= at_most
     assert result.table["hist_gradient_boosting"].notna().all()
@@ -222,6 +223,13 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     in_sql = spark.sql("SELECT parcel, from_sql(struct(*)) AS scored FROM parcels").select("parcel", f"scored.{column}")
     np.testing.assert_allclose(of(in_sql.toPandas()), scores, rtol=1e-5, atol=1e-6)
     assert result.explain(rows=60, repeats=1).importance["feature"][0] in ("region", "weight")
+    if kind == "number":
+        assert result.metrics["test"]["interval_coverage"] > 0.7
+        quantiles = np.stack(result.score(rows).sort_values("parcel")["quantiles"].to_numpy())
+        np.testing.assert_array_equal(quantiles[:, 1], scores)
     if kind == "multi_class":
+        stage = ms.TrainedModel(model_uri=result.trained.version_uri, tracking_uri=result.trained.tracking_uri)
+        as_vectors = stage.transform(spark.createDataFrame(rows)).orderBy("parcel").toPandas()["scores"]
+        np.testing.assert_allclose(np.stack([vector.toArray() for vector in as_vectors]), scores, rtol=1e-5, atol=1e-6)
         wide = result.score(rows, outputs="wide")
         assert {"road", "rail", "sea"} < set(wide.columns)

@@ -140,6 +140,7 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
         warmup_steps=config.warmup_steps,
         total_steps=steps * config.epochs,
         clip_norm=config.clip_norm,
+        weight_decay=config.weight_decay,
         start_step=start.schedule_step,
         start_share=start.schedule_share,
     )

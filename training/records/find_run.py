@@ -1,16 +1,19 @@
 """The choice of the run that a command continues: an unfinished one of equal configuration and data, or a new one."""
 
 import contextlib
+import json
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
+import yaml
 from filelock import FileLock
 
+from mirrorspark.storage.credentials import clean
 from mirrorspark.training.protocol.names import RUNS_FOLDER, STATE_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import (
@@ -53,6 +56,10 @@ class RunIdentity(Protocol):
     @property
     def identity(self) -> str:
         """A text that two runs share when one may continue the other on the same data."""
+
+    @property
+    def decisive(self) -> Mapping[str, Any]:
+        """The settings behind it."""
 
     @property
     def output(self) -> str:
@@ -120,6 +127,8 @@ def _find(
             if watch_driver(path, state, say) in (None, "gone"):
                 return RunFolder(path, identity, state.mlflow_run_id), state
             say(_passed_over(path, state))
+        if (changes := _changes_since_unfinished(config, dataset_hash)) is not None:
+            say(changes)
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
     (runs / name).mkdir(parents=True)
     return RunFolder(runs / name, identity, None), None
@@ -191,6 +200,39 @@ def _passed_over(folder: Path, state: RunState) -> str:
         f"run {folder.name} of the same configuration is under way ({who}, which sends heartbeats), so a new one "
         f"begins; the same command goes on with it once its driver has been silent for {STALE_SECONDS:.0f} s"
     )
+
+
+def _changes_since_unfinished(config: RunIdentity, dataset_hash: str) -> str | None:
+    """Return a message about the newest run of that name if it is unfinished and has other settings; else None."""
+    runs = (path.parent for path in sorted(_runs(config).glob(f"{config.name}-*/{STATE_FILE}"), key=_modified))
+    newest = next(reversed(list(runs)), None)
+    state = None if newest is None else read_state(newest)
+    if newest is None or state is None or state.status == "finished" or not state.identity.endswith(dataset_hash):
+        return None
+    try:
+        before = yaml.safe_load(RunFolder(newest, state.identity, None).config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):  # It was interrupted before it had saved them.
+        return None
+    changed = list(_changes(before, clean(json.loads(json.dumps(config.decisive)), names=False)))
+    if not changed:
+        return None
+    return (
+        f"the unfinished run {newest.name} is left as it is and a new one begins, since settings have changed: "
+        f"{'; '.join(changed)}"
+    )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    # A setting at the top that was not saved is one that an earlier version did not have.
+    for name in now if not prefix else sorted({*before, *now}):
+        if (not prefix and name not in before) or before.get(name) == now.get(name):
+            continue
+        if isinstance(now.get(name), dict) and isinstance(before[name], dict):
+            yield from _changes(before[name], now[name], f"{name}.")
+        elif (prefix, name) == ("model.", "digest"):
+            yield f"the code of the model {now.get('function', before.get('function'))}"
+        else:
+            yield f"{prefix}{name} is {now.get(name, 'not given')}, was {before.get(name, 'not given')}"
 
 
 def _modified(path: Path) -> float:

@@ -98,7 +98,10 @@ def judge_regression(
     dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, seed: int, curves: Figure | None
 ) -> Verdict:
     """Return the verdict on a regression from its ``score``, ``label`` and ``weight`` per split."""
-    metrics = {split: regression_metrics(*_weighed(table), split=split) for split, table in predictions.items()}
+    metrics = {
+        split: regression_metrics(*_weighed(table), split=split) | _interval_metrics(table)
+        for split, table in predictions.items()
+    }
     label, score, weight = _weighed(predictions["test"])
     compared: Mapping[str, Any] = {}
     if baseline == "hist_gradient_boosting":
@@ -106,6 +109,20 @@ def judge_regression(
         compared = {"name": baseline, "metrics": regression_metrics(label, rival, weight)}
     figures = {"predicted_and_actual": predicted_and_actual(label, score)}
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def _interval_metrics(table: pa.Table) -> dict[str, float]:
+    """Return how many labels lie between the lowest and the highest quantile, and how far these are apart."""
+    if "quantiles" not in table.column_names:
+        return {}
+    lists = table["quantiles"].combine_chunks()
+    bounds = lists.flatten().to_numpy().reshape(len(lists), -1)[:, [0, -1]].astype(np.float64)
+    label, _, weight = _weighed(table)
+    is_within = (bounds[:, 0] <= label) & (label <= bounds[:, 1])
+    return {
+        "interval_coverage": float(np.average(is_within, weights=weight)),
+        "interval_width": float(np.average(bounds[:, 1] - bounds[:, 0], weights=weight)),
+    }
 
 
 def judge_multi_class(

@@ -29,7 +29,7 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
-from mirrorspark.scoring.model.directory import OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
+from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.executor import child_process
@@ -272,7 +272,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
         task=architecture.TASK,
         architecture=plan.model,
         features_hash=dataset.features.hash,
-        outputs=OUTPUTS[architecture.TASK],
+        outputs={**OUTPUTS[architecture.TASK], **(QUANTILES if getattr(model, "has_quantiles", False) else {})},
         versions=library_versions() | {"tensorflow": _tensorflow_version()},
         indexes=indexes,
     ).with_columns(dataset.features, folder).save(folder)
@@ -302,7 +302,8 @@ def reference_predictions(
 ) -> pa.Table:
     """Return the training framework's own predictions for ``split``, with keys, label and weight.
 
-    Binary and regression: ``score`` and ``label``. Multi-class: ``scores`` of all classes, and ``label``. Multi-label:
+    Binary and regression: ``score`` and ``label``, with ``quantiles`` where the model has them. Multi-class:
+    ``scores`` of all classes, and ``label``. Multi-label:
     ``scores`` of all labels, and ``label``, the numbers of those that the row has. Retrieval: ``candidates``,
     ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index.
     """
@@ -320,6 +321,8 @@ def reference_predictions(
             columns |= {"scores": _lists(predicted["scores"].numpy()), "label": pa.array(block.label)}
         else:
             columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
+            if "quantiles" in predicted:
+                columns["quantiles"] = _lists(predicted["quantiles"].numpy())
         columns["weight"] = pa.array(block.weight)
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
@@ -373,7 +376,7 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
             loader_module=mirrorspark_pyfunc.__name__.rpartition(".")[2],
             data_path=plan.folder,
             code_paths=[str(mirrorspark_pyfunc.__file__)],
-            signature=_signature(dataset, catalog.architecture(plan.model).TASK),
+            signature=_signature(dataset, ModelDescription.load(Path(plan.folder)).outputs),
             input_example=example,
             pip_requirements=_requirements(),
             registered_model_name=plan.registered_model,
@@ -402,7 +405,7 @@ def registered_before(client: Any, plan: ExportPlan) -> ExportResult | None:
     return None
 
 
-def _signature(dataset: Dataset, task: str) -> Any:
+def _signature(dataset: Dataset, outputs: Mapping[str, str]) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
@@ -424,8 +427,8 @@ def _signature(dataset: Dataset, task: str) -> Any:
         "array<float>": Array(DataType.float),
         "array<string>": Array(DataType.string),
     }
-    outputs: list[Any] = [ColSpec(given[type_], name) for name, type_ in OUTPUTS[task].items()]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+    returned: list[Any] = [ColSpec(given[type_], name) for name, type_ in outputs.items()]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(returned))
 
 
 def _requirements() -> list[str]:

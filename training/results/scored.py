@@ -76,9 +76,19 @@ def _parity(task: str, dataset: Dataset, reference: pa.Table, scores: pa.Table) 
         # In units of the label's spread, as probabilities are in units of their range.
         statistics = dataset.features.statistics[dataset.spec.label.name]
         scale = max(statistics.standard_deviation, abs(statistics.mean)) or 1.0
-        columns = [table["score"].to_numpy() / scale for table in (reference, candidate)]
+        columns = [_numbers(table, scale) for table in (reference, candidate)]
         return parity(*columns, keys=keys, threshold=None)
     return parity(reference["score"].to_numpy(), candidate["score"].to_numpy(), keys=keys)
+
+
+def _numbers(table: pa.Table, scale: float) -> dict[str, np.ndarray]:
+    """Return the score, and every quantile that there is, in units of ``scale``."""
+    numbers = {"score": table["score"].to_numpy() / scale}
+    if "quantiles" in table.column_names:
+        lists = table["quantiles"].combine_chunks()
+        of_rows = lists.flatten().to_numpy().reshape(len(lists), -1) / scale
+        numbers |= {f"quantile {number}": column for number, column in enumerate(of_rows.T, 1)}
+    return numbers
 
 
 def _by_label(scores: pa.ChunkedArray, labels: Sequence[str]) -> dict[str, np.ndarray]:

@@ -24,7 +24,8 @@ ARCHITECTURE = "model.name"
 # The fields that change the training. All others determine the dataset, the evaluation or the resources of a run.
 SEARCHABLE = (
     *("workers", "batch_rule", "global_batch_size", "accumulate", "epochs", "patience", "seed"),
-    *("optimizer", "learning_rate", "learning_rate_scaling", "learning_rate_schedule", "warmup_steps", "clip_norm"),
+    *("optimizer", "learning_rate", "learning_rate_scaling", "learning_rate_schedule", "warmup_steps"),
+    *("clip_norm", "weight_decay"),
     *("local_steps", "outer_momentum", "outer_learning_rate"),
     *("precision", "xla", "steps_per_execution", "threads_per_worker", "gpus_per_worker"),
 )

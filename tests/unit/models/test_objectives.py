@@ -89,8 +89,8 @@ def test_padding_does_not_change_what_a_binary_model_reports() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "best"),
-    [("squared", "mean"), ("absolute", "median"), ("poisson", "mean")],
-    ids=["squared", "absolute", "poisson"],
+    [("squared", "mean"), ("absolute", "median"), ("poisson", "mean"), ("tweedie", "mean")],
+    ids=["squared", "absolute", "poisson", "tweedie"],
 )
 def test_the_loss_of_a_regression_is_least_at_its_statistic_in_any_unit(kind: str, best: str) -> None:
     labels = np.array([1.0, 2.0, 2.0, 3.0, 40.0], np.float32)
@@ -101,10 +101,23 @@ def test_the_loss_of_a_regression_is_least_at_its_statistic_in_any_unit(kind: st
         assert guesses[int(np.argmin(losses))] == pytest.approx(getattr(np, best)(labels), abs=0.06)
 
 
+def test_the_loss_of_quantiles_is_least_where_so_many_labels_are_below() -> None:
+    labels = np.arange(1.0, 102.0, dtype=np.float32)
+    guesses = np.arange(0.5, 103.0, dtype=np.float32)
+    for share, best in ((0.1, 11), (0.5, 51), (0.9, 91)):
+        loss = ScaledLoss("quantile", 3.0, quantiles=(share, 0.5, 0.9))
+        # The other two columns add the same to each.
+        columns = [np.stack([np.full(101, guess), labels, labels], axis=1) for guess in guesses]
+        losses = [float(loss(labels, column)) for column in columns]
+        assert guesses[int(np.argmin(losses))] == pytest.approx(best, abs=1)
+    one, other = np.array([3.0], np.float32), np.array([[7.0]], np.float32)
+    assert float(ScaledLoss("quantile", 2.0, quantiles=(0.5,))(one, other)) == pytest.approx(2.0)
+
+
 def test_padding_changes_neither_error_of_a_regression() -> None:
     tf_keras.utils.set_random_seed(1)
     compiled = model()
-    compiled.regression_loss, compiled.label_scale = "squared", 2.0
+    compiled.regression_loss = ScaledLoss("squared", 2.0)
     compile_model(compiled, "regression", build_optimizer(OptimizerSettings("sgd", 0.1)))
     rng = np.random.default_rng(3)
     features, labels = rng.normal(size=(50, 2)).astype(np.float32), rng.normal(size=50).astype(np.float32)

@@ -100,7 +100,11 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (["--epochs=2.5"], ConfigError, ["epochs is '2.5'; use a whole number"]),
         (["--strategy=rings"], ConfigError, ["strategy 'rings' is unknown; use one of ['ring', "]),
         (["--mode=up"], ConfigError, ["mode 'up' is unknown; use one of ['min', 'max']"]),
-        (["--optimizer=adamw"], ConfigError, ["optimizer 'adamw' is unknown; use one of ['adam', 'adagrad', 'sgd']"]),
+        (
+            ["--optimizer=adamax"],
+            ConfigError,
+            ["optimizer 'adamax' is unknown; use one of ['adam', 'adamw', 'adagrad', 'lion', 'sgd']"],
+        ),
         (["--resume=false"], ConfigError, ["--resume/--no-resume"]),
         (["--workers=0"], ConfigError, ["workers 0 begins below 1; use 1 or more"]),
         (["--workers=3"], ConfigError, ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"]),
@@ -184,7 +188,7 @@ def test_help_says_what_a_flag_does_and_its_default_in_this_recipe(
     texts = " ".join(page.split())
     assert [name for name, text in help_texts().items() if text not in texts] == []
     assert "--epochs N Passes over the training split at the most (default: 7)" in texts
-    assert "--optimizer adam|adagrad|sgd" in texts
+    assert "--optimizer adam|adamw|adagrad|lion|sgd" in texts
     assert "SELECT" not in page
     assert "<function" not in page
     assert "--model.embedding_dim 16" in page

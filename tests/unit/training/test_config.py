@@ -125,7 +125,10 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"learning_rate": math.nan}, "learning_rate is nan; use a finite number above 0"),
         ({"learning_rate": math.inf}, "learning_rate is inf; use a finite number above 0"),
         ({"threads_per_worker": 0}, "threads_per_worker is 0; use 1 or more"),
-        ({"optimizer": "adamw"}, "optimizer 'adamw' is unknown; use one of ['adam', 'adagrad', 'sgd']"),
+        (
+            {"optimizer": "adamax"},
+            "optimizer 'adamax' is unknown; use one of ['adam', 'adamw', 'adagrad', 'lion', 'sgd']",
+        ),
         (
             {"workers": 3, "global_batch_size": 2048},
             "global_batch_size 2048 does not divide among 3 workers; use a multiple of 3",

@@ -48,6 +48,23 @@ def new_folder(config: RunConfig) -> RunFolder:
     return RunFolder(path, f"{config.identity}-{DATASET}", None)
 
 
+def test_what_has_changed_since_an_unfinished_run_is_told(
+    config: RunConfig, new_config: Callable[..., RunConfig]
+) -> None:
+    before = left_behind(config, "running", identity=f"{config.identity}-{DATASET}")
+    before = RunFolder(before.path.rename(before.path.with_name(f"{config.name}-before")), before.identity, None)
+    config.save(before.config)
+    said: list[str] = []
+    other = replace(config, learning_rate=0.5, model=config.model | {"embedding_dim": 3})
+    assert taken(other, say=said.append).path != before.path
+    (line,) = said
+    assert line.startswith(f"the unfinished run {config.name}-before is left as it is and a new one begins, since")
+    assert f"learning_rate is 0.5, was {config.learning_rate}" in line
+    assert "model.embedding_dim is 3, was not given" in line
+    assert taken(config, say=said.append).path == before.path
+    assert len(said) == 1
+
+
 def left_behind(config: RunConfig, status: Status, **changes: object) -> RunFolder:
     """Make the folder of a run whose driver was another process, which has ended; ``changes`` are to its state."""
     folder = new_folder(config)

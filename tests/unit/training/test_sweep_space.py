@@ -67,7 +67,10 @@ def test_a_spec_means_numbers_of_its_field_or_values(
         ("learning_rate=uniform:1:2:0", "'uniform:1:2:0' is no range of numbers: `step > 0` must hold"),
         ("epochs=uniform:0.5:3", "'uniform:0.5:3' holds a fraction, but it must be a whole number"),
         ("model.hidden_units=uniform:1:2", "is a range, but it must be a list, each a whole number"),
-        ("optimizer=choice:adam,adamw", "'adamw' does not fit; it must be one of ['adam', 'adagrad', 'sgd']"),
+        (
+            "optimizer=choice:adam,adamax",
+            "'adamax' does not fit; it must be one of ['adam', 'adamw', 'adagrad', 'lion', 'sgd']",
+        ),
         ("epochs=choice:3,many", "'many' does not fit; it must be a whole number"),
         ("epochs=choice:3,true", "True does not fit; it must be a whole number"),
         ("epochs=choice:3", "'choice:3' is no choice; give two values or more, each of them once"),
