@@ -208,6 +208,7 @@ class TrainingJob:
         # Long documents are artifacts; settings that distinguish runs in a table are parameters.
         documents = {name: settings.pop(name) for name in ("sql", "tables", "features") if name in settings}
         tracked.log_params(settings | {"features_hash": self.dataset.features.hash})
+        tracked.log_input(self.dataset)
         tracked.log_text(self.folder.config.read_text(encoding="utf-8"), "config.yaml")
         if "sql" in documents:
             tracked.log_text(documents["sql"], SQL_FILE)

@@ -161,6 +161,28 @@ class LogFolder:
 
 
 @dataclass(frozen=True)
+class LogInput:
+    """The dataset that a run learns from; ``source``, ``schema`` and ``profile`` are JSON texts as MLflow has them."""
+
+    name: str
+    digest: str
+    source: str
+    schema: str
+    profile: str
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Record it as the training's input; a repetition changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(self.name, self.digest, "local", self.source, schema=self.schema, profile=self.profile)
+        client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return f"dataset {self.name}"
+
+
+@dataclass(frozen=True)
 class SetAlias:
     """A name for a version of a registered model."""
 
@@ -197,13 +219,14 @@ class SetStatus:
         return f"status {self.status}"
 
 
-RunCall = LogParams | SetTags | LogArtifact | LogFolder | SetAlias | SetStatus
+RunCall = LogParams | SetTags | LogArtifact | LogFolder | LogInput | SetAlias | SetStatus
 
 _KINDS: dict[str, type[RunCall]] = {
     "params": LogParams,
     "tags": SetTags,
     "artifact": LogArtifact,
     "folder": LogFolder,
+    "input": LogInput,
     "alias": SetAlias,
     "status": SetStatus,
 }

@@ -175,6 +175,7 @@ def test_output_that_cannot_be_written(say: Say, folder: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(300)
 def test_good_input_is_good_until_its_dataset_is_damaged(say: Say, folder: Path) -> None:
     """T6: the others fail for the one thing that they change; and damage that shows only to the ranks is nobody's luck.
 

@@ -137,6 +137,10 @@ def test_mlflow_has_one_run_with_everything_in_it(unbroken: Finished) -> None:
     tracked = client.get_run(unbroken.summary["run_id"])
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["model.embedding_dim"] == "8"
+    assert "None" not in tracked.data.params.values()
+    (learnt_from,) = tracked.inputs.dataset_inputs
+    assert learnt_from.dataset.name == unbroken.summary["dataset"]["path"].rpartition("/")[2]
+    assert json.loads(learnt_from.dataset.profile)["num_rows"] == sum(unbroken.summary["dataset"]["rows"].values())
     assert "parity_max" in tracked.data.metrics
     assert unbroken.epochs_in_mlflow() == [1, 2, 3, 4]
     artifacts = {file.path for file in client.list_artifacts(tracked.info.run_id)}

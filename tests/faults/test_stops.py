@@ -221,6 +221,7 @@ def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_
     assert seconds < 15
 
 
+@pytest.mark.timeout(400)
 def test_killed_driver_goes_on_where_it_was(spark: "SparkSession", tmp_path: Path) -> None:
     """T6, T7: the same command continues the same MLflow run, and all that the dead driver had started is gone."""
     write_job(tmp_path)

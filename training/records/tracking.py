@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from matplotlib.figure import Figure
 from mlflow.exceptions import InvalidUrlException, MlflowException
@@ -18,6 +18,7 @@ from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
 from mirrorspark.callbacks.mlflow.metric_requests import (
     LogArtifact,
     LogFolder,
+    LogInput,
     LogParams,
     SetAlias,
     SetStatus,
@@ -37,6 +38,9 @@ from mirrorspark.callbacks.mlflow.store import (
 )
 from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, without_credentials
 from mirrorspark.storage.event_file import EventFile
+
+if TYPE_CHECKING:
+    from mirrorspark.data_pipelines.reading.dataset import Dataset
 
 # MLflow's own limit for a parameter's value.
 _PARAM_CHARACTERS = 6000
@@ -101,6 +105,10 @@ _SERVER_SECONDS = 60.0
 
 # A compromise between few requests and curves that move while one looks.
 _LINGER_SECONDS = 5.0
+
+# MLflow's limits for a dataset.
+_DATASET_NAME_CHARACTERS = 500
+_DIGEST_CHARACTERS = 36
 
 
 class TrackedRun:
@@ -227,10 +235,11 @@ class TrackedRun:
         )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters; nested ones get dotted names, and one named like a secret is logged without its value."""
+        """Log the parameters that have a value; nested ones get dotted names, one named like a secret no value."""
         texts = {
             name: HIDDEN if is_secret_name(name) and value else without_credentials(str(value))[:_PARAM_CHARACTERS]
             for name, value in _flattened(params).items()
+            if value is not None
         }
         # A resumed run may train elsewhere or with another number of workers; MLflow keeps the first value.
         self._buffer.call(LogParams(texts))
@@ -256,6 +265,23 @@ class TrackedRun:
     def log_folder(self, folder: Path, name: str) -> None:
         """Keep a folder's files as artifacts under ``name``."""
         self._buffer.call(LogFolder(name, str(folder.absolute())))
+
+    def log_input(self, dataset: "Dataset") -> None:
+        """Record the dataset that the run learns from, which MLflow lists and filters runs by."""
+        manifest, spec = dataset.manifest, dataset.spec
+        forms = {name: form for feature in spec for name, form in feature.raw.items()}
+        types = {name: "double" if form == "number" else "string" for name, form in forms.items()}
+        types[spec.label.name] = "double" if spec.label.kind in ("binary", "number") else "string"
+        schema = [{"name": name, "type": type_, "required": False} for name, type_ in types.items()]
+        self._buffer.call(
+            LogInput(
+                dataset.path.name[:_DATASET_NAME_CHARACTERS],
+                manifest.content_hash[:_DIGEST_CHARACTERS],
+                json.dumps({"uri": without_credentials(str(dataset.path))}),
+                json.dumps({"mlflow_colspec": schema}),
+                json.dumps({"num_rows": sum(manifest.rows(split) for split in manifest.splits)}),
+            )
+        )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, timestamp_ms: int | None = None) -> None:
         """Log metrics in the background; a step that was logged before is skipped."""

@@ -8,6 +8,7 @@ import pytest
 from mirrorspark.callbacks.mlflow.metric_requests import (
     LogArtifact,
     LogFolder,
+    LogInput,
     LogParams,
     RunCall,
     SetAlias,
@@ -23,6 +24,7 @@ CALLS: tuple[RunCall, ...] = (
     SetTags({"workers": "2"}),
     LogArtifact.of("attempts.json", b"[]"),
     LogFolder("profile", "/runs/1/profile"),
+    LogInput("rides", "0123", "{}", "{}", "{}"),
     SetAlias("rides", "challenger", "3"),
     SetStatus("FINISHED"),
 )

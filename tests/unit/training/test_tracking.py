@@ -126,7 +126,6 @@ def test_parameters_are_logged_once_and_nested_ones_by_dotted_names(open_run: Op
     second.finish("FINISHED")
     assert client.get_run(first.run_id).data.params == {
         "workers": "2",
-        "data": "None",
         "model.name": "multi_field",
         "model.hidden_units": "[8, 4]",
         "seed": "3",
