@@ -12,6 +12,7 @@ SUITE = Suite(
         "train_checkpoints",
         "train_restart",
         "train_kills",
+        "train_soak",
         "train_outage",
         "train_local_steps",
         "train_local_updates",

@@ -197,9 +197,13 @@ class TrainingJob:
             return ""
         return f", best was {best.epoch}"
 
-    def log_metrics(self, metrics: dict[str, float]) -> None:
-        """Log metrics of the whole run, at its last epoch."""
-        self.tracked.log_metrics(metrics, max(self.epochs, default=1))
+    def log_metrics(self, metrics: dict[str, float], model_uri: str | None = None) -> None:
+        """Log metrics of the whole run, at its last epoch; with ``model_uri`` they are that model's as well."""
+        step = max(self.epochs, default=1)
+        if model_uri is None:
+            self.tracked.log_metrics(metrics, step)
+        else:
+            self.tracked.log_model_metrics(model_uri, metrics, step)
 
     def _log_start(self) -> None:
         # Defaults are logged as well, so that runs can be compared.

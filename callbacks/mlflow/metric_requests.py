@@ -183,6 +183,32 @@ class LogInput:
 
 
 @dataclass(frozen=True)
+class LogModelMetrics:
+    """Metrics of a logged model, by which MLflow's page of models compares them; the run has the same points."""
+
+    model_id: str
+    metrics: Mapping[str, float]
+    step: int
+    timestamp_ms: int
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Log the metrics."""
+        from mlflow.entities import Metric
+
+        of_model = {"model_id": self.model_id, "run_id": run_id}
+        points = [
+            Metric(metric_name(name), value, self.timestamp_ms, self.step, **of_model)
+            for name, value in self.metrics.items()
+        ]
+        for start in range(0, len(points), METRICS_PER_REQUEST):
+            client.log_batch(run_id, metrics=points[start : start + METRICS_PER_REQUEST])
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return "the metrics of the model"
+
+
+@dataclass(frozen=True)
 class SetAlias:
     """A name for a version of a registered model."""
 
@@ -219,7 +245,7 @@ class SetStatus:
         return f"status {self.status}"
 
 
-RunCall = LogParams | SetTags | LogArtifact | LogFolder | LogInput | SetAlias | SetStatus
+RunCall = LogParams | SetTags | LogArtifact | LogFolder | LogInput | LogModelMetrics | SetAlias | SetStatus
 
 _KINDS: dict[str, type[RunCall]] = {
     "params": LogParams,
@@ -227,6 +253,7 @@ _KINDS: dict[str, type[RunCall]] = {
     "artifact": LogArtifact,
     "folder": LogFolder,
     "input": LogInput,
+    "model_metrics": LogModelMetrics,
     "alias": SetAlias,
     "status": SetStatus,
 }

@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import logging
+import re
 import shlex
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
@@ -19,6 +21,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     LogArtifact,
     LogFolder,
     LogInput,
+    LogModelMetrics,
     LogParams,
     SetAlias,
     SetStatus,
@@ -286,6 +289,13 @@ class TrackedRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int, timestamp_ms: int | None = None) -> None:
         """Log metrics in the background; a step that was logged before is skipped."""
         self._buffer.log(metrics, step, timestamp_ms)
+
+    def log_model_metrics(self, model_uri: str, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics of the run that are those of its logged model, too."""
+        now_ms = int(time.time() * 1000)
+        self.log_metrics(metrics, step, now_ms)
+        if (model := re.fullmatch(r"models:/(m-\w+)", model_uri)) is not None:
+            self._buffer.call(LogModelMetrics(model[1], dict(metrics), step, now_ms))
 
     def name_version(self, model: str, version: str, alias: str) -> None:
         """Set ``alias`` of the registered model to ``version``.

@@ -131,7 +131,7 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
     with job.view.stage("evaluate") as stage:
         predictions = _predictions(job.folder)
         verdict = _judge(job, predictions, best, attempts)
-        _log_verdict(job, verdict)
+        _log_verdict(job, verdict, exported.model_uri)
         stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else "without a baseline"
     return _trained(job, attempts, exported, verdict, predictions)
 
@@ -295,10 +295,10 @@ def _judge(
     return judge(dataset, predictions, config.baseline, config.seed, curves)
 
 
-def _log_verdict(job: TrainingJob, verdict: Verdict) -> None:
+def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
     values |= {f"baseline_{name}": value for name, value in verdict.baseline.get("metrics", {}).items()}
-    job.log_metrics(values)
+    job.log_metrics(values, model_uri)
     for name, figure in verdict.figures.items():
         job.tracked.log_figure(figure, name)
 

@@ -9,6 +9,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     LogArtifact,
     LogFolder,
     LogInput,
+    LogModelMetrics,
     LogParams,
     RunCall,
     SetAlias,
@@ -25,6 +26,7 @@ CALLS: tuple[RunCall, ...] = (
     LogArtifact.of("attempts.json", b"[]"),
     LogFolder("profile", "/runs/1/profile"),
     LogInput("rides", "0123", "{}", "{}", "{}"),
+    LogModelMetrics("m-1", {"test_auc": 0.5}, 4, 1_700_000_000_000),
     SetAlias("rides", "challenger", "3"),
     SetStatus("FINISHED"),
 )
