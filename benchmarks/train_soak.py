@@ -170,9 +170,12 @@ def run(options: Options) -> Report:
             for thread in threads:
                 thread.join()
         seconds = time.monotonic() - begin
+        outputs = {"unbroken": Path(unbroken["output"]), "broken": disk}
         weights = {
-            name: in_new_process(_weights, store.folder(name), options.scratch / f"fetched-{name}")
-            for name in ("unbroken", "broken")
+            name: in_new_process(
+                _weights, store.folder(f"{name}/{_run_folder(output).name}"), options.scratch / f"fetched-{name}"
+            )
+            for name, output in outputs.items()
         }
         events = read_events(_run_folder(disk) / EVENTS_FILE)
     return _report(soak, epochs * steps, base_seconds, seconds, weights["unbroken"] == weights["broken"], events)

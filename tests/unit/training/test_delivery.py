@@ -41,7 +41,7 @@ class FakeTracked:
     def require_server(self) -> str:
         return self.require_run_id()
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_model_metrics(self, model_uri: str, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
 
 
