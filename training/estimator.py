@@ -166,7 +166,7 @@ def _for_spark_ml(column: Column, field: StructField, *, is_multi_class: bool) -
     """Return an output in the type that Spark ML's evaluators take: a double; a vector of probabilities."""
     if isinstance(field.dataType, FloatType):
         column = column.cast("double")
-    elif is_multi_class:
+    elif is_multi_class and field.name == "scores":
         column = array_to_vector(column.cast("array<double>"))
     return column.alias(field.name)
 
