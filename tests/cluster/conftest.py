@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -16,6 +16,9 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.store import Location
 from mirrorspark.training.fault_injection.faults import Act, Run
 from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE, load_recipe
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 Events = list[dict[str, Any]]
 
@@ -35,6 +38,17 @@ def some_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / SQL_FILE).write_text(sql.replace("WHERE took_place", f"WHERE {_SOME_DAYS}"), encoding="utf-8")
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(knobs | {"baseline": "none", "epochs": 4}), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def own_python_workers(request: pytest.FixtureRequest, spark: "SparkSession", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the test's jobs Python workers of their own, at most one per slot.
+
+    A query with two Python steps leaves twice as many in Spark's pool, and later jobs of the session take turns on all
+    of them.
+    """
+    # Spark keeps a pool for each environment.
+    monkeypatch.setitem(spark.sparkContext.environment, "MIRRORSPARK_TEST", request.node.nodeid)
 
 
 def read_events(output: Path) -> Events:

@@ -86,12 +86,9 @@ def test_a_call_enters_few_of_our_modules_on_the_driver(
     assert sum(module.startswith("mirrorspark.scoring.") for module in entered) <= 4
 
 
-def test_counters_tell_one_load_per_python_worker(
-    spark: "SparkSession", flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("own_python_workers")
+def test_counters_tell_one_load_per_python_worker(spark: "SparkSession", flights: Path, tmp_path: Path) -> None:
     model = export_flights(tmp_path / "model", 2)  # which no worker has yet
-    # Workers are told apart by their environment: these two jobs get at most two, whatever ran before.
-    monkeypatch.setitem(spark.sparkContext.environment, "MIRRORSPARK_TEST", "one load per worker")
     first = score_files(spark, flights, model, tmp_path / "1", keys="flight_id", batch_size=300).counters
     again = score_files(spark, flights, model, tmp_path / "2", keys="flight_id", batch_size=300).counters
     assert 1 <= first.loads == first.processes <= 2

@@ -93,6 +93,7 @@ def scores_by_key(frame: "DataFrame") -> dict[str, float]:
     return scores
 
 
+@pytest.mark.usefixtures("own_python_workers")
 def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSession", models: Models) -> None:
     """S1: local[2], 50 partitions, at most 2 loads; a second action adds none."""
     counters = Counters(spark)

@@ -77,6 +77,7 @@ def direct(model: Path, table: pa.Table = FLIGHTS, key: str = "flight_id") -> di
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("own_python_workers")
 def test_two_hundred_partitions_are_scored_by_one_load_per_python_worker_and_no_new_graph(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_two_hundred_partitions_are_scored_by_one_load_per_python_worker_and_no_
     assert told.peak_memory_bytes > 10e6
 
 
+@pytest.mark.usefixtures("own_python_workers")
 def test_sql_and_a_udf_tell_what_their_tasks_did_over_all_queries(spark: "SparkSession", tmp_path: Path) -> None:
     """S1, S5, S10: as `score` does; of a model whose scores are all NaN."""
     model, counters = export_flights(tmp_path, 8, weights=float("nan")), Counters(spark)
