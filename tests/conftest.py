@@ -72,6 +72,16 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("full" if config.getoption("full") else "usual")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no unit tests for the tests that start processes, except the files that have some of both."""
+    if config.getoption("markexpr") != "process" or not collection_path.is_relative_to(REPOSITORY / "tests" / "unit"):
+        return None
+    if not collection_path.match("test_*.py"):
+        return None
+    source = collection_path.read_text(encoding="utf-8")
+    return None if "mark.process" in source or any(f"{name}: " in source for name in _PROCESS_FIXTURES) else True
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts processes, and choose: the usual tests, or with ``--full`` the long ones."""
