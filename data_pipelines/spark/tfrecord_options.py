@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Self, TypeVar, get_type_hints
 
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import RecordType
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
@@ -46,97 +46,21 @@ class OptionError(ValueError):
     """An unknown option or an invalid value; the message names it and the valid ones."""
 
 
-# Takes an option's name, for messages, and its value.
+# Takes an option's name, for messages, and its value; returns the value, or raises OptionError.
 _Check = Callable[[str, object], object]
 
 
 @dataclass(frozen=True)
-class WriteOptions:
-    """Options of a write.
+class _Option:
+    """How a field is given.
 
     Attributes:
-        record_type: What a record is.
-        layout: One row per record, or blocks of rows.
-        codec: ``none``, ``gzip`` or ``zlib``, or the class name of one of Hadoop's codecs.
-        rows_per_block: Rows in one record of the block layout.
-        max_rows_per_file: A task begins a new file after this many rows; 0 for one file per task.
+        names: The names of Spark's option for it, separated by blanks.
+        check: Checks a value, and converts plain text to the field's type.
     """
 
-    record_type: RecordType = RecordType.EXAMPLE
-    layout: Layout = Layout.ROW
-    codec: str = "none"
-    rows_per_block: int = ROWS_PER_BLOCK
-    max_rows_per_file: int = 0
-
-    def __post_init__(self) -> None:
-        # Plain strings are accepted and converted to the enum.
-        for name, check in _WRITE_CHECKS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))
-        if self.layout is Layout.BLOCK and self.record_type is not RecordType.EXAMPLE:
-            raise OptionError(
-                f"layout 'block' with record type {self.record_type}: a block is an Example; use the row layout"
-            )
-
-    @classmethod
-    def of(cls, options: Mapping[str, str]) -> "WriteOptions":
-        """Read the options of ``df.write``, whose names may be in lower case.
-
-        Raises:
-            OptionError: An option is unknown or has an invalid value.
-        """
-        known = {
-            "recordType": "record_type",
-            "layout": "layout",
-            "codec": "codec",
-            "compression": "codec",
-            "rowsPerBlock": "rows_per_block",
-            "maxRecordsPerFile": "max_rows_per_file",
-        }
-        return cls(**_named(options, known, _WRITE_CHECKS))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Options of a read. Layout and compression are detected from the content.
-
-    Attributes:
-        record_type: What a record is.
-        codec: The compression that files must have; None to detect it from the content.
-        on_damage: The treatment of damaged records.
-        verify_checksums: Compare the checksums of each record.
-        sample_files: The number of files to infer a schema from, spread over all; 0 for all files.
-        base_path: Folder below which folders like ``day=3`` are columns; None for the location itself.
-    """
-
-    record_type: RecordType = RecordType.EXAMPLE
-    codec: str | None = None
-    on_damage: OnDamage = OnDamage.FAIL
-    verify_checksums: bool = True
-    sample_files: int = 0
-    base_path: str | Path | StoragePath | None = None
-
-    def __post_init__(self) -> None:
-        # Plain strings are accepted and converted to the enum.
-        for name, check in _READ_CHECKS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))
-
-    @classmethod
-    def of(cls, options: Mapping[str, str]) -> "ReadOptions":
-        """Read the options of ``spark.read``, whose names may be in lower case.
-
-        Raises:
-            OptionError: An option is unknown or has an invalid value.
-        """
-        known = {
-            "recordType": "record_type",
-            "codec": "codec",
-            "compression": "codec",
-            "onDamage": "on_damage",
-            "verifyChecksums": "verify_checksums",
-            "sampleFiles": "sample_files",
-            "basePath": "base_path",
-        }
-        return cls(**_named(options, known, _READ_CHECKS))  # type: ignore[arg-type]
+    names: str
+    check: _Check
 
 
 def _choice(choices: type[_Choice]) -> Callable[[str, object], _Choice]:
@@ -183,49 +107,92 @@ def _location(option: str, value: object) -> str | Path | StoragePath | None:
     return value
 
 
-_WRITE_CHECKS: Mapping[str, _Check] = {
-    "record_type": _choice(RecordType),
-    "layout": _choice(Layout),
-    "codec": _codec,
-    "rows_per_block": _number_from(1),
-    "max_rows_per_file": _number_from(0),
-}
-_READ_CHECKS: Mapping[str, _Check] = {
-    "record_type": _choice(RecordType),
-    "codec": _codec_or_none,
-    "on_damage": _choice(OnDamage),
-    "verify_checksums": _flag,
-    "sample_files": _number_from(0),
-    "base_path": _location,
-}
-_NUMBERS = frozenset({"rows_per_block", "max_rows_per_file", "sample_files"})
-_FLAGS = frozenset({"verify_checksums"})
+class _Options:
+    """Options that can also be given as text, under the names of the JVM connectors."""
+
+    def __post_init__(self) -> None:
+        # Plain strings are accepted and converted to the enum.
+        for name, option in _options_of(type(self)).items():
+            object.__setattr__(self, name, option.check(name, getattr(self, name)))
+
+    @classmethod
+    def of(cls, options: Mapping[str, str]) -> Self:
+        """Read Spark's options, which are text, and whose names may be in lower case.
+
+        Raises:
+            OptionError: An option is unknown or has an invalid value.
+        """
+        fields = _options_of(cls)
+        known = {name: field for field, option in fields.items() for name in option.names.split()}
+        spelled = {name.lower(): name for name in known}
+        unknown = sorted(name for name in options if name.lower() not in {*spelled, *_SPARK_OPTIONS})
+        if unknown:
+            raise OptionError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
+        found = {}
+        for given, text in options.items():
+            if given.lower() in spelled:
+                name = spelled[given.lower()]
+                field = known[name]
+                # Checked here as well, so that a message has the caller's name.
+                found[field] = fields[field].check(name, _value(text, getattr(cls, field)))
+        return cls(**found)
 
 
-def _named(options: Mapping[str, str], known: Mapping[str, str], checks: Mapping[str, _Check]) -> dict[str, object]:
-    """Return the values of ``options`` under our names, with the caller's names in messages.
+def _options_of(options: type[_Options]) -> Mapping[str, _Option]:
+    """Return how each field is given, by its name."""
+    hints = get_type_hints(options, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
-    Args:
-        options: Spark's options, all of them text.
-        known: Our name of each option, by the caller's name.
-        checks: The checks, by our name.
+
+@dataclass(frozen=True)
+class WriteOptions(_Options):
+    """Options of a write.
+
+    Attributes:
+        record_type: What a record is.
+        layout: One row per record, or blocks of rows.
+        codec: ``none``, ``gzip`` or ``zlib``, or the class name of one of Hadoop's codecs.
+        rows_per_block: Rows in one record of the block layout.
+        max_rows_per_file: A task begins a new file after this many rows; 0 for one file per task.
     """
-    spelled = {name.lower(): name for name in known}
-    unknown = sorted(name for name in options if name.lower() not in spelled and name.lower() not in _SPARK_OPTIONS)
-    if unknown:
-        raise OptionError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
-    found = {}
-    for given, text in options.items():
-        if given.lower() in spelled:
-            name = spelled[given.lower()]
-            found[known[name]] = checks[known[name]](name, _value(known[name], text))
-    return found
+
+    record_type: Annotated[RecordType, _Option("recordType", _choice(RecordType))] = RecordType.EXAMPLE
+    layout: Annotated[Layout, _Option("layout", _choice(Layout))] = Layout.ROW
+    codec: Annotated[str, _Option("codec compression", _codec)] = "none"
+    rows_per_block: Annotated[int, _Option("rowsPerBlock", _number_from(1))] = ROWS_PER_BLOCK
+    max_rows_per_file: Annotated[int, _Option("maxRecordsPerFile", _number_from(0))] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout is Layout.BLOCK and self.record_type is not RecordType.EXAMPLE:
+            raise OptionError(
+                f"layout 'block' with record type {self.record_type}: a block is an Example; use the row layout"
+            )
 
 
-def _value(name: str, text: str) -> object:
+@dataclass(frozen=True)
+class ReadOptions(_Options):
+    """Options of a read. Layout and compression are detected from the content.
+
+    Attributes:
+        record_type: What a record is.
+        codec: The compression that files must have; None to detect it from the content.
+        on_damage: The treatment of damaged records.
+        verify_checksums: Compare the checksums of each record.
+        sample_files: The number of files to infer a schema from, spread over all; 0 for all files.
+        base_path: Folder below which folders like ``day=3`` are columns; None for the location itself.
+    """
+
+    record_type: Annotated[RecordType, _Option("recordType", _choice(RecordType))] = RecordType.EXAMPLE
+    codec: Annotated[str | None, _Option("codec compression", _codec_or_none)] = None
+    on_damage: Annotated[OnDamage, _Option("onDamage", _choice(OnDamage))] = OnDamage.FAIL
+    verify_checksums: Annotated[bool, _Option("verifyChecksums", _flag)] = True
+    sample_files: Annotated[int, _Option("sampleFiles", _number_from(0))] = 0
+    base_path: Annotated[str | Path | StoragePath | None, _Option("basePath", _location)] = None
+
+
+def _value(text: str, default: object) -> object:
     """Return the value of an option's text; invalid text is returned as it is, for the option's check to refuse."""
-    if name in _NUMBERS and text.isascii() and text.isdecimal():
-        return int(text)
-    if name in _FLAGS and text.lower() in _TRUE + _FALSE:
-        return text.lower() in _TRUE
-    return text
+    if isinstance(default, bool):
+        return text.lower() in _TRUE if text.lower() in _TRUE + _FALSE else text
+    return int(text) if isinstance(default, int) and text.isascii() and text.isdecimal() else text
