@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
 # The key of a table in memory that has none: the position of the row.
@@ -123,18 +124,21 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _stored(name: str, spark: SparkSession) -> DataFrame:
     """Return a table of the catalog, or of files."""
-    is_path = "/" in name or Path(name).suffix in _READERS or Path(name).exists()
-    if not is_path:
-        if not spark.catalog.tableExists(name):
-            raise TableError(f"there is no table or view '{name}', and no file or folder of that name")
+    if "/" not in name and Path(name).suffix not in _READERS and spark.catalog.tableExists(name):
         return spark.table(name)
-    if "://" not in name and not Path(name).exists():
-        raise TableError(f"there is no file or folder {name}")
+    if "/" not in name and not Path(name).exists():
+        raise TableError(f"there is no table or view '{name}', and no file or folder of that name")
     kind = _READERS.get(Path(name).suffix) or _kind_of_folder(Path(name))
     reader = spark.read
     if kind == "csv":
         reader = reader.option("header", True).option("inferSchema", True)
-    return reader.format(kind).load(name)
+    try:
+        # Spark decides where a path without a scheme is: on this machine, or in the cluster's own file system.
+        return reader.format(kind).load(name)
+    except AnalysisException as error:
+        if error.getCondition() != "PATH_NOT_FOUND":
+            raise
+        raise TableError(f"there is no file or folder {name}") from error
 
 
 def _kind_of_folder(path: Path) -> str:

@@ -2,20 +2,15 @@
 
 import base64
 import contextlib
-import hashlib
-import inspect
-import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.models.code_digest import code_digest, is_sent
 from mirrorspark.models.settings import ModelSettingsError
 
 if TYPE_CHECKING:  # the driver sends a model without loading TensorFlow
@@ -28,7 +23,6 @@ PREFIX = "own_"
 TASKS = {"binary": "binary", "multi_class": "multi_class", "multi_label": "multi_label", "number": "regression"}
 NAMES = tuple(PREFIX + task for task in TASKS.values())
 
-_OURS = ("mirrorspark", "pyspark_tfrecord")
 _LONGEST_NAME = 60
 
 
@@ -122,7 +116,7 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
             raise ModelSettingsError(
                 f"model {name} cannot be sent to the workers: {error}; create what it needs inside the function"
             ) from error
-    options = OwnSettings(name[:_LONGEST_NAME], digest(given), base64.b85encode(pickled).decode())
+    options = OwnSettings(name[:_LONGEST_NAME], code_digest(given), base64.b85encode(pickled).decode())
     return {"name": PREFIX + TASKS[label_kind], **vars(options)}
 
 
@@ -146,6 +140,8 @@ def returns_logits(model: "tf_keras.Model") -> bool:
     loss = getattr(model, "loss", None)
     if loss is None or not model.own_compilation:
         return True
+    while isinstance(loss, list | tuple | Mapping) and len(loss) == 1:  # one loss for the one output
+        (loss,) = loss.values() if isinstance(loss, Mapping) else loss
     if hasattr(loss, "from_logits"):
         return bool(loss.from_logits)
     return bool(getattr(loss, "_fn_kwargs", {}).get("from_logits", False))
@@ -164,93 +160,26 @@ def keep_compilation(model: "tf_keras.Model", steps_per_execution: int) -> None:
         loss=model.loss,
         loss_weights=loss._user_loss_weights,
         # Batches are filled up with rows of weight 0.
-        weighted_metrics=[*(metrics._user_metrics or ()), *(metrics._user_weighted_metrics or ())],
+        weighted_metrics=_joined(metrics._user_metrics, metrics._user_weighted_metrics),
         steps_per_execution=steps_per_execution,
+        run_eagerly=model._run_eagerly,
     )
 
 
-def digest(value: Any) -> str:
-    """Return sixteen hex digits that change with the source of functions and classes, and of what they use."""
-    found: dict[int, str] = {}
-    _describe(value, found)
-    return hashlib.sha256("\n".join(found.values()).encode()).hexdigest()[:16]
-
-
-def _describe(value: Any, found: dict[int, str]) -> None:
-    """Add a text for a value and for all that it refers to, once each, in the order of their first use."""
-    if id(value) in found:
-        return
-    if isinstance(value, ModuleType):
-        found[id(value)] = f"module {value.__name__}"
-    elif isinstance(value, FunctionType | type) and _is_sent(value.__module__):
-        found[id(value)] = _source(value)
-        for used in _used(value):
-            _describe(used, found)
-    elif isinstance(value, FunctionType | type) or (callable(value) and hasattr(value, "__qualname__")):
-        found[id(value)] = f"{value.__module__}.{value.__qualname__}"
-    elif isinstance(value, list | tuple | set | frozenset | Mapping):
-        found[id(value)] = type(value).__name__
-        for part in value.items() if isinstance(value, Mapping) else value:
-            _describe(part, found)
-    elif isinstance(value, str | bytes | int | float | complex | bool | None):
-        found[id(value)] = repr(value)
-    else:
-        found[id(value)] = type(value).__qualname__
-        _describe(type(value), found)
-        _describe(getattr(value, "__dict__", {}), found)
-
-
-def _used(value: FunctionType | type) -> list[Any]:
-    """Return what a function or class refers to: globals, captured variables, defaults, bases and members."""
-    if isinstance(value, type):
-        members = [member for name, member in vars(value).items() if not name.startswith("__") or name == "__init__"]
-        return [*value.__bases__, *(getattr(member, "__func__", member) for member in members if callable(member))]
-    captured = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-    named = [value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__]
-    return [*named, *captured, value.__defaults__, value.__kwdefaults__]
-
-
-def _names(code: CodeType) -> list[str]:
-    inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
-    return [*code.co_names, *inner]
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:  # not assigned yet
-        return False
-
-
-def _source(value: FunctionType | type) -> str:
-    try:
-        return inspect.getsource(value)
-    except (OSError, TypeError):  # typed into an interpreter
-        return (
-            repr(value.__code__.co_code + repr(value.__code__.co_consts).encode()) if hasattr(value, "__code__") else ""
-        )
-
-
-def _is_sent(module: str) -> bool:
-    """Return whether what is defined in a module is sent by value: the module is the notebook, or not installed."""
-    if module == "__main__":
-        return True
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if module.split(".")[0] in _OURS or file is None:
-        return False
-    return not file.startswith(_installed())
-
-
-@cache
-def _installed() -> tuple[str, ...]:
-    """Return the folders of Python's and of installed packages' modules."""
-    return tuple(f"{path}{os.sep}" for path in sysconfig.get_paths().values())
+def _joined(metrics: Any, more: Any) -> Any:
+    """Return both in a form of Keras: a metric, a list of metrics, or a mapping from outputs to such."""
+    if metrics is None or more is None:
+        return more if metrics is None else metrics
+    if isinstance(metrics, Mapping) and isinstance(more, Mapping):
+        return {name: _joined(metrics.get(name), more.get(name)) for name in {**metrics, **more}}
+    listed = [value if isinstance(value, list | tuple) else [value] for value in (metrics, more)]
+    return [metric for part in listed for metric in part]
 
 
 @contextlib.contextmanager
 def _modules_by_value() -> Iterator[None]:
     """Pickle what is defined in modules that are not installed by value, within the block."""
-    modules = [module for name, module in list(sys.modules.items()) if name != "__main__" and _is_sent(name)]
+    modules = [module for name, module in list(sys.modules.items()) if name != "__main__" and is_sent(name)]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:

@@ -54,7 +54,8 @@ def fit(
     Args:
         table: A Spark, pandas or Polars DataFrame, a PyArrow table, the name of a table, or the path of Parquet, CSV or
             JSON files. With a column ``split`` (``train``, ``validation``, ``test``), it decides about the split.
-        label: The column to learn, or its name and kind: ``{"name": "stars", "kind": "multi_class"}``.
+        label: The column to learn, or its name and kind: ``{"name": "stars", "kind": "multi_class"}``. With a ``spec``
+            the name of its label.
         keys: Columns that identify a row; by default a column with unique values, or the row's number in a table in
             memory.
         time: Column with the time of a row: the newest rows are for validation and test. It is no feature.
@@ -78,6 +79,8 @@ def fit(
     unknown = sorted(set(settings) - set(TrainingConfig.__dataclass_fields__))
     if unknown:
         raise ConfigError(f"settings {unknown} are unknown; use fields of TrainingConfig")
+    if callbacks and not callable(model):
+        raise ConfigError("callbacks go with a model of your own; give a function or class as model, too")
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
     with view.stage("infer", spark=spark) as stage:
@@ -88,7 +91,8 @@ def fit(
     elif model is not None:
         settings["model"] = own_model(model, spec.label.kind, callbacks)
         settings.setdefault("monitor", "val_loss")  # what every model has
-    name = settings.pop("name", None) or default_name(spec)
+    name, slots = settings.pop("name", None) or default_name(spec), task_slots(spark)
+    _require_valid(spec, slots, name=name, **settings)
     with view.stage("convert", spark=spark) as stage:
         require_columns(rows, spec)
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
@@ -99,7 +103,6 @@ def fit(
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         if dataset.manifest.findings:
             stage.note += f"; validation: {findings_in_words(dataset.manifest.findings)}"
-    slots = task_slots(spark)
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
     trained = train(dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows)
@@ -119,9 +122,8 @@ def default_spec(
     Raises:
         FeatureSpecError: As ``infer_spec`` says.
     """
-    name = label if isinstance(label, str) else str(label.get("name", ""))
-    spec = infer_spec(df, label=name, keys=keys, exclude=(SPLIT_COLUMN, *exclude))
-    if isinstance(label, str):
+    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=(SPLIT_COLUMN, *exclude))
+    if isinstance(label, str) or set(label) == {"name"}:
         return spec
     return FeatureSpec.from_dict(spec.to_dict() | {"label": dict(label)})
 
@@ -135,8 +137,8 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
     """Return the configuration of a training.
 
     The model fits the kind of the label. There is a worker per slot, but no more than one per
-    20,000 training rows. A batch has a hundredth of the rows, from 64 to 2,048. The baseline is that of the label's
-    kind, unless a feature is sparse.
+    20,000 training rows. A batch has about a hundredth of the rows, from 64 to 2,048, and equal parts for all workers.
+    The baseline is that of the label's kind, unless a feature is sparse.
 
     Args:
         spec: The feature specification.
@@ -150,13 +152,30 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
     model, baseline = _BY_KIND[spec.label.kind]
     if baseline == "hist_gradient_boosting" and any(feature.form == "sparse" for feature in spec):
         baseline = "none"
+    workers = max(1, min(slots, rows // ROWS_PER_WORKER))
+    parts = _whole(settings.get("workers", workers)) * _whole(settings.get("accumulate", 1))
+    parts *= _whole(settings.get("gpus_per_worker", 1))
+    about = 1 << max(6, min(11, (rows // 100).bit_length()))
     defaults: dict[str, Any] = {
         "model": {"name": model},
         "baseline": baseline,
-        "workers": max(1, min(slots, rows // ROWS_PER_WORKER)),
-        "global_batch_size": 1 << max(6, min(11, (rows // 100).bit_length())),
+        "workers": workers,
+        "global_batch_size": -(-about // parts) * parts,
     }
     return TrainingConfig(**defaults | settings)
+
+
+def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
+    """Raise the ``ConfigError`` of settings that are wrong with one worker and with many, before rows are converted."""
+    try:
+        default_config(spec, rows=0, slots=slots, **settings)
+    except ConfigError:
+        default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number above 0 as it is; 1 for anything else, which the configuration accepts or refuses."""
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 # Per kind of label: model and baseline.
@@ -182,6 +201,8 @@ def _rows_and_spec(
     if isinstance(spec, str | Path):
         spec = FeatureSpec.load(spec)
     if spec is not None:
+        if (name := _name_of(label)) != spec.label.name:
+            raise FeatureSpecError(f"label '{name}' is not that of the spec, '{spec.label.name}'; give one of them")
         needs_number = is_in_memory(table) and spec.keys == (ROW_NUMBER,)
         return as_dataframe(numbered(table) if needs_number else table, spark), spec
     given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
@@ -196,6 +217,10 @@ def _rows_and_spec(
             raise
     df = as_dataframe(numbered(table), spark)
     return df, default_spec(df, label, keys=(ROW_NUMBER,), exclude=left_out)
+
+
+def _name_of(label: str | Mapping[str, Any]) -> str:
+    return label if isinstance(label, str) else str(label.get("name", ""))
 
 
 def _require_unique(df: DataFrame, keys: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_b
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.objectives import compile_model
 from mirrorspark.models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.models.step_loop import use_step_loop
 from mirrorspark.models.warm_start import EarlierModel, begin_from
 from mirrorspark.models.xla import compile_with_xla
@@ -158,6 +159,11 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
         )
         steps_per_execution = min(config.steps_per_execution, steps)
         if getattr(model, "own_compilation", False):
+            if rules:
+                raise ModelSettingsError(
+                    "accumulate and local_steps need the configured optimizer, and the model was compiled with its "
+                    "own; leave them out, or do not compile the model"
+                )
             own_model.keep_compilation(model, steps_per_execution)
         else:
             compile_model(model, architecture.TASK, build_optimizer(settings, *rules), steps_per_execution)

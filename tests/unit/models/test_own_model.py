@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,37 @@ def test_a_compiled_model_keeps_what_it_was_compiled_with_and_counts_no_row_of_w
         BATCH, np.array([1.0, 0.0]), sample_weight=np.array([1.0, 0.0]), verbose=0, return_dict=True
     )
     assert weighed["mae"] == pytest.approx(1 - float(model(BATCH)[0, 0]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_logit"),
+    [
+        ([tf_keras.losses.BinaryCrossentropy(from_logits=True)], True),
+        ({"dense": tf_keras.losses.BinaryCrossentropy(from_logits=True)}, True),
+        (["binary_crossentropy"], False),
+    ],
+)
+def test_the_loss_of_the_one_output_may_be_in_a_list_or_a_mapping(loss: Any, is_logit: bool) -> None:
+    model = SimpleNamespace(loss=loss, own_compilation=True)
+    assert own_model.returns_logits(model) is is_logit
+
+
+@pytest.mark.parametrize(
+    ("metrics", "weighted"),
+    [("mae", None), (["mae"], "mse"), ({"head": ["mae"]}, None), ({"head": "mae"}, {"head": ["mse"]}), (None, None)],
+)
+def test_metrics_are_kept_in_every_form_that_keras_takes(metrics: Any, weighted: Any) -> None:
+    inputs = feature_inputs(FEATURES)
+    head = layers.Dense(1, activation="sigmoid", name="head")
+    model = tf_keras.Model(inputs, head(feature_vector(FEATURES, inputs)))
+    model.compile("sgd", loss="binary_crossentropy", metrics=metrics, weighted_metrics=weighted, run_eagerly=True)
+    own_model.keep_compilation(model, 1)
+    counted = np.array([1.0, 0.0])
+    found = model.evaluate(BATCH, counted, sample_weight=counted, verbose=0, return_dict=True)
+    assert set(found) == {"loss", *(["mae"] if metrics else []), *(["mse"] if weighted else [])}
+    assert model.run_eagerly
+    if metrics:
+        assert found["mae"] == pytest.approx(1 - float(model(BATCH)[0, 0]), rel=1e-5)
 
 
 SOURCE = """
