@@ -15,7 +15,7 @@ from pyspark.sql.types import (
     StringType,
 )
 
-from mirrorspark.data_pipelines.features.infer import ColumnFacts, propose_feature, propose_label
+from mirrorspark.data_pipelines.features.infer import ColumnFacts, likely_keys, propose_feature, propose_label
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Feature,
@@ -122,3 +122,17 @@ def test_a_label_that_cannot_be_learnt_is_refused() -> None:
         propose_label(facts(DateType()))
     with pytest.raises(FeatureSpecError, match="label 'x' has no value in any row"):
         propose_label(facts(BooleanType(), rows=0))
+
+
+def test_a_column_is_a_key_by_its_name_or_because_no_model_can_learn_from_it() -> None:
+    """T3: a text or an amount that is different in every row stays a feature."""
+    unique = [
+        facts(StringType(), "review", distinct=10_000, elements=40),
+        facts(LongType(), "lot_area", distinct=10_000, skewness=0.2),
+        facts(StringType(), "voucher", distinct=10_000, elements=1),
+        facts(StringType(), "order no.", distinct=10_000, elements=1),
+        facts(StringType(), "comment_id", distinct=10_000, elements=40),
+        facts(LongType(), "orderId", distinct=10_000),
+        facts(StringType(), "few", rows=20, distinct=20, elements=1),
+    ]
+    assert likely_keys(unique) == ["comment_id", "orderId", "voucher", "order no."]
