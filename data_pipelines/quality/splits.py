@@ -11,7 +11,7 @@ from pyspark.sql.types import (
     BooleanType,
     DataType,
     DateType,
-    IntegralType,
+    FractionalType,
     NumericType,
     StringType,
     TimestampNTZType,
@@ -196,24 +196,36 @@ def _bounds_by_value(
     )
     for row in rows.collect():
         places = [*row["at"], 1.0]
-        of_test = max(round((1 - held_back) * len(row["at"])), int(held_back < 1))
-        of_validation = max(round((held_back - train) * len(row["at"])), int(train < held_back))
-        second = max(len(row["at"]) - of_test, 0)
-        first = max(second - of_validation, 0)
-        at = places[first], places[second]
+        of_train, of_validation = rows_of_rare_value(len(row["at"]), train, held_back)
+        at = places[of_train], places[of_train + of_validation]
         is_value = value == F.lit(row["value"])
         bounds = F.when(is_value, at[0]).otherwise(bounds[0]), F.when(is_value, at[1]).otherwise(bounds[1])
     return bounds
+
+
+def rows_of_rare_value(rows: int, train: float, held_back: float) -> tuple[int, int]:
+    """Return how many of a value's rows are for training and for validation; the rest are for test.
+
+    A value of few rows comes to training first, because no model can tell what it has never seen, then to test.
+    """
+    free = rows - int(train > 0)
+    of_test = min(max(round((1 - held_back) * rows), int(held_back < 1)), free)
+    of_validation = min(max(round((held_back - train) * rows), int(train < held_back)), free - of_test)
+    return rows - of_test - of_validation, of_validation
 
 
 def _rare_values(df: DataFrame, column: str) -> list[Any]:
     """Return the values of a column that few rows have; none if they are many, or no plain values."""
     if column not in df.columns:
         raise SplitError(f"column '{column}' to stratify by is missing; the table has {df.columns}")
-    if not isinstance(df.schema[column].dataType, StringType | IntegralType | BooleanType):
+    kind = df.schema[column].dataType
+    # pandas has 0.0 and 1.0 where a column of whole numbers once had a gap.
+    if not isinstance(kind, StringType | NumericType | BooleanType):
         return []
-    counted = df.groupBy(F.col(f"`{column}`").alias("value")).agg(F.count(F.lit(1)).alias("rows"))
-    rare = counted.where(F.col("rows") <= _RARE_ROWS).where("value IS NOT NULL").limit(_MOST_RARE_VALUES + 1).collect()
+    value = F.col(f"`{column}`")
+    is_value = value.isNotNull() & ~F.isnan(value) if isinstance(kind, FractionalType) else value.isNotNull()
+    counted = df.where(is_value).groupBy(value.alias("value")).agg(F.count(F.lit(1)).alias("rows"))
+    rare = counted.where(F.col("rows") <= _RARE_ROWS).limit(_MOST_RARE_VALUES + 1).collect()
     return [row["value"] for row in rare] if len(rare) <= _MOST_RARE_VALUES else []
 
 

@@ -137,3 +137,18 @@ def test_a_rare_class_is_in_every_split_in_its_share_and_the_others_stay_where_t
     plain = splits_of(random_split(df, "n", seed=3).where("NOT rare"))
     assert splits_of(stratified.where("NOT rare")) == plain
     assert splits_of(stratified) == splits_of(default_split(df.repartition(7), "n", label="rare", seed=3))
+    for kind in ("double", "decimal(9,2)"):
+        fractional = df.withColumn("rare", F.col("rare").cast("int").cast(kind))
+        assert splits_of(default_split(fractional, "n", label="rare", seed=3)) == splits_of(stratified), kind
+
+
+def test_a_class_of_one_row_is_learnt_and_one_of_two_rows_is_judged_too(spark: "SparkSession") -> None:
+    """T3: NaN and null are no classes."""
+    values = [1.0, 2.0, 2.0, 3.0, 3.0, 3.0, float("nan"), None]
+    df = spark.createDataFrame(list(enumerate(values)), "n int, value double")
+    split = default_split(df, "n", label="value").where("value < 4").groupBy("value").agg(F.collect_list("split"))
+    assert {row[0]: sorted(row[1]) for row in split.collect()} == {
+        1.0: ["train"],
+        2.0: ["test", "train"],
+        3.0: ["test", "train", "validation"],
+    }
