@@ -239,10 +239,11 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
         raise FeatureSpecError(f"label '{facts.name}' has no value in any row; choose another column")
     if isinstance(kind, BooleanType):
         return Label(facts.name)
-    if isinstance(kind, NumericType) and facts.distinct <= 2 and facts.minimum in (0, 1) and facts.maximum == 1:
+    is_number = isinstance(kind, NumericType)
+    if is_number and facts.distinct <= 2 and facts.minimum in (0, 1) and facts.maximum == 1:
         return Label(facts.name)
-    if values is not None and len(values) == 2 and isinstance(kind, StringType | NumericType):
-        yes = [value for value in values if value.strip().lower() in _YES]
+    if values is not None and len(values) == 2 and (is_number or isinstance(kind, StringType)):
+        yes = [value for value in values if (float(value) == 1 if is_number else value.strip().lower() in _YES)]
         rarer = min(values, key=lambda value: (values[value], value))
         return Label(facts.name, positive=yes[0] if len(yes) == 1 else rarer)
     if isinstance(kind, FractionalType) or (isinstance(kind, IntegralType) and facts.distinct > MOST_CODES):

@@ -117,6 +117,19 @@ def test_one_of_two_values_is_the_positive_one(values: dict[str, int], positive:
     assert propose_label(facts(StringType(), distinct=2), values) == Label("x", positive=positive)
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "positive"),
+    [
+        (DoubleType(), {"-1.0": 9, "1.0": 90}, "1.0"),
+        (DecimalType(9, 2), {"2.00": 9, "1.00": 90}, "1.00"),
+        (LongType(), {"1": 90, "2": 9}, "1"),
+        (DoubleType(), {"2.0": 90, "3.0": 9}, "3.0"),
+    ],
+)
+def test_of_two_numbers_one_is_the_positive_one(kind: DataType, values: dict[str, int], positive: str) -> None:
+    assert propose_label(facts(kind, distinct=2, minimum=-1.0), values) == Label("x", positive=positive)
+
+
 def test_a_label_that_cannot_be_learnt_is_refused() -> None:
     with pytest.raises(FeatureSpecError, match="label 'x' has type date; a label is a number, a class"):
         propose_label(facts(DateType()))
