@@ -33,6 +33,7 @@ from mirrorspark.data_pipelines.dataset.shards import EncodeTask, ShardResult
 from mirrorspark.data_pipelines.dataset.staging import Staged, stage
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.fitting import EmptySplitError, fit_features
+from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
@@ -186,7 +187,7 @@ class _Conversion:
         features = self._own(FEATURES_FOLDER)
         fitted = fit_features(spark, staged.measured, self.spec, samples[TRAIN_SPLIT], scratch, features)
         results = self._encode(spark, staged)
-        _check_classes(results)
+        check_classes(results, self.spec.label)
         profile = profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)
         report = _with_exact_findings(validate(profile, self.spec, reference, limits), staged, results)
         manifest = Manifest(
@@ -280,12 +281,21 @@ def _check_columns(df: DataFrame, spec: FeatureSpec, options: ConversionOptions)
     check_columns(df.select(*spec.columns).limit(0).toArrow(), spec)
 
 
-def _check_classes(results: Sequence[ShardResult]) -> None:
-    """Refuse a split in which a binary label has only one class."""
+def check_classes(results: Sequence[ShardResult], label: Label) -> None:
+    """Refuse a split in which a binary label has only one class.
+
+    Raises:
+        DatasetError: There is one; if no training row has the positive value, the message names it.
+    """
     for split in SPLITS:
         mine = [result for result in results if result.split == split]
         rows = sum(result.shard.rows for result in mine)
         positives = [result.counts["label/positive"] for result in mine if "label/positive" in result.counts]
+        if positives and not sum(positives) and split == TRAIN_SPLIT and label.positive is not None:
+            raise DatasetError(
+                f"none of the {rows} training rows has the positive value '{label.positive}' of label '{label.name}'; "
+                f"correct positive, or the rule that makes the split column"
+            )
         if positives and sum(positives) in (0, rows):
             raise DatasetError(
                 f"the label has one class only ({int(sum(positives) > 0)}) in all {rows} rows of split '{split}'; "

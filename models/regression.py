@@ -85,7 +85,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         output = tf_keras.layers.Rescaling(scale, statistics.mean, name="number", dtype="float32")(output)
     model = tf_keras.Model(inputs, output, name="regression")
     # Read by `models.objectives`: gradients are then of the same size whatever the label's unit.
-    model.has_quantiles = bool(quantiles)
+    model.has_quantiles = len(quantiles) > 1  # A single one is the score.
     model.regression_loss = ScaledLoss(settings.loss, scale, settings.tweedie_power, quantiles)
     return model
 
@@ -99,7 +99,8 @@ def _ascending(outputs: "tf.Tensor") -> "tf.Tensor":
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
     """Return ``score``, float32 ``[batch]``: the number in the label's own unit.
 
-    A model of quantiles has them all in ``quantiles``, float32 ``[batch, quantiles]``, and the middle one as ``score``.
+    A model of several quantiles has them all in ``quantiles``, float32 ``[batch, quantiles]``, and the middle one as
+    ``score``.
     """
     numbers = model(inputs, training=False)
     count = numbers.shape[1]

@@ -192,7 +192,8 @@ class TrainingEstimator(
     Args:
         features: Per feature its kind and options, as in a recipe: ``{"town": {"kind": "categorical"}}``.
         label: The label column, or its name and kind.
-        keys: The columns that name a row; where the features are inferred, by default a column with unique values.
+        keys: The columns that name a row; where the features are inferred, by default as in
+            :func:`data_pipelines.features.infer.infer_spec`.
         values: Any other param: ``weight``, ``exclude``, ``split_column``, ``split_shares``, ``shards``,
             ``accept_data_errors``, and every field of :class:`training.config.TrainingConfig`. ``name`` is the label's
             by default.

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 # The store of this process's last training, if MLflow was set to none.
 _OWN_STORE: str | None = None
 
+_EXPERIMENT_ID, _EXPERIMENT_NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
+
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")
 
 
@@ -61,30 +63,39 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
 def chosen_store() -> str | None:
     """Return the store that MLflow is set to, or None if it is set to none.
 
-    It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks.
+    It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks. An experiment that
+    is set, or a run that is active, is in MLflow's current store, which is then meant even where it is the default one.
     """
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())
-    return uri if mlflow.is_tracking_uri_set() or uri.startswith("databricks") else None
+    is_set = mlflow.is_tracking_uri_set() or uri.startswith("databricks")
+    # mlflow.set_experiment sets the variable of the id.
+    is_used = any(map(os.environ.get, (_EXPERIMENT_ID, _EXPERIMENT_NAME))) or mlflow.active_run() is not None
+    return uri if is_set or is_used else None
 
 
 def chosen_experiment(tracking_uri: str) -> str | None:
     """Return the name of MLflow's current experiment if this is MLflow's current store; None if there is none.
 
     It is set by ``mlflow.set_experiment``, ``MLFLOW_EXPERIMENT_ID`` or ``MLFLOW_EXPERIMENT_NAME``; the id, which
-    ``set_experiment`` sets, takes precedence.
+    ``set_experiment`` sets, takes precedence. Where none is set, a notebook on Databricks has one of its own.
     """
     import mlflow
+    from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID, registry
 
     if not is_same_store(tracking_uri, str(mlflow.get_tracking_uri())):
         return None
-    if id_ := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+    id_, name = os.environ.get(_EXPERIMENT_ID), os.environ.get(_EXPERIMENT_NAME)
+    if not id_ and not name:
+        own = registry.get_experiment_id()
+        id_ = None if own == DEFAULT_EXPERIMENT_ID else own
+    if id_:
         try:
             return str(mlflow.MlflowClient(tracking_uri).get_experiment(id_).name)
         except mlflow.MlflowException as error:  # the server is away, or the experiment was deleted
             logger.warning("MLflow's experiment %s cannot be looked up (%s)", id_, without_credentials(str(error)))
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
+    return name or None
 
 
 def remember_own_store(tracking_uri: str) -> None:

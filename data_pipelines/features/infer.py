@@ -92,12 +92,13 @@ def infer_spec(
     Args:
         df: The table; it is read once, and once more to find keys if none are given.
         label: Column that the model is to learn.
-        keys: Columns that identify a row; by default a column whose values are unique.
+        keys: Columns that identify a row; by default one with unique values that is named like an identifier, or else
+            holds tokens that no model can learn from.
         exclude: Columns to ignore.
 
     Raises:
-        FeatureSpecError: There is no such label or key, the label cannot be learnt, no column identifies the rows, or
-            no column can be a feature.
+        NoKeyError: No column identifies the rows.
+        FeatureSpecError: There is no such label or key, the label cannot be learnt, or no column can be a feature.
     """
     given = (keys,) if isinstance(keys, str) else tuple(keys)
     missing = [name for name in (label, *given) if name not in df.columns]
@@ -238,10 +239,11 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
         raise FeatureSpecError(f"label '{facts.name}' has no value in any row; choose another column")
     if isinstance(kind, BooleanType):
         return Label(facts.name)
-    if isinstance(kind, NumericType) and facts.distinct <= 2 and facts.minimum in (0, 1) and facts.maximum == 1:
+    is_number = isinstance(kind, NumericType)
+    if is_number and facts.distinct <= 2 and facts.minimum in (0, 1) and facts.maximum == 1:
         return Label(facts.name)
-    if values is not None and len(values) == 2 and isinstance(kind, StringType | NumericType):
-        yes = [value for value in values if value.strip().lower() in _YES]
+    if values is not None and len(values) == 2 and (is_number or isinstance(kind, StringType)):
+        yes = [value for value in values if (float(value) == 1 if is_number else value.strip().lower() in _YES)]
         rarer = min(values, key=lambda value: (values[value], value))
         return Label(facts.name, positive=yes[0] if len(yes) == 1 else rarer)
     if isinstance(kind, FractionalType) or (isinstance(kind, IntegralType) and facts.distinct > MOST_CODES):
@@ -271,21 +273,38 @@ def _two_values(df: DataFrame, facts: ColumnFacts) -> Mapping[str, int] | None:
 
 def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str) -> str:
     """Return a column whose values identify the rows, such as ``order_id``."""
-    # The approximate count is off by up to a tenth, so likely columns are counted exactly.
-    likely = [
-        fact.name
-        for fact in facts.values()
-        if fact.name != label
-        and isinstance(fact.type, StringType | IntegralType)
-        and fact.distinct >= 0.9 * max(row.rows for row in facts.values())
-    ]
-    likely.sort(key=lambda name: not _IDENTIFIER.search(name))
-    if likely:
-        counts: Any = df.agg(F.count(F.lit(1)), *(F.count_distinct(_quoted(name)) for name in likely)).first()
-        for name, distinct in zip(likely, counts[1:], strict=True):
+    likely = [fact for fact in _nearly_unique(facts) if fact.name != label]
+    names = likely_keys(likely)
+    if names:
+        counts: Any = df.agg(F.count(F.lit(1)), *(F.count_distinct(_quoted(name)) for name in names)).first()
+        for name, distinct in zip(names, counts[1:], strict=True):
             if distinct == counts[0]:
+                _LOGGER.info("column %s: the key: it has another value in every row", name)
                 return name
-    raise NoKeyError("no single column identifies the rows; give the columns that do as keys")
+    features = [fact.name for fact in likely if fact.name not in names]
+    raise NoKeyError(
+        "no single column identifies the rows; give the columns that do as keys"
+        + (f" (the values of {features} hardly repeat, but a model can learn from them)" if features else "")
+    )
+
+
+def _nearly_unique(facts: Mapping[str, ColumnFacts]) -> list[ColumnFacts]:
+    # The approximate count is off by up to a tenth, so likely columns are counted exactly.
+    least = 0.9 * max(fact.rows for fact in facts.values())
+    return [
+        fact for fact in facts.values() if isinstance(fact.type, StringType | IntegralType) and fact.distinct >= least
+    ]
+
+
+def likely_keys(unique: Iterable[ColumnFacts]) -> list[str]:
+    """Return which columns of different values are keys and no features, those named like identifiers first.
+
+    A text or an amount may be different in every row, too, and is lost to the model as a key. Without the name of an
+    identifier, only tokens that identify single rows are keys.
+    """
+    named = {fact.name: bool(_IDENTIFIER.search(fact.name)) for fact in unique}
+    tokens = {fact.name for fact in unique if isinstance(fact.type, StringType) and _propose_string(fact)[0] is None}
+    return sorted((name for name in named if named[name] or name in tokens), key=lambda name: not named[name])
 
 
 def _quoted(name: str) -> Column:

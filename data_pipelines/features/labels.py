@@ -1,6 +1,7 @@
 """Labels of rows: reading, checking, and the numbering of classes."""
 
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ def binary_label(table: pa.Table | pa.RecordBatch, name: str, positive: str | No
     Args:
         table: The rows.
         name: The label's column.
-        positive: The value that counts as 1, as text; by default the column holds zeros and ones.
+        positive: The value that counts as 1, as text; by default the column holds zeros and ones. Of numbers, it is the
+            same number however it is written: Spark's text of 1 is ``1.0`` for a double, Arrow's ``1``.
 
     Raises:
         LabelError: A value is null, or without ``positive`` neither 0 nor 1.
@@ -71,7 +73,7 @@ def binary_label(table: pa.Table | pa.RecordBatch, name: str, positive: str | No
     if positive is not None:
         if column.null_count:
             raise LabelError(f"label '{name}' has a null; filter such rows out of the table")
-        return pc.equal(column.cast(pa.string()), positive).cast(pa.float32()).to_numpy(zero_copy_only=False)
+        return _equals(column, positive).cast(pa.float32()).to_numpy(zero_copy_only=False)
     if not (is_number(column.type) or pa.types.is_null(column.type)):
         raise LabelError(
             f"label '{name}' has type {column.type}; a binary label is a number or boolean: cast it, or say which "
@@ -85,6 +87,19 @@ def binary_label(table: pa.Table | pa.RecordBatch, name: str, positive: str | No
             f"label '{name}' has the value {value!r}; a binary label is 0 or 1: filter such rows out of the table"
         )
     return values
+
+
+def _equals(column: pa.Array, text: str) -> pa.Array:
+    """Return whether each value is the one that a text stands for, as booleans."""
+    kind = column.type
+    if not is_number(kind) or pa.types.is_boolean(kind):
+        return pc.equal(column.cast(pa.string()), text)
+    try:
+        # As decimals, whole numbers above 2^53 stay apart.
+        number = pa.scalar(float(text) if pa.types.is_floating(kind) else Decimal(text))
+        return pc.equal(column, number.cast(kind))
+    except (ArithmeticError, TypeError, ValueError):  # No number, an infinite one, or none of this type.
+        return pa.array(np.zeros(len(column), bool))
 
 
 def number_label(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from pyspark.sql.types import (
     BooleanType,
     DataType,
     DateType,
-    IntegralType,
+    FractionalType,
     NumericType,
     StringType,
     TimestampNTZType,
@@ -49,7 +49,7 @@ def time_split(
     """Add a split by time: a model learns from the past and is judged on later rows.
 
     Rows before ``validation`` are training rows, later rows before ``test`` are validation rows, the rest are test
-    rows. A row without a time fails the job that reads it.
+    rows. A row without a time fails the job that reads it. Text is read here once, to check its order.
 
     Args:
         df: The table.
@@ -62,8 +62,8 @@ def time_split(
         split_column: Name of the column to add.
 
     Raises:
-        SplitError: The column is absent or has no order in time, ``test`` is not after ``validation``, or the gap
-            does not fit the column.
+        SplitError: The column is absent or has no order in time, ``test`` is not after ``validation``, the gap does not
+            fit the column, or its text does not sort by time.
     """
     _check_new_column(df, split_column)
     if column not in df.columns:
@@ -83,6 +83,9 @@ def time_split(
         raise SplitError(f"test {test!r} is not after validation {validation!r}; the test rows are the newest")
     time = F.col(f"`{column}`")
     starts = {name: F.lit(moment).cast(kind) for name, moment in ((_VALIDATION, validation), (_TEST, test))}
+    if isinstance(kind, StringType):
+        around = _text_around(df, column, [F.try_to_timestamp(start) for start in starts.values()])
+        _check_text_order(column, around, list(first))
     split = (
         F.when(
             time.isNull(), F.raise_error(F.lit(f"column '{column}' is null; a split by time needs every row's time"))
@@ -196,24 +199,36 @@ def _bounds_by_value(
     )
     for row in rows.collect():
         places = [*row["at"], 1.0]
-        of_test = max(round((1 - held_back) * len(row["at"])), int(held_back < 1))
-        of_validation = max(round((held_back - train) * len(row["at"])), int(train < held_back))
-        second = max(len(row["at"]) - of_test, 0)
-        first = max(second - of_validation, 0)
-        at = places[first], places[second]
+        of_train, of_validation = rows_of_rare_value(len(row["at"]), train, held_back)
+        at = places[of_train], places[of_train + of_validation]
         is_value = value == F.lit(row["value"])
         bounds = F.when(is_value, at[0]).otherwise(bounds[0]), F.when(is_value, at[1]).otherwise(bounds[1])
     return bounds
+
+
+def rows_of_rare_value(rows: int, train: float, held_back: float) -> tuple[int, int]:
+    """Return how many of a value's rows are for training and for validation; the rest are for test.
+
+    A value of few rows comes to training first, because no model can tell what it has never seen, then to test.
+    """
+    free = rows - int(train > 0)
+    of_test = min(max(round((1 - held_back) * rows), int(held_back < 1)), free)
+    of_validation = min(max(round((held_back - train) * rows), int(train < held_back)), free - of_test)
+    return rows - of_test - of_validation, of_validation
 
 
 def _rare_values(df: DataFrame, column: str) -> list[Any]:
     """Return the values of a column that few rows have; none if they are many, or no plain values."""
     if column not in df.columns:
         raise SplitError(f"column '{column}' to stratify by is missing; the table has {df.columns}")
-    if not isinstance(df.schema[column].dataType, StringType | IntegralType | BooleanType):
+    kind = df.schema[column].dataType
+    # pandas has 0.0 and 1.0 where a column of whole numbers once had a gap.
+    if not isinstance(kind, StringType | NumericType | BooleanType):
         return []
-    counted = df.groupBy(F.col(f"`{column}`").alias("value")).agg(F.count(F.lit(1)).alias("rows"))
-    rare = counted.where(F.col("rows") <= _RARE_ROWS).where("value IS NOT NULL").limit(_MOST_RARE_VALUES + 1).collect()
+    value = F.col(f"`{column}`")
+    is_value = value.isNotNull() & ~F.isnan(value) if isinstance(kind, FractionalType) else value.isNotNull()
+    counted = df.where(is_value).groupBy(value.alias("value")).agg(F.count(F.lit(1)).alias("rows"))
+    rare = counted.where(F.col("rows") <= _RARE_ROWS).limit(_MOST_RARE_VALUES + 1).collect()
     return [row["value"] for row in rare] if len(rare) <= _MOST_RARE_VALUES else []
 
 
@@ -225,18 +240,70 @@ def _newest(df: DataFrame, column: str, shares: Mapping[str, float]) -> tuple[An
     at = [shares[_TRAIN], shares[_TRAIN] + shares[_VALIDATION]]
     if isinstance(df.schema[column].dataType, StringType):  # Only as moments do they have percentiles.
         moment = F.try_to_timestamp(time)
-        bounds: Any = df.agg(F.percentile_approx(moment, at).alias("at")).first()
-        least = [F.min(F.when(moment >= F.lit(bound), time)) for bound in bounds["at"] or ()]
-        found = tuple(df.agg(*least).first() or ()) if least else ()
+        bounds: Any = df.agg(
+            F.percentile_approx(moment, at).alias("at"), F.min(moment).alias("oldest"), *_no_moments(time)
+        ).first()
+        _refuse_no_moments(column, bounds)
+        found: tuple[Any, ...] = ()
+        if bounds["at"]:
+            around = _text_around(df, column, [F.lit(bound) for bound in bounds["at"]])
+            found = tuple(around["first"])
+            _check_text_order(column, around, found)
     else:
-        bounds = df.agg(F.percentile_approx(time, at).alias("at")).first()
+        bounds = df.agg(F.percentile_approx(time, at).alias("at"), F.min(time).alias("oldest")).first()
         found = tuple(bounds["at"] or ())
-    if len(found) < 2 or not found[0] < found[1]:
+    if not found or not bounds["oldest"] < bounds["at"][0] < bounds["at"][1]:
         raise SplitError(
             f"time column '{column}' has too few different times to put a tenth of the rows each into validation and "
             f"test; add a column '{SPLIT_COLUMN}' of your own"
         )
     return found[0], found[1]
+
+
+def _text_around(df: DataFrame, column: str, bounds: Sequence[Column]) -> Any:
+    """Return the ``last`` text of the moments before each bound, and the ``first`` of the others; ``bounds`` as given.
+
+    They are the last and first as text, which rows are compared as.
+    """
+    time = F.col(f"`{column}`")
+    is_before = [F.try_to_timestamp(time) < bound for bound in bounds]
+    last = [F.max(F.when(before, time)) for before in is_before]
+    first = [F.min(F.when(~before, time)) for before in is_before]
+    measures = {"bounds": F.array(*bounds), "last": F.array(*last), "first": F.array(*first)}
+    return df.agg(*(measure.alias(name) for name, measure in measures.items()), *_no_moments(time)).first()
+
+
+def _check_text_order(column: str, around: Any, bounds: Sequence[str]) -> None:
+    """Check that a column's text is before and from each bound on just as its moments are.
+
+    Raises:
+        SplitError: It is not, or some text is no moment.
+    """
+    if None in around["bounds"]:  # Bounds that are no moments, such as `week-07`, can be compared as text only.
+        return
+    _refuse_no_moments(column, around)
+    for bound, last, first in zip(bounds, around["last"], around["first"], strict=True):
+        is_early, is_late = last is not None and last >= bound, first is not None and first < bound
+        if is_early or is_late:
+            text, place = (last, "before") if is_early else (first, "not before")
+            raise SplitError(
+                f"time column '{column}' is text that does not sort by time: '{text}' is {place} '{bound}' in time, "
+                f"but not as text; cast the column to timestamp"
+            )
+
+
+def _no_moments(time: Column) -> list[Column]:
+    """Return the number of texts that are no moment, and one of them."""
+    is_none = time.isNotNull() & F.try_to_timestamp(time).isNull()
+    return [F.count_if(is_none).alias("no_moments"), F.min(F.when(is_none, time)).alias("such_as")]
+
+
+def _refuse_no_moments(column: str, found: Any) -> None:
+    if found["no_moments"]:
+        raise SplitError(
+            f"time column '{column}' is text that is no moment in {found['no_moments']:,} rows, such as "
+            f"'{found['such_as']}'; cast the column to timestamp by its format, or filter such rows out"
+        )
 
 
 def key_fraction(keys: Sequence[str], seed: int = 0) -> Column:

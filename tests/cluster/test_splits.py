@@ -123,8 +123,31 @@ def test_by_default_the_newest_tenth_is_for_test_and_the_next_newest_for_validat
         assert splits_of(default_split(days(spark, 100), "n", time=column)) == expected, column
     with pytest.raises(SplitError, match="time column 'n' has too few different times"):
         default_split(days(spark, 1), "n", time="n")
+    mostly_old = days(spark, 10).withColumn("n", F.greatest(F.lit(8), "n"))
+    with pytest.raises(SplitError, match="time column 'n' has too few different times"):
+        default_split(mostly_old, "n", time="n")
     given = days(spark).withColumn("split", F.lit("test"))
     assert set(splits_of(default_split(given, "n", time="at")).values()) == {"test"}
+
+
+def test_text_that_does_not_sort_by_time_is_refused(spark: "SparkSession") -> None:
+    """T3: rows are compared as text, so February of `2020-2-1` would be after October."""
+    df = days(spark, 300).withColumn("text", F.date_format("at", "yyyy-M-d"))
+    message = "time column 'text' is text that does not sort by time: '2024-8-9' is before '2024-10-1' in time, but not"
+    with pytest.raises(SplitError, match=f"{message} as text; cast the column to timestamp"):
+        default_split(df, "n", time="text")
+    with pytest.raises(SplitError, match="'2024-7-9' is before '2024-08-01' in time, but not as text"):
+        time_split(df, "text", validation="2024-08-01", test="2024-10-01")
+    german = df.withColumn("text", F.when(F.col("n") > 3, F.date_format("at", "dd.MM.yyyy")).otherwise("2024-01-01"))
+    message = "time column 'text' is text that is no moment in 296 rows, such as '01.02.2024'; cast the column"
+    for split in (
+        lambda: default_split(german, "n", time="text"),
+        lambda: time_split(german, "text", validation="2024-08-01", test="2024-10-01"),
+    ):
+        with pytest.raises(SplitError, match=message):
+            split()
+    weeks = df.withColumn("text", F.format_string("week-%02d", F.col("n").cast("int")))
+    assert splits_of(time_split(weeks, "text", validation="week-50", test="week-60"))[55] == "validation"
 
 
 def test_a_rare_class_is_in_every_split_in_its_share_and_the_others_stay_where_their_keys_put_them(
@@ -137,3 +160,18 @@ def test_a_rare_class_is_in_every_split_in_its_share_and_the_others_stay_where_t
     plain = splits_of(random_split(df, "n", seed=3).where("NOT rare"))
     assert splits_of(stratified.where("NOT rare")) == plain
     assert splits_of(stratified) == splits_of(default_split(df.repartition(7), "n", label="rare", seed=3))
+    for kind in ("double", "decimal(9,2)"):
+        fractional = df.withColumn("rare", F.col("rare").cast("int").cast(kind))
+        assert splits_of(default_split(fractional, "n", label="rare", seed=3)) == splits_of(stratified), kind
+
+
+def test_a_class_of_one_row_is_learnt_and_one_of_two_rows_is_judged_too(spark: "SparkSession") -> None:
+    """T3: NaN and null are no classes."""
+    values = [1.0, 2.0, 2.0, 3.0, 3.0, 3.0, float("nan"), None]
+    df = spark.createDataFrame(list(enumerate(values)), "n int, value double")
+    split = default_split(df, "n", label="value").where("value < 4").groupBy("value").agg(F.collect_list("split"))
+    assert {row[0]: sorted(row[1]) for row in split.collect()} == {
+        1.0: ["train"],
+        2.0: ["test", "train"],
+        3.0: ["test", "train", "validation"],
+    }

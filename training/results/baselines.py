@@ -85,7 +85,7 @@ def hist_gradient_boosting(
     Args:
         train: feature, label and weight columns by name.
         validation: the same columns; decides when to stop (with scikit-learn before 1.7, a random tenth of
-            ``train`` does).
+            ``train`` does), by its rows of classes that ``train`` has, too.
         features: which columns to use, and how.
         label: name of the label column: 0 or 1, class numbers, or numbers.
         seed: fixes the sampling inside the fit.
@@ -103,6 +103,8 @@ def hist_gradient_boosting(
     if task == "binary":
         wanted = check_binary_label(wanted, split="train")
         wanted_validation = check_binary_label(wanted_validation, split="validation")
+    # A class that no training row has cannot be learnt; scikit-learn refuses validation rows with one.
+    usable = np.isin(wanted_validation, wanted) if task == "multi_class" else np.ones(len(wanted_validation), bool)
     matrix = _matrix(train, kept)
     is_id = _id_columns(kept)
     native = tuple(
@@ -111,17 +113,17 @@ def hist_gradient_boosting(
     kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     model = kind(
         max_iter=MAX_ITERATIONS,
-        early_stopping=True,
+        early_stopping=bool(usable.any()),
         n_iter_no_change=PATIENCE,
         categorical_features=list(native),
         random_state=seed,
     )
     held_back: dict[str, Any] = {}
-    if "X_val" in inspect.signature(model.fit).parameters:
+    if usable.any() and "X_val" in inspect.signature(model.fit).parameters:
         held_back = {
-            "X_val": _ordinals_missing_as_nan(_matrix(validation, kept), kept, native),
-            "y_val": wanted_validation,
-            "sample_weight_val": None if weight is None else _column(validation, weight),
+            "X_val": _ordinals_missing_as_nan(_matrix(validation, kept)[usable], kept, native),
+            "y_val": wanted_validation[usable],
+            "sample_weight_val": None if weight is None else _column(validation, weight)[usable],
         }
     with threadpool_limits(limits=_threads(), user_api="openmp"):
         model.fit(

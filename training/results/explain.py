@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.labels import encode_label
@@ -47,8 +48,10 @@ class Explanation:
         dependence: Per feature a table of ``value`` and ``prediction``: the mean prediction when all rows have this
             value (partial dependence: Friedman, 2001); of the most important features that have single values.
         slices: A row per value of a categorical feature: ``feature``, ``value``, ``rows``, mean ``label``, mean
-            ``prediction``, mean ``loss``; the worst first.
-        worst: The rows with the largest loss: keys, label, prediction, loss and raw columns.
+            ``prediction``, mean ``loss``; the worst first. Of several classes, the commonest ``label`` and
+            ``prediction``, and the share of ``right`` predictions.
+        worst: The rows with the largest loss: keys, label, prediction (of several classes, their names), loss and raw
+            columns.
         loss: Name of the loss.
         rows: Rows of the sample.
     """
@@ -109,16 +112,23 @@ def explain(
     importance = _importance(
         rows, spec, lambda table: losses(label, predict(table)).mean() - base.mean(), repeats, seed
     )
-    shown = predictions.argmax(axis=1) if spec.label.kind == "multi_class" else _per_row(predictions)
-    of_rows = pd.DataFrame({"label": _per_row(label), "prediction": shown, "loss": base})
+    of_rows = _of_rows(label, predictions, features) | {"loss": base}
     return Explanation(
         importance,
         _dependence(rows, spec, importance["feature"].tolist(), predict) if predictions.ndim == 1 else {},
-        _slices(rows, spec, of_rows),
-        _worst(rows, spec, of_rows),
+        _slices(rows, spec, pd.DataFrame(of_rows)),
+        _worst(rows, spec, pd.DataFrame(of_rows)),
         loss,
         rows.num_rows,
     )
+
+
+def _of_rows(label: np.ndarray, predictions: np.ndarray, features: FittedFeatures) -> dict[str, Any]:
+    """Return ``label`` and ``prediction`` of every row; of several classes their names, and which are ``right``."""
+    if features.spec.label.kind != "multi_class":
+        return {"label": _per_row(label), "prediction": _per_row(predictions)}
+    names, best = np.array(features.class_names, object), predictions.argmax(axis=1)
+    return {"label": names[label], "prediction": names[best], "right": label == best}
 
 
 def _importance(
@@ -176,21 +186,27 @@ def _grid(column: pa.ChunkedArray) -> list[Any]:
 
 def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataFrame:
     tables = []
+    typical = {name: "mean" if is_numeric_dtype(column) else _commonest for name, column in of_rows.items()}
     for feature in spec.categorical:
         if feature.name == spec.label.name or len(feature.columns) != 1:
             continue
         values = rows[feature.columns[0]].to_pandas()
-        grouped = of_rows.groupby(values, dropna=False)
-        means = grouped.mean()
+        is_enough = of_rows.groupby(values, dropna=False)["loss"].transform("size") >= _LEAST_SLICE_ROWS
+        grouped = of_rows[is_enough].groupby(values[is_enough], dropna=False)
+        means = grouped.agg(typical)
         means.insert(0, "rows", grouped.size())
         means = means.reset_index(names="value")
         means["value"] = means["value"].astype(str)
         means.insert(0, "feature", feature.name)
-        tables.append(means[means["rows"] >= _LEAST_SLICE_ROWS])
-    columns = ["feature", "value", "rows", "label", "prediction", "loss"]
+        tables.append(means)
+    columns = ["feature", "value", "rows", *of_rows]
     if not tables:
         return pd.DataFrame(columns=columns)
     return pd.concat(tables).sort_values("loss", ascending=False, ignore_index=True)[columns]
+
+
+def _commonest(values: pd.Series) -> Any:
+    return values.mode().iloc[0]
 
 
 def _worst(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The result of ``fit``: everything about the trained model that is to be seen, and what can be done with it."""
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ from mirrorspark.training.results.report import (
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,10 +107,18 @@ class FitResult:
     def compare(self, other: "FitResult") -> "pd.DataFrame":
         """Return the test metrics of this and another result side by side, and which is better.
 
-        The two are comparable if their test rows are the same; ``better`` is empty where they are equal.
+        The two are comparable if their test rows are the same; where their datasets differ, a warning is logged.
+        ``better`` is empty where they are equal, and of metrics that have no better value, such as ``base_rate``.
         """
         import pandas as pd
 
+        contents = [of.dataset.manifest.content_hash for of in (self, other)]
+        if contents[0] != contents[1]:
+            _LOGGER.warning(
+                "the two datasets differ (%s, %s): metrics are comparable only if the test rows are the same; give "
+                "both fits the same rows, split and features to be sure",
+                *contents,
+            )
         names = [_label(self), _label(other)]
         if names[0] == names[1]:
             names = [f"{name} ({place})" for name, place in zip(names, ("this", "other"), strict=True)]

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 
-# Metrics of errors: of all others, a larger value is better.
-_ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball")
+# Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
+_ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width")
+_BIAS = "bias"
+# They describe the rows, or are right at a value that the quantiles say.
+_WITHOUT_VERDICT = ("base_rate", "interval_coverage")
 
 _TITLES = {
     "roc": "ROC",
@@ -122,8 +125,13 @@ def verdict_sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mappi
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
-    """Return whether the value of a metric is better than another one."""
-    return value < other if metric.removeprefix("val_").startswith(_ERRORS) else value > other
+    """Return whether the value of a metric is better than another one; some have no better value."""
+    name = metric.removeprefix("val_")
+    if name in _WITHOUT_VERDICT:
+        return False
+    if name == _BIAS:
+        return abs(value) < abs(other)
+    return value < other if name.startswith(_ERRORS) else value > other
 
 
 def in_words(name: str) -> str:

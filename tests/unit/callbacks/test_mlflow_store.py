@@ -5,12 +5,22 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import Run, RunData, RunInfo, RunStatus
+from mlflow.entities import Experiment, Run, RunData, RunInfo, RunStatus
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
+from mlflow.tracking.default_experiment import registry
+from mlflow.tracking.default_experiment.abstract_context import DefaultExperimentProvider
 from mlflow.utils.rest_utils import MlflowHostCreds
 
-from mirrorspark.callbacks.mlflow.store import absolute_store, is_same_store, registry_of, sqlite_file, store_client
+from mirrorspark.callbacks.mlflow.store import (
+    absolute_store,
+    chosen_experiment,
+    chosen_store,
+    is_same_store,
+    registry_of,
+    sqlite_file,
+    store_client,
+)
 
 OWN = "http://ann:s3cret@tracking:5000"
 OTHER = "http://other:5000"
@@ -22,7 +32,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow keeps what other tests of this process told it, in itself and in the environment."""
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -116,3 +126,41 @@ def test_the_end_of_a_run_shows_no_address_with_its_password(
     store_client(OWN).set_terminated("1", "FAILED")
     assert ended == [("1", "FAILED")]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"])
+def test_an_experiment_that_is_set_chooses_mlflows_default_store(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """L5: ``mlflow.set_experiment`` sets the first variable; nobody sets a store to use MLflow's own."""
+    assert chosen_store() is None
+    monkeypatch.setenv(name, "flights")
+    assert chosen_store() == mlflow.get_tracking_uri()
+
+
+def test_an_active_run_chooses_mlflows_default_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L5."""
+    run = Run(RunInfo("1", "0", "ann", "RUNNING", 0, None, "active"), RunData([], [], []))
+    monkeypatch.setattr(mlflow, "active_run", lambda: run)
+    assert chosen_store() == mlflow.get_tracking_uri()
+
+
+def test_a_notebook_on_databricks_has_an_experiment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L5."""
+
+    class Notebook(DefaultExperimentProvider):
+        def in_context(self) -> bool:
+            return True
+
+        def get_experiment_id(self) -> str:
+            return "77"
+
+    def experiment(_: Any, id_: str) -> Experiment:
+        return Experiment(id_, f"/Users/ann/notebook {id_}", "", "active")
+
+    assert chosen_experiment(mlflow.get_tracking_uri()) is None
+    monkeypatch.setattr(registry, "_default_experiment_provider_registry", [Notebook()])
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment", experiment)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    assert chosen_experiment("databricks") == "/Users/ann/notebook 77"
+    assert chosen_experiment(OTHER) is None
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Shared/flights")
+    assert chosen_experiment("databricks") == "/Shared/flights"

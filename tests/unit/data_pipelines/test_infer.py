@@ -15,7 +15,7 @@ from pyspark.sql.types import (
     StringType,
 )
 
-from mirrorspark.data_pipelines.features.infer import ColumnFacts, propose_feature, propose_label
+from mirrorspark.data_pipelines.features.infer import ColumnFacts, likely_keys, propose_feature, propose_label
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Feature,
@@ -117,8 +117,35 @@ def test_one_of_two_values_is_the_positive_one(values: dict[str, int], positive:
     assert propose_label(facts(StringType(), distinct=2), values) == Label("x", positive=positive)
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "positive"),
+    [
+        (DoubleType(), {"-1.0": 9, "1.0": 90}, "1.0"),
+        (DecimalType(9, 2), {"2.00": 9, "1.00": 90}, "1.00"),
+        (LongType(), {"1": 90, "2": 9}, "1"),
+        (DoubleType(), {"2.0": 90, "3.0": 9}, "3.0"),
+    ],
+)
+def test_of_two_numbers_one_is_the_positive_one(kind: DataType, values: dict[str, int], positive: str) -> None:
+    assert propose_label(facts(kind, distinct=2, minimum=-1.0), values) == Label("x", positive=positive)
+
+
 def test_a_label_that_cannot_be_learnt_is_refused() -> None:
     with pytest.raises(FeatureSpecError, match="label 'x' has type date; a label is a number, a class"):
         propose_label(facts(DateType()))
     with pytest.raises(FeatureSpecError, match="label 'x' has no value in any row"):
         propose_label(facts(BooleanType(), rows=0))
+
+
+def test_a_column_is_a_key_by_its_name_or_because_no_model_can_learn_from_it() -> None:
+    """T3: a text or an amount that is different in every row stays a feature."""
+    unique = [
+        facts(StringType(), "review", distinct=10_000, elements=40),
+        facts(LongType(), "lot_area", distinct=10_000, skewness=0.2),
+        facts(StringType(), "voucher", distinct=10_000, elements=1),
+        facts(StringType(), "order no.", distinct=10_000, elements=1),
+        facts(StringType(), "comment_id", distinct=10_000, elements=40),
+        facts(LongType(), "orderId", distinct=10_000),
+        facts(StringType(), "few", rows=20, distinct=20, elements=1),
+    ]
+    assert likely_keys(unique) == ["comment_id", "orderId", "voucher", "order no."]

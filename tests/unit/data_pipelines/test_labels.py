@@ -1,6 +1,7 @@
 """Labels of every kind: what they become, and the values that are refused (F8)."""
 
 import re
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,35 @@ def test_of_two_values_the_positive_one_counts() -> None:
         encoded(Label("paid", positive="yes"), pa.array(["no", None]))
     with pytest.raises(FeatureSpecError, match="positive is 'a'; give the text of one of the two values"):
         Label("paid", "multi_class", positive="a")
+
+
+@pytest.mark.parametrize(
+    ("values", "positive"),
+    [
+        (pa.array([-1.0, 1.0]), "1.0"),
+        (pa.array([2.0, 1.0], pa.float32()), "1"),
+        (pa.array([0.2, 0.1], pa.float32()), "0.1"),
+        (pa.array([Decimal("2.00"), Decimal("1.00")], pa.decimal128(9, 2)), "1.0"),
+        (pa.array([2, 1], pa.int8()), "1.0"),
+        (pa.array([2**53, 2**53 + 1]), str(2**53 + 1)),
+        (pa.array([5, 10**10]), "1.0E10"),
+        (pa.array([5, 10**10], pa.float64()), "1.0E10"),
+        (pa.array([False, True]), "true"),
+    ],
+)
+def test_the_positive_value_of_numbers_is_a_number_however_it_is_written(values: pa.Array, positive: str) -> None:
+    """T3: Spark's text of a double is another than Arrow's."""
+    assert encoded(Label("paid", positive=positive), values).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("positive", ["yes", "1.5", "300", "nan", "inf", "0.001"])
+@pytest.mark.parametrize(
+    "values",
+    [pa.array([2, 1], pa.int8()), pa.array([2.0, 1.0]), pa.array([Decimal(2), Decimal(1)])],
+    ids=["integers", "doubles", "decimals"],
+)
+def test_no_row_has_a_positive_value_that_its_type_does_not_have(values: pa.Array, positive: str) -> None:
+    assert encoded(Label("paid", positive=positive), values).tolist() == [0.0, 0.0]
 
 
 def test_a_number_is_learnt_as_it_is() -> None:

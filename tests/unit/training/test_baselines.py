@@ -61,6 +61,20 @@ def test_boosting_stops_early_on_the_validation_split() -> None:
     assert hist_gradient_boosting(train, unlearnable, FEATURES, "late", seed=0).iterations < usual < 300
 
 
+@pytest.mark.parametrize("only", [[5], [0, 1, 5]], ids=["no other class", "other classes"])
+def test_boosting_stops_by_the_validation_rows_of_classes_that_it_can_learn(only: list[int]) -> None:
+    """T3, T8: a rare class may be in the validation rows alone."""
+    train, validation = columns(600, 1), columns(300, 2)
+    for part in (train, validation):
+        part["class"] = part["late"].astype(np.int64)
+        part["weight"] = np.ones(len(part["late"]))
+    validation["class"] = np.resize(only, 300)
+    fitted = hist_gradient_boosting(
+        train, validation, FEATURES, "class", seed=0, weight="weight", task="multi_class", classes=6
+    )
+    assert fitted.predict(validation).shape == (300, 2)
+
+
 def test_boosting_orders_ids_where_a_vocabulary_exceeds_native_categories() -> None:
     train, validation = columns(4_000, 1, carriers=1_000), columns(1_000, 2, carriers=1_000)
     fitted = hist_gradient_boosting(train, validation, FEATURES, "late", seed=0)

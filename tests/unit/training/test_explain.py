@@ -5,7 +5,9 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.training.results.explain import ExplanationError, explain
 
 SPEC = FeatureSpec.from_dict(
@@ -51,6 +53,31 @@ def test_the_feature_that_the_model_reads_is_the_important_one_and_the_ignored_o
     assert found._repr_html_().count("<img") == 2
 
 
+def test_of_several_classes_the_names_and_the_share_of_right_predictions_are_shown() -> None:
+    label = Label("way", "multi_class")
+    spec = FeatureSpec((Categorical("town"),), label, ("ride",))
+    features = FittedFeatures(spec, {"way": Vocabulary(pa.array(["road", "rail", "sea"]), pa.array([3, 2, 1]))}, {})
+    ways = {"here": ["sea", "sea", "rail", "road"], "there": ["road", "rail", "rail", "rail"]}
+    rows = pa.table(
+        {
+            "ride": range(8 * ROUNDS),
+            "town": [town for town, found in ways.items() for _ in found] * ROUNDS,
+            "way": [way for found in ways.values() for way in found] * ROUNDS,
+        }
+    )
+
+    def by_town(rows: pa.Table) -> np.ndarray:
+        return np.where((rows["town"].to_numpy() == "here")[:, None], [0.1, 0.2, 0.7], [0.05, 0.9, 0.05])
+
+    found = explain(rows, features, by_town, repeats=1)
+    slices = found.slices.set_index("value")
+    assert list(slices.columns) == ["feature", "rows", "label", "prediction", "right", "loss"]
+    assert list(slices.loc["here", ["label", "prediction", "right"]]) == ["sea", "sea", 0.5]
+    assert list(slices.loc["there", ["label", "prediction", "right"]]) == ["rail", "rail", 0.75]
+    assert list(found.worst.loc[0, ["label", "prediction"]]) == ["road", "rail"]
+    assert "<td>sea</td>" in found._repr_html_()
+
+
 def test_what_cannot_be_explained_is_said() -> None:
     features = FittedFeatures(SPEC, {}, {})
     with pytest.raises(ExplanationError, match="no test rows"):
@@ -64,3 +91,12 @@ def test_what_cannot_be_explained_is_said() -> None:
     )
     with pytest.raises(ExplanationError, match="label of kind candidate is not explained so"):
         explain(ROWS, FittedFeatures(candidates, {}, {}), knows_the_town)
+
+
+def test_values_of_few_rows_are_no_slice() -> None:
+    rows = ROWS.slice(0, 100).set_column(1, "town", pa.array(["rare"] * 29 + ["often"] * 70 + [None]))
+    found = explain(rows, FittedFeatures(SPEC, {}, {}), knows_the_town, repeats=1)
+    assert list(found.slices["value"]) == ["often"]
+    none = explain(rows.slice(0, 20), FittedFeatures(SPEC, {}, {}), knows_the_town, repeats=1)
+    assert none.slices.empty
+    assert "label" in none.slices
