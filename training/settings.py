@@ -17,6 +17,7 @@ from mirrorspark.training.protocol.limits import Budgets, Limits
 from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
 
 Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
+Registered = Literal["model", "better"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
@@ -43,6 +44,9 @@ class ResultSettings:
         None
     )
     baseline: Annotated[Baseline, doc("What the model is compared with")] = "none"
+    register: Annotated[Registered, doc("What becomes the version: the model, or the better of it and --baseline")] = (
+        "model"
+    )
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False
     verbose: Annotated[bool, doc("Show what Spark and TensorFlow log, and whole stack traces")] = False
