@@ -19,6 +19,7 @@ _TREES_AT_ONCE = 64
 _MOST_CATEGORIES = 256
 
 Link = Literal["logit", "softmax", "identity"]
+Part = Literal["value", "length"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TreeColumn:
 
     feature: str
     form: Form
-    part: Literal["value", "length"] = "value"
+    part: Part = "value"
     categories: np.ndarray | None = None
     is_id: bool = False
 

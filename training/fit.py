@@ -36,7 +36,7 @@ def fit(
     *,
     keys: str | Sequence[str] | None = None,
     time: str | None = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     spec: FeatureSpec | str | Path | None = None,
     accept_data_errors: bool = False,
     model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
@@ -58,7 +58,7 @@ def fit(
         keys: Columns that identify a row; by default a column with unique values, or the row's number in a table in
             memory.
         time: Column with the time of a row: the newest rows are for validation and test. It is no feature.
-        exclude: Columns that are no features.
+        exclude: Column, or columns, that are no features.
         spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
             then its own.
         accept_data_errors: Train even where validation finds errors in the data.
@@ -174,7 +174,7 @@ def _rows_and_spec(
     label: str | Mapping[str, Any],
     keys: str | Sequence[str] | None,
     time: str | None,
-    exclude: Sequence[str],
+    exclude: str | Sequence[str],
     spec: FeatureSpec | str | Path | None,
     spark: SparkSession,
 ) -> tuple[DataFrame, FeatureSpec]:
@@ -185,8 +185,14 @@ def _rows_and_spec(
         needs_number = is_in_memory(table) and spec.keys == (ROW_NUMBER,)
         return as_dataframe(numbered(table) if needs_number else table, spark), spec
     given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     left_out = (*exclude, *([time] if time else ()))
     df = as_dataframe(table, spark)
+    unknown = [name for name in exclude if name not in df.columns]
+    if unknown:  # A column that gives the label away would stay a feature.
+        raise FeatureSpecError(
+            f"exclude names the columns {unknown}, which the table does not have; it has {df.columns}"
+        )
     if given:
         _require_unique(df, given)
     try:

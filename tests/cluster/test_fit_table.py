@@ -155,6 +155,7 @@ def test_an_edited_spec_and_other_settings_make_a_run_that_is_compared(
             r"keys \['town'\] do not identify the rows: 1,200 rows have 2 different ones",
         ),
         ({"time": "when"}, ms.SplitError, "time column 'when' is missing"),
+        ({"exclude": "towm"}, ms.FeatureSpecError, r"exclude names the columns \['towm'\], which the table does not"),
     ],
 )
 def test_mistakes_are_named(

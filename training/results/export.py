@@ -233,7 +233,7 @@ def main() -> int:
     model = _restored_model(plan, dataset)
     _write_model(plan, dataset, architecture, model)
     predict = traced(architecture, model)
-    tables = {
+    tables: Mapping[str, pa.Table] = {
         split: reference_predictions(architecture, model, predict, dataset, split, plan.top_k)
         for split in EVALUATED_SPLITS
     }

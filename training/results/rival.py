@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.catalog import BOOSTED_TREES
 from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.training.results.baselines import FittedBaseline
+from mirrorspark.training.results.baselines import BaselineFeature, FittedBaseline
 from mirrorspark.training.results.evaluate_run import baseline_scores, fitted_baseline, metrics_of
 from mirrorspark.training.results.report import is_better
 
@@ -188,13 +188,13 @@ def trees_of(fitted: FittedBaseline) -> "Trees":
 
 def _tree_columns(fitted: FittedBaseline) -> tuple[Any, ...]:
     """Return the columns in the order of the trees' numbers, in which scikit-learn puts categories first."""
-    from mirrorspark.models.boosted_trees import TreeColumn
+    from mirrorspark.models.boosted_trees import Part, TreeColumn
 
-    parts = [
-        (feature, part)
-        for feature in fitted.features
-        for part in (("value", "length") if feature.form == "ids" else ("value",))
-    ]
+    parts: list[tuple[BaselineFeature, Part]] = []
+    for feature in fitted.features:
+        parts.append((feature, "value"))
+        if feature.form == "ids":
+            parts.append((feature, "length"))
     model: Any = fitted.model
     encoders = dict(model._preprocessor.named_transformers_) if any(fitted.native_categorical) else {}
     categories = iter(encoders["encoder"].categories_ if encoders else ())
