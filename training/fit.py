@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,7 @@ def fit(
         ConfigError: A setting has an invalid value.
         Exception: As :func:`data_pipelines.convert.convert` and :func:`training.train.train` say.
     """
-    unknown = sorted(set(settings) - set(TrainingConfig.__dataclass_fields__))
-    if unknown:
-        raise ConfigError(f"settings {unknown} are unknown; use fields of TrainingConfig")
+    _check_arguments(label, model, callbacks, settings)
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
     with view.stage("infer", spark=spark) as stage:
@@ -103,6 +102,23 @@ def fit(
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
     trained = train(dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows)
+
+
+def _check_arguments(label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    """Check what can be checked before a session is started."""
+    known = list(TrainingConfig.__dataclass_fields__)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
+        meant = f"; did you mean {' and '.join(near)}?" if near else "; use fields of TrainingConfig"
+        raise ConfigError(f"settings {unknown} are unknown{meant}")
+    if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
+        raise FeatureSpecError(
+            f"label {label!r} is no column; give the name of one, or its name and kind as "
+            f"{{'name': 'stars', 'kind': 'number'}}"
+        )
+    if callbacks and (model is None or isinstance(model, str | Mapping)):
+        raise ConfigError("callbacks go with a model of your own; give a function that builds it as model, too")
 
 
 def default_spec(

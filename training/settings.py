@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -225,8 +226,9 @@ def check_values(settings: Any) -> None:
         if choices and value not in choices:
             raise ConfigError(f"{each.name} '{value}' is unknown; use one of {choices}")
         for bound in (part for part in hint.__metadata__ if not isinstance(part, DocInfo)):
-            if value is None or not _holds(bound, value):
-                raise ConfigError(f"{each.name} is {value}; use {_in_words(bound)}")
+            # A number as text cannot be compared with a bound.
+            if not isinstance(value, Real) or not _holds(bound, value):
+                raise ConfigError(f"{each.name} is {value!r}; use {_in_words(bound)}")
 
 
 def choices_of(hint: Any) -> list[Any]:
