@@ -29,6 +29,7 @@ from mirrorspark.training.train import train
 # One worker's threads and network cost more than they bring below so many training rows each.
 ROWS_PER_WORKER = 20_000
 MOST_LOCAL_WORKERS = 4
+_MANY_ROWS = 1_000_000
 
 
 def fit(
@@ -88,6 +89,9 @@ def fit(
         settings["model"] = own_model(model, spec.label.kind, callbacks)
         settings.setdefault("monitor", "val_loss")  # what every model has
     name = settings.pop("name", None) or default_name(spec)
+    # A wrong setting is told before the conversion, which may take long. The rows are not counted yet: the largest of
+    # the default batches can be divided among any workers that a smaller one can.
+    default_config(spec, rows=_MANY_ROWS, slots=1, name=name, **settings).require_features(spec)
     with view.stage("convert", spark=spark) as stage:
         require_columns(rows, spec)
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))

@@ -155,6 +155,8 @@ def test_an_edited_spec_and_other_settings_make_a_run_that_is_compared(
             r"keys \['town'\] do not identify the rows: 1,200 rows have 2 different ones",
         ),
         ({"time": "when"}, ms.SplitError, "time column 'when' is missing"),
+        ({"model": "multi_class"}, ConfigError, "model 'multi_class' needs a label of kind multi_class"),
+        ({"epochs": 0}, ConfigError, "epochs is 0; use 1 or more"),
         ({"exclude": "towm"}, ms.FeatureSpecError, r"exclude names the columns \['towm'\], which the table does not"),
     ],
 )
@@ -163,6 +165,7 @@ def test_mistakes_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         ms.fit(rides(), **{"label": "late", "output": str(tmp_path), "spark": spark} | change)
+    assert list(tmp_path.iterdir()) == []  # nothing is converted before
 
 
 def test_a_spark_table_without_a_key_is_refused(spark: "SparkSession") -> None:
