@@ -1,5 +1,7 @@
 """Tables in any of the forms that users have, as Spark DataFrames, and back."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,30 @@ def as_dataframe(table: Any, spark: SparkSession) -> DataFrame:
             has values of several types.
     """
     if hasattr(table, "sparkSession"):  # of Spark Classic or Spark Connect
-        return table
-    if isinstance(table, str | Path):
-        return _stored(str(table), spark)
-    arrow = _in_arrow(table)
-    if len(set(arrow.column_names)) < arrow.num_columns:
-        raise TableError(f"the table has several columns of one name among {arrow.column_names}; rename them")
-    return spark.createDataFrame(arrow)
+        df = table
+    elif isinstance(table, str | Path):
+        df = _stored(str(table), spark)
+    else:
+        arrow = _in_arrow(table)
+        _require_different(arrow.column_names)
+        df = spark.createDataFrame(arrow)
+    if spark.conf.get("spark.sql.caseSensitive") != "true":
+        _require_different(df.columns)
+        _require_different_but_for_case(df.columns)
+    return df
+
+
+def _require_different(names: Sequence[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise TableError(f"the table has several columns of one name: {repeated}; rename or drop all but one")
+
+
+def _require_different_but_for_case(names: Sequence[str]) -> None:
+    counts = Counter(map(str.lower, names))
+    twins = [name for name in names if counts[name.lower()] > 1]
+    if twins:
+        raise TableError(f"the columns {twins} differ in case alone, which Spark ignores; rename all but one")
 
 
 def is_in_memory(table: Any) -> bool:
@@ -94,6 +113,7 @@ def _of_pandas(table: Any) -> pa.Table:
     odd = [name for name in table.columns if not isinstance(name, str)]
     if odd:
         raise TableError(f"column names {odd[:5]} are no text; rename them: df.columns = df.columns.astype(str)")
+    _require_different(list(table.columns))
     try:
         return pa.Table.from_pandas(table, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
@@ -124,10 +144,15 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _stored(name: str, spark: SparkSession) -> DataFrame:
     """Return a table of the catalog, or of files."""
-    if "/" not in name and Path(name).suffix not in _READERS and spark.catalog.tableExists(name):
-        return spark.table(name)
-    if "/" not in name and not Path(name).exists():
-        raise TableError(f"there is no table or view '{name}', and no file or folder of that name")
+    if "/" not in name and Path(name).suffix not in _READERS:
+        try:
+            is_table = spark.catalog.tableExists(name)
+        except AnalysisException:  # no catalog of that name, or no name of a table
+            is_table = False
+        if is_table:
+            return spark.table(name)
+        if not Path(name).exists():
+            raise TableError(f"there is no table or view '{name}', and no file or folder of that name")
     kind = _READERS.get(Path(name).suffix) or _kind_of_folder(Path(name))
     reader = spark.read
     if kind == "csv":

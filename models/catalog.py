@@ -21,6 +21,9 @@ ARCHITECTURES: Mapping[str, str] = {
     "youtube_dnn": "mirrorspark.models.youtube_dnn",
 }
 
+# Gradient boosting as an exported model says it; it is no architecture that can be trained (models.boosted_trees).
+BOOSTED_TREES = "hist_gradient_boosting"
+
 
 def architecture(name: str) -> ModuleType | own_model.OwnArchitecture:
     """Return the module of an architecture, or what stands for it: ``TASK``, ``Settings``, ``build`` and ``predict``.

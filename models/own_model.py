@@ -65,7 +65,18 @@ class OwnArchitecture:
         model.own_compilation = getattr(model, "optimizer", None) is not None
         if not model.built:  # A class creates its weights when it is called.
             model(symbolic_inputs(fitted.spec.query_features))
+        self._require_width(model, settings.function, fitted)
         return model
+
+    def _require_width(self, model: "tf_keras.Model", function: str, fitted: FittedFeatures) -> None:
+        """Check the number of outputs per row, which a loss would complain of in many pages."""
+        needed = fitted.classes if self.TASK in ("multi_class", "multi_label") else 1
+        shape = getattr(model, "output_shape", None)  # a class of the user's own may not know it
+        if isinstance(shape, tuple) and len(shape) == 2 and shape[1] not in (None, needed):
+            raise ModelSettingsError(
+                f"{function} returns a model with {shape[1]} outputs per row, and the label '{fitted.spec.label.name}' "
+                f"of kind {fitted.spec.label.kind} needs {needed}: end it with Dense({needed})"
+            )
 
     def predict(self, model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
         """Return ``score``, float32 ``[batch]``, or ``scores``, float32 ``[batch, classes]``."""

@@ -94,12 +94,27 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             self.baseline in ("none", _BASELINES[self.task]),
             f"baseline '{self.baseline}' does not fit a {self.task} model; use {_BASELINES[self.task]} or none",
         )
+        self._check_register()
         _require(
             self.task != "retrieval" or self.precision != "mixed_float16",
             f"precision mixed_float16 needs its losses scaled, which a {self.task} model does not do; use "
             f"mixed_bfloat16",
         )
         catalog.settings(self.model["name"], self.model_options)
+
+    def _check_register(self) -> None:
+        if self.register == "model":
+            return
+        _require(
+            self.baseline == "hist_gradient_boosting",
+            f"register better needs a baseline that can be registered, and '{self.baseline}' cannot; use the baseline "
+            f"hist_gradient_boosting, or register model",
+        )
+        _require(
+            self.model.get("loss") != "quantile",
+            "register better does not go with model.loss quantile: gradient boosting gives no interval; use another "
+            "loss, or register model",
+        )
 
     def _check_run_date(self) -> None:
         given: Any = self.run_date
@@ -355,7 +370,7 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _FREE_TO_CHANGE = frozenset(
     {"workers", "output", "tracking_uri", "experiment", "master", "resume", "dry_run", "summary", "verbose"}
-    | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy"}
+    | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy", "register"}
     | {"parameter_servers", "allow_open_servers"}
     | {"checkpoint_every_steps", "checkpoint_every_seconds", "keep_last", "keep_best", "steps_per_execution"}
     | {"max_restarts", "max_preemptions", "max_start_failures"}

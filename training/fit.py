@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def fit(
     *,
     keys: str | Sequence[str] | None = None,
     time: str | None = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     spec: FeatureSpec | str | Path | None = None,
     accept_data_errors: bool = False,
     model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
@@ -59,7 +60,7 @@ def fit(
         keys: Columns that identify a row; by default a column with unique values, or the row's number in a table in
             memory.
         time: Column with the time of a row: the newest rows are for validation and test. It is no feature.
-        exclude: Columns that are no features.
+        exclude: Column, or columns, that are no features.
         spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
             then its own.
         accept_data_errors: Train even where validation finds errors in the data.
@@ -76,11 +77,7 @@ def fit(
         ConfigError: A setting has an invalid value.
         Exception: As :func:`data_pipelines.convert.convert` and :func:`training.train.train` say.
     """
-    unknown = sorted(set(settings) - set(TrainingConfig.__dataclass_fields__))
-    if unknown:
-        raise ConfigError(f"settings {unknown} are unknown; use fields of TrainingConfig")
-    if callbacks and not callable(model):
-        raise ConfigError("callbacks go with a model of your own; give a function or class as model, too")
+    _check_arguments(label, model, callbacks, settings)
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
     with view.stage("infer", spark=spark) as stage:
@@ -106,6 +103,23 @@ def fit(
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
     trained = train(dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows)
+
+
+def _check_arguments(label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    """Check what can be checked before a session is started."""
+    known = list(TrainingConfig.__dataclass_fields__)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
+        meant = f"; did you mean {' and '.join(near)}?" if near else "; use fields of TrainingConfig"
+        raise ConfigError(f"settings {unknown} are unknown{meant}")
+    if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
+        raise FeatureSpecError(
+            f"label {label!r} is no column; give the name of one, or its name and kind as "
+            f"{{'name': 'stars', 'kind': 'number'}}"
+        )
+    if callbacks and (model is None or isinstance(model, str | Mapping)):
+        raise ConfigError("callbacks go with a model of your own; give a function that builds it as model, too")
 
 
 def default_spec(
@@ -168,9 +182,10 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
 def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
     """Raise the ``ConfigError`` of settings that are wrong with one worker and with many, before rows are converted."""
     try:
-        default_config(spec, rows=0, slots=slots, **settings)
+        config = default_config(spec, rows=0, slots=slots, **settings)
     except ConfigError:
-        default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
+        config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
+    config.require_features(spec)
 
 
 def _whole(value: Any) -> int:
@@ -193,7 +208,7 @@ def _rows_and_spec(
     label: str | Mapping[str, Any],
     keys: str | Sequence[str] | None,
     time: str | None,
-    exclude: Sequence[str],
+    exclude: str | Sequence[str],
     spec: FeatureSpec | str | Path | None,
     spark: SparkSession,
 ) -> tuple[DataFrame, FeatureSpec]:
@@ -206,8 +221,14 @@ def _rows_and_spec(
         needs_number = is_in_memory(table) and spec.keys == (ROW_NUMBER,)
         return as_dataframe(numbered(table) if needs_number else table, spark), spec
     given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     left_out = (*exclude, *([time] if time else ()))
     df = as_dataframe(table, spark)
+    unknown = [name for name in exclude if name not in df.columns]
+    if unknown:  # A column that gives the label away would stay a feature.
+        raise FeatureSpecError(
+            f"exclude names the columns {unknown}, which the table does not have; it has {df.columns}"
+        )
     if given:
         _require_unique(df, given)
     try:

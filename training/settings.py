@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,7 @@ from mirrorspark.training.protocol.limits import Budgets, Limits
 from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
 
 Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
+Registered = Literal["model", "better"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
@@ -43,6 +45,9 @@ class ResultSettings:
         None
     )
     baseline: Annotated[Baseline, doc("What the model is compared with")] = "none"
+    register: Annotated[Registered, doc("What becomes the version: the model, or the better of it and --baseline")] = (
+        "model"
+    )
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False
     verbose: Annotated[bool, doc("Show what Spark and TensorFlow log, and whole stack traces")] = False
@@ -221,8 +226,9 @@ def check_values(settings: Any) -> None:
         if choices and value not in choices:
             raise ConfigError(f"{each.name} '{value}' is unknown; use one of {choices}")
         for bound in (part for part in hint.__metadata__ if not isinstance(part, DocInfo)):
-            if value is None or not _holds(bound, value):
-                raise ConfigError(f"{each.name} is {value}; use {_in_words(bound)}")
+            # A number as text cannot be compared with a bound.
+            if not isinstance(value, Real) or not _holds(bound, value):
+                raise ConfigError(f"{each.name} is {value!r}; use {_in_words(bound)}")
 
 
 def choices_of(hint: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.own_model import own_model
@@ -63,6 +64,13 @@ def train(
     """
     if isinstance(dataset, str | Path):
         dataset = Dataset.open(dataset)
+    if not isinstance(dataset, Dataset):
+        raise DatasetError(
+            f"a {type(dataset).__name__} is no dataset; give what ms.convert returns, or its path, or call ms.fit with "
+            f"a table"
+        )
+    if not isinstance(config, TrainingConfig):
+        raise ConfigError(f"a {type(config).__name__} is no configuration; give ms.TrainingConfig(name=…, epochs=…)")
     if model is not None:
         config = replace(config, model=own_model(model, dataset.spec.label.kind, callbacks))
     elif callbacks:

@@ -16,6 +16,7 @@ from uuid import uuid4
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
 from mirrorspark.callbacks.mlflow.store import limit_requests, sqlite_file
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
+from mirrorspark.models.catalog import BOOSTED_TREES
 from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     FEATURES_FOLDER,
@@ -143,6 +144,11 @@ def _find(name: str, store: str) -> PinnedModel:
     if not isinstance(directory.description, ModelDescription):
         raise ConfigError(
             f"warm_start {name}: {pinned.label} is a model of another library; give one that was trained here"
+        )
+    if directory.description.architecture == BOOSTED_TREES:
+        raise ConfigError(
+            f"warm_start {name}: {pinned.label} is gradient boosting, which has no weights to begin from; give a "
+            f"version that is a network, or leave warm_start out"
         )
     return pinned
 

@@ -55,6 +55,7 @@ MOST_VOCABULARY = 1_000_000
 LEAST_SKEWNESS_OF_LOGARITHM = 3.0
 LONGEST_LIST = 200
 _YES = frozenset({"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "on"})
+_RENAME = "rename it; all columns of pandas: df.columns = df.columns.str.replace('[^A-Za-z0-9_]+', '_', regex=True)"
 # As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
 _IDENTIFIER = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
 
@@ -106,8 +107,10 @@ def infer_spec(
         raise FeatureSpecError(f"the table has no columns {missing}; it has {df.columns}")
     left_out = {*exclude} - {label, *given}
     facts = column_facts(df.select(*(_quoted(name) for name in df.columns if name not in left_out)))
+    if not any(fact.rows for fact in facts.values()):
+        raise FeatureSpecError(f"the table has no rows, or no value in any of the columns {list(facts)}")
     proposed_keys = given or (_find_key(df, facts, label),)
-    features = []
+    features, reasons = [], []
     for name, fact in facts.items():
         if name == label or name in proposed_keys:
             continue
@@ -116,8 +119,11 @@ def infer_spec(
         _LOGGER.log(logging.INFO if feature is not None else logging.WARNING, "column %s: %s", name, reason)
         if feature is not None:
             features.append(feature)
+        else:
+            reasons.append(f"{name} is {reason}")
     if not features:
-        raise FeatureSpecError(f"none of the columns {list(facts)} can be a feature of '{label}'; the log says why")
+        why = "; ".join(reasons[:5]) or "besides the label and the keys there is none"
+        raise FeatureSpecError(f"no column can be a feature of '{label}': {why}")
     proposed = propose_label(facts[label], _two_values(df, facts[label]))
     _LOGGER.info("label %s: %s", label, proposed.kind)
     return FeatureSpec(tuple(features), proposed, proposed_keys)
@@ -164,7 +170,7 @@ def _measures(kind: DataType, column: Column) -> Mapping[str, Column]:
 def propose_feature(facts: ColumnFacts) -> tuple[Feature | None, str]:
     """Return the feature proposed for a column, or None, and the reason."""
     if not COLUMN_NAME.fullmatch(facts.name):
-        return None, "left out: its name has other characters than letters, digits and underscores; rename it"
+        return None, f"left out: its name has other characters than letters, digits and underscores ({_RENAME})"
     if not facts.rows:
         return None, "left out: it has no value"
     kind = facts.type
@@ -257,7 +263,7 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
         return Label(facts.name, "multi_label")
     raise FeatureSpecError(
         f"label '{facts.name}' has type {kind.simpleString()}; a label is a number, a class (text or whole number), "
-        f"true or false, or an array of classes: make it one in the query"
+        f"true or false, or an array of classes: convert the column to one of these"
     )
 
 

@@ -137,5 +137,14 @@ def test_an_impossible_proposal_of_features_is_refused(orders: "DataFrame") -> N
         FeatureSpec.infer(orders.withColumnRenamed("order_id", "size"), label="again")
     with pytest.raises(FeatureSpecError, match="label 'basket' has type map<int,double>; a label is a number, a class"):
         FeatureSpec.infer(orders.select("order_id", "basket", "age"), label="basket")
-    with pytest.raises(FeatureSpecError, match=r"none of the columns .* can be a feature of 'again'; the log says why"):
+    with pytest.raises(
+        FeatureSpecError, match="no column can be a feature of 'again': seen_at is left out: no feature"
+    ):
         FeatureSpec.infer(orders.select("order_id", "again", "seen_at"), label="again")
+    spaced = orders.select("order_id", "again", orders["age"].alias("age in years"))
+    with pytest.raises(
+        FeatureSpecError, match=r"age in years is left out: its name .*all columns of pandas: df\.columns ="
+    ):
+        FeatureSpec.infer(spaced, label="again")
+    with pytest.raises(FeatureSpecError, match="the table has no rows, or no value in any of the columns"):
+        FeatureSpec.infer(orders.limit(0), label="again")

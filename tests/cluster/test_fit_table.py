@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import tf_keras
 from mlflow import MlflowClient
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 import mirrorspark as ms
+from mirrorspark.callbacks.checkpoints.commit import best_committed
+from mirrorspark.data_pipelines.convert import ConversionOptions
+from mirrorspark.data_pipelines.convert_once import convert_once
 from mirrorspark.data_pipelines.features.infer import NoKeyError
 from mirrorspark.training.config import ConfigError
+from mirrorspark.training.results.evaluate_run import baseline_scores, fitted_baseline
+from mirrorspark.training.results.export import ExportPlan, export
+from mirrorspark.training.results.rival import Choice
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -60,6 +68,51 @@ def test_it_scores_a_table_in_the_form_in_which_it_comes(fitted: ms.FitResult) -
     assert by_town["here"] < 0.3 < 0.7 < by_town["there"]
 
 
+def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as_scikit_learn_does(
+    fitted: ms.FitResult, tmp_path: Path
+) -> None:
+    """F15, T8, S1: a network that has learnt the opposite of its rows' labels is exported with the choice."""
+    trained, config = fitted.trained, fitted.config
+    opposite = fitted.rows.withColumn("late", 1 - F.col("late"))
+    dataset = convert_once(opposite, fitted.spec, tmp_path, "opposite", options=ConversionOptions())
+    best = best_committed(str(trained.run_folder / "checkpoints"), config.monitor, config.mode)
+    assert best is not None
+    plan = ExportPlan(
+        dataset=str(dataset.path),
+        checkpoint=str(best.path),
+        model=config.model["name"],
+        model_options=config.model_options,
+        seed=config.seed,
+        top_k=config.top_k,
+        folder=str(tmp_path / "model"),
+        predictions=str(tmp_path / "predictions"),
+        tracking_uri=trained.tracking_uri,
+        registry_uri=trained.tracking_uri,
+        mlflow_run_id=trained.run_id,
+        registered_model="late-better",
+        threads=2,
+        monitor=config.monitor,
+        register="better",
+    )
+    exported = export(plan)
+    assert Choice.load(tmp_path / "predictions").registered == "hist_gradient_boosting"
+    version = MlflowClient(trained.tracking_uri).get_model_version("late-better", exported.model_version)
+    assert version.tags["architecture"] == "hist_gradient_boosting"
+
+    baseline = baseline_scores(fitted_baseline(dataset, config.seed, "binary"), dataset, "test")
+    kept = pq.read_table(tmp_path / "predictions" / "test.parquet")
+    np.testing.assert_allclose(kept["score"].to_numpy(), baseline, rtol=1e-6)
+    table = fitted.rows.sparkSession.createDataFrame(rides().assign(row_number=range(ROWS)))
+    model = ms.resolve("models:/late-better/1", tracking_uri=trained.tracking_uri)
+    scores = ms.score(table, model, keys="row_number")
+    both = kept.select(["row_number", "score"]).to_pandas().merge(scores.toPandas(), on="row_number")
+    assert len(both) == kept.num_rows
+    np.testing.assert_allclose(both["score_y"], both["score_x"], rtol=1e-6)
+    assert set(both["model_version"]) == {"late-better/1"}
+    alone = ms.Predictor(model).predict_rows(rides().head(8).to_dict("records"))
+    np.testing.assert_allclose([row["score"] for row in alone], scores.orderBy("row_number").toPandas()["score"][:8])
+
+
 def test_an_explanation_names_what_counts_and_stands_in_the_report(fitted: ms.FitResult) -> None:
     explanation = fitted.explain(rows=100, repeats=2)
     assert list(explanation.importance["feature"]) == ["town", "kilometres"]
@@ -102,6 +155,9 @@ def test_an_edited_spec_and_other_settings_make_a_run_that_is_compared(
             r"keys \['town'\] do not identify the rows: 1,200 rows have 2 different ones",
         ),
         ({"time": "when"}, ms.SplitError, "time column 'when' is missing"),
+        ({"model": "multi_class"}, ConfigError, "model 'multi_class' needs a label of kind multi_class"),
+        ({"epochs": 0}, ConfigError, "epochs is 0; use 1 or more"),
+        ({"exclude": "towm"}, ms.FeatureSpecError, r"exclude names the columns \['towm'\], which the table does not"),
     ],
 )
 def test_mistakes_are_named(
@@ -109,6 +165,7 @@ def test_mistakes_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         ms.fit(rides(), **{"label": "late", "output": str(tmp_path), "spark": spark} | change)
+    assert list(tmp_path.iterdir()) == []  # nothing is converted before
 
 
 def test_a_spark_table_without_a_key_is_refused(spark: "SparkSession") -> None:
@@ -194,12 +251,14 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     others = [name for name in ("price", "way", "dear") if name != label]
     table = parcels().drop(columns=others)
     settings = {"output": str(tmp_path), "epochs": 12, "learning_rate": 0.02, "workers": 2}
+    if kind == "binary":
+        settings |= {"register": "better"}
     if kind == "number":
         settings |= {"model": {"name": "regression", "loss": "quantile"}, "optimizer": "adamw"}
     result = ms.fit(table, label=label, keys="parcel", spark=spark, **settings)
     assert result.spec.label.kind == kind
     assert at_least <= result.metrics["test"][metric] <= at_most
-    of_baseline = result.table["hist_gradient_boosting"].drop(["interval_coverage", "interval_width"], errors="ignore")
+    of_baseline = result.table.iloc[:, -1].drop(["interval_coverage", "interval_width"], errors="ignore")
     assert of_baseline.notna().all()
     column = "scores" if kind == "multi_class" else "score"
     rows = table.drop(columns=label).head(64)

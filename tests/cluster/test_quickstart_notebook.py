@@ -1,4 +1,4 @@
-"""The quickstart notebook runs from top to bottom, in a kernel of its own, and leaves what it says it leaves."""
+"""The notebooks run from top to bottom, in kernels of their own, and leave what they say they leave."""
 
 import ast
 import json
@@ -16,6 +16,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
+OWN_MODEL = REPOSITORY / "notebooks" / "own_model.ipynb"
 
 CELL_TIMEOUT_SECONDS = 240
 EPOCHS = 4
@@ -67,17 +68,46 @@ def test_notebook_is_committed_without_outputs_and_defines_nothing() -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_a_table_is_fitted_in_one_call_also_with_a_model_of_the_notebook(tmp_path: Path) -> None:
-    """T3, H2, H9: every result is a picture, and the notebook's own model is trained, compared and scored."""
+def test_a_table_is_fitted_in_one_call_and_compared_with_another_model(tmp_path: Path) -> None:
+    """T3, H2, H9: every result is a picture."""
     executed = run_notebook(tmp_path, REPOSITORY / "notebooks" / "your_table.ipynb")
-    cells = [cell for cell in executed.cells if cell.cell_type == "code"]
-    results = [entry for cell in cells for entry in cell.outputs if entry.output_type == "execute_result"]
-    pages = ["".join(entry.data["text/html"]) for entry in results]
+    pages = shown(executed)
     assert sum(page.count("<img") for page in pages) >= 8
     assert "gradient boosting" in pages[1]
     assert "models:/late-flights/2" in pages[-2]
     assert "late-flights/2" in pages[-1]
     assert len(list(tmp_path.glob("mirrorspark-output/runs/*/report.html"))) == 2
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_model_of_ones_own_trains_on_both_workers_is_edited_and_mended(tmp_path: Path) -> None:
+    """T3, T6, T8, H2: loss, metric, callback and a pretrained layer; changed code begins another run."""
+    executed = run_notebook(tmp_path, OWN_MODEL)
+    epochs = [file.read_text().splitlines() for file in (tmp_path / "notes").glob("worker-*.txt")]
+    assert sorted(map(len, epochs)) == [3, 3]  # one file per worker
+    pages = shown(executed)
+    assert "models:/own-model/1" in pages[1]
+    assert "models:/own-model/2" in pages[2]
+    assert "own-model/3" in pages[3]
+    text = "".join(entry.text for cell in executed.cells for entry in cell.get("outputs", ()) if "text" in entry)
+    assert "the disk for my notes is full" in text
+    assert "settings have changed: the code of the model build" in text
+
+
+def test_the_notebook_of_own_models_is_committed_with_its_outputs() -> None:
+    notebook = nbformat.read(OWN_MODEL, as_version=4)
+    nbformat.validate(notebook)
+    assert sum(page.count("<img") for page in shown(notebook)) >= 5
+    numbers = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert str(REPOSITORY) not in OWN_MODEL.read_text(encoding="utf-8")
+
+
+def shown(notebook: nbformat.NotebookNode) -> list[str]:
+    """Return the HTML of every result, in order."""
+    outputs = [entry for cell in notebook.cells for entry in cell.get("outputs", ())]
+    return [entry.data["text/html"] for entry in outputs if "text/html" in entry.get("data", {})]
 
 
 def run_notebook(folder: Path, path: Path = NOTEBOOK) -> nbformat.NotebookNode:

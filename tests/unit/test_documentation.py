@@ -27,9 +27,12 @@ from mirrorspark.training.sweep.command import read_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-SHELL = ("export ", "python ", "mirrorspark ")
+NOT_PYTHON = ("export ", "python ", "mirrorspark ", "mlflow ", "SELECT ", "CREATE ")
 # Their samples stand four spaces from the margin; those of the others are marked as Python.
-INDENTED_SAMPLES = ("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "training.md")
+INDENTED_SAMPLES = (
+    *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "training.md"),
+    *("metrics.md", "sql.md", "every-week.md", "your-table.md"),
+)
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
 PACKAGES = ("callbacks", "data_pipelines", "models", "scoring", "storage", "training")
 
@@ -118,7 +121,7 @@ def test_samples_of_the_pages_call_what_there_is(name: str) -> None:
     text = page(f"docs/{name}")
     blocks = [textwrap.dedent(found) for found in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
     if name in INDENTED_SAMPLES:
-        blocks += [block for block in indented_blocks(text) if not block.startswith(SHELL)]
+        blocks += [block for block in indented_blocks(text) if not block.startswith(NOT_PYTHON)]
     nodes = list(ast.walk(ast.parse("\n".join(blocks))))
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mirrorspark"):

@@ -2,12 +2,21 @@
 
 import io
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.executor.child_process import LOG_CHARACTERS, LineBudget, marked_as_sent
 from mirrorspark.training.protocol.event_client import EventClient
+
+# Warnings that a model of the user's own causes, and about which nothing can or need be done: functions that are sent
+# by value have no source, which AutoGraph needs only for Python's own loops and branches on tensors; and a pretrained
+# layer is not trained by its own configuration.
+_HARMLESS = re.compile(
+    r"AutoGraph could not transform .*Unable to locate the source code|No training configuration found in save file",
+    re.DOTALL,
+)
 
 
 class CleanEventClient(EventClient):
@@ -61,6 +70,8 @@ class LogToDriver(logging.Handler):
             text: str | None = without_credentials(record.getMessage())
         except Exception:  # A malformed record must not end a training.
             self.handleError(record)
+            return
+        if record.levelno == logging.WARNING and self.level >= logging.WARNING and _HARMLESS.match(text or ""):
             return
         text = self._budgets[record.levelno >= logging.WARNING].admit(text or "")
         if text is not None:

@@ -167,7 +167,8 @@ class LiveView:
         # Explains slow first steps. Attempts and fits repeat it.
         count = event.get("parameter_bytes")
         if count not in (None, self._parameter_bytes):
-            self._write_after_messages(f"  the weights to train take {count / 1e6:,.1f} MB")
+            size = f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
+            self._write_after_messages(f"  the weights to train take {size}")
         self._parameter_bytes = count
 
     def _report_restart(self, event: Event) -> None:

@@ -36,6 +36,7 @@ from mirrorspark.training.results.evaluate_run import (
 from mirrorspark.training.results.explain import Explanation
 from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.report import REPORT_FILE, ReportFacts, write_report
+from mirrorspark.training.results.rival import NETWORK, OTHER_FOLDER, Choice, read_scores
 from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.training_job import TrainingJob
 
@@ -59,6 +60,7 @@ class Trained:
         predictions: The training framework's own predictions of each evaluated split, with keys and label.
         run_folder: Configuration, events, checkpoints and results.
         seconds: Seconds per stage.
+        chosen: Why this one was registered, in words, where ``register`` is ``better``.
     """
 
     run_id: str
@@ -72,6 +74,7 @@ class Trained:
     run_folder: Path
     tracking_uri: str = field(repr=False)  # it may hold a password
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    chosen: str | None = None
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -127,13 +130,17 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         best = job.fetch_best(job.folder.path / "fetched")
         plan = _export_plan(job, best)
         exported = export_once(plan, job.folder.exported, verbose=job.config.verbose, process=process)
+        choice = _choice(job)
         stage.note = f"registered as models:/{job.config.name}/{exported.model_version}"
+        if choice is not None:
+            stage.note += f": {choice.in_words()}"
+            job.tracked.log_tags({"registered": choice.registered})
     with job.view.stage("evaluate") as stage:
         predictions = _predictions(job.folder)
-        verdict = _judge(job, predictions, best, attempts)
+        verdict = _judge(job, predictions, best, attempts, choice)
         _log_verdict(job, verdict, exported.model_uri)
         stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else "without a baseline"
-    return _trained(job, attempts, exported, verdict, predictions)
+    return _trained(job, attempts, exported, verdict, predictions, choice)
 
 
 def report_facts(
@@ -164,6 +171,8 @@ def report_facts(
     }
     if trained.examples_per_second is not None:
         facts["speed"] = f"{trained.examples_per_second:,.0f} examples/s"
+    if trained.chosen is not None:
+        facts["registered"] = trained.chosen
     if parity is not None:
         facts["parity"] = parity
     manifest = dataset.manifest
@@ -199,6 +208,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "metrics": trained.verdict.metrics,
         "baseline": trained.verdict.baseline,
         "seconds": dict(trained.seconds),
+        "chosen": trained.chosen,
     }
     write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
 
@@ -256,6 +266,11 @@ def _predictions(folder: RunFolder) -> dict[str, pa.Table]:
     return {split: pq.read_table(folder.predictions / f"{split}.parquet") for split in EVALUATED_SPLITS}
 
 
+def _choice(job: TrainingJob) -> Choice | None:
+    """Return which of the model and gradient boosting the export has chosen; None where it had no choice."""
+    return Choice.load(job.folder.predictions) if job.config.register == "better" else None
+
+
 def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
     config = job.config
     return ExportPlan(
@@ -272,6 +287,8 @@ def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
         mlflow_run_id=job.tracked.require_run_id(),
         registered_model=config.name,
         threads=_threads(config),
+        monitor=config.monitor,
+        register=config.register,
     )
 
 
@@ -281,7 +298,11 @@ def _threads(config: TrainingConfig) -> int:
 
 
 def _judge(
-    job: TrainingJob, predictions: dict[str, pa.Table], best: CommittedCheckpoint, attempts: tuple[Attempt, ...]
+    job: TrainingJob,
+    predictions: dict[str, pa.Table],
+    best: CommittedCheckpoint,
+    attempts: tuple[Attempt, ...],
+    choice: Choice | None,
 ) -> Verdict:
     config, dataset = job.config, job.dataset
     steps = dataset.steps("train", config.global_batch_size)
@@ -292,12 +313,17 @@ def _judge(
     if config.task == "multi_label":
         return judge_multi_label(dataset, predictions, config.baseline, curves)
     judge = {"binary": judge_binary, "multi_class": judge_multi_class, "regression": judge_regression}[config.task]
-    return judge(dataset, predictions, config.baseline, config.seed, curves)
+    if choice is None:
+        return judge(dataset, predictions, config.baseline, config.seed, curves)
+    other = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
+    return judge(dataset, predictions, choice.other, config.seed, curves, other)
 
 
 def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
-    values |= {f"baseline_{name}": value for name, value in verdict.baseline.get("metrics", {}).items()}
+    # Where gradient boosting is registered, the network is what it was compared with.
+    other = NETWORK if verdict.baseline.get("name") == NETWORK else "baseline"
+    values |= {f"{other}_{name}": value for name, value in verdict.baseline.get("metrics", {}).items()}
     job.log_metrics(values, model_uri)
     for name, figure in verdict.figures.items():
         job.tracked.log_figure(figure, name)
@@ -309,6 +335,7 @@ def _trained(
     exported: ExportResult,
     verdict: Verdict,
     predictions: dict[str, pa.Table],
+    choice: Choice | None,
 ) -> Trained:
     rates = [event["examples_per_second"] for event in job.epochs.values() if event["examples_per_second"]]
     return Trained(
@@ -323,4 +350,5 @@ def _trained(
         run_folder=job.folder.path,
         tracking_uri=job.tracked.uri,
         seconds={name: round(seconds, 2) for name, seconds in job.view.timings.items()},
+        chosen=choice.in_words() if choice else None,
     )

@@ -21,7 +21,12 @@ from mirrorspark.plots.ranking import recall_at_k_curve
 from mirrorspark.plots.regression import predicted_and_actual
 from mirrorspark.plots.roc import roc_curve
 from mirrorspark.plots.score_histogram import score_histogram
-from mirrorspark.training.results.baselines import BaselineFeature, hist_gradient_boosting, popularity
+from mirrorspark.training.results.baselines import (
+    BaselineFeature,
+    FittedBaseline,
+    hist_gradient_boosting,
+    popularity,
+)
 from mirrorspark.training.results.evaluation import (
     RANKING_KS,
     binary_metrics,
@@ -57,17 +62,32 @@ class Verdict:
 
 
 def judge_binary(
-    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, seed: int, curves: Figure | None
+    dataset: Dataset,
+    predictions: Mapping[str, pa.Table],
+    baseline: str,
+    seed: int,
+    curves: Figure | None,
+    rival: np.ndarray | None = None,
 ) -> Verdict:
-    """Return the verdict on a binary model from its ``score``, ``label`` and ``weight`` per split."""
-    metrics = {split: binary_metrics(*_weighed(table), split=split) for split, table in predictions.items()}
+    """Return the verdict on a binary model from its ``score``, ``label`` and ``weight`` per split.
+
+    Args:
+        dataset: The dataset of the training.
+        predictions: A table per split, in the dataset's stored order.
+        baseline: Name of what the model is compared with.
+        seed: Fixes the sampling of the baseline's fit.
+        curves: The learning curves.
+        rival: Scores of ``baseline`` for the test rows; by default gradient boosting is fitted.
+    """
+    metrics = {split: metrics_of("binary", table, split=split) for split, table in predictions.items()}
     label, score, weight = _weighed(predictions["test"])
     compared: Mapping[str, Any] = {}
     others: dict[str, np.ndarray] | None = None
-    if baseline == "hist_gradient_boosting":
+    if rival is None and baseline == "hist_gradient_boosting":
         # Read in the dataset's stored order like the predictions, so both share label and weight.
-        rival = _gradient_boosting(dataset, seed)
-        others = {"hist. gradient boosting": rival}
+        rival = _gradient_boosting(dataset, seed, "binary")
+    if rival is not None:
+        others = {baseline.replace("hist_gradient", "hist._gradient").replace("_", " "): rival}
         compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
     figures = _probability_figures(label, score, weight, others)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
@@ -95,17 +115,23 @@ def judge_multi_label(
 
 
 def judge_regression(
-    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, seed: int, curves: Figure | None
+    dataset: Dataset,
+    predictions: Mapping[str, pa.Table],
+    baseline: str,
+    seed: int,
+    curves: Figure | None,
+    rival: np.ndarray | None = None,
 ) -> Verdict:
-    """Return the verdict on a regression from its ``score``, ``label`` and ``weight`` per split."""
+    """Return the verdict on a regression from its ``score``, ``label`` and ``weight``; see :func:`judge_binary`."""
     metrics = {
-        split: regression_metrics(*_weighed(table), split=split) | _interval_metrics(table)
+        split: metrics_of("regression", table, split=split) | _interval_metrics(table)
         for split, table in predictions.items()
     }
     label, score, weight = _weighed(predictions["test"])
     compared: Mapping[str, Any] = {}
-    if baseline == "hist_gradient_boosting":
+    if rival is None and baseline == "hist_gradient_boosting":
         rival = _gradient_boosting(dataset, seed, "regression")
+    if rival is not None:
         compared = {"name": baseline, "metrics": regression_metrics(label, rival, weight)}
     figures = {"predicted_and_actual": predicted_and_actual(label, score)}
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
@@ -126,20 +152,23 @@ def _interval_metrics(table: pa.Table) -> dict[str, float]:
 
 
 def judge_multi_class(
-    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, seed: int, curves: Figure | None
+    dataset: Dataset,
+    predictions: Mapping[str, pa.Table],
+    baseline: str,
+    seed: int,
+    curves: Figure | None,
+    rival: np.ndarray | None = None,
 ) -> Verdict:
-    """Return the verdict on a multi-class model from its ``scores``, ``label`` and ``weight`` per split."""
+    """Return the verdict on a multi-class model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`."""
     classes = dataset.features.classes
-
-    def columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(-1, classes)
-        return table["label"].to_numpy(), scores, table["weight"].to_numpy()
-
-    metrics = {split: multi_class_metrics(*columns(table), split=split) for split, table in predictions.items()}
-    label, scores, weight = columns(predictions["test"])
+    metrics = {
+        split: metrics_of("multi_class", table, split=split, classes=classes) for split, table in predictions.items()
+    }
+    label, scores, weight = _classed(predictions["test"], classes)
     compared: Mapping[str, Any] = {}
-    if baseline == "hist_gradient_boosting":
+    if rival is None and baseline == "hist_gradient_boosting":
         rival = _gradient_boosting(dataset, seed, "multi_class")
+    if rival is not None:
         compared = {"name": baseline, "metrics": multi_class_metrics(label, rival, weight)}
     figures = {"confusion_matrix": confusion_matrix(label, scores.argmax(axis=1), dataset.features.class_names)}
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
@@ -210,23 +239,44 @@ def _weighed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return label, score, weight
 
 
-def _gradient_boosting(dataset: Dataset, seed: int, task: str = "binary") -> np.ndarray:
-    """Return the baseline's prediction for every row of the test split: ``[rows]``, or ``[rows, classes]``."""
+def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return label, scores ``[rows, classes]`` and weight of every row."""
+    scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(-1, classes)
+    return table["label"].to_numpy(), scores, table["weight"].to_numpy()
+
+
+def _gradient_boosting(dataset: Dataset, seed: int, task: str) -> np.ndarray:
+    return baseline_scores(fitted_baseline(dataset, seed, task), dataset, "test")
+
+
+def fitted_baseline(dataset: Dataset, seed: int, task: str) -> FittedBaseline:
+    """Return gradient boosting, fitted on the training rows and stopped early on the validation rows."""
     train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
     features = [BaselineFeature(feature.name, feature.form) for feature in dataset.spec]
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
     classes = dataset.features.classes if task == "multi_class" else 0
-    model = hist_gradient_boosting(
+    return hist_gradient_boosting(
         train, validation, features, _LABEL, seed=seed, weight=weight, task=task, classes=classes
     )
-    found = np.concatenate([model.predict(_columns([block])) for block in dataset.blocks("test")])
-    if not classes:
+
+
+def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str) -> np.ndarray:
+    """Return the prediction of gradient boosting for every row of a split: ``[rows]``, or ``[rows, classes]``."""
+    found = np.concatenate([model.predict(_columns([block])) for block in dataset.blocks(split)])
+    if not model.classes:
         return found
     # The rows that it learnt from may lack some classes.
-    scores = np.zeros((len(found), classes))
+    scores = np.zeros((len(found), model.classes))
     scores[:, np.asarray(model.model.classes_, np.int64)] = found
     return scores
+
+
+def metrics_of(task: str, table: pa.Table, *, split: str, classes: int = 0) -> dict[str, float]:
+    """Return the metrics of predictions: a table with ``score`` or ``scores``, ``label`` and ``weight``."""
+    if task == "multi_class":
+        return multi_class_metrics(*_classed(table, classes), split=split)
+    return (binary_metrics if task == "binary" else regression_metrics)(*_weighed(table), split=split)
 
 
 def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str, np.ndarray]:

@@ -10,9 +10,11 @@ import dataclasses
 import gc
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,8 +40,9 @@ from mirrorspark.training.results.ranking import best_candidates
 
 EVALUATED_SPLITS = ("validation", "test")
 
-# Tag of a registered version with the checkpoint that it was exported from.
+# Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.
 CHECKPOINT_TAG = "checkpoint"
+ARCHITECTURE_TAG = "architecture"
 
 # This many queries estimate the recall of 20 candidates to half a percent.
 _SAMPLED_QUERIES = 1_000
@@ -75,6 +78,8 @@ class ExportPlan:
         mlflow_run_id: Run that the model belongs to.
         registered_model: Name in the model registry.
         threads: TensorFlow threads.
+        monitor: Metric that chooses between the model and gradient boosting.
+        register: ``model``, or ``better`` to register the better of the two.
     """
 
     dataset: str
@@ -90,6 +95,8 @@ class ExportPlan:
     mlflow_run_id: str
     registered_model: str
     threads: int
+    monitor: str = ""
+    register: str = "model"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -226,11 +233,17 @@ def main() -> int:
     model = _restored_model(plan, dataset)
     _write_model(plan, dataset, architecture, model)
     predict = traced(architecture, model)
-    for split in EVALUATED_SPLITS:
-        table = reference_predictions(architecture, model, predict, dataset, split, plan.top_k)
-        Path(plan.predictions).mkdir(parents=True, exist_ok=True)
+    tables: Mapping[str, pa.Table] = {
+        split: reference_predictions(architecture, model, predict, dataset, split, plan.top_k)
+        for split in EVALUATED_SPLITS
+    }
+    Path(plan.predictions).mkdir(parents=True, exist_ok=True)
+    registered = plan.model
+    if plan.register == "better":
+        registered, tables = _better(plan, dataset, architecture.TASK, tables)
+    for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
-    print(json.dumps(dataclasses.asdict(_register(plan, dataset))), file=answer, flush=True)
+    print(json.dumps(dataclasses.asdict(_register(plan, dataset, registered))), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
     gc.freeze()
     return 0
@@ -253,6 +266,26 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
     model = architecture.build(catalog.settings(plan.model, plan.model_options), dataset.features, plan.seed)
     restore_weights(model, read_committed(Path(plan.checkpoint)))
     return model
+
+
+def _better(
+    plan: ExportPlan, dataset: Dataset, task: str, tables: Mapping[str, pa.Table]
+) -> tuple[str, Mapping[str, pa.Table]]:
+    """Put gradient boosting into the model's folder if it is better; return the better one's name and predictions."""
+    from mirrorspark.models import boosted_trees, serving
+    from mirrorspark.training.results import rival
+
+    choice, fitted, chosen = rival.challenge(dataset, task, plan.monitor, plan.seed, tables, Path(plan.predictions))
+    if choice.registered == rival.NETWORK:
+        return plan.model, chosen
+    folder = Path(plan.folder)
+    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
+    trees = boosted_trees.BoostedTrees(rival.trees_of(fitted))
+    serving.save(serving.ScoringModule(boosted_trees, trees, dataset.features), folder / SAVED_MODEL_FOLDER)
+    description = ModelDescription.load(folder)
+    versions = {**description.versions, "scikit-learn": version("scikit-learn")}
+    dataclasses.replace(description, architecture=catalog.BOOSTED_TREES, versions=versions).save(folder)
+    return catalog.BOOSTED_TREES, chosen
 
 
 def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:
@@ -356,7 +389,7 @@ def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: in
     }
 
 
-def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
+def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportResult:
     import mlflow
 
     from mirrorspark.scoring.model import mirrorspark_pyfunc
@@ -364,7 +397,7 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
     mlflow.set_tracking_uri(plan.tracking_uri)  # For this process alone, like the registry.
     mlflow.set_registry_uri(plan.registry_uri)
     client = store_client(plan.tracking_uri, plan.registry_uri)
-    known = registered_before(client, plan)
+    known = registered_before(client, plan, architecture)
     if known is not None:
         return known
     example = pq.read_table(dataset.path / FEATURES_FOLDER / EXAMPLE_FILE).to_pandas()
@@ -382,7 +415,7 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
             registered_model_name=plan.registered_model,
             metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
             # The registered version gets these tags, too, in the request that creates it.
-            tags={CHECKPOINT_TAG: Path(plan.checkpoint).name},
+            tags={CHECKPOINT_TAG: Path(plan.checkpoint).name, ARCHITECTURE_TAG: architecture},
         )
     finally:
         # The driver ends the run, after scoring and parity.
@@ -391,17 +424,20 @@ def _register(plan: ExportPlan, dataset: Dataset) -> ExportResult:
     return ExportResult(model_uri=info.model_uri, model_version=version)
 
 
-def registered_before(client: Any, plan: ExportPlan) -> ExportResult | None:
-    """Return the version that an earlier export of this run's checkpoint has registered, or None.
+def registered_before(client: Any, plan: ExportPlan, architecture: str) -> ExportResult | None:
+    """Return the version of ``architecture`` that an earlier export of this run's checkpoint has registered, or None.
 
     A repeated delivery must not register a second version of the same weights.
     """
     found = client.search_model_versions(f"run_id = '{plan.mlflow_run_id}'")
-    for version in sorted(found, key=lambda version: int(version.version), reverse=True):
-        if version.name != plan.registered_model:
+    for known in sorted(found, key=lambda known: int(known.version), reverse=True):
+        if known.name != plan.registered_model:
             continue
-        if version.status == "READY" and version.tags.get(CHECKPOINT_TAG) == Path(plan.checkpoint).name:
-            return ExportResult(version.source, str(version.version))
+        # Versions of before there was a choice lack the second tag.
+        wanted = (Path(plan.checkpoint).name, architecture)
+        tags = (known.tags.get(CHECKPOINT_TAG), known.tags.get(ARCHITECTURE_TAG, plan.model))
+        if known.status == "READY" and tags == wanted:
+            return ExportResult(known.source, str(known.version))
     return None
 
 
@@ -432,8 +468,6 @@ def _signature(dataset: Dataset, outputs: Mapping[str, str]) -> Any:
 
 
 def _requirements() -> list[str]:
-    from importlib.metadata import version
-
     return [f"{package}=={version(package)}" for package in ("tensorflow", "numpy", "pandas")]
 
 
@@ -444,8 +478,6 @@ def _has_scann() -> bool:
 
 
 def _tensorflow_version() -> str:
-    from importlib.metadata import version
-
     return version("tensorflow")
 
 

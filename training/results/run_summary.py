@@ -68,6 +68,7 @@ def finished(known: Summary, trained: Trained, report: ParityReport) -> Summary:
         baseline=trained.verdict.baseline,
         parity={name: getattr(report, name) for name in ("max", "mean", "p99", "rows", "passed")},
         examples_per_second=trained.examples_per_second,
+        chosen=trained.chosen,
         scored_table=str(trained.run_folder / SCORED_TABLE),
     )
 

@@ -44,6 +44,7 @@ class Summary:
         replay: Command that sends MLflow the records it missed; None if it has them all.
         warm_start: The model that the training began from, and the numbers of its weights and tokens that were taken;
             empty for random initial weights.
+        chosen: Why this model was registered, where ``register`` is ``better``.
     """
 
     status: str
@@ -66,6 +67,7 @@ class Summary:
     tracking_uri: str | None = None
     replay: str | None = None
     warm_start: Mapping[str, Any] = field(default_factory=dict)
+    chosen: str | None = None
 
     def save(self, path: Path) -> None:
         """Write the JSON document atomically: a concurrent reader of ``path`` sees the old document or the new one.
@@ -98,6 +100,7 @@ class Summary:
             "warm start": _warm_start_in_words(self.warm_start),
             "attempts": str(self.attempts) if self.attempts else None,
             "model": model if self.model_version else None,
+            "registered": self.chosen,
             "scores": self.scored_table,
             "dataset": self.dataset.get("path"),
             "data quality": _data_quality(self.dataset),

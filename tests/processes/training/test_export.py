@@ -188,7 +188,8 @@ def test_a_version_of_the_same_run_and_checkpoint_is_found(
 
     mine, expected = register("step-00000420")
     other, _ = register("step-00000300")
-    assert registered_before(client, mine) == expected
-    assert registered_before(client, other) is None
-    assert registered_before(client, plan) is None
-    assert registered_before(client, dataclasses.replace(mine, registered_model="nobody's")) is None
+    assert registered_before(client, mine, "multi_field") == expected
+    assert registered_before(client, mine, "hist_gradient_boosting") is None
+    assert registered_before(client, other, "multi_field") is None
+    assert registered_before(client, plan, "multi_field") is None
+    assert registered_before(client, dataclasses.replace(mine, registered_model="nobody's"), "multi_field") is None

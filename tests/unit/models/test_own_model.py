@@ -192,3 +192,14 @@ Keras3Model.__module__ = "keras.src.models.functional"
 def test_what_is_no_model_of_tf_keras_is_named(returned: type, message: str) -> None:
     with pytest.raises(ModelSettingsError, match=message):
         built(lambda features: returned())
+
+
+def test_a_model_with_another_number_of_outputs_than_the_label_needs_is_named_in_a_line() -> None:
+    """H2: the loss would raise with many pages of TensorFlow's frames."""
+
+    def three(features: FittedFeatures) -> tf_keras.Model:
+        inputs = feature_inputs(features)
+        return tf_keras.Model(inputs, layers.Dense(3)(feature_vector(features, inputs, 4)))
+
+    with pytest.raises(ModelSettingsError, match=r"3 outputs per row, and the label 'late' .* needs 1: end it with"):
+        built(three)

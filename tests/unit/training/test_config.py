@@ -232,6 +232,24 @@ def test_a_multi_label_model_is_watched_and_compared_as_such() -> None:
         dataclasses.replace(config, baseline="hist_gradient_boosting")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline": "none"}, "register better needs a baseline that can be registered, and 'none' cannot"),
+        (
+            {"model": {"name": "regression", "loss": "quantile"}},
+            "register better does not go with model.loss quantile: gradient boosting gives no interval",
+        ),
+    ],
+)
+def test_the_better_one_is_registered_only_where_the_two_can_be_exchanged(change: dict[str, Any], message: str) -> None:
+    """F15, T8."""
+    config = TrainingConfig(name="rides", baseline="hist_gradient_boosting", register="better")
+    assert config.identity == dataclasses.replace(config, register="model").identity
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(config, monitor=None, mode=None, **change)
+
+
 def test_a_notebook_may_give_paths(new_config: NewConfig, tmp_path: Path) -> None:
     paths = {"output": tmp_path, "data": tmp_path / "data", "summary": tmp_path / "s.json", "recipe": tmp_path / "r"}
     config = new_config(**paths)

@@ -1,5 +1,6 @@
 """T7: a delivery that was cut off goes on with what it has exported and registered."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
 from mirrorspark.training.results.evaluate_run import Verdict
 from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportResult
+from mirrorspark.training.results.rival import OTHER_FOLDER, choose
 from mirrorspark.training.training_job import TrainingJob
 from tests.unit.callbacks.committed_files import publish_files
 
@@ -34,12 +36,19 @@ class FakeTracked:
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
+        self.tags: dict[str, str] = {}
 
     def require_run_id(self) -> str:
         return "run-1"
 
     def require_server(self) -> str:
         return self.require_run_id()
+
+    def log_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
+
+    def log_figure(self, figure: Any, name: str) -> None:
+        pass
 
     def log_model_metrics(self, model_uri: str, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
@@ -94,6 +103,36 @@ def test_the_best_epoch_is_exported_and_judged(
     assert trained.predictions["test"].num_rows == 2
     assert cast(Any, job.tracked).metrics == {"test_auc": 0.7}
     assert "registered as models:/rides/1" in lines[0]
+
+
+def test_a_better_rival_is_judged_in_the_networks_place_and_beside_it(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    """F15, T8: what the export registered is what the run's metrics and report are about."""
+    job.config = dataclasses.replace(job.config, baseline="hist_gradient_boosting", register="better")
+    choice = choose("binary", "val_auc", {"auc": 0.6}, {"auc": 1.0})
+
+    def export(plan: ExportPlan, **_: Any) -> ExportResult:
+        assert (plan.register, plan.monitor) == ("better", "val_auc")
+        folder = Path(plan.predictions)
+        (folder / OTHER_FOLDER).mkdir(parents=True)
+        for split in EVALUATED_SPLITS:
+            labels = {"label": [0.0, 1.0, 1.0], "weight": [1.0, 1.0, 1.0]}
+            pq.write_table(pa.table({"score": [0.1, 0.9, 0.8], **labels}), folder / f"{split}.parquet")
+            pq.write_table(pa.table({"score": [0.5, 0.4, 0.6], **labels}), folder / OTHER_FOLDER / f"{split}.parquet")
+        choice.save(folder)
+        return ExportResult("models:/m-1", "1")
+
+    monkeypatch.setattr(export_module, "export", export)
+    trained = delivery.deliver(job, ATTEMPTS)
+    assert trained.verdict.metrics["test"]["auc"] == 1.0
+    assert trained.verdict.baseline["name"] == "network"
+    assert trained.verdict.baseline["metrics"]["auc"] == 0.5
+    tracked = cast(Any, job.tracked)
+    assert (tracked.metrics["test_auc"], tracked.metrics["network_auc"]) == (1.0, 0.5)
+    assert tracked.tags == {"registered": "hist_gradient_boosting"}
+    assert trained.chosen == choice.in_words()
+    assert "registered as models:/rides/1: gradient boosting, better than the network" in lines[0]
 
 
 def test_a_delivery_that_was_cut_off_goes_on_with_the_version_it_has_registered(

@@ -214,7 +214,8 @@ def test_how_large_the_model_is_is_said_once(view: LiveView, lines: list[str]) -
     begin = {"event": "train_begin", "attempt": 1, "parameter_bytes": 8_400_000}
     for event in (begin | {"rank": 1}, begin | {"rank": 0}, begin | {"rank": 0, "attempt": 2}):
         view.on_event(event)
-    assert lines == ["  the weights to train take 8.4 MB"]
+    view.on_event(begin | {"rank": 0, "parameter_bytes": 8_400})
+    assert lines == ["  the weights to train take 8.4 MB", "  the weights to train take 8.4 kB"]
 
 
 @pytest.mark.parametrize("kind", ["train_begin", "train_end", "validation", "phase", "attempt", "error", "new kind"])

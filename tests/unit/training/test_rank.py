@@ -213,6 +213,19 @@ def test_a_long_log_is_sampled_but_its_warnings_are_not() -> None:
     assert warnings[:20] == [f"bad {number}" for number in range(20)]
 
 
+def test_warnings_about_which_nothing_need_be_done_are_sent_only_where_all_is_shown() -> None:
+    """H2, T3: a loss of a notebook has no source in a worker."""
+    loss = "AutoGraph could not transform <function costly>. Cause: Unable to locate the source code of it"
+    layer = "No training configuration found in save file, so the model was *not* compiled."
+    sent = {}
+    for level in (logging.WARNING, logging.INFO):
+        line = HeardEvents()
+        for message in (loss, layer, "AutoGraph could not transform it, for it raises"):
+            LogToDriver(line, level).handle(record(logging.WARNING, message))  # type: ignore[arg-type]
+        sent[level] = len(line.events)
+    assert sent == {logging.WARNING: 1, logging.INFO: 3}
+
+
 def test_a_log_record_that_cannot_be_read_does_not_end_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     line = HeardEvents()
     LogToDriver(line, logging.INFO).handle(record(logging.WARNING, "%d", "no number"))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.scoring.model.directory import PinnedModel, folder_digest
+from mirrorspark.scoring.model.directory import ModelDescription, PinnedModel, folder_digest
 from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training import training_job, warm_start
@@ -118,6 +118,18 @@ def test_a_model_that_is_not_there_is_a_usage_error_in_one_line(
         found(config, name, mlflow_store)
     assert str(raised.value).startswith(f"warm_start {name}: ")
     assert "\n" not in str(raised.value)
+
+
+def test_gradient_boosting_that_was_the_better_one_is_refused(
+    config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path
+) -> None:
+    """F15, T8: ``--register better`` leaves versions without weights."""
+    boosted = tmp_path / "boosted"
+    shutil.copytree(flights_model, boosted)
+    description = ModelDescription.load(boosted)
+    replace(description, architecture="hist_gradient_boosting").save(boosted)
+    with pytest.raises(ConfigError, match="is gradient boosting, which has no weights to begin from; give a version"):
+        found(config, boosted, mlflow_store)
 
 
 @pytest.mark.parametrize("options", ["", "?timeout=60"])
