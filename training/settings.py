@@ -20,6 +20,7 @@ Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
+MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
@@ -42,6 +43,9 @@ class ResultSettings:
     experiment: Annotated[str | None, doc("MLflow experiment; by default the one MLflow is set to, else as --name")] = (
         None
     )
+    mlflow_run: Annotated[
+        MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
+    ] = "active"
     baseline: Annotated[Baseline, doc("What the model is compared with")] = "none"
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False

@@ -11,6 +11,7 @@ from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -35,6 +36,7 @@ from mirrorspark.training.results.evaluate_run import (
 )
 from mirrorspark.training.results.explain import Explanation
 from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
+from mirrorspark.training.results.model_card import model_card
 from mirrorspark.training.results.report import REPORT_FILE, ReportFacts, write_report
 from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.training_job import TrainingJob
@@ -59,6 +61,7 @@ class Trained:
         predictions: The training framework's own predictions of each evaluated split, with keys and label.
         run_folder: Configuration, events, checkpoints and results.
         seconds: Seconds per stage.
+        run_page: Address of the run in MLflow's pages; None for a store that serves none.
     """
 
     run_id: str
@@ -72,6 +75,7 @@ class Trained:
     run_folder: Path
     tracking_uri: str = field(repr=False)  # it may hold a password
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    run_page: str | None = None
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -130,8 +134,11 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         stage.note = f"registered as models:/{job.config.name}/{exported.model_version}"
     with job.view.stage("evaluate") as stage:
         predictions = _predictions(job.folder)
-        verdict = _judge(job, predictions, best, attempts)
+        # The notebook's mlflow.autolog() would open a run for the baseline.
+        with disable_autologging():
+            verdict = _judge(job, predictions, best, attempts)
         _log_verdict(job, verdict, exported.model_uri)
+        _describe_model(job, exported, verdict)
         stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else "without a baseline"
     return _trained(job, attempts, exported, verdict, predictions)
 
@@ -199,6 +206,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "metrics": trained.verdict.metrics,
         "baseline": trained.verdict.baseline,
         "seconds": dict(trained.seconds),
+        "run_page": trained.run_page,
     }
     write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
 
@@ -270,9 +278,23 @@ def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
         tracking_uri=job.tracked.uri,
         registry_uri=job.tracked.registry_uri,
         mlflow_run_id=job.tracked.require_run_id(),
+        # MLflow allows no dots in it.
+        model_name=job.folder.path.name.replace(".", "_"),
         registered_model=config.name,
+        model_tags=_model_tags(job),
         threads=_threads(config),
     )
+
+
+def _model_tags(job: TrainingJob) -> dict[str, str]:
+    spec = job.dataset.spec
+    return {
+        "run": job.folder.path.name,
+        "recipe": job.config.name,
+        "dataset": job.dataset.path.name,
+        "label": spec.label.name,
+        "architecture": str(job.config.model["name"]),
+    }
 
 
 def _threads(config: TrainingConfig) -> int:
@@ -303,6 +325,21 @@ def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
         job.tracked.log_figure(figure, name)
 
 
+def _describe_model(job: TrainingJob, exported: ExportResult, verdict: Verdict) -> None:
+    dataset, name = job.dataset, job.config.name
+    card = model_card(
+        f"models:/{name}/{exported.model_version}",
+        str(job.config.model["name"]),
+        job.folder.path.name,
+        dataset.spec,
+        dataset.path.name,
+        {split: dataset.manifest.rows(split) for split in dataset.manifest.splits},
+        verdict.metrics,
+        verdict.baseline,
+    )
+    job.tracked.describe_model(name, exported.model_version, exported.model_uri, card)
+
+
 def _trained(
     job: TrainingJob,
     attempts: tuple[Attempt, ...],
@@ -323,4 +360,5 @@ def _trained(
         run_folder=job.folder.path,
         tracking_uri=job.tracked.uri,
         seconds={name: round(seconds, 2) for name, seconds in job.view.timings.items()},
+        run_page=job.tracked.page,
     )

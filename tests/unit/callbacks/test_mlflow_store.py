@@ -10,7 +10,14 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.utils.rest_utils import MlflowHostCreds
 
-from mirrorspark.callbacks.mlflow.store import absolute_store, is_same_store, registry_of, sqlite_file, store_client
+from mirrorspark.callbacks.mlflow.store import (
+    absolute_store,
+    is_same_store,
+    registry_of,
+    run_page,
+    sqlite_file,
+    store_client,
+)
 
 OWN = "http://ann:s3cret@tracking:5000"
 OTHER = "http://other:5000"
@@ -116,3 +123,26 @@ def test_the_end_of_a_run_shows_no_address_with_its_password(
     store_client(OWN).set_terminated("1", "FAILED")
     assert ended == [("1", "FAILED")]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("store", "page"),
+    [
+        (OWN, "http://tracking:5000/#/experiments/3/runs/0a1b?workflowType=machine_learning"),
+        (
+            "https://ml.example/mlflow/",
+            "https://ml.example/mlflow/#/experiments/3/runs/0a1b?workflowType=machine_learning",
+        ),
+        ("databricks", "https://cloud.example/ml/experiments/3/runs/0a1b"),
+        ("databricks://another-workspace", None),
+        ("databricksish:///mlflow.db", None),
+        ("sqlite:///mlflow.db", None),
+        ("postgresql://ann:s3cret@db/mlflow", None),
+    ],
+)
+def test_a_run_has_a_page_where_its_store_serves_pages(
+    monkeypatch: pytest.MonkeyPatch, store: str, page: str | None
+) -> None:
+    """L6: and its address has no password."""
+    monkeypatch.setenv("DATABRICKS_HOST", "https://cloud.example")
+    assert run_page(store, "3", "0a1b") == page

@@ -1,10 +1,12 @@
 """T7: a delivery that was cut off goes on with what it has exported and registered."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,8 +34,11 @@ class FakeTracked:
     uri = "sqlite:///mlflow.db"
     registry_uri = uri
 
+    page = "http://mlflow:5000/#/experiments/1/runs/run-1"
+
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
+        self.described: list[tuple[str, ...]] = []
 
     def require_run_id(self) -> str:
         return "run-1"
@@ -43,6 +48,9 @@ class FakeTracked:
 
     def log_model_metrics(self, model_uri: str, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
+
+    def describe_model(self, *description: str) -> None:
+        self.described.append(description)
 
 
 @pytest.fixture
@@ -60,7 +68,9 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, lines: list[str]) 
         publish_files(folder.checkpoints, files, step=10 * epoch, epoch=epoch, metrics=metrics)
     view = LiveView(epochs=2, is_interactive=False, write=lines.append)
     run = OpenRun(folder, cast(Any, FakeTracked()), view)
-    dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10)
+    manifest = SimpleNamespace(splits=["test"], rows=lambda split: 2)
+    spec = new_config().spec
+    dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10, spec=spec, manifest=manifest)
     job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), cast(Any, None), run, lambda: 1)
     for epoch in (1, 2):
         logs = {"loss": 1 / epoch, "val_auc": 0.6 + epoch / 10}
@@ -94,6 +104,47 @@ def test_the_best_epoch_is_exported_and_judged(
     assert trained.predictions["test"].num_rows == 2
     assert cast(Any, job.tracked).metrics == {"test_auc": 0.7}
     assert "registered as models:/rides/1" in lines[0]
+    assert trained.run_page == FakeTracked.page
+
+
+def test_the_version_is_named_after_its_run_with_tags_and_a_card(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L6: what users see of a model in MLflow's pages."""
+    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, {}))
+    delivery.deliver(job, ATTEMPTS)
+    assert exports[0].model_name == job.folder.path.name
+    tags = {"recipe": "rides", "dataset": "dataset", "label": "late", "architecture": "multi_field"}
+    assert exports[0].model_tags == tags | {"run": job.folder.path.name}
+    ((name, version, uri, card),) = cast(Any, job.tracked).described
+    assert (name, version, uri) == ("rides", "1", "models:/m-1")
+    assert card.startswith("Predicts `late` (binary) from ")
+    assert 'ms.score(table, "models:/rides/1", keys=' in card
+
+
+def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch, mlflow_store: str
+) -> None:
+    """L5: ``mlflow.autolog()`` is the user's, and goes on for the user's own models."""
+    from sklearn.linear_model import LinearRegression
+
+    def fit(*_: Any) -> Verdict:
+        LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+        return Verdict({}, {}, {})
+
+    monkeypatch.setattr(delivery, "judge_binary", fit)
+    mlflow.set_tracking_uri(mlflow_store)
+    experiment = mlflow.set_experiment("autologging").experiment_id
+    mlflow.sklearn.autolog(log_models=False, log_input_examples=False, log_model_signatures=False, silent=True)
+    try:
+        delivery.deliver(job, ATTEMPTS)
+        assert mlflow.MlflowClient().search_runs([experiment]) == []
+        fit()
+        assert len(mlflow.MlflowClient().search_runs([experiment])) == 1
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+        mlflow.set_tracking_uri(None)
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
 
 
 def test_a_delivery_that_was_cut_off_goes_on_with_the_version_it_has_registered(
