@@ -259,10 +259,13 @@ class TrackedRun:
         return run_id
 
     def _joined(self, outer: OuterRun, run_name: str) -> str:
-        """Return the id of the active run, or of a new child if it is that of an earlier training."""
+        """Return the id of the active run, or of a new child if it has a training already."""
         active = outer.run
         self.experiment = self.client.get_experiment(active.experiment_id).name
-        if not outer.is_parent_only and RUN_TAG not in self.client.get_run(active.run_id).data.tags:
+        there = self.client.get_run(active.run_id).data
+        # Two curves of one name cannot be told apart; Keras logs a loss, too.
+        has_training = RUN_TAG in there.tags or "loss" in there.metrics
+        if not (outer.is_parent_only or has_training):
             self.client.set_tag(active.run_id, RUN_TAG, run_name)
             return active.run_id
         target = Target(None, self.uri, self.experiment, run_name, active.experiment_id, active.run_id)

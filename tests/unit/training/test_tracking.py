@@ -412,6 +412,17 @@ def test_the_first_training_in_an_active_run_logs_to_it_and_further_ones_become_
     assert second.experiment == first.experiment == client.get_experiment(outer.info.experiment_id).name
 
 
+def test_an_active_run_with_a_keras_training_gets_a_child(
+    outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient
+) -> None:
+    """L5: otherwise the points of its curves would take the place of ours."""
+    mlflow.log_metric("rows", 5)
+    mlflow.log_metric("loss", 0.5, step=1)
+    tracked = train_within("late-8")
+    tracked.finish("FINISHED")
+    assert client.get_run(tracked.run_id).data.tags["mlflow.parentRunId"] == outer.info.run_id
+
+
 def test_a_training_is_a_child_or_a_run_of_its_own_if_its_settings_say_so(
     outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient
 ) -> None:
