@@ -22,8 +22,6 @@ RUN_TAG = "mirrorspark.run"
 # MLflow's own tags.
 NOTE_TAG = "mlflow.note.content"
 PARENT_TAG = "mlflow.parentRunId"
-# The pages of an experiment without it open as those of an application with traces and prompts.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 # HTTP statuses for requests that are themselves wrong; any other error may be temporary.
 _REFUSALS = (400, 404, 409)
@@ -345,7 +343,7 @@ def experiment_of(client: Any, name: str, artifact_location: str | None = None) 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location, _EXPERIMENT_TAGS))
+            return str(client.create_experiment(name, artifact_location=artifact_location))
         except Exception:
             # Another run may have created it meanwhile.
             found = client.get_experiment_by_name(name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mirrorspark.callbacks.mlflow.store import run_page
 from mirrorspark.training.records.tracking import TrackedRun, default_uri
 
 if TYPE_CHECKING:
@@ -90,6 +91,21 @@ def test_page_of_a_run_shows_a_curve_with_a_point_per_epoch_for_every_metric(
     shown = text_of(browser, "body")
     assert "fast-learner" in shown
     assert all(metric in shown for metric in METRICS)
+
+
+@pytest.mark.timeout(240)
+def test_the_link_to_a_run_opens_it_among_trainings(browser: "Chrome", pages: str, runs: dict[str, TrackedRun]) -> None:
+    """L6: MLflow opens its pages among judges and traces otherwise."""
+    run = runs["fast-learner"]
+    link = run_page(pages, str(run.experiment_id), str(run.run_id))
+    assert link is not None
+
+    browser.get(link)
+
+    wait_until(browser, lambda: "About this run" in text_of(browser, "body"))
+    shown = text_of(browser, "body")
+    assert "fast-learner" in shown
+    assert "Judges" not in shown
 
 
 def address(server: "subprocess.Popen[bytes]", log: Path) -> str:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
+from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
@@ -338,6 +339,8 @@ def _describe_model(job: TrainingJob, exported: ExportResult, verdict: Verdict) 
         verdict.baseline,
     )
     job.tracked.describe_model(name, exported.model_version, exported.model_uri, card)
+    if not job.tracked.is_users:
+        job.tracked.log_tags({NOTE_TAG: card})
 
 
 def _trained(

@@ -39,6 +39,8 @@ class FakeTracked:
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.described: list[tuple[str, ...]] = []
+        self.tags: dict[str, str] = {}
+        self.is_users = False
 
     def require_run_id(self) -> str:
         return "run-1"
@@ -48,6 +50,9 @@ class FakeTracked:
 
     def log_model_metrics(self, model_uri: str, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
+
+    def log_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
 
     def describe_model(self, *description: str) -> None:
         self.described.append(description)
@@ -120,6 +125,18 @@ def test_the_version_is_named_after_its_run_with_tags_and_a_card(
     assert (name, version, uri) == ("rides", "1", "models:/m-1")
     assert card.startswith("Predicts `late` (binary) from ")
     assert 'ms.score(table, "models:/rides/1", keys=' in card
+    assert cast(Any, job.tracked).tags == {"mlflow.note.content": card}
+
+
+def test_the_description_of_a_users_run_stays_the_users(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5."""
+    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({}, {}, {}))
+    cast(Any, job.tracked).is_users = True
+    delivery.deliver(job, ATTEMPTS)
+    assert cast(Any, job.tracked).tags == {}
+    assert len(cast(Any, job.tracked).described) == 1
 
 
 def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
