@@ -28,7 +28,7 @@ from tests.mlflow_server import end, free_port, mlflow_server, postgresql
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.full]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.full]
 
 ROWS = 600
 EXPERIMENT = "a team's"
