@@ -110,9 +110,7 @@ def _error_text(error: Exception) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mirrorspark score", description="Score files with a model.")
-    parser.add_argument(
-        "--model", required=True, help="models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID/PATH or a folder"
-    )
+    parser.add_argument("--model", required=True, help="models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID or a folder")
     parser.add_argument("--input", required=True, nargs="+", help="Parquet files, folders or globs")
     parser.add_argument(
         "--input-format", help="format of the input if it is not Parquet: csv, tfrecord, table and so on"

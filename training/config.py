@@ -369,7 +369,8 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _FREE_TO_CHANGE = frozenset(
-    {"workers", "output", "tracking_uri", "experiment", "master", "resume", "dry_run", "summary", "verbose"}
+    {"workers", "output", "tracking_uri", "experiment", "mlflow_run"}
+    | {"master", "resume", "dry_run", "summary", "verbose"}
     | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy", "register"}
     | {"parameter_servers", "allow_open_servers"}
     | {"checkpoint_every_steps", "checkpoint_every_seconds", "keep_last", "keep_best", "steps_per_execution"}

@@ -27,6 +27,7 @@ from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records import tracking
 from mirrorspark.training.records.open_run import OpenRun, open_run
+from mirrorspark.training.settings import MLflowRun
 from mirrorspark.training.spark_session import bind_address, driver_address, open_session, task_slots
 
 # The length of a step in other people's code is unknown, so these limits are generous: a training that makes no
@@ -70,6 +71,8 @@ class LaunchConfig:
         checkpoints: Where the function's checkpoints go, a folder or the URI of a store; by default the run's folder.
         tracking_uri: MLflow tracking server or store; by default an SQLite file under ``output``.
         experiment: MLflow experiment; by default ``name``.
+        mlflow_run: The run to log to within ``mlflow.start_run()``: the ``active`` one, a ``child`` of it, or a ``new``
+            one.
         resume: Continue an unfinished run of the same name and arguments.
         max_restarts: How often a lost or hung worker may restart the function.
         start_limit_seconds: Longest time that the function may spend outside ``fit``, for its data say; None for any.
@@ -91,6 +94,7 @@ class LaunchConfig:
     checkpoints: str | None = None
     tracking_uri: str | None = dataclasses.field(default=None, repr=False)
     experiment: str | None = None
+    mlflow_run: MLflowRun = "active"
     resume: bool = True
     max_restarts: int = Budgets.max_restarts
     start_limit_seconds: float | None = None
@@ -115,6 +119,8 @@ class LaunchConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; use a number of seconds above 0, or None")
+        if self.mlflow_run not in get_args(MLflowRun):
+            raise ValueError(f"mlflow_run '{self.mlflow_run}' is unknown; use one of {list(get_args(MLflowRun))}")
         if self.strategy not in get_args(FunctionStrategy):
             raise ValueError(f"strategy '{self.strategy}' is unknown; use one of {list(get_args(FunctionStrategy))}")
         if self.strategy == "ring" and self.gpus_per_worker:
@@ -173,6 +179,7 @@ def run_train_fn(
     checkpoints: str | None = None,
     tracking_uri: str | None = None,
     experiment: str | None = None,
+    mlflow_run: MLflowRun = "active",
     resume: bool = True,
     max_restarts: int = Budgets.max_restarts,
     start_limit_seconds: float | None = None,
@@ -203,6 +210,8 @@ def run_train_fn(
         checkpoints: Value of ``MIRRORSPARK_CHECKPOINTS``; by default a folder of the run.
         tracking_uri: MLflow tracking server or store.
         experiment: MLflow experiment; by default ``name``.
+        mlflow_run: The run to log to within ``mlflow.start_run()``: the ``active`` one, a ``child`` of it, or a ``new``
+            one.
         resume: Continue an unfinished run of the same name and arguments.
         max_restarts: How often a lost or hung worker may restart it.
         start_limit_seconds: Longest time that it may spend outside ``fit``; None for any. Before it is called, the
@@ -241,6 +250,7 @@ def run_train_fn(
         checkpoints=checkpoints,
         tracking_uri=tracking_uri,
         experiment=experiment,
+        mlflow_run=mlflow_run,
         resume=resume,
         max_restarts=max_restarts,
         start_limit_seconds=start_limit_seconds,

@@ -22,6 +22,7 @@ Registered = Literal["model", "better"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
+MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
@@ -44,6 +45,9 @@ class ResultSettings:
     experiment: Annotated[str | None, doc("MLflow experiment; by default the one MLflow is set to, else as --name")] = (
         None
     )
+    mlflow_run: Annotated[
+        MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
+    ] = "active"
     baseline: Annotated[Baseline, doc("What the model is compared with")] = "none"
     register: Annotated[Registered, doc("What becomes the version: the model, or the better of it and --baseline")] = (
         "model"

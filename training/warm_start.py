@@ -7,7 +7,6 @@ once for all its trials.
 
 import contextlib
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,6 @@ from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
 from mirrorspark.training.records.tracking import TrackingError
 
-# An export logs its model in the MLflow run under this name.
-_LOGGED_AS = "model"
 _VARIABLES = f"{SAVED_MODEL_FOLDER}/variables"  # the graph and its files are not needed
 _SOURCE_FILE = "source.json"
 _IDENTITY = "identity"  # Of the configuration, whose alias may mean another version by now.
@@ -154,9 +151,7 @@ def _find(name: str, store: str) -> PinnedModel:
 
 
 def _uri(name: str) -> str:
-    """Return the URI or folder of a run's model if ``name`` is the run's id or folder; otherwise ``name``."""
-    if re.fullmatch(r"runs:/+[^/]+/?", name):
-        return f"{name.rstrip('/')}/{_LOGGED_AS}"
+    """Return the folder of a run's model if ``name`` is the run's folder; otherwise ``name``."""
     exported = RunFolder(Path(name), "", None).model
     return str(exported) if (exported / DESCRIPTION_FILE).is_file() else name
 

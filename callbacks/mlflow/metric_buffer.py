@@ -52,6 +52,7 @@ class MetricBuffer:
         experiment: Name of the experiment for a run that is started here.
         experiment_id: Id of the experiment, which takes precedence over the name.
         run_name: Name for a run that is started here; a run that an earlier process started under it is continued.
+        parent_id: The run that a run which is started here becomes a child of.
         replay_command: The command that sends the rest of the log later; by default the one for any log file.
         first_retry_seconds: Wait after a first failure, doubled with each further one.
         longest_retry_seconds: Longest wait between attempts.
@@ -71,6 +72,7 @@ class MetricBuffer:
         experiment: str = "Default",
         experiment_id: str | None = None,
         run_name: str | None = None,
+        parent_id: str | None = None,
         replay_command: str | None = None,
         first_retry_seconds: float = 1.0,
         longest_retry_seconds: float = 60.0,
@@ -86,7 +88,7 @@ class MetricBuffer:
         self._is_own_run = run_id is None
         # Absolute, because the file may be replayed from another working directory.
         store = without_credentials(absolute_store(self._tracking_uri))
-        self._target = Target(run_id, store, experiment, run_name, experiment_id)
+        self._target = Target(run_id, store, experiment, run_name, experiment_id, parent_id)
         self._is_own_log = not isinstance(log, EventFile)
         self._log = log if isinstance(log, EventFile) else self._own_log(log)
         self._replay_command = replay_command

@@ -19,6 +19,10 @@ _ENTRIES_PER_REQUEST = 100
 # Identifies the run of a training among runs of the same name, so that a lost answer does not lead to a second run.
 RUN_TAG = "mirrorspark.run"
 
+# MLflow's own tags.
+NOTE_TAG = "mlflow.note.content"
+PARENT_TAG = "mlflow.parentRunId"
+
 # HTTP statuses for requests that are themselves wrong; any other error may be temporary.
 _REFUSALS = (400, 404, 409)
 
@@ -51,6 +55,7 @@ class Target:
         experiment: Name of the experiment for a run that has not been started.
         run_name: Name for a run that has not been started; with it a second start finds the run of the first.
         experiment_id: Id of the experiment, which takes precedence over the name.
+        parent_id: The run that a run which has not been started becomes a child of.
     """
 
     run_id: str | None
@@ -58,6 +63,7 @@ class Target:
     experiment: str
     run_name: str | None = None
     experiment_id: str | None = None
+    parent_id: str | None = None
 
     def is_same_run(self, other: "Target") -> bool:
         """Return whether values stored for this target belong to the other one's run."""
@@ -209,6 +215,30 @@ class LogModelMetrics:
 
 
 @dataclass(frozen=True)
+class DescribeModel:
+    """The description of a registered version, in Markdown, and of the logged model that it was made from.
+
+    Attributes:
+        model_id: The logged model; None if the version was made from files.
+    """
+
+    model: str
+    version: str
+    model_id: str | None
+    text: str
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Set the descriptions."""
+        client.update_model_version(self.model, self.version, self.text)
+        if self.model_id is not None:
+            client.set_logged_model_tags(self.model_id, {NOTE_TAG: self.text})
+
+    def __str__(self) -> str:
+        """Name the call in a message."""
+        return f"the description of version {self.version} of '{self.model}'"
+
+
+@dataclass(frozen=True)
 class SetAlias:
     """A name for a version of a registered model."""
 
@@ -245,7 +275,9 @@ class SetStatus:
         return f"status {self.status}"
 
 
-RunCall = LogParams | SetTags | LogArtifact | LogFolder | LogInput | LogModelMetrics | SetAlias | SetStatus
+RunCall = (
+    LogParams | SetTags | LogArtifact | LogFolder | LogInput | LogModelMetrics | DescribeModel | SetAlias | SetStatus
+)
 
 _KINDS: dict[str, type[RunCall]] = {
     "params": LogParams,
@@ -254,6 +286,7 @@ _KINDS: dict[str, type[RunCall]] = {
     "folder": LogFolder,
     "input": LogInput,
     "model_metrics": LogModelMetrics,
+    "description": DescribeModel,
     "alias": SetAlias,
     "status": SetStatus,
 }
@@ -288,16 +321,20 @@ def with_call(calls: tuple[RunCall, ...], call: RunCall) -> tuple[RunCall, ...]:
 
 def start_run(client: Any, target: Target) -> str:
     """Start the run of a target, or find the one that was started before; return its id."""
+    from mlflow.tracking.context.registry import resolve_tags
+
     experiment_id = target.experiment_id or experiment_of(client, target.experiment)
+    # The user, the source and what else MLflow gives to every run that it starts itself.
+    tags = resolve_tags() | ({PARENT_TAG: target.parent_id} if target.parent_id else {})
     if target.run_name is None:
-        return str(client.create_run(experiment_id).info.run_id)
+        return str(client.create_run(experiment_id, tags=tags).info.run_id)
     name = target.run_name.replace("'", "")
     found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{name}'", max_results=1)
     if found:
         run_id = str(found[0].info.run_id)
         client.update_run(run_id, status="RUNNING")
         return run_id
-    run = client.create_run(experiment_id, run_name=target.run_name, tags={RUN_TAG: name})
+    run = client.create_run(experiment_id, run_name=target.run_name, tags=tags | {RUN_TAG: name})
     return str(run.info.run_id)
 
 

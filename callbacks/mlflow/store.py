@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,45 @@ def chosen_experiment(tracking_uri: str) -> str | None:
         except mlflow.MlflowException as error:  # the server is away, or the experiment was deleted
             logger.warning("MLflow's experiment %s cannot be looked up (%s)", id_, without_credentials(str(error)))
     return name or None
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """The run that the caller has started with ``mlflow.start_run`` and not ended yet."""
+
+    run_id: str
+    experiment_id: str
+
+
+def active_run(tracking_uri: str) -> ActiveRun | None:
+    """Return MLflow's active run if it is in this store; None if there is none."""
+    import mlflow
+
+    run = mlflow.active_run()
+    if run is None or not is_same_store(tracking_uri, str(mlflow.get_tracking_uri())):
+        return None
+    return ActiveRun(str(run.info.run_id), str(run.info.experiment_id))
+
+
+def store_of_active_run() -> str | None:
+    """Return the store of MLflow's active run, which may be MLflow's default one; None without an active run."""
+    import mlflow
+
+    return None if mlflow.active_run() is None else str(mlflow.get_tracking_uri())
+
+
+def run_page(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
+    """Return the address of a run's page, without a password; None for a store that serves no pages."""
+    if tracking_uri.startswith(("http://", "https://")):
+        server = without_credentials(tracking_uri).partition("?")[0].rstrip("/")
+        return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    if tracking_uri == "databricks":
+        from mlflow.utils.databricks_utils import get_workspace_url
+
+        # The clients of Databricks would ask the network for it.
+        host = get_workspace_url() or os.environ.get("DATABRICKS_HOST")
+        return host and f"{without_credentials(host).rstrip('/')}/ml/experiments/{experiment_id}/runs/{run_id}"
+    return None
 
 
 def remember_own_store(tracking_uri: str) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 PACKAGED_FORMAT_VERSION = 2
-FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>/<path> or a local folder"
+FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>[/<path>] or a local folder"
 
 DESCRIPTION_FILE = "mirrorspark.json"
 MLFLOW_FILE = "MLmodel"

@@ -61,8 +61,9 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
     """Return the model that ``uri`` leads to now, and fetch its files unless this host has them.
 
     Args:
-        uri: ``models:/<name>/<version>``, ``models:/<name>@<alias>``, ``models:/m-<id>``, ``runs:/<run id>/<path>``,
-            or a local folder: an exported or packaged model, an MLflow model that holds one, or any MLflow model.
+        uri: ``models:/<name>/<version>``, ``models:/<name>@<alias>``, ``models:/m-<id>``, ``runs:/<run id>`` (its
+            last model), ``runs:/<run id>/<path>``, or a local folder: an exported or packaged model, an MLflow model
+            that holds one, or any MLflow model.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is set to, else that of this process's
             last training.
         offline: Use no store except files on this host, and fetch nothing. The model is the copy of the version that
@@ -347,15 +348,18 @@ def _artifact_location(uri: str, model_id: str, client: "MlflowClient") -> str:
 def _find_runs_uri(uri: str, client: "MlflowClient") -> _Place:
     from mlflow.exceptions import MlflowException
 
-    target = re.fullmatch(r"runs:/+([^/]+)/(.+?)/?", uri)
+    target = re.fullmatch(r"runs:/+([^/]+)(?:/(.+?))?/?", uri)
     if target is None:
-        raise ModelNotFoundError(f"model '{uri}' does not name a run and a path in it; use {FORMS}")
+        raise ModelNotFoundError(f"model '{uri}' does not name a run; use {FORMS}")
     run_id, path = target.groups()
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
         _raise_if_absent(error, f"model '{uri}' does not exist: there is no run '{run_id}'; use {FORMS}")
     locations = _logged_models(run, client)
+    path = path or next(iter(locations), None)
+    if path is None:
+        raise ModelNotFoundError(f"model '{uri}' does not exist: the run has no model; use {FORMS}")
     # A model logged by MLflow 3 is not an artifact of its run, in spite of its URI.
     location = locations.get(path) or f"{run.info.artifact_uri}/{path}"
     absence = f"model '{uri}' does not exist: the run has the models {sorted(locations)}, and nothing at '{path}'"
@@ -364,7 +368,7 @@ def _find_runs_uri(uri: str, client: "MlflowClient") -> _Place:
 
 
 def _logged_models(run: "Run", client: "MlflowClient") -> dict[str, str]:
-    """Return the locations of a run's logged models by name; of equal names the latest, as MLflow does."""
+    """Return the locations of a run's logged models by name, the latest first; of equal names the latest, as MLflow."""
     found: dict[str, str] = {}
     page: str | None = None
     while True:

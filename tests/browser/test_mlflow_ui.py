@@ -1,23 +1,17 @@
 """MLflow's own pages show our runs and their curves, in the version that the lock file pins."""
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from mirrorspark.callbacks.mlflow.store import run_page
 from mirrorspark.training.records.tracking import TrackedRun, default_uri
+from tests.mlflow_server import mlflow_server
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-START_SECONDS = 60
 PAGE_SECONDS = 45
 EPOCHS = 5
 METRICS = ("loss", "val_auc")
@@ -40,27 +34,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrackedRun]:
 
 @pytest.fixture(scope="module")
 def pages(runs: dict[str, TrackedRun], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve the store's pages on loopback and yield their address; end the server and all its children."""
-    store = next(iter(runs.values())).uri
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            # Port 0: the system chooses, so nothing can take the port between our choice and the server's start.
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store),
-                *("--host", "127.0.0.1", "--port", "0", "--workers", "1"),
-            ],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent,
-            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            start_new_session=True,
-        )
-    try:
-        yield address(server, log)
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait(timeout=60)
+    """Serve the store's pages on loopback and yield their address."""
+    folder = tmp_path_factory.mktemp("server")
+    with mlflow_server(folder, next(iter(runs.values())).uri, str(folder / "files")) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.timeout(240)
@@ -92,20 +69,19 @@ def test_page_of_a_run_shows_a_curve_with_a_point_per_epoch_for_every_metric(
     assert all(metric in shown for metric in METRICS)
 
 
-def address(server: "subprocess.Popen[bytes]", log: Path) -> str:
-    """Return where the server says it listens, once it does."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        found = re.search(r"running on (http://127\.0\.0\.1:\d+)", log.read_text())
-        if found:
-            return found[1]
-        # Waiting for its end is waiting for the next look at the log, and for what would make that pointless.
-        try:
-            status = server.wait(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            continue
-        pytest.fail(f"mlflow server left with status {status}:\n{log.read_text()}")
-    pytest.fail(f"mlflow server does not listen after {START_SECONDS} s:\n{log.read_text()}")
+@pytest.mark.timeout(240)
+def test_the_link_to_a_run_opens_it_among_trainings(browser: "Chrome", pages: str, runs: dict[str, TrackedRun]) -> None:
+    """L6: MLflow opens its pages among judges and traces otherwise."""
+    run = runs["fast-learner"]
+    link = run_page(pages, str(run.experiment_id), str(run.run_id))
+    assert link is not None
+
+    browser.get(link)
+
+    wait_until(browser, lambda: "About this run" in text_of(browser, "body"))
+    shown = text_of(browser, "body")
+    assert "fast-learner" in shown
+    assert "Judges" not in shown
 
 
 def wait_until(browser: "Chrome", condition: Callable[[], bool]) -> None:

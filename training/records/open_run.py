@@ -21,6 +21,7 @@ from mirrorspark.training.records import tracking
 from mirrorspark.training.records.find_run import RunIdentity, hold_run_folder
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import Status
+from mirrorspark.training.settings import MLflowRun
 
 Sink = Callable[[Event], None]
 
@@ -35,6 +36,10 @@ class RunSettings(RunIdentity, Protocol):
     @property
     def experiment(self) -> str | None:
         """MLflow experiment; by default the run's name."""
+
+    @property
+    def mlflow_run(self) -> MLflowRun:
+        """The run to log to where a run is active in MLflow."""
 
     def save(self, path: Path) -> None:
         """Write the configuration."""
@@ -132,7 +137,12 @@ def open_run(
             config.save(held.config)
             experiment = tracking.experiment_name(config, store)
             output, name = Path(config.output), held.path.name
-            tracked = tracking.TrackedRun(store, experiment, output, held.continues, name, held.event_file)
+            outer = tracking.outer_run(config, store)
+            if outer is not None and held.continues not in (None, outer.run.run_id):
+                view.say(
+                    f"run {name} goes on in the MLflow run in which it began, {held.continues}, not in the active one"
+                )
+            tracked = tracking.TrackedRun(store, experiment, output, held.continues, name, held.event_file, outer)
             held.save_state("running", tracked.run_id)
             run = OpenRun(held, tracked, view, listener)
             yield run

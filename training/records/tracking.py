@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,8 @@ from mlflow.exceptions import InvalidUrlException, MlflowException
 
 from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
 from mirrorspark.callbacks.mlflow.metric_requests import (
+    RUN_TAG,
+    DescribeModel,
     LogArtifact,
     LogFolder,
     LogInput,
@@ -32,15 +35,20 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     start_run,
 )
 from mirrorspark.callbacks.mlflow.store import (
+    ActiveRun,
+    active_run,
     chosen_experiment,
     chosen_store,
     limit_requests,
     registry_of,
     remember_own_store,
+    run_page,
     store_client,
+    store_of_active_run,
 )
 from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, without_credentials
 from mirrorspark.storage.event_file import EventFile
+from mirrorspark.training.settings import MLflowRun
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -85,11 +93,12 @@ class TracksRuns(Protocol):
 def store_of(config: TracksRuns) -> str:
     """Return the MLflow store of a run: the configured one, else the one that MLflow is set to, else one of its own.
 
-    Its own store is a file in its output folder, in which this process then looks up models, too.
+    Its own store is that of MLflow's active run, or a file in its output folder. This process then looks up models in
+    it, too.
     """
     if given := config.tracking_uri or chosen_store():
         return given
-    own = default_uri(Path(config.output))
+    own = store_of_active_run() or default_uri(Path(config.output))
     remember_own_store(own)
     return own
 
@@ -97,6 +106,40 @@ def store_of(config: TracksRuns) -> str:
 def experiment_name(config: "NamesExperiment", store: str) -> str:
     """Return the experiment of a run: the configured one, else MLflow's current one in this store, else its name."""
     return config.experiment or chosen_experiment(store) or config.name
+
+
+class JoinsRun(Protocol):
+    """The fields of a configuration that decide its place beside MLflow's active run."""
+
+    @property
+    def experiment(self) -> str | None:
+        """MLflow experiment; None for that of the active run, the current or the default one."""
+
+    @property
+    def mlflow_run(self) -> MLflowRun:
+        """The run to log to where a run is active in MLflow."""
+
+
+@dataclass(frozen=True)
+class OuterRun:
+    """MLflow's active run around a training.
+
+    Attributes:
+        run: The active run.
+        is_parent_only: The training becomes a child of it in any case, instead of logging to it.
+    """
+
+    run: ActiveRun
+    is_parent_only: bool
+
+
+def outer_run(config: JoinsRun, store: str) -> OuterRun | None:
+    """Return the active run that a training belongs to; None for a training with a run of its own."""
+    # The run of a configured experiment can be in no other one.
+    if config.mlflow_run == "new" or config.experiment is not None:
+        return None
+    active = active_run(store)
+    return None if active is None else OuterRun(active, config.mlflow_run == "child")
 
 
 logger = logging.getLogger(__name__)
@@ -112,6 +155,8 @@ _LINGER_SECONDS = 5.0
 # MLflow's limits for a dataset.
 _DATASET_NAME_CHARACTERS = 500
 _DIGEST_CHARACTERS = 36
+
+_LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 
 
 class TrackedRun:
@@ -137,8 +182,9 @@ class TrackedRun:
         run_id: str | None,
         run_name: str,
         log: EventFile | None = None,
+        outer: OuterRun | None = None,
     ) -> None:
-        """Continue ``run_id``, or start a run; an unreachable server gets it later.
+        """Continue ``run_id``, log to the active run, or start a run; an unreachable server gets it later.
 
         Args:
             uri: Store or server.
@@ -148,6 +194,8 @@ class TrackedRun:
             run_name: Unique among the trainings that share the experiment.
             log: The events of the run, in its folder; those of earlier drivers are sent, too. By default a file in
                 ``output`` that is removed once all of it has been sent.
+            outer: The active run. A first training logs to it, unless it is a parent only; a further one becomes its
+                child. The status of the active run is left to the one who started it.
 
         Raises:
             TrackingError: The store cannot be opened.
@@ -161,7 +209,8 @@ class TrackedRun:
         self.experiment = experiment
         # Resolved once, since a notebook may set MLflow to another store during the run.
         self.registry_uri = registry_of(uri)
-        self.experiment_id: str | None = None
+        self._outer = outer
+        self.experiment_id: str | None = outer.run.experiment_id if outer and run_id is None else None
         try:
             self.client = store_client(uri, self.registry_uri)
             run_id = self._opened(experiment, output, run_id, run_name)
@@ -176,8 +225,10 @@ class TrackedRun:
         self._buffer = MetricBuffer(
             self.client,
             run_id,
-            experiment=experiment,
+            experiment=self.experiment,
+            experiment_id=self.experiment_id if outer else None,
             run_name=run_name,
+            parent_id=outer.run.run_id if outer else None,
             # The run's id cannot be used, since the server may not have assigned it yet.
             log=output / f"mlflow-metrics-{run_name}.jsonl" if log is None else log,
             replay_command=None if log is None else _replay_command(log),
@@ -186,18 +237,51 @@ class TrackedRun:
 
     def _opened(self, experiment: str, output: Path, run_id: str | None, run_name: str) -> str:
         """Open the run, mark it as running, and return its id."""
+        if run_id is not None:
+            return self._continued(run_id)
+        if self._outer is not None:
+            return self._joined(self._outer, run_name)
         # A database store would put artifacts into the working directory; a server has its own place for them.
         location = (output.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
         self.experiment_id = experiment_of(self.client, experiment, location)
-        if run_id is None:
-            run_id = start_run(self.client, Target(None, self.uri, experiment, run_name))
+        return start_run(self.client, Target(None, self.uri, experiment, run_name))
+
+    def _continued(self, run_id: str) -> str:
         try:
+            # The run may have begun within an active run, in the experiment of that one.
+            self.experiment_id = self.client.get_run(run_id).info.experiment_id
+            self.experiment = self.client.get_experiment(self.experiment_id).name
             self.client.update_run(run_id, status="RUNNING")
         except (MlflowException, OSError) as error:
             if is_outage(error):
-                return run_id
+                raise
             raise _refusal(f"MLflow run {run_id} cannot go on (--no-resume starts a new one)", error) from None
         return run_id
+
+    def _joined(self, outer: OuterRun, run_name: str) -> str:
+        """Return the id of the active run, or of a new child if it has a training already."""
+        active = outer.run
+        self.experiment = self.client.get_experiment(active.experiment_id).name
+        there = self.client.get_run(active.run_id).data
+        # Two curves of one name cannot be told apart; Keras logs a loss, too.
+        has_training = RUN_TAG in there.tags or "loss" in there.metrics
+        if not (outer.is_parent_only or has_training):
+            self.client.set_tag(active.run_id, RUN_TAG, run_name)
+            return active.run_id
+        target = Target(None, self.uri, self.experiment, run_name, active.experiment_id, active.run_id)
+        return start_run(self.client, target)
+
+    @property
+    def is_users(self) -> bool:
+        """True if the run is the active one, which the user has started and will end."""
+        return self._outer is not None and self._outer.run.run_id == self.run_id
+
+    @property
+    def page(self) -> str | None:
+        """The address of the run's page; None if it is not known, or the store serves no pages."""
+        if self.run_id is None or self.experiment_id is None:
+            return None
+        return run_page(self.uri, self.experiment_id, self.run_id)
 
     @property
     def run_id(self) -> str | None:
@@ -294,8 +378,13 @@ class TrackedRun:
         """Log metrics of the run that are those of its logged model, too."""
         now_ms = int(time.time() * 1000)
         self.log_metrics(metrics, step, now_ms)
-        if (model := re.fullmatch(r"models:/(m-\w+)", model_uri)) is not None:
+        if (model := _LOGGED_MODEL.fullmatch(model_uri)) is not None:
             self._buffer.call(LogModelMetrics(model[1], dict(metrics), step, now_ms))
+
+    def describe_model(self, model: str, version: str, model_uri: str, text: str) -> None:
+        """Set the description of a registered version, and of the logged model that it was made from."""
+        logged = _LOGGED_MODEL.fullmatch(model_uri)
+        self._buffer.call(DescribeModel(model, version, logged and logged[1], without_credentials(text)))
 
     def name_version(self, model: str, version: str, alias: str) -> None:
         """Set ``alias`` of the registered model to ``version``.
@@ -314,12 +403,13 @@ class TrackedRun:
             self._buffer.call(SetAlias(model, alias, version))
 
     def finish(self, status: str) -> str | None:
-        """Send the remaining records and end the run with ``FINISHED`` or ``FAILED``.
+        """Send the remaining records and end the run with ``FINISHED`` or ``FAILED``, unless it is the user's.
 
         Returns:
             The command that sends the records that an unreachable server missed; None if it has them all.
         """
-        self._buffer.call(SetStatus(status))
+        if not self.is_users:
+            self._buffer.call(SetStatus(status))
         self._buffer.close(_CLOSE_SECONDS)
         return self._buffer.left_behind
 

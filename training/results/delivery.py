@@ -11,8 +11,10 @@ from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
+from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
@@ -35,6 +37,7 @@ from mirrorspark.training.results.evaluate_run import (
 )
 from mirrorspark.training.results.explain import Explanation
 from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
+from mirrorspark.training.results.model_card import model_card
 from mirrorspark.training.results.report import REPORT_FILE, ReportFacts, write_report
 from mirrorspark.training.results.rival import NETWORK, OTHER_FOLDER, Choice, read_scores
 from mirrorspark.training.results.summary import Summary
@@ -61,6 +64,7 @@ class Trained:
         run_folder: Configuration, events, checkpoints and results.
         seconds: Seconds per stage.
         chosen: Why this one was registered, in words, where ``register`` is ``better``.
+        run_page: Address of the run in MLflow's pages; None for a store that serves none.
     """
 
     run_id: str
@@ -75,6 +79,7 @@ class Trained:
     tracking_uri: str = field(repr=False)  # it may hold a password
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
     chosen: str | None = None
+    run_page: str | None = None
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -137,8 +142,11 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
             job.tracked.log_tags({"registered": choice.registered})
     with job.view.stage("evaluate") as stage:
         predictions = _predictions(job.folder)
-        verdict = _judge(job, predictions, best, attempts, choice)
+        # The notebook's mlflow.autolog() would open a run for the baseline.
+        with disable_autologging():
+            verdict = _judge(job, predictions, best, attempts, choice)
         _log_verdict(job, verdict, exported.model_uri)
+        _describe_model(job, exported, verdict, choice)
         stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else "without a baseline"
     return _trained(job, attempts, exported, verdict, predictions, choice)
 
@@ -209,6 +217,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "baseline": trained.verdict.baseline,
         "seconds": dict(trained.seconds),
         "chosen": trained.chosen,
+        "run_page": trained.run_page,
     }
     write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
 
@@ -285,11 +294,25 @@ def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
         tracking_uri=job.tracked.uri,
         registry_uri=job.tracked.registry_uri,
         mlflow_run_id=job.tracked.require_run_id(),
+        # MLflow allows no dots in it.
+        model_name=job.folder.path.name.replace(".", "_"),
         registered_model=config.name,
+        model_tags=_model_tags(job),
         threads=_threads(config),
         monitor=config.monitor,
         register=config.register,
     )
+
+
+def _model_tags(job: TrainingJob) -> dict[str, str]:
+    spec = job.dataset.spec
+    return {
+        "run": job.folder.path.name,
+        "recipe": job.config.name,
+        "dataset": job.dataset.path.name,
+        "label": spec.label.name,
+        "architecture": str(job.config.model["name"]),
+    }
 
 
 def _threads(config: TrainingConfig) -> int:
@@ -329,6 +352,23 @@ def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
         job.tracked.log_figure(figure, name)
 
 
+def _describe_model(job: TrainingJob, exported: ExportResult, verdict: Verdict, choice: Choice | None) -> None:
+    dataset, name = job.dataset, job.config.name
+    card = model_card(
+        f"models:/{name}/{exported.model_version}",
+        str(job.config.model["name"]) if choice is None or choice.registered == NETWORK else choice.registered,
+        job.folder.path.name,
+        dataset.spec,
+        dataset.path.name,
+        {split: dataset.manifest.rows(split) for split in dataset.manifest.splits},
+        verdict.metrics,
+        verdict.baseline,
+    )
+    job.tracked.describe_model(name, exported.model_version, exported.model_uri, card)
+    if not job.tracked.is_users:
+        job.tracked.log_tags({NOTE_TAG: card})
+
+
 def _trained(
     job: TrainingJob,
     attempts: tuple[Attempt, ...],
@@ -351,4 +391,5 @@ def _trained(
         tracking_uri=job.tracked.uri,
         seconds={name: round(seconds, 2) for name, seconds in job.view.timings.items()},
         chosen=choice.in_words() if choice else None,
+        run_page=job.tracked.page,
     )

@@ -76,7 +76,9 @@ class ExportPlan:
         tracking_uri: MLflow store.
         registry_uri: MLflow's registry of models.
         mlflow_run_id: Run that the model belongs to.
+        model_name: Name of the logged model.
         registered_model: Name in the model registry.
+        model_tags: Tags of the registered version and of the logged model.
         threads: TensorFlow threads.
         monitor: Metric that chooses between the model and gradient boosting.
         register: ``model``, or ``better`` to register the better of the two.
@@ -93,7 +95,9 @@ class ExportPlan:
     tracking_uri: str
     registry_uri: str
     mlflow_run_id: str
+    model_name: str
     registered_model: str
+    model_tags: dict[str, str]
     threads: int
     monitor: str = ""
     register: str = "model"
@@ -405,7 +409,7 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
     mlflow.start_run(run_id=plan.mlflow_run_id, log_system_metrics=False)
     try:
         info = mlflow.pyfunc.log_model(
-            name="model",
+            name=plan.model_name,
             loader_module=mirrorspark_pyfunc.__name__.rpartition(".")[2],
             data_path=plan.folder,
             code_paths=[str(mirrorspark_pyfunc.__file__)],
@@ -415,7 +419,7 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
             registered_model_name=plan.registered_model,
             metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
             # The registered version gets these tags, too, in the request that creates it.
-            tags={CHECKPOINT_TAG: Path(plan.checkpoint).name, ARCHITECTURE_TAG: architecture},
+            tags=plan.model_tags | {CHECKPOINT_TAG: Path(plan.checkpoint).name, ARCHITECTURE_TAG: architecture},
         )
     finally:
         # The driver ends the run, after scoring and parity.

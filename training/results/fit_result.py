@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,7 @@ class FitResult:
                 for name, figure in self.plots.items()
             ),
             f"<p>Report: <code>{self.report}</code></p>",
+            f'<p><a href="{escape(self.trained.run_page)}">The run in MLflow</a></p>' if self.trained.run_page else "",
         ]
         return "".join(parts)
 

@@ -35,6 +35,7 @@ def begun(job: TrainingJob, *, is_reused: bool) -> Summary:
         },
         run_folder=str(job.folder.path),
         tracking_uri=job.tracked.uri,
+        run_page=job.tracked.page,
         warm_start=_warm_start(job),
     )
 

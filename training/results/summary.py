@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class Summary:
         scored_table: Parquet folder with keys, scores and model version.
         run_folder: Configuration, events, checkpoints and results of this run.
         tracking_uri: MLflow store.
+        run_page: Address of the run in MLflow's pages; None for a store that serves none.
         replay: Command that sends MLflow the records it missed; None if it has them all.
         warm_start: The model that the training began from, and the numbers of its weights and tokens that were taken;
             empty for random initial weights.
@@ -65,6 +67,7 @@ class Summary:
     scored_table: str | None = None
     run_folder: str | None = None
     tracking_uri: str | None = None
+    run_page: str | None = None
     replay: str | None = None
     warm_start: Mapping[str, Any] = field(default_factory=dict)
     chosen: str | None = None
@@ -106,7 +109,8 @@ class Summary:
             "data quality": _data_quality(self.dataset),
             "run folder": self.run_folder,
             "send metrics": self.replay,
-            "compare runs": _way_to_the_ui(self.tracking_uri or ""),
+            "MLflow run": self.run_page,
+            "compare runs": _way_to_the_ui(self.tracking_uri or "", self.run_page),
         }
         lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
         return "\n".join(lines)
@@ -198,6 +202,9 @@ def _data_quality(dataset: Mapping[str, Any]) -> str | None:
     return f"{findings_in_words(dataset['findings'])}; see {dataset['page']}"
 
 
-def _way_to_the_ui(tracking_uri: str) -> str:
+def _way_to_the_ui(tracking_uri: str, run_page: str | None) -> str:
+    if run_page is not None:
+        # The experiment's page, in the same view.
+        return re.sub(r"/runs/\w+", "", run_page)
     shown = without_credentials(tracking_uri)
     return f"open {shown}" if tracking_uri.startswith("http") else f"mlflow ui --backend-store-uri {shown}"

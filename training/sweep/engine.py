@@ -71,7 +71,8 @@ class SparkEngine:
 
     def train(self, plan: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
         """Train a trial with its own supervisor, as a child of the sweep's MLflow run."""
-        config = plan.config
+        # The trial is a child of the sweep's run, whatever else is active.
+        config = replace(plan.config, mlflow_run="new")
         folder = self._folder(plan, place)
         # Parallel trainings cannot share a block: each writes lines, which begin with its number.
         view = LiveView(epochs=config.epochs, is_interactive=False, write=control.say)

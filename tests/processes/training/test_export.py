@@ -39,7 +39,9 @@ def plan(tmp_path: Path) -> ExportPlan:
         tracking_uri="sqlite:///mlflow.db",
         registry_uri="sqlite:///mlflow.db",
         mlflow_run_id="run-1",
+        model_name="flights-20261124-101112-0a1b",
         registered_model="flights",
+        model_tags={"dataset": "flights-1"},
         threads=2,
     )
 

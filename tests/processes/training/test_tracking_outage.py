@@ -1,12 +1,6 @@
 """T7: a tracking server that is away, hangs or is slow, at whatever time of a run, costs no metric and no run."""
 
-import contextlib
-import os
-import re
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +16,10 @@ from mirrorspark.training.fault_injection.proxy import Proxy
 from mirrorspark.training.protocol.names import EVENTS_FILE
 from mirrorspark.training.records import tracking
 from mirrorspark.training.records.tracking import TrackedRun, TrackingError
+from tests.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.timeout(180)
 
-START_SECONDS = 90
 STORE_ANSWERS_SECONDS = 60
 
 
@@ -33,32 +27,8 @@ STORE_ANSWERS_SECONDS = 60
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Run an MLflow server on a free port of loopback; yield the port."""
     folder = tmp_path_factory.mktemp("server")
-    log = folder / "server.log"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0", "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # What other tests of this process told MLflow is not for this server.
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | quiet
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while (found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())) is None:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield int(found[1])
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
+    with mlflow_server(folder, f"sqlite:///{folder}/mlflow.db", str(folder / "files")) as port:
+        yield port
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mirrorspark.callbacks.mlflow.metric_requests import (
+    DescribeModel,
     LogArtifact,
     LogFolder,
     LogInput,
@@ -27,6 +28,7 @@ CALLS: tuple[RunCall, ...] = (
     LogFolder("profile", "/runs/1/profile"),
     LogInput("rides", "0123", "{}", "{}", "{}"),
     LogModelMetrics("m-1", {"test_auc": 0.5}, 4, 1_700_000_000_000),
+    DescribeModel("rides", "3", "m-1", "Predicts `late`."),
     SetAlias("rides", "challenger", "3"),
     SetStatus("FINISHED"),
 )

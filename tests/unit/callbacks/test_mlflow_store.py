@@ -18,6 +18,7 @@ from mirrorspark.callbacks.mlflow.store import (
     chosen_store,
     is_same_store,
     registry_of,
+    run_page,
     sqlite_file,
     store_client,
 )
@@ -164,3 +165,26 @@ def test_a_notebook_on_databricks_has_an_experiment_of_its_own(monkeypatch: pyte
     assert chosen_experiment(OTHER) is None
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Shared/flights")
     assert chosen_experiment("databricks") == "/Shared/flights"
+
+
+@pytest.mark.parametrize(
+    ("store", "page"),
+    [
+        (OWN, "http://tracking:5000/#/experiments/3/runs/0a1b?workflowType=machine_learning"),
+        (
+            "https://ml.example/mlflow/",
+            "https://ml.example/mlflow/#/experiments/3/runs/0a1b?workflowType=machine_learning",
+        ),
+        ("databricks", "https://cloud.example/ml/experiments/3/runs/0a1b"),
+        ("databricks://another-workspace", None),
+        ("databricksish:///mlflow.db", None),
+        ("sqlite:///mlflow.db", None),
+        ("postgresql://ann:s3cret@db/mlflow", None),
+    ],
+)
+def test_a_run_has_a_page_where_its_store_serves_pages(
+    monkeypatch: pytest.MonkeyPatch, store: str, page: str | None
+) -> None:
+    """L6: and its address has no password."""
+    monkeypatch.setenv("DATABRICKS_HOST", "https://cloud.example")
+    assert run_page(store, "3", "0a1b") == page

@@ -102,6 +102,8 @@ def test_the_last_of_a_runs_models_of_one_name_is_used(store: Store, tmp_path: P
 
     client = MlflowClient(store.uri)
     run = client.create_run(client.create_experiment("several"))
+    with pytest.raises(ModelNotFoundError, match="the run has no model"):
+        resolve(f"runs:/{run.info.run_id}", store.uri)
     folders = []
     for number in range(3):
         folders.append(package_model({"coefficients": {"x": float(number)}}, tmp_path / str(number)))
@@ -109,7 +111,8 @@ def test_the_last_of_a_runs_models_of_one_name_is_used(store: Store, tmp_path: P
         client.log_model_artifacts(logged.model_id, str(folders[-1]))
         client.finalize_logged_model(logged.model_id, "READY")
 
-    assert resolve(f"runs:/{run.info.run_id}/model", store.uri).digest == folder_digest(folders[-1])
+    for uri in (f"runs:/{run.info.run_id}/model", f"runs:/{run.info.run_id}"):
+        assert resolve(uri, store.uri).digest == folder_digest(folders[-1])
 
 
 def test_all_that_a_package_says_of_itself_comes_back_from_mlflow(store: Store, tmp_path: Path) -> None:
@@ -161,7 +164,8 @@ def test_a_local_folder_needs_no_store(flights_model: Path) -> None:
         ("models:/m-00000000000000000000000000000000", "no logged model 'm-0{32}'"),
         ("models:/", "names no model; use models:/<name>/<version>"),
         ("runs:/0123456789abcdef0123456789abcdef/model", "no run '0123456789abcdef0123456789abcdef'"),
-        ("runs:/0123456789abcdef0123456789abcdef", "does not name a run and a path in it"),
+        ("runs:/0123456789abcdef0123456789abcdef", "no run '0123456789abcdef0123456789abcdef'"),
+        ("runs:/", "does not name a run; use models:/"),
         ("/nowhere/to/be/found", "there is no such folder; use models:/"),
         ("s3://bucket/model", "there is no such folder; use models:/"),
     ],

@@ -1,11 +1,13 @@
 """T7: a delivery that was cut off goes on with what it has exported and registered."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -34,9 +36,13 @@ class FakeTracked:
     uri = "sqlite:///mlflow.db"
     registry_uri = uri
 
+    page = "http://mlflow:5000/#/experiments/1/runs/run-1"
+
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
+        self.described: list[tuple[str, ...]] = []
         self.tags: dict[str, str] = {}
+        self.is_users = False
 
     def require_run_id(self) -> str:
         return "run-1"
@@ -52,6 +58,9 @@ class FakeTracked:
 
     def log_model_metrics(self, model_uri: str, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
+
+    def describe_model(self, *description: str) -> None:
+        self.described.append(description)
 
 
 @pytest.fixture
@@ -69,7 +78,9 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, lines: list[str]) 
         publish_files(folder.checkpoints, files, step=10 * epoch, epoch=epoch, metrics=metrics)
     view = LiveView(epochs=2, is_interactive=False, write=lines.append)
     run = OpenRun(folder, cast(Any, FakeTracked()), view)
-    dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10)
+    manifest = SimpleNamespace(splits=["test"], rows=lambda split: 2)
+    spec = new_config().spec
+    dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10, spec=spec, manifest=manifest)
     job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), cast(Any, None), run, lambda: 1)
     for epoch in (1, 2):
         logs = {"loss": 1 / epoch, "val_auc": 0.6 + epoch / 10}
@@ -103,6 +114,59 @@ def test_the_best_epoch_is_exported_and_judged(
     assert trained.predictions["test"].num_rows == 2
     assert cast(Any, job.tracked).metrics == {"test_auc": 0.7}
     assert "registered as models:/rides/1" in lines[0]
+    assert trained.run_page == FakeTracked.page
+
+
+def test_the_version_is_named_after_its_run_with_tags_and_a_card(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L6: what users see of a model in MLflow's pages."""
+    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, {}))
+    delivery.deliver(job, ATTEMPTS)
+    assert exports[0].model_name == job.folder.path.name
+    tags = {"recipe": "rides", "dataset": "dataset", "label": "late", "architecture": "multi_field"}
+    assert exports[0].model_tags == tags | {"run": job.folder.path.name}
+    ((name, version, uri, card),) = cast(Any, job.tracked).described
+    assert (name, version, uri) == ("rides", "1", "models:/m-1")
+    assert card.startswith("Predicts `late` (binary) from ")
+    assert 'ms.score(table, "models:/rides/1", keys=' in card
+    assert cast(Any, job.tracked).tags == {"mlflow.note.content": card}
+
+
+def test_the_description_of_a_users_run_stays_the_users(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5."""
+    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({}, {}, {}))
+    cast(Any, job.tracked).is_users = True
+    delivery.deliver(job, ATTEMPTS)
+    assert cast(Any, job.tracked).tags == {}
+    assert len(cast(Any, job.tracked).described) == 1
+
+
+def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch, mlflow_store: str
+) -> None:
+    """L5: ``mlflow.autolog()`` is the user's, and goes on for the user's own models."""
+    from sklearn.linear_model import LinearRegression
+
+    def fit(*_: Any) -> Verdict:
+        LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+        return Verdict({}, {}, {})
+
+    monkeypatch.setattr(delivery, "judge_binary", fit)
+    mlflow.set_tracking_uri(mlflow_store)
+    experiment = mlflow.set_experiment("autologging").experiment_id
+    mlflow.sklearn.autolog(log_models=False, log_input_examples=False, log_model_signatures=False, silent=True)
+    try:
+        delivery.deliver(job, ATTEMPTS)
+        assert mlflow.MlflowClient().search_runs([experiment]) == []
+        fit()
+        assert len(mlflow.MlflowClient().search_runs([experiment])) == 1
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+        mlflow.set_tracking_uri(None)
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
 
 
 def test_a_better_rival_is_judged_in_the_networks_place_and_beside_it(
@@ -130,7 +194,8 @@ def test_a_better_rival_is_judged_in_the_networks_place_and_beside_it(
     assert trained.verdict.baseline["metrics"]["auc"] == 0.5
     tracked = cast(Any, job.tracked)
     assert (tracked.metrics["test_auc"], tracked.metrics["network_auc"]) == (1.0, 0.5)
-    assert tracked.tags == {"registered": "hist_gradient_boosting"}
+    assert tracked.tags["registered"] == "hist_gradient_boosting"
+    assert "Architecture: `hist_gradient_boosting`" in tracked.tags["mlflow.note.content"]
     assert trained.chosen == choice.in_words()
     assert "registered as models:/rides/1: gradient boosting, better than the network" in lines[0]
 

@@ -4,13 +4,14 @@ import contextlib
 import errno
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
+from mirrorspark.callbacks.mlflow.store import ActiveRun
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.live.view import LiveView
@@ -97,6 +98,24 @@ def test_a_run_that_ends_early_goes_on_in_its_folder(
     assert (state_of(run.folder)["status"], tracked.statuses) == (status, [mlflow_status])
     with opened(config, lines) as again:
         assert again.folder.path == run.folder.path
+
+
+def test_a_run_that_goes_on_says_that_it_does_so_outside_the_active_run(
+    config: RunConfig, tracked: FakeTracked, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: the same cell of a notebook starts another MLflow run each time."""
+    active = tracking.OuterRun(ActiveRun("mlflow-1", "1"), is_parent_only=False)
+    monkeypatch.setattr(tracking, "outer_run", lambda *_: active)
+    interrupt_after_an_attempt(config, lines)
+    with opened(config, lines) as again:
+        pass
+    assert lines == []
+    interrupt_after_an_attempt(config, lines)
+    monkeypatch.setattr(tracking, "outer_run", lambda *_: replace(active, run=ActiveRun("mlflow-2", "1")))
+    with opened(config, lines) as again:
+        name = again.folder.path.name
+    told = f"run {name} goes on in the MLflow run in which it began, mlflow-1, not in the active one"
+    assert told in "\n".join(lines)
 
 
 def test_a_full_disk_hides_neither_the_error_nor_the_end_from_mlflow(

@@ -67,6 +67,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
     spec = SimpleNamespace(keys=["ride_id"])
     dataset = SimpleNamespace(path=tmp_path, manifest=manifest, spec=spec)
     tracked = SimpleNamespace(
+        page=None,
         run_id="run-1",
         uri="sqlite:///mlflow.db",
         experiment="flights",

@@ -120,6 +120,8 @@ def test_the_store_of_runs(tmp_path: Path, mlflow_store: str) -> None:
 def test_the_record_of_an_export_has_neither_passwords_nor_the_code_of_a_notebook() -> None:
     plan = ExportPlan(
         **dict.fromkeys(("dataset", "checkpoint", "folder", "predictions", "mlflow_run_id", "registered_model"), LINE),
+        model_name=LINE,
+        model_tags={"dataset": LINE},
         model="own_binary",
         model_options={"function": "build", "digest": "0", "code": "pickled"},
         seed=1,

@@ -49,7 +49,9 @@ def saved(summary: Summary, folder: Path) -> dict[str, object]:
 def test_the_document_has_the_promised_fields_and_where_to_look_further(tmp_path: Path) -> None:
     document = saved(BINARY, tmp_path)
     assert [name for name in document if name in PROMISED] == PROMISED
-    assert set(document) - set(PROMISED) == {"error", "run_folder", "tracking_uri", "replay", "warm_start", "chosen"}
+    assert set(document) - set(PROMISED) == {
+        *("error", "run_folder", "tracking_uri", "run_page", "replay", "warm_start", "chosen")
+    }
     assert document["parity"] == {"max": 1.2e-7, "mean": 1e-8, "p99": 9e-8, "rows": 55_000}
     assert document["dataset"] == BINARY.dataset
     assert document["error"] is None
@@ -159,3 +161,12 @@ def test_the_table_says_where_things_are() -> None:
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "https://mlflow.example"])
 def test_a_tracking_server_is_opened_not_started(uri: str) -> None:
     assert f"open {uri}" in replace(BINARY, tracking_uri=uri).as_text()
+
+
+def test_a_run_on_a_server_is_opened_and_compared_in_mlflows_pages() -> None:
+    """L6: the last lines lead to the run, and to the runs of its experiment."""
+    page = "https://mlflow.example/#/experiments/3/runs/0a1b?workflowType=machine_learning"
+    text = replace(BINARY, tracking_uri="https://ann:s3cret@mlflow.example", run_page=page).as_text()
+    assert f"MLflow run    {page}\n" in text
+    assert text.endswith("compare runs  https://mlflow.example/#/experiments/3?workflowType=machine_learning")
+    assert "s3cret" not in text

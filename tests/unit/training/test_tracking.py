@@ -2,9 +2,10 @@
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -13,6 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
+from mirrorspark.callbacks.mlflow.metric_requests import RUN_TAG
 from mirrorspark.callbacks.mlflow.store import default_store
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.protocol.events import Event
@@ -23,6 +25,7 @@ from mirrorspark.training.records.tracking import (
     environment,
     experiment_name,
     git_commit,
+    outer_run,
     store_of,
 )
 
@@ -367,6 +370,121 @@ def test_the_experiment_is_the_given_one_else_mlflows_in_that_store_else_the_run
     assert experiment_name(config, mlflow_store) == f"the notebook's {tmp_path.name}"
     assert experiment_name(config, "http://another:5000") == "late"
     assert experiment_name(replace(config, experiment="given"), mlflow_store) == "given"
+
+
+@pytest.fixture
+def outer(mlflow_store: str, request: pytest.FixtureRequest) -> Iterator[mlflow.ActiveRun]:
+    """Yield a user's active run, in an experiment of its own in the store."""
+    mlflow.set_tracking_uri(mlflow_store)
+    experiment = mlflow.create_experiment(f"the user's {request.node.name}")
+    with mlflow.start_run(experiment_id=experiment, run_name="mine") as run:
+        yield run
+
+
+@pytest.fixture
+def train_within(mlflow_store: str, tmp_path: Path) -> OpenRun:
+    """Return a function that opens the run of a training, with the active run as its configuration says."""
+
+    def build(run_name: str, run_id: str | None = None, **settings: Any) -> TrackedRun:
+        config = TrainingConfig(name="late", output=str(tmp_path), **settings)
+        experiment = experiment_name(config, mlflow_store)
+        outer = outer_run(config, mlflow_store)
+        return TrackedRun(mlflow_store, experiment, tmp_path, run_id, run_name, None, outer)
+
+    return build
+
+
+def test_the_first_training_in_an_active_run_logs_to_it_and_further_ones_become_children(
+    outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient
+) -> None:
+    """L5: the run keeps its name, and its status is the user's: it is running until the user ends it."""
+    first, second = train_within("late-1"), train_within("late-2")
+    assert first.run_id == outer.info.run_id
+    assert first.experiment_id == second.experiment_id == outer.info.experiment_id
+    first.log_params({"seed": 1})
+    for tracked in (first, second):
+        tracked.finish("FINISHED")
+    found = client.get_run(first.run_id)
+    assert (found.info.run_name, found.info.status, found.data.params) == ("mine", "RUNNING", {"seed": "1"})
+    child = client.get_run(second.run_id)
+    assert (child.info.run_name, child.info.status) == ("late-2", "FINISHED")
+    assert child.data.tags["mlflow.parentRunId"] == first.run_id
+    assert second.experiment == first.experiment == client.get_experiment(outer.info.experiment_id).name
+
+
+def test_an_active_run_with_a_keras_training_gets_a_child(
+    outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient
+) -> None:
+    """L5: otherwise the points of its curves would take the place of ours."""
+    mlflow.log_metric("rows", 5)
+    mlflow.log_metric("loss", 0.5, step=1)
+    tracked = train_within("late-8")
+    tracked.finish("FINISHED")
+    assert client.get_run(tracked.run_id).data.tags["mlflow.parentRunId"] == outer.info.run_id
+
+
+def test_a_training_is_a_child_or_a_run_of_its_own_if_its_settings_say_so(
+    outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient
+) -> None:
+    """L5: a configured experiment is another one than that of the active run."""
+    child, apart, elsewhere = (
+        train_within("late-3", mlflow_run="child"),
+        train_within("late-4", mlflow_run="new"),
+        train_within("late-5", experiment="given"),
+    )
+    for tracked in (child, apart, elsewhere):
+        tracked.finish("FINISHED")
+    parents = [
+        client.get_run(tracked.run_id).data.tags.get("mlflow.parentRunId") for tracked in (child, apart, elsewhere)
+    ]
+    assert parents == [outer.info.run_id, None, None]
+    assert elsewhere.experiment == "given"
+
+
+def test_a_training_that_goes_on_finds_the_run_that_was_active_and_ends_it(
+    outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient
+) -> None:
+    """T7: the block that started the run is over, so nobody else would say how it ended."""
+    first = train_within("late-6")
+    first.finish("FAILED")
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    mlflow.end_run("FAILED")
+    with mlflow.start_run(experiment_id=outer.info.experiment_id) as later:
+        second = train_within("late-6", first.run_id)
+        assert (second.run_id, second.experiment_id) == (outer.info.run_id, outer.info.experiment_id)
+        second.finish("FINISHED")
+        assert client.get_run(later.info.run_id).data.tags.get(RUN_TAG) is None
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_an_active_run_in_another_store_is_left_alone(
+    outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another:5000")
+    mlflow.set_tracking_uri("http://another:5000")
+    tracked = train_within("late-7")
+    tracked.finish("FINISHED")
+    assert tracked.run_id != outer.info.run_id
+    assert "mlflow.parentRunId" not in client.get_run(tracked.run_id).data.tags
+    mlflow.set_tracking_uri(tracked.uri)
+
+
+def test_an_active_run_brings_its_store_where_mlflow_is_set_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: it is MLflow's default one, in which this process then looks up models, too."""
+    config = TrainingConfig(name="late", output=str(tmp_path))
+    monkeypatch.setattr(mlflow, "active_run", lambda: object())
+    assert store_of(config) == default_store() == mlflow.get_tracking_uri()
+
+
+def test_a_run_has_its_source_and_its_user(open_run: OpenRun, client: MlflowClient) -> None:
+    """L6: as every run that MLflow starts."""
+    tracked = open_run()
+    tracked.finish("FINISHED")
+    tags = client.get_run(tracked.run_id).data.tags
+    assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type"} <= set(tags)
+    assert tracked.page is None
 
 
 def test_the_environment_lists_packages_with_their_versions_in_order() -> None:
