@@ -57,8 +57,8 @@ def fit(
             JSON files. With a column ``split`` (``train``, ``validation``, ``test``), it decides about the split.
         label: The column to learn, or its name and kind: ``{"name": "stars", "kind": "multi_class"}``. With a ``spec``
             the name of its label.
-        keys: Columns that identify a row; by default a column with unique values, or the row's number in a table in
-            memory.
+        keys: Columns that identify a row; by default inferred (:func:`default_spec`), or the row's number in a table
+            in memory.
         time: Column with the time of a row: the newest rows are for validation and test. It is no feature.
         exclude: Column, or columns, that are no features.
         spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
