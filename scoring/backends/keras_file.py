@@ -41,8 +41,11 @@ class KerasBackend:
                 f"{path} holds {code}, which loading would run here with your rights; if you trust who made the file, "
                 f"give trust=True to package_model, or export a SavedModel (model.export), which holds no Python code"
             )
+        # tf-keras' own argument safe_mode has no effect on HDF5 files, unlike this scope.
+        safe_mode = library("tf_keras.src.saving.serialization_lib", "a Keras file needs tf-keras").SafeModeScope
         try:
-            model = keras.models.load_model(path, compile=False, safe_mode=not trusted)
+            with safe_mode(not trusted):
+                model = keras.models.load_model(path, compile=False, safe_mode=not trusted)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             # Files of Keras 3 have other classes and settings, which fail in tf-keras in several ways.
             raise UnsupportedModelError(
@@ -100,7 +103,8 @@ def _configuration(path: Path) -> Any:
         UnsupportedModelError: The file has none.
     """
     try:
-        if zipfile.is_zipfile(path):
+        # The rule of tf-keras: a file may be both, an HDF5 file with an archive at its end.
+        if str(path).endswith(".keras") and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 document = json.loads(archive.read("config.json"))
             return {key: value for key, value in document.items() if key != "compile_config"}

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.backends import keras_file
 from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model.directory import (
@@ -318,6 +320,21 @@ def test_code_in_a_keras_file_runs_only_for_those_who_trust_it(tmp_path: Path) -
     with pytest.raises(UnsupportedModelError, match=r"weights\.h5 holds no Keras model"):
         package_model(tmp_path / "weights.h5", tmp_path / "refused", columns=NAMES)
     assert not (tmp_path / "refused").exists()
+
+
+def test_an_archive_behind_an_hdf5_file_hides_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S12: tf-keras reads such a file as HDF5, so its archive says nothing about it."""
+    source = lambda_model(tmp_path / "m.h5")
+    with zipfile.ZipFile(save_logistic_keras(tmp_path / "harmless.keras")) as archive:
+        harmless = archive.read("config.json")
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr("config.json", harmless)
+    with pytest.raises(UnsupportedModelError, match="holds a Lambda layer"):
+        package_model(source, tmp_path / "refused", columns=NAMES)
+    # Where the search finds nothing, tf-keras itself refuses the code.
+    monkeypatch.setattr(keras_file, "_code_in", lambda path: None)
+    with pytest.raises(UnsupportedModelError, match="arbitrary code execution"):
+        package_model(source, tmp_path / "refused", columns=NAMES)
 
 
 @pytest.mark.parametrize("file", ["../outside.json", "/outside.json", "inner/../../outside.json"])
