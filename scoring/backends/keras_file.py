@@ -17,6 +17,25 @@ from mirrorspark.scoring.backends.saved_model import tensor_type
 from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
 
+# Functions of TensorFlow that layers of operations may call, by the modules that define them: the operations of graphs.
+# Others that have a public name load libraries, fetch files, or load other models with the code in them.
+_OPERATIONS = (
+    "tensorflow.python.ops.",
+    "tensorflow.python.framework.constant_op",
+    "tensorflow.python.framework.sparse_tensor",
+    "tensorflow.python.framework.tensor_conversion",
+    "tf_keras.src.activations",
+    "tf_keras.src.backend",
+    "tf_keras.src.losses",
+)
+_FUNCTION_OF_LAYER = {
+    "TFOpLambda": "function",
+    "SlicingOpLambda": "function",
+    "ClassMethod": "cls_symbol",
+    "InstanceMethod": "cls_symbol",
+}
+
+
 class KerasBackend:
     """A tf-keras model, called as one graph; ``model.predict`` takes several times as long for a batch."""
 
@@ -93,7 +112,17 @@ def _code_in(path: Path) -> str | None:
             return "a Lambda layer"
         if isinstance(module, str) and module.partition(".")[0] not in ("keras", "tf_keras"):
             return f"an object of {module}.{name}"
+        if isinstance(name, str) and name in _FUNCTION_OF_LAYER:
+            called = dict(node.get("config") or {}).get(_FUNCTION_OF_LAYER[name])
+            if not _is_operation(called):
+                return f"a call of {called}"
     return None
+
+
+def _is_operation(symbol: object) -> bool:
+    """Return whether a public name of TensorFlow belongs to an operation of graphs."""
+    named = library("tensorflow.python.util.tf_export", "a Keras file needs TensorFlow").get_symbol_from_name
+    return isinstance(symbol, str) and getattr(named(symbol), "__module__", "").startswith(_OPERATIONS)
 
 
 def _configuration(path: Path) -> Any:

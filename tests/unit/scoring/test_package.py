@@ -337,6 +337,25 @@ def test_an_archive_behind_an_hdf5_file_hides_no_code(tmp_path: Path, monkeypatc
         package_model(source, tmp_path / "refused", columns=NAMES)
 
 
+@pytest.mark.parametrize("function", ["keras.models.load_model", "load_op_library", "io.gfile.remove", "nothing"])
+def test_a_keras_file_calls_only_operations_of_graphs(tmp_path: Path, function: str) -> None:
+    """S12: a layer of an operation names any public function, and may call it when it is loaded."""
+    import h5py
+    import tf_keras
+
+    inputs = tf_keras.Input((3,), name="boxes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # tf-keras calls its own HDF5 form legacy
+        tf_keras.Model(inputs, tf_keras.activations.gelu(inputs[:, :1] * 2.0)).save(tmp_path / "m.h5")
+    package_model(tmp_path / "m.h5", tmp_path / "model", columns=NAMES)
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        document = file.attrs["model_config"]
+        assert '"math.multiply"' in document
+        file.attrs["model_config"] = document.replace('"math.multiply"', f'"{function}"')
+    with pytest.raises(UnsupportedModelError, match=f"holds a call of {function}, which loading would run"):
+        package_model(tmp_path / "m.h5", tmp_path / "refused", columns=NAMES)
+
+
 @pytest.mark.parametrize("file", ["../outside.json", "/outside.json", "inner/../../outside.json"])
 def test_a_package_scores_no_file_outside_of_its_digest(packages: dict[str, Path], tmp_path: Path, file: str) -> None:
     """S12."""
