@@ -16,7 +16,6 @@ from mirrorspark.scoring.backends.protocol import Signature, UnsupportedModelErr
 from mirrorspark.scoring.backends.saved_model import tensor_type
 from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
-
 # Functions of TensorFlow that layers of operations may call, by the modules that define them: the operations of graphs.
 # Others that have a public name load libraries, fetch files, or load other models with the code in them.
 _OPERATIONS = (

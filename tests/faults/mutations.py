@@ -46,7 +46,20 @@ from tests.unit.data_pipelines.tfrecord.test_row_codec import SCHEMA, payloads_o
 
 CORPUS = Path(__file__).parent / "corpus"
 NUMBERS = (0, 1, -1, 127, 128, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(10**12), 10**12, 10**400)
-TEXTS = ("../x", "/etc/passwd", "", ".", "..", "a/../../b", "\ud800", "NaN", "x" * 70_000, "null", "__pycache__/x", "__pycache__/x.cpython-311.pyc")
+TEXTS = (
+    "../x",
+    "/etc/passwd",
+    "",
+    ".",
+    "..",
+    "a/../../b",
+    "\ud800",
+    "NaN",
+    "x" * 70_000,
+    "null",
+    "__pycache__/x",
+    "__pycache__/x.cpython-311.pyc",
+)
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from mirrorspark.training.protocol.handshake import (
     HANDSHAKE_SECONDS,
+    RefusalLog,
     TokenMismatchError,
     authenticate_client,
     authenticate_to_server,
@@ -211,6 +212,7 @@ class _Admissions:
     def __init__(self, listener: socket.socket, token: str) -> None:
         self._listener = listener
         self._token = token
+        self._refusals = RefusalLog(logger, "a registration")
         self._admitted: SimpleQueue[tuple[_Connection, Registration]] = SimpleQueue()
         # Guards the fields below.
         self._lock = threading.Lock()
@@ -252,7 +254,7 @@ class _Admissions:
             raise
 
     def _accept(self) -> None:
-        while not self._is_over:
+        while True:
             failure: OSError | RuntimeError | None = None
             try:
                 self._accept_one()
@@ -268,25 +270,29 @@ class _Admissions:
 
     def _accept_one(self) -> None:
         with contextlib.suppress(ConnectionAbortedError):
-            accepted, _ = self._listener.accept()
-            self._begin(_Connection(accepted))
+            accepted, (host, *_) = self._listener.accept()
+            self._begin(_Connection(accepted), host)
 
-    def _begin(self, connection: "_Connection") -> None:
+    def _begin(self, connection: "_Connection", host: str) -> None:
         with self._lock:
             self._unproven.append(connection)
             surplus = self._unproven.popleft() if len(self._unproven) > _MOST_UNPROVEN else None
         if surplus is not None:
             hang_up(surplus.socket)
         try:
-            threading.Thread(target=self._admit, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._admit, args=(connection, host), daemon=True).start()
         except RuntimeError:  # The machine has no thread left; the rank connects again.
             self._dismiss(connection)
             connection.close()
             raise
 
-    def _admit(self, connection: "_Connection") -> None:
+    def _admit(self, connection: "_Connection", host: str) -> None:
         try:
             registration = connection.accept(self._token)
+        except TokenMismatchError:
+            self._refusals.add(host)
+            connection.close()
+            return
         except (OSError, ValueError, TypeError) as error:
             logger.debug("refused a connection: %s", error)
             connection.close()
