@@ -9,7 +9,8 @@ GET /health            rows, versions of the models, when the store was written,
 =====================  =============================================================================================
 
 JSON has no NaN and no infinity; they become null. A store file that is replaced is noticed within a second and used
-once its checksum has been verified. A row whose checksum does not match is answered with status 503.
+once its checksum has been verified. A row whose checksum does not match is answered with status 503;
+so is an unknown key once the file has been found damaged.
 
 The name in the Host header must be this machine's, ``localhost``, or one given by ``--allow-host``; otherwise a web
 page could point a name of its own at this server and read rows through its visitor's browser (DNS rebinding). Addresses
