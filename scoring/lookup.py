@@ -9,11 +9,13 @@ GET /health            rows, versions of the models, when the store was written,
 =====================  =============================================================================================
 
 JSON has no NaN and no infinity; they become null. A store file that is replaced is noticed within a second and used
-once its checksum has been verified. A row whose checksum does not match is answered with status 503.
+once its checksum has been verified. A row whose checksum does not match is answered with status 503;
+so is an unknown key once the file has been found damaged.
 
 The name in the Host header must be this machine's, ``localhost``, or one given by ``--allow-host``; otherwise a web
 page could point a name of its own at this server and read rows through its visitor's browser (DNS rebinding). Addresses
-are always accepted, because no page can have those as its own name.
+are always accepted, because no page can have those as its own name; so are requests without the header, such as probes
+by HTTP/1.0, because browsers always send it.
 """
 
 import argparse
@@ -97,13 +99,15 @@ class _HostCheck:
         self._allowed = allowed_hosts | {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._allows(host := Request(scope).headers.get("host", "")):
+        if scope["type"] != "http" or self._allows(host := Request(scope).headers.get("host")):
             await self._app(scope, receive, send)
             return
         refusal = f"the Host header {host!r} is not a name of this server; start it with --allow-host to accept it"
         await PlainTextResponse(refusal, 421)(scope, receive, send)
 
-    def _allows(self, host: str) -> bool:
+    def _allows(self, host: str | None) -> bool:
+        if host is None:
+            return True
         name = re.sub(r":[0-9]*$", "", host).lower().rstrip(".")
         return self._allows_all or name in self._allowed or _is_address(name)
 

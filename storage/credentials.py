@@ -11,33 +11,55 @@ from urllib.parse import quote, unquote
 # A password may contain "@" and "/" unescaped, so everything between the first ":" and the last "@" is removed. This
 # may drop part of an address (`http://host:5000/a@b`); the opposite mistake would show part of a password. An address
 # that passed through pathlib has one slash (`postgresql:/u:p@host`). `models:/name@alias` has one too, but no password.
-_USER_AND_PASSWORD = re.compile(r"(?<=:/)(?P<slash>/|(?<!\bmodels:/))[^\s/?#:]*(?::(?:(?!://)\S)*)?@")
-_ORACLE = re.compile(r"(?P<name>jdbc:oracle:\w+:)[^\s/@]*/\S{0,256}(?=@)")
+# Like all patterns here it takes time in proportion to the text: it reads no part of an address twice.
+_AUTHORITY = re.compile(r"(?<=:/)(?P<slash>/|(?<!\bmodels:/))(?P<user>[^\s/?#:]*)(?P<password>:(?:(?!://)\S)*)?")
+_ORACLE = re.compile(r"(?P<name>jdbc:oracle:\w+:)[^\s/@]{0,256}/\S{0,256}(?=@)")
 
 # What settings with a secret are called, in the environment, in connection strings and in the options of stores. A bare
 # "key" or "token" is not among them: it names columns and words of a text more often.
 _NAMES = (
-    r"passw(?:or)?d|passphrase|[._-]pwd|[._-]pass|secret|secret[._-]?(?:access[._-]?)?key"
-    r"|(?:access|account|api|private|shared|storage|signing|encryption)[._-]?key"
+    r"passw(?:or)?d\d{0,3}|passphrase|[._-]pwd|[._-]pass|secret|secret[._-]?(?:access[._-]?)?key"
+    r"|(?:admin|db|ftp|key|ldap|mail|my|pg|proxy|redis|root|smtp|sql|ssh|store|user)pass"
+    r"|(?:access|account|api|private|shared|storage|signing|encryption|fernet|hmac|master)[._-]?key"
     r"|shared[._-]?access[._-]?(?:key|signature)"
-    r"|connection[._-]?string|account[._-]key[._-][\w.-]+|fs\.azure\.sas\.[\w.-]+"
+    r"|connection[._-]?string"
+    # Azure's end with the name of an account.
+    r"|(?:account[._-]key[._-]|client\.secret\.|fs\.azure\.sas\.)[\w.-]{1,256}"
 )
+# Environment variables are in capitals; so are the special tokens of a text.
+_VARIABLES = r"(?-i:\b(?!(?:BOS|CLS|EOS|MASK|OOV|PAD|SEP|UNK)_)[A-Z][A-Z0-9_]{0,64}_TOKEN)"
 _TEXT_NAMES = (
-    rf"(?:{_NAMES}|(?:session|security|access|tracking|auth|refresh|sas)[._-]?token"
+    rf"(?:{_NAMES}|{_VARIABLES}"
+    r"|(?:access|api|auth|databricks|github|gitlab|hf|refresh|sas|security|session|tracking)[._-]?token"
     r"|(?:\b|(?<=%3B))pwd|x-amz-(?:signature|credential)|[?&]sig|[?&]token)"
 )
-_QUOTED = r"(?:(?!(?P=open))(?:\\\\\\.|\\.|.))+"
+# Quotes have more backslashes before them the deeper a text is in JSON. Those of bytes have a letter before them.
+_QUOTE = r"\\{0,15}['\"]"
+_VALUE_BEGINS = rf"(?:[bru]{{1,2}}(?={_QUOTE}))?"
+_OPEN = rf"(?P<open>'{{3}}|\"{{3}}|{_QUOTE})?"
+# Up to the same quote, with as many backslashes.
+_QUOTED = r"(?:(?!(?<!\\)(?P=open)).)+"
+_SEPARATOR = r"(?:[-=]>|:=|={1,3}|:|%3[AD]|</name>\s*<value>)"
 # The value is removed in `secret_access_key=...`, `"password": "..."`, `X-Amz-Signature=...`, `Pwd={...};`, in what is
-# encoded as an address, and in the XML of Hadoop.
+# encoded as an address, in the XML of Hadoop, and in Scala's `password -> ...`.
 _NAMED = re.compile(
-    rf"(?P<name>{_TEXT_NAMES}\\?['\"]?\s*(?:[=:]|%3[AD]|</name>\s*<value>)\s*)"
-    rf"(?P<open>\\?['\"])?(?P<value>(?(open){_QUOTED}|(?:\{{[^}}]+\}}|[^\s'\",;&}}\]]+)))",
+    rf"(?P<name>{_TEXT_NAMES}(?:{_QUOTE})?\s*{_SEPARATOR}\s*{_VALUE_BEGINS}){_OPEN}"
+    rf"(?P<value>(?(open){_QUOTED}|(?:\{{[^}}]{{1,1024}}+\}}|[^\s'\",;&}}\]]+)))",
     re.IGNORECASE,
 )
 # `--password ...`, `'--password', '...'` and `('fs.s3a.secret.key', '...')`.
 _NEXT = re.compile(
-    rf"(?P<name>(?:(?<![\w.-])--|\(\\?['\"])[\w.-]{{0,64}}?(?:{_TEXT_NAMES}|(?<=[._-])token)(?:\\?['\"],)?\s+)"
-    rf"(?P<open>\\?['\"])?(?P<value>(?(open){_QUOTED}|[^\s'\",;]{{8,}}))",
+    rf"(?P<name>(?:(?<![\w.-])--|\({_QUOTE})[\w.-]{{0,64}}?(?:{_TEXT_NAMES}|(?<=[._-])token)"
+    rf"(?:{_QUOTE},\s*|\s+){_VALUE_BEGINS}){_OPEN}(?P<value>(?(open){_QUOTED}|[^\s'\",;]{{8,}}))",
+    re.IGNORECASE,
+)
+# A tuple of Scala, which ends with a parenthesis; so may a password.
+_TUPLE = re.compile(
+    rf"(?P<name>\([\w.-]{{0,64}}?(?:{_TEXT_NAMES}|(?<=[._-])token),)(?:(?!\)(?:[\s,)\]]|\Z))[^\s'\"]){{8,}}",
+    re.IGNORECASE,
+)
+_ELEMENT = re.compile(
+    rf"(?P<name><[\w.:-]{{0,64}}?{_TEXT_NAMES}>\s*(?:<!\[CDATA\[)?)[^<]+(?=</)",
     re.IGNORECASE,
 )
 # A line of spark-defaults.conf, whose separator may be a space.
@@ -45,7 +67,7 @@ _PROPERTY = re.compile(r"(?P<name>(?<![\w.-])\w[\w-]*(?:\.[\w-]+)+)(?P<space>[ \
 
 _PARAMETER = r"[\w-]+=(?:\"[^\"]*\"|[^\s,'\"]*)"
 _HEADER = re.compile(
-    r"(?P<name>authorization\\?['\"]?\s*[=:]\s*\\?['\"]?(?:[\w-]+[ \t]+)?)"
+    rf"(?P<name>authorization(?:{_QUOTE})?\s*[=:]\s*{_VALUE_BEGINS}(?:{_QUOTE})?(?:[\w-]+[ \t]+)?)"
     rf"(?:{_PARAMETER}(?:,[ \t]*{_PARAMETER})*|[^\s'\",;]+)",
     re.IGNORECASE,
 )
@@ -65,7 +87,7 @@ _ISSUED = re.compile(
     r"|\bxox[a-z]-[\w-]{10,}|(?<=hooks\.slack\.com/services/)[\w/]+"  # Slack
     r"|\bhf_[A-Za-z0-9]{30,}"  # Hugging Face
     r"|\bsk-(?:\w+-){0,4}\w{20,}[\w-]*"  # OpenAI and others
-    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"  # JSON web tokens
+    r"|\beyJ[\w-]{10,2048}+\.[\w-]{10,}\.[\w-]*"  # JSON web tokens
 )
 
 _SECRET_NAME = re.compile(rf"(?:(?:^|[._-])token|{_NAMES})$", re.IGNORECASE)
@@ -87,11 +109,11 @@ def without_credentials(text: str) -> str:
     """
     for value in _secrets_of(tuple(os.environ.items())):
         text = text.replace(value, HIDDEN)
-    text = _USER_AND_PASSWORD.sub(r"\g<slash>", text)
+    text = _AUTHORITY.sub(_without_user, text)
     text = _PRIVATE_KEY.sub(rf"\g<name>{HIDDEN}\g<end>", text)
     text = _ISSUED.sub(HIDDEN, text)
-    for headers in (_ORACLE, _HEADER, _BEARER, _COOKIE):
-        text = headers.sub(rf"\g<name>{HIDDEN}", text)
+    for before in (_ORACLE, _HEADER, _BEARER, _COOKIE, _TUPLE, _ELEMENT):
+        text = before.sub(rf"\g<name>{HIDDEN}", text)
     for named in (_NAMED, _NEXT):
         text = named.sub(lambda found: f"{found['name']}{found['open'] or ''}{HIDDEN}", text)
     return _PROPERTY.sub(_without_value, text)
@@ -115,7 +137,9 @@ def clean(value: Any, *, names: bool = True) -> Any:
     if isinstance(value, Mapping):
         # Numbers are never secrets: a metric may be called loss_per_token.
         hidden = {
-            key for key, item in value.items() if names and isinstance(item, str) and item and is_secret_name(str(key))
+            key
+            for key, item in value.items()
+            if names and isinstance(item, str | bytes) and item and is_secret_name(str(key))
         }
         return {key: HIDDEN if key in hidden else clean(item, names=names) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -126,6 +150,13 @@ def clean(value: Any, *, names: bool = True) -> Any:
 def one_line(error: BaseException) -> str:
     """Return the message of an error on one line and without secrets, or its type if the message is empty."""
     return without_credentials(" ".join(str(error).split())) or type(error).__name__
+
+
+def _without_user(found: "re.Match[str]") -> str:
+    user, password = found["user"], found["password"] or ""
+    if "@" in password:
+        user, password = "", password.rpartition("@")[2]
+    return found["slash"] + user.rpartition("@")[2] + password
 
 
 def _without_value(found: "re.Match[str]") -> str:

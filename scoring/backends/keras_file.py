@@ -16,6 +16,24 @@ from mirrorspark.scoring.backends.protocol import Signature, UnsupportedModelErr
 from mirrorspark.scoring.backends.saved_model import tensor_type
 from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
+# Functions of TensorFlow that layers of operations may call, by the modules that define them: the operations of graphs.
+# Others that have a public name load libraries, fetch files, or load other models with the code in them.
+_OPERATIONS = (
+    "tensorflow.python.ops.",
+    "tensorflow.python.framework.constant_op",
+    "tensorflow.python.framework.sparse_tensor",
+    "tensorflow.python.framework.tensor_conversion",
+    "tf_keras.src.activations",
+    "tf_keras.src.backend",
+    "tf_keras.src.losses",
+)
+_FUNCTION_OF_LAYER = {
+    "TFOpLambda": "function",
+    "SlicingOpLambda": "function",
+    "ClassMethod": "cls_symbol",
+    "InstanceMethod": "cls_symbol",
+}
+
 
 class KerasBackend:
     """A tf-keras model, called as one graph; ``model.predict`` takes several times as long for a batch."""
@@ -41,8 +59,11 @@ class KerasBackend:
                 f"{path} holds {code}, which loading would run here with your rights; if you trust who made the file, "
                 f"give trust=True to package_model, or export a SavedModel (model.export), which holds no Python code"
             )
+        # tf-keras' own argument safe_mode has no effect on HDF5 files, unlike this scope.
+        safe_mode = library("tf_keras.src.saving.serialization_lib", "a Keras file needs tf-keras").SafeModeScope
         try:
-            model = keras.models.load_model(path, compile=False, safe_mode=not trusted)
+            with safe_mode(not trusted):
+                model = keras.models.load_model(path, compile=False, safe_mode=not trusted)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             # Files of Keras 3 have other classes and settings, which fail in tf-keras in several ways.
             raise UnsupportedModelError(
@@ -90,7 +111,17 @@ def _code_in(path: Path) -> str | None:
             return "a Lambda layer"
         if isinstance(module, str) and module.partition(".")[0] not in ("keras", "tf_keras"):
             return f"an object of {module}.{name}"
+        if isinstance(name, str) and name in _FUNCTION_OF_LAYER:
+            called = dict(node.get("config") or {}).get(_FUNCTION_OF_LAYER[name])
+            if not _is_operation(called):
+                return f"a call of {called}"
     return None
+
+
+def _is_operation(symbol: object) -> bool:
+    """Return whether a public name of TensorFlow belongs to an operation of graphs."""
+    named = library("tensorflow.python.util.tf_export", "a Keras file needs TensorFlow").get_symbol_from_name
+    return isinstance(symbol, str) and getattr(named(symbol), "__module__", "").startswith(_OPERATIONS)
 
 
 def _configuration(path: Path) -> Any:
@@ -100,7 +131,8 @@ def _configuration(path: Path) -> Any:
         UnsupportedModelError: The file has none.
     """
     try:
-        if zipfile.is_zipfile(path):
+        # The rule of tf-keras: a file may be both, an HDF5 file with an archive at its end.
+        if str(path).endswith(".keras") and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 document = json.loads(archive.read("config.json"))
             return {key: value for key, value in document.items() if key != "compile_config"}

@@ -21,6 +21,7 @@ from mirrorspark.scoring.backends.protocol import (
     element_of,
     thread_count,
 )
+from mirrorspark.scoring.model.directory import is_outside_digest
 
 # Spark's names by MLflow's names of column types.
 _ELEMENTS = {
@@ -33,6 +34,9 @@ _ELEMENTS = {
     "binary": "binary",
 }
 UNNAMED_OUTPUT = "prediction"
+
+# Keys of a flavor whose values are files or folders of the model.
+_PATHS = ("code", "data", "model_data", "model_path", "path", "pickled_model", "python_model")
 
 
 class PyfuncBackend:
@@ -104,11 +108,18 @@ def mlflow_signature(folder: Path) -> Signature:
         folder: Folder of the file ``MLmodel``.
 
     Raises:
-        UnsupportedModelError: It has no signature, or one of arrays without names.
+        UnsupportedModelError: It has no signature, or one of arrays without names, or loads what its digest does not
+            cover.
     """
     from mlflow.models import Model
 
     model = Model.load(str(folder))
+    for key, text in _texts(model.flavors):
+        if is_outside_digest(text) if key in _PATHS else "__pycache__" in text:
+            raise UnsupportedModelError(
+                f"the MLflow model in {folder} names {key} '{text}', which is outside of its folder or its digest; log "
+                f"it again"
+            )
     signature = model.signature
     if "python_function" not in model.flavors:
         raise UnsupportedModelError(
@@ -125,6 +136,19 @@ def mlflow_signature(folder: Path) -> Signature:
         tuple(_array_type(folder, spec, None) for spec in signature.inputs),
         tuple(_array_type(folder, spec, UNNAMED_OUTPUT) for spec in signature.outputs),
     )
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts in the flavors of an MLflow model, each with the key before it."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, element in value.items():
+            if name != "config":  # What its author sets for the model's code.
+                yield from _texts(element, str(name))
+    elif isinstance(value, list):
+        for element in value:
+            yield from _texts(element, key)
 
 
 def _array_type(folder: Path, spec: Any, unnamed: str | None) -> ArrayType:

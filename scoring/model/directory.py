@@ -39,6 +39,7 @@ from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
 from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.versions import COMPARED_OF_TRAINED, Versions, pinned_versions
+from mirrorspark.storage.paths import leads_out
 
 if TYPE_CHECKING:
     from mirrorspark.scoring.model.packaged import PackagedDescription
@@ -430,10 +431,16 @@ def find_model_directory(folder: Path) -> Path:
     )
 
 
+def is_outside_digest(name: str) -> bool:
+    """Return whether a file of that relative name may be one that :func:`model_files` leaves out."""
+    return leads_out(name) or "__pycache__" in name
+
+
 def model_files(folder: Path) -> list[tuple[str, Path]]:
     """Return the files below ``folder`` that the digest covers, with their relative names, sorted.
 
     Python's caches are left out: they appear when code in an MLflow model is first imported, and scoring ignores them.
+    Only the names that Python gives them are, which have two suffixes: no module can be imported by such a name.
 
     Raises:
         ModelDirectoryError: A part of it is a link to a folder.
@@ -444,7 +451,8 @@ def model_files(folder: Path) -> list[tuple[str, Path]]:
             raise ModelDirectoryError(
                 f"{path} is a link to a folder, whose files the digest of the model would not cover; copy the folder"
             )
-        if path.is_file() and path.parent.name != "__pycache__":
+        is_cache = path.parent.name == "__pycache__" and path.match("*.*.pyc")
+        if path.is_file() and not is_cache:
             found.append((path.relative_to(folder).as_posix(), path))
     return sorted(found)
 

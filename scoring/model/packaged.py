@@ -15,10 +15,10 @@ from mirrorspark.scoring.model.directory import (
     PACKAGED_FORMAT_VERSION,
     ModelDirectoryError,
     check_outputs,
+    is_outside_digest,
     read_description,
     write_description,
 )
-from mirrorspark.storage.paths import leads_out
 
 # Outputs whose elements can have names.
 _LABELLED_TYPES = (array_of("float"), array_of("double"))
@@ -53,9 +53,9 @@ class PackagedDescription:
     trusted: bool = field(default_factory=bool)
 
     def __post_init__(self) -> None:
-        if leads_out(self.file):
+        if is_outside_digest(self.file):
             raise ModelDirectoryError(
-                f"the description names the file '{self.file}', which is outside of the model's folder and its digest; "
+                f"the description names the file '{self.file}', which is outside of the model's folder or its digest; "
                 f"package the model again"
             )
         check_outputs(self.outputs)

@@ -4,13 +4,17 @@
 step.
 
 A store carries a checksum of the whole file, which opening verifies, and one of each row, which every look-up verifies.
-So a damaged file is refused, and a row that changes on the disk while its store is open gives an error instead of other
-values.
+So a damaged file is refused, and a row that is found gives an error instead of other values if it has changed on the
+disk. A changed key is not found; so unknown keys have the open file verified once more, in the background. Once damage
+has been found, unknown keys are errors, too.
 """
 
+import contextlib
 import json
 import logging
+import math
 import operator
+import os
 import sqlite3
 import threading
 import time
@@ -41,6 +45,9 @@ _LAST_ROW = "SELECT key, value, checksum FROM rows ORDER BY key DESC LIMIT 1"
 _LOGGER = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1.0
+# Verifying reads the whole file: at most once a minute, and a hundredth of the time.
+_VERIFY_SECONDS = 60.0
+_VERIFY_SHARE = 0.01
 _INTEGERS = range(-(2**63), 2**63)
 # The user version of SQLite's file header (sqlite.org/fileformat.html): four bytes that SQLite leaves to the
 # application. They hold the checksum of the file, for which they count as zeros.
@@ -154,6 +161,9 @@ class PrecomputedScores:
     A look-up notices within a second that a new store has replaced the open one, and has it opened and verified in the
     background. From then on the new store answers; if it cannot be opened or is damaged, :attr:`refused` gives the
     reason and the open one goes on to answer.
+
+    A look-up of an unknown key has the open store verified in the background, unless that was done a minute ago: damage
+    to keys, or to the pages that lead to them, hides rows.
     """
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -164,6 +174,7 @@ class PrecomputedScores:
         self._store = _Store.open(self._path)
         self._next_check = clock() + _CHECK_SECONDS
         self._opening: threading.Thread | None = None
+        self._next_verification = clock() + _VERIFY_SECONDS
         self._refused: _Refused | None = None
         self._damage: str | None = None
         self._is_closed = False
@@ -184,7 +195,8 @@ class PrecomputedScores:
 
         Raises:
             TypeError: The store has keys of another type.
-            DamagedStoreError: The row has changed since it was written.
+            DamagedStoreError: The row has changed since it was written, or the key is unknown and the store is known to
+                be damaged.
         """
         return self.get_many([key])[0]
 
@@ -198,10 +210,13 @@ class PrecomputedScores:
         with self._lock:
             store = self._current()
             try:
-                return [store.row(key) for key in wanted]
+                found = [store.row(key) for key in wanted]
             except DamagedStoreError as error:
                 self._damage = str(error)
                 raise
+            if any(row is None or row.is_fallback for row in found):
+                self._doubt(store)
+            return found
 
     @property
     def metadata(self) -> StoreMetadata:
@@ -220,7 +235,8 @@ class PrecomputedScores:
         """Read the first and the last row, as a probe of the open store.
 
         Raises:
-            DamagedStoreError: They cannot be read, or an earlier look-up in this store found damage.
+            DamagedStoreError: They cannot be read, or an earlier look-up in this store, or its verification, found
+                damage.
         """
         with self._lock:
             if self._damage is None:
@@ -247,7 +263,7 @@ class PrecomputedScores:
     def close(self) -> None:
         """Close the store, which cannot be used afterwards."""
         with self._lock:
-            self._store.connection.close()
+            self._store.close()
             self._is_closed = True
 
     def __enter__(self) -> "PrecomputedScores":
@@ -279,6 +295,40 @@ class PrecomputedScores:
             self._opening = threading.Thread(target=self._open_replacement, args=(identity,), daemon=True)
             self._opening.start()
 
+    def _doubt(self, store: "_Store") -> None:
+        """Have the open store verified since a row was not found; the caller holds the lock.
+
+        Raises:
+            DamagedStoreError: Damage has been found before, so the row may have been there.
+        """
+        if self._damage is not None:
+            raise DamagedStoreError(self._damage)
+        now = self._clock()
+        if now < self._next_verification or self._is_closed:
+            return
+        self._next_verification = now + _VERIFY_SECONDS
+        with contextlib.suppress(OSError, RuntimeError):  # No descriptor or thread is left: it is tried again.
+            # A descriptor of its own, because a replacement has the store's name, and closes its file.
+            file = os.fdopen(os.dup(store.file.fileno()), "rb")
+            threading.Thread(target=self._verify, args=(store, file), daemon=True).start()
+            self._next_verification = math.inf  # Until this one has ended: both would move one position in the file.
+
+    def _verify(self, store: "_Store", file: BinaryIO) -> None:
+        began = self._clock()
+        damage = None
+        try:
+            with file:
+                _verify(file, store.path)
+        except (OSError, DamagedStoreError) as error:
+            damage = str(error)
+        if damage is not None:
+            _LOGGER.error("%s", damage)
+        with self._lock:
+            if self._store is store:
+                self._damage = self._damage or damage
+            ended = self._clock()
+            self._next_verification = ended + max(_VERIFY_SECONDS, (ended - began) / _VERIFY_SHARE)
+
     def _open_replacement(self, identity: "_Identity") -> None:
         try:
             self._replace(_Store.open(self._path))
@@ -289,10 +339,10 @@ class PrecomputedScores:
     def _replace(self, store: "_Store") -> None:
         with self._lock:
             if self._is_closed:
-                store.connection.close()
+                store.close()
                 return
             former, self._store = self._store, store
-            former.connection.close()
+            former.close()
             self._refused = self._damage = None
         _LOGGER.info("%s has been replaced: %s", self._path, store.metadata)
 
@@ -331,6 +381,7 @@ class _Store:
     identity: _Identity
     path: Path
     connection: sqlite3.Connection
+    file: BinaryIO
     metadata: StoreMetadata
 
     @classmethod
@@ -338,26 +389,31 @@ class _Store:
         """Open the file, which stays open when another one replaces it."""
         # The identity is read first, so that a replacement in between is noticed at the next check.
         identity = _identity(path)
-        connection: sqlite3.Connection | None = None
-        try:
-            # The file never changes, so SQLite needs neither a lock nor a journal.
-            uri = f"{path.as_uri()}?mode=ro&immutable=1"
-            connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-            metadata = StoreMetadata.load(connection)
-            _verify(path)
-        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            if connection is not None:
-                connection.close()
-            if isinstance(error, DamagedStoreError):
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(path.open("rb"))
+            try:
+                # The file never changes, so SQLite needs neither a lock nor a journal.
+                uri = f"{path.as_uri()}?mode=ro&immutable=1"
+                connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+                opened.callback(connection.close)
+                metadata = StoreMetadata.load(connection)
+                _verify(file, path)
+            except DamagedStoreError:
                 raise
-            raise StoreError(
-                f"{path} is no store of rows: {error}; write one with mirrorspark.scoring.precomputed.precompute"
-            ) from error
-        if _identity(path) != identity:
-            # Replaced since: the file that was verified may not be the one that is open.
-            connection.close()
-            return cls.open(path)
-        return cls(identity, path, connection, metadata)
+            except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+                raise StoreError(
+                    f"{path} is no store of rows: {error}; write one with mirrorspark.scoring.precomputed.precompute"
+                ) from error
+            if _identity(path) == identity:
+                opened.pop_all()
+                return cls(identity, path, connection, file, metadata)
+        # Replaced since: the file that was verified may not be the one that is open.
+        return cls.open(path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.connection.close()
+        self.file.close()
 
     def row(self, key: int | str) -> Row | None:
         """Return the row of ``key``, the fallback, or None."""
@@ -420,20 +476,19 @@ class _Store:
         )
 
 
-def _verify(path: Path) -> None:
+def _verify(file: BinaryIO, path: Path) -> None:
     """Compare the file with its checksum.
 
     Raises:
         DamagedStoreError: They differ.
     """
-    with path.open("rb") as file:
-        file.seek(_SEAL.start)
-        sealed = int.from_bytes(file.read(4), "big")
-        if _file_checksum(file) != sealed:
-            raise DamagedStoreError(
-                f"{path} is damaged: its checksum does not match; copy it again from where it was written, or write "
-                "it again with mirrorspark.scoring.precomputed.precompute"
-            )
+    file.seek(_SEAL.start)
+    sealed = int.from_bytes(file.read(4), "big")
+    if _file_checksum(file) != sealed:
+        raise DamagedStoreError(
+            f"{path} is damaged: its checksum does not match; copy it again from where it was written, or write it "
+            "again with mirrorspark.scoring.precomputed.precompute"
+        )
 
 
 def _identity(path: Path) -> _Identity:

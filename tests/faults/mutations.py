@@ -11,6 +11,7 @@ import io
 import json
 import random
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError, 
 from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory, ModelDirectoryError
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory, ModelDirectoryError, model_files
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.precomputed.precompute import precompute
 from mirrorspark.scoring.precomputed.store import DamagedStoreError, PrecomputedScores, StoreError
@@ -45,7 +46,20 @@ from tests.unit.data_pipelines.tfrecord.test_row_codec import SCHEMA, payloads_o
 
 CORPUS = Path(__file__).parent / "corpus"
 NUMBERS = (0, 1, -1, 127, 128, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(10**12), 10**12, 10**400)
-TEXTS = ("../x", "/etc/passwd", "", ".", "..", "a/../../b", "\ud800", "NaN", "x" * 70_000, "null")
+TEXTS = (
+    "../x",
+    "/etc/passwd",
+    "",
+    ".",
+    "..",
+    "a/../../b",
+    "\ud800",
+    "NaN",
+    "x" * 70_000,
+    "null",
+    "__pycache__/x",
+    "__pycache__/x.cpython-311.pyc",
+)
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 
 
@@ -166,12 +180,17 @@ def _documents(folder: Path) -> Iterator[Reader]:
 def _model(folder: Path) -> Reader:
     model = package_model({"coefficients": {"x": 1.0, "y": 2.0}}, folder / "model", labels=None)
     description = model / DESCRIPTION_FILE
+    (model / "__pycache__").mkdir()
+    # The caches of Python are the only files that a digest leaves out.
+    for name in ("__pycache__/x", "__pycache__/x.cpython-311.pyc"):
+        shutil.copyfile(model / "linear.json", model / name)
 
     def read(content: bytes) -> None:
         description.write_bytes(content)
         found = ModelDirectory.open(model)
         path = (model / getattr(found.description, "file", "")).resolve()
         assert path.is_relative_to(model.resolve())
+        assert path == model.resolve() or path in {file.resolve() for _, file in model_files(model)}
 
     return Reader("models", (description.read_bytes(),), read, (ModelDirectoryError, ValueError), cost=6)
 

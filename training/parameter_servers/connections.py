@@ -22,6 +22,7 @@ from typing import Any
 
 from mirrorspark.training.protocol.handshake import (
     HANDSHAKE_SECONDS,
+    RefusalLog,
     TokenMismatchError,
     authenticate_client,
     authenticate_to_server,
@@ -35,6 +36,7 @@ from mirrorspark.training.ring.errors import RingConnectError, RingError
 
 _MESSAGE_BYTES = 1 << 12
 _CONNECT_PAUSE_SECONDS = 0.05
+_ADMISSION_PAUSE_SECONDS = 0.2
 _POLL_SECONDS = 0.2
 _CLOSE_SECONDS = 5.0
 # Ranks authenticate within milliseconds, so of too many clients that have not, the oldest is disconnected.
@@ -97,7 +99,8 @@ class ClusterConnections:
 
         Raises:
             RingConnectError: A rank did not register in time.
-            OSError: The address cannot be listened on.
+            OSError: The address cannot be listened on, or this machine has no file descriptors for connections.
+            RuntimeError: This machine cannot start a thread for a connection.
         """
         deadline = time.monotonic() + timeout_seconds
         connections: dict[int, _Connection] = {}
@@ -209,11 +212,13 @@ class _Admissions:
     def __init__(self, listener: socket.socket, token: str) -> None:
         self._listener = listener
         self._token = token
+        self._refusals = RefusalLog(logger, "a registration")
         self._admitted: SimpleQueue[tuple[_Connection, Registration]] = SimpleQueue()
         # Guards the fields below.
         self._lock = threading.Lock()
         self._unproven: deque[_Connection] = deque()
         self._is_over = False
+        self._failure: OSError | RuntimeError | None = None
         self._thread = threading.Thread(target=self._accept, name="admissions", daemon=True)
 
     def __enter__(self) -> "_Admissions":
@@ -237,40 +242,72 @@ class _Admissions:
 
         Raises:
             Empty: None came within ``seconds``.
+            OSError, RuntimeError: None came, since connections cannot be accepted: file descriptors or threads are
+                used up.
         """
-        return self._admitted.get(timeout=seconds)
+        try:
+            return self._admitted.get(timeout=seconds)
+        except Empty:
+            with self._lock:
+                if self._failure is not None:
+                    raise self._failure from None
+            raise
 
     def _accept(self) -> None:
         while True:
+            failure: OSError | RuntimeError | None = None
             try:
-                accepted, _ = self._listener.accept()
-            except ConnectionAbortedError:
-                continue
-            except OSError:  # The listener was shut down.
-                return
-            connection = _Connection(accepted)
+                self._accept_one()
+            except (OSError, RuntimeError) as error:
+                failure = error
             with self._lock:
-                self._unproven.append(connection)
-                surplus = self._unproven.popleft() if len(self._unproven) > _MOST_UNPROVEN else None
-            if surplus is not None:
-                hang_up(surplus.socket)
-            threading.Thread(target=self._admit, args=(connection,), daemon=True).start()
+                if self._is_over:  # The listener was shut down.
+                    return
+                self._failure = failure
+            if failure is not None:
+                # Another connection, or another process, may free what is used up.
+                time.sleep(_ADMISSION_PAUSE_SECONDS)
 
-    def _admit(self, connection: "_Connection") -> None:
+    def _accept_one(self) -> None:
+        with contextlib.suppress(ConnectionAbortedError):
+            accepted, (host, *_) = self._listener.accept()
+            self._begin(_Connection(accepted), host)
+
+    def _begin(self, connection: "_Connection", host: str) -> None:
+        with self._lock:
+            self._unproven.append(connection)
+            surplus = self._unproven.popleft() if len(self._unproven) > _MOST_UNPROVEN else None
+        if surplus is not None:
+            hang_up(surplus.socket)
+        try:
+            threading.Thread(target=self._admit, args=(connection, host), daemon=True).start()
+        except RuntimeError:  # The machine has no thread left; the rank connects again.
+            self._dismiss(connection)
+            connection.close()
+            raise
+
+    def _admit(self, connection: "_Connection", host: str) -> None:
         try:
             registration = connection.accept(self._token)
+        except TokenMismatchError:
+            self._refusals.add(host)
+            connection.close()
+            return
         except (OSError, ValueError, TypeError) as error:
             logger.debug("refused a connection: %s", error)
             connection.close()
             return
         finally:
-            with self._lock, contextlib.suppress(ValueError):
-                self._unproven.remove(connection)
+            self._dismiss(connection)
         with self._lock:
             if not self._is_over:
                 self._admitted.put((connection, registration))
                 return
         connection.close()
+
+    def _dismiss(self, connection: "_Connection") -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._unproven.remove(connection)
 
 
 class CoordinatorConnection:

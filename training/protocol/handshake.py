@@ -9,10 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from io import IOBase
+from io import BufferedIOBase, RawIOBase
+from typing import IO, TypeAlias
 
+# A caller has this long for each line of a handshake: a process that starts on a loaded machine may take seconds. A
+# shorter time would let nobody start sooner, since servers read all callers at once and, of too many that have proved
+# nothing, disconnect the oldest.
 HANDSHAKE_SECONDS = 10.0
 HANDSHAKE_LINE_BYTES = 1 << 12
+_Stream: TypeAlias = RawIOBase | BufferedIOBase | IO[bytes]
 _NONCE_BYTES = 32
 _REFUSALS_SECONDS = 60.0
 
@@ -32,7 +37,7 @@ class TokenMismatchError(ConnectionRefusedError):
     """The other side failed to authenticate; a retry is useless."""
 
 
-def authenticate_to_server(connection: socket.socket, stream: IOBase, token: str, *, client: str, server: str) -> None:
+def authenticate_to_server(connection: socket.socket, stream: _Stream, token: str, *, client: str, server: str) -> None:
     """Prove the token to the server, and check the server's proof: the client's side of a connection by lines.
 
     Args:
@@ -52,7 +57,7 @@ def authenticate_to_server(connection: socket.socket, stream: IOBase, token: str
         raise TokenMismatchError("the two sides do not share a token")
 
 
-def authenticate_client(connection: socket.socket, stream: IOBase, token: str, *, client: str, server: str) -> None:
+def authenticate_client(connection: socket.socket, stream: _Stream, token: str, *, client: str, server: str) -> None:
     """Check a client's proof of the token, and prove it in turn; the server's side of :func:`authenticate_to_server`.
 
     Raises:
@@ -68,15 +73,23 @@ def authenticate_client(connection: socket.socket, stream: IOBase, token: str, *
     connection.sendall(proof(token, server, theirs, mine).encode() + b"\n")
 
 
-def read_line(stream: IOBase) -> str:
+def read_line(stream: _Stream, clock: Callable[[], float] = time.monotonic) -> str:
     """Return the next line of a handshake.
 
     Raises:
         ConnectionResetError: The other side closed the connection.
+        TimeoutError: The line is not complete in :data:`HANDSHAKE_SECONDS`, although each byte came in time.
     """
-    line = stream.readline(HANDSHAKE_LINE_BYTES)
-    if not line:
-        raise ConnectionResetError("it closed the connection")
+    deadline = clock() + HANDSHAKE_SECONDS
+    line = b""
+    # By bytes: `readline` would begin the socket's timeout anew with each one.
+    while not line.endswith(b"\n") and len(line) < HANDSHAKE_LINE_BYTES:
+        if clock() > deadline:
+            raise TimeoutError(f"it has not sent a line within {HANDSHAKE_SECONDS:g} s")
+        byte = stream.read(1)
+        if not byte:
+            raise ConnectionResetError("it closed the connection")
+        line += byte
     return line.decode("ascii", "replace").strip()
 
 

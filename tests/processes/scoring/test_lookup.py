@@ -152,6 +152,17 @@ def test_requests_for_another_host_are_refused(tmp_path: Path) -> None:
             assert (status, "is not a name of this server" in text) == (421, True)
 
 
+def test_a_request_without_a_host_is_answered(tmp_path: Path) -> None:
+    """S12: probes by HTTP/1.0 send none, and browsers always do."""
+    with (
+        serving(store_of(tmp_path, [1])) as (port, _),
+        socket.create_connection(("127.0.0.1", port), SECONDS) as connection,
+        connection.makefile("rb") as answer,
+    ):
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert answer.readline().split()[1] == b"200"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_though_a_connection_is_open(tmp_path: Path, number: signal.Signals) -> None:
     with serving(store_of(tmp_path, [1])) as (port, process):

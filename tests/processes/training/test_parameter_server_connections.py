@@ -1,15 +1,18 @@
 """T11: the coordinator accepts all ranks, notices lost ones, and sends the shutdown."""
 
 import contextlib
+import errno
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from mirrorspark.training.executor.worker_failure import describe
 from mirrorspark.training.parameter_servers.connections import (
     ClusterConnections,
     CoordinatorConnection,
@@ -46,7 +49,7 @@ def connected() -> Iterator[tuple[ClusterConnections, list[CoordinatorConnection
 
 @pytest.mark.full
 def test_silent_strangers_delay_no_registration() -> None:
-    """S12: each would take the ten seconds that a handshake has, one after the other."""
+    """S12: all callers are read at once, and of too many that say nothing the oldest is disconnected."""
     [address] = free_addresses(1)
     host, port = address.split(":")
     with ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as ending:
@@ -71,6 +74,60 @@ def test_silent_strangers_delay_no_registration() -> None:
             with contextlib.suppress(ConnectionResetError):
                 while stranger.recv(100):
                     pass
+
+
+class ScarceListener(socket.socket):
+    """A listener that has no file descriptor for its first ``failures`` connections."""
+
+    failures = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.failures > 0:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+def listen_with(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    def create(address: tuple[str, int], backlog: int) -> ScarceListener:
+        listener = ScarceListener(fileno=create_server(address, backlog=backlog).detach())
+        listener.failures = failures
+        return listener
+
+    create_server = socket.create_server
+    monkeypatch.setattr(socket, "create_server", create)
+
+
+def test_ranks_are_admitted_once_there_are_file_descriptors_and_threads_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T6: either had ended all admissions, and the training waited for its ranks until its time was over."""
+    refused = []
+    start = threading.Thread.start
+
+    def start_second(thread: threading.Thread) -> None:
+        if "_admit" in thread.name and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    [address] = free_addresses(1)
+    listen_with(monkeypatch, failures=2)
+    monkeypatch.setattr(threading.Thread, "start", start_second)
+    with ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as ending:
+        accepting = pool.submit(ClusterConnections.accept_all, address, ROLES, "secret", SECONDS)
+        for rank in (1, 2, 3):
+            line = CoordinatorConnection.register(address, Registration(rank, f"host:{rank}"), "secret", SECONDS)
+            ending.callback(line.close)
+        ending.callback(accepting.result().close)
+    assert len(refused) == 1
+
+
+def test_what_the_machine_lacks_is_told_when_no_rank_was_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T6: the cause is the machine, whose training is restarted."""
+    [address] = free_addresses(1)
+    listen_with(monkeypatch, failures=10**6)
+    with pytest.raises(OSError, match="Too many open files") as raised:
+        ClusterConnections.accept_all(address, ROLES, "secret", 0.5)
+    assert describe(raised.value, "connecting")["cause"] == "machine"
 
 
 def is_listening(host: str, port: int) -> bool:
@@ -153,7 +210,7 @@ def test_losing_the_coordinator_raises_in_the_ranks(
         lines[0].wait_for_shutdown(never)
 
 
-def test_clients_without_the_token_are_refused_and_block_no_rank() -> None:
+def test_clients_without_the_token_are_refused_and_block_no_rank(caplog: pytest.LogCaptureFixture) -> None:
     [address] = free_addresses(1)
     roles = Roles(workers=1, servers=1)
     with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as lines:
@@ -169,6 +226,7 @@ def test_clients_without_the_token_are_refused_and_block_no_rank() -> None:
         connections = accepting.result()
         lines.callback(connections.close)
     assert connections.cluster == {"worker": ["host:1"], "ps": ["host:2"]}
+    assert caplog.messages == ["refused a registration from 127.0.0.1: wrong token"]  # S12: one line a minute
 
 
 def test_a_missing_rank_or_coordinator_is_named() -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.backends import keras_file
 from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model.directory import (
@@ -320,14 +322,48 @@ def test_code_in_a_keras_file_runs_only_for_those_who_trust_it(tmp_path: Path) -
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.parametrize("file", ["../outside.json", "/outside.json", "inner/../../outside.json"])
+def test_an_archive_behind_an_hdf5_file_hides_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S12: tf-keras reads such a file as HDF5, so its archive says nothing about it."""
+    source = lambda_model(tmp_path / "m.h5")
+    with zipfile.ZipFile(save_logistic_keras(tmp_path / "harmless.keras")) as archive:
+        harmless = archive.read("config.json")
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr("config.json", harmless)
+    with pytest.raises(UnsupportedModelError, match="holds a Lambda layer"):
+        package_model(source, tmp_path / "refused", columns=NAMES)
+    # Where the search finds nothing, tf-keras itself refuses the code.
+    monkeypatch.setattr(keras_file, "_code_in", lambda path: None)
+    with pytest.raises(UnsupportedModelError, match="arbitrary code execution"):
+        package_model(source, tmp_path / "refused", columns=NAMES)
+
+
+@pytest.mark.parametrize("function", ["keras.models.load_model", "load_op_library", "io.gfile.remove", "nothing"])
+def test_a_keras_file_calls_only_operations_of_graphs(tmp_path: Path, function: str) -> None:
+    """S12: a layer of an operation names any public function, and may call it when it is loaded."""
+    import h5py
+    import tf_keras
+
+    inputs = tf_keras.Input((3,), name="boxes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # tf-keras calls its own HDF5 form legacy
+        tf_keras.Model(inputs, tf_keras.activations.gelu(inputs[:, :1] * 2.0)).save(tmp_path / "m.h5")
+    package_model(tmp_path / "m.h5", tmp_path / "model", columns=NAMES)
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        document = file.attrs["model_config"]
+        assert '"math.multiply"' in document
+        file.attrs["model_config"] = document.replace('"math.multiply"', f'"{function}"')
+    with pytest.raises(UnsupportedModelError, match=f"holds a call of {function}, which loading would run"):
+        package_model(tmp_path / "m.h5", tmp_path / "refused", columns=NAMES)
+
+
+@pytest.mark.parametrize("file", ["../outside.json", "/outside.json", "inner/../../outside.json", "__pycache__/x.json"])
 def test_a_package_scores_no_file_outside_of_its_digest(packages: dict[str, Path], tmp_path: Path, file: str) -> None:
     """S12."""
     copy = Path(shutil.copytree(packages["linear"], tmp_path / "copy"))
     document = json.loads((copy / DESCRIPTION_FILE).read_text())
     (tmp_path / "outside.json").write_bytes((copy / document["file"]).read_bytes())
     (copy / DESCRIPTION_FILE).write_text(json.dumps(document | {"file": file}))
-    with pytest.raises(ModelDirectoryError, match="outside of the model's folder and its digest"):
+    with pytest.raises(ModelDirectoryError, match="outside of the model's folder or its digest"):
         ModelDirectory.open(resolve(copy).path)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import os
 import re
 import sqlite3
 import threading
@@ -262,6 +263,54 @@ def test_a_row_that_changes_while_its_store_is_open_is_never_answered(tmp_path: 
         written(tmp_path, small(0.25, keys=keys), mode="overwrite")
         scores.reload()
         scores.check()
+
+
+@pytest.mark.parametrize("fallback", [None, FALLBACK])
+def test_a_row_that_damage_hides_is_an_error_once_the_file_is_verified(
+    tmp_path: Path, fallback: dict[str, Any] | None
+) -> None:
+    """S19, T6: a changed key is not found, so that its row would be unknown for ever."""
+    keys = tuple(f"user-{number:04d}" for number in range(500))
+    store, now = written(tmp_path, small(0.125, keys=keys), fallback=fallback), [0.0]
+    with PrecomputedScores(store, clock=lambda: now[0]) as scores:
+        now[0] = 60.0
+        await_verification(scores)
+        damage(store, b"user-0123", b"user-012.")
+        assert scores.get("user-0123") == (None if fallback is None else {"id": "user-0123", **fallback})
+        now[0] = 119.0
+        assert scores.get("user-0124") == {"id": "user-0124", "items": ["a"], "score": 0.125}
+        await_verification(scores)
+        scores.check()  # a minute has not gone by
+        now[0] = 120.0
+        await_verification(scores)
+        with pytest.raises(DamagedStoreError, match="its checksum does not match"):
+            scores.get("nobody")
+        with pytest.raises(DamagedStoreError, match="its checksum does not match"):
+            scores.check()
+        assert scores.get("user-0124") == {"id": "user-0124", "items": ["a"], "score": 0.125}
+        written(tmp_path, small(0.25, keys=keys), mode="overwrite", fallback=fallback)
+        scores.reload()
+        scores.check()
+        assert scores.get("user-0123") == {"id": "user-0123", "items": ["a"], "score": 0.25}
+
+
+def damage(store: Path, old: bytes, new: bytes) -> None:
+    """Change bytes as a disk does: without a new time of writing."""
+    before = store.stat()
+    content = store.read_bytes()
+    assert content.count(old) == 1
+    with store.open("r+b") as file:
+        file.seek(content.index(old))
+        file.write(new)
+    os.utime(store, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def await_verification(scores: PrecomputedScores) -> None:
+    """Look up an unknown key, and return once a verification that this began has ended."""
+    before = set(threading.enumerate())
+    scores.get("nobody")
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
 
 
 def test_an_invalid_store_is_reported(tmp_path: Path) -> None:

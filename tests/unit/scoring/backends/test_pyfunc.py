@@ -2,6 +2,7 @@
 
 import os
 import py_compile
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 from mlflow.models import infer_signature
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.scoring.backends.protocol import ModelOutputError
+from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
+from mirrorspark.scoring.backends.pyfunc import PyfuncBackend
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, folder_digest
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
@@ -182,3 +185,37 @@ def test_the_cache_of_a_models_code_does_not_change_its_digest(tmp_path: Path) -
     (tmp_path / "code" / "__pycache__").mkdir()
     (tmp_path / "code" / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"compiled")
     assert folder_digest(tmp_path) == before
+
+
+def test_the_digest_covers_all_but_the_caches_of_python(tmp_path: Path) -> None:
+    """S12: a module could be imported by a name without a tag, and other files be read."""
+    (tmp_path / "code" / "__pycache__").mkdir(parents=True)
+    digests = [folder_digest(tmp_path)]
+    for name in ("linear.json", "evil.pyc", "evil.py"):
+        (tmp_path / "code" / "__pycache__" / name).write_bytes(b"x")
+        digests.append(folder_digest(tmp_path))
+    assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize(
+    ("flavor", "key", "name"),
+    [
+        ("python_function", "data", "__pycache__/model.cpython-311.pyc"),
+        ("python_function", "data", "../model.pkl"),
+        ("python_function", "code", "__pycache__"),
+        ("python_function", "loader_module", "__pycache__.evil"),
+        ("sklearn", "pickled_model", "/model.pkl"),
+    ],
+)
+def test_an_mlflow_model_loads_nothing_outside_of_its_digest(
+    pipelines: tuple[Path, Any], tmp_path: Path, flavor: str, key: str, name: str
+) -> None:
+    """S12."""
+    copy = Path(shutil.copytree(pipelines[0], tmp_path / "model"))
+    document = yaml.safe_load((copy / "MLmodel").read_text())
+    document["flavors"][flavor][key] = name
+    (copy / "MLmodel").write_text(yaml.safe_dump(document))
+    with pytest.raises(ModelDirectoryError, match=f"names {key} '{name}', which is outside of its folder or its"):
+        ModelDirectory.open(copy)
+    with pytest.raises(UnsupportedModelError, match="outside of its folder or its digest"):
+        PyfuncBackend(copy)
