@@ -36,6 +36,7 @@ from mirrorspark.training.results.evaluate_run import (
 from mirrorspark.training.results.explain import Explanation
 from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.report import REPORT_FILE, ReportFacts, write_report
+from mirrorspark.training.results.shown import trained_html
 from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.training_job import TrainingJob
 
@@ -82,6 +83,9 @@ class Trained:
     def version_uri(self) -> str:
         """The URI of the registered version, which later trainings do not change."""
         return f"models:/{self.registered_model}/{self.model_version}"
+
+    def _repr_html_(self) -> str:
+        return trained_html(self)
 
 
 class ExportAhead:

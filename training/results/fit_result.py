@@ -14,21 +14,14 @@ from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, in_fo
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.plots.html import figure_html, table_html
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.results.delivery import Trained, report_facts
 from mirrorspark.training.results.explain import REPEATS, SAMPLE_ROWS, Explanation, explain
-from mirrorspark.training.results.report import (
-    REPORT_FILE,
-    is_better,
-    metrics_table,
-    title_of,
-    verdict_sentence,
-    write_report,
-)
+from mirrorspark.training.results.report import REPORT_FILE, metrics_table, verdict_sentence, write_report
+from mirrorspark.training.results.shown import Comparison, trained_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,26 +94,15 @@ class FitResult:
         df = as_dataframe(numbered(table) if needs_number else table, self.rows.sparkSession)
         return in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
 
-    def compare(self, other: "FitResult") -> "pd.DataFrame":
+    def compare(self, other: "FitResult") -> Comparison:
         """Return the test metrics of this and another result side by side, and which is better.
 
         The two are comparable if their test rows are the same; ``better`` is empty where they are equal.
         """
-        import pandas as pd
-
-        names = [_label(self), _label(other)]
+        names = (_label(self), _label(other))
         if names[0] == names[1]:
-            names = [f"{name} ({place})" for name, place in zip(names, ("this", "other"), strict=True)]
-        table = pd.DataFrame(
-            {name: of.table["test"] for name, of in zip(names, (self, other), strict=True)},
-            index=self.table.index,
-        )
-        table["difference"] = table[names[0]] - table[names[1]]
-        table["better"] = [
-            names[0] if is_better(metric, a, b) else names[1] if is_better(metric, b, a) else ""
-            for metric, a, b in zip(table.index, table[names[0]], table[names[1]], strict=True)
-        ]
-        return table
+            names = (f"{names[0]} (this)", f"{names[1]} (other)")
+        return Comparison.of(names, (self.table["test"], other.table["test"]))
 
     def explain(self, *, rows: int = SAMPLE_ROWS, repeats: int = REPEATS, seed: int = 1) -> Explanation:
         """Measure what the predictions depend on, and add it to the report.
@@ -162,18 +144,8 @@ class FitResult:
         return f"{_label(self)}. {sentence}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
 
     def _repr_html_(self) -> str:
-        verdict = self.trained.verdict
-        parts = [
-            f"<h3>{_label(self)}</h3><p>{verdict_sentence(verdict.metrics, verdict.baseline)}</p>",
-            table_html(self.table, index=True),
-            *(
-                f"<details><summary>{title_of(name)}</summary>{figure_html(figure, title_of(name))}</details>"
-                for name, figure in self.plots.items()
-            ),
-            f"<p>Report: <code>{self.report}</code></p>",
-        ]
-        return "".join(parts)
+        return trained_html(self.trained)
 
 
 def _label(result: FitResult) -> str:
-    return f"models:/{result.trained.registered_model}/{result.trained.model_version}"
+    return result.trained.version_uri

@@ -1,0 +1,48 @@
+"""The progress of Spark's jobs, by the tasks of their active stages."""
+
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from mirrorspark.training.live.picture import Tasks
+
+
+class SparkTasks:
+    """Counts the tasks of a session's active stages."""
+
+    def __init__(self, spark: SparkSession) -> None:
+        """Ask Spark for nothing yet."""
+        self._spark: SparkSession | None = spark
+        self._stages: frozenset[int] = frozenset()
+        self._first: tuple[float, int] = (0.0, 0)
+
+    def at(self, now: float) -> Tasks | None:
+        """Return the tasks of the stages that are active ``now``, in monotonic seconds.
+
+        Returns:
+            None where no stage is active, and once Spark is lost.
+        """
+        if self._spark is None:
+            return None
+        try:
+            stages, done, total = _count(self._spark)
+        except Exception:
+            # The JVM is lost. Py4J logs that on every call, and the run's own call raises it.
+            self._spark = None
+            return None
+        if stages != self._stages:
+            self._stages, self._first = stages, (now, done)
+        if not total:
+            return None
+        begin, before = self._first
+        is_moving = done > before and now > begin
+        return Tasks(done, total, (total - done) * (now - begin) / (done - before) if is_moving else None)
+
+
+def _count(spark: SparkSession) -> tuple[frozenset[int], int, int]:
+    """Return the active stages, how many of their tasks are done, and how many there are."""
+    tracker: Any = spark.sparkContext.statusTracker()
+    found = {stage: tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()}
+    infos = {stage: info for stage, info in found.items() if info}
+    done, total = (sum(getattr(info, name) for info in infos.values()) for name in ("numCompletedTasks", "numTasks"))
+    return frozenset(infos), done, total
