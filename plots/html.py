@@ -82,6 +82,16 @@ def rows_html(head: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Co
     return f'<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
 
 
+def bar_html(share: float) -> str:
+    """Return a bar that is filled to a share from 0 to 1."""
+    around = (
+        "display:inline-block;vertical-align:middle;width:14em;max-width:100%;height:.6em;border-radius:.3em;"
+        "background:rgba(128,128,128,.3)"
+    )
+    filled = f"width:{100 * share:.0f}%;height:100%;border-radius:.3em;background:{BLUE}"
+    return f'<div style="{around}"><div style="{filled}"></div></div>'
+
+
 @dataclass(frozen=True)
 class Marked:
     """A text of a table in a style of its own: ``error``, ``warning``, ``note``, ``good``, ``name`` or ``quiet``."""

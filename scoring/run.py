@@ -183,9 +183,9 @@ def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
     place = without_credentials(scored.output)
     print(f"{scored.rows:,} rows scored with {scored.model} in {seconds:.1f} s -> {place}")
     print(
-        f"{len(scored.files)} files of {scored.bytes / 1e6:,.1f} MB; {counters.tasks} tasks in {counters.processes} "
-        f"Python workers of at most {counters.peak_memory_bytes / 1e6:,.0f} MB, which loaded the model "
-        f"{counters.loads} times"
+        f"{_count(len(scored.files), 'file')} of {scored.bytes / 1e6:,.1f} MB; {_count(counters.tasks, 'task')} in "
+        f"{_count(counters.processes, 'Python worker')} of at most {counters.peak_memory_bytes / 1e6:,.0f} MB, which "
+        f"loaded the model {_count(counters.loads, 'time')}"
     )
     if scored.predicted_task_seconds is not None:
         print(f"the longest task was predicted to take {scored.predicted_task_seconds:,.1f} s")
@@ -193,6 +193,11 @@ def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
         print(f"{counters.bad_rows:,} rows could not be scored; the column '{ERROR_COLUMN}' says why")
     if counters.nans:
         print(f"{counters.nans:,} scores are NaN: {NAN_ADVICE}")
+
+
+def _count(number: int, word: str) -> str:
+    """Return ``1 file`` or ``2 files``."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":

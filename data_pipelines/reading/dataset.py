@@ -7,7 +7,7 @@ step if that is more: for four prefetched steps, two in use, one that is being a
 mapped into memory; the operating system decides how much of them stays there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +111,7 @@ class Dataset:
                 split,
                 f"{manifest.rows(split):,}",
                 f"{len(shards):,}",
-                f"{sum(shard.bytes for shard in shards) / 1e6:,.1f}",
+                _megabytes(shards),
             )
             for split, shards in manifest.splits.items()
         ]
@@ -322,6 +322,11 @@ def load_batches(
     options.autotune.enabled = False
     steps = tf.data.Dataset.from_generator(chunks, output_signature=_chunk_signature(columns, batch)).flat_map(steps_of)
     return steps.prefetch(_PREFETCHED_STEPS).with_options(options)
+
+
+def _megabytes(shards: Iterable[Shard]) -> str:
+    size = sum(shard.bytes for shard in shards) / 1e6
+    return f"{size:,.1f}" if size >= 0.1 or not size else f"{size:.1g}"
 
 
 def _chunk_signature(columns: BatchColumns, batch: int) -> dict[str, Any]:

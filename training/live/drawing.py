@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mirrorspark.data_pipelines.spark.task_bar import clock_time
 from mirrorspark.training.live.picture import Picture
 from mirrorspark.training.live.state import RankState, TrainingState
 
@@ -30,7 +30,7 @@ def block(picture: Picture) -> RenderableType | None:
     if stage.tasks is not None:
         tasks = stage.tasks
         words = f"{tasks.done:,}/{tasks.total:,} Spark tasks"
-        return bar(stage.name, stage.seconds, tasks.done / tasks.total, left=tasks.seconds_left, text=words)
+        return bar(stage.name, stage.seconds, tasks.share, left=tasks.seconds_left, text=words)
     if stage.is_training:
         return training(stage.name, stage.seconds, picture.training, picture.now)
     return bar(stage.name, stage.seconds)
@@ -154,8 +154,3 @@ def _cells(name: str, state: TrainingState, ranks: Sequence[RankState]) -> tuple
         f"{max(shares):.0%}" if shares else "-",
         f"{max(memory) / 1e9:.2f} GB" if memory else "-",
     )
-
-
-def clock_time(seconds: float) -> str:
-    """Return ``0:01:50``."""
-    return str(timedelta(seconds=int(seconds)))

@@ -5,14 +5,14 @@ It is HTML without scripts, which Jupyter, VS Code and Databricks show alike, in
 
 import html
 import math
-import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mirrorspark.plots.html import BLUE, Marked, panel_html, rows_html
+from mirrorspark.data_pipelines.spark.task_bar import Display, clock_time
+from mirrorspark.plots.html import Marked, bar_html, panel_html, rows_html
 from mirrorspark.plots.metric_chart import metric_chart
-from mirrorspark.training.live.drawing import RANK_COLUMNS, clock_time, headline, rank_rows
+from mirrorspark.training.live.drawing import RANK_COLUMNS, headline, rank_rows
 from mirrorspark.training.live.picture import EpochResult, FinishedStage, Picture, RunningStage
 from mirrorspark.training.live.state import TrainingState, bare, epoch_metrics, validation_metrics
 
@@ -21,20 +21,6 @@ _SHOWN_EPOCHS = 8
 # Of the charts' axis.
 _FEWEST_EPOCHS = 10
 _MOST_MESSAGES = 200
-
-Display = Callable[..., Any]
-
-
-def notebook_display() -> Display | None:
-    """Return IPython's ``display`` in a notebook; None elsewhere, as in the IPython of a terminal."""
-    # What has not been imported cannot be running this code.
-    if "IPython" not in sys.modules:
-        return None
-    from IPython import get_ipython
-    from IPython.display import display
-
-    shell = get_ipython()
-    return display if getattr(shell, "kernel", None) is not None else None
 
 
 class NotebookScreen:
@@ -113,7 +99,7 @@ def _sign(stage: FinishedStage) -> str:
 
 def _running(stage: RunningStage, training: TrainingState) -> str:
     share, left, words = _progress(stage, training)
-    parts = [] if share is None else [_bar(share), f"{share:.0%}"]
+    parts = [] if share is None else [bar_html(share), f"{share:.0%}"]
     parts += [f"{clock_time(left)} left"] if left is not None else []
     parts += [html.escape(words)] if words else []
     return (
@@ -122,20 +108,11 @@ def _running(stage: RunningStage, training: TrainingState) -> str:
     )
 
 
-def _bar(share: float) -> str:
-    around = (
-        "display:inline-block;vertical-align:middle;width:14em;max-width:100%;height:.6em;border-radius:.3em;"
-        "background:rgba(128,128,128,.3)"
-    )
-    filled = f"width:{100 * share:.0f}%;height:100%;border-radius:.3em;background:{BLUE}"
-    return f'<div style="{around}"><div style="{filled}"></div></div>'
-
-
 def _progress(stage: RunningStage, training: TrainingState) -> tuple[float | None, float | None, str]:
     """Return the share of a stage that is done, the seconds left, and the rest in words."""
     if stage.tasks is not None:
         tasks = stage.tasks
-        return tasks.done / tasks.total, tasks.seconds_left, f"{tasks.done:,} of {tasks.total:,} Spark tasks"
+        return tasks.share, tasks.seconds_left, f"{tasks.done:,} of {tasks.total:,} Spark tasks"
     if stage.is_training:
         loss = training.position.loss
         words = (headline(training), "" if loss is None else f"loss {loss:.4f}")

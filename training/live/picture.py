@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mirrorspark.data_pipelines.spark.job_tasks import Tasks
 from mirrorspark.training.live.state import TrainingState
 
 
@@ -20,19 +21,6 @@ class FinishedStage:
     seconds: float
     note: str = ""
     has_failed: bool = False
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """The tasks of Spark's active stages.
-
-    Attributes:
-        seconds_left: Until these are done, at their mean speed so far; None while none is done.
-    """
-
-    done: int
-    total: int
-    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)

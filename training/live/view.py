@@ -16,13 +16,14 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 from rich.text import Text
 
+from mirrorspark.data_pipelines.spark.job_tasks import SparkTasks, Tasks
+from mirrorspark.data_pipelines.spark.task_bar import notebook_display
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.live import drawing
 from mirrorspark.training.live.messages import Messages, message_key
-from mirrorspark.training.live.notebook import NotebookScreen, notebook_display
-from mirrorspark.training.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage, Tasks
+from mirrorspark.training.live.notebook import NotebookScreen
+from mirrorspark.training.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage
 from mirrorspark.training.live.screen import Screen, TerminalScreen, can_draw
-from mirrorspark.training.live.spark_tasks import SparkTasks
 from mirrorspark.training.live.stack_text import summarize_stacks
 from mirrorspark.training.live.state import TrainingState, epoch_metrics, input_bound_warning
 from mirrorspark.training.protocol.cause import RankError

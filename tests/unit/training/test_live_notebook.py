@@ -1,16 +1,16 @@
 """What a notebook's cell shows of a run, while it runs and when it is over (H2, H9)."""
 
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mirrorspark.training.live.notebook import NotebookScreen, best_epoch, notebook_display, page
-from mirrorspark.training.live.picture import EpochResult, Monitored, Picture, RunningStage, Tasks
+from mirrorspark.data_pipelines.spark.job_tasks import Tasks
+from mirrorspark.training.live.notebook import NotebookScreen, best_epoch, page
+from mirrorspark.training.live.picture import EpochResult, Monitored, Picture, RunningStage
 from mirrorspark.training.live.state import TrainingState
 from mirrorspark.training.live.view import LiveView
 from tests.unit.notebook_outputs import HOSTILE, SECRET, epochs, picture
@@ -151,24 +151,3 @@ def test_the_best_epoch_is_that_of_the_monitored_metric(mode: Any, best: int) ->
     shown = replace(picture(None), monitored=Monitored("val_auc", mode), epochs=(*epochs(12), without_number))
     assert best_epoch(shown) == best
     assert best_epoch(replace(shown, monitored=None)) is None
-
-
-def test_a_notebook_is_recognised_by_its_kernel_and_the_ipython_of_a_terminal_is_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ipython, module = ModuleType("IPython"), ModuleType("IPython.display")
-    vars(module)["display"] = display = object()
-    vars(ipython)["display"] = module
-    monkeypatch.setitem(sys.modules, "IPython.display", module)
-    monkeypatch.delitem(sys.modules, "IPython", raising=False)
-    assert notebook_display() is None
-    assert "IPython" not in sys.modules
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    for shell, found in (
-        (None, None),
-        (SimpleNamespace(), None),
-        (SimpleNamespace(kernel=None), None),
-        (SimpleNamespace(kernel="a kernel"), display),
-    ):
-        vars(ipython)["get_ipython"] = lambda shell=shell: shell
-        assert notebook_display() is found

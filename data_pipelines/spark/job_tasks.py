@@ -1,10 +1,27 @@
 """The progress of Spark's jobs, by the tasks of their active stages."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.training.live.picture import Tasks
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of Spark's active stages.
+
+    Attributes:
+        seconds_left: Until these are done, at their mean speed so far; None while none is done.
+    """
+
+    done: int
+    total: int
+    seconds_left: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of the tasks that are done, from 0 to 1."""
+        return self.done / self.total
 
 
 class SparkTasks:
