@@ -1,10 +1,10 @@
 """Screens: where the picture of a run is drawn. Here the end of a terminal, in :mod:`training.live.notebook` a cell."""
 
-import textwrap
 from typing import Protocol
 
 from rich.console import Console, RenderableType
 
+from mirrorspark.storage.terminal_text import wrapped
 from mirrorspark.training.live import drawing
 from mirrorspark.training.live.picture import Picture
 
@@ -73,16 +73,3 @@ def can_draw(console: Console) -> bool:
     """Return True for a terminal that can move its cursor."""
     # Not ``console.is_terminal``, which is True for a file with FORCE_COLOR.
     return console.file.isatty() and not console.is_dumb_terminal
-
-
-def wrapped(text: str, width: int) -> str:
-    """Return the text broken between words where a terminal would break it anywhere; each line keeps its indentation.
-
-    A word that is longer than a line, as a path may be, stays whole, to be copied.
-    """
-    return "\n".join(line if len(line) <= width else _broken(line, width) for line in text.split("\n"))
-
-
-def _broken(line: str, width: int) -> str:
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from mirrorspark.training.live.drawing import bar
-from mirrorspark.training.live.screen import TerminalScreen, can_draw, wrapped
+from mirrorspark.training.live.screen import TerminalScreen, can_draw
 
 _SEQUENCE = re.compile(r"\x1b\[([\d;]*)([AJm])")
 
@@ -133,7 +133,3 @@ def test_a_line_breaks_between_words_and_a_path_stays_whole(stream: io.StringIO)
         "    of yesterday's run",
         "",
     ]
-
-
-def test_columns_of_a_line_that_fits_are_left_alone() -> None:
-    assert wrapped("preflight     3.3 s  slots: 2\n  epoch  1/40", 30) == "preflight     3.3 s  slots: 2\n  epoch  1/40"
