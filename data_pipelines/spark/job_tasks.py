@@ -8,15 +8,17 @@ from pyspark.sql import SparkSession
 
 @dataclass(frozen=True)
 class Tasks:
-    """The tasks of Spark's active stages.
+    """The tasks of Spark's active stages, or other units of work of a known number.
 
     Attributes:
         seconds_left: Until these are done, at their mean speed so far; None while none is done.
+        unit: The unit in words.
     """
 
     done: int
     total: int
     seconds_left: float | None = None
+    unit: str = "Spark tasks"
 
     @property
     def share(self) -> float:
@@ -51,9 +53,13 @@ class SparkTasks:
             self._stages, self._first = stages, (now, done)
         if not total:
             return None
-        begin, before = self._first
-        is_moving = done > before and now > begin
-        return Tasks(done, total, (total - done) * (now - begin) / (done - before) if is_moving else None)
+        return Tasks(done, total, seconds_left(self._first, (now, done), total))
+
+
+def seconds_left(first: tuple[float, int], last: tuple[float, int], total: int) -> float | None:
+    """Return the seconds until all is done, at the mean speed between two times with what was done by then."""
+    (begin, before), (now, done) = first, last
+    return (total - done) * (now - begin) / (done - before) if done > before and now > begin else None
 
 
 def _count(spark: SparkSession) -> tuple[frozenset[int], int, int]:

@@ -29,11 +29,11 @@ def block(picture: Picture) -> RenderableType | None:
         return None
     if stage.tasks is not None:
         tasks = stage.tasks
-        words = f"{tasks.done:,}/{tasks.total:,} Spark tasks"
+        words = f"{tasks.done:,}/{tasks.total:,} {tasks.unit}"
         return bar(stage.name, stage.seconds, tasks.share, left=tasks.seconds_left, text=words)
     if stage.is_training:
         return training(stage.name, stage.seconds, picture.training, picture.now)
-    return bar(stage.name, stage.seconds)
+    return bar(stage.name, stage.seconds, text=stage.doing)
 
 
 def bar(name: str, elapsed: float, share: float | None = None, *, left: float | None = None, text: str = "") -> Table:

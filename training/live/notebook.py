@@ -112,12 +112,12 @@ def _progress(stage: RunningStage, training: TrainingState) -> tuple[float | Non
     """Return the share of a stage that is done, the seconds left, and the rest in words."""
     if stage.tasks is not None:
         tasks = stage.tasks
-        return tasks.share, tasks.seconds_left, f"{tasks.done:,} of {tasks.total:,} Spark tasks"
+        return tasks.share, tasks.seconds_left, f"{tasks.done:,} of {tasks.total:,} {tasks.unit}"
     if stage.is_training:
         loss = training.position.loss
         words = (headline(training), "" if loss is None else f"loss {loss:.4f}")
         return training.share, training.seconds_left, "  ".join(filter(None, words))
-    return None, None, ""
+    return None, None, stage.doing
 
 
 def _charts(picture: Picture) -> list[str]:

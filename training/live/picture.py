@@ -25,12 +25,18 @@ class FinishedStage:
 
 @dataclass(frozen=True)
 class RunningStage:
-    """The stage that runs now."""
+    """The stage that runs now.
+
+    Attributes:
+        tasks: Its work, if that can be counted.
+        doing: What it does now, in words; empty if that is not known.
+    """
 
     name: str
     seconds: float
     is_training: bool = False
     tasks: Tasks | None = None
+    doing: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 from rich.text import Text
 
-from mirrorspark.data_pipelines.spark.job_tasks import SparkTasks, Tasks
+from mirrorspark.data_pipelines.spark.job_tasks import SparkTasks, Tasks, seconds_left
 from mirrorspark.data_pipelines.spark.task_bar import notebook_display
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.live import drawing
@@ -100,7 +100,7 @@ class LiveView:
 
         With ``spark`` the view shows how many tasks of this session's jobs are done.
         """
-        stage = Stage(name, self._clock())
+        stage = Stage(name, self._clock)
         done = threading.Event()
         ticker = threading.Thread(target=self._tick, args=(spark, done), name="live-view", daemon=True)
         with self._lock:
@@ -261,7 +261,10 @@ class LiveView:
 
     def _picture(self, tasks: Tasks | None) -> Picture:
         now, stage = self._clock(), self._stage
-        running = None if stage is None else RunningStage(stage.name, now - stage.begin, stage.is_training, tasks)
+        running = None
+        if stage is not None:
+            seconds = now - stage.begin
+            running = RunningStage(stage.name, seconds, stage.is_training, tasks or stage.tasks, stage.doing)
         epochs = tuple(self._epochs[number] for number in sorted(self._epochs))
         return Picture(now, tuple(self._finished), running, self._state, epochs, self._monitored)
 
@@ -297,11 +300,29 @@ class LiveView:
 class Stage:
     """A running stage; the run sets its ``note``, which is printed at its end."""
 
-    def __init__(self, name: str, begin: float) -> None:
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self.name = name
-        self.begin = begin
+        self.begin = clock()
         self.is_training = False
         self.note = ""
+        self.doing = ""
+        self.tasks: Tasks | None = None
+        self._clock = clock
+        self._first = (self.begin, 0)
+
+    def report(self, doing: str, done: int = 0, total: int = 0) -> None:
+        """Set what the stage does now.
+
+        Args:
+            doing: In words; with a total, the unit of the work: ``rows predicted``.
+            done: The part of the work that is done.
+            total: All of it; 0 if it cannot be counted.
+        """
+        now = self._clock()
+        if doing != self.doing:
+            self._first = (now, done)
+        self.doing = doing
+        self.tasks = Tasks(done, total, seconds_left(self._first, (now, done), total), doing) if total else None
 
 
 def _print(line: str) -> None:

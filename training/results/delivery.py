@@ -130,7 +130,9 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
     with job.view.stage("export") as stage:
         best = job.fetch_best(job.folder.path / "fetched")
         plan = _export_plan(job, best)
-        exported = export_once(plan, job.folder.exported, verbose=job.config.verbose, process=process)
+        exported = export_once(
+            plan, job.folder.exported, verbose=job.config.verbose, process=process, tell=stage.report
+        )
         stage.note = f"registered as models:/{job.config.name}/{exported.model_version}"
     with job.view.stage("evaluate") as stage:
         predictions = _predictions(job.folder)

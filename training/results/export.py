@@ -108,6 +108,10 @@ class ExportResult:
     model_version: str
 
 
+# Gets what an export does, in words, and how much of how much is done; the total is 0 where nothing is counted.
+Tell = Callable[[str, int, int], None]
+
+
 class ExportProcess:
     """An export process, which loads its libraries from its start on and then waits for its plan."""
 
@@ -139,19 +143,29 @@ class ExportProcess:
         """Return True if it can still take a plan."""
         return self._process.poll() is None
 
-    def export(self, plan: ExportPlan) -> ExportResult:
+    def export(self, plan: ExportPlan, tell: Tell = lambda doing, done, total: None) -> ExportResult:
         """Export by ``plan``; to be called once.
+
+        Args:
+            plan: The plan of the export.
+            tell: Gets what the export does.
 
         Raises:
             ExportFailedError: The export failed; the message has the last line of its output.
         """
         child_process.tell(self._process, json.dumps(dataclasses.asdict(plan)))
         assert self._process.stdout is not None  # noqa: S101 - start() made the pipe
-        answer = self._process.stdout.read()
+        answer = {}
+        for line in self._process.stdout:
+            document = json.loads(line)
+            if "doing" in document:
+                tell(document["doing"], document["done"], document["total"])
+            else:
+                answer = document
         if status := self._process.wait():
             lines = self._tail.text().strip().splitlines()
             raise ExportFailedError(f"export failed: {lines[-1] if lines else f'status {status}'}")
-        return ExportResult(**json.loads(answer))
+        return ExportResult(**answer)
 
     def close(self) -> None:
         """End the process in any state."""
@@ -165,7 +179,12 @@ class ExportProcess:
 
 
 def export_once(
-    plan: ExportPlan, kept: Path, *, verbose: bool = False, process: ExportProcess | None = None
+    plan: ExportPlan,
+    kept: Path,
+    *,
+    verbose: bool = False,
+    process: ExportProcess | None = None,
+    tell: Tell = lambda doing, done, total: None,
 ) -> ExportResult:
     """Return an earlier driver's export by the same plan if it is complete; otherwise export.
 
@@ -174,6 +193,7 @@ def export_once(
         kept: File with the result of the earlier export.
         verbose: Show the process's output.
         process: The export process, if it has been started; the caller ends it.
+        tell: Gets what the export does.
 
     Raises:
         ExportFailedError: The export failed; the message has the last line of its output.
@@ -183,7 +203,7 @@ def export_once(
         return known
     # The record of the files is not valid while they are being rewritten.
     kept.unlink(missing_ok=True)
-    result = export(plan, verbose=verbose, process=process)
+    result = export(plan, verbose=verbose, process=process, tell=tell)
     document = {"plan": plan.identity, "result": dataclasses.asdict(result), "files": _files(plan)}
     write_atomically(kept, json.dumps(document, indent=2))
     return result
@@ -205,31 +225,51 @@ def _files(plan: ExportPlan) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in files}
 
 
-def export(plan: ExportPlan, *, verbose: bool = False, process: ExportProcess | None = None) -> ExportResult:
+def export(
+    plan: ExportPlan,
+    *,
+    verbose: bool = False,
+    process: ExportProcess | None = None,
+    tell: Tell = lambda doing, done, total: None,
+) -> ExportResult:
     """Run the export in ``process``, or in a new one.
 
     Raises:
         ExportFailedError: With the last line of what the process said.
     """
     if process is not None and process.is_alive:
-        return process.export(plan)
+        return process.export(plan, tell)
     with ExportProcess(plan.threads, verbose=verbose) as new:
-        return new.export(plan)
+        return new.export(plan, tell)
 
 
 def main() -> int:
-    """Export by the plan on standard input; print the result as JSON."""
+    """Export by the plan on standard input; print a JSON line per step, and one with the result."""
     line, answer = child_process.take_over(prepare=_load_libraries)
+
+    def tell(doing: str, done: int = 0, total: int = 0) -> None:
+        print(json.dumps({"doing": doing, "done": done, "total": total}), file=answer, flush=True)
+
     plan = ExportPlan(**json.loads(line))
     dataset = Dataset.open(plan.dataset)
     architecture = catalog.architecture(plan.model)
+    tell("restoring the best epoch")
     model = _restored_model(plan, dataset)
+    tell("building the index" if architecture.TASK == "retrieval" else "writing the model")
     _write_model(plan, dataset, architecture, model)
     predict = traced(architecture, model)
+    done, total = 0, sum(map(dataset.manifest.rows, EVALUATED_SPLITS))
     for split in EVALUATED_SPLITS:
-        table = reference_predictions(architecture, model, predict, dataset, split, plan.top_k)
+        before = done
+
+        def predicted(rows: int, before: int = before) -> None:
+            tell("rows predicted", before + rows, total)
+
+        table = reference_predictions(architecture, model, predict, dataset, split, plan.top_k, predicted)
+        done += table.num_rows
         Path(plan.predictions).mkdir(parents=True, exist_ok=True)
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
+    tell("registering")
     print(json.dumps(dataclasses.asdict(_register(plan, dataset))), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
     gc.freeze()
@@ -298,7 +338,13 @@ def traced(architecture: Any, model: Any) -> Callable[[Any], Any]:
 
 
 def reference_predictions(
-    architecture: Any, model: Any, predict: Callable[[Any], Any], dataset: Dataset, split: str, k: int
+    architecture: Any,
+    model: Any,
+    predict: Callable[[Any], Any],
+    dataset: Dataset,
+    split: str,
+    k: int,
+    tell: Callable[[int], None] = lambda rows: None,
 ) -> pa.Table:
     """Return the training framework's own predictions for ``split``, with keys, label and weight.
 
@@ -306,10 +352,12 @@ def reference_predictions(
     ``scores`` of all classes, and ``label``. Multi-label:
     ``scores`` of all labels, and ``label``, the numbers of those that the row has. Retrieval: ``candidates``,
     ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index.
+    ``tell`` gets the number of rows so far.
     """
     from mirrorspark.models.preprocessing import input_tensors
 
     parts = []
+    rows = 0
     for block in dataset.blocks(split, keys=True):
         predicted = predict(input_tensors(dataset.spec.query_features, block.features))
         columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
@@ -325,6 +373,8 @@ def reference_predictions(
                 columns["quantiles"] = _lists(predicted["quantiles"].numpy())
         columns["weight"] = pa.array(block.weight)
         parts.append(pa.table(columns))
+        rows += block.rows
+        tell(rows)
     return pa.concat_tables(parts)
 
 

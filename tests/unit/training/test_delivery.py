@@ -144,7 +144,7 @@ def test_the_process_that_is_ready_gets_the_plan(
 ) -> None:
     given: list[Any] = []
 
-    def export_once(plan: ExportPlan, kept: Path, *, verbose: bool, process: Any) -> ExportResult:
+    def export_once(plan: ExportPlan, kept: Path, *, verbose: bool, process: Any, tell: Any) -> ExportResult:
         given.append(process)
         return export_module.export(plan)
 
