@@ -130,6 +130,7 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
     with job.view.stage("export") as stage:
         best = job.fetch_best(job.folder.path / "fetched")
         plan = _export_plan(job, best)
+        stage.report("loading TensorFlow")
         exported = export_once(
             plan, job.folder.exported, verbose=job.config.verbose, process=process, tell=stage.report
         )
