@@ -44,6 +44,7 @@ from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.quality.validation import validate
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.task_bar import task_bar
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
 from mirrorspark.storage.credentials import clean
@@ -129,6 +130,24 @@ def convert(
         ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number.
         LabelError: The label has the wrong type.
     """
+    with task_bar(df.sparkSession, "convert"):
+        return convert_in_silence(
+            df, spec, path, source=source, options=options, reference=reference, limits=limits, cache=cache
+        )
+
+
+def convert_in_silence(
+    df: DataFrame,
+    spec: FeatureSpec,
+    path: str | Path,
+    *,
+    source: Mapping[str, Any] | None = None,
+    options: ConversionOptions = ConversionOptions(),
+    reference: DatasetProfile | None = None,
+    limits: Limits | None = None,
+    cache: DatasetCache | None = None,
+) -> Dataset:
+    """Do what :func:`convert` does, for callers that show the progress themselves."""
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")

@@ -7,7 +7,12 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
-from mirrorspark.data_pipelines.convert import ConversionOptions, DatasetExistsError, convert, dataset_address
+from mirrorspark.data_pipelines.convert import (
+    ConversionOptions,
+    DatasetExistsError,
+    convert_in_silence,
+    dataset_address,
+)
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -42,7 +47,7 @@ def convert_once(
     path = folder / f"{name}-{dataset_address(source, spec, options)}"
     if not is_published(path):
         try:
-            return convert(table, spec, path, source=source, options=options)
+            return convert_in_silence(table, spec, path, source=source, options=options)
         except DatasetExistsError:  # An equal conversion has finished first.
             pass
     return Dataset.open(path)

@@ -26,6 +26,7 @@ from mirrorspark.data_pipelines.reading.parquet_rows import (
     parquet_files,
 )
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
+from mirrorspark.data_pipelines.spark.task_bar import task_bar
 from mirrorspark.data_pipelines.spark.tasks import (
     NamedTask,
     Shares,
@@ -164,7 +165,8 @@ def score_files(
     except BaseException:
         job.abort()
         raise
-    result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=ColumnError)
+    with task_bar(spark, "score"):
+        result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=ColumnError)
     scored = _scored_files(plan, job, tasks, result)
     _LOGGER.info("%s scored %d rows of %s: %s", scored.model, scored.rows, paths, scored.counters)
     if scored.counters.nans:

@@ -27,6 +27,7 @@ from mirrorspark.scoring.output.bad_rows import ERROR_COLUMN
 from mirrorspark.scoring.output.forms import form_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
 from mirrorspark.storage.credentials import clean, without_credentials
+from mirrorspark.storage.terminal_text import for_stream
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +97,7 @@ def _open_session(master: str | None, *, verbose: bool) -> SparkSession:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"mirrorspark: {without_credentials(message)}", file=sys.stderr)
+    print(for_stream(f"mirrorspark: {without_credentials(message)}", sys.stderr), file=sys.stderr)
     return status
 
 
@@ -179,18 +180,24 @@ def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
         return
     counters = scored.counters
     place = without_credentials(scored.output)
-    print(f"{scored.rows:,} rows scored with {scored.model} in {seconds:.1f} s -> {place}")
-    print(
-        f"{len(scored.files)} files of {scored.bytes / 1e6:,.1f} MB; {counters.tasks} tasks in {counters.processes} "
-        f"Python workers of at most {counters.peak_memory_bytes / 1e6:,.0f} MB, which loaded the model "
-        f"{counters.loads} times"
-    )
+    lines = [
+        f"{scored.rows:,} rows scored with {scored.model} in {seconds:.1f} s -> {place}",
+        f"{_count(len(scored.files), 'file')} of {scored.bytes / 1e6:,.1f} MB; {_count(counters.tasks, 'task')} in "
+        f"{_count(counters.processes, 'Python worker')} of at most {counters.peak_memory_bytes / 1e6:,.0f} MB, which "
+        f"loaded the model {_count(counters.loads, 'time')}",
+    ]
     if scored.predicted_task_seconds is not None:
-        print(f"the longest task was predicted to take {scored.predicted_task_seconds:,.1f} s")
+        lines.append(f"the longest task was predicted to take {scored.predicted_task_seconds:,.1f} s")
     if counters.bad_rows:
-        print(f"{counters.bad_rows:,} rows could not be scored; the column '{ERROR_COLUMN}' says why")
+        lines.append(f"{counters.bad_rows:,} rows could not be scored; the column '{ERROR_COLUMN}' says why")
     if counters.nans:
-        print(f"{counters.nans:,} scores are NaN: {NAN_ADVICE}")
+        lines.append(f"{counters.nans:,} scores are NaN: {NAN_ADVICE}")
+    print(for_stream("\n".join(lines), sys.stdout))
+
+
+def _count(number: int, word: str) -> str:
+    """Return ``1 file`` or ``2 files``."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.terminal_text import for_stream
 from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
 from mirrorspark.training.readiness.checks import Check
 
@@ -147,11 +148,11 @@ def _document(checks: Sequence[Check], seconds: float) -> dict[str, object]:
 
 
 def _print(check: Check) -> None:
-    print(check.as_line(), flush=True)
+    print(for_stream(check.as_line(), sys.stdout), flush=True)
 
 
 def _refuse(message: str) -> int:
-    print(f"mirrorspark: {without_credentials(message)}", file=sys.stderr)
+    print(for_stream(f"mirrorspark: {without_credentials(message)}", sys.stderr), file=sys.stderr)
     return EXIT_USAGE
 
 

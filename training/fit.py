@@ -24,7 +24,7 @@ from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.results.summary import findings_in_words
 from mirrorspark.training.spark_session import open_session, task_slots
-from mirrorspark.training.train import train
+from mirrorspark.training.train import train_in_view
 
 # One worker's threads and network cost more than they bring below so many training rows each.
 ROWS_PER_WORKER = 20_000
@@ -101,7 +101,7 @@ def fit(
         if dataset.manifest.findings:
             stage.note += f"; validation: {findings_in_words(dataset.manifest.findings)}"
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
-    trained = train(dataset, config, spark)
+    trained = train_in_view(view, dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows)
 
 

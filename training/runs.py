@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mirrorspark.storage.terminal_text import for_stream
 from mirrorspark.training.protocol.names import DEFAULT_OUTPUT, EVENTS_FILE, STATE_FILE
 from mirrorspark.training.records.run_history import (
     LATEST,
@@ -333,7 +334,7 @@ def _print_json(document: Any) -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"mirrorspark: {message}", file=sys.stderr)
+    print(for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
     return EXIT_USAGE
 
 

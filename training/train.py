@@ -75,7 +75,11 @@ def train(
         config = replace(config, model=own_model(model, dataset.spec.label.kind, callbacks))
     elif callbacks:
         raise ConfigError("callbacks go with a model of your own; give model, too")
-    view = LiveView(epochs=config.epochs)
+    return train_in_view(LiveView(epochs=config.epochs), dataset, config, spark)
+
+
+def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spark: SparkSession | None) -> Trained:
+    """Do what :func:`train` does, shown in a view that may have shown earlier stages."""
     try:
         if config.only_once:  # Checked before a session is started, which may take minutes.
             require_unfinished(config, dataset)

@@ -21,6 +21,7 @@ from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.driver.launcher import SparkLauncher
 from mirrorspark.training.driver.store_reads import StoreReader
 from mirrorspark.training.driver.supervisor import Supervisor
+from mirrorspark.training.live.picture import Monitored
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import PreparedRun
 from mirrorspark.training.protocol.cause import Attempt
@@ -78,6 +79,7 @@ def open_job(
         free = slots or (lambda: task_slots(prepared.spark) - config.ranks_beside_workers)
         job = TrainingJob(dataset, config, prepared.spark, run, free, warm_start=begin)
         run.recall(job.remember)
+        view.expect(config.epochs, Monitored(config.monitor, config.mode), job.epochs.values())
         yield job
 
 

@@ -7,7 +7,6 @@ the rows (vocabularies, means, quantiles) is in :mod:`data_pipelines.features.fi
 
 import dataclasses
 import hashlib
-import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +30,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     TokenFeature,
     repeated_names,
 )
+from mirrorspark.plots.html import heading_html, panel_html, rows_html
 from mirrorspark.storage.atomic_file import write_atomically
 
 if TYPE_CHECKING:  # a spec needs no Spark
@@ -329,16 +329,17 @@ class FeatureSpec:
         return {"label": label, "keys": list(self.keys), **others, "features": features}
 
     def _repr_html_(self) -> str:
-        edited = self._edited()
-        rows = [(name, options.pop("kind"), options) for name, options in edited["features"].items()]
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{kind}</td>"
-            f"<td>{html.escape(', '.join(f'{option} {value}' for option, value in options.items()))}</td></tr>"
-            for name, kind, options in rows
-        )
-        about = f"label <b>{html.escape(self.label.name)}</b> ({self.label.kind}), keys {', '.join(self.keys)}"
-        head = "<tr><th>feature</th><th>kind</th><th>options</th></tr>"
-        return f"<p>{about}</p><table><thead>{head}</thead><tbody>{cells}</tbody></table>"
+        about = f"label {self.label.name} ({self.label.kind}), keys {', '.join(self.keys)}"
+        others = [f"{name} {value}" for name in ("weight", "exclude") if (value := getattr(self, name)) is not None]
+        return panel_html(heading_html(", ".join([about, *others])), self.features_html())
+
+    def features_html(self) -> str:
+        """Return the features with their kinds and the options that differ from the defaults, as markup."""
+        rows = [
+            (name, options.pop("kind"), ", ".join(f"{option} {value}" for option, value in options.items()))
+            for name, options in self._edited()["features"].items()
+        ]
+        return rows_html(("feature", "kind", "options"), rows)
 
     @property
     def hash(self) -> str:

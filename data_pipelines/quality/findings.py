@@ -5,6 +5,8 @@ from enum import StrEnum
 from typing import Any
 
 from mirrorspark.data_pipelines.quality.drift import Drift
+from mirrorspark.plots.html import findings_html, heading_html, panel_html
+from mirrorspark.storage.credentials import without_credentials
 
 
 class Severity(StrEnum):
@@ -98,6 +100,10 @@ class Report:
         counts = {severity: len(self.of(severity)) for severity in Severity}
         parts = [f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items() if count]
         return ", ".join(parts) or "nothing found"
+
+    def _repr_html_(self) -> str:
+        found = [{name: without_credentials(text) for name, text in vars(each).items()} for each in self.findings]
+        return panel_html(heading_html(f"Validation: {self.summary()}"), findings_html(found) if found else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report in its JSON form."""

@@ -7,7 +7,7 @@ step if that is more: for four prefetched steps, two in use, one that is being a
 mapped into memory; the operating system decides how much of them stays there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,8 @@ from mirrorspark.data_pipelines.reading.batches import (
 from mirrorspark.data_pipelines.reading.decode_blocks import SparseSteps
 from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, EpochOrder
 from mirrorspark.data_pipelines.tfrecord.records import read_record_at
+from mirrorspark.plots.html import details_html, findings_html, heading_html, panel_html, paragraph_html, rows_html
+from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.host_cache import Lease
 from mirrorspark.storage.paths import StoragePath
 
@@ -99,6 +101,32 @@ class Dataset:
         """Return the path and the content in one line."""
         rows = ", ".join(f"{split} {self.manifest.rows(split):,}" for split in self.manifest.splits)
         return f"Dataset({str(self.path)!r}, rows: {rows}, features: {len(self.spec.features)})"
+
+    def _repr_html_(self) -> str:
+        from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE  # workers need no templates
+
+        manifest, label = self.manifest, self.spec.label
+        splits = [
+            (
+                split,
+                f"{manifest.rows(split):,}",
+                f"{len(shards):,}",
+                _megabytes(shards),
+            )
+            for split, shards in manifest.splits.items()
+        ]
+        about = f"label {label.name} ({label.kind}), keys {', '.join(self.spec.keys)}"
+        page = self.path / PAGE_FILE
+        found = [{name: without_credentials(text) for name, text in each.items()} for each in manifest.findings]
+        return panel_html(
+            heading_html(f"Dataset {self.path.name}"),
+            paragraph_html(without_credentials(str(self.path)), quiet=True),
+            rows_html(("split", "rows", "shards", "MB"), splits, numbers=(1, 2, 3)),
+            details_html(f"{len(self.spec.features)} features; {about}", self.spec.features_html()),
+            heading_html("Findings in the data"),
+            findings_html(found) if found else paragraph_html("nothing found"),
+            paragraph_html(without_credentials(f"All columns: {page}"), quiet=True) if page.is_file() else "",
+        )
 
     @property
     def spec(self) -> FeatureSpec:
@@ -294,6 +322,11 @@ def load_batches(
     options.autotune.enabled = False
     steps = tf.data.Dataset.from_generator(chunks, output_signature=_chunk_signature(columns, batch)).flat_map(steps_of)
     return steps.prefetch(_PREFETCHED_STEPS).with_options(options)
+
+
+def _megabytes(shards: Iterable[Shard]) -> str:
+    size = sum(shard.bytes for shard in shards) / 1e6
+    return f"{size:,.1f}" if size >= 0.1 or not size else f"{size:.1g}"
 
 
 def _chunk_signature(columns: BatchColumns, batch: int) -> dict[str, Any]:

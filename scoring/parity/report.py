@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.plots.html import Marked, heading_html, panel_html, rows_html
+from mirrorspark.storage.credentials import without_credentials
 
 TOLERANCE = 1e-5
 THRESHOLD = 0.5
@@ -22,6 +24,11 @@ class WorstRow:
     reference: float
     candidate: float
     difference: float
+
+    @property
+    def where(self) -> str:
+        """The row's keys in words."""
+        return ", ".join(f"{name}={value}" for name, value in self.keys.items())
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,38 @@ class ParityReport:
 
     def as_table(self) -> str:
         """Return the report as text: count, mean, std, quartiles, P99 and max, then the checks and the worst rows."""
-        lines = [("count", f"{self.rows:,}")]
-        lines += [
+        lines = [*self._differences(), *self._checks()]
+        width = max(len(title) for title, _ in lines)
+        text = ["absolute difference"] + [f"  {title:<{width}}  {value:>12}" for title, value in lines]
+        if not self.passed and self.worst:
+            text.append("worst rows")
+            for row in self.worst:
+                text.append(
+                    f"  {row.where}: reference {row.reference:.9g}, candidate {row.candidate:.9g}, "
+                    f"difference {row.difference:.3e}"
+                )
+        return "\n".join(text)
+
+    def _repr_html_(self) -> str:
+        verdict = Marked(self.verdict, "good" if self.passed else "error")
+        rows = [*self._differences(), *((title, verdict if title == "parity" else of) for title, of in self._checks())]
+        parts = [heading_html("Parity: absolute difference of the scores"), rows_html((), rows, numbers=(1,))]
+        if not self.passed and self.worst:
+            worst = [
+                (
+                    without_credentials(row.where),
+                    f"{row.reference:.9g}",
+                    f"{row.candidate:.9g}",
+                    f"{row.difference:.3e}",
+                )
+                for row in self.worst
+            ]
+            head = ("row", "reference", "candidate", "difference")
+            parts += [heading_html("Worst rows"), rows_html(head, worst, numbers=(1, 2, 3))]
+        return panel_html(*parts)
+
+    def _differences(self) -> list[tuple[str, str]]:
+        measures = [
             (title, f"{value:.3e}")
             for title, value in (
                 ("mean", self.mean),
@@ -80,18 +117,7 @@ class ParityReport:
                 ("max relative", self.max_relative),
             )
         ]
-        lines += self._checks()
-        width = max(len(title) for title, _ in lines)
-        text = ["absolute difference"] + [f"  {title:<{width}}  {value:>12}" for title, value in lines]
-        if not self.passed and self.worst:
-            text.append("worst rows")
-            for row in self.worst:
-                where = ", ".join(f"{name}={value}" for name, value in row.keys.items())
-                text.append(
-                    f"  {where}: reference {row.reference:.9g}, candidate {row.candidate:.9g}, "
-                    f"difference {row.difference:.3e}"
-                )
-        return "\n".join(text)
+        return [("count", f"{self.rows:,}"), *measures]
 
     def _checks(self) -> list[tuple[str, str]]:
         lines = [(f"above {self.tolerance:g}", f"{self.above_tolerance:,}")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fetch import copies_folder
@@ -25,6 +25,8 @@ from mirrorspark.training.driver import failure_policy, supervisor
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.fault_injection import faults
 from mirrorspark.training.fault_injection.faults import Fault, Run, Trigger
+from mirrorspark.training.live import drawing
+from mirrorspark.training.live.picture import Picture
 from mirrorspark.training.live.screen import Screen
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import PreparedRun
@@ -411,9 +413,11 @@ class RecordedScreen:
         self.console = Console(width=120, color_system=None)
         self.shown: list[str] = []
 
-    def show(self, block: RenderableType | None) -> None:
+    shows_history = False
+
+    def show(self, picture: Picture) -> None:
         with self.console.capture() as drawn:
-            self.console.print(block or "")
+            self.console.print(drawing.block(picture) or "")
         self.shown += drawn.get().splitlines()
 
     def write(self, line: str) -> None:

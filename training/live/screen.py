@@ -1,23 +1,30 @@
-"""Screens for a block that changes: the end of a terminal, or an output of a notebook's cell."""
+"""Screens: where the picture of a run is drawn. Here the end of a terminal, in :mod:`training.live.notebook` a cell."""
 
-import io
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console, RenderableType
 
+from mirrorspark.storage.terminal_text import wrapped
+from mirrorspark.training.live import drawing
+from mirrorspark.training.live.picture import Picture
+
 _CLEAR_BELOW = "\x1b[J"
-_CELL_COLUMNS = 140
-_CELL = '<pre style="margin: 0; line-height: 1.3; white-space: pre">{code}</pre>'
 
 
 class Screen(Protocol):
-    """Shows a changing block below permanent lines."""
+    """Shows a picture that changes, and lines that stay.
 
-    def show(self, block: RenderableType | None) -> None:
-        """Draw the block; None removes it."""
+    Attributes:
+        shows_history: The picture includes the stages and epochs that are over, so that they need no lines.
+    """
+
+    shows_history: bool
+
+    def show(self, picture: Picture) -> None:
+        """Draw the picture in place of the one before."""
 
     def write(self, line: str) -> None:
-        """Add a permanent line; the block is redrawn below it."""
+        """Add a permanent line."""
 
 
 class TerminalScreen:
@@ -28,18 +35,24 @@ class TerminalScreen:
     lines of the JVM, its Python workers and C libraries would be overwritten.
     """
 
+    shows_history = False
+
     def __init__(self, console: Console) -> None:
         self._console = console
         self._block: RenderableType | None = None
 
-    def show(self, block: RenderableType | None) -> None:
-        """Draw the block; None removes it."""
+    def show(self, picture: Picture) -> None:
+        """Draw the running stage; without one nothing is left of it."""
+        self.draw(drawing.block(picture))
+
+    def draw(self, block: RenderableType | None) -> None:
+        """Draw a block; None removes it."""
         self._block = block
         self._draw("")
 
     def write(self, line: str) -> None:
-        """Add a permanent line."""
-        self._draw(f"{line}\n")
+        """Add a permanent line above the block."""
+        self._draw(f"{wrapped(line, self._console.width)}\n")
 
     def _draw(self, above: str) -> None:
         console = self._console
@@ -56,40 +69,7 @@ class TerminalScreen:
         console.file.flush()
 
 
-class NotebookScreen:
-    """Draws into one output of the cell and replaces it; the notebook is saved with the last state."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._handle: Any = None
-
-    def show(self, block: RenderableType | None) -> None:
-        """Draw the block; None removes it."""
-        from IPython.display import HTML, display
-
-        page = HTML("" if block is None else _as_html(block))
-        if self._handle is None:
-            self._handle = display(page, display_id=True)
-        else:
-            self._handle.update(page)
-        if block is None:
-            # The next stage draws below the lines that were written since.
-            self._handle = None
-
-    def write(self, line: str) -> None:
-        """Add a permanent line."""
-        print(line, file=self._console.file, flush=True)
-
-
 def can_draw(console: Console) -> bool:
-    """Return True for a notebook, and for a terminal that can move its cursor."""
+    """Return True for a terminal that can move its cursor."""
     # Not ``console.is_terminal``, which is True for a file with FORCE_COLOR.
-    return console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
-
-
-def _as_html(block: RenderableType) -> str:
-    recorder = Console(
-        file=io.StringIO(), record=True, width=_CELL_COLUMNS, force_jupyter=False, color_system="truecolor"
-    )
-    recorder.print(block, highlight=False)
-    return recorder.export_html(inline_styles=True, code_format=_CELL)
+    return console.file.isatty() and not console.is_dumb_terminal

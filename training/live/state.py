@@ -155,6 +155,17 @@ class TrainingState:
         return self.epochs * self.position.steps
 
     @property
+    def share(self) -> float:
+        """Share of the steps that are done, from 0 to 1."""
+        return min(1.0, self.position.done / (self.total_steps or 1))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until all epochs are done, at the attempt's mean speed; None while it is unknown."""
+        rate = self.position.steps_per_second
+        return (self.total_steps - self.position.done) / rate if rate else None
+
+    @property
     def examples_per_rank_step(self) -> float | None:
         """Examples in a rank's step; None if unknown.
 
@@ -260,16 +271,16 @@ def _position_after(position: Position, event: Event, now: float) -> Position:
 
 def validation_metrics(logs: Mapping[str, float]) -> list[str]:
     """Return the names of the validation metrics to show: the loss only if there is no other."""
-    names = [name for name in logs if _bare(name).startswith("val_") and _bare(name) != "val_loss"]
-    return names or [name for name in logs if _bare(name) == "val_loss"]
+    names = [name for name in logs if bare(name).startswith("val_") and bare(name) != "val_loss"]
+    return names or [name for name in logs if bare(name) == "val_loss"]
 
 
 def epoch_metrics(logs: Mapping[str, float]) -> list[str]:
     """Return the names of the metrics in the line of an epoch: the loss and the validation metrics."""
-    return [*(name for name in logs if _bare(name) == "loss"), *validation_metrics(logs)]
+    return [*(name for name in logs if bare(name) == "loss"), *validation_metrics(logs)]
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """Return a metric's name without the prefix of a function's second training: ``fit_2/val_auc``."""
     return name.rpartition("/")[2]
 

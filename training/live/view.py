@@ -1,25 +1,29 @@
-"""The live view of a run: a bar and a line per rank in a terminal or notebook, a line per stage and epoch in a file.
+"""The live view of a run: a bar and a line per rank in a terminal, a page in a notebook, lines in a file.
 
-:mod:`training.live.state` has the state, :mod:`training.live.drawing` draws it as a block, and
-:mod:`training.live.screen` shows the block.
+:mod:`training.live.state` has the state of a training, :mod:`training.live.picture` all that is to be seen, and
+:mod:`training.live.screen` and :mod:`training.live.notebook` show it.
 """
 
 import contextlib
+import dataclasses
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from pyspark.sql import SparkSession
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.text import Text
 
+from mirrorspark.data_pipelines.spark.job_tasks import SparkTasks, Tasks, seconds_left
+from mirrorspark.data_pipelines.spark.task_bar import notebook_display
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.live import drawing
 from mirrorspark.training.live.messages import Messages, message_key
-from mirrorspark.training.live.screen import NotebookScreen, Screen, TerminalScreen, can_draw
+from mirrorspark.training.live.notebook import NotebookScreen
+from mirrorspark.training.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage
+from mirrorspark.training.live.screen import Screen, TerminalScreen, can_draw
 from mirrorspark.training.live.stack_text import summarize_stacks
 from mirrorspark.training.live.state import TrainingState, epoch_metrics, input_bound_warning
 from mirrorspark.training.protocol.cause import RankError
@@ -50,14 +54,16 @@ class LiveView:
 
         Args:
             epochs: Maximum number of epochs.
-            is_interactive: Draw a block; by default in a terminal or a notebook.
-            write: Writes a line; by default to standard error.
-            screen: The screen for the block; by default the terminal or the notebook.
+            is_interactive: Draw on a screen; by default in a terminal or a notebook.
+            write: Writes a line; by default the screen, or standard error without one.
+            screen: The screen; by default the notebook's cell, else the terminal.
             clock: Returns monotonic seconds.
         """
-        console = Console(stderr=True)
-        self._is_interactive = can_draw(console) if is_interactive is None else is_interactive
-        self._screen = screen or (NotebookScreen if console.is_jupyter else TerminalScreen)(console)
+        # Not rich's own recognition of notebooks, which would write into the cell by itself.
+        console = Console(stderr=True, force_jupyter=False)
+        display = notebook_display()
+        self._is_interactive = (display is not None or can_draw(console)) if is_interactive is None else is_interactive
+        self._screen = screen or (TerminalScreen(console) if display is None else NotebookScreen(display))
         self._write_to = write or (self._screen.write if self._is_interactive else _print)
         self._clock = clock
         # Threads of the ranks' connections and the supervisor bring events; the ticker's thread draws.
@@ -66,9 +72,27 @@ class LiveView:
         self._messages = Messages()
         self._stacks: dict[int, str] = {}
         self._stage: Stage | None = None
+        self._finished: list[FinishedStage] = []
+        self._epochs: dict[int, EpochResult] = {}
+        self._epochs_prefix = ""
+        self._monitored: Monitored | None = None
         self._has_failed = False
         self._parameter_bytes: int | None = None
         self.timings: dict[str, float] = {}
+
+    def expect(self, epochs: int, monitored: Monitored, before: Iterable[Event] = ()) -> None:
+        """Set what is known of a training before it starts.
+
+        Args:
+            epochs: Maximum number of epochs.
+            monitored: The metric that picks the best epoch.
+            before: The ``epoch_end`` events of the epochs that an interrupted run has done.
+        """
+        with self._lock:
+            self._state = dataclasses.replace(self._state, epochs=epochs)
+            self._monitored = monitored
+            for event in before:
+                self._keep_epoch(event)
 
     @contextlib.contextmanager
     def stage(self, name: str, *, spark: SparkSession | None = None) -> Iterator["Stage"]:
@@ -76,24 +100,31 @@ class LiveView:
 
         With ``spark`` the view shows how many tasks of this session's jobs are done.
         """
-        stage = Stage(name, self._clock())
+        stage = Stage(name, self._clock)
         done = threading.Event()
         ticker = threading.Thread(target=self._tick, args=(spark, done), name="live-view", daemon=True)
         with self._lock:
             self._stage = stage
+            if self._draws_history:
+                # A cell's output belongs to the cell that runs now, in this thread; the ticker's thread updates it.
+                self._show()
         ticker.start()
+        has_failed = True
         try:
             yield stage
+            has_failed = False
         finally:
             done.set()
             ticker.join(timeout=5)
+            self.timings[name] = seconds = self._clock() - stage.begin
             with self._lock:
                 self._write_messages(everything=True)
                 self._stage = None
+                note = without_credentials(stage.note)
+                self._finished.append(FinishedStage(name, seconds, note, has_failed))
                 if self._is_interactive:
-                    self._show(None)
-            self.timings[name] = self._clock() - stage.begin
-        self._write(f"{name:<10} {self.timings[name]:6.1f} s  {stage.note}")
+                    self._show()
+        self._write_milestone(f"{name:<10} {self.timings[name]:6.1f} s  {stage.note}")
 
     def on_event(self, event: Event) -> None:
         """Show an event of a rank or of the supervisor."""
@@ -133,6 +164,8 @@ class LiveView:
         """Write a line that is not an event."""
         with self._lock:
             self._write_after_messages(line)
+            if self._draws_history and self._stage is None:  # There is no ticker.
+                self._show()
 
     def _add_error(self, event: Event, now: float) -> None:
         text = event["message"] if event.get("type") == "killed" else f"{event.get('type')}: {event['message']}"
@@ -145,11 +178,21 @@ class LiveView:
     def _report_epoch(self, event: Event) -> None:
         logs = "  ".join(f"{name} {event['logs'][name]:.4f}" for name in epoch_metrics(event["logs"]))
         rate = event["examples_per_second"]
+        self._keep_epoch(event)
         speed = "" if rate is None else f"{rate:>9,.0f} examples/s  "
-        self._write_after_messages(f"  epoch {event['epoch']:>2}/{self._state.epochs}  {speed}{logs}")
+        self._write_messages(everything=True)
+        self._write_milestone(f"  epoch {event['epoch']:>2}/{self._state.epochs}  {speed}{logs}")
         warning = input_bound_warning(self._state)
         if warning is not None and not event.get("recovered"):
             self._write_after_messages(f"  {warning}")
+
+    def _keep_epoch(self, event: Event) -> None:
+        result = EpochResult(event["epoch"], event["logs"], event.get("examples_per_second"))
+        prefix = next(iter(result.logs), "").rpartition("/")[0]
+        if prefix != self._epochs_prefix:
+            # A function's next training counts from 1 again.
+            self._epochs, self._epochs_prefix = {}, prefix
+        self._epochs[result.epoch] = result
 
     def _report_attempt(self, event: Event, workers_before: int) -> None:
         workers, step = event.get("workers") or 0, event.get("resumed_from") or 0
@@ -208,38 +251,41 @@ class LiveView:
         self._write(line)
 
     def _tick(self, spark: SparkSession | None, done: threading.Event) -> None:
-        """Update the block, count Spark's tasks, and write due messages."""
+        """Update the picture, count Spark's tasks, and write due messages."""
+        counted = SparkTasks(spark) if spark is not None and self._is_interactive else None
         while not done.wait(_TICK_SECONDS):
-            counts = None
-            if spark is not None and self._is_interactive:
-                try:
-                    counts = _spark_tasks(spark)
-                except Exception:
-                    # The JVM is lost. Py4J logs that on every call, and the run's own call raises it.
-                    spark = None
+            tasks = None if counted is None else counted.at(self._clock())
             with self._lock:
                 self._write_messages()
                 if self._is_interactive and self._stage is not None:
-                    self._show(self._block(self._stage, counts))
+                    self._show(tasks)
 
-    def _block(self, stage: "Stage", counts: tuple[int, int] | None) -> RenderableType:
-        now = self._clock()
-        elapsed = now - stage.begin
-        if counts is not None:
-            done, total = counts
-            return drawing.bar(stage.name, elapsed, done / total, text=f"{done}/{total} Spark tasks")
-        if stage.is_training:
-            return drawing.training(stage.name, elapsed, self._state, now)
-        return drawing.bar(stage.name, elapsed)
+    def _picture(self, tasks: Tasks | None) -> Picture:
+        now, stage = self._clock(), self._stage
+        running = None
+        if stage is not None:
+            seconds = now - stage.begin
+            running = RunningStage(stage.name, seconds, stage.is_training, tasks or stage.tasks, stage.doing)
+        epochs = tuple(self._epochs[number] for number in sorted(self._epochs))
+        return Picture(now, tuple(self._finished), running, self._state, epochs, self._monitored)
+
+    @property
+    def _draws_history(self) -> bool:
+        return self._is_interactive and self._screen.shows_history
+
+    def _write_milestone(self, line: str) -> None:
+        """Write the line of a stage or an epoch that is over, unless the screen shows it anyway."""
+        if not self._draws_history:
+            self._write(line)
 
     def _write(self, line: str) -> None:
         line = without_credentials(line)
         with self._ignoring_output_errors():
             self._write_to(line)
 
-    def _show(self, block: RenderableType | None) -> None:
+    def _show(self, tasks: Tasks | None = None) -> None:
         with self._ignoring_output_errors():
-            self._screen.show(block)
+            self._screen.show(self._picture(tasks))
 
     @contextlib.contextmanager
     def _ignoring_output_errors(self) -> Iterator[None]:
@@ -255,18 +301,29 @@ class LiveView:
 class Stage:
     """A running stage; the run sets its ``note``, which is printed at its end."""
 
-    def __init__(self, name: str, begin: float) -> None:
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self.name = name
-        self.begin = begin
+        self.begin = clock()
         self.is_training = False
         self.note = ""
+        self.doing = ""
+        self.tasks: Tasks | None = None
+        self._clock = clock
+        self._first = (self.begin, 0)
 
+    def report(self, doing: str, done: int = 0, total: int = 0) -> None:
+        """Set what the stage does now.
 
-def _spark_tasks(spark: SparkSession) -> tuple[int, int]:
-    """Return how many tasks of the active stages are done, and how many there are."""
-    tracker: Any = spark.sparkContext.statusTracker()
-    stages = [info for info in map(tracker.getStageInfo, tracker.getActiveStageIds()) if info]
-    return sum(info.numCompletedTasks for info in stages), sum(info.numTasks for info in stages) or 1
+        Args:
+            doing: In words; with a total, the unit of the work: ``rows predicted``.
+            done: The part of the work that is done.
+            total: All of it; 0 if it cannot be counted.
+        """
+        now = self._clock()
+        if doing != self.doing:
+            self._first = (now, done)
+        self.doing = doing
+        self.tasks = Tasks(done, total, seconds_left(self._first, (now, done), total), doing) if total else None
 
 
 def _print(line: str) -> None:

@@ -36,10 +36,12 @@ from mirrorspark.training.results.evaluate_run import (
     judge_retrieval,
 )
 from mirrorspark.training.results.explain import Explanation
-from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportProcess, ExportResult, export_once
+from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.model_card import model_card
+from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report import REPORT_FILE, ReportFacts, write_report
 from mirrorspark.training.results.rival import NETWORK, OTHER_FOLDER, Choice, read_scores
+from mirrorspark.training.results.shown import trained_html
 from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.training_job import TrainingJob
 
@@ -91,6 +93,9 @@ class Trained:
         """The URI of the registered version, which later trainings do not change."""
         return f"models:/{self.registered_model}/{self.model_version}"
 
+    def _repr_html_(self) -> str:
+        return trained_html(self)
+
 
 class ExportAhead:
     """An export process that starts as soon as the training ends, so that its imports overlap with the workers' end.
@@ -134,7 +139,10 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
     with job.view.stage("export") as stage:
         best = job.fetch_best(job.folder.path / "fetched")
         plan = _export_plan(job, best)
-        exported = export_once(plan, job.folder.exported, verbose=job.config.verbose, process=process)
+        stage.report("loading TensorFlow")
+        exported = export_once(
+            plan, job.folder.exported, verbose=job.config.verbose, process=process, tell=stage.report
+        )
         choice = _choice(job)
         stage.note = f"registered as models:/{job.config.name}/{exported.model_version}"
         if choice is not None:

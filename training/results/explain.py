@@ -17,6 +17,7 @@ from mirrorspark.data_pipelines.features.labels import encode_label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.plots.explanation import dependence_chart, importance_chart
+from mirrorspark.plots.html import figure_html, heading_html, panel_html, table_html
 
 # The rows are held in memory on the driver, and scored once per feature and repetition.
 SAMPLE_ROWS = 5000
@@ -75,14 +76,12 @@ class Explanation:
         return figures
 
     def _repr_html_(self) -> str:
-        from mirrorspark.plots.html import figure_html, table_html
-
-        parts = [f"<h4>What the predictions depend on ({self.rows:,} test rows)</h4>"]
+        parts = [heading_html(f"What the predictions depend on ({self.rows:,} test rows)")]
         parts += [figure_html(figure, name) for name, figure in self.figures.items()]
         if len(self.slices):
-            parts += ["<h4>Slices with the largest loss</h4>", table_html(self.slices.head(10))]
-        parts += ["<h4>Rows with the largest loss</h4>", table_html(self.worst)]
-        return "".join(parts)
+            parts += [heading_html("Slices with the largest loss"), table_html(self.slices.head(10))]
+        parts += [heading_html("Rows with the largest loss"), table_html(self.worst)]
+        return panel_html(*parts)
 
 
 def explain(

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -25,20 +26,16 @@ import pyarrow.parquet as pq
 from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.data_pipelines.convert import EXAMPLE_FILE, library_versions
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, RawForm
-from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.features.kinds import RawForm
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models import catalog, own_model
-from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
 from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.executor import child_process
 from mirrorspark.training.executor.child_process import Tail
-from mirrorspark.training.results.ranking import best_candidates
-
-EVALUATED_SPLITS = ("validation", "test")
+from mirrorspark.training.results.predictions import all_predictions, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.
 CHECKPOINT_TAG = "checkpoint"
@@ -119,6 +116,10 @@ class ExportResult:
     model_version: str
 
 
+# Gets what an export does, in words, and how much of how much is done; the total is 0 where nothing is counted.
+Tell = Callable[[str, int, int], None]
+
+
 class ExportProcess:
     """An export process, which loads its libraries from its start on and then waits for its plan."""
 
@@ -150,19 +151,29 @@ class ExportProcess:
         """Return True if it can still take a plan."""
         return self._process.poll() is None
 
-    def export(self, plan: ExportPlan) -> ExportResult:
+    def export(self, plan: ExportPlan, tell: Tell = lambda doing, done, total: None) -> ExportResult:
         """Export by ``plan``; to be called once.
+
+        Args:
+            plan: The plan of the export.
+            tell: Gets what the export does.
 
         Raises:
             ExportFailedError: The export failed; the message has the last line of its output.
         """
         child_process.tell(self._process, json.dumps(dataclasses.asdict(plan)))
         assert self._process.stdout is not None  # noqa: S101 - start() made the pipe
-        answer = self._process.stdout.read()
+        answer = {}
+        for line in self._process.stdout:
+            document = json.loads(line)
+            if "doing" in document:
+                tell(document["doing"], document["done"], document["total"])
+            else:
+                answer = document
         if status := self._process.wait():
             lines = self._tail.text().strip().splitlines()
             raise ExportFailedError(f"export failed: {lines[-1] if lines else f'status {status}'}")
-        return ExportResult(**json.loads(answer))
+        return ExportResult(**answer)
 
     def close(self) -> None:
         """End the process in any state."""
@@ -176,7 +187,12 @@ class ExportProcess:
 
 
 def export_once(
-    plan: ExportPlan, kept: Path, *, verbose: bool = False, process: ExportProcess | None = None
+    plan: ExportPlan,
+    kept: Path,
+    *,
+    verbose: bool = False,
+    process: ExportProcess | None = None,
+    tell: Tell = lambda doing, done, total: None,
 ) -> ExportResult:
     """Return an earlier driver's export by the same plan if it is complete; otherwise export.
 
@@ -185,6 +201,7 @@ def export_once(
         kept: File with the result of the earlier export.
         verbose: Show the process's output.
         process: The export process, if it has been started; the caller ends it.
+        tell: Gets what the export does.
 
     Raises:
         ExportFailedError: The export failed; the message has the last line of its output.
@@ -194,7 +211,7 @@ def export_once(
         return known
     # The record of the files is not valid while they are being rewritten.
     kept.unlink(missing_ok=True)
-    result = export(plan, verbose=verbose, process=process)
+    result = export(plan, verbose=verbose, process=process, tell=tell)
     document = {"plan": plan.identity, "result": dataclasses.asdict(result), "files": _files(plan)}
     write_atomically(kept, json.dumps(document, indent=2))
     return result
@@ -216,37 +233,48 @@ def _files(plan: ExportPlan) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in files}
 
 
-def export(plan: ExportPlan, *, verbose: bool = False, process: ExportProcess | None = None) -> ExportResult:
+def export(
+    plan: ExportPlan,
+    *,
+    verbose: bool = False,
+    process: ExportProcess | None = None,
+    tell: Tell = lambda doing, done, total: None,
+) -> ExportResult:
     """Run the export in ``process``, or in a new one.
 
     Raises:
         ExportFailedError: With the last line of what the process said.
     """
     if process is not None and process.is_alive:
-        return process.export(plan)
+        return process.export(plan, tell)
     with ExportProcess(plan.threads, verbose=verbose) as new:
-        return new.export(plan)
+        return new.export(plan, tell)
 
 
 def main() -> int:
-    """Export by the plan on standard input; print the result as JSON."""
+    """Export by the plan on standard input; print a JSON line per step, and one with the result."""
     line, answer = child_process.take_over(prepare=_load_libraries)
+
+    def tell(doing: str, done: int = 0, total: int = 0) -> None:
+        print(json.dumps({"doing": doing, "done": done, "total": total}), file=answer, flush=True)
+
     plan = ExportPlan(**json.loads(line))
     dataset = Dataset.open(plan.dataset)
     architecture = catalog.architecture(plan.model)
+    tell("restoring the best epoch")
     model = _restored_model(plan, dataset)
+    tell("building the index" if architecture.TASK == "retrieval" else "writing the model")
     _write_model(plan, dataset, architecture, model)
     predict = traced(architecture, model)
-    tables: Mapping[str, pa.Table] = {
-        split: reference_predictions(architecture, model, predict, dataset, split, plan.top_k)
-        for split in EVALUATED_SPLITS
-    }
+    tables = all_predictions(architecture, model, predict, dataset, plan.top_k, partial(tell, "rows predicted"))
     Path(plan.predictions).mkdir(parents=True, exist_ok=True)
     registered = plan.model
     if plan.register == "better":
+        tell("fitting gradient boosting")
         registered, tables = _better(plan, dataset, architecture.TASK, tables)
     for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
+    tell("registering")
     print(json.dumps(dataclasses.asdict(_register(plan, dataset, registered))), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
     gc.freeze()
@@ -325,72 +353,6 @@ def _sample_queries(architecture: Any, model: Any, dataset: Dataset) -> np.ndarr
         if sum(map(len, parts)) >= _SAMPLED_QUERIES:
             break
     return np.concatenate(parts)[:_SAMPLED_QUERIES]
-
-
-def traced(architecture: Any, model: Any) -> Callable[[Any], Any]:
-    """Return the model's prediction as a graph, to be made once for all splits."""
-    import tensorflow as tf
-
-    return tf.function(lambda inputs: architecture.predict(model, inputs), reduce_retracing=True)
-
-
-def reference_predictions(
-    architecture: Any, model: Any, predict: Callable[[Any], Any], dataset: Dataset, split: str, k: int
-) -> pa.Table:
-    """Return the training framework's own predictions for ``split``, with keys, label and weight.
-
-    Binary and regression: ``score`` and ``label``, with ``quantiles`` where the model has them. Multi-class:
-    ``scores`` of all classes, and ``label``. Multi-label:
-    ``scores`` of all labels, and ``label``, the numbers of those that the row has. Retrieval: ``candidates``,
-    ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index.
-    """
-    from mirrorspark.models.preprocessing import input_tensors
-
-    parts = []
-    for block in dataset.blocks(split, keys=True):
-        predicted = predict(input_tensors(dataset.spec.query_features, block.features))
-        columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
-        if architecture.TASK == "retrieval":
-            columns |= _ranked(predicted.numpy(), model, dataset, block, k)
-        elif isinstance(block.label, RaggedIds):
-            columns |= _scored_labels(predicted["scores"].numpy(), block.label)
-        elif architecture.TASK == "multi_class":
-            columns |= {"scores": _lists(predicted["scores"].numpy()), "label": pa.array(block.label)}
-        else:
-            columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
-            if "quantiles" in predicted:
-                columns["quantiles"] = _lists(predicted["quantiles"].numpy())
-        columns["weight"] = pa.array(block.weight)
-        parts.append(pa.table(columns))
-    return pa.concat_tables(parts)
-
-
-def _scored_labels(scores: np.ndarray, label: RaggedIds) -> dict[str, pa.Array]:
-    ends = np.concatenate([[0], np.cumsum(label.row_lengths)]).astype(np.int32)
-    return {
-        "scores": _lists(scores),
-        "label": pa.ListArray.from_arrays(pa.array(ends), pa.array(label.values)),
-    }
-
-
-def _lists(scores: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1]).cast(pa.list_(pa.float32()))
-
-
-def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:
-    from mirrorspark.models.serving import candidate_embeddings
-
-    candidate = dataset.spec.candidate
-    vocabulary = dataset.features.vocabulary(candidate).tokens.to_pylist()
-    tokens = np.array([UNFILLED] * FIRST_VOCABULARY_ID + vocabulary, dtype=object)
-    best, best_scores = best_candidates(queries, candidate_embeddings(model), block.excluded, k)
-    # If there are fewer candidates than places, the exported index fills the rest with the lowest number; so does this.
-    is_filler = np.isneginf(best_scores)
-    return {
-        CANDIDATES: pa.array(np.where(is_filler, UNFILLED, tokens[best]).tolist(), pa.list_(pa.string())),
-        SCORES: pa.array(np.where(is_filler, np.finfo(np.float32).min, best_scores).tolist(), pa.list_(pa.float32())),
-        "label": pa.array(tokens[block.features[candidate.name]]),
-    }
 
 
 def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportResult:

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +15,14 @@ from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, in_fo
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.plots.html import figure_html, table_html
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.results.delivery import Trained, report_facts
 from mirrorspark.training.results.explain import REPEATS, SAMPLE_ROWS, Explanation, explain
-from mirrorspark.training.results.report import (
-    REPORT_FILE,
-    is_better,
-    metrics_table,
-    title_of,
-    verdict_sentence,
-    write_report,
-)
+from mirrorspark.training.results.report import REPORT_FILE, metrics_table, verdict_sentence, write_report
+from mirrorspark.training.results.shown import Comparison, trained_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,14 +97,12 @@ class FitResult:
         df = as_dataframe(numbered(table) if needs_number else table, self.rows.sparkSession)
         return in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
 
-    def compare(self, other: "FitResult") -> "pd.DataFrame":
+    def compare(self, other: "FitResult") -> Comparison:
         """Return the test metrics of this and another result side by side, and which is better.
 
         The two are comparable if their test rows are the same; where their datasets differ, a warning is logged.
         ``better`` is empty where they are equal, and of metrics that have no better value, such as ``base_rate``.
         """
-        import pandas as pd
-
         contents = [of.dataset.manifest.content_hash for of in (self, other)]
         if contents[0] != contents[1]:
             _LOGGER.warning(
@@ -120,19 +110,10 @@ class FitResult:
                 "both fits the same rows, split and features to be sure",
                 *contents,
             )
-        names = [_label(self), _label(other)]
+        names = (_label(self), _label(other))
         if names[0] == names[1]:
-            names = [f"{name} ({place})" for name, place in zip(names, ("this", "other"), strict=True)]
-        table = pd.DataFrame(
-            {name: of.table["test"] for name, of in zip(names, (self, other), strict=True)},
-            index=self.table.index,
-        )
-        table["difference"] = table[names[0]] - table[names[1]]
-        table["better"] = [
-            names[0] if is_better(metric, a, b) else names[1] if is_better(metric, b, a) else ""
-            for metric, a, b in zip(table.index, table[names[0]], table[names[1]], strict=True)
-        ]
-        return table
+            names = (f"{names[0]} (this)", f"{names[1]} (other)")
+        return Comparison.of(names, (self.table["test"], other.table["test"]))
 
     def explain(self, *, rows: int = SAMPLE_ROWS, repeats: int = REPEATS, seed: int = 1) -> Explanation:
         """Measure what the predictions depend on, and add it to the report.
@@ -174,19 +155,8 @@ class FitResult:
         return f"{_label(self)}. {sentence}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
 
     def _repr_html_(self) -> str:
-        verdict = self.trained.verdict
-        parts = [
-            f"<h3>{_label(self)}</h3><p>{verdict_sentence(verdict.metrics, verdict.baseline)}</p>",
-            table_html(self.table, index=True),
-            *(
-                f"<details><summary>{title_of(name)}</summary>{figure_html(figure, title_of(name))}</details>"
-                for name, figure in self.plots.items()
-            ),
-            f"<p>Report: <code>{self.report}</code></p>",
-            f'<p><a href="{escape(self.trained.run_page)}">The run in MLflow</a></p>' if self.trained.run_page else "",
-        ]
-        return "".join(parts)
+        return trained_html(self.trained)
 
 
 def _label(result: FitResult) -> str:
-    return f"models:/{result.trained.registered_model}/{result.trained.model_version}"
+    return result.trained.version_uri

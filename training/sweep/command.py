@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.storage.credentials import one_line, without_credentials
+from mirrorspark.storage.terminal_text import for_stream
 from mirrorspark.training.command_line import parse, summary_file
 from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.results.summary import make_way
@@ -170,5 +171,5 @@ def _reason(error: OSError) -> str:
 
 
 def _say(message: str, status: int) -> int:
-    print(f"mirrorspark: {message}", file=sys.stderr)
+    print(for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
     return status

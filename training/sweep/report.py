@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.plots.html import heading_html, panel_html, paragraph_html, rows_html
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.config import RunConfig
@@ -25,6 +26,8 @@ BEST_FILE = "best.yaml"
 
 _ORDER = ("complete", "pruned", "running", "failed")
 _MISSING = "-"
+# The columns of numbers in a table of trials.
+_NUMBERS = {0, 1, 3, 4, 5}
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,7 @@ class SweepSummary:
             rows = [[setting, f"{share:.0%}"] for setting, share in self.importances.items()]
             lines += ["", *table([["what mattered", ""], *rows], right={1})]
         if self.best is not None:
-            words = in_words(self.best.values)
-            lines += ["", f"best: trial {self.best.number}, {self.monitor} {self.best.best:.4f} with {words}"]
+            lines += ["", self._best_in_words()]
         if self.delivered.get("metrics"):
             lines += ["", *verdict_lines(self.delivered["metrics"], self.delivered.get("baseline") or {}), ""]
         if self.delivered.get("model_version"):
@@ -89,6 +91,33 @@ class SweepSummary:
             lines.append(f"again: {self.command}")
         lines += [f"send metrics: {replay}" for replay in (self.replay, self.delivered.get("replay")) if replay]
         return "\n".join([*lines, f"sweep folder: {self.folder}"])
+
+    def _best_in_words(self) -> str:
+        best = self.best
+        return (
+            ""
+            if best is None
+            else f"best: trial {best.number}, {self.monitor} {best.best:.4f} with {in_words(best.values)}"
+        )
+
+    def _repr_html_(self) -> str:
+        trials = [
+            [without_credentials(cell) for cell in row] for row in trial_rows(self.trials, self.mode, self.monitor)
+        ]
+        shares = [(setting, f"{share:.0%}") for setting, share in self.importances.items()]
+        lines = [self._best_in_words(), *trial_errors(self.trials), self.error or ""]
+        command = self.command and f"again: {self.command}"
+        return panel_html(
+            heading_html(f"Sweep {self.study}: {len(self.trials)} trials, {self.status}"),
+            *(paragraph_html(without_credentials(line)) for line in lines if line),
+            rows_html(trials[0], trials[1:], numbers=_NUMBERS) if self.trials else paragraph_html("no trial has begun"),
+            *([heading_html("What mattered"), rows_html((), shares, numbers=(1,))] if shares else []),
+            *(
+                paragraph_html(without_credentials(line), quiet=True)
+                for line in (command, f"sweep folder {self.folder}")
+                if line
+            ),
+        )
 
     def texts(self) -> dict[str, str]:
         """Return the texts by file name: the table, and the best values in the form of a recipe."""
@@ -122,12 +151,19 @@ def trial_table(trials: Sequence[TrialRecord], mode: Mode, monitor: str) -> list
     """Return the lines of a table of trials, the best first, and below it the errors of failed ones."""
     if not trials:
         return ["no trial has begun"]
+    lines = table(trial_rows(trials, mode, monitor), right=_NUMBERS)
+    errors = trial_errors(trials)
+    return [*lines, "", *errors] if errors else lines
+
+
+def trial_rows(trials: Sequence[TrialRecord], mode: Mode, monitor: str) -> list[list[str]]:
+    """Return the rows of a table of trials: its head, then a row per trial, the best first."""
     # Leave out settings with the same value in all trials, unless there is only one trial.
     settings = list(dict.fromkeys(setting for trial in trials for setting in trial.values))
     differ = [
         setting for setting in settings if len({value_in_words(trial.values.get(setting)) for trial in trials}) > 1
     ] or settings
-    rows = []
+    rows = [["rank", "trial", "state", monitor, "epochs", "duration", *differ]]
     for rank, trial in enumerate(rank_trials(trials, mode), start=1):
         rows.append(
             [
@@ -140,10 +176,12 @@ def trial_table(trials: Sequence[TrialRecord], mode: Mode, monitor: str) -> list
                 *(value_in_words(trial.values[setting]) if setting in trial.values else _MISSING for setting in differ),
             ]
         )
-    header = ["rank", "trial", "state", monitor, "epochs", "duration", *differ]
-    lines = table([header, *rows], right={0, 1, 3, 4, 5})
-    errors = [f"trial {trial.number}: {trial.error}" for trial in trials if trial.error]
-    return [*lines, "", *errors] if errors else lines
+    return rows
+
+
+def trial_errors(trials: Sequence[TrialRecord]) -> list[str]:
+    """Return a line per failed trial."""
+    return [f"trial {trial.number}: {trial.error}" for trial in trials if trial.error]
 
 
 def recipe_patch(config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:

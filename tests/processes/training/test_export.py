@@ -130,16 +130,22 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Started]]:
 ANSWERS = """
 import json, os
 plan = json.loads(input())
+print(json.dumps({"doing": "rows predicted", "done": 5, "total": 20}))
 print(json.dumps({"model_uri": plan["checkpoint"], "model_version": str(os.getpid())}))
 """
 
 
-def test_an_export_runs_in_the_process_that_was_started_before(plan: ExportPlan, say: Callable[[str], Started]) -> None:
+def test_an_export_runs_in_the_process_that_was_started_before_and_tells_its_steps(
+    plan: ExportPlan, say: Callable[[str], Started]
+) -> None:
     started = say(ANSWERS)
     with ExportProcess(2) as process:
         assert process.is_alive
-        assert export(plan, process=process) == ExportResult(plan.checkpoint, str(started[0].pid))
+        steps: list[tuple[str, int, int]] = []
+        exported = export(plan, process=process, tell=lambda *step: steps.append(step))
+        assert exported == ExportResult(plan.checkpoint, str(started[0].pid))
     assert len(started) == 1
+    assert steps == [("rows predicted", 5, 20)]
 
 
 def test_a_process_that_has_died_meanwhile_is_replaced(plan: ExportPlan, say: Callable[[str], Started]) -> None:

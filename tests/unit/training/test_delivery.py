@@ -22,7 +22,8 @@ from mirrorspark.training.results import delivery
 from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
 from mirrorspark.training.results.evaluate_run import Verdict
-from mirrorspark.training.results.export import EVALUATED_SPLITS, ExportPlan, ExportResult
+from mirrorspark.training.results.export import ExportPlan, ExportResult
+from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.rival import OTHER_FOLDER, choose
 from mirrorspark.training.training_job import TrainingJob
 from tests.unit.callbacks.committed_files import publish_files
@@ -248,7 +249,7 @@ def test_the_process_that_is_ready_gets_the_plan(
 ) -> None:
     given: list[Any] = []
 
-    def export_once(plan: ExportPlan, kept: Path, *, verbose: bool, process: Any) -> ExportResult:
+    def export_once(plan: ExportPlan, kept: Path, *, verbose: bool, process: Any, tell: Any) -> ExportResult:
         given.append(process)
         return export_module.export(plan)
 

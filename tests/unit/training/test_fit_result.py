@@ -11,7 +11,7 @@ from mirrorspark.training.results.fit_result import FitResult
 
 def result(version: int, content: str, **test: float) -> FitResult:
     trained = SimpleNamespace(
-        registered_model="late", model_version=version, verdict=SimpleNamespace(metrics={"test": test}, baseline={})
+        version_uri=f"models:/late/{version}", verdict=SimpleNamespace(metrics={"test": test}, baseline={})
     )
     dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash=content))
     return FitResult(cast(Any, trained), cast(Any, dataset), cast(Any, None), cast(Any, None))

@@ -1,20 +1,17 @@
-"""What a terminal shows after all that was written to it, and what a notebook's cell holds."""
+"""What a terminal shows after all that was written to it (H9)."""
 
 import io
 import os
 import pty
 import re
-import sys
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 
 from mirrorspark.training.live.drawing import bar
-from mirrorspark.training.live.screen import NotebookScreen, TerminalScreen, can_draw
+from mirrorspark.training.live.screen import TerminalScreen, can_draw
 
 _SEQUENCE = re.compile(r"\x1b\[([\d;]*)([AJm])")
 
@@ -51,15 +48,15 @@ def stream() -> io.StringIO:
 def test_a_block_is_drawn_over_the_one_before(stream: io.StringIO) -> None:
     screen = TerminalScreen(Console(file=stream))
     for block in ("bar 1\nrank 0\nrank 1", "bar 2\nrank 0"):
-        screen.show(block)
+        screen.draw(block)
     assert shown(stream.getvalue()) == ["", "bar 2", "rank 0"]
-    screen.show(None)
+    screen.draw(None)
     assert shown(stream.getvalue()) == [""]
 
 
 def test_lines_stay_above_the_block(stream: io.StringIO) -> None:
     screen = TerminalScreen(Console(file=stream))
-    screen.show("bar\nrank 0")
+    screen.draw("bar\nrank 0")
     for line in ("epoch 1", "epoch 2"):
         screen.write(line)
     assert shown(stream.getvalue()) == ["epoch 1", "epoch 2", "", "bar", "rank 0"]
@@ -67,9 +64,9 @@ def test_lines_stay_above_the_block(stream: io.StringIO) -> None:
 
 def test_lines_of_other_programs_stay_whole(stream: io.StringIO) -> None:
     screen = TerminalScreen(Console(file=stream))
-    screen.show("bar\nrank 0")
+    screen.draw("bar\nrank 0")
     stream.write("a warning of a library\n")
-    screen.show("bar\nrank 0")
+    screen.draw("bar\nrank 0")
     assert shown(stream.getvalue()) == ["a warning of a library", "", "bar", "rank 0"]
 
 
@@ -77,19 +74,19 @@ def test_a_bar_in_colour_is_drawn_over_the_one_before_and_leaves_nothing(stream:
     console = Console(file=stream, width=80, force_terminal=True, color_system="truecolor")
     screen = TerminalScreen(console)
     for share in (0.25, 0.5):
-        screen.show(bar("convert", 3.0, share, text="5/10 Spark tasks"))
+        screen.draw(bar("convert", 3.0, share, text="5/10 Spark tasks"))
         stream.write("a line of the JVM\n")
     screen.write("  epoch 1")
     lines = [line.rstrip() for line in shown(stream.getvalue())]
     assert lines[:-1] == ["a line of the JVM"] * 2 + ["  epoch 1", ""]
     assert re.fullmatch(r"convert     50% ━{10}\S+ 0:00:03 5/10 Spark tasks", lines[-1])
-    screen.show(None)
+    screen.draw(None)
     assert shown(stream.getvalue()) == ["a line of the JVM", "a line of the JVM", "  epoch 1", ""]
 
 
 def test_a_terminal_without_room_for_a_block_gets_its_lines(stream: io.StringIO) -> None:
     screen = TerminalScreen(Console(file=stream, width=20, height=2))
-    screen.show("bar")
+    screen.draw("bar")
     screen.write("epoch 1")
     screen.write("epoch 2")
     assert shown(stream.getvalue()) == ["epoch 1", "epoch 2", ""]
@@ -111,7 +108,7 @@ def terminal() -> Iterator[tuple[Any, int]]:
 def test_a_block_is_cut_to_the_terminal(terminal: tuple[Any, int]) -> None:
     stream, other_end = terminal
     screen = TerminalScreen(Console(file=stream, width=20, height=5))
-    screen.show("x" * 500)
+    screen.draw("x" * 500)
     drawn = os.read(other_end, 10_000).decode().replace("\r\n", "\n")
     assert shown(drawn) == ["", *["x" * 19] * 3]
 
@@ -127,40 +124,12 @@ def test_a_dumb_terminal_and_a_file_are_not_drawn_on(
     assert not can_draw(Console(file=terminal[0]))
 
 
-class Cell:
-    """Stands for a notebook's cell: its outputs by the order in which they were displayed."""
-
-    def __init__(self) -> None:
-        self.outputs: list[str] = []
-
-    def display(self, page: Any, display_id: bool) -> Any:
-        assert display_id
-        self.outputs.append(page)
-        cell, place = self, len(self.outputs) - 1
-
-        class Handle:
-            def update(self, page: Any) -> None:
-                cell.outputs[place] = page
-
-        return Handle()
-
-
-def test_a_cell_holds_one_output_per_stage_which_is_empty_at_its_end(
-    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cell = Cell()
-    display = ModuleType("IPython.display")
-    vars(display).update(display=cell.display, HTML=str)
-    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
-    screen = NotebookScreen(Console(file=stream))
-    screen.show(Text("bar 0"))
-    screen.show(Text("bar <ready>\nrank"))
-    assert len(cell.outputs) == 1
-    assert "bar &lt;ready&gt;\nrank\n</pre>" in cell.outputs[0]
-    screen.write("epoch 1")
-    screen.show(None)
-    screen.show("bar again")
-    assert cell.outputs[0] == ""
-    assert "bar again" in cell.outputs[1]
-    assert stream.getvalue() == "epoch 1\n"
+def test_a_line_breaks_between_words_and_a_path_stays_whole(stream: io.StringIO) -> None:
+    screen = TerminalScreen(Console(file=stream, width=30))
+    screen.write("  warm start from /a/path/that/is/longer/than/the/terminal of yesterday's run")
+    assert shown(stream.getvalue()) == [
+        "  warm start from",
+        "    /a/path/that/is/longer/than/the/terminal",
+        "    of yesterday's run",
+        "",
+    ]

@@ -298,6 +298,23 @@ def test_a_stage_of_unknown_length_shows_its_time(terminal: LiveView, capsys: py
         assert re.search(r"export     0:00:\d\d", drawn("export", capsys))
 
 
+def test_a_stage_that_counts_its_work_shows_a_bar_with_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    now = [0.0]
+    terminal = LiveView(epochs=5, is_interactive=True, clock=lambda: now[0])
+    with terminal.stage("export") as stage:
+        stage.report("writing the model")
+        assert "0:00:00 writing the model" in drawn("export", capsys)
+        now[0] = 10.0
+        stage.report("rows predicted", 2_000, 80_000)
+        now[0] = 14.0
+        # 10,000 rows in 4 s, and 68,000 are left.
+        stage.report("rows predicted", 12_000, 80_000)
+        assert "0:00:14, 0:00:27 left" in drawn("12,000/80,000 rows predicted", capsys)
+
+
 def test_the_ranks_are_gone_from_the_stages_behind_the_training(
     terminal: LiveView, capsys: pytest.CaptureFixture[str]
 ) -> None:

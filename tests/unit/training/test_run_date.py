@@ -35,14 +35,14 @@ from mirrorspark.training.records.run_state import RunUnderWayError, Status
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ResultLostError, Trained
 from mirrorspark.training.results.evaluate_run import Verdict
-from mirrorspark.training.results.export import EVALUATED_SPLITS
+from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.train import train
 
 NewConfig = Callable[..., RunConfig]
 
 DAY = "2026-01-31"
-DATASET: Any = SimpleNamespace(manifest=SimpleNamespace(content_hash="da7a"))
+DATASET = Dataset(Path("da7a"), cast(Any, SimpleNamespace(content_hash="da7a")), cast(Any, None))
 
 
 class StartedError(Exception):

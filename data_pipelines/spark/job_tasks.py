@@ -1,0 +1,71 @@
+"""The progress of Spark's jobs, by the tasks of their active stages."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of Spark's active stages, or other units of work of a known number.
+
+    Attributes:
+        seconds_left: Until these are done, at their mean speed so far; None while none is done.
+        unit: The unit in words.
+    """
+
+    done: int
+    total: int
+    seconds_left: float | None = None
+    unit: str = "Spark tasks"
+
+    @property
+    def share(self) -> float:
+        """Share of the tasks that are done, from 0 to 1."""
+        return self.done / self.total
+
+
+class SparkTasks:
+    """Counts the tasks of a session's active stages."""
+
+    def __init__(self, spark: SparkSession) -> None:
+        """Ask Spark for nothing yet."""
+        self._spark: SparkSession | None = spark
+        self._stages: frozenset[int] = frozenset()
+        self._first: tuple[float, int] = (0.0, 0)
+
+    def at(self, now: float) -> Tasks | None:
+        """Return the tasks of the stages that are active ``now``, in monotonic seconds.
+
+        Returns:
+            None where no stage is active, and once Spark is lost.
+        """
+        if self._spark is None:
+            return None
+        try:
+            stages, done, total = _count(self._spark)
+        except Exception:
+            # The JVM is lost. Py4J logs that on every call, and the run's own call raises it.
+            self._spark = None
+            return None
+        if stages != self._stages:
+            self._stages, self._first = stages, (now, done)
+        if not total:
+            return None
+        return Tasks(done, total, seconds_left(self._first, (now, done), total))
+
+
+def seconds_left(first: tuple[float, int], last: tuple[float, int], total: int) -> float | None:
+    """Return the seconds until all is done, at the mean speed between two times with what was done by then."""
+    (begin, before), (now, done) = first, last
+    return (total - done) * (now - begin) / (done - before) if done > before and now > begin else None
+
+
+def _count(spark: SparkSession) -> tuple[frozenset[int], int, int]:
+    """Return the active stages, how many of their tasks are done, and how many there are."""
+    tracker: Any = spark.sparkContext.statusTracker()
+    found = {stage: tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()}
+    infos = {stage: info for stage, info in found.items() if info}
+    done, total = (sum(getattr(info, name) for info in infos.values()) for name in ("numCompletedTasks", "numTasks"))
+    return frozenset(infos), done, total

@@ -1,0 +1,23 @@
+"""Text for people at a terminal: broken between words, where the terminal itself would break it anywhere."""
+
+import shutil
+import textwrap
+from typing import TextIO
+
+
+def for_stream(text: str, stream: TextIO) -> str:
+    """Return the text as ``stream`` gets it: broken to the width of a terminal, unchanged for files and pipes."""
+    return wrapped(text, shutil.get_terminal_size().columns) if stream.isatty() else text
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return the text broken between words; each line keeps its indentation, and what goes on below has two more.
+
+    A word that is longer than a line, as a path may be, stays whole, to be copied.
+    """
+    return "\n".join(line if len(line) <= width else _broken(line, width) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,112 @@
+"""The training framework's own predictions of the evaluated splits, which the scores from Spark must equal."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.training.results.ranking import best_candidates
+
+EVALUATED_SPLITS = ("validation", "test")
+
+
+def traced(architecture: Any, model: Any) -> Callable[[Any], Any]:
+    """Return the model's prediction as a graph, to be made once for all splits."""
+    import tensorflow as tf
+
+    return tf.function(lambda inputs: architecture.predict(model, inputs), reduce_retracing=True)
+
+
+def reference_predictions(
+    architecture: Any,
+    model: Any,
+    predict: Callable[[Any], Any],
+    dataset: Dataset,
+    split: str,
+    k: int,
+    tell: Callable[[int], None] = lambda rows: None,
+) -> pa.Table:
+    """Return the training framework's own predictions for ``split``, with keys, label and weight.
+
+    Binary and regression: ``score`` and ``label``, with ``quantiles`` where the model has them. Multi-class:
+    ``scores`` of all classes, and ``label``. Multi-label:
+    ``scores`` of all labels, and ``label``, the numbers of those that the row has. Retrieval: ``candidates``,
+    ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index.
+    ``tell`` gets the number of rows so far.
+    """
+    from mirrorspark.models.preprocessing import input_tensors
+
+    parts = []
+    rows = 0
+    for block in dataset.blocks(split, keys=True):
+        predicted = predict(input_tensors(dataset.spec.query_features, block.features))
+        columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
+        if architecture.TASK == "retrieval":
+            columns |= _ranked(predicted.numpy(), model, dataset, block, k)
+        elif isinstance(block.label, RaggedIds):
+            columns |= _scored_labels(predicted["scores"].numpy(), block.label)
+        elif architecture.TASK == "multi_class":
+            columns |= {"scores": _lists(predicted["scores"].numpy()), "label": pa.array(block.label)}
+        else:
+            columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
+            if "quantiles" in predicted:
+                columns["quantiles"] = _lists(predicted["quantiles"].numpy())
+        columns["weight"] = pa.array(block.weight)
+        parts.append(pa.table(columns))
+        rows += block.rows
+        tell(rows)
+    return pa.concat_tables(parts)
+
+
+def all_predictions(
+    architecture: Any,
+    model: Any,
+    predict: Callable[[Any], Any],
+    dataset: Dataset,
+    k: int,
+    tell: Callable[[int, int], None] = lambda rows, total: None,
+) -> Mapping[str, pa.Table]:
+    """Return the predictions of each evaluated split; ``tell`` gets the rows so far, and those of all splits."""
+    tables: dict[str, pa.Table] = {}
+    total = sum(map(dataset.manifest.rows, EVALUATED_SPLITS))
+    for split in EVALUATED_SPLITS:
+        before = sum(table.num_rows for table in tables.values())
+
+        def predicted(rows: int, before: int = before) -> None:
+            tell(before + rows, total)
+
+        tables[split] = reference_predictions(architecture, model, predict, dataset, split, k, predicted)
+    return tables
+
+
+def _scored_labels(scores: np.ndarray, label: RaggedIds) -> dict[str, pa.Array]:
+    ends = np.concatenate([[0], np.cumsum(label.row_lengths)]).astype(np.int32)
+    return {
+        "scores": _lists(scores),
+        "label": pa.ListArray.from_arrays(pa.array(ends), pa.array(label.values)),
+    }
+
+
+def _lists(scores: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1]).cast(pa.list_(pa.float32()))
+
+
+def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:
+    from mirrorspark.models.serving import candidate_embeddings
+
+    candidate = dataset.spec.candidate
+    vocabulary = dataset.features.vocabulary(candidate).tokens.to_pylist()
+    tokens = np.array([UNFILLED] * FIRST_VOCABULARY_ID + vocabulary, dtype=object)
+    best, best_scores = best_candidates(queries, candidate_embeddings(model), block.excluded, k)
+    # If there are fewer candidates than places, the exported index fills the rest with the lowest number; so does this.
+    is_filler = np.isneginf(best_scores)
+    return {
+        CANDIDATES: pa.array(np.where(is_filler, UNFILLED, tokens[best]).tolist(), pa.list_(pa.string())),
+        SCORES: pa.array(np.where(is_filler, np.finfo(np.float32).min, best_scores).tolist(), pa.list_(pa.float32())),
+        "label": pa.array(tokens[block.features[candidate.name]]),
+    }
