@@ -107,7 +107,8 @@ def test_the_notebook_of_own_models_is_committed_with_its_outputs() -> None:
 def shown(notebook: nbformat.NotebookNode) -> list[str]:
     """Return the HTML of every result, in order."""
     outputs = [entry for cell in notebook.cells for entry in cell.get("outputs", ())]
-    return [entry.data["text/html"] for entry in outputs if "text/html" in entry.get("data", {})]
+    results = [entry for entry in outputs if entry.output_type == "execute_result"]
+    return ["".join(entry.data["text/html"]) for entry in results if "text/html" in entry.data]
 
 
 def run_notebook(folder: Path, path: Path = NOTEBOOK) -> nbformat.NotebookNode:
