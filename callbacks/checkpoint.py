@@ -58,8 +58,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         fence: The ``id`` of the fence that the driver set for this attempt. Without it, the fence found when training
             begins is used, which may belong to a later attempt.
         retry_seconds: How long the store may fail before training ends with its error.
-        before_save: Called on all ranks right before each checkpoint; an exception prevents the checkpoint
-            (`StopOnNaN.check`).
+        before_save: Called on all ranks before each checkpoint, and before their weights are compared; an exception
+            prevents the checkpoint (`StopOnNaN.check`).
         on_wait: Returns a context for the time in which training only waits for checkpoints to be published.
         beat: Called from any thread, on the chief, whenever some bytes of a checkpoint have moved.
 
@@ -261,8 +261,9 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                 )
         # Every rank takes part, because some values are reduced over all ranks when read. Only the chief keeps them.
         settle(self.model)
-        check_equal_weights(self.model)
+        # Before the comparison: NaN may have different bits on two machines, which does not make them faulty.
         self._before_save()
+        check_equal_weights(self.model)
         snapshot = Snapshot(self.model, self.model.optimizer)
         of_epoch = metric_state(self.model) if step_in_epoch else None
         if self._publisher is not None:

@@ -21,6 +21,8 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError, fence
 from mirrorspark.callbacks.checkpoints.snapshot import Snapshot
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
+from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError
+from mirrorspark.callbacks.nan_guard import NonFiniteLossError
 
 NewModel = Callable[..., tf_keras.Model]
 NewDataset = Callable[..., tf.data.Dataset]
@@ -337,6 +339,23 @@ def test_a_chief_that_comes_late_neither_cleans_nor_publishes(
     with pytest.raises(StaleAttemptError):
         fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None, attempt=1, fence=late.id)], epochs=1)
     assert (tmp_path / ".staging-of-the-new-chief").is_dir()
+    assert commit.committed(tmp_path) == []
+
+
+def test_a_loss_that_is_not_finite_is_named_before_weights_that_differ(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T6: two workers' NaN may have different bits, and no machine is faulty."""
+
+    def differ(model: tf_keras.Model) -> None:
+        raise WeightsDifferError("1 weights differ")
+
+    def find_nan() -> None:
+        raise NonFiniteLossError(1, 4, float("nan"))
+
+    monkeypatch.setattr("mirrorspark.callbacks.checkpoint.check_equal_weights", differ)
+    with pytest.raises(NonFiniteLossError, match="first in step 4"):
+        fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None, before_save=find_nan)], epochs=1)
     assert commit.committed(tmp_path) == []
 
 
