@@ -150,10 +150,11 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         if not self._role.is_chief:
             return
         try:
-            # Checked first: an abandoned attempt must not delete files that the next one is about to publish.
+            # Checked first, to end an abandoned attempt early. It may still be paused after the check; what it
+            # removes then is no later attempt's.
             self._permit = self._ask_for_permit()
             open_store(self._directory).make()
-            commit.clean_staging(self._directory)
+            commit.clean_staging(self._directory, self._fence)
         except STORE_ERRORS as error:
             raise store_error(self._directory, error) from error
         for left_over in self._scratch_dir.glob(f"{self._scratch_prefix()}*"):

@@ -5,13 +5,14 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints import fence as fences
 from mirrorspark.callbacks.checkpoints.fence import FENCE, Fence, Permit, StaleAttemptError, adopt, fence, read_fence
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, Location
+from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, LocalStore, Location, ObjectStore
 from mirrorspark.storage.paths import StoragePath
 from tests.unit.callbacks.committed_files import publish_files
 
@@ -89,7 +90,7 @@ def test_a_checkpoint_committed_after_another_attempt_began_does_not_count(tmp_p
     assert [c.step for c in commit.committed(tmp_path)] == [10]
     with pytest.raises(StaleAttemptError, match="attempt 3 has taken over"):
         adopt(tmp_path, held, [])
-    (removed,) = commit.clean_staging(tmp_path)
+    (removed,) = commit.clean_staging(tmp_path, later.id)
     assert removed == commit.folder(tmp_path, 20, held.id)
     assert read_fence(tmp_path) == later
 
@@ -174,6 +175,62 @@ def test_a_chief_that_knows_its_fence_is_refused_by_another_drivers_of_the_same_
         Permit(tmp_path, 1, Fence(1, held.id)).check()
 
 
+def test_a_chief_that_is_paused_while_it_cleans_up_removes_nothing_of_the_next_attempt(
+    store: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T6: between its look at the fences and at the folders the next attempt commits, and keeps only that."""
+    publish_only(store, 10, begun(store, 1))
+    paused = begun(store, 2)
+    goes_on = once(lambda: publish_only(store, 20, begun(store, 3)))
+    for kind in (LocalStore, ObjectStore):
+        list_folders: Callable[[Any], list[str]] = kind.folders
+
+        def folders(self: Any, list_folders: Callable[[Any], list[str]] = list_folders) -> list[str]:
+            goes_on()
+            return list_folders(self)
+
+        monkeypatch.setattr(kind, "folders", folders)
+    assert commit.clean_staging(store, paused.id) == []
+    assert steps(store) == [20]
+
+
+def test_a_chief_that_wakes_up_late_removes_nothing_of_a_delivery_under_way(store: Location) -> None:
+    """T6: nor of one that the attempt before it did not finish, once a later attempt knows it."""
+    publish_only(store, 10, begun(store, 1))
+    late = begun(store, 2)
+    mine = begun(store, 3)
+    clean = once(lambda: removed.extend(commit.clean_staging(store, late.id)))
+    removed: list[object] = []
+
+    class UnderWay(Permit):
+        def check(self) -> None:
+            clean()
+            super().check()
+
+    publish(store, 20, UnderWay(store, 3, mine, mine.id))
+    commit.prune(store, keep_last=1, known_good=commit.checkpoint_of_step(store, 20))
+    assert removed == []
+    assert steps(store) == [20]
+
+
+def test_each_attempt_removes_what_attempts_before_it_have_left_and_nothing_unknown(store: Location) -> None:
+    first, second, third = (begun(store, number) for number in (1, 2, 3))
+    root = StoragePath.of(store)
+
+    def left_by(mark: str) -> StoragePath:
+        return root / (f"step-00000010-{mark}/abc" if "://" in str(store) else f".staging-step-00000010-{mark}-abc")
+
+    marks = [first.id[:8], second.id[:8], third.id[:8], "0123abcd"]
+    for mark in marks:
+        (left_by(mark) / "ckpt.index").parent.make_folder()
+        (left_by(mark) / "ckpt.index").write_bytes(b"half")
+    assert len(commit.clean_staging(store, second.id)) == 1
+    assert [left_by(mark).exists() for mark in marks] == [False, True, True, True]
+    assert len(commit.clean_staging(store, third.id)) == 1
+    assert [left_by(mark).exists() for mark in marks] == [False, False, True, True]
+    assert commit.clean_staging(store, "of a store that is gone") == []
+
+
 def test_a_driver_that_is_paused_while_it_adopts_changes_nothing_of_the_next_one(
     store: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +248,7 @@ def test_a_driver_that_is_paused_while_it_adopts_changes_nothing_of_the_next_one
     assert steps(store) == [10]
     publish_only(store, 20, later[0])
     last = begun(store, 1)
-    commit.clean_staging(store)
+    commit.clean_staging(store, last.id)
     assert steps(store) == [20]
 
 
@@ -211,7 +268,7 @@ def test_a_driver_that_is_paused_while_it_sets_its_fence_loses_no_step_of_the_ne
     else:
         adopt(store, paused, [c.path.name for c in commit.committed(store)])
     last = begun(store, 1)
-    commit.clean_staging(store)
+    commit.clean_staging(store, last.id)
     assert steps(store) == [10]
 
 
