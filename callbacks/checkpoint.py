@@ -155,10 +155,12 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             self._permit = self._ask_for_permit()
             open_store(self._directory).make()
             commit.clean_staging(self._directory, self._fence)
+            former = commit.former_marks(self._directory, self._fence)
         except STORE_ERRORS as error:
             raise store_error(self._directory, error) from error
-        for left_over in self._scratch_dir.glob(f"{self._scratch_prefix()}*"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        for mark in former:
+            for left_over in self._scratch_dir.glob(f"{self._scratch_prefix(mark)}*"):
+                shutil.rmtree(left_over, ignore_errors=True)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Store the position at which the epoch starts."""
@@ -283,7 +285,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             raise store_error(self._directory, error) from error
         return CheckpointPublisher(
             self._directory,
-            self._scratch_dir / self._scratch_prefix(),
+            self._scratch_dir / self._scratch_prefix(commit.mark_of(self._fence)),
             self._retention,
             known_good=newest,
             permit=self._permit,
@@ -320,10 +322,11 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         if self._interval is not None:
             self._interval.restart(step)
 
-    def _scratch_prefix(self) -> str:
-        # The same for each attempt of this training, so that the next one finds the leftovers of a killed one.
+    def _scratch_prefix(self, mark: str) -> str:
+        # Names the training and the attempt's fence: the next attempt finds the leftovers of a killed one, and one that
+        # was only paused does not remove what the next one on this machine is about to publish.
         training = hashlib.sha256(str(self._directory).encode()).hexdigest()[:12]
-        return f"checkpoint-scratch-{training}-"
+        return f"checkpoint-scratch-{training}-{mark or 'unfenced'}-"
 
     def _step(self) -> int:
         return int(self.model.optimizer.iterations.numpy())
