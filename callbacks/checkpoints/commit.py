@@ -201,6 +201,9 @@ def publish(
     )
     try:
         if (existing := _read_whole(target, beat)) is not None:
+            if permit:
+                # It is there although its commit reported an error; if it came too late, it does not count.
+                permit.check()
             shutil.rmtree(staging, ignore_errors=True)
             return existing
         files = tuple(

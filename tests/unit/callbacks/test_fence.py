@@ -283,6 +283,24 @@ def pause_before_writing_a_fence(monkeypatch: pytest.MonkeyPatch, action: Callab
     monkeypatch.setattr(StoragePath, "write_bytes", write_bytes)
 
 
+def test_a_commit_that_reported_an_error_and_came_too_late_does_not_count_at_its_retry(store: Location) -> None:
+    """T6: the store has it, and did not answer when the fence was looked at for the last time."""
+    held = begun(store, 1)
+
+    class NoAnswerAfterTheCommit(Permit):
+        def check(self) -> None:
+            if (StoragePath.of(commit.folder(store, 10, held.id)) / commit.MARKER).exists():
+                raise OSError("no answer")
+            super().check()
+            begun(store, 2)
+
+    with pytest.raises(CheckpointStoreError, match="no answer"):
+        publish(store, 10, NoAnswerAfterTheCommit(store, 1, held, held.id))
+    with pytest.raises(StaleAttemptError):
+        publish(store, 10, Permit(store, 1, held, held.id))
+    assert steps(store) == []
+
+
 def test_checkpoints_of_a_run_with_the_former_file_go_on_counting(store: Location) -> None:
     """The only file of before listed what counted, and was overwritten by each attempt."""
     former = "0123abcd" * 4
