@@ -58,8 +58,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         fence: The ``id`` of the fence that the driver set for this attempt. Without it, the fence found when training
             begins is used, which may belong to a later attempt.
         retry_seconds: How long the store may fail before training ends with its error.
-        before_save: Called on all ranks right before each checkpoint; an exception prevents the checkpoint
-            (`StopOnNaN.check`).
+        before_save: Called on all ranks before each checkpoint, and before their weights are compared; an exception
+            prevents the checkpoint (`StopOnNaN.check`).
         on_wait: Returns a context for the time in which training only waits for checkpoints to be published.
         beat: Called from any thread, on the chief, whenever some bytes of a checkpoint have moved.
 
@@ -150,14 +150,17 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         if not self._role.is_chief:
             return
         try:
-            # Checked first: an abandoned attempt must not delete files that the next one is about to publish.
+            # Checked first, to end an abandoned attempt early. It may still be paused after the check; what it
+            # removes then is no later attempt's.
             self._permit = self._ask_for_permit()
             open_store(self._directory).make()
-            commit.clean_staging(self._directory)
+            commit.clean_staging(self._directory, self._fence)
+            former = commit.former_marks(self._directory, self._fence)
         except STORE_ERRORS as error:
             raise store_error(self._directory, error) from error
-        for left_over in self._scratch_dir.glob(f"{self._scratch_prefix()}*"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        for mark in former:
+            for left_over in self._scratch_dir.glob(f"{self._scratch_prefix(mark)}*"):
+                shutil.rmtree(left_over, ignore_errors=True)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Store the position at which the epoch starts."""
@@ -261,8 +264,9 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                 )
         # Every rank takes part, because some values are reduced over all ranks when read. Only the chief keeps them.
         settle(self.model)
-        check_equal_weights(self.model)
+        # Before the comparison: NaN may have different bits on two machines, which does not make them faulty.
         self._before_save()
+        check_equal_weights(self.model)
         snapshot = Snapshot(self.model, self.model.optimizer)
         of_epoch = metric_state(self.model) if step_in_epoch else None
         if self._publisher is not None:
@@ -281,7 +285,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             raise store_error(self._directory, error) from error
         return CheckpointPublisher(
             self._directory,
-            self._scratch_dir / self._scratch_prefix(),
+            self._scratch_dir / self._scratch_prefix(commit.mark_of(self._fence)),
             self._retention,
             known_good=newest,
             permit=self._permit,
@@ -318,10 +322,11 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         if self._interval is not None:
             self._interval.restart(step)
 
-    def _scratch_prefix(self) -> str:
-        # The same for each attempt of this training, so that the next one finds the leftovers of a killed one.
+    def _scratch_prefix(self, mark: str) -> str:
+        # Names the training and the attempt's fence: the next attempt finds the leftovers of a killed one, and one that
+        # was only paused does not remove what the next one on this machine is about to publish.
         training = hashlib.sha256(str(self._directory).encode()).hexdigest()[:12]
-        return f"checkpoint-scratch-{training}-"
+        return f"checkpoint-scratch-{training}-{mark or 'unfenced'}-"
 
     def _step(self) -> int:
         return int(self.model.optimizer.iterations.numpy())

@@ -3,9 +3,9 @@
 A checkpoint is a folder ``<directory>/step-00000420-1f0a9c3e``, named after its step and the fence of the attempt that
 wrote it (`callbacks.checkpoints.fence`; without a fence ``step-00000420``). It has the tensors (``ckpt.*``), the state
 of other callbacks (``state.json``) and the marker ``COMMITTED.json``, which lists every file with its checksum. On a
-file system it is prepared as ``<directory>/.staging-*`` and renamed into place. On an object store its files are in a
-subfolder, and the marker is written last (`callbacks.checkpoints.store`). Either way it exists completely or not at
-all.
+file system it is prepared as ``<directory>/.staging-<its name>-*`` and renamed into place. On an object store its files
+are in a subfolder, and the marker is written last (`callbacks.checkpoints.store`). Either way it exists completely or
+not at all.
 """
 
 import json
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from mirrorspark.callbacks.checkpoints.fence import Fence, Permit, read_fence
+from mirrorspark.callbacks.checkpoints.fence import Permit, read_fence
 from mirrorspark.callbacks.checkpoints.store import (
     STORE_ERRORS,
     Delivery,
@@ -201,6 +201,9 @@ def publish(
     )
     try:
         if (existing := _read_whole(target, beat)) is not None:
+            if permit:
+                # It is there although its commit reported an error; if it came too late, it does not count.
+                permit.check()
             shutil.rmtree(staging, ignore_errors=True)
             return existing
         files = tuple(
@@ -282,7 +285,8 @@ def committed(directory: Location) -> list[CommittedCheckpoint]:
     fence = read_fence(directory)
     found = []
     for name in store.folders():
-        if not _STEP_FOLDER.fullmatch(name) or _is_late(name, fence):
+        mark = _mark_in(name)
+        if mark is None or (mark and fence and not fence.counts(name, mark)):
             continue
         try:
             found.append(read_committed(store.directory / name))
@@ -380,21 +384,32 @@ def prune(
     return [checkpoint.path for checkpoint in expired]
 
 
-def clean_staging(directory: Location) -> list[Path | StoragePath]:
+def clean_staging(directory: Location, fence: str | None = None) -> list[Path | StoragePath]:
     """Remove leftovers of interrupted publishing and pruning from ``directory``, and return their folders.
 
     Checkpoints that do not count, because their chief committed them too late, are leftovers as well.
 
-    Call it only while nothing is being published: before the training starts, by the chief that holds the fence.
+    The caller may have been paused since it last saw its fence. Therefore only what attempts before it have left is
+    removed, which its own fence names; anything unknown may be a later attempt's and stays.
+
+    Args:
+        directory: Folder of this training's checkpoints.
+        fence: Id of the caller's fence. Without one, only leftovers without a fence are removed; nothing else may
+            publish without a fence meanwhile.
     """
     store = open_store(directory)
-    fence = read_fence(directory)
-    late = [name for name in store.folders() if _is_late(name, fence)]
+    former = former_marks(directory, fence)
+    mine = None if fence is None else read_fence(directory, fence)
+    late = [
+        name
+        for name in store.folders()
+        if mine and (mark := _mark_in(name)) and mark in former and not mine.counts(name, mark)
+    ]
     for name in late:
         store.remove(name)
 
     def parts(name: str) -> set[str] | None:
-        if not _STEP_FOLDER.fullmatch(name):
+        if _mark_in(name) is None:
             return None
         try:
             return {PurePosixPath(file.name).parts[0] for file in read_committed(store.directory / name).files}
@@ -403,7 +418,29 @@ def clean_staging(directory: Location) -> list[Path | StoragePath]:
         except CheckpointDamagedError:
             return None
 
-    return [native(store.directory / name) for name in (*late, *store.clean(parts))]
+    return [
+        native(store.directory / name)
+        for name in (*late, *store.clean(lambda name: (_mark_in(name) or "") in former, parts))
+    ]
+
+
+def mark_of(fence: str | None) -> str:
+    """Return the mark of a fence in names: the first digits of its id; empty without a fence."""
+    return (fence or "")[:_FENCE_DIGITS]
+
+
+def former_marks(directory: Location, fence: str | None) -> set[str]:
+    """Return the marks of those who have left leftovers that an attempt with this fence may remove.
+
+    They are those of the fences before it; without a fence only the empty one.
+
+    Raises:
+        OSError: The store does not answer, or refuses.
+    """
+    if fence is None:
+        return {""}
+    mine = read_fence(directory, fence)
+    return {mark_of(id_) for id_ in mine.retired} if mine else set()
 
 
 def discard(path: Location) -> None:
@@ -412,13 +449,14 @@ def discard(path: Location) -> None:
     open_store(place.parent).remove(place.name)
 
 
-def _is_late(name: str, fence: Fence | None) -> bool:
+def _mark_in(name: str) -> str | None:
+    """Return the mark of the fence in a checkpoint's name, empty without a fence; None for any other name."""
     found = _STEP_FOLDER.fullmatch(name)
-    return found is not None and found[1] is not None and fence is not None and not fence.counts(name, found[1])
+    return None if found is None else found[1] or ""
 
 
 def _folder_name(step: int, fence: str | None) -> str:
-    return f"step-{step:08d}" if fence is None else f"step-{step:08d}-{fence[:_FENCE_DIGITS]}"
+    return f"step-{step:08d}" if fence is None else f"step-{step:08d}-{mark_of(fence)}"
 
 
 def _read_whole(path: Path | StoragePath, beat: Callable[[], None]) -> CommittedCheckpoint | None:

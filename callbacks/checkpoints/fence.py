@@ -1,24 +1,33 @@
-"""The fence: ``FENCE.json`` beside the checkpoints says which attempt of a training may publish them.
+"""The fences: files beside the checkpoints that say which attempt of a training may publish them.
 
 A chief that was only cut off must not publish into the training that continued without it. The driver therefore sets
-the fence before an attempt, and the chief checks it right before and after each commit. It may still be paused between
-check and commit. Therefore the name of a checkpoint has the fence that it was committed under, so no commit replaces or
-removes another attempt's; and once the driver has chosen where the attempt begins, the fence lists the earlier
-checkpoints that count (`adopt`): what a chief of before commits later does not. (Different names also make conditional
-puts unnecessary on object stores: no two chiefs write the same marker.)
+a fence before an attempt, and the chief checks right before and after each commit that no later one is there. It may
+still be paused between check and commit. Therefore the name of a checkpoint has the fence that it was committed under,
+so no commit replaces or removes another attempt's; and once the driver has chosen where the attempt begins, its fence
+lists the earlier checkpoints that count (`adopt`): what a chief of before commits later does not. (Different names also
+make conditional puts unnecessary on object stores: no two chiefs write the same marker.)
+
+A driver may be paused as well. Every fence is therefore a file of its own, ``FENCE-<number>-<id>.json``, which only its
+own driver writes and nobody removes; that of the highest number counts, of equal numbers that of the highest id. Who
+wakes up late can add or change only a fence of his own.
 """
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, open_store, store_error
 from mirrorspark.storage.paths import StoragePath
 
-FENCE = "FENCE.json"
+# How messages name the files.
+FENCE = "FENCE-*.json"
+_FILE = re.compile(r"FENCE-(\d+)-([0-9a-f]+)\.json")
+# The only fence of runs of before, older than all others.
+_FORMER_FILE = "FENCE.json"
 
 # Environment variables for a training function: the folder for its checkpoints, the number of the attempt, and the id
 # of its fence. With them the checkpoints are fenced even if the function does not handle attempts itself.
@@ -53,12 +62,16 @@ class Fence(NamedTuple):
         id: Distinguishes equal numbers of different drivers.
         earlier: Ids of fences before it, all of whose checkpoints count; empty once those are listed in ``kept``.
         kept: Names of the folders of earlier checkpoints that count.
+        retired: Ids of all fences before it.
+        file: Name of its file.
     """
 
     attempt: int
     id: str
     earlier: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    retired: tuple[str, ...] = ()
+    file: str = ""
 
     def counts(self, folder: str, fence_digits: str) -> bool:
         """Return whether the checkpoint in a folder counts, whose name has these first digits of a fence's id."""
@@ -91,10 +104,13 @@ def fence(directory: Location, attempt: int) -> Fence:
             # An empty folder where there should be a fence means that the disk is gone.
             raise FileNotFoundError(f"it has no {FENCE} of attempt {attempt - 1}: is the disk still there?")
         store.make()
-        former = read_fence(directory)
-        earlier, kept = ((*former.earlier, former.id), former.kept) if former else ((), ())
-        mine = Fence(attempt, uuid.uuid4().hex, earlier, kept)
-        _write(directory, mine)
+        number = max((found.number for found in _files(directory)), default=0) + 1
+        id_ = uuid.uuid4().hex
+        file = f"FENCE-{number:06d}-{id_}.json"
+        _write(directory, file, attempt, id_, kept=None)
+        mine = read_fence(directory, id_)
+        if mine is None:
+            raise _gone(directory)
     except STORE_ERRORS as error:
         raise store_error(directory, error) from error
     return mine
@@ -107,32 +123,90 @@ def adopt(directory: Location, mine: Fence, names: Iterable[str]) -> Fence:
         StaleAttemptError: Another attempt has set its fence since.
         OSError: The store does not answer, or refuses.
     """
+    file = _current(directory, mine).file
+    _write(directory, file, mine.attempt, mine.id, list(names))
+    # Asked again: if a later fence was set in between, its driver may have chosen among more than these checkpoints.
+    return _current(directory, mine)
+
+
+def _current(directory: Location, mine: Fence) -> Fence:
     now = read_fence(directory)
-    if now is not None and now.id != mine.id:
+    if now is None:
+        raise _gone(directory)
+    if now.id != mine.id:
         raise StaleAttemptError(str(directory), mine.attempt, now.attempt)
-    adopted = mine._replace(earlier=(), kept=tuple(names))
-    _write(directory, adopted)
-    return adopted
+    return now
 
 
-def _write(directory: Location, fence: Fence) -> None:
-    (StoragePath.of(directory) / FENCE).write_bytes(json.dumps(fence._asdict()).encode())
+def _gone(directory: Location) -> FileNotFoundError:
+    return FileNotFoundError(f"{FENCE} is gone from {directory}: is the disk still there?")
 
 
-def read_fence(directory: Location) -> Fence | None:
-    """Return the current fence, or None if none is set.
+def _write(directory: Location, file: str, attempt: int, id_: str, kept: list[str] | None) -> None:
+    document = {"attempt": attempt, "id": id_, "kept": kept}
+    (StoragePath.of(directory) / file).write_bytes(json.dumps(document).encode())
+
+
+class _File(NamedTuple):
+    number: int
+    id: str
+    path: StoragePath
+
+
+def _files(directory: Location) -> list[_File]:
+    """Return the files of all fences, that of the current one first."""
+    found = []
+    for path in (file.path for file in StoragePath.of(directory).files(recursive=False)):
+        if name := _FILE.fullmatch(path.name):
+            found.append(_File(int(name[1]), name[2], path))
+        elif path.name == _FORMER_FILE:
+            found.append(_File(0, str(_read(path)["id"]), path))
+    return sorted(found, reverse=True)
+
+
+def read_fence(directory: Location, id_: str | None = None) -> Fence | None:
+    """Return the current fence, or that with this id; None if there is none.
 
     Raises:
-        OSError: The store does not answer, or the fence is unreadable.
+        OSError: The store does not answer, or a fence is unreadable.
     """
-    path = StoragePath.of(directory) / FENCE
+    files = _files(directory)
+    if id_ is not None:
+        files = files[next((place for place, file in enumerate(files) if file.id == id_), len(files)) :]
+    if not files:
+        return None
+    own = _read(files[0].path)
+    whole: list[str] = []
+    kept: list[str] | None = own["kept"]
+    # Until a fence lists what counts, all that counted under the one before does.
+    for file in files[1:]:
+        if kept is not None:
+            break
+        before = _read(file.path)
+        whole += [file.id, *before["earlier"]]
+        kept = before["kept"]
+    return Fence(
+        attempt=own["attempt"],
+        id=files[0].id,
+        earlier=(*own["earlier"], *whole),
+        kept=tuple(kept or ()),
+        retired=(*own["earlier"], *(file.id for file in files[1:])),
+        file=files[0].path.name,
+    )
+
+
+def _read(path: StoragePath) -> dict[str, Any]:
+    """Return a fence's own lines; ``kept`` is None as long as nothing is adopted."""
     try:
         document = json.loads(path.read_bytes())
-        lists = (tuple(map(str, document.get(name, ()))) for name in ("earlier", "kept"))
-        return Fence(int(document["attempt"]), str(document["id"]), *lists)
-    except FileNotFoundError:
-        return None
-    except (KeyError, TypeError, ValueError) as error:
+        kept = document.get("kept")
+        return {
+            "attempt": int(document["attempt"]),
+            "id": str(document["id"]),
+            "earlier": [str(id_) for id_ in document.get("earlier", ())],
+            "kept": None if kept is None else [str(name) for name in kept],
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         # Without a readable fence nothing is published. OSError is retried: another program may be writing the file.
         raise OSError(f"{path} cannot be read ({error!r})") from error
 
@@ -163,6 +237,6 @@ class Permit:
         now = read_fence(self.directory)
         if now is None:
             if self.held is not None:
-                raise FileNotFoundError(f"{FENCE} is gone from {self.directory}: is the disk still there?")
+                raise _gone(self.directory)
         elif now.attempt > self.attempt or (self.held is not None and now.id != self.held.id):
             raise StaleAttemptError(str(self.directory), self.attempt, now.attempt)

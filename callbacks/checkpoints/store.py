@@ -103,7 +103,8 @@ class LocalStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         probe = self._folder / f"{PROBE}-{uuid.uuid4().hex}"
         probe.mkdir()
-        probe.rmdir()
+        with contextlib.suppress(FileNotFoundError):  # Another attempt's `clean` may be faster.
+            probe.rmdir()
 
     def folders(self) -> list[str]:
         """Return the names of the folders in the store; none if it does not exist."""
@@ -116,7 +117,7 @@ class LocalStore:
             OSError: The store is full, not writable or gone. It is not created again, because an empty folder may be a
                 mount point without its disk.
         """
-        inbox = self._folder / f"{STAGING}{uuid.uuid4().hex}"
+        inbox = self._folder / f"{STAGING}{delivery.name}-{uuid.uuid4().hex}"
         inbox.mkdir()
         within = StoragePath.of(inbox).kept_within()
         try:
@@ -144,9 +145,20 @@ class LocalStore:
             (self._folder / name).replace(aside)
             shutil.rmtree(aside, ignore_errors=True)
 
-    def clean(self, parts: Parts) -> list[str]:
-        """Remove leftovers of crashes and return their names, which identify them here without ``parts``."""
-        left_over = [name for name in self.folders() if name.startswith((STAGING, DISCARDED))]
+    def clean(self, is_former: Callable[[str], bool], parts: Parts) -> list[str]:
+        """Remove leftovers of crashes and return their names.
+
+        Args:
+            is_former: Returns for the name of a delivery's folder if whoever delivered it does so no more.
+            parts: Not needed here: a staging folder's name identifies it.
+        """
+
+        def is_left_over(name: str) -> bool:
+            if name.startswith((DISCARDED, PROBE)):
+                return True  # Nobody misses them, however young they are.
+            return name.startswith(STAGING) and is_former(name.removeprefix(STAGING).rpartition("-")[0])
+
+        left_over = [name for name in self.folders() if is_left_over(name)]
         for name in left_over:
             shutil.rmtree(self._folder / name, ignore_errors=True)
         return left_over
@@ -204,10 +216,11 @@ class ObjectStore:
             file.path.delete()
         folder.delete()
 
-    def clean(self, parts: Parts) -> list[str]:
+    def clean(self, is_former: Callable[[str], bool], parts: Parts) -> list[str]:
         """Remove leftovers of crashes, and return their names.
 
         Args:
+            is_former: Returns for the name of a delivery's folder if whoever delivered it does so no more.
             parts: Returns for a folder's name the subfolders that its marker lists: an empty set without a marker, None
                 for a folder to leave alone.
         """
@@ -216,7 +229,7 @@ class ObjectStore:
                 file.path.delete()
         left_over = []
         for name in self.folders():
-            kept = parts(name)
+            kept = parts(name) if is_former(name) else None
             for inner in (self.directory / name).folders() if kept is not None else ():
                 if inner.name not in (kept or ()):
                     inner.delete()

@@ -91,7 +91,7 @@ def checkpoint(place: Location, step: int, attempt: int) -> None:
     held = fence(store, attempt)
     permit = Permit(store, attempt, held, held.id)
     files = {"ckpt.index": f"index {step}", "ckpt.data-00000-of-00001": "weights" * 100, commit.STATE: "{}"}
-    commit.clean_staging(store)
+    commit.clean_staging(store, held.id)
     published = publish_files(store, files, step=step, epoch=step // 10, permit=permit)
     commit.prune(store, keep_last=1, known_good=published)
 

@@ -147,7 +147,9 @@ class Ring:
         if self.workers == 2:
             theirs = np.empty_like(values)
             self._exchange(_SUM, values, theirs)
-            theirs += values  # Floating-point addition is commutative: both ranks get the same bits.
+            # In the order of the ranks: of two NaN the first one's bits stay, so both ranks get the same.
+            first, second = (values, theirs) if self.rank == 0 else (theirs, values)
+            np.add(first, second, out=theirs)
         elif values.nbytes <= _SMALL_BYTES:
             theirs = self._all_reduce_whole(values)
         else:

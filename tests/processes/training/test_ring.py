@@ -56,6 +56,19 @@ def test_sums_that_round_have_the_same_bits_everywhere() -> None:
         assert all((other == first).all() for other in others)
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("size", [3, 100_000], ids=["whole", "in parts"])
+def test_nan_of_different_bits_becomes_the_same_bits_everywhere(workers: int, size: int) -> None:
+    """T6: otherwise the ranks' weights differ, and a machine is taken for faulty."""
+    bits = [0x7FC00000, 0xFFC00000, 0x7FC00001]
+
+    def total(ring: Ring) -> Any:
+        return ring.all_reduce(np.full(size, bits[ring.rank], np.uint32).view(np.float32)).view(np.uint32)
+
+    first, *others = [future.result() for future in on_every_rank(workers, total)]
+    assert all((other == first).all() for other in others)
+
+
 def test_the_summands_are_left_as_they_are() -> None:
     def kept(ring: Ring) -> bool:
         mine = np.full(20_000, ring.rank + 1.0)

@@ -18,9 +18,11 @@ import tf_keras
 from mirrorspark.callbacks.backup import BackupAndRestore, restore
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError, fence
+from mirrorspark.callbacks.checkpoints.fence import Permit, StaleAttemptError, fence
 from mirrorspark.callbacks.checkpoints.snapshot import Snapshot
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
+from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError
+from mirrorspark.callbacks.nan_guard import NonFiniteLossError
 
 NewModel = Callable[..., tf_keras.Model]
 NewDataset = Callable[..., tf.data.Dataset]
@@ -337,6 +339,46 @@ def test_a_chief_that_comes_late_neither_cleans_nor_publishes(
     with pytest.raises(StaleAttemptError):
         fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None, attempt=1, fence=late.id)], epochs=1)
     assert (tmp_path / ".staging-of-the-new-chief").is_dir()
+    assert commit.committed(tmp_path) == []
+
+
+def test_a_chief_that_wakes_up_late_leaves_the_local_files_of_the_next_one_on_its_machine(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T6: without them an incomplete checkpoint would be committed. The attempt after that removes them."""
+    store, scratch = tmp_path / "store", tmp_path / "scratch"
+
+    def train(number: int, fence: str, epochs: int) -> None:
+        checkpoint = ChiefCheckpoint(store, monitor=None, attempt=number, fence=fence, scratch_dir=scratch)
+        fit(new_model(), new_dataset(), [BackupAndRestore(store), checkpoint], epochs=epochs)
+
+    late, later = fence(store, 1), fence(store, 2)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+        train(2, later.id, 1)
+    (left,) = scratch.iterdir()
+    with monkeypatch.context() as paused:
+        paused.setattr(Permit, "check", lambda permit: None)  # which it has done long ago
+        train(1, late.id, 1)
+    assert list(scratch.iterdir()) == [left]
+    train(3, fence(store, 3).id, 1)
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_is_named_before_weights_that_differ(
+    tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T6: two workers' NaN may have different bits, and no machine is faulty."""
+
+    def differ(model: tf_keras.Model) -> None:
+        raise WeightsDifferError("1 weights differ")
+
+    def find_nan() -> None:
+        raise NonFiniteLossError(1, 4, float("nan"))
+
+    monkeypatch.setattr("mirrorspark.callbacks.checkpoint.check_equal_weights", differ)
+    with pytest.raises(NonFiniteLossError, match="first in step 4"):
+        fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None, before_save=find_nan)], epochs=1)
     assert commit.committed(tmp_path) == []
 
 

@@ -59,7 +59,7 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (CheckpointStoreError("s3://b/c", "AWS Error NETWORK_CONNECTION"), "checkpoint", "store"),
         (CheckpointStoreError("/c", "Permission denied", number=errno.EACCES), "checkpoint", "store"),
         (CheckpointStoreError("/c", "Address already in use", number=errno.EADDRINUSE), "connecting", "store"),
-        (store_error("/c", FileNotFoundError(errno.ENOENT, "FENCE.json is gone")), "checkpoint", "store"),
+        (store_error("/c", FileNotFoundError(errno.ENOENT, "FENCE-*.json is gone")), "checkpoint", "store"),
         (store_error("/c", TimeoutError("no answer for 301 s")), "connecting", "store"),
         (StoreUnreachableError("s3://b cannot be reached"), "building", "store"),
         (raised_from(RuntimeError("cannot read"), StoreUnreachableError("s3://b")), "training", "store"),

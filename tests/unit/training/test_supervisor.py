@@ -274,9 +274,9 @@ def test_every_attempt_gets_its_own_fence(plan: TrainingPlan) -> None:
 
     cluster = Cluster(looks)
     supervised(cluster).supervise(plan)
-    told = [Fence(plan.attempt, plan.fence or "") for plan in cluster.plans]
-    assert held == told
-    assert told[0].id != told[1].id
+    told = [(plan.attempt, plan.fence) for plan in cluster.plans]
+    assert [found and (found.attempt, found.id) for found in held] == told
+    assert told[0][1] != told[1][1]
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_is_no_progress(plan: TrainingPlan) -> None:
@@ -611,7 +611,9 @@ def test_a_hanging_store_is_reported_as_a_failure_of_the_store(plan: TrainingPla
     assert cluster.told[0]["store"] == plan.checkpoints
     # The second attempt was given up before its turn came.
     assert len(store.order) == 2
-    assert read_fence(plan.checkpoints) == Fence(attempt=1, id=cluster.plan.fence or "")
+    found = read_fence(plan.checkpoints)
+    assert found is not None
+    assert (found.attempt, found.id) == (1, cluster.plan.fence)
 
 
 def test_a_checkpoint_that_takes_long_to_check_is_no_store_that_hangs(
@@ -873,7 +875,7 @@ def test_a_new_driver_does_not_begin_afresh_where_the_checkpoints_are_not_mounte
     attempts = run.supervise(plan)
     assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "store"]
     assert attempts[0].first_error.message.startswith(
-        f"{checkpoints} has no FENCE.json, though this run has put one there"
+        f"{checkpoints} has no FENCE-*.json, though this run has put one there"
     )
     assert attempts[-1].resumed_from == 10
 
