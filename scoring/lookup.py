@@ -39,7 +39,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config, Server
 
-from mirrorspark.scoring.precomputed.store import INTEGER, DamagedStoreError, PrecomputedScores, Row, StoreError
+from mirrorspark.scoring.precomputed.store import PrecomputedScores, Row
+from mirrorspark.scoring.precomputed.store_file import INTEGER, DamagedStoreError, StoreError
 
 # A 64-bit integer has 19 digits. A longer number cannot be a key, and parsing it would take long.
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")

@@ -21,7 +21,7 @@ from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
 from mirrorspark.data_pipelines.spark.errors import first_line, task_message
 from mirrorspark.data_pipelines.spark.task_bar import task_bar
 from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches
-from mirrorspark.scoring.precomputed.store import (
+from mirrorspark.scoring.precomputed.store_file import (
     INTEGER,
     ROWS_TABLES,
     TEXT,

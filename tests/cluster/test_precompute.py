@@ -9,7 +9,8 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.precomputed.precompute import precompute
-from mirrorspark.scoring.precomputed.store import PrecomputedScores, StoreError
+from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.scoring.precomputed.store_file import StoreError
 from mirrorspark.scoring.recommend import recommend
 from mirrorspark.scoring.task.scorer import Counters
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights, export_movies

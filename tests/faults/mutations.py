@@ -35,7 +35,8 @@ from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder
 from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory, ModelDirectoryError, model_files
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.precomputed.precompute import precompute
-from mirrorspark.scoring.precomputed.store import DamagedStoreError, PrecomputedScores, StoreError
+from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.scoring.precomputed.store_file import DamagedStoreError, StoreError
 from mirrorspark.storage.event_file import EventFile, EventTail
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal

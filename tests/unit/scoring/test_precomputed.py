@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.scoring.precomputed.precompute import encoded_batches, precompute
-from mirrorspark.scoring.precomputed.store import DamagedStoreError, PrecomputedScores, StoreError
+from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.scoring.precomputed.store_file import DamagedStoreError, StoreError
 from mirrorspark.storage.paths import StorageError
 
 LISTS = pa.table(
