@@ -280,11 +280,12 @@ class StoragePath:
                 self.local.unlink(missing_ok=True)
             return
         store, path = self._open_store()
-        found = store.get_file_info(path).type
-        if found == fs.FileType.File:
-            store.delete_file(path)
-        elif found == fs.FileType.Directory:
-            store.delete_dir(path)
+        while (found := store.get_file_info(path).type) != fs.FileType.NotFound:
+            try:
+                store.delete_file(path) if found == fs.FileType.File else store.delete_dir(path)
+            except FileNotFoundError:
+                continue  # another process deleted it, or an entry of the folder, first
+            return
 
     def download(self, target: Path) -> None:
         """Copy the file to the local ``target``, which is complete when it appears."""
