@@ -29,7 +29,15 @@ from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.recovery import recover
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
-from tests.faults.io_failures import Disk, Fault, PowerCutError, Survival, ThrottledStore, failing, power_cut
+from tests.faults.io_failures import (
+    Disk,
+    Fault,
+    PowerCutError,
+    Survival,
+    ThrottledStore,
+    failing,
+    power_cut,
+)
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.storage.writes import FakeTime, begin, in_place, listed, write, written
 
@@ -364,14 +372,19 @@ REMOTE = {name: LOCAL[name] for name in ("an overwrite", "an append", "a checkpo
 
 @pytest.mark.parametrize(
     ("is_gone", "fault"),
-    [(False, "refused"), (False, "done, but the answer is lost"), (True, "refused")],
-    ids=["one request", "one answer", "all from then on"],
+    [
+        (False, "refused"),
+        (False, "done, but the answer is lost"),
+        (False, "half of the body arrives"),
+        (True, "refused"),
+    ],
+    ids=["one request", "one answer", "half a body", "all from then on"],
 )
 @pytest.mark.parametrize("name", REMOTE)
-def test_a_store_answers_503(
+def test_a_store_fails_at_a_request(
     name: str, is_gone: bool, fault: Fault, throttled: tuple[str, ThrottledStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An object store that throttles, or that is gone in the middle of a write and comes back."""
+    """An object store that throttles, loses an answer or half of a body, or is gone in the middle and comes back."""
     bucket, store = throttled
     bucket, _, options = bucket.partition("?")
     # Arrow tries a request to a store that is gone for six seconds.
