@@ -13,7 +13,7 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import commit, retention
 from mirrorspark.callbacks.checkpoints.fence import Fence, Permit, fence_from_environment, read_fence
 from mirrorspark.callbacks.checkpoints.metric_state import METRICS, metric_state
 from mirrorspark.callbacks.checkpoints.publisher import CheckpointPublisher, Pending, RetentionPolicy
@@ -154,8 +154,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             # removes then is no later attempt's.
             self._permit = self._ask_for_permit()
             open_store(self._directory).make()
-            commit.clean_staging(self._directory, self._fence)
-            former = commit.former_marks(self._directory, self._fence)
+            retention.clean_staging(self._directory, self._fence)
+            former = retention.former_marks(self._directory, self._fence)
         except STORE_ERRORS as error:
             raise store_error(self._directory, error) from error
         for mark in former:
@@ -315,7 +315,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                     f"step {self._last_step}; resume with BackupAndRestore, or use an empty directory"
                 )
         for checkpoint in ahead:
-            commit.discard(checkpoint.path)
+            retention.discard(checkpoint.path)
         return next((c for c in found if c.step <= self._last_step), None)
 
     def _restart_interval(self, step: int) -> None:

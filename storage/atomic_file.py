@@ -14,13 +14,8 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 @contextmanager
-def replaced(path: Path, *, is_flushed: bool = True) -> Iterator[IO[bytes]]:
-    """Yield a file that takes the place of ``path`` when the block ends, and never if the block raises.
-
-    Args:
-        path: The file.
-        is_flushed: Whether to wait until the disk has the content. Without this, a power cut may leave an empty file
-            under the new name.
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the place of ``path`` when the block ends and the disk has it, never if the block raises.
 
     Raises:
         OSError: The file cannot be written; the old one is unchanged.
@@ -28,10 +23,29 @@ def replaced(path: Path, *, is_flushed: bool = True) -> Iterator[IO[bytes]]:
     with temporary_beside(path) as temporary:
         with temporary.open("wb") as file:
             yield file
-            if is_flushed:
-                file.flush()
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
+
+
+@contextmanager
+def arriving(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that appears as ``path`` when the block ends, and never if the block raises.
+
+    For one of many files of a folder that is made once, and deleted if that fails: a power cut may leave an empty file,
+    and what a killed process leaves is not looked for, since that reads the whole folder for each of its files.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    temporary, descriptor = _locked_file(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

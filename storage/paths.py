@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from mirrorspark.storage.atomic_file import replaced
+from mirrorspark.storage.atomic_file import arriving, replaced
 
 # The longest name of a file that Linux takes.
 _NAME_BYTES = 255
@@ -280,23 +280,24 @@ class StoragePath:
                 self.local.unlink(missing_ok=True)
             return
         store, path = self._open_store()
-        found = store.get_file_info(path).type
-        if found == fs.FileType.File:
-            store.delete_file(path)
-        elif found == fs.FileType.Directory:
-            store.delete_dir(path)
+        while (found := store.get_file_info(path).type) != fs.FileType.NotFound:
+            try:
+                store.delete_file(path) if found == fs.FileType.File else store.delete_dir(path)
+            except FileNotFoundError:
+                continue  # another process deleted it, or an entry of the folder, first
+            return
 
     def download(self, target: Path) -> None:
         """Copy the file to the local ``target``, which is complete when it appears."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self.open_stream() as source, replaced(target, is_flushed=False) as file:
+        with self.open_stream() as source, arriving(target) as file:
             shutil.copyfileobj(source, file, _COPY_BYTES)
 
     def upload(self, source: Path) -> None:
         """Copy the local file ``source`` here; the copy is complete when it appears."""
         if self.is_local:
             self.parent.make_folder()
-        whole = replaced(self.local, is_flushed=False) if self.is_local else self.open_write()
+        whole = arriving(self.local) if self.is_local else self.open_write()
         with source.open("rb") as content, whole as file:
             shutil.copyfileobj(content, file, _COPY_BYTES)
 

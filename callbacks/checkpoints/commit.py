@@ -1,4 +1,4 @@
-"""Committed checkpoints on any store: publish, find, read, verify and prune. This module does not import TensorFlow.
+"""Committed checkpoints on any store: publish, find, read and verify. This module does not import TensorFlow.
 
 A checkpoint is a folder ``<directory>/step-00000420-1f0a9c3e``, named after its step and the fence of the attempt that
 wrote it (`callbacks.checkpoints.fence`; without a fence ``step-00000420``). It has the tensors (``ckpt.*``), the state
@@ -285,7 +285,7 @@ def committed(directory: Location) -> list[CommittedCheckpoint]:
     fence = read_fence(directory)
     found = []
     for name in store.folders():
-        mark = _mark_in(name)
+        mark = mark_in(name)
         if mark is None or (mark and fence and not fence.counts(name, mark)):
             continue
         try:
@@ -328,100 +328,11 @@ def best_committed(
         ValueError: Checkpoints exist, but none has the metric.
     """
     checkpoints = committed(directory)
-    ranked = _best_first(checkpoints, metric, mode)
+    ranked = best_first(checkpoints, metric, mode)
     if checkpoints and not ranked:
         available = sorted({name for checkpoint in checkpoints for name in checkpoint.metrics})
         raise ValueError(f"no checkpoint in {directory} has a finite metric {metric!r}; available: {available}")
     return next((c for c in ranked if not verify or is_whole(c, beat)), None)
-
-
-def prune(
-    directory: Location,
-    *,
-    keep_last: int,
-    keep_best: int = 0,
-    monitor: str | None = None,
-    mode: Mode = "max",
-    known_good: CommittedCheckpoint | None = None,
-    beat: Callable[[], None] = lambda: None,
-) -> list[Path | StoragePath]:
-    """Remove checkpoints beyond those to keep and return their folders. The newest intact one always stays.
-
-    Args:
-        directory: Folder of a training's checkpoints.
-        keep_last: Number of newest checkpoints to keep, at least 1. Of several of one step only the first counts.
-        keep_best: Number of best checkpoints by ``monitor`` to keep in addition.
-        monitor: Metric for ``keep_best``.
-        mode: ``max`` or ``min``, see `best_committed`.
-        known_good: A checkpoint that was just written, so that its checksums need not be verified again; it stays.
-        beat: Called whenever some bytes have been read, and after each removal.
-    """
-    if keep_last < 1:
-        raise ValueError(f"keep_last is {keep_last}; keep at least 1 checkpoint")
-    checkpoints = committed(directory)
-    of_step = {c.step: c for c in reversed(checkpoints)}
-    if known_good is not None and known_good.step in of_step:
-        of_step[known_good.step] = known_good
-    of_steps = list(of_step.values())[::-1]
-    kept = {c.path for c in of_steps[:keep_last]}
-    if monitor is not None:
-        kept |= {c.path for c in _best_first(of_steps, monitor, mode)[:keep_best]}
-    if known_good is not None:
-        # Checkpoints of later steps may be damaged, or of a training that was resumed from an earlier one.
-        kept.add(known_good.path)
-    expired = [c for c in checkpoints if c.path not in kept]
-    if expired:
-        # If all the kept checkpoints were damaged, pruning would remove the last intact one.
-        # Of several of one step the one to keep is asked first.
-        newest_first = sorted(checkpoints, key=lambda c: (-c.step, c.path not in kept))
-        newest_good = next(
-            (c for c in newest_first if (known_good and c.path == known_good.path) or is_whole(c, beat)), None
-        )
-        expired = [c for c in expired if newest_good is not None and c.path != newest_good.path]
-    for checkpoint in expired:
-        discard(checkpoint.path)
-        beat()
-    return [checkpoint.path for checkpoint in expired]
-
-
-def clean_staging(directory: Location, fence: str | None = None) -> list[Path | StoragePath]:
-    """Remove leftovers of interrupted publishing and pruning from ``directory``, and return their folders.
-
-    Checkpoints that do not count, because their chief committed them too late, are leftovers as well.
-
-    The caller may have been paused since it last saw its fence. Therefore only what attempts before it have left is
-    removed, which its own fence names; anything unknown may be a later attempt's and stays.
-
-    Args:
-        directory: Folder of this training's checkpoints.
-        fence: Id of the caller's fence. Without one, only leftovers without a fence are removed; nothing else may
-            publish without a fence meanwhile.
-    """
-    store = open_store(directory)
-    former = former_marks(directory, fence)
-    mine = None if fence is None else read_fence(directory, fence)
-    late = [
-        name
-        for name in store.folders()
-        if mine and (mark := _mark_in(name)) and mark in former and not mine.counts(name, mark)
-    ]
-    for name in late:
-        store.remove(name)
-
-    def parts(name: str) -> set[str] | None:
-        if _mark_in(name) is None:
-            return None
-        try:
-            return {PurePosixPath(file.name).parts[0] for file in read_committed(store.directory / name).files}
-        except FileNotFoundError:
-            return set()
-        except CheckpointDamagedError:
-            return None
-
-    return [
-        native(store.directory / name)
-        for name in (*late, *store.clean(lambda name: (_mark_in(name) or "") in former, parts))
-    ]
 
 
 def mark_of(fence: str | None) -> str:
@@ -429,27 +340,7 @@ def mark_of(fence: str | None) -> str:
     return (fence or "")[:_FENCE_DIGITS]
 
 
-def former_marks(directory: Location, fence: str | None) -> set[str]:
-    """Return the marks of those who have left leftovers that an attempt with this fence may remove.
-
-    They are those of the fences before it; without a fence only the empty one.
-
-    Raises:
-        OSError: The store does not answer, or refuses.
-    """
-    if fence is None:
-        return {""}
-    mine = read_fence(directory, fence)
-    return {mark_of(id_) for id_ in mine.retired} if mine else set()
-
-
-def discard(path: Location) -> None:
-    """Remove a checkpoint's folder; from the first deletion on the checkpoint no longer exists for readers."""
-    place = StoragePath.of(path)
-    open_store(place.parent).remove(place.name)
-
-
-def _mark_in(name: str) -> str | None:
+def mark_in(name: str) -> str | None:
     """Return the mark of the fence in a checkpoint's name, empty without a fence; None for any other name."""
     found = _STEP_FOLDER.fullmatch(name)
     return None if found is None else found[1] or ""
@@ -482,7 +373,8 @@ def is_whole(checkpoint: CommittedCheckpoint, beat: Callable[[], None] = lambda:
     return damage is None
 
 
-def _best_first(checkpoints: list[CommittedCheckpoint], metric: str, mode: Mode) -> list[CommittedCheckpoint]:
+def best_first(checkpoints: list[CommittedCheckpoint], metric: str, mode: Mode) -> list[CommittedCheckpoint]:
+    """Return the checkpoints that have a finite value of ``metric``, the best one first."""
     if mode not in ("min", "max"):
         raise ValueError(f"mode is {mode!r}; use 'min' or 'max'")
     sign = -1.0 if mode == "max" else 1.0

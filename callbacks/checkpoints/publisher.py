@@ -13,6 +13,7 @@ from typing import Protocol
 
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fence import Permit
+from mirrorspark.callbacks.checkpoints.retention import prune
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, store_error
 from mirrorspark.callbacks.collectives import at_exit
 from mirrorspark.storage.host_cache import bytes_in
@@ -56,7 +57,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """The checkpoints to keep; see `callbacks.checkpoints.commit.prune`."""
+    """The checkpoints to keep; see `callbacks.checkpoints.retention.prune`."""
 
     keep_last: int
     keep_best: int
@@ -300,7 +301,7 @@ class CheckpointPublisher:
             self.last_committed = published
         retention = self._retention
         try:
-            commit.prune(
+            prune(
                 self._directory,
                 keep_last=retention.keep_last,
                 keep_best=retention.keep_best,

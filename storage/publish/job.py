@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish.claims import is_claimed, is_lost, is_open, open_write
 from mirrorspark.storage.publish.journal import Journal, flush, in_parallel
 from mirrorspark.storage.publish.keeper import end_keeper, start_keeper
 from mirrorspark.storage.publish.recovery import recover, restore_former, settle
@@ -30,6 +31,7 @@ from mirrorspark.storage.publish.staging import (
     TIMING,
     WHOLE_FOLDER,
     Lease,
+    LeaseLostError,
     Owner,
     Staging,
     Timing,
@@ -150,8 +152,12 @@ class WriteJob:
             recover(target, owner, kept=earlier, name=name, is_overwrite=is_overwrite, timing=timing)
         if mode in (SaveMode.ERROR, SaveMode.IGNORE) and holds_data(target):
             raise TargetExistsError(target)
-        staging = Staging.of(target, name or uuid4().hex[:8], is_beside=_takes_name_at_once(target, mode)).folder
+        # Never a folder that another process had under that name: it may have been paused, and go on there.
+        write_id = f"{name}-{uuid4().hex[:8]}" if name else uuid4().hex[:8]
+        place = earlier or Staging.of(target, write_id, is_beside=_takes_name_at_once(target, mode))
+        staging = place.folder
         (staging / ATTEMPTS_FOLDER).make_folder()
+        open_write(staging)
         job = cls(target, mode, staging.kept_within())
         if owner == Owner.here():
             return replace(job, _lease=Lease.take(staging, owner, timing))
@@ -245,6 +251,10 @@ class WriteJob:
                 self._publish_folder(files, lease)
             else:
                 self._publish_files(files, last, lease)
+        except LeaseLostError:
+            if self._lease is None:
+                lease.end()  # not released: the write may be in the hands of another process
+            raise
         except BaseException:
             if self._lease is None:
                 lease.release()
@@ -257,7 +267,14 @@ class WriteJob:
         if self._lease is None:
             end_keeper(self.staging)
         try:
-            settle(self._place)
+            if is_claimed(self.staging):
+                if self._lease is not None:
+                    self._lease.end()
+                return  # the process that claimed the write ends it, and still needs the folder
+            if self._lease is not None and self._lease.is_kept:
+                settle(self._place, self._lease.check)
+            else:
+                settle(self._place)
         except OSError as error:
             _LOGGER.warning("%s: %s; the next write will finish taking this one back", self.target, error)
             if self._lease is not None:
@@ -345,18 +362,13 @@ class WriteJob:
             had_success=(self.target / SUCCESS_FILE).exists(),
         )
         try:
-            journal.begin(self.staging, self.target)
-            self._move(files, last, lease)
-            moved = journal.commit(self.staging, self.target)
-        except BaseException as error:
-            # The caller will write again after a failure, so any part that stayed would be there twice.
-            try:
-                journal.take_back(self.staging, self.target)
-            except OSError as second:
-                error.add_note(
-                    f"A part of the write may be visible in {self.target}: taking it back failed ({second}). The next "
-                    f"write to it will do so"
-                )
+            moved = self._commit_files(journal, files, last, lease)
+        except LeaseLostError:
+            if self._was_finished(journal, lease.timing):
+                return
+            if journal.had_success and not is_open(self.staging) and stagings(self.target) in ([], [self._place]):
+                # This process may have deleted the file after others had created it.
+                (self.target / SUCCESS_FILE).write_bytes(b"")
             raise
         try:
             moved.finish(self.staging, self.target)
@@ -365,6 +377,57 @@ class WriteJob:
                 raise  # readers of others still see the old files; to write again replaces them
             # The files are published: a caller who was told of a failure would append them again.
             _LOGGER.warning("%s is written, but %s is missing there: %s", self.target, SUCCESS_FILE, error)
+
+    def _commit_files(
+        self, journal: Journal, files: Sequence[WrittenFile], last: Sequence[str], lease: Lease
+    ) -> Journal:
+        """Move the files to the target and commit; take them back if that fails, unless another process does so."""
+        try:
+            journal.begin(self.staging, self.target)
+            self._check_kept()
+            if journal.had_success:
+                (self.target / SUCCESS_FILE).delete()
+            self._move(files, last, lease)
+            moved = journal.commit(self.staging, self.target)
+            self._check_kept()
+        except LeaseLostError:
+            raise
+        except BaseException as error:
+            # The caller will write again after a failure, so any part that stayed would be there twice.
+            try:
+                journal.withdraw(self.staging)
+                self._check_kept()
+                journal.take_back(self.staging, self.target, lease.check)
+            except LeaseLostError as lost:
+                if isinstance(error, Exception):
+                    raise lost from error
+            except OSError as second:
+                error.add_note(
+                    f"A part of the write may be visible in {self.target}: taking it back failed ({second}). The next "
+                    f"write to it will do so"
+                )
+            raise
+        return moved
+
+    def _check_kept(self) -> None:
+        """Make sure that no other process has taken over this write; on a disk it would have renamed the folder."""
+        if is_lost(self.staging):
+            raise LeaseLostError(
+                f"another process took this write to {self.target} for dead and ended it (a process that was paused, "
+                f"or a store that did not answer): write again"
+            )
+
+    def _was_finished(self, journal: Journal, timing: Timing) -> bool:
+        """Wait until the process that claimed this write has ended it, and return whether the files are published."""
+        deadline = timing.clock() + timing.stale_seconds
+        while is_claimed(self.staging) and is_open(self.staging) and timing.clock() < deadline:
+            timing.sleep(timing.heartbeat_seconds)
+        # To take a write back is to delete what it added, and only then the folder is closed.
+        return (
+            not is_open(self.staging)
+            and bool(journal.added)
+            and all((self.target / name).is_file() for name in journal.added)
+        )
 
     def _move(self, files: Sequence[WrittenFile], last: Sequence[str], lease: Lease) -> None:
         """Move the files to their paths in the target; a file of unexpected size is an error."""
@@ -404,7 +467,14 @@ def holds_data(target: StoragePath) -> bool:
 
 
 def _earlier_write(target: StoragePath, name: str, owner: Owner) -> Staging | None:
-    return next((left for left in stagings(target) if left.write_id == name and left.owner == owner), None)
+    return next(
+        (
+            left
+            for left in stagings(target)
+            if left.write_name == name and not left.is_over and left.owner == owner and not is_lost(left.folder)
+        ),
+        None,
+    )
 
 
 def _takes_name_at_once(target: StoragePath, mode: SaveMode) -> bool:

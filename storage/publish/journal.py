@@ -9,14 +9,19 @@ import errno
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish.claims import is_open, recorded_outcome
 from mirrorspark.storage.publish.staging import SUCCESS_FILE, UnsafeJournalError, check_inside
 
 T = TypeVar("T")
+
+Check = Callable[[], None]
+"""Raises an error if this process may have been taken for dead."""
 
 JOURNAL_FILE = "publish.json"
 
@@ -46,6 +51,11 @@ class Journal:
     def __post_init__(self) -> None:
         check_inside([*self.files, *self.deletes, *self.replaced])
 
+    @property
+    def added(self) -> list[str]:
+        """Those of ``files`` that did not exist before."""
+        return [name for name in self.files if name not in self.replaced]
+
     @classmethod
     def find(cls, staging: StoragePath) -> "Journal | None":
         """Return the journal of an unfinished publish, or None.
@@ -53,10 +63,12 @@ class Journal:
         Raises:
             UnsafeJournalError: The journal is damaged, or names a file outside the target.
         """
+        if not is_open(staging):
+            return None
         try:
             entries = json.loads((staging / JOURNAL_FILE).read_bytes())
             paths = {name: tuple(entries[name]) for name in ("files", "deletes", "replaced")}
-            return cls(**paths, had_success=entries["had_success"] is True, is_moved=entries["is_moved"] is True)
+            found = cls(**paths, had_success=entries["had_success"] is True, is_moved=entries["is_moved"] is True)
         except FileNotFoundError:
             return None
         except (KeyError, TypeError, ValueError) as error:
@@ -64,6 +76,8 @@ class Journal:
                 f"{staging / JOURNAL_FILE} is not a valid journal of a write ({error!r}) and was ignored: find "
                 f"out who created {staging}, then delete that folder"
             ) from error
+        outcome = recorded_outcome(staging)
+        return found if outcome is None else replace(found, is_moved=outcome)
 
     def begin(self, staging: StoragePath, target: StoragePath) -> None:
         """Copy the files that are replaced, then write the journal."""
@@ -71,7 +85,6 @@ class Journal:
             # These are notes of a few bytes each.
             (staging / _REPLACED_FOLDER / name).write_bytes((target / name).read_bytes())
         self._save(staging)
-        (target / SUCCESS_FILE).delete()
 
     def commit(self, staging: StoragePath, target: StoragePath) -> "Journal":
         """Commit the publish, after flushing files that replace others."""
@@ -81,6 +94,10 @@ class Journal:
         moved._save(staging)
         return moved
 
+    def withdraw(self, staging: StoragePath) -> None:
+        """Undo the commit: a store may have stored it although it reported a failure."""
+        replace(self, is_moved=False)._save(staging)
+
     def finish(self, staging: StoragePath, target: StoragePath) -> None:
         """Delete the files that the new ones replace, and the journal last."""
         in_parallel(lambda name: (target / name).delete(), self.deletes)
@@ -88,25 +105,31 @@ class Journal:
         (target / SUCCESS_FILE).write_bytes(b"")
         (staging / JOURNAL_FILE).delete()
 
-    def take_back(self, staging: StoragePath, target: StoragePath) -> None:
-        """Delete the new files, so that the target is as it was before."""
-        # A store may have stored the commit although it reported a failure.
-        replace(self, is_moved=False)._save(staging)
-        added = [name for name in self.files if name not in self.replaced]
-        in_parallel(lambda name: (target / name).delete(), added)
-        _remove_empty_folders(target, added)
+    def take_back(self, staging: StoragePath, target: StoragePath, check: Check) -> None:
+        """Delete the new files, so that the target is as it was before; ``check`` raises to end this at once."""
+
+        def remove(name: str) -> None:
+            # After a pause, another write may have added a file of the same name.
+            check()
+            (target / name).delete()
+
+        in_parallel(remove, self.added)
+        _remove_empty_folders(target, self.added)
         for name in self.replaced:
-            (target / name).write_bytes((staging / _REPLACED_FOLDER / name).read_bytes())
+            # Another process that takes the same write back deletes the copy once it is back in its place.
+            check()
+            with suppress(FileNotFoundError):
+                (target / name).write_bytes((staging / _REPLACED_FOLDER / name).read_bytes())
         if self.had_success:
             (target / SUCCESS_FILE).write_bytes(b"")
         (staging / JOURNAL_FILE).delete()
 
-    def settle(self, staging: StoragePath, target: StoragePath) -> None:
+    def settle(self, staging: StoragePath, target: StoragePath, check: Check) -> None:
         """End a publish that failed or whose writer is gone: finish it if it is committed, else take it back."""
         if self.is_moved:
             self.finish(staging, target)
         else:
-            self.take_back(staging, target)
+            self.take_back(staging, target, check)
 
     def _save(self, staging: StoragePath) -> None:
         (staging / JOURNAL_FILE).write_bytes(json.dumps(asdict(self)).encode())

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable
 
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
+from mirrorspark.storage.publish.claims import claim, record_outcome
+from mirrorspark.storage.publish.journal import JOURNAL_FILE, Check, Journal
 from mirrorspark.storage.publish.staging import (
     ATTEMPTS_FOLDER,
     FORMER_FOLDER,
@@ -71,7 +72,7 @@ def recover(
             clear(staging)
             continue
         other = staging.owner
-        is_refused = is_overwrite or staging.write_id == name
+        is_refused = is_overwrite or staging.write_name == name
         if is_refused and other != (owner or Owner.here()) and staging.folder.exists():
             raise WriteInProgressError(
                 errno.EBUSY,
@@ -99,12 +100,15 @@ def state_of(staging: Staging) -> str:
     return f"a publish of {len(journal.files)} files that was cut off is to be taken back"
 
 
-def settle(staging: Staging) -> None:
-    """End the publish of a write if one was begun: finish it if it is committed, else take it back."""
+def settle(staging: Staging, check: Check = lambda: None) -> None:
+    """End the publish of a write if one was begun: finish it if it is committed, else take it back.
+
+    ``check`` raises an error if this process may have been taken for dead.
+    """
     restore_former(staging)
     journal = Journal.find(staging.folder)
     if journal is not None:
-        journal.settle(staging.folder, staging.target)
+        journal.settle(staging.folder, staging.target, check)
 
 
 def restore_former(staging: Staging) -> None:
@@ -125,11 +129,13 @@ def clear(staging: Staging) -> None:
     if staging.is_over:
         staging.remove()
         return
-    # On a disk only one process can claim the folder; on an object store every step is safe to repeat.
+    # On a disk only one process can rename the folder; on an object store every step is safe to repeat.
     claimed = staging.renamed() if staging.folder.is_local else staging
     try:
         if staging.folder.is_local:
             staging.folder.rename(claimed.folder)
+        # Before its files are gone, so that an owner that goes on and misses them knows why.
+        claim(claimed.folder)
         # First, so that an owner that was paused and goes on finds nothing to publish, and a full disk has room.
         (claimed.folder / ATTEMPTS_FOLDER).delete()
         discard_lock(claimed.folder)
@@ -139,7 +145,10 @@ def clear(staging: Staging) -> None:
     try:
         # Once more: another folder may have taken the place of the one that was looked at.
         _check_ours(claimed)
-        settle(claimed)
+        journal = Journal.find(claimed.folder)
+        if journal is not None:
+            record_outcome(claimed.folder, is_finished=journal.is_moved)
+        settle(claimed, lease.check)
     except BaseException:
         lease.release()
         raise

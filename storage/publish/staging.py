@@ -20,6 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from mirrorspark.storage.paths import StoragePath, leads_out
+from mirrorspark.storage.publish.claims import close_write
 
 SUCCESS_FILE = "_SUCCESS"
 """Empty file that is written last, as Spark's own writers do; its presence shows that the last write was complete."""
@@ -270,6 +271,11 @@ class Staging:
         return self.folder.name.removeprefix(STAGING_PREFIX).removesuffix(suffix)
 
     @property
+    def write_name(self) -> str:
+        """The part of the id that its owner chose, if it chose one."""
+        return self.write_id.partition("-")[0]
+
+    @property
     def owner(self) -> Owner | None:
         """The current or last holder of the lease."""
         return owner_of(self.folder)
@@ -288,6 +294,7 @@ class Staging:
             if self.folder.is_local and not self.is_over:
                 over = self.renamed(f"{self.write_id}{_OVER_MARK}")
                 self.folder.rename(over.folder)
+            close_write(over.folder)
             over.folder.delete()
         except FileNotFoundError:
             return

@@ -189,11 +189,11 @@ def power_cut(disk: Disk, number: int) -> IoCalls:
     return calls
 
 
-Fault = Literal["refused", "done, but the answer is lost"]
+Fault = Literal["refused", "done, but the answer is lost", "half of the body arrives"]
 
 
 class ThrottledStore:
-    """An application (WSGI) of an S3 server that answers 503 to some of the requests that change something."""
+    """An application (WSGI) of an S3 server that fails at some of the requests that change something."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application = application
@@ -219,6 +219,10 @@ class ThrottledStore:
                 self.count += 1
                 is_failing = self._first <= self.count <= self._last
             if is_failing:
+                if self._fault == "half of the body arrives":
+                    environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0) // 2)
+                    start_response("400 Bad Request", [("Content-Type", "application/xml"), ("Connection", "close")])
+                    return [b"<Error><Code>RequestTimeout</Code><Message>The body did not arrive.</Message></Error>"]
                 if self._fault != "refused":
                     list(self._application(environment, lambda *_: None))
                 start_response("503 Slow Down", [("Content-Type", "application/xml")])

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import commit, retention
 from mirrorspark.callbacks.checkpoints.fence import Permit, fence
 from mirrorspark.callbacks.checkpoints.store import Location
 from mirrorspark.scoring.precomputed.precompute import precompute
@@ -29,7 +29,15 @@ from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.recovery import recover
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
-from tests.faults.io_failures import Disk, Fault, PowerCutError, Survival, ThrottledStore, failing, power_cut
+from tests.faults.io_failures import (
+    Disk,
+    Fault,
+    PowerCutError,
+    Survival,
+    ThrottledStore,
+    failing,
+    power_cut,
+)
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.storage.writes import FakeTime, begin, in_place, listed, write, written
 
@@ -91,9 +99,9 @@ def checkpoint(place: Location, step: int, attempt: int) -> None:
     held = fence(store, attempt)
     permit = Permit(store, attempt, held, held.id)
     files = {"ckpt.index": f"index {step}", "ckpt.data-00000-of-00001": "weights" * 100, commit.STATE: "{}"}
-    commit.clean_staging(store, held.id)
+    retention.clean_staging(store, held.id)
     published = publish_files(store, files, step=step, epoch=step // 10, permit=permit)
-    commit.prune(store, keep_last=1, known_good=published)
+    retention.prune(store, keep_last=1, known_good=published)
 
 
 def newest_checkpoint(place: Location) -> object:
@@ -143,7 +151,7 @@ LOCAL: dict[str, Operation] = {
         lambda place: checkpoint(place, 10, 1),
         lambda place: checkpoint(place, 20, 2),
         newest_checkpoint,
-        recover=lambda place: commit.clean_staging(StoragePath.of(place) / "store") and None,
+        recover=lambda place: retention.clean_staging(StoragePath.of(place) / "store") and None,
         is_durable=True,
     ),
     "the state of a run": Operation(
@@ -364,14 +372,19 @@ REMOTE = {name: LOCAL[name] for name in ("an overwrite", "an append", "a checkpo
 
 @pytest.mark.parametrize(
     ("is_gone", "fault"),
-    [(False, "refused"), (False, "done, but the answer is lost"), (True, "refused")],
-    ids=["one request", "one answer", "all from then on"],
+    [
+        (False, "refused"),
+        (False, "done, but the answer is lost"),
+        (False, "half of the body arrives"),
+        (True, "refused"),
+    ],
+    ids=["one request", "one answer", "half a body", "all from then on"],
 )
 @pytest.mark.parametrize("name", REMOTE)
-def test_a_store_answers_503(
+def test_a_store_fails_at_a_request(
     name: str, is_gone: bool, fault: Fault, throttled: tuple[str, ThrottledStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An object store that throttles, or that is gone in the middle of a write and comes back."""
+    """An object store that throttles, loses an answer or half of a body, or is gone in the middle and comes back."""
     bucket, store = throttled
     bucket, _, options = bucket.partition("?")
     # Arrow tries a request to a store that is gone for six seconds.

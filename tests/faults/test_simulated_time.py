@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit, store
+from mirrorspark.callbacks.checkpoints import commit, retention, store
 from mirrorspark.callbacks.checkpoints import fence as fences
 from mirrorspark.callbacks.checkpoints.fence import Fence, Permit, StaleAttemptError
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, open_store
@@ -133,7 +133,7 @@ class Chief(Process):
         """Do what a chief does before it trains; if it was given up meanwhile, it trains nevertheless."""
         self.permit.check()
         open_store(self.store).make()
-        commit.clean_staging(self.store, self.fence)
+        retention.clean_staging(self.store, self.fence)
         if self.is_given_up:
             self.commit(self.begin + EVERY)
 
@@ -143,7 +143,7 @@ class Chief(Process):
         published = publish_files(self.store, files, step=step, epoch=step // EVERY, permit=self.permit)
         self.world.acknowledge(step, self.fence, published.path.name)
         with contextlib.suppress(*STORE_ERRORS):
-            commit.prune(self.store, keep_last=1, known_good=published)
+            retention.prune(self.store, keep_last=1, known_good=published)
 
 
 class Driver(Process):

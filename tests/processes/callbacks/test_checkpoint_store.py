@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import commit, retention
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, Delivery, LocalStore, Location, flush, native
 from mirrorspark.storage.paths import StoragePath
 from tests.unit.callbacks.committed_files import publish_files
@@ -61,7 +61,7 @@ def test_newest_best_and_pruned_are_the_same_on_every_store(store: Location) -> 
     assert best is not None
     assert newest is not None
     assert (best.step, newest.step) == (20, 40)
-    removed = commit.prune(store, keep_last=1, keep_best=1, monitor="auc")
+    removed = retention.prune(store, keep_last=1, keep_best=1, monitor="auc")
     assert set(removed) == {commit.folder(store, 10), commit.folder(store, 30)}
     assert [c.step for c in commit.committed(store)] == [40, 20]
     assert {name.partition("/")[0] for name in names(store)} - {""} == {"step-00000020", "step-00000040"}
@@ -142,7 +142,7 @@ def test_at_a_crash_between_any_two_writes_the_old_checkpoint_or_the_new_one_cou
         try:
             with killed_after(writes):
                 publish(store, 20)
-                commit.prune(store, keep_last=1)
+                retention.prune(store, keep_last=1)
         except KilledError:
             is_over = False
         else:
@@ -153,7 +153,7 @@ def test_at_a_crash_between_any_two_writes_the_old_checkpoint_or_the_new_one_cou
         assert latest.content("ckpt.data-00000-of-00001") == f"weights {latest.step}".encode()
         seen.add(latest.step)
 
-        commit.clean_staging(store)
+        retention.clean_staging(store)
         after = commit.latest_committed(store)
         assert after == latest
         assert {name.partition("/")[0] for name in names(store) if name} <= {"step-00000010", "step-00000020"}
@@ -172,7 +172,7 @@ def test_leftovers_of_a_crash_go_and_checkpoints_stay(store: Location) -> None:
     (root / left_over / "ckpt.index").write_bytes(b"half")
     (root / "notes" / "mine").parent.make_folder()
     (root / "notes" / "mine").write_bytes(b"kept")
-    assert commit.clean_staging(store) == [native(root / left_over)]
+    assert retention.clean_staging(store) == [native(root / left_over)]
     assert [c.step for c in commit.committed(store)] == [10]
     assert (root / "notes" / "mine").exists()
     assert not (root / left_over).exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import commit, retention
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
 from tests.unit.callbacks.committed_files import publish_files
 
@@ -139,7 +139,7 @@ def test_the_best_without_such_a_metric_lists_those_there_are(tmp_path: Path) ->
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step, auc in ((10, 0.5), (20, 0.9), (30, 0.6), (40, 0.7)):
         publish(tmp_path, step, auc=auc)
-    removed = commit.prune(tmp_path, keep_last=1, keep_best=1, monitor="val_auc")
+    removed = retention.prune(tmp_path, keep_last=1, keep_best=1, monitor="val_auc")
     assert sorted(path.name for path in removed) == ["step-00000010", "step-00000030"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000040"]
 
@@ -149,14 +149,14 @@ def test_prune_never_removes_the_newest_whole_checkpoint(tmp_path: Path, caplog:
     publish(tmp_path, 10)
     publish(tmp_path, 20)
     damage(publish(tmp_path, 30))
-    commit.prune(tmp_path, keep_last=1)
+    retention.prune(tmp_path, keep_last=1)
     assert [c.step for c in commit.committed(tmp_path)] == [30, 20]
 
 
 def test_nothing_is_pruned_when_no_checkpoint_is_whole(tmp_path: Path) -> None:
     for step in (10, 20):
         damage(publish(tmp_path, step))
-    assert commit.prune(tmp_path, keep_last=1) == []
+    assert retention.prune(tmp_path, keep_last=1) == []
 
 
 def test_a_marker_of_a_later_format_is_refused_with_both_versions(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_store_that_cannot_be_read_is_an_error_and_no_damage(tmp_path: Path, m
         with pytest.raises(OSError, match="Input/output error"):
             look()
     with pytest.raises(OSError, match="Input/output error"):
-        commit.prune(tmp_path, keep_last=1)
+        retention.prune(tmp_path, keep_last=1)
     with pytest.raises(CheckpointStoreError, match="Input/output error"):
         publish(tmp_path, 20, content="other")
     assert [c.step for c in commit.committed(tmp_path)] == [20, 10]
@@ -235,6 +235,6 @@ def test_reading_for_checksums_shows_that_it_gets_on(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         publish(tmp_path, step)
     beats: list[int] = []
-    commit.prune(tmp_path, keep_last=1, beat=lambda: beats.append(1))
+    retention.prune(tmp_path, keep_last=1, beat=lambda: beats.append(1))
     # The two files of the newest one are read, two checkpoints are removed.
     assert len(beats) == 4

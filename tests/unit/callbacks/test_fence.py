@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import commit, retention
 from mirrorspark.callbacks.checkpoints import fence as fences
 from mirrorspark.callbacks.checkpoints.fence import FENCE, Fence, Permit, StaleAttemptError, adopt, fence, read_fence
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, LocalStore, Location, ObjectStore
@@ -36,7 +36,7 @@ def begun(store: Location, attempt: int) -> Fence:
 def publish_only(store: Location, step: int, held: Fence) -> None:
     """Commit ``step`` and keep no other."""
     publish(store, step, Permit(store, held.attempt, held, held.id))
-    commit.prune(store, keep_last=1, known_good=commit.checkpoint_of_step(store, step))
+    retention.prune(store, keep_last=1, known_good=commit.checkpoint_of_step(store, step))
 
 
 def steps(store: Location) -> list[int]:
@@ -90,7 +90,7 @@ def test_a_checkpoint_committed_after_another_attempt_began_does_not_count(tmp_p
     assert [c.step for c in commit.committed(tmp_path)] == [10]
     with pytest.raises(StaleAttemptError, match="attempt 3 has taken over"):
         adopt(tmp_path, held, [])
-    (removed,) = commit.clean_staging(tmp_path, later.id)
+    (removed,) = retention.clean_staging(tmp_path, later.id)
     assert removed == commit.folder(tmp_path, 20, held.id)
     assert read_fence(tmp_path) == later
 
@@ -107,7 +107,7 @@ def test_a_chief_that_was_paused_takes_nothing_from_the_next_one(tmp_path: Path,
             if read_fence(store) == held:
                 later = adopt(store, fence(store, 2), [])
                 publish(store, 10, Permit(store, 2, later, later.id))
-                commit.prune(store, keep_last=1, known_good=commit.checkpoint_of_step(store, 10))
+                retention.prune(store, keep_last=1, known_good=commit.checkpoint_of_step(store, 10))
 
     with pytest.raises(StaleAttemptError):
         publish(store, 10, PausedBeforeTheRename(store, 1, held, held.id))
@@ -126,7 +126,7 @@ def test_of_two_attempts_checkpoints_of_one_step_the_newly_written_one_stays_alo
         permit = Permit(tmp_path, 1, held, held.id)
         written = publish_files(tmp_path, {"ckpt.index": "index"}, step=10, epoch=0, permit=permit)
     assert len(commit.committed(tmp_path)) == 2
-    commit.prune(tmp_path, keep_last=1, known_good=written)
+    retention.prune(tmp_path, keep_last=1, known_good=written)
     assert [c.path for c in commit.committed(tmp_path)] == [written.path]
 
 
@@ -190,7 +190,7 @@ def test_a_chief_that_is_paused_while_it_cleans_up_removes_nothing_of_the_next_a
             return list_folders(self)
 
         monkeypatch.setattr(kind, "folders", folders)
-    assert commit.clean_staging(store, paused.id) == []
+    assert retention.clean_staging(store, paused.id) == []
     assert steps(store) == [20]
 
 
@@ -199,7 +199,7 @@ def test_a_chief_that_wakes_up_late_removes_nothing_of_a_delivery_under_way(stor
     publish_only(store, 10, begun(store, 1))
     late = begun(store, 2)
     mine = begun(store, 3)
-    clean = once(lambda: removed.extend(commit.clean_staging(store, late.id)))
+    clean = once(lambda: removed.extend(retention.clean_staging(store, late.id)))
     removed: list[object] = []
 
     class UnderWay(Permit):
@@ -208,7 +208,7 @@ def test_a_chief_that_wakes_up_late_removes_nothing_of_a_delivery_under_way(stor
             super().check()
 
     publish(store, 20, UnderWay(store, 3, mine, mine.id))
-    commit.prune(store, keep_last=1, known_good=commit.checkpoint_of_step(store, 20))
+    retention.prune(store, keep_last=1, known_good=commit.checkpoint_of_step(store, 20))
     assert removed == []
     assert steps(store) == [20]
 
@@ -224,11 +224,11 @@ def test_each_attempt_removes_what_attempts_before_it_have_left_and_nothing_unkn
     for mark in marks:
         (left_by(mark) / "ckpt.index").parent.make_folder()
         (left_by(mark) / "ckpt.index").write_bytes(b"half")
-    assert len(commit.clean_staging(store, second.id)) == 1
+    assert len(retention.clean_staging(store, second.id)) == 1
     assert [left_by(mark).exists() for mark in marks] == [False, True, True, True]
-    assert len(commit.clean_staging(store, third.id)) == 1
+    assert len(retention.clean_staging(store, third.id)) == 1
     assert [left_by(mark).exists() for mark in marks] == [False, False, True, True]
-    assert commit.clean_staging(store, "of a store that is gone") == []
+    assert retention.clean_staging(store, "of a store that is gone") == []
 
 
 def test_a_driver_that_is_paused_while_it_adopts_changes_nothing_of_the_next_one(
@@ -248,7 +248,7 @@ def test_a_driver_that_is_paused_while_it_adopts_changes_nothing_of_the_next_one
     assert steps(store) == [10]
     publish_only(store, 20, later[0])
     last = begun(store, 1)
-    commit.clean_staging(store, last.id)
+    retention.clean_staging(store, last.id)
     assert steps(store) == [20]
 
 
@@ -268,7 +268,7 @@ def test_a_driver_that_is_paused_while_it_sets_its_fence_loses_no_step_of_the_ne
     else:
         adopt(store, paused, [c.path.name for c in commit.committed(store)])
     last = begun(store, 1)
-    commit.clean_staging(store, last.id)
+    retention.clean_staging(store, last.id)
     assert steps(store) == [10]
 
 

@@ -249,7 +249,7 @@ def test_pruning_that_fails_does_not_cost_the_checkpoint(
     def fail(*arguments: Any, **options: Any) -> None:
         raise PermissionError("no deletions here")
 
-    monkeypatch.setattr(commit, "prune", fail)
+    monkeypatch.setattr("mirrorspark.callbacks.checkpoints.publisher.prune", fail)
     publisher = open_publisher()
     publisher.submit(pending(7))
     assert publisher.wait(60)

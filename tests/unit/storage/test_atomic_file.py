@@ -1,11 +1,13 @@
 """What is left of a small file when its writing fails."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from mirrorspark.storage.atomic_file import write_atomically, write_when_changed
+from mirrorspark.storage.paths import StoragePath
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -41,3 +43,39 @@ def test_an_equal_value_is_not_written_again(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe torn")
     write_when_changed(path, "two")
     assert path.read_text() == "two"
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_replaces_the_file(tmp_path: Path) -> None:
+    (tmp_path / f".run.json.{'0' * 32}").write_bytes(b"half")
+    (tmp_path / f".other.json.{'0' * 32}").write_bytes(b"of another file")
+    write_atomically(tmp_path / "run.json", "one")
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", f".other.json.{'0' * 32}"}
+
+
+@pytest.mark.parametrize("way", ["download", "upload"])
+def test_a_copy_of_many_files_does_not_list_the_folder_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """(S12) Copying 4,000 shards took 13 s instead of one."""
+    source, target = tmp_path / "source", tmp_path / "folder" / "target"
+    source.write_bytes(b"content")
+    listed: list[object] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    if way == "download":
+        StoragePath.of(source).download(target)
+    else:
+        StoragePath.of(target).upload(source)
+    assert target.read_bytes() == b"content"
+    assert listed == []
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_copy_that_fails_leaves_neither_a_part_nor_a_temporary_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        StoragePath.of(tmp_path / "missing").download(tmp_path / "target")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "source").write_bytes(b"content")
+    with pytest.raises(IsADirectoryError):
+        StoragePath.of(tmp_path / "source").download(tmp_path / "target")
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}

@@ -14,6 +14,7 @@ from mirrorspark.storage.publish import (
     UnsafeJournalError,
     WrittenFile,
 )
+from mirrorspark.storage.publish.claims import open_write
 from mirrorspark.storage.repair import main as repair
 from tests.unit.storage.writes import (
     begin,
@@ -34,6 +35,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
 
 
 def plant(folder: StoragePath, **entries: object) -> None:
+    open_write(folder)
     journal = {"files": [], "deletes": [], "replaced": [], "had_success": False, "is_moved": False} | entries
     (folder / "publish.json").write_bytes(json.dumps(journal).encode())
 

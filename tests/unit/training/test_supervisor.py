@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import commit, retention
 from mirrorspark.callbacks.checkpoints.fence import Fence, read_fence
 from mirrorspark.storage.paths import StorageError
 from mirrorspark.training.driver import resume, running_attempt, store_reads
@@ -918,7 +918,7 @@ def test_checkpoints_that_were_there_are_not_replaced_by_a_fresh_start(plan: Tra
 
     def tell(event: Event) -> None:
         if event["event"] == "restart":
-            commit.discard(Path(plan.checkpoints) / "step-00000010")
+            retention.discard(Path(plan.checkpoints) / "step-00000010")
 
     cluster = Cluster(commits)
     run = replace(supervised(cluster, Budgets(max_store_faults=0)), on_event=tell)
