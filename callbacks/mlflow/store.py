@@ -65,15 +65,14 @@ def chosen_store() -> str | None:
     """Return the store that MLflow is set to, or None if it is set to none.
 
     It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks. An experiment that
-    is set, or a run that is active, is in MLflow's current store, which is then meant even where it is the default one.
+    is set is in MLflow's current store, which is then meant even where it is the default one.
     """
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())
     is_set = mlflow.is_tracking_uri_set() or uri.startswith("databricks")
     # mlflow.set_experiment sets the variable of the id.
-    is_used = any(map(os.environ.get, (_EXPERIMENT_ID, _EXPERIMENT_NAME))) or mlflow.active_run() is not None
-    return uri if is_set or is_used else None
+    return uri if is_set or any(map(os.environ.get, (_EXPERIMENT_ID, _EXPERIMENT_NAME))) else None
 
 
 def chosen_experiment(tracking_uri: str) -> str | None:

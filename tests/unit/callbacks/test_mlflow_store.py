@@ -137,13 +137,6 @@ def test_an_experiment_that_is_set_chooses_mlflows_default_store(monkeypatch: py
     assert chosen_store() == mlflow.get_tracking_uri()
 
 
-def test_an_active_run_chooses_mlflows_default_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """L5."""
-    run = Run(RunInfo("1", "0", "ann", "RUNNING", 0, None, "active"), RunData([], [], []))
-    monkeypatch.setattr(mlflow, "active_run", lambda: run)
-    assert chosen_store() == mlflow.get_tracking_uri()
-
-
 def test_a_notebook_on_databricks_has_an_experiment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """L5."""
 

@@ -330,9 +330,8 @@ def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keep
     monkeypatch.setattr(RunFolder, "was_fenced", True)
     manifest = SimpleNamespace(content_hash="da7a")
     dataset = cast(Any, SimpleNamespace(spec=config.spec, steps=lambda split, rows: 10, manifest=manifest))
-    unused = cast(Any, None)
-    prepared = PreparedRun(config, dataset, unused, "no store", of_sweep if is_of_a_sweep else None)
-    with open_job(prepared, unused) as job:
+    prepared = PreparedRun(config, dataset, cast(Any, None), "no store", of_sweep if is_of_a_sweep else None)
+    with open_job(prepared, LiveView(epochs=1)) as job:
         assert job.warm_start == (of_sweep if is_of_a_sweep else own)
     assert settled == [(folder.warm_start, True)]
 
