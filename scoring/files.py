@@ -5,7 +5,9 @@ the model. Here tasks read and write plain Parquet files with pyarrow; Spark onl
 them.
 """
 
+import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,7 +167,8 @@ def score_files(
     except BaseException:
         job.abort()
         raise
-    with task_bar(spark, "score"):
+    is_watched = sys.stderr.isatty() or "IPython" in sys.modules  # elsewhere nobody would see a bar
+    with task_bar(spark, "score") if is_watched else contextlib.nullcontext():
         result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=ColumnError)
     scored = _scored_files(plan, job, tasks, result)
     _LOGGER.info("%s scored %d rows of %s: %s", scored.model, scored.rows, paths, scored.counters)

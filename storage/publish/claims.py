@@ -24,15 +24,13 @@ _TAKEN_BACK = b"taken back"
 
 
 def open_write(staging: StoragePath) -> None:
-    """Make what is written to a new staging folder count."""
-    if not staging.is_local:
-        (staging / _OPEN).write_bytes(b"")
+    """Make what is written to a new staging folder of an object store count."""
+    (staging / _OPEN).write_bytes(b"")
 
 
 def close_write(staging: StoragePath) -> None:
-    """Make everything in a staging folder void, whoever writes to it later."""
-    if not staging.is_local:
-        (staging / _OPEN).delete()
+    """Make everything in a staging folder of an object store void, whoever writes to it later."""
+    (staging / _OPEN).delete()
 
 
 def is_open(staging: StoragePath) -> bool:

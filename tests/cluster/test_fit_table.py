@@ -89,6 +89,8 @@ def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as
         tracking_uri=trained.tracking_uri,
         registry_uri=trained.tracking_uri,
         mlflow_run_id=trained.run_id,
+        model_name="late-better",
+        model_tags={},
         registered_model="late-better",
         threads=2,
         monitor=config.monitor,

@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, NoReturn
@@ -151,7 +152,11 @@ def _remove_generated_sources() -> None:
     """
     for name, module in list(sys.modules.items()):
         if name.startswith(_GENERATED_SOURCE) and module.__file__ is not None:
-            Path(module.__file__).unlink(missing_ok=True)
+            compiled = Path(cache_from_source(module.__file__))
+            for file in (Path(module.__file__), compiled):
+                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # other processes have files there, too
+                compiled.parent.rmdir()
 
 
 def _train(orders: WorkerOrders, control: WorkerControl, finish: Finish) -> int:
