@@ -1,10 +1,10 @@
 """Scoring of files into Parquet files. The output appears all at once.
 
 In :func:`scoring.batch.score` every row goes from the JVM to Python and its score goes back, which takes longer than
-the model. Here tasks read and write plain Parquet files with pyarrow; Spark only assigns row groups to tasks and starts
-them.
+the model. Here tasks read and write plain Parquet files with pyarrow; Spark only starts them and assigns row groups.
 """
 
+import builtins
 import contextlib
 import logging
 import sys
@@ -167,7 +167,7 @@ def score_files(
     except BaseException:
         job.abort()
         raise
-    is_watched = sys.stderr.isatty() or "IPython" in sys.modules  # elsewhere nobody would see a bar
+    is_watched = sys.stderr.isatty() or hasattr(builtins, "get_ipython")  # elsewhere nobody would see a bar
     with task_bar(spark, "score") if is_watched else contextlib.nullcontext():
         result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=ColumnError)
     scored = _scored_files(plan, job, tasks, result)

@@ -512,8 +512,8 @@ def test_an_input_that_is_slow_is_seen_in_the_line_of_its_rank_and_in_the_events
 
 STEP_LIMIT_SECONDS = 6.0
 # Beyond the limit: a rank's last word, two looks of the watchdog, five seconds for the stacks of a process that gives
-# none, and one for a busy machine.
-SLACK_SECONDS = ALIVE_SECONDS + 2 * TICK_SECONDS + 5.0 + 1.0
+# none, and five for a machine that runs other tests beside this one.
+SLACK_SECONDS = ALIVE_SECONDS + 2 * TICK_SECONDS + 5.0 + 5.0
 
 
 def test_ranks_that_stand_still_are_named_within_the_limit_with_all_stacks_and_the_training_ends_equal(
