@@ -1,4 +1,7 @@
-"""The architectures by name. A new architecture is a file beside this one and a line here."""
+"""The architectures by name. A new architecture is a file beside this one and a line here.
+
+One of a new task also needs its loss and metrics in ``models.objectives``.
+"""
 
 import dataclasses
 import importlib
@@ -21,12 +24,12 @@ ARCHITECTURES: Mapping[str, str] = {
     "youtube_dnn": "mirrorspark.models.youtube_dnn",
 }
 
-# Gradient boosting as an exported model says it; it is no architecture that can be trained (models.boosted_trees).
+# Name of gradient boosting in an exported model. It cannot be trained here (models.boosted_trees).
 BOOSTED_TREES = "hist_gradient_boosting"
 
 
 def architecture(name: str) -> ModuleType | own_model.OwnArchitecture:
-    """Return the module of an architecture, or what stands for it: ``TASK``, ``Settings``, ``build`` and ``predict``.
+    """Return the module of an architecture, or of a model of the user's own an object like one: ``TASK``, ``Settings``, ``build`` and ``predict``.
 
     Args:
         name: A name of the catalog, the dotted path of the user's own module, or the name that

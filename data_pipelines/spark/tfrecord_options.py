@@ -1,4 +1,7 @@
-"""Options of reading and writing TFRecord files, under the names of the JVM connectors."""
+"""Options of reading and writing TFRecord files, under the names of Spark's TFRecord connectors.
+
+A new option is a field here; ``data_pipelines.tfrecords`` passes it on as an argument of its functions.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,7 +55,7 @@ _Check = Callable[[str, object], object]
 
 @dataclass(frozen=True)
 class _Option:
-    """How a field is given.
+    """The option that sets a field.
 
     Attributes:
         names: The names of Spark's option for it, separated by blanks.
@@ -139,7 +142,7 @@ class _Options:
 
 
 def _options_of(options: type[_Options]) -> Mapping[str, _Option]:
-    """Return how each field is given, by its name."""
+    """Return the option of each field, by the field's name."""
     hints = get_type_hints(options, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
 

@@ -9,7 +9,7 @@ from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
 from mirrorspark.training.protocol.elastic import Elastic
 from mirrorspark.training.protocol.limits import Budgets
 
-# Causes that an unreliable machine may produce.
+# Causes that the machine of one worker may produce, such as one that the training has just grown onto.
 _ENDS_OF_A_WORKER: frozenset[Cause] = frozenset({"machine", "preempted", "hung", "lost", "start", "spark", "peer"})
 
 # Types of failures with an external reason, even when they repeat at the same step.
@@ -57,9 +57,9 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
     """Return the action after ``attempts``, the last of which has just ended.
 
     A fault of the user's code ends the run at once, since it would recur. So does a cancelled job, and an error that
-    occurred at the same step before, independent of its cause. An error of unknown cause is retried once. Any other
-    failure restarts the training until the budget of its kind is spent. A driver that was out of reach always restarts
-    it.
+    occurred at the same step before, unless a machine, the store or a hang explains it. An error of unknown cause is
+    retried once. Any other failure restarts the training until the budget of its kind is spent. A driver that was out of
+    reach always restarts it.
 
     Args:
         attempts: All attempts of the run, oldest first.
