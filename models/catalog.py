@@ -29,7 +29,9 @@ BOOSTED_TREES = "hist_gradient_boosting"
 
 
 def architecture(name: str) -> ModuleType | own_model.OwnArchitecture:
-    """Return the module of an architecture, or of a model of the user's own an object like one: ``TASK``, ``Settings``, ``build`` and ``predict``.
+    """Return an architecture: ``TASK``, ``Settings``, ``build`` and ``predict``.
+
+    It is a module, or for a model of the user's own an object with the same names.
 
     Args:
         name: A name of the catalog, the dotted path of the user's own module, or the name that

@@ -58,8 +58,8 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
 
     A fault of the user's code ends the run at once, since it would recur. So does a cancelled job, and an error that
     occurred at the same step before, unless a machine, the store or a hang explains it. An error of unknown cause is
-    retried once. Any other failure restarts the training until the budget of its kind is spent. A driver that was out of
-    reach always restarts it.
+    retried once. Any other failure restarts the training until the budget of its kind is spent. A driver that was out
+    of reach always restarts it.
 
     Args:
         attempts: All attempts of the run, oldest first.
