@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, open_store, store_error
+from mirrorspark.storage.atomic_file import temporary_beside
 from mirrorspark.storage.paths import StoragePath
 
 # How messages name the files.
 FENCE = "FENCE-*.json"
 _FILE = re.compile(r"FENCE-(\d+)-([0-9a-f]+)\.json")
+_UNFINISHED = re.compile(r"\.(FENCE-.*\.json)\.[0-9a-f]{32}")
 # The only fence of runs of before, older than all others.
 _FORMER_FILE = "FENCE.json"
 
@@ -107,6 +109,7 @@ def fence(directory: Location, attempt: int) -> Fence:
         number = max((found.number for found in _files(directory)), default=0) + 1
         id_ = uuid.uuid4().hex
         file = f"FENCE-{number:06d}-{id_}.json"
+        _remove_unfinished(directory)
         _write(directory, file, attempt, id_, kept=None)
         mine = read_fence(directory, id_)
         if mine is None:
@@ -145,6 +148,14 @@ def _gone(directory: Location) -> FileNotFoundError:
 def _write(directory: Location, file: str, attempt: int, id_: str, kept: list[str] | None) -> None:
     document = {"attempt": attempt, "id": id_, "kept": kept}
     (StoragePath.of(directory) / file).write_bytes(json.dumps(document).encode())
+
+
+def _remove_unfinished(directory: Location) -> None:
+    """Remove what drivers have left on a disk that were killed while they wrote; one that lives holds a lock on it."""
+    for path in (file.path for file in StoragePath.of(directory).files(recursive=False)):
+        if path.is_local and (left := _UNFINISHED.fullmatch(path.name)):
+            with temporary_beside(path.local.with_name(left[1])):
+                pass
 
 
 class _File(NamedTuple):

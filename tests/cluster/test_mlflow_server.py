@@ -159,7 +159,9 @@ def test_a_served_model_gives_the_scores_of_score(trained: Trained, tmp_path: Pa
     log, port = tmp_path / "serve.log", free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/late@challenger"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": trained.server}
+    # MLflow starts uvicorn by its name.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"MLFLOW_TRACKING_URI": trained.server, "PATH": path}
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, cwd=tmp_path, env=environment, start_new_session=True
