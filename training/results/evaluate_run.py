@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from mirrorspark.data_pipelines.dataset.blocks import Block
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.plots.calibration import calibration_curve
 from mirrorspark.plots.confusion import confusion_matrix
@@ -30,6 +31,7 @@ from mirrorspark.training.results.baselines import (
 from mirrorspark.training.results.evaluation import (
     RANKING_KS,
     binary_metrics,
+    catalogue_metrics,
     multi_class_metrics,
     multi_label_metrics,
     ranking_metrics,
@@ -179,14 +181,19 @@ def judge_retrieval(
 ) -> Verdict:
     """Return the verdict on a retrieval model from its ``candidates`` and the held-back ``label`` per split."""
     ranks = tuple(rank for rank in RANKING_KS if rank <= k)
+    vocabulary = dataset.features.vocabulary(dataset.spec.candidate)
+    counts = vocabulary.counts.to_numpy()
     metrics = {
         split: ranking_metrics(_matrix(table["candidates"]), _held_back(table["label"]), ranks)
+        | catalogue_metrics(_positions(table["candidates"], vocabulary), counts)
         for split, table in predictions.items()
     }
     compared: Mapping[str, Any] = {}
     shown = {"model": _recalls(metrics["test"], ranks)}
     if baseline == "popularity":
-        rival = ranking_metrics(*_most_popular(dataset, k), ranks)
+        listed, held_back = _most_popular(dataset, k)
+        rival = ranking_metrics(listed, held_back, ranks)
+        rival |= catalogue_metrics(listed - FIRST_VOCABULARY_ID, counts)
         compared = {"name": baseline, "metrics": rival}
         shown["popularity"] = _recalls(rival, ranks)
     figures = {"recall_at_k": recall_at_k_curve(shown)}
@@ -308,6 +315,12 @@ def _most_popular(dataset: Dataset, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _matrix(lists: pa.ChunkedArray) -> np.ndarray:
     return np.array(lists.to_pylist(), dtype=object)
+
+
+def _positions(lists: pa.ChunkedArray, vocabulary: Vocabulary) -> np.ndarray:
+    """Return the position of each listed candidate in the vocabulary, ``[rows, k]``; negative for an empty place."""
+    listed = lists.combine_chunks()
+    return vocabulary.ids(listed.flatten()).reshape(len(listed), -1) - FIRST_VOCABULARY_ID
 
 
 def _held_back(labels: pa.ChunkedArray) -> np.ndarray:

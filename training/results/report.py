@@ -25,8 +25,8 @@ REPORT_FILE = "report.html"
 # Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
 _ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width")
 _BIAS = "bias"
-# They describe the rows, or are right at a value that the quantiles say.
-_WITHOUT_VERDICT = ("base_rate", "interval_coverage")
+# They describe the rows or the recommended candidates, or are right at a value that the quantiles say.
+_WITHOUT_VERDICT = ("base_rate", "interval_coverage", "coverage", "mean_popularity", "novelty")
 
 _TITLES = {
     "roc": "ROC",

@@ -1,7 +1,8 @@
 """F7: the verdict on a trained model, with numbers worked by hand."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mirrorspark.data_pipelines.dataset.blocks import Block
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.training.results import baselines, evaluate_run
 from mirrorspark.training.results.baselines import hist_gradient_boosting
 from mirrorspark.training.results.evaluate_run import curves_of, judge_binary, judge_multi_label, judge_retrieval
@@ -24,11 +26,12 @@ class HandmadeDataset:
 
     spec: FeatureSpec
     splits: Mapping[str, list[Block]]
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
 
     @property
     def features(self) -> FittedFeatures:
-        """Those of a label whose classes are numbered, which needs no vocabulary."""
-        return FittedFeatures(self.spec, {}, {})
+        """The features; a label whose classes are numbered needs no vocabulary."""
+        return FittedFeatures(self.spec, self.vocabularies, {})
 
     def blocks(self, split: str, *, keys: bool = False) -> Iterator[Block]:
         yield from self.splits[split]
@@ -242,7 +245,8 @@ def retrieval() -> Any:
         block(None, excluded=[[2, 0], [0, 0]], movie=[3, 2], user=[2, 3]),
         block(None, excluded=[[3, 2], [4, 0]], movie=[1, 4], user=[4, 5]),
     ]
-    return HandmadeDataset(RETRIEVAL_SPEC, {"train": train, "test": test})
+    movies = Vocabulary(pa.array(["a", "b", "c"]), pa.array([3, 2, 1]))
+    return HandmadeDataset(RETRIEVAL_SPEC, {"train": train, "test": test}, {"movie": movies})
 
 
 def lists(candidates: list[list[str]], label: list[str]) -> pa.Table:
@@ -253,7 +257,11 @@ def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
     table = lists([["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"]], ["a", "c", "b", "c"])
     verdict = judge_retrieval(retrieval, {"validation": table, "test": table}, "none", k=2, curves=None)
     # k is 2, so of the usual ranks only 1 is within the lists: one hit of four in the first place.
-    expected = {"recall_at_1": 0.25, "ndcg_at_1": 0.25}
+    expected = {"recall_at_1": 0.25, "ndcg_at_1": 0.25, "mrr_at_1": 0.25}
+    # The lists have counts 3 + 2, 2 + 1, 1 + 3, 3 + 1, and name all three movies.
+    expected |= {"coverage": 1.0, "mean_popularity": 2.0}
+    novelty = (3 * math.log2(6 / 3) + 2 * math.log2(6 / 2) + 3 * math.log2(6 / 1)) / 8
+    expected |= {"novelty": pytest.approx(novelty)}
     assert verdict.metrics == {"validation": expected, "test": expected}
     assert verdict.baseline == {}
     assert sorted(verdict.figures) == ["recall_at_k"]
@@ -269,6 +277,9 @@ def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_ca
     assert metrics["recall_at_1"] == 0.5
     assert metrics["recall_at_5"] == 0.5
     assert metrics["ndcg_at_5"] == 0.5
+    assert metrics["coverage"] == 1.0
+    # Counts of the lists, without the empty places: 2, 1; 3, 2, 1; 1; 3, 2.
+    assert metrics["mean_popularity"] == (1.5 + 2 + 1 + 2.5) / 4
     assert verdict.metrics["test"]["recall_at_5"] == 0.25
 
 
