@@ -257,7 +257,7 @@ def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
     table = lists([["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"]], ["a", "c", "b", "c"])
     verdict = judge_retrieval(retrieval, {"validation": table, "test": table}, "none", k=2, curves=None)
     # k is 2, so of the usual ranks only 1 is within the lists: one hit of four in the first place.
-    expected = {"recall_at_1": 0.25, "ndcg_at_1": 0.25, "mrr_at_1": 0.25}
+    expected: dict[str, Any] = {"recall_at_1": 0.25, "ndcg_at_1": 0.25, "mrr_at_1": 0.25}
     # The lists have counts 3 + 2, 2 + 1, 1 + 3, 3 + 1, and name all three movies.
     expected |= {"coverage": 1.0, "mean_popularity": 2.0}
     novelty = (3 * math.log2(6 / 3) + 2 * math.log2(6 / 2) + 3 * math.log2(6 / 1)) / 8
