@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
+from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature, Numeric
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import counted_tokens, measured_values
@@ -27,6 +27,9 @@ from mirrorspark.storage.paths import StoragePath
 
 # Sums arrive in the order in which tasks end; ten digits do not depend on the order, so hashes do not either.
 SIGNIFICANT_DIGITS = 10
+
+# Equal shares of the rows whose boundaries are kept for a numeric feature, to embed it piecewise.
+NUMERIC_SHARES = 48
 
 TOKEN_COUNTS_SCHEMA = pa.schema([("name", pa.string()), ("token", pa.string()), ("count", pa.int64())])
 """Each row counts one token of one vocabulary in a part of the training rows."""
@@ -199,7 +202,7 @@ def fit_features(
             spec=spec,
             vocabularies=_vocabularies(spark, measured.token_files, spec, scratch, Path(folder)) if owners else {},
             statistics={name: part.statistics() for name, part in measured.moments.items()},
-            quantiles={feature.name: _boundaries(feature, sample) for feature in spec.bucketed},
+            quantiles=_quantiles(spec, sample),
             column_types=_column_types(spec, sample.schema),
         )
         fitted.save(target)
@@ -330,12 +333,19 @@ def _column_types(spec: FeatureSpec, schema: pa.Schema) -> dict[str, str]:
     return {name: str(schema.field(name).type) for name in names}
 
 
-def _boundaries(feature: Bucketed, sample: pa.Table) -> tuple[float, ...]:
+def _quantiles(spec: FeatureSpec, sample: pa.Table) -> dict[str, tuple[float, ...]]:
+    """Return the boundaries of equal shares of the sample for every feature that is a number."""
+    shares: dict[Bucketed | Numeric, int] = {feature: feature.buckets for feature in spec.bucketed}
+    shares |= dict.fromkeys(spec.numeric, NUMERIC_SHARES)
+    return {feature.name: _boundaries(feature, count, sample) for feature, count in shares.items()}
+
+
+def _boundaries(feature: Bucketed | Numeric, shares: int, sample: pa.Table) -> tuple[float, ...]:
     """Return the distinct quantiles of the sample: only values that occur, so that equal rows share a bucket."""
     values = measured_values(feature, raw_column(sample, feature))
     rising = np.sort(values[~np.isnan(values)])
     # The lowest value of each share but the first: a value on a boundary belongs to the upper bucket.
-    places = np.arange(1, feature.buckets) * len(rising) // feature.buckets
+    places = np.arange(1, shares) * len(rising) // shares
     distinct = np.unique(rising[places]) if len(rising) else rising
     return tuple(float(boundary) for boundary in distinct if boundary > rising[0])
 

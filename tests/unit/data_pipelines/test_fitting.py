@@ -138,4 +138,12 @@ def test_boundaries_are_distinct_values_of_the_sample(
     values: list[float | None], buckets: int, boundaries: tuple[float, ...]
 ) -> None:
     sample = pa.table({"delay": pa.array(values, pa.float64())})
-    assert fitting._boundaries(Bucketed("delay", buckets=buckets), sample) == boundaries
+    assert fitting._boundaries(Bucketed("delay", buckets=buckets), buckets, sample) == boundaries
+
+
+def test_a_number_keeps_its_quantiles_after_clip_and_logarithm() -> None:
+    spec = FeatureSpec((Numeric("delay", clip=(0.0, None), log=True),), Label("late"), ("id",))
+    sample = pa.table({"delay": [float(number) for number in range(-1, 95)]})
+    found = fitting._quantiles(spec, sample)["delay"]
+    # 48 shares of two rows each; clipped, the lowest two are 0.
+    assert found == pytest.approx([math.log1p(number) for number in range(1, 94, 2)])
