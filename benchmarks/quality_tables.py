@@ -20,7 +20,7 @@ import tf_keras
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.fitting import NUMERIC_SHARES
+from mirrorspark.data_pipelines.features.fitting import bin_boundaries
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -49,10 +49,10 @@ _NUMBERS = ("age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "h
 VALIDATION_SHARE = 0.15
 
 _ENSEMBLE: dict[str, Any] = {
-    "hidden_units": (256, 128),
+    "hidden_units": (128, 64),
     "dropout": 0.1,
     "numeric_embedding": "piecewise",
-    "members": 16,
+    "members": 8,
 }
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
@@ -85,7 +85,7 @@ class Outcome:
 
 def read_adult(folder: Path) -> tuple[FittedFeatures, dict[str, Rows]]:
     """Return the features, fitted on the training rows, and the rows of each split."""
-    read = {"header": None, "names": _COLUMNS, "skipinitialspace": True, "na_values": "?"}
+    read: dict[str, Any] = {"header": None, "names": _COLUMNS, "skipinitialspace": True, "na_values": "?"}
     known = pd.read_csv(folder / "adult.data", **read)
     test = pd.read_csv(folder / "adult.test", comment="|", **read)
     is_validation = np.random.default_rng(0).random(len(known)) < VALIDATION_SHARE
@@ -95,7 +95,7 @@ def read_adult(folder: Path) -> tuple[FittedFeatures, dict[str, Rows]]:
     spec = FeatureSpec((*map(Numeric, _NUMBERS), *map(Categorical, tokens)), Label("income"), keys=("row",))
     vocabularies = {name: _vocabulary(train[name]) for name in tokens}
     statistics = {name: _statistics(train[name]) for name in _NUMBERS}
-    quantiles = {name: _quantiles(train[name]) for name in _NUMBERS}
+    quantiles = {name: bin_boundaries(train[name].to_numpy(float)) for name in _NUMBERS}
     fitted = FittedFeatures(spec, vocabularies, statistics, quantiles)
     return fitted, {split: _rows(fitted, table) for split, table in tables.items()}
 
@@ -109,12 +109,6 @@ def _statistics(column: pd.Series) -> NumericStatistics:
     return NumericStatistics(
         float(column.mean()), float(column.std(ddof=0)), float(column.min()), float(column.max()), len(column)
     )
-
-
-def _quantiles(column: pd.Series) -> tuple[float, ...]:
-    rising = np.sort(column.to_numpy(float))
-    distinct = np.unique(rising[np.arange(1, NUMERIC_SHARES) * len(rising) // NUMERIC_SHARES])
-    return tuple(float(boundary) for boundary in distinct if boundary > rising[0])
 
 
 def _rows(fitted: FittedFeatures, table: pd.DataFrame) -> Rows:

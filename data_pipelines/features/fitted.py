@@ -46,7 +46,7 @@ class FittedFeatures:
             name.
         statistics: Per numeric or bucketed feature, its statistics over the training rows.
         quantiles: Per bucketed feature, the rising boundaries between its buckets; per numeric feature, those between
-            equal shares of the training rows, after clip and logarithm.
+            the bins of its embedding, after clip and logarithm.
         column_types: Per raw column, its type in training in Arrow's notation (``bool``, ``list<element: int64>``).
             Empty if types were not recorded.
     """

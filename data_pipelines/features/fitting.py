@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -17,7 +18,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature, Numeric
+from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import counted_tokens, measured_values
@@ -334,18 +335,36 @@ def _column_types(spec: FeatureSpec, schema: pa.Schema) -> dict[str, str]:
 
 
 def _quantiles(spec: FeatureSpec, sample: pa.Table) -> dict[str, tuple[float, ...]]:
-    """Return the boundaries of equal shares of the sample for every feature that is a number."""
-    shares: dict[Bucketed | Numeric, int] = {feature: feature.buckets for feature in spec.bucketed}
-    shares |= dict.fromkeys(spec.numeric, NUMERIC_SHARES)
-    return {feature.name: _boundaries(feature, count, sample) for feature, count in shares.items()}
+    """Return the boundaries for every feature that is a number: between buckets, or between bins of an embedding."""
+    found = {feature.name: _boundaries(feature, sample) for feature in spec.bucketed}
+    numbers = {feature.name: measured_values(feature, raw_column(sample, feature)) for feature in spec.numeric}
+    return found | {name: bin_boundaries(values) for name, values in numbers.items()}
 
 
-def _boundaries(feature: Bucketed | Numeric, shares: int, sample: pa.Table) -> tuple[float, ...]:
+def bin_boundaries(values: npt.NDArray[Any]) -> tuple[float, ...]:
+    """Return rising boundaries between the bins of a number, all above its lowest value.
+
+    A value with more than a share of the rows, such as 0 of an amount that most rows lack, has a bin of its own, from
+    it to the next value; the other rows are divided into ``NUMERIC_SHARES`` equal shares. Quantiles of all rows would
+    have a single bin for all the others.
+    """
+    present = np.asarray(values[~np.isnan(values)], np.float64)
+    distinct, counts = np.unique(present, return_counts=True)
+    is_frequent = counts * NUMERIC_SHARES > len(present)
+    others = np.repeat(distinct[~is_frequent], counts[~is_frequent])
+    places = np.arange(NUMERIC_SHARES) * len(others) // NUMERIC_SHARES
+    chosen = np.isin(distinct, others[places]) if len(others) else np.zeros(len(distinct), bool)
+    follows = np.concatenate([[False], is_frequent])[: len(distinct)]
+    # The lowest value is no boundary: nothing lies below it.
+    return tuple(map(float, distinct[1:][(chosen | is_frequent | follows)[1:]]))
+
+
+def _boundaries(feature: Bucketed, sample: pa.Table) -> tuple[float, ...]:
     """Return the distinct quantiles of the sample: only values that occur, so that equal rows share a bucket."""
     values = measured_values(feature, raw_column(sample, feature))
     rising = np.sort(values[~np.isnan(values)])
     # The lowest value of each share but the first: a value on a boundary belongs to the upper bucket.
-    places = np.arange(1, shares) * len(rising) // shares
+    places = np.arange(1, feature.buckets) * len(rising) // feature.buckets
     distinct = np.unique(rising[places]) if len(rising) else rising
     return tuple(float(boundary) for boundary in distinct if boundary > rising[0])
 
