@@ -11,6 +11,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import MISSING_ID, Bucketed, Feature, ListFeature, Sparse, TokenFeature
+from mirrorspark.models.tabular_layers import MemberDense
 
 # Up to this many rows the table's gradient is summed as a dense tensor: one all-reduce of the table is then smaller,
 # and on CPU much faster, than gathering the touched rows of every worker. Larger tables keep sparse gradients.
@@ -361,10 +362,19 @@ def lists_of_any_length(model: Any) -> tuple[str, ...]:
     return tuple(name for name, one in inputs if one.shape.as_list() == [None, None])
 
 
-def dense_stack(tensor: tf.Tensor, hidden_units: Sequence[int], dropout: float, seed: int) -> tf.Tensor:
-    """Return ``tensor`` after a ReLU layer per entry of ``hidden_units``, each followed by dropout."""
+def dense_stack(
+    tensor: tf.Tensor, hidden_units: Sequence[int], dropout: float, seed: int, members: int = 1
+) -> tf.Tensor:
+    """Return ``tensor`` after a ReLU layer per entry of ``hidden_units``, each followed by dropout.
+
+    With several ``members``, the layers are those of an ensemble: ``[batch, members, units]``.
+    """
     for number, units in enumerate(hidden_units):
-        tensor = tf_keras.layers.Dense(units, activation="relu", name=f"hidden_{number}")(tensor)
+        name = f"hidden_{number}"
+        if members > 1:
+            tensor = MemberDense(members, units, seed + number, name=name)(tensor)
+        else:
+            tensor = tf_keras.layers.Dense(units, activation="relu", name=name)(tensor)
         if dropout:
             tensor = ResumableDropout(dropout, seed + number, name=f"dropout_{number}")(tensor)
     return tensor

@@ -17,15 +17,16 @@ Settings = multi_field.Settings
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model from the spec's features to a logit per class: float32 ``[batch, classes]``."""
-    import tf_keras
-
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
-    logits = tf_keras.layers.Dense(fitted.classes, name="logits", dtype="float32")(hidden)
-    return tf_keras.Model(inputs, logits, name="multi_class")
+    logits = multi_field.heads(settings, fitted.classes, "logits")(hidden)
+    return multi_field.model_of(settings, inputs, logits, "multi_class")
 
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
     """Return ``scores``, float32 ``[batch, classes]``: the probability of each class; those of a row sum to 1."""
     import tensorflow as tf
 
-    return {"scores": tf.nn.softmax(model(inputs, training=False))}
+    from mirrorspark.models.members import is_ensemble, mean_class_logits
+
+    logits = model(inputs, training=False)
+    return {"scores": tf.nn.softmax(mean_class_logits(logits) if is_ensemble(model) else logits)}

@@ -3,18 +3,21 @@
 Source: TalkingData's propensity model, after Covington et al. 2016 and Cheng et al. 2016 ("Wide & Deep Learning").
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.models.settings import check_fraction, check_positive
+from mirrorspark.data_pipelines.features.kinds import Numeric
+from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
     import tf_keras
 
 TASK = "binary"
+
+NumericEmbedding = Literal["none", "piecewise", "periodic"]
 
 
 @dataclass(frozen=True)
@@ -25,39 +28,120 @@ class Settings:
         embedding_dim: Width of every field's embedding.
         hidden_units: Width of each hidden layer.
         dropout: Share of hidden units dropped while training.
+        numeric_embedding: The embedding of a number, beside the number itself: ``none``; ``piecewise``, linear between
+            the quantiles of the training rows; or ``periodic``, sines and cosines of learnt frequencies.
+        numeric_dim: Width of a number's embedding.
+        periodic_frequencies: Frequencies per number.
+        periodic_scale: Standard deviation of the frequencies at the start, in waves per standard deviation of the
+            number.
+        cross_layers: Layers that multiply the features with each other before the first hidden layer.
+        cross_rank: Width inside of such a layer.
+        members: Networks of an ensemble. They share the weights of their hidden layers up to a scale per unit; each has
+            its own loss and heads. The prediction is the mean of their probabilities.
     """
 
     embedding_dim: int = 8
     hidden_units: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
+    numeric_embedding: str = "none"
+    numeric_dim: int = 8
+    periodic_frequencies: int = 16
+    periodic_scale: float = 0.1
+    cross_layers: int = 0
+    cross_rank: int = 32
+    members: int = 1
 
     def __post_init__(self) -> None:
         check_positive("embedding_dim", self.embedding_dim)
         for units in self.hidden_units:
             check_positive("hidden_units", units)
         check_fraction("dropout", self.dropout)
+        if self.numeric_embedding not in get_args(NumericEmbedding):
+            raise ModelSettingsError(
+                f"model setting numeric_embedding is '{self.numeric_embedding}'; use one of "
+                f"{list(get_args(NumericEmbedding))}"
+            )
+        for name in ("numeric_dim", "periodic_frequencies", "cross_rank", "members"):
+            check_positive(name, getattr(self, name))
+        if not self.periodic_scale > 0:  # also not a number
+            raise ModelSettingsError(f"model setting periodic_scale is {self.periodic_scale}; use a number above 0")
+        if self.cross_layers < 0:
+            raise ModelSettingsError(f"model setting cross_layers is {self.cross_layers}; use a whole number from 0 on")
+        if self.members > 1 and not self.hidden_units:
+            raise ModelSettingsError(
+                f"model setting members is {self.members}, but there are no hidden layers to share; set hidden_units"
+            )
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
-    """Return a model from the spec's features to one logit: float32 ``[batch, 1]``, the shape for Keras's metrics."""
-    import tf_keras
+    """Return a model from the spec's features to one logit: float32 ``[batch, 1]``, the shape for Keras's metrics.
 
+    An ensemble has one per member, ``[batch, members, 1]``.
+    """
     inputs, last = hidden(settings, fitted, seed)
-    logit = tf_keras.layers.Dense(1, name="logit", dtype="float32")(last)
-    return tf_keras.Model(inputs, logit, name="multi_field")
+    return model_of(settings, inputs, heads(settings, 1, "logit")(last), "multi_field")
 
 
 def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict[str, tf.Tensor], tf.Tensor]":
-    """Return the symbolic inputs, and the last hidden layer's output, ``[batch, units]``."""
-    from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
+    """Return the symbolic inputs, and the last hidden layer's output, ``[batch, units]``.
+
+    An ensemble's is ``[batch, members, units]``.
+    """
+    from mirrorspark.models.layers import concatenated, concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.tabular_layers import LowRankCross
 
     inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
-    return inputs, dense_stack(joined, settings.hidden_units, settings.dropout, seed)
+    numbers = [feature for feature in fitted.spec.features if isinstance(feature, Numeric)]
+    if numbers and settings.numeric_embedding != "none":
+        joined = concatenated([joined, _embedded_numbers(settings, fitted, numbers, inputs)], "embedded_features")
+    last = joined
+    for number in range(settings.cross_layers):
+        last = LowRankCross(settings.cross_rank, name=f"cross_{number}")([joined, last])
+    return inputs, dense_stack(last, settings.hidden_units, settings.dropout, seed, settings.members)
+
+
+def _embedded_numbers(
+    settings: Settings, fitted: FittedFeatures, numbers: "Sequence[Numeric]", inputs: "Mapping[str, tf.Tensor]"
+) -> "tf.Tensor":
+    from mirrorspark.models.layers import concatenated
+    from mirrorspark.models.tabular_layers import Periodic, PiecewiseLinear, bin_edges
+
+    given = concatenated([inputs[feature.name][:, None] for feature in numbers], "numbers")
+    if settings.numeric_embedding == "piecewise":
+        edges = [bin_edges(fitted, feature) for feature in numbers]
+        return PiecewiseLinear(edges, settings.numeric_dim, name="embedded_numbers")(given)
+    return Periodic(
+        settings.numeric_dim, settings.periodic_frequencies, settings.periodic_scale, name="embedded_numbers"
+    )(given)
+
+
+def heads(settings: Settings, outputs: int, name: str) -> "tf_keras.layers.Layer":
+    """Return the linear layer after the last hidden one, with ``outputs`` per row, or per row and member."""
+    import tf_keras
+
+    from mirrorspark.models.tabular_layers import MemberHeads
+
+    kind = MemberHeads if settings.members > 1 else tf_keras.layers.Dense
+    return kind(outputs, name=name, dtype="float32")
+
+
+def model_of(
+    settings: Settings, inputs: "Mapping[str, tf.Tensor]", outputs: "tf.Tensor", name: str
+) -> "tf_keras.Model":
+    """Return the Keras model, which knows its number of members: loss, metrics and prediction depend on it."""
+    import tf_keras
+
+    model = tf_keras.Model(inputs, outputs, name=name)
+    model.members = settings.members
+    return model
 
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
     """Return ``score``, float32 ``[batch]``: the probability of the positive class."""
     import tensorflow as tf
 
-    return {"score": tf.sigmoid(model(inputs, training=False)[:, 0])}
+    from mirrorspark.models.members import is_ensemble, mean_log_odds
+
+    logits = model(inputs, training=False)
+    return {"score": tf.sigmoid((mean_log_odds(logits) if is_ensemble(model) else logits)[:, 0])}

@@ -40,22 +40,30 @@ class Settings(multi_field.Settings):
         super().__post_init__()
         if self.heads not in get_args(Heads):
             raise ModelSettingsError(f"model setting heads is '{self.heads}'; use {' or '.join(get_args(Heads))}")
+        if self.heads == "softmax" and self.members > 1:
+            raise ModelSettingsError(
+                f"model setting heads is softmax, and members is {self.members}; use sigmoid, which can express the "
+                f"same functions, or one member"
+            )
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model from the spec's features to the log-odds of each label: float32 ``[batch, classes]``."""
-    import tf_keras
-
     from mirrorspark.models.layers import TwoWayHeads
 
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
-    heads = TwoWayHeads if settings.heads == "softmax" else tf_keras.layers.Dense
-    log_odds = heads(fitted.classes, name=HEADS, dtype="float32")(hidden)
-    return tf_keras.Model(inputs, log_odds, name="multi_label")
+    if settings.heads == "softmax":
+        heads = TwoWayHeads(fitted.classes, name=HEADS, dtype="float32")
+    else:
+        heads = multi_field.heads(settings, fitted.classes, HEADS)
+    return multi_field.model_of(settings, inputs, heads(hidden), "multi_label")
 
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
     """Return ``scores``, float32 ``[batch, classes]``: the probability of each label."""
     import tensorflow as tf
 
-    return {"scores": tf.sigmoid(model(inputs, training=False))}
+    from mirrorspark.models.members import is_ensemble, mean_log_odds
+
+    log_odds = model(inputs, training=False)
+    return {"scores": tf.sigmoid(mean_log_odds(log_odds) if is_ensemble(model) else log_odds)}

@@ -6,6 +6,15 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from mirrorspark.models.members import (
+    MemberLoss,
+    is_ensemble,
+    mean_class_logits,
+    mean_log_odds,
+    mean_numbers,
+    of_all,
+)
+
 # 200 thresholds (Keras's default) miss the AUC by up to 0.005 when most scores are close to the base rate.
 AUC_THRESHOLDS = 2000
 
@@ -28,39 +37,48 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
         return
     if task not in _OBJECTIVES:
         raise ValueError(f"task '{task}' is unknown; use one of {sorted([*_OBJECTIVES, 'retrieval'])}")
-    loss, metrics = _OBJECTIVES[task](model)
+    if is_ensemble(model):
+        combine = _OF_MEMBERS[task]
+        loss, metrics = _OBJECTIVES[task](model, lambda kind: of_all(kind, combine))
+        loss = MemberLoss(loss.call if isinstance(loss, tf_keras.losses.Loss) else loss)
+    else:
+        loss, metrics = _OBJECTIVES[task](model, lambda kind: kind)
     model.compile(optimizer, loss=loss, weighted_metrics=metrics, steps_per_execution=steps_per_execution)
 
 
 # Loss and metrics of each task. The compiled loss divides by the padded batch; the metric divides by the weighted rows.
 
 
-def _binary(_: Any) -> tuple[Any, list[Any]]:
+# ``of`` turns the class of a metric into one that looks at the prediction of an ensemble.
+_Of = Callable[[type], type]
+
+
+def _binary(_: Any, of: _Of) -> tuple[Any, list[Any]]:
     return tf_keras.losses.BinaryCrossentropy(from_logits=True), [
-        tf_keras.metrics.BinaryCrossentropy(name="log_loss", from_logits=True),
-        tf_keras.metrics.AUC(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
+        of(tf_keras.metrics.BinaryCrossentropy)(name="log_loss", from_logits=True),
+        of(tf_keras.metrics.AUC)(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
     ]
 
 
-def _multi_label(_: Any) -> tuple[Any, list[Any]]:
+def _multi_label(_: Any, of: _Of) -> tuple[Any, list[Any]]:
     return multi_label_log_loss, [
-        tf_keras.metrics.MeanMetricWrapper(multi_label_log_loss, name="log_loss"),
+        of(tf_keras.metrics.MeanMetricWrapper)(multi_label_log_loss, name="log_loss"),
         # One AUC over all pairs of a row and a label; an AUC per label would need thousands of counters for each.
-        tf_keras.metrics.AUC(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
+        of(tf_keras.metrics.AUC)(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
     ]
 
 
-def _multi_class(_: Any) -> tuple[Any, list[Any]]:
+def _multi_class(_: Any, of: _Of) -> tuple[Any, list[Any]]:
     return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), [
-        tf_keras.metrics.SparseCategoricalCrossentropy(name="log_loss", from_logits=True),
-        tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+        of(tf_keras.metrics.SparseCategoricalCrossentropy)(name="log_loss", from_logits=True),
+        of(tf_keras.metrics.SparseCategoricalAccuracy)(name="accuracy"),
     ]
 
 
-def _regression(model: Any) -> tuple[Any, list[Any]]:
+def _regression(model: Any, of: _Of) -> tuple[Any, list[Any]]:
     return model.regression_loss, [
-        _of_middle(tf_keras.metrics.RootMeanSquaredError)(name="rmse"),
-        _of_middle(tf_keras.metrics.MeanAbsoluteError)(name="mae"),
+        of(_of_middle(tf_keras.metrics.RootMeanSquaredError))(name="rmse"),
+        of(_of_middle(tf_keras.metrics.MeanAbsoluteError))(name="mae"),
     ]
 
 
@@ -109,11 +127,19 @@ class ScaledLoss(tf_keras.losses.Loss):
         return tf.abs(predicted - actual) if self._kind == "absolute" else tf.square(predicted - actual)
 
 
-_OBJECTIVES: Mapping[str, Callable[[Any], tuple[Any, list[Any]]]] = {
+_OBJECTIVES: Mapping[str, Callable[[Any, _Of], tuple[Any, list[Any]]]] = {
     "binary": _binary,
     "multi_label": _multi_label,
     "multi_class": _multi_class,
     "regression": _regression,
+}
+
+# The prediction of all members in the form of that of one.
+_OF_MEMBERS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "binary": mean_log_odds,
+    "multi_label": mean_log_odds,
+    "multi_class": mean_class_logits,
+    "regression": mean_numbers,
 }
 
 

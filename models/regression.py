@@ -67,7 +67,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
     quantiles = settings.quantiles if settings.loss == "quantile" else ()
-    output = tf_keras.layers.Dense(len(quantiles) or 1, name="standardised", dtype="float32")(hidden)
+    output = multi_field.heads(settings, len(quantiles) or 1, "standardised")(hidden)
     statistics = fitted.statistics[fitted.spec.label.name]
     scale = statistics.standard_deviation or 1.0
     if settings.loss in _LOG_LINKED:
@@ -83,7 +83,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         if quantiles:
             output = tf_keras.layers.Activation(_ascending, name="ascending", dtype="float32")(output)
         output = tf_keras.layers.Rescaling(scale, statistics.mean, name="number", dtype="float32")(output)
-    model = tf_keras.Model(inputs, output, name="regression")
+    model = multi_field.model_of(settings, inputs, output, "regression")
     # Read by `models.objectives`: gradients are then of the same size whatever the label's unit.
     model.has_quantiles = len(quantiles) > 1  # A single one is the score.
     model.regression_loss = ScaledLoss(settings.loss, scale, settings.tweedie_power, quantiles)
@@ -93,7 +93,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 def _ascending(outputs: "tf.Tensor") -> "tf.Tensor":
     import tensorflow as tf
 
-    return tf.cumsum(tf.concat([outputs[:, :1], tf.nn.softplus(outputs[:, 1:])], axis=1), axis=1)
+    return tf.cumsum(tf.concat([outputs[..., :1], tf.nn.softplus(outputs[..., 1:])], axis=-1), axis=-1)
 
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
@@ -102,6 +102,10 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
     A model of several quantiles has them all in ``quantiles``, float32 ``[batch, quantiles]``, and the middle one as
     ``score``.
     """
+    from mirrorspark.models.members import is_ensemble, mean_numbers
+
     numbers = model(inputs, training=False)
+    if is_ensemble(model):
+        numbers = mean_numbers(numbers)
     count = numbers.shape[1]
     return {"score": numbers[:, count // 2]} | ({"quantiles": numbers} if count > 1 else {})

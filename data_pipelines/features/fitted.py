@@ -45,7 +45,8 @@ class FittedFeatures:
         vocabularies: Per vocabulary name, its tokens and their counts; a learnt label's vocabulary has the label's
             name.
         statistics: Per numeric or bucketed feature, its statistics over the training rows.
-        quantiles: Per bucketed feature, the rising boundaries between its buckets.
+        quantiles: Per bucketed feature, the rising boundaries between its buckets; per numeric feature, those between
+            the bins of its embedding, after clip and logarithm.
         column_types: Per raw column, its type in training in Arrow's notation (``bool``, ``list<element: int64>``).
             Empty if types were not recorded.
     """

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -27,6 +28,9 @@ from mirrorspark.storage.paths import StoragePath
 
 # Sums arrive in the order in which tasks end; ten digits do not depend on the order, so hashes do not either.
 SIGNIFICANT_DIGITS = 10
+
+# Equal shares of the rows whose boundaries are kept for a numeric feature, to embed it piecewise.
+NUMERIC_SHARES = 48
 
 TOKEN_COUNTS_SCHEMA = pa.schema([("name", pa.string()), ("token", pa.string()), ("count", pa.int64())])
 """Each row counts one token of one vocabulary in a part of the training rows."""
@@ -199,7 +203,7 @@ def fit_features(
             spec=spec,
             vocabularies=_vocabularies(spark, measured.token_files, spec, scratch, Path(folder)) if owners else {},
             statistics={name: part.statistics() for name, part in measured.moments.items()},
-            quantiles={feature.name: _boundaries(feature, sample) for feature in spec.bucketed},
+            quantiles=_quantiles(spec, sample),
             column_types=_column_types(spec, sample.schema),
         )
         fitted.save(target)
@@ -328,6 +332,31 @@ def _column_types(spec: FeatureSpec, schema: pa.Schema) -> dict[str, str]:
     features = (*spec.features, *([spec.excluded] if spec.excluded else []))
     names = dict.fromkeys(column for feature in features for column in feature.columns)
     return {name: str(schema.field(name).type) for name in names}
+
+
+def _quantiles(spec: FeatureSpec, sample: pa.Table) -> dict[str, tuple[float, ...]]:
+    """Return the boundaries for every feature that is a number: between buckets, or between bins of an embedding."""
+    found = {feature.name: _boundaries(feature, sample) for feature in spec.bucketed}
+    numbers = {feature.name: measured_values(feature, raw_column(sample, feature)) for feature in spec.numeric}
+    return found | {name: bin_boundaries(values) for name, values in numbers.items()}
+
+
+def bin_boundaries(values: npt.NDArray[Any]) -> tuple[float, ...]:
+    """Return rising boundaries between the bins of a number, all above its lowest value.
+
+    A value with more than a share of the rows, such as 0 of an amount that most rows lack, has a bin of its own, from
+    it to the next value; the other rows are divided into ``NUMERIC_SHARES`` equal shares. Quantiles of all rows would
+    have a single bin for all the others.
+    """
+    present = np.asarray(values[~np.isnan(values)], np.float64)
+    distinct, counts = np.unique(present, return_counts=True)
+    is_frequent = counts * NUMERIC_SHARES > len(present)
+    others = np.repeat(distinct[~is_frequent], counts[~is_frequent])
+    places = np.arange(NUMERIC_SHARES) * len(others) // NUMERIC_SHARES
+    chosen = np.isin(distinct, others[places]) if len(others) else np.zeros(len(distinct), bool)
+    follows = np.concatenate([[False], is_frequent])[: len(distinct)]
+    # The lowest value is no boundary: nothing lies below it.
+    return tuple(map(float, distinct[1:][(chosen | is_frequent | follows)[1:]]))
 
 
 def _boundaries(feature: Bucketed, sample: pa.Table) -> tuple[float, ...]:

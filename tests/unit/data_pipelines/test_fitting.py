@@ -139,3 +139,29 @@ def test_boundaries_are_distinct_values_of_the_sample(
 ) -> None:
     sample = pa.table({"delay": pa.array(values, pa.float64())})
     assert fitting._boundaries(Bucketed("delay", buckets=buckets), sample) == boundaries
+
+
+def test_a_number_keeps_its_quantiles_after_clip_and_logarithm() -> None:
+    spec = FeatureSpec((Numeric("delay", clip=(0.0, None), log=True),), Label("late"), ("id",))
+    sample = pa.table({"delay": [None, *(float(number) for number in range(-1, 95))]})
+    found = fitting._quantiles(spec, sample)["delay"]
+    # 48 shares of two rows each; clipped, the lowest two are 0.
+    assert found == pytest.approx([math.log1p(number) for number in range(1, 94, 2)])
+
+
+@pytest.mark.parametrize(
+    ("values", "boundaries"),
+    [
+        # More than a 48th of the rows are 0, and as many 5: each has a bin up to the next value.
+        ([0.0] * 50 + [5.0] * 50 + [1.0, 2.0, 6.0, 7.0], (1.0, 2.0, 5.0, 6.0, 7.0)),
+        (
+            [0.0] * 960 + [float(number) for number in range(1, 97)],
+            (1.0, *(float(number) for number in range(3, 96, 2))),
+        ),
+        ([7.0] * 10, ()),
+        ([math.nan], ()),
+    ],
+    ids=["frequent values", "mostly zero", "constant", "missing"],
+)
+def test_frequent_values_leave_the_bins_to_the_others(values: list[float], boundaries: tuple[float, ...]) -> None:
+    assert fitting.bin_boundaries(np.array(values)) == boundaries

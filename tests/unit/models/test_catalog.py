@@ -34,7 +34,11 @@ def test_settings_are_read_from_what_yaml_gives() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("multi_field", {"width": 4}, r"'multi_field' has no setting \['width'\]; use \['dropout', 'embedding_dim'"),
+        (
+            "multi_field",
+            {"width": 4},
+            r"'multi_field' has no setting \['width'\]; use \['cross_layers', .*'dropout', 'embedding_dim'",
+        ),
         ("multi_field", {"embedding_dim": "8"}, "setting embedding_dim is '8'; it must be of type int"),
         ("multi_field", {"embedding_dim": True}, "setting embedding_dim is True; it must be of type int"),
         ("multi_field", {"embedding_dim": 0}, "setting embedding_dim is 0; use a whole number from 1 on"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -113,7 +113,16 @@ def test_a_feature_with_the_name_of_an_input_of_the_indexes_is_refused() -> None
         retrieval(4, user="unavailable_ids")
 
 
-def test_raw_and_encoded_rows_of_every_form_get_the_same_score(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_units": (64,)},
+        {"hidden_units": (64, 32), "numeric_embedding": "piecewise", "cross_layers": 1, "members": 3, "dropout": 0.1},
+        {"hidden_units": (64,), "numeric_embedding": "periodic"},
+    ],
+    ids=["plain", "everything", "periodic"],
+)
+def test_raw_and_encoded_rows_of_every_form_get_the_same_score(options: dict[str, Any], tmp_path: Path) -> None:
     spec = FeatureSpec(
         (
             Numeric("amount", log=True),
@@ -125,9 +134,9 @@ def test_raw_and_encoded_rows_of_every_form_get_the_same_score(tmp_path: Path) -
         Label("late"),
         ("id",),
     )
-    fitted = FittedFeatures(spec, {}, {"amount": NumericStatistics(1.0, 2.0, 0.0, 9.0, 3)})
+    fitted = FittedFeatures(spec, {}, {"amount": NumericStatistics(1.0, 2.0, 0.0, 9.0, 3)}, {"amount": (0.5, 2.0)})
     # With few units, drawn at random, two rows may find all of them silent.
-    model = multi_field.build(multi_field.Settings(hidden_units=(64,)), fitted, seed=1)
+    model = multi_field.build(multi_field.Settings(**options), fitted, seed=1)
     save(ScoringModule(multi_field, model, fitted), tmp_path)
     signatures = tf.saved_model.load(str(tmp_path)).signatures
     table = pa.table(
