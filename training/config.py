@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.settings import check_warm_up
@@ -259,9 +260,10 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"'{spec.label.name}' is of kind {spec.label.kind}",
         )
         sparse = [feature.name for feature in spec if feature.form == "sparse"]
+        wide = [feature.name for feature in spec if feature.form in WIDE_FORMS]
         _require(
-            not (sparse and self.baseline == "hist_gradient_boosting"),
-            f"baseline hist_gradient_boosting takes no sparse features, and {sparse} are; use --baseline none",
+            not (wide and self.baseline == "hist_gradient_boosting"),
+            f"baseline hist_gradient_boosting takes no sparse features or vectors, and {wide} are; use --baseline none",
         )
         _require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
         catalog.check_features(self.model["name"], self.model_options, spec)
