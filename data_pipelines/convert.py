@@ -102,6 +102,7 @@ def convert(
     reference: DatasetProfile | None = None,
     limits: Limits | None = None,
     cache: DatasetCache | None = None,
+    items: DataFrame | None = None,
 ) -> Dataset:
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
@@ -120,6 +121,7 @@ def convert(
         reference: Profile of a former dataset that this one should resemble: drift is reported.
         limits: Thresholds of validation's findings; None for the customary ones.
         cache: The cache for the local copy if ``path`` is on another store; by default in the user's cache folder.
+        items: The table of items, a row per candidate, if the spec has ``items``. This process holds it in memory.
 
     Raises:
         DatasetExistsError: ``path`` already holds a dataset, or does by the time this one is complete.
@@ -132,7 +134,15 @@ def convert(
     """
     with task_bar(df.sparkSession, "convert"):
         return convert_in_silence(
-            df, spec, path, source=source, options=options, reference=reference, limits=limits, cache=cache
+            df,
+            spec,
+            path,
+            source=source,
+            options=options,
+            reference=reference,
+            limits=limits,
+            cache=cache,
+            items=items,
         )
 
 
@@ -146,19 +156,21 @@ def convert_in_silence(
     reference: DatasetProfile | None = None,
     limits: Limits | None = None,
     cache: DatasetCache | None = None,
+    items: DataFrame | None = None,
 ) -> Dataset:
     """Do what :func:`convert` does, for callers that show the progress themselves."""
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
     _check_columns(df, spec, options)
+    _check_items(items, spec)
     try:
         job = WriteJob.begin(target, SaveMode.ERROR)
     except (TargetExistsError, NotADirectoryError) as error:
         if is_published(target):  # another conversion has just ended
             raise DatasetExistsError(f"{path} exists already; open it with load_dataset") from error
         raise DatasetError(f"{path} exists already and is not a dataset; choose another path, or delete it") from error
-    conversion = _Conversion(job, spec, options)
+    conversion = _Conversion(job, spec, options, items)
     try:
         files = conversion.write(df, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
@@ -194,6 +206,7 @@ class _Conversion:
     job: WriteJob
     spec: FeatureSpec
     options: ConversionOptions
+    items: DataFrame | None = None
 
     def write(
         self, df: DataFrame, source: dict[str, Any], reference: DatasetProfile | None, limits: Limits
@@ -204,7 +217,8 @@ class _Conversion:
         self._check_splits(staged)
         samples = {split: staged.sample(split) for split in SPLITS}
         features = self._own(FEATURES_FOLDER)
-        fitted = fit_features(spark, staged.measured, self.spec, samples[TRAIN_SPLIT], scratch, features)
+        items = self.items.select(*self.spec.items.columns).toArrow() if self.items and self.spec.items else None
+        fitted = fit_features(spark, staged.measured, self.spec, samples[TRAIN_SPLIT], scratch, features, items)
         results = self._encode(spark, staged)
         check_classes(results, self.spec.label)
         profile = profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)
@@ -298,6 +312,22 @@ def _check_columns(df: DataFrame, spec: FeatureSpec, options: ConversionOptions)
     if missing:
         raise ColumnError(f"the table lacks the columns {missing}; it has {df.columns}")
     check_columns(df.select(*spec.columns).limit(0).toArrow(), spec)
+
+
+def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
+    """Compare the table of items with the spec before any task starts."""
+    if (items is None) != (spec.items is None):
+        raise ColumnError(
+            "the spec has items, but no table of items is given: give it as items"
+            if items is None
+            else "a table of items is given, but the spec has no items: describe their features in the spec"
+        )
+    if items is None or spec.items is None:
+        return
+    missing = [name for name in spec.items.columns if name not in items.columns]
+    if missing:
+        raise ColumnError(f"the table of items lacks the columns {missing}; it has {items.columns}")
+    check_columns(items.select(*spec.items.columns).limit(0).toArrow(), spec.items)
 
 
 def check_classes(results: Sequence[ShardResult], label: Label) -> None:

@@ -10,7 +10,15 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import MISSING_ID, Bucketed, Feature, ListFeature, Sparse, TokenFeature
+from mirrorspark.data_pipelines.features.kinds import (
+    MISSING_ID,
+    Bucketed,
+    Feature,
+    ListFeature,
+    Sparse,
+    TokenFeature,
+    Vector,
+)
 from mirrorspark.models.tabular_layers import MemberDense
 
 # Up to this many rows the table's gradient is summed as a dense tensor: one all-reduce of the table is then smaller,
@@ -345,6 +353,8 @@ def symbolic_inputs(features: Sequence[Feature], *, any_length: bool = False) ->
         elif isinstance(feature, ListFeature):
             length = None if any_length else feature.max_length
             inputs[feature.name] = tf_keras.Input((length,), dtype=tf.int64, name=feature.name)
+        elif isinstance(feature, Vector):
+            inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, name=feature.name)
         else:
             dtype = tf.float32 if feature.form == "value" else tf.int64
             inputs[feature.name] = tf_keras.Input((), dtype=dtype, name=feature.name)
@@ -387,7 +397,7 @@ def concatenated_inputs(
     embedding_dim: int,
     prefix: str = "",
 ) -> tf.Tensor:
-    """Return float32 ``[batch, width]``: averaged field embeddings, embedded sparse vectors, and the numbers.
+    """Return float32 ``[batch, width]``: averaged field embeddings, embedded sparse vectors, vectors, and the numbers.
 
     The layers' names begin with ``prefix``; a model that joins its inputs twice needs two prefixes.
     """
@@ -422,7 +432,7 @@ def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_
 def inputs_without_ids(
     features: Sequence[Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
 ) -> list[tf.Tensor]:
-    """Return the features outside of fields: embedded sparse vectors, ``[batch, dim]``, and numbers, ``[batch, 1]``."""
+    """Return the features outside of fields: embedded sparse rows ``[batch, dim]``, vectors, numbers ``[batch, 1]``."""
     parts = []
     for feature in features:
         if isinstance(feature, Sparse):
@@ -431,6 +441,7 @@ def inputs_without_ids(
                 feature.size, embedding_dim, dtype="float32", name=f"{prefix}{feature.name}_embedding"
             )
             parts.append(embedding(inputs[feature.name]))
+    parts += [inputs[feature.name] for feature in features if isinstance(feature, Vector)]
     numbers = [inputs[feature.name][:, tf.newaxis] for feature in features if feature.form == "value"]
     return [*parts, *numbers]
 

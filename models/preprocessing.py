@@ -34,6 +34,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sparse,
     Text,
     TokenFeature,
+    Vector,
 )
 from mirrorspark.data_pipelines.features.transform import SparseRows, bucket_boundaries, imputed_value
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -91,8 +92,8 @@ class GraphEncoder(tf.Module):
         """Return the model's inputs, as :meth:`data_pipelines.features.transform.Encoder.encode` does.
 
         Raises:
-            tf.errors.InvalidArgumentError: (When run.) A sparse index is not below the feature's size, or corresponding
-                tensors differ in shape.
+            tf.errors.InvalidArgumentError: (When run.) A sparse index is not below the feature's size, corresponding
+                tensors differ in shape, or a vector has another size than its feature.
         """
         return {
             feature.name: _ENCODERS[type(feature)](self, feature, *(raw[name] for name in feature.raw))
@@ -159,6 +160,16 @@ class GraphEncoder(tf.Module):
             tf.stack([tf.shape(indices, tf.int64)[0], _int64(feature.size)]),
         )
 
+    def vector(self, feature: Vector, values: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch, size]`` for values ``[batch, size]``, or ``[batch, 0]`` if all are missing."""
+        length = tf.shape(values)[1]
+        message = f"feature '{feature.name}' has vectors of a length that is not its size {feature.size}"
+        tf.debugging.assert_equal((length == 0) | (length == feature.size), True, message)
+        filled = tf.pad(values, [[0, 0], [0, feature.size - length]])
+        present = tf.where(tf.math.is_nan(filled), tf.zeros_like(filled), filled)
+        wide = arithmetic.without_denormals(present, self._numbers, arithmetic.LEAST_FLOAT32)
+        return tf.ensure_shape(tf.cast(wide, tf.float32), [None, feature.size])
+
 
 _ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
     Numeric: GraphEncoder.number,
@@ -168,6 +179,7 @@ _ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
     Sequence: GraphEncoder.recent_ids,
     Text: GraphEncoder.text_ids,
     Sparse: GraphEncoder.sparse,
+    Vector: GraphEncoder.vector,
 }
 
 
@@ -186,6 +198,8 @@ def encoded_signature(features: Iterable[Feature], any_length: Collection[str] =
         elif isinstance(feature, ListFeature):
             is_open = feature.max_length == UNBOUNDED or feature.name in any_length
             specs[feature.name] = tf.TensorSpec([None, None if is_open else feature.max_length], tf.int64, feature.name)
+        elif isinstance(feature, Vector):
+            specs[feature.name] = tf.TensorSpec([None, feature.size], tf.float32, feature.name)
         else:
             specs[feature.name] = tf.TensorSpec([None], _DTYPES[feature.form], feature.name)
     return specs

@@ -24,6 +24,8 @@ _INDEX_INPUTS = {
     "unavailable_ids": tf.TensorSpec([None], tf.int64, "unavailable_ids"),
 }
 
+_IDS_AT_ONCE = 1 << 16
+
 
 class ScoringModule(tf.Module):
     """A model without an index: the architecture's outputs, such as ``score``, for every row."""
@@ -142,8 +144,11 @@ def recalls(indexes: Mapping[str, Index], k: int, sample: np.ndarray) -> dict[st
 
 def candidate_embeddings(model: Any) -> np.ndarray:
     """Return float32 ``[ids, dim]``: the candidate tower's output for every id."""
-    ids = tf.range(model.candidate_tower.input_dim, dtype=tf.int64)
-    return model.candidate_tower(ids).numpy()
+    tower = model.candidate_tower
+    # In pieces: a tower on item features holds those of all its ids at a time.
+    starts = range(0, tower.input_dim, _IDS_AT_ONCE)
+    ids = (tf.range(start, min(start + _IDS_AT_ONCE, tower.input_dim), dtype=tf.int64) for start in starts)
+    return np.concatenate([tower(piece).numpy() for piece in ids])
 
 
 def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tf_keras
 
 TASK = "retrieval"
+READS_ITEMS = True
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,28 @@ class Settings:
         hidden_units: Width of each hidden layer of the query tower.
         dropout: Share of hidden units dropped while training.
         temperature: Divisor of the logits; a smaller one gives a sharper distribution.
+        candidate_id: Whether candidates have an embedding by id beside their item features.
+        id_dropout: With item features, share of the rows whose candidate's id embedding is left out while training, so
+            that the features alone do for items without training rows.
+        item_hidden_units: Width of each hidden layer on the item features.
     """
 
     embedding_dim: int = 32
     hidden_units: tuple[int, ...] = (64,)
     dropout: float = 0.0
     temperature: float = 1.0
+    candidate_id: bool = True
+    id_dropout: float = 0.1
+    item_hidden_units: tuple[int, ...] = (64,)
 
     def __post_init__(self) -> None:
         check_positive("embedding_dim", self.embedding_dim)
         for units in self.hidden_units:
             check_positive("hidden_units", units)
+        for units in self.item_hidden_units:
+            check_positive("item_hidden_units", units)
         check_fraction("dropout", self.dropout)
+        check_fraction("id_dropout", self.id_dropout)
         if not self.temperature > 0:  # NaN too
             raise ModelSettingsError(f"model setting temperature is {self.temperature}; use a number above 0")
 
@@ -53,7 +65,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     import tf_keras
 
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
-    from mirrorspark.models.towers import candidate_tower, query_tower
+    from mirrorspark.models.towers import query_tower
 
     candidate = fitted.spec.candidate
     probability = sampling_probability(fitted)
@@ -70,7 +82,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
             inputs = symbolic_inputs(features, any_length=True)
             joined = concatenated_inputs(fitted, features, inputs, dim)
             self.query_tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
-            self.candidate_tower = candidate_tower(fitted, dim)
+            self.candidate_tower = _candidate_tower(settings, fitted, seed)
             self.task = tfrs.tasks.Retrieval(temperature=settings.temperature, remove_accidental_hits=True)
             self.probability = tf.constant(probability)
             self.mean_loss = tf_keras.metrics.Mean(name="loss")
@@ -89,9 +101,11 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
             features, _, weight = inputs
             queries = self.query_tower(known(features), training=training)
             ids = features[candidate.name]
+            # A table of embeddings is the same in training.
+            own = self.candidate_tower(ids, training=training) if fitted.items else self.candidate_tower(ids)
             loss = self.task(
                 queries,
-                self.candidate_tower(ids),
+                own,
                 sample_weight=weight,
                 candidate_sampling_probability=tf.gather(self.probability, ids),
                 candidate_ids=ids,
@@ -120,6 +134,31 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     return TwoTower()
 
 
+def check_features(settings: Settings, spec: FeatureSpec) -> None:
+    """Raise ``ModelSettingsError`` if candidates would have neither an id embedding nor features."""
+    if spec.items is None and not settings.candidate_id:
+        raise ModelSettingsError("model setting candidate_id is false, but the candidates have no features: give items")
+
+
+def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int) -> Any:
+    if fitted.items is None:
+        from mirrorspark.models.towers import candidate_tower
+
+        return candidate_tower(fitted, settings.embedding_dim)
+    from mirrorspark.models.item_tower import ItemTower
+
+    return ItemTower(
+        fitted,
+        fitted.items,
+        settings.embedding_dim,
+        hidden_units=settings.item_hidden_units,
+        with_ids=settings.candidate_id,
+        id_dropout=settings.id_dropout,
+        # Another sequence than that of the query tower's dropout.
+        seed=seed + 1_000,
+    )
+
+
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the query embeddings, float32 ``[batch, embedding_dim]``."""
     return model.query_tower(inputs, training=False)
@@ -130,5 +169,6 @@ def sampling_probability(fitted: FittedFeatures) -> np.ndarray:
     counts = fitted.vocabulary(fitted.spec.candidate).counts.to_numpy().astype(np.float64)
     share = np.zeros(len(counts) + FIRST_VOCABULARY_ID)
     share[FIRST_VOCABULARY_ID:] = counts / counts.sum()
-    # Ids without a count (missing, out of vocabulary) get that of the rarest candidate, because the loss takes the log.
-    return np.maximum(share, share[FIRST_VOCABULARY_ID:].min()).astype(np.float32)
+    # Ids without a count (missing, out of vocabulary, items without training rows) get that of the rarest candidate,
+    # because the loss takes the log.
+    return np.maximum(share, share[share > 0].min()).astype(np.float32)

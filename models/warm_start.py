@@ -270,9 +270,14 @@ class _Table:
 def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatures) -> Iterator[tuple[int, _Table]]:
     """Yield the identity and mapping of every weight of ``model`` whose rows are ids or whose columns are labels."""
     candidates = getattr(model, "candidate_tower", None)
+    of_items = {id(part) for part in getattr(candidates, "submodules", ())} if fitted.items else set()
+    candidates = getattr(candidates, "id_embedding", candidates)
     for layer in model.submodules:
         if layer.name == HEADS and fitted.spec.label.kind == "multi_label":
             yield from ((id(weight), _label_columns(fitted, earlier)) for weight in layer.weights)
+            continue
+        if isinstance(layer, FieldEmbeddings) and id(layer) in of_items:
+            yield from _item_tables(layer, fitted, earlier)
             continue
         if isinstance(layer, FieldEmbeddings):
             fields, of_rows = lay_out_fields(earlier, earlier.spec.query_features)
@@ -292,6 +297,21 @@ def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatur
             continue
         (weight,) = layer.weights
         yield id(weight), _matched(int(weight.shape[0]), fitted, here, earlier, there, of_rows)
+
+
+def _item_tables(
+    layer: FieldEmbeddings, fitted: FittedFeatures, earlier: FittedFeatures
+) -> Iterator[tuple[int, _Table]]:
+    """Yield the mapping of the table of the items' tokens; it has no row in common with a model without items."""
+    assert fitted.items is not None  # noqa: S101 - the layer is of items
+    (weight,) = layer.weights
+    rows = int(weight.shape[0])
+    if earlier.items is None:
+        yield id(weight), _Table(np.full(rows, NOT_THERE, np.int64), 0, {}, {})
+        return
+    own, before = fitted.items.features, earlier.items.features
+    fields, of_rows = lay_out_fields(before, before.spec.query_features)
+    yield id(weight), _matched(rows, own, _owners(own, layer.fields), before, _owners(before, fields), of_rows)
 
 
 def _label_columns(fitted: FittedFeatures, earlier: FittedFeatures) -> _Table:

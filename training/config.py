@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.settings import check_warm_up
@@ -259,11 +260,22 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"'{spec.label.name}' is of kind {spec.label.kind}",
         )
         sparse = [feature.name for feature in spec if feature.form == "sparse"]
+        wide = [feature.name for feature in spec if feature.form in WIDE_FORMS]
         _require(
-            not (sparse and self.baseline == "hist_gradient_boosting"),
-            f"baseline hist_gradient_boosting takes no sparse features, and {sparse} are; use --baseline none",
+            not (wide and self.baseline == "hist_gradient_boosting"),
+            f"baseline hist_gradient_boosting takes no sparse features or vectors, and {wide} are; use --baseline none",
         )
         _require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
+        reads_items = getattr(catalog.architecture(self.model["name"]), "READS_ITEMS", False)
+        _require(
+            spec.items is None or reads_items,
+            f"model '{self.model['name']}' reads no item features; use two_tower, or leave items out",
+        )
+        _require(
+            spec.items is None or self.strategy != "parameter_server",
+            "the strategy parameter_server would send all item features with every step; use another one, or leave "
+            "items out",
+        )
         catalog.check_features(self.model["name"], self.model_options, spec)
 
     def require_steps(self, steps_per_epoch: int) -> None:
@@ -341,13 +353,18 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
             object.__setattr__(self, "name", Path(self.recipe).absolute().name)
         super().__post_init__()
         _require(bool(self.tables), f"recipe '{self.recipe}' names no tables; list each with its columns")
+        _require(
+            not self.items or isinstance(self.items.get("sql"), str),
+            f"recipe '{self.recipe}' has items without sql; give the query that builds their table",
+        )
         self.require_features(self.spec)
 
     @property
     def spec(self) -> FeatureSpec:
         """The feature specification."""
         parts = {"features": self.features, "label": self.label, "keys": self.keys}
-        return FeatureSpec.from_dict(parts | {"weight": self.weight, "exclude": self.exclude})
+        items = {name: part for name, part in self.items.items() if name != "sql"}
+        return FeatureSpec.from_dict(parts | {"weight": self.weight, "exclude": self.exclude, "items": items})
 
     @classmethod
     def from_recipe(cls, recipe: str, **settings: Any) -> "RunConfig":

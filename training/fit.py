@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
-from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS, FeatureSpecError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
 from mirrorspark.models.own_model import own_model
@@ -152,7 +152,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
 
     The model fits the kind of the label. There is a worker per slot, but no more than one per
     20,000 training rows. A batch has about a hundredth of the rows, from 64 to 2,048, and equal parts for all workers.
-    The baseline is that of the label's kind, unless a feature is sparse.
+    The baseline is that of the label's kind, unless a feature is sparse or a vector.
 
     Args:
         spec: The feature specification.
@@ -164,7 +164,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
         ConfigError: A setting has an invalid value.
     """
     model, baseline = _BY_KIND[spec.label.kind]
-    if baseline == "hist_gradient_boosting" and any(feature.form == "sparse" for feature in spec):
+    if baseline == "hist_gradient_boosting" and any(feature.form in WIDE_FORMS for feature in spec):
         baseline = "none"
     workers = max(1, min(slots, rows // ROWS_PER_WORKER))
     parts = _whole(settings.get("workers", workers)) * _whole(settings.get("accumulate", 1))

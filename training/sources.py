@@ -45,6 +45,8 @@ class Sources:
         files = _source_files(config)
         identity: dict[str, Any] = {"tables": config.tables, "csv_null": config.csv_null}
         identity |= source_identity(files, config.sql)
+        if config.items:
+            identity["items"] = config.items["sql"]
         reference = read_profile(config.reference_dataset) if config.reference_dataset else None
         if reference is not None:
             # The report of drift is part of the dataset, so another reference makes another dataset.
@@ -66,6 +68,14 @@ class Sources:
         """
         return _table(spark, config, self.files)
 
+    def items(self, spark: SparkSession, config: RunConfig) -> DataFrame | None:
+        """Return the table of items, from the source tables that :meth:`table` has registered; None without items.
+
+        Raises:
+            SourceError: The query cannot be run.
+        """
+        return query(spark, config.items["sql"], "the sql of items") if config.items else None
+
     def dataset(self, table: DataFrame, config: RunConfig) -> tuple[Dataset, bool]:
         """Return the dataset and True if it existed already; convert ``table`` otherwise."""
         if (dataset := self.converted()) is not None:
@@ -78,6 +88,7 @@ class Sources:
                 source=self.identity,
                 options=config.conversion,
                 reference=self.reference,
+                items=self.items(table.sparkSession, config),
             )
         except DatasetExistsError:  # An equal command has finished first.
             return Dataset.open(self.dataset_path), True

@@ -4,6 +4,7 @@ Any reader of ``tf.train.Example`` can parse a block; the names of its features 
 
 * a feature of one value or one id per row under its own name;
 * a feature of several ids under its own name, the ids of all rows, with ``<name>/row_lengths``;
+* a vector under its own name, the numbers of all rows;
 * a sparse feature as ``<name>/indices`` and ``<name>/values``, the entries of all rows, with ``<name>/row_lengths``;
 * ``weight/<name>``, ``key/<name>`` and ``label/<name>``, a label of several classes with ``label/<name>/row_lengths``;
 * ``block/rows``, one number: the block's rows, as in every block of this library;
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import Feature, Form
+from mirrorspark.data_pipelines.features.kinds import Feature, Form, Vector
 from mirrorspark.data_pipelines.features.labels import EncodedLabel, check_label, encode_label
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, plain_column, raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -37,6 +38,7 @@ STORED_SUFFIXES: Mapping[Form, tuple[str, ...]] = {
     "id": ("",),
     "ids": ("", ROW_LENGTHS_SUFFIX),
     "sparse": (INDICES_SUFFIX, VALUES_SUFFIX, ROW_LENGTHS_SUFFIX),
+    "vector": ("",),
 }
 """The suffixes of a feature's stored columns."""
 
@@ -46,8 +48,8 @@ class Block:
     """Decoded rows.
 
     Attributes:
-        features: Per feature float32 ``[rows]``, int64 ``[rows]``, int64 ``[rows, max_length]`` or compressed sparse
-            rows.
+        features: Per feature float32 ``[rows]``, int64 ``[rows]``, int64 ``[rows, max_length]``, float32 ``[rows,
+            size]`` or compressed sparse rows.
         label: As from :func:`data_pipelines.features.labels.encode_label`.
         weight: float32 ``[rows]``, ones if the spec has no weight column.
         keys: Per key int64 ``[rows]`` or an object array of strings; empty unless requested.
@@ -125,7 +127,8 @@ def _stored(name: str, column: Encoded | list[bytes]) -> dict[str, np.ndarray | 
     if isinstance(column, SparseRows):
         parts = (column.indices, column.values, column.row_lengths)
         return {name + suffix: part for suffix, part in zip(STORED_SUFFIXES["sparse"], parts, strict=True)}
-    return {name: column}
+    # A vector's numbers, row by row.
+    return {name: column.ravel() if isinstance(column, np.ndarray) else column}
 
 
 def decode_block(payload: bytes | memoryview, spec: FeatureSpec, *, keys: bool = False) -> Block:
@@ -176,6 +179,8 @@ def _feature_values(feature: Feature, columns: Mapping[str, Any], stored: str) -
     if feature.form == "ids":
         values, row_lengths = parts
         return RaggedIds(_int64s(values), _int64s(row_lengths)).padded(feature.max_length)
+    if isinstance(feature, Vector):
+        return np.asarray(parts[0], np.float32).reshape(-1, feature.size)
     return np.asarray(parts[0], np.float32 if feature.form == "value" else np.int64)
 
 

@@ -17,7 +17,7 @@ from mirrorspark.data_pipelines.dataset.staging import StagedFile
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import MISSING_ID, OUT_OF_VOCABULARY_ID, Feature
 from mirrorspark.data_pipelines.features.labels import LabelError, binary_label
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, list_lengths, raw_column
 from mirrorspark.data_pipelines.features.transform import (
     Encoded,
     Encoder,
@@ -183,6 +183,9 @@ def _counts(feature: Feature, table: pa.Table, column: Encoded) -> dict[str, int
     if feature.form == "value":
         missing = int(np.isnan(measured_values(feature, raw_column(table, feature))).sum())
         return {"missing": missing, "infinite": non_finite(column)}
+    if feature.form == "vector":
+        lengths = list_lengths(raw_column(table, feature))
+        return {"missing": int((lengths == 0).sum()), "infinite": non_finite(column)}
     if isinstance(column, RaggedIds):
         ids, missing = column.values, int((column.row_lengths == 0).sum())
     else:

@@ -19,6 +19,8 @@ from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.storage.paths import StoragePath
 
 SPEC_FILE = "features.json"
+ITEMS_FOLDER = "items"
+ITEMS_FILE = "items.arrow"
 VOCABULARY_FOLDER = "vocabularies"
 
 
@@ -38,6 +40,39 @@ class NumericStatistics:
 
 
 @dataclass(frozen=True)
+class ItemTable:
+    """The candidates' own features: a fitted spec of the item table, and its rows.
+
+    Attributes:
+        features: The spec with the vocabularies and statistics of the item table. The key has the candidates' ids.
+        content: An Arrow file with a row per item: the key as a string, and the raw columns of the features.
+    """
+
+    features: "FittedFeatures"
+    content: pa.Buffer
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """The rows."""
+        return pa.ipc.open_file(self.content).read_all()
+
+    @cached_property
+    def hash(self) -> str:
+        """Hex digits that change with the features or a row."""
+        return f"{self.features.hash} {hashlib.sha256(self.content).hexdigest()}"
+
+    def save(self, folder: Path) -> None:
+        """Write both into the local ``folder``."""
+        self.features.save(folder)
+        (folder / ITEMS_FILE).write_bytes(self.content)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ItemTable":
+        """Map saved items into memory."""
+        return cls(FittedFeatures.load(folder), pa.memory_map(str(folder / ITEMS_FILE)).read_buffer())
+
+
+@dataclass(frozen=True)
 class FittedFeatures:
     """A feature spec with everything that its transform needs.
 
@@ -49,6 +84,7 @@ class FittedFeatures:
             the bins of its embedding, after clip and logarithm.
         column_types: Per raw column, its type in training in Arrow's notation (``bool``, ``list<element: int64>``).
             Empty if types were not recorded.
+        items: The candidates' own features, if the spec has some.
     """
 
     spec: FeatureSpec
@@ -56,6 +92,7 @@ class FittedFeatures:
     statistics: Mapping[str, NumericStatistics]
     quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     column_types: Mapping[str, str] = field(default_factory=dict)
+    items: ItemTable | None = None
 
     def vocabulary(self, feature: TokenFeature) -> Vocabulary:
         """Return the vocabulary of ``feature``."""
@@ -106,6 +143,8 @@ class FittedFeatures:
             digest.update(name.encode() + b"\0")
             digest.update(_vocabulary_digest(self.vocabularies[name]))
         digest.update(json.dumps(self._plain_parts(), sort_keys=True).encode())
+        if self.items is not None:
+            digest.update(self.items.hash.encode())
         return digest.hexdigest()[:16]
 
     def _plain_parts(self) -> dict[str, object]:
@@ -125,6 +164,8 @@ class FittedFeatures:
                 vocabulary.save(_vocabulary_path(local, name))
             document = {"hash": self.hash, "spec": self.spec.to_dict(), **self._plain_parts()}
             (local / SPEC_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
+            if self.items is not None:
+                self.items.save(local / ITEMS_FOLDER)
             if not target.is_local:
                 for file in StoragePath.of(local).files():
                     (target / file.path.relative_to(StoragePath.of(local))).upload(file.path.local)
@@ -150,6 +191,7 @@ class FittedFeatures:
                     statistics={name: NumericStatistics(**values) for name, values in document["statistics"].items()},
                     quantiles={name: tuple(boundaries) for name, boundaries in document["quantiles"].items()},
                     column_types=dict(document.get("column_types", {})),
+                    items=ItemTable.load(local / ITEMS_FOLDER) if spec.items else None,
                 )
                 written_hash = document["hash"]
             except (ValueError, KeyError, TypeError, AttributeError) as error:  # also JSON's and Arrow's own errors

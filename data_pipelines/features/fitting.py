@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.items import with_items
 from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -175,6 +176,7 @@ def fit_features(
     sample: pa.Table,
     scratch: StoragePath,
     target: StoragePath,
+    items: pa.Table | None = None,
 ) -> FittedFeatures:
     """Join the parts of a measurement into fitted features, and save them.
 
@@ -189,25 +191,53 @@ def fit_features(
             0.4 % of the rows in one case of three.
         scratch: A folder that the executors reach; the caller removes its files.
         target: Folder to save to.
+        items: The table of :attr:`FeatureSpec.items`, if the spec has them. Its features are fitted to all its rows,
+            and its keys without a training row follow the other candidates in the vocabulary, in their order as text.
 
     Raises:
         EmptySplitError: A vocabulary stays empty.
-        ColumnError: A numeric column holds an infinite value.
+        ColumnError: A numeric column holds an infinite value, or a column of the items is invalid.
     """
+    with tempfile.TemporaryDirectory(prefix="mirrorspark-vocabularies-") as folder:
+        fitted = _joined(spark, measured, spec, sample, scratch, Path(folder))
+        if spec.items is not None and items is not None:
+            own = Path(folder) / "items"
+            own.mkdir()
+            of_items = _joined(
+                spark, _measured_items(spec.items, items, scratch), spec.items, items, scratch / "of_items", own
+            )
+            fitted = with_items(fitted, of_items, items)
+        fitted.save(target)
+    return FittedFeatures.load(target)
+
+
+def _joined(
+    spark: SparkSession, measured: Measured, spec: FeatureSpec, sample: pa.Table, scratch: StoragePath, folder: Path
+) -> FittedFeatures:
+    """Return the fitted features, with vocabularies that are mapped from the local ``folder``."""
     for name, part in measured.moments.items():
         if part.count and math.isinf(max(-part.minimum, part.maximum)):
             raise ColumnError(f"column '{name}' holds an infinite number; replace it by null or a finite one")
-    with tempfile.TemporaryDirectory(prefix="mirrorspark-vocabularies-") as folder:
-        owners = spec.vocabulary_owners
-        fitted = FittedFeatures(
-            spec=spec,
-            vocabularies=_vocabularies(spark, measured.token_files, spec, scratch, Path(folder)) if owners else {},
-            statistics={name: part.statistics() for name, part in measured.moments.items()},
-            quantiles=_quantiles(spec, sample),
-            column_types=_column_types(spec, sample.schema),
-        )
-        fitted.save(target)
-    return FittedFeatures.load(target)
+    return FittedFeatures(
+        spec=spec,
+        vocabularies=_vocabularies(spark, measured.token_files, spec, scratch, folder)
+        if spec.vocabulary_owners
+        else {},
+        statistics={name: part.statistics() for name, part in measured.moments.items()},
+        quantiles=_quantiles(spec, sample),
+        column_types=_column_types(spec, sample.schema),
+    )
+
+
+def _measured_items(spec: FeatureSpec, items: pa.Table, scratch: StoragePath) -> Measured:
+    """Measure the table of items in this process; its token counts go to a file for the executors."""
+    measurement = Measurement(spec)
+    counted = [part for batch in items.to_batches() for part in measurement.add(batch)]
+    path = scratch / "items-counts.arrow"
+    with path.open_write() as file, pa.ipc.new_file(file, TOKEN_COUNTS_SCHEMA) as writer:
+        for part in (*counted, *measurement.finish()):
+            writer.write_batch(part)
+    return Measured(measurement.moments, (str(path),))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Numeric,
     Sparse,
     Text,
+    Vector,
 )
 from mirrorspark.data_pipelines.features.spec import COLUMN_NAME, FeatureSpec
 
@@ -71,7 +72,8 @@ class ColumnFacts:
         maximum: Greatest value for numbers; greatest index for maps.
         skewness: Third standardised moment, for numbers.
         elements: 95th percentile of the number of elements for arrays, or of words for strings.
-        size: Length of the vectors, for vectors.
+        size: Length of the vectors, for vectors; for arrays of fractions, the number of elements that all have in
+            common.
     """
 
     name: str
@@ -161,6 +163,10 @@ def _measures(kind: DataType, column: Column) -> Mapping[str, Column]:
         measures["elements"] = F.percentile_approx(F.size(F.split(F.trim(column), r"\s+")), 0.95)
     if isinstance(kind, ArrayType):
         measures["elements"] = F.percentile_approx(F.when(column.isNotNull(), F.size(column)), 0.95)
+    if isinstance(kind, ArrayType) and isinstance(kind.elementType, FractionalType):
+        # An empty list is a missing vector, like null.
+        size = F.when(F.size(column) > 0, F.size(column))
+        measures["size"] = F.when(F.min(size) == F.max(size), F.max(size))
     if isinstance(kind, MapType) and isinstance(kind.keyType, IntegralType):
         keys = F.map_keys(column)
         measures |= {"minimum": F.min(F.array_min(keys)), "maximum": F.max(F.array_max(keys))}
@@ -185,6 +191,8 @@ def propose_feature(facts: ColumnFacts) -> tuple[Feature | None, str]:
     if isinstance(kind, ArrayType) and isinstance(kind.elementType, StringType | IntegralType | BooleanType):
         length = min(max(int(facts.elements or 1), 1), LONGEST_LIST)
         return MultiValued(facts.name, max_length=length), f"multi-valued, of the last {length} elements"
+    if isinstance(kind, ArrayType) and facts.size:
+        return Vector(facts.name, size=facts.size), f"vector, of {facts.size} numbers"
     return _propose_vector(facts)
 
 

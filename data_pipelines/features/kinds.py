@@ -8,7 +8,7 @@ Conventions that every part shares:
 A new kind of feature is a dataclass here with its ``form`` and its ``raw`` columns, and a line in each of the tables of
 :mod:`data_pipelines.features.raw_columns` (read it), :mod:`data_pipelines.features.transform` (encode it) and
 :mod:`models.preprocessing` (encode it in a graph). Blocks, readers and models depend only on the form and need no
-change.
+change, unless the form is new, too.
 """
 
 import math
@@ -27,15 +27,20 @@ UNBOUNDED = 2**31 - 1
 Truncate = Literal["head", "tail"]
 LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "number"]
 
-Form = Literal["value", "id", "ids", "sparse"]
+Form = Literal["value", "id", "ids", "sparse", "vector"]
 """The model's input for a feature: ``value`` float32 ``[batch]``, ``id`` int64 ``[batch]``, ``ids`` int64 ``[batch,
-max_length]`` padded with 0 on the right, ``sparse`` a sparse float32 ``[batch, size]``.
+max_length]`` padded with 0 on the right, ``sparse`` a sparse float32 ``[batch, size]``, ``vector`` float32 ``[batch,
+size]``.
 """
+
+WIDE_FORMS: frozenset[Form] = frozenset({"sparse", "vector"})
+"""The forms of many numbers per row, which the baseline of boosted trees does not take."""
 
 RawForm = Literal["number", "token", "tokens", "times", "indices", "values"]
 """The exported model's input for a raw column: ``number`` float64 ``[batch]``, NaN for missing; ``token`` string
 ``[batch]`` and ``tokens`` string ``[batch, any]``, ``""`` for missing; ``times`` int64 ``[batch, any]`` beside tokens;
-``indices`` int64 ``[batch, any]``, negative for padding, and ``values`` float64 ``[batch, any]`` beside it.
+``indices`` int64 ``[batch, any]``, negative for padding, and ``values`` float64 ``[batch, any]`` beside it, or alone
+for a vector, NaN for missing.
 """
 
 
@@ -306,7 +311,32 @@ class Sparse(_Column):
         return (f"{self.name}_indices", f"{self.name}_values", f"{self.name}_row_lengths")
 
 
-Feature = Numeric | Bucketed | Categorical | MultiValued | Sequence | Text | Sparse
+@dataclass(frozen=True)
+class Vector(_Column):
+    """A list of numbers of fixed length, such as the embedding of a text; becomes float32 ``[batch, size]``.
+
+    The numbers are used as they are. A missing vector (null, or an empty list) becomes zeros, and so does a missing
+    number (null or NaN) in a vector.
+
+    Attributes:
+        name: Column of the table (an array of numbers), and name of the model's input.
+        size: Length of the vectors; a list of another length is an error.
+    """
+
+    kind: ClassVar[Literal["vector"]] = "vector"
+    form: ClassVar[Literal["vector"]] = "vector"
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_count(self.name, "size", self.size)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {self.name: "values"}
+
+
+Feature = Numeric | Bucketed | Categorical | MultiValued | Sequence | Text | Sparse | Vector
 MeasuredFeature = Numeric | Bucketed
 TokenFeature = Categorical | MultiValued | Sequence | Text
 ListFeature = MultiValued | Sequence | Text

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import Categorical, Feature, RawForm, Sequence, Sparse
+from mirrorspark.data_pipelines.features.kinds import Categorical, Feature, RawForm, Sequence, Sparse, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 # Sorts before every time.
@@ -39,11 +39,12 @@ def raw_column(table: pa.Table | pa.RecordBatch, feature: Feature) -> pa.Array:
     """Return the table's values for ``feature`` as one array.
 
     Numbers (numeric, bucketed) are float64, a token or text a string, tokens a list of strings (a sequence's in time
-    order), and sparse vectors a list of ``{index: int64, value: float64}``.
+    order), sparse vectors a list of ``{index: int64, value: float64}``, and vectors a list of float64 that has the
+    vector's size, or no element if the vector is missing.
 
     Raises:
-        ColumnError: A column is absent, its type cannot be read as the feature's kind, or two related columns have
-            lists of different lengths.
+        ColumnError: A column is absent, its type cannot be read as the feature's kind, two related columns have lists
+            of different lengths, or a vector has another length than the feature.
     """
     arrays = tuple(_read(table, feature).values())
     return _JOINS[type(feature)](feature, *arrays) if type(feature) in _JOINS else arrays[0]
@@ -116,9 +117,12 @@ def _read(table: pa.Table | pa.RecordBatch, feature: Feature) -> dict[str, pa.Ar
     ):
         index_lists, value_lists = _vector_parts(feature, _column(table, feature, feature.name, is_vector))
         return dict(zip(feature.raw, (index_lists, value_lists), strict=True))
-    return {
+    columns = {
         name: _RAW_CASTS[form](_column(table, feature, name, _RAW_CHECKS[form])) for name, form in feature.raw.items()
     }
+    if isinstance(feature, Vector):
+        _check_size(feature, columns[feature.name])
+    return columns
 
 
 def _column(
@@ -164,7 +168,9 @@ def _is_time(column_type: pa.DataType) -> bool:
 
 def _is_list_of(is_element: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
     def fits(column_type: pa.DataType) -> bool:
-        is_list = pa.types.is_list(column_type) or pa.types.is_large_list(column_type)
+        is_list = any(
+            check(column_type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        )
         return is_list and (pa.types.is_null(column_type.value_type) or is_element(column_type.value_type))
 
     return fits
@@ -271,6 +277,16 @@ def _check_lengths(feature: Sequence | Sparse, one: pa.ListArray, other: pa.List
         raise ColumnError(
             f"columns {names} of {feature.kind} feature '{feature.name}' have lists of {int(lengths[wrong[0]])} and "
             f"{int(others[wrong[0]])} elements in one row; they belong together: make them equally long"
+        )
+
+
+def _check_size(feature: Vector, column: pa.ListArray) -> None:
+    lengths = list_lengths(column)
+    wrong = lengths[(lengths != 0) & (lengths != feature.size)]
+    if len(wrong):
+        raise ColumnError(
+            f"column '{feature.name}' holds a vector of {int(wrong[0])} numbers, the spec says {feature.size}; correct "
+            f"one of them (a missing vector is null)"
         )
 
 

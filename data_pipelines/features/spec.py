@@ -54,6 +54,8 @@ class FeatureSpec:
         exclude: Optional list column of candidates that must not be recommended for the row (items that a user has
             already seen); only for a label of kind ``candidate``. It is an input of its own, not a feature, key or
             weight.
+        items: Optional features of the candidates themselves, from a table of items (:meth:`of_items`); only for a
+            label of kind ``candidate``.
     """
 
     features: tuple[Feature, ...]
@@ -61,6 +63,7 @@ class FeatureSpec:
     keys: tuple[str, ...]
     weight: str | None = None
     exclude: str | None = None
+    items: "FeatureSpec | None" = None
     _by_name: Mapping[str, Feature] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class FeatureSpec:
             raise FeatureSpecError(
                 f"exclude '{self.exclude}' needs a label of kind candidate; '{self.label.name}' is not"
             )
+        if self.items is not None and self.label.kind != "candidate":
+            raise FeatureSpecError(f"items need a label of kind candidate; '{self.label.name}' is not")
         # The exported model takes features and exclusions together, by name.
         taken = {name for feature in self.features for name in (*feature.columns, *feature.raw)}
         if self.exclude is not None and self.exclude in (*by_name, *taken, *self.keys, self.weight):
@@ -139,6 +144,21 @@ class FeatureSpec:
                 f"label '{self.label.name}' is hashed; a hash does not lead back to the token to recommend: leave out "
                 f"hash_buckets"
             )
+
+    @classmethod
+    def of_items(cls, key: str, features: Iterable[Feature]) -> "FeatureSpec":
+        """Return the spec of a table of items, whose ``key`` is the candidate of another spec.
+
+        Raises:
+            FeatureSpecError: There are no features, or one is sparse, or is the key.
+        """
+        features = tuple(features)
+        wrong = [feature.name for feature in features if isinstance(feature, Sparse) or feature.name == key]
+        if wrong or not features:
+            raise FeatureSpecError(
+                f"items have the features {wrong}; give one or more, of any kind but sparse, beside the key '{key}'"
+            )
+        return cls((Categorical(key), *features), Label(key, "candidate"), keys=(key,))
 
     def __getitem__(self, name: str) -> Feature:
         return self._by_name[name]
@@ -260,6 +280,8 @@ class FeatureSpec:
             "keys": list(self.keys),
             "weight": self.weight,
             "exclude": self.exclude,
+            # Specs from before there were items keep their hash, too.
+            **({"items": self._items_dict(self.items.to_dict())} if self.items else {}),
         }
 
     @classmethod
@@ -284,6 +306,7 @@ class FeatureSpec:
             keys=(keys,) if isinstance(keys, str) else tuple(keys),
             weight=data.get("weight"),
             exclude=data.get("exclude"),
+            items=_items_from_dict(data["items"]) if data.get("items") else None,
         )
 
     @classmethod
@@ -326,7 +349,14 @@ class FeatureSpec:
         }
         label = {name: value for name, value in dataclasses.asdict(self.label).items() if value is not None}
         others = {name: getattr(self, name) for name in ("weight", "exclude") if getattr(self, name) is not None}
-        return {"label": label, "keys": list(self.keys), **others, "features": features}
+        items = {"items": self._items_dict(self.items._edited())} if self.items else {}
+        return {"label": label, "keys": list(self.keys), **others, "features": features, **items}
+
+    @staticmethod
+    def _items_dict(spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the form of ``items``: the key, and the features without it."""
+        (key,) = spec["keys"]
+        return {"key": key, "features": {name: given for name, given in spec["features"].items() if name != key}}
 
     def _repr_html_(self) -> str:
         about = f"label {self.label.name} ({self.label.kind}), keys {', '.join(self.keys)}"
@@ -345,6 +375,16 @@ class FeatureSpec:
     def hash(self) -> str:
         """Sixteen hex digits that change with anything in the spec, including the order of the features."""
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:16]
+
+
+def _items_from_dict(items: Any) -> FeatureSpec:
+    _check_mapping("items", items)
+    if sorted(items) != ["features", "key"]:
+        raise FeatureSpecError(f"items have the parts {sorted(items)}; give key and features")
+    _check_mapping("items: features", items["features"])
+    return FeatureSpec.of_items(
+        items["key"], [_feature_from_dict(name, options) for name, options in items["features"].items()]
+    )
 
 
 def _feature_from_dict(name: str, options: Any) -> Feature:

@@ -34,6 +34,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sparse,
     Text,
     TokenFeature,
+    Vector,
 )
 from mirrorspark.data_pipelines.features.raw_columns import (
     ColumnError,
@@ -145,7 +146,7 @@ class Encoder:
         """Return the inputs of ``features`` (default: all of the spec) for the rows of ``table``.
 
         The type depends on the form of the feature: ``value`` float32 ``[batch]``, ``id`` int64 ``[batch]``, ``ids``
-        :class:`RaggedIds`, ``sparse`` :class:`SparseRows`.
+        :class:`RaggedIds`, ``sparse`` :class:`SparseRows`, ``vector`` float32 ``[batch, size]``.
 
         Raises:
             ColumnError: A column is absent, or has a type or a value that its feature cannot take.
@@ -341,6 +342,16 @@ def _encode_sparse(fitted: FittedFeatures, feature: Sparse, column: pa.ListArray
     return SparseRows(kept, narrow, lengths)
 
 
+def _encode_vector(_: FittedFeatures, feature: Vector, column: pa.ListArray) -> np.ndarray:
+    numbers = column.flatten().to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore", under="ignore"):
+        present = np.where(np.isnan(numbers), 0.0, numbers)
+        wide = arithmetic.without_denormals(present, arithmetic.NUMPY, arithmetic.LEAST_FLOAT32)
+        vectors = np.zeros((len(column), feature.size), np.float32)
+        vectors[list_lengths(column) > 0] = wide.astype(np.float32).reshape(-1, feature.size)
+    return vectors
+
+
 _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Encoded]] = {
     Numeric: _encode_number,
     Bucketed: _encode_bucket,
@@ -349,6 +360,7 @@ _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Enco
     Sequence: _encode_tokens,
     Text: _encode_tokens,
     Sparse: _encode_sparse,
+    Vector: _encode_vector,
 }
 
 

@@ -79,6 +79,17 @@ def cut_int64s(copies: Any, slots: Any, target: Any) -> None:
     _cut(copies, slots, target)
 
 
+@compile_kernel(types.void(_COPY_RANGES, types.float32[:, :, ::1], types.int64, types.float32[:, :, ::1]))
+def cut_vectors(copies: npt.NDArray[np.int64], slots: Any, offset: int, target: npt.NDArray[np.float32]) -> None:
+    """Copy the numbers from ``offset`` on of rows ``[slots, rows, width]`` to ``[steps, batch, size]``."""
+    for number in range(len(copies)):
+        for index in range(copies[number, _ROWS]):
+            source = slots[copies[number, _SLOT], copies[number, _ROW] + index]
+            batch_row = target[copies[number, _STEP], copies[number, _PLACE] + index]
+            for item in range(batch_row.size):
+                batch_row[item] = source[offset + item]
+
+
 @compile_kernel(types.void(_COPY_RANGES, *_LISTS_OF_ROWS, types.int64, types.int64[:, ::1], types.int64[:, :, ::1]))
 def cut_ids(
     copies: npt.NDArray[np.int64], starts: Any, lengths: Any, column: int, int64s: Any, target: npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mirrorspark.data_pipelines.dataset.blocks import LABEL_PREFIX, STORED_SUFFIXES, WEIGHT_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import Shard
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Feature, ListFeature, Sparse
+from mirrorspark.data_pipelines.features.kinds import Feature, ListFeature, Sparse, Vector
 from mirrorspark.data_pipelines.reading.decode_blocks import (
     BlockLayout,
     BlockSlots,
@@ -58,6 +58,7 @@ class BatchColumns:
         ids: Name and length of the columns of padded ids.
         classes: Name (the label's) and number of classes of the columns of zeros and ones.
         sparse: Name and size of the sparse columns.
+        vectors: Name and size of the columns of vectors.
     """
 
     layout: BlockLayout
@@ -67,6 +68,7 @@ class BatchColumns:
     ids: Mapping[str, int]
     classes: Mapping[str, int]
     sparse: Mapping[str, int]
+    vectors: Mapping[str, int]
 
     @classmethod
     def of(cls, fitted: FittedFeatures) -> "BatchColumns":
@@ -76,6 +78,7 @@ class BatchColumns:
         int64s = {feature.name: feature.name for feature in spec if feature.form == "id"}
         ids = [feature for feature in spec if isinstance(feature, ListFeature)]
         sparse = [feature for feature in spec if isinstance(feature, Sparse)]
+        vectors = {feature.name: feature.size for feature in spec if isinstance(feature, Vector)}
         lists = [_list_column(feature) for feature in ids]
         classes = {}
         constants = {}
@@ -95,7 +98,10 @@ class BatchColumns:
             floats[WEIGHT] = WEIGHT_PREFIX + spec.weight
         return cls(
             layout=BlockLayout(
-                tuple(floats.values()), tuple(int64s.values()), (*lists, *(_list_column(feature) for feature in sparse))
+                tuple(floats.values()),
+                tuple(int64s.values()),
+                (*lists, *(_list_column(feature) for feature in sparse)),
+                tuple(vectors.items()),
             ),
             floats=(*floats, *constants),
             constants=tuple(constants.values()),
@@ -103,13 +109,14 @@ class BatchColumns:
             ids={feature.name: feature.max_length for feature in ids},
             classes=classes,
             sparse={feature.name: feature.size for feature in sparse},
+            vectors=vectors,
         )
 
     def row_bytes(self, stored_row_bytes: float) -> float:
         """Return the most bytes that a row takes in a chunk, from the mean bytes of a stored row."""
         entries = stored_row_bytes / _STORED_ENTRY_BYTES
         return (
-            4 * len(self.floats)
+            4 * (len(self.floats) + sum(self.vectors.values()))
             + 8 * (len(self.int64s) + sum(self.ids.values()) + 2 * len(self.sparse))
             + 4 * sum(self.classes.values())
             + (_ENTRY_BYTES * entries if self.sparse else 0)
@@ -139,6 +146,7 @@ class Chunk:
         ids: Per column int64 ``[steps, batch, max_length]``.
         classes: Per column float32 ``[steps, batch, classes]``.
         sparse: Per column the rows of the steps.
+        vectors: Per column float32 ``[steps, batch, size]``.
     """
 
     floats: npt.NDArray[np.float32]
@@ -146,6 +154,7 @@ class Chunk:
     ids: list[npt.NDArray[np.int64]]
     classes: list[npt.NDArray[np.float32]]
     sparse: list[SparseSteps]
+    vectors: list[npt.NDArray[np.float32]]
 
     @classmethod
     def empty(cls, columns: BatchColumns, steps: int, batch: int, *, padded: bool) -> "Chunk":
@@ -157,6 +166,7 @@ class Chunk:
             ids=[make((steps, batch, length), np.int64) for length in columns.ids.values()],
             classes=[np.zeros((steps, batch, classes), np.float32) for classes in columns.classes.values()],
             sparse=[SparseSteps(steps, batch) for _ in columns.sparse],
+            vectors=[make((steps, batch, size), np.float32) for size in columns.vectors.values()],
         )
 
 
@@ -228,6 +238,8 @@ class EpochReader:
             batch=self._batch,
         )
         self.slots.cut(copies, chunk.floats, chunk.int64s)
+        for column, vectors in enumerate(chunk.vectors):
+            self.slots.cut_vectors(copies, column, vectors)
         column = 0
         for ids in chunk.ids:
             self.slots.cut_ids(copies, column, ids)

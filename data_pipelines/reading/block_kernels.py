@@ -24,7 +24,7 @@ from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import (
 )
 
 # The kinds of columns in a slot.
-FLOATS, INT64S, LIST_LENGTHS, LIST_INT64S, LIST_FLOATS = range(5)
+FLOATS, INT64S, LIST_LENGTHS, LIST_INT64S, LIST_FLOATS, VECTORS = range(6)
 
 # The kernel's codes for what is wrong with a block.
 WHOLE, NOT_A_RECORD, _MALFORMED, _MISSING, _COUNT, _VALUES, _LENGTHS, NO_ROOM = range(8)
@@ -77,7 +77,7 @@ def _find_columns(
             return False
         column = _find_name(content, key, key_stop, names, name_stops, expected)
         if column >= 0:
-            is_float = kinds[column] == FLOATS or kinds[column] == LIST_FLOATS
+            is_float = kinds[column] in (FLOATS, LIST_FLOATS, VECTORS)
             kind, packed, _ = read_list(content, feature, feature_stop)
             if kind == (wire_read_kernels.FLOATS if is_float else wire_read_kernels.INT64S):
                 if packed < at:
@@ -114,6 +114,16 @@ def _put_floats(content: npt.NDArray[np.uint8], start: int, positions: Any, targ
     words = target.view(np.uint32)
     for row in range(positions.size):
         words[positions[row]] = uint32_at(content, start + 4 * row)
+
+
+@compile_inner_kernel
+def _put_vectors(
+    content: npt.NDArray[np.uint8], start: int, positions: Any, offset: int, width: int, target: npt.NDArray[np.float32]
+) -> None:
+    words = target.view(np.uint32)
+    for row in range(positions.size):
+        for index in range(width):
+            words[positions[row], offset + index] = uint32_at(content, start + 4 * (row * width + index))
 
 
 @compile_inner_kernel
@@ -247,9 +257,9 @@ def _decode_lists(
 
 @compile_kernel(
     types.UniTuple(types.int64, 3)(
-        READ_ONLY_BYTES, types.int64, READ_ONLY_BYTES, INT64S_IN, INT64S_IN, INT64S_IN, types.uint32[::1],
-        types.int64, types.float32[:, :, ::1], types.int64[:, :, ::1], types.int64[:, :, ::1], types.int64[:, :, ::1],
-        types.int64[:, ::1], types.float32[:, ::1], types.int64[:, ::1],
+        READ_ONLY_BYTES, types.int64, READ_ONLY_BYTES, INT64S_IN, INT64S_IN, INT64S_IN, INT64S_IN, types.uint32[::1],
+        types.int64, types.float32[:, :, ::1], types.int64[:, :, ::1], types.float32[:, :, ::1],
+        types.int64[:, :, ::1], types.int64[:, :, ::1], types.int64[:, ::1], types.float32[:, ::1], types.int64[:, ::1],
     )
 )  # fmt: skip
 def decode_block(
@@ -259,10 +269,12 @@ def decode_block(
     name_stops: npt.NDArray[np.int64],
     kinds: npt.NDArray[np.int64],
     places: npt.NDArray[np.int64],
+    widths: npt.NDArray[np.int64],
     positions: npt.NDArray[np.uint32],
     slot: int,
     floats: npt.NDArray[np.float32],
     int64s: npt.NDArray[np.int64],
+    vectors: npt.NDArray[np.float32],
     starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
     list_int64s: npt.NDArray[np.int64],
@@ -285,16 +297,19 @@ def decode_block(
         kind = kinds[column]
         if kind in (LIST_INT64S, LIST_FLOATS):
             continue
-        is_float = kind == FLOATS
+        is_float = kind in (FLOATS, VECTORS)
         start = spans[column, 0]
         end = spans[column, 1]
         count = (end - start) // 4 if is_float else count_varints(content, start, end)
-        if count != rows:
+        if count != rows * widths[column]:
             return _COUNT, column, count
         if is_float:
             if (end - start) % 4:
                 return _VALUES, column, 0
-            _put_floats(content, start, positions, floats[slot, places[column]])
+            if kind == VECTORS:
+                _put_vectors(content, start, positions, places[column], widths[column], vectors[slot])
+            else:
+                _put_floats(content, start, positions, floats[slot, places[column]])
         else:
             target = int64s[slot, places[column]] if kind == INT64S else lengths[slot, places[column]]
             if _put_int64s(content, start, end, positions, target) != end:

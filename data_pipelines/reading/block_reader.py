@@ -28,6 +28,7 @@ def parse_block(
     values: Mapping[str, tf.DType],
     lists: Mapping[str, tf.DType] | None = None,
     sparse: Mapping[str, int] | None = None,
+    vectors: Mapping[str, int] | None = None,
 ) -> Tensors:
     """Return the rows of one block; works in graphs, and so in ``tf.data.Dataset.map``.
 
@@ -39,19 +40,22 @@ def parse_block(
             type: ``tf.float32``, ``tf.int64`` or ``tf.string``.
         lists: Columns of any number of values per row, by name, with the type of the values.
         sparse: Sparse columns of float32, by name, with the length of a row.
+        vectors: Columns of vectors of float32, by name, with their size.
 
     Returns:
-        Per name a tensor ``[rows]``, a ragged tensor ``[rows, None]`` or a sparse tensor ``[rows, size]``.
+        Per name a tensor ``[rows]``, a ragged tensor ``[rows, None]``, a sparse tensor ``[rows, size]`` or, for a
+        vector, a tensor ``[rows, size]``.
 
     Raises:
         tf.errors.InvalidArgumentError: The record is not a ``tf.train.Example``, a column is of another type, or the
             columns of ``values`` differ in length.
     """
-    lists, sparse = lists or {}, sparse or {}
+    lists, sparse, vectors = lists or {}, sparse or {}, vectors or {}
     wanted: dict[str, tf.io.RaggedFeature] = {name: tf.io.RaggedFeature(kind) for name, kind in values.items()}
     for name, kind in lists.items():
         lengths = tf.io.RaggedFeature.RowLengths(f"{name}/row_lengths")
         wanted[name] = tf.io.RaggedFeature(kind, partitions=[lengths], row_splits_dtype=tf.int64)
+    wanted |= dict.fromkeys(vectors, tf.io.RaggedFeature(tf.float32))
     for name in sparse:
         wanted[f"{name}/indices"] = tf.io.RaggedFeature(tf.int64)
         wanted[f"{name}/values"] = tf.io.RaggedFeature(tf.float32)
@@ -62,6 +66,7 @@ def parse_block(
     with tf.control_dependencies([tf.debugging.assert_equal(counts, counts[0], complaint)]):
         tensors: Tensors = {name: tf.identity(parsed[name]) for name in values}
     tensors |= {name: parsed[name] for name in lists}
+    tensors |= {name: tf.reshape(parsed[name], (-1, size)) for name, size in vectors.items()}
     for name, size in sparse.items():
         lengths = parsed[f"{name}/row_lengths"]
         row_of_entry = tf.repeat(tf.range(tf.size(lengths, tf.int64)), lengths)

@@ -257,11 +257,11 @@ def load_batches(
         load_batches("s3://bucket/flights", ReadPlan("train", global_batch_size=4096, seed=1))
 
     Features are a dict of tensors. Depending on the form of the feature these are float32 ``[batch]``, int64
-    ``[batch]``, int64 ``[batch, max_length]`` or a float32 ``tf.SparseTensor`` ``[batch, size]``, whose rows are in
-    order and which is never made dense. The weight is float32 ``[batch]``; padding rows have weight 0. A binary label
-    is float32 ``[batch]``, a multi-class label int64 ``[batch]``, a multi-label one float32 ``[batch, classes]`` of
-    zeros and ones. If the label is itself a feature (a candidate to retrieve), the label tensor is all zeros and only
-    the features count.
+    ``[batch]``, int64 ``[batch, max_length]``, float32 ``[batch, size]`` or a float32 ``tf.SparseTensor`` ``[batch,
+    size]``, whose rows are in order and which is never made dense. The weight is float32 ``[batch]``; padding rows have
+    weight 0. A binary label is float32 ``[batch]``, a multi-class label int64 ``[batch]``, a multi-label one float32
+    ``[batch, classes]`` of zeros and ones. If the label is itself a feature (a candidate to retrieve), the label tensor
+    is all zeros and only the features count.
 
     This module's docstring gives the bound on memory.
 
@@ -298,6 +298,7 @@ def load_batches(
                 "ids": tuple(chunk.ids),
                 "classes": tuple(chunk.classes),
                 "sparse": tuple(rows.coordinates() for rows in chunk.sparse),
+                "vectors": tuple(chunk.vectors),
             }
 
     def step_of(chunk: dict[str, Any], step: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor]:
@@ -306,6 +307,7 @@ def load_batches(
         tensors |= zip(columns.int64s, tf.unstack(chunk["int64s"][step], len(columns.int64s)), strict=True)
         tensors |= {name: ids[step] for name, ids in zip(columns.ids, chunk["ids"], strict=True)}
         tensors |= {name: hot[step] for name, hot in zip(columns.classes, chunk["classes"], strict=True)}
+        tensors |= {name: rows[step] for name, rows in zip(columns.vectors, chunk["vectors"], strict=True)}
         for (name, size), (coordinates, values, starts) in zip(columns.sparse.items(), chunk["sparse"], strict=True):
             span = slice(starts[step], starts[step + 1])
             tensors[name] = tf.SparseTensor(coordinates[span], values[span], (batch, size))
@@ -341,6 +343,7 @@ def _chunk_signature(columns: BatchColumns, batch: int) -> dict[str, Any]:
             (tf.TensorSpec((None, 2), tf.int64), tf.TensorSpec((None,), tf.float32), tf.TensorSpec((None,), tf.int64))
             for _ in columns.sparse
         ),
+        "vectors": tuple(tf.TensorSpec((None, batch, size), tf.float32) for size in columns.vectors.values()),
     }
 
 
@@ -361,6 +364,7 @@ def batches(dataset: Dataset, plan: ReadPlan) -> Iterator[dict[str, Column]]:
             **{name: chunk.int64s[:, place] for place, name in enumerate(columns.int64s)},
             **dict(zip(columns.ids, chunk.ids, strict=True)),
             **dict(zip(columns.classes, chunk.classes, strict=True)),
+            **dict(zip(columns.vectors, chunk.vectors, strict=True)),
             **{name: _sparse_rows(rows) for name, rows in zip(columns.sparse, chunk.sparse, strict=True)},
         }
 

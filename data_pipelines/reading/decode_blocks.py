@@ -44,24 +44,27 @@ class BlockLayout:
         floats: Columns of one float32 per row.
         int64s: Columns of one int64 per row.
         lists: Columns of lists.
+        vectors: Columns of as many float32 per row as the second of each pair says.
     """
 
     floats: tuple[str, ...] = ()
     int64s: tuple[str, ...] = ()
     lists: tuple[ListColumn, ...] = ()
+    vectors: tuple[tuple[str, int], ...] = ()
 
 
 class BlockSlots:
     """Room for decoded blocks.
 
-    Memory: ``slots * rows`` times 4 bytes per float column, 8 per int64 column and 16 per list column; and per slot 8
-    bytes (12 if lists carry floats) for each list value of the fullest block, plus an eighth as reserve. Every slot has
-    room for that fullest block, so lists cost ``slots`` times their size in it, however little the other blocks hold.
-    While the room grows for a fuller block, the old room is still held.
+    Memory: ``slots * rows`` times 4 bytes per float column, 8 per int64 column, 4 per number of a vector and 16 per
+    list column; and per slot 8 bytes (12 if lists carry floats) for each list value of the fullest block, plus an
+    eighth as reserve. Every slot has room for that fullest block, so lists cost ``slots`` times their size in it,
+    however little the other blocks hold. While the room grows for a fuller block, the old room is still held.
 
     Attributes:
         floats: float32 ``[slots, columns, rows]``; the constant columns follow the layout's.
         int64s: int64 ``[slots, columns, rows]``.
+        vectors: float32 ``[slots, rows, numbers]``, the vector columns side by side.
     """
 
     def __init__(self, layout: BlockLayout, slots: int, rows: int, constants: Sequence[float] = ()) -> None:
@@ -70,12 +73,16 @@ class BlockSlots:
         for column, value in enumerate(constants, len(layout.floats)):
             self.floats[:, column] = value
         self.int64s = np.zeros((slots, len(layout.int64s), rows), np.int64)
+        self._vector_starts = np.cumsum([0, *(size for _, size in layout.vectors)], dtype=np.int64).tolist()
+        self.vectors = np.zeros((slots, rows, self._vector_starts[-1]), np.float32)
         self._starts = np.zeros((slots, len(layout.lists), rows), np.int64)
         self._lengths = np.zeros((slots, len(layout.lists), rows), np.int64)
         self._list_int64s = np.zeros((slots, 0), np.int64)
         self._list_floats = np.zeros((slots, 0), np.float32)
         columns = [(name, block_kernels.FLOATS, place) for place, name in enumerate(layout.floats)]
         columns += [(name, block_kernels.INT64S, place) for place, name in enumerate(layout.int64s)]
+        starts = zip(layout.vectors, self._vector_starts, strict=False)
+        columns += [(name, block_kernels.VECTORS, start) for (name, _), start in starts]
         for place, part in enumerate(layout.lists):
             columns += [(part.lengths, block_kernels.LIST_LENGTHS, place), (part.ids, block_kernels.LIST_INT64S, place)]
             columns += [(part.values, block_kernels.LIST_FLOATS, place)] if part.values is not None else []
@@ -87,6 +94,8 @@ class BlockSlots:
         self._name_stops = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         self._kinds = np.array([kind for _, kind, _ in columns], np.int64)
         self._places = np.array([place for _, _, place in columns], np.int64)
+        sizes = dict(layout.vectors)
+        self._widths = np.array([sizes.get(name, 1) for name in self._names], np.int64)
         self._spans = np.zeros((len(columns), 2), np.int64)
 
     def decode(
@@ -114,9 +123,9 @@ class BlockSlots:
         assert len(positions) <= self.floats.shape[2]  # noqa: S101 - the kernel relies on it
         while True:
             problem, column, count = block_kernels.decode_block(
-                content, offset, self._name_bytes, self._name_stops, self._kinds, self._places, positions,
-                slot, self.floats, self.int64s, self._starts, self._lengths, self._list_int64s, self._list_floats,
-                self._spans,
+                content, offset, self._name_bytes, self._name_stops, self._kinds, self._places, self._widths,
+                positions, slot, self.floats, self.int64s, self.vectors, self._starts, self._lengths,
+                self._list_int64s, self._list_floats, self._spans,
             )  # fmt: skip
             if problem == block_kernels.WHOLE:
                 return
@@ -135,6 +144,10 @@ class BlockSlots:
         """Copy the columns of one value per row to ``floats`` and ``int64s`` ``[steps, columns, batch]``."""
         batch_kernels.cut_floats(copies, self.floats, floats)
         batch_kernels.cut_int64s(copies, self.int64s, int64s)
+
+    def cut_vectors(self, copies: CopyRanges, column: int, vectors: npt.NDArray[np.float32]) -> None:
+        """Copy a vector column to ``vectors`` ``[steps, batch, size]``."""
+        batch_kernels.cut_vectors(copies, self.vectors, self._vector_starts[column], vectors)
 
     def cut_ids(self, copies: CopyRanges, column: int, ids: npt.NDArray[np.int64]) -> None:
         """Copy a list column to ``ids`` ``[steps, batch, max_length]``, rows padded with 0 on the right."""

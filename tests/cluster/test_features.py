@@ -20,6 +20,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    Vector,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
@@ -54,6 +55,7 @@ def orders(spark: "SparkSession") -> "DataFrame":
             "CASE WHEN id % 5 = 0 THEN 'test' WHEN id % 5 = 1 THEN 'validation' ELSE 'train' END AS split",
         )
         .withColumn("vector", array_to_vector(F.array(F.lit(0.0), F.col("age").cast("double"))))
+        .withColumn("picture", F.when(F.col("age") % 2 == 0, F.array(F.lit(0.5), F.col("age").cast("double"))))
     )
 
 
@@ -69,6 +71,7 @@ SPEC = FeatureSpec(
         Sparse("basket", size=50),
         Sparse("visits", size=100, indices="clicked", values="clicks"),
         Sparse("vector", size=2),
+        Vector("picture", size=2),
     ),
     Label("topics", "multi_label"),
     ("order_id",),
@@ -93,6 +96,9 @@ def test_every_kind_is_fitted_converted_and_read(orders: "DataFrame", tmp_path: 
         assert visits.indices[1::2].tolist() == [99] * block.rows
         assert isinstance(vector, SparseRows)
         assert set(vector.indices.tolist()) == {1}
+        pictures = {tuple(picture) for picture in block.features["picture"].tolist()}  # type: ignore[union-attr]
+        assert (0.0, 0.0) in pictures
+        assert {half for half, age in pictures - {(0.0, 0.0)} if age % 2 == 0} == {0.5}
         assert isinstance(block.label, RaggedIds)
         assert block.label.multi_hot(dataset.features.classes).shape == (block.rows, 3)
         ages = np.bincount(block.features["age"], minlength=6)[2:]  # type: ignore[arg-type]
@@ -119,7 +125,9 @@ def test_a_spec_is_proposed_for_a_table(orders: "DataFrame", caplog: pytest.LogC
         "seen": MultiValued,
         "basket": Sparse,
         "clicked": MultiValued,
+        "clicks": Vector,
         "vector": Sparse,
+        "picture": Vector,
     }
     assert isinstance(orders.schema["vector"].dataType, VectorUDT)
     assert (spec["basket"], spec["vector"]) == (Sparse("basket", size=50), Sparse("vector", size=2))

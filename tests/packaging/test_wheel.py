@@ -144,7 +144,7 @@ def test_spark_finds_the_data_source_of_an_installation_by_itself(installation: 
 def test_recipe_files_are_readable_outside_the_clone(installation: Installation) -> None:
     script = (
         "from importlib.resources import files\n"
-        "for recipe in ('flights', 'movielens'):\n"
+        "for recipe in ('flights', 'movielens', 'movielens_items'):\n"
         "    names = sorted(file.name for file in files('mirrorspark.recipes').joinpath(recipe).iterdir())\n"
         "    print(recipe, any(n.endswith('.yaml') for n in names), any(n.endswith('.sql') for n in names))\n"
     )

@@ -20,6 +20,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    Vector,
 )
 from mirrorspark.data_pipelines.features.labels import LabelError
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
@@ -110,6 +111,7 @@ def everything() -> tuple[FittedFeatures, pa.Table]:
             MultiValued("tags", max_length=2),
             Sequence("seen", time="seen_at", max_length=2),
             Text("review", max_length=2),
+            Vector("picture", size=2),
         ),
         Label("topics", "multi_label"),
         ("id",),
@@ -126,6 +128,7 @@ def everything() -> tuple[FittedFeatures, pa.Table]:
             "seen": [["a", "b"], ["b"]],
             "seen_at": [[2, 1], [0]],
             "review": ["A, b", ""],
+            "picture": [[0.5, -1.0], None],
             "topics": pa.array([["b", "a"], []], pa.list_(pa.string())),
             "id": [1, 2],
         }
@@ -151,6 +154,7 @@ def test_rows_of_every_kind_come_back_as_they_were_encoded() -> None:
         "tags": [[3, 2], [0, 0]],
         "seen": [[3, 2], [3, 0]],
         "review": [[2, 3], [0, 0]],
+        "picture": [[0.5, -1.0], [0.0, 0.0]],
     }
     assert isinstance(block.label, RaggedIds)
     assert block.label.multi_hot(fitted.classes).tolist() == [[1.0, 1.0], [0.0, 0.0]]

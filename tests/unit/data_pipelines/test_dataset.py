@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sparse
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sparse, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
 from mirrorspark.data_pipelines.reading import batches as batches_module
@@ -417,6 +417,23 @@ def test_sparse_rows_become_sparse_tensors_and_are_never_dense(tmp_path: Path) -
         assert rows.row_lengths.tolist() == [n % 4 if c else 0 for n, c in zip(numbers, counts, strict=True)]
         seen += int(counts.sum())
     assert seen == 60
+
+
+def test_vectors_come_with_their_rows_and_padding_is_zeros(tmp_path: Path) -> None:
+    statistics = {"row": NumericStatistics(0.0, 1.0, 0.0, 0.0, 1)}
+    spec = FeatureSpec((Numeric("row", impute=0, standardise=False), Vector("v", size=3)), Label("y"), ("id",))
+    rows = pa.array(range(50))
+    vectors = pa.array([[n, n + 0.5, -n] if n % 7 else None for n in range(50)], pa.list_(pa.float64()))
+    table = pa.table({"id": rows, "row": rows, "v": vectors, "y": pa.array([0] * 50)})
+    dataset = write_rows(tmp_path / "dataset", FittedFeatures(spec, {}, statistics), [[table]])
+    plan = ReadPlan("train", 16, workers=2, rank=1, seed=3, epochs=2)
+    read = load_batches(dataset, plan)
+    assert read.element_spec[0]["v"] == tf.TensorSpec((8, 3), tf.float32)
+    in_numpy = [rows for chunk in batches(dataset, plan) for rows in chunk["v"]]
+    for (features, _, weight), same in zip(read, in_numpy, strict=True):
+        found = zip(features["row"].numpy().tolist(), weight.numpy().tolist(), strict=True)
+        expected = [[n, n + 0.5, -n] if weighs and n % 7 else [0.0] * 3 for n, weighs in found]
+        assert features["v"].numpy().tolist() == same.tolist() == expected
 
 
 def test_sparse_rows_multiply_as_scipy_s_do(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ LAYOUT = BlockLayout(
     floats=("distance", "weight/w"),
     int64s=("carrier",),
     lists=(ListColumn("earlier/row_lengths", "earlier"), ListColumn("v/row_lengths", "v/indices", "v/values")),
+    vectors=(("picture", 3), ("sound", 2)),
 )
 INT64 = st.one_of(st.integers(0, 300), st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**14, 2**21, 2**63 - 1]))
 
@@ -43,6 +44,8 @@ def block(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
         "earlier": rng.integers(0, 40000, earlier.sum()),
         "earlier/row_lengths": earlier,
         "key/id": rng.integers(0, 9, rows),
+        "picture": rng.normal(size=3 * rows).astype(np.float32),
+        "sound": rng.normal(size=2 * rows).astype(np.float32),
         "v/indices": rng.integers(0, 2**40, entries.sum()),
         "v/row_lengths": entries,
         "v/values": rng.normal(size=entries.sum()).astype(np.float32),
@@ -58,11 +61,20 @@ def read_back(slots: BlockSlots, rows: int) -> dict[str, np.ndarray]:
     int64s, ids = np.full((1, 1, rows), -1), np.full((1, rows, 3), -1)
     slots.cut(copies, floats, int64s)
     slots.cut_ids(copies, 0, ids)
+    sound = np.full((1, rows, 2), np.nan, np.float32)
+    slots.cut_vectors(copies, 1, sound)
     sparse = SparseSteps(1, rows)
     slots.cut_sparse(copies, 1, sparse)
     coordinates, values, starts = sparse.coordinates()
     assert starts.tolist() == [0, len(values)]
-    return {"floats": floats[0], "carrier": int64s[0, 0], "earlier": ids[0], "at": coordinates, "values": values}
+    return {
+        "floats": floats[0],
+        "carrier": int64s[0, 0],
+        "earlier": ids[0],
+        "sound": sound[0],
+        "at": coordinates,
+        "values": values,
+    }
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100])
@@ -76,6 +88,7 @@ def test_a_block_comes_out_in_the_order_that_was_asked_for(rows: int) -> None:
     np.testing.assert_array_equal(found["carrier"], stored["carrier"][source])
     np.testing.assert_array_equal(found["floats"][0], stored["distance"][source])
     np.testing.assert_array_equal(found["floats"][1:], [[1.0] * rows, [7.0] * rows])
+    np.testing.assert_array_equal(found["sound"], stored["sound"].reshape(rows, 2)[source])
     earlier = np.split(stored["earlier"], np.cumsum(stored["earlier/row_lengths"])[:-1])
     assert found["earlier"].tolist() == [[*earlier[row], 0, 0, 0][:3] for row in source]
     stops = np.cumsum(stored["v/row_lengths"])
@@ -116,6 +129,7 @@ def test_blocks_that_tensorflow_wrote_are_decoded() -> None:
         ({"carrier": np.zeros(5, np.float32)}, "column 'carrier' is missing or holds another kind"),
         ({"carrier": np.zeros(4, np.int64)}, "column 'carrier' has 4 values for 5 rows"),
         ({"distance": np.zeros(6, np.float32)}, "column 'distance' has 6 values for 5 rows"),
+        ({"sound": np.zeros(9, np.float32)}, "column 'sound' has 9 values for 5 rows"),
         ({"earlier": np.zeros(99, np.int64)}, "the lengths in column 'earlier' do not add up to its values"),
         ({"v/values": np.zeros(99, np.float32)}, "the lengths in column 'v/values' do not add up to its values"),
         ({"v/row_lengths": np.array([1, 0, -1, 0, 0])}, "the lengths in column 'v/row_lengths' do not add up"),
@@ -184,6 +198,7 @@ def test_mutated_blocks_are_decoded_or_refused_and_nothing_else_is_touched(
         slots.decode(1, np.frombuffer(file.getvalue(), np.uint8), 0, np.arange(5, dtype=np.uint32))
     assert not slots.floats[[0, 2]].any()
     assert not slots.int64s[[0, 2]].any()
+    assert not slots.vectors[[0, 2]].any()
 
 
 @given(

@@ -21,6 +21,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    Vector,
     repeated_names,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -69,6 +70,7 @@ features:
   query: {kind: text, max_length: 3, pattern: '\s+', hash_buckets: 512}
   basket: {kind: sparse, size: 300000}
   visits: {kind: sparse, size: 100, indices: visit_ids, values: visit_counts}
+  picture: {kind: vector, size: 512}
 label: {name: topics, kind: multi_label}
 keys: order_id
 """
@@ -86,6 +88,7 @@ EVERY_KIND = FeatureSpec(
         Text("query", max_length=3, pattern=r"\s+", hash_buckets=512),
         Sparse("basket", size=300_000),
         Sparse("visits", size=100, indices="visit_ids", values="visit_counts"),
+        Vector("picture", size=512),
     ),
     label=Label("topics", kind="multi_label"),
     keys=("order_id",),
@@ -160,6 +163,7 @@ def test_every_kind_says_what_it_is_to_the_model_and_what_it_is_read_from() -> N
         "query": "ids",
         "basket": "sparse",
         "visits": "sparse",
+        "picture": "vector",
     }
     assert EVERY_KIND["seen"].columns == ("seen", "seen_at")
     assert EVERY_KIND["basket"].columns == ("basket",)
@@ -397,6 +401,7 @@ def test_the_page_s_example_is_a_spec() -> None:
         "sequence",
         "text",
         "sparse",
+        "vector",
     }
 
 

@@ -9,6 +9,7 @@ from pyspark.sql.types import (
     DateType,
     DecimalType,
     DoubleType,
+    FloatType,
     IntegerType,
     LongType,
     MapType,
@@ -25,6 +26,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Numeric,
     Sparse,
     Text,
+    Vector,
 )
 
 
@@ -56,6 +58,7 @@ def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int 
         (facts(ArrayType(LongType()), elements=0), MultiValued("x", max_length=1)),
         (facts(MapType(IntegerType(), DoubleType()), minimum=0, maximum=41), Sparse("x", size=42)),
         (facts(VectorUDT(), size=300_000), Sparse("x", size=300_000)),
+        (facts(ArrayType(FloatType()), elements=384, size=384), Vector("x", size=384)),
     ],
 )
 def test_a_column_finds_its_kind(column: ColumnFacts, expected: Feature) -> None:

@@ -19,6 +19,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    Vector,
 )
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column, raw_inputs, raw_schema
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -524,6 +525,7 @@ def test_the_raw_columns_of_a_model_are_the_spec_s_alone_in_their_types() -> Non
         Sequence("s", time="t", max_length=2),
         Text("x", max_length=2),
         Sparse("v", size=4),
+        Vector("p", size=2),
     )
     table = pa.table(
         {
@@ -534,6 +536,7 @@ def test_the_raw_columns_of_a_model_are_the_spec_s_alone_in_their_types() -> Non
             "t": pa.array([[2, None]], pa.list_(pa.timestamp("us"))),
             "x": ["text"],
             "v": pa.array([[(1, 0.5)]], pa.map_(pa.int32(), pa.float32())),
+            "p": pa.array([[0.5, 2]], pa.list_(pa.float32(), 2)),
             "gender": ["not allowed"],
         }
     )
@@ -549,8 +552,30 @@ def test_the_raw_columns_of_a_model_are_the_spec_s_alone_in_their_types() -> Non
             "x": "text",
             "v_indices": [1],
             "v_values": [0.5],
+            "p": [0.5, 2.0],
         }
     ]
+
+
+@pytest.mark.parametrize(
+    "type_", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float32(), 2), pa.list_(pa.int32())]
+)
+def test_a_missing_vector_becomes_zeros(type_: pa.DataType) -> None:
+    column = pa.array([[1, -2], None, [3, None]], type_)
+    vectors = encoder(Vector("x", size=2)).encode(pa.table({"x": column.slice(0, 3)}))["x"]
+    assert isinstance(vectors, np.ndarray)
+    assert (vectors.dtype, vectors.tolist()) == (np.float32, [[1.0, -2.0], [0.0, 0.0], [3.0, 0.0]])
+
+
+def test_an_empty_list_is_a_missing_vector() -> None:
+    vectors = encoder(Vector("x", size=2)).encode(pa.table({"x": [[], [1.0, math.nan]]}))["x"]
+    assert np.asarray(vectors).tolist() == [[0.0, 0.0], [1.0, 0.0]]
+
+
+def test_a_vector_of_another_length_is_refused_with_both_lengths() -> None:
+    table = pa.table({"x": [[1.0, 2.0], None, [1.0, 2.0, 3.0]]})
+    with pytest.raises(ColumnError, match="column 'x' holds a vector of 3 numbers, the spec says 2"):
+        encoder(Vector("x", size=2)).encode(table)
 
 
 @pytest.mark.parametrize(
@@ -564,6 +589,7 @@ def test_the_raw_columns_of_a_model_are_the_spec_s_alone_in_their_types() -> Non
         (Text("x", max_length=2), ["x"]),
         (Sparse("x", size=3), ["x"]),
         (Sparse("x", size=3, indices="i", values="v"), ["i", "v"]),
+        (Vector("x", size=3), ["x"]),
     ],
     ids=lambda value: value.kind if hasattr(value, "kind") else "",
 )

@@ -28,6 +28,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    Vector,
 )
 from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -57,6 +58,7 @@ FEATURES = (
     Text("review", max_length=2, truncate="head", pattern=r"\s+", hash_buckets=50),
     Sparse("basket", size=40),
     Sparse("clicks", size=2**40, indices="click_ids", values="click_counts"),
+    Vector("picture", size=3),
 )
 SPEC = FeatureSpec(FEATURES, Label("label"), ("id",))
 EXCLUDED = MultiValued("unbounded", max_length=UNBOUNDED, vocabulary_of="token")
@@ -110,6 +112,7 @@ NUMBERS = st.one_of(
 LISTS = st.one_of(st.none(), st.lists(TOKENS, max_size=8))
 VISITS = st.lists(st.tuples(TOKENS, st.one_of(st.none(), st.integers(-3, 3), st.integers(-(2**60), 2**60))), max_size=8)
 ENTRIES = st.lists(st.tuples(st.integers(0, 39), NUMBERS), max_size=8)
+PICTURES = st.one_of(st.none(), st.just([]), st.lists(NUMBERS, min_size=3, max_size=3))
 CLICKS = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 2**40 - 1), st.integers(0, 3)), NUMBERS), max_size=8)
 
 
@@ -126,6 +129,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "basket": draw(st.one_of(st.none(), ENTRIES)),
         "click_ids": None if clicks is None else [index for index, _ in clicks],
         "click_counts": None if clicks is None else [count for _, count in clicks],
+        "picture": draw(PICTURES),
     }
     for feature in (*FEATURES, EXCLUDED):
         if feature.name in row or feature.name == "clicks":
@@ -154,6 +158,7 @@ def as_table(fitted: FittedFeatures, drawn: list[dict[str, Any]]) -> pa.Table:
         "basket": pa.map_(pa.int32(), pa.float64()),
         "click_ids": pa.list_(pa.int64()),
         "click_counts": pa.list_(pa.float64()),
+        "picture": pa.list_(pa.float64()),
     }
     del types["clicks"]
     return pa.table({name: pa.array([real(row[name]) for row in drawn], kind) for name, kind in types.items()})
@@ -263,6 +268,12 @@ def test_a_sparse_index_beyond_its_size_is_refused(fitted: FittedFeatures) -> No
     raw = {"basket_indices": tf.constant([[40]], tf.int64), "basket_values": tf.constant([[1.0]], tf.float64)}
     with pytest.raises(tf.errors.InvalidArgumentError, match="'basket' has an index that is not below its size 40"):
         GraphEncoder(fitted, [SPEC["basket"]])(raw)
+
+
+def test_vectors_of_another_size_are_refused(fitted: FittedFeatures) -> None:
+    module = GraphEncoder(fitted, [SPEC["picture"]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="'picture' has vectors of a length that is not its size"):
+        module({"picture": tf.constant([[1.0, 2.0]], tf.float64)})
 
 
 def test_tokens_without_their_times_are_refused(fitted: FittedFeatures) -> None:

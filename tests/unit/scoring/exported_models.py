@@ -18,6 +18,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    Vector,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -51,11 +52,12 @@ ORDERS = pa.table(
         "basket": pa.array([[(7, 2.0), (1, None)], None, []], pa.map_(pa.int32(), pa.float64())),
         "click_ids": pa.array([[3, 1], None, [999]], pa.list_(pa.int64())),
         "clicks": pa.array([[1.0, 2.0], None, [0.5]], pa.list_(pa.float32())),
+        "picture": pa.array([[0.25, -1.0], None, [float("nan"), 3.5]], pa.list_(pa.float32())),
     }
 )
 ORDERS_DDL = (
     "order_id bigint, amount double, age int, customer string, viewed array<string>, viewed_at array<timestamp>, "
-    "review string, basket map<int, double>, click_ids array<bigint>, clicks array<float>"
+    "review string, basket map<int, double>, click_ids array<bigint>, clicks array<float>, picture array<float>"
 )
 
 
@@ -70,6 +72,7 @@ def orders_features() -> FittedFeatures:
             Text("review", max_length=4, hash_buckets=50),
             Sparse("basket", size=10),
             Sparse("clicked", size=1000, indices="click_ids", values="clicks"),
+            Vector("picture", size=2),
         ),
         label=Label("again"),
         keys=("order_id",),

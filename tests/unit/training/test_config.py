@@ -267,9 +267,17 @@ def test_a_notebooks_output_has_no_password(new_config: NewConfig) -> None:
 
 
 def test_every_recipe_that_is_installed_makes_a_configuration() -> None:
-    assert recipe_names() == ["flights", "movielens"]
+    assert recipe_names() == ["flights", "movielens", "movielens_items"]
     tasks = {name: RunConfig(**load_recipe(name)).task for name in recipe_names()}
-    assert tasks == {"flights": "binary", "movielens": "retrieval"}
+    assert tasks == {"flights": "binary", "movielens": "retrieval", "movielens_items": "retrieval"}
+
+
+def test_item_features_need_a_model_that_reads_them_and_a_query() -> None:
+    with pytest.raises(ConfigError, match="model 'youtube_dnn' reads no item features; use two_tower, or leave items"):
+        RunConfig.from_recipe("movielens_items", model={"name": "youtube_dnn"})
+    items = {name: part for name, part in load_recipe("movielens_items")["items"].items() if name != "sql"}
+    with pytest.raises(ConfigError, match="has items without sql; give the query that builds their table"):
+        RunConfig.from_recipe("movielens_items", items=items)
 
 
 def test_features_that_an_architecture_cannot_be_built_for_are_refused_at_once(new_config: NewConfig) -> None:

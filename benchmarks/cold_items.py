@@ -1,0 +1,170 @@
+"""Recommendation of items without a training row: MovieLens with a tenth of its movies held out entirely.
+
+``python -m benchmarks.cold_items --data path/to/ml-latest-small --seeds 1 2 3`` prints the table of docs/quality.md.
+
+Every rating of a held-out movie is taken out of the training, of histories, too. A user's last rating of another movie
+is a test row, the one before it a validation row; each rating of a held-out movie is a row that asks for it.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.data_pipelines.tables import find_tables, query, register_tables
+from mirrorspark.models import catalog, serving, two_tower
+from mirrorspark.models.objectives import compile_model
+from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.preprocessing import input_tensors
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.spark_session import open_session
+
+K = 20
+HELD_OUT = 0.1
+_COLUMNS = ("interaction_id", "user_id", "movie_id", "recent_movies", "watched", "split", "is_cold")
+_UNAVAILABLE = -1e9
+
+
+@dataclass(frozen=True)
+class Held:
+    """A dataset and what is asked of it.
+
+    Attributes:
+        cold: Keys of the test rows whose movie is held out.
+        movies: The movies that are held out.
+    """
+
+    dataset: Dataset
+    cold: frozenset[str]
+    movies: frozenset[str]
+
+
+def main() -> None:
+    """Train with and without item features by every seed; print a line for each, and the means."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="folder of ml-latest-small")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    options = parser.parse_args()
+    config = RunConfig.from_recipe("movielens_items", data=options.data)
+    with tempfile.TemporaryDirectory() as folder:
+        by_name = _converted(config, Path(folder))
+        for name, held in by_name.items():
+            found = [measured(held, config, seed) for seed in options.seeds]
+            for seed, line in zip(options.seeds, found, strict=True):
+                print(name, seed, line)
+            print(name, "mean", pd.DataFrame(found).mean().round(4).to_dict())
+
+
+def rows_of(ratings: pd.DataFrame, held_out: set[int]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of the table, in the columns of the recipe and whether their movie is held out."""
+    for user, own in ratings.sort_values(["userId", "timestamp", "movieId"]).groupby("userId"):
+        known: list[str] = []
+        last = int((~own["movieId"].isin(held_out)).sum()) - 1
+        for place, movie in enumerate(own["movieId"]):
+            is_cold, number = movie in held_out, len(known)
+            split = "test" if is_cold or number == last else "validation" if number == last - 1 else "train"
+            if known:
+                watched = [] if split == "train" else [*known]
+                yield f"{user}-{place}", str(user), str(movie), known[-50:], watched, split, is_cold
+            if not is_cold:
+                known.append(str(movie))
+
+
+def measured(held: Held, config: RunConfig, seed: int) -> dict[str, float]:
+    """Train one model until its validation loss rises, and return its recalls."""
+    import tf_keras
+
+    began, fitted = time.perf_counter(), held.dataset.features
+    given = {name: value for name, value in config.model.items() if name != "name"}
+    tf_keras.utils.set_random_seed(seed)
+    model = two_tower.build(catalog.settings("two_tower", given), fitted, seed)
+    compile_model(model, two_tower.TASK, build_optimizer(OptimizerSettings("adam", config.learning_rate)))
+    best, weights, since = np.inf, model.get_weights(), 0
+    for epoch in range(config.epochs):
+        plan = ReadPlan("train", config.global_batch_size, seed=seed, epoch=epoch)
+        model.fit(load_batches(held.dataset, plan), verbose=0)
+        validation = load_batches(held.dataset, ReadPlan("validation", config.global_batch_size))
+        loss = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
+        best, weights, since = (loss, model.get_weights(), 0) if loss < best else (best, weights, since + 1)
+        if since == config.patience:
+            break
+    model.set_weights(weights)
+    return recalls(held, model) | {"val_loss": float(best), "seconds": round(time.perf_counter() - began, 1)}
+
+
+def recalls(held: Held, model: Any) -> dict[str, float]:
+    """Return recall at ``K`` of known movies, and of held-out ones among themselves and among all movies.
+
+    ``popular`` is that of the most popular movies for the rows of known ones, ``chance`` that of a random order among
+    the held-out ones.
+    """
+    vocabulary = held.dataset.features.vocabulary(held.dataset.spec.candidate)
+    counts = np.concatenate([[0, 0], vocabulary.counts.to_numpy()])
+    is_cold = np.array([False, False, *(token in held.movies for token in vocabulary.tokens.to_pylist())])
+    candidates = serving.candidate_embeddings(model)
+    found: dict[str, list[bool]] = {
+        "validation": [],
+        "popular": [],
+        "known": [],
+        "known_of_all": [],
+        "cold_of_cold": [],
+        "cold_of_all": [],
+    }
+    for split in ("validation", "test"):
+        for block in held.dataset.blocks(split, keys=True):
+            inputs: Mapping[str, Any] = input_tensors(held.dataset.spec.query_features, block.features)
+            scores = two_tower.predict(model, inputs).numpy() @ candidates.T
+            scores[:, :2] = _UNAVAILABLE
+            assert block.excluded is not None
+            np.put_along_axis(scores, block.excluded, _UNAVAILABLE, axis=1)
+            popular = np.tile(counts.astype(np.float64), (block.rows, 1))
+            np.put_along_axis(popular, block.excluded, _UNAVAILABLE, axis=1)
+            wanted = np.asarray(block.features["movie_id"])
+            for own, row, by_count, key in zip(wanted, scores, popular, block.keys["interaction_id"], strict=True):
+                if split == "validation":
+                    found["validation"].append(_is_found(row, own, counts > 0))
+                elif key not in held.cold:
+                    found["popular"].append(_is_found(by_count, own, counts > 0))
+                    found["known"].append(_is_found(row, own, counts > 0))
+                    found["known_of_all"].append(_is_found(row, own, np.ones_like(is_cold)))
+                elif is_cold.any():
+                    found["cold_of_cold"].append(_is_found(row, own, is_cold))
+                    found["cold_of_all"].append(_is_found(row, own, np.ones_like(is_cold)))
+    by_chance = {"chance": K / is_cold.sum()} if is_cold.any() else {}
+    return {name: float(np.mean(hits)) for name, hits in found.items() if hits} | by_chance
+
+
+def _is_found(scores: np.ndarray, own: int, among: np.ndarray) -> bool:
+    return bool(own > 1 and among[own] and (scores[among] > scores[own]).sum() < K)
+
+
+def _converted(config: RunConfig, folder: Path) -> dict[str, Held]:
+    """Return the dataset with item features, and the same without."""
+    assert config.data is not None
+    files = find_tables(Path(config.data), config.tables)
+    spark = open_session(None, 2)
+    register_tables(spark, files, config.tables, unpacked=folder / "sources", csv_null=config.csv_null)
+    movies = spark.table("movies").toPandas()["movieId"].to_numpy()
+    chosen = np.random.default_rng(11).choice(movies, int(len(movies) * HELD_OUT), replace=False)
+    rows = pd.DataFrame(rows_of(spark.table("ratings").toPandas(), set(chosen.tolist())), columns=list(_COLUMNS))
+    table = spark.createDataFrame(rows.drop(columns="is_cold"))
+    cold = frozenset(rows.loc[rows["is_cold"], "interaction_id"])
+    items = query(spark, config.items["sql"], "the sql of items")
+    without = replace(config.spec, items=None)
+    found = {
+        "ids": convert(table, without, folder / "ids"),
+        "items": convert(table, config.spec, folder / "items", items=items),
+    }
+    return {name: Held(dataset, cold, frozenset(map(str, chosen))) for name, dataset in found.items()}
+
+
+if __name__ == "__main__":
+    main()

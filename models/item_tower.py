@@ -1,0 +1,89 @@
+"""The candidate tower of items with features: a candidate's id embedding plus a net on what is known of the item.
+
+Source: Covington et al. 2016 and Yi et al. 2019 for towers on item features; dropping the id in training, so that the
+features alone must do for items without one, is Volkovs et al. 2017, "DropoutNet: Addressing Cold Start in Recommender
+Systems".
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, ItemTable
+from mirrorspark.data_pipelines.features.items import encoded_items
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models.layers import ResumableDropout, concatenated_inputs, symbolic_inputs
+
+
+class ItemTower(tf_keras.layers.Layer):
+    """Embeds candidates by id: float32 ``[ids, dim]`` for int64 ``[ids]``.
+
+    The features of all items are constants of the process, not weights: checkpoints do not contain them, and batches
+    have ids only. A candidate without a training row has no id embedding to speak of, so its features alone count.
+    """
+
+    def __init__(
+        self,
+        fitted: FittedFeatures,
+        items: ItemTable,
+        dim: int,
+        *,
+        hidden_units: Sequence[int],
+        with_ids: bool,
+        id_dropout: float,
+        seed: int,
+    ) -> None:
+        """Create the weights.
+
+        Args:
+            fitted: The features, with the candidates' counts.
+            items: Its table of items.
+            dim: Width of the result, and of the embeddings of the items' tokens.
+            hidden_units: Width of each hidden layer on the features.
+            with_ids: Whether candidates have an id embedding too.
+            id_dropout: Share of the rows of a training batch whose id embedding is left out.
+            seed: Seed of that dropout.
+        """
+        super().__init__(name="candidate_tower", dtype="float32")
+        candidate = fitted.spec.candidate
+        self.input_dim = fitted.id_count(candidate)
+        # Not a dict, which Keras would track, and save in every checkpoint.
+        self._items = MappingProxyType({name: tf.constant(rows) for name, rows in encoded_items(items).items()})
+        self.features = _features_net(items, dim, hidden_units)
+        self.id_embedding: Any = None
+        if with_ids:
+            self.id_embedding = tf_keras.layers.Embedding(self.input_dim, dim, name="candidate_ids", dtype="float32")
+            self.id_embedding.build((None,))
+            counts = fitted.vocabulary(candidate).counts.to_numpy()
+            is_trained = np.concatenate([np.zeros(FIRST_VOCABULARY_ID), counts > 0]).astype(np.float32)
+            self._is_trained = tf.constant(is_trained[:, np.newaxis])
+            self._kept_share = 1.0 - id_dropout
+            self._dropout = ResumableDropout(id_dropout, seed, name="id_dropout", dtype="float32")
+            self._dropout.build((None, 1))
+        self.built = True
+
+    def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Return float32 ``[ids, dim]``."""
+        rows = {name: tf.gather(values, ids) for name, values in self._items.items()}
+        content = self.features(rows, training=training)
+        if self.id_embedding is None:
+            return content
+        # Dropout scales up what it keeps; an id embedding is either there as it is, or not.
+        kept = self._dropout(tf.gather(self._is_trained, ids), training=training)
+        return content + self.id_embedding(ids) * (kept * self._kept_share if training else kept)
+
+
+def _features_net(items: ItemTable, dim: int, hidden_units: Sequence[int]) -> tf_keras.Model:
+    """Return the model from the items' features to float32 ``[items, dim]``."""
+    features = items.features.spec.query_features
+    inputs: Mapping[str, Any] = symbolic_inputs(features)
+    hidden = concatenated_inputs(items.features, features, inputs, dim, prefix="item_")
+    for number, units in enumerate(hidden_units):
+        hidden = tf_keras.layers.Dense(units, activation="relu", name=f"item_hidden_{number}")(hidden)
+    return tf_keras.Model(
+        inputs, tf_keras.layers.Dense(dim, name="item", dtype="float32")(hidden), name="item_features"
+    )

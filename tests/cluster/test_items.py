@@ -1,0 +1,94 @@
+"""Items with features on Spark: conversion, a training of two workers, and items that nobody has rated (R1)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.features.items import encoded_items
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.recommend import recommend
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.pipeline import recipe_table
+from tests.cluster.test_main_job import run
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+pytestmark = pytest.mark.timeout(300)
+
+ITEMS = FeatureSpec.of_items("sku", [MultiValued("tags", max_length=2), Numeric("price")])
+SPEC = FeatureSpec((Categorical("user"), Categorical("product")), Label("product", "candidate"), ("id",), items=ITEMS)
+
+
+@pytest.fixture
+def purchases(spark: "SparkSession") -> "DataFrame":
+    rows = [(n, f"u{n % 3}", n % 2 or 7, "train" if n < 20 else "validation" if n < 25 else "test") for n in range(30)]
+    return spark.createDataFrame(rows, "id long, user string, product int, split string")
+
+
+@pytest.fixture
+def products(spark: "SparkSession") -> "DataFrame":
+    rows = [(7, ["old"], 10.0), (12, ["new", "old"], 40.0), (1, None, 10.0)]
+    return spark.createDataFrame(rows, "sku int, tags array<string>, price double")
+
+
+def test_items_are_fitted_to_their_table_and_found_by_the_id_of_the_candidate(
+    purchases: "DataFrame", products: "DataFrame", tmp_path: Path
+) -> None:
+    fitted = convert(purchases, SPEC, tmp_path / "dataset", items=products).features
+    # 7 and 1 were bought ten times each, and come in the order of their text.
+    movies = fitted.vocabulary(SPEC.candidate)
+    assert (movies.tokens.to_pylist(), movies.counts.to_pylist()) == (["1", "7", "12"], [10, 10, 0])
+    assert fitted.items is not None
+    assert fitted.items.features.vocabularies["tags"].tokens.to_pylist() == ["old", "new"]
+    found = encoded_items(fitted.items)
+    assert found["tags"].tolist() == [[0, 0], [0, 0], [0, 0], [2, 0], [3, 2]]
+    # The mean of 10, 40 and 10 is 20, their deviation the root of 200.
+    assert found["price"][2:] == pytest.approx([-(0.5**0.5), -(0.5**0.5), 2**0.5])
+
+
+def test_a_spec_and_a_table_of_items_belong_together(
+    purchases: "DataFrame", products: "DataFrame", tmp_path: Path
+) -> None:
+    with pytest.raises(ColumnError, match="the spec has items, but no table of items is given"):
+        convert(purchases, SPEC, tmp_path / "dataset")
+    with pytest.raises(ColumnError, match=r"the table of items lacks the columns \['price'\]"):
+        convert(purchases, SPEC, tmp_path / "dataset", items=products.drop("price"))
+    without = FeatureSpec(SPEC.features, SPEC.label, SPEC.keys)
+    with pytest.raises(ColumnError, match="a table of items is given, but the spec has no items"):
+        convert(purchases, without, tmp_path / "dataset", items=products)
+
+
+def test_a_movie_that_nobody_has_rated_is_recommended(spark: "SparkSession", tmp_path: Path) -> None:
+    """S7, T4: the recipe with items, on two workers; Spark's lists are those of the training framework."""
+    data = tmp_path / "data"
+    data.mkdir()
+    # Users of even number watch films of war, the others comedies; films 13 and 14 of either have no rating.
+    movies = [(n, f"Film {n} ({1980 + n})", "War" if n % 2 == 0 else "Comedy") for n in range(1, 15)]
+    pd.DataFrame(movies, columns=["movieId", "title", "genres"]).to_csv(data / "movies.csv", index=False)
+    ratings = [
+        (user, 1 + (user + 1) % 2 + 2 * ((user // 2 + place) % 6), 4.0, place)
+        for user in range(40)
+        for place in range(5)
+    ]
+    columns = ["userId", "movieId", "rating", "timestamp"]
+    pd.DataFrame(ratings, columns=columns).to_csv(data / "ratings.csv", index=False)
+    flags = ("--epochs=12", "--learning-rate=0.01", "--global-batch-size=16", "--top-k=4", "--model.dropout=0")
+    finished = run(tmp_path, "--recipe=movielens_items", f"--data={data}", "--workers=2", *flags)
+    assert finished.summary["parity"]["max"] <= 1e-5
+    assert len(pq.read_table(finished.summary["scored_table"])) == 40
+
+    model = resolve("models:/movielens_items/1", finished.summary["tracking_uri"])
+    config = RunConfig.from_recipe("movielens_items", data=str(data), output=str(tmp_path))
+    users = recipe_table(spark, config).where("split = 'test'")
+    new = spark.createDataFrame([("13",), ("14",)], "movie_id string")
+    lists = recommend(users, model, keys="user_id", k=1, available=new).toPandas()
+    fits = [int(row.candidates[0]) % 2 == int(row.user_id) % 2 for row in lists.itertuples()]
+    assert sum(fits) >= 32
