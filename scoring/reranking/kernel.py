@@ -114,11 +114,11 @@ def _update_gains(interests, size, weight, work):  # type: ignore[no-untyped-def
     most = 0.0
     for category in interests:
         share, found = SMOOTHING * work.wanted[category], work.found[category]
-        before = np.log((1 - SMOOTHING) * found / size + share)
+        before = (1 - SMOOTHING) * found + share * size
         for slot in range(len(work.widths)):
             if work.widths[slot]:
-                after = np.log((1 - SMOOTHING) * (found + 1 / (slot + 1)) / size + share)
-                work.gains[category, slot] = weight * work.wanted[category] * (after - before)
+                growth = 1 + (1 - SMOOTHING) / ((slot + 1) * before)
+                work.gains[category, slot] = weight * work.wanted[category] * np.log(growth)
                 most = max(most, (slot + 1) * work.gains[category, slot])
     return most
 
@@ -142,17 +142,6 @@ def _is_missing(own, missing):  # type: ignore[no-untyped-def]
 
 
 @compile_inner_kernel
-def _similarity_grows(place, own, chosen, items, work):  # type: ignore[no-untyped-def]
-    """Compare a candidate with those that were chosen since it was last compared; return how much its cosine grows."""
-    before = work.similarity[place]
-    for other in chosen[work.compared[place] :]:
-        near = _cosine(items.vectors, own[place], own[other])
-        work.similarity[place] = max(work.similarity[place], near)
-    work.compared[place] = len(chosen)
-    return work.similarity[place] - before
-
-
-@compile_inner_kernel
 def _leader(own, order, chosen, most_gain, is_forced, diversity, items, work):  # type: ignore[no-untyped-def]
     """Return the place of the highest value, the first among equals, or -1; if forced, only of missing categories.
 
@@ -165,21 +154,28 @@ def _leader(own, order, chosen, most_gain, is_forced, diversity, items, work):  
             break
         if work.bounds[place] == _NEVER:
             continue
-        kinds, gain = items.categories[work.firsts[place] : work.ends[place]], 0.0
+        first, end = work.firsts[place], work.ends[place]
+        gain = 0.0
         if most_gain > 0:
-            for category in kinds:
-                gain += work.gains[category, len(kinds) - 1]
+            for at in range(first, end):
+                gain += work.gains[items.categories[at], end - first - 1]
         value = work.bounds[place] + gain
         if value < highest or (value == highest and place > best):
             continue
+        kinds = items.categories[first:end]
         if is_forced and not _is_missing(kinds, work.missing):
             continue
         if not _has_room(kinds, work.chosen_of, items.at_most):
             work.bounds[place] = _NEVER
             continue
-        if diversity > 0 and work.compared[place] < len(chosen):
-            work.bounds[place] -= diversity * _similarity_grows(place, own, chosen, items, work)
-            value = work.bounds[place] + gain
+        if diversity > 0:
+            while work.compared[place] < len(chosen) and value >= highest:
+                near = _cosine(items.vectors, own[place], own[chosen[work.compared[place]]])
+                work.compared[place] += 1
+                if near > work.similarity[place]:
+                    work.bounds[place] -= diversity * (near - work.similarity[place])
+                    work.similarity[place] = near
+                    value = work.bounds[place] + gain
             if value < highest or (value == highest and place > best):
                 continue
         best, highest = place, value
