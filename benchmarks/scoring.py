@@ -16,6 +16,7 @@ SUITE = Suite(
         "score_row",
         "score_parity",
         "recommend",
+        "rerank",
         "lookup_precomputed",
     ),
     page="scoring.md",

@@ -282,7 +282,7 @@ class ModelDirectory:
     def inputs(self) -> Inputs:
         """The columns that the model reads."""
         if not isinstance(self.description, ModelDescription):
-            return self.description.inputs
+            return self.description.inputs or _routed_inputs(self.path / self.description.file)
         return _TrainedColumns(self, self.description.columns) if self.description.columns else self.feature_inputs
 
     @property
@@ -334,6 +334,13 @@ def _other_description(path: Path, is_package: bool) -> "PackagedDescription":
         if not (path / name).exists():
             raise ModelDirectoryError(f"{path} lacks {name}; package the model again")
     return packaged
+
+
+def _routed_inputs(folder: Path) -> Inputs:
+    # Imported here because a router opens the folders of its models.
+    from mirrorspark.scoring.routing.folder import routed_inputs
+
+    return routed_inputs(folder)
 
 
 def _scored_features(spec: FeatureSpec) -> tuple[Feature, ...]:

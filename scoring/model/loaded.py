@@ -24,6 +24,8 @@ from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirecto
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, PREPROCESS, Hooks, with_hooks
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.output.arrays import arrow_array, checked_output, no_values
+from mirrorspark.scoring.routing.folder import read_router
+from mirrorspark.scoring.routing.routed import RoutedModel
 
 DEFAULT_BATCH_SIZE = 8192
 # Largest size of the scores of a part; larger parts take more memory and are no faster.
@@ -274,6 +276,11 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
 
 def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:
     name = description.backend
+    if description.inputs is None:
+        router, folders = read_router(folder / description.file)
+        members = {member: LoadedModel(path, threads=threads) for member, path in folders.items()}
+        routed = RoutedModel(router, members, description.outputs, description.labels, threads)
+        return routed, routed
     backend = load_backend(
         name,
         folder / description.file,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
@@ -31,6 +32,7 @@ class PackagedDescription:
     Attributes:
         backend: Name of the backend in :mod:`scoring.backends.catalog`.
         file: File or folder of the model within its folder; "" is the folder itself.
+        inputs: None for a router, whose models have inputs of their own.
         outputs: Spark type by output, in the order of the columns of the scores.
         model_outputs: Name by output in the model, or in the result of the hook ``postprocess``.
         signature: Signature of a SavedModel that is called; None for other models.
@@ -42,7 +44,7 @@ class PackagedDescription:
 
     backend: str
     file: str
-    inputs: ColumnInputs
+    inputs: ColumnInputs | None
     outputs: Mapping[str, str]
     model_outputs: Mapping[str, str]
     signature: str | None = None
@@ -75,14 +77,19 @@ class PackagedDescription:
         """
         document = read_description(folder, cls, PACKAGED_FORMAT_VERSION)
         try:
-            inputs = document["inputs"]
-            matrix = Matrix(**inputs["matrix"]) if inputs["matrix"] else None
-            columns = tuple(Column(**column) for column in inputs["given"])
+            inputs = _inputs(document["inputs"])
             hooks = tuple(document.get("hooks", ()))
             labels = {output: tuple(names) for output, names in document.get("labels", {}).items()}
-            return cls(**document | {"inputs": ColumnInputs(columns, matrix), "hooks": hooks, "labels": labels})
+            return cls(**document | {"inputs": inputs, "hooks": hooks, "labels": labels})
         except (TypeError, KeyError, ColumnError) as error:
             raise ModelDirectoryError(f"{folder / DESCRIPTION_FILE} is damaged ({error}); package it again") from error
+
+
+def _inputs(document: Any) -> ColumnInputs | None:
+    if document is None:
+        return None
+    matrix = Matrix(**document["matrix"]) if document["matrix"] else None
+    return ColumnInputs(tuple(Column(**column) for column in document["given"]), matrix)
 
 
 def describe_mlflow_model(folder: Path) -> PackagedDescription:

@@ -80,6 +80,10 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.precomputed.store import PrecomputedScores as PrecomputedScores
     from mirrorspark.scoring.predictor import Predictor as Predictor
     from mirrorspark.scoring.recommend import recommend as recommend
+    from mirrorspark.scoring.reranking.rerank import rerank as rerank
+    from mirrorspark.scoring.routing.package import package_router as package_router
+    from mirrorspark.scoring.routing.router import Route as Route
+    from mirrorspark.scoring.routing.router import Router as Router
     from mirrorspark.scoring.sql import register_sql as register_sql
     from mirrorspark.scoring.task.scorer import Counters as Counters
     from mirrorspark.scoring.udf import scorer_udf as scorer_udf
@@ -171,6 +175,9 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.precomputed.store": ("PrecomputedScores",),
         "scoring.predictor": ("Predictor",),
         "scoring.recommend": ("recommend",),
+        "scoring.reranking.rerank": ("rerank",),
+        "scoring.routing.package": ("package_router",),
+        "scoring.routing.router": ("Route", "Router"),
         "scoring.sql": ("register_sql",),
         "scoring.task.scorer": ("Counters",),
         "scoring.udf": ("scorer_udf",),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
 from mirrorspark.scoring.recommend import recommend
+from mirrorspark.scoring.reranking.rerank import rerank
 from mirrorspark.scoring.task.scorer import Counters
 from tests.unit.scoring.exported_models import export_flights, export_movies
 
@@ -150,6 +152,20 @@ def test_a_row_that_cannot_be_served_is_marked_and_has_no_lists(
     assert "seen" in found[1].error
     assert [len(row.candidates) for row in found if row.candidates is not None] == [3, 3, 2]
     assert (counters.value.rows, counters.value.bad_rows) == (4, 1)
+
+
+def test_lists_are_re_ranked_on_spark_as_in_arrow(spark: "SparkSession", rows: "DataFrame", movies: Path) -> None:
+    """R7: two movies of a genre at most, with the attributes from a table of Spark or of Arrow."""
+    genres = pa.table({"movie": MOVIES, "genre": [f"g{number % 5}" for number in range(40)]})
+    whole = recommend(rows, movies, keys="row", k=40)
+    rules: dict[str, Any] = {"key": "movie", "k": 8, "category": "genre", "at_most": 2}
+    expected = rerank(whole.toArrow().sort_by("row"), genres, **rules)["candidates"].to_pylist()
+    of_movie = dict(zip(MOVIES, genres["genre"].to_pylist(), strict=True))
+    assert [max(Counter(of_movie[movie] for movie in row).values(), default=0) for row in expected] == [2, 2, 2, 1]
+    for items in (genres, spark.createDataFrame(genres.to_pandas())):
+        found = rerank(whole, items, **rules)
+        assert found.schema == whole.schema
+        assert [row.candidates for row in found.orderBy("row").collect()] == expected
 
 
 def test_one_user_who_has_seen_very_much_does_not_make_all_others_as_large(movies: Path) -> None:

@@ -1,0 +1,1 @@
+"""Several models in one folder: rules on columns choose the one that answers for a row."""
