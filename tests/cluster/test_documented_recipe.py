@@ -47,7 +47,8 @@ def write_recipe(folder: Path) -> None:
     folder.mkdir()
     text = PAGE.read_text(encoding="utf-8")
     for name, language in (("recipe.yaml", "yaml"), ("table.sql", "sql")):
-        [content] = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+        # The first of its language; later ones are parts of other recipes.
+        content = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[0]
         (folder / name).write_text(content, encoding="utf-8")
 
 

@@ -150,7 +150,7 @@ def test_recipe_files_are_readable_outside_the_clone(installation: Installation)
     )
     found = installation.run("python", "-c", script)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.splitlines() == ["flights True True", "movielens True True"]
+    assert found.stdout.splitlines() == ["flights True True", "movielens True True", "movielens_items True True"]
 
 
 def test_site_packages_get_two_names_and_the_metadata(installation: Installation) -> None:
