@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.storage.paths import StoragePath, StoredFile
-from mirrorspark.storage.publish.journal import Journal
+from mirrorspark.storage.publish.claims import OPEN_FILE
+from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
 from mirrorspark.storage.publish.staging import STAGING_PREFIX, UnsafeJournalError, is_hidden, stagings
 
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -33,6 +34,10 @@ _UTC_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0
 # Spark's defaults: the bytes that one task reads, and the bytes that could be read in the time of opening a file.
 _TASK_BYTES = 128 * 2**20
 _OPEN_COST_BYTES = 4 * 2**20
+
+
+class FilesChangingError(OSError):
+    """Files were published and replaced while they were listed, again and again."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def list_files(
 
     Raises:
         FileNotFoundError: Nothing is at a location.
+        FilesChangingError: Writes ended during each of several listings.
         StorageError: A location's scheme is not supported.
         ValueError: A glob is malformed.
     """
@@ -112,13 +118,20 @@ def _data_files(files: Sequence[StoredFile], root: StoragePath | None, shown: St
 
 
 def _published_files(folder: StoragePath) -> list[StoredFile]:
-    """Return the files below ``folder``, without those not yet published and those already replaced."""
+    """Return the files below ``folder``, without those not yet published and those already replaced.
+
+    Raises:
+        FilesChangingError: Publishes proceeded during each of several listings.
+    """
     for _ in range(_LISTINGS):
         files = folder.files()
         left_out = _unpublished(folder, files)
         if left_out is not None:
             return [file for file in files if file.path not in left_out]
-    return files
+    raise FilesChangingError(
+        f"the files below {folder} changed during each of {_LISTINGS} listings, so they may be of several writes; "
+        f"read again when fewer writes end there"
+    )
 
 
 def _unpublished(folder: StoragePath, files: Sequence[StoredFile]) -> set[StoragePath] | None:
@@ -134,8 +147,9 @@ def _unpublished(folder: StoragePath, files: Sequence[StoredFile]) -> set[Storag
         with suppress(UnsafeJournalError):
             journal = Journal.find(staging)
             if journal is None:
-                if not staging.exists():
-                    return None
+                listed = found & {staging / OPEN_FILE, staging / JOURNAL_FILE}
+                if not staging.exists() or not all(file.is_file() for file in listed):
+                    return None  # the write has ended since
                 continue
             added = {target / name for name in journal.files}
             if journal.is_moved and not added <= found:

@@ -1,7 +1,8 @@
 """Claims of writes on object stores, by which another process ends a write whose owner was taken for dead.
 
-On a disk that process renames the staging folder, and an owner that goes on finds nothing. An object store cannot do
-so, and changes one object at a time. So both sides write first and look second, and one of them sees the other:
+On a disk that process renames the staging folder, and an owner that goes on finds nothing: these functions create
+nothing there, and every write is open and unclaimed. An object store cannot rename, and changes one object at a time.
+So both sides write first and look second, and one of them sees the other:
 
 - The owner creates ``open`` before anything else. It begins and commits its journal, and each time looks for a claim.
 - The other process creates ``claimed``, then reads the journal, and records in ``outcome`` how it ends the write.
@@ -16,7 +17,7 @@ not offer it, so two recoverers and a commit between the readings of both would 
 
 from mirrorspark.storage.paths import StoragePath
 
-_OPEN = "open"
+OPEN_FILE = "open"
 _CLAIMED = "claimed"
 _OUTCOME = "outcome"
 _FINISHED = b"finished"
@@ -24,18 +25,20 @@ _TAKEN_BACK = b"taken back"
 
 
 def open_write(staging: StoragePath) -> None:
-    """Make what is written to a new staging folder of an object store count."""
-    (staging / _OPEN).write_bytes(b"")
+    """Make what is written to a new staging folder count."""
+    if not staging.is_local:
+        (staging / OPEN_FILE).write_bytes(b"")
 
 
 def close_write(staging: StoragePath) -> None:
-    """Make everything in a staging folder of an object store void, whoever writes to it later."""
-    (staging / _OPEN).delete()
+    """Make everything in a staging folder void, whoever writes to it later."""
+    if not staging.is_local:
+        (staging / OPEN_FILE).delete()
 
 
 def is_open(staging: StoragePath) -> bool:
     """Return whether the content of a staging folder counts."""
-    return staging.is_local or (staging / _OPEN).is_file()
+    return staging.is_local or (staging / OPEN_FILE).is_file()
 
 
 def claim(staging: StoragePath) -> None:

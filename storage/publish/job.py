@@ -157,8 +157,7 @@ class WriteJob:
         place = earlier or Staging.of(target, write_id, is_beside=_takes_name_at_once(target, mode))
         staging = place.folder
         (staging / ATTEMPTS_FOLDER).make_folder()
-        if not staging.is_local:  # a disk has no claims
-            open_write(staging)
+        open_write(staging)
         job = cls(target, mode, staging.kept_within())
         if owner == Owner.here():
             return replace(job, _lease=Lease.take(staging, owner, timing))

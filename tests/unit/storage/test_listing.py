@@ -1,7 +1,10 @@
 """Paths, folders and globs name the files that Spark's own sources would read (T1, S17)."""
 
 import datetime
+import itertools
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +12,7 @@ import pytest
 
 from mirrorspark.storage.listing import (
     DataFile,
+    FilesChangingError,
     list_files,
     pack_files,
     partition_column,
@@ -17,8 +21,13 @@ from mirrorspark.storage.listing import (
     reads,
 )
 from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish import WriteJob
+from tests.unit.storage.bucket import Bucket
+from tests.unit.storage.writes import begin, write, written
 
 MB = 2**20
+SHOP = StoragePath("memory://store/shop")
+OLD_FILES, NEW_FILES = frozenset({"day=1/old"}), frozenset({"day=2/new"})
 
 
 @pytest.fixture
@@ -224,3 +233,92 @@ def test_a_file_that_is_yet_to_be_written_is_read_where_it_will_be_listed(tmp_pa
     for other in ("i", "in/sc", "in/*.parquet", "in/2*/*.parquet", "in/scores/part-1.parquet"):
         assert not reads(folder / other, file)
     assert not reads(folder / "in", folder / "in/_scores/part-0.parquet")
+
+
+class Interleaved:
+    """A write that makes a number of requests, and then some more before and after each request of a reader."""
+
+    def __init__(self, bucket: Bucket, first: int, more: int) -> None:
+        self._bucket, self._more = bucket, more
+        self._left, self._turn = first, threading.Condition()
+        self.has_ended = False
+
+    def files(self) -> set[str]:
+        """Return what the reader lists."""
+        with ThreadPoolExecutor(1) as pool:
+            writer = pool.submit(self._write)
+            self._wait_for_the_writer()
+            self.is_first_part_of_it = not self.has_ended
+            try:
+                return {file.path.relative_to(SHOP) for file in list_files(SHOP)}
+            finally:
+                self._let_the_writer_do(MB)
+                writer.result(timeout=60)
+                self._bucket.at_point = lambda: None
+
+    def _write(self) -> None:
+        job = begin(SHOP, "overwrite")
+        files = write(job, {"day=2/new": b"n"})
+        self._writer = threading.current_thread()
+        self._bucket.at_point = self._at_point
+        try:
+            job.publish(files)
+        finally:
+            with self._turn:
+                self.has_ended = True
+                self._turn.notify_all()
+
+    def _at_point(self) -> None:
+        if threading.current_thread() is not self._writer:
+            self._let_the_writer_do(self._more)
+            return
+        with self._turn:
+            self._left -= 1
+            self._turn.notify_all()
+            assert self._turn.wait_for(lambda: self._left > 0, 60)
+
+    def _let_the_writer_do(self, points: int) -> None:
+        with self._turn:
+            self._left += points
+            self._turn.notify_all()
+        self._wait_for_the_writer()
+
+    def _wait_for_the_writer(self) -> None:
+        with self._turn:
+            assert self._turn.wait_for(lambda: self.has_ended or self._left <= 0, 60)
+
+
+@pytest.mark.parametrize("more", [0, 1, 2, 3, 4, 5, 8, 16])
+def test_a_reader_beside_a_write_sees_old_or_new_data(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+    """T6: an object store has no moment for all, so files and journal are read one after the other."""
+    bucket, seen = Bucket.installed(monkeypatch), set()
+    for first in itertools.count(1):
+        bucket.objects.clear()
+        written(SHOP, "error", {"day=1/old": b"o"})
+        both = Interleaved(bucket, first, more)
+        found = frozenset(both.files())
+        assert found in (OLD_FILES, NEW_FILES), f"after {first} points of the writer"
+        seen.add(found)
+        if not both.is_first_part_of_it:
+            break
+    assert NEW_FILES in seen
+
+
+def test_files_that_change_during_every_listing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket.installed(monkeypatch)
+    written(SHOP, "error", {"day=1/old": b"o"})
+    begun: list[WriteJob] = []
+
+    def write_beside() -> None:
+        bucket.at_point, hook = lambda: None, bucket.at_point
+        if begun:
+            job = begun.pop()
+            job.publish(write(job, {f"day=2/{job.staging.name[-8:]}": b"n"}))
+        else:
+            begun.append(begin(SHOP, "overwrite"))
+        bucket.at_point = hook
+
+    bucket.at_point = write_beside
+    with pytest.raises(FilesChangingError, match=r"memory://store/shop changed during each of 10 listings"):
+        list_files(SHOP)
+    bucket.at_point = lambda: None
