@@ -6,6 +6,7 @@ import logging
 import secrets
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -197,8 +198,13 @@ class _ThreadingServer(socketserver.ThreadingTCPServer):
             self.trust(surplus)
             hang_up(surplus)
         thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        self._connections = [entry for entry in self._connections if entry[0].is_alive()] + [(thread, request)]
+        # Listed once it runs: a thread that the machine refuses to start could not be joined.
         thread.start()
+        self._connections = [entry for entry in self._connections if entry[0].is_alive()] + [(thread, request)]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tell of a connection that this machine cannot serve now; its client connects again."""
+        logger.warning("an event connection from %s could not be served: %s", client_address[0], sys.exception())
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection, and remove it from the lists."""

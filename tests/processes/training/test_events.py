@@ -364,6 +364,28 @@ def test_a_connection_that_never_says_who_it_is_does_not_hold_up_the_end(monkeyp
     assert time.monotonic() - begin < 5
 
 
+def test_a_thread_that_the_machine_refuses_costs_a_connection_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """T6: the rank connects again, and the end joins only threads that were started."""
+    start, refused = threading.Thread.start, []
+
+    def start_but_once(thread: threading.Thread) -> None:
+        if "process_request_thread" in thread.name and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    log = Log()
+    with EventServer("127.0.0.1", log) as server:
+        monkeypatch.setattr(threading.Thread, "start", start_but_once)
+        client = EventClient(server.address, rank=0, attempt=1)
+        client.send({"event": "epoch_end"})
+        client.close()
+    assert (len(refused), log.kinds()) == (1, ["epoch_end"])
+    assert "could not be served: can't start new thread" in caplog.text
+
+
 def test_a_lost_channel_is_noted_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_server, "_LAST_WORDS_SECONDS", 0.0)
     monkeypatch.setattr(event_client, "_FIRST_PAUSE_SECONDS", 0.001)
