@@ -1,5 +1,6 @@
 """Conversion of a Spark DataFrame to a dataset directory: stage rows, fit features, write shards, publish."""
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -103,6 +104,7 @@ def convert(
     limits: Limits | None = None,
     cache: DatasetCache | None = None,
     items: DataFrame | None = None,
+    show_progress: bool = True,
 ) -> Dataset:
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
@@ -122,6 +124,7 @@ def convert(
         limits: Thresholds of validation's findings; None for the customary ones.
         cache: The cache for the local copy if ``path`` is on another store; by default in the user's cache folder.
         items: The table of items, a row per candidate, if the spec has ``items``. This process holds it in memory.
+        show_progress: Draw a bar in a terminal or a notebook.
 
     Raises:
         DatasetExistsError: ``path`` already holds a dataset, or does by the time this one is complete.
@@ -132,33 +135,6 @@ def convert(
         ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number.
         LabelError: The label has the wrong type.
     """
-    with task_bar(df.sparkSession, "convert"):
-        return convert_in_silence(
-            df,
-            spec,
-            path,
-            source=source,
-            options=options,
-            reference=reference,
-            limits=limits,
-            cache=cache,
-            items=items,
-        )
-
-
-def convert_in_silence(
-    df: DataFrame,
-    spec: FeatureSpec,
-    path: str | Path,
-    *,
-    source: Mapping[str, Any] | None = None,
-    options: ConversionOptions = ConversionOptions(),
-    reference: DatasetProfile | None = None,
-    limits: Limits | None = None,
-    cache: DatasetCache | None = None,
-    items: DataFrame | None = None,
-) -> Dataset:
-    """Do what :func:`convert` does, for callers that show the progress themselves."""
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
@@ -172,7 +148,8 @@ def convert_in_silence(
         raise DatasetError(f"{path} exists already and is not a dataset; choose another path, or delete it") from error
     conversion = _Conversion(job, spec, options, items)
     try:
-        files = conversion.write(df, clean(source or {}), reference, limits or Limits())
+        with task_bar(df.sparkSession, "convert") if show_progress else contextlib.nullcontext():
+            files = conversion.write(df, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
     except (Py4JJavaError, PySparkException) as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.storage.paths import StoragePath, StoredFile
-from mirrorspark.storage.publish.claims import OPEN_FILE
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
-from mirrorspark.storage.publish.staging import STAGING_PREFIX, UnsafeJournalError, is_hidden, stagings
+from mirrorspark.storage.publish.staging import OPEN_FILE, STAGING_PREFIX, UnsafeJournalError, is_hidden, stagings
 
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """The value in a partition folder's name that stands for null, as Hive and Spark write it."""

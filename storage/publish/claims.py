@@ -16,29 +16,12 @@ not offer it, so two recoverers and a commit between the readings of both would 
 """
 
 from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.publish.staging import is_open
 
-OPEN_FILE = "open"
 _CLAIMED = "claimed"
 _OUTCOME = "outcome"
 _FINISHED = b"finished"
 _TAKEN_BACK = b"taken back"
-
-
-def open_write(staging: StoragePath) -> None:
-    """Make what is written to a new staging folder count."""
-    if not staging.is_local:
-        (staging / OPEN_FILE).write_bytes(b"")
-
-
-def close_write(staging: StoragePath) -> None:
-    """Make everything in a staging folder void, whoever writes to it later."""
-    if not staging.is_local:
-        (staging / OPEN_FILE).delete()
-
-
-def is_open(staging: StoragePath) -> bool:
-    """Return whether the content of a staging folder counts."""
-    return staging.is_local or (staging / OPEN_FILE).is_file()
 
 
 def claim(staging: StoragePath) -> None:

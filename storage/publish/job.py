@@ -19,7 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.claims import is_claimed, is_lost, is_open, open_write
+from mirrorspark.storage.publish.claims import is_claimed, is_lost
 from mirrorspark.storage.publish.journal import Journal, flush, in_parallel
 from mirrorspark.storage.publish.keeper import end_keeper, start_keeper
 from mirrorspark.storage.publish.recovery import recover, restore_former, settle
@@ -37,6 +37,8 @@ from mirrorspark.storage.publish.staging import (
     Timing,
     check_inside,
     is_hidden,
+    is_open,
+    open_write,
     stagings,
 )
 

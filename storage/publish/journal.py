@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.claims import is_open, recorded_outcome
-from mirrorspark.storage.publish.staging import SUCCESS_FILE, UnsafeJournalError, check_inside
+from mirrorspark.storage.publish.claims import recorded_outcome
+from mirrorspark.storage.publish.staging import SUCCESS_FILE, UnsafeJournalError, check_inside, is_open
 
 T = TypeVar("T")
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from mirrorspark.storage.paths import StoragePath, leads_out
-from mirrorspark.storage.publish.claims import close_write
 
 SUCCESS_FILE = "_SUCCESS"
 """Empty file that is written last, as Spark's own writers do; its presence shows that the last write was complete."""
@@ -44,6 +43,9 @@ STALE_SECONDS = 60.0
 """Time without a change after which an observer considers the owner gone."""
 
 LEASE_FILE = "lease.json"
+
+OPEN_FILE = "open"
+"""Empty file in the staging folder of an object store, without which what the folder holds does not count."""
 
 # Part of the name of a staging folder whose write is over and whose content can be deleted.
 _OVER_MARK = "~"
@@ -306,6 +308,23 @@ class Staging:
     def renamed(self, write_id: str = "") -> "Staging":
         """Return the folder under a new name; its id begins with ``write_id``."""
         return Staging.of(self.target, f"{write_id}{uuid4().hex[:8]}", is_beside=self.is_beside)
+
+
+def open_write(staging: StoragePath) -> None:
+    """Make what is written to a new staging folder count."""
+    if not staging.is_local:
+        (staging / OPEN_FILE).write_bytes(b"")
+
+
+def close_write(staging: StoragePath) -> None:
+    """Make everything in a staging folder void, whoever writes to it later."""
+    if not staging.is_local:
+        (staging / OPEN_FILE).delete()
+
+
+def is_open(staging: StoragePath) -> bool:
+    """Return whether the content of a staging folder counts."""
+    return staging.is_local or (staging / OPEN_FILE).is_file()
 
 
 def stagings(target: StoragePath) -> list[Staging]:

@@ -14,7 +14,7 @@ from mirrorspark.storage.publish import (
     UnsafeJournalError,
     WrittenFile,
 )
-from mirrorspark.storage.publish.claims import open_write
+from mirrorspark.storage.publish.staging import open_write
 from mirrorspark.storage.repair import main as repair
 from tests.unit.storage.writes import (
     begin,
