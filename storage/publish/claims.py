@@ -10,13 +10,15 @@ An owner that sees no claim after its commit is published, since whoever claims 
 write. An owner that sees a claim changes nothing more in the target. ``open`` is deleted before all else in the folder,
 and only the owner's begin creates it: what an owner writes there later has no effect, and any write deletes it.
 
+On a disk all functions here do nothing, and find the write open, not claimed and without a recorded outcome.
+
 ``If-None-Match`` would let both sides create one and the same ``outcome``, and only the first succeed. Arrow's S3 does
 not offer it, so two recoverers and a commit between the readings of both would still have to meet in the same moment.
 """
 
 from mirrorspark.storage.paths import StoragePath
 
-_OPEN = "open"
+OPEN_FILE = "open"
 _CLAIMED = "claimed"
 _OUTCOME = "outcome"
 _FINISHED = b"finished"
@@ -25,17 +27,19 @@ _TAKEN_BACK = b"taken back"
 
 def open_write(staging: StoragePath) -> None:
     """Make what is written to a new staging folder of an object store count."""
-    (staging / _OPEN).write_bytes(b"")
+    if not staging.is_local:
+        (staging / OPEN_FILE).write_bytes(b"")
 
 
 def close_write(staging: StoragePath) -> None:
     """Make everything in a staging folder of an object store void, whoever writes to it later."""
-    (staging / _OPEN).delete()
+    if not staging.is_local:
+        (staging / OPEN_FILE).delete()
 
 
 def is_open(staging: StoragePath) -> bool:
     """Return whether the content of a staging folder counts."""
-    return staging.is_local or (staging / _OPEN).is_file()
+    return staging.is_local or (staging / OPEN_FILE).is_file()
 
 
 def claim(staging: StoragePath) -> None:

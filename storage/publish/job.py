@@ -157,8 +157,7 @@ class WriteJob:
         place = earlier or Staging.of(target, write_id, is_beside=_takes_name_at_once(target, mode))
         staging = place.folder
         (staging / ATTEMPTS_FOLDER).make_folder()
-        if not staging.is_local:  # a disk has no claims
-            open_write(staging)
+        open_write(staging)
         job = cls(target, mode, staging.kept_within())
         if owner == Owner.here():
             return replace(job, _lease=Lease.take(staging, owner, timing))
@@ -412,7 +411,7 @@ class WriteJob:
 
     def _check_kept(self) -> None:
         """Make sure that no other process has taken over this write; on a disk it would have renamed the folder."""
-        if not self.staging.is_local and is_lost(self.staging):
+        if is_lost(self.staging):
             raise LeaseLostError(
                 f"another process took this write to {self.target} for dead and ended it (a process that was paused, "
                 f"or a store that did not answer): write again"
@@ -472,10 +471,7 @@ def _earlier_write(target: StoragePath, name: str, owner: Owner) -> Staging | No
         (
             left
             for left in stagings(target)
-            if left.write_name == name
-            and not left.is_over
-            and left.owner == owner
-            and (left.folder.is_local or not is_lost(left.folder))
+            if left.write_name == name and not left.is_over and left.owner == owner and not is_lost(left.folder)
         ),
         None,
     )

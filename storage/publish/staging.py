@@ -294,8 +294,7 @@ class Staging:
             if self.folder.is_local and not self.is_over:
                 over = self.renamed(f"{self.write_id}{_OVER_MARK}")
                 self.folder.rename(over.folder)
-            if not over.folder.is_local:
-                close_write(over.folder)
+            close_write(over.folder)
             over.folder.delete()
         except FileNotFoundError:
             return
