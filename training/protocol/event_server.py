@@ -6,6 +6,7 @@ import logging
 import secrets
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -197,8 +198,14 @@ class _ThreadingServer(socketserver.ThreadingTCPServer):
             self.trust(surplus)
             hang_up(surplus)
         thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        self._connections = [entry for entry in self._connections if entry[0].is_alive()] + [(thread, request)]
+        # An error here has the caller close the connection, whose client tries again.
         thread.start()
+        self._connections = [entry for entry in self._connections if entry[0].is_alive()] + [(thread, request)]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log the error, which the base class would print; the connection is closed next."""
+        error = sys.exc_info()[1]
+        logger.warning("an event connection from %s ended, and may be tried again: %s", client_address[0], error)
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection, and remove it from the lists."""

@@ -326,6 +326,24 @@ def test_leaving_ends_every_thread_and_nothing_is_heard_afterwards(monkeypatch: 
         pass
 
 
+def test_a_connection_for_which_no_thread_can_start_is_closed_and_the_server_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+
+    def failing(thread: threading.Thread) -> None:
+        if thread._target.__name__ == "process_request_thread":  # type: ignore[attr-defined]
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with EventServer("127.0.0.1", Log()) as server:
+        monkeypatch.setattr(threading.Thread, "start", failing)
+        with connection_to(server.address) as connection:
+            assert read_line(connection) == b""
+        monkeypatch.undo()
+    assert "can't start new thread" in caplog.text
+
+
 def test_the_oldest_of_too_many_unauthenticated_clients_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
