@@ -1,5 +1,6 @@
 """Listing of input files: paths, folders and globs on any store, partition folders, and the division among tasks."""
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -12,7 +13,15 @@ import pyarrow.compute as pc
 
 from mirrorspark.storage.paths import StoragePath, StoredFile
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
-from mirrorspark.storage.publish.staging import OPEN_FILE, STAGING_PREFIX, UnsafeJournalError, is_hidden, stagings
+from mirrorspark.storage.publish.recovery import WriteInProgressError
+from mirrorspark.storage.publish.staging import (
+    OPEN_FILE,
+    STAGING_PREFIX,
+    UnsafeJournalError,
+    is_hidden,
+    is_open,
+    stagings,
+)
 
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """The value in a partition folder's name that stands for null, as Hive and Spark write it."""
@@ -33,10 +42,6 @@ _UTC_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0
 # Spark's defaults: the bytes that one task reads, and the bytes that could be read in the time of opening a file.
 _TASK_BYTES = 128 * 2**20
 _OPEN_COST_BYTES = 4 * 2**20
-
-
-class FilesChangingError(OSError):
-    """Files were published and replaced while they were listed, again and again."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,9 @@ def list_files(
 
     Raises:
         FileNotFoundError: Nothing is at a location.
-        FilesChangingError: Writes ended during each of several listings.
         StorageError: A location's scheme is not supported.
         ValueError: A glob is malformed.
+        WriteInProgressError: One write after the other has published while the files were listed.
     """
     many = [locations] if isinstance(locations, str | Path | StoragePath) else list(locations)
     base = StoragePath.of(base_path) if base_path is not None else None
@@ -117,24 +122,27 @@ def _data_files(files: Sequence[StoredFile], root: StoragePath | None, shown: St
 
 
 def _published_files(folder: StoragePath) -> list[StoredFile]:
-    """Return the files below ``folder``, without those not yet published and those already replaced.
-
-    Raises:
-        FilesChangingError: Publishes proceeded during each of several listings.
-    """
+    """Return the files below ``folder``, without those not yet published and those already replaced."""
+    before: list[StoredFile] = []
     for _ in range(_LISTINGS):
         files = folder.files()
-        left_out = _unpublished(folder, files)
+        left_out = _unpublished(folder, files, is_unchanged=files == before)
         if left_out is not None:
             return [file for file in files if file.path not in left_out]
-    raise FilesChangingError(
-        f"the files below {folder} changed during each of {_LISTINGS} listings, so they may be of several writes; "
-        f"read again when fewer writes end there"
+        before = files
+    raise WriteInProgressError(
+        errno.EBUSY,
+        f"writes have changed it while its files were listed, {_LISTINGS} times in a row; wait until they are over, "
+        f"then read again",
+        str(folder),
     )
 
 
-def _unpublished(folder: StoragePath, files: Sequence[StoredFile]) -> set[StoragePath] | None:
-    """Return the ``files`` to leave out, or None if a publish has proceeded since they were listed."""
+def _unpublished(folder: StoragePath, files: Sequence[StoredFile], *, is_unchanged: bool) -> set[StoragePath] | None:
+    """Return the ``files`` to leave out, or None if a publish has proceeded since they were listed.
+
+    With ``is_unchanged``, of a committed publish others have deleted what is missing: an earlier listing was the same.
+    """
     found = {file.path for file in files}
     left_out: set[StoragePath] = set()
     for path in {match[0] for file in files if (match := _STAGING.match(file.path.relative_to(folder)))}:
@@ -146,15 +154,21 @@ def _unpublished(folder: StoragePath, files: Sequence[StoredFile]) -> set[Storag
         with suppress(UnsafeJournalError):
             journal = Journal.find(staging)
             if journal is None:
-                listed = found & {staging / OPEN_FILE, staging / JOURNAL_FILE}
-                if not staging.exists() or not all(file.is_file() for file in listed):
-                    return None  # the write has ended since
+                # Listed while the journal counted, which is over now: some of its files may have been there, or gone.
+                if not staging.exists() or _was_publishing(staging, found):
+                    return None
                 continue
             added = {target / name for name in journal.files}
-            if journal.is_moved and not added <= found:
+            if journal.is_moved and not added <= found and not is_unchanged:
                 return None
             left_out |= {target / name for name in journal.deletes} if journal.is_moved else added
     return left_out
+
+
+def _was_publishing(staging: StoragePath, found: set[StoragePath]) -> bool:
+    """Return whether a write that has no journal now was open, and had one or has been closed, as of the listing."""
+    was_open = staging.is_local or staging / OPEN_FILE in found
+    return was_open and (staging / JOURNAL_FILE in found or not is_open(staging))
 
 
 def _matching(location: StoragePath, pattern: str, base: StoragePath | None) -> list[DataFile]:

@@ -413,7 +413,7 @@ class WriteJob:
 
     def _check_kept(self) -> None:
         """Make sure that no other process has taken over this write; on a disk it would have renamed the folder."""
-        if not self.staging.is_local and is_lost(self.staging):
+        if is_lost(self.staging):
             raise LeaseLostError(
                 f"another process took this write to {self.target} for dead and ended it (a process that was paused, "
                 f"or a store that did not answer): write again"
@@ -473,10 +473,7 @@ def _earlier_write(target: StoragePath, name: str, owner: Owner) -> Staging | No
         (
             left
             for left in stagings(target)
-            if left.write_name == name
-            and not left.is_over
-            and left.owner == owner
-            and (left.folder.is_local or not is_lost(left.folder))
+            if left.write_name == name and not left.is_over and left.owner == owner and not is_lost(left.folder)
         ),
         None,
     )

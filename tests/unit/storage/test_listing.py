@@ -4,6 +4,7 @@ import datetime
 import itertools
 import re
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 
 from mirrorspark.storage.listing import (
     DataFile,
-    FilesChangingError,
     list_files,
     pack_files,
     partition_column,
@@ -20,10 +20,13 @@ from mirrorspark.storage.listing import (
     partition_schema,
     reads,
 )
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.paths import StoragePath, StoredFile
 from mirrorspark.storage.publish import WriteJob
+from mirrorspark.storage.publish.journal import Journal
+from mirrorspark.storage.publish.recovery import WriteInProgressError
+from mirrorspark.storage.publish.staging import close_write
 from tests.unit.storage.bucket import Bucket
-from tests.unit.storage.writes import begin, write, written
+from tests.unit.storage.writes import begin, half_published, in_place, kill_owner_elsewhere, listed, write, written
 
 MB = 2**20
 SHOP = StoragePath("memory://store/shop")
@@ -235,6 +238,80 @@ def test_a_file_that_is_yet_to_be_written_is_read_where_it_will_be_listed(tmp_pa
     assert not reads(folder / "in", folder / "in/_scores/part-0.parquet")
 
 
+@pytest.fixture(params=["disk", "object store"])
+def target(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoragePath:
+    """A place where files are published one by one."""
+    in_place(monkeypatch)
+    if request.param == "disk":
+        return StoragePath.of(tmp_path / "t")
+    Bucket.installed(monkeypatch)
+    return StoragePath("memory://store/listed")
+
+
+def at_listings(monkeypatch: pytest.MonkeyPatch, before: Callable[[], object], after: Callable[[], object]) -> None:
+    """Have something happen before and after each time that a reader lists files."""
+    files = StoragePath.files
+
+    def listing(folder: StoragePath, **options: bool) -> list[StoredFile]:
+        monkeypatch.setattr(StoragePath, "files", files)
+        before()
+        found = files(folder, **options)
+        after()
+        monkeypatch.setattr(StoragePath, "files", listing)
+        return found
+
+    monkeypatch.setattr(StoragePath, "files", listing)
+
+
+def end_publish(job: WriteJob, first: str, second: str, *, is_closed: bool) -> None:
+    """Publish the second of two files and commit; the staging folder stays, closed or not yet."""
+    kill_owner_elsewhere(job)
+    (job.attempt_folder("0") / second).rename(job.target / second)
+    Journal((first, second)).commit(job.staging, job.target).finish(job.staging, job.target)
+    if is_closed:
+        close_write(job.staging)
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["the journal is gone", "the write is closed"])
+def test_a_publish_that_ends_between_the_listing_and_the_journal_is_seen_whole(
+    target: StoragePath, is_closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(target, "error", {"part-0": b"old"})
+    job = begin(target, "append")
+    half_published(job, "part-1", "part-2")
+    ends = [lambda: end_publish(job, "part-1", "part-2", is_closed=is_closed)]
+    at_listings(monkeypatch, lambda: None, lambda: [end() for end in ends[:1]] and ends.clear())
+
+    assert sorted(listed(target)) == ["part-0", "part-1", "part-2"]
+
+
+def test_files_that_change_during_every_listing_are_an_error(
+    target: StoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(target, "error", {"part-0": b"old"})
+    writes: list[tuple[WriteJob, str, str]] = []
+
+    def half() -> None:
+        writes.append((begin(target, "append"), f"a-{len(writes)}", f"b-{len(writes)}"))
+        half_published(*writes[-1])
+
+    at_listings(monkeypatch, half, lambda: end_publish(*writes[-1], is_closed=True))
+
+    with pytest.raises(WriteInProgressError, match=r"changed it while .* 10 times .* read again"):
+        list_files(target)
+    assert len(writes) == 10
+
+
+def test_a_committed_write_replaces_old_files_even_if_others_deleted_some_of_its_own(target: StoragePath) -> None:
+    written(target, "error", {"part-0": b"old"})
+    job = begin(target, "overwrite")
+    half_published(job, "part-1", "part-2")
+    kill_owner_elsewhere(job)
+    Journal(("part-1", "part-2"), deletes=("part-0",), is_moved=True).begin(job.staging, job.target)
+
+    assert sorted(listed(target)) == ["part-1"]
+
+
 class Interleaved:
     """A write that makes a number of requests, and then some more before and after each request of a reader."""
 
@@ -302,23 +379,3 @@ def test_a_reader_beside_a_write_sees_old_or_new_data(monkeypatch: pytest.Monkey
         if not both.is_first_part_of_it:
             break
     assert NEW_FILES in seen
-
-
-def test_files_that_change_during_every_listing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    bucket = Bucket.installed(monkeypatch)
-    written(SHOP, "error", {"day=1/old": b"o"})
-    begun: list[WriteJob] = []
-
-    def write_beside() -> None:
-        bucket.at_point, hook = lambda: None, bucket.at_point
-        if begun:
-            job = begun.pop()
-            job.publish(write(job, {f"day=2/{job.staging.name[-8:]}": b"n"}))
-        else:
-            begun.append(begin(SHOP, "overwrite"))
-        bucket.at_point = hook
-
-    bucket.at_point = write_beside
-    with pytest.raises(FilesChangingError, match=r"memory://store/shop changed during each of 10 listings"):
-        list_files(SHOP)
-    bucket.at_point = lambda: None
