@@ -5,6 +5,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -44,8 +45,7 @@ from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.quality.validation import validate
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.task_bar import task_bar
-from mirrorspark.data_pipelines.spark.tasks import numbered_partitions
+from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, progress_bar
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.paths import StoragePath
@@ -102,6 +102,7 @@ def convert(
     reference: DatasetProfile | None = None,
     limits: Limits | None = None,
     cache: DatasetCache | None = None,
+    progress: bool = True,
 ) -> Dataset:
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
@@ -120,6 +121,7 @@ def convert(
         reference: Profile of a former dataset that this one should resemble: drift is reported.
         limits: Thresholds of validation's findings; None for the customary ones.
         cache: The cache for the local copy if ``path`` is on another store; by default in the user's cache folder.
+        progress: Show a bar of Spark's tasks where one can be seen: in a terminal or a notebook.
 
     Raises:
         DatasetExistsError: ``path`` already holds a dataset, or does by the time this one is complete.
@@ -130,24 +132,6 @@ def convert(
         ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number.
         LabelError: The label has the wrong type.
     """
-    with task_bar(df.sparkSession, "convert"):
-        return convert_in_silence(
-            df, spec, path, source=source, options=options, reference=reference, limits=limits, cache=cache
-        )
-
-
-def convert_in_silence(
-    df: DataFrame,
-    spec: FeatureSpec,
-    path: str | Path,
-    *,
-    source: Mapping[str, Any] | None = None,
-    options: ConversionOptions = ConversionOptions(),
-    reference: DatasetProfile | None = None,
-    limits: Limits | None = None,
-    cache: DatasetCache | None = None,
-) -> Dataset:
-    """Do what :func:`convert` does, for callers that show the progress themselves."""
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
@@ -160,7 +144,8 @@ def convert_in_silence(
         raise DatasetError(f"{path} exists already and is not a dataset; choose another path, or delete it") from error
     conversion = _Conversion(job, spec, options)
     try:
-        files = conversion.write(df, clean(source or {}), reference, limits or Limits())
+        with progress_bar(df.sparkSession, "convert") if progress else nullcontext():
+            files = conversion.write(df, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
     except (Py4JJavaError, PySparkException) as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error

@@ -10,7 +10,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 from mirrorspark.data_pipelines.convert import (
     ConversionOptions,
     DatasetExistsError,
-    convert_in_silence,
+    convert,
     dataset_address,
 )
 from mirrorspark.data_pipelines.dataset.manifest import is_published
@@ -47,7 +47,7 @@ def convert_once(
     path = folder / f"{name}-{dataset_address(source, spec, options)}"
     if not is_published(path):
         try:
-            return convert_in_silence(table, spec, path, source=source, options=options)
+            return convert(table, spec, path, source=source, options=options, progress=False)
         except DatasetExistsError:  # An equal conversion has finished first.
             pass
     return Dataset.open(path)

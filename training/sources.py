@@ -9,7 +9,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.convert import DatasetExistsError, convert_in_silence, dataset_address, read_profile
+from mirrorspark.data_pipelines.convert import DatasetExistsError, convert, dataset_address, read_profile
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -71,13 +71,14 @@ class Sources:
         if (dataset := self.converted()) is not None:
             return dataset, True
         try:
-            converted = convert_in_silence(
+            converted = convert(
                 table,
                 config.spec,
                 self.dataset_path,
                 source=self.identity,
                 options=config.conversion,
                 reference=self.reference,
+                progress=False,
             )
         except DatasetExistsError:  # An equal command has finished first.
             return Dataset.open(self.dataset_path), True

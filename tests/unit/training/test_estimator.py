@@ -168,7 +168,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         return SimpleNamespace(version_uri="models:/late/1", tracking_uri="sqlite:///x", model="pinned")
 
     monkeypatch.setattr(convert_once, "content_hash", lambda table: "hash of " + ",".join(table.columns))
-    monkeypatch.setattr(convert_once, "convert_in_silence", convert)
+    monkeypatch.setattr(convert_once, "convert", convert)
     monkeypatch.setattr(estimator, "train", train)
     monkeypatch.setattr(convert_once, "is_published", Path.is_dir)
     monkeypatch.setattr(Dataset, "open", lambda path: f"opened {path.name}")
