@@ -118,8 +118,8 @@ def _of_pandas(table: Any) -> pa.Table:
         return pa.Table.from_pandas(table, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise TableError(
-            f"a column of the pandas table has values of several types ({' '.join(map(str, error.args))}); convert "
-            f"it, for example df[column].astype(str)"
+            f"a column of the pandas table has values of several types, or of a type that no table has "
+            f"({' '.join(map(str, error.args))}); convert it, for example df[column].astype(str)"
         ) from error
 
 
@@ -161,6 +161,8 @@ def _stored(name: str, spark: SparkSession) -> DataFrame:
         # Spark decides where a path without a scheme is: on this machine, or in the cluster's own file system.
         return reader.format(kind).load(name)
     except AnalysisException as error:
+        if error.getCondition() == "UNABLE_TO_INFER_SCHEMA":
+            raise TableError(f"{name} holds no file of format {kind}; give the folder or file of the table") from error
         if error.getCondition() != "PATH_NOT_FOUND":
             raise
         raise TableError(f"there is no file or folder {name}") from error

@@ -45,8 +45,7 @@ from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.quality.validation import validate
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.task_bar import task_bar
-from mirrorspark.data_pipelines.spark.tasks import numbered_partitions
+from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, progress_bar
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.paths import StoragePath
@@ -104,7 +103,7 @@ def convert(
     limits: Limits | None = None,
     cache: DatasetCache | None = None,
     items: DataFrame | None = None,
-    show_progress: bool = True,
+    progress: bool = True,
 ) -> Dataset:
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
@@ -124,7 +123,7 @@ def convert(
         limits: Thresholds of validation's findings; None for the customary ones.
         cache: The cache for the local copy if ``path`` is on another store; by default in the user's cache folder.
         items: The table of items, a row per candidate, if the spec has ``items``. This process holds it in memory.
-        show_progress: Draw a bar in a terminal or a notebook.
+        progress: Show a bar of Spark's tasks where one can be seen: in a terminal or a notebook.
 
     Raises:
         DatasetExistsError: ``path`` already holds a dataset, or does by the time this one is complete.
@@ -148,7 +147,7 @@ def convert(
         raise DatasetError(f"{path} exists already and is not a dataset; choose another path, or delete it") from error
     conversion = _Conversion(job, spec, options, items)
     try:
-        with task_bar(df.sparkSession, "convert") if show_progress else contextlib.nullcontext():
+        with progress_bar(df.sparkSession, "convert") if progress else contextlib.nullcontext():
             files = conversion.write(df, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
     except (Py4JJavaError, PySparkException) as error:

@@ -47,7 +47,7 @@ def convert_once(
     path = folder / f"{name}-{dataset_address(source, spec, options)}"
     if not is_published(path):
         try:
-            return convert(table, spec, path, source=source, options=options, show_progress=False)
+            return convert(table, spec, path, source=source, options=options, progress=False)
         except DatasetExistsError:  # An equal conversion has finished first.
             pass
     return Dataset.open(path)

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,16 +67,30 @@ class OwnArchitecture:
         if not model.built:  # A class creates its weights when it is called.
             model(symbolic_inputs(fitted.spec.query_features))
         self._require_width(model, settings.function, fitted)
+        if model.own_compilation:
+            _require_known_loss(model.loss, settings.function)
         return model
 
     def _require_width(self, model: "tf_keras.Model", function: str, fitted: FittedFeatures) -> None:
         """Check the number of outputs per row, which a loss would complain of in many pages."""
         needed = fitted.classes if self.TASK in ("multi_class", "multi_label") else 1
         shape = getattr(model, "output_shape", None)  # a class of the user's own may not know it
-        if isinstance(shape, tuple) and len(shape) == 2 and shape[1] not in (None, needed):
+        wanted = f"the label '{fitted.spec.label.name}' of kind {fitted.spec.label.kind} needs {needed}"
+        if isinstance(shape, list | Mapping):
             raise ModelSettingsError(
-                f"{function} returns a model with {shape[1]} outputs per row, and the label '{fitted.spec.label.name}' "
-                f"of kind {fitted.spec.label.kind} needs {needed}: end it with Dense({needed})"
+                f"{function} returns a model with {len(shape)} outputs, and {wanted} per row, in one output: return it "
+                f"alone"
+            )
+        if not isinstance(shape, tuple):
+            return
+        if len(shape) > 2:
+            raise ModelSettingsError(
+                f"{function} returns a model with outputs of shape {list(shape)}, and {wanted} per row: end it with "
+                f"Flatten() and Dense({needed})"
+            )
+        if len(shape) == 2 and shape[1] not in (None, needed):
+            raise ModelSettingsError(
+                f"{function} returns a model with {shape[1]} outputs per row, and {wanted}: end it with Dense({needed})"
             )
 
     def predict(self, model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
@@ -115,6 +130,7 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
     name = getattr(build, "__qualname__", type(build).__name__)
     if not callable(build):
         raise ModelSettingsError(f"model {build!r} is no function; give one from the features to a Keras model")
+    _require_function_of_features(build, name)
     if label_kind not in TASKS:
         raise ModelSettingsError(
             f"an own model cannot learn a label of kind {label_kind} yet; it can learn {list(TASKS)}"
@@ -198,6 +214,42 @@ def _modules_by_value() -> Iterator[None]:
     finally:
         for module in modules:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def _require_function_of_features(build: Callable[..., Any], name: str) -> None:
+    """Check on the driver what the workers would raise many seconds later."""
+    origins = {kind.__module__.split(".")[0] for kind in type(build).__mro__}
+    if not isinstance(build, type) and origins & {"keras", "tf_keras"}:
+        raise ModelSettingsError(
+            f"model is a {name} that is built already; give the function or class that builds it: the features are "
+            f"fitted first, and each worker builds its own"
+        )
+    try:
+        signature = inspect.signature(build)
+    except ValueError:  # written in C: it does not tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ModelSettingsError(
+            f"model {name}{signature} cannot be called with one argument, the fitted features; define it as "
+            f"def build(features)"
+        ) from None
+
+
+def _require_known_loss(loss: Any, function: str) -> None:
+    """Check a loss that is given by its name, which Keras looks up within the first step."""
+    import tf_keras
+
+    if not isinstance(loss, str):
+        return
+    try:
+        tf_keras.losses.get(loss)
+    except ValueError:
+        raise ModelSettingsError(
+            f"{function} compiles its model with the loss '{loss}', which tf-keras does not know; use a name or class "
+            f"of tf_keras.losses"
+        ) from None
 
 
 def _unpickled(settings: OwnSettings) -> tuple[Callable[[FittedFeatures], Any], tuple[Any, ...]]:

@@ -4,10 +4,7 @@ In :func:`scoring.batch.score` every row goes from the JVM to Python and its sco
 the model. Here tasks read and write plain Parquet files with pyarrow; Spark only starts them and assigns row groups.
 """
 
-import builtins
-import contextlib
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +25,6 @@ from mirrorspark.data_pipelines.reading.parquet_rows import (
     parquet_files,
 )
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
-from mirrorspark.data_pipelines.spark.task_bar import task_bar
 from mirrorspark.data_pipelines.spark.tasks import (
     NamedTask,
     Shares,
@@ -37,6 +33,7 @@ from mirrorspark.data_pipelines.spark.tasks import (
     outcome,
     partition_id,
     portable,
+    progress_bar,
     write_files,
 )
 from mirrorspark.scoring.errors import ScoringError
@@ -167,8 +164,7 @@ def score_files(
     except BaseException:
         job.abort()
         raise
-    is_watched = sys.stderr.isatty() or hasattr(builtins, "get_ipython")  # elsewhere nobody would see a bar
-    with task_bar(spark, "score") if is_watched else contextlib.nullcontext():
+    with progress_bar(spark, "score"):
         result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=ColumnError)
     scored = _scored_files(plan, job, tasks, result)
     _LOGGER.info("%s scored %d rows of %s: %s", scored.model, scored.rows, paths, scored.counters)

@@ -89,7 +89,7 @@ class Sources:
                 options=config.conversion,
                 reference=self.reference,
                 items=self.items(table.sparkSession, config),
-                show_progress=False,
+                progress=False,
             )
         except DatasetExistsError:  # An equal command has finished first.
             return Dataset.open(self.dataset_path), True

@@ -3,11 +3,13 @@
 Tasks write below a staging folder and report to the driver, which publishes their files.
 """
 
+import builtins
 import json
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
@@ -22,6 +24,7 @@ from pyspark.sql.types import StructType
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows, RowGroups
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
+from mirrorspark.data_pipelines.spark.task_bar import task_bar
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
 BatchFunction: TypeAlias = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -40,6 +43,17 @@ def is_local(spark: SparkSession) -> bool:
     ``local-cluster[...]`` does not count: it has executors of its own.
     """
     return re.match(r"local$|local\[", str(spark.sparkContext.master)) is not None
+
+
+def progress_bar(spark: SparkSession, name: str) -> AbstractContextManager[None]:
+    """Return a bar of the session's tasks to be shown within a ``with`` block; nothing where nobody would see it.
+
+    Args:
+        spark: The session.
+        name: What it does, in a word: ``score``.
+    """
+    is_watched = sys.stderr.isatty() or hasattr(builtins, "get_ipython")
+    return task_bar(spark, name) if is_watched else nullcontext()
 
 
 def numbered_partitions(spark: SparkSession, count: int) -> DataFrame:

@@ -19,8 +19,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
 from mirrorspark.data_pipelines.spark.errors import first_line, task_message
-from mirrorspark.data_pipelines.spark.task_bar import task_bar
-from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches
+from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches, progress_bar
 from mirrorspark.scoring.precomputed.store_file import (
     INTEGER,
     ROWS_TABLES,
@@ -139,7 +138,7 @@ class _SparkRows:
         # The iterator fetches partitions one by one. Without this cache only one task would run at a time.
         rows.persist(StorageLevel.DISK_ONLY)
         try:
-            with task_bar(self.table.sparkSession, "precompute"):
+            with progress_bar(self.table.sparkSession, "precompute"):
                 rows.count()
             yield from rows.toLocalIterator(prefetchPartitions=True)
         except (Py4JJavaError, PySparkException) as error:

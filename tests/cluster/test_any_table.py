@@ -55,7 +55,8 @@ def test_stored_tables_are_found_by_name_and_path(spark: "SparkSession", tmp_pat
         ("nowhere", "there is no table or view 'nowhere'"),
         ("catalog.schema.nowhere", "there is no table or view 'catalog.schema.nowhere'"),
         ("no/where.parquet", "there is no file or folder no/where.parquet"),
-        (pd.DataFrame({"a": [1, "x"]}), "values of several types .*a.*convert it"),
+        (pd.DataFrame({"a": [1, "x"]}), "values of several types, .*a.*convert it"),
+        (pd.DataFrame({"a": [1 + 2j]}), "or of a type that no table has .*convert it"),
         (pd.DataFrame([[1]]), "column names .0. are no text; rename them"),
         (pa.table([[1], [2]], names=["a", "a"]), r"several columns of one name: \['a'\]; rename or drop all but one"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "several columns of one name"),
@@ -66,3 +67,8 @@ def test_stored_tables_are_found_by_name_and_path(spark: "SparkSession", tmp_pat
 def test_what_is_no_table_is_refused(spark: "SparkSession", table: Any, message: str) -> None:
     with pytest.raises(TableError, match=message):
         as_dataframe(table, spark)
+
+
+def test_a_folder_without_a_table_is_refused(spark: "SparkSession", tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=f"{tmp_path} holds no file of format parquet; give the folder or file"):
+        as_dataframe(str(tmp_path), spark)

@@ -85,9 +85,7 @@ def judge_binary(
     label, score, weight = _weighed(predictions["test"])
     compared: Mapping[str, Any] = {}
     others: dict[str, np.ndarray] | None = None
-    if rival is None and baseline == "hist_gradient_boosting":
-        # Read in the dataset's stored order like the predictions, so both share label and weight.
-        rival = _gradient_boosting(dataset, seed, "binary")
+    rival = _rival_scores(rival, baseline, dataset, seed, "binary")
     if rival is not None:
         others = {baseline.replace("hist_gradient", "hist._gradient").replace("_", " "): rival}
         compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
@@ -131,8 +129,7 @@ def judge_regression(
     }
     label, score, weight = _weighed(predictions["test"])
     compared: Mapping[str, Any] = {}
-    if rival is None and baseline == "hist_gradient_boosting":
-        rival = _gradient_boosting(dataset, seed, "regression")
+    rival = _rival_scores(rival, baseline, dataset, seed, "regression")
     if rival is not None:
         compared = {"name": baseline, "metrics": regression_metrics(label, rival, weight)}
     figures = {"predicted_and_actual": predicted_and_actual(label, score)}
@@ -168,8 +165,7 @@ def judge_multi_class(
     }
     label, scores, weight = _classed(predictions["test"], classes)
     compared: Mapping[str, Any] = {}
-    if rival is None and baseline == "hist_gradient_boosting":
-        rival = _gradient_boosting(dataset, seed, "multi_class")
+    rival = _rival_scores(rival, baseline, dataset, seed, "multi_class")
     if rival is not None:
         compared = {"name": baseline, "metrics": multi_class_metrics(label, rival, weight)}
     figures = {"confusion_matrix": confusion_matrix(label, scores.argmax(axis=1), dataset.features.class_names)}
@@ -252,7 +248,13 @@ def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.
     return table["label"].to_numpy(), scores, table["weight"].to_numpy()
 
 
-def _gradient_boosting(dataset: Dataset, seed: int, task: str) -> np.ndarray:
+def _rival_scores(given: np.ndarray | None, baseline: str, dataset: Dataset, seed: int, task: str) -> np.ndarray | None:
+    """Return the given scores of ``baseline`` for the test rows, or those of gradient boosting if it is the baseline.
+
+    They are in the dataset's stored order like the predictions, so both share label and weight.
+    """
+    if given is not None or baseline != "hist_gradient_boosting":
+        return given
     return baseline_scores(fitted_baseline(dataset, seed, task), dataset, "test")
 
 

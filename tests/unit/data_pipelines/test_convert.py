@@ -68,7 +68,7 @@ def test_a_dataset_that_another_conversion_publishes_meanwhile_has_an_error_of_i
     monkeypatch.setattr(conversion, "_check_columns", lambda *_: None)
     monkeypatch.setattr(conversion._Conversion, "write", another_is_faster)
     with pytest.raises(DatasetExistsError, match=f"another conversion has made {path} meanwhile; open it") as raised:
-        convert(None, flight_features.spec, path, show_progress=False)  # type: ignore[arg-type]
+        convert(None, flight_features.spec, path, progress=False)  # type: ignore[arg-type]
     assert isinstance(pickle.loads(pickle.dumps(raised.value)), DatasetError)  # noqa: S301 - our own bytes
     assert Dataset.open(path, checksums=True).manifest.rows("train") == 3
     assert [folder.name for folder in tmp_path.iterdir()] == ["dataset"]

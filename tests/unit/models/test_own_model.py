@@ -172,6 +172,9 @@ def test_the_digest_changes_with_all_that_the_model_uses_and_with_nothing_else(
         ("multi_field", "binary", "is no function"),
         (logits, "candidate", "cannot learn a label of kind candidate yet"),
         (lambda features, lock=LOCK: lock, "binary", "cannot be sent to the workers"),
+        (lambda: None, "binary", "cannot be called with one argument, the fitted features; define it as"),
+        (lambda features, width: width, "binary", r"lambda>\(features, width\) cannot be called with one argument"),
+        (tf_keras.Sequential(), "binary", "model is a Sequential that is built already; give the function or class"),
     ],
 )
 def test_what_cannot_be_a_model_is_refused_before_anything_starts(build: Any, kind: str, message: str) -> None:
@@ -194,12 +197,30 @@ def test_what_is_no_model_of_tf_keras_is_named(returned: type, message: str) -> 
         built(lambda features: returned())
 
 
-def test_a_model_with_another_number_of_outputs_than_the_label_needs_is_named_in_a_line() -> None:
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (lambda vector: layers.Dense(3)(vector), r"3 outputs per row, and the label 'late' .* needs 1: end it with"),
+        (lambda vector: layers.Dense(1)(vector[:, None, :]), r"outputs of shape \[None, 1, 1\], .* needs 1 per row"),
+        (lambda vector: [layers.Dense(1)(vector)] * 2, "a model with 2 outputs, .* needs 1 per row, in one output"),
+    ],
+)
+def test_a_model_with_other_outputs_than_the_label_needs_is_named_in_a_line(ends: Any, message: str) -> None:
     """H2: the loss would raise with many pages of TensorFlow's frames."""
 
-    def three(features: FittedFeatures) -> tf_keras.Model:
+    def build(features: FittedFeatures) -> tf_keras.Model:
         inputs = feature_inputs(features)
-        return tf_keras.Model(inputs, layers.Dense(3)(feature_vector(features, inputs, 4)))
+        return tf_keras.Model(inputs, ends(feature_vector(features, inputs, 4)))
 
-    with pytest.raises(ModelSettingsError, match=r"3 outputs per row, and the label 'late' .* needs 1: end it with"):
-        built(three)
+    with pytest.raises(ModelSettingsError, match=message):
+        built(build)
+
+
+def test_a_loss_that_keras_does_not_know_is_named_before_the_first_step() -> None:
+    def build(features: FittedFeatures) -> tf_keras.Model:
+        model = logits(features)
+        model.compile("sgd", loss="binary_crossentropyy")
+        return model
+
+    with pytest.raises(ModelSettingsError, match="compiles its model with the loss 'binary_crossentropyy', which"):
+        built(build)
