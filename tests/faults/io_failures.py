@@ -1,4 +1,4 @@
-"""Failing I/O: one call of many that fails, a power cut between any two calls, and a store that answers 503."""
+"""Failing I/O: one call of many that fails, a power cut between any two calls, and a store that fails."""
 
 import contextlib
 import errno
@@ -189,42 +189,51 @@ def power_cut(disk: Disk, number: int) -> IoCalls:
     return calls
 
 
-Fault = Literal["refused", "done, but the answer is lost", "half of the body arrives"]
+Fault = Literal["refused", "done, but the answer is lost", "half of the body arrives", "no answer"]
+CHANGES, READS = ("PUT", "POST", "DELETE"), ("GET", "HEAD")
+# Longer than any client of these tests waits.
+_SILENT_SECONDS = 60
 
 
 class ThrottledStore:
-    """An application (WSGI) of an S3 server that fails at some of the requests that change something."""
+    """An application (WSGI) of an S3 server that fails at some of the requests of some methods."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application = application
         self._lock = threading.Lock()
         self.count = 0
-        self._first = self._last = 0
+        self._methods: tuple[str, ...] = ()
+        self._first = self._last = 0.0
         self._fault: Fault = "refused"
+        self._is_over = threading.Event()
 
     @contextlib.contextmanager
-    def failing(self, first: int, last: float, fault: Fault) -> Iterator[None]:
+    def failing(self, first: int, last: float, fault: Fault, methods: tuple[str, ...]) -> Iterator[None]:
         """Let the requests with the numbers from ``first`` to ``last`` fail while the block runs."""
         with self._lock:
-            self.count, self._first, self._last, self._fault = 0, first, last, fault  # type: ignore[assignment]
+            self.count, self._first, self._last, self._fault, self._methods = 0, first, last, fault, methods
+            self._is_over.clear()
         try:
             yield
         finally:
             with self._lock:
-                self._first = self._last = 0
+                self._methods = ()
+            self._is_over.set()
 
     def __call__(self, environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environment["REQUEST_METHOD"] in ("PUT", "POST", "DELETE"):
-            with self._lock:
-                self.count += 1
-                is_failing = self._first <= self.count <= self._last
-            if is_failing:
-                if self._fault == "half of the body arrives":
-                    environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0) // 2)
-                    start_response("400 Bad Request", [("Content-Type", "application/xml"), ("Connection", "close")])
-                    return [b"<Error><Code>RequestTimeout</Code><Message>The body did not arrive.</Message></Error>"]
-                if self._fault != "refused":
-                    list(self._application(environment, lambda *_: None))
-                start_response("503 Slow Down", [("Content-Type", "application/xml")])
-                return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
-        return self._application(environment, start_response)
+        with self._lock:
+            is_counted = environment["REQUEST_METHOD"] in self._methods
+            self.count += is_counted
+            is_failing = is_counted and self._first <= self.count <= self._last
+        if not is_failing:
+            return self._application(environment, start_response)
+        if self._fault == "half of the body arrives":
+            environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0) // 2)
+            start_response("400 Bad Request", [("Content-Type", "application/xml"), ("Connection", "close")])
+            return [b"<Error><Code>RequestTimeout</Code><Message>The body did not arrive.</Message></Error>"]
+        if self._fault == "done, but the answer is lost":
+            list(self._application(environment, lambda *_: None))
+        if self._fault == "no answer":
+            self._is_over.wait(_SILENT_SECONDS)
+        start_response("503 Slow Down", [("Content-Type", "application/xml")])
+        return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
