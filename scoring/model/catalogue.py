@@ -28,6 +28,7 @@ class Catalogue:
         removed: Candidates of the catalogue before that are not recommended any more.
         changed: Candidates of both whose features differ.
         refreshed_from: Digest of the model with the catalogue before; empty after a training.
+        trained_model: URI of the model as it was trained; empty for that model itself.
     """
 
     digest: str
@@ -39,6 +40,7 @@ class Catalogue:
     removed: int = 0
     changed: int = 0
     refreshed_from: str = ""
+    trained_model: str = ""
 
     @classmethod
     def of_training(cls, fitted: FittedFeatures, top_k: int, now: datetime) -> "Catalogue":

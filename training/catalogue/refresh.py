@@ -52,7 +52,7 @@ def refresh_index(
     items: Any,
     folder: str | Path,
     *,
-    least_recall: float = 0.9,
+    least_recall: float = 0.8,
     registered_model: str | None = None,
     alias: str | None = None,
     tracking_uri: str | None = None,
@@ -119,7 +119,7 @@ def write_refreshed(
     directory = ModelDirectory.open(pinned.path)
     before = catalogue_of(directory)
     fitted = with_catalogue(directory.features, _items(items, directory.features), before.trained)
-    catalogue = _compared(directory.features, fitted, before, pinned.digest)
+    catalogue = _compared(directory.features, fitted, before, pinned)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         whole = Path(scratch) / target.name
@@ -172,7 +172,7 @@ def _items(items: Any, features: FittedFeatures) -> pa.Table:
     return table
 
 
-def _compared(before: FittedFeatures, after: FittedFeatures, catalogue: Catalogue, digest: str) -> Catalogue:
+def _compared(before: FittedFeatures, after: FittedFeatures, catalogue: Catalogue, source: PinnedModel) -> Catalogue:
     """Return the catalogue of ``after``, compared with that of ``before``.
 
     Raises:
@@ -199,7 +199,8 @@ def _compared(before: FittedFeatures, after: FittedFeatures, catalogue: Catalogu
         new=candidates - stayed,
         removed=int(was_candidate.sum()) - stayed,
         changed=changed_items(before.items, after.items),
-        refreshed_from=digest,
+        refreshed_from=source.digest,
+        trained_model=catalogue.trained_model or source.uri,
     )
 
 
