@@ -16,6 +16,7 @@ SUITE = Suite(
         "score_row",
         "score_parity",
         "recommend",
+        "refresh_index",
         "rerank",
         "lookup_precomputed",
     ),

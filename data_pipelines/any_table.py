@@ -59,6 +59,27 @@ def _require_different_but_for_case(names: Sequence[str]) -> None:
         raise TableError(f"the columns {twins} differ in case alone, which Spark ignores; rename all but one")
 
 
+def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
+    """Return some columns of a Spark, pandas or Polars DataFrame or of a PyArrow table, in this process's memory.
+
+    Args:
+        table: The table.
+        columns: Names of columns.
+        what: Name of the table in a message.
+
+    Raises:
+        TableError: It is no table, or lacks a column.
+    """
+    in_memory = None if hasattr(table, "sparkSession") else _in_arrow(table)
+    names = table.columns if in_memory is None else in_memory.column_names
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise TableError(f"{what} lacks the columns {missing}; it has {list(names)}")
+    # A select of Spark takes dots for nested fields.
+    chosen = [f"`{name}`" for name in columns]
+    return table.select(*chosen).toArrow() if in_memory is None else in_memory.select(list(columns))
+
+
 def is_in_memory(table: Any) -> bool:
     """Return True for a pandas, Polars or PyArrow table, whose rows have an order."""
     return not hasattr(table, "sparkSession") and not isinstance(table, str | Path)

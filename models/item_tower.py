@@ -68,7 +68,10 @@ class ItemTower(tf_keras.layers.Layer):
 
     def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Return float32 ``[ids, dim]``."""
-        rows = {name: tf.gather(values, ids) for name, values in self._items.items()}
+        return self.embedded(ids, {name: tf.gather(values, ids) for name, values in self._items.items()}, training)
+
+    def embedded(self, ids: tf.Tensor, rows: Mapping[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
+        """Return float32 ``[ids, dim]`` of candidates whose items have the features ``rows``, each ``[ids, ...]``."""
         content = self.features(rows, training=training)
         if self.id_embedding is None:
             return content

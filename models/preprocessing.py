@@ -217,6 +217,24 @@ def model_inputs(
     }
 
 
+def encoded_tensors(
+    features: Iterable[Feature], inputs: Mapping[str, tf.Tensor | tf.SparseTensor]
+) -> dict[str, tf.Tensor]:
+    """Return the tensors of :func:`encoded_signature` from the model's inputs: the inverse of :func:`model_inputs`."""
+    tensors: dict[str, tf.Tensor] = {}
+    for feature in features:
+        value = inputs[feature.name]
+        if isinstance(feature, Sparse):
+            rows = tf.cast(value.dense_shape[0], tf.int32)
+            lengths = tf.math.bincount(
+                tf.cast(value.indices[:, 0], tf.int32), minlength=rows, maxlength=rows, dtype=tf.int64
+            )
+            tensors |= dict(zip(feature.parts, (value.indices[:, 1], value.values, lengths), strict=True))
+        else:
+            tensors[feature.name] = value
+    return tensors
+
+
 def input_tensors(
     features: Iterable[Feature], columns: Mapping[str, np.ndarray | SparseRows]
 ) -> dict[str, tf.Tensor | tf.SparseTensor]:

@@ -15,6 +15,8 @@ from mirrorspark.models import top_k_cells, top_k_scann
 from mirrorspark.models.layers import lists_of_any_length
 from mirrorspark.models.preprocessing import GraphEncoder, encoded_signature, model_inputs
 from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.models.saved_functions import concrete, save_functions, state
+from mirrorspark.models.saved_towers import SavedQueryTower
 from mirrorspark.models.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
 from mirrorspark.models.top_k import ExactTopK, Index, Queries, recall
 
@@ -33,7 +35,7 @@ class ScoringModule(tf.Module):
     def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures) -> None:
         super().__init__(name="scoring")
         self._predict = partial(architecture.predict, model)
-        self._state = _state(model)
+        self._state = state(model)
         self._features = fitted.spec.query_features
         self._any_length = lists_of_any_length(model)
         self._encoder = GraphEncoder(fitted, self._features)
@@ -41,8 +43,8 @@ class ScoringModule(tf.Module):
     def signatures(self) -> dict[str, Any]:
         """Return the concrete functions by signature name."""
         return {
-            RAW_SIGNATURE: _concrete(lambda inputs: self._predict(self._encoder(inputs)), self._encoder.signature()),
-            ENCODED_SIGNATURE: _concrete(
+            RAW_SIGNATURE: concrete(lambda inputs: self._predict(self._encoder(inputs)), self._encoder.signature()),
+            ENCODED_SIGNATURE: concrete(
                 lambda encoded: self._predict(model_inputs(self._features, encoded)),
                 encoded_signature(self._features, self._any_length),
             ),
@@ -67,17 +69,19 @@ class RetrievalModule(tf.Module):
         """
         super().__init__(name="retrieval")
         self._predict = partial(architecture.predict, model)
-        self._state = _state(model)
+        self._state = state(model)
         self._exclude = fitted.spec.exclude
         self._features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
         # In our own models the query tower takes the features; other models take them directly.
-        self._any_length = lists_of_any_length(getattr(model, "query_tower", model))
+        tower = getattr(model, "query_tower", model)
+        self._any_length = tower.any_length if isinstance(tower, SavedQueryTower) else lists_of_any_length(tower)
         self._encoder = GraphEncoder(fitted, self._features)
         if taken := sorted(set(encoded_signature(self._features)) & set(_INDEX_INPUTS)):
             raise ValueError(f"the indexes have inputs called {taken}; give the features another name")
         tokens = fitted.vocabulary(fitted.spec.candidate).tokens.to_pylist()
-        if not 1 <= k <= len(tokens):
-            raise ValueError(f"k {k} cannot be met by {len(tokens)} candidates; use 1 to {len(tokens)}")
+        candidates = min(len(index.exact.candidate_ids) for index in indexes.values())
+        if not 1 <= k <= candidates:
+            raise ValueError(f"k {k} cannot be met by {candidates} candidates; use 1 to {candidates}")
         self._k = k
         self._tokens = tf.constant([UNFILLED] * FIRST_VOCABULARY_ID + tokens)
         self._indexes = dict(indexes)
@@ -86,11 +90,11 @@ class RetrievalModule(tf.Module):
         """Return the concrete functions by signature name."""
         raw, encoded = self._encoder.signature(), encoded_signature(self._features, self._any_length)
         functions = {
-            name: _concrete(partial(self._search_encoded, name), encoded | _INDEX_INPUTS) for name in self._indexes
+            name: concrete(partial(self._search_encoded, name), encoded | _INDEX_INPUTS) for name in self._indexes
         }
         if EXACT in self._indexes:
-            functions[RAW_SIGNATURE] = _concrete(lambda inputs: self._search(EXACT, self._encoder(inputs)), raw)
-            functions[ENCODED_SIGNATURE] = _concrete(lambda inputs: self._search_encoded(EXACT, inputs), encoded)
+            functions[RAW_SIGNATURE] = concrete(lambda inputs: self._search(EXACT, self._encoder(inputs)), raw)
+            functions[ENCODED_SIGNATURE] = concrete(lambda inputs: self._search_encoded(EXACT, inputs), encoded)
         return functions
 
     def _search_encoded(self, index: str, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -114,7 +118,9 @@ class RetrievalModule(tf.Module):
         return {CANDIDATES: found, SCORES: best.scores}
 
 
-def build_indexes(model: Any, k: int, *, scann: bool = False, sample: np.ndarray | None = None) -> dict[str, Index]:
+def build_indexes(
+    model: Any, k: int, *, scann: bool = False, sample: np.ndarray | None = None, removed: np.ndarray | None = None
+) -> dict[str, Index]:
     """Return the indexes of a retrieval model's candidates by name; ``exact`` is always included.
 
     Args:
@@ -123,9 +129,10 @@ def build_indexes(model: Any, k: int, *, scann: bool = False, sample: np.ndarray
         scann: Whether to build a ScaNN index if there are enough candidates.
         sample: float32 ``[queries, dim]``, representative queries. If given, an index of cells is built if there are
             enough candidates, and tuned on these queries for its recall.
+        removed: int64 ``[any]``, ids that must never be found.
     """
-    exact = ExactTopK(candidate_embeddings(model))
-    candidates = exact.id_count - FIRST_VOCABULARY_ID
+    exact = ExactTopK(candidate_embeddings(model), removed)
+    candidates = len(exact.candidate_ids)
     indexes: dict[str, Index] = {EXACT: exact}
     if sample is not None and candidates >= top_k_cells.LEAST_CANDIDATES:
         indexes[CELLS] = top_k_cells.cells_index(exact, sample, k)
@@ -153,8 +160,7 @@ def candidate_embeddings(model: Any) -> np.ndarray:
 
 def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:
     """Write ``module`` as a SavedModel with its signatures."""
-    options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])
-    tf.saved_model.save(module, str(folder), signatures=module.signatures(), options=options)
+    save_functions(module, module.signatures(), folder)
 
 
 def save_retrieval(
@@ -169,18 +175,3 @@ def save_retrieval(
     if SCANN in indexes:
         scann_part = RetrievalModule(architecture, model, fitted, k, {SCANN: indexes[SCANN]})
         save(scann_part, scann_folder(folder))
-
-
-def _state(model: Any) -> list[Any]:
-    """Return the parts of ``model`` that a SavedModel needs: variables, tables and files.
-
-    The model itself is left out: Keras would add unused functions for every layer, which take several times as long to
-    trace, write and load as everything else.
-    """
-    kinds = (tf.Variable, tf.saved_model.experimental.TrackableResource, tf.saved_model.Asset)
-    return [one for one in tf.train.TrackableView(model).descendants() if isinstance(one, kinds)]
-
-
-def _concrete(function: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:
-    # Keyword arguments become the names of the signature's inputs.
-    return tf.function(lambda **inputs: function(inputs), autograph=False).get_concrete_function(**specs)

@@ -73,10 +73,16 @@ class ExactTopK(tf.Module):
     with the batch.
     """
 
-    def __init__(self, candidate_embeddings: np.ndarray) -> None:
-        """Store the embeddings, float32 ``[ids, dim]``."""
+    def __init__(self, candidate_embeddings: np.ndarray, removed: np.ndarray | None = None) -> None:
+        """Store the embeddings.
+
+        Args:
+            candidate_embeddings: float32 ``[ids, dim]``.
+            removed: int64 ``[any]``, ids that are no candidates any more and are never found.
+        """
         super().__init__(name="exact_top_k")
         self.id_count = len(candidate_embeddings)
+        self._removed = np.zeros(0, np.int64) if removed is None else removed
         # Padded to whole groups; :meth:`offsets` excludes the padding from results.
         added = -self.id_count % GROUP
         self.embeddings = tf.Variable(
@@ -90,6 +96,11 @@ class ExactTopK(tf.Module):
         """This index itself, for the protocol of all indexes."""
         return self
 
+    @property
+    def candidate_ids(self) -> np.ndarray:
+        """int64 ``[candidates]``: the ids that may be found, ascending."""
+        return np.setdiff1d(np.arange(FIRST_VOCABULARY_ID, self.id_count), self._removed)
+
     def offsets(self, unavailable: tf.Tensor | None = None) -> tf.Tensor:
         """Return offsets for the scores: 0, or the lowest float32 for ids that must not be returned for any row.
 
@@ -97,7 +108,7 @@ class ExactTopK(tf.Module):
             unavailable: int64 ``[any]``, ids of candidates.
         """
         offsets = np.zeros(self._rows, np.float32)
-        offsets[:FIRST_VOCABULARY_ID] = offsets[self.id_count :] = tf.float32.min
+        offsets[:FIRST_VOCABULARY_ID] = offsets[self.id_count :] = offsets[self._removed] = tf.float32.min
         if unavailable is None:
             return tf.constant(offsets)
         return tf.tensor_scatter_nd_update(

@@ -48,9 +48,9 @@ class Cells:
     centres: np.ndarray
     ids: np.ndarray
 
-    def homes(self) -> np.ndarray:
-        """Return int64 ``[ids]``: the index of each id in the flattened cells, -1 for reserved ids."""
-        homes = np.full(self.ids.max() + 1, -1)
+    def homes(self, id_count: int) -> np.ndarray:
+        """Return int64 ``[id_count]``: the index of each id in the flattened cells, -1 for ids in none."""
+        homes = np.full(id_count, -1)
         places = np.flatnonzero(self.ids)
         homes[self.ids.ravel()[places]] = places
         return homes
@@ -75,7 +75,7 @@ class CellsTopK(tf.Module):
         self.exact = exact
         self._centres = tf.Variable(cells.centres, trainable=False, name="cell_centres")
         self._ids = tf.Variable(cells.ids, trainable=False, name="cell_ids")
-        self._homes = tf.Variable(cells.homes(), trainable=False, name="cell_homes")
+        self._homes = tf.Variable(cells.homes(exact.id_count), trainable=False, name="cell_homes")
         self._searched = searched
         self._count, self._width = cells.ids.shape
         self._tile_queries = max(1, TILE_SCORES // (searched * self._width))
@@ -132,13 +132,13 @@ def cells_index(exact: ExactTopK, sample: np.ndarray, k: int) -> CellsTopK:
         sample: float32 ``[queries, dim]``, representative queries.
         k: Number of best candidates by which recall is measured.
     """
-    cells = candidate_cells(exact.embeddings[: exact.id_count].numpy(), _SEED)
+    cells = candidate_cells(exact.embeddings[: exact.id_count].numpy(), _SEED, exact.candidate_ids)
     queries = Queries(tf.constant(sample), tf.zeros([len(sample), 0], tf.int64))
     recalls = recall_by_cells(cells, sample, exact.search(queries, k, exact.offsets()).ids.numpy())
     return CellsTopK(exact, cells, int(np.searchsorted(recalls, RECALL_TARGET)) + 1)
 
 
-def candidate_cells(embeddings: np.ndarray, seed: int) -> Cells:
+def candidate_cells(embeddings: np.ndarray, seed: int, candidate_ids: np.ndarray | None = None) -> Cells:
     """Return the candidates in cells by their directions: spherical k-means, with cells that are too large cut.
 
     Of 30,000 clustered vectors, 0.95 of the best 100 are in cells with 0.20 of all candidates. With k-means by distance
@@ -147,8 +147,11 @@ def candidate_cells(embeddings: np.ndarray, seed: int) -> Cells:
     Args:
         embeddings: float32 ``[ids, dim]`` by id.
         seed: Seed of the initial centres.
+        candidate_ids: int64 ``[candidates]``, the ids to divide, ascending; by default all but the reserved ones.
     """
-    candidates = embeddings[FIRST_VOCABULARY_ID:]
+    if candidate_ids is None:
+        candidate_ids = np.arange(FIRST_VOCABULARY_ID, len(embeddings))
+    candidates = embeddings[candidate_ids]
     directions = _directions(candidates)
     count = int(_CELLS_PER_ROOT * np.sqrt(len(candidates)))
     nearest = _nearest(directions, _k_means(directions, count, np.random.default_rng(seed)))
@@ -159,7 +162,7 @@ def candidate_cells(embeddings: np.ndarray, seed: int) -> Cells:
     width = max(map(len, cells))
     ids = np.zeros((len(cells), width + -width % GROUP), np.int64)
     for row, cell in zip(ids, cells, strict=True):
-        row[: len(cell)] = cell + FIRST_VOCABULARY_ID
+        row[: len(cell)] = candidate_ids[cell]
     lengths = np.linalg.norm(candidates, axis=1)
     centres = _directions(np.stack([directions[cell].mean(axis=0) for cell in cells]))
     return Cells(centres * np.array([[lengths[cell].max()] for cell in cells]), ids)
@@ -176,7 +179,7 @@ def recall_by_cells(cells: Cells, queries: np.ndarray, best: np.ndarray) -> np.n
     order = np.argsort(-(queries @ cells.centres.T), axis=1, kind="stable")
     position = np.empty_like(order)
     np.put_along_axis(position, order, np.arange(len(cells.ids))[np.newaxis], axis=1)
-    home = cells.homes()[best] // cells.ids.shape[1]
+    home = cells.homes(int(cells.ids.max()) + 1)[best] // cells.ids.shape[1]
     found_at = np.take_along_axis(position, home, axis=1)
     return np.cumsum(np.bincount(found_at.ravel(), minlength=len(cells.ids))) / best.size
 

@@ -33,14 +33,21 @@ class ScannTopK(tf.Module):
 
         super().__init__(name="scann_top_k")
         self.exact = exact
-        self._candidates = exact.id_count - FIRST_VOCABULARY_ID
+        ids = exact.candidate_ids
+        self._candidates = len(ids)
         if self._candidates < LEAST_CANDIDATES:
             raise ValueError(
                 f"ScaNN cannot index {self._candidates} candidates, it needs {LEAST_CANDIDATES}; use the exact index"
             )
         leaves = max(1, int(np.sqrt(self._candidates)))
         fetched = min(k * OVERFETCH, self._candidates)
-        builder = scann_ops.builder(exact.embeddings[FIRST_VOCABULARY_ID : exact.id_count], fetched, "dot_product")
+        # Without removed ids, those of the found rows follow from their numbers alone.
+        self._ids: tf.Variable | None = None
+        candidates = exact.embeddings[FIRST_VOCABULARY_ID : exact.id_count]
+        if self._candidates < exact.id_count - FIRST_VOCABULARY_ID:
+            self._ids = tf.Variable(ids, trainable=False, name="scann_ids")
+            candidates = tf.gather(exact.embeddings, ids)
+        builder = scann_ops.builder(candidates, fetched, "dot_product")
         builder = builder.tree(leaves, max(1, round(leaves * SEARCHED_SHARE)))
         builder = builder.score_ah(_DIMENSIONS_PER_BLOCK).reorder(fetched)
         self._searcher = builder.build().serialize_to_module()
@@ -55,12 +62,18 @@ class ScannTopK(tf.Module):
         found = searcher.search_batched(tf.pad(queries.vectors, [[0, 1], [0, 0]]), fetched, fetched)
         # If the searched leaves have too few candidates, ScaNN returns NaN or fewer columns.
         missing = [[0, 0], [0, k]]
-        ids = tf.pad(tf.cast(found.indices[:-1], tf.int64) + FIRST_VOCABULARY_ID, missing)
+        ids = tf.pad(self._ids_of(tf.cast(found.indices[:-1], tf.int64)), missing)
         scores = tf.pad(found.distances[:-1], missing, constant_values=np.nan)
         is_void = tf.math.is_nan(scores) | _is_among(ids, queries.excluded)
         best = tf.math.top_k(tf.where(is_void, scores.dtype.min, scores + tf.gather(offsets, ids)), k)
         nearly = Best(tf.gather(ids, best.indices, batch_dims=1), best.values)
         return completed(nearly, self.exact, queries, k, offsets)
+
+    def _ids_of(self, rows: tf.Tensor) -> tf.Tensor:
+        if self._ids is None:
+            return rows + FIRST_VOCABULARY_ID
+        # The rows of places without a candidate are arbitrary.
+        return tf.gather(self._ids, tf.clip_by_value(rows, 0, self._candidates - 1))
 
 
 def _is_among(ids: tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.items import ids_without_item
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, is_filled
@@ -18,6 +20,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
+from mirrorspark.scoring.model.catalogue import Catalogue
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
 from mirrorspark.scoring.output.bad_rows import BadRows
@@ -50,6 +53,7 @@ def recommend(
     other_versions: OtherVersions = "refuse",
     reader: Reader = "auto",
     counters: Counters | None = None,
+    stale_after_days: float | None = None,
 ) -> DataFrame:
     """Return the keys of every row of ``df`` with its ``candidates`` and their ``scores``, best first.
 
@@ -72,6 +76,7 @@ def recommend(
         other_versions: ``refuse`` or ``allow`` executors with another TensorFlow version.
         reader: Reader of plain Parquet files.
         counters: Collects the counters of the tasks.
+        stale_after_days: Warn if the catalogue of a model with items is older than this; its age is logged in any case.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
@@ -82,9 +87,13 @@ def recommend(
     settings = Settings.of(AS_COLUMNS, batch_size, with_version, nulls, bad_rows, other_versions)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader)
     description = checked_index(plan.directory, index)
-    search = Search(index, k, unavailable_ids(plan.directory.features, k, available, unavailable))
+    catalogue = Catalogue.of_description(description.catalogue)
+    removed = ids_without_item(plan.directory.features) if catalogue and catalogue.refreshed_from else None
+    search = Search(index, k, unavailable_ids(plan.directory.features, k, available, unavailable, removed))
     table = plan.table(df)
     _LOGGER.info("index %s of %s, whose recall was %.3f", index, plan.pinned.label, description.indexes[index])
+    if catalogue is not None:
+        tell_age(catalogue, plan.pinned.label, datetime.now(UTC), stale_after_days)
     task = RecommendTask(BatchTask(plan.keys, plan.scorer(df.sparkSession, counters=counters, search=search)))
     return map_rows(table, task, plan.schema(table), plan.reader)
 
@@ -120,8 +129,24 @@ def checked_index(directory: ModelDirectory, index: str) -> ModelDescription:
     return description
 
 
+def tell_age(catalogue: Catalogue, label: str, now: datetime, stale_after_days: float | None) -> None:
+    """Log the age of a catalogue, and warn if it is above a limit."""
+    days = catalogue.age_days(now)
+    _LOGGER.info("%s has %d candidates of %s, %.1f days ago", label, catalogue.candidates, catalogue.date, days)
+    if stale_after_days is not None and days > stale_after_days:
+        _LOGGER.warning(
+            "the catalogue of %s is %.1f days old, more than %g: newer items are not recommended; refresh_index makes "
+            "a new one",
+            *(label, days, stale_after_days),
+        )
+
+
 def unavailable_ids(
-    features: FittedFeatures, k: int, available: Candidates | None, unavailable: Candidates | None
+    features: FittedFeatures,
+    k: int,
+    available: Candidates | None,
+    unavailable: Candidates | None,
+    removed: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the ids of all candidates that must not be recommended: int64 ``[any]``, ascending.
 
@@ -130,23 +155,27 @@ def unavailable_ids(
         k: Candidates per row.
         available: Candidates that may be recommended; None means all.
         unavailable: Candidates that must not be recommended; takes precedence.
+        removed: int64 ``[any]``, ids that are no candidates any more.
 
     Raises:
         ScoringError: ``k`` is below 1 or above the number of candidates, or no candidate is left.
         ColumnError: The tokens have another type than the model's tokens.
     """
     first, end = FIRST_VOCABULARY_ID, features.id_count(features.spec.candidate)
-    if not 1 <= k <= end - first:
-        raise ScoringError(f"k {k} cannot be met by the model's {end - first} candidates; use 1 to {end - first}")
+    gone = np.zeros(0, np.int64) if removed is None else removed
+    candidates = end - first - len(gone)
+    if not 1 <= k <= candidates:
+        raise ScoringError(f"k {k} cannot be met by the model's {candidates} candidates; use 1 to {candidates}")
     is_available = np.full(end, available is None)
     if available is not None:
         is_available[_candidate_ids(features, available, "available")] = True
     if unavailable is not None:
         is_available[_candidate_ids(features, unavailable, "unavailable")] = False
+    is_available[gone] = False
     left = np.count_nonzero(is_available[first:])
     if not left:
         raise ScoringError(
-            f"none of the model's {end - first} candidates is available; check the tokens of available and unavailable"
+            f"none of the model's {candidates} candidates is available; check the tokens of available and unavailable"
         )
     if left < k:
         _LOGGER.warning("only %d candidates are available: no row gets the %d that are wanted", left, k)

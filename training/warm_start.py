@@ -7,6 +7,7 @@ once for all its trials.
 
 import contextlib
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import first_line
 from mirrorspark.callbacks.mlflow.store import limit_requests, sqlite_file
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
 from mirrorspark.models.catalog import BOOSTED_TREES
+from mirrorspark.scoring.model.catalogue import Catalogue
 from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     FEATURES_FOLDER,
@@ -35,6 +37,8 @@ from mirrorspark.training.protocol.names import RUNS_FOLDER, WARM_START_FOLDER
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
 from mirrorspark.training.records.tracking import TrackingError
+
+_LOGGER = logging.getLogger(__name__)
 
 _VARIABLES = f"{SAVED_MODEL_FOLDER}/variables"  # the graph and its files are not needed
 _SOURCE_FILE = "source.json"
@@ -142,6 +146,11 @@ def _find(name: str, store: str) -> PinnedModel:
         raise ConfigError(
             f"warm_start {name}: {pinned.label} is a model of another library; give one that was trained here"
         )
+    catalogue = Catalogue.of_description(directory.description.catalogue)
+    if catalogue is not None and catalogue.refreshed_from:
+        # A refreshed model has the weights that its signatures need, and other ids than its tables.
+        _LOGGER.info("warm_start %s has a later catalogue; its weights are those of %s", name, catalogue.trained_model)
+        return _find(catalogue.trained_model, store)
     if directory.description.architecture == BOOSTED_TREES:
         raise ConfigError(
             f"warm_start {name}: {pinned.label} is gradient boosting, which has no weights to begin from; give a "

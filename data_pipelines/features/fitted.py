@@ -57,9 +57,14 @@ class ItemTable:
         return pa.ipc.open_file(self.content).read_all()
 
     @cached_property
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits) of the rows."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @cached_property
     def hash(self) -> str:
         """Hex digits that change with the features or a row."""
-        return f"{self.features.hash} {hashlib.sha256(self.content).hexdigest()}"
+        return f"{self.features.hash} {self.digest}"
 
     def save(self, folder: Path) -> None:
         """Write both into the local ``folder``."""

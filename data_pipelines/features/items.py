@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, ItemTable
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column, raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
@@ -63,6 +64,60 @@ def with_items(fitted: FittedFeatures, of_items: FittedFeatures, items: pa.Table
         vocabularies={**fitted.vocabularies, fitted.spec.vocabulary_name(candidate): vocabulary},
         items=ItemTable(own, sink.getvalue()),
     )
+
+
+def with_catalogue(fitted: FittedFeatures, items: pa.Table, trained: int) -> FittedFeatures:
+    """Return ``fitted`` with another table of items, which is encoded as the training fitted it.
+
+    The candidates of the training keep their ids. Keys that are new since follow them, with the count 0; those of an
+    earlier table of items that ``items`` lacks are forgotten.
+
+    Args:
+        fitted: Features with items.
+        items: The table of items.
+        trained: Number of candidates at training.
+
+    Raises:
+        ColumnError: As :func:`item_keys` says.
+    """
+    assert fitted.items is not None  # noqa: S101 - the caller refuses models without items
+    name = fitted.spec.vocabulary_name(fitted.spec.candidate)
+    known = fitted.vocabularies[name]
+    trained_alone = {**fitted.vocabularies, name: Vocabulary(known.tokens[:trained], known.counts[:trained])}
+    return with_items(replace(fitted, vocabularies=trained_alone), fitted.items.features, items)
+
+
+def ids_without_item(fitted: FittedFeatures) -> np.ndarray:
+    """Return the ids of the candidates that the table of items lacks: int64 ``[any]``, ascending."""
+    assert fitted.items is not None  # noqa: S101 - the caller has a model with items
+    candidate = fitted.items.features.spec.candidate
+    ids = fitted.items.features.vocabulary(candidate).ids(raw_column(fitted.items.rows, candidate))
+    return np.setdiff1d(np.arange(FIRST_VOCABULARY_ID, fitted.id_count(fitted.spec.candidate)), ids)
+
+
+def changed_items(before: ItemTable, after: ItemTable) -> int:
+    """Return the number of items of both tables whose encoded features differ."""
+    keys = [raw_column(table.rows, table.features.spec.candidate) for table in (before, after)]
+    place = pc.index_in(keys[1], value_set=keys[0])
+    both = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
+    rows = place.drop_null().to_numpy()
+    # The keys' own ids depend on the table.
+    features = after.features.spec.query_features
+    old, new = (Encoder(after.features).encode_padded(table.rows, features) for table in (before, after))
+    is_changed = np.zeros(len(both), bool)
+    for name, values in new.items():
+        one, other = _of_equal_width(values[both], old[name][rows])
+        is_changed |= (one != other).reshape(len(both), -1).any(axis=1)
+    return int(is_changed.sum())
+
+
+def _of_equal_width(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both arrays, the narrower padded with zeros: lists of any length are as wide as the longest."""
+    if one.ndim == 1:
+        return one, other
+    width = max(one.shape[1], other.shape[1])
+    padded = [np.pad(values, [(0, 0), (0, width - values.shape[1])]) for values in (one, other)]
+    return padded[0], padded[1]
 
 
 def encoded_items(items: ItemTable) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ An exported model, trained by Mirrorspark::
     <folder>/saved_model/       SavedModel with the signatures of models.serving
     <folder>/saved_model_scann/ SavedModel with ScaNN's index, of a retrieval model that has one
     <folder>/features/          the fitted features: vocabularies and statistics
+    <folder>/towers/            both towers of a retrieval model with items, which a new catalogue is made with
     <folder>/mirrorspark.json   kind of the model and its outputs (format version 1)
 
 A packaged model of another library (:mod:`scoring.package`)::
@@ -102,6 +103,7 @@ class ModelDescription:
             export.
         columns: Arrow type at training by raw column, in the order of the model's inputs; empty if it was not recorded.
         sealed: Digest of ``features_hash`` and the files of the features, to which ``columns`` belong.
+        catalogue: The fields of a :class:`scoring.model.catalogue.Catalogue`, for a model that can be refreshed.
     """
 
     task: Task
@@ -113,6 +115,7 @@ class ModelDescription:
     format_version: int = FORMAT_VERSION
     columns: Mapping[str, str] = field(default_factory=dict)
     sealed: str = field(default_factory=str)
+    catalogue: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -149,7 +152,10 @@ class ModelDescription:
 
     def save(self, folder: Path) -> None:
         """Write ``mirrorspark.json`` into ``folder``."""
-        write_description(asdict(self), folder)
+        document = asdict(self)
+        if not self.catalogue:  # so that earlier versions read the descriptions of all other models
+            del document["catalogue"]
+        write_description(document, folder)
 
     @classmethod
     def load(cls, folder: Path) -> "ModelDescription":

@@ -87,6 +87,9 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.sql import register_sql as register_sql
     from mirrorspark.scoring.task.scorer import Counters as Counters
     from mirrorspark.scoring.udf import scorer_udf as scorer_udf
+    from mirrorspark.training.catalogue.build import RefreshError as RefreshError
+    from mirrorspark.training.catalogue.refresh import RefreshedIndex as RefreshedIndex
+    from mirrorspark.training.catalogue.refresh import refresh_index as refresh_index
     from mirrorspark.training.config import ConfigError as ConfigError
     from mirrorspark.training.config import RunConfig as RunConfig
     from mirrorspark.training.config import TrainingConfig as TrainingConfig
@@ -181,6 +184,8 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.sql": ("register_sql",),
         "scoring.task.scorer": ("Counters",),
         "scoring.udf": ("scorer_udf",),
+        "training.catalogue.build": ("RefreshError",),
+        "training.catalogue.refresh": ("RefreshedIndex", "refresh_index"),
     },
     "Plots": {
         "plots.calibration": ("calibration_curve",),

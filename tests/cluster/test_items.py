@@ -1,5 +1,6 @@
 """Items with features on Spark: conversion, a training of two workers, and items that nobody has rated (R1)."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,19 +8,24 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.data_pipelines.convert import convert
 from mirrorspark.data_pipelines.features.items import encoded_items
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.recommend import recommend
+from mirrorspark.training.catalogue.refresh import refresh_index
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.pipeline import recipe_table
 from tests.cluster.test_main_job import run
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+    from tests.cluster.test_main_job import Finished
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -66,13 +72,17 @@ def test_a_spec_and_a_table_of_items_belong_together(
         convert(purchases, without, tmp_path / "dataset", items=products)
 
 
-def test_a_movie_that_nobody_has_rated_is_recommended(spark: "SparkSession", tmp_path: Path) -> None:
-    """S7, T4: the recipe with items, on two workers; Spark's lists are those of the training framework."""
-    data = tmp_path / "data"
+# Films of even number are of war, the others comedies; films 13 and 14 of either have no rating.
+FILMS = [(n, f"Film {n} ({1980 + n})", "War" if n % 2 == 0 else "Comedy") for n in range(1, 15)]
+
+
+@pytest.fixture(scope="module")
+def trained(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> tuple["Finished", "DataFrame"]:
+    """Return a run of the recipe with items on two workers, and its users, of whom those of even number watch war."""
+    output = tmp_path_factory.mktemp("items")
+    data = output / "data"
     data.mkdir()
-    # Users of even number watch films of war, the others comedies; films 13 and 14 of either have no rating.
-    movies = [(n, f"Film {n} ({1980 + n})", "War" if n % 2 == 0 else "Comedy") for n in range(1, 15)]
-    pd.DataFrame(movies, columns=["movieId", "title", "genres"]).to_csv(data / "movies.csv", index=False)
+    pd.DataFrame(FILMS, columns=["movieId", "title", "genres"]).to_csv(data / "movies.csv", index=False)
     ratings = [
         (user, 1 + (user + 1) % 2 + 2 * ((user // 2 + place) % 6), 4.0, place)
         for user in range(40)
@@ -81,14 +91,72 @@ def test_a_movie_that_nobody_has_rated_is_recommended(spark: "SparkSession", tmp
     columns = ["userId", "movieId", "rating", "timestamp"]
     pd.DataFrame(ratings, columns=columns).to_csv(data / "ratings.csv", index=False)
     flags = ("--epochs=12", "--learning-rate=0.01", "--global-batch-size=16", "--top-k=4", "--model.dropout=0")
-    finished = run(tmp_path, "--recipe=movielens_items", f"--data={data}", "--workers=2", *flags)
+    finished = run(output, "--recipe=movielens_items", f"--data={data}", "--workers=2", *flags)
+    config = RunConfig.from_recipe("movielens_items", data=str(data), output=str(output))
+    return finished, recipe_table(spark, config).where("split = 'test'").cache()
+
+
+def fitting(lists: pd.DataFrame) -> int:
+    """Return for how many users the best film is of the kind that they watch."""
+    return sum(int(row.candidates[0]) % 2 == int(row.user_id) % 2 for row in lists.itertuples())
+
+
+def test_a_movie_that_nobody_has_rated_is_recommended(
+    spark: "SparkSession", trained: tuple["Finished", "DataFrame"]
+) -> None:
+    """S7, T4: the recipe with items, on two workers; Spark's lists are those of the training framework."""
+    finished, users = trained
     assert finished.summary["parity"]["max"] <= 1e-5
     assert len(pq.read_table(finished.summary["scored_table"])) == 40
 
     model = resolve("models:/movielens_items/1", finished.summary["tracking_uri"])
-    config = RunConfig.from_recipe("movielens_items", data=str(data), output=str(tmp_path))
-    users = recipe_table(spark, config).where("split = 'test'")
     new = spark.createDataFrame([("13",), ("14",)], "movie_id string")
-    lists = recommend(users, model, keys="user_id", k=1, available=new).toPandas()
-    fits = [int(row.candidates[0]) % 2 == int(row.user_id) % 2 for row in lists.itertuples()]
-    assert sum(fits) >= 32
+    assert fitting(recommend(users, model, keys="user_id", k=1, available=new).toPandas()) >= 32
+
+
+def test_a_new_catalogue_takes_the_alias_while_readers_run(
+    spark: "SparkSession", trained: tuple["Finished", "DataFrame"], tmp_path: Path
+) -> None:
+    """R1: films that came after the training are recommended, those that are gone never; no read fails meanwhile."""
+    finished, users = trained
+    store, alias = finished.summary["tracking_uri"], "models:/movielens_items@shop"
+    store_client(store).set_registered_model_alias("movielens_items", "shop", "1")
+    columns = [(str(n), ["War" if n % 2 == 0 else "Comedy"], f"Film {n}", 1980 + n) for n in range(5, 23)]
+    films = spark.createDataFrame(columns, "id string, genres array<string>, title string, year int")
+    row = users.limit(1).toArrow().to_pylist()[0]
+    jobs: list[set[str]] = []
+    labels: list[str] = []
+
+    def read() -> None:
+        found = recommend(users, alias, keys="user_id", k=2, tracking_uri=store).collect()
+        jobs.append({one.model_version for one in found})
+        predictor = Predictor(alias, tracking_uri=store)
+        assert predictor.predict(row)["candidates"]
+        labels.append(predictor.label)
+
+    read()
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(
+            refresh_index,
+            *(alias, films, tmp_path / "refreshed"),
+            registered_model="movielens_items",
+            alias="shop",
+            tracking_uri=store,
+            threads=1,
+        )
+        while not swap.done():
+            read()
+    refreshed = swap.result()
+    read()
+    # One version per job, the old one until the swap and the new one from then on.
+    versions = [version for (version,) in jobs]
+    new = refreshed.model_uri.removeprefix("models:/")
+    assert versions == sorted(versions)
+    assert (versions[0], versions[-1], labels[-1]) == ("movielens_items/1", new, new)
+    assert (refreshed.catalogue.new, refreshed.catalogue.removed) == (8, 4)
+
+    later = spark.createDataFrame([("21",), ("22",)], "movie_id string")
+    lists = recommend(users, alias, keys="user_id", k=1, available=later, tracking_uri=store).toPandas()
+    assert fitting(lists) >= 32
+    every = recommend(users, alias, keys="user_id", k=18, tracking_uri=store).toPandas()["candidates"]
+    assert {name for names in every for name in names} == {str(n) for n in range(5, 23)}

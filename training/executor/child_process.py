@@ -78,6 +78,17 @@ def tell(process: subprocess.Popen[str], plan: str) -> None:
             process.stdin.close()
 
 
+def end(process: subprocess.Popen[str], tail: "Tail") -> None:
+    """End a process in any state, with the tail of its standard error."""
+    process.kill()  # Does nothing to a process that has ended.
+    process.wait()
+    tail.close()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
 class LineBudget:
     """A limit for the lines of one process that go to the driver: a burst, then a few per second."""
 

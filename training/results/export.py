@@ -5,7 +5,6 @@ not be loaded into the driver: Spark forks it, and a notebook's driver lives for
 it may be started before its plan is known.
 """
 
-import contextlib
 import dataclasses
 import gc
 import importlib
@@ -14,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +27,10 @@ from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.data_pipelines.convert import EXAMPLE_FILE, library_versions
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER
 from mirrorspark.data_pipelines.features.kinds import RawForm
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models import catalog, own_model
+from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
 from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.storage.atomic_file import write_atomically
@@ -177,13 +179,7 @@ class ExportProcess:
 
     def close(self) -> None:
         """End the process in any state."""
-        self._process.kill()  # Does nothing to a process that has ended.
-        self._process.wait()
-        self._tail.close()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        child_process.end(self._process, self._tail)
 
 
 def export_once(
@@ -321,15 +317,20 @@ def _better(
 
 
 def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:
-    from mirrorspark.models import serving
+    from mirrorspark.models import saved_towers, serving
 
     folder = Path(plan.folder)
     indexes: dict[str, float] = {}
+    catalogue: Mapping[str, Any] = {}
     if architecture.TASK == "retrieval":
         sample = _sample_queries(architecture, model, dataset)
-        built = serving.build_indexes(model, plan.top_k, scann=_has_scann(), sample=sample)
+        built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample)
         indexes = serving.recalls(built, plan.top_k, sample)
         serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, folder / SAVED_MODEL_FOLDER)
+        if saved_towers.has_item_tower(model):
+            saved_towers.save_towers(architecture, model, dataset.features, folder / TOWERS_FOLDER)
+            np.save(folder / SAMPLE_FILE, sample)
+            catalogue = dataclasses.asdict(Catalogue.of_training(dataset.features, plan.top_k, datetime.now(UTC)))
     else:
         serving.save(serving.ScoringModule(architecture, model, dataset.features), folder / SAVED_MODEL_FOLDER)
     dataset.features.save(folder / MODEL_FEATURES_FOLDER)
@@ -340,6 +341,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
         outputs={**OUTPUTS[architecture.TASK], **(QUANTILES if getattr(model, "has_quantiles", False) else {})},
         versions=library_versions() | {"tensorflow": _tensorflow_version()},
         indexes=indexes,
+        catalogue=catalogue,
     ).with_columns(dataset.features, folder).save(folder)
 
 
@@ -375,9 +377,9 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
             loader_module=mirrorspark_pyfunc.__name__.rpartition(".")[2],
             data_path=plan.folder,
             code_paths=[str(mirrorspark_pyfunc.__file__)],
-            signature=_signature(dataset, ModelDescription.load(Path(plan.folder)).outputs),
+            signature=mlflow_signature(dataset.spec, ModelDescription.load(Path(plan.folder)).outputs),
             input_example=example,
-            pip_requirements=_requirements(),
+            pip_requirements=mlflow_requirements(),
             registered_model_name=plan.registered_model,
             metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
             # The registered version gets these tags, too, in the request that creates it.
@@ -407,7 +409,8 @@ def registered_before(client: Any, plan: ExportPlan, architecture: str) -> Expor
     return None
 
 
-def _signature(dataset: Dataset, outputs: Mapping[str, str]) -> Any:
+def mlflow_signature(spec: FeatureSpec, outputs: Mapping[str, str]) -> Any:
+    """Return MLflow's signature of a model: raw columns to outputs."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
@@ -419,7 +422,6 @@ def _signature(dataset: Dataset, outputs: Mapping[str, str]) -> Any:
         "indices": Array(DataType.long),
         "values": Array(DataType.double),
     }
-    spec = dataset.spec
     features = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
     inputs: list[Any] = [
         ColSpec(types[form], name, required=False) for one in features for name, form in one.raw.items()
@@ -433,11 +435,13 @@ def _signature(dataset: Dataset, outputs: Mapping[str, str]) -> Any:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(returned))
 
 
-def _requirements() -> list[str]:
+def mlflow_requirements() -> list[str]:
+    """Return the packages that MLflow needs to load a model, at their versions here."""
     return [f"{package}=={version(package)}" for package in ("tensorflow", "numpy", "pandas")]
 
 
-def _has_scann() -> bool:
+def has_scann() -> bool:
+    """Return whether ScaNN is installed here."""
     import importlib.util
 
     return importlib.util.find_spec("scann") is not None

@@ -7,7 +7,13 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.items import encoded_items, with_items
+from mirrorspark.data_pipelines.features.items import (
+    changed_items,
+    encoded_items,
+    ids_without_item,
+    with_catalogue,
+    with_items,
+)
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     FeatureSpecError,
@@ -50,6 +56,12 @@ def fitted_with_items(table: pa.Table = TABLE) -> FittedFeatures:
     return with_items(FittedFeatures(SPEC, {"user": users, "movie": movies}, {}), own, table)
 
 
+def catalogue_of(keys: list[int]) -> pa.Table:
+    """Return a table of items with these keys, which have no features."""
+    nothing = {name: pa.nulls(len(keys), TABLE.schema.field(name).type) for name in ("genres", "year", "poster")}
+    return pa.table({"id": keys, **nothing})
+
+
 def test_items_without_a_training_row_follow_the_other_candidates() -> None:
     movies = fitted_with_items().vocabulary(SPEC.candidate)
     assert movies.tokens.to_pylist() == ["30", "7", "99", "1", "4"]
@@ -88,6 +100,36 @@ def test_the_order_of_the_rows_changes_nothing_and_a_value_does() -> None:
     assert len(hashes) == 1
     years = pa.array([2003.0, 2000.0, 1999.0, 2001.0])
     assert fitted_with_items(TABLE.set_column(2, "year", years)).hash not in hashes
+
+
+def test_a_later_catalogue_keeps_the_ids_of_the_training_alone() -> None:
+    trained = fitted_with_items()
+    later = with_catalogue(trained, catalogue_of([88, 4, 30]), trained=5)
+    assert later.vocabulary(SPEC.candidate).tokens.to_pylist() == ["30", "7", "99", "1", "4", "88"]
+    # 7, 99 and 1 have no item any more.
+    assert ids_without_item(later).tolist() == [3, 4, 5]
+    latest = with_catalogue(later, catalogue_of([7, 20]), trained=5)
+    assert latest.vocabulary(SPEC.candidate).tokens.to_pylist() == ["30", "7", "99", "1", "4", "20"]
+    assert ids_without_item(latest).tolist() == [2, 4, 5, 6]
+    # What the training fitted stays.
+    assert latest.items is not None
+    assert trained.items is not None
+    assert latest.items.features.statistics == trained.items.features.statistics
+    assert latest.hash != later.hash
+
+
+def test_changed_items_are_those_of_both_tables_with_other_features() -> None:
+    trained = fitted_with_items()
+    table = TABLE.set_column(2, "year", pa.array([2003.0, 1999.0, 1999.0, 2001.0])).slice(0, 3)
+    later = with_catalogue(trained, table, trained=5)
+    assert trained.items is not None
+    assert later.items is not None
+    # 30 has a year now; that 1 is gone is no change, and so is the order of the rows.
+    assert changed_items(trained.items, later.items) == 1
+    same = with_catalogue(trained, TABLE.take([3, 1, 0, 2]), trained=5)
+    assert same.items is not None
+    assert changed_items(trained.items, same.items) == 0
+    assert same.items.digest == trained.items.digest
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,13 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import preprocessing
-from mirrorspark.models.preprocessing import GraphEncoder, encoded_signature, input_tensors, model_inputs
+from mirrorspark.models.preprocessing import (
+    GraphEncoder,
+    encoded_signature,
+    encoded_tensors,
+    input_tensors,
+    model_inputs,
+)
 from mirrorspark.models.signatures import encoded_names
 
 FEATURES = (
@@ -393,6 +399,11 @@ def test_sparse_parts_are_put_together_again() -> None:
         (0, 7): 1.0,
         (2, 3): 2.0,
     }
+    again = encoded_tensors((SPEC["token"], SPEC["basket"]), inputs)
+    assert {name: again[name].numpy().tolist() for name in again} == {
+        name: value.numpy().tolist() for name, value in encoded.items()
+    }
+    assert again["basket_row_lengths"].dtype == tf.int64
 
 
 def test_decoded_columns_become_tensors() -> None:

@@ -171,6 +171,24 @@ def test_lists_are_full_wherever_enough_is_left(nearly: Index, exact: ExactTopK,
         assert found == found_by(exact, asked, 20, unavailable)
 
 
+@pytest.mark.parametrize("kind", ["cells", "scann"])
+def test_removed_candidates_are_in_no_index(exact: ExactTopK, kind: str) -> None:
+    """R1: of 3,000 the even ones and the last hundred are gone."""
+    removed = np.union1d(np.arange(2, 3_002, 2), np.arange(2_902, 3_002))
+    fewer = ExactTopK(exact.embeddings[: exact.id_count].numpy(), removed)
+    assert fewer.candidate_ids.tolist() == list(range(3, 2_902, 2))
+    # A row may exclude what is gone.
+    asked = queries(clustered(100, seed=3), np.full((100, 1), 3_001))
+    best = found_by(fewer, asked, 20)
+    assert best == found_by(exact, asked, 20, removed)
+    if kind == "scann":
+        pytest.importorskip("scann", reason="scann is not installed: it has wheels for Linux on x86-64 alone")
+    index = ScannTopK(fewer, 20) if kind == "scann" else cells_index(fewer, clustered(300, seed=2), 20)
+    found = found_by(index, asked, 20)
+    assert not {number for row in found for number in row} & {0, 1, *removed.tolist()}
+    assert recall(np.array(found), np.array(best)) >= 0.9
+
+
 def test_approximate_indexes_take_no_query(nearly: Index) -> None:
     assert found_by(nearly, Queries(tf.zeros((0, 16)), tf.zeros((0, 5), tf.int64)), 3) == []
 

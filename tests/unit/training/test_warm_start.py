@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.scoring.model.catalogue import Catalogue
 from mirrorspark.scoring.model.directory import ModelDescription, PinnedModel, folder_digest
 from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
@@ -90,6 +91,16 @@ def test_an_alias_a_version_a_run_and_folders_lead_to_the_model(
     for name in (*names, flights_model, run, run / "model"):
         assert found(config, name, mlflow_store).digest == digest, name
     assert find_model(config, mlflow_store) is None
+
+
+def test_a_model_with_a_later_catalogue_leads_to_the_trained_one(
+    config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path
+) -> None:
+    catalogue = Catalogue("d", "2026-01-31", 9, 9, 5, refreshed_from="e", trained_model=str(flights_model))
+    shutil.copytree(flights_model, tmp_path / "refreshed")
+    description = ModelDescription.load(flights_model)
+    replace(description, catalogue=asdict(catalogue)).save(tmp_path / "refreshed")
+    assert found(config, tmp_path / "refreshed", mlflow_store).path == flights_model
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,270 @@
+"""A new catalogue without a training: new items, items that are gone, and what stays as it was (R1)."""
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tf_keras
+
+from mirrorspark.data_pipelines.any_table import TableError
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.items import ids_without_item, with_items
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models import two_tower
+from mirrorspark.models.saved_towers import save_towers
+from mirrorspark.models.serving import build_indexes, recalls, save_retrieval
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
+from mirrorspark.scoring.model.directory import (
+    FEATURES_FOLDER,
+    OUTPUTS,
+    SAVED_MODEL_FOLDER,
+    ModelDescription,
+    ModelDirectory,
+    pinned_folder,
+)
+from mirrorspark.scoring.model.loaded import LoadedModel, Search
+from mirrorspark.scoring.recommend import tell_age, unavailable_ids
+from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, write_indexes
+from mirrorspark.training.catalogue.refresh import RefreshedIndex, catalogue_of, refresh_index, write_refreshed
+
+K = 5
+GENRES = ("war", "noir", "jazz")
+ITEMS = FeatureSpec.of_items(
+    "sku",
+    [MultiValued("genres", max_length=2), Numeric("year"), MultiValued("like", max_length=2, vocabulary_of="sku")],
+)
+SPEC = FeatureSpec(
+    (Categorical("user"), MultiValued("history", max_length=3, vocabulary_of="movie"), Categorical("movie")),
+    Label("movie", "candidate"),
+    ("user",),
+    exclude="seen",
+    items=ITEMS,
+)
+ROWS = pa.table(
+    {
+        "user": ["u0", "u1", "nobody"],
+        "history": pa.array([["m1"], [], None], pa.list_(pa.string())),
+        "seen": pa.array([["m1", "m2"], None, []], pa.list_(pa.string())),
+    }
+)
+
+
+def items_table(numbers: range, **changed: Mapping[str, Any]) -> pa.Table:
+    """Return the items m0, m1, ... with features by their number, but for those of ``changed``."""
+    rows = [
+        {"sku": f"m{n}", "genres": [GENRES[n % 3], GENRES[n % 2]], "year": 1980.0 + n, "like": [f"m{n // 2}"]}
+        | dict(changed.get(f"m{n}", {}))
+        for n in numbers
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def vocabulary(*tokens: str) -> Vocabulary:
+    return Vocabulary(pa.array(tokens), pa.array(range(len(tokens), 0, -1), pa.int64()))
+
+
+def fitted_to(items: pa.Table) -> FittedFeatures:
+    """Return features of which m0 to m29 were watched; the tables of items add others."""
+    of_items = FittedFeatures(
+        ITEMS,
+        {"sku": vocabulary("m0"), "genres": vocabulary(*GENRES)},
+        {"year": NumericStatistics(2000.0, 10.0, 1980.0, 2020.0, 30)},
+        column_types={"sku": "string", "genres": "list<element: string>", "year": "double"},
+    )
+    watched = vocabulary(*(f"m{n}" for n in range(30)))
+    return with_items(FittedFeatures(SPEC, {"user": vocabulary("u0", "u1"), "movie": watched}, {}), of_items, items)
+
+
+def export(folder: Path, model: Any, fitted: FittedFeatures, sample: np.ndarray) -> Path:
+    """Write what a training exports."""
+    indexes = build_indexes(model, K, sample=sample)
+    save_retrieval(two_tower, model, fitted, K, indexes, folder / SAVED_MODEL_FOLDER)
+    save_towers(two_tower, model, fitted, folder / TOWERS_FOLDER)
+    np.save(folder / SAMPLE_FILE, sample)
+    fitted.save(folder / FEATURES_FOLDER)
+    catalogue = Catalogue.of_training(fitted, K, datetime(2026, 1, 31, tzinfo=UTC))
+    found = recalls(indexes, K, sample)
+    description = ModelDescription(
+        "retrieval", "two_tower", fitted.hash, OUTPUTS["retrieval"], {}, found, catalogue=dataclasses.asdict(catalogue)
+    )
+    description.with_columns(fitted, folder).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    """Return a model whose items are m0 to m39, of which the last ten have no training row."""
+    tf_keras.utils.set_random_seed(3)
+    settings = two_tower.Settings(embedding_dim=4, hidden_units=(8,), item_hidden_units=(8,))
+    return two_tower.build(settings, fitted_to(items_table(range(40))), seed=3)
+
+
+@pytest.fixture(scope="module")
+def movies(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sample = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
+    return export(tmp_path_factory.mktemp("export") / "movies", trained, fitted_to(items_table(range(40))), sample)
+
+
+@pytest.fixture(autouse=True)
+def without_scann(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build no ScaNN index, whose start takes a second: the test of two workers has one."""
+    monkeypatch.setattr("mirrorspark.training.catalogue.build.has_scann", lambda: False)
+
+
+def refreshed(model: Path, items: Any, folder: Path, least_recall: float = 0.9) -> RefreshedIndex:
+    """Refresh in this process."""
+    pinned = pinned_folder(model)
+    assert pinned is not None
+    return write_refreshed(
+        pinned, items, folder, least_recall, lambda whole, k: write_indexes(BuildPlan(str(whole), k, threads=1))
+    )
+
+
+def scores(model: Path, rows: pa.Table = ROWS, k: int = 30, index: str = "exact") -> list[dict[str, float]]:
+    """Return the score of each row's best candidates."""
+    search = Search(index, k, np.zeros(0, np.int64))
+    found = LoadedModel(model).with_search(search).score_arrow(rows)
+    lists = (found[name].to_pylist() for name in ("candidates", "scores"))
+    return [{name: score for name, score in zip(*row, strict=True) if name} for row in zip(*lists, strict=True)]
+
+
+def test_the_same_items_give_the_same_scores_to_all_digits(movies: Path, tmp_path: Path) -> None:
+    same = refreshed(movies, items_table(range(40)).to_pandas(), tmp_path / "same")
+    assert (same.catalogue.new, same.catalogue.removed, same.catalogue.changed) == (0, 0, 0)
+    assert scores(same.folder) == scores(movies)
+    before = ModelDescription.load(movies)
+    assert same.catalogue.digest == before.catalogue["digest"]
+    assert same.recalls == before.indexes
+
+
+def test_new_items_are_recommended_and_those_that_are_gone_never(movies: Path, tmp_path: Path) -> None:
+    found = refreshed(movies, items_table(range(10, 50)), tmp_path / "new")
+    assert (found.catalogue.candidates, found.catalogue.new, found.catalogue.removed) == (40, 10, 10)
+    before = scores(movies, k=40)
+    for index in ("exact", "cells"):
+        for row, known in zip(scores(found.folder, k=40, index=index), before, strict=True):
+            assert not row.keys() & {f"m{n}" for n in range(10)}
+            assert row.keys() >= {f"m{n}" for n in range(40, 50)}
+            assert all(row[name] == pytest.approx(known[name], abs=1e-6) for name in row.keys() & known.keys())
+
+
+def test_changed_features_move_the_score_as_a_training_export_of_the_same_weights_would(
+    trained: Any, movies: Path, tmp_path: Path
+) -> None:
+    items = items_table(range(40), m3={"year": 2020.0}, m35={"genres": ["jazz"], "like": ["m1", "m35"]})
+    found = refreshed(movies, items, tmp_path / "changed")
+    assert found.catalogue.changed == 2
+    again = two_tower.build(
+        two_tower.Settings(embedding_dim=4, hidden_units=(8,), item_hidden_units=(8,)), fitted_to(items), seed=3
+    )
+    again.query_tower.set_weights(trained.query_tower.get_weights())
+    again.candidate_tower.set_weights(trained.candidate_tower.get_weights())
+    exported = export(tmp_path / "exported", again, fitted_to(items), np.load(movies / SAMPLE_FILE))
+    assert scores(found.folder) == scores(exported)
+    assert scores(found.folder) != scores(movies)
+
+
+def test_a_history_may_have_new_items_which_the_row_may_exclude(movies: Path, tmp_path: Path) -> None:
+    found = refreshed(movies, items_table(range(50)), tmp_path / "new")
+    history = pa.array([["m1", "m45"], ["m1", "never heard of"]], pa.list_(pa.string()))
+    seen = pa.array([["m45", "m2"], []], pa.list_(pa.string()))
+    rows = pa.table({"user": ["u0", "u0"], "history": history, "seen": seen})
+    for index in ("exact", "cells"):
+        excluding, plain = scores(found.folder, rows, k=50, index=index)
+        # To the towers a new item is a token that they do not know.
+        assert plain.keys() - excluding.keys() == {"m45", "m2"}
+        assert excluding == {name: score for name, score in plain.items() if name in excluding}
+
+
+def test_a_refreshed_model_is_refreshed_as_the_trained_one_would_be(movies: Path, tmp_path: Path) -> None:
+    first = refreshed(movies, items_table(range(5, 60)), tmp_path / "first")
+    second = refreshed(first.folder, items_table(range(10, 50)), tmp_path / "second")
+    direct = refreshed(movies, items_table(range(10, 50)), tmp_path / "direct")
+    assert scores(second.folder) == scores(direct.folder)
+    assert (second.catalogue.new, second.catalogue.removed) == (0, 15)
+    assert second.catalogue.digest == direct.catalogue.digest
+    pinned = pinned_folder(first.folder)
+    assert pinned is not None
+    assert second.catalogue.refreshed_from == pinned.digest
+    assert second.catalogue.trained_model == str(movies)
+    back = refreshed(second.folder, items_table(range(40)), tmp_path / "back")
+    assert (back.catalogue.new, back.catalogue.removed) == (10, 10)
+    assert scores(back.folder) == scores(movies)
+
+
+def test_items_that_are_gone_are_not_available(movies: Path, tmp_path: Path) -> None:
+    features = ModelDirectory.open(refreshed(movies, items_table(range(10, 40)), tmp_path / "fewer").folder).features
+    gone = ids_without_item(features)
+    assert gone.tolist() == list(range(2, 12))
+    assert unavailable_ids(features, 30, None, None, gone).tolist() == gone.tolist()
+    with pytest.raises(ScoringError, match="k 31 cannot be met by the model's 30 candidates"):
+        unavailable_ids(features, 31, None, None, gone)
+    with pytest.raises(ScoringError, match="none of the model's 30 candidates is available"):
+        unavailable_ids(features, 1, ["m0", "m9"], None, gone)
+
+
+def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path, tmp_path: Path) -> None:
+    items, folder = items_table(range(40)), tmp_path / "out" / "bad"
+    with pytest.raises(TableError, match=r"the table of items lacks the columns \['year'\]; it has \['sku'"):
+        refreshed(movies, items.drop("year"), folder)
+    with pytest.raises(TableError, match="a list is no table"):
+        refreshed(movies, ["m1"], folder)
+    with pytest.raises(ColumnError, match="the item 'm3' has more than one row"):
+        refreshed(movies, pa.concat_tables([items, items.slice(3, 1)]), folder)
+    with pytest.raises(ColumnError, match="the key 'sku' of the items is null or empty"):
+        refreshed(movies, items.set_column(0, "sku", pa.array(["", *items["sku"].to_pylist()[1:]])), folder)
+    with pytest.raises(ColumnError, match="sku"):
+        refreshed(movies, items.set_column(0, "sku", pa.array(range(40))), folder)
+    with pytest.raises(RefreshError, match="the table of items has 4 rows, and the model recommends 5 candidates"):
+        refreshed(movies, items.slice(0, 4), folder)
+    with pytest.raises(ValueError, match="the vectors of 1 items or more are not finite, such as that of 'm7'"):
+        refreshed(movies, items_table(range(40), m7={"year": float("inf")}), folder)
+    assert not list(tmp_path.rglob("*"))[1:]
+
+
+def test_an_index_that_finds_too_few_is_refused_and_leaves_nothing(movies: Path, tmp_path: Path) -> None:
+    pinned = pinned_folder(movies)
+    assert pinned is not None
+    with pytest.raises(RefreshError, match=r"\{'cells': 0.5\} find fewer of the exact best.*least_recall 0.9"):
+        write_refreshed(
+            pinned, items_table(range(40)), tmp_path / "low", 0.9, lambda whole, k: {"exact": 1.0, "cells": 0.5}
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_cannot_be_met_are_refused(movies: Path, tmp_path: Path) -> None:
+    items = items_table(range(40))
+    with pytest.raises(RefreshError, match="exists already; give a new folder"):
+        refresh_index(movies, items, tmp_path)
+    with pytest.raises(RefreshError, match=r"least_recall 95 is no share"):
+        refresh_index(movies, items, tmp_path / "new", least_recall=95)
+    with pytest.raises(RefreshError, match="the alias 'champion' belongs to no model; name it as registered_model"):
+        refresh_index(movies, items, tmp_path / "new", alias="champion")
+
+
+def test_a_model_without_items_is_refused_with_advice(tmp_path: Path) -> None:
+    description = ModelDescription("retrieval", "two_tower", "", OUTPUTS["retrieval"], {})
+    description.save(tmp_path / "model")
+    assert "catalogue" not in (tmp_path / "model" / "mirrorspark.json").read_text()
+    directory = ModelDirectory(tmp_path / "model", description)
+    with pytest.raises(RefreshError, match=r"not trained with a table of items.*train a two_tower model"):
+        catalogue_of(directory)
+
+
+def test_the_age_of_a_catalogue_is_told_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    catalogue = Catalogue("d", "2026-01-30T12:00:00+00:00", candidates=9, trained=9, top_k=5)
+    now = datetime(2026, 2, 1, tzinfo=UTC)
+    with caplog.at_level("INFO"):
+        tell_age(catalogue, "movies/1", now, stale_after_days=2)
+    assert caplog.messages == ["movies/1 has 9 candidates of 2026-01-30T12:00:00+00:00, 1.5 days ago"]
+    tell_age(catalogue, "movies/1", now, stale_after_days=1)
+    assert "movies/1 is 1.5 days old, more than 1: newer items are not recommended" in caplog.messages[-1]

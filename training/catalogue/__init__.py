@@ -1,0 +1,1 @@
+"""New catalogues for trained models: a new index without a training."""

@@ -1,0 +1,97 @@
+"""The building of a model's indexes for a new table of items.
+
+It runs in a process of its own (``python -m mirrorspark.training.catalogue.build``), because TensorFlow must not be
+loaded into the driver.
+"""
+
+import dataclasses
+import gc
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.items import ids_without_item
+from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
+from mirrorspark.training.executor import child_process
+from mirrorspark.training.executor.child_process import Tail
+from mirrorspark.training.results.export import has_scann
+
+
+class RefreshError(ValueError):
+    """A catalogue for which no usable index can be built; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A model folder that has features, towers and sample queries, and lacks the SavedModel.
+
+    Attributes:
+        folder: The folder.
+        top_k: Usual number of candidates per query.
+        threads: TensorFlow threads.
+    """
+
+    folder: str
+    top_k: int
+    threads: int
+
+
+def build(plan: BuildPlan, *, verbose: bool = False) -> dict[str, float]:
+    """Write the SavedModel into the model folder of ``plan``, and return the recall of each of its indexes.
+
+    Raises:
+        RefreshError: It failed; the message has the last line of the process's output.
+    """
+    environment = child_process.tensorflow_environment(plan.threads, verbose=verbose) | {"CUDA_VISIBLE_DEVICES": "-1"}
+    process = child_process.start("mirrorspark.training.catalogue.build", environment)
+    tail = Tail(process.stderr, echo=verbose)
+    try:
+        child_process.tell(process, json.dumps(dataclasses.asdict(plan)))
+        assert process.stdout is not None  # noqa: S101 - start() made the pipe
+        answer = process.stdout.read()
+        if status := process.wait():
+            lines = tail.text().strip().splitlines()
+            raise RefreshError(f"the index cannot be built: {lines[-1] if lines else f'status {status}'}")
+        recalls: dict[str, float] = json.loads(answer)
+        return recalls
+    finally:
+        child_process.end(process, tail)
+
+
+def main() -> int:
+    """Build by the plan on standard input; print the recalls."""
+    line, answer = child_process.take_over()
+    plan = BuildPlan(**json.loads(line))
+    print(json.dumps(write_indexes(plan)), file=answer, flush=True)
+    # Skips the garbage collection of all libraries at Python's exit.
+    gc.freeze()
+    return 0
+
+
+def write_indexes(plan: BuildPlan) -> dict[str, float]:
+    """Write the SavedModel; return the recalls. Imports TensorFlow.
+
+    Raises:
+        ValueError: The vector of an item is not finite.
+    """
+    from mirrorspark.models import saved_towers, serving
+
+    folder = Path(plan.folder)
+    fitted = FittedFeatures.load(folder / FEATURES_FOLDER)
+    sample = np.load(folder / SAMPLE_FILE)
+    towers = saved_towers.SavedTowers(folder / TOWERS_FOLDER, fitted)
+    removed = ids_without_item(fitted)
+    indexes = serving.build_indexes(towers, plan.top_k, scann=has_scann(), sample=sample, removed=removed)
+    found = serving.recalls(indexes, plan.top_k, sample)
+    # The module is its own architecture: its `predict` calls the saved query tower.
+    serving.save_retrieval(saved_towers, towers, fitted, plan.top_k, indexes, folder / SAVED_MODEL_FOLDER)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
