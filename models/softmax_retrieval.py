@@ -23,7 +23,14 @@ class SoftmaxRetrieval(tf_keras.Model):
     ``query_tower`` computes the queries, ``candidate_tower`` contains the softmax's weights by id.
     """
 
-    def __init__(self, query_tower: tf_keras.Model, fitted: FittedFeatures, negatives: int, seed: int) -> None:
+    def __init__(
+        self,
+        query_tower: tf_keras.Model,
+        fitted: FittedFeatures,
+        negatives: int,
+        seed: int,
+        candidates: tf_keras.layers.Embedding | None = None,
+    ) -> None:
         """Add the candidates to a query tower.
 
         Args:
@@ -32,13 +39,14 @@ class SoftmaxRetrieval(tf_keras.Model):
             negatives: Number of candidates drawn per step, with which all its rows are compared. If there are no more
                 candidates than that, each row is compared with all of them.
             seed: Seed of the draws.
+            candidates: The candidates' embeddings by id, if the query tower uses them too; None creates them.
         """
         super().__init__()
         candidate = fitted.spec.candidate
         classes = len(fitted.vocabulary(candidate))
         self._candidate = candidate.name
         self.query_tower = query_tower
-        self.candidate_tower = candidate_tower(fitted, query_tower.output_shape[-1])
+        self.candidate_tower = candidates or candidate_tower(fitted, query_tower.output_shape[-1])
         self.sample = LogUniformSample(negatives, classes, seed) if negatives < classes else None
         self.mean_loss = tf_keras.metrics.Mean(name="loss")
 
@@ -57,6 +65,16 @@ class SoftmaxRetrieval(tf_keras.Model):
         queries = self.query_tower(self._known(inputs), training=training)
         # A row without a candidate of the vocabulary gets an arbitrary class here, and weight 0 in compute_loss.
         own = tf.maximum(inputs[self._candidate] - FIRST_VOCABULARY_ID, 0)
+        return self.query_losses(queries, own, training)
+
+    def query_losses(self, queries: tf.Tensor, own: tf.Tensor, training: bool) -> tf.Tensor:
+        """Return the cross-entropy of each query, float32 ``[queries]``.
+
+        Args:
+            queries: float32 ``[queries, embedding_dim]``.
+            own: int64 ``[queries]``, the class of each query's own candidate.
+            training: Whether to sample.
+        """
         if self.sample is None or not training:
             weights = self.candidate_tower.embeddings[FIRST_VOCABULARY_ID:]
             logits = tf.matmul(queries, weights, transpose_b=True)
@@ -74,12 +92,7 @@ class SoftmaxRetrieval(tf_keras.Model):
         """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is ignored."""
         features, _, weight = inputs
         weight = tf.where(features[self._candidate] >= FIRST_VOCABULARY_ID, weight, 0.0)
-        loss = tf.reduce_sum(self.row_losses(features, training) * weight)
-        rows = tf.reduce_sum(weight)
-        self.mean_loss.update_state(tf.math.divide_no_nan(loss, rows), sample_weight=rows)
-        # Dividing by the rows of all replicas makes the all-reduced gradient their mean.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return loss / (tf.cast(tf.shape(weight)[0], tf.float32) * replicas)
+        return self._mean(self.row_losses(features, training), weight, tf.shape(weight)[0])
 
     def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
         """Make one update; return the epoch's mean loss so far, over all replicas."""
@@ -93,6 +106,14 @@ class SoftmaxRetrieval(tf_keras.Model):
         """Return the mean loss so far, over all replicas."""
         self.compute_loss(inputs)
         return {"loss": self.mean_loss.result()}
+
+    def _mean(self, losses: tf.Tensor, weights: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Return the sum of weighted losses divided by the rows of the batch, and add them to the metric."""
+        loss, total = tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+        self.mean_loss.update_state(tf.math.divide_no_nan(loss, total), sample_weight=total)
+        # Dividing by the rows of all replicas makes the all-reduced gradient their mean.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return loss / (tf.cast(rows, tf.float32) * replicas)
 
     def _known(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Return the features that are inputs of the query tower."""
