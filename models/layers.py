@@ -324,6 +324,19 @@ class LogUniformSample(_CountedCalls):
         return tf.cast(tf.math.log(probability * self._count), tf.float32)
 
 
+class UniformSample(_CountedCalls):
+    """Draws classes with equal probability and with replacement; the sequence continues after a checkpoint."""
+
+    def __init__(self, count: int, classes: int, seed: int, **kwargs: Any) -> None:
+        super().__init__(seed, **kwargs)
+        self._count = count
+        self._classes = classes
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return int64 ``[count]``, the same for all rows; ``inputs`` are ignored."""
+        return tf.random.stateless_uniform([self._count], self._next_seed(), 0, self._classes, tf.int64)
+
+
 class CrossedIds(tf_keras.layers.Layer):
     """Hashes pairs of ids into buckets: int64 ``[batch]`` from 0."""
 

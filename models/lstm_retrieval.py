@@ -96,8 +96,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     ]
     averaged = embedded[len(ordered) :]
     joined = concatenated([*states, *averaged, *inputs_without_ids(features, inputs, dim)])
-    tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
-    return SoftmaxRetrieval(tower, fitted, settings.negatives, seed)
+    tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
+    return SoftmaxRetrieval(tower, fitted, settings, seed)
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

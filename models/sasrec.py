@@ -22,7 +22,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import ListFeature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.lstm_retrieval import candidate_lists
-from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
+from mirrorspark.models.settings import LossSettings, ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -32,16 +32,14 @@ TASK = "retrieval"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of the architecture.
+class Settings(LossSettings):
+    """Settings of the architecture, and those of the loss.
 
     Attributes:
         embedding_dim: Width of the item embeddings, of the states and of the query.
         blocks: Number of attention layers, each followed by two dense layers.
         heads: Number of attention heads; they divide ``embedding_dim``.
         dropout: Share of the embeddings, attention weights and outputs of each layer dropped while training.
-        negatives: Number of candidates drawn per step, with which all its rows are compared. If there are no more
-            candidates than that, each row is compared with all of them.
         every_position: Whether every item of a history is predicted from those before it, for a table with one row per
             user; false predicts the row's candidate alone, for a table with one row per interaction.
     """
@@ -50,11 +48,11 @@ class Settings:
     blocks: int = 2
     heads: int = 1
     dropout: float = 0.2
-    negatives: int = 1000
     every_position: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "blocks", "heads", "negatives"):
+        super().__post_init__()
+        for name in ("embedding_dim", "blocks", "heads"):
             check_positive(name, getattr(self, name))
         check_fraction("dropout", self.dropout)
         if self.embedding_dim % self.heads:
@@ -97,25 +95,32 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     from mirrorspark.models.attention import CausalStates, StateAtEnd
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
     from mirrorspark.models.sequence_retrieval import SequenceRetrieval
-    from mirrorspark.models.towers import candidate_tower
+    from mirrorspark.models.towers import candidate_tower, of_length_1
 
-    features, dim, name = fitted.spec.query_features, settings.embedding_dim, history(fitted.spec)
-    (read,) = (feature for feature in features if feature.name == name)
+    features, dim = fitted.spec.query_features, settings.embedding_dim
+    history_name = history(fitted.spec)
+    (read,) = (feature for feature in features if feature.name == history_name)
     assert isinstance(read, ListFeature)  # noqa: S101 - history returns the names of lists
     others = tuple(feature for feature in features if feature is not read)
-    inputs, candidates = symbolic_inputs(features, any_length=True), candidate_tower(fitted, dim)
+    inputs, candidates = (
+        symbolic_inputs(features, any_length=True),
+        candidate_tower(fitted, dim, cosine=settings.cosine),
+    )
     states = CausalStates(
         candidates, read.max_length, settings.blocks, settings.heads, settings.dropout, seed, name="attention"
-    )(inputs[name])
-    query = StateAtEnd(name="end", dtype="float32")([states, inputs[name]])
+    )(inputs[history_name])
+    query = StateAtEnd(name="end", dtype="float32")([states, inputs[history_name]])
     every = tf_keras.layers.Activation("linear", dtype="float32", name="states")(states)
     if others:
         joined = concatenated_inputs(fitted, others, inputs, dim)
         added = tf_keras.layers.Dense(dim, name="query", dtype="float32")(joined)
         query, every = query + added, every + added[:, None, :]
-    towers = [tf_keras.Model(inputs, one, name=of) for one, of in ((query, "query_tower"), (every, "state_tower"))]
+    outputs = {
+        name: of_length_1(one, settings.cosine) for name, one in (("query_tower", query), ("state_tower", every))
+    }
+    towers = [tf_keras.Model(inputs, one, name=name) for name, one in outputs.items()]
     state_tower = towers[1] if settings.every_position else None
-    return SequenceRetrieval(towers[0], state_tower, name, candidates, fitted, settings.negatives, seed)
+    return SequenceRetrieval(towers[0], state_tower, history_name, candidates, fitted, settings, seed)
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

@@ -7,7 +7,9 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSING_ID
+from mirrorspark.models.settings import LossSettings
 from mirrorspark.models.softmax_retrieval import SoftmaxRetrieval
+from mirrorspark.models.towers import CandidateEmbedding
 
 
 class SequenceRetrieval(SoftmaxRetrieval):
@@ -23,9 +25,9 @@ class SequenceRetrieval(SoftmaxRetrieval):
         query_tower: tf_keras.Model,
         state_tower: tf_keras.Model | None,
         history: str,
-        candidates: tf_keras.layers.Embedding,
+        candidates: CandidateEmbedding,
         fitted: FittedFeatures,
-        negatives: int,
+        settings: LossSettings,
         seed: int,
     ) -> None:
         """Add a tower of states.
@@ -37,11 +39,13 @@ class SequenceRetrieval(SoftmaxRetrieval):
             history: Name of the list that the states belong to.
             candidates: The candidates' embeddings by id.
             fitted: The features.
-            negatives: As in :class:`SoftmaxRetrieval`.
+            settings: As in :class:`SoftmaxRetrieval`.
             seed: As in :class:`SoftmaxRetrieval`.
         """
-        super().__init__(query_tower, fitted, negatives, seed, candidates)
+        super().__init__(query_tower, fitted, settings, seed, candidates)
         self._history = history
+        # Features that are not in the common table of the others, which a warm start must know.
+        self.embedded_apart = (history,)
         self.state_tower = state_tower
 
     def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
