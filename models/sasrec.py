@@ -40,6 +40,7 @@ class Settings(LossSettings):
         blocks: Number of attention layers, each followed by two dense layers.
         heads: Number of attention heads; they divide ``embedding_dim``.
         dropout: Share of the embeddings, attention weights and outputs of each layer dropped while training.
+        hidden_units: Width of each hidden layer on the features beside the history, before they are added to the state.
         every_position: Whether every item of a history is predicted from those before it, for a table with one row per
             user; false predicts the row's candidate alone, for a table with one row per interaction.
     """
@@ -48,12 +49,15 @@ class Settings(LossSettings):
     blocks: int = 2
     heads: int = 1
     dropout: float = 0.2
+    hidden_units: tuple[int, ...] = ()
     every_position: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("embedding_dim", "blocks", "heads"):
             check_positive(name, getattr(self, name))
+        for units in self.hidden_units:
+            check_positive("hidden_units", units)
         check_fraction("dropout", self.dropout)
         if self.embedding_dim % self.heads:
             raise ModelSettingsError(
@@ -85,7 +89,7 @@ def history(spec: FeatureSpec) -> str:
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model with ``query_tower`` and ``candidate_tower``; the former accepts lists padded to any length.
 
-    Other features than the history are embedded, and a linear layer of them is added to the state.
+    Other features than the history are embedded, and a net of them is added to the state.
 
     Raises:
         ModelSettingsError: There is no history to read.
@@ -93,7 +97,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     import tf_keras
 
     from mirrorspark.models.attention import CausalStates, StateAtEnd
-    from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
+    from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
     from mirrorspark.models.sequence_retrieval import SequenceRetrieval
     from mirrorspark.models.towers import candidate_tower, of_length_1
 
@@ -113,6 +117,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     every = tf_keras.layers.Activation("linear", dtype="float32", name="states")(states)
     if others:
         joined = concatenated_inputs(fitted, others, inputs, dim)
+        # Another sequence than those of the attention's dropout.
+        joined = dense_stack(joined, settings.hidden_units, settings.dropout, seed + 1_000)
         added = tf_keras.layers.Dense(dim, name="query", dtype="float32")(joined)
         query, every = query + added, every + added[:, None, :]
     outputs = {

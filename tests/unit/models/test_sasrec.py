@@ -38,7 +38,7 @@ def features(*lists: str, others: bool = True) -> FittedFeatures:
 def built(fitted: FittedFeatures, *, every_position: bool = False, dropout: float = 0.0) -> tf_keras.Model:
     """Return an untrained model whose weights are large enough for a wrong step to be seen."""
     settings = sasrec.Settings(
-        embedding_dim=4, heads=2, dropout=dropout, negatives=MOVIES, every_position=every_position
+        embedding_dim=4, heads=2, hidden_units=(3,), dropout=dropout, negatives=MOVIES, every_position=every_position
     )
     tf_keras.utils.set_random_seed(2)
     model = sasrec.build(settings, fitted, seed=2)
