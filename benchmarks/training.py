@@ -10,6 +10,7 @@ SUITE = Suite(
         "train_start",
         "train_overhead",
         "train_checkpoints",
+        "checksums",
         "train_restart",
         "train_kills",
         "train_soak",

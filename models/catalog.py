@@ -19,6 +19,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "multi_field": "mirrorspark.models.multi_field",
     "multi_label": "mirrorspark.models.multi_label",
     "regression": "mirrorspark.models.regression",
+    "sasrec": "mirrorspark.models.sasrec",
     "two_tower": "mirrorspark.models.two_tower",
     "wide_deep": "mirrorspark.models.wide_deep",
     "youtube_dnn": "mirrorspark.models.youtube_dnn",

@@ -35,6 +35,7 @@ class ItemTower(tf_keras.layers.Layer):
         hidden_units: Sequence[int],
         with_ids: bool,
         id_dropout: float,
+        cosine: bool,
         seed: int,
     ) -> None:
         """Create the weights.
@@ -46,6 +47,7 @@ class ItemTower(tf_keras.layers.Layer):
             hidden_units: Width of each hidden layer on the features.
             with_ids: Whether candidates have an id embedding too.
             id_dropout: Share of the rows of a training batch whose id embedding is left out.
+            cosine: Whether the result has length 1.
             seed: Seed of that dropout.
         """
         super().__init__(name="candidate_tower", dtype="float32")
@@ -54,6 +56,7 @@ class ItemTower(tf_keras.layers.Layer):
         # Not a dict, which Keras would track, and save in every checkpoint.
         self._items = MappingProxyType({name: tf.constant(rows) for name, rows in encoded_items(items).items()})
         self.features = _features_net(items, dim, hidden_units)
+        self._cosine = cosine
         self.id_embedding: Any = None
         if with_ids:
             self.id_embedding = tf_keras.layers.Embedding(self.input_dim, dim, name="candidate_ids", dtype="float32")
@@ -73,11 +76,11 @@ class ItemTower(tf_keras.layers.Layer):
     def embedded(self, ids: tf.Tensor, rows: Mapping[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         """Return float32 ``[ids, dim]`` of candidates whose items have the features ``rows``, each ``[ids, ...]``."""
         content = self.features(rows, training=training)
-        if self.id_embedding is None:
-            return content
-        # Dropout scales up what it keeps; an id embedding is either there as it is, or not.
-        kept = self._dropout(tf.gather(self._is_trained, ids), training=training)
-        return content + self.id_embedding(ids) * (kept * self._kept_share if training else kept)
+        if self.id_embedding is not None:
+            # Dropout scales up what it keeps; an id embedding is either there as it is, or not.
+            kept = self._dropout(tf.gather(self._is_trained, ids), training=training)
+            content += self.id_embedding(ids) * (kept * self._kept_share if training else kept)
+        return tf.math.l2_normalize(content, axis=-1) if self._cosine else content
 
 
 def _features_net(items: ItemTable, dim: int, hidden_units: Sequence[int]) -> tf_keras.Model:

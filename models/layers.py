@@ -99,7 +99,7 @@ class FieldEmbeddings(tf_keras.layers.Layer):
     def _lookup_table(self, training: bool | None) -> Any:
         """Return the table for a lookup."""
         # A prediction has no gradient, so its lookup may read only the rows that it names.
-        return self._table if training is False else _dense_when_small(self._table, self._rows)
+        return self._table if training is False else dense_when_small(self._table, self._rows)
 
     def _averaged(self, table: Any, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         given = {field.name: inputs[field.name] for field in self._fields}
@@ -136,7 +136,7 @@ def _ids_per_row(ids: tf.Tensor) -> Any:
     return tf.shape(ids)[1] if ids.shape[1] is None else ids.shape[1]
 
 
-def _dense_when_small(table: Any, rows: int) -> Any:
+def dense_when_small(table: Any, rows: int) -> Any:
     """Return ``table`` for a lookup whose gradient is dense if that is cheaper to sum over the workers."""
     # Multiplication by one turns the sparse gradient of the lookup into a dense one.
     return table * 1.0 if rows <= DENSE_GRADIENT_ROWS and not _is_served() else table
@@ -170,7 +170,7 @@ class SparseEmbedding(tf_keras.layers.Layer):
         """Return float32 ``[batch, dim]`` for a sparse float32 ``[batch, size]``; a row without entries is zeros."""
         if not training and not _is_served():
             return self._product(inputs)
-        table = _dense_when_small(self._table, self._size)
+        table = dense_when_small(self._table, self._size)
         embedded = tf.nn.embedding_lookup(table, inputs.indices[:, 1]) * inputs.values[:, tf.newaxis]
         return tf.math.unsorted_segment_sum(embedded, inputs.indices[:, 0], inputs.dense_shape[0])
 
@@ -322,6 +322,19 @@ class LogUniformSample(_CountedCalls):
         numbers = tf.cast(classes, tf.float64)
         probability = tf.math.log1p(1.0 / (numbers + 1.0)) / tf.math.log(tf.constant(self._classes + 1.0, tf.float64))
         return tf.cast(tf.math.log(probability * self._count), tf.float32)
+
+
+class UniformSample(_CountedCalls):
+    """Draws classes with equal probability and with replacement; the sequence continues after a checkpoint."""
+
+    def __init__(self, count: int, classes: int, seed: int, **kwargs: Any) -> None:
+        super().__init__(seed, **kwargs)
+        self._count = count
+        self._classes = classes
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return int64 ``[count]``, the same for all rows; ``inputs`` are ignored."""
+        return tf.random.stateless_uniform([self._count], self._next_seed(), 0, self._classes, tf.int64)
 
 
 class CrossedIds(tf_keras.layers.Layer):

@@ -46,7 +46,16 @@ def check_features(_: Settings, spec: FeatureSpec) -> None:
 
 
 def histories(spec: FeatureSpec) -> tuple[str, ...]:
-    """Return the names of the lists that the LSTM reads: those with the candidate's vocabulary.
+    """Return the names of the lists that the LSTM reads.
+
+    Raises:
+        ModelSettingsError: There is no such list.
+    """
+    return candidate_lists(spec, "lstm_retrieval")
+
+
+def candidate_lists(spec: FeatureSpec, model: str) -> tuple[str, ...]:
+    """Return the names of the lists with the candidate's vocabulary, which ``model`` reads in their order.
 
     Raises:
         ModelSettingsError: There is no such list.
@@ -59,7 +68,7 @@ def histories(spec: FeatureSpec) -> tuple[str, ...]:
     )
     if not found:
         raise ModelSettingsError(
-            f"model 'lstm_retrieval' has no history to read: no list has the ids of '{candidate}'; give a multi_valued "
+            f"model '{model}' has no history to read: no list has the ids of '{candidate}'; give a multi_valued "
             f"or sequence feature vocabulary_of: {candidate}, or use youtube_dnn"
         )
     return found
@@ -87,8 +96,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     ]
     averaged = embedded[len(ordered) :]
     joined = concatenated([*states, *averaged, *inputs_without_ids(features, inputs, dim)])
-    tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
-    return SoftmaxRetrieval(tower, fitted, settings.negatives, seed)
+    tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
+    return SoftmaxRetrieval(tower, fitted, settings, seed)
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

@@ -1,5 +1,6 @@
 """Checks for the settings of several architectures, without TensorFlow."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # settings are also checked without a dataset
@@ -22,6 +23,57 @@ def check_fraction(name: str, value: float) -> None:
     """Raise ``ModelSettingsError`` unless ``value`` is at least 0 and below 1."""
     if not 0 <= value < 1:
         raise ModelSettingsError(f"model setting {name} is {value}; use a share from 0 up to, not including, 1")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ``ModelSettingsError`` unless ``temperature`` is above 0."""
+    if not temperature > 0:  # NaN too
+        raise ModelSettingsError(f"model setting temperature is {temperature}; use a number above 0")
+
+
+# The names of mirrorspark.models.retrieval_losses, which needs TensorFlow.
+LOSSES = ("softmax", "bpr", "cosine_contrastive", "gbce")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Settings of the loss of a retrieval model that compares each row's candidate with a sample of the others.
+
+    Attributes:
+        negatives: Number of candidates drawn per step, with which all its rows are compared. If there are no more
+            candidates than that, each row is compared with all of them.
+        loss: ``softmax``, ``bpr``, ``cosine_contrastive`` or ``gbce``, of :mod:`models.retrieval_losses`.
+        cosine: Whether queries and candidates have length 1, so that scores are cosines.
+        temperature: Divisor of the logits in training; with cosines 0.05 to 0.2 is usual.
+        margin: Of ``cosine_contrastive``: the cosine up to which another candidate costs nothing.
+        negative_weight: Of ``cosine_contrastive``: weight of the mean of the others.
+        calibration: Of ``gbce``: 0 is a plain binary cross-entropy, 1 calibrates probabilities.
+    """
+
+    negatives: int = 1000
+    loss: str = "softmax"
+    cosine: bool = False
+    temperature: float = 1.0
+    margin: float = 0.4
+    negative_weight: float = 100.0
+    calibration: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_positive("negatives", self.negatives)
+        check_temperature(self.temperature)
+        if self.loss not in LOSSES:
+            raise ModelSettingsError(f"model setting loss is '{self.loss}'; use one of {list(LOSSES)}")
+        if self.loss == "cosine_contrastive" and (not self.cosine or self.temperature != 1):
+            raise ModelSettingsError(
+                "model setting loss is 'cosine_contrastive', which compares cosines with a margin; set cosine to true "
+                "and leave temperature at 1"
+            )
+        if not -1 <= self.margin <= 1:
+            raise ModelSettingsError(f"model setting margin is {self.margin}; use a cosine, from -1 to 1")
+        if not self.negative_weight > 0:
+            raise ModelSettingsError(f"model setting negative_weight is {self.negative_weight}; use a number above 0")
+        if not 0 <= self.calibration <= 1:
+            raise ModelSettingsError(f"model setting calibration is {self.calibration}; use a number from 0 to 1")
 
 
 def check_candidates(fitted: "FittedFeatures", top_k: int) -> None:

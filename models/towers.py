@@ -17,6 +17,8 @@ def query_tower(
     embedding_dim: int,
     dropout: float,
     seed: int,
+    *,
+    cosine: bool = False,
 ) -> tf_keras.Model:
     """Return the model from the query's features to its embedding, float32 ``[batch, embedding_dim]``.
 
@@ -27,15 +29,38 @@ def query_tower(
         embedding_dim: Width of the query embedding.
         dropout: Share of hidden units dropped while training.
         seed: Seed of the dropout.
+        cosine: Whether the query has length 1.
     """
     hidden = dense_stack(joined, hidden_units, dropout, seed)
     query = tf_keras.layers.Dense(embedding_dim, name="query", dtype="float32")(hidden)
-    return tf_keras.Model(inputs, query, name="query_tower")
+    return tf_keras.Model(inputs, of_length_1(query, cosine), name="query_tower")
 
 
-def candidate_tower(fitted: FittedFeatures, embedding_dim: int) -> tf_keras.layers.Embedding:
+class CandidateEmbedding(tf_keras.layers.Embedding):
+    """Embeddings of the candidates by id, float32 ``[ids, embedding_dim]``; with ``cosine`` each of length 1."""
+
+    def __init__(self, ids: int, embedding_dim: int, *, cosine: bool = False) -> None:
+        super().__init__(ids, embedding_dim, name="candidate_tower", dtype="float32")
+        self._cosine = cosine
+        self.build((None,))
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the embeddings of int64 ids."""
+        embedded = super().call(inputs)
+        return tf.math.l2_normalize(embedded, axis=-1) if self._cosine else embedded
+
+    def all_embeddings(self) -> tf.Tensor:
+        """Return the embeddings of all ids."""
+        return tf.math.l2_normalize(self.embeddings, axis=-1) if self._cosine else self.embeddings
+
+
+def candidate_tower(fitted: FittedFeatures, embedding_dim: int, *, cosine: bool = False) -> CandidateEmbedding:
     """Return the table of the candidates' embeddings by id, float32 ``[ids, embedding_dim]``."""
-    ids = fitted.id_count(fitted.spec.candidate)
-    tower = tf_keras.layers.Embedding(ids, embedding_dim, name="candidate_tower", dtype="float32")
-    tower.build((None,))
-    return tower
+    return CandidateEmbedding(fitted.id_count(fitted.spec.candidate), embedding_dim, cosine=cosine)
+
+
+def of_length_1(query: tf.Tensor, cosine: bool) -> tf.Tensor:
+    """Return ``query``, ``[..., embedding_dim]``, divided by its length if ``cosine``."""
+    if not cosine:
+        return query
+    return tf_keras.layers.UnitNormalization(axis=-1, dtype="float32")(query)

@@ -13,7 +13,7 @@ import numpy as np
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
+from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive, check_temperature
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -32,6 +32,8 @@ class Settings:
         hidden_units: Width of each hidden layer of the query tower.
         dropout: Share of hidden units dropped while training.
         temperature: Divisor of the logits; a smaller one gives a sharper distribution.
+        cosine: Whether queries and candidates have length 1, so that scores are cosines; a temperature of 0.05 to 0.2
+            is usual then.
         candidate_id: Whether candidates have an embedding by id beside their item features.
         id_dropout: With item features, share of the rows whose candidate's id embedding is left out while training, so
             that the features alone do for items without training rows.
@@ -42,6 +44,7 @@ class Settings:
     hidden_units: tuple[int, ...] = (64,)
     dropout: float = 0.0
     temperature: float = 1.0
+    cosine: bool = False
     candidate_id: bool = True
     id_dropout: float = 0.1
     item_hidden_units: tuple[int, ...] = (64,)
@@ -54,8 +57,7 @@ class Settings:
             check_positive("item_hidden_units", units)
         check_fraction("dropout", self.dropout)
         check_fraction("id_dropout", self.id_dropout)
-        if not self.temperature > 0:  # NaN too
-            raise ModelSettingsError(f"model setting temperature is {self.temperature}; use a number above 0")
+        check_temperature(self.temperature)
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
@@ -81,7 +83,9 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
             features, dim = fitted.spec.query_features, settings.embedding_dim
             inputs = symbolic_inputs(features, any_length=True)
             joined = concatenated_inputs(fitted, features, inputs, dim)
-            self.query_tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
+            self.query_tower = query_tower(
+                inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine
+            )
             self.candidate_tower = _candidate_tower(settings, fitted, seed)
             self.task = tfrs.tasks.Retrieval(temperature=settings.temperature, remove_accidental_hits=True)
             self.probability = tf.constant(probability)
@@ -144,7 +148,7 @@ def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int) -> A
     if fitted.items is None:
         from mirrorspark.models.towers import candidate_tower
 
-        return candidate_tower(fitted, settings.embedding_dim)
+        return candidate_tower(fitted, settings.embedding_dim, cosine=settings.cosine)
     from mirrorspark.models.item_tower import ItemTower
 
     return ItemTower(
@@ -154,6 +158,7 @@ def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int) -> A
         hidden_units=settings.item_hidden_units,
         with_ids=settings.candidate_id,
         id_dropout=settings.id_dropout,
+        cosine=settings.cosine,
         # Another sequence than that of the query tower's dropout.
         seed=seed + 1_000,
     )

@@ -280,7 +280,9 @@ def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatur
             yield from _item_tables(layer, fitted, earlier)
             continue
         if isinstance(layer, FieldEmbeddings):
-            fields, of_rows = lay_out_fields(earlier, earlier.spec.query_features)
+            apart = getattr(model, "embedded_apart", ())
+            features = [feature for feature in earlier.spec.query_features if feature.name not in apart]
+            fields, of_rows = lay_out_fields(earlier, features)
             here, there = _owners(fitted, layer.fields), _owners(earlier, fields)
         elif layer is candidates and isinstance(layer, tf_keras.layers.Embedding):
             here, of_rows = _owners(fitted, [Field(fitted.spec.candidate.name, 0, 1)]), 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.models.settings import check_fraction, check_positive
+from mirrorspark.models.settings import LossSettings, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -20,28 +20,25 @@ TASK = "retrieval"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of the architecture.
+class Settings(LossSettings):
+    """Settings of the architecture, and those of the loss.
 
     Attributes:
         embedding_dim: Width of the field embeddings, of the query and of the candidates.
         hidden_units: Width of each hidden layer.
         dropout: Share of hidden units dropped while training.
-        negatives: Number of candidates drawn per step, with which all its rows are compared. If there are no more
-            candidates than that, each row is compared with all of them.
     """
 
     embedding_dim: int = 32
     hidden_units: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
-    negatives: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive("embedding_dim", self.embedding_dim)
         for units in self.hidden_units:
             check_positive("hidden_units", units)
         check_fraction("dropout", self.dropout)
-        check_positive("negatives", self.negatives)
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
@@ -53,8 +50,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)
     joined = concatenated_inputs(fitted, features, inputs, dim)
-    tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed)
-    return SoftmaxRetrieval(tower, fitted, settings.negatives, seed)
+    tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
+    return SoftmaxRetrieval(tower, fitted, settings, seed)
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

@@ -71,15 +71,18 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
 
 
 @pytest.mark.full
-def test_movielens_is_learnt_by_an_lstm_as_well(spark: "SparkSession", tmp_path: Path, shared_data: Path) -> None:
+@pytest.mark.parametrize(("model", "workers"), [("lstm_retrieval", 1), ("sasrec", 2)])
+def test_movielens_is_learnt_from_the_order_as_well(
+    spark: "SparkSession", tmp_path: Path, shared_data: Path, model: str, workers: int
+) -> None:
     """F14: ragged histories from the table to the scores, which are those of the training framework."""
     data, users = tmp_path / "data", 100
     data.mkdir()
     header, *ratings = (shared_data / "ml_latest_small" / "ratings.csv").read_text(encoding="utf-8").splitlines()
     some = [rating for rating in ratings if int(rating.split(",")[0]) <= users]
     (data / "ratings.csv").write_text("\n".join([header, *some]), encoding="utf-8")
-    flags = ("--model.name=lstm_retrieval", "--epochs=2", "--baseline=none")
-    finished = run(tmp_path, "--recipe=movielens", f"--data={data}", "--workers=1", *flags)
+    flags = (f"--model.name={model}", "--epochs=2", "--baseline=none")
+    finished = run(tmp_path, "--recipe=movielens", f"--data={data}", f"--workers={workers}", *flags)
     assert finished.summary["parity"]["max"] <= 1e-5
     assert finished.summary["metrics"]["test"]["recall_at_20"] > 0
     table = pq.read_table(finished.summary["scored_table"], columns=["candidates"]).to_pandas()

@@ -19,6 +19,7 @@ def test_every_name_of_the_catalog_leads_to_a_whole_architecture() -> None:
         "multi_field": "binary",
         "multi_label": "multi_label",
         "regression": "regression",
+        "sasrec": "retrieval",
         "two_tower": "retrieval",
         "wide_deep": "binary",
         "youtube_dnn": "retrieval",
@@ -59,6 +60,8 @@ def test_settings_are_read_from_what_yaml_gives() -> None:
         ("lstm_retrieval", {"lstm_units": 0}, "setting lstm_units is 0; use a whole number from 1 on"),
         ("lstm_retrieval", {"lstm_units": [64]}, "setting lstm_units is .*; it must be of type int"),
         ("lstm_retrieval", {"dropout": 1.0}, "setting dropout is 1.0"),
+        ("sasrec", {"heads": 3}, "setting heads is 3, which does not divide embedding_dim 64; use a divisor"),
+        ("sasrec", {"blocks": 0}, "setting blocks is 0; use a whole number from 1 on"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(name: str, options: dict[str, Any], message: str) -> None:

@@ -14,7 +14,16 @@ import tf_keras
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models import lstm_retrieval, multi_field, multi_label, two_tower, warm_start, wide_deep, youtube_dnn
+from mirrorspark.models import (
+    lstm_retrieval,
+    multi_field,
+    multi_label,
+    sasrec,
+    two_tower,
+    warm_start,
+    wide_deep,
+    youtube_dnn,
+)
 from mirrorspark.models.objectives import compile_model
 from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.serving import RetrievalModule, ScoringModule, build_indexes, save
@@ -211,6 +220,22 @@ def test_a_history_keeps_the_embeddings_of_its_tokens_and_what_reads_them(export
     read_by = [name for name in found if "lstm" in name]
     assert len(read_by) == 3
     for name in read_by:
+        np.testing.assert_array_equal(found[name], before[name])
+
+
+def test_attention_keeps_the_embeddings_that_histories_and_candidates_share(exported: Callable[..., Exported]) -> None:
+    settings = sasrec.Settings(embedding_dim=4)
+    earlier, before = exported(watched("a", "b", "c"), sasrec, settings)
+    now = watched("c", "d", "a")
+    model = built(sasrec, settings, now, seed=2)
+    initial, old = by_name(model)["embeddings"], before["embeddings"]
+    assert begin_from(model, now, earlier).left_out == ()
+    found = by_name(model)
+    expected = [old[0], old[1], old[4], initial[3], old[2]]
+    np.testing.assert_array_equal(found["embeddings"][:5], expected)
+    others = set(found) - {"embeddings"}
+    assert any("attention" in name for name in others)
+    for name in others:
         np.testing.assert_array_equal(found[name], before[name])
 
 

@@ -284,7 +284,8 @@ def test_features_that_an_architecture_cannot_be_built_for_are_refused_at_once(n
     with pytest.raises(ModelSettingsError, match="but 'distance' is no feature of one id per row"):
         new_config(model={"name": "wide_deep", "crosses": ["town*distance"]})
     # Those of this recipe are histories of movies.
-    RunConfig.from_recipe("movielens", model={"name": "lstm_retrieval"})
+    for name in ("lstm_retrieval", "sasrec"):
+        RunConfig.from_recipe("movielens", model={"name": name})
     features = load_recipe("movielens")["features"]
     features["recent_movies"] = {"kind": "multi_valued", "max_length": 50}
     with pytest.raises(ModelSettingsError, match="no list has the ids of 'movie_id'"):
