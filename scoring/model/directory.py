@@ -77,6 +77,7 @@ _FileState: TypeAlias = tuple[str, int, int, int, int]
 """Relative name, size in bytes, mtime and ctime in ns, and inode."""
 
 _DIGEST_DIGITS = 12
+# The names of list elements differ between writers.
 _ELEMENT = re.compile(r"list<\w+: ")
 
 
@@ -288,7 +289,10 @@ class ModelDirectory:
     def inputs(self) -> Inputs:
         """The columns that the model reads."""
         if not isinstance(self.description, ModelDescription):
-            return self.description.inputs or _routed_inputs(self.path / self.description.file)
+            # Imported here because a router opens the folders of its models.
+            from mirrorspark.scoring.routing.folder import routed_inputs
+
+            return self.description.inputs or routed_inputs(self.path / self.description.file)
         return _TrainedColumns(self, self.description.columns) if self.description.columns else self.feature_inputs
 
     @property
@@ -314,19 +318,14 @@ class _TrainedColumns:
 
     def check(self, schema: pa.Schema) -> None:
         # Columns of these types need no other check; the features say what else they accept.
-        found = {field.name: _type_text(str(field.type)) for field in schema}
-        if any(found.get(name) != _type_text(trained) for name, trained in self.types.items()):
+        found = {field.name: _ELEMENT.sub("list<", str(field.type)) for field in schema}
+        if any(found.get(name) != _ELEMENT.sub("list<", trained) for name, trained in self.types.items()):
             self.directory.feature_inputs.check(schema)
 
     def __reduce__(self) -> tuple[type[FeatureInputs], tuple[Any, ...]]:
         """Pickle as the features, because an executor lacks the driver's folder."""
         inputs = self.directory.feature_inputs
         return FeatureInputs, (inputs.features, inputs.column_types)
-
-
-def _type_text(text: str) -> str:
-    """Return a type without the names of list elements, which differ between writers."""
-    return _ELEMENT.sub("list<", text)
 
 
 def _other_description(path: Path, is_package: bool) -> "PackagedDescription":
@@ -340,13 +339,6 @@ def _other_description(path: Path, is_package: bool) -> "PackagedDescription":
         if not (path / name).exists():
             raise ModelDirectoryError(f"{path} lacks {name}; package the model again")
     return packaged
-
-
-def _routed_inputs(folder: Path) -> Inputs:
-    # Imported here because a router opens the folders of its models.
-    from mirrorspark.scoring.routing.folder import routed_inputs
-
-    return routed_inputs(folder)
 
 
 def _scored_features(spec: FeatureSpec) -> tuple[Feature, ...]:
