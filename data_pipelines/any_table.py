@@ -37,7 +37,7 @@ def as_dataframe(table: Any, spark: SparkSession) -> DataFrame:
     elif isinstance(table, str | Path):
         df = _stored(str(table), spark)
     else:
-        arrow = _in_arrow(table)
+        arrow = in_arrow(table)
         _require_different(arrow.column_names)
         df = spark.createDataFrame(arrow)
     if spark.conf.get("spark.sql.caseSensitive") != "true":
@@ -70,7 +70,7 @@ def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
     Raises:
         TableError: It is no table, or lacks a column.
     """
-    in_memory = None if hasattr(table, "sparkSession") else _in_arrow(table)
+    in_memory = None if hasattr(table, "sparkSession") else in_arrow(table)
     names = table.columns if in_memory is None else in_memory.column_names
     missing = [name for name in columns if name not in names]
     if missing:
@@ -91,7 +91,7 @@ def numbered(table: Any) -> pa.Table:
     Raises:
         TableError: It has such a column already, or is no table.
     """
-    arrow = _in_arrow(table)
+    arrow = in_arrow(table)
     if ROW_NUMBER in arrow.column_names:
         raise TableError(f"the table has a column '{ROW_NUMBER}' already; give it as the key, or rename it")
     return arrow.append_column(ROW_NUMBER, pa.array(range(arrow.num_rows), pa.int64()))
@@ -113,7 +113,7 @@ def in_form_of(scores: DataFrame, table: Any) -> Any:
     return arrow.to_pandas()
 
 
-def _in_arrow(table: Any) -> pa.Table:
+def in_arrow(table: Any) -> pa.Table:
     """Return a table in memory with types that Spark takes."""
     if isinstance(table, pa.Table):
         arrow = table

@@ -7,14 +7,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, is_in_memory, numbered
+from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, in_arrow, is_in_memory, numbered
 from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
+from mirrorspark.data_pipelines.features.infer import infer_spec
 from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS, FeatureSpecError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
@@ -123,7 +124,12 @@ def _check_arguments(label: Any, model: Any, callbacks: Sequence[Any], settings:
 
 
 def default_spec(
-    df: DataFrame, label: str | Mapping[str, Any], *, keys: Sequence[str] = (), exclude: Sequence[str] = ()
+    df: DataFrame,
+    label: str | Mapping[str, Any],
+    *,
+    keys: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    last_key: str | None = None,
 ) -> FeatureSpec:
     """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer.infer_spec`.
 
@@ -132,11 +138,12 @@ def default_spec(
         label: The column to learn, or its name and kind; the kind is inferred unless given.
         keys: Columns that identify a row.
         exclude: Columns that are no features.
+        last_key: The key if no other column identifies the rows.
 
     Raises:
         FeatureSpecError: As ``infer_spec`` says.
     """
-    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=(SPLIT_COLUMN, *exclude))
+    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=(SPLIT_COLUMN, *exclude), last_key=last_key)
     if isinstance(label, str) or set(label) == {"name"}:
         return spec
     return FeatureSpec.from_dict(spec.to_dict() | {"label": dict(label)})
@@ -223,21 +230,20 @@ def _rows_and_spec(
     given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     left_out = (*exclude, *([time] if time else ()))
-    df = as_dataframe(table, spark)
+    # The number of a row, in case that no column is a key: a table in memory would be sent to Spark, and read, twice.
+    rows = in_arrow(table) if is_in_memory(table) else table
+    is_numbered = not given and isinstance(rows, pa.Table) and ROW_NUMBER not in rows.column_names
+    df = as_dataframe(numbered(rows) if is_numbered else rows, spark)
     unknown = [name for name in exclude if name not in df.columns]
     if unknown:  # A column that gives the label away would stay a feature.
         raise FeatureSpecError(
-            f"exclude names the columns {unknown}, which the table does not have; it has {df.columns}"
+            f"exclude names the columns {unknown}, which the table does not have; it has "
+            f"{[name for name in df.columns if name != ROW_NUMBER or not is_numbered]}"
         )
     if given:
         _require_unique(df, given)
-    try:
-        return df, default_spec(df, label, keys=given, exclude=left_out)
-    except NoKeyError:
-        if not is_in_memory(table):
-            raise
-    df = as_dataframe(numbered(table), spark)
-    return df, default_spec(df, label, keys=(ROW_NUMBER,), exclude=left_out)
+    spec = default_spec(df, label, keys=given, exclude=left_out, last_key=ROW_NUMBER if is_numbered else None)
+    return df.drop(ROW_NUMBER) if is_numbered and spec.keys != (ROW_NUMBER,) else df, spec
 
 
 def _name_of(label: str | Mapping[str, Any]) -> str:

@@ -88,7 +88,12 @@ class ColumnFacts:
 
 
 def infer_spec(
-    df: DataFrame, *, label: str, keys: str | Iterable[str] = (), exclude: Iterable[str] = ("split",)
+    df: DataFrame,
+    *,
+    label: str,
+    keys: str | Iterable[str] = (),
+    exclude: Iterable[str] = ("split",),
+    last_key: str | None = None,
 ) -> FeatureSpec:
     """Propose a spec for the table ``df``; the log says why each column is used or left out.
 
@@ -98,20 +103,27 @@ def infer_spec(
         keys: Columns that identify a row; by default one with unique values that is named like an identifier, or else
             holds tokens that no model can learn from.
         exclude: Columns to ignore.
+        last_key: The key if no other column identifies the rows; never a feature.
 
     Raises:
-        NoKeyError: No column identifies the rows.
+        NoKeyError: No column identifies the rows, and there is no ``last_key``.
         FeatureSpecError: There is no such label or key, the label cannot be learnt, or no column can be a feature.
     """
     given = (keys,) if isinstance(keys, str) else tuple(keys)
     missing = [name for name in (label, *given) if name not in df.columns]
     if missing:
-        raise FeatureSpecError(f"the table has no columns {missing}; it has {df.columns}")
-    left_out = {*exclude} - {label, *given}
+        found = [name for name in df.columns if name != last_key]
+        raise FeatureSpecError(f"the table has no columns {missing}; it has {found}")
+    left_out = {*exclude, last_key} - {label, *given}
     facts = column_facts(df.select(*(_quoted(name) for name in df.columns if name not in left_out)))
     if not any(fact.rows for fact in facts.values()):
         raise FeatureSpecError(f"the table has no rows, or no value in any of the columns {list(facts)}")
-    proposed_keys = given or (_find_key(df, facts, label),)
+    proposed_keys = given
+    if not given:
+        key = _find_key(df, facts, label) or last_key
+        if key is None:
+            raise NoKeyError(_without_key(facts, label))
+        proposed_keys = (key,)
     features, reasons = [], []
     for name, fact in facts.items():
         if name == label or name in proposed_keys:
@@ -285,20 +297,24 @@ def _two_values(df: DataFrame, facts: ColumnFacts) -> Mapping[str, int] | None:
     return {row["value"]: row["count"] for row in counted} if len(counted) == 2 else None
 
 
-def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str) -> str:
-    """Return a column whose values identify the rows, such as ``order_id``."""
-    likely = [fact for fact in _nearly_unique(facts) if fact.name != label]
-    names = likely_keys(likely)
+def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str) -> str | None:
+    """Return a column whose values identify the rows, such as ``order_id``; None if there is none."""
+    names = likely_keys(fact for fact in _nearly_unique(facts) if fact.name != label)
     if names:
         counts: Any = df.agg(F.count(F.lit(1)), *(F.count_distinct(_quoted(name)) for name in names)).first()
         for name, distinct in zip(names, counts[1:], strict=True):
             if distinct == counts[0]:
                 _LOGGER.info("column %s: the key: it has another value in every row", name)
                 return name
+    return None
+
+
+def _without_key(facts: Mapping[str, ColumnFacts], label: str) -> str:
+    likely = [fact for fact in _nearly_unique(facts) if fact.name != label]
+    names = likely_keys(likely)
     features = [fact.name for fact in likely if fact.name not in names]
-    raise NoKeyError(
-        "no single column identifies the rows; give the columns that do as keys"
-        + (f" (the values of {features} hardly repeat, but a model can learn from them)" if features else "")
+    return "no single column identifies the rows; give the columns that do as keys" + (
+        f" (the values of {features} hardly repeat, but a model can learn from them)" if features else ""
     )
 
 
