@@ -1,5 +1,34 @@
-"""What tests of faults share with those of undisturbed runs."""
+"""What tests of faults share with those of undisturbed runs, and with each other."""
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mirrorspark.data_pipelines.spark import tasks
 from tests.cluster.conftest import some_flights
+from tests.faults.operations import Operation, all_operations, end_process, run_here
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 __all__ = ["some_flights"]
+
+
+@pytest.fixture(scope="module")
+def operations(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> dict[str, Operation]:
+    """Return what changes files, by name."""
+    return all_operations(spark, tmp_path_factory.mktemp("scored"))
+
+
+@pytest.fixture
+def operations_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process run what Spark's would, and write its temporary files outside of the folder under test."""
+    monkeypatch.setattr(tasks, "_task_rows", run_here)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield
+    end_process()
