@@ -20,10 +20,11 @@ import pandas as pd
 from mirrorspark.data_pipelines.convert import convert
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
 from mirrorspark.data_pipelines.tables import find_tables, query, register_tables
-from mirrorspark.models import catalog, serving, two_tower
-from mirrorspark.models.objectives import compile_model
-from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.preprocessing import input_tensors
+from mirrorspark.models import catalog, two_tower
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.serving import export as serving
+from mirrorspark.models.serving.preprocessing import input_tensors
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.spark_session import open_session
 

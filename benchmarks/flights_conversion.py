@@ -51,8 +51,8 @@ def _first_epoch(dataset: str, architecture: str) -> tuple[float, float]:
 
     from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
     from mirrorspark.models import catalog
-    from mirrorspark.models.objectives import compile_model
-    from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+    from mirrorspark.models.fitting.objectives import compile_model
+    from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 
     opened = Dataset.open(Path(dataset))
     module = catalog.architecture(architecture)

@@ -25,8 +25,8 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeri
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import multi_field
-from mirrorspark.models.objectives import compile_model
-from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 
 _COLUMNS = [
     "age",

@@ -144,9 +144,9 @@ def _tensorflow_ways(items: np.ndarray, queries: np.ndarray, sample: np.ndarray,
     import tensorflow as tf
     import tensorflow_recommenders as tfrs
 
-    from mirrorspark.models.top_k import ExactTopK, Index, Queries
-    from mirrorspark.models.top_k_cells import CellsTopK, candidate_cells, recall_by_cells
-    from mirrorspark.models.top_k_scann import ScannTopK
+    from mirrorspark.models.index.cells import CellsTopK, candidate_cells, recall_by_cells
+    from mirrorspark.models.index.exact import ExactTopK, Index, Queries
+    from mirrorspark.models.index.scann import ScannTopK
 
     embeddings = np.concatenate([np.zeros((2, items.shape[1]), np.float32), items])
     exact = ExactTopK(embeddings)

@@ -44,7 +44,7 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
         k: Candidates per row.
     """
     from mirrorspark.models import two_tower
-    from mirrorspark.models.serving import build_indexes, recalls, save_retrieval
+    from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
     from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 
     spec = FeatureSpec((Categorical("user"), Categorical("item")), Label("item", kind="candidate"), ("user",))

@@ -79,8 +79,8 @@ def _export(folder: Path, count: int) -> Path:
     from mirrorspark.data_pipelines.features.spec import FeatureSpec
     from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
     from mirrorspark.models import two_tower
-    from mirrorspark.models.saved_towers import save_towers
-    from mirrorspark.models.serving import build_indexes, candidate_embeddings, recalls, save_retrieval
+    from mirrorspark.models.retrieval.saved_towers import save_towers
+    from mirrorspark.models.serving.export import build_indexes, candidate_embeddings, recalls, save_retrieval
     from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
     from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 

@@ -56,7 +56,7 @@ def keras_model(fitted: FittedFeatures) -> Any:
 
 def _exported(folder: Path, fitted: FittedFeatures) -> Path:
     from mirrorspark.models import multi_field
-    from mirrorspark.models.serving import ScoringModule, save
+    from mirrorspark.models.serving.export import ScoringModule, save
     from mirrorspark.scoring.model.directory import FEATURES_FOLDER, ModelDescription
 
     save(ScoringModule(multi_field, keras_model(fitted), fitted), folder / SAVED_MODEL_FOLDER)

@@ -120,7 +120,7 @@ class Network:
     @classmethod
     def of(cls, model: Path) -> "Network":
         """Read the weights of an exported model."""
-        from mirrorspark.models.warm_start import EarlierModel
+        from mirrorspark.models.fitting.warm_start import EarlierModel
 
         names = ("basket_embedding/table", "hidden_0/kernel", "hidden_0/bias", "heads/kernel", "heads/bias")
         weights = EarlierModel(model / "saved_model", _fitted())
@@ -146,7 +146,7 @@ def _write_rows(path: Path, rows: int, entries: int) -> Path:
 
 def _export(folder: Path) -> Path:
     from mirrorspark.models import multi_label
-    from mirrorspark.models.serving import ScoringModule, save
+    from mirrorspark.models.serving.export import ScoringModule, save
     from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 
     fitted = _fitted()
@@ -267,7 +267,7 @@ def _keras_model(network: Network, heads: Callable[[Any, Network], tuple[Any, li
     import tf_keras
 
     from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
-    from mirrorspark.models.preprocessing import sparse_tensor
+    from mirrorspark.models.serving.preprocessing import sparse_tensor
 
     inputs = symbolic_inputs((BASKET,))
     joined = concatenated_inputs(_fitted(), (BASKET,), inputs, UNITS)

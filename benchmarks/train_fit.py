@@ -42,7 +42,7 @@ class FitRank:
         work: What to train.
         steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
         local_steps: Steps of a worker between two means; 1 is synchronous training.
-        our_loop: Whether the steps run in the loop of `models.step_loop`, as those of our trainings do, or in Keras'.
+        our_loop: Whether the steps run in our loop (`models.fitting.step_loop`) or in Keras'.
         token: Secret of the ring.
     """
 
@@ -89,8 +89,8 @@ class FitRank:
     def _compiled(self, ring: "Ring | None") -> "tf_keras.Model":
         import tf_keras
 
-        from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
-        from mirrorspark.models.step_loop import use_step_loop
+        from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+        from mirrorspark.models.fitting.step_loop import use_step_loop
         from mirrorspark.training.fitting.local_updates import local_updates
 
         tf_keras.utils.set_random_seed(1)

@@ -1,6 +1,6 @@
 """The architectures by name. A new architecture is a file beside this one and a line here.
 
-One of a new task also needs its loss and metrics in ``models.objectives``.
+One of a new task also needs its loss and metrics in ``models.fitting.objectives``.
 """
 
 import dataclasses

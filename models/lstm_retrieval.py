@@ -81,9 +81,9 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         ModelSettingsError: There is no history to read.
     """
     from mirrorspark.models.layers import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
-    from mirrorspark.models.recurrent import LastState, OrderedEmbeddings
-    from mirrorspark.models.softmax_retrieval import SoftmaxRetrieval
-    from mirrorspark.models.towers import query_tower
+    from mirrorspark.models.layers.recurrent import LastState, OrderedEmbeddings
+    from mirrorspark.models.retrieval.softmax import SoftmaxRetrieval
+    from mirrorspark.models.retrieval.towers import query_tower
 
     features, dim, ordered = fitted.spec.query_features, settings.embedding_dim, histories(fitted.spec)
     inputs = symbolic_inputs(features, any_length=True)
@@ -103,7 +103,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the query embeddings, float32 ``[batch, embedding_dim]``; the longest history sets the number of steps."""
     from mirrorspark.models.layers import lists_of_any_length
-    from mirrorspark.models.recurrent import without_common_padding
+    from mirrorspark.models.layers.recurrent import without_common_padding
 
     tower = model.query_tower
     return tower(without_common_padding(inputs, lists_of_any_length(tower)), training=False)

@@ -26,7 +26,7 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
     """Return ``scores``, float32 ``[batch, classes]``: the probability of each class; those of a row sum to 1."""
     import tensorflow as tf
 
-    from mirrorspark.models.members import is_ensemble, mean_class_logits
+    from mirrorspark.models.layers.members import is_ensemble, mean_class_logits
 
     logits = model(inputs, training=False)
     return {"scores": tf.nn.softmax(mean_class_logits(logits) if is_ensemble(model) else logits)}

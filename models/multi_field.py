@@ -88,7 +88,7 @@ def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict
     An ensemble's is ``[batch, members, units]``.
     """
     from mirrorspark.models.layers import concatenated, concatenated_inputs, dense_stack, symbolic_inputs
-    from mirrorspark.models.tabular_layers import LowRankCross
+    from mirrorspark.models.layers.tabular import LowRankCross
 
     inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
@@ -105,7 +105,7 @@ def _embedded_numbers(
     settings: Settings, fitted: FittedFeatures, numbers: "Sequence[Numeric]", inputs: "Mapping[str, tf.Tensor]"
 ) -> "tf.Tensor":
     from mirrorspark.models.layers import concatenated
-    from mirrorspark.models.tabular_layers import Periodic, PiecewiseLinear, bin_edges
+    from mirrorspark.models.layers.tabular import Periodic, PiecewiseLinear, bin_edges
 
     given = concatenated([inputs[feature.name][:, None] for feature in numbers], "numbers")
     if settings.numeric_embedding == "piecewise":
@@ -120,7 +120,7 @@ def heads(settings: Settings, outputs: int, name: str) -> "tf_keras.layers.Layer
     """Return the linear layer after the last hidden one, with ``outputs`` per row, or per row and member."""
     import tf_keras
 
-    from mirrorspark.models.tabular_layers import MemberHeads
+    from mirrorspark.models.layers.tabular import MemberHeads
 
     kind = MemberHeads if settings.members > 1 else tf_keras.layers.Dense
     return kind(outputs, name=name, dtype="float32")
@@ -141,7 +141,7 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
     """Return ``score``, float32 ``[batch]``: the probability of the positive class."""
     import tensorflow as tf
 
-    from mirrorspark.models.members import is_ensemble, mean_log_odds
+    from mirrorspark.models.layers.members import is_ensemble, mean_log_odds
 
     logits = model(inputs, training=False)
     return {"score": tf.sigmoid((mean_log_odds(logits) if is_ensemble(model) else logits)[:, 0])}

@@ -63,7 +63,7 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
     """Return ``scores``, float32 ``[batch, classes]``: the probability of each label."""
     import tensorflow as tf
 
-    from mirrorspark.models.members import is_ensemble, mean_log_odds
+    from mirrorspark.models.layers.members import is_ensemble, mean_log_odds
 
     log_odds = model(inputs, training=False)
     return {"scores": tf.sigmoid(mean_log_odds(log_odds) if is_ensemble(model) else log_odds)}

@@ -55,8 +55,8 @@ class OwnArchitecture:
         Raises:
             ModelSettingsError: What the function returns is no model of tf-keras.
         """
+        from mirrorspark.models.fitting.objectives import ScaledLoss
         from mirrorspark.models.layers import symbolic_inputs
-        from mirrorspark.models.objectives import ScaledLoss
 
         model = _unpickled(settings)[0](fitted)
         _require_tf_keras(model, settings.function)

@@ -63,7 +63,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     import tensorflow as tf
     import tf_keras
 
-    from mirrorspark.models.objectives import ScaledLoss
+    from mirrorspark.models.fitting.objectives import ScaledLoss
 
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
     quantiles = settings.quantiles if settings.loss == "quantile" else ()
@@ -84,7 +84,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
             output = tf_keras.layers.Activation(_ascending, name="ascending", dtype="float32")(output)
         output = tf_keras.layers.Rescaling(scale, statistics.mean, name="number", dtype="float32")(output)
     model = multi_field.model_of(settings, inputs, output, "regression")
-    # Read by `models.objectives`: gradients are then of the same size whatever the label's unit.
+    # Read by `models.fitting.objectives`: gradients are then of the same size whatever the label's unit.
     model.has_quantiles = len(quantiles) > 1  # A single one is the score.
     model.regression_loss = ScaledLoss(settings.loss, scale, settings.tweedie_power, quantiles)
     return model
@@ -102,7 +102,7 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
     A model of several quantiles has them all in ``quantiles``, float32 ``[batch, quantiles]``, and the middle one as
     ``score``.
     """
-    from mirrorspark.models.members import is_ensemble, mean_numbers
+    from mirrorspark.models.layers.members import is_ensemble, mean_numbers
 
     numbers = model(inputs, training=False)
     if is_ensemble(model):

@@ -96,10 +96,10 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """
     import tf_keras
 
-    from mirrorspark.models.attention import CausalStates, StateAtEnd
     from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
-    from mirrorspark.models.sequence_retrieval import SequenceRetrieval
-    from mirrorspark.models.towers import candidate_tower, of_length_1
+    from mirrorspark.models.layers.attention import CausalStates, StateAtEnd
+    from mirrorspark.models.retrieval.sequence import SequenceRetrieval
+    from mirrorspark.models.retrieval.towers import candidate_tower, of_length_1
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     history_name = history(fitted.spec)
@@ -132,7 +132,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the query embeddings, float32 ``[batch, embedding_dim]``; the longest history sets the number of steps."""
     from mirrorspark.models.layers import lists_of_any_length
-    from mirrorspark.models.recurrent import without_common_padding
+    from mirrorspark.models.layers.recurrent import without_common_padding
 
     tower = model.query_tower
     return tower(without_common_padding(inputs, lists_of_any_length(tower)), training=False)

@@ -31,7 +31,7 @@ def check_temperature(temperature: float) -> None:
         raise ModelSettingsError(f"model setting temperature is {temperature}; use a number above 0")
 
 
-# The names of mirrorspark.models.retrieval_losses, which needs TensorFlow.
+# The names of mirrorspark.models.retrieval.losses, which needs TensorFlow.
 LOSSES = ("softmax", "bpr", "cosine_contrastive", "gbce")
 
 
@@ -42,7 +42,7 @@ class LossSettings:
     Attributes:
         negatives: Number of candidates drawn per step, with which all its rows are compared. If there are no more
             candidates than that, each row is compared with all of them.
-        loss: ``softmax``, ``bpr``, ``cosine_contrastive`` or ``gbce``, of :mod:`models.retrieval_losses`.
+        loss: ``softmax``, ``bpr``, ``cosine_contrastive`` or ``gbce``, of :mod:`models.retrieval.losses`.
         cosine: Whether queries and candidates have length 1, so that scores are cosines.
         temperature: Divisor of the logits in training; with cosines 0.05 to 0.2 is usual.
         margin: Of ``cosine_contrastive``: the cosine up to which another candidate costs nothing.

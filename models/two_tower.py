@@ -67,7 +67,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     import tf_keras
 
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
-    from mirrorspark.models.towers import query_tower
+    from mirrorspark.models.retrieval.towers import query_tower
 
     candidate = fitted.spec.candidate
     probability = sampling_probability(fitted)
@@ -146,10 +146,10 @@ def check_features(settings: Settings, spec: FeatureSpec) -> None:
 
 def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int) -> Any:
     if fitted.items is None:
-        from mirrorspark.models.towers import candidate_tower
+        from mirrorspark.models.retrieval.towers import candidate_tower
 
         return candidate_tower(fitted, settings.embedding_dim, cosine=settings.cosine)
-    from mirrorspark.models.item_tower import ItemTower
+    from mirrorspark.models.retrieval.item_tower import ItemTower
 
     return ItemTower(
         fitted,

@@ -2,7 +2,7 @@
 
 Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3: averaged embeddings of
 watches and searches are concatenated with the other features, and ReLU layers follow. The softmax and its loss are in
-:mod:`models.softmax_retrieval`.
+:mod:`models.retrieval.softmax`.
 """
 
 from collections.abc import Mapping
@@ -44,8 +44,8 @@ class Settings(LossSettings):
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model with ``query_tower`` and ``candidate_tower``; the latter contains the softmax's weights by id."""
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
-    from mirrorspark.models.softmax_retrieval import SoftmaxRetrieval
-    from mirrorspark.models.towers import query_tower
+    from mirrorspark.models.retrieval.softmax import SoftmaxRetrieval
+    from mirrorspark.models.retrieval.towers import query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)

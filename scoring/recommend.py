@@ -14,7 +14,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.items import ids_without_item
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
-from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, is_filled
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, is_filled
 from mirrorspark.scoring.batch import BatchTask
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import FeatureInputs

@@ -4,8 +4,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 # Numba compiles a kernel again when its own file changes, but not when only a file changes whose kernels it calls.
-for cached in data_pipelines/__pycache__/*.nbi data_pipelines/*/__pycache__/*.nbi; do
-    for inner in crc32c wire_read_kernels wire_write_kernels; do
+for cached in data_pipelines/__pycache__/*.nbi data_pipelines/*/__pycache__/*.nbi data_pipelines/*/*/__pycache__/*.nbi; do
+    for inner in crc32c kernels/wire_read kernels/wire_write; do
         [ "$cached" -nt "data_pipelines/tfrecord/$inner.py" ] || rm -f "$cached"
     done
 done

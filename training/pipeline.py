@@ -11,11 +11,12 @@ from mirrorspark.training.prepared_run import PreparedRun, dry_run, prepare
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.find_run import RunFinishedError, require_unfinished
-from mirrorspark.training.results import delivery, run_summary
+from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ExportAhead, recall_summary
 from mirrorspark.training.results.export import ExportProcess
+from mirrorspark.training.results.report import run_summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import score_and_compare
-from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.sources import Sources, recipe_table
 from mirrorspark.training.training_job import TrainingJob, open_job
 

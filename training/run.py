@@ -17,7 +17,7 @@ from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_state import read_state
-from mirrorspark.training.results.summary import Summary, make_way
+from mirrorspark.training.results.report.summary import Summary, make_way
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1

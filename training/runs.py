@@ -22,7 +22,7 @@ from mirrorspark.training.records.run_history import (
     history,
 )
 from mirrorspark.training.records.run_state import read_state, watch_driver
-from mirrorspark.training.results.summary import strict
+from mirrorspark.training.results.report.summary import strict
 
 EXIT_DONE = 0
 EXIT_FAILED = 1

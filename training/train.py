@@ -24,7 +24,7 @@ from mirrorspark.training.results.delivery import (
     keep_report,
     recall_delivery,
 )
-from mirrorspark.training.results.summary import CHALLENGER
+from mirrorspark.training.results.report.summary import CHALLENGER
 from mirrorspark.training.training_job import open_job
 
 __all__ = ["Trained", "train"]

@@ -7,8 +7,8 @@ Conventions that every part shares:
 
 A new kind of feature is a dataclass here with its ``form`` and its ``raw`` columns, and a line in each of the tables of
 :mod:`data_pipelines.features.raw_columns` (read it), :mod:`data_pipelines.features.transform` (encode it) and
-:mod:`models.preprocessing` (encode it in a graph). Blocks, readers and models depend only on the form and need no
-change, unless the form is new, too.
+:mod:`models.serving.preprocessing` (encode it in a graph). Blocks, readers and models depend only on the form and need
+no change, unless the form is new, too.
 """
 
 import math

@@ -7,10 +7,9 @@ import numpy.typing as npt
 from numba import types
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
-from mirrorspark.data_pipelines.tfrecord import wire_read_kernels
 from mirrorspark.data_pipelines.tfrecord.crc32c import masked_crc32c_of_span
-from mirrorspark.data_pipelines.tfrecord.records import FOOTER_BYTES, HEADER_BYTES
-from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import (
+from mirrorspark.data_pipelines.tfrecord.kernels import wire_read
+from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import (
     INT64S_IN,
     LENGTH_1,
     count_varints,
@@ -22,6 +21,7 @@ from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import (
     uint32_at,
     word_at,
 )
+from mirrorspark.data_pipelines.tfrecord.records import FOOTER_BYTES, HEADER_BYTES
 
 # The kinds of columns in a slot.
 FLOATS, INT64S, LIST_LENGTHS, LIST_INT64S, LIST_FLOATS, VECTORS = range(6)
@@ -79,7 +79,7 @@ def _find_columns(
         if column >= 0:
             is_float = kinds[column] in (FLOATS, LIST_FLOATS, VECTORS)
             kind, packed, _ = read_list(content, feature, feature_stop)
-            if kind == (wire_read_kernels.FLOATS if is_float else wire_read_kernels.INT64S):
+            if kind == (wire_read.FLOATS if is_float else wire_read.INT64S):
                 if packed < at:
                     packed, packed_stop = read_field(content, packed, at, LENGTH_1)
                     if packed < 0 or packed_stop != at:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
-from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import word_at
+from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import word_at
 
 BytesLike = bytes | bytearray | memoryview | npt.NDArray[Any]
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.tfrecord.example_kernels import (
+from mirrorspark.data_pipelines.tfrecord.kernels.examples import (
     KEY_START,
     KEY_STOP,
     KIND,
@@ -26,8 +26,8 @@ from mirrorspark.data_pipelines.tfrecord.example_kernels import (
     encode_varints,
     index_example,
 )
-from mirrorspark.data_pipelines.tfrecord.row_list_kernels import gather_strings
-from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import BYTES, FLOATS, INT64S, NO_KIND, PROBLEMS
+from mirrorspark.data_pipelines.tfrecord.kernels.row_lists import gather_strings
+from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import BYTES, FLOATS, INT64S, NO_KIND, PROBLEMS
 
 
 @dataclass(frozen=True)

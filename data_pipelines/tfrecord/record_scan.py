@@ -12,6 +12,7 @@ from numba import types
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_kernel
 from mirrorspark.data_pipelines.tfrecord.crc32c import masked_crc32c_of_span
+from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import uint32_at
 from mirrorspark.data_pipelines.tfrecord.records import (
     FOOTER_BYTES,
     HEADER_BYTES,
@@ -21,7 +22,6 @@ from mirrorspark.data_pipelines.tfrecord.records import (
     Damage,
     DamagedRecordError,
 )
-from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import uint32_at
 
 CHUNK_BYTES = 4 * 2**20
 """Bytes of a file that are scanned at a time."""

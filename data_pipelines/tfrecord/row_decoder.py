@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.tfrecord import row_decode_kernels, row_list_kernels, wire_read_kernels
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     FeatureColumn,
     FeatureTypeError,
@@ -22,6 +21,7 @@ from mirrorspark.data_pipelines.tfrecord.examples import (
     decode_example,
     is_example_list,
 )
+from mirrorspark.data_pipelines.tfrecord.kernels import row_decode, row_lists, wire_read
 from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk
 from mirrorspark.data_pipelines.tfrecord.sequence_codec import canonical_sequence_example
 from mirrorspark.data_pipelines.tfrecord.stored_columns import (
@@ -83,7 +83,7 @@ class RowDecoder:
             MalformedExampleError: A payload is not a message of the record type, or is a block of rows.
         """
         if self._record_type is RecordType.BYTE_ARRAY:
-            strings = Strings(*row_list_kernels.gather_strings(chunk.content, np.stack([chunk.starts, chunk.stops], 1)))
+            strings = Strings(*row_lists.gather_strings(chunk.content, np.stack([chunk.starts, chunk.stops], 1)))
             arrays = {self._features[0].feature: restored_array(StoredColumn(self._features[0], strings))}
         else:
             arrays = self._arrays(chunk, name)
@@ -262,7 +262,7 @@ class _Keys:
         self, chunk: RecordChunk, is_sequence: bool
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         """Run the kernel over the records of a chunk."""
-        return row_decode_kernels.locate(
+        return row_decode.locate(
             chunk.content, chunk.starts, chunk.stops, is_sequence, self.content, self.offsets, self.sections,
             self.scalar_kinds, len(self.scalar_kinds), self.lists,
         )  # fmt: skip
@@ -270,7 +270,7 @@ class _Keys:
 
 @dataclass(frozen=True)
 class _Located:
-    """The result of :func:`data_pipelines.tfrecord.row_decode_kernels.locate` for the records in ``content``."""
+    """The result of :func:`data_pipelines.tfrecord.kernels.row_decode.locate` for the records in ``content``."""
 
     content: npt.NDArray[np.uint8]
     found: npt.NDArray[np.uint8]
@@ -304,10 +304,7 @@ def _checked(feature: FeatureColumn, found: npt.NDArray[np.uint8]) -> npt.NDArra
     if has.all():
         return None
     wrong = np.flatnonzero(
-        ~has
-        & (found != wire_read_kernels.ABSENT)
-        & (found != wire_read_kernels.NO_KIND)
-        & (found != wire_read_kernels.EMPTY)
+        ~has & (found != wire_read.ABSENT) & (found != wire_read.NO_KIND) & (found != wire_read.EMPTY)
     )
     if len(wrong):
         raise ValueMismatchError(int(wrong[0]), _mismatch(feature, int(found[wrong[0]])))
@@ -315,7 +312,7 @@ def _checked(feature: FeatureColumn, found: npt.NDArray[np.uint8]) -> npt.NDArra
 
 
 def _mismatch(feature: FeatureColumn, found: int) -> str:
-    if found == wire_read_kernels.SEVERAL:
+    if found == wire_read.SEVERAL:
         return f"has several values, but its column of type {feature.arrow_type} takes one; ask for a list"
     return kind_problem(feature, ListKind(found))
 
@@ -332,7 +329,7 @@ def _stored_list(
         return StoredColumn(feature, values, (offsets,), valid)
     counts = np.diff(offsets)
     if len(several := np.flatnonzero(counts > 1)):
-        raise ValueMismatchError(int(several[0]), _mismatch(feature, wire_read_kernels.SEVERAL))
+        raise ValueMismatchError(int(several[0]), _mismatch(feature, wire_read.SEVERAL))
     if (counts == 1).all():
         return StoredColumn(feature, values, valid=valid)
     # A row without a string gets an empty one.
@@ -346,7 +343,7 @@ def _stored_lists(
     bounds: npt.NDArray[np.int64],
     content: npt.NDArray[np.uint8],
 ) -> StoredColumn:
-    rows, inner_bounds, kinds, non_canonical = row_list_kernels.split_feature_lists(content, bounds)
+    rows, inner_bounds, kinds, non_canonical = row_lists.split_feature_lists(content, bounds)
     if non_canonical >= 0:
         raise _NonCanonicalListError
     inner_valid = None
@@ -366,13 +363,13 @@ def _read_lists(
 ) -> tuple[npt.NDArray[np.int64] | npt.NDArray[np.float32] | Strings, npt.NDArray[np.int64]]:
     """Return the values of all lists, and where those of each begin and the last one's end ``[lists + 1]``."""
     kind = feature.stored_kind
-    offsets, non_canonical = row_list_kernels.count_values(content, kind, bounds)
+    offsets, non_canonical = row_lists.count_values(content, kind, bounds)
     if non_canonical < 0:
         if kind is ListKind.BYTES:
-            return Strings(*row_list_kernels.read_strings(content, bounds, offsets)), offsets
+            return Strings(*row_lists.read_strings(content, bounds, offsets)), offsets
         if kind is ListKind.FLOAT:
-            return row_list_kernels.read_floats(content, bounds, offsets).view(np.float32), offsets
-        values, non_canonical = row_list_kernels.read_int64s(content, bounds, offsets)
+            return row_lists.read_floats(content, bounds, offsets).view(np.float32), offsets
+        values, non_canonical = row_lists.read_int64s(content, bounds, offsets)
         if non_canonical < 0:
             return values, offsets
     raise _NonCanonicalListError

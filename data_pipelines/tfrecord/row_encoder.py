@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.tfrecord import row_encode_kernels
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     FeatureColumn,
     ListKind,
@@ -21,12 +20,13 @@ from mirrorspark.data_pipelines.tfrecord.examples import (
     Strings,
     varint,
 )
+from mirrorspark.data_pipelines.tfrecord.kernels import row_encode
+from mirrorspark.data_pipelines.tfrecord.kernels.wire_write import SLACK_BYTES
 from mirrorspark.data_pipelines.tfrecord.stored_columns import (
     StoredColumn,
     stored_columns,
 )
 from mirrorspark.data_pipelines.tfrecord.table_blocks import BLOCK_ROWS
-from mirrorspark.data_pipelines.tfrecord.wire_write_kernels import SLACK_BYTES
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,18 @@ def _framed_payloads(column: StoredColumn) -> EncodedRecords:
             f"column '{column.feature.feature}' is null in row {row}; a record has a payload: filter such rows out"
         )
     strings = column.strings
-    return EncodedRecords(*row_encode_kernels.frame_payloads(_with_slack([strings.content]), strings.offsets))
+    return EncodedRecords(*row_encode.frame_payloads(_with_slack([strings.content]), strings.offsets))
 
 
 def _encoded_rows(stored: Sequence[StoredColumn], rows: int, record_type: RecordType) -> EncodedRecords:
     flat = _Flat()
     for column in stored:
         flat.add(column)
-    content, offsets = row_encode_kernels.encode_rows(
+    content, offsets = row_encode.encode_rows(
         rows,
         sum(column.feature.depth < 2 for column in stored),
         record_type is RecordType.SEQUENCE_EXAMPLE,
-        np.array(flat.plan, np.int64).reshape(-1, row_encode_kernels.PLAN_COLUMNS),
+        np.array(flat.plan, np.int64).reshape(-1, row_encode.PLAN_COLUMNS),
         _with_slack([np.frombuffer(b"".join(flat.heads), np.uint8)]),
         _stacked(flat.valid, rows, np.uint8),
         _stacked(flat.row_offsets, rows + 1, np.int64),

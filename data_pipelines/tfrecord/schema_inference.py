@@ -12,9 +12,9 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     RecordType,
     SchemaError,
 )
+from mirrorspark.data_pipelines.tfrecord.kernels.row_survey import survey
 from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk
 from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder, canonical_chunk
-from mirrorspark.data_pipelines.tfrecord.row_survey_kernels import survey
 from mirrorspark.data_pipelines.tfrecord.table_blocks import (
     BESIDE_SUFFIXES,
     BLOCK_ROWS,

@@ -19,7 +19,7 @@ from mirrorspark.data_pipelines.tfrecord.examples import (
     encode_example,
     varint,
 )
-from mirrorspark.data_pipelines.tfrecord.wire_read_kernels import CUT_OFF, INVALID_TAG, PROBLEMS, VARINT_TOO_LONG
+from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import CUT_OFF, INVALID_TAG, PROBLEMS, VARINT_TOO_LONG
 
 _MESSAGE = "tf.train.SequenceExample"
 _FIXED_BYTES = {1: 8, 5: 4}

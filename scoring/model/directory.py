@@ -2,7 +2,7 @@
 
 An exported model, trained by Mirrorspark::
 
-    <folder>/saved_model/       SavedModel with the signatures of models.serving
+    <folder>/saved_model/       SavedModel with the signatures of models.serving.export
     <folder>/saved_model_scann/ SavedModel with ScaNN's index, of a retrieval model that has one
     <folder>/features/          the fitted features: vocabularies and statistics
     <folder>/towers/            both towers of a retrieval model with items, which a new catalogue is made with
@@ -35,7 +35,7 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Feature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
 from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
 from mirrorspark.scoring.model.hooks import HOOKS_FILE

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
-from mirrorspark.models.signatures import ENCODED_SIGNATURE, SCANN, encoded_names, scann_folder
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, SCANN, encoded_names, scann_folder
 from mirrorspark.scoring.backends.catalog import load_backend
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend, ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph

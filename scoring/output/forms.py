@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, is_filled, is_ranked_list
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, is_filled, is_ranked_list
 from mirrorspark.scoring.errors import ScoringError
 
 Labels = Mapping[str, Sequence[str]]

@@ -12,7 +12,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
 from mirrorspark.data_pipelines.spark.schema import sent_schema_of
 from mirrorspark.data_pipelines.spark.tasks import map_batches
-from mirrorspark.models.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.plan import column_named
 from mirrorspark.scoring.reranking.items import ItemAttributes, is_list, lists_of

@@ -45,9 +45,9 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.data_pipelines.tfrecords import read_tfrecords as read_tfrecords
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords as write_tfrecords
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords_from_parquet as write_tfrecords_from_parquet
+    from mirrorspark.models.fitting.step_loop import use_step_loop as use_step_loop
     from mirrorspark.models.layers import feature_inputs as feature_inputs
     from mirrorspark.models.layers import feature_vector as feature_vector
-    from mirrorspark.models.step_loop import use_step_loop as use_step_loop
     from mirrorspark.plots.calibration import calibration_curve as calibration_curve
     from mirrorspark.plots.learning_curves import learning_curves as learning_curves
     from mirrorspark.plots.lift import lift_chart as lift_chart
@@ -100,7 +100,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.training.fit import fit as fit
     from mirrorspark.training.launch import run_train_fn as run_train_fn
     from mirrorspark.training.results.delivery import Trained as Trained
-    from mirrorspark.training.results.explain import Explanation as Explanation
+    from mirrorspark.training.results.evaluation.explain import Explanation as Explanation
     from mirrorspark.training.results.fit_result import FitResult as FitResult
     from mirrorspark.training.ring.ring import Ring as Ring
     from mirrorspark.training.ring.strategy import RingStrategy as RingStrategy
@@ -134,14 +134,14 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "Training": {
         "models.layers": ("feature_inputs", "feature_vector"),
-        "models.step_loop": ("use_step_loop",),
+        "models.fitting.step_loop": ("use_step_loop",),
         "training.config": ("ConfigError", "RunConfig", "TrainingConfig"),
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
         "training.estimator": ("TrainedModel", "TrainingEstimator"),
         "training.fit": ("fit",),
         "training.launch": ("run_train_fn",),
         "training.results.delivery": ("Trained",),
-        "training.results.explain": ("Explanation",),
+        "training.results.evaluation.explain": ("Explanation",),
         "training.results.fit_result": ("FitResult",),
         "training.ring.ring": ("Ring",),
         "training.ring.strategy": ("RingStrategy",),

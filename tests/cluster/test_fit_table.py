@@ -18,9 +18,9 @@ from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once
 from mirrorspark.data_pipelines.features.infer import NoKeyError
 from mirrorspark.training.config import ConfigError
-from mirrorspark.training.results.evaluate_run import baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.rival import Choice
 from mirrorspark.training.results.export import ExportPlan, export
-from mirrorspark.training.results.rival import Choice
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run import main
 from tests.cluster.conftest import read_events
 from tests.cluster.test_bad_input import write_data, write_job

@@ -18,10 +18,10 @@ from mirrorspark.training.live.notebook import page
 from mirrorspark.training.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage
 from mirrorspark.training.live.state import Position, RankState, TrainingState
 from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.evaluate_run import Verdict
-from mirrorspark.training.results.explain import Explanation
+from mirrorspark.training.results.evaluation.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.explain import Explanation
 from mirrorspark.training.results.fit_result import FitResult
-from mirrorspark.training.results.shown import Comparison
+from mirrorspark.training.results.report.shown import Comparison
 from mirrorspark.training.sweep.report import SweepSummary
 from mirrorspark.training.sweep.study import TrialRecord
 

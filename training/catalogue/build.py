@@ -79,7 +79,8 @@ def write_indexes(plan: BuildPlan) -> dict[str, float]:
     Raises:
         ValueError: The vector of an item is not finite.
     """
-    from mirrorspark.models import saved_towers, serving
+    from mirrorspark.models.retrieval import saved_towers
+    from mirrorspark.models.serving import export as serving
 
     folder = Path(plan.folder)
     fitted = FittedFeatures.load(folder / FEATURES_FOLDER)

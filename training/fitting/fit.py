@@ -16,12 +16,12 @@ from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
 from mirrorspark.models import catalog, own_model
-from mirrorspark.models.objectives import compile_model
-from mirrorspark.models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from mirrorspark.models.fitting.step_loop import use_step_loop
+from mirrorspark.models.fitting.warm_start import EarlierModel, begin_from
+from mirrorspark.models.fitting.xla import compile_with_xla
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.models.step_loop import use_step_loop
-from mirrorspark.models.warm_start import EarlierModel, begin_from
-from mirrorspark.models.xla import compile_with_xla
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl

@@ -23,7 +23,7 @@ from mirrorspark.training.ring.strategy import all_reduce, local_variable
 def local_updates(
     ring: Ring, every: int, outer_momentum: float = 0.0, outer_learning_rate: float = 1.0
 ) -> Callable[[type], type]:
-    """Return the rule that makes an optimizer class update locally; see :func:`models.optimizers.build_optimizer`.
+    """Return the rule by which an optimizer class updates locally; :func:`build_optimizer` takes it.
 
     Args:
         ring: The ring of workers.
@@ -58,7 +58,7 @@ class _Rule:
 class _LocalUpdates(tf_keras.optimizers.Optimizer):
     """Mixin: applies the worker's own gradients, and periodically averages the weights of all workers.
 
-    Implements `models.step_loop.WorksInRounds`: a round ends with the mean.
+    Implements `models.fitting.step_loop.WorksInRounds`: a round ends with the mean.
     """
 
     _rule: _Rule

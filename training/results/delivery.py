@@ -26,7 +26,7 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.tracking import store_of
-from mirrorspark.training.results.evaluate_run import (
+from mirrorspark.training.results.evaluation.evaluate_run import (
     Verdict,
     curves_of,
     judge_binary,
@@ -35,14 +35,14 @@ from mirrorspark.training.results.evaluate_run import (
     judge_regression,
     judge_retrieval,
 )
-from mirrorspark.training.results.explain import Explanation
+from mirrorspark.training.results.evaluation.explain import Explanation
+from mirrorspark.training.results.evaluation.rival import NETWORK, OTHER_FOLDER, Choice, read_scores
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
-from mirrorspark.training.results.model_card import model_card
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
-from mirrorspark.training.results.report import REPORT_FILE, ReportFacts, write_report
-from mirrorspark.training.results.rival import NETWORK, OTHER_FOLDER, Choice, read_scores
-from mirrorspark.training.results.shown import trained_html
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.model_card import model_card
+from mirrorspark.training.results.report.report import REPORT_FILE, ReportFacts, write_report
+from mirrorspark.training.results.report.shown import trained_html
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.training_job import TrainingJob
 
 

@@ -50,7 +50,7 @@ _SAMPLED_QUERIES = 1_000
 _LIBRARIES = (
     "tensorflow",
     "mirrorspark.callbacks.backup",
-    "mirrorspark.models.serving",
+    "mirrorspark.models.serving.export",
     "mlflow.pyfunc",
     "mlflow.pyfunc.scoring_server",
 )
@@ -300,8 +300,9 @@ def _better(
     plan: ExportPlan, dataset: Dataset, task: str, tables: Mapping[str, pa.Table]
 ) -> tuple[str, Mapping[str, pa.Table]]:
     """Put gradient boosting into the model's folder if it is better; return the better one's name and predictions."""
-    from mirrorspark.models import boosted_trees, serving
-    from mirrorspark.training.results import rival
+    from mirrorspark.models import boosted_trees
+    from mirrorspark.models.serving import export as serving
+    from mirrorspark.training.results.evaluation import rival
 
     choice, fitted, chosen = rival.challenge(dataset, task, plan.monitor, plan.seed, tables, Path(plan.predictions))
     if choice.registered == rival.NETWORK:
@@ -317,7 +318,8 @@ def _better(
 
 
 def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:
-    from mirrorspark.models import saved_towers, serving
+    from mirrorspark.models.retrieval import saved_towers
+    from mirrorspark.models.serving import export as serving
 
     folder = Path(plan.folder)
     indexes: dict[str, float] = {}
@@ -347,7 +349,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
 
 def _sample_queries(architecture: Any, model: Any, dataset: Dataset) -> np.ndarray:
     """Return the queries of the first rows of the validation split, float32 ``[queries, dim]``."""
-    from mirrorspark.models.preprocessing import input_tensors
+    from mirrorspark.models.serving.preprocessing import input_tensors
 
     parts: list[np.ndarray] = []
     for block in dataset.blocks("validation"):

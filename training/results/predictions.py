@@ -9,8 +9,8 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.ranked_lists import CANDIDATES, SCORES, UNFILLED
-from mirrorspark.training.results.ranking import best_candidates
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.training.results.evaluation.ranking import best_candidates
 
 EVALUATED_SPLITS = ("validation", "test")
 
@@ -39,7 +39,7 @@ def reference_predictions(
     ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index.
     ``tell`` gets the number of rows so far.
     """
-    from mirrorspark.models.preprocessing import input_tensors
+    from mirrorspark.models.serving.preprocessing import input_tensors
 
     parts = []
     rows = 0
@@ -97,7 +97,7 @@ def _lists(scores: np.ndarray) -> pa.Array:
 
 
 def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:
-    from mirrorspark.models.serving import candidate_embeddings
+    from mirrorspark.models.serving.export import candidate_embeddings
 
     candidate = dataset.spec.candidate
     vocabulary = dataset.features.vocabulary(candidate).tokens.to_pylist()

@@ -14,7 +14,7 @@ from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.summary import CHALLENGER
+from mirrorspark.training.results.report.summary import CHALLENGER
 from mirrorspark.training.training_job import TrainingJob
 
 SCORED_TABLE = "scores.parquet"

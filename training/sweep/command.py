@@ -15,7 +15,7 @@ from mirrorspark.storage.credentials import one_line, without_credentials
 from mirrorspark.storage.terminal_text import for_stream
 from mirrorspark.training.command_line import parse, summary_file
 from mirrorspark.training.config import ConfigError, RunConfig
-from mirrorspark.training.results.summary import make_way
+from mirrorspark.training.results.report.summary import make_way
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, dry_run
 from mirrorspark.training.sweep.options import Pruner, Sampler, SweepOptions
 from mirrorspark.training.sweep.report import SweepSummary

@@ -15,7 +15,7 @@ from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
 from mirrorspark.training.records.tracking import TrackedRun, experiment_name
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.sweep.folder import SweepPlace
 from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan

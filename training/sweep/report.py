@@ -15,7 +15,7 @@ from mirrorspark.plots.html import heading_html, panel_html, paragraph_html, row
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.config import RunConfig
-from mirrorspark.training.results.summary import strict, verdict_lines
+from mirrorspark.training.results.report.summary import strict, verdict_lines
 from mirrorspark.training.runs import duration, table
 from mirrorspark.training.sweep.space import MODEL, in_words, value_in_words
 from mirrorspark.training.sweep.study import TrialRecord

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks.collectives.roles import current_role
-from mirrorspark.models.step_loop import use_step_loop
+from mirrorspark.models.fitting.step_loop import use_step_loop
 from tests.cluster.programs.callbacks_rank import build_model, epoch_data, open_strategy
 
 STEPS = 6

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks.short_executions import ShortExecutions
-from mirrorspark.models.step_loop import use_step_loop
+from mirrorspark.models.fitting.step_loop import use_step_loop
 
 NewModel = Callable[..., tf_keras.Model]
 STEPS = 100

@@ -12,12 +12,12 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericSt
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, lstm_retrieval
-from mirrorspark.models.objectives import compile_model
-from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.serving import RetrievalModule, build_indexes, save
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.fitting.xla import compile_with_xla
+from mirrorspark.models.serving.export import RetrievalModule, build_indexes, save
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, RAW_SIGNATURE
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.models.signatures import ENCODED_SIGNATURE, RAW_SIGNATURE
-from mirrorspark.models.xla import compile_with_xla
 from tests.unit.models.conftest import vocabulary
 
 MOVIES, LONGEST, K = 30, 6, 5

@@ -11,8 +11,8 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.models import multi_label
-from mirrorspark.models.objectives import compile_model
-from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 
 
 def of_three_delays(features: FittedFeatures) -> FittedFeatures:

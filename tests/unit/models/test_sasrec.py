@@ -12,13 +12,13 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, sasrec
-from mirrorspark.models.objectives import compile_model
-from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.sequence_retrieval import following_ids
-from mirrorspark.models.serving import RetrievalModule, build_indexes, save
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.fitting.xla import compile_with_xla
+from mirrorspark.models.retrieval.sequence import following_ids
+from mirrorspark.models.serving.export import RetrievalModule, build_indexes, save
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.models.signatures import ENCODED_SIGNATURE
-from mirrorspark.models.xla import compile_with_xla
 from tests.unit.models.conftest import vocabulary
 
 MOVIES, LONGEST, K = 30, 6, 5

@@ -10,8 +10,8 @@ import tf_keras
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import MISSING_ID
 from mirrorspark.models import two_tower
-from mirrorspark.models.objectives import compile_model
-from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 
 SETTINGS = two_tower.Settings(embedding_dim=4, hidden_units=(), temperature=0.5)
 

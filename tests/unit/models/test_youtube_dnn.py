@@ -13,11 +13,11 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiV
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import youtube_dnn
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.layers import LogUniformSample
-from mirrorspark.models.objectives import compile_model
-from mirrorspark.models.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.serving import RetrievalModule, build_indexes
-from mirrorspark.models.signatures import ENCODED_SIGNATURE
+from mirrorspark.models.serving.export import RetrievalModule, build_indexes
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 
 MOVIES = 50
 

@@ -136,7 +136,7 @@ def export_baskets(
 ) -> Path:
     """Export an untrained multi-label model of :func:`baskets_features`."""
     from mirrorspark.models import multi_label
-    from mirrorspark.models.serving import ScoringModule, save
+    from mirrorspark.models.serving.export import ScoringModule, save
 
     fitted = baskets_features(label, tags)
     settings = multi_label.Settings(embedding_dim=4, hidden_units=(8,), heads=heads)
@@ -188,7 +188,7 @@ def export_flights(folder: Path, seed: int, *, weights: float | None = None) -> 
 def export_movies(folder: Path, *, scann: bool) -> Path:
     """Export an untrained retrieval model that recommends three candidates, by the exact index and by cells."""
     from mirrorspark.models import two_tower
-    from mirrorspark.models.serving import build_indexes, recalls, save_retrieval
+    from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
 
     fitted = movies_features()
     model = _built(two_tower, two_tower.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed=3)
@@ -209,7 +209,7 @@ HISTORIES = pa.table(
 def export_histories(folder: Path) -> Path:
     """Export an untrained retrieval model that reads up to six movies in their order and recommends five."""
     from mirrorspark.models import lstm_retrieval
-    from mirrorspark.models.serving import build_indexes, save_retrieval
+    from mirrorspark.models.serving.export import build_indexes, save_retrieval
 
     history = MultiValued("watched", max_length=6, vocabulary_of="movie")
     spec = FeatureSpec((history, Categorical("movie")), Label("movie", kind="candidate"), ("user",))
@@ -256,7 +256,7 @@ def _vocabulary(*tokens: str) -> Vocabulary:
 
 def _export_binary(folder: Path, fitted: FittedFeatures, seed: int, weights: float | None = None) -> Path:
     from mirrorspark.models import multi_field
-    from mirrorspark.models.serving import ScoringModule, save
+    from mirrorspark.models.serving.export import ScoringModule, save
 
     model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed)
     if weights is not None:

@@ -136,7 +136,7 @@ def test_a_model_whose_lists_have_a_fixed_length_is_scored_alike(
 ) -> None:
     """F14: such as one that was exported before lists could have any length."""
     expected = LoadedModel(export_histories(tmp_path / "any")).score(HISTORIES)
-    monkeypatch.setattr("mirrorspark.models.serving.lists_of_any_length", lambda model: ())
+    monkeypatch.setattr("mirrorspark.models.serving.export.lists_of_any_length", lambda model: ())
     fixed = LoadedModel(export_histories(tmp_path / "fixed"))
     given_shapes.clear()
     found = fixed.score(HISTORIES, batch_size=2)

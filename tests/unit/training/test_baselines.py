@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mirrorspark.training.results.baselines import BaselineFeature, hist_gradient_boosting, popularity
+from mirrorspark.training.results.evaluation.baselines import BaselineFeature, hist_gradient_boosting, popularity
 
 FEATURES = (
     BaselineFeature("distance", "value"),

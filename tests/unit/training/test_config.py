@@ -204,7 +204,7 @@ def test_faults_of_the_features_and_the_model_are_found_when_the_configuration_i
 
 
 def test_every_optimizer_of_the_models_can_be_chosen_and_no_other() -> None:
-    from mirrorspark.models.optimizers import OPTIMIZERS  # TensorFlow
+    from mirrorspark.models.fitting.optimizers import OPTIMIZERS  # TensorFlow
 
     assert set(get_args(Optimizer)) == set(OPTIMIZERS)
 

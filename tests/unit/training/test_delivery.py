@@ -21,10 +21,10 @@ from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
-from mirrorspark.training.results.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.rival import OTHER_FOLDER, choose
 from mirrorspark.training.results.export import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
-from mirrorspark.training.results.rival import OTHER_FOLDER, choose
 from mirrorspark.training.training_job import TrainingJob
 from tests.unit.callbacks.committed_files import publish_files
 

@@ -15,9 +15,14 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.training.results import baselines, evaluate_run
-from mirrorspark.training.results.baselines import hist_gradient_boosting
-from mirrorspark.training.results.evaluate_run import curves_of, judge_binary, judge_multi_label, judge_retrieval
+from mirrorspark.training.results.evaluation import baselines, evaluate_run
+from mirrorspark.training.results.evaluation.baselines import hist_gradient_boosting
+from mirrorspark.training.results.evaluation.evaluate_run import (
+    curves_of,
+    judge_binary,
+    judge_multi_label,
+    judge_retrieval,
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from mirrorspark.training.results.evaluation import (
+from mirrorspark.training.results.evaluation.metrics import (
     binary_metrics,
     catalogue_metrics,
     check_binary_label,

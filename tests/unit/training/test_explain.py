@@ -8,7 +8,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.training.results.explain import ExplanationError, explain
+from mirrorspark.training.results.evaluation.explain import ExplanationError, explain
 
 SPEC = FeatureSpec.from_dict(
     {

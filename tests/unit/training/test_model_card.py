@@ -3,7 +3,7 @@
 import math
 
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.training.results.model_card import model_card
+from mirrorspark.training.results.report.model_card import model_card
 
 BASELINE = {"name": "hist_gradient_boosting", "metrics": {"auc": 0.7, "log_loss": 0.5}}
 

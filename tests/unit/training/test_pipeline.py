@@ -23,9 +23,9 @@ from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.results import delivery, scored
 from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.evaluate_run import Verdict
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import ParityFailedError, require_parity
-from mirrorspark.training.results.summary import Summary
 from mirrorspark.training.sources import Sources
 from mirrorspark.training.warm_start import WarmStart
 

@@ -25,7 +25,7 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.readiness.checks import PreflightError, failure, require
 from mirrorspark.training.records.tracking import TrackedRun, TrackingError
 from mirrorspark.training.results.export import ExportPlan
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.sweep.report import SweepSummary, command
 from tests.unit.storage.secret_forms import FORMS, VARIABLES, Form, in_one_line
 

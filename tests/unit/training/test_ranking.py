@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorspark.training.results import ranking
-from mirrorspark.training.results.ranking import best_candidates
+from mirrorspark.training.results.evaluation import ranking
+from mirrorspark.training.results.evaluation.ranking import best_candidates
 
 
 def by_full_sort(

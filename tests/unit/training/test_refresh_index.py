@@ -19,8 +19,8 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import two_tower
-from mirrorspark.models.saved_towers import save_towers
-from mirrorspark.models.serving import build_indexes, recalls, save_retrieval
+from mirrorspark.models.retrieval.saved_towers import save_towers
+from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
 from mirrorspark.scoring.model.directory import (

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from mirrorspark.training.results.report import ReportFacts, is_better, metrics_table, verdict_sentence, write_report
+from mirrorspark.training.results.report.report import (
+    ReportFacts,
+    is_better,
+    metrics_table,
+    verdict_sentence,
+    write_report,
+)
 
 MODEL = {"auc": 0.75, "pr_auc": 0.5, "log_loss": 0.4}
 

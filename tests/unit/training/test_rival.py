@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrorspark.training.results.baselines import BaselineFeature, FittedBaseline, hist_gradient_boosting
-from mirrorspark.training.results.rival import BASELINE, NETWORK, Choice, choose, trees_of
+from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, hist_gradient_boosting
+from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, Choice, choose, trees_of
 
 FEATURES = (
     BaselineFeature("distance", "value"),

@@ -18,7 +18,7 @@ from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStop
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.readiness.preflight import Check
 from mirrorspark.training.recipe import RECIPE_FILE
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
 
 REPOSITORY = Path(__file__).resolve().parents[3]

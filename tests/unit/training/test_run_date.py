@@ -34,9 +34,9 @@ from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import RunUnderWayError, Status
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ResultLostError, Trained
-from mirrorspark.training.results.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.evaluate_run import Verdict
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.train import train
 
 NewConfig = Callable[..., RunConfig]

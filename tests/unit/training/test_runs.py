@@ -23,7 +23,7 @@ from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.records.find_run import hold_run_folder
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import Status
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.runs import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, duration, main
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirrorspark.training.results.summary import CHALLENGER, Summary, make_way
+from mirrorspark.training.results.report.summary import CHALLENGER, Summary, make_way
 
 BINARY = Summary(
     status="finished",

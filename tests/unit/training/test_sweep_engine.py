@@ -17,7 +17,7 @@ from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import PreparedRun
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.sweep import engine as sweep_engine
 from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
 from mirrorspark.training.sweep.folder import SweepPlace

@@ -22,7 +22,7 @@ from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.records import run_folder
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_lock import hold_lock
-from mirrorspark.training.results.summary import Summary
+from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.sweep import run as sweep_run
 from mirrorspark.training.sweep.folder import STUDY_FILE, SWEEPS_FOLDER, SweepPlace, SweepUnderWayError
 from mirrorspark.training.sweep.options import SweepOptions

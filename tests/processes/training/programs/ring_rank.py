@@ -16,9 +16,9 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError, check_equal_weights
-from mirrorspark.models.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
-from mirrorspark.models.step_loop import use_step_loop
-from mirrorspark.models.xla import compile_with_xla
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from mirrorspark.models.fitting.step_loop import use_step_loop
+from mirrorspark.models.fitting.xla import compile_with_xla
 from mirrorspark.training.fitting.local_updates import SettleLocalUpdates, local_updates
 from mirrorspark.training.ring.ring import Ring
 from mirrorspark.training.ring.strategy import RingStrategy, local_variable

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mirrorspark.models.signatures import ENCODED_SIGNATURE
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
 from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER

@@ -1,0 +1,1 @@
+"""What training needs of any model: objectives, optimizers, the step loop and warm starts."""

@@ -1,0 +1,1 @@
+"""Indexes: exact and approximate search for the best candidates, as layers of an exported model."""

@@ -1,0 +1,226 @@
+"""Approximate search in stock TensorFlow ops: candidates are divided into cells, and a query probes the nearest ones.
+
+An inverted file (Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search") without a quantiser: the
+compared scores are exact.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models.index.exact import (
+    GROUP,
+    TILE_SCORES,
+    Best,
+    ExactTopK,
+    Queries,
+    best_columns,
+    completed,
+    in_tiles,
+    without,
+)
+
+RECALL_TARGET = 0.95
+LEAST_CANDIDATES = 16
+
+_SEED = 1
+_CELLS_PER_ROOT = 2
+_ROUNDS = 10
+# Enough candidates per cell to find its centre.
+_SAMPLED_PER_CELL = 256
+# Largest size of a cell, relative to equal cells: every cell takes the memory of the largest.
+_LARGEST = 1.5
+_ASSIGNED_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A catalogue divided into cells.
+
+    Attributes:
+        centres: float32 ``[cells, dim]``: the mean direction of each cell's candidates, with the length of the longest
+            one, so that the dot product with a query estimates the best score in the cell.
+        ids: int64 ``[cells, width]``, the candidates of each cell, padded with 0.
+    """
+
+    centres: np.ndarray
+    ids: np.ndarray
+
+    def homes(self, id_count: int) -> np.ndarray:
+        """Return int64 ``[id_count]``: the index of each id in the flattened cells, -1 for ids in none."""
+        homes = np.full(id_count, -1)
+        places = np.flatnonzero(self.ids)
+        homes[self.ids.ravel()[places]] = places
+        return homes
+
+
+class CellsTopK(tf.Module):
+    """Searches the cells whose centres have the largest dot products with the query.
+
+    For a tile of queries the cells are processed one by one, each with the queries that probe it: a matrix product as
+    in the exact search, without copies per query.
+    """
+
+    def __init__(self, exact: ExactTopK, cells: Cells, searched: int) -> None:
+        """Store the cells from :func:`candidate_cells` for the candidates of ``exact``.
+
+        Args:
+            exact: Provides the embeddings, and completes rows for which the searched cells have too few candidates.
+            cells: The cells.
+            searched: Number of cells that a query probes.
+        """
+        super().__init__(name="cells_top_k")
+        self.exact = exact
+        self._centres = tf.Variable(cells.centres, trainable=False, name="cell_centres")
+        self._ids = tf.Variable(cells.ids, trainable=False, name="cell_ids")
+        self._homes = tf.Variable(cells.homes(exact.id_count), trainable=False, name="cell_homes")
+        self._searched = searched
+        self._count, self._width = cells.ids.shape
+        self._tile_queries = max(1, TILE_SCORES // (searched * self._width))
+
+    def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
+        """Return approximately the best ``k``; a row with fewer candidates in its cells gets the exact best."""
+        found = in_tiles(queries, self._tile_queries, lambda tile: self._search_tile(tile, k, offsets))
+        return completed(found, self.exact, queries, k, offsets)
+
+    def _search_tile(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
+        by_centre = tf.matmul(queries.vectors, self._centres, transpose_b=True)
+        nearest = tf.math.top_k(by_centre, self._searched, sorted=False).indices
+        scores = without(self._scores(queries.vectors, nearest, offsets), self._columns(nearest, queries.excluded))
+        best = best_columns(scores, k)
+        cells = tf.gather(tf.cast(nearest, tf.int64), best.ids // self._width, batch_dims=1)
+        return Best(tf.gather_nd(self._ids, tf.stack([cells, best.ids % self._width], axis=2)), best.scores)
+
+    def _scores(self, vectors: tf.Tensor, nearest: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[queries, searched * width]``: the scores in each query's cells, cell after cell."""
+        # A probe is one query in one of its cells; here probes are sorted by cell.
+        probes = tf.argsort(tf.reshape(nearest, [-1]), stable=True)
+        cells, _, counts = tf.unique_with_counts(tf.gather(tf.reshape(nearest, [-1]), probes))
+        stops = tf.cumsum(counts)
+
+        def score(number: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            probing = probes[stops[number] - counts[number] : stops[number]] // self._searched
+            ids = tf.gather(self._ids, cells[number])
+            candidates = tf.gather(self.exact.embeddings, ids)
+            scores = tf.matmul(tf.gather(vectors, probing), candidates, transpose_b=True) + tf.gather(offsets, ids)
+            return number + 1, parts.write(number, scores)
+
+        count = tf.size(cells)
+        parts = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=[None, self._width])
+        _, parts = tf.while_loop(lambda number, _: number < count, score, (0, parts), parallel_iterations=1)
+        by_query = tf.gather(parts.concat(), tf.math.invert_permutation(probes))
+        return tf.reshape(by_query, [-1, self._searched * self._width])
+
+    def _columns(self, nearest: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+        """Return the column of each id among the scores of its row, -1 for an id in none of the row's cells."""
+        rows, searched = tf.shape(nearest)[0], self._searched
+        probe = tf.stack([tf.repeat(tf.range(rows), searched), tf.reshape(nearest, [-1])], axis=1)
+        order = tf.reshape(tf.tile(tf.range(searched, dtype=tf.int64)[tf.newaxis], [rows, 1]), [-1])
+        orders = tf.tensor_scatter_nd_update(tf.fill([rows, self._count], tf.constant(-1, tf.int64)), probe, order)
+        homes = tf.gather(self._homes, ids)
+        order_of_id = tf.gather(orders, tf.maximum(homes, 0) // self._width, batch_dims=1)
+        return tf.where((homes >= 0) & (order_of_id >= 0), order_of_id * self._width + homes % self._width, -1)
+
+
+def cells_index(exact: ExactTopK, sample: np.ndarray, k: int) -> CellsTopK:
+    """Return an index that searches the fewest cells that contain ``RECALL_TARGET`` of the best candidates.
+
+    Args:
+        exact: The candidates.
+        sample: float32 ``[queries, dim]``, representative queries.
+        k: Number of best candidates by which recall is measured.
+    """
+    cells = candidate_cells(exact.embeddings[: exact.id_count].numpy(), _SEED, exact.candidate_ids)
+    queries = Queries(tf.constant(sample), tf.zeros([len(sample), 0], tf.int64))
+    recalls = recall_by_cells(cells, sample, exact.search(queries, k, exact.offsets()).ids.numpy())
+    return CellsTopK(exact, cells, int(np.searchsorted(recalls, RECALL_TARGET)) + 1)
+
+
+def candidate_cells(embeddings: np.ndarray, seed: int, candidate_ids: np.ndarray | None = None) -> Cells:
+    """Return the candidates in cells by their directions: spherical k-means, with cells that are too large cut.
+
+    Of 30,000 clustered vectors, 0.95 of the best 100 are in cells with 0.20 of all candidates. With k-means by distance
+    and means as centres, these cells have 0.23 of all; with half as many cells 0.33.
+
+    Args:
+        embeddings: float32 ``[ids, dim]`` by id.
+        seed: Seed of the initial centres.
+        candidate_ids: int64 ``[candidates]``, the ids to divide, ascending; by default all but the reserved ones.
+    """
+    if candidate_ids is None:
+        candidate_ids = np.arange(FIRST_VOCABULARY_ID, len(embeddings))
+    candidates = embeddings[candidate_ids]
+    directions = _directions(candidates)
+    count = int(_CELLS_PER_ROOT * np.sqrt(len(candidates)))
+    nearest = _nearest(directions, _k_means(directions, count, np.random.default_rng(seed)))
+    largest = int(_LARGEST * len(candidates) / count)
+    # Row numbers by cell, in the order of their ids.
+    grouped = np.split(np.argsort(nearest, kind="stable"), np.cumsum(np.bincount(nearest, minlength=count))[:-1])
+    cells = [part for group in grouped for part in _cut(directions, group, largest) if len(part)]
+    width = max(map(len, cells))
+    ids = np.zeros((len(cells), width + -width % GROUP), np.int64)
+    for row, cell in zip(ids, cells, strict=True):
+        row[: len(cell)] = candidate_ids[cell]
+    lengths = np.linalg.norm(candidates, axis=1)
+    centres = _directions(np.stack([directions[cell].mean(axis=0) for cell in cells]))
+    return Cells(centres * np.array([[lengths[cell].max()] for cell in cells]), ids)
+
+
+def recall_by_cells(cells: Cells, queries: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Return float64 ``[cells]``: the share of the best candidates in the nearest cell, the two nearest cells, ...
+
+    Args:
+        cells: The cells.
+        queries: float32 ``[queries, dim]``.
+        best: int64 ``[queries, k]``, the ids of the exact best of each.
+    """
+    order = np.argsort(-(queries @ cells.centres.T), axis=1, kind="stable")
+    position = np.empty_like(order)
+    np.put_along_axis(position, order, np.arange(len(cells.ids))[np.newaxis], axis=1)
+    home = cells.homes(int(cells.ids.max()) + 1)[best] // cells.ids.shape[1]
+    found_at = np.take_along_axis(position, home, axis=1)
+    return np.cumsum(np.bincount(found_at.ravel(), minlength=len(cells.ids))) / best.size
+
+
+def _k_means(directions: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Return float32 ``[count, dim]``: centres by Lloyd's algorithm on the sphere, from randomly drawn candidates.
+
+    Source: Dhillon and Modha 2001, "Concept Decompositions for Large Sparse Text Data Using Clustering".
+    """
+    sample = directions[random.permutation(len(directions))[: count * _SAMPLED_PER_CELL]]
+    centres = sample[:count].copy()
+    for _ in range(_ROUNDS):
+        nearest = _nearest(sample, centres)
+        order = np.argsort(nearest, kind="stable")
+        taken, starts = np.unique(nearest[order], return_index=True)
+        # A centre without candidates does not move.
+        centres[taken] = _directions(np.add.reduceat(sample[order], starts))
+    return centres
+
+
+def _directions(vectors: np.ndarray) -> np.ndarray:
+    """Return ``vectors`` scaled to length 1; zero vectors are unchanged."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def _nearest(directions: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Return the number of the centre with the largest dot product: int64 ``[directions]``."""
+    nearest = np.empty(len(directions), np.int64)
+    for start in range(0, len(directions), _ASSIGNED_AT_ONCE):
+        part = slice(start, start + _ASSIGNED_AT_ONCE)
+        nearest[part] = np.argmax(directions[part] @ centres.T, axis=1)
+    return nearest
+
+
+def _cut(directions: np.ndarray, rows: np.ndarray, largest: int) -> list[np.ndarray]:
+    """Return ``rows`` in parts of at most ``largest``, halved along the direction of their largest variance."""
+    if len(rows) <= largest:
+        return [rows]
+    centred = directions[rows] - directions[rows].mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    order = np.argsort(centred @ axes[:, -1], kind="stable")
+    halves = np.split(rows[order], [len(rows) // 2])
+    return [part for half in halves for part in _cut(directions, half, largest)]

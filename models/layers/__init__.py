@@ -1,0 +1,44 @@
+"""The layers that the architectures share: embeddings, heads, dropout and inputs."""
+
+from mirrorspark.models.layers.embeddings import (
+    CrossedIds,
+    Field,
+    FieldEmbeddings,
+    SparseEmbedding,
+    dense_when_small,
+    lay_out_fields,
+)
+from mirrorspark.models.layers.heads import SoftmaxHeads, TwoWayHeads
+from mirrorspark.models.layers.inputs import (
+    concatenated,
+    concatenated_inputs,
+    dense_stack,
+    feature_inputs,
+    feature_vector,
+    inputs_without_ids,
+    lists_of_any_length,
+    symbolic_inputs,
+)
+from mirrorspark.models.layers.resumable import LogUniformSample, ResumableDropout, UniformSample
+
+__all__ = [
+    "CrossedIds",
+    "Field",
+    "FieldEmbeddings",
+    "LogUniformSample",
+    "ResumableDropout",
+    "SoftmaxHeads",
+    "SparseEmbedding",
+    "TwoWayHeads",
+    "UniformSample",
+    "concatenated",
+    "concatenated_inputs",
+    "dense_stack",
+    "dense_when_small",
+    "feature_inputs",
+    "feature_vector",
+    "inputs_without_ids",
+    "lay_out_fields",
+    "lists_of_any_length",
+    "symbolic_inputs",
+]

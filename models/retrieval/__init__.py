@@ -1,0 +1,1 @@
+"""Towers, losses and training steps of retrieval models."""

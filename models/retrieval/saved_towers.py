@@ -1,0 +1,146 @@
+"""The towers of a retrieval model whose items have features, saved for catalogues that come after the training.
+
+They are SavedModels of their own, which scoring never loads. A refresh of the index loads them without the code of the
+model: the query tower becomes part of the new SavedModel, the candidate tower embeds the new table of items.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.items import encoded_items
+from mirrorspark.data_pipelines.features.kinds import (
+    FIRST_VOCABULARY_ID,
+    OUT_OF_VOCABULARY_ID,
+    Feature,
+    ListFeature,
+    TokenFeature,
+)
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models.layers import lists_of_any_length
+from mirrorspark.models.serving.preprocessing import encoded_signature, encoded_tensors, model_inputs
+from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
+from mirrorspark.models.serving.signatures import TOWER_SIGNATURE, VECTORS
+
+_QUERY, _CANDIDATE = "query", "candidate"
+
+
+def has_item_tower(model: Any) -> bool:
+    """Return whether the candidate tower of ``model`` can embed items that come after the training."""
+    from mirrorspark.models.retrieval.item_tower import ItemTower
+
+    return isinstance(getattr(model, "candidate_tower", None), ItemTower)
+
+
+def save_towers(architecture: ModuleType, model: Any, fitted: FittedFeatures, folder: Path) -> None:
+    """Write both towers of a model with an item tower below ``folder``, a SavedModel each.
+
+    The ids of later candidates mean nothing to the towers: in a history they are out of vocabulary, and as a candidate
+    such an item has no id embedding.
+    """
+    assert fitted.items is not None  # noqa: S101 - the candidate tower reads items
+    id_count = fitted.id_count(fitted.spec.candidate)
+    queries, items = fitted.spec.query_features, fitted.items.features.spec
+    known_queries = partial(_known, fitted.spec, queries, fitted.spec.candidate, id_count)
+    known_items = partial(_known, items, items.features, items.candidate, id_count)
+    key = items.candidate.name
+
+    def query(encoded: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {VECTORS: architecture.predict(model, model_inputs(queries, known_queries(encoded)))}
+
+    def candidate(encoded: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        known = known_items(encoded)
+        rows = {name: value for name, value in known.items() if name != key}
+        return {VECTORS: model.candidate_tower.embedded(known[key], rows, training=False)}
+
+    any_length = lists_of_any_length(getattr(model, "query_tower", model))
+    _save(query, encoded_signature(queries, any_length), getattr(model, "query_tower", model), folder / _QUERY)
+    _save(candidate, encoded_signature(items.features), model.candidate_tower, folder / _CANDIDATE)
+
+
+def _save(function: Any, specs: Mapping[str, tf.TensorSpec], tower: Any, folder: Path) -> None:
+    module = tf.Module(name=folder.name)
+    module.state = state(tower)
+    save_functions(module, {TOWER_SIGNATURE: concrete(function, specs)}, folder)
+
+
+def _known(
+    spec: FeatureSpec,
+    features: Iterable[Feature],
+    candidate: TokenFeature,
+    id_count: int,
+    encoded: Mapping[str, tf.Tensor],
+) -> dict[str, tf.Tensor]:
+    """Return ``encoded`` with the candidates' ids from ``id_count`` on out of vocabulary."""
+    own = spec.vocabulary_name(candidate)
+    named = {one.name for one in features if isinstance(one, TokenFeature) and spec.vocabulary_name(one) == own}
+    unknown = tf.constant(OUT_OF_VOCABULARY_ID, tf.int64)
+    return {
+        name: tf.where(value < id_count, value, unknown) if name in named else value for name, value in encoded.items()
+    }
+
+
+class SavedTowers(tf.Module):
+    """Towers from :func:`save_towers` with a later table of items: a model for ``build_indexes`` and the export."""
+
+    def __init__(self, folder: Path, fitted: FittedFeatures) -> None:
+        """Load the towers below ``folder``, for features with the later items."""
+        super().__init__(name="towers")
+        self.query_tower = SavedQueryTower(folder / _QUERY, fitted.spec.query_features)
+        self.candidate_tower = _SavedCandidateTower(folder / _CANDIDATE, fitted)
+
+
+class SavedQueryTower(tf.Module):
+    """A query tower from :func:`save_towers`."""
+
+    def __init__(self, folder: Path, features: tuple[Feature, ...]) -> None:
+        super().__init__(name="query_tower")
+        self._loaded = tf.saved_model.load(str(folder))
+        self._features = features
+
+    @property
+    def any_length(self) -> tuple[str, ...]:
+        """Names of the lists that the tower accepts padded to any length."""
+        specs = self._loaded.signatures[TOWER_SIGNATURE].structured_input_signature[1]
+        lists = (feature.name for feature in self._features if isinstance(feature, ListFeature))
+        return tuple(name for name in lists if specs[name].shape.as_list() == [None, None])
+
+    def __call__(self, inputs: Mapping[str, tf.Tensor | tf.SparseTensor]) -> tf.Tensor:
+        """Return the query embeddings, float32 ``[batch, dim]``."""
+        tower = self._loaded.signatures[TOWER_SIGNATURE]
+        return tower(**encoded_tensors(self._features, inputs))[VECTORS]
+
+
+class _SavedCandidateTower:
+    """A candidate tower from :func:`save_towers`. It is no module, so that the weights stay out of what is saved."""
+
+    def __init__(self, folder: Path, fitted: FittedFeatures) -> None:
+        assert fitted.items is not None  # noqa: S101 - the model has items
+        self._tower = tf.saved_model.load(str(folder))
+        self._key = fitted.items.features.spec.candidate.name
+        self._items = encoded_items(fitted.items)
+        self.input_dim = fitted.id_count(fitted.spec.candidate)
+        self._tokens = fitted.vocabulary(fitted.spec.candidate).tokens
+
+    def __call__(self, ids: tf.Tensor) -> tf.Tensor:
+        rows = {name: tf.constant(values[ids.numpy()]) for name, values in self._items.items()}
+        vectors = self._tower.signatures[TOWER_SIGNATURE](**rows, **{self._key: ids})[VECTORS]
+        bad = ids.numpy()[~np.isfinite(vectors.numpy()).all(axis=1)]
+        if len(bad):
+            item = self._tokens[int(bad[0]) - FIRST_VOCABULARY_ID].as_py()
+            raise ValueError(
+                f"the vectors of {len(bad)} items or more are not finite, such as that of {item!r}; replace infinite "
+                f"and extremely large numbers among their features"
+            )
+        return vectors
+
+
+def predict(model: SavedTowers, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Return the query embeddings, float32 ``[batch, dim]``, as an architecture does."""
+    return model.query_tower(inputs)

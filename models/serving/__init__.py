@@ -1,0 +1,1 @@
+"""Export of models as SavedModels, and the feature transform in their graphs."""

@@ -1,0 +1,178 @@
+"""Export of a model as a SavedModel with one signature for raw columns and one for encoded features."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models.index import cells
+from mirrorspark.models.index import scann as scann_index
+from mirrorspark.models.index.exact import ExactTopK, Index, Queries, recall
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.models.layers import lists_of_any_length
+from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
+from mirrorspark.models.serving.preprocessing import GraphEncoder, encoded_signature, model_inputs
+from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
+from mirrorspark.models.serving.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
+
+# Inputs of an index's signature in addition to encoded features.
+_INDEX_INPUTS = {
+    "most_candidates": tf.TensorSpec([], tf.int32, "most_candidates"),
+    "unavailable_ids": tf.TensorSpec([None], tf.int64, "unavailable_ids"),
+}
+
+_IDS_AT_ONCE = 1 << 16
+
+
+class ScoringModule(tf.Module):
+    """A model without an index: the architecture's outputs, such as ``score``, for every row."""
+
+    def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures) -> None:
+        super().__init__(name="scoring")
+        self._predict = partial(architecture.predict, model)
+        self._state = state(model)
+        self._features = fitted.spec.query_features
+        self._any_length = lists_of_any_length(model)
+        self._encoder = GraphEncoder(fitted, self._features)
+
+    def signatures(self) -> dict[str, Any]:
+        """Return the concrete functions by signature name."""
+        return {
+            RAW_SIGNATURE: concrete(lambda inputs: self._predict(self._encoder(inputs)), self._encoder.signature()),
+            ENCODED_SIGNATURE: concrete(
+                lambda encoded: self._predict(model_inputs(self._features, encoded)),
+                encoded_signature(self._features, self._any_length),
+            ),
+        }
+
+
+class RetrievalModule(tf.Module):
+    """A query tower with indexes: the best ``candidates`` and their ``scores`` for every row.
+
+    Each index has a signature under its own name, with two inputs in addition to encoded features: the number of
+    candidates to find, and the unavailable candidates. ``serving_default`` and ``encoded`` search exactly for ``k`` of
+    all candidates.
+    """
+
+    def __init__(
+        self, architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, indexes: Mapping[str, Index]
+    ) -> None:
+        """Combine a trained model with some of its indexes from :func:`build_indexes`.
+
+        Raises:
+            ValueError: There are fewer than ``k`` candidates, or a feature has the name of an input of the indexes.
+        """
+        super().__init__(name="retrieval")
+        self._predict = partial(architecture.predict, model)
+        self._state = state(model)
+        self._exclude = fitted.spec.exclude
+        self._features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
+        # In our own models the query tower takes the features; other models take them directly.
+        tower = getattr(model, "query_tower", model)
+        self._any_length = tower.any_length if isinstance(tower, SavedQueryTower) else lists_of_any_length(tower)
+        self._encoder = GraphEncoder(fitted, self._features)
+        if taken := sorted(set(encoded_signature(self._features)) & set(_INDEX_INPUTS)):
+            raise ValueError(f"the indexes have inputs called {taken}; give the features another name")
+        tokens = fitted.vocabulary(fitted.spec.candidate).tokens.to_pylist()
+        candidates = min(len(index.exact.candidate_ids) for index in indexes.values())
+        if not 1 <= k <= candidates:
+            raise ValueError(f"k {k} cannot be met by {candidates} candidates; use 1 to {candidates}")
+        self._k = k
+        self._tokens = tf.constant([UNFILLED] * FIRST_VOCABULARY_ID + tokens)
+        self._indexes = dict(indexes)
+
+    def signatures(self) -> dict[str, Any]:
+        """Return the concrete functions by signature name."""
+        raw, encoded = self._encoder.signature(), encoded_signature(self._features, self._any_length)
+        functions = {
+            name: concrete(partial(self._search_encoded, name), encoded | _INDEX_INPUTS) for name in self._indexes
+        }
+        if EXACT in self._indexes:
+            functions[RAW_SIGNATURE] = concrete(lambda inputs: self._search(EXACT, self._encoder(inputs)), raw)
+            functions[ENCODED_SIGNATURE] = concrete(lambda inputs: self._search_encoded(EXACT, inputs), encoded)
+        return functions
+
+    def _search_encoded(self, index: str, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        wanted = {name: inputs[name] for name in _INDEX_INPUTS if name in inputs}
+        return self._search(index, model_inputs(self._features, inputs), **wanted)
+
+    def _search(
+        self,
+        index: str,
+        inputs: Mapping[str, tf.Tensor],
+        most_candidates: tf.Tensor | None = None,
+        unavailable_ids: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
+        vectors = self._predict({name: value for name, value in inputs.items() if name != self._exclude})
+        nothing = tf.zeros([tf.shape(vectors)[0], 0], tf.int64)
+        queries = Queries(vectors, inputs[self._exclude] if self._exclude else nothing)
+        k = self._k if most_candidates is None else most_candidates
+        searched = self._indexes[index]
+        best = searched.search(queries, k, searched.exact.offsets(unavailable_ids))
+        found = tf.where(best.scores > best.scores.dtype.min, tf.gather(self._tokens, best.ids), UNFILLED)
+        return {CANDIDATES: found, SCORES: best.scores}
+
+
+def build_indexes(
+    model: Any, k: int, *, scann: bool = False, sample: np.ndarray | None = None, removed: np.ndarray | None = None
+) -> dict[str, Index]:
+    """Return the indexes of a retrieval model's candidates by name; ``exact`` is always included.
+
+    Args:
+        model: The trained model.
+        k: Usual number of candidates per query.
+        scann: Whether to build a ScaNN index if there are enough candidates.
+        sample: float32 ``[queries, dim]``, representative queries. If given, an index of cells is built if there are
+            enough candidates, and tuned on these queries for its recall.
+        removed: int64 ``[any]``, ids that must never be found.
+    """
+    exact = ExactTopK(candidate_embeddings(model), removed)
+    candidates = len(exact.candidate_ids)
+    indexes: dict[str, Index] = {EXACT: exact}
+    if sample is not None and candidates >= cells.LEAST_CANDIDATES:
+        indexes[CELLS] = cells.cells_index(exact, sample, k)
+    if scann and candidates >= scann_index.LEAST_CANDIDATES:
+        indexes[SCANN] = scann_index.ScannTopK(exact, k)
+    return indexes
+
+
+def recalls(indexes: Mapping[str, Index], k: int, sample: np.ndarray) -> dict[str, float]:
+    """Return for each index the share of the exact best ``k`` candidates that it finds for the ``sample`` queries."""
+    queries = Queries(tf.constant(sample), tf.zeros([len(sample), 0], tf.int64))
+    offsets = indexes[EXACT].exact.offsets()
+    found = {name: index.search(queries, k, offsets).ids.numpy() for name, index in indexes.items()}
+    return {name: recall(ids, found[EXACT]) for name, ids in found.items()}
+
+
+def candidate_embeddings(model: Any) -> np.ndarray:
+    """Return float32 ``[ids, dim]``: the candidate tower's output for every id."""
+    tower = model.candidate_tower
+    # In pieces: a tower on item features holds those of all its ids at a time.
+    starts = range(0, tower.input_dim, _IDS_AT_ONCE)
+    ids = (tf.range(start, min(start + _IDS_AT_ONCE, tower.input_dim), dtype=tf.int64) for start in starts)
+    return np.concatenate([tower(piece).numpy() for piece in ids])
+
+
+def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:
+    """Write ``module`` as a SavedModel with its signatures."""
+    save_functions(module, module.signatures(), folder)
+
+
+def save_retrieval(
+    architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, indexes: Mapping[str, Index], folder: Path
+) -> None:
+    """Write a retrieval model as a SavedModel with the indexes of stock operations, and a second one with ScaNN's.
+
+    A SavedModel with ScaNN's operation cannot be loaded without the package, even to call another signature.
+    """
+    stock = {name: index for name, index in indexes.items() if name != SCANN}
+    save(RetrievalModule(architecture, model, fitted, k, stock), folder)
+    if SCANN in indexes:
+        scann_part = RetrievalModule(architecture, model, fitted, k, {SCANN: indexes[SCANN]})
+        save(scann_part, scann_folder(folder))

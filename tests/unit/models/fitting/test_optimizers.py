@@ -1,0 +1,118 @@
+"""Optimizers by name: schedules worked by hand, clipping, and gradients gathered over parts of a batch."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from mirrorspark.models.fitting.optimizers import (
+    OptimizerSettings,
+    WarmUpAndDecay,
+    accumulate_gradients,
+    build_optimizer,
+    gathering,
+)
+from mirrorspark.models.fitting.xla import compile_with_xla
+from mirrorspark.models.settings import ModelSettingsError
+
+
+def rates(schedule: WarmUpAndDecay, steps: list[int]) -> list[float]:
+    return [float(schedule(step)) for step in steps]
+
+
+def test_a_constant_rate_stays_and_is_no_variable_that_a_checkpoint_would_bring_back() -> None:
+    optimizer = build_optimizer(OptimizerSettings("sgd", 0.25))
+    assert rates(optimizer._learning_rate, [0, 7, 10_000]) == [0.25] * 3
+    weight = tf.Variable(1.0)
+    optimizer.apply_gradients([(tf.constant(2.0), weight)])
+    assert weight.numpy() == 0.5
+
+
+def test_a_warm_up_rises_by_equal_parts() -> None:
+    schedule = WarmUpAndDecay(0.8, "constant", warmup_steps=4)
+    assert rates(schedule, [0, 1, 2, 3, 4, 99]) == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+
+def test_a_linear_decay_ends_at_zero() -> None:
+    schedule = WarmUpAndDecay(1.0, "linear", warmup_steps=2, total_steps=10)
+    assert rates(schedule, [2, 4, 6, 10, 11]) == pytest.approx([1.0, 0.75, 0.5, 0.0, 0.0])
+
+
+def test_a_cosine_decay_is_half_way_down_in_the_middle() -> None:
+    schedule = WarmUpAndDecay(1.0, "cosine", total_steps=8)
+    quarter = 0.5 * (1 + math.cos(math.pi / 4))
+    assert rates(schedule, [0, 2, 4, 8]) == pytest.approx([1.0, quarter, 0.5, 0.0])
+
+
+def test_steps_of_another_size_go_on_where_the_schedule_was() -> None:
+    # Half of 10 steps are done; the other half are 10 steps of half the size, of which the whole would have 20.
+    before = WarmUpAndDecay(1.0, "linear", total_steps=10)
+    after = WarmUpAndDecay(1.0, "linear", total_steps=20, start_step=5, start_share=0.5)
+    assert rates(after, [5, 10, 15]) == pytest.approx([*rates(before, [5]), 0.25, 0.0])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_that_ends_before_its_warm_up_is_refused(schedule: str) -> None:
+    with pytest.raises(ModelSettingsError, match="10 steps ends before its warm-up of 10; use fewer"):
+        OptimizerSettings(schedule=schedule, warmup_steps=10, total_steps=10)  # type: ignore[arg-type]
+
+
+def test_unknown_names_are_told_with_those_that_are_known() -> None:
+    with pytest.raises(
+        ModelSettingsError,
+        match=r"optimizer 'adamax' is unknown; use one of \['adagrad', 'adam', 'adamw', 'lion', 'sgd'",
+    ):
+        OptimizerSettings("adamax")
+    with pytest.raises(ModelSettingsError, match="schedule 'step' is unknown"):
+        OptimizerSettings(schedule="step")  # type: ignore[arg-type]
+
+
+def test_gradients_are_clipped_by_their_length_together() -> None:
+    optimizer = build_optimizer(OptimizerSettings("sgd", 1.0, clip_norm=1.0))
+    one, other = tf.Variable(0.0), tf.Variable(0.0)
+    optimizer.apply_gradients([(tf.constant(3.0), one), (tf.constant(4.0), other)])
+    assert [one.numpy(), other.numpy()] == pytest.approx([-0.6, -0.8])
+
+
+def model() -> tf_keras.Model:
+    tf_keras.utils.set_random_seed(3)
+    tokens = tf_keras.Input((), dtype=tf.int64)
+    numbers = tf_keras.Input((4,))
+    hidden = tf_keras.layers.Concatenate()([tf_keras.layers.Embedding(50, 3)(tokens), numbers])
+    return tf_keras.Model([tokens, numbers], tf_keras.layers.Dense(1)(hidden))
+
+
+def rows() -> tuple[list[np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 50, 24), rng.normal(size=(24, 4)).astype(np.float32)], rng.normal(size=(24, 1))
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_batch_in_parts_makes_the_update_of_the_whole_batch(parts: int) -> None:
+    """With SGD, whose updates have the length of their gradients."""
+    whole, in_parts = model(), model()
+    for trained, rules in ((whole, ()), (in_parts, (gathering,))):
+        trained.compile(build_optimizer(OptimizerSettings("sgd", 0.5), *rules), loss="mse")
+    accumulate_gradients(in_parts, parts)
+    inputs, labels = rows()
+    for trained in (whole, in_parts):
+        trained.fit(inputs, labels, batch_size=24, epochs=3, verbose=0)
+    for ours, theirs in zip(in_parts.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert int(in_parts.optimizer.iterations) == 3
+
+
+def test_xla_compiles_the_model_and_changes_nothing() -> None:
+    plain, compiled = model(), model()
+    for trained in (plain, compiled):
+        trained.compile(build_optimizer(OptimizerSettings("sgd", 0.5)), loss="mse")
+    compile_with_xla(compiled)
+    inputs, labels = rows()
+    for trained in (plain, compiled):
+        trained.fit(inputs, labels, batch_size=24, epochs=2, verbose=0)
+    for ours, theirs in zip(compiled.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    example = [tf.constant(column) for column in inputs]
+    assert "HloModule" in compiled.call.experimental_get_compiler_ir(example, training=None, mask=None)(stage="hlo")

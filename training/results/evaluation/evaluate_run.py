@@ -1,0 +1,334 @@
+"""The verdict on a run from its predictions: metrics, baseline, plots. Pure functions, without Spark and MLflow."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.plots.calibration import calibration_curve
+from mirrorspark.plots.confusion import confusion_matrix
+from mirrorspark.plots.learning_curves import learning_curves
+from mirrorspark.plots.lift import lift_chart
+from mirrorspark.plots.precision_recall import precision_recall_curve
+from mirrorspark.plots.ranking import recall_at_k_curve
+from mirrorspark.plots.regression import predicted_and_actual
+from mirrorspark.plots.roc import roc_curve
+from mirrorspark.plots.score_histogram import score_histogram
+from mirrorspark.training.results.evaluation.baselines import (
+    BaselineFeature,
+    FittedBaseline,
+    hist_gradient_boosting,
+    popularity,
+)
+from mirrorspark.training.results.evaluation.metrics import (
+    RANKING_KS,
+    binary_metrics,
+    catalogue_metrics,
+    multi_class_metrics,
+    multi_label_metrics,
+    ranking_metrics,
+    regression_metrics,
+)
+
+# The baseline holds its rows in memory on the driver.
+BASELINE_ROWS = 1_000_000
+
+# A multi-label model is evaluated on about this many pairs of a row and a label: metrics and plots sort them in memory.
+JUDGED_PAIRS = 10_000_000
+
+# No feature can have these names.
+_LABEL, _WEIGHT = "\0label", "\0weight"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The evaluation of a trained model.
+
+    Attributes:
+        metrics: Metrics by split.
+        baseline: Name of the baseline and its test metrics; empty without one.
+        figures: Plots by file name.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    baseline: Mapping[str, Any]
+    figures: Mapping[str, Figure] = field(repr=False)
+
+
+def judge_binary(
+    dataset: Dataset,
+    predictions: Mapping[str, pa.Table],
+    baseline: str,
+    seed: int,
+    curves: Figure | None,
+    rival: np.ndarray | None = None,
+) -> Verdict:
+    """Return the verdict on a binary model from its ``score``, ``label`` and ``weight`` per split.
+
+    Args:
+        dataset: The dataset of the training.
+        predictions: A table per split, in the dataset's stored order.
+        baseline: Name of what the model is compared with.
+        seed: Fixes the sampling of the baseline's fit.
+        curves: The learning curves.
+        rival: Scores of ``baseline`` for the test rows; by default gradient boosting is fitted.
+    """
+    metrics = {split: metrics_of("binary", table, split=split) for split, table in predictions.items()}
+    label, score, weight = _weighed(predictions["test"])
+    compared: Mapping[str, Any] = {}
+    others: dict[str, np.ndarray] | None = None
+    rival = _rival_scores(rival, baseline, dataset, seed, "binary")
+    if rival is not None:
+        others = {baseline.replace("hist_gradient", "hist._gradient").replace("_", " "): rival}
+        compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
+    figures = _probability_figures(label, score, weight, others)
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def judge_multi_label(
+    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, curves: Figure | None
+) -> Verdict:
+    """Return the verdict on a multi-label model from its ``scores``, ``label`` and ``weight`` per split.
+
+    The plots show all pairs of a row and a label; the baseline gives every row the rates that labels have in training.
+    """
+    classes = dataset.features.classes
+    judged = {split: _labelled(table, classes) for split, table in predictions.items()}
+    metrics = {split: multi_label_metrics(*columns, split=split) for split, columns in judged.items()}
+    label, scores, weight = judged["test"]
+    compared: Mapping[str, Any] = {}
+    others: dict[str, np.ndarray] | None = None
+    if baseline == "popularity":
+        rival = np.broadcast_to(_label_rates(dataset), scores.shape)
+        others = {"popularity": rival.ravel()}
+        compared = {"name": baseline, "metrics": multi_label_metrics(label, rival, weight)}
+    figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def judge_regression(
+    dataset: Dataset,
+    predictions: Mapping[str, pa.Table],
+    baseline: str,
+    seed: int,
+    curves: Figure | None,
+    rival: np.ndarray | None = None,
+) -> Verdict:
+    """Return the verdict on a regression from its ``score``, ``label`` and ``weight``; see :func:`judge_binary`."""
+    metrics = {
+        split: metrics_of("regression", table, split=split) | _interval_metrics(table)
+        for split, table in predictions.items()
+    }
+    label, score, weight = _weighed(predictions["test"])
+    compared: Mapping[str, Any] = {}
+    rival = _rival_scores(rival, baseline, dataset, seed, "regression")
+    if rival is not None:
+        compared = {"name": baseline, "metrics": regression_metrics(label, rival, weight)}
+    figures = {"predicted_and_actual": predicted_and_actual(label, score)}
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def _interval_metrics(table: pa.Table) -> dict[str, float]:
+    """Return how many labels lie between the lowest and the highest quantile, and how far these are apart."""
+    if "quantiles" not in table.column_names:
+        return {}
+    lists = table["quantiles"].combine_chunks()
+    bounds = lists.flatten().to_numpy().reshape(len(lists), -1)[:, [0, -1]].astype(np.float64)
+    label, _, weight = _weighed(table)
+    is_within = (bounds[:, 0] <= label) & (label <= bounds[:, 1])
+    return {
+        "interval_coverage": float(np.average(is_within, weights=weight)),
+        "interval_width": float(np.average(bounds[:, 1] - bounds[:, 0], weights=weight)),
+    }
+
+
+def judge_multi_class(
+    dataset: Dataset,
+    predictions: Mapping[str, pa.Table],
+    baseline: str,
+    seed: int,
+    curves: Figure | None,
+    rival: np.ndarray | None = None,
+) -> Verdict:
+    """Return the verdict on a multi-class model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`."""
+    classes = dataset.features.classes
+    metrics = {
+        split: metrics_of("multi_class", table, split=split, classes=classes) for split, table in predictions.items()
+    }
+    label, scores, weight = _classed(predictions["test"], classes)
+    compared: Mapping[str, Any] = {}
+    rival = _rival_scores(rival, baseline, dataset, seed, "multi_class")
+    if rival is not None:
+        compared = {"name": baseline, "metrics": multi_class_metrics(label, rival, weight)}
+    figures = {"confusion_matrix": confusion_matrix(label, scores.argmax(axis=1), dataset.features.class_names)}
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def judge_retrieval(
+    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, k: int, curves: Figure | None
+) -> Verdict:
+    """Return the verdict on a retrieval model from its ``candidates`` and the held-back ``label`` per split."""
+    ranks = tuple(rank for rank in RANKING_KS if rank <= k)
+    vocabulary = dataset.features.vocabulary(dataset.spec.candidate)
+    counts = vocabulary.counts.to_numpy()
+    metrics = {
+        split: ranking_metrics(_matrix(table["candidates"]), _held_back(table["label"]), ranks)
+        | catalogue_metrics(_positions(table["candidates"], vocabulary), counts)
+        for split, table in predictions.items()
+    }
+    compared: Mapping[str, Any] = {}
+    shown = {"model": _recalls(metrics["test"], ranks)}
+    if baseline == "popularity":
+        listed, held_back = _most_popular(dataset, k)
+        rival = ranking_metrics(listed, held_back, ranks)
+        rival |= catalogue_metrics(listed - FIRST_VOCABULARY_ID, counts)
+        compared = {"name": baseline, "metrics": rival}
+        shown["popularity"] = _recalls(rival, ranks)
+    figures = {"recall_at_k": recall_at_k_curve(shown)}
+    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:
+    """Return the learning curves of the epochs' logs, or None without any epoch."""
+    if not history:
+        return None
+    names = [name for name in history[0] if all(name in logs for logs in history)]
+    columns = {name: [logs[name] for logs in history] for name in names}
+    return learning_curves(columns, best_epoch=best_epoch, restarts=tuple(restarts))
+
+
+def _probability_figures(
+    label: np.ndarray, score: np.ndarray, weight: np.ndarray, others: dict[str, np.ndarray] | None
+) -> dict[str, Figure]:
+    return {
+        "roc": roc_curve(label, score, weight=weight, baseline=others),
+        "precision_recall": precision_recall_curve(label, score, weight=weight, baseline=others),
+        "calibration": calibration_curve(label, score, weight=weight),
+        "lift": lift_chart(label, score, weight=weight),
+        "score_histogram": score_histogram(label, score, weight=weight),
+    }
+
+
+def _labelled(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels (zeros and ones) and scores ``[rows, classes]`` and weights of all rows, or of every n-th row."""
+    kept = table.take(np.arange(0, table.num_rows, max(1, table.num_rows * classes // JUDGED_PAIRS)))
+    label, scores = (kept[name].combine_chunks() for name in ("label", "scores"))
+    packed = RaggedIds(label.flatten().to_numpy(), label.value_lengths().to_numpy()).multi_hot(classes)
+    return packed, scores.flatten().to_numpy().reshape(-1, classes), kept["weight"].to_numpy()
+
+
+def _label_rates(dataset: Dataset) -> np.ndarray:
+    """Return the share of the training rows, by weight, that have each label: ``[classes]``."""
+    counts, rows = np.zeros(dataset.features.classes), 0.0
+    for block in dataset.blocks("train"):
+        assert isinstance(block.label, RaggedIds)  # noqa: S101 - a multi-label dataset stores it so
+        weights = np.repeat(block.weight, block.label.row_lengths)
+        counts += np.bincount(block.label.values, weights, len(counts))
+        rows += float(block.weight.sum())
+    return counts / rows
+
+
+def _weighed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return label, score and weight of every row."""
+    label, score, weight = (table[name].to_numpy() for name in ("label", "score", "weight"))
+    return label, score, weight
+
+
+def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return label, scores ``[rows, classes]`` and weight of every row."""
+    scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(-1, classes)
+    return table["label"].to_numpy(), scores, table["weight"].to_numpy()
+
+
+def _rival_scores(given: np.ndarray | None, baseline: str, dataset: Dataset, seed: int, task: str) -> np.ndarray | None:
+    """Return the given scores of ``baseline`` for the test rows, or those of gradient boosting if it is the baseline.
+
+    They are in the dataset's stored order like the predictions, so both share label and weight.
+    """
+    if given is not None or baseline != "hist_gradient_boosting":
+        return given
+    return baseline_scores(fitted_baseline(dataset, seed, task), dataset, "test")
+
+
+def fitted_baseline(dataset: Dataset, seed: int, task: str) -> FittedBaseline:
+    """Return gradient boosting, fitted on the training rows and stopped early on the validation rows."""
+    train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
+    features = [BaselineFeature(feature.name, feature.form) for feature in dataset.spec]
+    # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
+    weight = _WEIGHT if dataset.spec.weight else None
+    classes = dataset.features.classes if task == "multi_class" else 0
+    return hist_gradient_boosting(
+        train, validation, features, _LABEL, seed=seed, weight=weight, task=task, classes=classes
+    )
+
+
+def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str) -> np.ndarray:
+    """Return the prediction of gradient boosting for every row of a split: ``[rows]``, or ``[rows, classes]``."""
+    found = np.concatenate([model.predict(_columns([block])) for block in dataset.blocks(split)])
+    if not model.classes:
+        return found
+    # The rows that it learnt from may lack some classes.
+    scores = np.zeros((len(found), model.classes))
+    scores[:, np.asarray(model.model.classes_, np.int64)] = found
+    return scores
+
+
+def metrics_of(task: str, table: pa.Table, *, split: str, classes: int = 0) -> dict[str, float]:
+    """Return the metrics of predictions: a table with ``score`` or ``scores``, ``label`` and ``weight``."""
+    if task == "multi_class":
+        return multi_class_metrics(*_classed(table, classes), split=split)
+    return (binary_metrics if task == "binary" else regression_metrics)(*_weighed(table), split=split)
+
+
+def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str, np.ndarray]:
+    """Return features, label and weight of the blocks, up to the one that reaches ``most_rows``."""
+    blocks, rows = [], 0
+    for block in source:
+        blocks.append(block)
+        rows += block.rows
+        if most_rows is not None and rows >= most_rows:
+            break
+    columns = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
+    columns[_LABEL] = np.concatenate([block.label for block in blocks if block.label is not None])
+    columns[_WEIGHT] = np.concatenate([block.weight for block in blocks])
+    return columns
+
+
+def _most_popular(dataset: Dataset, k: int) -> tuple[np.ndarray, np.ndarray]:
+    candidate = dataset.spec.candidate.name
+    train = np.concatenate([block.features[candidate] for block in dataset.blocks("train")])
+    test = list(dataset.blocks("test", keys=True))
+    held_back = np.concatenate([block.features[candidate] for block in test])
+    seen = None
+    if dataset.spec.exclude is not None:
+        seen = [row[row > 0] for block in test for row in (block.excluded if block.excluded is not None else ())]
+    # Missing and out-of-vocabulary items must not be recommended, so they are never a hit.
+    ranked = popularity(train[train >= FIRST_VOCABULARY_ID], k=k, seen=seen)
+    return np.broadcast_to(ranked, (len(held_back), k)), held_back
+
+
+def _matrix(lists: pa.ChunkedArray) -> np.ndarray:
+    return np.array(lists.to_pylist(), dtype=object)
+
+
+def _positions(lists: pa.ChunkedArray, vocabulary: Vocabulary) -> np.ndarray:
+    """Return the position of each listed candidate in the vocabulary, ``[rows, k]``; negative for an empty place."""
+    listed = lists.combine_chunks()
+    return vocabulary.ids(listed.flatten()).reshape(len(listed), -1) - FIRST_VOCABULARY_ID
+
+
+def _held_back(labels: pa.ChunkedArray) -> np.ndarray:
+    # An out-of-vocabulary item has no token; the empty places of a short list must not match it.
+    return np.array([token or "\0" for token in labels.to_pylist()], dtype=object)
+
+
+def _recalls(metrics: Mapping[str, float], ranks: Sequence[int]) -> dict[int, float]:
+    return {rank: metrics[f"recall_at_{rank}"] for rank in ranks}

@@ -1,0 +1,1 @@
+"""A run's results for people: report, model card, summary and notebook views."""

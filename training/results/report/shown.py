@@ -1,0 +1,61 @@
+"""Trained models as notebooks show them."""
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mirrorspark.plots.html import details_html, figure_html, heading_html, panel_html, paragraph_html, table_html
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.training.results.report.report import REPORT_FILE, is_better, metrics_table, title_of, verdict_sentence
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results.delivery import Trained
+
+
+def trained_html(trained: "Trained") -> str:
+    """Return the verdict on a model, its metrics and plots, and where its run is."""
+    verdict = trained.verdict
+    report = trained.run_folder / REPORT_FILE
+    places = [f"MLflow run {trained.run_id}", f"run folder {trained.run_folder}"]
+    if report.is_file():
+        places.append(f"report {report}")
+    return panel_html(
+        heading_html(trained.version_uri),
+        paragraph_html(verdict_sentence(verdict.metrics, verdict.baseline)),
+        paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
+        table_html(metrics_table(verdict.metrics, verdict.baseline), index=True),
+        *(
+            details_html(title_of(name), figure_html(figure, title_of(name)))
+            for name, figure in verdict.figures.items()
+        ),
+        *(paragraph_html(without_credentials(place), quiet=True) for place in places),
+        f'<p><a href="{escape(trained.run_page)}">The run in MLflow</a></p>' if trained.run_page else "",
+    )
+
+
+class Comparison(pd.DataFrame):
+    """The test metrics of two models side by side, and which is better; a table of pandas like any other."""
+
+    @classmethod
+    def of(cls, names: tuple[str, str], metrics: tuple[pd.Series, pd.Series]) -> "Comparison":
+        """Build the table.
+
+        Args:
+            names: The two models.
+            metrics: The test metrics of each by name; the rows are those of the first.
+        """
+        table = cls(dict(zip(names, metrics, strict=True)), index=metrics[0].index)
+        table["difference"] = table[names[0]] - table[names[1]]
+        table["better"] = [
+            names[0] if is_better(str(metric), a, b) else names[1] if is_better(str(metric), b, a) else ""
+            for metric, a, b in zip(table.index, table[names[0]], table[names[1]], strict=True)
+        ]
+        return table
+
+    def _repr_html_(self) -> str:
+        names = [str(name) for name in self.columns if name not in ("difference", "better")]
+        counts = {name: int((self["better"] == name).sum()) for name in names}
+        ahead = [f"{name} in {count} of {len(self)} test metrics" for name, count in counts.items() if count]
+        sentence = f"Better: {'; '.join(ahead)}." if ahead else "The two are equal on the test rows."
+        return panel_html(paragraph_html(sentence), table_html(self, index=True))
