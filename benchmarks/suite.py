@@ -26,7 +26,6 @@ class Suite:
         name: The module below ``benchmarks`` that runs them.
         title: Heading of the page that lists them.
         benchmarks: Their modules, in order.
-        page: Name of that page.
         command: How to run it again.
     """
 

@@ -76,7 +76,6 @@ class Kill:
     """A run that was killed.
 
     Attributes:
-        what: What was killed.
         when: In epochs since it began to train, or the phase that it was in.
         run: How the run went.
         base: How one went that nobody killed, in the same surroundings.

@@ -36,7 +36,6 @@ class TurnsRank:
     """What a barrier task runs: several sides in one process.
 
     Attributes:
-        sides: By name.
         turns: Epochs of each that are timed.
         token: Secret of the ring that they share.
     """

@@ -27,7 +27,6 @@ class TreeColumn:
     """One column that the trees split.
 
     Attributes:
-        feature: Name of the feature.
         form: Form of the feature; a list gives two columns.
         part: ``value`` (also the last id of a list) or ``length`` of a list.
         categories: Ids that are split as categories, ascending; None for an ordered column.

@@ -31,7 +31,6 @@ class Settings:
         numeric_embedding: The embedding of a number, beside the number itself: ``none``; ``piecewise``, linear between
             the quantiles of the training rows; or ``periodic``, sines and cosines of learnt frequencies.
         numeric_dim: Width of a number's embedding.
-        periodic_frequencies: Frequencies per number.
         periodic_scale: Standard deviation of the frequencies at the start, in waves per standard deviation of the
             number.
         cross_layers: Layers that multiply the features with each other before the first hidden layer.

@@ -1,4 +1,4 @@
-"""What a model's predictions depend on: importance of its features, and the course of the prediction over each."""
+"""Plots of the importance of features, and of the prediction over the values of each."""
 
 from __future__ import annotations
 

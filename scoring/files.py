@@ -179,7 +179,7 @@ def _save_mode(mode: str) -> SaveMode:
     except ValueError:
         raise ScoringError(f"mode '{mode}' is unknown; use error, overwrite or append") from None
     if found is SaveMode.IGNORE:
-        raise ScoringError("mode 'ignore' would leave older scores for new ones; use error, overwrite or append")
+        raise ScoringError("mode 'ignore' would keep the old scores; use error, overwrite or append")
     return found
 
 

@@ -223,7 +223,7 @@ def _for_preprocess(given: Mapping[str, str | Column]) -> ColumnInputs:
     typed = tuple(column for column in given.values() if isinstance(column, Column))
     if len(typed) < len(given) or not given:
         raise ModelDirectoryError(
-            f"{PREPROCESS} makes the model's inputs of columns whose types nothing tells; give columns=[...], each "
+            f"{PREPROCESS} makes the model's inputs from columns of unknown type; give columns=[...], each "
             f"with its type: Column('age', 'double')"
         )
     return ColumnInputs(typed)

@@ -54,7 +54,7 @@ class Predictor:
         pinned, directory = plan.pinned, plan.directory
         if VERSION_COLUMN in directory.description.outputs:
             raise ScoringError(
-                f"{pinned.label} has an output '{VERSION_COLUMN}', where its version stands in every row; package or "
+                f"{pinned.label} has an output '{VERSION_COLUMN}', the column of the model's version; package or "
                 f"log the model with another name for it"
             )
         if other_versions == "refuse":

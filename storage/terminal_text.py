@@ -11,7 +11,7 @@ def for_stream(text: str, stream: TextIO) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Return the text broken between words; each line keeps its indentation, and what goes on below has two more.
+    """Return the text broken between words; lines keep their indentation, and continuation lines have two more.
 
     A word that is longer than a line, as a path may be, stays whole, to be copied.
     """

@@ -48,10 +48,8 @@ class ResultSettings:
     mlflow_run: Annotated[
         MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
     ] = "active"
-    baseline: Annotated[Baseline, doc("What the model is compared with")] = "none"
-    register: Annotated[Registered, doc("What becomes the version: the model, or the better of it and --baseline")] = (
-        "model"
-    )
+    baseline: Annotated[Baseline, doc("Baseline to compare the model with")] = "none"
+    register: Annotated[Registered, doc("Model to register: this one, or the better of it and --baseline")] = "model"
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False
     verbose: Annotated[bool, doc("Show what Spark and TensorFlow log, and whole stack traces")] = False
@@ -113,9 +111,9 @@ class WorkerSettings:
     """The workers and their strategy."""
 
     workers: Annotated[int | str, doc("Workers that train side by side; 2:4 goes on with as few as 2")] = 1
-    batch_rule: Annotated[BatchRule, doc("What fewer workers than the most keep: the global batch, or their own")] = (
-        "keep_global_batch"
-    )
+    batch_rule: Annotated[
+        BatchRule, doc("Batch to keep when workers are lost: the global one, or that of each worker")
+    ] = "keep_global_batch"
     strategy: Annotated[StrategyName | None, doc("How workers train together; by default as --gpus-per-worker")] = None
     parameter_servers: Annotated[int, Ge(0), doc("Servers of the variables, for the strategy parameter_server")] = 0
     allow_open_servers: Annotated[
@@ -177,7 +175,7 @@ class DataSettings:
     shards: Annotated[int, Ge(1), doc("TFRecord files per split")] = 8
     accept_data_errors: Annotated[bool, doc("Train even where validation finds errors in the data")] = False
     reference_dataset: Annotated[str | None, doc("A former dataset; drift from it is reported")] = None
-    description: Annotated[str, doc("What the recipe is about")] = ""
+    description: Annotated[str, doc("Description of the recipe")] = ""
     data_package: Annotated[str | None, doc("Installed package with the data, used without --data")] = None
     data_package_folder: Annotated[str, doc("Folder in that package")] = "data"
     csv_null: Annotated[str, doc("Text that means null in CSV files")] = ""

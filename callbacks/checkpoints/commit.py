@@ -275,7 +275,7 @@ def read_committed(path: Location) -> CommittedCheckpoint:
 def committed(directory: Location) -> list[CommittedCheckpoint]:
     """Return the checkpoints in ``directory``, newest first; a folder without a readable marker is logged and skipped.
 
-    Of several of one step, the one of the last attempt comes first. What a chief committed after a later attempt had
+    Of equal steps, the last attempt's checkpoint comes first. What a chief committed after a later attempt had
     taken over is left out. Checksums are not verified. If the directory does not exist, the list is empty.
 
     Raises:

@@ -4,12 +4,12 @@ A chief that was only cut off must not publish into the training that continued 
 a fence before an attempt, and the chief checks right before and after each commit that no later one is there. It may
 still be paused between check and commit. Therefore the name of a checkpoint has the fence that it was committed under,
 so no commit replaces or removes another attempt's; and once the driver has chosen where the attempt begins, its fence
-lists the earlier checkpoints that count (`adopt`): what a chief of before commits later does not. (Different names also
-make conditional puts unnecessary on object stores: no two chiefs write the same marker.)
+lists the earlier checkpoints that count (`adopt`): one that an earlier chief commits later does not. (Different names
+also make conditional puts unnecessary on object stores: no two chiefs write the same marker.)
 
 A driver may be paused as well. Every fence is therefore a file of its own, ``FENCE-<number>-<id>.json``, which only its
-own driver writes and nobody removes; that of the highest number counts, of equal numbers that of the highest id. Who
-wakes up late can add or change only a fence of his own.
+own driver writes and nobody removes; that of the highest number counts, of equal numbers that of the highest id. A
+driver that wakes up late can change only its own fence.
 """
 
 import json
@@ -28,7 +28,7 @@ from mirrorspark.storage.paths import StoragePath
 FENCE = "FENCE-*.json"
 _FILE = re.compile(r"FENCE-(\d+)-([0-9a-f]+)\.json")
 _UNFINISHED = re.compile(r"\.(FENCE-.*\.json)\.[0-9a-f]{32}")
-# The only fence of runs of before, older than all others.
+# The only fence of runs by earlier versions, older than all others.
 _FORMER_FILE = "FENCE.json"
 
 # Environment variables for a training function: the folder for its checkpoints, the number of the attempt, and the id
@@ -60,12 +60,10 @@ class Fence(NamedTuple):
     """The attempt that may publish, and the checkpoints that count besides its own.
 
     Attributes:
-        attempt: Its number.
         id: Distinguishes equal numbers of different drivers.
         earlier: Ids of fences before it, all of whose checkpoints count; empty once those are listed in ``kept``.
         kept: Names of the folders of earlier checkpoints that count.
         retired: Ids of all fences before it.
-        file: Name of its file.
     """
 
     attempt: int
@@ -228,7 +226,6 @@ class Permit:
 
     Attributes:
         directory: Folder of the checkpoints.
-        attempt: Number of the attempt.
         held: The fence that was found when it began, or None.
         fence: Id of the fence that was set for this attempt, by which its checkpoints are named; None if it has none.
     """

@@ -78,7 +78,6 @@ class Manifest:
 
     Attributes:
         features_hash: Hash of the fitted features in ``features/``.
-        splits: Shards per split name.
         statistics: Per column: count, missing, and minimum / maximum / mean or the number of distinct tokens.
         source: The source of the rows, as the caller named it.
         options: The options they were written with.

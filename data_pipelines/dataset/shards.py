@@ -41,7 +41,6 @@ class ShardResult:
 
     Attributes:
         split: The split of its rows.
-        partition: Its number.
         attempt: Name of the attempt's folder.
         shard: Its entry in the manifest.
         counts: The number of rows or tokens, per ``COLUMN/WHAT``.

@@ -44,7 +44,6 @@ class StagedFile:
     Attributes:
         partition: Number of the shard that they become.
         path: URI of the file.
-        rows: The number of rows.
     """
 
     split: str

@@ -149,7 +149,6 @@ class ColumnProfile:
         edges: Ends of the histogram's bars, one more than there are bars.
         bins: The bins for drift, from the training rows.
         splits: The counts per split.
-        label: Its relation to the label.
     """
 
     name: str
@@ -168,7 +167,6 @@ class DatasetProfile:
     """Every raw column of a dataset, split by split.
 
     Attributes:
-        splits: Size of each split.
         columns: The columns in the order of the spec: keys, features, label, weight, exclude.
         version: Version of the file format.
     """

@@ -66,7 +66,7 @@ def _dataset_findings(profile: DatasetProfile, spec: FeatureSpec) -> Iterator[Fi
                 Severity.WARNING if split in _HELD_BACK else Severity.ERROR,
                 "",
                 "rows",
-                f"split '{split}' has no rows, so nothing tells how good the model is on it; check the rule that "
+                f"split '{split}' has no rows, so the model cannot be evaluated on it; check the rule that "
                 f"makes the split column",
             )
 

@@ -193,10 +193,8 @@ class ReadPlan:
     """The part of a dataset that one worker reads.
 
     Attributes:
-        split: Name of the split.
         global_batch_size: Rows of one batch over all workers.
         rank: This worker, from 0.
-        workers: The number of workers.
         seed: Fixes the order of every epoch; None reads in stored order.
         epoch: The first epoch.
         step: The first step of that epoch.

@@ -43,7 +43,6 @@ class BlockLayout:
     Attributes:
         floats: Columns of one float32 per row.
         int64s: Columns of one int64 per row.
-        lists: Columns of lists.
         vectors: Columns of as many float32 per row as the second of each pair says.
     """
 

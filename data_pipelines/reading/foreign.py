@@ -55,7 +55,6 @@ class RowPlan:
         batch_size_per_worker: Rows of one batch on this worker.
         sharding: The division of files among workers, see above.
         rank: This worker, from 0.
-        workers: The number of workers.
         seed: Fixes the order of every epoch; None keeps the order of files and records.
         shuffle_rows: With a seed, the number of consecutive records to mix at a time; they are held in memory.
         epoch: The first epoch.

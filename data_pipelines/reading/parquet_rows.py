@@ -53,7 +53,6 @@ class ParquetRows:
         schema: The columns to read, including those of partition folders.
         groups: Every row group, in the order of the files.
         group_bytes: The uncompressed size of each row group.
-        group_rows: The rows of each row group.
     """
 
     schema: pa.Schema

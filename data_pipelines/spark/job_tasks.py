@@ -12,7 +12,6 @@ class Tasks:
 
     Attributes:
         seconds_left: Until these are done, at their mean speed so far; None while none is done.
-        unit: The unit in words.
     """
 
     done: int

@@ -79,7 +79,6 @@ class Shares:
     """Rows of Parquet files as they are dealt to tasks, which read them without Spark: a plain value that pickles.
 
     Attributes:
-        source: The rows.
         groups: The row groups of each task; there is a task even where there is none.
     """
 

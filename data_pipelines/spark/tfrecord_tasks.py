@@ -379,7 +379,6 @@ class FileReport:
     """The state of a file.
 
     Attributes:
-        path: Its location.
         records: The number of intact records.
         damaged: The number of damaged records.
         problem: The problem in one line: the reason why it cannot be read, or its first damage. None for an intact

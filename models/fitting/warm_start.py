@@ -51,7 +51,6 @@ class WarmStartResult:
 
     Attributes:
         weights: Number of weights that were taken, completely or in part.
-        of_weights: Number of all weights.
         tokens: Number of tokens that the earlier model knows, in tables that were taken.
         of_tokens: Number of all tokens of the model's vocabularies.
         left_out: Weights that were not taken, each with the reason.

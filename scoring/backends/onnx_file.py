@@ -47,7 +47,7 @@ class OnnxBackend:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except _load_errors(runtime) as error:
             raise UnsupportedModelError(
-                f"ONNX Runtime {runtime.__version__} cannot load {path} ({error}); a model whose weights stand in "
+                f"ONNX Runtime {runtime.__version__} cannot load {path} ({error}); a model whose weights are stored in "
                 f"files of their own has to be saved as one (onnx.save_model(..., save_as_external_data=False))"
             ) from error
         given, made = self._session.get_inputs(), self._session.get_outputs()

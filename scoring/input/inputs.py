@@ -254,7 +254,7 @@ class Column:
             int(row): self._message(f"{lengths[row]} elements, where {wanted} are wanted", "make them equally long")
             for row in np.flatnonzero(~is_null & (lengths != wanted))
         }
-        why_no_null = "no length can be told for it; leave out such rows"
+        why_no_null = "its length is unknown; leave out such rows"
         row_errors |= dict.fromkeys(np.flatnonzero(is_null).tolist(), self._message("null", why_no_null))
         good = np.delete(np.arange(len(lists)), list(row_errors))
         values, of_elements = self._values((lists.take(pa.array(good)) if row_errors else lists).flatten())

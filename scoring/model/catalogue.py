@@ -21,7 +21,6 @@ class Catalogue:
     Attributes:
         digest: SHA-256 of the table of items, in the order of the candidates' ids.
         date: Time of the export or of the refresh, in UTC.
-        candidates: Number of candidates.
         trained: Number of candidates at training, whose ids never change.
         top_k: Usual number of candidates per query.
         new: Candidates that the catalogue before lacked.

@@ -155,7 +155,7 @@ class TopK:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ScoringError(f"the best {self.k} labels are none; use top:1 or more")
+            raise ScoringError(f"top:{self.k} keeps no label; use top:1 or more")
 
     def fields(self, outputs: pa.Schema, labels: Labels) -> pa.Schema:
         """Return the column.
@@ -181,7 +181,7 @@ class AtLeast:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.threshold):
-            raise ScoringError(f"the threshold {self.threshold} is no number that a score can reach; use 0.5, say")
+            raise ScoringError(f"the threshold {self.threshold} is not a possible score; use a number such as 0.5")
 
     def fields(self, outputs: pa.Schema, labels: Labels) -> pa.Schema:
         """Return the column.

@@ -43,7 +43,6 @@ class StoreMetadata:
 
     Attributes:
         columns: Arrow type by column; the first is the key.
-        rows: Number of rows.
         model_versions: Distinct values of the column ``model_version``.
         created: Time of writing in UTC, in ISO 8601.
         fallback: The columns after the key for unknown keys, as JSON; None without a fallback.

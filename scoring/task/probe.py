@@ -56,9 +56,6 @@ class ProbeTask:
     """Body of the tasks of a probe. Task 0 scores the sample.
 
     The other tasks load the model meanwhile, because their slots need it later in any case.
-
-    Attributes:
-        sample: Row groups of the sample.
     """
 
     source: ParquetRows

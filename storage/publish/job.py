@@ -244,7 +244,9 @@ class WriteJob:
             raise TargetExistsError(self.target)
         unknown = sorted({*last} - {file.path for file in files})
         if unknown:
-            raise ValueError(f"{unknown} are to appear last and are none of the {len(files)} files; name some of them")
+            raise ValueError(
+                f"{unknown} are named as last, but are not among the {len(files)} files; name some of those"
+            )
         check_inside(file.path for file in files)
         self._check_staged(files)
         lease = self._lease or self._taken_lease()

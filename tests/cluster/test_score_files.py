@@ -315,7 +315,7 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
     for paths, knobs, error, message in (
         (flights, {"keys": "id"}, ScoringError, r"key columns \['id'\] are missing; the table has"),
         (flights, {"keys": []}, ScoringError, "keys is empty"),
-        (flights, {"keys": "flight_id", "mode": "ignore"}, ScoringError, "mode 'ignore' would leave older scores"),
+        (flights, {"keys": "flight_id", "mode": "ignore"}, ScoringError, "mode 'ignore' would keep the old scores"),
         (flights, {"keys": "flight_id", "batch_size": 0}, ScoringError, "batch_size 0 is below 1"),
         (flights, {"keys": "flight_id", "task_seconds": 0}, ScoringError, "task_seconds 0 is not above 0"),
         (tmp_path / "short.parquet", {"keys": "flight_id"}, ColumnError, "carrier"),

@@ -31,7 +31,6 @@ class BuildPlan:
     """A model folder that has features, towers and sample queries, and lacks the SavedModel.
 
     Attributes:
-        folder: The folder.
         top_k: Usual number of candidates per query.
         threads: TensorFlow threads.
     """

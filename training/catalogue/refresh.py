@@ -35,7 +35,6 @@ class RefreshedIndex:
     """A model with a new catalogue.
 
     Attributes:
-        folder: Its folder.
         catalogue: Its catalogue, compared with the one before.
         recalls: The share of the exact best candidates that each index finds.
         model_uri: ``models:/<name>/<version>`` where it was registered, else empty.
@@ -74,7 +73,7 @@ def refresh_index(
         least_recall: Share of the exact best candidates that every index has to find for sample queries of the
             training; otherwise nothing is written.
         registered_model: Name in the MLflow registry that the result becomes a new version of.
-        alias: Alias that moves to this version when everything else is done. Who resolves it gets the old version or
+        alias: Alias that moves to this version when everything else is done. A lookup of it returns the old version or
             the new one; jobs that run keep theirs.
         tracking_uri: Address of the MLflow store.
         threads: TensorFlow threads; by default one per core.

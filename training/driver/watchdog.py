@@ -243,7 +243,7 @@ class Watch:
         if rank.state == "stopped":
             return f"{who} is stopped (SIGSTOP)"
         if rank.state == "zombie":
-            return f"{who} has ended, and nobody has noticed"
+            return f"{who} has exited, but its task has not noticed"
         if rank.is_silent(now):
             is_cut_off = rank.task_heard is not None and now - rank.task_heard > SILENT_SECONDS
             what = "nor does its task: its machine is out of reach" if is_cut_off else "its process is stuck"

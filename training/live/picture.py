@@ -1,4 +1,4 @@
-"""What there is to see of a run at one moment; screens draw it. Plain values."""
+"""A snapshot of a run for display. Plain values, which screens draw."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

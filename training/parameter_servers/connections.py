@@ -207,7 +207,7 @@ class ClusterConnections:
 
 
 class _Admissions:
-    """Accepts connections and authenticates each in a thread of its own, so that silent strangers delay nobody."""
+    """Accepts connections, and authenticates each in its own thread: a client that says nothing delays no other."""
 
     def __init__(self, listener: socket.socket, token: str) -> None:
         self._listener = listener

@@ -108,7 +108,7 @@ class RankError:
     @classmethod
     def preempted(cls, rank: int, time: float) -> "RankError":
         """Return the failure of a rank that announced its preemption but not its end."""
-        message = "its machine is taken away, and its executor was gone before it could say what it saved"
+        message = "its machine is taken away, and its executor exited before it could report its checkpoint"
         return cls("preempted", rank, "Preempted", message, time)
 
 

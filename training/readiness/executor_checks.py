@@ -60,7 +60,6 @@ class Findings:
     """The input of the checks.
 
     Attributes:
-        driver_versions: Versions on the driver.
         java: Major version of the driver's Java.
         stores: Shared stores by their option (``--output``).
         unseen: Ranks and options whose file the driver could not read.

@@ -125,7 +125,6 @@ class OuterRun:
     """MLflow's active run around a training.
 
     Attributes:
-        run: The active run.
         is_parent_only: The training becomes a child of it in any case, instead of logging to it.
     """
 

@@ -58,7 +58,6 @@ class Trained:
         run_id: MLflow run.
         model_uri: The model in that run.
         registered_model: Its name in the registry.
-        model_version: Its version there.
         attempts: Every launch; the last one finished.
         examples_per_second: Median over the epochs, all workers together; None when a resumed run had none left.
         verdict: Metrics per split, baseline and plots.
@@ -269,7 +268,7 @@ def recall_summary(folder: RunFolder, config: RunConfig) -> Summary:
     try:
         summary = Summary.load(file)
         if summary.status != "finished":
-            raise ValueError(f"it tells of a run that {summary.status}")  # noqa: TRY301 - as lost as a damaged one
+            raise ValueError(f"it describes a run that {summary.status}")  # noqa: TRY301 - as lost as a damaged one
     except (OSError, ValueError, TypeError) as error:
         raise ResultLostError(
             f"run {folder.path.name} of {config.run_date} has finished, but {file} cannot be read ({error}); "

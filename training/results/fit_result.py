@@ -1,4 +1,4 @@
-"""The result of ``fit``: everything about the trained model that is to be seen, and what can be done with it."""
+"""The result of ``fit``: views of the trained model, and the actions on it."""
 
 import logging
 from dataclasses import dataclass, field

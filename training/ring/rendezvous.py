@@ -38,7 +38,6 @@ class Rendezvous:
     """A rank's side of the rendezvous.
 
     Attributes:
-        rank: This rank.
         host: This rank's host, as the others reach it.
         events: The channel to the driver.
         commands: Received commands ``peers``; the last one has all addresses.

@@ -23,7 +23,6 @@ class SweepOptions:
 
     Attributes:
         config: Configuration of all trials.
-        space: The search space.
         arguments: The flags of ``config``, for the command that trains the best trial again.
         trials: Number of trials, including those of earlier commands.
         timeout_seconds: Time after which no trial starts; None for no limit.

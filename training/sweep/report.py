@@ -36,7 +36,6 @@ class SweepSummary:
 
     Attributes:
         status: ``finished``, ``stopped`` or ``failed``.
-        study: Its name.
         folder: Its study, its trials' run folders and this document.
         monitor: The metric of the trials.
         mode: ``max`` if a larger value is better, else ``min``.

@@ -44,7 +44,6 @@ class TrialRecord:
         seconds: Training time over all commands.
         error: Why it failed.
         run_id: Its MLflow run.
-        run_folder: Its run folder.
     """
 
     number: int

@@ -195,7 +195,7 @@ def test_classes_that_hooks_define_are_found_by_their_module(tmp_path: Path) -> 
     ("source", "options", "error", "message"),
     [
         ("def other(x): pass", {}, ModelDirectoryError, "has neither preprocess nor postprocess, and no column is"),
-        ("def preprocess(columns): pass", {}, ModelDirectoryError, "columns whose types nothing tells; give columns="),
+        ("def preprocess(columns): pass", {}, ModelDirectoryError, "columns of unknown type; give columns="),
         ("def postprocess(outputs) pass", {}, HookError, r"hooks.py cannot be run: SyntaxError: .*line 1"),
         ("import no_such_module", {}, ModuleNotFoundError, "hooks.py imports the module 'no_such_module', which"),
         ("def postprocess(outputs): return 1", {}, HookError, "postprocess of hooks.py gives int; have it return a"),

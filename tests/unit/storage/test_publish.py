@@ -315,7 +315,7 @@ def test_files_that_are_to_appear_last_do(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_name_that_is_to_appear_last_is_one_of_the_files(tmp_path: Path) -> None:
     job = begin(tmp_path / "t", "error")
-    with pytest.raises(ValueError, match=r"\['manifest.json'\] are to appear last and are none of the 1 files"):
+    with pytest.raises(ValueError, match=r"\['manifest.json'\] are named as last, but are not among the 1 files"):
         job.publish(write(job, {"part-0": b""}), last=("manifest.json",))
 
 

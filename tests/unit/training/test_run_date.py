@@ -176,7 +176,7 @@ def test_a_lost_summary_is_reported_with_the_remedy(config: RunConfig, said: lis
         (folder.path / SUMMARY_FILE).write_text(text)
     with pytest.raises(ResultLostError, match=r"summary.json cannot be read .*; --no-resume trains anew") as raised:
         pipeline.run(config)
-    assert ("(it tells of a run that stopped)" in str(raised.value)) == ("stopped" in str(text))
+    assert ("(it describes a run that stopped)" in str(raised.value)) == ("stopped" in str(text))
 
 
 def executed(config: RunConfig) -> int:

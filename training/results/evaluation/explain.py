@@ -1,4 +1,4 @@
-"""What a trained model's predictions depend on: measured by changing the raw columns of held-back rows."""
+"""Explanations of a trained model's predictions, measured by changing the raw columns of held-back rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,6 @@ class Explanation:
             ``prediction``, and the share of ``right`` predictions.
         worst: The rows with the largest loss: keys, label, prediction (of several classes, their names), loss and raw
             columns.
-        loss: Name of the loss.
         rows: Rows of the sample.
     """
 
@@ -210,7 +209,7 @@ def _commonest(values: pd.Series) -> Any:
 
 def _worst(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataFrame:
     order = np.argsort(-of_rows["loss"].to_numpy(), kind="stable")[:_WORST_ROWS]
-    # Columns that are no features stay out of a page that is handed around.
+    # Columns that are not features stay out of a page that is shared.
     shown = [name for name in spec.columns if name in rows.column_names and name != spec.label.name]
     table = rows.take(pa.array(order)).select(shown).to_pandas()
     for position, name in enumerate(("label", "prediction", "loss")):

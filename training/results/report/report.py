@@ -1,4 +1,4 @@
-"""``report.html``: a run on one page that needs nothing but itself, to be read and to be handed around."""
+"""``report.html``: a run on one self-contained page to share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -30,7 +30,6 @@ class Summary:
         experiment: MLflow experiment.
         model_uri: The model in MLflow.
         registered_model: Its name in the registry.
-        model_version: Its version there.
         metrics: Metrics by split (``validation``, ``test``).
         baseline: Name and test metrics of the baseline.
         parity: Absolute differences between training framework and Spark scorer: max, mean, p99, rows; and ``passed``.
