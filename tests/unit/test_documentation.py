@@ -155,10 +155,19 @@ def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_links_lead_to_files(path: Path) -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text())
+def test_links_lead_to_files_and_their_sections(path: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", path.read_text())
+    files = [(path.parent / name if name else path, section) for name, section in targets]
 
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+    assert [file for file, _ in files if not file.exists()] == []
+    assert [f"{file}#{section}" for file, section in files if section and section not in sections_of(file)] == []
+
+
+def sections_of(path: Path) -> set[str]:
+    """Return the names of a page's sections in addresses, as GitHub makes them of the headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.*?) *$", re.sub(r"\]\([^)]*\)", "", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def page(name: str) -> str:
