@@ -111,54 +111,54 @@ def _error_text(error: Exception) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mirrorspark score", description="Score files with a model.")
-    parser.add_argument("--model", required=True, help="models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID or a folder")
-    parser.add_argument("--input", required=True, nargs="+", help="Parquet files, folders or globs")
-    parser.add_argument(
-        "--input-format", help="format of the input if it is not Parquet: csv, tfrecord, table and so on"
-    )
-    parser.add_argument("--output", required=True, help="folder of the scores")
-    parser.add_argument("--keys", required=True, help="columns that identify a row, separated by commas")
-    parser.add_argument("--mode", default="error", help="treatment of data in the output: error, overwrite or append")
-    parser.add_argument(
+    add = parser.add_argument_group("most used").add_argument
+    add("--model", required=True, help="models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID or a folder")
+    add("--input", required=True, nargs="+", help="Parquet files, folders or globs")
+    add("--output", required=True, help="folder of the scores")
+    add("--keys", required=True, help="columns that identify a row, separated by commas")
+    add("--mode", default="error", help="treatment of data in the output: error, overwrite or append")
+    add(
         "--outputs",
         default="columns",
         help="form of the scores: columns, struct, wide, long, top:10 (the best labels) or at_least:0.5",
     )
-    parser.add_argument(
+    add("--master", help="Spark master; by default from spark-submit or the environment")
+    add("--tracking-uri", help="MLflow store of the model; by default the one that MLflow is configured with")
+    add = parser.add_argument_group("rows").add_argument
+    add("--input-format", help="format of the input if it is not Parquet: csv, tfrecord, table and so on")
+    add(
         "--null",
         action="append",
         default=[],
         metavar="COLUMN=VALUE",
         help="value that replaces nulls of a column, or COLUMN=fail to reject them; can be repeated",
     )
-    parser.add_argument(
+    add(
         "--bad-rows",
         default="fail",
         help="treatment of a row that cannot be scored: fail, or mark it with the reason in a column 'error'",
     )
-    parser.add_argument(
-        "--other-versions",
-        default="refuse",
-        help="refuse or allow executors whose library versions differ from the model's",
-    )
-    parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="rows per call of the model")
-    parser.add_argument(
+    add = parser.add_argument_group("tasks").add_argument
+    add("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="rows per call of the model")
+    add(
         "--task-seconds",
         type=float,
         default=DEFAULT_TASK_SECONDS,
         help="longest duration of a task in seconds, which is the work that a lost machine costs",
     )
-    parser.add_argument(
-        "--tracking-uri", help="MLflow store of the model; by default the one that MLflow is configured with"
+    add(
+        "--other-versions",
+        default="refuse",
+        help="refuse or allow executors whose library versions differ from the model's",
     )
-    parser.add_argument(
+    add(
         "--offline",
         action="store_true",
         help="contact no store: use the copy of the model that was fetched before, and an alias as it was then",
     )
-    parser.add_argument("--master", help="Spark master; by default from spark-submit or the environment")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--verbose", action="store_true", help="show the logs of Spark and TensorFlow")
+    add = parser.add_argument_group("what is printed").add_argument
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--verbose", action="store_true", help="show the logs of Spark and TensorFlow")
     return parser
 
 

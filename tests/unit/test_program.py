@@ -1,5 +1,6 @@
 """The program ``mirrorspark``: its commands, its own help and version, and what it imports for them."""
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -26,13 +27,21 @@ def test_a_command_gets_the_arguments_behind_its_name(monkeypatch: pytest.Monkey
 
 @pytest.mark.process  # MLflow asks `uname` when it is imported
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_names_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_command_names_it_and_begins_with_the_most_used_flags(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         status = main([name, "--help"])
     except SystemExit as stop:
         status = int(stop.code or 0)
     assert status == 0
-    assert capsys.readouterr().out.startswith(f"usage: mirrorspark {name} ")
+    page = capsys.readouterr().out
+    assert page.startswith(f"usage: mirrorspark {name} ")
+    groups = re.findall(r"^(\w[\w ]+):\n((?:  .*\n)+)", page, re.MULTILINE)
+    flags = {title: re.findall(r"^  --[a-z-]+", text, re.MULTILINE) for title, text in groups}
+    if sum(map(len, flags.values())) > 8:
+        assert next(title for title in flags if flags[title]) == "most used"
+        assert len(flags["most used"]) <= 10
 
 
 def test_help_lists_every_command_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,10 +129,16 @@ def _build_parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # SweepOptions has the defaults.
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("most used").add_argument
     add("--search", action="append", default=[], metavar="FIELD=SPEC", help="a field and its values; may be repeated")
-    add("--search-space", default=None, metavar="FILE", help="YAML file of lines FIELD: SPEC; --search overrides it")
     add("--trials", type=int, metavar="N", help=f"trials in all (default: {SweepOptions.trials})")
+    add("--parallel", type=int, metavar="N", help="maximum of parallel trials (default: as many as have slots)")
+    add("--study", metavar="NAME", help="name of the sweep (default: the newest equal one, or a new one)")
+    add = parser.add_argument_group("search").add_argument
+    add("--search-space", default=None, metavar="FILE", help="YAML file of lines FIELD: SPEC; --search overrides it")
+    add("--sampler", choices=get_args(Sampler), help=f"chooses the values (default: {SweepOptions.sampler})")
+    add("--pruner", choices=get_args(Pruner), help=f"ends poor trials early (default: {SweepOptions.pruner})")
+    add = parser.add_argument_group("end of the sweep").add_argument
     add(
         "--timeout",
         type=float,
@@ -140,16 +146,12 @@ def _build_parser() -> _Parser:
         metavar="SECONDS",
         help="start no trial after this time; running trials end as usual",
     )
-    add("--parallel", type=int, metavar="N", help="maximum of parallel trials (default: as many as have slots)")
-    add("--sampler", choices=get_args(Sampler), help=f"chooses the values (default: {SweepOptions.sampler})")
-    add("--pruner", choices=get_args(Pruner), help=f"ends poor trials early (default: {SweepOptions.pruner})")
     add(
         "--max-failures",
         type=int,
         metavar="N",
         help=f"consecutive failed trials that end the sweep (default: {SweepOptions.max_failures})",
     )
-    add("--study", metavar="NAME", help="name of the sweep (default: the newest equal one, or a new one)")
     return parser
 
 
