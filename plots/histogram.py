@@ -32,6 +32,7 @@ _LABEL_WIDTH = 128.0
 _VALUE_WIDTH = 46.0
 _BAR_HEIGHT = 5.0
 _ROW_GAP = 7.0
+_MOST_TICKS = 5
 _LETTER_WIDTH = 6.2  # of an average lower-case letter at the figure's text size
 
 
@@ -157,16 +158,16 @@ def short_number(value: float) -> str:
     return _plain(value)
 
 
-def round_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Return up to ``most`` round values between two ends: multiples of 1, 2 or 5 times a power of ten."""
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return up to five round values between two ends: multiples of 1, 2 or 5 times a power of ten."""
     span = high / 2 - low / 2
     if not (span > 0 and math.isfinite(span)):
         return [low]
-    rough = span / most * 2
+    rough = span / _MOST_TICKS * 2
     power = 10.0 ** math.floor(math.log10(rough)) if rough > 1e-300 else span
     for step in (power, 2 * power, 5 * power, 10 * power):
         first, last = math.ceil(low / step), math.floor(high / step)
-        if last - first < most:
+        if last - first < _MOST_TICKS:
             return [multiple * step for multiple in range(first, last + 1)] or [low]
     return [low, high]
 

@@ -113,10 +113,10 @@ def findings_html(findings: Sequence[Mapping[str, str]]) -> str:
     return rows_html(("", "column", "finding"), rows)
 
 
-def figure_html(figure: Figure, name: str, *, dots_per_inch: int = 90) -> str:
+def figure_html(figure: Figure, name: str) -> str:
     """Return the figure as an image in the markup; ``name`` is what readers without images get."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=dots_per_inch, format="png")
+    figure.savefig(content, dpi=90, format="png")
     encoded = base64.b64encode(content.getvalue()).decode()
     # White, since the figure's ink is dark whatever the page's ground.
     style = "max-width:100%;background:#fff;border-radius:6px"

@@ -73,11 +73,6 @@ def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
     return pa.table(columns)
 
 
-def raw_schema(features: Iterable[Feature]) -> pa.Schema:
-    """Return the raw columns of ``features``, as in :func:`raw_inputs`, and their types."""
-    return pa.schema({name: RAW_TYPES[form] for feature in features for name, form in feature.raw.items()})
-
-
 def plain_column(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
     """Return a column that is not a feature (a label, a weight, a key) as one array.
 

@@ -254,11 +254,6 @@ class FeatureSpec:
         owner = self._by_name.get(self.vocabulary_name(feature))
         return owner.hash_buckets if isinstance(owner, TokenFeature) else None
 
-    def columns_not_allowed(self, columns: Iterable[str]) -> tuple[str, ...]:
-        """Return those of ``columns`` that are not in this spec, which a regulated model must not be given."""
-        allowed = set(self.columns)
-        return tuple(column for column in columns if column not in allowed)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the spec in its YAML and JSON form; :meth:`from_dict` is the inverse."""
         return {

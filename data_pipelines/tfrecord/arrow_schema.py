@@ -310,11 +310,6 @@ class InferredSchema:
         return replace(self, records=self.records + other.records, features=features)
 
     @property
-    def empty_features(self) -> tuple[str, ...]:
-        """The features without a kind in any record, whose columns have the null type."""
-        return tuple(sorted(name for name, feature in (self.features or {}).items() if feature.kind is None))
-
-    @property
     def schema(self) -> pa.Schema:
         """The columns in the order of their names; a feature is a scalar if no record has more than one value."""
         if self.record_type is RecordType.BYTE_ARRAY:

@@ -59,16 +59,6 @@ def mask_crc32c(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def crc32c_plain(data: bytes, initial: int = 0) -> int:
-    """Return the same as :func:`crc32c`, computed bit by bit from the definition; tests compare the two."""
-    crc = initial ^ 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (_REVERSED_POLYNOMIAL if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
 def _slicing_tables() -> npt.NDArray[np.uint32]:
     """Return ``tables[n, b]`` ``[8, 256]``: the contribution of byte ``b`` to the checksum when ``n`` bytes follow it.
 

@@ -65,13 +65,6 @@ class RecordChunk:
             self.content, self.starts[first:last], self.stops[first:last], self.first_record + first, self.offset
         )
 
-    @classmethod
-    def of_payloads(cls, payloads: list[bytes]) -> "RecordChunk":
-        """Return payloads that did not come from a file as a chunk."""
-        stops = np.cumsum([len(payload) for payload in payloads], dtype=np.int64)
-        starts = stops - np.array([len(payload) for payload in payloads], np.int64)
-        return cls(np.frombuffer(b"".join(payloads), np.uint8), starts, stops)
-
 
 class RecordScan(Iterator[RecordChunk]):
     """An iterator over the chunks of a file that counts the damaged records it skips.

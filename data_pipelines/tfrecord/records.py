@@ -10,11 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
-from typing import Any, Protocol, cast
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Protocol
 
 from mirrorspark.data_pipelines.tfrecord.crc32c import (
     combine_crc32c,
@@ -141,41 +137,6 @@ class RecordWriter:
         self.bytes_written += RECORD_OVERHEAD_BYTES + len(payload)
         self.records_written += 1
         return offset
-
-    def write_framed(self, content: npt.NDArray[np.uint8], records: int) -> int:
-        """Write records that already have their framing, and return the offset of the first.
-
-        Args:
-            content: uint8 ``[bytes]`` from a :class:`data_pipelines.tfrecord.row_encoder.RowEncoder`.
-            records: the number of records.
-
-        Raises:
-            OSError: the file cannot be written to, as in :meth:`write`.
-        """
-        offset = self.bytes_written
-        # Files take any buffer; the protocol names only the type that all of them take.
-        self._file.write(cast(bytes, content.data))
-        self.file_crc32c = crc32c(content, self.file_crc32c)
-        self.bytes_written += content.nbytes
-        self.records_written += records
-        return offset
-
-
-def read_records(path: str | Path, *, verify_checksums: bool = True) -> Iterator[bytes]:
-    """Yield the payload of each record of an uncompressed TFRecord file, one in memory at a time.
-
-    A file that ends between two records looks complete to framing; the manifest has the true number of records.
-
-    Args:
-        path: the file.
-        verify_checksums: compare both checksums of each record.
-
-    Raises:
-        DamagedRecordError: a record is cut off or does not match its checksums; the records before it were yielded.
-        OSError: the file cannot be read.
-    """
-    with Path(path).open("rb") as file:
-        yield from read_record_stream(file, name=str(path), verify_checksums=verify_checksums)
 
 
 def read_record_stream(file: BinaryReader, *, name: str = "", verify_checksums: bool = True) -> Iterator[bytes]:

@@ -150,12 +150,3 @@ def multi_label_log_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """
     losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(labels, logits.dtype), logits=logits)
     return tf.reduce_mean(losses, axis=-1)
-
-
-def label_pairs(labels: tf.Tensor) -> tf.Tensor:
-    """Return ``[label, complement]`` per label, ``[batch, labels, 2]``: the targets of one two-way softmax per label.
-
-    Args:
-        labels: Zeros and ones ``[batch, labels]``, the form of a label of kind ``multi_label``.
-    """
-    return tf.stack([labels, 1 - labels], axis=-1)

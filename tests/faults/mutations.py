@@ -29,7 +29,6 @@ from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE, DatasetEr
 from mirrorspark.data_pipelines.reading.decode_blocks import BlockSlots, DamagedBlockError
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import FeatureTypeError
 from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError, encode_example
-from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder
 from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory, ModelDirectoryError, model_files
@@ -43,7 +42,7 @@ from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
 from mirrorspark.storage.publish.staging import Heartbeat, UnsafeJournalError
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.data_pipelines.test_decode_blocks import LAYOUT, block
-from tests.unit.data_pipelines.tfrecord.test_row_codec import SCHEMA, payloads_of
+from tests.unit.data_pipelines.tfrecord.test_row_codec import SCHEMA, chunk_of, payloads_of
 
 CORPUS = Path(__file__).parent / "corpus"
 NUMBERS = (0, 1, -1, 127, 128, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(10**12), 10**12, 10**400)
@@ -117,7 +116,7 @@ def _rows() -> Reader:
     decoder = RowDecoder(SCHEMA)
 
     def read(payload: bytes) -> None:
-        decoder.decode(RecordChunk.of_payloads([payload])).validate(full=True)
+        decoder.decode(chunk_of([payload])).validate(full=True)
 
     return Reader("rows", tuple(payloads), read, (MalformedExampleError, FeatureTypeError, ValueError), cost=6)
 

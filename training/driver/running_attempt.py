@@ -281,6 +281,6 @@ class RunningAttempt:
             if is_first:
                 logger.warning("the Spark job cannot be cancelled, which is tried again every second: %s", error)
 
-    def _command(self, command: Mapping[str, Any], rank: int | None = None) -> None:
+    def _command(self, command: Mapping[str, Any]) -> None:
         if self._server is not None:
-            self._server.command(dict(command), rank)
+            self._server.command(dict(command))

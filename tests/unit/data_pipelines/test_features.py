@@ -200,12 +200,6 @@ def test_a_feature_that_shares_hashed_ids_is_hashed_alike() -> None:
     }
 
 
-def test_columns_that_the_spec_does_not_list_are_not_allowed() -> None:
-    """A regulated model sees the listed inputs only (F16)."""
-    assert SPEC.columns_not_allowed(["late", "dest", "flight_id", "gender", "age"]) == ("gender", "age")
-    assert EVERY_KIND.columns_not_allowed(EVERY_KIND.columns) == ()
-
-
 def test_the_label_of_a_retrieval_is_its_candidate_and_no_query_feature() -> None:
     assert RETRIEVAL.candidate == Categorical("movie")
     assert RETRIEVAL.query_features == (Categorical("user"),)

@@ -21,7 +21,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Text,
     Vector,
 )
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column, raw_inputs, raw_schema
+from mirrorspark.data_pipelines.features.raw_columns import RAW_TYPES, ColumnError, raw_column, raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import (
     Encoder,
@@ -541,7 +541,8 @@ def test_the_raw_columns_of_a_model_are_the_spec_s_alone_in_their_types() -> Non
         }
     )
     raw = raw_inputs(table, FeatureSpec(features, Label("label"), ("id",)))
-    assert raw.schema.equals(raw_schema(features))
+    forms = {name: form for feature in features for name, form in feature.raw.items()}
+    assert raw.schema.equals(pa.schema([(name, RAW_TYPES[form]) for name, form in forms.items()]))
     assert raw.to_pylist() == [
         {
             "n": 1.0,

@@ -74,8 +74,15 @@ def payloads_of(batch: pa.RecordBatch, record_type: RecordType = RecordType.EXAM
     return [content[start + 12 : stop - 4] for start, stop in pairwise(bounds)]
 
 
+def chunk_of(payloads: list[bytes]) -> RecordChunk:
+    """Return payloads that did not come from a file as a chunk."""
+    stops = np.cumsum([len(payload) for payload in payloads], dtype=np.int64)
+    starts = stops - np.array([len(payload) for payload in payloads], np.int64)
+    return RecordChunk(np.frombuffer(b"".join(payloads), np.uint8), starts, stops)
+
+
 def decoded(payloads: list[bytes], schema: pa.Schema, record_type: RecordType = RecordType.EXAMPLE) -> pa.RecordBatch:
-    batch = RowDecoder(schema, record_type).decode(RecordChunk.of_payloads(payloads))
+    batch = RowDecoder(schema, record_type).decode(chunk_of(payloads))
     batch.validate(full=True)
     return batch
 
@@ -366,7 +373,7 @@ def example_of(**features: Any) -> bytes:
     ],
 )  # fmt: skip
 def test_a_feature_of_another_form_is_refused_with_file_and_record(type_: Any, value: Any, message: str) -> None:
-    chunk = RecordChunk.of_payloads([encode_example({}), encode_example({"x": value})])
+    chunk = chunk_of([encode_example({}), encode_example({"x": value})])
     with pytest.raises(FeatureTypeError, match=f"^part-7: feature 'x' of record 1 {message}") as caught:
         RowDecoder(pa.schema([("x", type_)])).decode(chunk, name="part-7")
     copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
@@ -493,7 +500,7 @@ def test_mutated_records_are_refused_or_read_as_tensorflow_reads_them() -> None:
         payload = content[: generator.integers(content.size // 2, 3 * content.size)].tobytes()
         for decoder in (scalar, RowDecoder(FUZZED)):
             try:
-                batch = decoder.decode(RecordChunk.of_payloads([seeds[0], payload, seeds[0]]))
+                batch = decoder.decode(chunk_of([seeds[0], payload, seeds[0]]))
             except (FeatureTypeError, MalformedExampleError):
                 continue
             batch.validate(full=True)
@@ -745,7 +752,7 @@ def test_malformed_records_are_skipped_and_counted(kinds: list[str]) -> None:
         row = example_of(x=np.array([number]))
         block = encode_table_block(pa.RecordBatch.from_pydict({"x": [number]}))
         payloads.append({"good": row, "odd": ODD_ROW, "malformed": MALFORMED, "block": block}[kind])
-    batch, skipped = RowDecoder(NUMBERS).decode_intact(RecordChunk.of_payloads(payloads))
+    batch, skipped = RowDecoder(NUMBERS).decode_intact(chunk_of(payloads))
     assert batch.schema == NUMBERS
     assert batch.column("x").to_pylist() == values
     assert skipped == len(kinds) - len(values)
@@ -761,7 +768,7 @@ def test_a_block_among_rows_is_refused() -> None:
     block = encode_table_block(pa.RecordBatch.from_pydict({"x": [1, 2]}))
     rows = [example_of(x=np.array([1]))] * 3
     for odd in (b"", b"\x18\x01"):
-        chunk = RecordChunk.of_payloads([*rows, block + odd])
+        chunk = chunk_of([*rows, block + odd])
         for type_ in (pa.int64(), pa.list_(pa.int64())):
             with pytest.raises(
                 MalformedExampleError, match=r"part-1: record 3 is not .*it has the feature 'block/rows'"

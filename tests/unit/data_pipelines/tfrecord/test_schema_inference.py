@@ -9,16 +9,16 @@ import pytest
 
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import InferredSchema, RecordType, SchemaError
 from mirrorspark.data_pipelines.tfrecord.examples import encode_example
-from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk
 from mirrorspark.data_pipelines.tfrecord.schema_inference import infer
 from mirrorspark.data_pipelines.tfrecord.sequence_codec import encode_sequence_example
 from mirrorspark.data_pipelines.tfrecord.table_blocks import encode_table_block
+from tests.unit.data_pipelines.tfrecord.test_row_codec import chunk_of
 
 FLOATS = np.array([1.5], np.float32)
 
 
 def inferred(*rows: dict[str, Any], name: str = "part-1") -> InferredSchema:
-    return infer(RecordChunk.of_payloads([encode_example(row) for row in rows]), name=name)
+    return infer(chunk_of([encode_example(row) for row in rows]), name=name)
 
 
 def test_lists_of_at_most_one_value_become_scalars() -> None:
@@ -44,8 +44,7 @@ def test_files_merge_to_what_all_of_them_hold() -> None:
 
 def test_a_feature_without_a_kind_anywhere_is_told() -> None:
     payload = b"\x0a\x07\x0a\x05\x0a\x01x\x12\x00"
-    found = infer(RecordChunk.of_payloads([payload]))
-    assert found.empty_features == ("x",)
+    found = infer(chunk_of([payload]))
     assert found.schema == pa.schema([("x", pa.null())])
     assert found.merged(inferred({"x": FLOATS})).schema == pa.schema([("x", pa.float32())])
 
@@ -65,17 +64,17 @@ def test_features_of_two_kinds_are_refused_with_both_places() -> None:
 
 def test_context_and_feature_lists_of_sequences_are_told_apart() -> None:
     payload = encode_sequence_example({"user": np.array([5])}, {"clicks": [np.array([1]), None], "w": [[b"a", b"b"]]})
-    found = infer(RecordChunk.of_payloads([payload]), RecordType.SEQUENCE_EXAMPLE)
+    found = infer(chunk_of([payload]), RecordType.SEQUENCE_EXAMPLE)
     assert found.schema == pa.schema(
         [("clicks", pa.list_(pa.list_(pa.int64()))), ("user", pa.int64()), ("w", pa.list_(pa.list_(pa.string())))]
     )
     twice = encode_sequence_example({"x": np.array([5])}, {"x": [np.array([1])]})
     with pytest.raises(SchemaError, match="feature 'x' is in the context and a feature list too"):
-        infer(RecordChunk.of_payloads([twice]), RecordType.SEQUENCE_EXAMPLE)
+        infer(chunk_of([twice]), RecordType.SEQUENCE_EXAMPLE)
 
 
 def test_payloads_have_one_column() -> None:
-    found = infer(RecordChunk.of_payloads([b"x"]), RecordType.BYTE_ARRAY)
+    found = infer(chunk_of([b"x"]), RecordType.BYTE_ARRAY)
     assert found.schema == pa.schema([("byteArray", pa.binary())])
 
 
@@ -83,7 +82,7 @@ def test_inference_returns_the_columns_of_a_blocks_rows() -> None:
     batch = pa.RecordBatch.from_pydict(
         {"a": pa.array([1, None]), "l": [[1.0], []], "n": [[["x"]], [[]]], "s": ["u", "v"]}
     )
-    found = infer(RecordChunk.of_payloads([encode_table_block(batch)]))
+    found = infer(chunk_of([encode_table_block(batch)]))
     assert found.schema == pa.schema(
         [("a", pa.int64()), ("l", pa.list_(pa.float32())), ("n", pa.list_(pa.list_(pa.string()))), ("s", pa.string())]
     )
@@ -93,7 +92,7 @@ def test_thousands_of_features_and_odd_records_are_found() -> None:
     wide = encode_example({f"feature {number}": np.array([number]) for number in range(3000)})
     # The value before the key.
     odd = b"\x0a\x0c\x0a\x0a\x12\x05\x1a\x03\x0a\x01\x05\x0a\x01x"
-    found = infer(RecordChunk.of_payloads([wide, odd]))
+    found = infer(chunk_of([wide, odd]))
     assert len(found.schema) == 3001
     assert found.schema.field("x").type == pa.int64()
-    assert len(infer(RecordChunk.of_payloads([])).schema) == 0
+    assert len(infer(chunk_of([])).schema) == 0

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.models.fitting.objectives import ScaledLoss, compile_model, label_pairs, multi_label_log_loss
+from mirrorspark.models.fitting.objectives import ScaledLoss, compile_model, multi_label_log_loss
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 
 
@@ -34,17 +34,6 @@ def test_multi_label_log_loss_equals_numpy() -> None:
 def test_multi_label_log_loss_stays_finite_where_a_probability_is_0_or_1() -> None:
     losses = multi_label_log_loss(tf.constant([[1.0, 0.0]]), tf.constant([[-200.0, -200.0]]))
     assert losses.numpy().tolist() == [100.0]
-
-
-def test_a_label_and_its_complement_are_the_targets_of_a_two_way_softmax() -> None:
-    pairs = label_pairs(tf.constant([[1.0, 0.0], [1.0, 1.0]])).numpy()
-    assert pairs.tolist() == [[[1, 0], [0, 1]], [[1, 0], [1, 0]]]
-    # Softmax over (logit, 0) is the sigmoid of the logit, so both ways give one loss.
-    labels, logits = tf.constant([[1.0, 0.0, 1.0]]), tf.constant([[0.3, -2.0, 4.0]])
-    two_way = tf.nn.softmax_cross_entropy_with_logits(
-        labels=label_pairs(labels), logits=tf.stack([logits, tf.zeros_like(logits)], axis=-1)
-    )
-    assert float(tf.reduce_mean(two_way)) == pytest.approx(float(multi_label_log_loss(labels, logits)[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("task", ["multi_label", "multi_class"])
