@@ -11,6 +11,7 @@ from mirrorspark.training.prepared_run import PreparedRun, dry_run, prepare
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.find_run import RunFinishedError, require_unfinished
+from mirrorspark.training.records.tracking import store_of
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ExportAhead, recall_summary
 from mirrorspark.training.results.export import ExportProcess
@@ -36,15 +37,15 @@ def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: Non
             command goes on from the last committed checkpoint.
     """
     view = LiveView(epochs=config.epochs)
-    sources = Sources.find(config)
+    sources, store = Sources.find(config), store_of(config)
     try:
         # With converted data, a finished run of that date is found without Spark.
         if config.only_once:
             require_unfinished(config, sources.converted())
-        return _train_and_score(prepare(config, view, sources=sources), config, view, tell)
+        return _train_and_score(prepare(config, store, view, sources=sources), config, view, tell)
     except RunFinishedError as finished:
         view.say(finished.in_words(config.run_date))
-        summary = recall_summary(finished.folder, config)
+        summary = recall_summary(finished.folder, config, store)
         tell(summary)
         return summary
 

@@ -38,25 +38,22 @@ class PreparedRun:
 
 
 def prepare(
-    config: RunConfig, view: LiveView, *, slots: int | None = None, sources: Sources | None = None
+    config: RunConfig, store: str, view: LiveView, *, slots: int | None = None, sources: Sources | None = None
 ) -> PreparedRun:
     """Check everything, open the session, and convert the recipe's table or reuse an earlier run's dataset.
 
     Args:
         config: The run.
+        store: Its MLflow store.
         view: Shows it.
         slots: Size of a local session; by default a slot for each of the most workers.
         sources: The sources of ``config``, if they are known already.
     """
-    store = store_of(config)
     with view.stage("preflight") as stage:
-        preflight.require(checks := check_driver(config))
         sources = sources or Sources.find(config)
-        warm_start = find_model(config, store)
-        spark = open_session(config.master, slots or config.slots, verbose=config.verbose)
-        preflight.require(cluster := check_cluster(spark, config))
-        warnings = [f"{check.name}: {check.detail}" for check in (*checks, *cluster) if check.is_warning]
-        stage.note = "; ".join([f"{cluster[0].name}: {cluster[0].detail}", *warnings])
+        spark, warm_start, checks = _checked(config, store, slots=slots)
+        warnings = [f"{check.name}: {check.detail}" for check in checks if check.is_warning]
+        stage.note = "; ".join([f"{checks[0].name}: {checks[0].detail}", *warnings])
     with view.stage("convert", spark=spark) as stage:
         table = sources.table(spark, config)
         dataset, is_reused = sources.dataset(table, config)
@@ -67,30 +64,39 @@ def prepare(
     return PreparedRun(config, dataset, spark, store, warm_start, table, is_reused)
 
 
-def prepare_training(dataset: Dataset, config: TrainingConfig, spark: SparkSession | None = None) -> PreparedRun:
+def prepare_training(
+    dataset: Dataset, config: TrainingConfig, store: str, spark: SparkSession | None = None
+) -> PreparedRun:
     """Check everything and open a session, for a training from Python on an existing dataset."""
-    store = store_of(config)
-    preflight.require(check_driver(config))
-    warm_start = find_model(config, store)
-    spark = spark or open_session(None, config.slots, verbose=config.verbose)
-    preflight.require(check_cluster(spark, config))
+    spark, warm_start, _ = _checked(config, store, spark)
     return PreparedRun(config, dataset, spark, store, warm_start)
+
+
+def _checked(
+    config: TrainingConfig, store: str, spark: SparkSession | None = None, *, slots: int | None = None
+) -> tuple[SparkSession, PinnedModel | None, list[preflight.Check]]:
+    """Return the session, the model to begin from, and the results of the preflight, those of the cluster first."""
+    preflight.require(driver := check_driver(config, store))
+    warm_start = find_model(config, store)
+    spark = spark or open_session(_master(config), slots or config.slots, verbose=config.verbose)
+    preflight.require(cluster := check_cluster(spark, config))
+    return spark, warm_start, [*cluster, *driver]
 
 
 def dry_run(config: RunConfig) -> list[preflight.Check]:
     """Return the results of the preflight; start nothing but a Spark session."""
-    checks = check_driver(config)
+    store = store_of(config)
+    checks = check_driver(config, store)
     if all(check.passed for check in checks):
         Sources.find(config)
-        find_model(config, store_of(config))
+        find_model(config, store)
         checks += check_cluster(open_session(config.master, config.slots, verbose=config.verbose), config)
     return checks
 
 
-def check_driver(config: TrainingConfig) -> list[preflight.Check]:
+def check_driver(config: TrainingConfig, store: str) -> list[preflight.Check]:
     """Return the results of the preflight's checks on the driver, before Spark starts."""
-    master = config.master if isinstance(config, RunConfig) else None
-    return preflight.check_driver(Path(config.output), store_of(config), master)
+    return preflight.check_driver(Path(config.output), store, _master(config))
 
 
 def check_cluster(spark: SparkSession, config: TrainingConfig) -> list[preflight.Check]:
@@ -103,3 +109,7 @@ def check_cluster(spark: SparkSession, config: TrainingConfig) -> list[preflight
         gpus_per_worker=config.gpus_per_worker,
         open_servers=None if config.allow_open_servers else config.open_servers,
     )
+
+
+def _master(config: TrainingConfig) -> str | None:
+    return config.master if isinstance(config, RunConfig) else None

@@ -80,10 +80,11 @@ def train(
 
 def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spark: SparkSession | None) -> Trained:
     """Do what :func:`train` does, shown in a view that may have shown earlier stages."""
+    store = store_of(config)
     try:
         if config.only_once:  # Checked before a session is started, which may take minutes.
             require_unfinished(config, dataset)
-        prepared = prepare_training(dataset, config, spark)
+        prepared = prepare_training(dataset, config, store, spark)
         with ExportAhead(config) as ahead, open_job(prepared, view, listener=ahead.on_event) as job:
             attempts = job.train()
             trained = deliver(job, attempts, ahead.process)
@@ -92,5 +93,5 @@ def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spar
             keep_delivery(trained, job.folder)
     except RunFinishedError as finished:
         view.say(finished.in_words(config.run_date))
-        return recall_delivery(finished.folder, store_of(config))
+        return recall_delivery(finished.folder, store)
     return trained

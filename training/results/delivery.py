@@ -25,7 +25,6 @@ from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.tracking import store_of
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Verdict,
     curves_of,
@@ -258,8 +257,8 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
         ) from error
 
 
-def recall_summary(folder: RunFolder, config: RunConfig) -> Summary:
-    """Return the saved summary of a finished run.
+def recall_summary(folder: RunFolder, config: RunConfig, store: str) -> Summary:
+    """Return the saved summary of a finished run, whose MLflow store is ``store``.
 
     Raises:
         ResultLostError: The summary can no longer be read.
@@ -275,7 +274,7 @@ def recall_summary(folder: RunFolder, config: RunConfig) -> Summary:
             f"--no-resume trains anew"
         ) from error
     # The folder may have moved since, and the file has no password of the store.
-    return replace(summary, run_folder=str(folder.path), tracking_uri=store_of(config))
+    return replace(summary, run_folder=str(folder.path), tracking_uri=store)
 
 
 def _predictions(folder: RunFolder) -> dict[str, pa.Table]:

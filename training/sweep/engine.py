@@ -14,7 +14,7 @@ from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
-from mirrorspark.training.records.tracking import TrackedRun, experiment_name
+from mirrorspark.training.records.tracking import TrackedRun, experiment_name, store_of
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.sweep.folder import SweepPlace
@@ -38,7 +38,7 @@ class SparkEngine:
 
     def prepare(self, slots: int) -> str:
         """Check everything, open a session with ``slots`` slots, convert or find the dataset; return its hash."""
-        self._prepared = pipeline.prepare(self._config, self._view, slots=slots)
+        self._prepared = pipeline.prepare(self._config, store_of(self._config), self._view, slots=slots)
         return self._prepared.dataset.manifest.content_hash
 
     def slots(self) -> int:

@@ -107,7 +107,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         verdict = Verdict({"test": {"auc": 0.7}}, {}, {})
         return Trained("run-1", "models:/m-1", "rides", "3", attempts, 9.0, verdict, {"test": reference}, tmp_path, "")
 
-    def prepare(config: RunConfig, view: LiveView, sources: Sources) -> PreparedRun:
+    def prepare(config: RunConfig, store: str, view: LiveView, sources: Sources) -> PreparedRun:
         table = cast(Any, "a table")
         return PreparedRun(config, cast(Any, dataset), cast(Any, None), "the store", table=table, is_reused=True)
 

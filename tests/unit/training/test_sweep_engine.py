@@ -70,7 +70,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
 
     dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash="d1"))
 
-    def prepare(config: RunConfig, view: LiveView, slots: int) -> PreparedRun:
+    def prepare(config: RunConfig, store: str, view: LiveView, slots: int) -> PreparedRun:
         return PreparedRun(config, cast(Any, dataset), cast(Any, "the session"), "the store")
 
     monkeypatch.setattr(sweep_engine, "open_job", open_job)
