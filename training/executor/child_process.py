@@ -34,9 +34,6 @@ _POLL_MILLISECONDS = 50
 _BURST_LINES = 50
 _LINES_PER_SECOND = 10.0
 
-# Prefix of a printed line that is also sent to the driver by other means.
-_SENT = "\x1e"
-
 
 def tensorflow_environment(threads: int, *, verbose: bool) -> dict[str, str]:
     """Return the environment of a process that will load TensorFlow.
@@ -112,11 +109,6 @@ class LineBudget:
         return f"({left_out} lines left out) {line}" if left_out else line
 
 
-def marked_as_sent(text: str) -> str:
-    """Return log lines with a mark, so that a :class:`Tail` keeps and echoes them, but does not send them."""
-    return "\n".join(_SENT + line for line in text.splitlines())
-
-
 class Tail:
     """A background reader of a stream, to its end, that keeps its last lines. Secrets are removed from its output."""
 
@@ -175,8 +167,6 @@ class Tail:
         os.close(file)
 
     def _take(self, line: str) -> None:
-        is_sent = line.startswith(_SENT)
-        line = line.removeprefix(_SENT)
         self._lines.append(line)
         if not self._echo and self._tell is None:
             return
@@ -185,7 +175,7 @@ class Tail:
             # A closed standard error must not stop the reader, and with it the process that writes.
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"{self._prefix}{shown}\n")
-        if self._tell is not None and not is_sent:
+        if self._tell is not None:
             self._tell(shown)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.training.executor.child_process import LOG_CHARACTERS, LineBudget, marked_as_sent
+from mirrorspark.training.executor.child_process import LOG_CHARACTERS, LineBudget
 from mirrorspark.training.protocol.event_client import EventClient
 
 # Warnings that a model of the user's own causes, and about which nothing can or need be done: functions that are sent
@@ -42,44 +42,45 @@ class CleanText(io.TextIOWrapper):
 
 
 def let_the_log_out(events: EventClient, *, verbose: bool) -> None:
-    """Send the log to the driver: warnings and errors, with ``verbose`` INFO too, which is then also printed."""
+    """Send warnings and errors to the driver; with ``verbose``, print INFO, which the task sends as any other output.
+
+    A record goes one of the two ways, so that the driver gets it once.
+    """
     root = logging.getLogger()
-    root.addHandler(LogToDriver(events, logging.INFO if verbose else logging.WARNING))
+    root.addHandler(LogToDriver(events, verbose=verbose))
     if verbose:
         root.setLevel(logging.INFO)
         printer = logging.StreamHandler()
-        printer.setFormatter(_PrintedFormatter("%(levelname)s %(name)s: %(message)s"))
+        printer.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        printer.addFilter(lambda record: not _is_for_driver(record))
         root.addHandler(printer)
 
 
-class LogToDriver(logging.Handler):
-    """A handler that sends log records to the driver as events."""
+def _is_for_driver(record: logging.LogRecord) -> bool:
+    # The channel's own warnings would return to it in an endless loop.
+    is_of_channel = record.name.startswith("mirrorspark.training.protocol.event_")
+    return record.levelno >= logging.WARNING and not is_of_channel
 
-    def __init__(self, events: EventClient, level: int) -> None:
-        super().__init__(level)
+
+class LogToDriver(logging.Handler):
+    """A handler that sends warnings and errors to the driver as events; harmless ones only with ``verbose``."""
+
+    def __init__(self, events: EventClient, *, verbose: bool = False) -> None:
+        super().__init__()
         self._events = events
-        # Warnings have their own budget, so that many lines of INFO cannot crowd them out.
-        self._budgets = {is_warning: LineBudget() for is_warning in (False, True)}
+        self._verbose = verbose
+        # Apart from that of printed lines, so that many of those cannot crowd out a warning.
+        self._budget = LineBudget()
+        self.addFilter(_is_for_driver)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record if the budget admits it."""
-        # The channel's own warnings would return to it in an endless loop.
-        if record.name.startswith("mirrorspark.training.protocol.event_"):
-            return
         try:
-            text: str | None = without_credentials(record.getMessage())
+            text = without_credentials(record.getMessage())
         except Exception:  # A malformed record must not end a training.
             self.handleError(record)
             return
-        if record.levelno == logging.WARNING and self.level >= logging.WARNING and _HARMLESS.match(text or ""):
+        if not self._verbose and record.levelno == logging.WARNING and _HARMLESS.match(text):
             return
-        text = self._budgets[record.levelno >= logging.WARNING].admit(text or "")
-        if text is not None:
-            self._events.send({"event": "log", "level": record.levelname, "message": text[:LOG_CHARACTERS]})
-
-
-class _PrintedFormatter(logging.Formatter):
-    """A formatter that marks its lines: the task shows them, and only :class:`LogToDriver` sends them to the driver."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return marked_as_sent(super().format(record))
+        if (admitted := self._budget.admit(text)) is not None:
+            self._events.send({"event": "log", "level": record.levelname, "message": admitted[:LOG_CHARACTERS]})

@@ -87,7 +87,7 @@ def test_output_and_log_of_workers(tmp_path: Path) -> None:
     with (tmp_path / "stderr").open("wb") as file, CleanText(file.fileno()) as stream:
         print(TEXT, file=stream)
     line = HeardEvents()
-    LogToDriver(line, logging.INFO).handle(  # type: ignore[arg-type] # all it needs
+    LogToDriver(line).handle(  # type: ignore[arg-type] # all it needs
         logging.LogRecord("rides", logging.WARNING, "file.py", 1, "no answer: %s", (LINE,), None)
     )
     assert leaks((tmp_path / "stderr").read_text(), *(event["message"] for event in line.events)) == []

@@ -26,8 +26,9 @@ from mirrorspark.callbacks.nan_guard import NonFiniteLossError
 from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.executor.worker import WorkerOrders
 from mirrorspark.training.executor.worker_failure import _MACHINE_ERRORS, EntryError, describe
-from mirrorspark.training.executor.worker_log import LogToDriver
+from mirrorspark.training.executor.worker_log import LogToDriver, let_the_log_out
 from mirrorspark.training.protocol.activity import Activity, Phase
+from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.events import Command, Event, EventAddress
 from mirrorspark.training.ring.errors import RingConnectError, RingError
 from mirrorspark.training.ring.rendezvous import Rendezvous
@@ -199,18 +200,31 @@ def record(level: int, message: str, *arguments: object) -> logging.LogRecord:
     return logging.LogRecord("model", level, "file.py", 1, message, arguments, None)
 
 
-def test_a_long_log_is_sampled_but_its_warnings_are_not() -> None:
+def test_a_flood_of_warnings_is_sampled_and_what_is_printed_leaves_no_warning_out() -> None:
     line = HeardEvents()
-    handler = LogToDriver(line, logging.INFO)  # type: ignore[arg-type] # all it needs
+    handler = LogToDriver(line, verbose=True)  # type: ignore[arg-type] # all it needs
     for number in range(500):
-        handler.handle(record(logging.INFO, "step %d %s", number, "x" * 3000))
-        handler.handle(record(logging.WARNING, "bad %d", number))
-    told = [event["message"] for event in line.events if event["level"] == "INFO"]
-    assert 50 <= len(told) < 100
-    assert {len(message) for message in told} == {2000}
-    warnings = [event["message"] for event in line.events if event["level"] == "WARNING"]
+        handler.handle(record(logging.INFO, "step %d", number))
+        handler.handle(record(logging.WARNING, "bad %d %s", number, "x" * 3000))
+    warnings = [event["message"] for event in line.events]
     assert 50 <= len(warnings) < 100
-    assert warnings[:20] == [f"bad {number}" for number in range(20)]
+    assert [message.split()[:2] for message in warnings[:20]] == [["bad", str(number)] for number in range(20)]
+    assert {len(message) for message in warnings} == {2000}
+
+
+def test_a_record_of_the_log_is_printed_or_sent_but_not_both(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """T6: the channel's own warnings are not sent through it, which would not end."""
+    root = logging.Logger("root", logging.WARNING)
+    monkeypatch.setattr(logging, "getLogger", lambda *_: root)
+    line = HeardEvents()
+    let_the_log_out(line, verbose=True)  # type: ignore[arg-type] # all it needs
+    for level, name in ((logging.INFO, "model"), (logging.ERROR, "model"), (logging.ERROR, EventClient.__module__)):
+        root.handle(logging.LogRecord(name, level, "file.py", 1, f"{level} of %s", (name,), None))
+    assert [event["message"] for event in line.events] == ["40 of model"]
+    printed = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert printed == ["20 of model", f"40 of {EventClient.__module__}"]
 
 
 def test_warnings_about_which_nothing_need_be_done_are_sent_only_where_all_is_shown() -> None:
@@ -218,17 +232,17 @@ def test_warnings_about_which_nothing_need_be_done_are_sent_only_where_all_is_sh
     loss = "AutoGraph could not transform <function costly>. Cause: Unable to locate the source code of it"
     layer = "No training configuration found in save file, so the model was *not* compiled."
     sent = {}
-    for level in (logging.WARNING, logging.INFO):
+    for verbose in (False, True):
         line = HeardEvents()
         for message in (loss, layer, "AutoGraph could not transform it, for it raises"):
-            LogToDriver(line, level).handle(record(logging.WARNING, message))  # type: ignore[arg-type]
-        sent[level] = len(line.events)
-    assert sent == {logging.WARNING: 1, logging.INFO: 3}
+            LogToDriver(line, verbose=verbose).handle(record(logging.WARNING, message))  # type: ignore[arg-type]
+        sent[verbose] = len(line.events)
+    assert sent == {False: 1, True: 3}
 
 
 def test_a_log_record_that_cannot_be_read_does_not_end_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     line = HeardEvents()
-    LogToDriver(line, logging.INFO).handle(record(logging.WARNING, "%d", "no number"))  # type: ignore[arg-type]
+    LogToDriver(line).handle(record(logging.WARNING, "%d", "no number"))  # type: ignore[arg-type]
     assert line.events == []
     assert "no number" in capsys.readouterr().err
 
