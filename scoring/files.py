@@ -115,10 +115,9 @@ def score_files(
 
     Args:
         spark: The session.
-        paths: Files, folders or globs of Parquet files; partition folders become columns. Executors must be able to
-            read them. Spark reads whatever is not plain files of one schema, and the log says so: the folder of a
-            Delta, Hudi, Iceberg or streaming table, whose log lists the valid files, and files that lack a column or
-            have numbers of another width, if Spark can read them as one table.
+        paths: Files, folders or globs of Parquet files, which executors can read; partition folders become columns.
+            Spark reads what is not plain files of one schema, and the log says so: a Delta, Hudi, Iceberg or streaming
+            table, and files that lack a column or have numbers of another width, if Spark reads them as one table.
         model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
         output: Folder of the scores.
         keys: Columns that identify a row; they pass through unchanged.
@@ -129,9 +128,9 @@ def score_files(
         outputs: The form of the scores, as for :func:`scoring.batch.score`.
         batch_size: Rows per call of the model, unless the model has a fixed number.
         with_version: Add the column ``model_version``.
-        nulls: As for :func:`scoring.batch.score`.
-        bad_rows: As for :func:`scoring.batch.score`.
-        other_versions: As for :func:`scoring.batch.score`.
+        nulls: As for :func:`scoring.batch.score`, as are the next two.
+        bad_rows: Rows that cannot be scored.
+        other_versions: Executors with other library versions.
         task_seconds: Longest duration of a task, which is the work that a lost machine costs. If one might take longer,
             the speed of the model is measured, and the files are split among more tasks. Rows that Spark reads are not.
 

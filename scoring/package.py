@@ -63,10 +63,9 @@ def package_model(
             (``.json``, ``.ubj``) or LightGBM (``.txt``); or a linear model, as a mapping or a ``.json`` file in the
             format of :class:`scoring.backends.linear.LinearBackend`.
         folder: The new folder.
-        columns: The columns that the model reads. A model that takes one array without column names needs all of them,
-            in its order. A model that knows its column names needs only those that have another type, need a rule for
-            nulls, or are decoded: see :class:`Column`. A column that is decoded to the model's only array may have any
-            name.
+        columns: The columns that the model reads: all, in its order, if it takes one array without column names, else
+            those that have another type, need a rule for nulls, or are decoded: see :class:`Column`. A column that is
+            decoded to the model's only array may have any name.
         outputs: Name of the model's output by column of scores; by default all outputs under their own names. The
             output of XGBoost, LightGBM and a linear model is ``score``.
         signature: The signature of a SavedModel to call; by default ``serving_default``.

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, Gt
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.checkpoints import commit
@@ -27,7 +28,7 @@ from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records import tracking
 from mirrorspark.training.records.open_run import OpenRun, open_run
-from mirrorspark.training.settings import MLflowRun
+from mirrorspark.training.settings import MLflowRun, check_values
 from mirrorspark.training.spark_session import bind_address, driver_address, open_session, task_slots
 
 # The length of a step in other people's code is unknown, so these limits are generous: a training that makes no
@@ -60,30 +61,11 @@ class Launched:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Settings for running a training function.
+    """The checked settings of :func:`run_train_fn`.
 
     Attributes:
-        name: Names the run folders and, by default, the experiment.
         function: Name of the function, for messages.
         arguments: Digest of the function's arguments.
-        workers: Workers that train side by side; ``2:4`` goes on with as few as 2 when slots are lost.
-        output: Folder for run folders and the default MLflow store.
-        checkpoints: Where the function's checkpoints go, a folder or the URI of a store; by default the run's folder.
-        tracking_uri: MLflow tracking server or store; by default an SQLite file under ``output``.
-        experiment: MLflow experiment; by default ``name``.
-        mlflow_run: The run to log to within ``mlflow.start_run()``: the ``active`` one, a ``child`` of it, or a ``new``
-            one.
-        resume: Continue an unfinished run of the same name and arguments.
-        max_restarts: How often a lost or hung worker may restart the function.
-        start_limit_seconds: Longest time that the function may spend outside ``fit``, for its data say; None for any.
-            Before it is called, the workers have five minutes to start and to connect, or this limit if it is longer.
-        step_limit_seconds: Longest time of a step within ``fit``; None for ten minutes.
-        strategy: The scope it runs in: TensorFlow's ``multi_worker_mirrored`` like the plain runner's, our ``ring``, or
-            its ``own``.
-        threads_per_worker: TensorFlow threads of a worker; None for the Spark task's CPUs (``spark.task.cpus``).
-        gpus_per_worker: GPUs of a worker, scheduled by Spark; 0 trains on the CPU.
-        allow_open_servers: Let TensorFlow's servers, which any caller may use, listen on a network.
-        verbose: Show what Spark and TensorFlow log.
     """
 
     name: str
@@ -92,16 +74,16 @@ class LaunchConfig:
     workers: int | str = "2"
     output: str = DEFAULT_OUTPUT
     checkpoints: str | None = None
-    tracking_uri: str | None = dataclasses.field(default=None, repr=False)
+    tracking_uri: str | None = field(default=None, repr=False)
     experiment: str | None = None
     mlflow_run: MLflowRun = "active"
     resume: bool = True
-    max_restarts: int = Budgets.max_restarts
-    start_limit_seconds: float | None = None
-    step_limit_seconds: float | None = None
+    max_restarts: Annotated[int, Ge(0)] = Budgets.max_restarts
+    start_limit_seconds: Annotated[float | None, Gt(0)] = None
+    step_limit_seconds: Annotated[float | None, Gt(0)] = None
     strategy: FunctionStrategy = "multi_worker_mirrored"
-    threads_per_worker: int | None = None
-    gpus_per_worker: int = 0
+    threads_per_worker: Annotated[int | None, Ge(1)] = None
+    gpus_per_worker: Annotated[int, Ge(0)] = 0
     allow_open_servers: bool = False
     verbose: bool = False
 
@@ -110,19 +92,7 @@ class LaunchConfig:
             raise ValueError(f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders")
         if "://" in self.output:
             raise ValueError(f"output '{self.output}' is on another store; give a folder that driver and workers share")
-        for name in ("max_restarts", "gpus_per_worker"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; use 0 or more")
-        if self.threads_per_worker is not None and self.threads_per_worker < 1:
-            raise ValueError(f"threads_per_worker is {self.threads_per_worker}; use 1 or more, or None")
-        for name in ("start_limit_seconds", "step_limit_seconds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; use a number of seconds above 0, or None")
-        if self.mlflow_run not in get_args(MLflowRun):
-            raise ValueError(f"mlflow_run '{self.mlflow_run}' is unknown; use one of {list(get_args(MLflowRun))}")
-        if self.strategy not in get_args(FunctionStrategy):
-            raise ValueError(f"strategy '{self.strategy}' is unknown; use one of {list(get_args(FunctionStrategy))}")
+        check_values(self)
         if self.strategy == "ring" and self.gpus_per_worker:
             raise ValueError("the strategy ring trains on CPUs; use multi_worker_mirrored with gpus_per_worker")
         _ = self.worker_range
@@ -194,53 +164,40 @@ def run_train_fn(
 ) -> Launched:
     """Do what ``MirroredStrategyRunner(num_slots=workers).run(train_fn, **kwargs)`` does, under supervision.
 
-    The function runs unchanged in each worker, a process of its own. Each ``fit`` that it calls shows its progress and
-    logs its epochs' metrics to one MLflow run. When a worker is lost or hangs, the function is started again. It then
-    goes on from its own checkpoints: those that it keeps in the folder that the environment variable
-    ``MIRRORSPARK_CHECKPOINTS`` names, for example with `callbacks.backup.BackupAndRestore` and
-    `callbacks.checkpoint.ChiefCheckpoint`.
+    When a worker is lost or hangs, it starts again, from the checkpoints that it keeps in ``MIRRORSPARK_CHECKPOINTS``.
 
     Args:
         train_fn: The function. It is pickled by value, as Spark's own functions are.
         workers: Number of workers; ``2:4`` goes on with as few as 2 when slots are lost, and grows back to 4.
-        name: Names the run. An unfinished run of the same name and arguments is continued, even if the function has
-            changed since: give another name, or ``resume=False``, to begin anew.
+        name: Names the run. An unfinished one of the same name and arguments goes on, even with a changed function.
         kwargs: The function's arguments.
         output: Folder for the run, and for the MLflow store by default; driver and workers share it.
         checkpoints: Value of ``MIRRORSPARK_CHECKPOINTS``; by default a folder of the run.
         tracking_uri: MLflow tracking server or store.
         experiment: MLflow experiment; by default ``name``.
-        mlflow_run: The run to log to within ``mlflow.start_run()``: the ``active`` one, a ``child`` of it, or a ``new``
-            one.
+        mlflow_run: The run to log to within ``mlflow.start_run()``: the ``active`` one, a ``child`` or a ``new`` one.
         resume: Continue an unfinished run of the same name and arguments.
         max_restarts: How often a lost or hung worker may restart it.
-        start_limit_seconds: Longest time that it may spend outside ``fit``; None for any. Before it is called, the
-            workers have at least five minutes to start and to connect.
+        start_limit_seconds: Longest time outside ``fit``; None for any. Starting may always take five minutes.
         step_limit_seconds: Longest time of a step within ``fit``; None for ten minutes.
         use_custom_strategy: The function builds its own strategy, as with the plain runner's option of that name.
         strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
         threads_per_worker: TensorFlow threads of a worker; None for its Spark task's CPUs.
         gpus_per_worker: GPUs of a worker.
-        allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine: any caller on the network may use the
-            servers that TensorFlow starts for it.
+        allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
         spark: The session; by default the active one, or a local one with a slot per worker.
         verbose: Show what Spark and TensorFlow log.
 
     Raises:
-        ValueError: An option has an invalid value.
-        TrainFnError: The function cannot be pickled.
-        PreflightError: The session cannot run a barrier job of that many workers, or a store cannot be reached.
-        DriverAddressError: The workers can reach this machine at no single address.
-        TrackingError: The MLflow store cannot be opened.
+        ValueError: An option has an invalid value, or (a TrainFnError) the function cannot be pickled.
+        PreflightError, DriverAddressError, TrackingError: The cluster, the driver's address or a store cannot be used.
         NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
-        TrainingFailedError: An error of the function, or one lost worker too many; the message names the first error,
-            ``attempts[-1].first_error`` has its traceback.
+        TrainingFailedError: An error of the function, or one lost worker too many; ``attempts[-1].first_error`` has it.
         TrainingStoppedError: The run was asked to stop.
         ReturnValueError: The training is finished, but the function's return value cannot be sent back.
     """
     if use_custom_strategy and strategy not in (None, "own"):
         raise ValueError(f"strategy is '{strategy}', and use_custom_strategy says that the function brings its own")
-    payload = function_plan.pack_function(train_fn, kwargs or {})
     config = LaunchConfig(
         name=name,
         function=function_plan.function_name(train_fn),
@@ -261,7 +218,7 @@ def run_train_fn(
         allow_open_servers=allow_open_servers,
         verbose=verbose,
     )
-    return _launch(config, payload, spark)
+    return _launch(config, function_plan.pack_function(train_fn, kwargs or {}), spark)
 
 
 def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) -> Launched:

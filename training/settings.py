@@ -227,10 +227,11 @@ def check_values(settings: Any) -> None:
         value, hint = getattr(settings, each.name), _hints(kind)[each.name]
         if value is None and each.default is None:
             continue
-        choices = choices_of(hint.__origin__)
+        plain, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        choices = choices_of(plain)
         if choices and value not in choices:
             raise ConfigError(f"{each.name} '{value}' is unknown; use one of {choices}")
-        for bound in (part for part in hint.__metadata__ if not isinstance(part, DocInfo)):
+        for bound in (note for note in notes if not isinstance(note, DocInfo)):
             # A number as text cannot be compared with a bound.
             if not isinstance(value, Real) or not _holds(bound, value):
                 raise ConfigError(f"{each.name} is {value!r}; use {_in_words(bound)}")
