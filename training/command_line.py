@@ -11,7 +11,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.recipe import load_recipe
-from mirrorspark.training.settings import GROUPS, alternatives, choices_of, help_texts
+from mirrorspark.training.settings import GROUPS, alternatives, choices_of, help_texts, type_in_words
 
 _MOST_USED = (
     *("recipe", "data", "workers", "master", "output"),
@@ -20,7 +20,6 @@ _MOST_USED = (
 
 # Least similarity of a misspelt flag to the one that is suggested, from 0 to 1.
 _LIKENESS = 0.75
-_IN_WORDS = {int: "a whole number", float: "a number"}
 _METAVARS = {int: "N", float: "X"}
 _HELP_COLUMN = 40
 _LONGEST_DEFAULT_SHOWN = 30
@@ -145,7 +144,8 @@ def _wrong_value(message: str) -> str | None:
     if choices := choices_of(hint):
         return f"{name} '{value}' is unknown; use one of {choices}"
     kinds = [kind for kind in alternatives(hint) if kind is not type(None)]
-    return f"{name} is '{value}'; use {_IN_WORDS[kinds[0]]}" if len(kinds) == 1 and kinds[0] in _IN_WORDS else None
+    is_plain = len(kinds) == 1 and isinstance(kinds[0], type)
+    return f"{name} is '{value}'; use {type_in_words(kinds[0])}" if is_plain else None
 
 
 def _default(each: dataclasses.Field[Any]) -> Any:

@@ -200,6 +200,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "data": (DataSettings,),
     "scoring and results": (RunSettings, ResultSettings),
 }
+_TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 # All fields by subject, as --help and the documentation show them.
 GROUPS: Mapping[str, tuple["dataclasses.Field[Any]", ...]] = {
     subject: tuple(each for kind in kinds for each in dataclasses.fields(kind)) for subject, kinds in _KINDS.items()
@@ -245,6 +246,19 @@ def choices_of(hint: Any) -> list[Any]:
 def alternatives(hint: Any) -> tuple[Any, ...]:
     """Return the members of a union type, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def type_in_words(hint: Any) -> str:
+    """Return what a value of a type is, for a message: ``a whole number or null``."""
+    return " or ".join(map(_one_type_in_words, alternatives(hint)))
+
+
+def _one_type_in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {list(get_args(hint))}"
+    if get_origin(hint) in (tuple, list):
+        return f"a list, each {type_in_words(get_args(hint)[0])}"
+    return _TYPES.get(hint, str(hint))
 
 
 @functools.cache

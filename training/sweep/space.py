@@ -2,20 +2,20 @@
 
 import json
 import math
-import re
-import types
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
+from jsonargparse import get_loader
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from mirrorspark.models import catalog
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.settings import alternatives, type_in_words
 
 # Prefix of the model's settings, and the setting that names the model.
 MODEL = "model."
@@ -31,15 +31,6 @@ SEARCHABLE = (
 )
 _KINDS = "log:LOW:HIGH, uniform:LOW:HIGH[:STEP] or choice:A,B,..."
 _EXAMPLE = "learning_rate=log:1e-4:1e-2"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number, as Python does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-)
 
 
 @dataclass(frozen=True)
@@ -194,9 +185,9 @@ def _distribution(name: str, spec: str, hint: Any) -> BaseDistribution:
     make: Any = FloatDistribution
     if not _fits(0.5, hint):
         if not _fits(1, hint):
-            raise ConfigError(f"search {name}: '{spec}' is a range, but it must be {_in_words(hint)}; use choice:")
+            raise ConfigError(f"search {name}: '{spec}' is a range, but it must be {type_in_words(hint)}; use choice:")
         if any(number != int(number) for number in numbers):
-            raise ConfigError(f"search {name}: '{spec}' holds a fraction, but it must be {_in_words(hint)}")
+            raise ConfigError(f"search {name}: '{spec}' holds a fraction, but it must be {type_in_words(hint)}")
         make, numbers = IntDistribution, [int(number) for number in numbers]
     low, high, *step = numbers
     try:
@@ -209,7 +200,7 @@ def _distribution(name: str, spec: str, hint: Any) -> BaseDistribution:
 
 def _choice(name: str, text: str, hint: Any) -> CategoricalDistribution:
     try:
-        values = yaml.load(f"[{text}]", _Loader)  # noqa: S506 - a SafeLoader
+        values = get_loader("yaml")(f"[{text}]")  # as the flags: 1e-3 is a number, which it is not in YAML 1.1
     except yaml.YAMLError:
         raise ConfigError(
             f"search {name}: 'choice:{text}' cannot be read; write values with commas between, as in "
@@ -217,7 +208,7 @@ def _choice(name: str, text: str, hint: Any) -> CategoricalDistribution:
         ) from None
     for value in values:
         if not _fits(value, hint):
-            raise ConfigError(f"search {name}: {value!r} does not fit; it must be {_in_words(hint)}")
+            raise ConfigError(f"search {name}: {value!r} does not fit; it must be {type_in_words(hint)}")
     labels = [json.dumps(value) if isinstance(value, list) else value for value in values]
     if len(set(labels)) < max(2, len(labels)):
         raise ConfigError(f"search {name}: 'choice:{text}' is no choice; give two values or more, each of them once")
@@ -226,28 +217,17 @@ def _choice(name: str, text: str, hint: Any) -> CategoricalDistribution:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Return True if a field of this type takes the value."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if origin is Literal:
+    return any(_fits_one(value, part) for part in alternatives(hint))
+
+
+def _fits_one(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
         return value in get_args(hint) and not isinstance(value, bool)
-    if origin in (tuple, list):
+    if get_origin(hint) in (tuple, list):
         return isinstance(value, list) and all(_fits(part, get_args(hint)[0]) for part in value)
     if isinstance(value, bool):  # bool is a subclass of int.
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _in_words(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_in_words(part) for part in get_args(hint))
-    if origin is Literal:
-        return f"one of {list(get_args(hint))}"
-    if origin in (tuple, list):
-        return f"a list, each {_in_words(get_args(hint)[0])}"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(hint, str(hint))
 
 
 def in_words(values: Mapping[str, Any]) -> str:
