@@ -3,6 +3,10 @@
 It takes two passes of Spark tasks. The first types and sorts the rows and writes them to a staging folder; it measures
 sizes and ranges on the way. The second cuts this table into files of the target size, in the narrowest types.
 :mod:`storage.publish` makes them visible.
+
+Spark's own sizing, ``maxRecordsPerFile``, counts rows within a partition, so that every partition would leave a short
+file, where here only the table does. Its writer also needs Hadoop's connectors and commit protocol on an object store,
+and the narrow types before it writes, which takes the first pass in any case.
 """
 
 import json
