@@ -1,4 +1,8 @@
-"""Files on any store by URI: local disk, S3, Google and Azure storage, HDFS, and every store that fsspec supports."""
+"""Files on any store by URI: local disk, S3, Google and Azure storage, HDFS, and every store that fsspec supports.
+
+Arrow's file systems serve the first five without a further package, where fsspec alone would need ``s3fs``, ``gcsfs``
+and ``adlfs``. Arrow alone would leave out all other stores, for which :func:`_fsspec_store` is all that there is.
+"""
 
 import errno
 import os
