@@ -22,8 +22,8 @@ from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_spli
 from mirrorspark.models.own_model import own_model
 from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.protocol.words import findings_in_words
 from mirrorspark.training.results.fit_result import FitResult
-from mirrorspark.training.results.report.summary import findings_in_words
 from mirrorspark.training.spark_session import open_session, task_slots
 from mirrorspark.training.train import train_in_view
 

@@ -9,9 +9,9 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.training.config import RunConfig, TrainingConfig
 from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.protocol.words import findings_in_words
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records.tracking import store_of
-from mirrorspark.training.results.report.summary import findings_in_words
 from mirrorspark.training.sources import Sources
 from mirrorspark.training.spark_session import open_session
 from mirrorspark.training.warm_start import WarmStart, find_model

@@ -1,6 +1,7 @@
-"""Lists of ranks and other numbers, in words."""
+"""Lists of ranks, other numbers and findings, in words."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def numbers_in_words(numbers: Iterable[int]) -> str:
@@ -20,3 +21,9 @@ def ranks_in_words(ranks: Iterable[int]) -> str:
     """Return ``rank 3`` or ``ranks 0-2, 5``."""
     different = set(ranks)
     return f"rank{'s' if len(different) > 1 else ''} {numbers_in_words(different)}"
+
+
+def findings_in_words(findings: Sequence[Mapping[str, str]]) -> str:
+    """Return the number of findings of each severity: ``2 warnings, 1 note``."""
+    counts = Counter(finding["severity"] for finding in findings)
+    return ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()) or "nothing found"

@@ -4,8 +4,7 @@ import json
 import math
 import re
 import tempfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
+from mirrorspark.training.protocol.words import findings_in_words
 from mirrorspark.training.records.run_history import headline
 
 # The registry's alias of the version that a run registers.
@@ -176,12 +176,6 @@ def _with_numbers(value: Any) -> Any:
 def _parity_in_words(parity: Mapping[str, Any]) -> str:
     verdict = "" if parity.get("passed", True) else "FAILED: "
     return f"{verdict}max {parity['max']:.1e} over {parity['rows']:,} rows"
-
-
-def findings_in_words(findings: Sequence[Mapping[str, str]]) -> str:
-    """Return the number of findings of each severity: ``2 warnings, 1 note``."""
-    counts = Counter(finding["severity"] for finding in findings)
-    return ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()) or "nothing found"
 
 
 def _warm_start_in_words(warm_start: Mapping[str, Any]) -> str | None:
