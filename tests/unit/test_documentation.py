@@ -232,16 +232,20 @@ def pattern_of(quoted: str) -> str:
     return ".*".join(re.escape(part) for part in parts)
 
 
-def test_names_in_the_code_break_no_word_of_the_glossary() -> None:
+def test_names_and_texts_in_the_code_and_pages_break_no_word_of_the_glossary() -> None:
     rows = re.findall(r"^\| [^|]+ \| [^|]+ \| ([^|]+) \|$", page("docs/glossary.md"), re.MULTILINE)
     refused = {word for cell in rows[1:] for word in cell.replace(",", " ").split() if word.isalpha()}
     assert {"knob", "strike"} <= refused
+    texts = [(path.name, path.read_text()) for path in PAGES if path.name != "glossary.md"]
+    for package in PACKAGES:
+        texts += [(package, message) for message in messages_of(REPOSITORY / package)]
+        for path in (REPOSITORY / package).rglob("*.py"):
+            names = names_given_in(ast.parse(path.read_text(encoding="utf-8")))
+            texts += [(str(path.relative_to(REPOSITORY)), name) for name in names]
     broken = {
-        f"{path.relative_to(REPOSITORY)}: {name}"
-        for package in PACKAGES
-        for path in sorted((REPOSITORY / package).rglob("*.py"))
-        for name in names_given_in(ast.parse(path.read_text(encoding="utf-8")))
-        if refused & {form for word in words_of(name) for form in (word, word.removesuffix("s"))}
+        f"{place}: {text if len(text) < 200 else found}"
+        for place, text in texts
+        if (found := refused & {form for word in words_of(text) for form in (word, word.removesuffix("s"))})
     }
     assert not broken, "\n".join(sorted(broken))
 
@@ -255,5 +259,6 @@ def names_given_in(tree: ast.AST) -> set[str]:
     return names | {node.attr for node in stored if isinstance(node, ast.Attribute)}
 
 
-def words_of(name: str) -> list[str]:
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)]
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, or of a name."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", text)]
