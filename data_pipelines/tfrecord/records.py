@@ -1,15 +1,11 @@
-"""TFRecord framing: writing records, and reading them one by one.
+"""TFRecord framing: writing records, and reading one at a known place; :mod:`record_scan` reads a whole file.
 
 A record is its payload's length (uint64), the masked CRC-32C of these eight bytes (uint32), the payload, and the masked
 CRC-32C of the payload (uint32), all little-endian. Source: TensorFlow ``lib/io/record_writer.h``.
 """
 
 import enum
-import gzip
 import struct
-import zlib
-from collections.abc import Iterator
-from itertools import count
 from typing import Any, Protocol
 
 from mirrorspark.data_pipelines.tfrecord.crc32c import (
@@ -139,38 +135,7 @@ class RecordWriter:
         return offset
 
 
-def read_record_stream(file: BinaryReader, *, name: str = "", verify_checksums: bool = True) -> Iterator[bytes]:
-    """Yield the payload of each record from an open file, which may come from ``gzip.open``.
-
-    Args:
-        file: a binary file at the start of a record. It stays open.
-        name: the file's name, for errors.
-        verify_checksums: compare both checksums of each record.
-
-    Raises:
-        DamagedRecordError: a record is cut off or does not match its checksums, or ``file`` is a decompressor with
-            damaged input; the records before it were yielded.
-        OSError: the file cannot be read.
-    """
-    offset = 0
-    for record in count():
-        try:
-            header = read_up_to(file, HEADER_BYTES)
-            if not header:
-                return
-            length = _checked_length(header, offset, name, verify_checksums, record)
-            payload = read_up_to(file, length)
-            footer = read_up_to(file, FOOTER_BYTES)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DamagedRecordError(
-                Damage.COMPRESSED_STREAM, offset, file=name, detail=str(error), record=record
-            ) from error
-        _check_payload(payload, footer, length, offset, name, verify_checksums, record)
-        yield payload
-        offset += RECORD_OVERHEAD_BYTES + length
-
-
-def read_record_at(buffer: memoryview, offset: int, *, name: str = "", verify_checksums: bool = True) -> memoryview:
+def read_record_at(buffer: memoryview, offset: int, *, name: str = "") -> memoryview:
     """Return the payload of the record that begins at ``offset``, without copying it.
 
     The next record begins at ``offset + len(payload) + RECORD_OVERHEAD_BYTES``.
@@ -179,7 +144,6 @@ def read_record_at(buffer: memoryview, offset: int, *, name: str = "", verify_ch
         buffer: the file's bytes, for example ``memoryview(mmap.mmap(...))``.
         offset: where the record begins, in bytes.
         name: the file's name, for errors.
-        verify_checksums: compare both checksums of the record.
 
     Raises:
         DamagedRecordError: no whole record begins there, or it does not match its checksums.
@@ -187,11 +151,20 @@ def read_record_at(buffer: memoryview, offset: int, *, name: str = "", verify_ch
     """
     if offset < 0:
         raise ValueError(f"offset {offset} of a record is negative; use one that RecordWriter.write returned")
-    length = _checked_length(buffer[offset : offset + HEADER_BYTES], offset, name, verify_checksums)
+    header = buffer[offset : offset + HEADER_BYTES]
+    if len(header) < HEADER_BYTES:
+        detail = f"{len(header)} of {HEADER_BYTES} bytes"
+        raise DamagedRecordError(Damage.TRUNCATED_HEADER, offset, file=name, detail=detail)
+    length, checksum = _HEADER.unpack(header)
+    _compare(Damage.LENGTH_CHECKSUM, checksum, masked_crc32c(header[: _LENGTH.size]), offset, name)
     start = offset + HEADER_BYTES
     payload = buffer[start : start + length]
     footer = buffer[start + length : start + length + FOOTER_BYTES]
-    _check_payload(payload, footer, length, offset, name, verify_checksums)
+    present = len(payload) + len(footer)
+    if present < length + FOOTER_BYTES:
+        detail = f"{present} of {length + FOOTER_BYTES} bytes after the header"
+        raise DamagedRecordError(Damage.TRUNCATED_PAYLOAD, offset, file=name, detail=detail)
+    _compare(Damage.PAYLOAD_CHECKSUM, _CHECKSUM.unpack(footer)[0], masked_crc32c(payload), offset, name)
     return payload
 
 
@@ -208,37 +181,6 @@ def read_up_to(file: BinaryReader, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _checked_length(
-    header: bytes | memoryview, offset: int, name: str, verify_checksums: bool, record: int | None = None
-) -> int:
-    if len(header) < HEADER_BYTES:
-        detail = f"{len(header)} of {HEADER_BYTES} bytes"
-        raise DamagedRecordError(Damage.TRUNCATED_HEADER, offset, file=name, detail=detail, record=record)
-    length, checksum = _HEADER.unpack(header)
-    if verify_checksums:
-        _compare(Damage.LENGTH_CHECKSUM, checksum, masked_crc32c(header[: _LENGTH.size]), offset, name, record)
-    return int(length)
-
-
-def _check_payload(
-    payload: bytes | memoryview,
-    footer: bytes | memoryview,
-    length: int,
-    offset: int,
-    name: str,
-    verify_checksums: bool,
-    record: int | None = None,
-) -> None:
-    present = len(payload) + len(footer)
-    if present < length + FOOTER_BYTES:
-        detail = f"{present} of {length + FOOTER_BYTES} bytes after the header"
-        raise DamagedRecordError(Damage.TRUNCATED_PAYLOAD, offset, file=name, detail=detail, record=record)
-    if verify_checksums:
-        stored = _CHECKSUM.unpack(footer)[0]
-        _compare(Damage.PAYLOAD_CHECKSUM, stored, masked_crc32c(payload), offset, name, record)
-
-
-def _compare(found: Damage, stored: int, computed: int, offset: int, name: str, record: int | None) -> None:
+def _compare(found: Damage, stored: int, computed: int, offset: int, name: str) -> None:
     if stored != computed:
-        detail = f"stored {stored:#010x}, computed {computed:#010x}"
-        raise DamagedRecordError(found, offset, file=name, detail=detail, record=record)
+        raise DamagedRecordError(found, offset, file=name, detail=f"stored {stored:#010x}, computed {computed:#010x}")
