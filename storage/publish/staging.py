@@ -3,6 +3,8 @@
 The owner rewrites a small file in the folder, and others watch whether its content changes. Clocks of different
 machines are never compared: an observer measures with its own clock for how long the content has not changed. Observers
 on the owner's host need not wait, because the kernel frees a lock there when the owner ends.
+
+Both are in one file, since every write uses both, and a call of ``score_files`` is to enter ten modules at most.
 """
 
 import contextlib
