@@ -100,11 +100,10 @@ class CommittedCheckpoint:
         index = self._name_of(f"{TENSORS}.index") or f"{TENSORS}.index"
         return str(StoragePath.of(self.path).local / index.removesuffix(".index"))
 
-    def damage(self, *, checksums: bool = True, beat: Callable[[], None] = lambda: None) -> str | None:
-        """Return the first difference between the files and the marker, or None if all agree.
+    def damage(self, *, beat: Callable[[], None] = lambda: None) -> str | None:
+        """Return the first difference between the files, which are all read, and the marker; None if there is none.
 
         Args:
-            checksums: Read all files, on a remote store over the network; otherwise only their sizes are compared.
             beat: Called whenever some bytes have been read.
 
         Raises:
@@ -116,7 +115,7 @@ class CommittedCheckpoint:
                 size = path.stat().st_size if isinstance(path, Path) else path.size()
                 if size != file.bytes:
                     return f"{file.name} has {size} bytes instead of {file.bytes}"
-                if checksums and sha256(path, beat) != file.sha256:
+                if sha256(path, beat) != file.sha256:
                     return f"{file.name} has another checksum than when it was written"
             except (FileNotFoundError, NotADirectoryError):
                 return f"{file.name} is missing"
