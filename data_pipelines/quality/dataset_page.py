@@ -109,6 +109,8 @@ def dataset_page(
         findings=findings,
         figure=_figure,
         measures=_measures,
+        rates=rate_rows,
+        rate_name=rate_name(label) if label else "",
         former={name: _beside_former(profile, reference, name) for name in _moved(report)} if reference else {},
         former_colour=_FORMER_COLOUR,
         about=[(name, text) for name, text in _about(facts) if text],
@@ -124,7 +126,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "bytes": _bytes, "weight": _weight}
+    environment.filters |= {"percent": _percent, "bytes": _bytes, "weight": _weight, "number": short_number}
     return environment.get_template("dataset_page.html.jinja")
 
 
@@ -165,13 +167,31 @@ def _beside_former(profile: DatasetProfile, reference: DatasetProfile, name: str
     column, former = profile.column(name), reference.column(name)
     if column is None or former is None or former.bins.is_empty:
         return ""
-    text = _value_text(former)
-    edges = [text(edge) for edge in former.bins.edges]
-    between = [f"above {low} to {high}" for low, high in pairwise(edges)]
-    names = [f"up to {edges[0]}", *between, f"above {edges[-1]}"] if edges else [*former.bins.tokens, "all others"]
     counted = {"now": column.splits[TRAIN_SPLIT].reference_bins, "former": former.splits[TRAIN_SPLIT].bins}
     shares = {name: _shares(counts) for name, counts in counted.items()}
-    return share_bars([*names, "missing"], shares, colours=(0, _FORMER_COLOUR))
+    return share_bars(_bin_names(former), shares, colours=(0, _FORMER_COLOUR))
+
+
+def _bin_names(column: ColumnProfile) -> list[str]:
+    text = _value_text(column)
+    edges = [text(edge) for edge in column.bins.edges]
+    between = [f"above {low} to {high}" for low, high in pairwise(edges)]
+    names = [f"up to {edges[0]}", *between, f"above {edges[-1]}"] if edges else [*column.bins.tokens, "all others"]
+    return [*names, "missing"]
+
+
+def rate_rows(column: ColumnProfile) -> list[tuple[str, int, float]]:
+    """Return the most frequent values or the ranges of a column: name, sampled training rows, and mean label."""
+    if not column.label_rates:
+        return []
+    counts = column.splits[TRAIN_SPLIT].bins
+    rows = zip(_bin_names(column), counts, column.label_rates, strict=True)
+    return [(name, count, rate) for name, count, rate in rows if count and rate is not None]
+
+
+def rate_name(label: ColumnProfile) -> str:
+    """Return the heading of the mean label: a share of rows, or the mean of a number."""
+    return f"mean {label.name}" if label.feature_kind == "number" else f"rate of {label.name}"
 
 
 def _figure(column: ColumnProfile) -> str:

@@ -71,6 +71,11 @@ class Bins:
     tokens: tuple[str, ...] = ()
 
     @property
+    def count(self) -> int:
+        """The number of bins without that for missing values."""
+        return max(len(self.edges), len(self.tokens)) + 1
+
+    @property
     def is_empty(self) -> bool:
         """True if there are no bins."""
         return not self.edges and not self.tokens
@@ -149,6 +154,8 @@ class ColumnProfile:
         edges: Ends of the histogram's bars, one more than there are bars.
         bins: The bins for drift, from the training rows.
         splits: The counts per split.
+        label_rates: Mean label of the training rows in each of ``bins``, the last for missing values; None where there
+            are no rows. Of a binary label the share of positive rows; empty for labels of several classes.
     """
 
     name: str
@@ -160,6 +167,21 @@ class ColumnProfile:
     bins: Bins
     splits: Mapping[str, SplitColumn]
     label: LabelRelation | None = None
+    label_rates: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """A column that says the same as another one in the sampled training rows.
+
+    Attributes:
+        same_as: The other column.
+        correlation: Their correlation, of numbers; None where each value of the one has one value of the other.
+    """
+
+    column: str
+    same_as: str
+    correlation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,11 +190,13 @@ class DatasetProfile:
 
     Attributes:
         columns: The columns in the order of the spec: keys, features, label, weight, exclude.
+        redundant: Features that say the same as an earlier one.
         version: Version of the file format.
     """
 
     splits: Mapping[str, SplitSize]
     columns: tuple[ColumnProfile, ...]
+    redundant: tuple[Redundancy, ...] = ()
     version: int = PROFILE_VERSION
 
     def column(self, name: str) -> ColumnProfile | None:
@@ -199,6 +223,7 @@ class DatasetProfile:
             return cls(
                 splits={name: SplitSize(**size) for name, size in document["splits"].items()},
                 columns=tuple(_column_from_dict(column) for column in document["columns"]),
+                redundant=tuple(Redundancy(**each) for each in document.get("redundant", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ProfileError(
@@ -216,6 +241,7 @@ def _column_from_dict(document: Mapping[str, Any]) -> ColumnProfile:
             "bins": Bins(tuple(document["bins"]["edges"]), tuple(document["bins"]["tokens"])),
             "splits": {split: _split_from_dict(part) for split, part in document["splits"].items()},
             "label": LabelRelation(**document["label"]) if document["label"] else None,
+            "label_rates": tuple(document.get("label_rates", ())),
         }
     )
 

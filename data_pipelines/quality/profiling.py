@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.features.kinds import Feature
+from mirrorspark.data_pipelines.features.labels import LabelError, binary_label, number_label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.label_relation import label_relation
 from mirrorspark.data_pipelines.quality.profile import (
@@ -34,6 +35,7 @@ from mirrorspark.data_pipelines.quality.raw_values import (
     column_kind,
     raw_values,
 )
+from mirrorspark.data_pipelines.quality.redundancy import redundant_columns
 
 HISTOGRAM_BINS = 30
 TOP_VALUES = 10
@@ -96,20 +98,35 @@ def profile_columns(
     # Each value of a label of numbers would be a class.
     has_classes = label >= 0 and spec.label.kind != "number"
     classes = class_codes(samples[TRAIN_SPLIT].column(label).combine_chunks()) if has_classes else None
-    columns = []
+    numbers = _label_numbers(samples[TRAIN_SPLIT], spec) if label >= 0 else None
+    columns: list[ColumnProfile] = []
+    values: dict[str, RawValues] = {}
     for name in spec.columns:
         arrays = {split: _column_of(sample, name) for split, sample in samples.items()}
         present = {split: array for split, array in arrays.items() if array is not None}
         if TRAIN_SPLIT in present:
             former = reference.column(name) if reference else None
-            columns.append(_profile_column(name, present, spec, counts, classes, former))
+            column, values[name] = _profile_column(name, present, spec, counts, classes, numbers, former)
+            columns.append(column)
+    roles = {column.name: column.role for column in columns}
     return DatasetProfile(
         splits={
             split: SplitSize(counts[split].rows, sample.num_rows, counts[split].bytes, counts[split].shards)
             for split, sample in samples.items()
         },
         columns=tuple(columns),
+        redundant=redundant_columns({name: of for name, of in values.items() if roles[name] is Role.FEATURE}),
     )
+
+
+def _label_numbers(train: pa.Table, spec: FeatureSpec) -> np.ndarray | None:
+    """Return the label of each training row as a number; None for labels of several classes, and bad ones."""
+    try:
+        if spec.label.kind == "binary":
+            return binary_label(train, spec.label.name, spec.label.positive)
+        return number_label(train, spec.label.name) if spec.label.kind == "number" else None
+    except LabelError:  # Conversion or a finding says so.
+        return None
 
 
 def _profile_column(
@@ -118,8 +135,10 @@ def _profile_column(
     spec: FeatureSpec,
     counts: Mapping[str, SplitCounts],
     classes: np.ndarray | None,
+    numbers: np.ndarray | None,
     former: ColumnProfile | None,
-) -> ColumnProfile:
+) -> tuple[ColumnProfile, RawValues]:
+    """Return the profile of a column, and its values in the training rows."""
     role = _role(name, spec)
     feature = next((feature for feature in spec.features if name in feature.columns), None)
     is_amount = role is Role.LABEL and spec.label.kind == "number"
@@ -131,7 +150,7 @@ def _profile_column(
     bins = _bins(train, kind)
     # In bins of another kind of value, everything would count as missing.
     former_bins = former.bins if former is not None and former.kind == kind else Bins()
-    return ColumnProfile(
+    profile = ColumnProfile(
         name=name,
         type=str(arrays[TRAIN_SPLIT].type),
         role=role,
@@ -144,7 +163,9 @@ def _profile_column(
             for split, part in values.items()
         },
         label=None if classes is None or role is not Role.FEATURE else label_relation(train, classes, kind),
+        label_rates=() if numbers is None or role is not Role.FEATURE else _label_rates(train, numbers, bins),
     )
+    return profile, train
 
 
 def _measured(
@@ -221,12 +242,28 @@ def _bins(train: RawValues, kind: ColumnKind) -> Bins:
 def _binned(part: RawValues, bins: Bins) -> tuple[int, ...]:
     if bins.is_empty:
         return ()
+    return (*np.bincount(_places(part, bins), minlength=bins.count).tolist(), part.missing)
+
+
+def _places(part: RawValues, bins: Bins) -> np.ndarray:
+    """Return the bin of each value that is present."""
     if part.tokens is None:
         numbers = np.zeros(0) if part.numbers is None else part.numbers
-        places = np.searchsorted(np.array(bins.edges), numbers, side="left")
-        return (*np.bincount(places, minlength=len(bins.edges) + 1).tolist(), part.missing)
+        return np.searchsorted(np.array(bins.edges), numbers, side="left")
     places = pc.index_in(part.tokens, pa.array(bins.tokens, pa.string())).fill_null(len(bins.tokens))
-    return (*np.bincount(places.to_numpy(), minlength=len(bins.tokens) + 1).tolist(), part.missing)
+    return np.asarray(places.to_numpy())
+
+
+def _label_rates(train: RawValues, label: np.ndarray, bins: Bins) -> tuple[float | None, ...]:
+    """Return the mean label by bin, with missing values as the last one; nothing for several values per row."""
+    if bins.is_empty or train.codes is None:
+        return ()
+    is_present = train.codes >= 0
+    places = np.full(train.rows, bins.count)
+    places[is_present] = _places(train, bins)
+    rows = np.bincount(places, minlength=bins.count + 1)
+    sums = np.bincount(places, weights=label, minlength=bins.count + 1)
+    return tuple(float(total / count) if count else None for total, count in zip(sums, rows, strict=True))
 
 
 def _histogram_edges(numbers: np.ndarray) -> tuple[float, ...]:

@@ -45,6 +45,7 @@ def validate(
     if reference is not None:
         found += _schema_findings(profile, reference)
     found += _drift_findings(drift, profile, limits)
+    found += _redundancy_findings(profile)
     order = {column: position for position, column in enumerate(("", *spec.columns))}
     rank = list(Severity)
     found.sort(key=lambda finding: (rank.index(finding.severity), order.get(finding.column, len(order))))
@@ -106,6 +107,21 @@ def _change_findings(column: ColumnProfile, former: ColumnProfile, limits: Limit
             "missing",
             f"'{column.name}' is missing in {percent(now)} of the training rows, in the former dataset it was "
             f"{percent(before)}; find out what changed in its source",
+        )
+
+
+def _redundancy_findings(profile: DatasetProfile) -> Iterator[Finding]:
+    for each in profile.redundant:
+        how = (
+            f"each value of '{each.column}' goes with one value of '{each.same_as}', and the other way round"
+            if each.correlation is None
+            else f"'{each.column}' and '{each.same_as}' have a correlation of {each.correlation:.4f}"
+        )
+        yield Finding(
+            Severity.NOTE,
+            each.column,
+            "redundant",
+            f"{how} in the sampled training rows, so the two say the same: one of them may be enough",
         )
 
 

@@ -23,6 +23,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Text,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.dataset_page import rate_rows
 from mirrorspark.data_pipelines.quality.profile import (
     QUANTILES,
     ColumnProfile,
@@ -32,6 +33,7 @@ from mirrorspark.data_pipelines.quality.profile import (
 )
 from mirrorspark.data_pipelines.quality.profiling import HISTOGRAM_BINS, SplitCounts, profile_columns
 from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
+from mirrorspark.data_pipelines.quality.validation import validate
 
 LATE = Label("late")
 
@@ -373,3 +375,62 @@ def test_any_rows_are_counted_completely_and_survive_json(train: list[Any], test
 def test_a_text_of_bytes_that_are_no_utf8_is_counted_too() -> None:
     part = profiled(Text("t", max_length=8), pa.array([b"red \xff wine", b"wine"], pa.binary())).splits["train"]
     assert {value.value: value.count for value in part.commonest} == {"wine": 2, "red": 1}
+
+
+def test_columns_that_say_the_same_are_named_once_and_chance_is_not_taken_for_it() -> None:
+    """L2."""
+    random = np.random.default_rng(7)
+    rows = 400
+    city = random.integers(0, 5, rows)
+    miles = random.normal(900, 300, rows)
+    sample = pa.table(
+        {
+            "id": np.arange(rows),
+            "late": random.integers(0, 2, rows),
+            "city": city,
+            "code": np.array(["LGA", "JFK", "EWR", "SFO", "BOS"])[city],
+            "state": np.array(["NY", "NY", "NJ", "CA", "MA"])[city],
+            "miles": miles,
+            "km": np.round(1.609 * miles),
+            "noisy": miles + random.normal(0, 30, rows),
+            # Never repeated, so that each has "one value for each" of any other.
+            "serial": random.permutation(rows).astype(float),
+            "fare": pa.array([None if value < 0 else value for value in random.normal(0, 1, rows)]),
+            "tax": pa.array([None] * rows, pa.float64()),
+        }
+    )
+    kinds = dict.fromkeys(("miles", "km", "noisy", "serial", "fare", "tax"), Numeric)
+    spec = FeatureSpec(
+        tuple(kinds.get(name, Categorical)(name) for name in sample.column_names[2:]), Label("late"), ("id",)
+    )
+    profile = profile_columns({"train": sample}, spec)
+    assert [(each.column, each.same_as) for each in profile.redundant] == [("code", "city"), ("km", "miles")]
+    assert profile.redundant[0].correlation is None
+    assert profile.redundant[1].correlation == pytest.approx(1, abs=1e-5)
+    assert DatasetProfile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+    said = {found.column: found for found in validate(profile, spec).findings if found.check == "redundant"}
+    assert set(said) == {"code", "km"}
+    assert said["code"].sentence.startswith("each value of 'code' goes with one value of 'city', and the other way")
+
+
+def test_the_rate_of_the_label_is_measured_by_value_and_by_range() -> None:
+    """F10."""
+    sample = pa.table(
+        {
+            "id": np.arange(8),
+            "late": ["yes", "no", "no", "no", "yes", "yes", "no", "yes"],
+            "town": ["a", "a", "a", "a", "b", "b", None, ""],
+            "size": pa.array([1.0, 1, 1, 1, 2, 2, None, 2]),
+        }
+    )
+    spec = FeatureSpec((Categorical("town"), Numeric("size")), Label("late", positive="yes"), ("id",))
+    profile = profile_columns({"train": sample}, spec)
+    town, size = (profile.column(name) for name in ("town", "size"))
+    assert town is not None
+    assert size is not None
+    assert rate_rows(town) == [("a", 4, 0.25), ("b", 2, 1.0), ("missing", 2, 0.5)]
+    assert rate_rows(size) == [("up to 1", 4, 0.25), ("above 1 to 2", 3, 1.0), ("missing", 1, 0.0)]
+    of_numbers = FeatureSpec((Categorical("town"),), Label("size", "number"), ("id",))
+    numbers = profile_columns({"train": sample.slice(0, 6)}, of_numbers).column("town")
+    assert numbers is not None
+    assert rate_rows(numbers) == [("a", 4, 1.0), ("b", 2, 2.0)]
