@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike
 
 from mirrorspark.plots import style
 
-_MOST_CLASSES = 20
+MOST_CLASSES = 20
 _LONGEST_NAME = 16
 
 
-def confusion_matrix(label: ArrayLike, predicted: ArrayLike, names: Sequence[str]) -> Figure:
+def confusion_matrix(
+    label: ArrayLike, predicted: ArrayLike, names: Sequence[str], *, weight: ArrayLike | None = None
+) -> Figure:
     """Draw the share of each actual class that was predicted as each class; each row of the picture sums to 1.
 
     Of more than 20 classes the first 20, which are the most frequent ones, have places; the others share one.
@@ -23,6 +25,7 @@ def confusion_matrix(label: ArrayLike, predicted: ArrayLike, names: Sequence[str
         label: actual class numbers, ``[rows]``.
         predicted: predicted class numbers, ``[rows]``.
         names: names of the classes.
+        weight: non-negative row weights, ``[rows]``.
 
     Raises:
         ValueError: no rows, or unequal lengths.
@@ -30,13 +33,17 @@ def confusion_matrix(label: ArrayLike, predicted: ArrayLike, names: Sequence[str
     actual, guessed = np.asarray(label, np.int64), np.asarray(predicted, np.int64)
     if actual.shape != guessed.shape or not actual.size:
         raise ValueError(f"label has shape {actual.shape}, predicted {guessed.shape}; pass one class per row in both")
-    shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names[:_MOST_CLASSES]]
-    if len(names) > _MOST_CLASSES:
+    shown = shown_names(names)
+    if len(names) > MOST_CLASSES:
         shown.append("others")
     size = len(shown)
     counts = np.zeros((size, size))
-    np.add.at(counts, (np.minimum(actual, size - 1), np.minimum(guessed, size - 1)), 1)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    np.add.at(
+        counts,
+        (np.minimum(actual, size - 1), np.minimum(guessed, size - 1)),
+        1 if weight is None else np.asarray(weight),
+    )
+    shares = counts / np.where(rows := counts.sum(axis=1, keepdims=True), rows, 1)
     figure = style.new_figure(height_ratios=(max(1.0, 0.11 * size + 0.4),))
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -50,3 +57,8 @@ def confusion_matrix(label: ArrayLike, predicted: ArrayLike, names: Sequence[str
     style.dress(axes, title="Confusion", x="Predicted", y="Actual")
     axes.grid(visible=False)
     return figure
+
+
+def shown_names(names: Sequence[str]) -> list[str]:
+    """Return the names of the classes that have a place of their own, shortened."""
+    return [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names[:MOST_CLASSES]]

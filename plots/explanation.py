@@ -11,6 +11,8 @@ from mirrorspark.plots import style
 
 _COLUMNS = 3
 _LONGEST_VALUE = 14
+# Longer ones would leave no room for the bars.
+_LONGEST_NAME = 28
 
 
 def importance_chart(importance: Mapping[str, tuple[float, float]], *, loss: str = "loss") -> Figure:
@@ -29,15 +31,17 @@ def importance_chart(importance: Mapping[str, tuple[float, float]], *, loss: str
     names = sorted(importance, key=lambda name: importance[name][0])
     figure = style.new_figure(height_ratios=(max(0.45, 0.075 * len(names) + 0.2),))
     axes = figure.add_subplot()
+    # By place: shortened, two names may be the same.
     axes.barh(
-        names,
+        range(len(names)),
         [importance[name][0] for name in names],
         xerr=[importance[name][1] for name in names],
         color=style.MODEL,
         ecolor=style.GREY,
     )
+    axes.set_yticks(range(len(names)), [_shortened(name, _LONGEST_NAME) for name in names])
     axes.axvline(0, color=style.BLACK, linewidth=0.8)
-    style.dress(axes, title="Importance", x=f"Increase of {loss} when the feature is shuffled", y="")
+    style.dress(axes, title="Importance", x=f"Increase of {loss} when shuffled", y="")
     axes.grid(visible=False, axis="y")
     return figure
 
@@ -71,10 +75,15 @@ def dependence_chart(curves: Mapping[str, tuple[Sequence[object], Sequence[float
             axes.set_xticks(places, [_shortened(value) for value in values], rotation=60, ha="right", fontsize=8)
         # One scale for all panels, so that a flat one is seen to be flat.
         axes.set_ylim(low - margin, high + margin)
-        style.dress(axes, title=name, x="", y="Mean prediction" if position % columns == 1 or columns == 1 else "")
+        style.dress(
+            axes,
+            title=_shortened(name, _LONGEST_NAME),
+            x="",
+            y="Mean prediction" if position % columns == 1 or columns == 1 else "",
+        )
     return figure
 
 
-def _shortened(value: object) -> str:
+def _shortened(value: object, longest: int = _LONGEST_VALUE) -> str:
     text = "missing" if value is None else str(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

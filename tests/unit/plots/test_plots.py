@@ -17,11 +17,15 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve as sklearn_calibration_curve
 
 from mirrorspark.plots.calibration import calibration_bins, calibration_curve, compact_count, wilson_interval
+from mirrorspark.plots.classes import class_quality
+from mirrorspark.plots.confusion import confusion_matrix
+from mirrorspark.plots.image import figure_of_image
 from mirrorspark.plots.inputs import binary_inputs
 from mirrorspark.plots.learning_curves import learning_curves, panel_names
 from mirrorspark.plots.lift import cumulative_gain, decile_lift, lift_chart
 from mirrorspark.plots.precision_recall import precision_recall_curve
 from mirrorspark.plots.ranking import recall_at_k_curve
+from mirrorspark.plots.regression import predicted_and_actual, residuals_by_prediction
 from mirrorspark.plots.roc import roc_curve
 from mirrorspark.plots.score_histogram import score_histogram
 
@@ -332,3 +336,43 @@ def test_a_legend_covers_nothing_that_is_drawn_whatever_the_data(plot: BinaryPlo
                 assert not any(box.overlaps(panel) for panel in panels)
                 assert box.y1 <= axes.xaxis.get_tightbbox().y0  # below the panel's own words
                 assert box.y0 >= 0
+
+
+def test_the_plots_of_a_regression_count_weights_and_show_the_rival_beside() -> None:
+    label, score = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 3.0, 6.0])
+    rival = {"mean": np.full(4, 2.5)}
+    figure = predicted_and_actual(label, score, weight=[1, 1, 1, 5], baseline=rival)
+    assert legend_texts(figure.axes[1]) == ["model (mean 1.25)", "mean (mean -0.75)"]
+    # Rows of weight 0 are not there.
+    assert legend_texts(predicted_and_actual(label, score, weight=[1, 1, 1, 0]).axes[1]) == ["model (mean 0)"]
+    groups = residuals_by_prediction(label, score, weight=[1, 1, 1, 5], baseline=rival)
+    model, mean = groups.axes[0].get_lines()[:2]
+    assert list(model.get_xdata()) == [1, 2, 3, 6]
+    assert list(model.get_ydata()) == [0, 0, 0, 2]
+    assert list(mean.get_ydata()) == [-0.75]
+    assert list(groups.axes[1].get_lines()[1].get_ydata()) == pytest.approx(
+        [np.sqrt((2.25 + 0.25 + 0.25 + 5 * 2.25) / 8)]
+    )
+    with pytest.raises(ValueError, match=r"label has shape \(4,\) and score of mean \(3,\)"):
+        residuals_by_prediction(label, score, baseline={"mean": [1, 2, 3]})
+
+
+def test_precision_and_recall_of_classes_count_weights_and_stand_beside_the_rivals() -> None:
+    label, best = [0, 0, 1, 1], [0, 1, 1, 1]
+    figure = class_quality(label, best, ["road", "rail", "sea"], weight=[1, 1, 1, 3], baseline={"rival": [0, 0, 0, 2]})
+    precision, recall = figure.axes
+    assert [bar.get_width() for bar in precision.patches] == [1.0, 4 / 5, 0.0]
+    assert [bar.get_width() for bar in recall.patches] == [0.5, 1.0, 0.0]
+    (marks,) = recall.collections
+    assert [x for x, _ in np.asarray(marks.get_offsets()).tolist()] == [1.0, 0.0, 0.0]
+    assert set(legend_texts(precision)) == {"model", "rival"}
+    confusion = confusion_matrix(label, best, ["road", "rail", "sea"], weight=[1, 3, 1, 1])
+    assert [text.get_text() for text in confusion.axes[0].texts] == ["0.25", "0.75", "1.00"]
+
+
+def test_an_image_becomes_a_figure_of_its_size() -> None:
+    buffer = io.BytesIO()
+    original = roc_curve(LABEL, SCORE)
+    original.savefig(buffer, format="png")
+    again = figure_of_image(buffer.getvalue())
+    assert png_size(again) == png_size(original)

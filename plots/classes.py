@@ -1,0 +1,67 @@
+"""Precision and recall of each class beside those of a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from mirrorspark.plots import style
+from mirrorspark.plots.confusion import MOST_CLASSES, shown_names
+
+
+def class_quality(
+    label: ArrayLike,
+    predicted: ArrayLike,
+    names: Sequence[str],
+    *,
+    weight: ArrayLike | None = None,
+    baseline: Mapping[str, ArrayLike] | None = None,
+) -> Figure:
+    """Draw precision and recall by class: bars for the model, a mark for each baseline.
+
+    Of more than 20 classes the first 20, the most frequent ones, are drawn.
+
+    Args:
+        label: actual class numbers, ``[rows]``.
+        predicted: predicted class numbers, ``[rows]``.
+        names: names of the classes.
+        weight: non-negative row weights, ``[rows]``.
+        baseline: name -> predicted class numbers of models to compare with.
+    """
+    actual = np.asarray(label, np.int64)
+    weights = np.ones(len(actual)) if weight is None else np.asarray(weight, np.float64)
+    shown = shown_names(names)
+    places = np.arange(len(shown))
+    figure = style.new_figure(2, height_ratios=(max(0.9, 0.09 * len(shown) + 0.35),))
+    found = {"model": predicted, **(baseline or {})}
+    shares = {name: _precision_and_recall(actual, np.asarray(of), weights, len(shown)) for name, of in found.items()}
+    for position, (axes, title) in enumerate(
+        zip(figure.subplots(1, 2, sharey=True), ("Precision", "Recall"), strict=True)
+    ):
+        for index, (name, of) in enumerate(shares.items()):
+            if index == 0:
+                axes.barh(places, of[position], color=style.SKY, height=0.7, label=name)
+            else:
+                colour = style.baseline_colour(index - 1)
+                axes.scatter(of[position], places, color=colour, marker="D", s=26, zorder=3, label=name)
+        axes.set_yticks(places, shown)
+        axes.set_xlim(0, 1.02)
+        style.dress(axes, title=title, x=f"{title} of the class", y="")
+        axes.grid(visible=False, axis="y")
+        style.legend_below(axes)
+    figure.axes[0].invert_yaxis()
+    return figure
+
+
+def _precision_and_recall(
+    actual: NDArray[np.int64], predicted: NDArray[np.int64], weight: NDArray[np.float64], classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return both by class, ``[classes]``; 0 where a class was never predicted, or never is."""
+    size = max(MOST_CLASSES, int(max(actual.max(initial=0), predicted.max(initial=0)))) + 1
+    right = np.bincount(actual, weight * (actual == predicted), size)[:classes]
+    guesses, rows = (np.bincount(of, weight, size)[:classes] for of in (predicted, actual))
+    precision, recall = (np.divide(right, of, out=np.zeros(classes), where=of > 0) for of in (guesses, rows))
+    return precision, recall
