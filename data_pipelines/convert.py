@@ -25,6 +25,7 @@ from mirrorspark.data_pipelines.dataset.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     SPLITS,
+    TEST_ROWS_FILE,
     TRAIN_SPLIT,
     DatasetError,
     Manifest,
@@ -53,6 +54,9 @@ from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, W
 
 EXAMPLE_FILE = "example.parquet"
 EXAMPLE_ROWS = 5
+
+# As many as explain a model's predictions in two seconds.
+TEST_ROWS = 2_000
 
 # Folders in the write's staging folder besides the attempts that it publishes.
 _RAW_FOLDER = "raw"
@@ -264,6 +268,9 @@ class _Conversion:
         example = pa.BufferOutputStream()
         pq.write_table(raw_inputs(last_rows.slice(0, EXAMPLE_ROWS), self.spec), example)
         self._own(f"{FEATURES_FOLDER}/{EXAMPLE_FILE}").write_bytes(example.getvalue().to_pybytes())
+        kept = pa.BufferOutputStream()
+        pq.write_table(last_rows.slice(0, TEST_ROWS), kept)
+        self._own(TEST_ROWS_FILE).write_bytes(kept.getvalue().to_pybytes())
         self._own(PROFILE_FILE).write_bytes(json.dumps(profile.to_dict(), allow_nan=False).encode())
         manifest.save(self._own(MANIFEST_FILE).parent)
 

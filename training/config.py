@@ -389,6 +389,7 @@ _FREE_TO_CHANGE = frozenset(
     {"workers", "output", "tracking_uri", "experiment", "mlflow_run"}
     | {"master", "resume", "dry_run", "summary", "verbose"}
     | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy", "register"}
+    | {"explain", "price_per_core_hour"}
     | {"parameter_servers", "allow_open_servers"}
     | {"checkpoint_every_steps", "checkpoint_every_seconds", "keep_last", "keep_best", "steps_per_execution"}
     | {"max_restarts", "max_preemptions", "max_start_failures"}

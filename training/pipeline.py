@@ -24,19 +24,22 @@ from mirrorspark.training.training_job import TrainingJob, open_job
 __all__ = ["deliver", "dry_run", "prepare", "recipe_table", "run"]
 
 
-def run(config: RunConfig, tell: Callable[[Summary], None] = lambda summary: None) -> Summary:
+def run(
+    config: RunConfig, tell: Callable[[Summary], None] = lambda summary: None, *, began: float | None = None
+) -> Summary:
     """Do the main job and return its summary, or the summary of the run that has finished the same run date.
 
     Args:
         config: The run.
         tell: Gets the summary so far whenever it has grown, and a last time before an error is raised, so that it names
             the run that failed. It is called once for a run that had finished before.
+        began: When the command began, in monotonic seconds; by default now.
 
     Raises:
         Exception: The first error of the stage that failed. The MLflow run is then marked as failed, and the same
             command goes on from the last committed checkpoint.
     """
-    view = LiveView(epochs=config.epochs)
+    view = LiveView(epochs=config.epochs, began=began)
     sources, store = Sources.find(config), store_of(config)
     try:
         # With converted data, a finished run of that date is found without Spark.
@@ -84,6 +87,6 @@ def deliver(
     trained = delivery.deliver(job, attempts, process)
     assert prepared.table is not None  # noqa: S101 - a recipe has one
     report = score_and_compare(job, trained, prepared.table, config)
-    delivery.keep_report(job, trained, parity=f"max {report.max:.1e} over {report.rows:,} rows")
+    cost = delivery.keep_report(job, trained, parity=f"max {report.max:.1e} over {report.rows:,} rows")
     begun = run_summary.begun(job, is_reused=prepared.is_reused)
-    return run_summary.finished(run_summary.with_attempts(begun, trained.attempts, job), trained, report)
+    return run_summary.finished(run_summary.with_attempts(begun, trained.attempts, job), trained, report, cost)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def execute(config: RunConfig) -> int:
 
 
 def _run(config: RunConfig) -> int:
+    began = time.monotonic()
     from mirrorspark.training import pipeline  # Imports take seconds, which would delay --help and usage errors.
 
     known = Summary(status="running")
@@ -58,7 +60,7 @@ def _run(config: RunConfig) -> int:
         known = summary
 
     try:
-        summary = pipeline.run(config, keep)
+        summary = pipeline.run(config, keep, began=began)
     except ConfigError as error:
         return _refuse(error, config.summary)
     except KeyboardInterrupt:

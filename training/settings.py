@@ -50,8 +50,12 @@ class ResultSettings:
     ] = "active"
     baseline: Annotated[Baseline, doc("Baseline to compare the model with")] = "none"
     register: Annotated[Registered, doc("Model to register: this one, or the better of it and --baseline")] = "model"
+    explain: Annotated[bool, doc("Explain the predictions on some test rows, for the report")] = True
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False
+    price_per_core_hour: Annotated[
+        float | None, Ge(0), doc("Price of a core for an hour, in any currency, for the cost in report and summary")
+    ] = None
     verbose: Annotated[bool, doc("Show what Spark and TensorFlow log, and whole stack traces")] = False
 
 

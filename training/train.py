@@ -41,7 +41,7 @@ def train(
     """Train on ``dataset``, export the best epoch, register it as challenger and evaluate it.
 
     If the configuration's ``run_date`` has been finished on the same dataset, nothing is trained or registered: the
-    former result is returned, without its figures, which are in MLflow.
+    former result is returned, with the images of its figures.
 
     Args:
         dataset: A dataset from :func:`data_pipelines.convert.convert`, or its path; on storage that every worker reads.

@@ -14,6 +14,7 @@ from pathlib import Path
 from mirrorspark.data_pipelines.dataset.manifest import (
     FEATURES_FOLDER,
     MANIFEST_FILE,
+    TEST_ROWS_FILE,
     DatasetError,
     Manifest,
     check_directory,
@@ -157,7 +158,7 @@ def _files_of(location: StoragePath, manifest: Manifest) -> list[StoredFile]:
     missing = sorted(shards - set(files))
     if missing:
         raise DatasetError(f"shard {location / missing[0]} is missing; delete {location} and convert again")
-    own = shards | {PROFILE_FILE, PAGE_FILE}
+    own = shards | {PROFILE_FILE, PAGE_FILE, TEST_ROWS_FILE}
     wanted = {name: file for name, file in files.items() if name in own or name.startswith(FEATURES_FOLDER + "/")}
     # The keys of an object store may be any text.
     if outside := next(filter(leads_out, wanted), None):

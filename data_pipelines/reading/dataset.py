@@ -18,7 +18,14 @@ import numpy.typing as npt
 
 from mirrorspark.data_pipelines.dataset.blocks import Block, decode_block
 from mirrorspark.data_pipelines.dataset.cache import DatasetCache
-from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard, check_directory
+from mirrorspark.data_pipelines.dataset.manifest import (
+    FEATURES_FOLDER,
+    TEST_ROWS_FILE,
+    DatasetError,
+    Manifest,
+    Shard,
+    check_directory,
+)
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import SparseRows
@@ -40,6 +47,7 @@ from mirrorspark.storage.host_cache import Lease
 from mirrorspark.storage.paths import StoragePath
 
 if TYPE_CHECKING:  # the driver reads datasets without loading TensorFlow
+    import pyarrow as pa
     import tensorflow as tf
 
 _PREFETCHED_STEPS = 4
@@ -132,6 +140,13 @@ class Dataset:
     def spec(self) -> FeatureSpec:
         """The feature spec."""
         return self.features.spec
+
+    def kept_test_rows(self) -> "pa.Table | None":
+        """Return the raw test rows that conversion has kept, some thousands; None for a dataset of before."""
+        import pyarrow.parquet as pq  # workers read no Parquet
+
+        file = self.path / TEST_ROWS_FILE
+        return pq.read_table(file) if file.is_file() else None
 
     def steps(self, split: str, global_batch_size: int, remainder: Remainder = "pad") -> int:
         """Return the number of batches in one epoch of ``split``, including a padded last one unless it is dropped.

@@ -54,6 +54,17 @@ def test_a_pandas_table_becomes_a_registered_model_that_is_compared_and_reported
     run = client.get_run(fitted.trained.run_id)
     assert run.info.status == "FINISHED"
     assert "late 1" in page
+    # Of the export's own process, by the model that it has just restored.
+    assert "What the predictions depend on" in page
+    explanation = fitted.trained.explanation
+    assert explanation is not None
+    assert list(explanation.importance["feature"]) == ["town", "kilometres"]
+    assert explanation.rows == fitted.dataset.manifest.rows("test")
+    assert "95% interval" in page
+    cost = fitted.trained.cost
+    assert cost is not None
+    assert set(cost.core_seconds) >= {"start", "infer", "convert", "train", "export", "evaluate", "between stages"}
+    assert run.data.metrics["core_seconds"] >= cost.total_core_seconds > 0
     assert {entry.path for entry in client.list_artifacts(fitted.trained.run_id)} >= {"report.html", "plots"}
     shown = fitted._repr_html_()
     assert shown.count("<img") == len(fitted.plots) == 6
@@ -264,6 +275,8 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
         assert result.table.columns[-1] == "network"
         assert "gradient boosting, better than the network" in result.report.read_text(encoding="utf-8")
     assert at_least <= result.metrics["test"][metric] <= at_most
+    assert result.trained.explanation is not None
+    assert metric in result.trained.verdict.baseline["intervals"]
     of_baseline = result.table.iloc[:, -1].drop(["interval_coverage", "interval_width"], errors="ignore")
     assert of_baseline.notna().all()
     column = "scores" if kind == "multi_class" else "score"

@@ -49,6 +49,7 @@ class LiveView:
         write: Callable[[str], None] | None = None,
         screen: Screen | None = None,
         clock: Callable[[], float] = time.monotonic,
+        began: float | None = None,
     ) -> None:
         """Choose the screen.
 
@@ -58,6 +59,7 @@ class LiveView:
             write: Writes a line; by default the screen, or standard error without one.
             screen: The screen; by default the notebook's cell, else the terminal.
             clock: Returns monotonic seconds.
+            began: When the run began, by the clock; by default now.
         """
         # Not rich's own recognition of notebooks, which would write into the cell by itself.
         console = Console(stderr=True, force_jupyter=False)
@@ -66,6 +68,8 @@ class LiveView:
         self._screen = screen or (TerminalScreen(console) if display is None else NotebookScreen(display))
         self._write_to = write or (self._screen.write if self._is_interactive else _print)
         self._clock = clock
+        self._began = clock() if began is None else began
+        self._first_stage: float | None = None
         # Threads of the ranks' connections and the supervisor bring events; the ticker's thread draws.
         self._lock = threading.RLock()
         self._state = TrainingState(epochs)
@@ -105,6 +109,7 @@ class LiveView:
         ticker = threading.Thread(target=self._tick, args=(spark, done), name="live-view", daemon=True)
         with self._lock:
             self._stage = stage
+            self._first_stage = stage.begin if self._first_stage is None else self._first_stage
             if self._draws_history:
                 # A cell's output belongs to the cell that runs now, in this thread; the ticker's thread updates it.
                 self._show()
@@ -116,7 +121,8 @@ class LiveView:
         finally:
             done.set()
             ticker.join(timeout=5)
-            self.timings[name] = seconds = self._clock() - stage.begin
+            seconds = self._clock() - stage.begin
+            self.timings[name] = self.timings.get(name, 0.0) + seconds
             with self._lock:
                 self._write_messages(everything=True)
                 self._stage = None
@@ -124,7 +130,15 @@ class LiveView:
                 self._finished.append(FinishedStage(name, seconds, note, has_failed))
                 if self._is_interactive:
                     self._show()
-        self._write_milestone(f"{name:<10} {self.timings[name]:6.1f} s  {stage.note}")
+        self._write_milestone(f"{name:<10} {seconds:6.1f} s  {stage.note}")
+
+    def all_seconds(self) -> dict[str, float]:
+        """Return seconds that add up to the time since the beginning: the start, each stage, and between the stages."""
+        now = self._clock()
+        start = (now if self._first_stage is None else self._first_stage) - self._began
+        between = now - self._began - start - sum(self.timings.values())
+        seconds = {"start": start, **self.timings, "between stages": max(0.0, between)}
+        return {name: round(value, 2) for name, value in seconds.items()}
 
     def on_event(self, event: Event) -> None:
         """Show an event of a rank or of the supervisor."""

@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "predictions"
 
     @property
+    def plots(self) -> Path:
+        """The figures of the evaluation, a PNG image each."""
+        return self.path / "plots"
+
+    @property
     def exported(self) -> Path:
         """The result of the export, once it is done."""
         return self.path / "export.json"

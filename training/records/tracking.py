@@ -342,11 +342,12 @@ class TrackedRun:
         """Keep a text as an artifact."""
         self._buffer.call(LogArtifact.of(name, text.encode()))
 
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """Keep a figure as a PNG artifact under ``plots/``."""
+    def log_figure(self, figure: Figure, name: str) -> bytes:
+        """Keep a figure as a PNG artifact under ``plots/``, and return the image."""
         content = io.BytesIO()
         figure.savefig(content, dpi=120, format="png")
         self._buffer.call(LogArtifact.of(f"plots/{name}.png", content.getvalue()))
+        return content.getvalue()
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Keep a folder's files as artifacts under ``name``."""

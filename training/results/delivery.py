@@ -15,10 +15,15 @@ from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
 from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
+from mirrorspark.data_pipelines.convert import read_profile
+from mirrorspark.data_pipelines.dataset.manifest import DatasetError
+from mirrorspark.data_pipelines.quality.dataset_page import rate_name
+from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.plots.image import figure_of_image
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage.atomic_file import replaced, write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import RunConfig, TrainingConfig
 from mirrorspark.training.protocol.cause import Attempt
@@ -34,12 +39,13 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_regression,
     judge_retrieval,
 )
-from mirrorspark.training.results.evaluation.explain import Explanation
+from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
 from mirrorspark.training.results.evaluation.rival import NETWORK, OTHER_FOLDER, Choice, read_scores
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
+from mirrorspark.training.results.report.cost import Cost, cost_of
 from mirrorspark.training.results.report.model_card import model_card
-from mirrorspark.training.results.report.report import REPORT_FILE, ReportFacts, write_report
+from mirrorspark.training.results.report.report import REPORT_FILE, ReportFacts, rates_of, write_report
 from mirrorspark.training.results.report.shown import trained_html
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.training_job import TrainingJob
@@ -62,9 +68,12 @@ class Trained:
         verdict: Metrics per split, baseline and plots.
         predictions: The training framework's own predictions of each evaluated split, with keys and label.
         run_folder: Configuration, events, checkpoints and results.
-        seconds: Seconds per stage.
+        seconds: Seconds per stage, with the start and the time between stages.
+        cost: Core-seconds per stage, and money where the price of a core is known.
         chosen: Why this one was registered, in words, where ``register`` is ``better``.
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
+        explanation: What the predictions depend on, measured on some test rows; None if it was switched off or the
+            model cannot be explained quickly.
     """
 
     run_id: str
@@ -78,8 +87,10 @@ class Trained:
     run_folder: Path
     tracking_uri: str = field(repr=False)  # it may hold a password
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    cost: Cost | None = field(default=None, repr=False)
     chosen: str | None = None
     run_page: str | None = None
+    explanation: Explanation | None = field(default=None, repr=False)
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -163,6 +174,7 @@ def report_facts(
     config: TrainingConfig,
     *,
     seconds: Mapping[str, float] | None = None,
+    cost: Cost | None = None,
     parity: str | None = None,
     explanation: Explanation | None = None,
 ) -> ReportFacts:
@@ -173,8 +185,9 @@ def report_facts(
         dataset: What it was trained on.
         config: Its settings.
         seconds: Seconds per stage; by default those of its stages so far.
+        cost: What they cost; by default as the training has recorded it.
         parity: The comparison of Spark's scores with the training framework's, in words.
-        explanation: What the predictions depend on, once it has been measured.
+        explanation: What the predictions depend on; by default what was measured after the training.
     """
     facts = {
         "model": trained.version_uri,
@@ -189,7 +202,8 @@ def report_facts(
         facts["registered"] = trained.chosen
     if parity is not None:
         facts["parity"] = parity
-    manifest = dataset.manifest
+    manifest, profile = dataset.manifest, _profile(dataset)
+    label = profile.column(dataset.spec.label.name) if profile else None
     return ReportFacts(
         title=f"{trained.registered_model} {trained.model_version}",
         metrics=trained.verdict.metrics,
@@ -198,20 +212,50 @@ def report_facts(
         rows={split: manifest.rows(split) for split in manifest.splits},
         findings=[dict(finding) for finding in manifest.findings],
         seconds=trained.seconds if seconds is None else seconds,
+        cost=cost or trained.cost,
         facts=facts,
+        rates=rates_of(profile) if profile else (),
+        rate_name=rate_name(label) if label else "",
         settings=config.public(),
-        explanation=explanation,
+        explanation=explanation or trained.explanation,
     )
 
 
-def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None) -> None:
-    """Write the report into the run's folder and into MLflow."""
-    facts = report_facts(trained, job.dataset, job.config, seconds=job.view.timings, parity=parity)
+def _profile(dataset: Dataset) -> DatasetProfile | None:
+    """Return the profile of a dataset; None for one that has none, or one of another version."""
+    try:
+        return read_profile(dataset.path)
+    except DatasetError:
+        return None
+
+
+def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None) -> Cost:
+    """Write the report into the run's folder and into MLflow, with the time and the cost so far, which are returned."""
+    seconds = job.view.all_seconds()
+    cost = _cost(job, trained.attempts, seconds)
+    facts = report_facts(trained, job.dataset, job.config, seconds=seconds, cost=cost, parity=parity)
+    values = {f"seconds_{name.replace(' ', '_')}": value for name, value in seconds.items()}
+    values["core_seconds"] = cost.total_core_seconds
+    job.log_metrics(values | ({} if cost.money is None else {"cost": cost.money}))
     job.tracked.log_text(write_report(facts, job.folder.path / REPORT_FILE), REPORT_FILE)
+    return cost
+
+
+def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str, float]) -> Cost:
+    per_task = int(job.spark.conf.get("spark.task.cpus", "1") or 1)
+    beside = job.config.ranks_beside_workers
+    workers = next((attempt.workers for attempt in reversed(attempts) if attempt.workers), job.config.worker_range.most)
+    return cost_of(
+        seconds,
+        worker_cores=(workers + beside) * per_task,
+        spark_cores=(job.slots() + beside) * per_task,
+        driver_cores=os.cpu_count() or 1,
+        price_per_core_hour=job.config.price_per_core_hour,
+    )
 
 
 def keep_delivery(trained: Trained, folder: RunFolder) -> None:
-    """Write the result of a training to a file; its predictions are in the same folder, its figures in MLflow."""
+    """Write the result of a training to a file; its predictions and figures are in the same folder."""
     document = {
         "run_id": trained.run_id,
         "model_uri": trained.model_uri,
@@ -222,6 +266,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "metrics": trained.verdict.metrics,
         "baseline": trained.verdict.baseline,
         "seconds": dict(trained.seconds),
+        "cost": trained.cost and trained.cost.to_dict(),
         "chosen": trained.chosen,
         "run_page": trained.run_page,
     }
@@ -229,7 +274,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
 
 
 def recall_delivery(folder: RunFolder, store: str) -> Trained:
-    """Return the result that :func:`keep_delivery` wrote, without the figures.
+    """Return the result that :func:`keep_delivery` wrote; its figures show the images of then.
 
     Args:
         folder: Folder of a finished run.
@@ -240,15 +285,19 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
     """
     try:
         document = json.loads(folder.delivered.read_text(encoding="utf-8"))
-        verdict = Verdict(document.pop("metrics"), document.pop("baseline"), {})
+        figures = {file.stem: figure_of_image(file.read_bytes()) for file in sorted(folder.plots.glob("*.png"))}
+        verdict = Verdict(document.pop("metrics"), document.pop("baseline"), figures)
+        cost = document.pop("cost", None)
         attempts = tuple(map(Attempt.from_document, document.pop("attempts")))
         return Trained(
             **document,
             attempts=attempts,
+            cost=Cost(**cost) if cost else None,
             verdict=verdict,
             predictions=_predictions(folder),
             run_folder=folder.path,
             tracking_uri=store,
+            explanation=Explanation.load(folder.predictions / EXPLANATION_FILE),
         )
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ResultLostError(
@@ -307,6 +356,7 @@ def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
         threads=_threads(config),
         monitor=config.monitor,
         register=config.register,
+        explain=config.explain,
     )
 
 
@@ -353,9 +403,15 @@ def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
     # Where gradient boosting is registered, the network is what it was compared with.
     other = NETWORK if verdict.baseline.get("name") == NETWORK else "baseline"
     values |= {f"{other}_{name}": value for name, value in verdict.baseline.get("metrics", {}).items()}
+    for name, interval in verdict.baseline.get("intervals", {}).items():
+        ends = {"": interval["difference"], "_low": interval["low"], "_high": interval["high"]}
+        values |= {f"difference_{name}{end}": value for end, value in ends.items()}
     job.log_metrics(values, model_uri)
     for name, figure in verdict.figures.items():
-        job.tracked.log_figure(figure, name)
+        image = job.tracked.log_figure(figure, name)
+        job.folder.plots.mkdir(exist_ok=True)
+        with replaced(job.folder.plots / f"{name}.png") as file:
+            file.write(image)
 
 
 def _describe_model(job: TrainingJob, exported: ExportResult, verdict: Verdict, choice: Choice | None) -> None:
@@ -395,7 +451,9 @@ def _trained(
         predictions=predictions,
         run_folder=job.folder.path,
         tracking_uri=job.tracked.uri,
-        seconds={name: round(seconds, 2) for name, seconds in job.view.timings.items()},
+        seconds=(seconds := job.view.all_seconds()),
+        cost=_cost(job, attempts, seconds),
         chosen=choice.in_words() if choice else None,
         run_page=job.tracked.page,
+        explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),
     )

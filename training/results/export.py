@@ -37,7 +37,7 @@ from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.executor import child_process
 from mirrorspark.training.executor.child_process import Tail
-from mirrorspark.training.results.predictions import all_predictions, traced
+from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.
 CHECKPOINT_TAG = "checkpoint"
@@ -81,6 +81,7 @@ class ExportPlan:
         threads: TensorFlow threads.
         monitor: Metric that chooses between the model and gradient boosting.
         register: ``model``, or ``better`` to register the better of the two.
+        explain: Explain the registered one's predictions of the test rows that the dataset has kept.
     """
 
     dataset: str
@@ -100,6 +101,7 @@ class ExportPlan:
     threads: int
     monitor: str = ""
     register: str = "model"
+    explain: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -267,9 +269,12 @@ def main() -> int:
     registered = plan.model
     if plan.register == "better":
         tell("fitting gradient boosting")
-        registered, tables = _better(plan, dataset, architecture.TASK, tables)
+        registered, tables, predict = _better(plan, dataset, architecture.TASK, tables, predict)
     for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
+    if plan.explain:
+        tell("explaining the predictions")
+        _explain(plan, dataset, predict)
     tell("registering")
     print(json.dumps(dataclasses.asdict(_register(plan, dataset, registered))), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
@@ -296,17 +301,34 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
     return model
 
 
+def _explain(plan: ExportPlan, dataset: Dataset, predict: Callable[[Any], Any]) -> None:
+    """Keep an explanation of the predictions beside them, if they can be explained quickly."""
+    from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, explain_on_kept_rows
+
+    found = explain_on_kept_rows(dataset.kept_test_rows(), dataset.features, of_raw_rows(predict, dataset.features))
+    if found is not None:
+        found.save(Path(plan.predictions) / EXPLANATION_FILE)
+
+
 def _better(
-    plan: ExportPlan, dataset: Dataset, task: str, tables: Mapping[str, pa.Table]
-) -> tuple[str, Mapping[str, pa.Table]]:
-    """Put gradient boosting into the model's folder if it is better; return the better one's name and predictions."""
+    plan: ExportPlan,
+    dataset: Dataset,
+    task: str,
+    tables: Mapping[str, pa.Table],
+    predict: Callable[[Any], Any],
+) -> tuple[str, Mapping[str, pa.Table], Callable[[Any], Any]]:
+    """Put gradient boosting into the model's folder if it is better.
+
+    Returns:
+        The better one's name, its predictions, and how it predicts.
+    """
     from mirrorspark.models import boosted_trees
     from mirrorspark.models.serving import export as serving
     from mirrorspark.training.results.evaluation import rival
 
     choice, fitted, chosen = rival.challenge(dataset, task, plan.monitor, plan.seed, tables, Path(plan.predictions))
     if choice.registered == rival.NETWORK:
-        return plan.model, chosen
+        return plan.model, chosen, predict
     folder = Path(plan.folder)
     shutil.rmtree(folder / SAVED_MODEL_FOLDER)
     trees = boosted_trees.BoostedTrees(rival.trees_of(fitted))
@@ -314,7 +336,7 @@ def _better(
     description = ModelDescription.load(folder)
     versions = {**description.versions, "scikit-learn": version("scikit-learn")}
     dataclasses.replace(description, architecture=catalog.BOOSTED_TREES, versions=versions).save(folder)
-    return catalog.BOOSTED_TREES, chosen
+    return catalog.BOOSTED_TREES, chosen, traced(boosted_trees, trees)
 
 
 def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:

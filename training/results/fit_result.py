@@ -75,7 +75,7 @@ class FitResult:
 
     @property
     def plots(self) -> "dict[str, Figure]":
-        """The plots by name; empty for a run that had finished before."""
+        """The plots by name; of a run that had finished before, their images."""
         return dict(self.trained.verdict.figures)
 
     @property

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.training.results.evaluation.ranking import best_candidates
@@ -20,6 +21,22 @@ def traced(architecture: Any, model: Any) -> Callable[[Any], Any]:
     import tensorflow as tf
 
     return tf.function(lambda inputs: architecture.predict(model, inputs), reduce_retracing=True)
+
+
+def of_raw_rows(predict: Callable[[Any], Any], features: FittedFeatures) -> Callable[[pa.Table], np.ndarray]:
+    """Return a function from raw columns to predictions, ``[rows]`` or ``[rows, classes]``."""
+    import tensorflow as tf
+
+    from mirrorspark.models.serving.preprocessing import model_inputs
+
+    encoder, inputs = Encoder(features), features.spec.query_features
+
+    def predicted(rows: pa.Table) -> np.ndarray:
+        tensors = {name: tf.constant(values) for name, values in encoder.encode_padded(rows, inputs).items()}
+        found = predict(model_inputs(inputs, tensors))
+        return np.asarray(found["scores" if "scores" in found else "score"].numpy())
+
+    return predicted
 
 
 def reference_predictions(

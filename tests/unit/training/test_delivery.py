@@ -1,6 +1,7 @@
 """T7: a delivery that was cut off goes on with what it has exported and registered."""
 
 import dataclasses
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import mlflow
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.live.view import LiveView
@@ -22,6 +25,7 @@ from mirrorspark.training.results import delivery
 from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
 from mirrorspark.training.results.evaluation.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
 from mirrorspark.training.results.evaluation.rival import OTHER_FOLDER, choose
 from mirrorspark.training.results.export import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
@@ -54,8 +58,10 @@ class FakeTracked:
     def log_tags(self, tags: dict[str, str]) -> None:
         self.tags |= tags
 
-    def log_figure(self, figure: Any, name: str) -> None:
-        pass
+    def log_figure(self, figure: Any, name: str) -> bytes:
+        content = io.BytesIO()
+        figure.savefig(content, dpi=20)
+        return content.getvalue()
 
     def log_model_metrics(self, model_uri: str, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
@@ -81,8 +87,9 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, lines: list[str]) 
     run = OpenRun(folder, cast(Any, FakeTracked()), view)
     manifest = SimpleNamespace(splits=["test"], rows=lambda split: 2)
     spec = new_config().spec
+    session = SimpleNamespace(conf=SimpleNamespace(get=lambda name, default: default))
     dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10, spec=spec, manifest=manifest)
-    job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), cast(Any, None), run, lambda: 1)
+    job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), cast(Any, session), run, lambda: 1)
     for epoch in (1, 2):
         logs = {"loss": 1 / epoch, "val_auc": 0.6 + epoch / 10}
         job.keep_epoch({"event": "epoch_end", "rank": 0, "epoch": epoch, "logs": logs, "examples_per_second": 100.0})
@@ -199,6 +206,30 @@ def test_a_better_rival_is_judged_in_the_networks_place_and_beside_it(
     assert "Architecture: `hist_gradient_boosting`" in tracked.tags["mlflow.note.content"]
     assert trained.chosen == choice.in_words()
     assert "registered as models:/rides/1: gradient boosting, better than the network" in lines[0]
+    # The ends of the interval are metrics, too: three rows say nothing of the difference.
+    assert tracked.metrics["difference_auc"] == 0.5
+    assert tracked.metrics["difference_auc_low"] <= 0.5 <= tracked.metrics["difference_auc_high"]
+
+
+def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L6: ``result.plots`` of a run that had finished before."""
+    figures = {"roc": Figure(), "lift": Figure()}
+    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, figures))
+    table = pd.DataFrame({"feature": ["town"], "importance": [0.5], "deviation": [0.1]})
+    Path(job.folder.predictions).mkdir()
+    Explanation(table, {}, table, table, "log loss", 9).save(job.folder.predictions / EXPLANATION_FILE)
+    trained = delivery.deliver(job, ATTEMPTS)
+    assert trained.explanation is not None
+    assert exports[0].explain
+    delivery.keep_delivery(trained, job.folder)
+    again = delivery.recall_delivery(job.folder, FakeTracked.uri)
+    assert set(again.verdict.figures) == {"roc", "lift"}
+    assert again.cost == trained.cost
+    assert again.cost is not None
+    assert again.explanation is not None
+    assert (again.explanation.rows, again.seconds) == (9, trained.seconds)
 
 
 def test_a_delivery_that_was_cut_off_goes_on_with_the_version_it_has_registered(

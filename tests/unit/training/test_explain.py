@@ -1,14 +1,24 @@
 """T8, H9: what predictions depend on, for a model whose answer is known."""
 
+from datetime import datetime
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.training.results.evaluation.explain import ExplanationError, explain
+from mirrorspark.training.results.evaluation import explain as explain_module
+from mirrorspark.training.results.evaluation.explain import (
+    Explanation,
+    ExplanationError,
+    explain,
+    explain_on_kept_rows,
+)
 
 SPEC = FeatureSpec.from_dict(
     {
@@ -100,3 +110,51 @@ def test_values_of_few_rows_are_no_slice() -> None:
     none = explain(rows.slice(0, 20), FittedFeatures(SPEC, {}, {}), knows_the_town, repeats=1)
     assert none.slices.empty
     assert "label" in none.slices
+
+
+def test_after_a_training_the_kept_rows_are_explained_and_the_result_survives_its_file(tmp_path: Path) -> None:
+    features = FittedFeatures(SPEC, {}, {})
+    found = explain_on_kept_rows(ROWS, features, knows_the_town)
+    assert found is not None
+    found.save(tmp_path / "explanation.json")
+    again = Explanation.load(tmp_path / "explanation.json")
+    assert again is not None
+    for name in ("importance", "slices", "worst"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_dtype=False)
+    assert set(again.dependence) == set(found.dependence)
+    assert (again.loss, again.rows) == ("log loss", 4 * ROUNDS)
+    assert again._repr_html_() == found._repr_html_()
+    assert Explanation.load(tmp_path / "none.json") is None
+
+
+def test_what_would_take_minutes_or_cannot_be_explained_is_left_out_after_a_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = FittedFeatures(SPEC, {}, {})
+    assert explain_on_kept_rows(None, features, knows_the_town) is None
+    assert explain_on_kept_rows(ROWS.slice(0, 0), features, knows_the_town) is None
+    candidate = FeatureSpec((Categorical("town"), Categorical("way")), Label("way", "candidate"), ("ride",))
+    assert explain_on_kept_rows(ROWS, FittedFeatures(candidate, {}, {}), knows_the_town) is None
+    monkeypatch.setattr(explain_module, "MOST_FEATURES", 2)
+    assert explain_on_kept_rows(ROWS, features, knows_the_town) is None
+
+
+def test_a_list_a_time_and_a_column_named_label_are_kept_as_they_are_shown(tmp_path: Path) -> None:
+    spec = FeatureSpec(
+        (Categorical("town"), MultiValued("stops", max_length=2), Numeric("label")), Label("late"), ("ride",)
+    )
+    rows = pa.table(
+        {
+            "ride": pa.array([datetime(2026, 1, day) for day in range(1, 5)]),
+            "town": ["here", "there", None, "here"],
+            "stops": [["a"], [], None, ["b", "c"]],
+            "label": [0.5, 1.5, None, 2.5],
+            "late": [0, 1, 0, 1],
+        }
+    )
+    found = explain(rows, FittedFeatures(spec, {}, {}), lambda table: np.full(table.num_rows, 0.4))
+    found.save(tmp_path / "explanation.json")
+    again = Explanation.load(tmp_path / "explanation.json")
+    assert again is not None
+    assert list(again.worst.columns) == list(found.worst.columns)
+    assert "2026-01-02" in again._repr_html_()

@@ -293,6 +293,19 @@ def test_the_time_left_follows_from_the_speed_of_this_attempt(capsys: pytest.Cap
         assert "0:01:50, 0:01:04 left" in drawn("step 80/100", capsys)
 
 
+def test_the_seconds_of_stages_start_and_gaps_add_up_to_the_time_since_the_beginning() -> None:
+    now = [103.0]
+    view = LiveView(epochs=5, is_interactive=False, write=lambda line: None, clock=lambda: now[0], began=100.0)
+    assert view.all_seconds() == {"start": 3.0, "between stages": 0.0}
+    for name, seconds in (("convert", 10.0), ("train", 20.0), ("convert", 5.0)):
+        now[0] += 2.0
+        with view.stage(name):
+            now[0] += seconds
+    now[0] += 1.0
+    assert view.all_seconds() == {"start": 5.0, "convert": 15.0, "train": 20.0, "between stages": 5.0}
+    assert sum(view.all_seconds().values()) == now[0] - 100.0
+
+
 def test_a_stage_of_unknown_length_shows_its_time(terminal: LiveView, capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.stage("export"):
         assert re.search(r"export     0:00:\d\d", drawn("export", capsys))

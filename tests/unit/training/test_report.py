@@ -2,13 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.profiling import profile_columns
+from mirrorspark.training.results.report.cost import cost_of
 from mirrorspark.training.results.report.report import (
     ReportFacts,
+    comparison_table,
     is_better,
     metrics_table,
+    rates_of,
+    report_page,
     verdict_sentence,
     write_report,
 )
@@ -96,3 +105,64 @@ def test_the_better_value_of_a_metric_is_larger_smaller_or_nearer_to_0(
 def test_a_metric_that_describes_has_no_better_value(metric: str) -> None:
     assert not is_better(metric, 0.9, 0.5)
     assert not is_better(metric, 0.5, 0.9)
+
+
+def of_difference(difference: float, low: float, high: float) -> dict[str, float]:
+    return {"difference": difference, "low": low, "high": high}
+
+
+def test_a_difference_within_its_interval_is_none_and_any_other_is_told_with_its_ends() -> None:
+    """F7: other test rows would give another difference."""
+    baseline = {
+        "name": "hist_gradient_boosting",
+        "metrics": {"auc": 0.7, "pr_auc": 0.49, "log_loss": 0.5},
+        "intervals": {
+            "auc": of_difference(0.05, 0.03, 0.07),
+            "pr_auc": of_difference(0.01, -0.01, 0.03),
+            "log_loss": of_difference(-0.1, -0.2, -0.05),
+        },
+    }
+    assert verdict_sentence({"test": MODEL}, baseline) == (
+        "The model is better than gradient boosting on the test rows, in AUC by 0.05 (95% interval 0.03 to 0.07; 0.75 "
+        "against 0.7) and log loss by 0.1 (95% interval 0.05 to 0.2; 0.4 against 0.5). There is no difference beyond "
+        "the noise in PR AUC (0.5 against 0.49; difference +0.01, 95% interval -0.01 to +0.03)."
+    )
+    within = baseline | {"intervals": dict.fromkeys(MODEL, of_difference(0.01, -0.01, 0.03))}
+    assert verdict_sentence({"test": MODEL}, within).startswith(
+        "The model and gradient boosting do not differ beyond the noise on the test rows: AUC (0.75 against 0.7; "
+    )
+    table = comparison_table({"test": MODEL}, baseline)
+    assert list(table["the model is"]) == ["better", "no difference beyond the noise", "better"]
+    assert comparison_table({"test": MODEL}, {}).empty
+
+
+def test_the_cost_is_seconds_times_the_cores_that_a_stage_holds() -> None:
+    seconds = {"start": 2.0, "convert": 10.0, "train": 100.0, "between stages": 1.0}
+    cost = cost_of(seconds, worker_cores=8, spark_cores=12, driver_cores=4, price_per_core_hour=0.06)
+    assert cost.core_seconds == {"start": 8.0, "convert": 120.0, "train": 800.0, "between stages": 4.0}
+    assert cost.total_core_seconds == 932.0
+    assert cost.money == pytest.approx(932 / 3600 * 0.06)
+    assert cost_of(seconds, worker_cores=8, spark_cores=12, driver_cores=4).money is None
+    page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds=seconds, cost=cost))
+    assert "800 core-s" in page
+    assert "At 0.06 per core and hour they cost 0.01553." in page
+    assert "core-s" not in report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds=seconds))
+
+
+def test_the_columns_whose_values_differ_the_most_come_first() -> None:
+    sample = pa.table(
+        {
+            "id": np.arange(60),
+            "late": [n % 2 for n in range(60)],
+            "weak": ["a", "b", "b"] * 20,
+            "strong": ["<on>", "off"] * 30,
+            "one": ["x"] * 60,
+        }
+    )
+    features = tuple(Categorical(name) for name in ("weak", "strong", "one"))
+    rates = rates_of(profile_columns({"train": sample}, FeatureSpec(features, Label("late"), ("id",))))
+    assert [name for name, _ in rates] == ["strong", "weak"]
+    assert rates[0][1] == [("<on>", 30, 0.0), ("off", 30, 1.0)]
+    page = report_page(ReportFacts("late 3", {}, {}, {}, {}, rates=rates, rate_name="rate of late"))
+    assert "<h2>Rate of late by value</h2>" in page
+    assert "&lt;on&gt;" in page

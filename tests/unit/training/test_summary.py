@@ -36,7 +36,7 @@ BINARY = Summary(
 # The fields that the documentation of --summary promises, in its order.
 PROMISED = [
     *("status", "run_id", "experiment", "model_uri", "registered_model", "model_version", "metrics", "baseline"),
-    *("parity", "timings", "examples_per_second", "workers", "attempts", "dataset", "scored_table"),
+    *("parity", "timings", "cost", "examples_per_second", "workers", "attempts", "dataset", "scored_table"),
 ]
 
 

@@ -14,12 +14,13 @@ from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.plots.calibration import calibration_curve
+from mirrorspark.plots.classes import class_quality
 from mirrorspark.plots.confusion import confusion_matrix
 from mirrorspark.plots.learning_curves import learning_curves
 from mirrorspark.plots.lift import lift_chart
 from mirrorspark.plots.precision_recall import precision_recall_curve
 from mirrorspark.plots.ranking import recall_at_k_curve
-from mirrorspark.plots.regression import predicted_and_actual
+from mirrorspark.plots.regression import predicted_and_actual, residuals_by_prediction
 from mirrorspark.plots.roc import roc_curve
 from mirrorspark.plots.score_histogram import score_histogram
 from mirrorspark.training.results.evaluation.baselines import (
@@ -28,6 +29,14 @@ from mirrorspark.training.results.evaluation.baselines import (
     hist_gradient_boosting,
     popularity,
 )
+from mirrorspark.training.results.evaluation.bootstrap import (
+    binary_statistics,
+    mean_statistics,
+    multi_class_statistics,
+    multi_label_values,
+    paired_intervals,
+    regression_statistics,
+)
 from mirrorspark.training.results.evaluation.metrics import (
     RANKING_KS,
     binary_metrics,
@@ -35,6 +44,7 @@ from mirrorspark.training.results.evaluation.metrics import (
     multi_class_metrics,
     multi_label_metrics,
     ranking_metrics,
+    ranking_values,
     regression_metrics,
 )
 
@@ -54,7 +64,8 @@ class Verdict:
 
     Attributes:
         metrics: Metrics by split.
-        baseline: Name of the baseline and its test metrics; empty without one.
+        baseline: Name of the baseline, its test metrics, and ``intervals``: by metric the difference, model minus
+            baseline, and the ends of its 95% interval; empty without one.
         figures: Plots by file name.
     """
 
@@ -87,8 +98,9 @@ def judge_binary(
     others: dict[str, np.ndarray] | None = None
     rival = _rival_scores(rival, baseline, dataset, seed, "binary")
     if rival is not None:
-        others = {baseline.replace("hist_gradient", "hist._gradient").replace("_", " "): rival}
+        others = {_legend(baseline): rival}
         compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
+        compared |= {"intervals": paired_intervals(binary_statistics, label, score, rival, weight, seed=seed)}
     figures = _probability_figures(label, score, weight, others)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
@@ -110,6 +122,9 @@ def judge_multi_label(
         rival = np.broadcast_to(_label_rates(dataset), scores.shape)
         others = {"popularity": rival.ravel()}
         compared = {"name": baseline, "metrics": multi_label_metrics(label, rival, weight)}
+        # Ranks of all pairs of a row and a label would take minutes.
+        own, other = (multi_label_values(label, of) for of in (scores, rival))
+        compared |= {"intervals": paired_intervals(mean_statistics("log_loss", "brier"), label, own, other, weight)}
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
@@ -129,10 +144,16 @@ def judge_regression(
     }
     label, score, weight = _weighed(predictions["test"])
     compared: Mapping[str, Any] = {}
+    others: dict[str, np.ndarray] | None = None
     rival = _rival_scores(rival, baseline, dataset, seed, "regression")
     if rival is not None:
+        others = {_legend(baseline): rival}
         compared = {"name": baseline, "metrics": regression_metrics(label, rival, weight)}
-    figures = {"predicted_and_actual": predicted_and_actual(label, score)}
+        compared |= {"intervals": paired_intervals(regression_statistics, label, score, rival, weight, seed=seed)}
+    figures = {
+        "predicted_and_actual": predicted_and_actual(label, score, weight=weight, baseline=others),
+        "residuals": residuals_by_prediction(label, score, weight=weight, baseline=others),
+    }
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -165,10 +186,21 @@ def judge_multi_class(
     }
     label, scores, weight = _classed(predictions["test"], classes)
     compared: Mapping[str, Any] = {}
+    others: dict[str, np.ndarray] | None = None
     rival = _rival_scores(rival, baseline, dataset, seed, "multi_class")
     if rival is not None:
+        others = {_legend(baseline): rival.argmax(axis=1)}
         compared = {"name": baseline, "metrics": multi_class_metrics(label, rival, weight)}
-    figures = {"confusion_matrix": confusion_matrix(label, scores.argmax(axis=1), dataset.features.class_names)}
+        compared |= {"intervals": paired_intervals(multi_class_statistics, label, scores, rival, weight, seed=seed)}
+    names, best = dataset.features.class_names, scores.argmax(axis=1)
+    figures = {
+        "confusion_matrix": confusion_matrix(label, best, names, weight=weight),
+        "classes": class_quality(label, best, names, weight=weight, baseline=others),
+        # Of all pairs of a row and a class.
+        "calibration": calibration_curve(
+            (label[:, None] == np.arange(classes)).ravel(), scores.ravel(), weight=np.repeat(weight, classes)
+        ),
+    }
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -191,9 +223,34 @@ def judge_retrieval(
         rival = ranking_metrics(listed, held_back, ranks)
         rival |= catalogue_metrics(listed - FIRST_VOCABULARY_ID, counts)
         compared = {"name": baseline, "metrics": rival}
+        own, wanted = (predictions["test"][name] for name in ("candidates", "label"))
+        model = ranking_values(_matrix(own), _held_back(wanted), ranks)
+        others = ranking_values(listed, held_back, ranks)
+        compared |= {"intervals": _ranking_intervals(model, others, _users(dataset))}
         shown["popularity"] = _recalls(rival, ranks)
     figures = {"recall_at_k": recall_at_k_curve(shown)}
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def _ranking_intervals(
+    model: Mapping[str, np.ndarray], rival: Mapping[str, np.ndarray], users: np.ndarray
+) -> dict[str, dict[str, float]]:
+    own, other = (np.stack(list(values.values()), axis=1) for values in (model, rival))
+    label = np.zeros(len(own))  # It is in the values.
+    return paired_intervals(mean_statistics(*model), label, own, other, np.ones(len(own)), units=users)
+
+
+def _users(dataset: Dataset) -> np.ndarray:
+    """Return what the test rows are drawn by: the query feature of the most different ids, a user's; else the row."""
+    test = list(dataset.blocks("test"))
+    row = np.arange(sum(block.rows for block in test))
+    ids = [feature.name for feature in dataset.spec.query_features if feature.form == "id"]
+    columns = [np.concatenate([block.features[name] for block in test]) for name in ids]
+    if not columns:
+        return row
+    most = max(columns, key=lambda column: len(np.unique(column)))
+    # Users that the vocabulary lacks are as many as their rows, for all we know.
+    return np.where(most < FIRST_VOCABULARY_ID, -1 - row, most)
 
 
 def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:
@@ -203,6 +260,11 @@ def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts:
     names = [name for name in history[0] if all(name in logs for logs in history)]
     columns = {name: [logs[name] for logs in history] for name in names}
     return learning_curves(columns, best_epoch=best_epoch, restarts=tuple(restarts))
+
+
+def _legend(baseline: str) -> str:
+    """Return the name of a baseline in a legend."""
+    return baseline.replace("hist_gradient", "hist._gradient").replace("_", " ")
 
 
 def _probability_figures(

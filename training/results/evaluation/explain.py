@@ -1,8 +1,10 @@
 """Explanations of a trained model's predictions, measured by changing the raw columns of held-back rows."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,15 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.plots.explanation import dependence_chart, importance_chart
 from mirrorspark.plots.html import figure_html, heading_html, panel_html, table_html
+from mirrorspark.storage.atomic_file import write_atomically
 
 # The rows are held in memory on the driver, and scored once per feature and repetition.
 SAMPLE_ROWS = 5000
 REPEATS = 5
+# What is measured after every training must be quick: two seconds with twenty features.
+KEPT_ROWS_REPEATS = 2
+MOST_FEATURES = 60
+EXPLANATION_FILE = "explanation.json"
 _DEPENDENCE_ROWS = 500
 _DEPENDENCE_FEATURES = 6
 _GRID_POINTS = 15
@@ -74,6 +81,28 @@ class Explanation:
             figures["dependence"] = dependence_chart(curves)
         return figures
 
+    def save(self, path: Path) -> None:
+        """Write the explanation; values that JSON does not have become texts."""
+        document = {
+            "importance": _document(self.importance),
+            "dependence": {name: _document(table) for name, table in self.dependence.items()},
+            "slices": _document(self.slices),
+            "worst": _document(self.worst),
+            "loss": self.loss,
+            "rows": self.rows,
+        }
+        write_atomically(path, json.dumps(document, default=_plain))
+
+    @classmethod
+    def load(cls, path: Path) -> "Explanation | None":
+        """Read what :meth:`save` wrote; None if there is nothing."""
+        if not path.is_file():
+            return None
+        document = json.loads(path.read_text(encoding="utf-8"))
+        importance, slices, worst = (_table(document[name]) for name in ("importance", "slices", "worst"))
+        curves = {name: _table(table) for name, table in document["dependence"].items()}
+        return cls(importance, curves, slices, worst, document["loss"], document["rows"])
+
     def _repr_html_(self) -> str:
         parts = [heading_html(f"What the predictions depend on ({self.rows:,} test rows)")]
         parts += [figure_html(figure, name) for name, figure in self.figures.items()]
@@ -119,6 +148,32 @@ def explain(
         loss,
         rows.num_rows,
     )
+
+
+def explain_on_kept_rows(rows: pa.Table | None, features: FittedFeatures, predict: Predict) -> Explanation | None:
+    """Return a quick explanation after a training, on the test rows that the dataset has kept.
+
+    None without such rows, for a label that is not explained so, and for more than ``MOST_FEATURES`` features, whose
+    shuffling takes minutes.
+    """
+    spec = features.spec
+    if rows is None or not rows.num_rows or spec.label.kind not in _LOSSES or len(spec.query_features) > MOST_FEATURES:
+        return None
+    return explain(rows, features, predict, repeats=KEPT_ROWS_REPEATS)
+
+
+def _document(table: pd.DataFrame) -> dict[str, Any]:
+    # A raw column may have the name of one of ours.
+    return {"columns": list(table.columns), "data": [list(row) for row in table.itertuples(index=False, name=None)]}
+
+
+def _table(document: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(document["data"], columns=document["columns"])
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or a list of NumPy as Python's, and anything else as text."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
 def _of_rows(label: np.ndarray, predictions: np.ndarray, features: FittedFeatures) -> dict[str, Any]:

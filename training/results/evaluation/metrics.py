@@ -225,6 +225,18 @@ def ranking_metrics(
     Raises:
         ValueError: no rows, shapes or types that do not match, or a k longer than the lists.
     """
+    values = ranking_values(recommended_ids, held_back, ks, queries=queries)
+    return {name: float(of.mean()) for name, of in values.items()}
+
+
+def ranking_values(
+    recommended_ids: ArrayLike,
+    held_back: ArrayLike,
+    ks: Sequence[int] = RANKING_KS,
+    *,
+    queries: ArrayLike | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Return the metrics of each query, whose means :func:`ranking_metrics` returns: ``[queries]`` by name."""
     lists, wanted = np.asarray(recommended_ids), np.asarray(held_back)
     if lists.ndim != 2 or wanted.shape != (len(lists),):
         raise ValueError(
@@ -249,16 +261,16 @@ def ranking_metrics(
     gain = 1 / np.log2(np.arange(2, lists.shape[1] + 2))
     found = hits.cumsum(axis=1)
     rank = np.arange(1, lists.shape[1] + 1)
-    result: dict[str, float] = {}
+    result: dict[str, NDArray[np.float64]] = {}
     for k in ks:
         most = np.minimum(relevant, k)
         is_hit = found[:, k - 1] > 0
-        result[f"recall_at_{k}"] = float((found[:, k - 1] / relevant).mean())
-        result[f"ndcg_at_{k}"] = float((hits[:, :k] @ gain[:k] / gain.cumsum()[most - 1]).mean())
-        result[f"mrr_at_{k}"] = float(np.where(is_hit, 1 / (hits[:, :k].argmax(axis=1) + 1), 0.0).mean())
+        result[f"recall_at_{k}"] = found[:, k - 1] / relevant
+        result[f"ndcg_at_{k}"] = hits[:, :k] @ gain[:k] / gain.cumsum()[most - 1]
+        result[f"mrr_at_{k}"] = np.where(is_hit, 1 / (hits[:, :k].argmax(axis=1) + 1), 0.0)
         if queries is not None:
-            result[f"hit_rate_at_{k}"] = float(is_hit.mean())
-            result[f"map_at_{k}"] = float(((hits * found / rank)[:, :k].sum(axis=1) / most).mean())
+            result[f"hit_rate_at_{k}"] = is_hit.astype(np.float64)
+            result[f"map_at_{k}"] = (hits * found / rank)[:, :k].sum(axis=1) / most
     return result
 
 

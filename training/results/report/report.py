@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from mirrorspark.data_pipelines.quality.dataset_page import rate_rows
+from mirrorspark.data_pipelines.quality.profile import DatasetProfile
+from mirrorspark.plots.histogram import short_number
 from mirrorspark.plots.html import figure_html, table_html
+from mirrorspark.plots.style import PANEL_WIDTH_INCHES
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.recipe import as_yaml
 from mirrorspark.training.records.run_history import headline
+from mirrorspark.training.results.report.cost import Cost
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
     from mirrorspark.training.results.evaluation.explain import Explanation
 
 REPORT_FILE = "report.html"
+
+_SHOWN_RATES = 9
 
 # Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
 _ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width")
@@ -33,6 +40,8 @@ _TITLES = {
     "precision_recall": "Precision and recall",
     "score_histogram": "Scores",
     "recall_at_k": "Recall at k",
+    "classes": "Precision and recall by class",
+    "residuals": "Errors by prediction",
 }
 
 
@@ -48,6 +57,10 @@ class ReportFacts:
         rows: Rows per split.
         findings: Findings of validation about the data: ``severity``, ``column``, ``sentence``.
         seconds: Seconds per stage.
+        cost: What they cost.
+        rates: By column, the label's mean for its values: name, sampled training rows and mean each; the columns with
+            the largest differences first.
+        rate_name: Heading of that mean.
         facts: Other facts in words, by name.
         settings: The configuration.
         explanation: What the predictions depend on, once it has been measured.
@@ -60,6 +73,9 @@ class ReportFacts:
     rows: Mapping[str, int]
     findings: Sequence[Mapping[str, str]] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    cost: Cost | None = None
+    rates: Sequence[tuple[str, Sequence[tuple[str, int, float]]]] = ()
+    rate_name: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     explanation: "Explanation | None" = None
@@ -76,17 +92,19 @@ def report_page(facts: ReportFacts) -> str:
     """Return the page as HTML."""
     total = sum(facts.seconds.values())
     explanation = facts.explanation
+    differences = comparison_table(facts.metrics, facts.baseline)
     return _template().render(
         facts=facts,
         sentence=verdict_sentence(facts.metrics, facts.baseline),
         metrics=Markup(table_html(metrics_table(facts.metrics, facts.baseline), index=True)),  # noqa: S704 - escaped
-        figures=[(title_of(name), _figure(figure, name)) for name, figure in facts.figures.items()],
+        rival=in_words(str(facts.baseline.get("name", ""))),
+        differences=Markup(table_html(differences, index=True)) if len(differences) else "",  # noqa: S704 - escaped
+        figures=_cards(facts.figures),
         shares={name: 100 * seconds / total for name, seconds in facts.seconds.items()} if total else {},
         total=total,
+        shown_rates=[(column, rows, _scale(rows)) for column, rows in facts.rates[:_SHOWN_RATES]],
         settings=as_yaml(clean(dict(facts.settings), names=False)) if facts.settings else "",
-        importance=[(title_of(name), _figure(figure, name)) for name, figure in explanation.figures.items()]
-        if explanation
-        else [],
+        importance=_cards(explanation.figures) if explanation else [],
         slices=Markup(table_html(explanation.slices.head(15))) if explanation else "",  # noqa: S704 - escaped
         worst=Markup(table_html(explanation.worst)) if explanation else "",  # noqa: S704 - escaped
     )
@@ -112,16 +130,64 @@ def verdict_sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mappi
         named = [f"{in_words(name)} {test[name]:.4g}" for name in headline(test) if name in test]
         return f"On the test rows: {', '.join(named)}. It was compared with nothing." if named else ""
     rival = in_words(str(baseline["name"]))
-    cells = {name: f"{in_words(name)} ({test[name]:.4g} against {other[name]:.4g})" for name in compared}
-    better = [cells[name] for name in compared if is_better(name, test[name], other[name])]
-    worse = [cells[name] for name in compared if is_better(name, other[name], test[name])]
+    intervals = baseline.get("intervals", {})
+    cells = {name: _compared(name, test[name], other[name], intervals.get(name)) for name in compared}
+    verdicts = {name: _verdict(name, test[name], other[name], intervals.get(name)) for name in compared}
+    better, worse, equal = ([cells[name] for name in compared if verdicts[name] == of] for of in (1, -1, 0))
+    noise = "" if not equal or not intervals else f" There is no difference beyond the noise in {_listed(equal)}."
     if not better and not worse:
-        return f"The model is as good as {rival} on the test rows: {_listed(list(cells.values()))}."
+        if noise:
+            return f"The model and {rival} do not differ beyond the noise on the test rows: {_listed(equal)}."
+        return f"The model is as good as {rival} on the test rows: {_listed(equal)}."
     if not worse:
-        return f"The model is better than {rival} on the test rows, in {_listed(better)}."
+        return f"The model is better than {rival} on the test rows, in {_listed(better)}.{noise}"
     if not better:
-        return f"{rival.capitalize()} is better than the model on the test rows, in {_listed(worse)}: consider it."
-    return f"The model is better than {rival} on the test rows in {_listed(better)}, but worse in {_listed(worse)}."
+        return f"{_begun(rival)} is better than the model on the test rows, in {_listed(worse)}: consider it.{noise}"
+    sentence = f"The model is better than {rival} on the test rows in {_listed(better)}, but worse in {_listed(worse)}."
+    return f"{sentence}{noise}"
+
+
+def comparison_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> Any:
+    """Return the test metrics that have an interval as a pandas table: model minus baseline, its interval, verdict."""
+    import pandas as pd
+
+    test, other = metrics.get("test", {}), baseline.get("metrics", {})
+    words = {1: "better", -1: "worse", 0: "no difference beyond the noise"}
+    rows = {
+        name: {
+            "difference": interval["difference"],
+            "from": interval["low"],
+            "to": interval["high"],
+            "the model is": words[_verdict(name, test[name], other[name], interval)],
+        }
+        for name, interval in baseline.get("intervals", {}).items()
+        if name in test and name in other
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _compared(name: str, value: float, other: float, interval: Mapping[str, float] | None) -> str:
+    """Return a metric in words: both values or, where the interval is known, how much better the better one is."""
+    values = f"{value:.4g} against {other:.4g}"
+    if interval is None:
+        return f"{in_words(name)} ({values})"
+    difference, low, high = (interval[end] for end in ("difference", "low", "high"))
+    verdict = _verdict(name, value, other, interval)
+    if verdict == 0:
+        return f"{in_words(name)} ({values}; difference {difference:+.2g}, 95% interval {low:+.2g} to {high:+.2g})"
+    low, high = sorted((abs(low), abs(high)))
+    return f"{in_words(name)} by {abs(difference):.2g} (95% interval {low:.2g} to {high:.2g}; {values})"
+
+
+def _verdict(name: str, value: float, other: float, interval: Mapping[str, float] | None) -> int:
+    """Return 1 where the model is better, -1 where its rival is, 0 for no difference beyond the noise."""
+    if interval is not None and interval["low"] <= 0 <= interval["high"]:
+        return 0
+    return int(is_better(name, value, other)) - int(is_better(name, other, value))
+
+
+def _begun(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
@@ -145,8 +211,32 @@ def title_of(figure: str) -> str:
     return _TITLES.get(figure, figure.replace("_", " ").capitalize())
 
 
+def rates_of(profile: DatasetProfile) -> list[tuple[str, list[tuple[str, int, float]]]]:
+    """Return the mean label of each column's values; the columns whose values differ the most, by rows, first."""
+    columns = [(column.name, rate_rows(column)) for column in profile.columns]
+    return sorted(((name, rows) for name, rows in columns if len(rows) > 1), key=lambda of: -_deviation(of[1]))
+
+
+def _deviation(rows: Sequence[tuple[str, int, float]]) -> float:
+    total = sum(count for _, count, _ in rows)
+    mean = sum(count * rate for _, count, rate in rows) / total
+    return sum(count * (rate - mean) ** 2 for _, count, rate in rows) / total
+
+
+def _scale(rows: Sequence[tuple[str, int, float]]) -> float:
+    """Return what makes the largest mean a full bar; 0 where a mean is negative, which has no bar."""
+    rates = [rate for _, _, rate in rows]
+    return 100 / max(rates) if min(rates) >= 0 and max(rates) > 0 else 0.0
+
+
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _cards(figures: "Mapping[str, Figure]") -> list[tuple[str, Markup, bool]]:
+    """Return title and image of each figure, and True for those of several panels side by side."""
+    wide = 1.2 * PANEL_WIDTH_INCHES
+    return [(title_of(name), _figure(figure, name), figure.get_figwidth() > wide) for name, figure in figures.items()]
 
 
 def _figure(figure: "Figure", name: str) -> Markup:
@@ -163,4 +253,5 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["number"] = short_number
     return environment.get_template("report.html.jinja")

@@ -6,10 +6,10 @@ from typing import Any
 
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
 from mirrorspark.scoring.parity import ParityReport
-from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.records.run_history import read_curves
 from mirrorspark.training.results.delivery import Trained
+from mirrorspark.training.results.report.cost import Cost
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import SCORED_TABLE
 from mirrorspark.training.training_job import TrainingJob
@@ -23,7 +23,7 @@ def begun(job: TrainingJob, *, is_reused: bool) -> Summary:
         status="running",
         run_id=job.tracked.run_id,
         experiment=job.tracked.experiment,
-        timings=_seconds(job.view),
+        timings=job.view.all_seconds(),
         dataset={
             "path": str(dataset.path),
             "rows": {split: manifest.rows(split) for split in manifest.splits},
@@ -57,7 +57,7 @@ def with_attempts(summary: Summary, attempts: Sequence[Attempt], job: TrainingJo
     return replace(summary, workers=workers[-1] if workers else None, attempts=launches or None)
 
 
-def finished(known: Summary, trained: Trained, report: ParityReport) -> Summary:
+def finished(known: Summary, trained: Trained, report: ParityReport, cost: Cost) -> Summary:
     """Return the summary of a run that has come to its end."""
     return replace(
         known,
@@ -70,9 +70,6 @@ def finished(known: Summary, trained: Trained, report: ParityReport) -> Summary:
         parity={name: getattr(report, name) for name in ("max", "mean", "p99", "rows", "passed")},
         examples_per_second=trained.examples_per_second,
         chosen=trained.chosen,
+        cost=cost.to_dict(),
         scored_table=str(trained.run_folder / SCORED_TABLE),
     )
-
-
-def _seconds(view: LiveView) -> dict[str, float]:
-    return {name: round(seconds, 2) for name, seconds in view.timings.items()}

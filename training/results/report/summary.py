@@ -33,7 +33,8 @@ class Summary:
         metrics: Metrics by split (``validation``, ``test``).
         baseline: Name and test metrics of the baseline.
         parity: Absolute differences between training framework and Spark scorer: max, mean, p99, rows; and ``passed``.
-        timings: Seconds per stage.
+        timings: Seconds per stage, with the start and the time between stages: they add up to the time so far.
+        cost: Core-seconds per stage and in total; money where ``price_per_core_hour`` is set.
         examples_per_second: Median over the training's epochs, all workers together.
         workers: Workers of the last launch; with elastic workers, earlier ones may have had others.
         attempts: Number of launches, including those of earlier drivers.
@@ -59,6 +60,7 @@ class Summary:
     baseline: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
     examples_per_second: float | None = None
     workers: int | None = None
     attempts: int | None = None
