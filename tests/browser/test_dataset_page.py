@@ -1,7 +1,5 @@
 """The dataset page in a real browser: it draws, fits a telephone, follows the dark, finds columns, fetches nothing."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
 from mirrorspark.data_pipelines.quality.profiling import profile_columns
 from mirrorspark.data_pipelines.quality.validation import validate
+from tests.browser.screen import screen
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -57,20 +56,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     path.write_text(content, encoding="utf-8")
     return path.as_uri()
-
-
-@contextmanager
-def screen(browser: "Chrome", width: int, *, scheme: str = "light") -> Iterator[None]:
-    """Give the browser a screen of that width and a preference of light or dark while inside."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    try:
-        yield
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def shown_cards(browser: "Chrome") -> list[str]:
