@@ -8,6 +8,7 @@ are in a subfolder, and the marker is written last (`callbacks.checkpoints.store
 not at all.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from mirrorspark.callbacks.checkpoints.checksums import KINDS, SHA256, FileChecksums, checksum_of, kind_of
 from mirrorspark.callbacks.checkpoints.fence import Permit, read_fence
 from mirrorspark.callbacks.checkpoints.store import (
     STORE_ERRORS,
@@ -25,7 +27,6 @@ from mirrorspark.callbacks.checkpoints.store import (
     Location,
     native,
     open_store,
-    sha256,
     store_error,
 )
 from mirrorspark.storage.paths import StoragePath, leads_out
@@ -33,7 +34,9 @@ from mirrorspark.storage.paths import StoragePath, leads_out
 MARKER = "COMMITTED.json"
 TENSORS = "ckpt"
 STATE = "state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Its checksums were SHA-256.
+_FIRST_FORMAT_VERSION = 1
 
 Mode = Literal["min", "max"]
 
@@ -59,11 +62,11 @@ class CheckpointDamagedError(ValueError):
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """One file of a checkpoint: its name relative to the folder, size in bytes and SHA-256 in hex."""
+    """One file of a checkpoint: its name relative to the folder, size in bytes and checksum (``crc32:0fa1b2c3``)."""
 
     name: str
     bytes: int
-    sha256: str
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class CommittedCheckpoint:
                 size = path.stat().st_size if isinstance(path, Path) else path.size()
                 if size != file.bytes:
                     return f"{file.name} has {size} bytes instead of {file.bytes}"
-                if sha256(path, beat) != file.sha256:
+                if checksum_of(path, kind_of(file.checksum), beat) != file.checksum:
                     return f"{file.name} has another checksum than when it was written"
             except (FileNotFoundError, NotADirectoryError):
                 return f"{file.name} is missing"
@@ -165,6 +168,7 @@ def publish(
     step_in_epoch: int = 0,
     metrics: Mapping[str, float] | None = None,
     permit: Permit | None = None,
+    checksums: FileChecksums | None = None,
     beat: Callable[[], None] = lambda: None,
 ) -> CommittedCheckpoint:
     """Commit the files in ``staging`` as the checkpoint of ``step`` and return it.
@@ -180,6 +184,7 @@ def publish(
         step_in_epoch: Steps done of the next epoch.
         metrics: Values to store with the checkpoint.
         permit: The right to publish, checked right before and after the commit.
+        checksums: Of the files in ``staging``, for who tries again after an error.
         beat: Called whenever some bytes have moved.
 
     Raises:
@@ -188,7 +193,6 @@ def publish(
     """
     fence = permit.fence if permit else None
     target = folder(directory, step, fence)
-    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     checkpoint = CommittedCheckpoint(
         path=target,
         step=step,
@@ -198,44 +202,59 @@ def publish(
         files=(),
         attempt=permit.attempt if permit else None,
     )
-    try:
-        if (existing := _read_whole(target, beat)) is not None:
+    with contextlib.ExitStack() as done:
+        if checksums is None:
+            checksums = done.enter_context(contextlib.closing(FileChecksums(staging, beat)))
+        try:
+            if (existing := _read_whole(target, beat)) is None:
+                checkpoint = _deliver(checkpoint, staging, directory, checksums, permit, beat)
+            else:
+                checkpoint = existing
             if permit:
-                # It is there although its commit reported an error; if it came too late, it does not count.
+                # If a later attempt has taken over since the last check, the checkpoint may not count, and is left
+                # alone. So may one that is there although its commit reported an error.
                 permit.check()
-            shutil.rmtree(staging, ignore_errors=True)
-            return existing
-        files = tuple(
-            CheckpointFile(name, (staging / name).stat().st_size, sha256(staging / name, beat))
-            for name in names
-            if name != MARKER
-        )
-        delivered = checkpoint
-
-        def marker(inner: str) -> bytes:
-            nonlocal delivered
-            inside = tuple(replace(file, name=f"{inner}/{file.name}" if inner else file.name) for file in files)
-            delivered = replace(checkpoint, files=inside)
-            return marker_text(delivered).encode()
-
-        open_store(directory).deliver(
-            Delivery(
-                name=_folder_name(step, fence),
-                source=staging,
-                files=[file.name for file in files],
-                marker_name=MARKER,
-                marker=marker,
-                last_check=permit.check if permit else lambda: None,
-                beat=beat,
-            )
-        )
-        if permit:
-            # If a later attempt has taken over since the last check, the checkpoint may not count, and is left alone.
-            permit.check()
-    except STORE_ERRORS as error:
-        raise store_error(directory, error) from error
+        except STORE_ERRORS as error:
+            raise store_error(directory, error) from error
     shutil.rmtree(staging, ignore_errors=True)
-    return delivered
+    return checkpoint
+
+
+def _deliver(
+    checkpoint: CommittedCheckpoint,
+    staging: Path,
+    directory: Location,
+    checksums: FileChecksums,
+    permit: Permit | None,
+    beat: Callable[[], None],
+) -> CommittedCheckpoint:
+    """Deliver the files in ``staging`` as ``checkpoint``, and return it with what the marker lists."""
+    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    names = [name for name in names if name != MARKER]
+    # The store needs them last, for the marker: until then they are computed beside what it does.
+    checksums.begin(names)
+
+    def marker(inner: str) -> bytes:
+        nonlocal checkpoint
+        files = tuple(
+            CheckpointFile(f"{inner}/{name}" if inner else name, (staging / name).stat().st_size, checksums.of(name))
+            for name in names
+        )
+        checkpoint = replace(checkpoint, files=files)
+        return marker_text(checkpoint).encode()
+
+    open_store(directory).deliver(
+        Delivery(
+            name=checkpoint.path.name,
+            source=staging,
+            files=names,
+            marker_name=MARKER,
+            marker=marker,
+            last_check=permit.check if permit else lambda: None,
+            beat=beat,
+        )
+    )
+    return checkpoint
 
 
 def read_committed(path: Location) -> CommittedCheckpoint:
@@ -250,9 +269,9 @@ def read_committed(path: Location) -> CommittedCheckpoint:
         raise FileNotFoundError(f"there is no checkpoint {place}; see its parent folder for those that exist")
     try:
         marker = json.loads((place / MARKER).read_bytes())
-        if marker["format_version"] != FORMAT_VERSION:
+        if marker["format_version"] not in (_FIRST_FORMAT_VERSION, FORMAT_VERSION):
             raise CheckpointDamagedError(
-                place, f"its format version is {marker['format_version']}, this program reads {FORMAT_VERSION}"
+                place, f"its format version is {marker['format_version']}, this program reads up to {FORMAT_VERSION}"
             )
         return CommittedCheckpoint(
             path=place,
@@ -401,4 +420,7 @@ def _file_entry(entry: Mapping[str, Any]) -> CheckpointFile:
     # The marker is read from storage, so its names must not lead out of the checkpoint's folder.
     if leads_out(name):
         raise KeyError(f"file name {name!r} leaves the folder")
-    return CheckpointFile(name, int(entry["bytes"]), str(entry["sha256"]))
+    checksum = str(entry["checksum"]) if "checksum" in entry else f"{SHA256}:{entry['sha256']}"
+    if kind_of(checksum) not in KINDS:
+        raise KeyError(f"checksum {checksum!r} is of none of the kinds {', '.join(KINDS)}")
+    return CheckpointFile(name, int(entry["bytes"]), checksum)

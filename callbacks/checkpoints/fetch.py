@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mirrorspark.callbacks.checkpoints.checksums import kind_of
 from mirrorspark.callbacks.checkpoints.commit import (
     MARKER,
     CheckpointDamagedError,
@@ -111,10 +112,11 @@ def _download(checkpoint: CommittedCheckpoint, folder: Path, report: Callable[[i
 
     for file in checkpoint.files:
         try:
-            digest = download(StoragePath.of(checkpoint.path / file.name), folder / file.name, arrived)
+            stored, kind = StoragePath.of(checkpoint.path / file.name), kind_of(file.checksum)
+            checksum = download(stored, folder / file.name, kind, arrived)
         except FileNotFoundError as error:
             raise CheckpointDamagedError(checkpoint.path, f"{file.name} is missing") from error
-        if digest != file.sha256:
+        if checksum != file.checksum:
             raise CheckpointDamagedError(checkpoint.path, f"{file.name} has another checksum than when it was written")
     (folder / MARKER).write_bytes(marker_text(checkpoint).encode())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.checksums import FileChecksums
 from mirrorspark.callbacks.checkpoints.fence import Permit
 from mirrorspark.callbacks.checkpoints.retention import prune
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, store_error
@@ -207,12 +208,14 @@ class CheckpointPublisher:
 
     def _publish(self, pending: Pending) -> None:
         staging: Path | None = None
+        checksums: FileChecksums | None = None
         pause = _FIRST_PAUSE_SECONDS
         try:
             while True:
                 try:
                     staging = staging or self._stage(pending)
-                    self._commit(staging, pending)
+                    checksums = checksums or FileChecksums(staging, self._beat)
+                    self._commit(staging, checksums, pending)
                 except STORE_ERRORS as error:
                     if not self._is_worth_another_try(pause):
                         raise store_error(self._directory, error, self._last_good()) from error
@@ -236,6 +239,8 @@ class CheckpointPublisher:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         finally:
             pending.tensors.release()
+            if checksums is not None:
+                checksums.close()
             if staging is not None:
                 shutil.rmtree(staging, ignore_errors=True)
 
@@ -286,7 +291,7 @@ class CheckpointPublisher:
         self._beat()
         return True
 
-    def _commit(self, staging: Path, pending: Pending) -> None:
+    def _commit(self, staging: Path, checksums: FileChecksums, pending: Pending) -> None:
         published = commit.publish(
             staging,
             self._directory,
@@ -295,6 +300,7 @@ class CheckpointPublisher:
             step_in_epoch=pending.step_in_epoch,
             metrics=pending.metrics,
             permit=self._permit,
+            checksums=checksums,
             beat=self._beat,
         )
         if self.last_committed is None or self.last_committed.step <= published.step:

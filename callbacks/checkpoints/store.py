@@ -1,8 +1,8 @@
 """Stores of checkpoints, in which files become visible all at once: local folders, and object stores without rename."""
 
 import contextlib
-import hashlib
-import mmap
+import ctypes
+import errno
 import os
 import shutil
 import uuid
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirrorspark.callbacks.checkpoints.checksums import CRC32, KINDS
 from mirrorspark.storage.paths import StorageError, StoragePath
 
 Location = str | Path | StoragePath
@@ -25,6 +26,8 @@ PROBE = ".staging-probe"
 _BLOCK_BYTES = 4 << 20
 # Bytes per flush: a slow disk may take minutes to flush a large file in one call without any progress.
 _FLUSH_BYTES = 64 << 20
+# The flags of sync_file_range(2) that write a part of a file and wait for it.
+_WAIT_WRITE_WAIT = 7
 
 Marker = Callable[[str], bytes]
 Parts = Callable[[str], set[str] | None]
@@ -192,8 +195,10 @@ class ObjectStore:
         try:
             for name in delivery.files:
                 _copy(delivery.source / name, folder / token / name, delivery.beat)
+            # It may wait for checksums: nothing slow may come between the last check and the commit.
+            marker = delivery.marker(token)
             delivery.last_check()
-            (folder / delivery.marker_name).write_bytes(delivery.marker(token))
+            (folder / delivery.marker_name).write_bytes(marker)
         except BaseException:
             # `clean` removes later what cannot be removed now; the first error says more.
             with contextlib.suppress(*STORE_ERRORS):
@@ -266,45 +271,42 @@ def flush(path: Path, beat: Callable[[], None] = _nothing) -> None:
 
 
 def _flush_parts(path: Path, beat: Callable[[], None]) -> None:
-    with contextlib.ExitStack() as opened:
-        try:
-            file = opened.enter_context(path.open("r+b"))
-            content = opened.enter_context(mmap.mmap(file.fileno(), 0))
-        except (OSError, ValueError):
-            # Flushing in parts only shows progress. Empty files and some file systems cannot be mapped.
-            return
-        for start in range(0, len(content), _FLUSH_BYTES):
-            # Errors are not suppressed here: the system reports a failed write only once.
-            content.flush(start, min(_FLUSH_BYTES, len(content) - start))
+    # Not by mmap's flush, which holds Python's global lock: training would wait for a slow disk.
+    flush_range = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    if flush_range is None:
+        return
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for start in range(0, size, _FLUSH_BYTES):
+            part = (ctypes.c_int64(start), ctypes.c_int64(min(_FLUSH_BYTES, size - start)))
+            if flush_range(file.fileno(), *part, ctypes.c_uint(_WAIT_WRITE_WAIT)):
+                number = ctypes.get_errno()
+                if number in (errno.EINVAL, errno.ENOSYS, errno.ESPIPE):
+                    return  # Flushing in parts only shows progress, and some file systems cannot.
+                # Other errors are not suppressed: the system may report a failed write only once.
+                raise OSError(number, os.strerror(number), str(path))
             beat()
 
 
-def sha256(path: Path | StoragePath, beat: Callable[[], None] = _nothing) -> str:
-    """Return the SHA-256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") if isinstance(path, Path) else path.open_stream() as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            beat()
-    return digest.hexdigest()
-
-
-def download(source: StoragePath, target: Path, arrived: Callable[[int], None] = lambda _: None) -> str:
-    """Copy a stored file to the local ``target``; return the SHA-256 of the copied bytes, in hex.
+def download(
+    source: StoragePath, target: Path, kind: str = CRC32, arrived: Callable[[int], None] = lambda _: None
+) -> str:
+    """Copy a stored file to the local ``target``; return the checksum of the copied bytes.
 
     Args:
         source: The stored file.
         target: The local copy.
+        kind: Of the checksum.
         arrived: Called with the number of bytes copied since its last call.
     """
-    digest = hashlib.sha256()
+    found = KINDS[kind]()
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open_stream() as stored, target.open("wb") as file:
         while block := stored.read(_BLOCK_BYTES):
-            digest.update(block)
+            found.update(block)
             file.write(block)
             arrived(len(block))
-    return digest.hexdigest()
+    return f"{kind}:{found.hexdigest()}"
 
 
 def _link_or_copy(source: Path, target: StoragePath, beat: Callable[[], None]) -> None:

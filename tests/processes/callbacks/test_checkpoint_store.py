@@ -1,11 +1,14 @@
 """T5: the commit protocol, on a file system and on a store without rename, at every crash."""
 
+import ctypes
+import errno
 import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,3 +263,17 @@ def test_a_file_is_made_durable_in_parts_that_show_the_disk_gets_on(
     # Two whole parts, the rest of one byte, and the file as such.
     assert len(heard) == beats
     assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize(("number", "is_raised"), [(errno.EIO, True), (errno.ESPIPE, False)])
+def test_a_part_that_the_disk_refuses_is_an_error_unless_it_only_takes_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_raised: bool
+) -> None:
+    def refuse(*arguments: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(sync_file_range=refuse))
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(OSError, match="file") if is_raised else nullcontext():
+        flush(tmp_path / "file")

@@ -400,7 +400,7 @@ def test_a_good_checkpoint_outlives_a_start_at_which_it_cannot_be_read(
         raise OSError("AWS Error SLOW_DOWN")
 
     with monkeypatch.context() as failing:
-        failing.setattr(commit, "sha256", fail)
+        failing.setattr(commit, "checksum_of", fail)
         with pytest.raises(CheckpointStoreError, match="SLOW_DOWN"):
             fit(new_model(), new_dataset(), [ChiefCheckpoint(tmp_path, monitor=None)], epochs=1)
     assert [(c.step, c.damage()) for c in commit.committed(tmp_path)] == [(4, None)]

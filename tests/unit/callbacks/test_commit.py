@@ -1,17 +1,20 @@
 """T5, T6: what counts as a committed checkpoint, at any crash and after any damage."""
 
 import errno
+import hashlib
 import json
 import logging
 import math
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit, retention
+from mirrorspark.callbacks.checkpoints import checksums, commit, retention
+from mirrorspark.callbacks.checkpoints.fence import Permit
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
 from tests.unit.callbacks.committed_files import publish_files
 
@@ -32,21 +35,40 @@ def test_a_published_checkpoint_is_read_back_as_it_was_written(tmp_path: Path) -
     staging, store = tmp_path / "prepared", tmp_path / "store"
     for folder in (staging, store):
         folder.mkdir()
-    (staging / "ckpt.index").write_bytes(b"abc")
+    (staging / "ckpt.index").write_bytes(b"123456789")
     metrics = {"val_auc": 0.75, "loss": math.nan, "gain": -math.inf}
     written = commit.publish(staging, store, step=420, epoch=4, step_in_epoch=20, metrics=metrics)
 
     read = commit.read_committed(store / "step-00000420")
 
-    assert (read.step, read.epoch, read.step_in_epoch, read.format_version) == (420, 4, 20, 1)
+    assert (read.step, read.epoch, read.step_in_epoch, read.format_version) == (420, 4, 20, 2)
     assert read.metrics["val_auc"] == 0.75
     assert math.isnan(read.metrics["loss"])
     assert read.metrics["gain"] == -math.inf
-    # sha256 of "abc": FIPS 180-2, appendix B.1.
-    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert read.files == written.files == (commit.CheckpointFile("ckpt.index", 3, sha256),)
+    # The check value of CRC-32 (Williams, "A painless guide to CRC error detection algorithms", appendix).
+    assert read.files == written.files == (commit.CheckpointFile("ckpt.index", 9, "crc32:cbf43926"),)
     assert read.prefix == str(store / "step-00000420" / "ckpt")
     assert not staging.exists()
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_checksums_are_known_before_the_last_look_at_the_fence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_local: bool
+) -> None:
+    """A chief that computed them after it would commit long after another attempt has taken over."""
+    order: list[str] = []
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(checksums, "checksum_of", lambda path, beat: order.append("checksum") or "crc32:0")
+    monkeypatch.setattr(Permit, "check", lambda permit: order.append("fence"))
+    monkeypatch.setattr(threading.Thread, "start", no_thread)  # So they are computed when they are asked for.
+    store = tmp_path if is_local else f"memory://{tmp_path.name}"
+    publish_files(
+        store, {"ckpt.index": "index", "ckpt.data": "weights"}, step=10, epoch=1, permit=Permit(store, 1, None)
+    )
+    assert order == ["checksum", "checksum", "fence", "fence"]
 
 
 def test_the_marker_is_json_that_any_reader_takes(tmp_path: Path) -> None:
@@ -162,8 +184,31 @@ def test_nothing_is_pruned_when_no_checkpoint_is_whole(tmp_path: Path) -> None:
 def test_a_marker_of_a_later_format_is_refused_with_both_versions(tmp_path: Path) -> None:
     path = publish(tmp_path, 10)
     marker = json.loads((path / commit.MARKER).read_text())
-    (path / commit.MARKER).write_text(json.dumps(marker | {"format_version": 2}))
-    with pytest.raises(commit.CheckpointDamagedError, match="format version is 2, this program reads 1"):
+    (path / commit.MARKER).write_text(json.dumps(marker | {"format_version": 3}))
+    with pytest.raises(commit.CheckpointDamagedError, match="format version is 3, this program reads up to 2"):
+        commit.read_committed(path)
+
+
+def test_a_marker_of_the_first_format_is_read_and_its_checksums_compared(tmp_path: Path) -> None:
+    path = publish(tmp_path, 10)
+    marker = json.loads((path / commit.MARKER).read_text()) | {"format_version": 1}
+    for file in marker["files"]:
+        del file["checksum"]
+        file["sha256"] = hashlib.sha256((path / file["name"]).read_bytes()).hexdigest()
+    (path / commit.MARKER).write_text(json.dumps(marker))
+    assert commit.read_committed(path).damage() is None
+    # As a copy of it on another disk is written.
+    (path / commit.MARKER).write_text(commit.marker_text(commit.read_committed(path)))
+    assert commit.read_committed(path).damage() is None
+    damage(path)
+    assert commit.read_committed(path).damage() == "ckpt.index has another checksum than when it was written"
+
+
+def test_a_checksum_of_an_unknown_kind_is_damage(tmp_path: Path) -> None:
+    path = publish(tmp_path, 10)
+    text = (path / commit.MARKER).read_text()
+    (path / commit.MARKER).write_text(text.replace("crc32:", "crc64:"))
+    with pytest.raises(commit.CheckpointDamagedError, match="none of the kinds crc32, sha256"):
         commit.read_committed(path)
 
 
@@ -219,7 +264,7 @@ def test_a_store_that_cannot_be_read_is_an_error_and_no_damage(tmp_path: Path, m
     def fail(*arguments: object) -> str:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(commit, "sha256", fail)
+    monkeypatch.setattr(commit, "checksum_of", fail)
     for look in (commit.read_committed(path).damage, lambda: commit.latest_committed(tmp_path)):
         with pytest.raises(OSError, match="Input/output error"):
             look()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import checksums, commit
 from mirrorspark.callbacks.checkpoints.publisher import CheckpointPublisher, Pending, RetentionPolicy, still_waiting
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, Delivery, LocalStore
 
@@ -122,6 +122,29 @@ def test_a_store_that_stays_away_is_tried_until_the_budget_is_spent(
         publisher.wait(60)
     # The first failure is noticed at 20 s, and the fourth one comes more than 50 s later.
     assert tries == [0.0, 20.0, 40.0, 60.0]
+
+
+def test_files_are_read_for_their_checksums_once_however_often_they_are_published(
+    open_publisher: Callable[..., CheckpointPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, refused, deliver = list[str](), list[str](), LocalStore.deliver
+
+    def checksum_of(path: Path, *, beat: Callable[[], None]) -> str:
+        read.append(path.name)
+        return "crc32:0"
+
+    def refuse_twice(store: LocalStore, delivery: Delivery) -> None:
+        if len(refused) < 2:
+            refused.append(delivery.marker("").decode())
+            raise OSError("busy")
+        deliver(store, delivery)
+
+    monkeypatch.setattr(checksums, "checksum_of", checksum_of)
+    monkeypatch.setattr(LocalStore, "deliver", refuse_twice)
+    publisher = open_publisher(retry_seconds=60)
+    publisher.submit(pending(7))
+    assert publisher.wait(60)
+    assert (len(refused), read) == (2, ["ckpt.index"])
 
 
 def test_errors_that_are_not_the_stores_are_not_retried(open_publisher: Callable[..., CheckpointPublisher]) -> None:
