@@ -12,11 +12,12 @@ import json
 import random
 import re
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import commit, fence
 from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE, DatasetError, Manifest
 from mirrorspark.data_pipelines.reading.decode_blocks import BlockSlots, DamagedBlockError
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import FeatureTypeError
@@ -36,10 +37,13 @@ from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.precomputed.precompute import precompute
 from mirrorspark.scoring.precomputed.store import PrecomputedScores
 from mirrorspark.scoring.precomputed.store_file import DamagedStoreError, StoreError
-from mirrorspark.storage.event_file import EventFile, EventTail
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
 from mirrorspark.storage.publish.staging import Heartbeat, UnsafeJournalError
+from mirrorspark.training.protocol.names import STATE_FILE
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_history import read_curves, read_run
+from mirrorspark.training.records.run_state import RunState, driver_of, read_state
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.data_pipelines.test_decode_blocks import LAYOUT, block
 from tests.unit.data_pipelines.tfrecord.test_row_codec import SCHEMA, chunk_of, payloads_of
@@ -60,6 +64,7 @@ TEXTS = (
     "__pycache__/x",
     "__pycache__/x.cpython-311.pyc",
 )
+VALUES = (b"null", b"true", b'"1"', b"[]", b"{}", b"[[1]]", b"1", b"-0.5", b"1e999", b"NaN", b"1" + b"0" * 400)
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 
 
@@ -83,7 +88,16 @@ class Reader:
 
 def readers(folder: Path) -> list[Reader]:
     """Return all readers; those of files write them below ``folder``."""
-    return [_blocks(), _rows(), *_documents(folder), _model(folder), _store(folder), _events(folder)]
+    return [
+        _blocks(),
+        _rows(),
+        *_documents(folder),
+        _model(folder),
+        _store(folder),
+        _fences(folder),
+        _run_states(folder),
+        _events(folder),
+    ]
 
 
 def _blocks() -> Reader:
@@ -211,18 +225,57 @@ def _store(folder: Path) -> Reader:
     return Reader("stores of rows", (sound,), read, (StoreError, DamagedStoreError), cost=30)
 
 
-def _events(folder: Path) -> Reader:
-    path = folder / "events.jsonl"
-    lines = b"".join(json.dumps({"event": "epoch_end", "epoch": number}).encode() + b"\n" for number in range(4))
+def _fences(folder: Path) -> Reader:
+    store = folder / "fenced"
+    earlier = fence.fence(store, 1)
+    mine = fence.adopt(store, fence.fence(store, 2), ["step-00000010-0fa1b2c3"])
+    path = store / mine.file
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        tail = EventTail(EventFile(path))
-        while tail.read() is not None:
-            pass
-        tail.close()
+        found = fence.read_fence(store)
+        assert found is not None
+        # A damaged fence lets no other attempt publish than the one that its file's name has.
+        assert found.id == mine.id
+        found.counts("step-00000010-0fa1b2c3", "0fa1b2c3")
+        fence.read_fence(store, earlier.id)
 
-    return Reader("event files", (lines,), read, (), cost=4)
+    return Reader("fences", (path.read_bytes(),), read, (OSError,), cost=6)
+
+
+def _run_states(folder: Path) -> Reader:
+    run = folder / "run"
+    run.mkdir()
+    # Of a host of our own, so that its process is looked for.
+    state = RunState("0123456789ab-fedcba", "running", "1", socket.gethostname(), 1 << 22, 0.5, "", "1", 1.5)
+
+    def read(content: bytes) -> None:
+        (run / STATE_FILE).write_bytes(content)
+        found = read_state(run)
+        if found is not None:
+            hash(found)
+            driver_of(run, found)
+        read_run(run)
+
+    (run / "config.yaml").write_text("name: x")
+    return Reader("run states", (json.dumps(asdict(state)).encode(),), read, (), cost=12)
+
+
+def _events(folder: Path) -> Reader:
+    run = RunFolder(folder / "events", "", None)
+    run.path.mkdir()
+    lines = b""
+    for number in range(4):
+        event = {"event": "epoch_end", "epoch": number, "rank": 0, "logs": {"auc": 0.5}, "time": 1.5 + number}
+        lines += json.dumps({"event": "attempt", "time": 1.0}).encode() + b"\n" + json.dumps(event).encode() + b"\n"
+
+    def read(content: bytes) -> None:
+        run.events.write_bytes(content)
+        for event in run.past_events():
+            assert "event" in event
+        read_curves(run.events)
+
+    return Reader("event files", (lines,), read, (), cost=8)
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
@@ -237,7 +290,7 @@ def _change(content: bytes, chance: random.Random) -> bytes:
         return bytes([chance.randrange(256)])
     place = chance.randrange(len(content))
     end = min(len(content), place + chance.choice((1, 2, 4, 8, 64)))
-    match chance.randrange(9):
+    match chance.randrange(10):
         case 0:
             return content[:place] + bytes([content[place] ^ (1 << chance.randrange(8))]) + content[place + 1 :]
         case 1:
@@ -255,6 +308,8 @@ def _change(content: bytes, chance: random.Random) -> bytes:
             return content[:place] + content[other : other + end - place] + content[end:]
         case 7:
             return _replaced(rb"-?\d+", str(chance.choice(NUMBERS)).encode(), content, chance)
+        case 8:
+            return _replaced(rb'-?\d[\d.]*|"[^"]*"|null|true|false', chance.choice(VALUES), content, chance)
     return _replaced(rb'"[^"]*"', json.dumps(chance.choice(TEXTS)).encode(), content, chance)
 
 

@@ -94,7 +94,7 @@ class Run:
         Raises:
             ProcessLookupError: The driver has ended, is on another host, or is this process.
         """
-        state = RunState(**json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8")))
+        state = RunState.parse((self.folder / STATE_FILE).read_text(encoding="utf-8"))
         if state.host != socket.gethostname() or driver_of(self.folder, state) != "alive":
             raise ProcessLookupError(f"the driver of {self.folder.name} does not run on this host")
         if state.process == os.getpid():

@@ -16,7 +16,7 @@ from uuid import uuid4
 import psutil
 
 from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.event_file import EventFile
+from mirrorspark.storage.event_file import EventFile, EventTail
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import EVENTS_FILE, STATE_FILE, WARM_START_FOLDER
 from mirrorspark.training.protocol.rounds import Every
@@ -244,9 +244,6 @@ class RunFolder:
 
     def past_events(self) -> Iterator[Event]:
         """Yield the events of earlier drivers of this run in order; a line that a crash cut off is left out."""
-        if not self.events.exists():
-            return
-        with self.events.open(encoding="utf-8") as file:
-            for line in file:
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+        with contextlib.closing(EventTail(EventFile(self.events))) as tail:
+            while (event := tail.read()) is not None:
+                yield event

@@ -207,8 +207,8 @@ def read_run(path: Path) -> RunRecord | UnreadableRun:
     if not folder.config.exists():
         return UnreadableRun(path, f"it has no {folder.config.name}")
     try:
-        state = RunState(**_mapping(json.loads(state_file.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError) as error:
+        state = RunState.parse(state_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         return UnreadableRun(path, f"{STATE_FILE} is damaged ({_first_line(error)})")
     try:
         config = _mapping(yaml.load(folder.config.read_text(encoding="utf-8"), _YAML_LOADER))  # noqa: S506 - a safe one
@@ -237,12 +237,13 @@ def read_curves(events: Path) -> Curves:
             attempts += 1
             seconds += _until(recent, begin)
             begin = None
-        if event.get("event") == "epoch_end" and event.get("rank") == 0:
+        epoch = event.get("epoch") if event.get("event") == "epoch_end" and event.get("rank") == 0 else None
+        if isinstance(epoch, int):
             # An epoch that a restart repeats sends the same event again.
-            epochs.setdefault(int(event["epoch"]), _numbers(event.get("logs")))
-            rates.setdefault(int(event["epoch"]), float(event.get("examples_per_second") or math.nan))
+            epochs.setdefault(epoch, _numbers(event.get("logs")))
+            rates.setdefault(epoch, _number(event.get("examples_per_second")) or math.nan)
         if begin is None:
-            begin = event.get("time")
+            begin = _number(event.get("time"))
         recent.append(line)
     seconds += _until(recent, begin)
     return Curves(dict(sorted(epochs.items())), attempts, seconds if epochs or seconds else None, rates)
@@ -319,19 +320,21 @@ def _until(recent: Sequence[bytes], begin: float | None) -> float:
     """Return the seconds from ``begin`` to the newest whole line of ``recent``."""
     if begin is None:
         return 0.0
-    times = [event["time"] for event in map(_event, reversed(recent)) if isinstance(event.get("time"), int | float)]
-    return max(0.0, times[0] - begin) if times else 0.0
+    times = (_number(_event(line).get("time")) for line in reversed(recent))
+    return max(0.0, next((time for time in times if time is not None), begin) - begin)
 
 
 def _numbers(logs: Any) -> dict[str, float]:
     """Return the metrics of an epoch that are numbers, since JSON has no portable NaN."""
-    found = {}
-    for name, value in (logs if isinstance(logs, Mapping) else {}).items():
-        try:
-            found[str(name)] = float(value)
-        except (TypeError, ValueError):
-            continue
-    return found
+    found = {str(name): _number(value) for name, value in (logs if isinstance(logs, Mapping) else {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _mapping(document: Any) -> dict[str, Any]:

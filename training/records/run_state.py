@@ -6,9 +6,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import psutil
 
@@ -27,6 +27,8 @@ _LOOK_SECONDS = 1.0
 _SILENT: set[tuple[Path, "RunState"]] = set()
 
 _SAME_START_SECONDS = 2.0
+# More than any system has.
+_PROCESSES = 1 << 31
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,26 @@ class RunState:
     heartbeat: float | None = None
     is_fenced: bool = False
 
+    @classmethod
+    def parse(cls, text: str) -> "RunState":
+        """Return the state that a run's file holds.
+
+        Raises:
+            ValueError: It is none, or a value is of another type.
+        """
+        document = json.loads(text)
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds a {type(document).__name__}, not fields with values")  # noqa: TRY004 - damage
+        try:
+            state = cls(**document)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        for field in fields(cls):
+            value = getattr(state, field.name)
+            if not _is_of(field.type, value):
+                raise ValueError(f"{field.name} is {value!r:.80}")
+        return state
+
     def driver(self, lock: LockState = "unknown") -> Driver:
         """Return the state of the driver of an unfinished run, as far as it shows at one look.
 
@@ -88,6 +110,16 @@ class RunState:
     def is_of_this_process(self) -> bool:
         """True if this process wrote it."""
         return (self.host, self.process) == (socket.gethostname(), os.getpid())
+
+
+def _is_of(kind: Any, value: object) -> bool:
+    if kind == Status:
+        return value in get_args(Status)
+    if kind is int:
+        return isinstance(value, int) and 0 <= value < _PROCESSES
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < _PROCESSES else value
+    return isinstance(value, kind)
 
 
 def driver_of(folder: Path, state: RunState) -> Driver | None:
@@ -135,10 +167,10 @@ def read_state(folder: Path) -> RunState | None:
     """Return the state of the run in ``folder``; None if there is none or, with a warning, if it is damaged."""
     path = folder / STATE_FILE
     try:
-        return RunState(**json.loads(path.read_text(encoding="utf-8")))
+        return RunState.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         logger.warning("passed over a run that cannot be continued: %s is damaged (%s)", path, error)
         return None
 

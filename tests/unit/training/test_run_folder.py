@@ -478,12 +478,16 @@ def test_a_crash_while_the_state_is_written_leaves_the_old_one(
 
 
 def test_a_damaged_state_is_passed_over_with_a_warning(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
-    good, torn, foreign = (left_behind(config, "failed") for _ in range(3))
+    good, torn, foreign, odd, listed = (left_behind(config, "failed") for _ in range(5))
     (torn.path / STATE_FILE).write_text('{"identity": "')
     (foreign.path / STATE_FILE).write_text('{"unknown": 1}')
+    state = json.loads((odd.path / STATE_FILE).read_text())
+    (odd.path / STATE_FILE).write_text(json.dumps(state | {"process": "1"}))
+    (listed.path / STATE_FILE).write_text(json.dumps(state | {"host": ["a"]}))
     assert taken(config).path == good.path
-    assert str(torn.path) in caplog.text
-    assert str(foreign.path) in caplog.text
+    for damaged in (torn, foreign, odd, listed):
+        assert str(damaged.path) in caplog.text
+    assert "process is '1'" in caplog.text
 
 
 def test_past_events_are_read_in_order_without_what_a_crash_cut_off(config: RunConfig) -> None:
@@ -491,8 +495,8 @@ def test_past_events_are_read_in_order_without_what_a_crash_cut_off(config: RunC
     assert list(folder.past_events()) == []
     for epoch in (1, 2):
         folder.append_event({"event": "epoch_end", "epoch": epoch})
-    with folder.events.open("a") as file:
-        file.write('{"event": "epo')
+    with folder.events.open("ab") as file:
+        file.write(b'\xff\x00\n[]\n{"event": "epo')
     assert list(folder.past_events()) == [{"event": "epoch_end", "epoch": 1}, {"event": "epoch_end", "epoch": 2}]
 
 
