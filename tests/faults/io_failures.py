@@ -2,7 +2,10 @@
 
 import contextlib
 import errno
+import io
 import os
+import random
+import re
 import shutil
 import stat
 import sys
@@ -27,7 +30,8 @@ class IoCalls:
     """Counts the calls of this process that change files below a folder, and does something before one of them.
 
     Opening for writing, renames, deletions, new folders and links are seen through Python's audit events, ``fsync`` and
-    ``write`` of descriptors by replacing them. The threads of leases are left out: when they write depends on time.
+    ``write`` of descriptors, and the closing of Python's files, by replacing them. A file that is closed with an error
+    is closed all the same, as on NFS. The threads of leases are left out: when they write depends on time.
     """
 
     def __init__(self, folder: Path, before: Callable[[int, str], None]) -> None:
@@ -39,15 +43,16 @@ class IoCalls:
 
     def __enter__(self) -> "IoCalls":
         global _watching
-        self._fsync, self._write = os.fsync, os.write
+        self._fsync, self._write, self._open = os.fsync, os.write, io.open
         os.fsync, os.write = self._fsynced, self._written  # type: ignore[assignment]
+        io.open = self._opened  # type: ignore[assignment]
         _watching = self
         return self
 
     def __exit__(self, *_: object) -> None:
         global _watching
         _watching = None
-        os.fsync, os.write = self._fsync, self._write
+        os.fsync, os.write, io.open = self._fsync, self._write, self._open  # type: ignore[assignment]
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -73,6 +78,20 @@ class IoCalls:
         if self._is_below(descriptor):
             self._call("write")
         return self._write(descriptor, content)
+
+    def _opened(self, *arguments: Any, **options: Any) -> Any:
+        file = self._open(*arguments, **options)
+        if file.writable() and self._is_below(file.fileno()):
+            close = file.close
+
+            def closed() -> None:
+                is_first = not file.closed
+                close()
+                if is_first:
+                    self._call("close")
+
+            file.close = closed  # type: ignore[method-assign]
+        return file
 
     def _is_below(self, descriptor: int) -> bool:
         with contextlib.suppress(OSError):
@@ -107,7 +126,7 @@ def failing(folder: Path, number: int) -> IoCalls:
     return IoCalls(folder, fail)
 
 
-Survival = Literal["what was flushed", "all names, but no content that was not flushed"]
+Survival = Literal["what was flushed", "all names, but no content that was not flushed"] | int
 
 
 @dataclass
@@ -115,7 +134,8 @@ class Disk:
     """What of a folder's content would survive a power cut, by POSIX: what ``fsync`` was called for, and nothing else.
 
     File systems differ in what else they write when. Two extremes are rebuilt: of names and contents alone what was
-    flushed, or all names, with files empty whose content was not flushed.
+    flushed, or all names, with files empty whose content was not flushed. With a seed, of every folder the names that
+    were flushed or those that are there, and of every file what was flushed, all, a part, zeros or nothing.
     """
 
     root: Path
@@ -123,6 +143,7 @@ class Disk:
     listings: dict[int, dict[str, tuple[int, bool]]] = field(default_factory=dict)
     _kept: list[int] = field(default_factory=list)
     _cut: dict[int, dict[str, tuple[int, bool]]] | None = None
+    _unflushed: dict[int, bytes] = field(default_factory=dict)
 
     def flush_all(self) -> None:
         """Take all that is there as flushed."""
@@ -145,15 +166,27 @@ class Disk:
             self.contents[found.st_ino] = path.read_bytes()
 
     def cut(self) -> None:
-        """Record the names that are there when the power goes."""
-        folders = [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]
+        """Record the names, and the contents that are not flushed, when the power goes."""
+        # In an order that is the same each time, whatever ids are in the names.
+        paths = sorted(self.root.rglob("*"), key=lambda path: re.sub(r"[0-9a-f]{8,}", "#", str(path)))
+        folders = [self.root, *(path for path in paths if path.is_dir())]
         self._cut = {folder.stat().st_ino: _listing(folder) for folder in folders}
+        contents = {path.stat().st_ino: path.read_bytes() for path in paths if path.is_file()}
+        self._unflushed = {entry: text for entry, text in contents.items() if self.contents.get(entry) != text}
         self._root = self.root.stat().st_ino
 
     def restart(self, survival: Survival) -> None:
         """Replace the content of the folder with what has survived."""
         assert self._cut is not None
         listings = self.listings if survival == "what was flushed" else self._cut
+        if isinstance(survival, int):
+            chance = random.Random(survival)
+            for entry, content in self._unflushed.items():
+                flushed, part = self.contents.get(entry, b""), content[: chance.randrange(len(content) + 1)]
+                self.contents[entry] = chance.choice((flushed, content, part, bytes(len(content)), b""))
+            listings = {
+                folder: chance.choice((now, self.listings.get(folder, now))) for folder, now in self._cut.items()
+            }
         for path in self.root.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self._rebuild(self.root, self._root, listings)

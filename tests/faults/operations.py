@@ -14,6 +14,11 @@ import pyarrow.parquet as pq
 from mirrorspark.callbacks.checkpoints import commit, retention
 from mirrorspark.callbacks.checkpoints.fence import Permit, fence
 from mirrorspark.callbacks.checkpoints.store import Location
+from mirrorspark.data_pipelines.convert import ConversionOptions, convert
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS, is_published
+from mirrorspark.data_pipelines.features.kinds import Label, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.precomputed.precompute import precompute
 from mirrorspark.scoring.precomputed.store import PrecomputedScores
@@ -47,6 +52,7 @@ class Operation:
         is_durable: Whether the new state survives a power cut once ``act`` has returned. Without it, as with Spark's
             own writers, the system has the files but perhaps not yet the disk.
         is_repeatable: Whether ``act`` may be called again after it has succeeded.
+        is_verified: Whether readers compare what they find with its digest, so that damage counts as nothing.
     """
 
     prepare: Callable[[Any], None]
@@ -55,6 +61,7 @@ class Operation:
     recover: Callable[[Any], None] = lambda place: None
     is_durable: bool = False
     is_repeatable: bool = True
+    is_verified: bool = False
 
 
 def write_folder(place: Any, mode: str, content: dict[str, bytes]) -> None:
@@ -150,14 +157,15 @@ LOCAL: dict[str, Operation] = {
         row_in_store,
         is_durable=True,
     ),
-    "an entry of a cache": Operation(lambda place: None, cache_entry, cached),
+    "an entry of a cache": Operation(lambda place: None, cache_entry, cached, is_verified=True),
 }
 SCORES = "an append of scores"
-NAMES = [*LOCAL, SCORES]
+DATASET = "a conversion"
+NAMES = [*LOCAL, SCORES, DATASET]
 
 
 def all_operations(spark: "SparkSession", folder: Path) -> dict[str, Operation]:
-    """Return the operations by name, with the one that needs a model, whose files are made in ``folder``."""
+    """Return the operations by name, with those of tables; the files that these need are made in ``folder``."""
     model = export_flights(folder / "model", 1)
     pq.write_table(FLIGHTS, folder / "flights.parquet")
 
@@ -169,14 +177,29 @@ def all_operations(spark: "SparkSession", folder: Path) -> dict[str, Operation]:
         parts = [pq.read_table(pa.BufferReader(content)) for content in listed(StoragePath.of(place) / "t").values()]
         return [part["flight_id"].to_pylist() for part in parts]
 
+    rows = [(number, number / 7, number // 3 % 2, SPLITS[number % 3]) for number in range(30)]
+    table = spark.createDataFrame(rows, "id int, distance double, late int, split string").coalesce(1)
+    spec, options = FeatureSpec((Numeric("distance"),), Label("late"), ("id",)), ConversionOptions(shards=1)
+
+    def dataset(place: Any) -> object:
+        target = StoragePath.of(place) / "t"
+        return Dataset.open(place / "t").manifest.splits if is_published(target) else None
+
     return LOCAL | {
+        DATASET: Operation(
+            prepare=lambda place: None,
+            act=lambda place: convert(table, spec, place / "t", options=options, progress=False),
+            look=dataset,
+            recover=LOCAL["an append"].recover,
+            is_repeatable=False,
+        ),
         SCORES: Operation(
             prepare=lambda place: score(place, "error"),
             act=lambda place: score(place, "append"),
             look=keys,
             recover=LOCAL["an append"].recover,
             is_repeatable=False,
-        )
+        ),
     }
 
 

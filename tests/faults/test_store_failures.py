@@ -36,7 +36,7 @@ def throttled() -> Iterator[tuple[str, ThrottledStore]]:
     server.stop()
 
 
-REMOTE = ["an overwrite", "an append", "a checkpoint", SCORES]
+REMOTE = ["a new folder", "an overwrite", "an append", "a checkpoint", SCORES]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,18 @@ REMOTE = ["an overwrite", "an append", "a checkpoint", SCORES]
         (False, "half of the body arrives", CHANGES),
         (False, "no answer", CHANGES),
         (False, "refused", READS),
+        (False, "no answer", READS),
         (True, "refused", CHANGES),
     ],
-    ids=["one request", "one answer", "half a body", "one time-out", "one read", "all from then on"],
+    ids=[
+        "one request",
+        "one answer",
+        "half a body",
+        "one time-out",
+        "one read",
+        "one read's time-out",
+        "all from then on",
+    ],
 )
 @pytest.mark.parametrize("name", REMOTE)
 def test_a_store_fails_at_a_request(
