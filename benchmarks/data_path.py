@@ -15,6 +15,7 @@ SUITE = Suite(
         "file_sizes",
         "writer_memory",
         "cost_per_row",
+        "publish",
         "lookup_rows",
         "flights_conversion",
         "jvm_connector",

@@ -9,9 +9,13 @@ Both sides of a connection prove that they know the run's token (`training.ring.
 as Spark's own traffic is not by default. Nothing is unpickled.
 
 Every array travels with the sum of its 32-bit words and its header with a CRC-32, so that a changed byte that TCP's
-16-bit checksum misses ends the attempt instead of making the ranks differ. The sum costs a hundredth of the transfer; a
-CRC of the array would cost a twentieth of a small step. It does not notice words that changed places. The ranks'
-weights are therefore compared at every checkpoint as well (`callbacks.collectives.equal_weights`).
+16-bit checksum misses ends the attempt instead of making the ranks differ. The sum takes less than a hundredth of a
+step; a CRC-32 of the array takes six to nine times as long (docs/benchmarks/checksums.md, `_checksum`).
+
+What the sum misses: words that changed places, and changes of several words that cancel out. The ranks' weights are
+therefore compared at every checkpoint as well (`callbacks.collectives.equal_weights`), which shows what made ranks
+differ. An error that all ranks get is not seen by either: from three ranks on, and arrays above ``_SMALL_BYTES``, a
+part is summed on its way from rank to rank, and then sent to all.
 """
 
 import math
@@ -402,7 +406,11 @@ def _packed_header(operation: int, kind: int, sent: Array) -> bytes:
 
 
 def _checksum(values: Array) -> int:
-    """Return the sum of the array's 32-bit words and of the bytes after them, modulo 2**32."""
+    """Return the sum of the array's 32-bit words and of the bytes after them, modulo 2**32.
+
+    Every change of a single word shows. A swap of words does not, nor do changes that cancel out: of random ones, one
+    in 2**32. The module's docstring has what follows from that.
+    """
     content = values.reshape(-1).view(np.uint8)
     end = len(content) // 4 * 4
     words = int(np.add.reduce(content[:end].view(np.uint32), dtype=np.uint32))
