@@ -269,10 +269,7 @@ def read_committed(path: Location) -> CommittedCheckpoint:
         raise FileNotFoundError(f"there is no checkpoint {place}; see its parent folder for those that exist")
     try:
         marker = json.loads((place / MARKER).read_bytes())
-        if marker["format_version"] not in (_FIRST_FORMAT_VERSION, FORMAT_VERSION):
-            raise CheckpointDamagedError(
-                place, f"its format version is {marker['format_version']}, this program reads up to {FORMAT_VERSION}"
-            )
+        _check_version(place, marker["format_version"])
         return CommittedCheckpoint(
             path=place,
             step=int(marker["step"]),
@@ -286,8 +283,17 @@ def read_committed(path: Location) -> CommittedCheckpoint:
         if not isinstance(place, Path):
             raise FileNotFoundError(f"there is no checkpoint {place}; see its parent for those that exist") from error
         raise CheckpointDamagedError(place, f"it has no {MARKER}") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except CheckpointDamagedError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CheckpointDamagedError(place, f"{MARKER} cannot be read ({error!r})") from error
+
+
+def _check_version(place: Path | StoragePath, version: object) -> None:
+    if version not in (_FIRST_FORMAT_VERSION, FORMAT_VERSION):
+        raise CheckpointDamagedError(
+            place, f"its format version is {version}, this program reads up to {FORMAT_VERSION}"
+        )
 
 
 def committed(directory: Location) -> list[CommittedCheckpoint]:

@@ -215,7 +215,7 @@ def _read(path: StoragePath) -> dict[str, Any]:
             "earlier": [str(id_) for id_ in document.get("earlier", ())],
             "kept": None if kept is None else [str(name) for name in kept],
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         # Without a readable fence nothing is published. OSError is retried: another program may be writing the file.
         raise OSError(f"{path} cannot be read ({error!r})") from error
 

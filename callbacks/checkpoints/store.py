@@ -146,6 +146,7 @@ class LocalStore:
         aside = self._folder / f"{DISCARDED}{name}-{uuid.uuid4().hex}"
         with contextlib.suppress(FileNotFoundError):
             (self._folder / name).replace(aside)
+            flush(self._folder)  # Else a power cut could leave a part of the files under the former name.
             shutil.rmtree(aside, ignore_errors=True)
 
     def clean(self, is_former: Callable[[str], bool], parts: Parts) -> list[str]:

@@ -7,7 +7,7 @@ replaced ones.
 
 import errno
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -103,7 +103,7 @@ class Journal:
         in_parallel(lambda name: (target / name).delete(), self.deletes)
         _remove_empty_folders(target, self.deletes)
         (target / SUCCESS_FILE).write_bytes(b"")
-        (staging / JOURNAL_FILE).delete()
+        self._end(staging, target, self.deletes)
 
     def take_back(self, staging: StoragePath, target: StoragePath, check: Check) -> None:
         """Delete the new files, so that the target is as it was before; ``check`` raises to end this at once."""
@@ -122,7 +122,7 @@ class Journal:
                 (target / name).write_bytes((staging / _REPLACED_FOLDER / name).read_bytes())
         if self.had_success:
             (target / SUCCESS_FILE).write_bytes(b"")
-        (staging / JOURNAL_FILE).delete()
+        self._end(staging, target, self.added)
 
     def settle(self, staging: StoragePath, target: StoragePath, check: Check) -> None:
         """End a publish that failed or whose writer is gone: finish it if it is committed, else take it back."""
@@ -130,6 +130,12 @@ class Journal:
             self.finish(staging, target)
         else:
             self.take_back(staging, target, check)
+
+    def _end(self, staging: StoragePath, target: StoragePath, deleted: Sequence[str]) -> None:
+        """Delete the journal once the disk has the deletions, which nobody would repeat without it."""
+        if deleted:
+            _flush_folders(target, deleted)
+        (staging / JOURNAL_FILE).delete()
 
     def _save(self, staging: StoragePath) -> None:
         (staging / JOURNAL_FILE).write_bytes(json.dumps(asdict(self)).encode())
@@ -145,10 +151,17 @@ def in_parallel(work: Callable[[T], None], items: Iterable[T]) -> None:
 
 def flush(root: StoragePath, names: Iterable[str]) -> None:
     """Wait until the disk has the named files below ``root``, and the entries of their folders."""
-    files = [Path(name) for name in names]
-    folders = {folder for file in files for folder in file.parents} | {Path()}
-    for path in [*files, *folders]:
-        (root / path.as_posix()).flush_to_disk()
+    names = list(names)
+    for name in names:
+        (root / name).flush_to_disk()
+    _flush_folders(root, names)
+
+
+def _flush_folders(root: StoragePath, names: Iterable[str]) -> None:
+    """Wait until the disk has the entries of the folders of these files, as far as the folders are there."""
+    for folder in {parent for name in names for parent in Path(name).parents} | {Path()}:
+        with suppress(FileNotFoundError):
+            (root / folder.as_posix()).flush_to_disk()
 
 
 def _remove_empty_folders(target: StoragePath, deleted: Iterable[str]) -> None:

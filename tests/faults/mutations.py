@@ -240,7 +240,7 @@ def _fences(folder: Path) -> Reader:
         found.counts("step-00000010-0fa1b2c3", "0fa1b2c3")
         fence.read_fence(store, earlier.id)
 
-    return Reader("fences", (path.read_bytes(),), read, (OSError,), cost=6)
+    return Reader("fences", (path.read_bytes(),), read, (OSError,), cost=4)
 
 
 def _run_states(folder: Path) -> Reader:
@@ -258,7 +258,7 @@ def _run_states(folder: Path) -> Reader:
         read_run(run)
 
     (run / "config.yaml").write_text("name: x")
-    return Reader("run states", (json.dumps(asdict(state)).encode(),), read, (), cost=12)
+    return Reader("run states", (json.dumps(asdict(state)).encode(),), read, (), cost=4)
 
 
 def _events(folder: Path) -> Reader:

@@ -126,6 +126,8 @@ def test_files_that_cannot_grow_any_further(
 SURVIVALS = ["what was flushed", "all names, but no content that was not flushed", 1, 2, 3]
 
 
+# The finalizers of a process without power raise as well.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("survival", SURVIVALS)
 # Scores that are appended are not flushed, as Spark's are not: files of new names may be empty then, which readers pass
 # over.

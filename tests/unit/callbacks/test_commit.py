@@ -212,7 +212,7 @@ def test_a_checksum_of_an_unknown_kind_is_damage(tmp_path: Path) -> None:
         commit.read_committed(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 1}', '{"format_version": 2, "step": 1e999}'])
 def test_an_unreadable_marker_is_damage(tmp_path: Path, text: str) -> None:
     path = publish(tmp_path, 10)
     (path / commit.MARKER).write_text(text)

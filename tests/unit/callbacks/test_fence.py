@@ -139,9 +139,10 @@ def test_a_store_that_lost_its_fence_is_gone(tmp_path: Path) -> None:
         fence(tmp_path, 2)
 
 
-def test_a_fence_that_cannot_be_read_lets_nobody_publish(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", '{"attempt": 1e999, "id": "1"}'])
+def test_a_fence_that_cannot_be_read_lets_nobody_publish(tmp_path: Path, text: str) -> None:
     permit = Permit(tmp_path, 1, fence(tmp_path, 1))
-    next(tmp_path.glob(FENCE)).write_text("{")
+    next(tmp_path.glob(FENCE)).write_text(text)
     with pytest.raises(CheckpointStoreError, match=r"FENCE-000001-\w+\.json cannot be read"):
         publish(tmp_path, 10, permit)
 
