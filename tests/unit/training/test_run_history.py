@@ -189,7 +189,9 @@ def test_lines_that_a_crash_cut_off_are_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     whole = json.dumps(epoch_end(1, 5.0, loss=0.5))
     attempt = json.dumps({"event": "attempt", "attempt": 1, "time": 1.0})
-    file.write_text(f'{attempt}\n{whole}\n[1, 2]\n{{"event": "epoch_end", "epo')
+    odd = json.dumps({"event": "epoch_end", "rank": 0, "epoch": "2", "logs": [], "time": 10**400})
+    begin = json.dumps({"event": "attempt", "time": "now"})
+    file.write_text(f'{begin}\n{attempt}\n{whole}\n{odd}\n[1, 2]\n{{"event": "epoch_end", "epo')
     curves = read_curves(file)
     assert list(curves.epochs) == [1]
     assert curves.seconds is not None
