@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,11 @@ def test_checksums_are_known_before_the_last_look_at_the_fence(
     def no_thread(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(checksums, "checksum_of", lambda path, beat: order.append("checksum") or "crc32:0")
+    def checksum_of(path: Path, *, beat: Callable[[], None]) -> str:
+        order.append("checksum")
+        return "crc32:0"
+
+    monkeypatch.setattr(checksums, "checksum_of", checksum_of)
     monkeypatch.setattr(Permit, "check", lambda permit: order.append("fence"))
     monkeypatch.setattr(threading.Thread, "start", no_thread)  # So they are computed when they are asked for.
     store = tmp_path if is_local else f"memory://{tmp_path.name}"
