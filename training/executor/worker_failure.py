@@ -1,6 +1,7 @@
 """The classification of a worker's error by cause, and its event for the driver."""
 
 import errno
+import socket
 import sys
 import sysconfig
 import traceback
@@ -84,6 +85,7 @@ _MACHINE_MESSAGES = (
     "Cannot assign requested address",
     "No buffer space available",
     "can't start new thread",
+    "Temporary failure in name resolution",
     "RingChecksumError",  # Raised by our ring within an operation of TensorFlow.
 )
 
@@ -178,6 +180,8 @@ def _own_cause(error: BaseException, phase: Phase) -> str | None:
         case OSError(errno=number) if number in _STORE_ERRORS:
             return "store"
         case OSError(errno=number) if number in _MACHINE_ERRORS:
+            return "machine"
+        case socket.gaierror(errno=socket.EAI_AGAIN):  # Its numbers are not those of other errors.
             return "machine"
         case MemoryError():  # The machine's memory may be short, or a single array far too large.
             return "unknown"

@@ -14,15 +14,14 @@ import selectors
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any
 
+from mirrorspark.training.protocol.admissions import Admissions
 from mirrorspark.training.protocol.handshake import (
     HANDSHAKE_SECONDS,
-    RefusalLog,
     TokenMismatchError,
     authenticate_client,
     authenticate_to_server,
@@ -36,10 +35,8 @@ from mirrorspark.training.ring.errors import RingConnectError, RingError
 
 _MESSAGE_BYTES = 1 << 12
 _CONNECT_PAUSE_SECONDS = 0.05
-_ADMISSION_PAUSE_SECONDS = 0.2
 _POLL_SECONDS = 0.2
 _CLOSE_SECONDS = 5.0
-# Ranks authenticate within milliseconds, so of too many clients that have not, the oldest is disconnected.
 _MOST_UNPROVEN = 64
 
 logger = logging.getLogger(__name__)
@@ -105,10 +102,18 @@ class ClusterConnections:
         deadline = time.monotonic() + timeout_seconds
         connections: dict[int, _Connection] = {}
         registrations: dict[int, Registration] = {}
-        with (
-            socket.create_server(split_address(address), backlog=roles.ranks) as listener,
-            _Admissions(listener, token) as admissions,
-        ):
+
+        def admit(connected: socket.socket) -> tuple[_Connection, Registration]:
+            connection = _Connection(connected)
+            return connection, connection.accept(token)
+
+        with Admissions(
+            socket.create_server(split_address(address), backlog=roles.ranks),
+            admit,
+            "a registration",
+            most_unproven=_MOST_UNPROVEN,
+            discard=lambda admitted: admitted[0].close(),
+        ) as admissions:
             try:
                 while len(connections) < roles.ranks - 1:
                     missing = next(rank for rank in range(1, roles.ranks) if rank not in connections)
@@ -204,110 +209,6 @@ class ClusterConnections:
             left = self._roles.workers - sum(self._roles.is_dispensable(lost) for lost in self._lost)
         if self._roles.is_dispensable(rank):
             logger.warning("%s (rank %d) is gone: %d go on", self._roles.of(rank), rank, left)
-
-
-class _Admissions:
-    """Accepts connections, and authenticates each in its own thread: a client that says nothing delays no other."""
-
-    def __init__(self, listener: socket.socket, token: str) -> None:
-        self._listener = listener
-        self._token = token
-        self._refusals = RefusalLog(logger, "a registration")
-        self._admitted: SimpleQueue[tuple[_Connection, Registration]] = SimpleQueue()
-        # Guards the fields below.
-        self._lock = threading.Lock()
-        self._unproven: deque[_Connection] = deque()
-        self._is_over = False
-        self._failure: OSError | RuntimeError | None = None
-        self._thread = threading.Thread(target=self._accept, name="admissions", daemon=True)
-
-    def __enter__(self) -> "_Admissions":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._is_over = True
-            unproven = list(self._unproven)
-        hang_up(self._listener)
-        self._thread.join(_CLOSE_SECONDS)
-        for connection in unproven:
-            hang_up(connection.socket)
-        with contextlib.suppress(Empty):
-            while True:
-                self._admitted.get_nowait()[0].close()
-
-    def next(self, seconds: float) -> "tuple[_Connection, Registration]":
-        """Return the next authenticated connection and its registration.
-
-        Raises:
-            Empty: None came within ``seconds``.
-            OSError, RuntimeError: None came, since connections cannot be accepted: file descriptors or threads are
-                used up.
-        """
-        try:
-            return self._admitted.get(timeout=seconds)
-        except Empty:
-            with self._lock:
-                if self._failure is not None:
-                    raise self._failure from None
-            raise
-
-    def _accept(self) -> None:
-        while True:
-            failure: OSError | RuntimeError | None = None
-            try:
-                self._accept_one()
-            except (OSError, RuntimeError) as error:
-                failure = error
-            with self._lock:
-                if self._is_over:  # The listener was shut down.
-                    return
-                self._failure = failure
-            if failure is not None:
-                # Another connection, or another process, may free what is used up.
-                time.sleep(_ADMISSION_PAUSE_SECONDS)
-
-    def _accept_one(self) -> None:
-        with contextlib.suppress(ConnectionAbortedError):
-            accepted, (host, *_) = self._listener.accept()
-            self._begin(_Connection(accepted), host)
-
-    def _begin(self, connection: "_Connection", host: str) -> None:
-        with self._lock:
-            self._unproven.append(connection)
-            surplus = self._unproven.popleft() if len(self._unproven) > _MOST_UNPROVEN else None
-        if surplus is not None:
-            hang_up(surplus.socket)
-        try:
-            threading.Thread(target=self._admit, args=(connection, host), daemon=True).start()
-        except RuntimeError:  # The machine has no thread left; the rank connects again.
-            self._dismiss(connection)
-            connection.close()
-            raise
-
-    def _admit(self, connection: "_Connection", host: str) -> None:
-        try:
-            registration = connection.accept(self._token)
-        except TokenMismatchError:
-            self._refusals.add(host)
-            connection.close()
-            return
-        except (OSError, ValueError, TypeError) as error:
-            logger.debug("refused a connection: %s", error)
-            connection.close()
-            return
-        finally:
-            self._dismiss(connection)
-        with self._lock:
-            if not self._is_over:
-                self._admitted.put((connection, registration))
-                return
-        connection.close()
-
-    def _dismiss(self, connection: "_Connection") -> None:
-        with self._lock, contextlib.suppress(ValueError):
-            self._unproven.remove(connection)
 
 
 class CoordinatorConnection:

@@ -1,18 +1,15 @@
 """The server of the event channel, on the driver; see :mod:`training.protocol.events`."""
 
-import functools
 import json
 import logging
 import secrets
 import socket
-import socketserver
-import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
+from mirrorspark.training.protocol.admissions import Admissions
 from mirrorspark.training.protocol.events import (
     FOR_RANKS,
     LINE_BYTES,
@@ -24,19 +21,18 @@ from mirrorspark.training.protocol.events import (
 )
 from mirrorspark.training.protocol.handshake import (
     HANDSHAKE_SECONDS,
-    RefusalLog,
-    TokenMismatchError,
     authenticate_client,
     hang_up,
     notice_silence,
     read_line,
 )
 
-# An unauthenticated client holds a thread and a socket. Ranks authenticate within milliseconds, so of too many clients
-# the one that has taken longest is disconnected.
+# A cluster's ranks connect within the same second.
 _MOST_UNPROVEN = 256
 # The ranks' last events may still be in transit when the attempt is over.
 _LAST_WORDS_SECONDS = 3.0
+# A receiver that hangs must not hold up the end of the attempt.
+_RECEIVER_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -58,32 +54,28 @@ class EventServer:
         self._turn = threading.Lock()
         # The number of each client's last event. Guarded by _turn.
         self._last: dict[str, int] = {}
+        # Set with _turn held, unless the receiver hangs.
+        self._is_over = False
         self._token = secrets.token_hex(32)
-        self._refusals = RefusalLog(logger, "an event connection")
         # Guards the two fields below, so that a client that connects now still gets retained commands.
         self._commanding = threading.Lock()
         self._lines: set[_Line] = set()
         self._retained: dict[tuple[str, int | None], Command] = {}
-        receive = self._receive
-
-        class Handler(socketserver.StreamRequestHandler):
-            def handle(self) -> None:
-                receive(self)
-
-        self._server = _ThreadingServer((host, 0), Handler, _MOST_UNPROVEN)
-        self.address = EventAddress(advertised or host, self._server.server_address[1], self._token)
-        listen = functools.partial(self._server.serve_forever, poll_interval=0.05)
-        self._thread = threading.Thread(target=listen, name="events", daemon=True)
-        self._thread.start()
+        listener = socket.create_server((host, 0), backlog=_MOST_UNPROVEN)
+        self._admissions: Admissions[None] = Admissions(
+            listener, self._receive, "an event connection", most_unproven=_MOST_UNPROVEN
+        )
+        self.address = EventAddress(advertised or host, self._admissions.port, self._token)
 
     def __enter__(self) -> "EventServer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join(timeout=10)
-        self._server.end_connections(_LAST_WORDS_SECONDS)
-        self._server.server_close()
+        self._admissions.end(_LAST_WORDS_SECONDS)
+        has_turn = self._turn.acquire(timeout=_RECEIVER_SECONDS)
+        self._is_over = True
+        if has_turn:
+            self._turn.release()
 
     def command(self, command: Command, rank: int | None = None) -> None:
         """Send a command to all ranks, or one, or their tasks; does not wait for them."""
@@ -94,38 +86,35 @@ class EventServer:
         for line in lines:
             line.say(command)
 
-    def _receive(self, connection: socketserver.StreamRequestHandler) -> None:
+    def _receive(self, connection: socket.socket) -> None:
         line: _Line | None = None
         try:
-            line = self._let_in(connection)
-            while received := connection.rfile.readline(LINE_BYTES):
-                number, needs_answer, event = json.loads(received)
-                self._publish(line.client, int(number), dict(event))
-                if needs_answer:
-                    line.say({"acknowledged": number})
-        except TokenMismatchError:
-            self._refusals.add(connection.client_address[0])
-        except (OSError, ValueError, TypeError, KeyError) as error:
             # A rank that dies breaks its connection; its task or Spark reports the death.
-            logger.debug("event connection ended: %s", error)
+            with connection, connection.makefile("rb") as stream:
+                line = self._let_in(connection, stream)
+                while received := stream.readline(LINE_BYTES):
+                    number, needs_answer, event = json.loads(received)
+                    self._publish(line.client, int(number), dict(event))
+                    if needs_answer:
+                        line.say({"acknowledged": number})
         finally:
             if line is not None:
                 with self._commanding:
                     self._lines.discard(line)
 
-    def _let_in(self, connection: socketserver.StreamRequestHandler) -> "_Line":
+    def _let_in(self, connection: socket.socket, stream: BinaryIO) -> "_Line":
         """Return the connection of an authenticated client.
 
         Raises:
             TokenMismatchError: The client does not know the token.
         """
-        connection.connection.settimeout(HANDSHAKE_SECONDS)
-        authenticate_client(connection.connection, connection.rfile, self._token, client="client", server="driver")
-        self._server.trust(connection.connection)
-        hello = json.loads(read_line(connection.rfile))
-        connection.connection.settimeout(None)
-        notice_silence(connection.connection)
-        line = _Line(connection.connection, str(hello["client"]), int(hello["rank"]), hello["sender"])
+        connection.settimeout(HANDSHAKE_SECONDS)
+        authenticate_client(connection, stream, self._token, client="client", server="driver")
+        self._admissions.trust(connection)
+        hello = json.loads(read_line(stream))
+        connection.settimeout(None)
+        notice_silence(connection)
+        line = _Line(connection, str(hello["client"]), int(hello["rank"]), hello["sender"])
         with self._commanding:
             self._lines.add(line)
             retained = [command for (_, rank), command in self._retained.items() if line.is_meant(command, rank)]
@@ -136,6 +125,8 @@ class EventServer:
 
     def _publish(self, client: str, number: int, event: Event) -> None:
         with self._turn:
+            if self._is_over:
+                return
             if number <= self._last.get(client, 0):
                 return  # It arrived before the connection broke, but its acknowledgement was lost.
             self._last[client] = number
@@ -173,55 +164,3 @@ class _Line:
                     hang_up(self.connection)
             except OSError:
                 hang_up(self.connection)
-
-
-class _ThreadingServer(socketserver.ThreadingTCPServer):
-    # A cluster's ranks connect within the same second.
-    request_queue_size = 256
-
-    def __init__(
-        self, address: tuple[str, int], handler: type[socketserver.BaseRequestHandler], most_unproven: int
-    ) -> None:
-        self._connections: list[tuple[threading.Thread, socket.socket]] = []
-        self._most_unproven = most_unproven
-        self._proving = threading.Lock()
-        # In the order of arrival.
-        self._unproven: dict[socket.socket, None] = {}
-        super().__init__(address, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle the connection in its own thread; the base class could only join the threads without a time limit."""
-        with self._proving:
-            self._unproven[request] = None
-            surplus = next(iter(self._unproven)) if len(self._unproven) > self._most_unproven else None
-        if surplus is not None:
-            self.trust(surplus)
-            hang_up(surplus)
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        # Listed once it runs: a thread that the machine refuses to start could not be joined.
-        thread.start()
-        self._connections = [entry for entry in self._connections if entry[0].is_alive()] + [(thread, request)]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tell of a connection that this machine cannot serve now; its client connects again."""
-        logger.warning("an event connection from %s could not be served: %s", client_address[0], sys.exception())
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection, and remove it from the lists."""
-        self.trust(request)
-        super().shutdown_request(request)
-
-    def trust(self, connection: socket.socket) -> None:
-        """Remove ``connection`` from the unauthenticated ones."""
-        with self._proving:
-            self._unproven.pop(connection, None)
-
-    def end_connections(self, patience_seconds: float) -> None:
-        """Wait for the clients to disconnect, then close the rest. To be called once no connection is accepted."""
-        deadline = time.monotonic() + patience_seconds
-        for thread, _ in self._connections:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        for thread, connection in self._connections:
-            if thread.is_alive():
-                hang_up(connection)
-                thread.join(timeout=5)

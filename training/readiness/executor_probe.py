@@ -30,6 +30,7 @@ from pyspark import BarrierTaskContext
 
 import mirrorspark
 from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.training.protocol.admissions import Admissions
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.events import EventAddress
 from mirrorspark.training.protocol.handshake import is_proof, proof, split_address
@@ -54,6 +55,9 @@ _MEASURED_SECONDS = 1.0
 
 # A large cluster has many pairs.
 _CONNECTING_THREADS = 64
+# All tasks call the others in the same order, so that many may call one at the same time.
+_MOST_CALLERS = 256
+_RETRY_SECONDS = 0.1
 _LINE_BYTES = 256
 # Characters of a store's error, whose libraries include whole stacks.
 _LONGEST_REASON = 300
@@ -256,7 +260,7 @@ def probe(question: ProbeRequest, place: BarrierTask) -> ProbeResult:
         failures = place.gather("" if _NO_ADDRESS not in addresses and not unreachable else "unreachable")
     finally:
         if listener:
-            listener.close()
+            listener.end()
         if reserved:
             reserved.close()
     if not any(failures):
@@ -353,50 +357,35 @@ def _check_store(store: Store, rank: int) -> StoreResult:
     return StoreResult(bool(seen and seen[0]), error)
 
 
-class _Listener:
-    """Accepts connections, and proves to each that it belongs to this probe."""
+def _listen(host: str, token: str) -> tuple[Admissions[None] | None, socket.socket | None, str | None]:
+    """Return a listener for the other tasks and a reserved port for the ring, or why this failed.
 
-    def __init__(self, server: socket.socket, token: str) -> None:
-        self._server = server
-        self._token = token
-        self.port = int(server.getsockname()[1])
-        self._thread = threading.Thread(target=self._serve, name="probe", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        with contextlib.suppress(OSError):
-            # Closing alone would not wake the accepting thread.
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        self._thread.join(REACH_SECONDS)
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._server.accept()
-            except OSError:
-                return
-            with connection, contextlib.suppress(OSError):
-                connection.settimeout(REACH_SECONDS)
-                nonce = connection.recv(_LINE_BYTES).decode("ascii", "replace")
-                connection.sendall(proof(self._token, _ROLE, nonce, str(self.port)).encode())
-
-
-def _listen(host: str, token: str) -> tuple[_Listener | None, socket.socket | None, str | None]:
-    """Return a listener for the other tasks and a reserved port for the ring, or why this failed."""
+    The listener proves to each caller that it belongs to this probe.
+    """
     with contextlib.ExitStack() as opened:
         try:
-            server = opened.enter_context(socket.create_server((host, 0), backlog=256))
+            server = opened.enter_context(socket.create_server((host, 0), backlog=_MOST_CALLERS))
             reserved = opened.enter_context(socket.socket(server.family))
             # So that the ring can bind the port at once.
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.bind((host, 0))
-        except OSError as error:
+            port = str(server.getsockname()[1])
+
+            def prove(caller: socket.socket) -> None:
+                with caller:
+                    caller.settimeout(REACH_SECONDS)
+                    nonce = caller.recv(_LINE_BYTES).decode("ascii", "replace")
+                    caller.sendall(proof(token, _ROLE, nonce, port).encode())
+
+            listener: Admissions[None] = Admissions(
+                server, prove, "a connection of the probe", most_unproven=_MOST_CALLERS
+            )
+        except (OSError, RuntimeError) as error:
             # Python's own text repeats the address.
-            return None, None, os.strerror(error.errno) if error.errno else str(error)
+            number = getattr(error, "errno", None)
+            return None, None, os.strerror(number) if number else str(error)
         opened.pop_all()
-    return _Listener(server, token), reserved, None
+    return listener, reserved, None
 
 
 def reach_all(rank: int, addresses: Sequence[str], token: str) -> tuple[Unreachable, ...]:
@@ -412,19 +401,30 @@ def reach_all(rank: int, addresses: Sequence[str], token: str) -> tuple[Unreacha
 
 
 def _reach(address: str, token: str) -> str | None:
+    deadline = time.monotonic() + REACH_SECONDS
+    while True:
+        try:
+            return _call(address, token, max(_RETRY_SECONDS, deadline - time.monotonic()))
+        except TimeoutError:
+            return f"no answer within {REACH_SECONDS:g} s"
+        except (ConnectionResetError, BrokenPipeError):
+            # A listener with too many callers disconnects the oldest.
+            if time.monotonic() > deadline:
+                return "it closes the connection without an answer"
+        except OSError as error:
+            return error.strerror or str(error)
+        time.sleep(_RETRY_SECONDS)
+
+
+def _call(address: str, token: str, seconds: float) -> str | None:
     host, port = split_address(address)
     nonce = secrets.token_hex(16)
-    try:
-        with socket.create_connection((host, port), REACH_SECONDS) as connection:
-            connection.sendall(nonce.encode())
-            answer = connection.makefile("r", encoding="ascii", errors="replace").read(_LINE_BYTES)
-    except TimeoutError:
-        return f"no answer within {REACH_SECONDS:g} s"
-    except OSError as error:
-        return error.strerror or str(error)
-    if not is_proof(answer, token, _ROLE, nonce, str(port)):
-        return "another program answers there"
-    return None
+    with socket.create_connection((host, port), seconds) as connection:
+        connection.sendall(nonce.encode())
+        answer = connection.makefile("r", encoding="ascii", errors="replace").read(_LINE_BYTES)
+    if not answer:
+        raise ConnectionResetError
+    return None if is_proof(answer, token, _ROLE, nonce, str(port)) else "another program answers there"
 
 
 def _measure(rank: int, addresses: Sequence[str], token: str) -> tuple[AllReduceTime | None, str | None]:

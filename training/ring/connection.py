@@ -9,20 +9,18 @@ order is why it does not use the lines of `training.protocol.handshake`.)
 import contextlib
 import hmac
 import secrets
-import selectors
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Sequence
-from typing import cast
+from queue import Empty
 
-from mirrorspark.training.protocol.handshake import keep_alive, split_address
+from mirrorspark.training.protocol.admissions import Admissions
+from mirrorspark.training.protocol.handshake import TokenMismatchError, keep_alive, split_address
 from mirrorspark.training.ring.errors import RingConnectError
 
 _SOCKET_BUFFER_BYTES = 4 << 20
 _CONNECT_PAUSE_SECONDS = 0.02
-# A rank sends its hello as soon as it is connected, so of too many clients without one the oldest is disconnected.
 _MOST_UNPROVEN = 64
 
 _NONCE_BYTES = 16
@@ -85,62 +83,27 @@ def _connect(address: str, rank: int, peer: int, token: str, deadline: float) ->
 
 
 def _accept(listener: socket.socket, peer: int, token: str, deadline: float) -> tuple[socket.socket, bytes]:
-    """Accept ``peer``, and reply. Return the connection, and the nonce that the peer must prove.
+    """Accept ``peer``, and reply. Return the connection, and the nonce that the peer must prove."""
 
-    All clients are read concurrently, so that silent ones delay nobody and are bounded in number; those without the
-    token are refused.
-    """
-    unproven: deque[socket.socket] = deque()
-    with selectors.DefaultSelector() as selector:
-        listener.setblocking(False)
-        selector.register(listener, selectors.EVENT_READ)
+    def admit(client: socket.socket) -> tuple[socket.socket, bytes]:
+        client.settimeout(max(0.1, deadline - time.monotonic()))
+        rank, theirs, proof = _HELLO.unpack(_read(client, _HELLO.size))
+        if rank != peer or not hmac.compare_digest(proof, _proof(token, b"connect", _RANK.pack(rank), theirs)):
+            raise TokenMismatchError("it does not know the token")
+        return client, theirs
+
+    with Admissions(
+        listener,
+        admit,
+        "a connection of the ring",
+        most_unproven=_MOST_UNPROVEN,
+        discard=lambda admitted: admitted[0].close(),
+    ) as admissions:
         try:
-            while (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    if key.fileobj is listener:
-                        try:
-                            client, _ = listener.accept()
-                        except (BlockingIOError, ConnectionAbortedError):
-                            continue  # It is gone already.
-                        client.setblocking(False)
-                        unproven.append(client)
-                        selector.register(client, selectors.EVENT_READ, bytearray())
-                    elif key.fileobj in unproven and (hello := _receive_hello(key, selector, unproven)) is not None:
-                        client = cast(socket.socket, key.fileobj)
-                        rank, theirs, proof = _HELLO.unpack(hello)
-                        if rank == peer and hmac.compare_digest(
-                            proof, _proof(token, b"connect", _RANK.pack(rank), theirs)
-                        ):
-                            return client, _reply(client, token, theirs, deadline)
-                        client.close()
-                while len(unproven) > _MOST_UNPROVEN:
-                    oldest = unproven.popleft()
-                    selector.unregister(oldest)
-                    oldest.close()
-        finally:
-            for client in unproven:
-                client.close()
-    raise RingConnectError(peer, "has not connected in time")
-
-
-def _receive_hello(
-    key: selectors.SelectorKey, selector: selectors.BaseSelector, unproven: deque[socket.socket]
-) -> bytes | None:
-    """Receive more of a client's hello; once it is complete or the client is gone, unregister it; return the hello."""
-    client, so_far = cast(socket.socket, key.fileobj), key.data
-    try:
-        more = client.recv(_HELLO.size - len(so_far))
-    except OSError:
-        more = b""
-    so_far += more
-    if more and len(so_far) < _HELLO.size:
-        return None
-    selector.unregister(client)
-    unproven.remove(client)
-    if len(so_far) == _HELLO.size:
-        return bytes(so_far)
-    client.close()
-    return None
+            client, theirs = admissions.next(max(0.0, deadline - time.monotonic()))
+        except Empty:
+            raise RingConnectError(peer, "has not connected in time") from None
+    return client, _reply(client, token, theirs, deadline)
 
 
 def _reply(client: socket.socket, token: str, theirs: bytes, deadline: float) -> bytes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import queue
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from mirrorspark.training.protocol import event_client, event_server
+from mirrorspark.training.protocol import admissions, event_client, event_server
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.event_server import EventServer
 from mirrorspark.training.protocol.events import Event, EventAddress
@@ -371,7 +372,7 @@ def test_a_thread_that_the_machine_refuses_costs_a_connection_and_nothing_else(
     start, refused = threading.Thread.start, []
 
     def start_but_once(thread: threading.Thread) -> None:
-        if "process_request_thread" in thread.name and not refused:
+        if "_admit" in thread.name and not refused:
             refused.append(thread)
             raise RuntimeError("can't start new thread")
         start(thread)
@@ -384,6 +385,83 @@ def test_a_thread_that_the_machine_refuses_costs_a_connection_and_nothing_else(
         client.close()
     assert (len(refused), log.kinds()) == (1, ["epoch_end"])
     assert "could not be served: can't start new thread" in caplog.text
+
+
+def test_used_up_file_descriptors_end_nothing_and_cost_no_processor(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """T6: the server tried again at once, all the time; the end does not wait for the pause."""
+    tries: list[int] = []
+    create_server = socket.create_server
+
+    class ScarceListener(socket.socket):
+        def accept(self) -> tuple[socket.socket, Any]:
+            tries.append(len(tries))
+            if len(tries) <= most:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    monkeypatch.setattr(
+        socket, "create_server", lambda *at, **how: ScarceListener(fileno=create_server(*at, **how).detach())
+    )
+    most = 3
+    log = Log()
+    with EventServer("127.0.0.1", log) as server:
+        client = EventClient(server.address, rank=0, attempt=1)
+        client.send({"event": "epoch_end"})
+        client.close()
+    assert log.kinds() == ["epoch_end"]
+    assert caplog.text.count("could not be served") == 1
+    monkeypatch.setattr(admissions, "_PAUSE_SECONDS", 3600)
+    tries.clear()
+    with EventServer("127.0.0.1", log):
+        wait_until(lambda: caplog.text.count("could not be served") == 2)
+    assert len(tries) == 1
+
+
+def test_an_event_that_waits_for_a_slow_receiver_is_dropped_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (event_server, "_LAST_WORDS_SECONDS"),
+        (event_server, "_RECEIVER_SECONDS"),
+        (admissions, "_CLOSE_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.1)
+    log, is_received, may_go_on = Log(), threading.Event(), threading.Event()
+
+    def receive(event: Event) -> None:
+        log(event)
+        is_received.set()
+        may_go_on.wait(SECONDS)
+
+    before = set(threading.enumerate())
+    with EventServer("127.0.0.1", receive) as server:
+        published = noted_publish(server, monkeypatch)
+        clients = [EventClient(server.address, rank, attempt=1) for rank in range(2)]
+        for client in clients:
+            client.send({"event": "epoch_end"})
+        assert is_received.wait(SECONDS)
+        wait_until(lambda: len(published) == 2)
+    serving = [thread for thread in threading.enumerate() if thread not in before and "_admit" in thread.name]
+    assert len(serving) == 2
+    may_go_on.set()
+    for thread in serving:
+        thread.join(SECONDS)
+    for client in clients:
+        client.close(0)
+    assert len(log.events) == 1
+
+
+def noted_publish(server: EventServer, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """Return a list that gets every event that a connection is about to publish."""
+    published: list[Event] = []
+    publish = server._publish
+
+    def noted(client: str, number: int, event: Event) -> None:
+        published.append(event)
+        publish(client, number, event)
+
+    monkeypatch.setattr(server, "_publish", noted)
+    return published
 
 
 def test_a_lost_channel_is_noted_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

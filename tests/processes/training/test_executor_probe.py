@@ -1,5 +1,7 @@
 """L17, pains 6 and 29: what a barrier task finds out; here each task is a thread."""
 
+import contextlib
+import errno
 import pickle
 import socket
 import threading
@@ -14,7 +16,9 @@ import pytest
 
 import mirrorspark
 from mirrorspark.storage.paths import StoragePath
+from mirrorspark.training.protocol import admissions
 from mirrorspark.training.protocol.event_server import EventServer
+from mirrorspark.training.protocol.handshake import proof
 from mirrorspark.training.readiness import executor_probe
 from mirrorspark.training.readiness.executor_probe import (
     AllReduceTime,
@@ -209,6 +213,50 @@ def test_a_task_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         found = reach_all(1, [address, "127.0.0.1:1"], "s3cret")
     assert time.monotonic() - begin < 60
     assert found == (Unreachable(0, address, "no answer within 0.1 s"),)
+
+
+def test_strangers_and_a_lack_of_file_descriptors_make_no_task_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S12, T6: one silent caller held up all others, and one failure ended the listener."""
+    create_server, failures = socket.create_server, [OSError(errno.EMFILE, "Too many open files")]
+
+    class ScarceListener(socket.socket):
+        def accept(self) -> tuple[socket.socket, Any]:
+            if failures:
+                raise failures.pop()
+            return super().accept()
+
+    monkeypatch.setattr(
+        socket, "create_server", lambda *at, **how: ScarceListener(fileno=create_server(*at, **how).detach())
+    )
+    monkeypatch.setattr(executor_probe, "_MOST_CALLERS", 8)
+    monkeypatch.setattr(admissions, "_PAUSE_SECONDS", 0.001)
+    listener, reserved, _ = executor_probe._listen("127.0.0.1", "s3cret")
+    assert listener is not None
+    assert reserved is not None
+    address = ("127.0.0.1", listener.port)
+    with reserved, listener, contextlib.ExitStack() as strangers:
+        silent = [strangers.enter_context(socket.create_connection(address, 60)) for _ in range(12)]
+        assert silent[0].recv(1) == b""  # of too many, the oldest is disconnected
+        assert reach_all(1, [f"127.0.0.1:{listener.port}", "127.0.0.1:1"], "s3cret") == ()
+    assert failures == []
+
+
+def test_a_call_that_the_listener_cut_off_is_made_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        port = listener.getsockname()[1]
+
+        def answer_the_second() -> None:
+            listener.accept()[0].close()
+            caller, _ = listener.accept()
+            with caller:
+                nonce = caller.recv(100).decode()
+                caller.sendall(proof("s3cret", "probe", nonce, str(port)).encode())
+
+        answering = threading.Thread(target=answer_the_second, daemon=True)
+        answering.start()
+        assert reach_all(0, ["127.0.0.1:1", f"127.0.0.1:{port}"], "s3cret") == ()
+        answering.join(60)
 
 
 def test_a_shared_folder_is_read_and_written(question: ProbeRequest, ring: list[int], tmp_path: Path) -> None:

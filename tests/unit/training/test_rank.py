@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -69,6 +70,9 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (raised_from(RuntimeError("cannot save"), OSError(errno.EIO, "Input/output error")), "checkpoint", "store"),
         (RuntimeError("can't start new thread"), "building", "machine"),
         (raised_from(ValueError("no rows"), OSError(errno.EMFILE, "Too many open files")), "training", "machine"),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), "connecting", "machine"),
+        (raised_from(RuntimeError("no answer"), socket.gaierror(socket.EAI_AGAIN, "try again")), "training", "machine"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "training", "user"),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{type(value).__name__}",
 )
