@@ -1,10 +1,13 @@
 """Listing of input files: paths, folders and globs on any store, partition folders, and the division among tasks."""
 
 import errno
+import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -42,6 +45,8 @@ _UTC_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0
 # Spark's defaults: the bytes that one task reads, and the bytes that could be read in the time of opening a file.
 _TASK_BYTES = 128 * 2**20
 _OPEN_COST_BYTES = 4 * 2**20
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,49 @@ def _unpublished(folder: StoragePath, files: Sequence[StoredFile], *, is_unchang
             added = {target / name for name in journal.files}
             if journal.is_moved and not added <= found and not is_unchanged:
                 return None
-            left_out |= {target / name for name in journal.deletes} if journal.is_moved else added
+            replaced = {target / name for name in journal.deletes}
+            hidden = _that_may_be_hidden(found & (replaced if journal.is_moved else added), staging, target)
+            if hidden is None:
+                return None
+            left_out |= hidden
     return left_out
+
+
+def _that_may_be_hidden(files: set[StoragePath], staging: StoragePath, target: StoragePath) -> set[StoragePath] | None:
+    """Return those of ``files`` that a journal may hide, or None if it has gone.
+
+    The journal of the reader, of root or of the owner of the target folder may hide all files, and any other only files
+    of its own owner. Objects of a store have no owner: whoever may write a journal there may delete the files, too.
+    """
+    if not staging.is_local:
+        return files
+    owners = {_owner(staging), _owner(staging / JOURNAL_FILE)}
+    if None in owners:
+        return None
+    if owners <= {os.geteuid(), 0, _owner(target)}:
+        return files
+    hidden = {file for file in files if {_owner(file)} in ({None}, owners)}
+    if hidden != files:
+        _warn_of_foreign_journal(staging)
+    return hidden
+
+
+def _owner(path: StoragePath) -> int | None:
+    """Return the user id of a local file, or of a link itself; None if it is gone."""
+    try:
+        return path.local.lstat().st_uid
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=1000)
+def _warn_of_foreign_journal(staging: StoragePath) -> None:
+    """Warn, once for each folder in this process."""
+    _LOGGER.warning(
+        "%s is by another user than the files that it hides, and was ignored: all files are read; if that user "
+        "overwrites the folder, read again when the write is over, else find out who created it and delete it",
+        staging,
+    )
 
 
 def _was_publishing(staging: StoragePath, found: set[StoragePath]) -> bool:

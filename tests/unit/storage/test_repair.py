@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 from uuid import uuid4
 
@@ -87,6 +88,34 @@ def test_a_staging_folder_of_another_user_is_refused(
         begin(target, "append")
 
     assert visible(target) == {"part-0": b"old"}
+
+
+@pytest.mark.parametrize("place", ["below", "beside"])
+@pytest.mark.parametrize("is_moved", [True, False], ids=["committed", "begun"])
+def test_a_strangers_journal_hides_only_files_of_the_stranger(
+    tmp_path: Path, place: str, is_moved: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S12: a journal planted in a folder where others may create files made all rows disappear."""
+    target = tmp_path / "t"
+    written(target, "error", {"part-0": b"old", "part-1": b"of the stranger"})
+    staging = target / ".tfrecord-write-planted" if place == "below" else tmp_path / ".tfrecord-write-planted.t"
+    names = ["part-0", "part-1"]
+    plant(StoragePath.of(staging), is_moved=is_moved, **{"deletes" if is_moved else "files": names})
+    assert listed(tmp_path) == {}, "a journal of the folder's owner counts"
+    lstat, strangers = Path.lstat, {staging, staging / "publish.json", target / "part-1"}
+
+    def owned(path: Path) -> os.stat_result:
+        found = list(lstat(path))
+        found[stat.ST_UID] += path in strangers
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "lstat", owned)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 2)
+    for _ in range(2):
+        assert listed(tmp_path) == {"t/part-0": b"old"}
+    assert caplog.text.count("is by another user than the files that it hides") == 1
+    strangers.clear()
+    assert listed(tmp_path) == {}, "readers of other users' data follow the journals of those users"
 
 
 def test_a_staging_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
