@@ -189,8 +189,8 @@ def living(stagings: Iterable[StoragePath], timing: Timing = TIMING) -> set[Stor
             alive.add(staging)
         elif is_held is None and not (heartbeat and heartbeat.is_released):
             watched[staging] = content
-    begun, has_warned = timing.clock(), False
-    while watched and (seconds := timing.clock() - begun) < timing.stale_seconds:
+    begun, has_warned, seconds = timing.clock(), False, 0.0
+    while watched and seconds < timing.stale_seconds:
         if seconds > 2 * timing.heartbeat_seconds and not has_warned:
             has_warned = True
             _LOGGER.warning(
@@ -199,6 +199,8 @@ def living(stagings: Iterable[StoragePath], timing: Timing = TIMING) -> set[Stor
                 ", ".join(map(str, watched)),
             )
         timing.sleep(timing.heartbeat_seconds / 4)
+        # Before the leases are read: after a pause of this process, they must be read once more.
+        seconds = timing.clock() - begun
         changed = {staging for staging, content in watched.items() if lease_content(staging) != content}
         alive |= changed
         watched = {staging: content for staging, content in watched.items() if staging not in changed}

@@ -59,13 +59,21 @@ class LeaseLostError(OSError):
     """The owner sent no heartbeat for so long that another process may have taken back its write."""
 
 
+def running_seconds() -> float:
+    """Return the seconds since this machine started, with those in which it was suspended.
+
+    ``time.monotonic`` stops meanwhile, so that a suspended owner would not notice for how long others saw no heartbeat.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(frozen=True)
 class Timing:
     """The two intervals of a lease, and the clock and sleep functions."""
 
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     stale_seconds: float = STALE_SECONDS
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = running_seconds
     sleep: Callable[[float], None] = time.sleep
 
 

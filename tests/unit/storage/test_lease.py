@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,9 +14,11 @@ from mirrorspark.storage.publish import (
     SUCCESS_FILE,
     LeaseLostError,
     SaveMode,
+    Timing,
     WriteInProgressError,
     WriteJob,
 )
+from mirrorspark.storage.publish.recovery import living
 from mirrorspark.storage.publish.staging import LEASE_FILE
 from tests.unit.storage.writes import (
     FakeTime,
@@ -152,6 +155,34 @@ def test_an_owner_that_was_paused_for_too_long_publishes_nothing(target: Storage
     job.abort()
 
     assert visible(target) == {"part-0": b"old"}
+
+
+def test_an_owner_whose_machine_was_suspended_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most clocks stop while a machine is suspended, and those of the others go on."""
+    clock_gettime = time.clock_gettime
+    job = begin(tmp_path / "t", "append", Timing(heartbeat_seconds=3600))
+    files = write(job, {"part-1": b"1"})
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: clock_gettime(clock) + 60 * (clock == time.CLOCK_BOOTTIME))
+
+    with pytest.raises(LeaseLostError, match="has not renewed its lease for 6"):
+        job.publish(files)
+    job.abort()
+
+
+def test_a_paused_observer_looks_once_more(target: StoragePath) -> None:
+    """The owner was alive during the pause, between the observer's last look and its clock."""
+    slow = begin(target, "append")
+    staging = kill_owner_elsewhere(slow)
+    ticks = iter([0.0, 1.0, 3600.0])
+
+    def clock() -> float:
+        if (now := next(ticks)) == 3600:
+            other_owner(staging, count=2)
+        return now
+
+    assert living([staging], Timing(clock=clock, sleep=lambda _: None)) == {staging}
 
 
 def test_a_write_that_was_taken_for_dead_fails_and_changes_nothing(tmp_path: Path) -> None:
