@@ -4,14 +4,19 @@ The folder of a cache contains::
 
     entries/KEY         a complete entry, renamed into place
     arriving/KEY        an entry that a process is filling, or was filling when it died
-    processes/HOST-ID   one folder per process: a locked file, and a mark for each lease that the process holds
+    processes/ID        one folder per process: a locked file, and a mark for each lease that the process holds
     locks/XXX           locked while an entry is filled
     locks/moment        locked briefly while anything above changes
 
 Kernel locks alone show which processes are alive. They end with their process, and nothing is read from a locked file,
-so zeros left there by a power cut do no harm. The locks are those of ``filelock``, except its reader-writer locks: one
-is an SQLite database, the other trusts the clocks of other processes. A locked file per leased entry would be simpler
-than marks, but a process may use thousands of models, and the usual limit is 1,024 open files.
+so zeros left there by a power cut do no harm. Locks are visible to all processes of a kernel, and of a host; the ID of
+a process names both, since containers have host names of their own, and a machine that was started again has another
+kernel. On a network disk a process of another host counts as alive for ever, because living processes change nothing
+that could be watched: folders of a host that is gone are removed by hand.
+
+The locks are those of ``filelock``, except its reader-writer locks: one is an SQLite database, the other trusts the
+clocks of other processes. A locked file per leased entry would be simpler than marks, but a process may use thousands
+of models, and the usual limit is 1,024 open files.
 """
 
 import logging
@@ -36,6 +41,7 @@ _LOCK, _MOMENT = "lock", "moment"
 _KEY = re.compile(r"(?!\.)[\w.-]{0,180}[0-9a-f]{12}", re.ASCII)
 # Intervals at which a process polls the lock of an entry that another one fills, and the lock for changes.
 _LOOK_SECONDS, _MOMENT_SECONDS = 0.2, 0.005
+_KERNEL_ID = Path("/proc/sys/kernel/random/boot_id")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -288,7 +294,7 @@ class HostCache:
         used: set[str] = set()
         for folder in (self.folder / _PROCESSES).glob("*"):
             # On a network disk the locks of another host may be invisible here, so its processes count as alive.
-            if folder.name.rpartition("-")[0] == _host() and not _is_locked(folder / _LOCK):
+            if _shows_locks(folder.name) and not _is_locked(folder / _LOCK):
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -304,7 +310,7 @@ class _Process:
 
     def __init__(self, processes: Path) -> None:
         processes.mkdir(exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_host()}-", dir=processes))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_host()}+{_kernel()}-", dir=processes))
         lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         weakref.finalize(self, os.close, lock).atexit = False
         lock_descriptor(lock, blocking=False)
@@ -330,6 +336,21 @@ def _remove_mark(mark: Path, _: _Process, pid: int) -> None:
 
 def _host() -> str:
     return re.sub(r"[^\w.-]", "_", socket.gethostname())
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> str:
+    """Return the id of the running kernel, which it draws when it starts; empty if it tells none."""
+    with suppress(OSError):
+        return _KERNEL_ID.read_text(encoding="ascii").strip().replace("-", "")
+    return ""
+
+
+def _shows_locks(process: str) -> bool:
+    """Return whether the locks of a process, given the name of its folder, are visible here."""
+    # Earlier versions wrote no kernel.
+    host, _, kernel = process.rpartition("-")[0].partition("+")
+    return host == _host() or (kernel != "" and kernel == _kernel())
 
 
 def _is_locked(path: Path) -> bool:

@@ -338,10 +338,15 @@ def test_a_process_of_another_host_counts_as_living(cache: HostCache) -> None:
     """Its locks may not be seen here, on a network disk."""
     with other_process(cache, "a"):
         (folder,) = (cache.folder / "processes").iterdir()
-    shutil.copytree(folder, folder.with_name("elsewhere-0"))
+    # A container's host name is its own, and locks of the same kernel are seen.
+    container = folder.with_name(f"container+{host_cache._kernel()}-0")
+    for other in (container, folder.with_name("elsewhere-0"), folder.with_name("elsewhere+0-0")):
+        shutil.copytree(folder, other)
     fill(replace(cache, max_bytes=0), "b")
     assert names(cache) == "ab"
+    assert len(list(folder.parent.glob("elsewhere*"))) == 2
     assert not folder.exists()
+    assert not container.exists()
 
 
 @pytest.mark.process
