@@ -33,6 +33,7 @@ def score(
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
+    trust: bool = False,
     extra_columns: ExtraColumns = "ignore",
     reader: Reader = "auto",
     counters: Counters | None = None,
@@ -60,6 +61,9 @@ def score(
             reason.
         other_versions: ``refuse`` or ``allow`` scoring on executors whose library versions differ from the model's
             (beyond patch versions).
+        trust: Whether Python code that the model brings may run here and on the executors: hooks, code in a file of
+            tf-keras, and MLflow models of other libraries. Models that were packaged in this process need no consent,
+            nor do others, which bring none.
         extra_columns: Treatment of columns that are neither keys nor inputs of the model. ``ignore`` leaves them in the
             JVM; ``refuse`` is for models that must not see more than their spec lists.
         reader: Reader of plain Parquet files, the tasks or Spark: see :data:`scoring.input.parquet_scan.Reader`.
@@ -67,13 +71,14 @@ def score(
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
+        UntrustedModelError: The model brings Python code, and ``trust`` is False.
         ScoringError: A key is missing, the result would have a column twice, ``extra_columns`` refuses a column, the
             model's outputs do not fit the form, or ``reader="tasks"`` is given for rows that tasks cannot read.
         ColumnError: A raw column is missing, has a type that its feature does not accept, or holds tokens of another
             type family (boolean, integer, string) than the training rows.
     """
     settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader)
+    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=trust)
     return score_as_planned(df, plan, extra_columns=extra_columns, counters=counters)
 
 

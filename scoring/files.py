@@ -106,6 +106,7 @@ def score_files(
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
+    trust: bool = False,
     task_seconds: float = DEFAULT_TASK_SECONDS,
 ) -> ScoredFiles:
     """Score files and write keys, outputs and model version of every row as Parquet.
@@ -128,9 +129,10 @@ def score_files(
         outputs: The form of the scores, as for :func:`scoring.batch.score`.
         batch_size: Rows per call of the model, unless the model has a fixed number.
         with_version: Add the column ``model_version``.
-        nulls: As for :func:`scoring.batch.score`, as are the next two.
+        nulls: As for :func:`scoring.batch.score`, as are the next three.
         bad_rows: Rows that cannot be scored.
         other_versions: Executors with other library versions.
+        trust: Python code that the model brings.
         task_seconds: Longest duration of a task, which is the work that a lost machine costs. If one might take longer,
             the speed of the model is measured, and the files are split among more tasks. Rows that Spark reads are not.
 
@@ -150,7 +152,7 @@ def score_files(
     check_task_seconds(task_seconds)
     settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
     save_mode, target = _save_mode(mode), StoragePath.of(output)
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri)
+    plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=trust)
     rows = _rows(spark, paths, input_format, target, plan, task_seconds)
     schema = pa.schema([*rows.keys, *plan.added])
     if save_mode is SaveMode.APPEND:

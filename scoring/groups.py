@@ -49,6 +49,7 @@ def score_by_group(
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
+    trust: bool = False,
     counters: Counters | None = None,
 ) -> DataFrame:
     """Return, for every row of ``df``, its group and keys with the outputs and the version of its group's model.
@@ -76,6 +77,7 @@ def score_by_group(
         nulls: As for :func:`scoring.batch.score`; a rule applies to the models that read its column.
         bad_rows: As for :func:`scoring.batch.score`.
         other_versions: As for :func:`scoring.batch.score`.
+        trust: As for :func:`scoring.batch.score`.
         counters: Collects the counters of the tasks.
 
     Raises:
@@ -92,7 +94,7 @@ def score_by_group(
     check_keys(df.columns, own_keys)
     all_keys = own_keys if group in own_keys else (group, *own_keys)
     pinned = _pinned_models(by_value, group, tracking_uri)
-    found, read = _checked_models(pinned, SentColumns.of(df.schema), group, all_keys, settings)
+    found, read = _checked_models(pinned, SentColumns.of(df.schema), group, all_keys, settings, trust=trust)
     table = df.select(*(column_named(name) for name in dict.fromkeys([*all_keys, *read])))
     _LOGGER.info("%d models by '%s' read the columns %s", len(found), group, table.columns)
     shipped = ship_all(df.sparkSession, [one.pinned for one in found])
@@ -210,6 +212,8 @@ def _checked_models(
     group: str,
     keys: tuple[str, ...],
     settings: Settings,
+    *,
+    trust: bool,
 ) -> tuple[Sequence[_GroupModel], Sequence[str]]:
     """Check the models; return them with the columns that any of them reads.
 
@@ -225,7 +229,7 @@ def _checked_models(
     read: dict[str, None] = {}
     for pinned, its_values in values.items():
         with _naming_the_group(group, its_values[0]):
-            plan = ScoringPlan.of(pinned, keys, settings)
+            plan = ScoringPlan.of(pinned, keys, settings, trust=trust)
             columns = plan.inputs.columns
             own = _own_settings(settings, columns)
             plan = replace(plan, settings=own)

@@ -13,6 +13,7 @@ from mirrorspark.scoring.backends.protocol import ArrayType, Backend, Signature,
 from mirrorspark.scoring.input.column_types import element_name
 from mirrorspark.scoring.input.decoding import BUILT_IN, decoders
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
+from mirrorspark.scoring.model.consent import remember_consent
 from mirrorspark.scoring.model.directory import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, with_hooks
 from mirrorspark.scoring.model.packaged import PackagedDescription
@@ -76,7 +77,8 @@ def package_model(
         labels: Names of the elements, in the model's order, by column of several scores; the names of classes, for
             example. The forms ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` need them.
         trust: Whether Python code in a file of tf-keras (``Lambda`` layers, classes of other modules, calls of other
-            functions than operations of graphs) may run, here and wherever the folder is scored.
+            functions than operations of graphs) may run here. Whoever scores the folder in another process has to give
+            ``trust=True``, too, as for hooks.
 
     Returns:
         The folder.
@@ -121,6 +123,7 @@ def package_model(
         _check_widths(description, found)
         description.save(whole)
         whole.rename(target)
+    remember_consent(target, description)
     return target
 
 

@@ -18,6 +18,7 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.parquet_scan import Reader
+from mirrorspark.scoring.model.consent import check_consent
 from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel, pinned_folder
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.loaded import Search
@@ -63,8 +64,10 @@ class ScoringPlan:
         settings: Settings,
         tracking_uri: str | None = None,
         reader: Reader = "auto",
+        *,
+        trust: bool = False,
     ) -> "ScoringPlan":
-        """Pin the model, open its folder, and derive the columns of its scores.
+        """Pin the model, open its folder, ask for consent to its code, and derive the columns of its scores.
 
         Args:
             model: Its URI, or the result of :func:`scoring.model.uri.resolve`.
@@ -72,13 +75,17 @@ class ScoringPlan:
             settings: Settings of the call.
             tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
             reader: Reader of the rows.
+            trust: Whether Python code that the model brings may run. Tasks load exactly the model that is checked here.
 
         Raises:
             ModelNotFoundError: The URI does not lead to a model.
+            UntrustedModelError: The model brings code that may not run.
             ScoringError: The model's outputs do not fit the form, or the reader is unknown.
         """
         pinned = model if isinstance(model, PinnedModel) else pinned_folder(model) or resolve(model, tracking_uri)
         directory = ModelDirectory.open(pinned.path)
+        if not trust:
+            check_consent(directory, pinned.label)
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
         return cls(pinned, directory, directory.inputs, keys, settings, settings.schema(directory), reader)
 

@@ -28,6 +28,7 @@ class Predictor:
         tracking_uri: str | None = None,
         threads: int | None = 1,
         other_versions: OtherVersions = "refuse",
+        trust: bool = False,
     ) -> None:
         """Load the model and its library, unless this process has loaded it already.
 
@@ -43,14 +44,17 @@ class Predictor:
                 library's default.
             other_versions: ``refuse`` or ``allow`` a model that was exported with other library versions (beyond patch
                 versions).
+            trust: As for :func:`scoring.batch.score`.
 
         Raises:
             ModelNotFoundError: The URI does not lead to a model.
+            UntrustedModelError: The model brings Python code, and ``trust`` is False.
             ModelDirectoryError: A part of the model is missing or damaged.
             ModelVersionsError: The library versions of this Python differ from the model's.
             ScoringError: The model has an output named ``model_version``.
         """
-        plan = ScoringPlan.of(model, (), Settings(with_version=False, other_versions=other_versions), tracking_uri)
+        settings = Settings(with_version=False, other_versions=other_versions)
+        plan = ScoringPlan.of(model, (), settings, tracking_uri, trust=trust)
         pinned, directory = plan.pinned, plan.directory
         if VERSION_COLUMN in directory.description.outputs:
             raise ScoringError(

@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             nulls=nulls,
             bad_rows=options.bad_rows,
             other_versions=options.other_versions,
+            trust=options.trust,
             task_seconds=options.task_seconds,
         )
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
@@ -150,6 +151,11 @@ def _parser() -> argparse.ArgumentParser:
         "--other-versions",
         default="refuse",
         help="refuse or allow executors whose library versions differ from the model's",
+    )
+    add(
+        "--trust",
+        action="store_true",
+        help="let Python code run that the model brings: hooks, code in a Keras file, MLflow models of other libraries",
     )
     add(
         "--offline",

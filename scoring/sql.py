@@ -28,6 +28,7 @@ def register_sql(
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
+    trust: bool = False,
     evaluated_once: bool = True,
     counters: Counters | None = None,
 ) -> None:
@@ -56,6 +57,7 @@ def register_sql(
         nulls: As for :func:`scoring.udf.scorer_udf`.
         bad_rows: As for :func:`scoring.udf.scorer_udf`.
         other_versions: As for :func:`scoring.udf.scorer_udf`.
+        trust: As for :func:`scoring.udf.scorer_udf`.
         evaluated_once: As for :func:`scoring.udf.scorer_udf`.
         counters: As for :func:`scoring.udf.scorer_udf`.
 
@@ -75,6 +77,7 @@ def register_sql(
         nulls=nulls,
         bad_rows=bad_rows,
         other_versions=other_versions,
+        trust=trust,
         evaluated_once=evaluated_once,
         counters=counters,
     )

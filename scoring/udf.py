@@ -37,6 +37,7 @@ def scorer_udf(
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
+    trust: bool = False,
     evaluated_once: bool = True,
     counters: Counters | None = None,
 ) -> Any:
@@ -62,6 +63,7 @@ def scorer_udf(
         nulls: As for :func:`scoring.batch.score`.
         bad_rows: As for :func:`scoring.batch.score`; with ``mark`` the struct has the field ``error``.
         other_versions: As for :func:`scoring.batch.score`.
+        trust: As for :func:`scoring.batch.score`.
         evaluated_once: Keep Spark from computing a score twice. Spark recomputes a column wherever it is used, so an
             outer filter on a score would call the model twice. With True, Spark also leaves conditions on other columns
             in the outer query: write them in the inner query, or pass False to let Spark move them.
@@ -78,7 +80,7 @@ def scorer_udf(
         raise ScoringError(
             f"the form {settings.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for it"
         )
-    plan = ScoringPlan.of(model, (), settings, tracking_uri)
+    plan = ScoringPlan.of(model, (), settings, tracking_uri, trust=trust)
     known = plan.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:

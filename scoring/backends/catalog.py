@@ -20,10 +20,16 @@ from mirrorspark.scoring.backends.xgboost_file import XGBoostBackend
 
 @dataclass(frozen=True)
 class _Entry:
-    """A backend, and the libraries whose minor versions change what its models compute."""
+    """A backend.
+
+    Attributes:
+        compared: Libraries whose minor versions change what its models compute.
+        runs_code: Whether any of its models may bring Python code.
+    """
 
     load: Callable[..., Backend]
     compared: tuple[str, ...] = ()
+    runs_code: bool = False
 
 
 # No backend imports its library before a model is loaded.
@@ -32,7 +38,8 @@ _BACKENDS: Mapping[str, _Entry] = {
     "lightgbm": _Entry(LightGBMBackend, ("lightgbm",)),
     "linear": _Entry(LinearBackend, ("numpy",)),
     "onnx": _Entry(OnnxBackend, ("onnxruntime",)),
-    "pyfunc": _Entry(PyfuncBackend),  # versions are in the model: scoring.model.versions.pinned_versions
+    # Versions are in the model: scoring.model.versions.pinned_versions.
+    "pyfunc": _Entry(PyfuncBackend, runs_code=True),
     "saved_model": _Entry(SavedModelBackend, ("tensorflow",)),
     "xgboost": _Entry(XGBoostBackend, ("xgboost",)),
 }
@@ -41,6 +48,11 @@ _BACKENDS: Mapping[str, _Entry] = {
 def compared_libraries(name: str) -> tuple[str, ...]:
     """Return the libraries whose minor versions change what models of a backend compute."""
     return _BACKENDS[name].compared
+
+
+def runs_code(name: str) -> bool:
+    """Return whether any model of a backend may bring Python code; files of Keras do only if they are trusted."""
+    return name in _BACKENDS and _BACKENDS[name].runs_code
 
 
 def load_backend(

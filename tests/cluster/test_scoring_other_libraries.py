@@ -118,7 +118,7 @@ def test_an_mlflow_model_of_other_people_scores_a_table(spark: "SparkSession", t
     frame = people()
     rows = [(key, *values) for key, values in enumerate(frame.astype(object).where(frame.notna(), None).to_numpy())]
     people_table = spark.createDataFrame(rows, "id bigint, age double, city string, visits bigint")
-    scored = score(people_table, tmp_path / "model", keys="id").orderBy("id").collect()
+    scored = score(people_table, tmp_path / "model", keys="id", trust=True).orderBy("id").collect()
     np.testing.assert_allclose([row.prediction for row in scored], pipeline.predict_proba(frame), rtol=1e-12)
 
 

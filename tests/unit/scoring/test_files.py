@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.scoring import run
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import ScoreWriter, refuse_own_input
 from mirrorspark.scoring.model.directory import ModelDirectory
@@ -119,3 +122,18 @@ def test_a_folder_whose_name_looks_like_a_glob_is_none(tmp_path: Path) -> None:
     refuse_own_input([], [tmp_path / "flights [2024-01]", tmp_path / "in[ab]"], StoragePath.of(tmp_path / "ina"))
     with pytest.raises(ScoringError, match="lies in the input"):
         refuse_own_input([], [tmp_path / "in[ab]"], StoragePath.of(tmp_path / "in[ab]" / "scores"))
+
+
+@pytest.mark.parametrize("flags", [(), ("--trust",)])
+def test_command_hands_on_the_callers_consent(flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def refused(*_: object, **options: object) -> None:
+        given.update(options)
+        raise ScoringError("not today")
+
+    monkeypatch.setattr(run, "_open_session", lambda *_, **__: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(run, "resolve", lambda *_, **__: "model")
+    monkeypatch.setattr(run, "score_files", refused)
+    assert run.main(["--model=m", "--input=i", "--output=o", "--keys=id", *flags]) == 2
+    assert given["trust"] == bool(flags)

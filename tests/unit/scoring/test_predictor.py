@@ -2,7 +2,9 @@
 
 import json
 import math
+import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,16 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model import consent
+from mirrorspark.scoring.model.consent import UntrustedModelError
 from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.model.versions import ModelVersionsError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.routing.package import package_router
+from mirrorspark.scoring.routing.router import Route, Router
 from tests.unit.scoring.exported_models import FLIGHTS, MEMBERS, ORDERS, export_members, export_orders
 from tests.unit.scoring.other_models import LINEAR, pictures, png, save_picture_keras, save_sklearn
 
@@ -100,7 +106,7 @@ def test_an_mlflow_model_leaves_the_threads_of_the_process_alone(tmp_path: Path)
     save_sklearn(tmp_path / "model")
     with threadpool_limits(2):
         before = blas_threads()
-        Predictor(tmp_path / "model").predict({"age": 31.0, "city": "Bonn", "visits": 1})
+        Predictor(tmp_path / "model", trust=True).predict({"age": 31.0, "city": "Bonn", "visits": 1})
         # Of what the model has loaded only now, nothing is known.
         assert before.items() <= blas_threads().items()
     assert set(before.values()) == {2}
@@ -149,5 +155,66 @@ def test_an_mlflow_model_is_refused_by_other_libraries_than_it_pins_unless_it_is
     pins = "mlflow\npandas>=0.1\nno-such-library==1.0\ncloudpickle==0.1\nscikit-learn==0.1.2\n"
     (tmp_path / "model" / "requirements.txt").write_text(pins)
     with pytest.raises(ModelVersionsError, match=r": it has scikit-learn \S+ instead of 0\.1\.2, which"):
-        Predictor(tmp_path / "model")
-    assert "prediction" in Predictor(tmp_path / "model", other_versions="allow").predict(row)
+        Predictor(tmp_path / "model", trust=True)
+    assert "prediction" in Predictor(tmp_path / "model", other_versions="allow", trust=True).predict(row)
+
+
+def package_hooked(folder: Path) -> Path:
+    """Package a model whose code leaves a file ``has_run`` in ``folder``."""
+    (folder / "code.py").write_text(
+        f"open({str(folder / 'has_run')!r}, 'w').close()\ndef postprocess(outputs):\n    return outputs\n"
+    )
+    return package_model(LINEAR, folder / "hooked", hooks=folder / "code.py")
+
+
+def of_a_stranger(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a model with code, which another process has made."""
+    if kind == "MLflow model":
+        save_sklearn(folder / "model")
+        return folder / "model"
+    if kind == "trusted file":
+        model = package_model(LINEAR, folder / "model")
+        description = json.loads((model / DESCRIPTION_FILE).read_text())
+        (model / DESCRIPTION_FILE).write_text(json.dumps(description | {"trusted": True}))
+        return model
+    hooked = package_hooked(folder)
+    (folder / "has_run").unlink()
+    monkeypatch.setattr(consent, "_PACKAGED_HERE", set())
+    for name in [name for name in sys.modules if name.startswith("mirrorspark_hooks_")]:
+        monkeypatch.delitem(sys.modules, name)
+    if kind == "hooks":
+        return hooked
+    return package_router(Router((Route("own"),)), folder / "router", models={"own": hooked})
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("hooks", "your rights: postprocess of its hooks.py; if you trust who made it, give trust=True"),
+        ("MLflow model", "the modules and pickled objects of its MLflow model; if"),
+        ("trusted file", "what its linear.json holds, such as Lambda layers; if"),
+        ("router", r"model 'own' in router/\w+ brings Python code, .*: postprocess of its hooks.py; if"),
+    ],
+)
+def test_code_of_a_stranger_runs_only_with_the_callers_consent(
+    kind: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S12: the folder's own description said that its code may run."""
+    model = of_a_stranger(kind, tmp_path, monkeypatch)
+    with pytest.raises(UntrustedModelError, match=code) as raised:
+        Predictor(model)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # noqa: S301 - our own
+    assert not (tmp_path / "has_run").exists()
+    if kind != "trusted file":  # which this one is not
+        row = dict.fromkeys(LINEAR["coefficients"], 0.0) | {"city": "Bonn", "visits": 1, "age": 31.0}
+        assert Predictor(model, trust=True).predict(row)
+    assert (tmp_path / "has_run").exists() == (kind in ("hooks", "router"))
+
+
+def test_code_that_this_process_has_packaged_needs_no_consent_until_it_changes(tmp_path: Path) -> None:
+    model = package_hooked(tmp_path)
+    assert "score" in Predictor(model).predict(dict.fromkeys(LINEAR["coefficients"], 0.0))
+    with (model / "hooks.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(UntrustedModelError, match=r"hooks\.py"):
+        Predictor(model)
