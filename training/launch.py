@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.driver.launcher import SparkLauncher
@@ -23,7 +24,7 @@ from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_workers
 from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.names import DEFAULT_OUTPUT, is_name
+from mirrorspark.training.protocol.names import is_name
 from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records import tracking

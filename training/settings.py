@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import DocInfo, Ge, Gt, Interval, doc
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
 from mirrorspark.models.settings import Schedule
 from mirrorspark.training.protocol.elastic import BatchRule
 from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
 
 Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
 Registered = Literal["model", "better"]

@@ -12,6 +12,8 @@ from mirrorspark.storage.credentials import without_credentials
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_OUTPUT = "mirrorspark-output"
+
 # The store of this process's last training, if MLflow was set to none.
 _OWN_STORE: str | None = None
 
@@ -143,9 +145,45 @@ def remember_own_store(tracking_uri: str) -> None:
     _OWN_STORE = tracking_uri
 
 
+class NoStoreError(LookupError):
+    """Raised when a model is to be looked up, MLflow is set to no store, and there is none in the usual places."""
+
+
+def own_store(output: Path) -> str:
+    """Return the SQLite store of the trainings with this output folder, where MLflow is set to no store."""
+    return f"sqlite:///{output.absolute() / 'mlflow.db'}"
+
+
 def default_store() -> str | None:
-    """Return the store in which a model is looked up by default; None for MLflow's current one."""
-    return _OWN_STORE if chosen_store() is None else None
+    """Return the existing store in which a model is looked up by default; None for the one that MLflow is set to.
+
+    It is that of this process's last training, else that of the active run, else that of the default output folder in
+    the working directory, else MLflow's own default store.
+
+    Raises:
+        NoStoreError: MLflow is set to no store, and none of these exists. MLflow would create an empty one.
+    """
+    import mlflow
+
+    if chosen_store() is not None or _is_registry_set():
+        return None
+    if used := _OWN_STORE or store_of_active_run():
+        return used
+    stores = own_store(Path(DEFAULT_OUTPUT)), str(mlflow.get_tracking_uri())
+    for store in stores:
+        file = sqlite_file(store)
+        # MLflow's default store is a folder only where that has runs already.
+        if file is None or file.exists():
+            return store
+    raise NoStoreError(
+        f"MLflow is set to no store, and there is no {' and no '.join(str(sqlite_file(store)) for store in stores)}"
+    )
+
+
+def _is_registry_set() -> bool:
+    import mlflow
+
+    return str(mlflow.get_registry_uri()) != _own_registry(str(mlflow.get_tracking_uri()))
 
 
 def registry_of(tracking_uri: str) -> str:

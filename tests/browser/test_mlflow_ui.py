@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mirrorspark.callbacks.mlflow.store import run_page
-from mirrorspark.training.records.tracking import TrackedRun, default_uri
+from mirrorspark.callbacks.mlflow.store import own_store, run_page
+from mirrorspark.training.records.tracking import TrackedRun
 from tests.mlflow_server import mlflow_server
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrackedRun]:
     output = tmp_path_factory.mktemp("store")
     tracked = {}
     for name, slope in (("slow-learner", 0.01), ("fast-learner", 0.02)):
-        run = TrackedRun(default_uri(output), "flights", output, None, name)
+        run = TrackedRun(own_store(output), "flights", output, None, name)
         run.log_params({"learning_rate": slope})
         for epoch in range(1, EPOCHS + 1):
             run.log_metrics({"loss": 1 - slope * epoch, "val_auc": 0.6 + slope * epoch}, epoch)

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.store import default_store, store_client
+from mirrorspark.callbacks.mlflow.store import NoStoreError, default_store, store_client
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.training.results.export import mlflow_requirements, mlflow_signature
 
@@ -25,9 +25,7 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
         alias: Alias of the new version.
         tracking_uri: Address of the MLflow store.
     """
-    import mlflow
-
-    client = store_client(tracking_uri or default_store() or mlflow.get_tracking_uri())
+    client = store_client(tracking_uri or _default_store())
     catalogue = ModelDirectory.open(folder).description
     assert isinstance(catalogue, ModelDescription)  # noqa: S101 - a refresh has written it
     tags = {f"catalogue.{field}": str(value) for field, value in catalogue.catalogue.items()}
@@ -45,6 +43,15 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
     if alias is not None:
         client.set_registered_model_alias(name, alias, version)
     return f"models:/{name}/{version}"
+
+
+def _default_store() -> str:
+    import mlflow
+
+    try:
+        return default_store() or str(mlflow.get_tracking_uri())
+    except NoStoreError:  # The version is the first one in MLflow's default store.
+        return str(mlflow.get_tracking_uri())
 
 
 def _experiment(client: Any, source: PinnedModel, name: str) -> str:

@@ -40,6 +40,7 @@ from mirrorspark.callbacks.mlflow.store import (
     chosen_experiment,
     chosen_store,
     limit_requests,
+    own_store,
     registry_of,
     remember_own_store,
     run_page,
@@ -59,11 +60,6 @@ _PARAM_CHARACTERS = 6000
 
 class TrackingError(RuntimeError):
     """The MLflow store refused a request; the message names the store and quotes its answer."""
-
-
-def default_uri(output: Path) -> str:
-    """Return the SQLite store under ``output``."""
-    return f"sqlite:///{output.absolute() / 'mlflow.db'}"
 
 
 class NamesExperiment(Protocol):
@@ -98,7 +94,7 @@ def store_of(config: TracksRuns) -> str:
     """
     if given := config.tracking_uri or chosen_store():
         return given
-    own = store_of_active_run() or default_uri(Path(config.output))
+    own = store_of_active_run() or own_store(Path(config.output))
     remember_own_store(own)
     return own
 

@@ -15,13 +15,12 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_requests import RUN_TAG
-from mirrorspark.callbacks.mlflow.store import default_store
+from mirrorspark.callbacks.mlflow.store import default_store, own_store
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.records.tracking import (
     TrackedRun,
     TrackingError,
-    default_uri,
     environment,
     experiment_name,
     git_commit,
@@ -332,7 +331,7 @@ def test_a_folder_becomes_artifacts(open_run: OpenRun, client: MlflowClient, tmp
 
 def test_the_default_store_is_a_file_under_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert default_uri(Path("out")) == f"sqlite:///{tmp_path}/out/mlflow.db"
+    assert own_store(Path("out")) == f"sqlite:///{tmp_path}/out/mlflow.db"
 
 
 def test_the_store_is_the_given_one_else_mlflows_else_the_runs_own(
@@ -340,7 +339,7 @@ def test_the_store_is_the_given_one_else_mlflows_else_the_runs_own(
 ) -> None:
     """L5: and where it is the run's own, this process looks up models there, too."""
     config = TrainingConfig(name="late", output=str(tmp_path))
-    own = default_uri(tmp_path)
+    own = own_store(tmp_path)
     assert store_of(config) == own
     assert default_store() == own
     assert not (tmp_path / "mlflow.db").exists()
