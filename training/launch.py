@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
+from mirrorspark.models.code_digest import code_digest
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.driver.launcher import SparkLauncher
@@ -29,6 +30,7 @@ from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records import tracking
 from mirrorspark.training.records.open_run import OpenRun, open_run
+from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.settings import MLflowRun, check_values
 from mirrorspark.training.spark_session import bind_address, driver_address, open_session, task_slots
 
@@ -67,11 +69,13 @@ class LaunchConfig:
     Attributes:
         function: Name of the function, for messages.
         arguments: Digest of the function's arguments.
+        code: Digest of the function's code; a run may go on with another one.
     """
 
     name: str
     function: str
     arguments: str
+    code: str = ""
     workers: int | str = "2"
     output: str = DEFAULT_OUTPUT
     checkpoints: str | None = None
@@ -139,6 +143,19 @@ class LaunchConfig:
         """Write the settings as YAML."""
         write_when_changed(path, yaml.safe_dump(self.public(), sort_keys=False, width=120))
 
+    def change_since(self, folder: RunFolder) -> str | None:
+        """Return a message if the code of the function in the unfinished run of ``folder`` was another; else None."""
+        try:
+            before = yaml.safe_load(folder.config.read_text(encoding="utf-8")).get("code")
+        except (OSError, AttributeError, yaml.YAMLError):  # A new run, or one that was interrupted at its start.
+            return None
+        if before in (None, self.code):
+            return None
+        return (
+            f"{self.function} has changed since run {folder.path.name} began, which goes on from its checkpoints; "
+            f"resume=False begins anew"
+        )
+
 
 def run_train_fn(
     train_fn: TrainFn,
@@ -170,7 +187,8 @@ def run_train_fn(
     Args:
         train_fn: The function. It is pickled by value, as Spark's own functions are.
         workers: Number of workers; ``2:4`` goes on with as few as 2 when slots are lost, and grows back to 4.
-        name: Names the run. An unfinished one of the same name and arguments goes on, even with a changed function.
+        name: Names the run. An unfinished one of the same name and arguments goes on, even with a changed function, of
+            which a line tells.
         kwargs: The function's arguments.
         output: Folder for the run, and for the MLflow store by default; driver and workers share it.
         checkpoints: Value of ``MIRRORSPARK_CHECKPOINTS``; by default a folder of the run.
@@ -203,6 +221,7 @@ def run_train_fn(
         name=name,
         function=function_plan.function_name(train_fn),
         arguments=function_plan.digest_arguments(kwargs or {}),
+        code=code_digest(train_fn),
         workers=workers,
         output=str(output),
         checkpoints=checkpoints,
@@ -240,8 +259,14 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
         )
     )
     launcher = FunctionLauncher(SparkLauncher(spark, config.gpus_per_worker, payload))
+    view = LiveView(epochs=0)
+
+    def say_change(folder: RunFolder) -> None:
+        if (change := config.change_since(folder)) is not None:
+            view.say(change)
+
     # Only the function knows the data.
-    with open_run(config, "function", store, LiveView(epochs=0)) as run:
+    with open_run(config, "function", store, view, on_folder=say_change) as run:
         attempts = _supervise(run, config, spark, launcher)
     return Launched(
         result=launcher.returned(config.function),

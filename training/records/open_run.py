@@ -115,6 +115,7 @@ def open_run(
     folder: RunFolder | None = None,
     listener: Sink | None = None,
     only_once: bool = False,
+    on_folder: Callable[[RunFolder], None] = lambda folder: None,
 ) -> Iterator[OpenRun]:
     """Lock the run's folder, open its MLflow run, and mark both as finished, stopped or failed at the end.
 
@@ -126,6 +127,7 @@ def open_run(
         folder: The run's folder; by default that of the unfinished run that ``config`` continues, or a new one.
         listener: Gets every event, too.
         only_once: Refuse if an equal run is running or finished; ignored with ``folder``.
+        on_folder: Gets the folder before the configuration in it, if there is one, is replaced.
 
     Raises:
         RunUnderWayError: Another driver is running the run of ``folder``, or an equal run with ``only_once``.
@@ -134,6 +136,7 @@ def open_run(
     with _held(config, dataset_hash, view, folder, only_once=only_once) as held:
         tracked: tracking.TrackedRun | None = None
         try:
+            on_folder(held)
             config.save(held.config)
             experiment = tracking.experiment_name(config, store)
             output, name = Path(config.output), held.path.name
