@@ -221,12 +221,13 @@ class TrainingJob:
         tracked.log_document(dataclasses.asdict(self.dataset.manifest), "dataset/manifest.json")
         tracked.log_document(self.dataset.spec.to_dict(), "dataset/features.json")
         tracked.log_document(tracking.environment(), "environment.json")
-        # A user's run has the commit of the user's code.
-        commit_id = None if tracked.is_users else tracking.git_commit(Path(__file__).parent)
         tags = {"recipe": self.config.name, "dataset": self.dataset.path.name}
         tags |= {"run_date": self.config.run_date} if self.config.run_date else {}
         tags |= {"warm_start": self.warm_start.uri} if self.warm_start else {}
-        tracked.log_tags(tags | ({"mlflow.source.git.commit": commit_id} if commit_id else {}))
+        source = tracking.source_tags(getattr(self.config, "recipe", None))
+        if tracked.is_users:  # MLflow has set its commit.
+            source.pop(tracking.COMMIT_TAG, None)
+        tracked.log_tags(tags | source)
 
     def _supervisor(self) -> Supervisor:
         config = self.config

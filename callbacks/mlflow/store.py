@@ -18,6 +18,7 @@ DEFAULT_OUTPUT = "mirrorspark-output"
 _OWN_STORE: str | None = None
 
 _EXPERIMENT_ID, _EXPERIMENT_NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
+_RUN_ID = "MLFLOW_RUN_ID"
 
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")
 
@@ -66,15 +67,15 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
 def chosen_store() -> str | None:
     """Return the store that MLflow is set to, or None if it is set to none.
 
-    It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks. An experiment that
-    is set is in MLflow's current store, which is then meant even where it is the default one.
+    It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks. An experiment or a
+    run that is set is in MLflow's current store, which is then meant even where it is the default one.
     """
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())
     is_set = mlflow.is_tracking_uri_set() or uri.startswith("databricks")
     # mlflow.set_experiment sets the variable of the id.
-    return uri if is_set or any(map(os.environ.get, (_EXPERIMENT_ID, _EXPERIMENT_NAME))) else None
+    return uri if is_set or any(map(os.environ.get, (_EXPERIMENT_ID, _EXPERIMENT_NAME, _RUN_ID))) else None
 
 
 def chosen_experiment(tracking_uri: str) -> str | None:
@@ -102,7 +103,10 @@ def chosen_experiment(tracking_uri: str) -> str | None:
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """The run that the caller has started with ``mlflow.start_run`` and not ended yet."""
+    """The run that the caller has started with ``mlflow.start_run`` and not ended yet, or that ``MLFLOW_RUN_ID`` names.
+
+    MLflow's own projects and jobs set the variable.
+    """
 
     run_id: str
     experiment_id: str
@@ -111,9 +115,23 @@ class ActiveRun:
 def active_run(tracking_uri: str) -> ActiveRun | None:
     """Return MLflow's active run if it is in this store; None if there is none."""
     import mlflow
+    from mlflow.entities import Run
 
-    run = mlflow.active_run()
-    if run is None or not is_same_store(tracking_uri, str(mlflow.get_tracking_uri())):
+    if not is_same_store(tracking_uri, str(mlflow.get_tracking_uri())):
+        return None
+    run: Run | None = mlflow.active_run()
+    named = os.environ.get(_RUN_ID)
+    if run is None and named:
+        try:
+            run = mlflow.MlflowClient(tracking_uri).get_run(named)
+        except mlflow.MlflowException as error:  # the server is away, or the run was deleted
+            logger.warning(
+                "MLflow's run %s (%s) cannot be looked up, so another one begins (%s)",
+                named,
+                _RUN_ID,
+                without_credentials(str(error)),
+            )
+    if run is None:
         return None
     return ActiveRun(str(run.info.run_id), str(run.info.experiment_id))
 

@@ -141,10 +141,8 @@ def open_run(
             experiment = tracking.experiment_name(config, store)
             output, name = Path(config.output), held.path.name
             outer = tracking.outer_run(config, store)
-            if outer is not None and held.continues not in (None, outer.run.run_id):
-                view.say(
-                    f"run {name} goes on in the MLflow run in which it began, {held.continues}, not in the active one"
-                )
+            if (elsewhere := tracking.goes_on_elsewhere(f"run {name}", held.continues, outer)) is not None:
+                view.say(elsewhere)
             tracked = tracking.TrackedRun(store, experiment, output, held.continues, name, held.event_file, outer)
             held.save_state("running", tracked.run_id)
             run = OpenRun(held, tracked, view, listener)

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,6 +49,7 @@ from mirrorspark.callbacks.mlflow.store import (
 )
 from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, without_credentials
 from mirrorspark.storage.event_file import EventFile
+from mirrorspark.training.recipe import recipe_names
 from mirrorspark.training.settings import MLflowRun
 
 if TYPE_CHECKING:
@@ -137,6 +138,13 @@ def outer_run(config: JoinsRun, store: str) -> OuterRun | None:
     return None if active is None else OuterRun(active, config.mlflow_run == "child")
 
 
+def goes_on_elsewhere(what: str, run_id: str | None, outer: OuterRun | None) -> str | None:
+    """Return a message if ``what`` goes on in the MLflow run ``run_id`` although another one is active; else None."""
+    if outer is None or run_id in (None, outer.run.run_id):
+        return None
+    return f"{what} goes on in the MLflow run in which it began, {run_id}, not in the active one"
+
+
 logger = logging.getLogger(__name__)
 
 # Longest wait at a run's end for an unreachable server; then the command that sends the rest later is shown.
@@ -150,6 +158,8 @@ _LINGER_SECONDS = 5.0
 # MLflow's limits for a dataset.
 _DATASET_NAME_CHARACTERS = 500
 _DIGEST_CHARACTERS = 36
+
+COMMIT_TAG, VERSION_TAG = "mlflow.source.git.commit", "mirrorspark.version"
 
 _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 
@@ -424,6 +434,18 @@ def environment() -> dict[str, str]:
             if entry.metadata["Name"]:
                 found[entry.metadata["Name"]] = entry.version
     return dict(sorted(found.items(), key=lambda entry: entry[0].lower()))
+
+
+def source_tags(recipe: str | None) -> dict[str, str]:
+    """Return the tags that name the user's code and ours: a commit, unless it is in no clone, and a version.
+
+    Args:
+        recipe: The folder with the user's code, or the name of one of our recipes; None or such a name means the
+            working directory.
+    """
+    is_ours = recipe is None or recipe in recipe_names()
+    commit = git_commit(Path.cwd() if is_ours else Path(str(recipe)))
+    return {VERSION_TAG: version("mirrorspark")} | ({COMMIT_TAG: commit} if commit else {})
 
 
 def git_commit(folder: Path) -> str | None:

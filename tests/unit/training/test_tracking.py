@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from mirrorspark.training.records.tracking import (
     experiment_name,
     git_commit,
     outer_run,
+    source_tags,
     store_of,
 )
 
@@ -411,6 +413,30 @@ def test_the_first_training_in_an_active_run_logs_to_it_and_further_ones_become_
     assert second.experiment == first.experiment == client.get_experiment(outer.info.experiment_id).name
 
 
+def test_a_run_that_the_environment_names_is_used_like_an_active_one(
+    mlflow_store: str,
+    train_within: OpenRun,
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """L5: MLflow's projects and jobs start the run, and end it."""
+    mlflow.set_tracking_uri(mlflow_store)
+    named = client.create_run(client.create_experiment("a job's")).info
+    monkeypatch.setenv("MLFLOW_RUN_ID", named.run_id)
+    first, second = train_within("late-9"), train_within("late-10")
+    for tracked in (first, second):
+        tracked.finish("FINISHED")
+    assert (first.run_id, first.experiment) == (named.run_id, "a job's")
+    assert client.get_run(named.run_id).info.status == "RUNNING"
+    assert client.get_run(second.run_id).data.tags["mlflow.parentRunId"] == named.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    apart = train_within("late-11")
+    apart.finish("FINISHED")
+    assert "mlflow.parentRunId" not in client.get_run(apart.run_id).data.tags
+    assert f"MLflow's run {'0' * 32} (MLFLOW_RUN_ID) cannot be looked up, so another one begins" in caplog.text
+
+
 def test_an_active_run_with_a_keras_training_gets_a_child(
     outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient
 ) -> None:
@@ -502,7 +528,8 @@ def test_files_of_an_interrupted_installation_are_not_listed(tmp_path: Path, mon
 
 
 @pytest.mark.process
-def test_the_commit_is_that_of_the_clone(tmp_path: Path) -> None:
+def test_the_commit_is_that_of_the_users_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L6: of the recipe's folder, else of the working directory; our own code has its version."""
     assert git_commit(tmp_path) is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
@@ -510,6 +537,14 @@ def test_the_commit_is_that_of_the_clone(tmp_path: Path) -> None:
     commit = git_commit(tmp_path)
     assert commit is not None
     assert len(commit) == 40
+    other = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    ours = {"mirrorspark.version": version("mirrorspark")}
+    assert source_tags(None) == source_tags("flights") == ours
+    assert source_tags(str(tmp_path)) == ours | {"mlflow.source.git.commit": commit}
+    monkeypatch.chdir(tmp_path)
+    assert source_tags(None) == source_tags("flights") == ours | {"mlflow.source.git.commit": commit}
 
 
 @pytest.mark.process
