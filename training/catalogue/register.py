@@ -35,7 +35,7 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
             logged = Path(scratch) / _ARTIFACTS
             _write_mlflow_model(folder, logged)
             client.log_artifacts(run.info.run_id, str(logged), _ARTIFACTS)
-        version = _new_version(client, name, f"{run.info.artifact_uri}/{_ARTIFACTS}", run.info.run_id, tags)
+        version = new_version(client, name, f"{run.info.artifact_uri}/{_ARTIFACTS}", run.info.run_id, tags)
     except BaseException:
         client.set_terminated(run.info.run_id, "FAILED")
         raise
@@ -88,7 +88,8 @@ def _write_mlflow_model(folder: Path, target: Path) -> None:
         )
 
 
-def _new_version(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> str:
+def new_version(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> str:
+    """Register the model at ``source`` as a new version of ``name``; return its number."""
     from mlflow.exceptions import MlflowException
 
     try:

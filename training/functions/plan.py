@@ -35,10 +35,14 @@ class FunctionPlan(AttemptPlan):
     Attributes:
         strategy: Scope of the function: TensorFlow's strategy, the ring strategy, or the function's own.
         start_limit_seconds: Time limit for connecting the ring strategy.
+        model: Folder for a model that the function returns.
+        model_columns: The columns that such a model reads; None for those that it names.
     """
 
     strategy: FunctionStrategy = "multi_worker_mirrored"
     start_limit_seconds: float = Limits.start_seconds
+    model: str = ""
+    model_columns: list[str] | None = None
 
     @property
     def entry(self) -> str:

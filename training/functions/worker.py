@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -13,6 +14,7 @@ from mirrorspark.training.fault_injection import injected as injected_faults
 from mirrorspark.training.functions import plan as function_plan
 from mirrorspark.training.functions.fit_watch import FitWatch
 from mirrorspark.training.functions.plan import FunctionPlan, ReturnValueError
+from mirrorspark.training.functions.returned_model import is_model, package_saved, save_model
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.ring.strategy import RingStrategy
 
@@ -49,7 +51,8 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
         # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.
         control.activity.enter("building")
         value = _call(train_fn, kwargs, watch)
-    finish(watch.epochs, **(_pack_return_value(value) if control.rank == 0 else {}))
+        saved = save_model(value, Path(plan.model), control.rank) if is_model(value) else None
+    finish(watch.epochs, **(_pack_return_value(value, saved, plan.model_columns) if control.rank == 0 else {}))
 
 
 def _call(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatch) -> Any:
@@ -90,9 +93,14 @@ def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
         yield
 
 
-def _pack_return_value(value: Any) -> dict[str, str]:
-    """Return the packed value, or why it cannot be packed: the finished training is not lost for that."""
+def _pack_return_value(value: Any, saved: Path | None, columns: list[str] | None) -> dict[str, str]:
+    """Return the packed value, or why it cannot be packed: the finished training is not lost for that.
+
+    Instead of a model it is the folder of the packaged one.
+    """
     try:
+        if saved is not None:
+            return {"value": function_plan.pack_value(None), "model": str(package_saved(saved, columns))}
         return {"value": function_plan.pack_value(value)}
     except ReturnValueError as error:
         logger.warning("%s", error)

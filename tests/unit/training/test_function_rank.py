@@ -25,6 +25,7 @@ from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError, fence
 from mirrorspark.callbacks.stop_request import TrainingStopped
+from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.training.fault_injection.injected import InjectedFault, InjectedFaults, from_environment
 from mirrorspark.training.functions import worker as function_rank
 from mirrorspark.training.functions.fit_watch import FitWatch, global_batch_size
@@ -148,6 +149,21 @@ def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_i
         return name, os.environ["MIRRORSPARK_CHECKPOINTS"], os.environ["MIRRORSPARK_ATTEMPT"]
 
     assert Rank(look, name="argument").run(checkpoints="s3://there", attempt=2) == ("argument", "s3://there", "2")
+
+
+@pytest.mark.parametrize("strategy", ["ring", "own"])
+def test_a_model_that_it_returns_is_packaged_in_its_folder(tmp_path: Path, strategy: str) -> None:
+    """H9: one that cannot be scored as it is costs no finished training."""
+    rank = Rank(small_model)
+    folder = tmp_path / "model"
+    assert rank.run(strategy=strategy, model=str(folder), model_columns=["size", "age"]) is None
+    assert rank.answer["model"] == str(folder / "packaged")
+    assert ModelDirectory.open(folder / "packaged").inputs.columns == ("size", "age")
+    refused = Rank(small_model)
+    with pytest.raises(KeyError):
+        refused.run(strategy=strategy, model=str(folder))
+    assert "cannot be packaged (the model takes one array of 2 values per row" in refused.answer["refused"]
+    assert f"it is in {folder}/saved: give model_columns=" in refused.answer["refused"]
 
 
 def test_it_goes_on_from_its_own_checkpoints_when_it_has_our_callbacks(tmp_path: Path) -> None:

@@ -66,10 +66,13 @@ def test_before_the_function_is_called_a_rank_that_does_not_come_counts_as_hung(
 
 
 def test_ranks_are_told_how_long_they_may_look_for_each_other_and_how_many_threads_they_have() -> None:
-    plan = plan_of(config(workers="2:4", start_limit_seconds=900, threads_per_worker=3, strategy="ring"), "there")
+    plan = plan_of(
+        config(workers="2:4", start_limit_seconds=900, threads_per_worker=3, strategy="ring"), "there", "model"
+    )
     assert (plan.workers, plan.checkpoints, plan.strategy) == (4, "there", "ring")
     assert (plan.start_limit_seconds, plan.threads) == (900, 3)
-    assert (plan_of(config(), "there").start_limit_seconds, plan_of(config(), "there").threads) == (300, None)
+    default = plan_of(config(), "there", "model")
+    assert (default.start_limit_seconds, default.threads) == (300, None)
 
 
 def test_a_run_goes_on_with_the_same_name_and_arguments_wherever_it_trains() -> None:
