@@ -29,6 +29,7 @@ from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.fit import default_config, default_name, default_spec
+from mirrorspark.training.records.tracking import require_names
 from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.train import Trained, train
 
@@ -260,11 +261,13 @@ class TrainingEstimator(
             spec = self._inferred(dataset)
             given = {name: self.getOrDefault(name) for name in _SETTINGS if self.isSet(name)}
             given["name"] = given.get("name") or default_name(spec)
+            require_names(TrainingConfig(**given))
             converted = self._converted(dataset, spec, TrainingConfig(**given))
             config = default_config(spec, rows=converted.manifest.rows("train"), slots=task_slots(spark), **given)
         else:
             spec, config = self.spec, self.config
             config.require_features(spec)
+            require_names(config)
             converted = self._converted(dataset, spec, config)
         trained = train(converted, config, spark)
         model = TrainedModel(model_uri=trained.version_uri, tracking_uri=trained.tracking_uri, keys=list(spec.keys))

@@ -34,7 +34,10 @@ class ConfigError(ValueError):
 class ResultSettings:
     """Names and places of the results."""
 
-    name: Annotated[str, doc("Names the registered model and the run folders; by default as the recipe")] = ""
+    name: Annotated[str, doc("Names the run folders and, by default, the registered model; else as the recipe")] = ""
+    registered_model: Annotated[
+        str | None, doc("Name of the registered model, as catalog.schema.model in Unity Catalog; by default as --name")
+    ] = None
     output: Annotated[str, doc("Folder for datasets, runs, models and scores, shared by all machines")] = DEFAULT_OUTPUT
     tracking_uri: Annotated[
         str | None, doc("MLflow server or store; by default the one MLflow is set to, else a file in the output folder")

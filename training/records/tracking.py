@@ -50,7 +50,7 @@ from mirrorspark.callbacks.mlflow.store import (
 from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, without_credentials
 from mirrorspark.storage.event_file import EventFile
 from mirrorspark.training.recipe import recipe_names
-from mirrorspark.training.settings import MLflowRun
+from mirrorspark.training.settings import ConfigError, MLflowRun
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -136,6 +136,37 @@ def outer_run(config: JoinsRun, store: str) -> OuterRun | None:
         return None
     active = active_run(store)
     return None if active is None else OuterRun(active, config.mlflow_run == "child")
+
+
+class NamesModel(NamesExperiment, TracksRuns, JoinsRun, Protocol):
+    """The fields of a configuration that decide what MLflow's experiment and registered model are called."""
+
+    @property
+    def registry_name(self) -> str:
+        """The name of the registered model."""
+
+
+def require_names(config: NamesModel) -> None:
+    """Check that Databricks will take the names of the experiment and of the registered model.
+
+    Raises:
+        ConfigError: It will not.
+    """
+    store = store_of(config)
+    model, registry = config.registry_name, registry_of(store)
+    if re.match(r"(databricks-)?uc(:|$)", registry) and re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", model) is None:
+        raise ConfigError(
+            f"'{model}' is no model of Unity Catalog ({without_credentials(registry)}), where names have three "
+            f"parts: set registered_model (--registered-model) to catalog.schema.{model.rpartition('.')[2]}, with yours"
+        )
+    if not store.startswith("databricks") or outer_run(config, store) is not None:
+        return
+    experiment = experiment_name(config, store)
+    if not experiment.startswith("/"):
+        raise ConfigError(
+            f"Databricks has no experiment '{experiment}': the name of one is a path in the workspace; set experiment "
+            f"(--experiment) to /Users/YOU/{experiment}, or call mlflow.set_experiment"
+        )
 
 
 def goes_on_elsewhere(what: str, run_id: str | None, outer: OuterRun | None) -> str | None:

@@ -1,5 +1,6 @@
 """T7: one MLflow run per training, however many drivers and attempts it took, on a real store."""
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_requests import RUN_TAG
 from mirrorspark.callbacks.mlflow.store import default_store, own_store
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.records.tracking import (
     TrackedRun,
@@ -26,6 +27,7 @@ from mirrorspark.training.records.tracking import (
     experiment_name,
     git_commit,
     outer_run,
+    require_names,
     source_tags,
     store_of,
 )
@@ -501,6 +503,29 @@ def test_an_active_run_brings_its_store_where_mlflow_is_set_to_nothing(
     config = TrainingConfig(name="late", output=str(tmp_path))
     monkeypatch.setattr(mlflow, "active_run", lambda: object())
     assert store_of(config) == default_store() == mlflow.get_tracking_uri()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"experiment": "/Shared/late"}, r"'late' is no model of Unity Catalog \(databricks-uc\).*three"),
+        ({"experiment": "/Shared/late", "registered_model": "ml.late"}, r"to catalog\.schema\.late, with yours"),
+        ({"registered_model": "prod.ml.late"}, r"no experiment 'late'.*experiment\) to /Users/YOU/late, or call"),
+        ({"experiment": "/Shared/late", "registered_model": "prod.ml.late"}, None),
+    ],
+)
+def test_names_that_databricks_would_refuse_are_refused_at_once(settings: dict[str, Any], message: str | None) -> None:
+    """L5."""
+    config = TrainingConfig(name="late", tracking_uri="databricks", **settings)
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        require_names(config)
+    require_names(replace(config, tracking_uri="http://server:5000"))
+
+
+def test_the_registry_of_the_workspace_takes_names_of_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks")
+    require_names(TrainingConfig(name="late", experiment="/Shared/late"))
 
 
 def test_a_run_has_its_source_and_its_user(open_run: OpenRun, client: MlflowClient) -> None:
