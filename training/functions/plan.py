@@ -24,6 +24,10 @@ class TrainFnError(ValueError):
     """A training function cannot be sent to the workers; the message says why and what to do."""
 
 
+class UnsupportedKerasError(ValueError):
+    """A training function fits a model of Keras 3 on several workers, which only models of tf-keras train on."""
+
+
 class ReturnValueError(ValueError):
     """A training function's return value cannot be sent to the driver; the training itself is finished."""
 

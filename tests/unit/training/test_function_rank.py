@@ -29,7 +29,7 @@ from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.training.fault_injection.injected import InjectedFault, InjectedFaults, from_environment
 from mirrorspark.training.functions import worker as function_rank
 from mirrorspark.training.functions.fit_watch import FitWatch, global_batch_size
-from mirrorspark.training.functions.plan import FunctionPlan, pack_function, unpack_value
+from mirrorspark.training.functions.plan import FunctionPlan, UnsupportedKerasError, pack_function, unpack_value
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.ring.strategy import RingStrategy
 
@@ -140,6 +140,24 @@ def test_the_runners_own_example_runs_unchanged_and_tells_how_it_goes(strategy: 
     assert [event["logs"]["loss"] for event in ends] == pytest.approx(history["loss"])
     assert all(event["examples_per_second"] > 0 for event in ends)
     assert rank.phases == ["connecting", "building", "first_step", "training", "building"]
+
+
+def test_a_model_of_keras_3_is_named_in_a_line() -> None:
+    """H9: on several workers Keras 3 itself fails with a dump of each replica's tensor; its other errors stay."""
+
+    def train(what: str) -> None:
+        import keras
+        from tensorflow.python.distribute.values import PerReplica
+
+        losses = PerReplica((tf.constant(1.0), tf.constant(2.0)))
+        keras.ops.convert_to_tensor(losses if what == "losses" else what, "float32")
+
+    with pytest.raises(UnsupportedKerasError, match=r"a model of Keras 3, .*: import tf_keras as keras$") as named:
+        Rank(train, what="losses").run()
+    assert "PerReplica" in str(named.value.__cause__)
+    with pytest.raises(ValueError, match="float") as other:
+        Rank(train, what="words").run()
+    assert not isinstance(other.value, UnsupportedKerasError)
 
 
 def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_is() -> None:
