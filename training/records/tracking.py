@@ -34,6 +34,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     first_line,
     start_run,
 )
+from mirrorspark.callbacks.mlflow.shared_view import share_view
 from mirrorspark.callbacks.mlflow.store import (
     ActiveRun,
     active_run,
@@ -318,6 +319,20 @@ class TrackedRun:
         if self.run_id is None or self.experiment_id is None:
             return None
         return run_page(self.uri, self.experiment_id, self.run_id)
+
+    def share_comparison(self, metric: str) -> str | None:
+        """Return the address of the page that compares the experiment's runs, with the chart of ``metric`` first.
+
+        None if the run has no page, or the store does not take the view's tag of the experiment.
+        """
+        if self.page is None or self.experiment_id is None or "/#/" not in self.page:
+            return None
+        try:
+            view = share_view(self.client, self.experiment_id, metric)
+        except (MlflowException, OSError) as error:
+            logger.info("no view of the comparison was shared: %s", without_credentials(str(error)))
+            return None
+        return f"{self.page.partition('/#/')[0]}{view}"
 
     @property
     def run_id(self) -> str | None:
