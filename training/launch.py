@@ -33,6 +33,7 @@ from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records import tracking
 from mirrorspark.training.records.open_run import OpenRun, open_run
 from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.sources import environment
 from mirrorspark.training.results.report.shown import launched_html
 from mirrorspark.training.settings import MLflowRun, check_values
 from mirrorspark.training.spark_session import bind_address, driver_address, open_session, task_slots
@@ -371,7 +372,7 @@ def _supervise(
 ) -> tuple[Attempt, ...]:
     """Run the function to its end."""
     run.tracked.log_params(config.public())
-    run.tracked.log_document(tracking.environment(), "environment.json")
+    run.tracked.log_document(environment(), "environment.json")
     checkpoints = config.checkpoints or str(run.folder.checkpoints)
     supervisor = Supervisor(
         launch=launcher,

@@ -1,16 +1,13 @@
 """The MLflow run of a training, owned by the driver: one run, however many attempts."""
 
-import contextlib
 import io
 import json
 import logging
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,7 +47,6 @@ from mirrorspark.callbacks.mlflow.store import (
 )
 from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, without_credentials
 from mirrorspark.storage.event_file import EventFile
-from mirrorspark.training.recipe import recipe_names
 from mirrorspark.training.settings import ConfigError, MLflowRun
 
 if TYPE_CHECKING:
@@ -190,8 +186,6 @@ _LINGER_SECONDS = 5.0
 # MLflow's limits for a dataset.
 _DATASET_NAME_CHARACTERS = 500
 _DIGEST_CHARACTERS = 36
-
-COMMIT_TAG, VERSION_TAG = "mlflow.source.git.commit", "mirrorspark.version"
 
 _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 
@@ -470,43 +464,6 @@ def _replay_command(log: EventFile) -> str:
     assert log.path is not None  # noqa: S101 - the log is in a run's folder
     folder = log.path.parent
     return f"mirrorspark runs replay {folder.name} --output {shlex.quote(str(folder.parents[1]))}"
-
-
-def environment() -> dict[str, str]:
-    """Return every installed package with its version."""
-    found = {}
-    for entry in distributions():
-        with contextlib.suppress(FileNotFoundError):  # Left by an interrupted installation.
-            if entry.metadata["Name"]:
-                found[entry.metadata["Name"]] = entry.version
-    return dict(sorted(found.items(), key=lambda entry: entry[0].lower()))
-
-
-def source_tags(recipe: str | None) -> dict[str, str]:
-    """Return the tags that name the user's code and ours: a commit, unless it is in no clone, and a version.
-
-    Args:
-        recipe: The folder with the user's code, or the name of one of our recipes; None or such a name means the
-            working directory.
-    """
-    is_ours = recipe is None or recipe in recipe_names()
-    commit = git_commit(Path.cwd() if is_ours else Path(str(recipe)))
-    return {VERSION_TAG: version("mirrorspark")} | ({COMMIT_TAG: commit} if commit else {})
-
-
-def git_commit(folder: Path) -> str | None:
-    """Return the commit checked out in ``folder``, or None outside a clone."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
 
 
 def is_outage(error: Exception) -> bool:

@@ -20,15 +20,13 @@ from mirrorspark.callbacks.mlflow.metric_requests import RUN_TAG
 from mirrorspark.callbacks.mlflow.store import default_store, own_store
 from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.records.sources import environment, git_commit, source_tags
 from mirrorspark.training.records.tracking import (
     TrackedRun,
     TrackingError,
-    environment,
     experiment_name,
-    git_commit,
     outer_run,
     require_names,
-    source_tags,
     store_of,
 )
 
