@@ -291,18 +291,19 @@ def _told(config: "TrainingConfig", events: Sequence[Event], server: str, run_id
     """Return the points that those events make in a store that is always there."""
     from mlflow import MlflowClient
 
-    from mirrorspark.training.records.tracking import TrackedRun, default_uri
+    from mirrorspark.callbacks.mlflow.store import own_store
+    from mirrorspark.training.records.tracking import TrackedRun
 
     output = Path(config.output)
-    twin = MlflowClient(default_uri(output))
+    twin = MlflowClient(own_store(output))
     # Steps of system metrics count from the start of their run.
     began = MlflowClient(server).get_run(run_id).info.start_time
     twin_id = twin.create_run(twin.create_experiment("told"), start_time=began).info.run_id
-    tracked = TrackedRun(default_uri(output), "told", output, twin_id, "told")
+    tracked = TrackedRun(own_store(output), "told", output, twin_id, "told")
     for event in events:
         tracked.events.append(dict(event))
     assert tracked.finish("FINISHED") is None
-    return _stored(default_uri(output), twin_id)
+    return _stored(own_store(output), twin_id)
 
 
 def _stored(store: str, run_id: str) -> frozenset[Point]:

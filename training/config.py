@@ -67,6 +67,10 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             is_name(self.name),
             f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders and the registered model",
         )
+        _require(
+            self.registered_model is None or re.fullmatch(r"[^/:]+", self.registered_model) is not None,
+            f"registered_model '{self.registered_model}' must be a name without '/' and ':'",
+        )
         _require("name" in self.model, "the model has no name; set model.name")
         architecture = self.model["name"]
         _require(
@@ -321,6 +325,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         """Twelve hex digits that two runs share when one may continue the other on the same dataset."""
         return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def registry_name(self) -> str:
+        """The name of the registered model."""
+        return self.registered_model or self.name
+
     def public(self) -> dict[str, Any]:
         """Return every setting without the secrets in it, such as passwords in addresses and options of stores.
 
@@ -386,7 +395,7 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _FREE_TO_CHANGE = frozenset(
-    {"workers", "output", "tracking_uri", "experiment", "mlflow_run"}
+    {"workers", "output", "tracking_uri", "experiment", "mlflow_run", "registered_model"}
     | {"master", "resume", "dry_run", "summary", "verbose"}
     | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy", "register"}
     | {"explain", "price_per_core_hour"}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.terminal_text import for_stream
-from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
 from mirrorspark.training.readiness.checks import Check
 
 EXIT_HEALTHY = 0

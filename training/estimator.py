@@ -29,6 +29,7 @@ from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.fit import default_config, default_name, default_spec
+from mirrorspark.training.records.tracking import require_names
 from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.train import Trained, train
 
@@ -45,6 +46,8 @@ _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
 }
 _SETTINGS = {each.name: each for each in dataclasses.fields(TrainingConfig)}
 _SCORED = "_mirrorspark_scored"
+# As the evaluators of Spark ML name it by default.
+_PREDICTION = "prediction"
 
 
 def _as_it_is(value: Any) -> Any:
@@ -84,7 +87,8 @@ class _SettingParams(Params):
 class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsReadable["TrainedModel"]):
     """A transformer that adds a registered model's scores to a table and keeps all its columns.
 
-    Numbers are doubles, and the scores of several classes a vector, as Spark ML's evaluators expect.
+    The columns are as Spark ML's evaluators expect: numbers are doubles; of several classes, ``scores`` is a vector of
+    probabilities, and ``prediction`` the number of the likeliest one in :attr:`classes`, as a double.
 
     It is saved as the URI of the model's version; the model itself stays in the registry.
 
@@ -109,6 +113,11 @@ class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsRe
         self.setParams(**values)
         self.trained: Trained | None = None
         self._fetched: tuple[tuple[str, str], PinnedModel] | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the scores; empty for a model without classes."""
+        return tuple(ModelDirectory.open(self.pinned().path).labels.get("scores", ()))
 
     def pinned(self) -> PinnedModel:
         """Return the model, downloaded if it is on another machine.
@@ -136,8 +145,9 @@ class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsRe
             ScoringError: A column that the model reads is missing, or the table already has an output's column.
         """
         pinned = self.pinned()
-        names = list(ModelDirectory.open(pinned.path).inputs.columns)
-        is_multi_class = getattr(ModelDirectory.open(pinned.path).description, "task", None) == "multi_class"
+        directory = ModelDirectory.open(pinned.path)
+        names = list(directory.inputs.columns)
+        is_multi_class = getattr(directory.description, "task", None) == "multi_class"
         missing = [name for name in names if name not in dataset.columns]
         if missing:
             raise ScoringError(
@@ -152,13 +162,16 @@ class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsRe
         )
         scored = dataset.withColumn(_SCORED, score(*(F.col(quoted(name)) for name in names)))
         schema = scored.select(f"{_SCORED}.*").schema
-        outputs = schema.names
+        outputs = [*schema.names, *([_PREDICTION] if is_multi_class else [])]
         if taken := sorted(set(outputs) & set(dataset.columns)):
             raise ScoringError(f"the table has the columns {taken} already, which {pinned.label} adds; rename them")
-        added = (
+        added = [
             _for_spark_ml(F.col(f"{_SCORED}.{quoted(field.name)}"), field, is_multi_class=is_multi_class)
             for field in schema
-        )
+        ]
+        if is_multi_class:
+            scores = F.col(f"{_SCORED}.scores")
+            added.append((F.array_position(scores, F.array_max(scores)) - 1).cast("double").alias(_PREDICTION))
         return scored.select(*(F.col(quoted(name)) for name in dataset.columns), *added)
 
 
@@ -248,11 +261,13 @@ class TrainingEstimator(
             spec = self._inferred(dataset)
             given = {name: self.getOrDefault(name) for name in _SETTINGS if self.isSet(name)}
             given["name"] = given.get("name") or default_name(spec)
+            require_names(TrainingConfig(**given))
             converted = self._converted(dataset, spec, TrainingConfig(**given))
             config = default_config(spec, rows=converted.manifest.rows("train"), slots=task_slots(spark), **given)
         else:
             spec, config = self.spec, self.config
             config.require_features(spec)
+            require_names(config)
             converted = self._converted(dataset, spec, config)
         trained = train(converted, config, spark)
         model = TrainedModel(model_uri=trained.version_uri, tracking_uri=trained.tracking_uri, keys=list(spec.keys))

@@ -23,6 +23,7 @@ from mirrorspark.models.own_model import own_model
 from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.words import findings_in_words
+from mirrorspark.training.records.tracking import require_names
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.spark_session import open_session, task_slots
 from mirrorspark.training.train import train_in_view
@@ -193,6 +194,7 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
     except ConfigError:
         config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
     config.require_features(spec)
+    require_names(config)
 
 
 def _whole(value: Any) -> int:

@@ -3,18 +3,22 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from annotated_types import Ge, Gt
+from mlflow.exceptions import MlflowException
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
+from mirrorspark.models.code_digest import code_digest
 from mirrorspark.storage.atomic_file import write_when_changed
-from mirrorspark.storage.credentials import clean
+from mirrorspark.storage.credentials import clean, without_credentials
+from mirrorspark.training.catalogue.register import new_version
 from mirrorspark.training.driver.launcher import SparkLauncher
 from mirrorspark.training.driver.supervisor import Launcher, Supervisor
 from mirrorspark.training.functions import plan as function_plan
@@ -23,11 +27,14 @@ from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_workers
 from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.names import DEFAULT_OUTPUT, is_name
+from mirrorspark.training.protocol.names import is_name
 from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records import tracking
 from mirrorspark.training.records.open_run import OpenRun, open_run
+from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.sources import environment
+from mirrorspark.training.results.report.shown import launched_html
 from mirrorspark.training.settings import MLflowRun, check_values
 from mirrorspark.training.spark_session import bind_address, driver_address, open_session, task_slots
 
@@ -38,17 +45,21 @@ _FIRST_STEP_SECONDS = 1800.0
 _STEP_SECONDS = 600.0
 _CHECKPOINT_SECONDS = 1800.0
 
+# A model that the function returns: its folder in that of the run, and among the artifacts.
+_MODEL_FOLDER, _MODEL_ARTIFACTS = "returned_model", "model"
+
 
 @dataclass(frozen=True)
 class Launched:
     """The results of a finished training function.
 
     Attributes:
-        result: Return value of the function on rank 0.
+        result: Return value of the function on rank 0; None for a model.
         attempts: Every launch; the last one finished.
         run_id: MLflow run; None if the tracking server was never reached.
         run_folder: Configuration, events and, by default, checkpoints.
         replay: Command that sends MLflow the records it missed; None if it has them all.
+        model: URI of the registered version of the model that the function returned; None for any other value.
     """
 
     result: Any
@@ -57,6 +68,10 @@ class Launched:
     run_folder: Path
     tracking_uri: str = field(repr=False)  # it may hold a password
     replay: str | None = None
+    model: str | None = None
+
+    def _repr_html_(self) -> str:
+        return launched_html(self)
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,14 @@ class LaunchConfig:
     Attributes:
         function: Name of the function, for messages.
         arguments: Digest of the function's arguments.
+        code: Digest of the function's code; a run may go on with another one.
+        model_columns: The columns that a returned model reads; None for those that it names.
     """
 
     name: str
     function: str
     arguments: str
+    code: str = ""
     workers: int | str = "2"
     output: str = DEFAULT_OUTPUT
     checkpoints: str | None = None
@@ -84,6 +102,7 @@ class LaunchConfig:
     strategy: FunctionStrategy = "multi_worker_mirrored"
     threads_per_worker: Annotated[int | None, Ge(1)] = None
     gpus_per_worker: Annotated[int, Ge(0)] = 0
+    model_columns: tuple[str, ...] | None = None
     allow_open_servers: bool = False
     verbose: bool = False
 
@@ -138,6 +157,19 @@ class LaunchConfig:
         """Write the settings as YAML."""
         write_when_changed(path, yaml.safe_dump(self.public(), sort_keys=False, width=120))
 
+    def change_since(self, folder: RunFolder) -> str | None:
+        """Return a message if the code of the function in the unfinished run of ``folder`` was another; else None."""
+        try:
+            before = yaml.safe_load(folder.config.read_text(encoding="utf-8")).get("code")
+        except (OSError, AttributeError, yaml.YAMLError):  # A new run, or one that was interrupted at its start.
+            return None
+        if before in (None, self.code):
+            return None
+        return (
+            f"{self.function} has changed since run {folder.path.name} began, which goes on from its checkpoints; "
+            f"resume=False begins anew"
+        )
+
 
 def run_train_fn(
     train_fn: TrainFn,
@@ -158,6 +190,7 @@ def run_train_fn(
     strategy: FunctionStrategy | None = None,
     threads_per_worker: int | None = None,
     gpus_per_worker: int = 0,
+    model_columns: Sequence[str] | None = None,
     allow_open_servers: bool = False,
     spark: SparkSession | None = None,
     verbose: bool = False,
@@ -166,10 +199,13 @@ def run_train_fn(
 
     When a worker is lost or hangs, it starts again, from the checkpoints that it keeps in ``MIRRORSPARK_CHECKPOINTS``.
 
+    A model of tf-keras that it returns, on every rank, becomes a version of the registered model ``name``.
+
     Args:
         train_fn: The function. It is pickled by value, as Spark's own functions are.
         workers: Number of workers; ``2:4`` goes on with as few as 2 when slots are lost, and grows back to 4.
-        name: Names the run. An unfinished one of the same name and arguments goes on, even with a changed function.
+        name: Names the run. An unfinished one of the same name and arguments goes on, even with a changed function, of
+            which a line tells.
         kwargs: The function's arguments.
         output: Folder for the run, and for the MLflow store by default; driver and workers share it.
         checkpoints: Value of ``MIRRORSPARK_CHECKPOINTS``; by default a folder of the run.
@@ -184,6 +220,8 @@ def run_train_fn(
         strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
         threads_per_worker: TensorFlow threads of a worker; None for its Spark task's CPUs.
         gpus_per_worker: GPUs of a worker.
+        model_columns: The columns that a returned model reads: needed where it takes one array of several columns, as
+            for :func:`scoring.package.package_model`.
         allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
         spark: The session; by default the active one, or a local one with a slot per worker.
         verbose: Show what Spark and TensorFlow log.
@@ -194,7 +232,8 @@ def run_train_fn(
         NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         TrainingFailedError: An error of the function, or one lost worker too many; ``attempts[-1].first_error`` has it.
         TrainingStoppedError: The run was asked to stop.
-        ReturnValueError: The training is finished, but the function's return value cannot be sent back.
+        ReturnValueError: The training is finished, but the function's return value cannot be sent back, or its model
+            not be scored or registered.
     """
     if use_custom_strategy and strategy not in (None, "own"):
         raise ValueError(f"strategy is '{strategy}', and use_custom_strategy says that the function brings its own")
@@ -202,6 +241,7 @@ def run_train_fn(
         name=name,
         function=function_plan.function_name(train_fn),
         arguments=function_plan.digest_arguments(kwargs or {}),
+        code=code_digest(train_fn),
         workers=workers,
         output=str(output),
         checkpoints=checkpoints,
@@ -215,6 +255,7 @@ def run_train_fn(
         strategy=strategy or ("own" if use_custom_strategy else "multi_worker_mirrored"),
         threads_per_worker=threads_per_worker,
         gpus_per_worker=gpus_per_worker,
+        model_columns=None if model_columns is None else tuple(model_columns),
         allow_open_servers=allow_open_servers,
         verbose=verbose,
     )
@@ -239,17 +280,43 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
         )
     )
     launcher = FunctionLauncher(SparkLauncher(spark, config.gpus_per_worker, payload))
+    view = LiveView(epochs=0)
+
+    def say_change(folder: RunFolder) -> None:
+        if (change := config.change_since(folder)) is not None:
+            view.say(change)
+
     # Only the function knows the data.
-    with open_run(config, "function", store, LiveView(epochs=0)) as run:
+    with open_run(config, "function", store, view, on_folder=say_change) as run:
         attempts = _supervise(run, config, spark, launcher)
+    result = launcher.returned(config.function)
     return Launched(
-        result=launcher.returned(config.function),
+        result=result,
         attempts=attempts,
         run_id=run.tracked.run_id,
         run_folder=run.folder.path,
         tracking_uri=run.tracked.uri,
         replay=run.replay,
+        model=None if launcher.model is None else _registered(launcher.model, config, run.tracked),
     )
+
+
+def _registered(folder: Path, config: LaunchConfig, tracked: tracking.TrackedRun) -> str:
+    """Register the packaged model in ``folder`` as the run's, and return the URI of its version.
+
+    Raises:
+        ReturnValueError: The store does not take it.
+    """
+    begin = f"{config.function} is finished, but its model, which is in {folder}, cannot be registered"
+    if (run_id := tracked.run_id) is None:
+        raise function_plan.ReturnValueError(f"{begin}: the MLflow server has never been reached")
+    try:
+        tracked.client.log_artifacts(run_id, str(folder), _MODEL_ARTIFACTS)
+        source = f"{tracked.client.get_run(run_id).info.artifact_uri}/{_MODEL_ARTIFACTS}"
+        version = new_version(tracked.client, config.name, source, run_id, {"run": folder.parents[1].name})
+    except (MlflowException, OSError) as error:
+        raise function_plan.ReturnValueError(f"{begin}: {without_credentials(str(error))}") from None
+    return f"models:/{config.name}/{version}"
 
 
 class FunctionLauncher:
@@ -270,6 +337,11 @@ class FunctionLauncher:
         """End the running attempt, from another thread."""
         self._launcher.cancel()
 
+    @property
+    def model(self) -> Path | None:
+        """The folder of the packaged model that the function returned; None for any other value."""
+        return Path(self._answer["model"]) if "model" in self._answer else None
+
     def returned(self, called: str) -> Any:
         """Return the return value on rank 0 of the function that messages name ``called``.
 
@@ -281,13 +353,15 @@ class FunctionLauncher:
         return function_plan.unpack_value(self._answer["value"])
 
 
-def plan_of(config: LaunchConfig, checkpoints: str) -> FunctionPlan:
-    """Return the plan for the ranks from ``config``, for the most workers."""
+def plan_of(config: LaunchConfig, checkpoints: str, model: str) -> FunctionPlan:
+    """Return the plan for the ranks from ``config``, for the most workers; ``model`` is a folder for a returned one."""
     return FunctionPlan(
         workers=config.worker_range.most,
         checkpoints=checkpoints,
         strategy=config.strategy,
         start_limit_seconds=config.limits.start_seconds,
+        model=model,
+        model_columns=None if config.model_columns is None else list(config.model_columns),
         threads=config.threads_per_worker,
         verbose=config.verbose,
     )
@@ -298,7 +372,7 @@ def _supervise(
 ) -> tuple[Attempt, ...]:
     """Run the function to its end."""
     run.tracked.log_params(config.public())
-    run.tracked.log_document(tracking.environment(), "environment.json")
+    run.tracked.log_document(environment(), "environment.json")
     checkpoints = config.checkpoints or str(run.folder.checkpoints)
     supervisor = Supervisor(
         launch=launcher,
@@ -313,7 +387,7 @@ def _supervise(
         budgets=Budgets(max_restarts=config.max_restarts),
         limits=config.limits,
     )
-    plan = plan_of(config, checkpoints)
+    plan = plan_of(config, checkpoints, str(run.folder.path / _MODEL_FOLDER))
     with run.view.stage(config.name) as stage:
         attempts = run.supervise(supervisor, plan)
         tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""

@@ -11,7 +11,7 @@ from mirrorspark.training.config import RunConfig, TrainingConfig
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.words import findings_in_words
 from mirrorspark.training.readiness import preflight
-from mirrorspark.training.records.tracking import store_of
+from mirrorspark.training.records.tracking import require_names, store_of
 from mirrorspark.training.sources import Sources
 from mirrorspark.training.spark_session import open_session
 from mirrorspark.training.warm_start import WarmStart, find_model
@@ -95,7 +95,12 @@ def dry_run(config: RunConfig) -> list[preflight.Check]:
 
 
 def check_driver(config: TrainingConfig, store: str) -> list[preflight.Check]:
-    """Return the results of the preflight's checks on the driver, before Spark starts."""
+    """Return the results of the preflight's checks on the driver, before Spark starts.
+
+    Raises:
+        ConfigError: MLflow will not take a name.
+    """
+    require_names(config)
     return preflight.check_driver(Path(config.output), store, _master(config))
 
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import DocInfo, Ge, Gt, Interval, doc
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
 from mirrorspark.models.settings import Schedule
 from mirrorspark.training.protocol.elastic import BatchRule
 from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
 
 Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
 Registered = Literal["model", "better"]
@@ -34,7 +34,10 @@ class ConfigError(ValueError):
 class ResultSettings:
     """Names and places of the results."""
 
-    name: Annotated[str, doc("Names the registered model and the run folders; by default as the recipe")] = ""
+    name: Annotated[str, doc("Names the run folders and, by default, the registered model; else as the recipe")] = ""
+    registered_model: Annotated[
+        str | None, doc("Name of the registered model, as catalog.schema.model in Unity Catalog; by default as --name")
+    ] = None
     output: Annotated[str, doc("Folder for datasets, runs, models and scores, shared by all machines")] = DEFAULT_OUTPUT
     tracking_uri: Annotated[
         str | None, doc("MLflow server or store; by default the one MLflow is set to, else a file in the output folder")

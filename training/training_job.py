@@ -33,6 +33,7 @@ from mirrorspark.training.recipe import SQL_FILE
 from mirrorspark.training.records import tracking
 from mirrorspark.training.records.open_run import OpenRun, open_run
 from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.sources import COMMIT_TAG, environment, source_tags
 from mirrorspark.training.spark_session import bind_address, driver_address, task_slots
 from mirrorspark.training.warm_start import WarmStart, settle_warm_start
 
@@ -220,13 +221,14 @@ class TrainingJob:
             tracked.log_text(documents["sql"], SQL_FILE)
         tracked.log_document(dataclasses.asdict(self.dataset.manifest), "dataset/manifest.json")
         tracked.log_document(self.dataset.spec.to_dict(), "dataset/features.json")
-        tracked.log_document(tracking.environment(), "environment.json")
-        # A user's run has the commit of the user's code.
-        commit_id = None if tracked.is_users else tracking.git_commit(Path(__file__).parent)
+        tracked.log_document(environment(), "environment.json")
         tags = {"recipe": self.config.name, "dataset": self.dataset.path.name}
         tags |= {"run_date": self.config.run_date} if self.config.run_date else {}
         tags |= {"warm_start": self.warm_start.uri} if self.warm_start else {}
-        tracked.log_tags(tags | ({"mlflow.source.git.commit": commit_id} if commit_id else {}))
+        source = source_tags(getattr(self.config, "recipe", None))
+        if tracked.is_users:  # MLflow has set its commit.
+            source.pop(COMMIT_TAG, None)
+        tracked.log_tags(tags | source)
 
     def _supervisor(self) -> Supervisor:
         config = self.config

@@ -12,10 +12,13 @@ from mirrorspark.storage.credentials import without_credentials
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_OUTPUT = "mirrorspark-output"
+
 # The store of this process's last training, if MLflow was set to none.
 _OWN_STORE: str | None = None
 
 _EXPERIMENT_ID, _EXPERIMENT_NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
+_RUN_ID = "MLFLOW_RUN_ID"
 
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")
 
@@ -64,15 +67,15 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
 def chosen_store() -> str | None:
     """Return the store that MLflow is set to, or None if it is set to none.
 
-    It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks. An experiment that
-    is set is in MLflow's current store, which is then meant even where it is the default one.
+    It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks. An experiment or a
+    run that is set is in MLflow's current store, which is then meant even where it is the default one.
     """
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())
     is_set = mlflow.is_tracking_uri_set() or uri.startswith("databricks")
     # mlflow.set_experiment sets the variable of the id.
-    return uri if is_set or any(map(os.environ.get, (_EXPERIMENT_ID, _EXPERIMENT_NAME))) else None
+    return uri if is_set or any(map(os.environ.get, (_EXPERIMENT_ID, _EXPERIMENT_NAME, _RUN_ID))) else None
 
 
 def chosen_experiment(tracking_uri: str) -> str | None:
@@ -100,7 +103,10 @@ def chosen_experiment(tracking_uri: str) -> str | None:
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """The run that the caller has started with ``mlflow.start_run`` and not ended yet."""
+    """The run that the caller has started with ``mlflow.start_run`` and not ended yet, or that ``MLFLOW_RUN_ID`` names.
+
+    MLflow's own projects and jobs set the variable.
+    """
 
     run_id: str
     experiment_id: str
@@ -109,9 +115,23 @@ class ActiveRun:
 def active_run(tracking_uri: str) -> ActiveRun | None:
     """Return MLflow's active run if it is in this store; None if there is none."""
     import mlflow
+    from mlflow.entities import Run
 
-    run = mlflow.active_run()
-    if run is None or not is_same_store(tracking_uri, str(mlflow.get_tracking_uri())):
+    if not is_same_store(tracking_uri, str(mlflow.get_tracking_uri())):
+        return None
+    run: Run | None = mlflow.active_run()
+    named = os.environ.get(_RUN_ID)
+    if run is None and named:
+        try:
+            run = mlflow.MlflowClient(tracking_uri).get_run(named)
+        except mlflow.MlflowException as error:  # the server is away, or the run was deleted
+            logger.warning(
+                "MLflow's run %s (%s) cannot be looked up, so another one begins (%s)",
+                named,
+                _RUN_ID,
+                without_credentials(str(error)),
+            )
+    if run is None:
         return None
     return ActiveRun(str(run.info.run_id), str(run.info.experiment_id))
 
@@ -143,9 +163,45 @@ def remember_own_store(tracking_uri: str) -> None:
     _OWN_STORE = tracking_uri
 
 
+class NoStoreError(LookupError):
+    """Raised when a model is to be looked up, MLflow is set to no store, and there is none in the usual places."""
+
+
+def own_store(output: Path) -> str:
+    """Return the SQLite store of the trainings with this output folder, where MLflow is set to no store."""
+    return f"sqlite:///{output.absolute() / 'mlflow.db'}"
+
+
 def default_store() -> str | None:
-    """Return the store in which a model is looked up by default; None for MLflow's current one."""
-    return _OWN_STORE if chosen_store() is None else None
+    """Return the existing store in which a model is looked up by default; None for the one that MLflow is set to.
+
+    It is that of this process's last training, else that of the active run, else that of the default output folder in
+    the working directory, else MLflow's own default store.
+
+    Raises:
+        NoStoreError: MLflow is set to no store, and none of these exists. MLflow would create an empty one.
+    """
+    import mlflow
+
+    if chosen_store() is not None or _is_registry_set():
+        return None
+    if used := _OWN_STORE or store_of_active_run():
+        return used
+    stores = own_store(Path(DEFAULT_OUTPUT)), str(mlflow.get_tracking_uri())
+    for store in stores:
+        file = sqlite_file(store)
+        # MLflow's default store is a folder only where that has runs already.
+        if file is None or file.exists():
+            return store
+    raise NoStoreError(
+        f"MLflow is set to no store, and there is no {' and no '.join(str(sqlite_file(store)) for store in stores)}"
+    )
+
+
+def _is_registry_set() -> bool:
+    import mlflow
+
+    return str(mlflow.get_registry_uri()) != _own_registry(str(mlflow.get_tracking_uri()))
 
 
 def registry_of(tracking_uri: str) -> str:

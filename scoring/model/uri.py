@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlparse, urlsplit
 
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
 from mirrorspark.callbacks.mlflow.store import (
+    DEFAULT_OUTPUT,
+    NoStoreError,
     absolute_store,
     default_store,
     registry_of,
@@ -50,6 +52,10 @@ _NAMES_IN_MESSAGE = 5
 _PORTS = {"http": 80, "https": 443}
 _TRY_SECONDS, _PAUSE_SECONDS = 5.0, 2.0
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_ELSEWHERE = (
+    f"if it is in another store, name that one as tracking_uri (--tracking-uri) or in MLFLOW_TRACKING_URI, for example "
+    f"sqlite:///{DEFAULT_OUTPUT}/mlflow.db"
+)
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -65,16 +71,16 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
             last model), ``runs:/<run id>/<path>``, or a local folder: an exported or packaged model, an MLflow model
             that holds one, or any MLflow model.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is set to, else that of this process's
-            last training.
+            last training, else ``mirrorspark-output/mlflow.db`` or MLflow's default store in the working directory.
         offline: Use no store except files on this host, and fetch nothing. The model is the copy of the version that
             ``uri`` led to at the last look-up. ``MIRRORSPARK_OFFLINE=1`` turns this on for every call.
 
     Raises:
         ModelNotFoundError: The model, its version, alias, run or files do not exist.
         ModelDirectoryError: The files at the URI are not a model.
-        ModelStoreError: The store does not answer, is not a store, or needs a driver that is not installed; offline:
-            there is no valid copy. A server that does not listen is detected within 12 s; one that listens gets the
-            timeout and the retries of MLflow's settings.
+        ModelStoreError: There is no store; it does not answer, is not one, or needs a driver that is not installed;
+            offline: there is no valid copy. A server that does not listen is detected within 12 s; one that listens
+            gets the timeout and the retries of MLflow's settings.
         FetchedModelsError: The environment names a folder for copies that cannot be written. Offline the folder may be
             read-only.
         ValueError: The model is in a store, and ``MIRRORSPARK_OFFLINE`` is neither true nor false.
@@ -82,7 +88,10 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
     if found := pinned_folder(uri):
         return found
     text = str(uri)
-    tracking_uri = tracking_uri or default_store()
+    try:
+        tracking_uri = tracking_uri or default_store()
+    except NoStoreError as error:
+        raise ModelStoreError(f"model '{text}' cannot be looked up: {error}; {_ELSEWHERE}") from None
     find = _find_models_uri if text.startswith("models:") else _find_runs_uri
     return _from_store(find, text, tracking_uri, offline or is_offline_by_environment())
 
@@ -305,13 +314,6 @@ def _registered_version(uri: str, name: str, separator: str, selector: str, clie
             raise
         raise ModelNotFoundError(f"model '{uri}' does not exist; {_existing(client, name)}") from error
     raise ModelNotFoundError(f"model '{uri}': '{selector}' is no version number; {_existing(client, name)}")
-
-
-# Without a configured store MLflow uses one that it creates in the current folder.
-_ELSEWHERE = (
-    "if it is in another store, name that one as tracking_uri (--tracking-uri) or in MLFLOW_TRACKING_URI, for example "
-    "sqlite:///mirrorspark-output/mlflow.db"
-)
 
 
 def _existing(client: "MlflowClient", name: str) -> str:

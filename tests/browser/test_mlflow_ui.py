@@ -1,12 +1,14 @@
 """MLflow's own pages show our runs and their curves, in the version that the lock file pins."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from mirrorspark.callbacks.mlflow.store import run_page
-from mirrorspark.training.records.tracking import TrackedRun, default_uri
+from mirrorspark.callbacks.mlflow.shared_view import share_view
+from mirrorspark.callbacks.mlflow.store import own_store, run_page
+from mirrorspark.training.records.tracking import TrackedRun
 from tests.mlflow_server import mlflow_server
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrackedRun]:
     output = tmp_path_factory.mktemp("store")
     tracked = {}
     for name, slope in (("slow-learner", 0.01), ("fast-learner", 0.02)):
-        run = TrackedRun(default_uri(output), "flights", output, None, name)
+        run = TrackedRun(own_store(output), "flights", output, None, name)
         run.log_params({"learning_rate": slope})
         for epoch in range(1, EPOCHS + 1):
             run.log_metrics({"loss": 1 - slope * epoch, "val_auc": 0.6 + slope * epoch}, epoch)
@@ -52,6 +54,20 @@ def test_runs_page_lists_both_runs_and_draws_their_curves_together(
     wait_until(browser, lambda: all(name in text_of(browser, "[role=grid], [role=treegrid], table") for name in runs))
     # One line per run in each chart.
     wait_until(browser, lambda: lines_per_chart(browser) == [len(runs)] * len(METRICS))
+
+
+@pytest.mark.timeout(240)
+def test_the_link_to_compare_runs_opens_their_charts_with_the_quality_metric_first(
+    browser: "Chrome", pages: str, runs: dict[str, TrackedRun]
+) -> None:
+    """L6: MLflow sorts the charts by name otherwise."""
+    run = runs["fast-learner"]
+
+    browser.get(f"{pages}{share_view(run.client, str(run.experiment_id), 'val_auc')}")
+
+    wait_until(browser, lambda: lines_per_chart(browser) == [len(runs)] * len(METRICS))
+    shown = text_of(browser, "[data-testid=experiment-view-compare-runs-chart-area]")
+    assert list(dict.fromkeys(re.findall("|".join(METRICS), shown))) == ["val_auc", "loss"]
 
 
 @pytest.mark.timeout(240)

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import tf_keras
 from mlflow import MlflowClient
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
+from pyspark.ml.feature import StringIndexerModel
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 import mirrorspark as ms
@@ -23,7 +25,7 @@ from mirrorspark.training.results.evaluation.rival import Choice
 from mirrorspark.training.results.export import ExportPlan, export
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -249,6 +251,12 @@ def parcels() -> pd.DataFrame:
     )
 
 
+def evaluated(spark: "SparkSession", result: ms.FitResult, rows: pd.DataFrame) -> "DataFrame":
+    """Return the table as a stage of Spark ML scores it, for Spark's evaluators."""
+    stage = ms.TrainedModel(model_uri=result.trained.version_uri, tracking_uri=result.trained.tracking_uri)
+    return stage.transform(spark.createDataFrame(rows))
+
+
 @pytest.mark.parametrize(
     ("label", "kind", "metric", "at_least", "at_most"),
     [
@@ -306,9 +314,20 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
         assert result.metrics["test"]["interval_coverage"] > 0.7
         quantiles = np.stack(result.score(rows).sort_values("parcel")["quantiles"].to_numpy())
         np.testing.assert_array_equal(quantiles[:, 1], scores)
+        scored = evaluated(spark, result, table.head(64))
+        errors = scored.toPandas().eval("price - score")
+        rmse = RegressionEvaluator(labelCol="price", predictionCol="score").evaluate(scored)
+        np.testing.assert_allclose(rmse, np.sqrt((errors**2).mean()))
     if kind == "multi_class":
-        stage = ms.TrainedModel(model_uri=result.trained.version_uri, tracking_uri=result.trained.tracking_uri)
-        as_vectors = stage.transform(spark.createDataFrame(rows)).orderBy("parcel").toPandas()["scores"]
+        scored = evaluated(spark, result, table.head(64))
+        as_vectors = scored.orderBy("parcel").toPandas()["scores"]
         np.testing.assert_allclose(np.stack([vector.toArray() for vector in as_vectors]), scores, rtol=1e-5, atol=1e-6)
+        classes = ms.TrainedModel(model_uri=str(result.model.path)).classes
+        likeliest = [classes[best] for best in scores.argmax(axis=1)]
+        evaluator = MulticlassClassificationEvaluator(labelCol="class", metricName="accuracy", probabilityCol="scores")
+        indexed = StringIndexerModel.from_labels(list(classes), "way", "class").transform(scored)
+        assert evaluator.evaluate(indexed) == pytest.approx((table.head(64)["way"] == likeliest).mean())
+        assert evaluator.setMetricName("f1").evaluate(indexed) > 0.9
+        assert evaluator.setMetricName("logLoss").evaluate(indexed) < 1
         wide = result.score(rows, outputs="wide")
         assert {"road", "rail", "sea"} < set(wide.columns)

@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 
+import mirrorspark as ms
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.fault_injection import faults
 from mirrorspark.training.fault_injection.faults import Fault
@@ -87,6 +88,40 @@ def test_mlflow_has_its_curve_though_it_knows_nothing_of_mlflow(unbroken: Launch
     assert [point.step for point in curve] == [1, 2, 3, 4]
     assert curve[-1].value < curve[0].value
     assert {"examples_per_second", "seconds_per_epoch"} <= set(found.data.metrics)
+
+
+def test_a_model_that_it_returns_becomes_a_version_that_scores_like_it(spark: "SparkSession", output: Path) -> None:
+    """H9: with moving averages, which all ranks have to give at save time."""
+
+    def train(predictions: str) -> Any:
+        import json
+        import os
+
+        import numpy as np
+        import tf_keras
+
+        rows = np.arange(32, dtype=np.float32).reshape(16, 2) / 32
+        model = tf_keras.Sequential(
+            [tf_keras.layers.BatchNormalization(input_shape=(2,)), tf_keras.layers.Dense(1, name="price")]
+        )
+        model.compile(optimizer="sgd", loss="mse")
+        model.fit(rows, rows.sum(axis=1), batch_size=8, epochs=1, verbose=0)
+        predicted = model(rows).numpy()
+        if json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0:
+            np.save(predictions, predicted)
+        return model
+
+    file = str(output / "predictions.npy")
+    done = run_train_fn(
+        train, kwargs={"predictions": file}, spark=spark, output=output, name="prices", model_columns=["size", "age"]
+    )
+    assert (done.result, done.model) == (None, "models:/prices/1")
+    rows = [(number, number * 2 / 32, (number * 2 + 1) / 32) for number in range(16)]
+    table = spark.createDataFrame(rows, "id int, size double, age double")
+    scored = ms.score(table, done.model, keys="id", tracking_uri=done.tracking_uri).orderBy("id").toPandas()
+    np.testing.assert_allclose(scored["price"], np.load(file)[:, 0], rtol=1e-5)
+    assert set(scored["model_version"]) == {"prices/1"}
+    assert "models:/prices/1" in done._repr_html_()
 
 
 @pytest.mark.full

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.store import default_store, store_client
+from mirrorspark.callbacks.mlflow.store import NoStoreError, default_store, store_client
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.training.results.export import mlflow_requirements, mlflow_signature
 
@@ -25,9 +25,7 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
         alias: Alias of the new version.
         tracking_uri: Address of the MLflow store.
     """
-    import mlflow
-
-    client = store_client(tracking_uri or default_store() or mlflow.get_tracking_uri())
+    client = store_client(tracking_uri or _default_store())
     catalogue = ModelDirectory.open(folder).description
     assert isinstance(catalogue, ModelDescription)  # noqa: S101 - a refresh has written it
     tags = {f"catalogue.{field}": str(value) for field, value in catalogue.catalogue.items()}
@@ -37,7 +35,7 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
             logged = Path(scratch) / _ARTIFACTS
             _write_mlflow_model(folder, logged)
             client.log_artifacts(run.info.run_id, str(logged), _ARTIFACTS)
-        version = _new_version(client, name, f"{run.info.artifact_uri}/{_ARTIFACTS}", run.info.run_id, tags)
+        version = new_version(client, name, f"{run.info.artifact_uri}/{_ARTIFACTS}", run.info.run_id, tags)
     except BaseException:
         client.set_terminated(run.info.run_id, "FAILED")
         raise
@@ -45,6 +43,15 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
     if alias is not None:
         client.set_registered_model_alias(name, alias, version)
     return f"models:/{name}/{version}"
+
+
+def _default_store() -> str:
+    import mlflow
+
+    try:
+        return default_store() or str(mlflow.get_tracking_uri())
+    except NoStoreError:  # The version is the first one in MLflow's default store.
+        return str(mlflow.get_tracking_uri())
 
 
 def _experiment(client: Any, source: PinnedModel, name: str) -> str:
@@ -81,7 +88,8 @@ def _write_mlflow_model(folder: Path, target: Path) -> None:
         )
 
 
-def _new_version(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> str:
+def new_version(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> str:
+    """Register the model at ``source`` as a new version of ``name``; return its number."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -24,6 +24,10 @@ class TrainFnError(ValueError):
     """A training function cannot be sent to the workers; the message says why and what to do."""
 
 
+class UnsupportedKerasError(ValueError):
+    """A training function fits a model of Keras 3 on several workers, which only models of tf-keras train on."""
+
+
 class ReturnValueError(ValueError):
     """A training function's return value cannot be sent to the driver; the training itself is finished."""
 
@@ -35,10 +39,14 @@ class FunctionPlan(AttemptPlan):
     Attributes:
         strategy: Scope of the function: TensorFlow's strategy, the ring strategy, or the function's own.
         start_limit_seconds: Time limit for connecting the ring strategy.
+        model: Folder for a model that the function returns.
+        model_columns: The columns that such a model reads; None for those that it names.
     """
 
     strategy: FunctionStrategy = "multi_worker_mirrored"
     start_limit_seconds: float = Limits.start_seconds
+    model: str = ""
+    model_columns: list[str] | None = None
 
     @property
     def entry(self) -> str:

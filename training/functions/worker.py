@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -12,7 +14,8 @@ from mirrorspark.callbacks.checkpoints.fence import ATTEMPT_VARIABLE, CHECKPOINT
 from mirrorspark.training.fault_injection import injected as injected_faults
 from mirrorspark.training.functions import plan as function_plan
 from mirrorspark.training.functions.fit_watch import FitWatch
-from mirrorspark.training.functions.plan import FunctionPlan, ReturnValueError
+from mirrorspark.training.functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError
+from mirrorspark.training.functions.returned_model import is_model, package_saved, save_model
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.ring.strategy import RingStrategy
 
@@ -35,6 +38,7 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
 
     Raises:
         TrainFnError: The function cannot be loaded here.
+        UnsupportedKerasError: It fits a model of Keras 3 on several workers.
         RingError: Another rank is lost.
         TrainingStopped: The rank was asked to stop.
         Exception: The function's own error.
@@ -48,8 +52,10 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
     with _scope(plan, control.activity), watch.installed():
         # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.
         control.activity.enter("building")
-        value = _call(train_fn, kwargs, watch)
-    finish(watch.epochs, **(_pack_return_value(value) if control.rank == 0 else {}))
+        with _naming_keras_3():
+            value = _call(train_fn, kwargs, watch)
+        saved = save_model(value, Path(plan.model), control.rank) if is_model(value) else None
+    finish(watch.epochs, **(_pack_return_value(value, saved, plan.model_columns) if control.rank == 0 else {}))
 
 
 def _call(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatch) -> Any:
@@ -73,6 +79,25 @@ def _call(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatch)
 
 
 @contextlib.contextmanager
+def _naming_keras_3() -> Iterator[None]:
+    """Say in a line that a model is of Keras 3, whose own error is a dump of each replica's tensor.
+
+    Raises:
+        UnsupportedKerasError: Keras 3 raised such an error. Its other errors stay as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+        if "PerReplica" not in str(error) or not any(name.split(".")[0] == "keras" for name in frames):
+            raise
+        raise UnsupportedKerasError(
+            "the function fits a model of Keras 3, which does not train on several workers; build it with tf_keras: "
+            "import tf_keras as keras"
+        ) from error
+
+
+@contextlib.contextmanager
 def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
     """Enter the scope of the plan's strategy, connected to the other ranks of ``TF_CONFIG``."""
     if plan.strategy == "own":
@@ -90,9 +115,14 @@ def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
         yield
 
 
-def _pack_return_value(value: Any) -> dict[str, str]:
-    """Return the packed value, or why it cannot be packed: the finished training is not lost for that."""
+def _pack_return_value(value: Any, saved: Path | None, columns: list[str] | None) -> dict[str, str]:
+    """Return the packed value, or why it cannot be packed: the finished training is not lost for that.
+
+    Instead of a model it is the folder of the packaged one.
+    """
     try:
+        if saved is not None:
+            return {"value": function_plan.pack_value(None), "model": str(package_saved(saved, columns))}
         return {"value": function_plan.pack_value(value)}
     except ReturnValueError as error:
         logger.warning("%s", error)

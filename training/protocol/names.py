@@ -2,8 +2,6 @@
 
 import re
 
-DEFAULT_OUTPUT = "mirrorspark-output"
-
 RUNS_FOLDER = "runs"
 WARM_START_FOLDER = "warm_start"
 STATE_FILE = "run.json"

@@ -115,6 +115,7 @@ def open_run(
     folder: RunFolder | None = None,
     listener: Sink | None = None,
     only_once: bool = False,
+    on_folder: Callable[[RunFolder], None] = lambda folder: None,
 ) -> Iterator[OpenRun]:
     """Lock the run's folder, open its MLflow run, and mark both as finished, stopped or failed at the end.
 
@@ -126,6 +127,7 @@ def open_run(
         folder: The run's folder; by default that of the unfinished run that ``config`` continues, or a new one.
         listener: Gets every event, too.
         only_once: Refuse if an equal run is running or finished; ignored with ``folder``.
+        on_folder: Gets the folder before the configuration in it, if there is one, is replaced.
 
     Raises:
         RunUnderWayError: Another driver is running the run of ``folder``, or an equal run with ``only_once``.
@@ -134,14 +136,13 @@ def open_run(
     with _held(config, dataset_hash, view, folder, only_once=only_once) as held:
         tracked: tracking.TrackedRun | None = None
         try:
+            on_folder(held)
             config.save(held.config)
             experiment = tracking.experiment_name(config, store)
             output, name = Path(config.output), held.path.name
             outer = tracking.outer_run(config, store)
-            if outer is not None and held.continues not in (None, outer.run.run_id):
-                view.say(
-                    f"run {name} goes on in the MLflow run in which it began, {held.continues}, not in the active one"
-                )
+            if (elsewhere := tracking.goes_on_elsewhere(f"run {name}", held.continues, outer)) is not None:
+                view.say(elsewhere)
             tracked = tracking.TrackedRun(store, experiment, output, held.continues, name, held.event_file, outer)
             held.save_state("running", tracked.run_id)
             run = OpenRun(held, tracked, view, listener)

@@ -1,16 +1,13 @@
 """The MLflow run of a training, owned by the driver: one run, however many attempts."""
 
-import contextlib
 import io
 import json
 import logging
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,12 +31,14 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     first_line,
     start_run,
 )
+from mirrorspark.callbacks.mlflow.shared_view import share_view
 from mirrorspark.callbacks.mlflow.store import (
     ActiveRun,
     active_run,
     chosen_experiment,
     chosen_store,
     limit_requests,
+    own_store,
     registry_of,
     remember_own_store,
     run_page,
@@ -48,7 +47,7 @@ from mirrorspark.callbacks.mlflow.store import (
 )
 from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, without_credentials
 from mirrorspark.storage.event_file import EventFile
-from mirrorspark.training.settings import MLflowRun
+from mirrorspark.training.settings import ConfigError, MLflowRun
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -59,11 +58,6 @@ _PARAM_CHARACTERS = 6000
 
 class TrackingError(RuntimeError):
     """The MLflow store refused a request; the message names the store and quotes its answer."""
-
-
-def default_uri(output: Path) -> str:
-    """Return the SQLite store under ``output``."""
-    return f"sqlite:///{output.absolute() / 'mlflow.db'}"
 
 
 class NamesExperiment(Protocol):
@@ -98,7 +92,7 @@ def store_of(config: TracksRuns) -> str:
     """
     if given := config.tracking_uri or chosen_store():
         return given
-    own = store_of_active_run() or default_uri(Path(config.output))
+    own = store_of_active_run() or own_store(Path(config.output))
     remember_own_store(own)
     return own
 
@@ -139,6 +133,44 @@ def outer_run(config: JoinsRun, store: str) -> OuterRun | None:
         return None
     active = active_run(store)
     return None if active is None else OuterRun(active, config.mlflow_run == "child")
+
+
+class NamesModel(NamesExperiment, TracksRuns, JoinsRun, Protocol):
+    """The fields of a configuration that decide what MLflow's experiment and registered model are called."""
+
+    @property
+    def registry_name(self) -> str:
+        """The name of the registered model."""
+
+
+def require_names(config: NamesModel) -> None:
+    """Check that Databricks will take the names of the experiment and of the registered model.
+
+    Raises:
+        ConfigError: It will not.
+    """
+    store = store_of(config)
+    model, registry = config.registry_name, registry_of(store)
+    if re.match(r"(databricks-)?uc(:|$)", registry) and re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", model) is None:
+        raise ConfigError(
+            f"'{model}' is no model of Unity Catalog ({without_credentials(registry)}), where names have three "
+            f"parts: set registered_model (--registered-model) to catalog.schema.{model.rpartition('.')[2]}, with yours"
+        )
+    if not store.startswith("databricks") or outer_run(config, store) is not None:
+        return
+    experiment = experiment_name(config, store)
+    if not experiment.startswith("/"):
+        raise ConfigError(
+            f"Databricks has no experiment '{experiment}': the name of one is a path in the workspace; set experiment "
+            f"(--experiment) to /Users/YOU/{experiment}, or call mlflow.set_experiment"
+        )
+
+
+def goes_on_elsewhere(what: str, run_id: str | None, outer: OuterRun | None) -> str | None:
+    """Return a message if ``what`` goes on in the MLflow run ``run_id`` although another one is active; else None."""
+    if outer is None or run_id in (None, outer.run.run_id):
+        return None
+    return f"{what} goes on in the MLflow run in which it began, {run_id}, not in the active one"
 
 
 logger = logging.getLogger(__name__)
@@ -282,6 +314,20 @@ class TrackedRun:
             return None
         return run_page(self.uri, self.experiment_id, self.run_id)
 
+    def share_comparison(self, metric: str) -> str | None:
+        """Return the address of the page that compares the experiment's runs, with the chart of ``metric`` first.
+
+        None if the run has no page, or the store does not take the view's tag of the experiment.
+        """
+        if self.page is None or self.experiment_id is None or "/#/" not in self.page:
+            return None
+        try:
+            view = share_view(self.client, self.experiment_id, metric)
+        except (MlflowException, OSError) as error:
+            logger.info("no view of the comparison was shared: %s", without_credentials(str(error)))
+            return None
+        return f"{self.page.partition('/#/')[0]}{view}"
+
     @property
     def run_id(self) -> str | None:
         """The run's id; None as long as the server has not been reached."""
@@ -418,31 +464,6 @@ def _replay_command(log: EventFile) -> str:
     assert log.path is not None  # noqa: S101 - the log is in a run's folder
     folder = log.path.parent
     return f"mirrorspark runs replay {folder.name} --output {shlex.quote(str(folder.parents[1]))}"
-
-
-def environment() -> dict[str, str]:
-    """Return every installed package with its version."""
-    found = {}
-    for entry in distributions():
-        with contextlib.suppress(FileNotFoundError):  # Left by an interrupted installation.
-            if entry.metadata["Name"]:
-                found[entry.metadata["Name"]] = entry.version
-    return dict(sorted(found.items(), key=lambda entry: entry[0].lower()))
-
-
-def git_commit(folder: Path) -> str | None:
-    """Return the commit checked out in ``folder``, or None outside a clone."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
 
 
 def is_outage(error: Exception) -> bool:

@@ -153,7 +153,7 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
             plan, job.folder.exported, verbose=job.config.verbose, process=process, tell=stage.report
         )
         choice = _choice(job)
-        stage.note = f"registered as models:/{job.config.name}/{exported.model_version}"
+        stage.note = f"registered as models:/{job.config.registry_name}/{exported.model_version}"
         if choice is not None:
             stage.note += f": {choice.in_words()}"
             job.tracked.log_tags({"registered": choice.registered})
@@ -351,7 +351,7 @@ def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
         mlflow_run_id=job.tracked.require_run_id(),
         # MLflow allows no dots in it.
         model_name=job.folder.path.name.replace(".", "_"),
-        registered_model=config.name,
+        registered_model=config.registry_name,
         model_tags=_model_tags(job),
         threads=_threads(config),
         monitor=config.monitor,
@@ -415,7 +415,7 @@ def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
 
 
 def _describe_model(job: TrainingJob, exported: ExportResult, verdict: Verdict, choice: Choice | None) -> None:
-    dataset, name = job.dataset, job.config.name
+    dataset, name = job.dataset, job.config.registry_name
     card = model_card(
         f"models:/{name}/{exported.model_version}",
         str(job.config.model["name"]) if choice is None or choice.registered == NETWORK else choice.registered,
@@ -443,7 +443,7 @@ def _trained(
     return Trained(
         run_id=job.tracked.require_run_id(),
         model_uri=exported.model_uri,
-        registered_model=job.config.name,
+        registered_model=job.config.registry_name,
         model_version=exported.model_version,
         attempts=attempts,
         examples_per_second=round(median(rates), 1) if rates else None,

@@ -14,7 +14,13 @@ from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
-from mirrorspark.training.records.tracking import TrackedRun, experiment_name, store_of
+from mirrorspark.training.records.tracking import (
+    TrackedRun,
+    experiment_name,
+    goes_on_elsewhere,
+    outer_run,
+    store_of,
+)
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.sweep.folder import SweepPlace
@@ -35,6 +41,7 @@ class SparkEngine:
         self._config = config
         self._view = view
         self._begin: WarmStart | None = None
+        self._experiment = config.experiment
 
     def prepare(self, slots: int) -> str:
         """Check everything, open a session with ``slots`` slots, convert or find the dataset; return its hash."""
@@ -47,14 +54,14 @@ class SparkEngine:
 
     def open_parent(self, label: str, run_id: str | None) -> TrackedRun:
         """Open the sweep's own MLflow run."""
-        config = self._config
-        return TrackedRun(
-            self._prepared.store,
-            experiment_name(config, self._prepared.store),
-            Path(config.output),
-            run_id,
-            run_name=label,
-        )
+        config, store = self._config, self._prepared.store
+        outer = outer_run(config, store)
+        if (elsewhere := goes_on_elsewhere(f"sweep {label}", run_id, outer)) is not None:
+            self._view.say(elsewhere)
+        experiment = experiment_name(config, store)
+        tracked = TrackedRun(store, experiment, Path(config.output), run_id, run_name=label, outer=outer)
+        self._experiment = tracked.experiment
+        return tracked
 
     def prepare_warm_start(self, place: SweepPlace) -> None:
         """Copy the model that all trials begin from into the sweep's folder: its name may mean another model later.
@@ -71,8 +78,7 @@ class SparkEngine:
 
     def train(self, plan: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
         """Train a trial with its own supervisor, as a child of the sweep's MLflow run."""
-        # The trial is a child of the sweep's run, whatever else is active.
-        config = replace(plan.config, mlflow_run="new")
+        config = self._as_child(plan)
         folder = self._folder(plan, place)
         # Parallel trainings cannot share a block: each writes lines, which begin with its number.
         view = LiveView(epochs=config.epochs, is_interactive=False, write=control.say)
@@ -104,7 +110,7 @@ class SparkEngine:
     def deliver(self, plan: TrialPlan, place: SweepPlace) -> Summary:
         """Export, register, evaluate and score a trained trial as a run does, in its own MLflow run."""
         folder, prepared = self._folder(plan, place), self._prepared
-        ready = replace(prepared, config=plan.config, warm_start=self._begin)
+        ready = replace(prepared, config=self._as_child(plan), warm_start=self._begin)
         with open_job(ready, self._view, folder=folder) as job:
             job.tracked.log_tags({"sweep_best": "yes"})
             summary = pipeline.deliver(job, read_attempts(folder.path), prepared, plan.config)
@@ -112,6 +118,10 @@ class SparkEngine:
         summary = replace(summary, replay=job.run.replay)
         summary.save(folder.path / SUMMARY_FILE)
         return summary
+
+    def _as_child(self, plan: TrialPlan) -> RunConfig:
+        """Return the configuration of a trial's run: a child of the sweep's, beside it, whatever else is active."""
+        return replace(plan.config, mlflow_run="new", experiment=self._experiment)
 
     def _folder(self, plan: TrialPlan, place: SweepPlace) -> RunFolder:
         path = place.run_folder(plan.number)

@@ -129,8 +129,10 @@ def test_the_end_of_a_run_shows_no_address_with_its_password(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"])
-def test_an_experiment_that_is_set_chooses_mlflows_default_store(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("name", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"])
+def test_an_experiment_or_run_that_is_set_chooses_mlflows_default_store(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """L5: ``mlflow.set_experiment`` sets the first variable; nobody sets a store to use MLflow's own."""
     assert chosen_store() is None
     monkeypatch.setenv(name, "flights")

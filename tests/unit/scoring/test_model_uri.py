@@ -10,9 +10,11 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
+import mlflow
 import numpy as np
 import pytest
 
+from mirrorspark.callbacks.mlflow.store import own_store
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, ModelNotFoundError, folder_digest
 from mirrorspark.scoring.model.packaged import PackagedDescription
@@ -246,6 +248,47 @@ def test_a_server_that_throttles_is_asked_as_often_as_mlflow_asks_by_itself(
         server.shutdown()
     assert len(asked) == 1 + 7
     assert sum(waits) > 60
+
+
+def test_another_process_finds_the_store_of_a_training_in_the_working_directory(
+    flights_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: ``mirrorspark train``, then ``mirrorspark score`` in another shell, without a word about URIs."""
+    output = tmp_path / "mirrorspark-output"
+    output.mkdir()
+    log_flights(own_store(output), output / "artifacts", flights_model)
+    mlflow.set_tracking_uri(None)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("models:/flights/1").digest == folder_digest(flights_model)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ModelStoreError, match="Connection refused"):
+        resolve("models:/flights/1")
+
+
+@pytest.mark.parametrize("uri", ["models:/flights/1", "models:/flights@champion", f"runs:/{'0' * 32}"])
+def test_a_look_up_without_a_store_says_so_and_creates_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """L5: MLflow's client would create an empty database in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelStoreError) as failure:
+        resolve(uri)
+    assert str(failure.value) == (
+        f"model '{uri}' cannot be looked up: MLflow is set to no store, and there is no "
+        f"{tmp_path}/mirrorspark-output/mlflow.db and no {tmp_path}/mlflow.db; if it is in another store, name that "
+        f"one as tracking_uri (--tracking-uri) or in MLFLOW_TRACKING_URI, for example "
+        f"sqlite:///mirrorspark-output/mlflow.db"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mlflows_default_store_is_used_where_it_exists(
+    flights_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_flights(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts", flights_model)
+    mlflow.set_tracking_uri(None)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("models:/flights/1").label == "flights/1"
 
 
 def test_a_store_whose_driver_is_not_installed_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,20 @@ def test_the_version_is_named_after_its_run_with_tags_and_a_card(
     assert cast(Any, job.tracked).tags == {"mlflow.note.content": card}
 
 
+def test_the_registered_model_may_have_a_name_of_its_own(
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: that of Unity Catalog would name no folders."""
+    job.config = dataclasses.replace(job.config, registered_model="prod.travel.late")
+    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, {}))
+    assert delivery.deliver(job, ATTEMPTS).version_uri == "models:/prod.travel.late/1"
+    assert exports[0].registered_model == "prod.travel.late"
+    ((name, _, _, card),) = cast(Any, job.tracked).described
+    assert name == "prod.travel.late"
+    assert "models:/prod.travel.late/1" in card
+    assert job.config.identity == dataclasses.replace(job.config, registered_model=None).identity
+
+
 def test_the_description_of_a_users_run_stays_the_users(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,10 +25,11 @@ from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError, fence
 from mirrorspark.callbacks.stop_request import TrainingStopped
+from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.training.fault_injection.injected import InjectedFault, InjectedFaults, from_environment
 from mirrorspark.training.functions import worker as function_rank
 from mirrorspark.training.functions.fit_watch import FitWatch, global_batch_size
-from mirrorspark.training.functions.plan import FunctionPlan, pack_function, unpack_value
+from mirrorspark.training.functions.plan import FunctionPlan, UnsupportedKerasError, pack_function, unpack_value
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.ring.strategy import RingStrategy
 
@@ -141,6 +142,24 @@ def test_the_runners_own_example_runs_unchanged_and_tells_how_it_goes(strategy: 
     assert rank.phases == ["connecting", "building", "first_step", "training", "building"]
 
 
+def test_a_model_of_keras_3_is_named_in_a_line() -> None:
+    """H9: on several workers Keras 3 itself fails with a dump of each replica's tensor; its other errors stay."""
+
+    def train(what: str) -> None:
+        import keras
+        from tensorflow.python.distribute.values import PerReplica
+
+        losses = PerReplica((tf.constant(1.0), tf.constant(2.0)))
+        keras.ops.convert_to_tensor(losses if what == "losses" else what, "float32")
+
+    with pytest.raises(UnsupportedKerasError, match=r"a model of Keras 3, .*: import tf_keras as keras$") as named:
+        Rank(train, what="losses").run()
+    assert "PerReplica" in str(named.value.__cause__)
+    with pytest.raises(ValueError, match="float") as other:
+        Rank(train, what="words").run()
+    assert not isinstance(other.value, UnsupportedKerasError)
+
+
 def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_is() -> None:
     def look(name: str) -> tuple[str, str, str]:
         import os
@@ -148,6 +167,21 @@ def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_i
         return name, os.environ["MIRRORSPARK_CHECKPOINTS"], os.environ["MIRRORSPARK_ATTEMPT"]
 
     assert Rank(look, name="argument").run(checkpoints="s3://there", attempt=2) == ("argument", "s3://there", "2")
+
+
+@pytest.mark.parametrize("strategy", ["ring", "own"])
+def test_a_model_that_it_returns_is_packaged_in_its_folder(tmp_path: Path, strategy: str) -> None:
+    """H9: one that cannot be scored as it is costs no finished training."""
+    rank = Rank(small_model)
+    folder = tmp_path / "model"
+    assert rank.run(strategy=strategy, model=str(folder), model_columns=["size", "age"]) is None
+    assert rank.answer["model"] == str(folder / "packaged")
+    assert ModelDirectory.open(folder / "packaged").inputs.columns == ("size", "age")
+    refused = Rank(small_model)
+    with pytest.raises(KeyError):
+        refused.run(strategy=strategy, model=str(folder))
+    assert "cannot be packaged (the model takes one array of 2 values per row" in refused.answer["refused"]
+    assert f"it is in {folder}/saved: give model_columns=" in refused.answer["refused"]
 
 
 def test_it_goes_on_from_its_own_checkpoints_when_it_has_our_callbacks(tmp_path: Path) -> None:

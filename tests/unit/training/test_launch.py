@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from mirrorspark.training import launch
 from mirrorspark.training.functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
 from mirrorspark.training.launch import FunctionLauncher, LaunchConfig, plan_of, run_train_fn
 from mirrorspark.training.protocol.events import EventAddress
@@ -65,16 +66,48 @@ def test_before_the_function_is_called_a_rank_that_does_not_come_counts_as_hung(
 
 
 def test_ranks_are_told_how_long_they_may_look_for_each_other_and_how_many_threads_they_have() -> None:
-    plan = plan_of(config(workers="2:4", start_limit_seconds=900, threads_per_worker=3, strategy="ring"), "there")
+    plan = plan_of(
+        config(workers="2:4", start_limit_seconds=900, threads_per_worker=3, strategy="ring"), "there", "model"
+    )
     assert (plan.workers, plan.checkpoints, plan.strategy) == (4, "there", "ring")
     assert (plan.start_limit_seconds, plan.threads) == (900, 3)
-    assert (plan_of(config(), "there").start_limit_seconds, plan_of(config(), "there").threads) == (300, None)
+    default = plan_of(config(), "there", "model")
+    assert (default.start_limit_seconds, default.threads) == (300, None)
 
 
 def test_a_run_goes_on_with_the_same_name_and_arguments_wherever_it_trains() -> None:
     assert config(workers=3, verbose=True, function="renamed").identity == config().identity
     assert config(arguments="1" * 12).identity != config().identity
     assert config(name="another").identity != config().identity
+
+
+def test_a_run_that_goes_on_with_changed_code_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """H9: its checkpoints are those of the code before."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch.preflight, "check_driver", lambda *_: [])
+    monkeypatch.setattr(launch.preflight, "check_cluster", lambda *_, **__: [])
+    monkeypatch.setattr(launch, "SparkLauncher", lambda *_: None)
+    monkeypatch.setattr(launch, "_supervise", interrupt)
+
+    def lines_of(factor: int, *, resume: bool = True) -> list[str]:
+        with pytest.raises(KeyboardInterrupt):
+            run_train_fn(lambda: factor, name="mine", output=tmp_path, resume=resume, spark=cast(Any, "a session"))
+        return [line for line in capsys.readouterr().err.splitlines() if "changed" in line]
+
+    assert lines_of(1) == []
+    assert lines_of(1) == []
+    (run,) = (tmp_path / "runs").iterdir()
+    (line,) = lines_of(2)
+    assert line.endswith(
+        f"<lambda> has changed since run {run.name} began, which goes on from its checkpoints; resume=False begins anew"
+    )
+    assert lines_of(2) == []
+    assert lines_of(3, resume=False) == []
 
 
 def test_a_function_cannot_run_without_a_name_by_which_it_goes_on() -> None:

@@ -73,6 +73,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         experiment="flights",
         log_text=lambda text, name: None,
         log_document=lambda document, name: None,
+        share_comparison=lambda metric: None,
         name_version=lambda model, version, alias: this.aliases.append(f"{model}/{version}: {alias}"),
     )
     view = LiveView(epochs=5, is_interactive=False, write=lambda line: None)

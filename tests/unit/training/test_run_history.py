@@ -12,8 +12,8 @@ import psutil
 import pytest
 import yaml
 
+from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
 from mirrorspark.training.config import RunConfig
-from mirrorspark.training.protocol.names import DEFAULT_OUTPUT
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_history import (
     UNSET,

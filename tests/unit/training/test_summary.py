@@ -50,7 +50,7 @@ def test_the_document_has_the_promised_fields_and_where_to_look_further(tmp_path
     document = saved(BINARY, tmp_path)
     assert [name for name in document if name in PROMISED] == PROMISED
     assert set(document) - set(PROMISED) == {
-        *("error", "run_folder", "tracking_uri", "run_page", "replay", "warm_start", "chosen")
+        *("error", "run_folder", "tracking_uri", "run_page", "compare_page", "replay", "warm_start", "chosen")
     }
     assert document["parity"] == {"max": 1.2e-7, "mean": 1e-8, "p99": 9e-8, "rows": 55_000}
     assert document["dataset"] == BINARY.dataset
@@ -170,3 +170,5 @@ def test_a_run_on_a_server_is_opened_and_compared_in_mlflows_pages() -> None:
     assert f"MLflow run    {page}\n" in text
     assert text.endswith("compare runs  https://mlflow.example/#/experiments/3?workflowType=machine_learning")
     assert "s3cret" not in text
+    view = "https://mlflow.example/#/experiments/3/runs?viewStateShareKey=mirrorspark-val_auc"
+    assert replace(BINARY, run_page=page, compare_page=view).as_text().endswith(f"compare runs  {view}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import mlflow
 import pytest
 
 from mirrorspark.scoring.model.directory import PinnedModel
@@ -120,6 +121,27 @@ def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
     assert heard.events == [{"event": "epoch_end", "rank": 0, "epoch": 1}]
     assert "stopping: a test" in heard.lines[0]
     assert read_attempts(tmp_path / "runs" / "rides-1-0007") == ATTEMPTS
+
+
+def test_a_sweep_within_an_active_run_logs_to_it_and_its_trials_stay_beside_it(
+    jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: as a training does; the experiment is that of the active run."""
+    mlflow.set_tracking_uri(mlflow_store)
+    engine = engine_of(TrialPlan(7, replace(plan.config, output=str(tmp_path))))
+    monkeypatch.setattr(engine, "_prepared", replace(engine._prepared, store=mlflow_store))
+    with mlflow.start_run(experiment_id=mlflow.create_experiment("the user's sweep")) as active:
+        parent, further = engine.open_parent("rides-1", None), engine.open_parent("rides-2", None)
+        for tracked in (parent, further):
+            tracked.finish("FINISHED")
+        engine.train(plan, Heard().control(), SweepPlace(tmp_path, "rides-1", lambda: parent.run_id))
+        assert mlflow.get_run(active.info.run_id).info.status == "RUNNING"
+    assert parent.run_id == active.info.run_id
+    assert mlflow.get_run(further.run_id).data.tags["mlflow.parentRunId"] == active.info.run_id
+    trial = jobs[0].opened["config"]
+    assert (trial.experiment, trial.mlflow_run) == ("the user's sweep", "new")
+    assert trial.identity == plan.config.identity
+    assert jobs[0].tags["mlflow.parentRunId"] == active.info.run_id
 
 
 def test_the_study_hears_of_epochs_that_an_earlier_driver_may_not_have_kept(

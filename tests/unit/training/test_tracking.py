@@ -1,9 +1,11 @@
 """T7: one MLflow run per training, however many drivers and attempts it took, on a real store."""
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,17 +17,16 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_requests import RUN_TAG
-from mirrorspark.callbacks.mlflow.store import default_store
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.callbacks.mlflow.store import default_store, own_store
+from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.records.sources import environment, git_commit, source_tags
 from mirrorspark.training.records.tracking import (
     TrackedRun,
     TrackingError,
-    default_uri,
-    environment,
     experiment_name,
-    git_commit,
     outer_run,
+    require_names,
     store_of,
 )
 
@@ -332,7 +333,7 @@ def test_a_folder_becomes_artifacts(open_run: OpenRun, client: MlflowClient, tmp
 
 def test_the_default_store_is_a_file_under_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert default_uri(Path("out")) == f"sqlite:///{tmp_path}/out/mlflow.db"
+    assert own_store(Path("out")) == f"sqlite:///{tmp_path}/out/mlflow.db"
 
 
 def test_the_store_is_the_given_one_else_mlflows_else_the_runs_own(
@@ -340,7 +341,7 @@ def test_the_store_is_the_given_one_else_mlflows_else_the_runs_own(
 ) -> None:
     """L5: and where it is the run's own, this process looks up models there, too."""
     config = TrainingConfig(name="late", output=str(tmp_path))
-    own = default_uri(tmp_path)
+    own = own_store(tmp_path)
     assert store_of(config) == own
     assert default_store() == own
     assert not (tmp_path / "mlflow.db").exists()
@@ -412,6 +413,30 @@ def test_the_first_training_in_an_active_run_logs_to_it_and_further_ones_become_
     assert second.experiment == first.experiment == client.get_experiment(outer.info.experiment_id).name
 
 
+def test_a_run_that_the_environment_names_is_used_like_an_active_one(
+    mlflow_store: str,
+    train_within: OpenRun,
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """L5: MLflow's projects and jobs start the run, and end it."""
+    mlflow.set_tracking_uri(mlflow_store)
+    named = client.create_run(client.create_experiment("a job's")).info
+    monkeypatch.setenv("MLFLOW_RUN_ID", named.run_id)
+    first, second = train_within("late-9"), train_within("late-10")
+    for tracked in (first, second):
+        tracked.finish("FINISHED")
+    assert (first.run_id, first.experiment) == (named.run_id, "a job's")
+    assert client.get_run(named.run_id).info.status == "RUNNING"
+    assert client.get_run(second.run_id).data.tags["mlflow.parentRunId"] == named.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    apart = train_within("late-11")
+    apart.finish("FINISHED")
+    assert "mlflow.parentRunId" not in client.get_run(apart.run_id).data.tags
+    assert f"MLflow's run {'0' * 32} (MLFLOW_RUN_ID) cannot be looked up, so another one begins" in caplog.text
+
+
 def test_an_active_run_with_a_keras_training_gets_a_child(
     outer: mlflow.ActiveRun, train_within: OpenRun, client: MlflowClient
 ) -> None:
@@ -478,6 +503,29 @@ def test_an_active_run_brings_its_store_where_mlflow_is_set_to_nothing(
     assert store_of(config) == default_store() == mlflow.get_tracking_uri()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"experiment": "/Shared/late"}, r"'late' is no model of Unity Catalog \(databricks-uc\).*three"),
+        ({"experiment": "/Shared/late", "registered_model": "ml.late"}, r"to catalog\.schema\.late, with yours"),
+        ({"registered_model": "prod.ml.late"}, r"no experiment 'late'.*experiment\) to /Users/YOU/late, or call"),
+        ({"experiment": "/Shared/late", "registered_model": "prod.ml.late"}, None),
+    ],
+)
+def test_names_that_databricks_would_refuse_are_refused_at_once(settings: dict[str, Any], message: str | None) -> None:
+    """L5."""
+    config = TrainingConfig(name="late", tracking_uri="databricks", **settings)
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        require_names(config)
+    require_names(replace(config, tracking_uri="http://server:5000"))
+
+
+def test_the_registry_of_the_workspace_takes_names_of_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks")
+    require_names(TrainingConfig(name="late", experiment="/Shared/late"))
+
+
 def test_a_run_has_its_source_and_its_user(open_run: OpenRun, client: MlflowClient) -> None:
     """L6: as every run that MLflow starts."""
     tracked = open_run()
@@ -503,7 +551,8 @@ def test_files_of_an_interrupted_installation_are_not_listed(tmp_path: Path, mon
 
 
 @pytest.mark.process
-def test_the_commit_is_that_of_the_clone(tmp_path: Path) -> None:
+def test_the_commit_is_that_of_the_users_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L6: of the recipe's folder, else of the working directory; our own code has its version."""
     assert git_commit(tmp_path) is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
@@ -511,6 +560,14 @@ def test_the_commit_is_that_of_the_clone(tmp_path: Path) -> None:
     commit = git_commit(tmp_path)
     assert commit is not None
     assert len(commit) == 40
+    other = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    ours = {"mirrorspark.version": version("mirrorspark")}
+    assert source_tags(None) == source_tags("flights") == ours
+    assert source_tags(str(tmp_path)) == ours | {"mlflow.source.git.commit": commit}
+    monkeypatch.chdir(tmp_path)
+    assert source_tags(None) == source_tags("flights") == ours | {"mlflow.source.git.commit": commit}
 
 
 @pytest.mark.process

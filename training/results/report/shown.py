@@ -1,5 +1,6 @@
 """Trained models as notebooks show them."""
 
+import textwrap
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.results.report.report import REPORT_FILE, is_better, metrics_table, title_of, verdict_sentence
 
 if TYPE_CHECKING:
+    from mirrorspark.training.launch import Launched
     from mirrorspark.training.results.delivery import Trained
+
+_RESULT_CHARACTERS = 300
 
 
 def trained_html(trained: "Trained") -> str:
@@ -31,6 +35,19 @@ def trained_html(trained: "Trained") -> str:
         ),
         *(paragraph_html(without_credentials(place), quiet=True) for place in places),
         f'<p><a href="{escape(trained.run_page)}">The run in MLflow</a></p>' if trained.run_page else "",
+    )
+
+
+def launched_html(launched: "Launched") -> str:
+    """Return what a training function returned, and where its run is."""
+    epochs = sum(attempt.epochs or 0 for attempt in launched.attempts[-1:])
+    tries = f", {len(launched.attempts)} attempts" if len(launched.attempts) > 1 else ""
+    places = (f"MLflow run {launched.run_id}", f"run folder {launched.run_folder}")
+    returned = launched.model or textwrap.shorten(repr(launched.result), _RESULT_CHARACTERS)
+    return panel_html(
+        heading_html(launched.model or launched.run_folder.name),
+        paragraph_html(f"{epochs} epochs{tries}; returned {returned}"),
+        *(paragraph_html(without_credentials(place), quiet=True) for place in places),
     )
 
 

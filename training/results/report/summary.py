@@ -43,6 +43,7 @@ class Summary:
         run_folder: Configuration, events, checkpoints and results of this run.
         tracking_uri: MLflow store.
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
+        compare_page: Address of the page that compares the experiment's runs, the monitored metric first.
         replay: Command that sends MLflow the records it missed; None if it has them all.
         warm_start: The model that the training began from, and the numbers of its weights and tokens that were taken;
             empty for random initial weights.
@@ -69,6 +70,7 @@ class Summary:
     run_folder: str | None = None
     tracking_uri: str | None = None
     run_page: str | None = None
+    compare_page: str | None = None
     replay: str | None = None
     warm_start: Mapping[str, Any] = field(default_factory=dict)
     chosen: str | None = None
@@ -111,7 +113,7 @@ class Summary:
             "run folder": self.run_folder,
             "send metrics": self.replay,
             "MLflow run": self.run_page,
-            "compare runs": _way_to_the_ui(self.tracking_uri or "", self.run_page),
+            "compare runs": self.compare_page or _way_to_the_ui(self.tracking_uri or "", self.run_page),
         }
         lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
         return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""A model that a user's training function returns: saved by its ranks, and packaged for scoring by rank 0."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tf_keras
+
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.backends.protocol import UnsupportedModelError
+from mirrorspark.scoring.model.directory import ModelDirectoryError
+from mirrorspark.scoring.package import package_model
+from mirrorspark.training.functions.plan import ReturnValueError
+
+_SAVED, _PACKAGED = "saved", "packaged"
+
+
+def save_model(model: Any, folder: Path, rank: int) -> Path | None:
+    """Save a model as SavedModel below ``folder`` on rank 0, and return where it is; None on the other ranks.
+
+    Every rank that has the model calls this, within the scope that the model was built in.
+    """
+    target = folder / _SAVED
+    with contextlib.ExitStack() as stack:
+        if rank:
+            # Values aggregated at save time (moving averages) need all ranks. Only rank 0's copy stays.
+            target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mirrorspark-model-"))) / _SAVED
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # left by an attempt that was lost
+        stack.enter_context(model.distribute_strategy.scope())
+        model.save(str(target), save_format="tf", include_optimizer=False)
+    return None if rank else target
+
+
+def package_saved(saved: Path, columns: Sequence[str] | None) -> Path:
+    """Describe the model's columns and outputs, so that it is scored like any other; return the packaged folder.
+
+    Raises:
+        ReturnValueError: The model cannot be scored as it is.
+    """
+    try:
+        return package_model(saved, saved.with_name(_PACKAGED), columns=columns)
+    except (ModelDirectoryError, UnsupportedModelError, ColumnError) as error:
+        raise ReturnValueError(
+            f"the model that it returned cannot be packaged ({error}); it is in {saved}: give model_columns=, or "
+            f"package it with ms.package_model"
+        ) from error
+
+
+def is_model(value: Any) -> bool:
+    """Return True for a model of tf-keras."""
+    return isinstance(value, tf_keras.Model)
