@@ -18,6 +18,7 @@ SUITE = Suite(
         "train_local_steps",
         "train_local_updates",
         "train_end_to_end",
+        "first_fit",
         "train_gpu",
     ),
     page="training.md",

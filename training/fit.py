@@ -11,18 +11,27 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, in_arrow, is_in_memory, numbered
+from mirrorspark.data_pipelines.any_table import (
+    ROW_NUMBER,
+    TableError,
+    as_dataframe,
+    in_arrow,
+    is_in_memory,
+    numbered,
+)
 from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
+from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.infer import infer_spec
 from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS, FeatureSpecError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
+from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.own_model import own_model
 from mirrorspark.training.config import ConfigError, TrainingConfig
+from mirrorspark.training.live.details import spec_details, tell_findings
 from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.protocol.words import findings_in_words
 from mirrorspark.training.records.tracking import require_names
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.spark_session import open_session, task_slots
@@ -79,12 +88,13 @@ def fit(
         ConfigError: A setting has an invalid value.
         Exception: As :func:`data_pipelines.convert.convert` and :func:`training.train.train` say.
     """
-    _check_arguments(label, model, callbacks, settings)
+    _check_arguments(table, label, model, callbacks, settings)
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
     with view.stage("infer", spark=spark) as stage:
         rows, spec = _rows_and_spec(table, label, keys, time, exclude, spec, spark)
-        stage.note = f"{len(spec.features)} features; label '{spec.label.name}' of kind {spec.label.kind}"
+        stage.note = f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
+        stage.details = spec_details(spec)
     if isinstance(model, str | Mapping):
         settings["model"] = {"name": model} if isinstance(model, str) else dict(model)
     elif model is not None:
@@ -100,15 +110,20 @@ def fit(
         dataset = convert_once(rows, spec, folder, name, options=options)
         counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
-        if dataset.manifest.findings:
-            stage.note += f"; validation: {findings_in_words(dataset.manifest.findings)}"
+        tell_findings(stage, dataset)
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
     trained = train_in_view(view, dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows)
 
 
-def _check_arguments(label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
+def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
     """Check what can be checked before a session is started."""
+    if isinstance(table, Dataset) or (isinstance(table, str | Path) and Path(table, MANIFEST_FILE).is_file()):
+        path = table.path if isinstance(table, Dataset) else table
+        raise TableError(
+            f"{path} is a converted dataset, which has its label, features and split already; train on it with "
+            f"ms.train('{path}', ms.TrainingConfig(name=…)), or give ms.fit the table that it was made of"
+        )
     known = list(TrainingConfig.__dataclass_fields__)
     unknown = sorted(set(settings) - set(known))
     if unknown:
@@ -131,6 +146,7 @@ def default_spec(
     keys: Sequence[str] = (),
     exclude: Sequence[str] = (),
     last_key: str | None = None,
+    in_memory: pa.Table | None = None,
 ) -> FeatureSpec:
     """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer.infer_spec`.
 
@@ -140,11 +156,13 @@ def default_spec(
         keys: Columns that identify a row.
         exclude: Columns that are no features.
         last_key: The key if no other column identifies the rows.
+        in_memory: The rows of ``df``, if this process has them.
 
     Raises:
         FeatureSpecError: As ``infer_spec`` says.
     """
-    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=(SPLIT_COLUMN, *exclude), last_key=last_key)
+    left_out = (SPLIT_COLUMN, *exclude)
+    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=left_out, last_key=last_key, in_memory=in_memory)
     if isinstance(label, str) or set(label) == {"name"}:
         return spec
     return FeatureSpec.from_dict(spec.to_dict() | {"label": dict(label)})
@@ -235,7 +253,8 @@ def _rows_and_spec(
     # The number of a row, in case that no column is a key: a table in memory would be sent to Spark, and read, twice.
     rows = in_arrow(table) if is_in_memory(table) else table
     is_numbered = not given and isinstance(rows, pa.Table) and ROW_NUMBER not in rows.column_names
-    df = as_dataframe(numbered(rows) if is_numbered else rows, spark)
+    rows = numbered(rows) if is_numbered else rows
+    df = as_dataframe(rows, spark)
     unknown = [name for name in exclude if name not in df.columns]
     if unknown:  # A column that gives the label away would stay a feature.
         raise FeatureSpecError(
@@ -243,8 +262,14 @@ def _rows_and_spec(
             f"{[name for name in df.columns if name != ROW_NUMBER or not is_numbered]}"
         )
     if given:
-        _require_unique(df, given)
-    spec = default_spec(df, label, keys=given, exclude=left_out, last_key=ROW_NUMBER if is_numbered else None)
+        _require_unique(df, given, rows if isinstance(rows, pa.Table) else None)
+    spec = default_spec(
+        *(df, label),
+        keys=given,
+        exclude=left_out,
+        last_key=ROW_NUMBER if is_numbered else None,
+        in_memory=rows if isinstance(rows, pa.Table) else None,
+    )
     return df.drop(ROW_NUMBER) if is_numbered and spec.keys != (ROW_NUMBER,) else df, spec
 
 
@@ -252,11 +277,14 @@ def _name_of(label: str | Mapping[str, Any]) -> str:
     return label if isinstance(label, str) else str(label.get("name", ""))
 
 
-def _require_unique(df: DataFrame, keys: Sequence[str]) -> None:
+def _require_unique(df: DataFrame, keys: Sequence[str], in_memory: pa.Table | None) -> None:
     """Check that the keys identify the rows; a column that is missing is named later."""
     if not set(keys) <= set(df.columns):
         return
-    counts: Any = df.agg(F.count(F.lit(1)), F.count_distinct(F.struct(*map(quoted, keys)))).first()
+    if in_memory is not None:
+        counts: Any = in_memory.num_rows, in_memory.group_by(list(keys)).aggregate([]).num_rows
+    else:
+        counts = df.agg(F.count(F.lit(1)), F.count_distinct(F.struct(*map(quoted, keys)))).first()
     if counts[1] < counts[0]:
         raise FeatureSpecError(
             f"keys {list(keys)} do not identify the rows: {counts[0]:,} rows have {counts[1]:,} different ones; give "

@@ -8,8 +8,8 @@ from pyspark.sql import DataFrame, SparkSession
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.training.config import RunConfig, TrainingConfig
+from mirrorspark.training.live.details import tell_findings
 from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.protocol.words import findings_in_words
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records.tracking import require_names, store_of
 from mirrorspark.training.sources import Sources
@@ -59,8 +59,7 @@ def prepare(
         dataset, is_reused = sources.dataset(table, config)
         rows = ", ".join(f"{dataset.manifest.rows(split):,} {split}" for split in dataset.manifest.splits)
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
-        if dataset.manifest.findings:
-            stage.note += f"; validation: {findings_in_words(dataset.manifest.findings)}"
+        tell_findings(stage, dataset)
     return PreparedRun(config, dataset, spark, store, warm_start, table, is_reused)
 
 

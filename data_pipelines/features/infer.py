@@ -1,4 +1,4 @@
-"""Inference of a feature spec: one pass over a table measures the columns, then each gets a kind.
+"""Inference of a feature spec: the columns of a table are measured, then each gets a kind.
 
 The proposal is a start: write it to YAML, read it, and correct it.
 """
@@ -6,16 +6,15 @@ The proposal is a start: write it to YAML, read it, and correct it.
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import (
     ArrayType,
     BooleanType,
-    DataType,
     FractionalType,
     IntegralType,
     MapType,
@@ -23,6 +22,7 @@ from pyspark.sql.types import (
     StringType,
 )
 
+from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts, column_facts, quoted
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Feature,
@@ -61,32 +61,6 @@ _RENAME = "rename it; all columns of pandas: df.columns = df.columns.str.replace
 _IDENTIFIER = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
 
 
-@dataclass(frozen=True)
-class ColumnFacts:
-    """Measurements of a column.
-
-    Attributes:
-        rows: The number of rows with a value.
-        distinct: The approximate number of different values.
-        minimum: Least value for numbers; least index for maps.
-        maximum: Greatest value for numbers; greatest index for maps.
-        skewness: Third standardised moment, for numbers.
-        elements: 95th percentile of the number of elements for arrays, or of words for strings.
-        size: Length of the vectors, for vectors; for arrays of fractions, the number of elements that all have in
-            common.
-    """
-
-    name: str
-    type: DataType
-    rows: int
-    distinct: int = 0
-    minimum: float | None = None
-    maximum: float | None = None
-    skewness: float | None = None
-    elements: float | None = None
-    size: int | None = None
-
-
 def infer_spec(
     df: DataFrame,
     *,
@@ -94,6 +68,7 @@ def infer_spec(
     keys: str | Iterable[str] = (),
     exclude: Iterable[str] = ("split",),
     last_key: str | None = None,
+    in_memory: pa.Table | None = None,
 ) -> FeatureSpec:
     """Propose a spec for the table ``df``; the log says why each column is used or left out.
 
@@ -104,6 +79,8 @@ def infer_spec(
             holds tokens that no model can learn from.
         exclude: Columns to ignore.
         last_key: The key if no other column identifies the rows; never a feature.
+        in_memory: The rows of ``df``, if this process has them: it measures them itself, since the first jobs of a
+            Spark session take seconds.
 
     Raises:
         NoKeyError: No column identifies the rows, and there is no ``last_key``.
@@ -115,12 +92,13 @@ def infer_spec(
         found = [name for name in df.columns if name != last_key]
         raise FeatureSpecError(f"the table has no columns {missing}; it has {found}")
     left_out = {*exclude, last_key} - {label, *given}
-    facts = column_facts(df.select(*(_quoted(name) for name in df.columns if name not in left_out)))
+    used = df.select(*(quoted(name) for name in df.columns if name not in left_out))
+    facts = column_facts(used) if in_memory is None else arrow_facts(in_memory, used.schema)
     if not any(fact.rows for fact in facts.values()):
         raise FeatureSpecError(f"the table has no rows, or no value in any of the columns {list(facts)}")
     proposed_keys = given
     if not given:
-        key = _find_key(df, facts, label) or last_key
+        key = _find_key(df, facts, label, in_memory) or last_key
         if key is None:
             raise NoKeyError(_without_key(facts, label))
         proposed_keys = (key,)
@@ -141,48 +119,6 @@ def infer_spec(
     proposed = propose_label(facts[label], _two_values(df, facts[label]))
     _LOGGER.info("label %s: %s", label, proposed.kind)
     return FeatureSpec(tuple(features), proposed, proposed_keys)
-
-
-def column_facts(df: DataFrame) -> dict[str, ColumnFacts]:
-    """Measure all columns of ``df`` in one pass, and read one more row per column of vectors."""
-    measures = {field.name: _measures(field.dataType, _quoted(field.name)) for field in df.schema}
-    flat = [
-        measure.alias(f"{position} {what}")
-        for position, named in enumerate(measures.values())
-        for what, measure in named.items()
-    ]
-    row = df.agg(*flat).first()
-    assert row is not None  # noqa: S101 - an aggregate has one row
-    facts = {}
-    for position, field in enumerate(df.schema):
-        found = {what: row[f"{position} {what}"] for what in measures[field.name]}
-        if isinstance(field.dataType, VectorUDT):
-            vector = df.where(_quoted(field.name).isNotNull()).select(_quoted(field.name)).first()
-            found["size"] = vector[0].size if vector else None
-        facts[field.name] = ColumnFacts(field.name, field.dataType, **found)
-    return facts
-
-
-def _measures(kind: DataType, column: Column) -> Mapping[str, Column]:
-    """Return a column's measurements by the names of the fields of :class:`ColumnFacts`."""
-    measures = {"rows": F.count(column)}
-    if isinstance(kind, NumericType):
-        number = F.when(~F.isnan(column.cast("double")), column.cast("double"))
-        measures |= {"minimum": F.min(number), "maximum": F.max(number), "skewness": F.skewness(number)}
-    if isinstance(kind, NumericType | StringType | BooleanType):
-        measures["distinct"] = F.approx_count_distinct(column)
-    if isinstance(kind, StringType):
-        measures["elements"] = F.percentile_approx(F.size(F.split(F.trim(column), r"\s+")), 0.95)
-    if isinstance(kind, ArrayType):
-        measures["elements"] = F.percentile_approx(F.when(column.isNotNull(), F.size(column)), 0.95)
-    if isinstance(kind, ArrayType) and isinstance(kind.elementType, FractionalType):
-        # An empty list is a missing vector, like null.
-        size = F.when(F.size(column) > 0, F.size(column))
-        measures["size"] = F.when(F.min(size) == F.max(size), F.max(size))
-    if isinstance(kind, MapType) and isinstance(kind.keyType, IntegralType):
-        keys = F.map_keys(column)
-        measures |= {"minimum": F.min(F.array_min(keys)), "maximum": F.max(F.array_max(keys))}
-    return measures
 
 
 def propose_feature(facts: ColumnFacts) -> tuple[Feature | None, str]:
@@ -292,16 +228,19 @@ def _two_values(df: DataFrame, facts: ColumnFacts) -> Mapping[str, int] | None:
     # The number of distinct values is approximate.
     if facts.distinct > 4 or not isinstance(facts.type, StringType | NumericType):
         return None
-    column = _quoted(facts.name)
+    column = quoted(facts.name)
     counted = df.where(column.isNotNull()).groupBy(column.cast("string").alias("value")).count().limit(3).collect()
     return {row["value"]: row["count"] for row in counted} if len(counted) == 2 else None
 
 
-def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str) -> str | None:
+def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str, in_memory: pa.Table | None) -> str | None:
     """Return a column whose values identify the rows, such as ``order_id``; None if there is none."""
     names = likely_keys(fact for fact in _nearly_unique(facts) if fact.name != label)
     if names:
-        counts: Any = df.agg(F.count(F.lit(1)), *(F.count_distinct(_quoted(name)) for name in names)).first()
+        if in_memory is None:
+            counts: Any = df.agg(F.count(F.lit(1)), *(F.count_distinct(quoted(name)) for name in names)).first()
+        else:
+            counts = (in_memory.num_rows, *(pc.count_distinct(in_memory[name]).as_py() for name in names))
         for name, distinct in zip(names, counts[1:], strict=True):
             if distinct == counts[0]:
                 _LOGGER.info("column %s: the key: it has another value in every row", name)
@@ -335,7 +274,3 @@ def likely_keys(unique: Iterable[ColumnFacts]) -> list[str]:
     named = {fact.name: bool(_IDENTIFIER.search(fact.name)) for fact in unique}
     tokens = {fact.name for fact in unique if isinstance(fact.type, StringType) and _propose_string(fact)[0] is None}
     return sorted((name for name in named if named[name] or name in tokens), key=lambda name: not named[name])
-
-
-def _quoted(name: str) -> Column:
-    return F.col(f"`{name.replace('`', '``')}`")

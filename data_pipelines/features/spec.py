@@ -360,11 +360,19 @@ class FeatureSpec:
 
     def features_html(self) -> str:
         """Return the features with their kinds and the options that differ from the defaults, as markup."""
-        rows = [
+        return rows_html(("feature", "kind", "options"), self._feature_rows())
+
+    def features_text(self) -> list[str]:
+        """Return what :meth:`features_html` does as aligned lines, a feature in each."""
+        rows = self._feature_rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+    def _feature_rows(self) -> list[tuple[str, str, str]]:
+        return [
             (name, options.pop("kind"), ", ".join(f"{option} {value}" for option, value in options.items()))
             for name, options in self._edited()["features"].items()
         ]
-        return rows_html(("feature", "kind", "options"), rows)
 
     @property
     def hash(self) -> str:

@@ -1,5 +1,6 @@
-"""The progress of Spark's jobs, by the tasks of their active stages."""
+"""The progress of Spark's jobs, by the tasks of their active stages, and of other work that can be counted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,36 @@ class Tasks:
     def share(self) -> float:
         """Share of the tasks that are done, from 0 to 1."""
         return self.done / self.total
+
+
+class CountedWork:
+    """Work that reports how much of it is done.
+
+    Attributes:
+        doing: The work in words; empty before the first report.
+        tasks: What is done of it, if that can be counted.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Begin with nothing; ``clock`` returns monotonic seconds."""
+        self.doing = ""
+        self.tasks: Tasks | None = None
+        self._clock = clock
+        self._first = (clock(), 0)
+
+    def report(self, doing: str, done: int = 0, total: int = 0) -> None:
+        """Set the work of this moment.
+
+        Args:
+            doing: In words; with a total, the unit of the work: ``rows predicted``.
+            done: The part of the work that is done.
+            total: All of it; 0 if it cannot be counted.
+        """
+        now = self._clock()
+        if doing != self.doing:
+            self._first = (now, done)
+        self.doing = doing
+        self.tasks = Tasks(done, total, seconds_left(self._first, (now, done), total), doing) if total else None
 
 
 class SparkTasks:

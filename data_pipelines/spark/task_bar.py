@@ -1,4 +1,4 @@
-"""A bar for calls that wait for Spark: how many tasks are done, and the time left, in a terminal or a notebook.
+"""A bar for calls that wait for Spark or other work: how much is done, and the time left, in a terminal or a notebook.
 
 In a file, and where output is piped, nothing is written.
 """
@@ -16,7 +16,7 @@ from typing import Any, Protocol, TextIO
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.spark.job_tasks import SparkTasks, Tasks
+from mirrorspark.data_pipelines.spark.job_tasks import CountedWork, SparkTasks, Tasks
 from mirrorspark.plots.html import bar_html, panel_html
 
 _TICK_SECONDS = 0.5
@@ -33,12 +33,34 @@ def task_bar(spark: SparkSession, name: str) -> Iterator[None]:
         spark: The session.
         name: What it does, in a word: ``score``.
     """
+    with _shown(name, SparkTasks(spark).at):
+        yield
+
+
+@contextmanager
+def work_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show work of this process or of a child process while inside.
+
+    Args:
+        name: What it does, in a word.
+
+    Yields:
+        The function that takes its reports: what is done in words, how much, and of how much (0 if it is not counted).
+    """
+    work = CountedWork(time.monotonic)
+    with _shown(name, lambda now: work.tasks):
+        yield work.report
+
+
+@contextmanager
+def _shown(name: str, count: Callable[[float], Tasks | None]) -> Iterator[None]:
+    """Show what ``count`` returns, given monotonic seconds, while inside."""
     bar = _bar_here(name)
     if bar is None:
         yield
         return
     begin, done = time.monotonic(), threading.Event()
-    ticker = threading.Thread(target=_tick, args=(bar, SparkTasks(spark), begin, done), name="task-bar", daemon=True)
+    ticker = threading.Thread(target=_tick, args=(bar, count, begin, done), name="task-bar", daemon=True)
     # A cell's output belongs to the cell that runs now, in this thread; the ticker's thread updates it.
     with suppress(OSError, ValueError):
         bar.show(0.0, None)
@@ -141,11 +163,11 @@ def _bar_here(name: str) -> Bar | None:
     return TerminalBar(name, sys.stderr) if can_draw else None
 
 
-def _tick(bar: Bar, counted: SparkTasks, begin: float, done: threading.Event) -> None:
+def _tick(bar: Bar, count: Callable[[float], Tasks | None], begin: float, done: threading.Event) -> None:
     while not done.wait(_TICK_SECONDS):
         now = time.monotonic()
         try:
-            bar.show(now - begin, counted.at(now))
+            bar.show(now - begin, count(now))
         except (OSError, ValueError):  # The terminal is closed. What it was to show goes on.
             return
 
@@ -156,4 +178,4 @@ def _in_words(seconds: float, tasks: Tasks | None, *, drawn: bool = True) -> str
     filled = round(_BAR_COLUMNS * tasks.share)
     bar = f" {'━' * filled}{'╌' * (_BAR_COLUMNS - filled)}" if drawn else ""
     left = "" if tasks.seconds_left is None else f", {clock_time(tasks.seconds_left)} left"
-    return f"{tasks.share:4.0%}{bar} {clock_time(seconds)}{left}  {tasks.done:,}/{tasks.total:,} Spark tasks"
+    return f"{tasks.share:4.0%}{bar} {clock_time(seconds)}{left}  {tasks.done:,}/{tasks.total:,} {tasks.unit}"

@@ -1,5 +1,6 @@
 """Features of every kind by Spark: proposed, fitted, converted and read (F1-F3, F5, F8, F9)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.convert import ConversionOptions, convert
+from mirrorspark.data_pipelines.features.column_facts import arrow_facts, column_facts
+from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
 from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
@@ -132,6 +135,40 @@ def test_a_spec_is_proposed_for_a_table(orders: "DataFrame", caplog: pytest.LogC
     assert isinstance(orders.schema["vector"].dataType, VectorUDT)
     assert (spec["basket"], spec["vector"]) == (Sparse("basket", size=50), Sparse("vector", size=2))
     assert FeatureSpec.infer(orders, label="topics", keys=["order_id"]).label == Label("topics", "multi_label")
+
+
+def test_a_table_in_memory_is_measured_as_spark_measures_it(orders: "DataFrame") -> None:
+    nothing = "CASE WHEN order_id % 3 < 2 THEN {} END"
+    df = orders.drop("vector").selectExpr(
+        "*",
+        f"{nothing.format('amount')} AS gaps",
+        "cast('nan' AS double) AS not_a_number",
+        "cast(null AS double) AS empty",
+        "cast(null AS map<int, double>) AS no_map",
+        f"{nothing.format('cast(age AS decimal(9, 2))')} AS price",
+        f"{nothing.format('age > 300')} AS is_old",
+        r"concat('\t', repeat('a\u000b b  ', cast(age % 40 AS int)), '  ') AS words",
+        f"{nothing.format('array(amount)')} AS one",
+        "array_repeat(amount, cast(order_id % 2 AS int)) AS one_or_none",
+        "named_struct('a', 1) AS struct",
+        "7.0D AS same",
+    )
+    rows = df.toArrow()
+    found, expected = arrow_facts(rows, df.schema), column_facts(df)
+    assert list(found) == df.columns
+    for name, facts in expected.items():
+        assert found[name].distinct == pytest.approx(facts.distinct, rel=0.1), name
+        if facts.skewness is not None and found[name].skewness is not None:
+            assert found[name].skewness == pytest.approx(facts.skewness, rel=1e-6), name
+            facts = replace(facts, skewness=found[name].skewness)
+        assert replace(found[name], distinct=facts.distinct) == facts
+    assert infer_spec(df, label="again", in_memory=rows) == FeatureSpec.infer(df, label="again")
+    with pytest.raises(NoKeyError, match=r"the values of .*'size'"):
+        infer_spec(
+            df.withColumnRenamed("order_id", "size"),
+            label="again",
+            in_memory=rows.rename_columns({"order_id": "size"}),
+        )
 
 
 def test_an_impossible_proposal_of_features_is_refused(orders: "DataFrame") -> None:

@@ -109,6 +109,14 @@ def test_the_notebook_of_own_models_is_committed_with_its_outputs() -> None:
     assert str(REPOSITORY) not in OWN_MODEL.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_no_committed_output_is_on_standard_error(path: Path) -> None:
+    """H9: a notebook shows that in pink."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [entry for cell in cells for entry in cell.get("outputs", ()) if entry.output_type == "stream"]
+    assert [entry.text for entry in outputs if entry.name == "stderr"] == []
+
+
 def shown(notebook: nbformat.NotebookNode) -> list[str]:
     """Return the HTML of every result, in order."""
     outputs = [entry for cell in notebook.cells for entry in cell.get("outputs", ())]

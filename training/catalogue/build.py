@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mirrorspark.data_pipelines.features.items import ids_without_item
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
 from mirrorspark.training.executor import child_process
-from mirrorspark.training.executor.child_process import Tail
+from mirrorspark.training.executor.child_process import Tail, Tell
 from mirrorspark.training.results.export import has_scann
 
 
@@ -40,8 +41,15 @@ class BuildPlan:
     threads: int
 
 
-def build(plan: BuildPlan, *, verbose: bool = False) -> dict[str, float]:
+def build(
+    plan: BuildPlan, *, verbose: bool = False, tell: Callable[[str, int, int], None] = lambda doing, done, total: None
+) -> dict[str, float]:
     """Write the SavedModel into the model folder of ``plan``, and return the recall of each of its indexes.
+
+    Args:
+        plan: The plan.
+        verbose: Show the process's output.
+        tell: Gets what the process does.
 
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.
@@ -51,13 +59,11 @@ def build(plan: BuildPlan, *, verbose: bool = False) -> dict[str, float]:
     tail = Tail(process.stderr, echo=verbose)
     try:
         child_process.tell(process, json.dumps(dataclasses.asdict(plan)))
-        assert process.stdout is not None  # noqa: S101 - start() made the pipe
-        answer = process.stdout.read()
+        answer = child_process.answer(process, tell)
         if status := process.wait():
             lines = tail.text().strip().splitlines()
             raise RefreshError(f"the index cannot be built: {lines[-1] if lines else f'status {status}'}")
-        recalls: dict[str, float] = json.loads(answer)
-        return recalls
+        return answer
     finally:
         child_process.end(process, tail)
 
@@ -66,13 +72,14 @@ def main() -> int:
     """Build by the plan on standard input; print the recalls."""
     line, answer = child_process.take_over()
     plan = BuildPlan(**json.loads(line))
-    print(json.dumps(write_indexes(plan)), file=answer, flush=True)
+    recalls = write_indexes(plan, child_process.teller(answer))
+    print(json.dumps(recalls), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit.
     gc.freeze()
     return 0
 
 
-def write_indexes(plan: BuildPlan) -> dict[str, float]:
+def write_indexes(plan: BuildPlan, tell: Tell = lambda doing, done=0, total=0: None) -> dict[str, float]:
     """Write the SavedModel; return the recalls. Imports TensorFlow.
 
     Raises:
@@ -86,7 +93,8 @@ def write_indexes(plan: BuildPlan) -> dict[str, float]:
     sample = np.load(folder / SAMPLE_FILE)
     towers = saved_towers.SavedTowers(folder / TOWERS_FOLDER, fitted)
     removed = ids_without_item(fitted)
-    indexes = serving.build_indexes(towers, plan.top_k, scann=has_scann(), sample=sample, removed=removed)
+    indexes = serving.build_indexes(towers, plan.top_k, scann=has_scann(), sample=sample, removed=removed, tell=tell)
+    tell("measuring the recall, writing the model", 0, 0)
     found = serving.recalls(indexes, plan.top_k, sample)
     # The module is its own architecture: its `predict` calls the saved query tower.
     serving.save_retrieval(saved_towers, towers, fitted, plan.top_k, indexes, folder / SAVED_MODEL_FOLDER)

@@ -20,6 +20,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.items import changed_items, ids_without_item, with_catalogue
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.raw_columns import raw_column
+from mirrorspark.data_pipelines.spark.task_bar import work_bar
 from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, utc_text
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, ModelDescription, ModelDirectory, PinnedModel
@@ -90,9 +91,12 @@ def refresh_index(
     _check_options(target, least_recall, registered_model, alias)
     pinned = pinned_model(model, tracking_uri)
     cores = threads or len(os.sched_getaffinity(0))
-    refreshed = write_refreshed(
-        pinned, items, target, least_recall, lambda whole, k: build(BuildPlan(str(whole), k, cores), verbose=verbose)
-    )
+
+    def build_indexes(whole: Path, k: int) -> Mapping[str, float]:
+        with work_bar("refresh") as tell:
+            return build(BuildPlan(str(whole), k, cores), verbose=verbose, tell=tell)
+
+    refreshed = write_refreshed(pinned, items, target, least_recall, build_indexes)
     if registered_model is None:
         return refreshed
     return replace(refreshed, model_uri=register(target, pinned, registered_model, alias, tracking_uri))

@@ -7,6 +7,7 @@ The pipe stays open: when it ends, the parent is gone, and the child leaves. Sta
 import codecs
 import contextlib
 import io
+import json
 import os
 import select
 import subprocess
@@ -15,11 +16,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any, Protocol
 
 from mirrorspark.storage.credentials import without_credentials
 
 EXIT_ABANDONED = 3
+
+
+class Tell(Protocol):
+    """Gets what a process does, in words, and how much of how much is done; the total is 0 if nothing is counted."""
+
+    def __call__(self, doing: str, done: int = 0, total: int = 0, /) -> None:
+        """Take a report."""
+
 
 # Longest part of a line, or of a log message, that is sent to the driver.
 LOG_CHARACTERS = 2000
@@ -73,6 +82,28 @@ def tell(process: subprocess.Popen[str], plan: str) -> None:
         # The process died before it could read, and its end shows why. close() must not fail on the unsent rest again.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
+
+
+def answer(process: subprocess.Popen[str], told: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Return the last JSON line that the process prints; ``told`` gets its reports, the lines of :func:`teller`."""
+    assert process.stdout is not None  # noqa: S101 - start() made the pipe
+    last: dict[str, Any] = {}
+    for line in process.stdout:
+        document = json.loads(line)
+        if "doing" in document:
+            told(document["doing"], document["done"], document["total"])
+        else:
+            last = document
+    return last
+
+
+def teller(stream: IO[str]) -> Tell:
+    """Return, in the child, the function that reports its work on the stream of its answer."""
+
+    def tell(doing: str, done: int = 0, total: int = 0) -> None:
+        print(json.dumps({"doing": doing, "done": done, "total": total}), file=stream, flush=True)
+
+    return tell
 
 
 def end(process: subprocess.Popen[str], tail: "Tail") -> None:

@@ -85,7 +85,7 @@ def best_epoch(picture: Picture) -> int | None:
 def _stages(picture: Picture) -> str:
     rows = [
         f'<tr><td>{_sign(stage)} {html.escape(stage.name)}</td><td class="number">{stage.seconds:.1f} s</td>'
-        f"<td>{html.escape(stage.note or ('did not finish' if stage.has_failed else ''))}</td></tr>"
+        f"<td>{html.escape(stage.note or ('did not finish' if stage.has_failed else ''))}{stage.markup}</td></tr>"
         for stage in picture.finished
     ]
     if picture.running is not None:

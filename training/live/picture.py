@@ -9,18 +9,28 @@ from mirrorspark.training.live.state import TrainingState
 
 
 @dataclass(frozen=True)
+class Details:
+    """The result of a stage at length: as lines, and as markup for a notebook."""
+
+    lines: tuple[str, ...]
+    markup: str
+
+
+@dataclass(frozen=True)
 class FinishedStage:
     """A stage that is over.
 
     Attributes:
         note: Its result in words.
         has_failed: It ended with an exception, as a training that was stopped does.
+        markup: Its result at length, as markup; empty without one.
     """
 
     name: str
     seconds: float
     note: str = ""
     has_failed: bool = False
+    markup: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 from rich.text import Text
 
-from mirrorspark.data_pipelines.spark.job_tasks import SparkTasks, Tasks, seconds_left
+from mirrorspark.data_pipelines.spark.job_tasks import CountedWork, SparkTasks, Tasks
 from mirrorspark.data_pipelines.spark.task_bar import notebook_display
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.live import drawing
 from mirrorspark.training.live.messages import Messages, message_key
 from mirrorspark.training.live.notebook import NotebookScreen
-from mirrorspark.training.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage
+from mirrorspark.training.live.picture import Details, EpochResult, FinishedStage, Monitored, Picture, RunningStage
 from mirrorspark.training.live.screen import Screen, TerminalScreen, can_draw
 from mirrorspark.training.live.stack_text import summarize_stacks
 from mirrorspark.training.live.state import TrainingState, epoch_metrics, input_bound_warning
@@ -127,10 +127,13 @@ class LiveView:
                 self._write_messages(everything=True)
                 self._stage = None
                 note = without_credentials(stage.note)
-                self._finished.append(FinishedStage(name, seconds, note, has_failed))
+                markup = without_credentials(stage.details.markup) if stage.details else ""
+                self._finished.append(FinishedStage(name, seconds, note, has_failed, markup))
                 if self._is_interactive:
                     self._show()
         self._write_milestone(f"{name:<10} {seconds:6.1f} s  {stage.note}")
+        for line in stage.details.lines if stage.details else ():
+            self._write_milestone(f"  {line}")
 
     def all_seconds(self) -> dict[str, float]:
         """Return seconds that add up to the time since the beginning: the start, each stage, and between the stages."""
@@ -312,32 +315,21 @@ class LiveView:
             self._has_failed = True
 
 
-class Stage:
-    """A running stage; the run sets its ``note``, which is printed at its end."""
+class Stage(CountedWork):
+    """A running stage; the run sets what is shown at its end.
+
+    Attributes:
+        note: Its result in words, on one line.
+        details: More of its result: lines for a terminal or a file, and markup for a notebook.
+    """
 
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
         self.name = name
         self.begin = clock()
         self.is_training = False
         self.note = ""
-        self.doing = ""
-        self.tasks: Tasks | None = None
-        self._clock = clock
-        self._first = (self.begin, 0)
-
-    def report(self, doing: str, done: int = 0, total: int = 0) -> None:
-        """Set what the stage does now.
-
-        Args:
-            doing: In words; with a total, the unit of the work: ``rows predicted``.
-            done: The part of the work that is done.
-            total: All of it; 0 if it cannot be counted.
-        """
-        now = self._clock()
-        if doing != self.doing:
-            self._first = (now, done)
-        self.doing = doing
-        self.tasks = Tasks(done, total, seconds_left(self._first, (now, done), total), doing) if total else None
+        self.details: Details | None = None
 
 
 def _print(line: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,9 @@ from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Verdict,
+    baseline_scores,
     curves_of,
+    fitted_baseline,
     judge_binary,
     judge_multi_class,
     judge_multi_label,
@@ -161,7 +163,8 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         predictions = _predictions(job.folder)
         # The notebook's mlflow.autolog() would open a run for the baseline.
         with disable_autologging():
-            verdict = _judge(job, predictions, best, attempts, choice)
+            verdict = _judge(job, predictions, best, attempts, choice, stage.report)
+        stage.report("logging the metrics and plots")
         _log_verdict(job, verdict, exported.model_uri)
         _describe_model(job, exported, verdict, choice)
         stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else "without a baseline"
@@ -382,6 +385,7 @@ def _judge(
     best: CommittedCheckpoint,
     attempts: tuple[Attempt, ...],
     choice: Choice | None,
+    tell: Callable[[str, int, int], None],
 ) -> Verdict:
     config, dataset = job.config, job.dataset
     steps = dataset.steps("train", config.global_batch_size)
@@ -393,7 +397,10 @@ def _judge(
         return judge_multi_label(dataset, predictions, config.baseline, curves)
     judge = {"binary": judge_binary, "multi_class": judge_multi_class, "regression": judge_regression}[config.task]
     if choice is None:
-        return judge(dataset, predictions, config.baseline, config.seed, curves)
+        rival = None
+        if config.baseline == "hist_gradient_boosting":
+            rival = baseline_scores(fitted_baseline(dataset, config.seed, config.task, tell), dataset, "test")
+        return judge(dataset, predictions, config.baseline, config.seed, curves, rival)
     other = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
     return judge(dataset, predictions, choice.other, config.seed, curves, other)
 

@@ -36,7 +36,7 @@ from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.executor import child_process
-from mirrorspark.training.executor.child_process import Tail
+from mirrorspark.training.executor.child_process import Tail, Tell
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.
@@ -120,10 +120,6 @@ class ExportResult:
     model_version: str
 
 
-# Gets what an export does, in words, and how much of how much is done; the total is 0 where nothing is counted.
-Tell = Callable[[str, int, int], None]
-
-
 class ExportProcess:
     """An export process, which loads its libraries from its start on and then waits for its plan."""
 
@@ -155,7 +151,7 @@ class ExportProcess:
         """Return True if it can still take a plan."""
         return self._process.poll() is None
 
-    def export(self, plan: ExportPlan, tell: Tell = lambda doing, done, total: None) -> ExportResult:
+    def export(self, plan: ExportPlan, tell: Tell = lambda doing, done=0, total=0: None) -> ExportResult:
         """Export by ``plan``; to be called once.
 
         Args:
@@ -166,14 +162,7 @@ class ExportProcess:
             ExportFailedError: The export failed; the message has the last line of its output.
         """
         child_process.tell(self._process, json.dumps(dataclasses.asdict(plan)))
-        assert self._process.stdout is not None  # noqa: S101 - start() made the pipe
-        answer = {}
-        for line in self._process.stdout:
-            document = json.loads(line)
-            if "doing" in document:
-                tell(document["doing"], document["done"], document["total"])
-            else:
-                answer = document
+        answer = child_process.answer(self._process, tell)
         if status := self._process.wait():
             lines = self._tail.text().strip().splitlines()
             raise ExportFailedError(f"export failed: {lines[-1] if lines else f'status {status}'}")
@@ -190,7 +179,7 @@ def export_once(
     *,
     verbose: bool = False,
     process: ExportProcess | None = None,
-    tell: Tell = lambda doing, done, total: None,
+    tell: Tell = lambda doing, done=0, total=0: None,
 ) -> ExportResult:
     """Return an earlier driver's export by the same plan if it is complete; otherwise export.
 
@@ -236,7 +225,7 @@ def export(
     *,
     verbose: bool = False,
     process: ExportProcess | None = None,
-    tell: Tell = lambda doing, done, total: None,
+    tell: Tell = lambda doing, done=0, total=0: None,
 ) -> ExportResult:
     """Run the export in ``process``, or in a new one.
 
@@ -252,24 +241,21 @@ def export(
 def main() -> int:
     """Export by the plan on standard input; print a JSON line per step, and one with the result."""
     line, answer = child_process.take_over(prepare=_load_libraries)
-
-    def tell(doing: str, done: int = 0, total: int = 0) -> None:
-        print(json.dumps({"doing": doing, "done": done, "total": total}), file=answer, flush=True)
-
+    tell = child_process.teller(answer)
     plan = ExportPlan(**json.loads(line))
     dataset = Dataset.open(plan.dataset)
     architecture = catalog.architecture(plan.model)
     tell("restoring the best epoch")
     model = _restored_model(plan, dataset)
     tell("building the index" if architecture.TASK == "retrieval" else "writing the model")
-    _write_model(plan, dataset, architecture, model)
+    _write_model(plan, dataset, architecture, model, tell)
     predict = traced(architecture, model)
     tables = all_predictions(architecture, model, predict, dataset, plan.top_k, partial(tell, "rows predicted"))
     Path(plan.predictions).mkdir(parents=True, exist_ok=True)
     registered = plan.model
     if plan.register == "better":
         tell("fitting gradient boosting")
-        registered, tables, predict = _better(plan, dataset, architecture.TASK, tables, predict)
+        registered, tables, predict = _better(plan, dataset, architecture.TASK, tables, predict, tell)
     for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
     if plan.explain:
@@ -316,6 +302,7 @@ def _better(
     task: str,
     tables: Mapping[str, pa.Table],
     predict: Callable[[Any], Any],
+    tell: Tell,
 ) -> tuple[str, Mapping[str, pa.Table], Callable[[Any], Any]]:
     """Put gradient boosting into the model's folder if it is better.
 
@@ -326,7 +313,8 @@ def _better(
     from mirrorspark.models.serving import export as serving
     from mirrorspark.training.results.evaluation import rival
 
-    choice, fitted, chosen = rival.challenge(dataset, task, plan.monitor, plan.seed, tables, Path(plan.predictions))
+    predictions = Path(plan.predictions)
+    choice, fitted, chosen = rival.challenge(dataset, task, plan.monitor, plan.seed, tables, predictions, tell)
     if choice.registered == rival.NETWORK:
         return plan.model, chosen, predict
     folder = Path(plan.folder)
@@ -339,7 +327,7 @@ def _better(
     return catalog.BOOSTED_TREES, chosen, traced(boosted_trees, trees)
 
 
-def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any) -> None:
+def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, tell: Tell) -> None:
     from mirrorspark.models.retrieval import saved_towers
     from mirrorspark.models.serving import export as serving
 
@@ -348,7 +336,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
     catalogue: Mapping[str, Any] = {}
     if architecture.TASK == "retrieval":
         sample = _sample_queries(architecture, model, dataset)
-        built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample)
+        built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, tell=tell)
         indexes = serving.recalls(built, plan.top_k, sample)
         serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, folder / SAVED_MODEL_FOLDER)
         if saved_towers.has_item_tower(model):

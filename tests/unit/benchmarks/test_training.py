@@ -15,6 +15,7 @@ from pyspark.sql import Row
 
 from benchmarks import train_gpu, train_plain, training
 from benchmarks.benchmark import Benchmark, Options
+from benchmarks.first_fit import timeline
 from benchmarks.measure import Mark, Timing
 from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, last_error, started
 from benchmarks.report import Report, Table
@@ -42,6 +43,17 @@ def test_every_benchmark_goes_by_the_name_of_its_file_and_asks_a_question(name: 
 
     assert benchmark.name == name
     assert "?" in benchmark.question
+
+
+def test_the_lines_of_a_run_tell_its_stages_and_its_first_epoch() -> None:
+    lines = [(9.5, "infer         0.5 s  label 'late'"), (9.5, "  km  numeric"), (30.0, "convert      20.0 s  7 rows")]
+    lines += [(36.0, "  epoch  1/4    9 examples/s"), (37.0, "  epoch  2/4"), (38.0, "train         7.5 s  ")]
+    found = timeline(lines, 45.0)
+    assert found.stages == {"infer": 0.5, "convert": 20.0, "train": 7.5}
+    assert found.before == {"infer": 9.0, "convert": 0.5, "train": 0.5}
+    assert (found.first_epoch, found.total, found.after) == (36.0, 45.0, 7.0)
+    with pytest.raises(ValueError, match="no stage, or of no epoch"):
+        timeline(lines[:3], 45.0)
 
 
 def test_overview_lists_the_marks_of_the_pages_that_lie_there_and_how_to_run_again(tmp_path: Path) -> None:

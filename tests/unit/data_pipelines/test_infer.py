@@ -16,7 +16,8 @@ from pyspark.sql.types import (
     StringType,
 )
 
-from mirrorspark.data_pipelines.features.infer import ColumnFacts, likely_keys, propose_feature, propose_label
+from mirrorspark.data_pipelines.features.column_facts import ColumnFacts
+from mirrorspark.data_pipelines.features.infer import likely_keys, propose_feature, propose_label
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Feature,

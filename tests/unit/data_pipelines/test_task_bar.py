@@ -12,7 +12,7 @@ import pytest
 
 from mirrorspark.data_pipelines.spark import task_bar as module_under_test
 from mirrorspark.data_pipelines.spark.job_tasks import SparkTasks, Tasks
-from mirrorspark.data_pipelines.spark.task_bar import TerminalBar, notebook_display, task_bar
+from mirrorspark.data_pipelines.spark.task_bar import TerminalBar, notebook_display, task_bar, work_bar
 
 
 class FakeSpark:
@@ -93,6 +93,15 @@ def test_a_notebook_gets_one_output_that_ends_with_the_time(
     assert re.search(r"\d\.\d s</p>", shown)
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_other_work_that_is_counted_gets_the_bar_too(outputs: list[str]) -> None:
+    with work_bar("refresh") as tell:
+        tell("loading", 0, 0)
+        tell("items embedded", 3, 10)
+        while "3/10 items embedded" not in outputs[-1]:
+            time.sleep(0.01)
+    assert "✓" in outputs[-1]
 
 
 def test_what_fails_is_marked_and_its_error_goes_on(spark: Any, outputs: list[str]) -> None:

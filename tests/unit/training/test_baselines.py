@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mirrorspark.training.results.evaluation.baselines import BaselineFeature, hist_gradient_boosting, popularity
+from mirrorspark.training.results.evaluation import baselines
+from mirrorspark.training.results.evaluation.baselines import (
+    MAX_ITERATIONS,
+    BaselineFeature,
+    hist_gradient_boosting,
+    popularity,
+)
 
 FEATURES = (
     BaselineFeature("distance", "value"),
@@ -50,6 +56,20 @@ def test_boosting_is_fixed_by_its_seed() -> None:
     )
     assert (first == second).all()
     assert ((first > 0) & (first < 1)).all()
+
+
+def test_boosting_tells_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "_TELL_SECONDS", 1e-4)
+    told: list[tuple[str, int, int]] = []
+    fitted = hist_gradient_boosting(
+        *(columns(20_000, 1), columns(1_000, 2), FEATURES, "late"),
+        seed=0,
+        tell=lambda *report: told.append(report),
+    )
+    counts = [done for _, done, _ in told]
+    assert {(doing, most) for doing, _, most in told} == {("iterations of gradient boosting at most", MAX_ITERATIONS)}
+    assert counts == sorted(counts)
+    assert 0 < counts[-1] <= fitted.iterations
 
 
 def test_boosting_stops_early_on_the_validation_split() -> None:

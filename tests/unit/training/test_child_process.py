@@ -1,5 +1,6 @@
 """What a process that owns TensorFlow is given, and that it leaves when its parent does."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 
@@ -15,7 +17,9 @@ from mirrorspark.training.executor.child_process import (
     EXIT_ABANDONED,
     LineBudget,
     Tail,
+    answer,
     tell,
+    teller,
     tensorflow_environment,
 )
 
@@ -66,6 +70,19 @@ def test_a_process_that_is_never_told_a_plan_leaves_with_its_parent() -> None:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(timeout=60) == EXIT_ABANDONED
+
+
+def test_reports_on_the_way_are_told_and_the_last_line_is_the_answer() -> None:
+    stream = io.StringIO()
+    report = teller(stream)
+    report("embedding", 3, 10)
+    report("writing")
+    stream.write('{"exact": 1.0}\n')
+    stream.seek(0)
+    process: Any = SimpleNamespace(stdout=stream)
+    told: list[tuple[Any, ...]] = []
+    assert answer(process, lambda *of: told.append(of)) == {"exact": 1.0}
+    assert told == [("embedding", 3, 10), ("writing", 0, 0)]
 
 
 def test_threads_are_those_asked_for() -> None:

@@ -1,17 +1,21 @@
 """T3, H2: mistakes in a call of ``fit`` or ``train`` are named before a session is started."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.training import fit as module
 from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.fit import fit
 from mirrorspark.training.train import train
+from tests.unit.training.token_dataset import write_token_dataset
 
 TABLE = pd.DataFrame({"town": ["here", "there"], "late": [0, 1]})
 
@@ -38,6 +42,13 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes_of_fit_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fit(TABLE, **{"label": "late"} | arguments)
+
+
+@pytest.mark.parametrize("form", [str, Path, Dataset.open])
+def test_a_converted_dataset_is_for_train(tmp_path: Path, form: Callable[[Path], Any]) -> None:
+    write_token_dataset(tmp_path, {"train": 4}, tokens=2)
+    with pytest.raises(TableError, match=f"{tmp_path} is a converted dataset, .* train on it with ms.train"):
+        fit(form(tmp_path), label="is_odd")
 
 
 @pytest.mark.parametrize(

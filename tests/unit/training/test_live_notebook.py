@@ -10,10 +10,10 @@ import pytest
 
 from mirrorspark.data_pipelines.spark.job_tasks import Tasks
 from mirrorspark.training.live.notebook import NotebookScreen, best_epoch, page
-from mirrorspark.training.live.picture import EpochResult, Monitored, Picture, RunningStage
+from mirrorspark.training.live.picture import Details, EpochResult, Monitored, Picture, RunningStage
 from mirrorspark.training.live.state import TrainingState
 from mirrorspark.training.live.view import LiveView
-from tests.unit.notebook_outputs import HOSTILE, SECRET, epochs, picture
+from tests.unit.notebook_outputs import ADDRESS, HOSTILE, SECRET, epochs, picture
 from tests.unit.training.test_live_view import EPOCH_END, PROGRESS
 
 TRAINING = RunningStage("train", 74.0, is_training=True)
@@ -62,11 +62,15 @@ def test_all_stages_of_a_run_are_one_output_that_stays(
     for name in ("infer", "convert"):
         with view.stage(name) as stage:
             stage.note = f"the note of {name}"
+            stage.details = Details(("a line",), f"<p>details at {ADDRESS}</p>")
     assert len(cell.outputs) == 1
     assert cell.makers == [threading.current_thread()]
     for text in ("infer", "the note of infer", "convert", "the note of convert"):
         assert text in cell.html
     assert cell.html.count("✓") == 2
+    assert cell.html.count("<p>details at ") == 2
+    assert SECRET not in cell.html
+    assert "a line" not in cell.html
     assert "convert" in cell.outputs[0]["text/plain"]
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -4,15 +4,21 @@ import copy
 import re
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.driver.errors import TrainingFailedError
-from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.live.details import spec_details, tell_findings
+from mirrorspark.training.live.picture import Details
+from mirrorspark.training.live.view import LiveView, Stage
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.events import Event
+from tests.unit.notebook_outputs import ADDRESS
 
 EPOCH_END: Event = {
     "event": "epoch_end",
@@ -50,6 +56,39 @@ def test_a_stage_ends_with_a_line_of_its_name_time_and_note(view: LiveView, line
     assert len(lines) == 1
     assert re.fullmatch(r"convert +\d+\.\d s  wrote 7 rows", lines[0])
     assert 0 <= view.timings["convert"] < 5
+
+
+def test_details_of_a_stage_follow_its_line(view: LiveView, lines: list[str]) -> None:
+    with view.stage("infer") as stage:
+        stage.details = Details(("town  categorical", f"seen at {ADDRESS}"), "<p>a table</p>")
+    assert lines[1:] == ["  town  categorical", "  seen at http://host:5000"]
+
+
+def test_an_inferred_spec_is_shown_by_its_first_features() -> None:
+    details = spec_details(FeatureSpec((Numeric("km", log=True), Categorical("to")), Label("late"), ("id",)))
+    assert details.lines == ("keys id", "km  numeric      log True", "to  categorical")
+    many = spec_details(FeatureSpec(tuple(Numeric(f"f{n}") for n in range(40)), Label("late"), ("id",)))
+    assert many.lines[-2:] == ("f11  numeric", "and 28 more")
+    assert many.markup.startswith("<details><summary>40 features; keys id</summary>")
+    assert "f39" in many.markup
+
+
+@pytest.mark.parametrize("errors", [1, 7])
+def test_findings_of_validation_are_sentences(errors: int) -> None:
+    findings = [{"severity": "error", "column": "x", "sentence": f"error {n}"} for n in range(errors)]
+    findings += [{"severity": "warning", "column": "", "sentence": "<b>odd</b> rows"}]
+    findings += [{"severity": "note", "column": "y", "sentence": f"note {n}"} for n in range(3)]
+    dataset: Any = SimpleNamespace(manifest=SimpleNamespace(findings=findings), path=Path("/data/late"))
+    stage = Stage("convert", time.monotonic)
+    tell_findings(stage, dataset)
+    assert stage.note.endswith(f"validation: {errors} error{'s' * (errors > 1)}, 1 warning, 3 notes")
+    assert stage.details is not None
+    *told, last = stage.details.lines
+    expected = [f"error: error {n}" for n in range(errors)] + ["warning: <b>odd</b> rows"]
+    assert told == expected[:5]
+    assert last == f"and {len(findings) - len(told)} more: /data/late/dataset.html"
+    assert ("&lt;b&gt;odd" in stage.details.markup) == (errors == 1)
+    assert "note 0" not in stage.details.markup
 
 
 def test_a_stage_that_fails_is_timed_and_leaves_the_message_to_others(view: LiveView, lines: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ from mirrorspark.training.results.evaluation.metrics import check_binary_label
 MAX_THREADS = 2
 MAX_ITERATIONS = 300
 PATIENCE = 15
+
+_TELL_SECONDS = 0.5
 
 # scikit-learn bins every feature into at most 255 values, and refuses a categorical one with more.
 _MAX_CATEGORIES = 255
@@ -76,6 +80,7 @@ def hist_gradient_boosting(
     weight: str | None = None,
     task: str = "binary",
     classes: int = 0,
+    tell: Callable[[str, int, int], None] = lambda doing, done, most: None,
 ) -> FittedBaseline:
     """Fit scikit-learn's histogram gradient boosting on encoded features, stopped early on the validation split.
 
@@ -92,6 +97,7 @@ def hist_gradient_boosting(
         weight: name of the row weight column, if any.
         task: ``binary``, ``multi_class`` or ``regression``.
         classes: number of classes of a multi-class label.
+        tell: gets what is done, how many iterations, and the most that there may be, every half second.
 
     Raises:
         ValueError: no features, a column missing or mis-shaped, or a label with one class only.
@@ -125,7 +131,7 @@ def hist_gradient_boosting(
             "y_val": wanted_validation[usable],
             "sample_weight_val": None if weight is None else _column(validation, weight)[usable],
         }
-    with threadpool_limits(limits=_threads(), user_api="openmp"):
+    with threadpool_limits(limits=_threads(), user_api="openmp"), _told(model, tell):
         model.fit(
             _ordinals_missing_as_nan(matrix, kept, native),
             wanted,
@@ -133,6 +139,25 @@ def hist_gradient_boosting(
             **held_back,
         )
     return FittedBaseline(model, kept, native, classes if task == "multi_class" else 0)
+
+
+@contextlib.contextmanager
+def _told(model: Any, tell: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Tell how many iterations a model has made while it is fitted inside."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_TELL_SECONDS):
+            # scikit-learn has no callback; its model grows in a private attribute.
+            tell("iterations of gradient boosting at most", len(getattr(model, "_predictors", ())), MAX_ITERATIONS)
+
+    watcher = threading.Thread(target=watch, name="gradient-boosting", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def popularity(train_candidate_ids: ArrayLike, *, k: int, seen: Sequence[ArrayLike] | None = None) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """The verdict on a run from its predictions: metrics, baseline, plots. Pure functions, without Spark and MLflow."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -320,15 +320,20 @@ def _rival_scores(given: np.ndarray | None, baseline: str, dataset: Dataset, see
     return baseline_scores(fitted_baseline(dataset, seed, task), dataset, "test")
 
 
-def fitted_baseline(dataset: Dataset, seed: int, task: str) -> FittedBaseline:
-    """Return gradient boosting, fitted on the training rows and stopped early on the validation rows."""
+def fitted_baseline(
+    dataset: Dataset, seed: int, task: str, tell: Callable[[str, int, int], None] = lambda doing, done, most: None
+) -> FittedBaseline:
+    """Return gradient boosting, fitted on the training rows and stopped early on the validation rows.
+
+    ``tell`` gets its progress, as :func:`training.results.evaluation.baselines.hist_gradient_boosting` says.
+    """
     train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
     features = [BaselineFeature(feature.name, feature.form) for feature in dataset.spec]
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
     classes = dataset.features.classes if task == "multi_class" else 0
     return hist_gradient_boosting(
-        train, validation, features, _LABEL, seed=seed, weight=weight, task=task, classes=classes
+        train, validation, features, _LABEL, seed=seed, weight=weight, task=task, classes=classes, tell=tell
     )
 
 

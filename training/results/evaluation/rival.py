@@ -4,7 +4,7 @@ The export decides, in its own process; the driver reads what it decided.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,13 @@ def choose(task: str, monitor: str, network: Mapping[str, float], baseline: Mapp
 
 
 def challenge(
-    dataset: Dataset, task: str, monitor: str, seed: int, tables: Mapping[str, pa.Table], folder: Path
+    dataset: Dataset,
+    task: str,
+    monitor: str,
+    seed: int,
+    tables: Mapping[str, pa.Table],
+    folder: Path,
+    tell: Callable[[str, int, int], None] = lambda doing, done, most: None,
 ) -> tuple[Choice, FittedBaseline, dict[str, pa.Table]]:
     """Fit gradient boosting, choose the better one, and keep the choice and the other one's predictions.
 
@@ -106,11 +112,12 @@ def challenge(
         seed: Fixes the sampling of the fit.
         tables: The network's predictions by split.
         folder: Folder of the predictions.
+        tell: As for :func:`training.results.evaluation.baselines.hist_gradient_boosting`.
 
     Returns:
         The choice, the fitted gradient boosting, and the predictions of the better one.
     """
-    fitted = fitted_baseline(dataset, seed, task)
+    fitted = fitted_baseline(dataset, seed, task, tell)
     column = "scores" if task == "multi_class" else "score"
     found = {split: _with(table, column, baseline_scores(fitted, dataset, split)) for split, table in tables.items()}
     classes = dataset.features.classes if task == "multi_class" else 0
