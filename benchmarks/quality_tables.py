@@ -83,13 +83,19 @@ class Outcome:
     seconds: float
 
 
-def read_adult(folder: Path) -> tuple[FittedFeatures, dict[str, Rows]]:
-    """Return the features, fitted on the training rows, and the rows of each split."""
+def adult_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """Return the raw rows of each split; the official test rows are the test split."""
     read: dict[str, Any] = {"header": None, "names": _COLUMNS, "skipinitialspace": True, "na_values": "?"}
     known = pd.read_csv(folder / "adult.data", **read)
     test = pd.read_csv(folder / "adult.test", comment="|", **read)
+    test["income"] = test["income"].str.rstrip(".")
     is_validation = np.random.default_rng(0).random(len(known)) < VALIDATION_SHARE
-    tables = {"train": known[~is_validation], "validation": known[is_validation], "test": test}
+    return {"train": known[~is_validation], "validation": known[is_validation], "test": test}
+
+
+def read_adult(folder: Path) -> tuple[FittedFeatures, dict[str, Rows]]:
+    """Return the features, fitted on the training rows, and the rows of each split."""
+    tables = adult_tables(folder)
     train = tables["train"]
     tokens = [name for name in _COLUMNS[:-1] if name not in _NUMBERS]
     spec = FeatureSpec((*map(Numeric, _NUMBERS), *map(Categorical, tokens)), Label("income"), keys=("row",))

@@ -46,13 +46,13 @@ def importance_chart(importance: Mapping[str, tuple[float, float]], *, loss: str
     return figure
 
 
-def dependence_chart(curves: Mapping[str, tuple[Sequence[object], Sequence[float]]]) -> Figure:
+def dependence_chart(curves: Mapping[str, tuple[Sequence[object], Mapping[str, Sequence[float]]]]) -> Figure:
     """Draw a panel per feature: the mean prediction when all rows have the same value of it.
 
-    Numbers are joined by a line; other values are bars in the order given.
+    Numbers are joined by a line; other values are points in the order given.
 
     Args:
-        curves: Feature -> its values, and the mean prediction at each.
+        curves: Feature -> its values, and by name the mean predictions at each: one, or one per class.
 
     Raises:
         ValueError: There is no feature.
@@ -62,17 +62,23 @@ def dependence_chart(curves: Mapping[str, tuple[Sequence[object], Sequence[float
     columns = min(_COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure = style.new_figure(columns, rows)
-    predictions = [value for _, means in curves.values() for value in means]
+    predictions = [value for _, named in curves.values() for means in named.values() for value in means]
     low, high = min(predictions), max(predictions)
     margin = 0.08 * (high - low) or 0.1
-    for position, (name, (values, means)) in enumerate(curves.items(), start=1):
+    for position, (name, (values, named)) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            axes.plot([float(str(value)) for value in values], means, color=style.MODEL, linewidth=style.LINE_WIDTH)
-        else:
-            places = range(len(values))
-            axes.plot(places, means, color=style.MODEL, marker="o", linestyle="none")
+        are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        places = [float(str(value)) for value in values] if are_numbers else list(range(len(values)))
+        for number, (what, means) in enumerate(named.items()):
+            colour, marker = style.series(number)
+            if are_numbers:
+                axes.plot(places, means, color=colour, linewidth=style.LINE_WIDTH, label=what)
+            else:
+                axes.plot(places, means, color=colour, marker=marker, linestyle="none", label=what)
+        if not are_numbers:
             axes.set_xticks(places, [_shortened(value) for value in values], rotation=60, ha="right", fontsize=8)
+        if len(named) > 1 and position == 1:
+            style.legend(axes, location="best")
         # One scale for all panels, so that a flat one is seen to be flat.
         axes.set_ylim(low - margin, high + margin)
         style.dress(

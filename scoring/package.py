@@ -75,7 +75,7 @@ def package_model(
             a call to the model's inputs, and ``postprocess`` maps the model's outputs to columns of scores; both take
             and return a dict of arrays, rows first. With ``preprocess``, ``columns`` are its inputs.
         labels: Names of the elements, in the model's order, by column of several scores; the names of classes, for
-            example. The forms ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` need them.
+            example. The forms ``Labelled``, ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` need them.
         trust: Whether Python code in a file of tf-keras (``Lambda`` layers, classes of other modules, calls of other
             functions than operations of graphs) may run here. Whoever scores the folder in another process has to give
             ``trust=True``, too, as for hooks.

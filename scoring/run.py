@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--outputs",
         default="columns",
-        help="form of the scores: columns, struct, wide, long, top:10 (the best labels) or at_least:0.5",
+        help="form of the scores: columns, struct, labelled, wide, long, top:10 (the best labels) or at_least:0.5",
     )
     add("--master", help="Spark master; by default from spark-submit or the environment")
     add("--tracking-uri", help="MLflow store of the model; by default the one that MLflow is configured with")

@@ -117,7 +117,7 @@ def infer_spec(
         why = "; ".join(reasons[:5]) or "besides the label and the keys there is none"
         raise FeatureSpecError(f"no column can be a feature of '{label}': {why}")
     proposed = propose_label(facts[label], _two_values(df, facts[label]))
-    _LOGGER.info("label %s: %s", label, proposed.kind)
+    _LOGGER.info("label %s: %s", label, reason_of_label(proposed, facts[label]))
     return FeatureSpec(tuple(features), proposed, proposed_keys)
 
 
@@ -220,6 +220,16 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
     raise FeatureSpecError(
         f"label '{facts.name}' has type {kind.simpleString()}; a label is a number, a class (text or whole number), "
         f"true or false, or an array of classes: convert the column to one of these"
+    )
+
+
+def reason_of_label(label: Label, facts: ColumnFacts) -> str:
+    """Return the kind of a proposed label; of ratings, which might be numbers too, with the way to change it."""
+    if label.kind != "multi_class" or not isinstance(facts.type, IntegralType):
+        return label.kind
+    return (
+        f"multi_class: it has {facts.distinct} different whole numbers; if they are amounts or ratings, give "
+        f"{{'name': '{label.name}', 'kind': 'number'}} as label"
     )
 
 

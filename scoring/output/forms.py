@@ -21,6 +21,7 @@ Labels = Mapping[str, Sequence[str]]
 
 _SCORED_LABEL = pa.struct([("label", pa.string()), ("score", pa.float32())])
 _PREDICTIONS = "predictions"
+PREDICTED_LABEL = "predicted_label"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,35 @@ class Wide:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """The outputs, and before them the label with the best score of each row, in the column ``predicted_label``.
+
+    Of equal scores the earlier label counts. A row without scores, or with NaN alone, has none.
+    """
+
+    keeps_rows: ClassVar[bool] = True
+
+    def fields(self, outputs: pa.Schema, labels: Labels) -> pa.Schema:
+        """Return the column of the label and the outputs.
+
+        Raises:
+            ScoringError: The model's outputs have no labels, or one of them has the name of the column.
+        """
+        _check_labelled(outputs, labels, "labelled")
+        if PREDICTED_LABEL in outputs.names:
+            raise ScoringError(f"the model has an output '{PREDICTED_LABEL}', which the form adds; use top:1")
+        return pa.schema([(PREDICTED_LABEL, pa.string()), *outputs])
+
+    def shaped(self, outputs: Mapping[str, pa.Array], labels: Labels) -> Shaped:
+        """Return the best label and the outputs."""
+        scored = _Scored.of(outputs, labels)
+        places, starts = _best(scored.scores, scored.starts, 1)
+        has_label = np.diff(starts) > 0
+        of_rows = pa.array(starts[:-1], mask=~has_label)
+        return Shaped({PREDICTED_LABEL: scored.labels_at(places).take(of_rows), **outputs})
+
+
+@dataclass(frozen=True)
 class Long:
     """One row for each scored row and label, in the columns ``label`` and ``score``."""
 
@@ -206,12 +236,13 @@ class AtLeast:
 _BY_NAME: Mapping[str, tuple[Callable[..., Form], Callable[[str], Any] | None]] = {
     "columns": (Columns, None),
     "struct": (Struct, None),
+    "labelled": (Labelled, None),
     "wide": (Wide, None),
     "long": (Long, None),
     "top": (TopK, int),
     "at_least": (AtLeast, float),
 }
-_NAMES = "columns, struct, wide, long, top:10 or at_least:0.5"
+_NAMES = "columns, struct, labelled, wide, long, top:10 or at_least:0.5"
 
 
 def form_of(given: Form | str) -> Form:

@@ -66,6 +66,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.model.uri import resolve as resolve
     from mirrorspark.scoring.output.forms import AtLeast as AtLeast
     from mirrorspark.scoring.output.forms import Columns as Columns
+    from mirrorspark.scoring.output.forms import Labelled as Labelled
     from mirrorspark.scoring.output.forms import Long as Long
     from mirrorspark.scoring.output.forms import Struct as Struct
     from mirrorspark.scoring.output.forms import TopK as TopK
@@ -97,6 +98,8 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.training.driver.errors import TrainingStoppedError as TrainingStoppedError
     from mirrorspark.training.estimator import TrainedModel as TrainedModel
     from mirrorspark.training.estimator import TrainingEstimator as TrainingEstimator
+    from mirrorspark.training.fit import default_config as default_config
+    from mirrorspark.training.fit import default_spec as default_spec
     from mirrorspark.training.fit import fit as fit
     from mirrorspark.training.launch import run_train_fn as run_train_fn
     from mirrorspark.training.results.delivery import Trained as Trained
@@ -138,7 +141,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "training.config": ("ConfigError", "RunConfig", "TrainingConfig"),
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
         "training.estimator": ("TrainedModel", "TrainingEstimator"),
-        "training.fit": ("fit",),
+        "training.fit": ("default_config", "default_spec", "fit"),
         "training.launch": ("run_train_fn",),
         "training.results.delivery": ("Trained",),
         "training.results.evaluation.explain": ("Explanation",),
@@ -171,7 +174,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.input.tfrecords": ("score_tfrecords",),
         "scoring.model.directory": ("ModelDirectory",),
         "scoring.model.uri": ("resolve",),
-        "scoring.output.forms": ("AtLeast", "Columns", "Long", "Struct", "TopK", "Wide"),
+        "scoring.output.forms": ("AtLeast", "Columns", "Labelled", "Long", "Struct", "TopK", "Wide"),
         "scoring.package": ("package_model",),
         "scoring.parity": ("ParityReport", "log_parity", "parity", "parity_check", "ranking_parity"),
         "scoring.precomputed.precompute": ("precompute",),

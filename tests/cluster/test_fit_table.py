@@ -15,6 +15,7 @@ from pyspark.ml.feature import StringIndexerModel
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 import mirrorspark as ms
+from benchmarks.quality_tables import adult_tables
 from mirrorspark.callbacks.checkpoints.commit import best_committed
 from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once
@@ -329,5 +330,55 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
         assert evaluator.evaluate(indexed) == pytest.approx((table.head(64)["way"] == likeliest).mean())
         assert evaluator.setMetricName("f1").evaluate(indexed) > 0.9
         assert evaluator.setMetricName("logLoss").evaluate(indexed) < 1
+        names = np.array(result.dataset.features.class_names)
+        assert list(result.score(rows).sort_values("parcel")["predicted_label"]) == list(names[scores.argmax(axis=1)])
         wide = result.score(rows, outputs="wide")
         assert {"road", "rail", "sea"} < set(wide.columns)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("label", "settings", "column"),
+    [
+        ("extras", {}, "scores"),
+        ({"name": "stop", "kind": "candidate"}, {"top_k": 2}, "scores"),
+        ({"name": "visits", "kind": "number"}, {"model": {"name": "regression", "loss": "poisson"}}, "score"),
+    ],
+)
+def test_lists_candidates_and_counts_are_learnt_from_a_table_too(
+    spark: "SparkSession", tmp_path: Path, label: Any, settings: dict[str, Any], column: str
+) -> None:
+    """T3: and Spark's scores are those of the training framework."""
+    table = parcels()[["parcel", "region", "weight"]]
+    name = label if isinstance(label, str) else label["name"]
+    extras = {"north": ["ice"], "south": ["sun", "sea"], "island": ["sea"]}
+    made = {"extras": table["region"].map(extras), "stop": "to " + table["region"], "visits": table["weight"] + 1}
+    table[name] = made[name].astype("int64") if name == "visits" else made[name]
+    settings = {"output": str(tmp_path), "epochs": 12, "learning_rate": 0.02, "workers": 1} | settings
+    result = ms.fit(table, label=label, keys="parcel", spark=spark, **settings)
+    kept = result.trained.predictions["test"].to_pandas().sort_values("parcel")
+    test = table[table["parcel"].isin(kept["parcel"])]
+    scored = result.score(test).sort_values("parcel")
+    np.testing.assert_allclose(
+        np.stack(scored[column].to_numpy()), np.stack(kept[column].to_numpy()), rtol=1e-4, atol=1e-5
+    )
+    if name == "extras":
+        assert result.metrics["test"]["auc"] > 0.99
+        assert set(result.score(test, outputs="top:1").iloc[0]["predictions"][0]) == {"label", "score"}
+    elif name == "stop":
+        assert (scored["candidates"].str[0].to_numpy() == test.sort_values("parcel")["stop"].to_numpy()).all()
+    else:
+        assert (scored["score"] > 0).all()
+        assert result.metrics["test"]["r2"] > 0.8
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_first_fit_of_the_adult_table_reaches_its_mark_without_a_setting(
+    spark: "SparkSession", shared_data: Path, tmp_path: Path
+) -> None:
+    """T8, F15: the official test rows, and a validation split that chooses the epoch."""
+    tables = adult_tables(shared_data / "adult")
+    table = pd.concat([rows.assign(split=split) for split, rows in tables.items()], ignore_index=True)
+    result = ms.fit(table, label="income", output=str(tmp_path), spark=spark)
+    assert result.metrics["test"]["auc"] >= 0.92

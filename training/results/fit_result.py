@@ -18,6 +18,7 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.output.forms import Labelled
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.results.delivery import Trained, report_facts
 from mirrorspark.training.results.evaluation.explain import REPEATS, SAMPLE_ROWS, Explanation, explain
@@ -88,13 +89,16 @@ class FitResult:
 
         Args:
             table: Anything that ``fit`` takes. It needs the model's columns and the keys, but no label.
-            options: Options of :func:`scoring.batch.score`.
+            options: Options of :func:`scoring.batch.score`. The scores of several classes have the name of the best
+                one beside them, unless ``outputs`` says otherwise.
 
         Returns:
             A pandas or Polars DataFrame or a PyArrow table for one of these, else a Spark DataFrame.
         """
         needs_number = self.spec.keys == (ROW_NUMBER,) and is_in_memory(table)
         df = as_dataframe(numbered(table) if needs_number else table, self.rows.sparkSession)
+        if self.spec.label.kind == "multi_class":
+            options.setdefault("outputs", Labelled())
         return in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
 
     def compare(self, other: "FitResult") -> Comparison:

@@ -17,7 +17,7 @@ from pyspark.sql.types import (
 )
 
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts
-from mirrorspark.data_pipelines.features.infer import likely_keys, propose_feature, propose_label
+from mirrorspark.data_pipelines.features.infer import likely_keys, propose_feature, propose_label, reason_of_label
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Feature,
@@ -105,6 +105,16 @@ def test_a_column_that_can_be_no_feature_is_left_out_for_a_reason(column: Column
 )
 def test_a_label_finds_its_kind(column: ColumnFacts, expected: Label) -> None:
     assert propose_label(column) == expected
+
+
+def test_ratings_are_classes_and_the_log_names_the_way_to_make_them_numbers() -> None:
+    ratings = facts(IntegerType(), "stars", distinct=5, minimum=1, maximum=5)
+    assert reason_of_label(propose_label(ratings), ratings) == (
+        "multi_class: it has 5 different whole numbers; if they are amounts or ratings, give "
+        "{'name': 'stars', 'kind': 'number'} as label"
+    )
+    words = facts(StringType(), "way", distinct=5)
+    assert reason_of_label(propose_label(words), words) == "multi_class"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """T3, F15: a user's own model travels by value, keeps its compilation, and its outputs become probabilities."""
 
 import importlib
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -14,10 +15,13 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, own_model
+from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.layers import feature_inputs, feature_vector
+from mirrorspark.models.serving.export import ScoringModule, save
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.models.settings import ModelSettingsError
 
 SPEC = FeatureSpec.from_dict(
@@ -82,6 +86,65 @@ def test_the_score_is_a_probability_whatever_the_model_returns(build: Callable[.
     score = architecture.predict(model, BATCH)["score"]
     np.testing.assert_allclose(score, expected, rtol=1e-6)
     assert score.shape == (2,)
+
+
+class DistanceEncoder(tf.Module):
+    """A module of TensorFlow alone, with a variable and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = tf.Variable([[2.0, -1.0]])
+        values = tf.lookup.KeyValueTensorInitializer(tf.constant([0, 1], tf.int64), tf.constant([0.5, -3.0]))
+        self.offsets = tf.lookup.StaticHashTable(values, 0.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32)])
+    def __call__(self, distances: tf.Tensor) -> tf.Tensor:
+        return distances @ self.kernel + self.offsets.lookup(tf.cast(distances > 0, tf.int64))
+
+
+class Pretrained(layers.Layer):
+    """The layer of the documentation."""
+
+    def __init__(self, folder: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.module = tf.saved_model.load(folder)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.module(inputs)
+
+
+class FineTuned(Pretrained):
+    def __init__(self, folder: str, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self.kernel = self.module.kernel
+
+
+@pytest.mark.parametrize("kind", [Pretrained, FineTuned])
+def test_a_pretrained_module_that_is_no_keras_model_is_a_layer_and_is_exported(
+    tmp_path: Path, kind: type[Pretrained]
+) -> None:
+    folder = str(tmp_path / "encoder")
+    tf.saved_model.save(DistanceEncoder(), folder)
+
+    def with_encoder(features: FittedFeatures) -> tf_keras.Model:
+        inputs = feature_inputs(features)
+        encoded = kind(folder)(inputs["distance"][:, None])
+        joined = layers.Concatenate()([encoded, feature_vector(features, inputs, 4)])
+        return tf_keras.Model(inputs, layers.Dense(1)(joined))
+
+    architecture, model = built(with_encoder)
+    compile_model(model, "binary", tf_keras.optimizers.Adam(0.1))
+    before = architecture.predict(model, BATCH)["score"].numpy()
+    model.fit(BATCH, np.array([1.0, 0.0]), epochs=3, verbose=0)
+    score = architecture.predict(model, BATCH)["score"].numpy()
+    assert (np.abs(score - before) > 0.01).all()
+    (encoder,) = (layer for layer in model.layers if isinstance(layer, Pretrained))
+    assert (encoder.module.kernel.numpy().tolist() == [[2.0, -1.0]]) is (kind is Pretrained)
+    fitted = FittedFeatures(SPEC, {}, {"distance": NumericStatistics(0.0, 1.0, -1.0, 1.0, 2)})
+    save(ScoringModule(architecture, model, fitted), tmp_path / "model")
+    shutil.rmtree(folder)
+    exported = tf.saved_model.load(str(tmp_path / "model")).signatures[ENCODED_SIGNATURE]
+    np.testing.assert_allclose(exported(**BATCH)["score"], score, rtol=1e-6)
 
 
 def test_a_compiled_model_keeps_what_it_was_compiled_with_and_counts_no_row_of_weight_zero() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.output.forms import AtLeast, Columns, Long, Struct, TopK, Wide, form_named, form_of
+from mirrorspark.scoring.output.forms import AtLeast, Columns, Labelled, Long, Struct, TopK, Wide, form_named, form_of
 
 LABELS = {"scores": ("books", "toys", "music")}
 OUTPUTS = {"scores": pa.array([[0.5, 0.1, 0.5], [0.2, 0.9, 0.3]], pa.list_(pa.float32()))}
@@ -55,6 +55,17 @@ def test_the_best_labels_come_best_first_and_of_equal_scores_the_earlier_one() -
     assert [len(row) for row in pairs(column)] == [3, 3]
 
 
+def test_the_predicted_label_is_the_first_of_the_best_beside_the_outputs() -> None:
+    numbers = [[0.5, 0.1, 0.5], [np.nan, 0.2, np.nan], [np.nan] * 3, [0.1, 0.2, 0.3]]
+    outputs = {"scores": pa.array(numbers, pa.list_(pa.float32()))}
+    columns = Labelled().shaped(outputs, LABELS).columns
+    assert columns["predicted_label"].to_pylist() == ["books", "toys", None, "music"]
+    assert columns["scores"] is outputs["scores"]
+    assert Labelled().shaped(CANDIDATES, {}).columns["predicted_label"].to_pylist() == ["m1", "m3"]
+    with pytest.raises(ScoringError, match="an output 'predicted_label'"):
+        Labelled().fields(pa.schema([*SCHEMA, ("predicted_label", pa.string())]), LABELS)
+
+
 def test_the_labels_above_a_threshold_come_best_first_and_may_be_none() -> None:
     """The threshold itself is above: 0.3 as a float32 is not below 0.3."""
     (column,) = AtLeast(0.3).shaped(OUTPUTS, LABELS).columns.values()
@@ -92,7 +103,7 @@ def test_the_best_are_those_of_a_full_sort(rows: list[list[float]], k: int) -> N
     ]
 
 
-@pytest.mark.parametrize("form", [Columns(), Struct(), Wide(), Long(), TopK(2), AtLeast(0.4)], ids=repr)
+@pytest.mark.parametrize("form", [Columns(), Struct(), Labelled(), Wide(), Long(), TopK(2), AtLeast(0.4)], ids=repr)
 @pytest.mark.parametrize("rows", [0, 2])
 def test_columns_have_the_types_that_were_announced(form: Columns, rows: int) -> None:
     outputs = {name: column.slice(0, rows) for name, column in OUTPUTS.items()}
@@ -102,7 +113,7 @@ def test_columns_have_the_types_that_were_announced(form: Columns, rows: int) ->
     }
 
 
-@pytest.mark.parametrize("form", [Wide(), Long(), TopK(2), AtLeast(0.4)], ids=repr)
+@pytest.mark.parametrize("form", [Labelled(), Wide(), Long(), TopK(2), AtLeast(0.4)], ids=repr)
 def test_slices_of_a_larger_array_have_their_own_rows(form: Columns) -> None:
     whole, part = form.shaped(OUTPUTS, LABELS), form.shaped({"scores": OUTPUTS["scores"].slice(1)}, LABELS)
     of_part = [column.to_pylist() for column in part.columns.values()]
@@ -119,7 +130,7 @@ def test_scores_of_labels_are_float_of_models_that_give_double_too(form: Columns
 
 def test_outputs_without_labels_have_no_labelled_form() -> None:
     score = pa.schema([("score", pa.float32())])
-    for form in (Wide(), Long(), TopK(3), AtLeast(0.5)):
+    for form in (Labelled(), Wide(), Long(), TopK(3), AtLeast(0.5)):
         with pytest.raises(ScoringError, match=r"of \{'score': 'float'\} no output has labels.*use columns"):
             form.fields(score, {})
     with pytest.raises(ScoringError, match="no output has labels that hold for all rows"):
@@ -137,6 +148,7 @@ def test_outputs_without_labels_have_no_labelled_form() -> None:
         ("long", Long()),
         ("top:3", TopK(3)),
         ("at_least:0.25", AtLeast(0.25)),
+        ("labelled", Labelled()),
     ],
 )
 def test_forms_have_names(text: str, form: Columns) -> None:
@@ -146,7 +158,7 @@ def test_forms_have_names(text: str, form: Columns) -> None:
 def test_a_form_may_be_given_by_its_name_and_nothing_else_is_one() -> None:
     assert form_of("top:3") == form_of(TopK(3)) == TopK(3)
     for wrong in (Long, 3, None, "best"):
-        with pytest.raises(ScoringError, match="columns, struct, wide"):
+        with pytest.raises(ScoringError, match="columns, struct, labelled, wide"):
             form_of(wrong)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.model.versions import ModelVersionsError
 from mirrorspark.scoring.output.bad_rows import BadRowError
-from mirrorspark.scoring.output.forms import AtLeast, Columns, Form, Long, Struct, TopK, Wide
+from mirrorspark.scoring.output.forms import AtLeast, Columns, Form, Labelled, Long, Struct, TopK, Wide
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
@@ -53,7 +53,7 @@ def scorer_of(folder: Path, **settings: object) -> Scorer:
     return Scorer(ShippedModel("0" * 64, "baskets/1", path=str(folder), archive=None), Settings(**settings))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("form", [Columns(), Struct(), Wide(), Long(), TopK(2), AtLeast(0.0)], ids=repr)
+@pytest.mark.parametrize("form", [Columns(), Struct(), Labelled(), Wide(), Long(), TopK(2), AtLeast(0.0)], ids=repr)
 def test_marked_rows_have_nulls_and_the_reason_and_the_others_their_scores(baskets: Path, form: Form) -> None:
     model, tally = LoadedModel(baskets), Tally()
     scorer = scorer_of(baskets, outputs=form, bad_rows="mark")

@@ -55,8 +55,13 @@ def test_the_feature_that_the_model_reads_is_the_important_one_and_the_ignored_o
     assert town["there"] == pytest.approx(0.8)
     assert town["here"] == pytest.approx(0.2)
     assert list(found.dependence["distance"]["value"]) == [0.0, 1.0]
-    assert set(found.slices["value"]) == {"here", "there"}
-    assert (found.slices["rows"] == 2 * ROUNDS).all()
+    slices = found.slices.set_index("feature")
+    assert set(slices.loc["town", "value"]) == {"here", "there"}
+    assert list(slices.loc["distance", "value"]) == ["1.0", "0.0"]  # the worst first
+    assert (slices.loc[["town", "distance"], "rows"] == 2 * ROUNDS).all()
+    assert len(slices.loc["noise"]) == 5
+    assert (slices.loc["noise", "rows"] == 4 * ROUNDS / 5).all()
+    assert slices.loc["noise", "value"].str.fullmatch(r"\(-?\d\.\d+, -?\d\.\d+]").all()
     assert found.worst.loc[0, "loss"] == pytest.approx(-np.log(0.7))
     assert list(found.worst.columns) == ["ride", "label", "prediction", "loss", "town", "distance", "noise"]
     assert set(found.figures) == {"importance", "dependence"}
@@ -85,6 +90,10 @@ def test_of_several_classes_the_names_and_the_share_of_right_predictions_are_sho
     assert list(slices.loc["here", ["label", "prediction", "right"]]) == ["sea", "sea", 0.5]
     assert list(slices.loc["there", ["label", "prediction", "right"]]) == ["rail", "rail", 0.75]
     assert list(found.worst.loc[0, ["label", "prediction"]]) == ["road", "rail"]
+    of_classes = found.dependence["town"].set_index("value")
+    assert list(of_classes) == ["road", "rail", "sea"]
+    assert list(of_classes.loc["here"]) == pytest.approx([0.1, 0.2, 0.7])
+    assert set(found.figures) == {"importance", "dependence"}
     assert "<td>sea</td>" in found._repr_html_()
 
 
@@ -106,7 +115,7 @@ def test_what_cannot_be_explained_is_said() -> None:
 def test_values_of_few_rows_are_no_slice() -> None:
     rows = ROWS.slice(0, 100).set_column(1, "town", pa.array(["rare"] * 29 + ["often"] * 70 + [None]))
     found = explain(rows, FittedFeatures(SPEC, {}, {}), knows_the_town, repeats=1)
-    assert list(found.slices["value"]) == ["often"]
+    assert list(found.slices.set_index("feature").loc[["town"], "value"]) == ["often"]
     none = explain(rows.slice(0, 20), FittedFeatures(SPEC, {}, {}), knows_the_town, repeats=1)
     assert none.slices.empty
     assert "label" in none.slices

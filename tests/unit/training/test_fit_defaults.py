@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.training.config import ConfigError
-from mirrorspark.training.fit import _require_valid, default_config, fit
+from mirrorspark.training.config import ConfigError, TrainingConfig
+from mirrorspark.training.fit import _require_valid, default_baseline, default_batch_size, default_config, fit
 
 SPEC = FeatureSpec((Categorical("town"),), Label("late"), ("ride",))
+ENSEMBLE = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 4, 5, 6, 7, 8, 12])
@@ -18,12 +19,50 @@ def test_a_batch_has_equal_parts_for_all_workers(rows: int, slots: int) -> None:
     config = default_config(SPEC, rows=rows, slots=slots, name="late")
     assert config.workers == max(1, min(slots, rows // 20_000))
     assert config.global_batch_size % config.workers == 0
-    assert 64 <= config.global_batch_size < 2_048 + slots
+    assert 64 <= config.global_batch_size < 4_096 + slots
 
 
 def test_a_batch_is_divided_among_given_workers_and_their_parts() -> None:
     config = default_config(SPEC, rows=100_000, slots=8, name="late", workers=3, accumulate=5)
     assert config.global_batch_size == 1_035  # the first multiple of 15 from 1,024 on
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [(0, 64), (9_000, 64), (9_100, 128), (27_677, 256), (262_000, 2048), (300_000, 4096), (10**9, 4096)],
+)
+def test_a_batch_is_the_power_of_two_nearest_to_a_hundredth_of_the_rows(rows: int, size: int) -> None:
+    assert default_batch_size(rows) == size
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("binary", "multi_field"), ("multi_class", "multi_class"), ("number", "regression")]
+)
+def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: str, name: str) -> None:
+    """F15: and what is given stays as it is."""
+    spec = FeatureSpec(
+        (Categorical("town"),), Label("late", kind, classes=3 if kind == "multi_class" else None), ("id",)
+    )
+    config = default_config(spec, rows=100, slots=1, name="late")
+    assert config.model == {"name": name, **ENSEMBLE}
+    assert (config.optimizer, config.weight_decay, config.patience) == ("adamw", 0.01, 5)
+    given = default_config(spec, rows=100, slots=1, name="late", optimizer="adam", patience=7)
+    assert (given.model, given.optimizer, given.weight_decay, given.patience) == (config.model, "adam", None, 7)
+    named = default_config(spec, rows=100, slots=1, name="late", model={"name": name})
+    assert (named.model, named.optimizer, named.patience) == ({"name": name}, "adam", TrainingConfig.patience)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("multi_label", "multi_label"), ("candidate", "two_tower")])
+def test_many_labels_and_candidates_get_their_architecture_alone(kind: str, name: str) -> None:
+    features = (Categorical("town"), *([Categorical("late")] if kind == "candidate" else []))
+    spec = FeatureSpec(features, Label("late", kind), ("id",))
+    config = default_config(spec, rows=100, slots=1, name="late")
+    assert (config.model, config.optimizer, config.baseline) == ({"name": name}, "adam", "popularity")
+
+
+def test_gradient_boosting_is_no_baseline_of_sparse_columns() -> None:
+    assert default_baseline(SPEC) == "hist_gradient_boosting"
+    assert default_baseline(FeatureSpec((Sparse("words", size=9),), Label("late"), ("id",))) == "none"
 
 
 def test_settings_are_refused_before_rows_are_converted_only_if_no_number_of_workers_takes_them() -> None:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Feature, Numeric
 from mirrorspark.data_pipelines.features.labels import encode_label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
@@ -33,7 +34,9 @@ _DEPENDENCE_ROWS = 500
 _DEPENDENCE_FEATURES = 6
 _GRID_POINTS = 15
 _MOST_VALUES = 10
+_DEPENDENCE_CLASSES = 6
 _LEAST_SLICE_ROWS = 30
+_NUMBER_SLICES = 5
 _WORST_ROWS = 10
 
 # No probability is 0 or 1 for certain.
@@ -54,10 +57,11 @@ class Explanation:
         importance: A row per feature, most important first: ``feature``, ``importance`` (mean increase of the loss when
             its values are shuffled among the rows) and ``deviation`` over the repetitions.
         dependence: Per feature a table of ``value`` and ``prediction``: the mean prediction when all rows have this
-            value (partial dependence: Friedman, 2001); of the most important features that have single values.
-        slices: A row per value of a categorical feature: ``feature``, ``value``, ``rows``, mean ``label``, mean
-            ``prediction``, mean ``loss``; the worst first. Of several classes, the commonest ``label`` and
-            ``prediction``, and the share of ``right`` predictions.
+            value (partial dependence: Friedman, 2001); of the most important features that have single values. Of
+            several classes a column of mean probabilities for each of the most probable ones, by its name.
+        slices: A row per value of a categorical feature, and per fifth of the rows by a number: ``feature``, ``value``,
+            ``rows``, mean ``label``, mean ``prediction``, mean ``loss``; the worst first. Of several classes, the
+            commonest ``label`` and ``prediction``, and the share of ``right`` predictions.
         worst: The rows with the largest loss: keys, label, prediction (of several classes, their names), loss and raw
             columns.
         rows: Rows of the sample.
@@ -77,7 +81,10 @@ class Explanation:
         bars = {name: (mean, deviation) for name, mean, deviation in zip(*columns, strict=True)}
         figures = {"importance": importance_chart(bars, loss=self.loss)}
         if self.dependence:
-            curves = {name: (list(of["value"]), list(of["prediction"])) for name, of in self.dependence.items()}
+            curves = {
+                name: (list(of.iloc[:, 0]), {what: list(of.iloc[:, place]) for place, what in enumerate(of) if place})
+                for name, of in self.dependence.items()
+            }
             figures["dependence"] = dependence_chart(curves)
         return figures
 
@@ -142,7 +149,7 @@ def explain(
     of_rows = _of_rows(label, predictions, features) | {"loss": base}
     return Explanation(
         importance,
-        _dependence(rows, spec, importance["feature"].tolist(), predict) if predictions.ndim == 1 else {},
+        _dependence(rows, features, importance["feature"].tolist(), predict),
         _slices(rows, spec, pd.DataFrame(of_rows)),
         _worst(rows, spec, pd.DataFrame(of_rows)),
         loss,
@@ -204,9 +211,17 @@ def _importance(
     return table.sort_values("importance", ascending=False, ignore_index=True)
 
 
-def _dependence(rows: pa.Table, spec: FeatureSpec, ordered: Sequence[str], predict: Predict) -> dict[str, pd.DataFrame]:
-    some = rows.slice(0, _DEPENDENCE_ROWS)
+def _dependence(
+    rows: pa.Table, features: FittedFeatures, ordered: Sequence[str], predict: Predict
+) -> dict[str, pd.DataFrame]:
+    spec, some = features.spec, rows.slice(0, _DEPENDENCE_ROWS)
     curves: dict[str, pd.DataFrame] = {}
+    if spec.label.kind == "multi_label":
+        return curves
+    names, places = ["prediction"], np.array([0])
+    if spec.label.kind == "multi_class":
+        places = np.sort(np.argsort(-predict(some).mean(axis=0), kind="stable")[:_DEPENDENCE_CLASSES])
+        names = [features.class_names[place] for place in places]
     for name in ordered:
         columns = spec[name].columns
         if len(columns) != 1 or pa.types.is_nested(rows.schema.field(columns[0]).type):
@@ -216,9 +231,12 @@ def _dependence(rows: pa.Table, spec: FeatureSpec, ordered: Sequence[str], predi
             continue
         kind = rows.schema.field(columns[0]).type
         means = [
-            float(predict(_with(some, columns[0], pa.array([value] * some.num_rows, kind))).mean()) for value in values
+            predict(_with(some, columns[0], pa.array([value] * some.num_rows, kind))).mean(axis=0, dtype=np.float64)
+            for value in values
         ]
-        curves[name] = pd.DataFrame({"value": values, "prediction": means})
+        table = pd.DataFrame(np.reshape(means, (len(values), -1))[:, places], columns=names)
+        table.insert(0, "value", values, allow_duplicates=True)  # a class may have that name
+        curves[name] = table
         if len(curves) == _DEPENDENCE_FEATURES:
             break
     return curves
@@ -240,11 +258,13 @@ def _grid(column: pa.ChunkedArray) -> list[Any]:
 def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataFrame:
     tables = []
     typical = {name: "mean" if is_numeric_dtype(column) else _commonest for name, column in of_rows.items()}
-    for feature in spec.categorical:
+    for feature in (*spec.categorical, *spec.numeric):
         if feature.name == spec.label.name or len(feature.columns) != 1:
             continue
-        values = rows[feature.columns[0]].to_pandas()
+        values = _sliced(rows[feature.columns[0]], feature)
         is_enough = of_rows.groupby(values, dropna=False)["loss"].transform("size") >= _LEAST_SLICE_ROWS
+        if not is_enough.any():
+            continue
         grouped = of_rows[is_enough].groupby(values[is_enough], dropna=False)
         means = grouped.agg(typical)
         means.insert(0, "rows", grouped.size())
@@ -256,6 +276,16 @@ def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.Data
     if not tables:
         return pd.DataFrame(columns=columns)
     return pd.concat(tables).sort_values("loss", ascending=False, ignore_index=True)[columns]
+
+
+def _sliced(column: pa.ChunkedArray, feature: Feature) -> pd.Series:
+    """Return the slice of every row: its value, or of many numbers the interval between two quantiles."""
+    if not isinstance(feature, Numeric):
+        return column.to_pandas()
+    numbers = column.cast(pa.float64()).to_pandas()
+    if numbers.nunique() <= _MOST_VALUES:
+        return numbers
+    return pd.qcut(numbers, _NUMBER_SLICES, duplicates="drop").astype(object).map(str, na_action="ignore")
 
 
 def _commonest(values: pd.Series) -> Any:
