@@ -37,6 +37,8 @@ from mirrorspark.training.protocol.handshake import (
 _MOST_UNPROVEN = 256
 # The ranks' last events may still be in transit when the attempt is over.
 _LAST_WORDS_SECONDS = 3.0
+# A receiver that hangs must not hold up the end of the attempt.
+_RECEIVER_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class EventServer:
         self._turn = threading.Lock()
         # The number of each client's last event. Guarded by _turn.
         self._last: dict[str, int] = {}
+        # Set with _turn held, unless the receiver hangs.
+        self._is_over = False
         self._token = secrets.token_hex(32)
         self._refusals = RefusalLog(logger, "an event connection")
         # Guards the two fields below, so that a client that connects now still gets retained commands.
@@ -84,6 +88,10 @@ class EventServer:
         self._thread.join(timeout=10)
         self._server.end_connections(_LAST_WORDS_SECONDS)
         self._server.server_close()
+        has_turn = self._turn.acquire(timeout=_RECEIVER_SECONDS)
+        self._is_over = True
+        if has_turn:
+            self._turn.release()
 
     def command(self, command: Command, rank: int | None = None) -> None:
         """Send a command to all ranks, or one, or their tasks; does not wait for them."""
@@ -136,6 +144,8 @@ class EventServer:
 
     def _publish(self, client: str, number: int, event: Event) -> None:
         with self._turn:
+            if self._is_over:
+                return
             if number <= self._last.get(client, 0):
                 return  # It arrived before the connection broke, but its acknowledgement was lost.
             self._last[client] = number
