@@ -37,6 +37,8 @@ from mirrorspark.training.protocol.handshake import (
 _MOST_UNPROVEN = 256
 # The ranks' last events may still be in transit when the attempt is over.
 _LAST_WORDS_SECONDS = 3.0
+# Time for the threads whose connections are closed then, all of them together.
+_CLOSE_SECONDS = 5.0
 # A receiver that hangs must not hold up the end of the attempt.
 _RECEIVER_SECONDS = 5.0
 
@@ -234,4 +236,6 @@ class _ThreadingServer(socketserver.ThreadingTCPServer):
         for thread, connection in self._connections:
             if thread.is_alive():
                 hang_up(connection)
-                thread.join(timeout=5)
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for thread, _ in self._connections:
+            thread.join(max(0.0, deadline - time.monotonic()))
