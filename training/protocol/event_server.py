@@ -68,7 +68,8 @@ class EventServer:
         self._refusals = RefusalLog(logger, "an event connection")
         # Guards the two fields below, so that a client that connects now still gets retained commands.
         self._commanding = threading.Lock()
-        self._lines: set[_Line] = set()
+        # In the order of arrival.
+        self._lines: dict[_Line, None] = {}
         self._retained: dict[tuple[str, int | None], Command] = {}
         receive = self._receive
 
@@ -121,7 +122,7 @@ class EventServer:
         finally:
             if line is not None:
                 with self._commanding:
-                    self._lines.discard(line)
+                    self._lines.pop(line, None)
 
     def _let_in(self, connection: socketserver.StreamRequestHandler) -> "_Line":
         """Return the connection of an authenticated client.
@@ -137,7 +138,7 @@ class EventServer:
         notice_silence(connection.connection)
         line = _Line(connection.connection, str(hello["client"]), int(hello["rank"]), hello["sender"])
         with self._commanding:
-            self._lines.add(line)
+            self._lines[line] = None
             retained = [command for (_, rank), command in self._retained.items() if line.is_meant(command, rank)]
         # A concurrent command arrives twice, perhaps followed by an older one; retained commands tolerate both.
         for command in retained:
@@ -166,7 +167,8 @@ class _Line:
     client: str
     rank: int
     sender: Sender
-    _turn: threading.Lock = field(default_factory=threading.Lock)
+    # Looked up for each connection, so that a simulation can put its own lock in the place of the module's.
+    _turn: threading.Lock = field(default_factory=lambda: threading.Lock())
 
     def is_meant(self, command: Command, rank: int | None) -> bool:
         """Return True if a command to ``rank``, None for all, is for this client."""
