@@ -101,7 +101,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Close with one line that counts what could not run here, and why."""
+    """Close with a line for each kind of fault that was counted, and one for what could not run here, and why."""
+    counts: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for name, numbers in report.user_properties:
+            counts.setdefault(name, Counter()).update(numbers)
+    for name, total in sorted(counts.items()):
+        terminalreporter.write_line(f"{name}: {', '.join(f'{number:,} {what}' for what, number in total.items())}")
     reasons = Counter(
         str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix("Skipped: ")
         for report in terminalreporter.stats.get("skipped", [])

@@ -1,7 +1,7 @@
 """What tests of faults share with those of undisturbed runs, and with each other."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 __all__ = ["some_flights"]
+
+# Takes a name and numbers by what they count.
+Count = Callable[[str, Mapping[str, int]], None]
+
+
+@pytest.fixture
+def count(record_property: Callable[[str, object], None]) -> Count:
+    """Return a function that adds to the numbers with which the whole run of the tests closes."""
+
+    def add(name: str, numbers: Mapping[str, int]) -> None:
+        record_property(name, dict(numbers))
+
+    return add
 
 
 @pytest.fixture(scope="module")

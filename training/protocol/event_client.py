@@ -128,13 +128,13 @@ class EventClient:
                 if self._converse():
                     return
                 pause = _FIRST_PAUSE_SECONDS
-                error: OSError = ConnectionResetError("the line was cut")
+                error: Exception = ConnectionResetError("the line was cut")
             except TokenMismatchError as refusal:
                 self._end()
                 what = f"{refusal}; this is not the driver of this run"
                 logger.warning("lost the event channel to the driver at %s: %s", self._address, what)
                 return
-            except OSError as failure:
+            except (OSError, RuntimeError) as failure:  # RuntimeError: the machine has no thread left.
                 error = failure
             if not self._has_reported_loss:
                 self._has_reported_loss = True
@@ -159,6 +159,7 @@ class EventClient:
         Raises:
             TokenMismatchError: One side does not know the token, and nothing is sent to the other.
             OSError: The driver cannot be reached, or the connection broke.
+            RuntimeError: The machine has no thread left.
         """
         with (
             socket.create_connection((self._address.host, self._address.port), HANDSHAKE_SECONDS) as connection,

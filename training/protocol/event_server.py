@@ -59,7 +59,8 @@ class EventServer:
         self._token = secrets.token_hex(32)
         # Guards the two fields below, so that a client that connects now still gets retained commands.
         self._commanding = threading.Lock()
-        self._lines: set[_Line] = set()
+        # In the order of arrival.
+        self._lines: dict[_Line, None] = {}
         self._retained: dict[tuple[str, int | None], Command] = {}
         listener = socket.create_server((host, 0), backlog=_MOST_UNPROVEN)
         self._admissions: Admissions[None] = Admissions(
@@ -100,7 +101,7 @@ class EventServer:
         finally:
             if line is not None:
                 with self._commanding:
-                    self._lines.discard(line)
+                    self._lines.pop(line, None)
 
     def _let_in(self, connection: socket.socket, stream: BinaryIO) -> "_Line":
         """Return the connection of an authenticated client.
@@ -116,7 +117,7 @@ class EventServer:
         notice_silence(connection)
         line = _Line(connection, str(hello["client"]), int(hello["rank"]), hello["sender"])
         with self._commanding:
-            self._lines.add(line)
+            self._lines[line] = None
             retained = [command for (_, rank), command in self._retained.items() if line.is_meant(command, rank)]
         # A concurrent command arrives twice, perhaps followed by an older one; retained commands tolerate both.
         for command in retained:
@@ -145,7 +146,8 @@ class _Line:
     client: str
     rank: int
     sender: Sender
-    _turn: threading.Lock = field(default_factory=threading.Lock)
+    # Looked up for each connection, so that a simulation can put its own lock in the place of the module's.
+    _turn: threading.Lock = field(default_factory=lambda: threading.Lock())
 
     def is_meant(self, command: Command, rank: int | None) -> bool:
         """Return True if a command to ``rank``, None for all, is for this client."""
