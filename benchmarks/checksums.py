@@ -207,7 +207,7 @@ def _message_table() -> Table:
 
     ways: dict[str, Callable[[np.ndarray], object]] = {
         "the sum of its words": _checksum,
-        "CRC-32 (zlib)": lambda values: zlib.crc32(values),
+        "CRC-32 (zlib)": lambda values: zlib.crc32(values.data),
         "a copy of it": np.copy,
     }
     rows = []

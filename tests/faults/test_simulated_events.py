@@ -147,7 +147,8 @@ class World:
             self._command_until(self.trouble_seconds)
             if self.ends_in_peace:
                 self.is_calm = True
-                room.sleep(_CALM_SECONDS)
+                # A client that took a killed one's place begins by then.
+                room.sleep(self.trouble_seconds + _CALM_SECONDS)
                 self._check_commands()
                 self._close()
             began, paused = room.now, self.driver.paused_seconds
@@ -179,11 +180,12 @@ class World:
                 return
             self._command(chance.choice(["lease", *sorted(RETAINED)]), chance.choice([None, 0, 1]))
 
-    def _command(self, command: str, rank: int | None) -> None:
+    def _command(self, command: str, rank: int | None) -> int:
         number = self.next_number()
         if command in RETAINED:
             self.retained[command, rank] = number
         self.server.command({"command": command, "number": number}, rank)
+        return number
 
     def _disturb(self) -> None:
         """Let something go wrong from time to time; all is well at the end of the trouble."""
@@ -245,13 +247,13 @@ class World:
 
     def _check_commands(self) -> None:
         """The last retained command is there, and others arrive now."""
-        self._command("lease", None)
+        lease = self._command("lease", None)
         self.room.sleep(10.0)
         for client in self.clients:
             meant = [(*key, number) for key, number in self.retained.items() if client.is_meant(*key)]
             expected = {(command, number) for command, _, number in meant}
             if client.sender == "task":
-                expected.add(("lease", self._numbers))
+                expected.add(("lease", lease))
             if client.stays:
                 assert expected <= set(client.commands), f"{client.process.name} did not hear {expected}"
 

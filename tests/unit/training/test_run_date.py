@@ -206,7 +206,7 @@ def test_a_driver_whose_run_is_not_its_own_any_more_leaves_the_summary_that_is_t
     folder = left(config, "running")
     file = folder.path / SUMMARY_FILE
 
-    def run(config: RunConfig, tell: Callable[[Summary], None]) -> Summary:
+    def run(config: RunConfig, tell: Callable[[Summary], None], *, began: float) -> Summary:
         tell(Summary("running", run_id="run-1", run_folder=str(folder.path)))
         Summary("finished", run_id="run-1").save(file)
         change_state(folder, **successor)
@@ -222,7 +222,7 @@ def test_a_driver_whose_run_is_not_its_own_any_more_leaves_the_summary_that_is_t
 def test_a_run_that_was_stopped_says_so_in_its_folder(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = left(config, "stopped")
 
-    def run(config: RunConfig, tell: Callable[[Summary], None]) -> Summary:
+    def run(config: RunConfig, tell: Callable[[Summary], None], *, began: float) -> Summary:
         tell(Summary("running", run_folder=str(folder.path)))
         raise TrainingStoppedError((), 1234, "SIGTERM")
 
@@ -248,7 +248,7 @@ def test_a_run_that_cannot_be_resumed_for_another_one_under_way_is_not_told_of_o
     config.save(folder.config)
     change_state(folder, process=1)
 
-    def run(config: RunConfig, tell: Callable[[Summary], None]) -> Summary:
+    def run(config: RunConfig, tell: Callable[[Summary], None], *, began: float) -> Summary:
         raise RunUnderWayError("another one is under way")
 
     monkeypatch.setattr(pipeline, "run", run)

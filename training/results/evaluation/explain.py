@@ -81,10 +81,10 @@ class Explanation:
         bars = {name: (mean, deviation) for name, mean, deviation in zip(*columns, strict=True)}
         figures = {"importance": importance_chart(bars, loss=self.loss)}
         if self.dependence:
-            curves = {
-                name: (list(of.iloc[:, 0]), {what: list(of.iloc[:, place]) for place, what in enumerate(of) if place})
-                for name, of in self.dependence.items()
-            }
+            curves = {}
+            for name, of in self.dependence.items():
+                means = {str(what): list(of.iloc[:, place]) for place, what in enumerate(of) if place}
+                curves[name] = (list(of.iloc[:, 0]), means)
             figures["dependence"] = dependence_chart(curves)
         return figures
 
@@ -261,7 +261,7 @@ def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.Data
     for feature in (*spec.categorical, *spec.numeric):
         if feature.name == spec.label.name or len(feature.columns) != 1:
             continue
-        values = _sliced(rows[feature.columns[0]], feature)
+        values = _sliced(rows[feature.columns[0]], spec[feature.name])
         is_enough = of_rows.groupby(values, dropna=False)["loss"].transform("size") >= _LEAST_SLICE_ROWS
         if not is_enough.any():
             continue
