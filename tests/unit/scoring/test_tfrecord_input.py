@@ -5,8 +5,8 @@ import inspect
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.input.tfrecords import score_tfrecords
 
-# What the files have besides the model's columns is never read, and they are no Parquet files.
-OF_TABLES_ALONE = {"df", "extra_columns", "reader"}
+# Other columns of the files are never read; they are not Parquet files, and models that were trained here bring no code.
+OF_TABLES_ALONE = {"df", "extra_columns", "reader", "trust"}
 
 
 def test_the_options_have_the_names_and_defaults_that_they_have_for_tables() -> None:
