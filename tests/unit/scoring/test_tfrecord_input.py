@@ -5,7 +5,7 @@ import inspect
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.input.tfrecords import score_tfrecords
 
-# Other columns of the files are never read; they are not Parquet files, and models that were trained here bring no code.
+# Other columns of the files are never read, they are not Parquet files, and models trained here bring no code.
 OF_TABLES_ALONE = {"df", "extra_columns", "reader", "trust"}
 
 
