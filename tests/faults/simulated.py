@@ -153,12 +153,13 @@ class Process:
 
     def pause(self, seconds: float) -> None:
         """Let none of its threads go on; it does not notice."""
-        self.paused_until = self.room.now + seconds
-        self.paused_seconds += seconds
+        until = max(self.paused_until, self.room.now + seconds)
+        self.paused_seconds += until - max(self.paused_until, self.room.now)
+        self.paused_until = until
 
     def cut_off(self, seconds: float) -> None:
         """Let nothing arrive for some seconds; the system breaks connections that are silent for too long."""
-        self.cut_off_until = self.room.now + seconds
+        self.cut_off_until = max(self.cut_off_until, self.room.now + seconds)
         self.room.notice(self.cut_off_until)
         for mine in self.sockets:
             mine.hold(self.cut_off_until)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirrorspark.storage.event_file import EventFile, EventTail
+from tests.faults.conftest import Count
 from tests.faults.io_failures import (
     Disk,
     PowerCutError,
@@ -54,7 +55,7 @@ def outcomes(place: Path, operation: Operation) -> tuple[object, object, list[st
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_call_fails_once(
-    name: str, operations: dict[str, Operation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, operations: dict[str, Operation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: Count
 ) -> None:
     if "in place" in name:
         in_place(monkeypatch)
@@ -89,7 +90,7 @@ def test_each_call_fails_once(
         assert tree(place) == without_success(names, place), told
     assert number > 3
     assert failures > 0
-    print(f"{name}: {number - 1} calls failed, {failures} of them ended the operation")
+    count("calls that failed", {name: number - 1, "that ended the operation": failures})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +134,12 @@ SURVIVALS = ["what was flushed", "all names, but no content that was not flushed
 # over.
 @pytest.mark.parametrize("name", LOCAL)
 def test_the_power_goes_before_each_call(
-    name: str, survival: Survival, operations: dict[str, Operation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    survival: Survival,
+    operations: dict[str, Operation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: Count,
 ) -> None:
     if "in place" in name:
         in_place(monkeypatch)
@@ -171,7 +177,7 @@ def test_the_power_goes_before_each_call(
             assert calls.count < number
             break
     assert False in seen
-    print(f"{name}: {number} power cuts")
+    count("power cuts", {name: number})
 
 
 def test_events_that_could_not_be_written_are_told_and_the_next_are_whole(tmp_path: Path) -> None:

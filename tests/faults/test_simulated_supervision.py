@@ -16,6 +16,7 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.protocol.timing import ABORT_SECONDS, ALIVE_SECONDS, LEASE_SECONDS, SILENT_SECONDS
+from tests.faults.conftest import Count
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
@@ -212,7 +213,7 @@ class World:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_who_stands_still_is_named_and_nobody_else(part: int) -> None:
+def test_who_stands_still_is_named_and_nobody_else(part: int, count: Count) -> None:
     named = 0
     for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
         world = World(seed)
@@ -221,4 +222,4 @@ def test_who_stands_still_is_named_and_nobody_else(part: int) -> None:
         except BaseException as error:
             error.add_note(f"repeat it: World({seed}).run(), {world.fault} of rank {world.culprit.rank}")
             raise
-    print(f"{SEEDS // PARTS:,} seeds, {named:,} workers named")
+    count("simulated supervision", {"seeds": SEEDS // PARTS, "workers named": named})

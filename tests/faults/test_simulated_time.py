@@ -31,6 +31,7 @@ from mirrorspark.training.driver import resume, running_attempt
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.driver.supervisor import Supervisor
 from mirrorspark.training.protocol.limits import Budgets
+from tests.faults.conftest import Count
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training.test_supervisor import FINISHED, Cluster, Outcome, Plan, failed, supervised
 
@@ -347,7 +348,9 @@ def run_seed(seed: int, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_no_committed_step_disappears_only_the_newest_chief_publishes_and_every_run_ends(part: int) -> None:
+def test_no_committed_step_disappears_only_the_newest_chief_publishes_and_every_run_ends(
+    part: int, count: Count
+) -> None:
     attempts = 0
     memory = Path("/dev/shm")  # noqa: S108 - a file system that flushes at once
     parent = memory if memory.is_dir() else Path(tempfile.gettempdir())
@@ -360,4 +363,4 @@ def test_no_committed_step_disappears_only_the_newest_chief_publishes_and_every_
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    print(f"{SEEDS // PARTS:,} seeds, {attempts:,} attempts")
+    count("simulated attempts", {"seeds": SEEDS // PARTS, "attempts": attempts})

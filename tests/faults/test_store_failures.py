@@ -8,6 +8,7 @@ from pyarrow import fs
 
 from mirrorspark.storage import paths
 from mirrorspark.storage.paths import StoragePath
+from tests.faults.conftest import Count
 from tests.faults.io_failures import (
     CHANGES,
     READS,
@@ -69,6 +70,7 @@ def test_a_store_fails_at_a_request(
     operations: dict[str, Operation],
     throttled: tuple[str, ThrottledStore],
     monkeypatch: pytest.MonkeyPatch,
+    count: Count,
 ) -> None:
     """An object store that throttles, loses an answer or half of a body, or is silent or gone and comes back."""
     bucket, store = throttled
@@ -117,7 +119,7 @@ def test_a_store_fails_at_a_request(
         if is_over:
             break
     assert number > 3
-    print(f"{name}, {fault}, gone: {is_gone}: {number - 1} requests failed, {ended} of them ended the operation")
+    count("requests that failed", {name: number - 1, "that ended the operation": ended})
 
 
 def remote_tree(place: str) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from mirrorspark.storage.publish import SUCCESS_FILE, Timing, WriteInProgressError, recovery
 from mirrorspark.storage.publish.recovery import living
+from tests.faults.conftest import Count
 from tests.unit.storage.bucket import Bucket
 from tests.unit.storage.test_takeover import NEW, NOTE, OLD, OTHER, TARGET, THIRD, published, rows, taken_for_dead
 from tests.unit.storage.writes import begin, listed, visible, write, written
@@ -96,7 +97,7 @@ def written_in_the_end(mode: str, content: dict[str, bytes]) -> bool:
 @pytest.mark.parametrize("other", ["append", "overwrite"])
 @pytest.mark.parametrize("mode", ["error", "append", "overwrite"])
 def test_requests_of_an_owner_and_of_the_write_that_takes_it_for_dead_come_in_any_order(
-    mode: str, other: str, monkeypatch: pytest.MonkeyPatch
+    mode: str, other: str, monkeypatch: pytest.MonkeyPatch, count: Count
 ) -> None:
     old = {} if mode == "error" else OLD
     new = NEW if mode == "overwrite" else old | NEW
@@ -124,4 +125,4 @@ def test_requests_of_an_owner_and_of_the_write_that_takes_it_for_dead_come_in_an
         assert names == {*expected, *THIRD, NOTE, SUCCESS_FILE}, told
         successes += has_succeeded
     assert 0 < successes < SEEDS
-    print(f"{mode}, {other}: {SEEDS} orders, {successes} successes of the owner")
+    count("takeovers", {"seeds": SEEDS, "successes of the owner": successes})
