@@ -5,8 +5,7 @@ has to wait. A failure is repeated by its seed: ``World(4711).run()``.
 """
 
 import random
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,61 +14,16 @@ import pytest
 
 from mirrorspark.training.ring.errors import RingError, RingMismatchError
 from mirrorspark.training.ring.ring import Ring
+from tests.faults.conftest import Count
+from tests.faults.simulated import Process, Room, this_room
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 SEEDS, PARTS = 10_000, 4
-_MOST_TURNS = 100_000
 _CAPACITY = 1 << 15
 
 Kind = Literal["none", "pause", "lost", "bit", "other program"]
 Program = list[tuple[str, list[list[np.ndarray[Any, Any]]]]]
-
-
-class _KilledError(BaseException):
-    """Ends the thread of a process that was killed."""
-
-
-class Process:
-    """Runs ``work`` in a thread, but only within :meth:`go_on`, until it calls :meth:`give_way` or ends."""
-
-    here = threading.local()
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.is_over = False
-        self._is_killed = False
-        self._may_run, self._has_stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self._work = work
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def go_on(self) -> None:
-        """Let it run until it has to wait."""
-        self._may_run.release()
-        assert self._has_stopped.acquire(timeout=60)
-
-    def kill(self) -> None:
-        """End it where it is."""
-        self._is_killed = True
-        self.go_on()
-
-    def give_way(self) -> None:
-        """Return when it may run again; from its own thread."""
-        self._has_stopped.release()
-        self._may_run.acquire()
-        if self._is_killed:
-            raise _KilledError
-
-    def _run(self) -> None:
-        Process.here.process = self
-        self._may_run.acquire()
-        try:
-            if not self._is_killed:
-                self._work()
-        except _KilledError:
-            pass
-        finally:
-            self.is_over = True
-            self._has_stopped.release()
 
 
 class Link:
@@ -123,7 +77,8 @@ class World:
     """A ring and its program from a seed."""
 
     def __init__(self, seed: int) -> None:
-        self.chance = random.Random(seed)
+        self.room = Room(seed)
+        self.chance = self.room.chance
         self.workers = self.chance.randint(2, 5)
         self.fault: Kind = self.chance.choice(["none", "pause", "lost", "bit", "other program"])
         self.program = self._drawn_program()
@@ -139,28 +94,22 @@ class World:
     def run(self) -> None:
         """Run the program on all ranks, and check what has to hold."""
         victim = self.chance.randrange(self.workers)
-        at = self.chance.randrange(60)
         if self.fault == "bit":
             self.links[victim].flipped_bit = self.chance.randrange(8 * 4_000)
         if self.fault == "other program":
             self.wrong_from = victim, self.chance.randrange(len(self.program))
-        ranks = {rank: Process(partial(self._run_rank, rank)) for rank in range(self.workers)}
-        asleep_until = at + self.chance.randrange(2_000) if self.fault == "pause" else 0
-        for turn in range(_MOST_TURNS):
-            live = [rank for rank, process in ranks.items() if not process.is_over]
-            if not live:
-                break
-            if self.fault == "lost" and turn == at and victim in live:
-                ranks[victim].kill()
-                self._close(victim)  # as the system does
-                continue
-            awake = [rank for rank in live if rank != victim or not at <= turn < asleep_until] or live
-            ranks[self.chance.choice(awake)].go_on()
-        else:
-            for rank in live:
-                ranks[rank].kill()
-            pytest.fail(f"ranks {live} wait for ever")
+        self.room.run(partial(self._run_all, victim), Process(self.room, "the world"))
         self._check(victim)
+
+    def _run_all(self, victim: int) -> None:
+        ranks = [Process(self.room, f"rank {rank}") for rank in range(self.workers)]
+        for rank, process in enumerate(ranks):
+            process.start(partial(self._run_rank, rank), "ring")
+        self.room.sleep(self.chance.uniform(0, 20))
+        if self.fault == "lost":
+            ranks[victim].kill()
+        if self.fault == "pause":
+            ranks[victim].pause(self.chance.uniform(0, 1_000))
 
     def _run_rank(self, rank: int) -> None:
         ring = self.rings[rank]
@@ -228,13 +177,18 @@ def _arrays(result: Any) -> list[np.ndarray[Any, Any]]:
     return [array for part in result for array in part] if isinstance(result, list) else [result]
 
 
+def _wait(ring: Ring, *, reading: bool, writing: bool) -> None:
+    room = this_room()
+    room.sleep(room.chance.uniform(0, 2))
+
+
 @pytest.fixture(autouse=True)
 def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ring, "_wait", lambda ring, *, reading, writing: Process.here.process.give_way())
+    monkeypatch.setattr(Ring, "_wait", _wait)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_all_ranks_get_the_same_bits_or_an_error_and_none_waits_for_ever(part: int) -> None:
+def test_all_ranks_get_the_same_bits_or_an_error_and_none_waits_for_ever(part: int, count: Count) -> None:
     errors = 0
     for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
         world = World(seed)
@@ -244,4 +198,4 @@ def test_all_ranks_get_the_same_bits_or_an_error_and_none_waits_for_ever(part: i
             error.add_note(f"repeat it: World({seed}).run()")
             raise
         errors += bool(world.errors)
-    print(f"{SEEDS // PARTS:,} seeds, {errors:,} of them with errors")
+    count("simulated ring", {"seeds": SEEDS // PARTS, "of them with errors": errors})
