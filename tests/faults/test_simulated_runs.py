@@ -21,7 +21,7 @@ from mirrorspark.training.driver import running_attempt, supervisor
 from mirrorspark.training.driver.launcher import BarrierJobError
 from mirrorspark.training.driver.store_reads import StoreReader
 from mirrorspark.training.driver.supervisor import Supervisor
-from mirrorspark.training.protocol import event_client, event_server, handshake, rounds, stop
+from mirrorspark.training.protocol import admissions, event_client, event_server, handshake, rounds, stop
 from mirrorspark.training.protocol.cause import RankError
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
 from mirrorspark.training.protocol.event_client import EventClient
@@ -36,7 +36,7 @@ from tests.unit.training.test_supervisor import ABORTED, FINISHED, Outcome, Plan
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
-SEEDS, PARTS = 10_000, 4
+SEEDS, PARTS = 1_000, 2
 WORKERS, LAST_STEP, EVERY = 2, 18, 6
 LIMITS = Limits(
     start_seconds=40.0, first_step_seconds=30.0, step_seconds=20.0, checkpoint_seconds=30.0, end_seconds=40.0
@@ -157,7 +157,7 @@ class World:
     def run(self) -> int:
         """Train to the end; return the number of attempts that it took."""
         seeded = SimpleNamespace(uuid4=lambda: uuid.UUID(int=self._ids.getrandbits(128)))
-        channel = (event_client, event_server, handshake)
+        channel = (admissions, event_client, event_server, handshake)
         with pytest.MonkeyPatch.context() as patch:
             simulate(patch, *channel, supervisor, running_attempt, rounds, stop)
             patch.setattr(handshake.read_line, "__defaults__", (STAND_INS["time"].monotonic,))
