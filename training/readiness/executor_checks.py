@@ -1,5 +1,6 @@
 """Checks of the executors, from the answers of one barrier job; a failed check has the worker and the remedy."""
 
+import os
 import secrets
 import threading
 import time
@@ -115,8 +116,8 @@ def check_executors(
             *checks,
             failure(
                 "events",
-                f"the driver cannot listen on {bind_address(spark)} ({error.strerror}); set spark.driver.bindAddress "
-                f"to an interface of this machine",
+                f"the driver cannot listen on {bind_address(spark)} ({os.strerror(error.errno or 0)}); set "
+                f"spark.driver.bindAddress to an interface of this machine",
             ),
         ]
     finally:
