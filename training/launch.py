@@ -161,7 +161,7 @@ class LaunchConfig:
         """Return a message if the code of the function in the unfinished run of ``folder`` was another; else None."""
         try:
             before = yaml.safe_load(folder.config.read_text(encoding="utf-8")).get("code")
-        except (OSError, AttributeError, yaml.YAMLError):  # A new run, or one that was interrupted at its start.
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):  # A new run, or an interrupted start.
             return None
         if before in (None, self.code):
             return None
@@ -313,7 +313,7 @@ def _registered(folder: Path, config: LaunchConfig, tracked: tracking.TrackedRun
     try:
         tracked.client.log_artifacts(run_id, str(folder), _MODEL_ARTIFACTS)
         source = f"{tracked.client.get_run(run_id).info.artifact_uri}/{_MODEL_ARTIFACTS}"
-        version = new_version(tracked.client, config.name, source, run_id, {"run": folder.parents[1].name})
+        version = new_version(tracked.client, config.name, source, run_id, {"run": folder.parents[2].name})
     except (MlflowException, OSError) as error:
         raise function_plan.ReturnValueError(f"{begin}: {without_credentials(str(error))}") from None
     return f"models:/{config.name}/{version}"

@@ -282,8 +282,8 @@ def _flush_parts(path: Path, beat: Callable[[], None]) -> None:
             part = (ctypes.c_int64(start), ctypes.c_int64(min(_FLUSH_BYTES, size - start)))
             if flush_range(file.fileno(), *part, ctypes.c_uint(_WAIT_WRITE_WAIT)):
                 number = ctypes.get_errno()
-                if number in (errno.EINVAL, errno.ENOSYS, errno.ESPIPE):
-                    return  # Flushing in parts only shows progress, and some file systems cannot.
+                if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ESPIPE):
+                    return  # Flushing in parts only shows progress, and some systems cannot, or forbid it.
                 # Other errors are not suppressed: the system may report a failed write only once.
                 raise OSError(number, os.strerror(number), str(path))
             beat()

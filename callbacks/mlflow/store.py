@@ -122,6 +122,7 @@ def active_run(tracking_uri: str) -> ActiveRun | None:
     run: Run | None = mlflow.active_run()
     named = os.environ.get(_RUN_ID)
     if run is None and named:
+        limit_requests()
         try:
             run = mlflow.MlflowClient(tracking_uri).get_run(named)
         except mlflow.MlflowException as error:  # the server is away, or the run was deleted

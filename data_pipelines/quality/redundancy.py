@@ -13,6 +13,7 @@ _ENOUGH_ROWS = 50
 # As many as hold a thousand columns in 40 MB.
 _CORRELATED_ROWS = 5_000
 _CORRELATION = 0.999
+_LEAST_VARIANCE = 1e-12
 # Beyond these quantiles numbers are cut: one wild row would correlate any two columns.
 _RANGE = (0.01, 0.99)
 
@@ -64,7 +65,9 @@ def _correlated(columns: Mapping[str, RawValues]) -> Iterator[Redundancy]:
         mean = values.T @ present / rows
         variance = (values**2).T @ present / rows - mean**2
         correlation = (values.T @ values / rows - mean * mean.T) / np.sqrt(variance * variance.T)
-    is_same = (np.abs(correlation) > _CORRELATION) & (rows >= _ENOUGH_ROWS)
+    # Of columns that are constant in their common rows the variance is a rounding error.
+    varies = (variance > _LEAST_VARIANCE) & (variance.T > _LEAST_VARIANCE)
+    is_same = (np.abs(correlation) > _CORRELATION) & (rows >= _ENOUGH_ROWS) & varies
     for place, name in enumerate(names):
         earlier = np.flatnonzero(is_same[place, :place])
         if len(earlier):

@@ -73,7 +73,8 @@ def score_tfrecords(
         ColumnError: A raw column is missing, or has a type that its feature does not accept or was not trained with.
     """
     settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri)
+    # Models that bring code are refused below: they were not trained here.
+    plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=True)
     return score_as_planned(tfrecord_table(spark, paths, plan, on_damage=on_damage), plan, counters=counters)
 
 

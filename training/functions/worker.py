@@ -54,7 +54,7 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
         control.activity.enter("building")
         with _naming_keras_3():
             value = _call(train_fn, kwargs, watch)
-        saved = save_model(value, Path(plan.model), control.rank) if is_model(value) else None
+        saved = _saved(value, plan, control.rank)
     finish(watch.epochs, **(_pack_return_value(value, saved, plan.model_columns) if control.rank == 0 else {}))
 
 
@@ -115,12 +115,24 @@ def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
         yield
 
 
-def _pack_return_value(value: Any, saved: Path | None, columns: list[str] | None) -> dict[str, str]:
+def _saved(value: Any, plan: FunctionPlan, rank: int) -> Path | ReturnValueError | None:
+    """Save a model that the function returned, in a folder of this attempt's own; return where, or why it cannot."""
+    if not is_model(value):
+        return None
+    try:
+        return save_model(value, Path(plan.model) / (plan.fence or str(plan.attempt)), rank)
+    except ReturnValueError as error:
+        return error
+
+
+def _pack_return_value(value: Any, saved: Path | ReturnValueError | None, columns: list[str] | None) -> dict[str, str]:
     """Return the packed value, or why it cannot be packed: the finished training is not lost for that.
 
     Instead of a model it is the folder of the packaged one.
     """
     try:
+        if isinstance(saved, ReturnValueError):
+            raise saved
         if saved is not None:
             return {"value": function_plan.pack_value(None), "model": str(package_saved(saved, columns))}
         return {"value": function_plan.pack_value(value)}

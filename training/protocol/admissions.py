@@ -156,7 +156,7 @@ class Admissions(Generic[Admitted]):
     def _admit(self, connection: socket.socket, host: str) -> None:
         try:
             admitted = self._serve(connection)
-            self._hand_on(admitted)
+            self._hand_on(connection, admitted)
         except TokenMismatchError:
             self._refusals.add(host)
             _close(connection)
@@ -166,10 +166,13 @@ class Admissions(Generic[Admitted]):
         finally:
             self._forget(connection)
 
-    def _hand_on(self, admitted: Admitted | None) -> None:
+    def _hand_on(self, connection: socket.socket, admitted: Admitted | None) -> None:
         if admitted is None:
             return
         with self._lock:
+            # Forgotten first: whoever gets the connection may end the admissions at once, which disconnects the others.
+            self._unproven.pop(connection, None)
+            self._serving.pop(connection, None)
             if not self._over.is_set():
                 self._admitted.put(admitted)
                 return

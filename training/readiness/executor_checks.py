@@ -112,11 +112,13 @@ def check_executors(
     except DriverAddressError as error:
         return [*checks, failure("events", str(error))]
     except OSError as error:
+        # Python's own text repeats the address; errors of the resolver have negative numbers.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         return [
             *checks,
             failure(
                 "events",
-                f"the driver cannot listen on {bind_address(spark)} ({os.strerror(error.errno or 0)}); set "
+                f"the driver cannot listen on {bind_address(spark)} ({reason}); set "
                 f"spark.driver.bindAddress to an interface of this machine",
             ),
         ]

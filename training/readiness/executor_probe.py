@@ -382,8 +382,8 @@ def _listen(host: str, token: str) -> tuple[Admissions[None] | None, socket.sock
             )
         except (OSError, RuntimeError) as error:
             # Python's own text repeats the address.
-            number = getattr(error, "errno", None)
-            return None, None, os.strerror(number) if number else str(error)
+            number = getattr(error, "errno", None) or 0
+            return None, None, os.strerror(number) if number > 0 else str(error)
         opened.pop_all()
     return listener, reserved, None
 

@@ -252,7 +252,7 @@ def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str,
         seconds,
         worker_cores=(workers + beside) * per_task,
         spark_cores=(job.slots() + beside) * per_task,
-        driver_cores=os.cpu_count() or 1,
+        driver_cores=len(os.sched_getaffinity(0)),
         price_per_core_hour=job.config.price_per_core_hour,
     )
 

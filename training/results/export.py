@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import importlib
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Cata
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
 from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import clean
+from mirrorspark.storage.credentials import clean, one_line
 from mirrorspark.training.executor import child_process
 from mirrorspark.training.executor.child_process import Tail, Tell
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
@@ -45,6 +46,8 @@ ARCHITECTURE_TAG = "architecture"
 
 # This many queries estimate the recall of 20 candidates to half a percent.
 _SAMPLED_QUERIES = 1_000
+
+logger = logging.getLogger(__name__)
 
 # Libraries of every export, whose imports take seconds; functions import them again, which costs nothing.
 _LIBRARIES = (
@@ -258,11 +261,11 @@ def main() -> int:
         registered, tables, predict = _better(plan, dataset, architecture.TASK, tables, predict, tell)
     for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
-    if plan.explain:
-        tell("explaining the predictions")
-        _explain(plan, dataset, predict)
     tell("registering")
-    print(json.dumps(dataclasses.asdict(_register(plan, dataset, registered))), file=answer, flush=True)
+    result = _register(plan, dataset, registered)
+    tell("explaining the predictions")
+    _explain(plan, dataset, predict)
+    print(json.dumps(dataclasses.asdict(result)), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
     gc.freeze()
     return 0
@@ -288,12 +291,21 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
 
 
 def _explain(plan: ExportPlan, dataset: Dataset, predict: Callable[[Any], Any]) -> None:
-    """Keep an explanation of the predictions beside them, if they can be explained quickly."""
+    """Write an explanation of the predictions beside them, if they can be explained quickly."""
     from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, explain_on_kept_rows
 
-    found = explain_on_kept_rows(dataset.kept_test_rows(), dataset.features, of_raw_rows(predict, dataset.features))
+    path = Path(plan.predictions) / EXPLANATION_FILE
+    path.unlink(missing_ok=True)  # of a model that was exported before
+    if not plan.explain:
+        return
+    try:
+        found = explain_on_kept_rows(dataset.kept_test_rows(), dataset.features, of_raw_rows(predict, dataset.features))
+    except Exception as error:
+        # The model is registered already: a run does not fail for a section of its report.
+        logger.warning("the predictions cannot be explained: %s", one_line(error))
+        return
     if found is not None:
-        found.save(Path(plan.predictions) / EXPLANATION_FILE)
+        found.save(path)
 
 
 def _better(

@@ -13,6 +13,9 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.training.results.evaluation.ranking import best_candidates
 
+# Rows that are explained go through the model in calls of this size, as a model of the user's own may be large.
+_ROWS_PER_CALL = 512
+
 EVALUATED_SPLITS = ("validation", "test")
 
 
@@ -32,9 +35,12 @@ def of_raw_rows(predict: Callable[[Any], Any], features: FittedFeatures) -> Call
     encoder, inputs = Encoder(features), features.spec.query_features
 
     def predicted(rows: pa.Table) -> np.ndarray:
-        tensors = {name: tf.constant(values) for name, values in encoder.encode_padded(rows, inputs).items()}
-        found = predict(model_inputs(inputs, tensors))
-        return np.asarray(found["scores" if "scores" in found else "score"].numpy())
+        parts = []
+        for start in range(0, max(1, rows.num_rows), _ROWS_PER_CALL):
+            part = encoder.encode_padded(rows.slice(start, _ROWS_PER_CALL), inputs)
+            found = predict(model_inputs(inputs, {name: tf.constant(values) for name, values in part.items()}))
+            parts.append(np.asarray(found["scores" if "scores" in found else "score"].numpy()))
+        return np.concatenate(parts)
 
     return predicted
 

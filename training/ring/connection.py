@@ -88,8 +88,10 @@ def _accept(listener: socket.socket, peer: int, token: str, deadline: float) -> 
     def admit(client: socket.socket) -> tuple[socket.socket, bytes]:
         client.settimeout(max(0.1, deadline - time.monotonic()))
         rank, theirs, proof = _HELLO.unpack(_read(client, _HELLO.size))
-        if rank != peer or not hmac.compare_digest(proof, _proof(token, b"connect", _RANK.pack(rank), theirs)):
+        if not hmac.compare_digest(proof, _proof(token, b"connect", _RANK.pack(rank), theirs)):
             raise TokenMismatchError("it does not know the token")
+        if rank != peer:
+            raise ValueError(f"it is rank {rank}, not {peer}")
         return client, theirs
 
     with Admissions(

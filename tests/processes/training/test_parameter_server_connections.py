@@ -20,6 +20,7 @@ from mirrorspark.training.parameter_servers.connections import (
     Shutdown,
     reader_of_all_workers,
 )
+from mirrorspark.training.protocol.admissions import Admissions
 from mirrorspark.training.protocol.roles import Roles
 from mirrorspark.training.ring.errors import RingConnectError, RingError
 from tests.unit.training.conftest import free_addresses
@@ -240,3 +241,19 @@ def test_a_missing_rank_or_coordinator_is_named() -> None:
 def test_workers_with_different_programs_are_refused() -> None:
     with pytest.raises(RuntimeError, match="have to run the same program"):
         reader_of_all_workers([Registration(1, "host:1", "pyfunc_0"), Registration(2, "host:2", "pyfunc_1")])
+
+
+def test_a_connection_that_was_handed_on_outlives_the_admissions(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+    forget = Admissions._forget
+    # The thread that served the connection is still about to end.
+    monkeypatch.setattr(Admissions, "_forget", lambda self, of: (is_over.wait(SECONDS), forget(self, of)))
+    listener = socket.create_server(("127.0.0.1", 0))
+    admissions: Admissions[socket.socket] = Admissions(listener, lambda caller: caller, "a call", most_unproven=2)
+    with socket.create_connection(("127.0.0.1", admissions.port), SECONDS) as client:
+        admitted = admissions.next(SECONDS)
+        admissions.end()
+        is_over.set()
+        with admitted:
+            admitted.sendall(b"welcome")
+            assert client.recv(7) == b"welcome"

@@ -87,3 +87,12 @@ def test_of_many_rows_a_sample_gives_the_spread_of_all(monkeypatch: pytest.Monke
     sampled = found()
     assert sampled["difference"] == whole["difference"]
     assert sampled["high"] - sampled["low"] == pytest.approx(whole["high"] - whole["low"], rel=0.25)
+
+
+def test_a_class_that_a_draw_does_not_have_is_not_in_its_mean() -> None:
+    classes, scores = np.array([0, 1, 2, 2]), np.eye(3)[[0, 1, 2, 1]]
+    (drawn,) = multi_class_statistics(classes, scores)(np.array([[1.0, 0.0, 0.0, 2.0]]))["macro_f1"]
+    # Class 0 is found, class 1 only predicted, and class 2 missed: F1 of 1, 0 and 0.
+    assert drawn == pytest.approx(1 / 3)
+    (without,) = multi_class_statistics(classes, scores)(np.array([[1.0, 0.0, 1.0, 0.0]]))["macro_f1"]
+    assert without == pytest.approx(1.0)

@@ -167,3 +167,12 @@ def test_a_list_a_time_and_a_column_named_label_are_kept_as_they_are_shown(tmp_p
     assert again is not None
     assert list(again.worst.columns) == list(found.worst.columns)
     assert "2026-01-02" in again._repr_html_()
+
+
+def test_numbers_beyond_the_precision_of_floats_and_infinite_ones_have_values_and_slices() -> None:
+    ids = pa.chunked_array([[2**60 + number for number in range(50)]])
+    assert set(explain_module._grid(ids)) <= set(ids.to_pylist())
+    numbers = pa.chunked_array([[*map(float, range(40)), *[np.inf] * 10]])
+    slices = explain_module._sliced(numbers, SPEC["distance"])
+    assert slices.isna().sum() == 10
+    assert slices.nunique() == 5

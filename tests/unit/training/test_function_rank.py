@@ -171,17 +171,21 @@ def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_i
 
 @pytest.mark.parametrize("strategy", ["ring", "own"])
 def test_a_model_that_it_returns_is_packaged_in_its_folder(tmp_path: Path, strategy: str) -> None:
-    """H9: one that cannot be scored as it is costs no finished training."""
+    """H9: one that cannot be scored or saved as it is costs no finished training; each attempt has its own folder."""
     rank = Rank(small_model)
-    folder = tmp_path / "model"
-    assert rank.run(strategy=strategy, model=str(folder), model_columns=["size", "age"]) is None
+    folder = tmp_path / "model" / "1"
+    assert rank.run(strategy=strategy, model=str(folder.parent), model_columns=["size", "age"]) is None
     assert rank.answer["model"] == str(folder / "packaged")
     assert ModelDirectory.open(folder / "packaged").inputs.columns == ("size", "age")
     refused = Rank(small_model)
     with pytest.raises(KeyError):
-        refused.run(strategy=strategy, model=str(folder))
+        refused.run(strategy=strategy, model=str(folder.parent), attempt=2)
     assert "cannot be packaged (the model takes one array of 2 values per row" in refused.answer["refused"]
-    assert f"it is in {folder}/saved: give model_columns=" in refused.answer["refused"]
+    assert f"it is in {folder.parent}/2/saved: give model_columns=" in refused.answer["refused"]
+    unsaved = Rank(tf_keras.Sequential)  # without an input, so without variables
+    with pytest.raises(KeyError):
+        unsaved.run(strategy=strategy, model=str(folder.parent), attempt=3)
+    assert "the model that it returned cannot be saved" in unsaved.answer["refused"]
 
 
 def test_it_goes_on_from_its_own_checkpoints_when_it_has_our_callbacks(tmp_path: Path) -> None:

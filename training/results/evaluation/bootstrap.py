@@ -134,7 +134,9 @@ def multi_class_statistics(label: NDArray[Any], scores: NDArray[Any]) -> Statist
         accuracy, log_loss = _means(weights, columns)
         right = _sums(weights * is_right, actual_number, len(names))
         either = _sums(weights, actual_number, len(names)) + _sums(weights, best_number, len(names))
-        f1 = np.divide(2 * right, either, out=np.zeros_like(right), where=either > 0).mean(axis=1)
+        f1 = np.divide(2 * right, either, out=np.zeros_like(right), where=either > 0)
+        # A class that is in no row of a draw has no F1.
+        f1 = f1.sum(axis=1) / np.maximum((either > 0).sum(axis=1), 1)
         return {"accuracy": accuracy, "macro_f1": f1, "log_loss": log_loss}
 
     return statistics

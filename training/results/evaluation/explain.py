@@ -249,8 +249,7 @@ def _grid(column: pa.ChunkedArray) -> list[Any]:
     is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
     if is_number and len(distinct) > _GRID_POINTS:
         at = np.linspace(0.01, 0.99, _GRID_POINTS)
-        numbers = pc.quantile(present.cast(pa.float64()), q=list(at), interpolation="nearest").to_pylist()
-        return [pa.scalar(number).cast(column.type).as_py() for number in dict.fromkeys(numbers)]
+        return list(dict.fromkeys(pc.quantile(present, q=list(at), interpolation="nearest").to_pylist()))
     values = [entry["values"].as_py() for entry in distinct[:_MOST_VALUES]]
     return sorted(values) if is_number else values
 
@@ -282,7 +281,7 @@ def _sliced(column: pa.ChunkedArray, feature: Feature) -> pd.Series:
     """Return the slice of every row: its value, or of many numbers the interval between two quantiles."""
     if not isinstance(feature, Numeric):
         return column.to_pandas()
-    numbers = column.cast(pa.float64()).to_pandas()
+    numbers = column.cast(pa.float64(), safe=False).to_pandas().replace([np.inf, -np.inf], np.nan)
     if numbers.nunique() <= _MOST_VALUES:
         return numbers
     return pd.qcut(numbers, _NUMBER_SLICES, duplicates="drop").astype(object).map(str, na_action="ignore")

@@ -11,7 +11,7 @@ _TRAINING = "train"
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a run.
+    """The cost of a run, as far as this driver has carried it out.
 
     Attributes:
         core_seconds: By stage: its seconds times the cores that it holds.
