@@ -111,8 +111,7 @@ def score_files(
 ) -> ScoredFiles:
     """Score files and write keys, outputs and model version of every row as Parquet.
 
-    The scores appear all at once or not at all. Each task writes one file, with the rows in the order of the input. A
-    task that is retried or runs twice at the same time does not duplicate rows.
+    The scores appear all at once or not at all, without duplicates of tasks that ran twice. Each task writes one file.
 
     Args:
         spark: The session.
@@ -132,7 +131,7 @@ def score_files(
         nulls: As for :func:`scoring.batch.score`, as are the next three.
         bad_rows: Rows that cannot be scored.
         other_versions: Executors with other library versions.
-        trust: Python code that the model brings.
+        trust: Python code of the model.
         task_seconds: Longest duration of a task, which is the work that a lost machine costs. If one might take longer,
             the speed of the model is measured, and the files are split among more tasks. Rows that Spark reads are not.
 
@@ -146,7 +145,7 @@ def score_files(
             scores at ``output`` have other columns and the mode is ``append``.
         ColumnError: A raw column is missing, or has a type or a value that its feature does not accept.
         TargetExistsError: The mode is ``error`` and ``output`` has data.
-        WriteError: A task failed; the message gives the reason. No scores are visible.
+        WriteError: A task failed, for the reason in the message; no scores are visible.
         OSError: The scores were written completely but cannot be published; the message says what is visible.
     """
     check_task_seconds(task_seconds)

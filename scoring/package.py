@@ -66,7 +66,7 @@ def package_model(
         folder: The new folder.
         columns: The columns that the model reads: all, in its order, if it takes one array without column names, else
             those that have another type, need a rule for nulls, or are decoded: see :class:`Column`. A column that is
-            decoded to the model's only array may have any name.
+            decoded to the only array may have any name.
         outputs: Name of the model's output by column of scores; by default all outputs under their own names. The
             output of XGBoost, LightGBM and a linear model is ``score``.
         signature: The signature of a SavedModel to call; by default ``serving_default``.
@@ -77,8 +77,7 @@ def package_model(
         labels: Names of the elements, in the model's order, by column of several scores; the names of classes, for
             example. The forms ``Labelled``, ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` need them.
         trust: Whether Python code in a file of tf-keras (``Lambda`` layers, classes of other modules, calls of other
-            functions than operations of graphs) may run here. Whoever scores the folder in another process has to give
-            ``trust=True``, too, as for hooks.
+            functions than operations of graphs) may run here. Another process that scores it needs ``trust``, too.
 
     Returns:
         The folder.

@@ -198,14 +198,12 @@ def run_train_fn(
     """Do what ``MirroredStrategyRunner(num_slots=workers).run(train_fn, **kwargs)`` does, under supervision.
 
     When a worker is lost or hangs, it starts again, from the checkpoints that it keeps in ``MIRRORSPARK_CHECKPOINTS``.
-
     A model of tf-keras that it returns, on every rank, becomes a version of the registered model ``name``.
 
     Args:
         train_fn: The function. It is pickled by value, as Spark's own functions are.
         workers: Number of workers; ``2:4`` goes on with as few as 2 when slots are lost, and grows back to 4.
-        name: Names the run. An unfinished one of the same name and arguments goes on, even with a changed function, of
-            which a line tells.
+        name: Names the run. An unfinished one of the same name and arguments goes on, also with a changed function.
         kwargs: The function's arguments.
         output: Folder for the run, and for the MLflow store by default; driver and workers share it.
         checkpoints: Value of ``MIRRORSPARK_CHECKPOINTS``; by default a folder of the run.
@@ -220,8 +218,7 @@ def run_train_fn(
         strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
         threads_per_worker: TensorFlow threads of a worker; None for its Spark task's CPUs.
         gpus_per_worker: GPUs of a worker.
-        model_columns: The columns that a returned model reads: needed where it takes one array of several columns, as
-            for :func:`scoring.package.package_model`.
+        model_columns: Columns of a returned model that takes one array, as for :func:`scoring.package.package_model`.
         allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
         spark: The session; by default the active one, or a local one with a slot per worker.
         verbose: Show what Spark and TensorFlow log.
@@ -232,8 +229,7 @@ def run_train_fn(
         NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         TrainingFailedError: An error of the function, or one lost worker too many; ``attempts[-1].first_error`` has it.
         TrainingStoppedError: The run was asked to stop.
-        ReturnValueError: The training is finished, but the function's return value cannot be sent back, or its model
-            not be scored or registered.
+        ReturnValueError: The training is finished, but its value cannot be sent, or its model not saved or registered.
     """
     if use_custom_strategy and strategy not in (None, "own"):
         raise ValueError(f"strategy is '{strategy}', and use_custom_strategy says that the function brings its own")
