@@ -2,12 +2,13 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -56,10 +57,25 @@ for name in (
 hypothesis.settings.register_profile("usual", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
 
+# Their tests take long and share nothing, so they are dealt one by one; other files stay in one process.
+_DEALT_ONE_BY_ONE = re.compile(r"tests/faults/test_(io_failures|mutations|simulated_\w+|store_failures|takeovers)\.py")
+
 # Tests in these folders start processes, whatever they are marked with.
 _PROCESS_FOLDERS = ("browser", "cluster", "faults", "packaging", "processes")
 # So do the users of these fixtures.
 _PROCESS_FIXTURES = frozenset({"s3_bucket", "spark", "browser"})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return what deals tests to processes: whole files, but for those whose tests are dealt one by one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if _DEALT_ONE_BY_ONE.match(nodeid) else str(super()._split_scope(nodeid))
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

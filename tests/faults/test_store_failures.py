@@ -75,13 +75,24 @@ def test_a_store_fails_at_a_request(
     """An object store that throttles, loses an answer or half of a body, or is silent or gone and comes back."""
     bucket, store = throttled
     bucket, _, options = bucket.partition("?")
-    # Arrow tries a request to a store that is gone for six seconds.
-    retries = fs.AwsStandardS3RetryStrategy(max_attempts=1 if is_gone else 3)
     address = options.partition("endpoint_override=")[2].partition("&")[0]
-    system = fs.S3FileSystem(
-        endpoint_override=address, scheme="http", region="us-east-1", retry_strategy=retries, request_timeout=1
+    # Arrow tries a request to a store that is gone for six seconds.
+    patient, hasty = (
+        fs.S3FileSystem(
+            endpoint_override=address,
+            scheme="http",
+            region="us-east-1",
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+            request_timeout=1,
+        )
+        for attempts in (3, 1)
     )
-    monkeypatch.setattr(paths, "_arrow_store", lambda scheme, path, query: (system, path))
+    is_failing = False
+
+    def system(scheme: str, path: str, query: str) -> tuple[fs.FileSystem, str]:
+        return hasty if is_failing and is_gone else patient, path
+
+    monkeypatch.setattr(paths, "_arrow_store", system)
     operation, number, ended = operations[name], 0, 0
 
     def place() -> str:
@@ -97,10 +108,12 @@ def test_a_store_fails_at_a_request(
         operation.prepare(place())
         error: Exception | None = None
         with store.failing(number, float("inf") if is_gone else number, fault, methods):
+            is_failing = True
             try:
                 operation.act(place())
             except Exception as raised:
                 error = raised
+            is_failing = False
             is_over = store.count < number
         told = f"request {number}: {error!r}"
         end_process()

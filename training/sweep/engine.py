@@ -110,11 +110,10 @@ class SparkEngine:
     def deliver(self, plan: TrialPlan, place: SweepPlace) -> Summary:
         """Export, register, evaluate and score a trained trial as a run does, in its own MLflow run."""
         folder, prepared = self._folder(plan, place), self._prepared
-        config = self._as_child(plan)
-        ready = replace(prepared, config=config, warm_start=self._begin)
+        ready = replace(prepared, config=self._as_child(plan), warm_start=self._begin)
         with open_job(ready, self._view, folder=folder) as job:
             job.tracked.log_tags({"sweep_best": "yes"})
-            summary = pipeline.deliver(job, read_attempts(folder.path), ready, config)
+            summary = pipeline.deliver(job, read_attempts(folder.path), prepared, plan.config)
         # Metrics that MLflow has not got are known only after the end of the run.
         summary = replace(summary, replay=job.run.replay)
         summary.save(folder.path / SUMMARY_FILE)
