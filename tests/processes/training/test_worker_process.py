@@ -67,9 +67,7 @@ def seen_by_a_rank(file: Path, preload: str = "json", **environment: str) -> dic
 
 
 def processes_below(pid: int) -> list[psutil.Process]:
-    """Return the children and theirs; ``Process.children`` misses some when the kernel's boot time is rounded anew."""
-    children = [process for process in psutil.process_iter(["ppid"]) if process.info["ppid"] == pid]
-    return children + [below for child in children for below in processes_below(child.pid)]
+    return psutil.Process(pid).children(recursive=True)
 
 
 def test_ranks_come_from_one_server_and_each_has_its_own_place_in_the_cluster(tmp_path: Path) -> None:
@@ -214,7 +212,9 @@ def test_a_rank_whose_server_is_killed_is_ended_and_the_next_gets_a_new_server(t
     assert seen_by_a_rank(tmp_path / "seen")["rank"] == 3
 
 
-@pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
+@pytest.mark.parametrize(
+    "is_stopped", [pytest.param(False, id="running"), pytest.param(True, id="stopped", marks=pytest.mark.full)]
+)
 def test_nothing_is_left_when_the_task_is_killed(*, is_stopped: bool) -> None:
     program = f"""
         import sys, threading
