@@ -212,15 +212,16 @@ def test_a_rank_whose_server_is_killed_is_ended_and_the_next_gets_a_new_server(t
     assert seen_by_a_rank(tmp_path / "seen")["rank"] == 3
 
 
-@pytest.mark.parametrize(
-    "is_stopped", [pytest.param(False, id="running"), pytest.param(True, id="stopped", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
 def test_nothing_is_left_when_the_task_is_killed(*, is_stopped: bool) -> None:
     program = f"""
         import sys, threading
-        from tests.processes.training.test_worker_process import order, started
+        # A rank gets this process's path but for the empty entry, which stands for the working directory.
+        sys.path[0] = {str(REPOSITORY)!r}
+        from tests.processes.training.test_worker_process import order, stacks_within, started
         process = started()
         order(process, "hang")
+        stacks_within(process, "hang")
         if {is_stopped}:
             process.send_signal(19)
         print("started", flush=True)
@@ -233,6 +234,7 @@ def test_nothing_is_left_when_the_task_is_killed(*, is_stopped: bool) -> None:
         assert task.stdout.readline() == "started\n"
         below = processes_below(task.pid)
         assert len(below) == 2
+        assert psutil.STATUS_ZOMBIE not in [process.status() for process in below]
         task.kill()
         _, alive = psutil.wait_procs(below, timeout=SECONDS)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
