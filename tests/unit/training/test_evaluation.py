@@ -14,6 +14,7 @@ from mirrorspark.training.results.evaluation.metrics import (
     binary_metrics,
     catalogue_metrics,
     check_binary_label,
+    is_better,
     multi_class_metrics,
     multi_label_metrics,
     ranking_metrics,
@@ -245,3 +246,28 @@ def test_classes_worked_by_hand() -> None:
     assert found["base_rate"] == 0.5
     with pytest.raises(ValueError, match=r"scores has shape \(2,\) and label \(2,\)"):
         multi_class_metrics([0, 1], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "worse"),
+    [
+        ("auc", 0.8, 0.7),
+        ("val_loss", 0.1, 0.2),
+        ("bias", 0.1, 5.0),
+        ("bias", -0.1, -5.0),
+        ("val_bias", 0.1, -5.0),
+        ("interval_width", 1.0, 9.0),
+    ],
+)
+def test_the_better_value_of_a_metric_is_larger_smaller_or_nearer_to_0(
+    metric: str, better: float, worse: float
+) -> None:
+    assert is_better(metric, better, worse)
+    assert not is_better(metric, worse, better)
+    assert not is_better(metric, better, better)
+
+
+@pytest.mark.parametrize("metric", ["base_rate", "interval_coverage", "val_base_rate"])
+def test_a_metric_that_describes_has_no_better_value(metric: str) -> None:
+    assert not is_better(metric, 0.9, 0.5)
+    assert not is_better(metric, 0.5, 0.9)

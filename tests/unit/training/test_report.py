@@ -14,7 +14,6 @@ from mirrorspark.training.results.report.cost import cost_of
 from mirrorspark.training.results.report.report import (
     ReportFacts,
     comparison_table,
-    is_better,
     metrics_table,
     rates_of,
     report_page,
@@ -80,31 +79,6 @@ def test_the_table_has_a_column_per_split_and_the_baselines_beside() -> None:
     table = metrics_table({"validation": MODEL, "test": MODEL | {"brier": 0.1}}, {"name": "other", "metrics": MODEL})
     assert list(table.columns) == ["validation", "test", "other"]
     assert list(table.index) == ["auc", "pr_auc", "log_loss", "brier"]
-
-
-@pytest.mark.parametrize(
-    ("metric", "better", "worse"),
-    [
-        ("auc", 0.8, 0.7),
-        ("val_loss", 0.1, 0.2),
-        ("bias", 0.1, 5.0),
-        ("bias", -0.1, -5.0),
-        ("val_bias", 0.1, -5.0),
-        ("interval_width", 1.0, 9.0),
-    ],
-)
-def test_the_better_value_of_a_metric_is_larger_smaller_or_nearer_to_0(
-    metric: str, better: float, worse: float
-) -> None:
-    assert is_better(metric, better, worse)
-    assert not is_better(metric, worse, better)
-    assert not is_better(metric, better, better)
-
-
-@pytest.mark.parametrize("metric", ["base_rate", "interval_coverage", "val_base_rate"])
-def test_a_metric_that_describes_has_no_better_value(metric: str) -> None:
-    assert not is_better(metric, 0.9, 0.5)
-    assert not is_better(metric, 0.5, 0.9)
 
 
 def of_difference(difference: float, low: float, high: float) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""Metrics of a model's predictions on a held-back split: of scores and of ranked lists."""
+"""Metrics of a model's predictions on a held-back split: of scores and of ranked lists.
+
+scikit-learn is imported where it is used: it takes more than a second, and a comparison of values does not need it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn import metrics
 
 RECALL_AT_PRECISIONS = (0.3, 0.5, 0.7)
 RANKING_KS = (1, 5, 10, 20)
 PRECISION_KS = (1, 3, 5)
+
+# Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
+_ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width")
+_BIAS = "bias"
+# They describe the rows or the recommended candidates, or are right at a value that the quantiles say.
+_WITHOUT_VERDICT = ("base_rate", "interval_coverage", "coverage", "mean_popularity", "novelty")
 
 
 def check_binary_label(label: ArrayLike, *, split: str) -> NDArray[np.int64]:
@@ -56,6 +64,8 @@ def binary_metrics(
     Raises:
         ValueError: no rows, one class only, unequal lengths, a score outside 0 to 1, or a negative weight.
     """
+    from sklearn import metrics
+
     labels = _one_label_per_row(label, split)
     scores = _column("score", score, labels.shape, split)
     outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
@@ -107,6 +117,8 @@ def regression_metrics(
     Raises:
         ValueError: no rows, or unequal lengths.
     """
+    from sklearn import metrics
+
     labels = _one_label_per_row(label, split).astype(np.float64)
     if not labels.size:
         raise ValueError(f"split {split!r} has no rows; choose bounds that leave rows in every split")
@@ -138,6 +150,8 @@ def multi_class_metrics(
     Raises:
         ValueError: no rows, or shapes that do not match.
     """
+    from sklearn import metrics
+
     labels, probabilities = _one_label_per_row(label, split), np.asarray(scores, np.float64)
     if not labels.size:
         raise ValueError(f"split {split!r} has no rows; choose bounds that leave rows in every split")
@@ -316,6 +330,16 @@ def catalogue_metrics(recommended: ArrayLike, counts: ArrayLike) -> dict[str, fl
         "mean_popularity": mean(interactions),
         "novelty": mean(information),
     }
+
+
+def is_better(metric: str, value: float, other: float) -> bool:
+    """Return whether the value of a metric is better than another one; some have no better value."""
+    name = metric.removeprefix("val_")
+    if name in _WITHOUT_VERDICT:
+        return False
+    if name == _BIAS:
+        return abs(value) < abs(other)
+    return value < other if name.startswith(_ERRORS) else value > other
 
 
 def _is_text(values: NDArray[Any]) -> bool:

@@ -18,7 +18,7 @@ from mirrorspark.models.catalog import BOOSTED_TREES
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline
 from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline, metrics_of
-from mirrorspark.training.results.report.report import is_better
+from mirrorspark.training.results.evaluation.metrics import is_better
 
 if TYPE_CHECKING:
     from mirrorspark.models.boosted_trees import Trees

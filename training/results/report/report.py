@@ -18,6 +18,7 @@ from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.recipe import as_yaml
 from mirrorspark.training.records.run_history import headline
+from mirrorspark.training.results.evaluation.metrics import is_better
 from mirrorspark.training.results.report.cost import Cost
 
 if TYPE_CHECKING:
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 
 _SHOWN_RATES = 9
-
-# Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
-_ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width")
-_BIAS = "bias"
-# They describe the rows or the recommended candidates, or are right at a value that the quantiles say.
-_WITHOUT_VERDICT = ("base_rate", "interval_coverage", "coverage", "mean_popularity", "novelty")
 
 _TITLES = {
     "roc": "ROC",
@@ -188,16 +183,6 @@ def _verdict(name: str, value: float, other: float, interval: Mapping[str, float
 
 def _begun(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def is_better(metric: str, value: float, other: float) -> bool:
-    """Return whether the value of a metric is better than another one; some have no better value."""
-    name = metric.removeprefix("val_")
-    if name in _WITHOUT_VERDICT:
-        return False
-    if name == _BIAS:
-        return abs(value) < abs(other)
-    return value < other if name.startswith(_ERRORS) else value > other
 
 
 def in_words(name: str) -> str:

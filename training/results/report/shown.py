@@ -8,7 +8,8 @@ import pandas as pd
 
 from mirrorspark.plots.html import details_html, figure_html, heading_html, panel_html, paragraph_html, table_html
 from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.training.results.report.report import REPORT_FILE, is_better, metrics_table, title_of, verdict_sentence
+from mirrorspark.training.results.evaluation.metrics import is_better
+from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentence
 
 if TYPE_CHECKING:
     from mirrorspark.training.launch import Launched
