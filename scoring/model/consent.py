@@ -32,6 +32,7 @@ def check_consent(directory: ModelDirectory, label: str) -> None:
         UntrustedModelError: It brings other code; the message says which.
     """
     description = directory.description
+    # It was trained here, and such a model brings no code.
     if isinstance(description, ModelDescription):
         return
     if description.inputs is None:
