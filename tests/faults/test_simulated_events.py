@@ -73,8 +73,8 @@ class Client:
         took = self.world.room.now - began - (self.process.paused_seconds - paused)
         assert took <= seconds + 1e-6, f"{what} takes {took:g} s"
 
-    def is_meant(self, command: str, rank: int | None) -> bool:
-        return (self.sender == "rank") == (command in FOR_RANKS) and rank in (None, self.rank)
+    def is_meant(self, command: str) -> bool:
+        return (self.sender == "rank") == (command in FOR_RANKS)
 
     def _connect(self) -> EventClient:
         while True:
@@ -113,7 +113,7 @@ class World:
         self.queue_length = chance.choice([1_000, 1_000, 1_000, 5])
         self.driver = Process(self.room, "driver", chance.uniform(-100, 100))
         self.clients: list[Client] = []
-        self.retained: dict[tuple[str, int | None], int] = {}
+        self.retained: dict[str, int] = {}
         self.is_calm = self.is_over = False
         self.server: EventServer
         self._numbers = 0
@@ -178,13 +178,13 @@ class World:
             self.room.sleep(chance.expovariate(6 / self.trouble_seconds))
             if self.room.now > end:
                 return
-            self._command(chance.choice(["lease", *sorted(RETAINED)]), chance.choice([None, 0, 1]))
+            self._command(chance.choice(["lease", *sorted(RETAINED)]))
 
-    def _command(self, command: str, rank: int | None) -> int:
+    def _command(self, command: str) -> int:
         number = self.next_number()
         if command in RETAINED:
-            self.retained[command, rank] = number
-        self.server.command({"command": command, "number": number}, rank)
+            self.retained[command] = number
+        self.server.command({"command": command, "number": number})
         return number
 
     def _disturb(self) -> None:
@@ -247,11 +247,10 @@ class World:
 
     def _check_commands(self) -> None:
         """The last retained command is there, and others arrive now."""
-        lease = self._command("lease", None)
+        lease = self._command("lease")
         self.room.sleep(10.0)
         for client in self.clients:
-            meant = [(*key, number) for key, number in self.retained.items() if client.is_meant(*key)]
-            expected = {(command, number) for command, _, number in meant}
+            expected = {last for last in self.retained.items() if client.is_meant(last[0])}
             if client.sender == "task":
                 expected.add(("lease", lease))
             if client.stays:

@@ -144,7 +144,7 @@ class World:
         """Return the seconds of a step's work, below the limit by what reports may be late."""
         return min(self.chance.expovariate(1 / self.mean_work), LIMITS.step_seconds - _MOST_DELAY - 2 * ALIVE_SECONDS)
 
-    def command(self, command: dict[str, Any], rank: int | None = None) -> None:
+    def command(self, command: dict[str, Any]) -> None:
         """Deliver a command of the driver."""
         for worker in self.workers:
             if not worker.is_reachable or worker.is_over:

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Commands(Protocol):
     """A sender of commands, such as :class:`training.protocol.event_server.EventServer`."""
 
-    def command(self, command: dict[str, Any], rank: int | None = None) -> None:
-        """Send ``command`` to ``rank`` or its task, or to all."""
+    def command(self, command: dict[str, Any]) -> None:
+        """Send ``command`` to all ranks, or to their tasks."""
 
 
 class RunningAttempt:

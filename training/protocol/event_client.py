@@ -55,7 +55,7 @@ class EventClient:
         """
         self._address = address
         self._stamp = {"rank": rank, "attempt": attempt} | ({"from": sender} if sender != "rank" else {})
-        self._hello = {"client": secrets.token_hex(8), "rank": rank, "sender": sender}
+        self._hello = {"client": secrets.token_hex(8), "sender": sender}
         self._on_command = on_command
         self._numbers = itertools.count(1)
         self._clock = clock

@@ -61,7 +61,7 @@ class EventServer:
         self._commanding = threading.Lock()
         # In the order of arrival.
         self._lines: dict[_Line, None] = {}
-        self._retained: dict[tuple[str, int | None], Command] = {}
+        self._retained: dict[str, Command] = {}
         listener = socket.create_server((host, 0), backlog=_MOST_UNPROVEN)
         self._admissions: Admissions[None] = Admissions(
             listener, self._receive, "an event connection", most_unproven=_MOST_UNPROVEN
@@ -78,12 +78,12 @@ class EventServer:
         if has_turn:
             self._turn.release()
 
-    def command(self, command: Command, rank: int | None = None) -> None:
-        """Send a command to all ranks, or one, or their tasks; does not wait for them."""
+    def command(self, command: Command) -> None:
+        """Send a command to all ranks, or to their tasks; does not wait for them."""
         with self._commanding:
             if command["command"] in RETAINED:
-                self._retained[command["command"], rank] = command
-            lines = [line for line in self._lines if line.is_meant(command, rank)]
+                self._retained[command["command"]] = command
+            lines = [line for line in self._lines if line.is_meant(command)]
         for line in lines:
             line.say(command)
 
@@ -115,10 +115,10 @@ class EventServer:
         hello = json.loads(read_line(stream))
         connection.settimeout(None)
         notice_silence(connection)
-        line = _Line(connection, str(hello["client"]), int(hello["rank"]), hello["sender"])
+        line = _Line(connection, str(hello["client"]), hello["sender"])
         with self._commanding:
             self._lines[line] = None
-            retained = [command for (_, rank), command in self._retained.items() if line.is_meant(command, rank)]
+            retained = [command for command in self._retained.values() if line.is_meant(command)]
         # A concurrent command arrives twice, perhaps followed by an older one; retained commands tolerate both.
         for command in retained:
             line.say(command)
@@ -144,15 +144,13 @@ class _Line:
 
     connection: socket.socket
     client: str
-    rank: int
     sender: Sender
     # Looked up for each connection, so that a simulation can put its own lock in the place of the module's.
     _turn: threading.Lock = field(default_factory=lambda: threading.Lock())
 
-    def is_meant(self, command: Command, rank: int | None) -> bool:
-        """Return True if a command to ``rank``, None for all, is for this client."""
-        audience = "rank" if command["command"] in FOR_RANKS else "task"
-        return self.sender == audience and rank in (None, self.rank)
+    def is_meant(self, command: Command) -> bool:
+        """Return True if the command is for clients of this kind."""
+        return self.sender == ("rank" if command["command"] in FOR_RANKS else "task")
 
     def say(self, message: Mapping[str, Any]) -> None:
         """Send without waiting; a client that leaves a whole socket buffer of these short lines unread is disconnected.

@@ -504,7 +504,7 @@ def test_a_driver_that_aborts_ends_the_rank_also_when_it_is_stopped(driver: Driv
     with running(task(driver.server.address, "hang")) as rank:
         process = psutil.Process(driver.next("phase", phase="training")["process"])
         process.suspend()
-        driver.server.command({"command": "abort", "reason": "rank 1 hangs"}, rank=0)
+        driver.server.command({"command": "abort", "reason": "rank 1 hangs"})
         assert rank.outcome() == {"outcome": "aborted", "reason": "rank 1 hangs"}
     assert not process.is_running()
 

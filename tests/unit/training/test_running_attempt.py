@@ -37,7 +37,7 @@ class Driver:
 
     def __init__(self, dispensable: frozenset[int] = frozenset()) -> None:
         self.now = 100.0
-        self.sent: list[tuple[str, int | None]] = []
+        self.sent: list[str] = []
         self.commands: list[dict[str, Any]] = []
         self.told: list[Event] = []
         self.cancelled = 0
@@ -56,9 +56,9 @@ class Driver:
         )
         self.running.begin(self)
 
-    def command(self, command: dict[str, Any], rank: int | None = None) -> None:
+    def command(self, command: dict[str, Any]) -> None:
         self.commands.append(command)
-        self.sent.append((command["command"], rank))
+        self.sent.append(command["command"])
 
     def tick(self, times: int = 1) -> None:
         for _ in range(times):
@@ -95,7 +95,7 @@ def test_ranks_get_all_addresses_when_the_last_rank_reports(driver: Driver) -> N
     driver.hear(listening(0, "a:1"))
     assert driver.commands == [{"command": "peers", "addresses": ["a:1", "b:2"]}]
     driver.tick(5)
-    assert driver.sent == [("peers", None)]
+    assert driver.sent == ["peers"]
     assert driver.kinds() == ["listening", "listening"]
 
 
@@ -118,7 +118,7 @@ def test_addresses_of_an_earlier_attempt_are_ignored(driver: Driver) -> None:
 
 def test_leases_go_to_all_tasks(driver: Driver) -> None:
     driver.running.renew_leases()
-    assert driver.sent == [("lease", None)]
+    assert driver.sent == ["lease"]
 
 
 def test_the_others_have_a_grace_after_the_first_error_and_are_aborted_once(driver: Driver) -> None:
@@ -169,7 +169,7 @@ def test_a_stop_is_passed_on_once_and_by_a_tick_only(driver: Driver) -> None:
 def test_a_stop_before_any_task_is_there_cancels_the_job(driver: Driver) -> None:
     driver.signal.request("Ctrl-C")
     driver.tick(3)
-    assert (driver.cancelled, driver.running.stop, driver.sent) == (3, "requested", [("stop", None)])
+    assert (driver.cancelled, driver.running.stop, driver.sent) == (3, "requested", ["stop"])
 
 
 def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> None:
@@ -198,7 +198,7 @@ def test_ranks_that_do_not_stop_in_time_are_aborted(driver: Driver) -> None:
         driver.hear(alive(0, step=step), alive(1, step=step))
         driver.tick()
     assert driver.commands[-1] == {"command": "abort", "reason": "the ranks did not stop within 50 s of being asked to"}
-    assert driver.sent.count(("abort", None)) == 1
+    assert driver.sent.count("abort") == 1
 
 
 def test_a_hang_is_reported_with_stacks_and_ends_the_attempt(driver: Driver) -> None:
@@ -208,7 +208,7 @@ def test_a_hang_is_reported_with_stacks_and_ends_the_attempt(driver: Driver) -> 
         driver.hear(alive(0) | {"waiting_for": "rank 1"}, alive(1), system(0), system(1))
     assert driver.sent == []
     driver.tick()
-    assert driver.sent == [("stacks", None)]
+    assert driver.sent == ["stacks"]
     for rank in (0, 1):
         driver.hear({"event": "stacks", "from": "task", "rank": rank, "attempt": 1, "text": f"stack {rank}"})
     driver.tick(5)
@@ -225,7 +225,7 @@ def test_an_error_that_comes_while_stacks_are_awaited_explains_the_hang(driver: 
     driver.tick(21)
     driver.hear(error(1))
     driver.tick(20)
-    assert [command for command, _ in driver.sent] == ["stacks", "abort"]
+    assert driver.sent == ["stacks", "abort"]
     assert [error.cause for error in driver.running.errors([], None)] == ["user"]
 
 
@@ -273,7 +273,7 @@ def test_ranks_are_asked_to_grow_only_while_all_train(driver: Driver, phase: str
     driver.running.grow(to)
     driver.tick(2)
     assert asked == [2]
-    assert (driver.running.stop, driver.sent) == ("grow", [("stop", None)])
+    assert (driver.running.stop, driver.sent) == ("grow", ["stop"])
     driver.signal.request("Ctrl-C")
     driver.tick(2)
     assert (driver.running.stop, len(driver.sent)) == ("requested", 1)
@@ -290,12 +290,12 @@ def test_ranks_that_are_to_grow_may_take_their_time(driver: Driver) -> None:
     driver.hear(system(0), system(1), alive(0, "validation"), alive(1, "validation"))
     driver.running.grow(lambda workers: 4)
     keep_training(driver, 200)
-    assert driver.sent == [("stop", None)]
+    assert driver.sent == ["stop"]
     driver.signal.request("Ctrl-C")
     keep_training(driver, 49)  # a stop that somebody asks for has its limit from then on
-    assert driver.sent == [("stop", None)]
+    assert driver.sent == ["stop"]
     keep_training(driver, 3)
-    assert driver.sent == [("stop", None), ("abort", None)]
+    assert driver.sent == ["stop", "abort"]
 
 
 def test_a_worker_that_the_attempt_went_on_without_does_not_explain_its_end() -> None:
@@ -344,7 +344,7 @@ def test_an_event_may_arrive_while_another_is_handled(driver: Driver) -> None:
     driver.signal.request("Ctrl-C")
     driver.on_tell = lambda event: driver.running.tick() if event["event"] == "alive" else None
     driver.hear(alive(0))
-    assert driver.sent == [("stop", None)]
+    assert driver.sent == ["stop"]
 
 
 def test_a_stop_wakes_who_sleeps_and_lets_nobody_sleep_again() -> None:
