@@ -13,7 +13,7 @@ from mirrorspark.storage.paths import StoragePath, leads_out
 
 MANIFEST_FILE = "manifest.json"
 FEATURES_FOLDER = "features"
-# Raw rows of the test split, to explain predictions; datasets of before have none.
+# Raw rows of the test split, to explain predictions; datasets of earlier versions have none.
 TEST_ROWS_FILE = "test_rows.parquet"
 FORMAT_VERSION = 2
 BLOCK_LAYOUT = "block"

@@ -6,11 +6,11 @@ forms because U+0345 (Greek iota below) is a mark that folds to a letter: it mus
 Normalisation is idempotent, and canonically or compatibility equivalent texts become the same text. No
 language-specific rules apply: ``I`` becomes ``i`` in Turkish too.
 
-The exported model contains the same steps as graph operations (:mod:`models.serving.text_normalisation`), equal byte
-for byte.
-This requires one version of Unicode wherever a model is trained, exported or scored: :data:`UNICODE_VERSION`, that of
-the oldest Python this package runs on. Characters of later versions stay unchanged whatever Python knows about them,
-and are neither letter nor mark nor number. Properties of existing characters do not change between versions.
+The exported model contains the same steps as graph operations (:mod:`models.serving.text_normalisation`), with the
+same bytes as result. This requires one version of Unicode wherever a model is trained, exported or scored:
+:data:`UNICODE_VERSION`, that of the oldest Python this package runs on. Characters of later versions stay unchanged
+whatever Python knows about them, and are neither letter nor mark nor number. Properties of existing characters do not
+change between versions.
 
 Sources: The Unicode Standard 14.0, sections 3.11 (normalisation) and 3.13 (caseless matching, D146, which differs by
 one folding before the first step; it changes no single character).

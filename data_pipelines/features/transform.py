@@ -5,8 +5,8 @@ array of a known type (:func:`data_pipelines.features.raw_columns.raw_column`), 
 (:class:`Encoder`). Fitting comes in between: it measures (:func:`measured_values`) and counts (:func:`counted_tokens`)
 the arrays.
 
-The exported model contains the same transform as graph operations (:mod:`models.serving.preprocessing`), equal bit for
-bit.
+The exported model contains the same transform as graph operations (:mod:`models.serving.preprocessing`), with the same
+bits as result.
 """
 
 import functools

@@ -142,7 +142,7 @@ class Dataset:
         return self.features.spec
 
     def kept_test_rows(self) -> "pa.Table | None":
-        """Return the raw test rows that conversion has kept, some thousands; None for a dataset of before."""
+        """Return the raw test rows that conversion kept, some thousands; None for a dataset of an earlier version."""
         import pyarrow.parquet as pq  # workers read no Parquet
 
         file = self.path / TEST_ROWS_FILE

@@ -425,7 +425,7 @@ def registered_before(client: Any, plan: ExportPlan, architecture: str) -> Expor
     for known in sorted(found, key=lambda known: int(known.version), reverse=True):
         if known.name != plan.registered_model:
             continue
-        # Versions of before there was a choice lack the second tag.
+        # Model versions that are older than the setting register lack the second tag.
         wanted = (Path(plan.checkpoint).name, architecture)
         tags = (known.tags.get(CHECKPOINT_TAG), known.tags.get(ARCHITECTURE_TAG, plan.model))
         if known.status == "READY" and tags == wanted:

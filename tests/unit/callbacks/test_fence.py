@@ -303,7 +303,7 @@ def test_a_commit_that_reported_an_error_and_came_too_late_does_not_count_at_its
 
 
 def test_checkpoints_of_a_run_with_the_former_file_go_on_counting(store: Location) -> None:
-    """The only file of before listed what counted, and was overwritten by each attempt."""
+    """The only file of earlier versions listed what counted, and was overwritten by each attempt."""
     former = "0123abcd" * 4
     for step, id_ in ((10, former), (20, "4567abcd" * 4)):
         publish(store, step, Permit(store, 1, None, id_))

@@ -90,7 +90,7 @@ def test_the_speed_of_a_rank_is_that_of_its_last_seconds_of_training() -> None:
         state = state.after(alive(0, step=step), now)
     assert speed() == f"{10 * (212 - 10) / 6:,.0f}"  # without what was more than ten seconds ago
     state = state.after(alive(0, step=212, phase="validation"), 18.0)
-    assert speed() == "337"  # meanwhile that of before
+    assert speed() == "337"  # meanwhile as before
     state = state.after(alive(0, step=212), 60.0)
     state = state.after(alive(0, step=222), 62.0)
     assert speed() == "50"
