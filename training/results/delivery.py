@@ -31,6 +31,7 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.results.evaluation.evaluate_run import (
+    Rival,
     Verdict,
     baseline_scores,
     curves_of,
@@ -42,7 +43,13 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_retrieval,
 )
 from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
-from mirrorspark.training.results.evaluation.rival import NETWORK, OTHER_FOLDER, Choice, read_scores
+from mirrorspark.training.results.evaluation.rival import (
+    BASELINE,
+    NETWORK,
+    OTHER_FOLDER,
+    Choice,
+    read_scores,
+)
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.cost import Cost, cost_of
@@ -395,14 +402,21 @@ def _judge(
         return judge_retrieval(dataset, predictions, config.baseline, config.top_k, curves)
     if config.task == "multi_label":
         return judge_multi_label(dataset, predictions, config.baseline, curves)
-    judge = {"binary": judge_binary, "multi_class": judge_multi_class, "regression": judge_regression}[config.task]
-    if choice is None:
-        rival = None
-        if config.baseline == "hist_gradient_boosting":
-            rival = baseline_scores(fitted_baseline(dataset, config.seed, config.task, tell), dataset, "test")
-        return judge(dataset, predictions, config.baseline, config.seed, curves, rival)
-    other = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
-    return judge(dataset, predictions, choice.other, config.seed, curves, other)
+    rival = _rival(job, choice, tell)
+    if config.task == "multi_class":
+        return judge_multi_class(predictions, rival, config.seed, curves, dataset.features.class_names)
+    judge = {"binary": judge_binary, "regression": judge_regression}[config.task]
+    return judge(predictions, rival, config.seed, curves)
+
+
+def _rival(job: TrainingJob, choice: Choice | None, tell: Callable[[str, int, int], None]) -> Rival | None:
+    """Return what the model is compared with: the one that was not registered, or gradient boosting, fitted here."""
+    if choice is not None:
+        return Rival(choice.other, read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet"))
+    if job.config.baseline != BASELINE:
+        return None
+    fitted = fitted_baseline(job.dataset, job.config.seed, job.config.task, tell)
+    return Rival(BASELINE, baseline_scores(fitted, job.dataset, "test"))
 
 
 def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:

@@ -18,7 +18,10 @@ from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.training.results.evaluation import baselines, evaluate_run
 from mirrorspark.training.results.evaluation.baselines import hist_gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
+    Rival,
+    baseline_scores,
     curves_of,
+    fitted_baseline,
     judge_binary,
     judge_multi_label,
     judge_retrieval,
@@ -99,16 +102,18 @@ def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
+def boosting(dataset: Any) -> Rival:
+    return Rival("hist_gradient_boosting", baseline_scores(fitted_baseline(dataset, 1, "binary"), dataset, "test"))
+
+
 def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
-    dataset: Any = HandmadeDataset(BINARY_SPEC, {})
     verdict = judge_binary(
-        dataset,
         {
             # Positives at 0.35 and 0.8, negatives at 0.1 and 0.4: three of four pairs are in order.
             "test": predictions([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]),
             "validation": predictions([0, 1], [0.25, 0.75]),
         },
-        "none",
+        None,
         seed=1,
         curves=None,
     )
@@ -120,18 +125,18 @@ def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
     assert verdict.baseline == {}
 
 
-def test_a_binary_verdict_has_its_plots_and_the_learning_curves_if_there_are_any(binary: Any) -> None:
+def test_a_binary_verdict_has_its_plots_and_the_learning_curves_if_there_are_any() -> None:
     table = {split: predictions([0, 1], [0.2, 0.9]) for split in ("validation", "test")}
-    figures = judge_binary(binary, table, "none", seed=1, curves=None).figures
+    figures = judge_binary(table, None, seed=1, curves=None).figures
     assert sorted(figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
     curves = Figure()
-    assert judge_binary(binary, table, "none", seed=1, curves=curves).figures["learning_curves"] is curves
+    assert judge_binary(table, None, seed=1, curves=curves).figures["learning_curves"] is curves
 
 
 def test_gradient_boosting_is_fitted_on_the_same_rows_and_drawn_beside_the_model(binary: Any) -> None:
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(binary, table, "hist_gradient_boosting", seed=1, curves=None)
+    verdict = judge_binary(table, boosting(binary), seed=1, curves=None)
     assert verdict.baseline["name"] == "hist_gradient_boosting"
     # The label is a threshold on one feature with a little noise, which trees find; 0.5 for all rows is chance.
     assert verdict.baseline["metrics"]["auc"] > 0.9
@@ -150,7 +155,7 @@ def test_the_baseline_does_not_see_the_label_through_a_feature_of_that_name(bina
     dataset: Any = HandmadeDataset(BINARY_SPEC, noise)
     label = noise["test"][0].label.tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(dataset, table, "hist_gradient_boosting", seed=1, curves=None)
+    verdict = judge_binary(table, boosting(dataset), seed=1, curves=None)
     assert verdict.baseline["metrics"]["auc"] < 0.8
 
 
@@ -167,7 +172,7 @@ def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
     monkeypatch.setattr(evaluate_run, "BASELINE_ROWS", 300)
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(binary, table, "hist_gradient_boosting", seed=1, curves=None)
+    verdict = judge_binary(table, boosting(binary), seed=1, curves=None)
     assert set(learnt_from) == {300}  # of 600
     assert verdict.baseline["metrics"]["base_rate"] == pytest.approx(float(np.mean(label)))
     assert any("boosting" in text.get_text() for text in verdict.figures["roc"].axes[0].get_legend().get_texts())

@@ -30,6 +30,7 @@ from mirrorspark.training.results.evaluation.baselines import (
     popularity,
 )
 from mirrorspark.training.results.evaluation.bootstrap import (
+    Statistics,
     binary_statistics,
     mean_statistics,
     multi_class_statistics,
@@ -74,34 +75,39 @@ class Verdict:
     figures: Mapping[str, Figure] = field(repr=False)
 
 
-def judge_binary(
-    dataset: Dataset,
-    predictions: Mapping[str, pa.Table],
-    baseline: str,
-    seed: int,
-    curves: Figure | None,
-    rival: np.ndarray | None = None,
-) -> Verdict:
+@dataclass(frozen=True)
+class Rival:
+    """What a model is compared with.
+
+    Attributes:
+        name: ``hist_gradient_boosting`` or ``network``.
+        scores: Its scores of the test rows in the dataset's stored order, as the predictions: both share label and
+            weight.
+    """
+
+    name: str
+    scores: np.ndarray
+
+    @property
+    def legend(self) -> str:
+        """The name in the legend of a plot."""
+        return self.name.replace("hist_gradient", "hist._gradient").replace("_", " ")
+
+
+def judge_binary(predictions: Mapping[str, pa.Table], rival: Rival | None, seed: int, curves: Figure | None) -> Verdict:
     """Return the verdict on a binary model from its ``score``, ``label`` and ``weight`` per split.
 
     Args:
-        dataset: The dataset of the training.
         predictions: A table per split, in the dataset's stored order.
-        baseline: Name of what the model is compared with.
-        seed: Fixes the sampling of the baseline's fit.
+        rival: What the model is compared with, if anything.
+        seed: Fixes the draws of the intervals.
         curves: The learning curves.
-        rival: Scores of ``baseline`` for the test rows; by default gradient boosting is fitted.
     """
     metrics = {split: metrics_of("binary", table, split=split) for split, table in predictions.items()}
     label, score, weight = _weighed(predictions["test"])
-    compared: Mapping[str, Any] = {}
-    others: dict[str, np.ndarray] | None = None
-    rival = _rival_scores(rival, baseline, dataset, seed, "binary")
-    if rival is not None:
-        others = {_legend(baseline): rival}
-        compared = {"name": baseline, "metrics": binary_metrics(label, rival, weight, split="test")}
-        compared |= {"intervals": paired_intervals(binary_statistics, label, score, rival, weight, seed=seed)}
+    others = {rival.legend: rival.scores} if rival else None
     figures = _probability_figures(label, score, weight, others)
+    compared = _compared(rival, binary_metrics, binary_statistics, (label, score, weight), seed)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -130,12 +136,7 @@ def judge_multi_label(
 
 
 def judge_regression(
-    dataset: Dataset,
-    predictions: Mapping[str, pa.Table],
-    baseline: str,
-    seed: int,
-    curves: Figure | None,
-    rival: np.ndarray | None = None,
+    predictions: Mapping[str, pa.Table], rival: Rival | None, seed: int, curves: Figure | None
 ) -> Verdict:
     """Return the verdict on a regression from its ``score``, ``label`` and ``weight``; see :func:`judge_binary`."""
     metrics = {
@@ -143,13 +144,8 @@ def judge_regression(
         for split, table in predictions.items()
     }
     label, score, weight = _weighed(predictions["test"])
-    compared: Mapping[str, Any] = {}
-    others: dict[str, np.ndarray] | None = None
-    rival = _rival_scores(rival, baseline, dataset, seed, "regression")
-    if rival is not None:
-        others = {_legend(baseline): rival}
-        compared = {"name": baseline, "metrics": regression_metrics(label, rival, weight)}
-        compared |= {"intervals": paired_intervals(regression_statistics, label, score, rival, weight, seed=seed)}
+    others = {rival.legend: rival.scores} if rival else None
+    compared = _compared(rival, regression_metrics, regression_statistics, (label, score, weight), seed)
     figures = {
         "predicted_and_actual": predicted_and_actual(label, score, weight=weight, baseline=others),
         "residuals": residuals_by_prediction(label, score, weight=weight, baseline=others),
@@ -172,27 +168,24 @@ def _interval_metrics(table: pa.Table) -> dict[str, float]:
 
 
 def judge_multi_class(
-    dataset: Dataset,
     predictions: Mapping[str, pa.Table],
-    baseline: str,
+    rival: Rival | None,
     seed: int,
     curves: Figure | None,
-    rival: np.ndarray | None = None,
+    names: Sequence[str],
 ) -> Verdict:
-    """Return the verdict on a multi-class model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`."""
-    classes = dataset.features.classes
+    """Return the verdict on a multi-class model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`.
+
+    ``names`` are those of the classes, in the order of the scores.
+    """
+    classes = len(names)
     metrics = {
         split: metrics_of("multi_class", table, split=split, classes=classes) for split, table in predictions.items()
     }
     label, scores, weight = _classed(predictions["test"], classes)
-    compared: Mapping[str, Any] = {}
-    others: dict[str, np.ndarray] | None = None
-    rival = _rival_scores(rival, baseline, dataset, seed, "multi_class")
-    if rival is not None:
-        others = {_legend(baseline): rival.argmax(axis=1)}
-        compared = {"name": baseline, "metrics": multi_class_metrics(label, rival, weight)}
-        compared |= {"intervals": paired_intervals(multi_class_statistics, label, scores, rival, weight, seed=seed)}
-    names, best = dataset.features.class_names, scores.argmax(axis=1)
+    others = {rival.legend: rival.scores.argmax(axis=1)} if rival else None
+    compared = _compared(rival, multi_class_metrics, multi_class_statistics, (label, scores, weight), seed)
+    best = scores.argmax(axis=1)
     figures = {
         "confusion_matrix": confusion_matrix(label, best, names, weight=weight),
         "classes": class_quality(label, best, names, weight=weight, baseline=others),
@@ -262,9 +255,25 @@ def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts:
     return learning_curves(columns, best_epoch=best_epoch, restarts=tuple(restarts))
 
 
-def _legend(baseline: str) -> str:
-    """Return the name of a baseline in a legend."""
-    return baseline.replace("hist_gradient", "hist._gradient").replace("_", " ")
+def _compared(
+    rival: Rival | None,
+    metrics: Callable[..., dict[str, float]],
+    statistics: Callable[[np.ndarray, np.ndarray], Statistics],
+    columns: tuple[np.ndarray, np.ndarray, np.ndarray],
+    seed: int,
+) -> dict[str, Any]:
+    """Return the ``baseline`` of a verdict; empty without a rival.
+
+    ``columns`` are label, predictions and weight of the test rows.
+    """
+    if rival is None:
+        return {}
+    label, score, weight = columns
+    return {
+        "name": rival.name,
+        "metrics": metrics(label, rival.scores, weight),
+        "intervals": paired_intervals(statistics, label, score, rival.scores, weight, seed=seed),
+    }
 
 
 def _probability_figures(
@@ -308,16 +317,6 @@ def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.
     """Return label, scores ``[rows, classes]`` and weight of every row."""
     scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(-1, classes)
     return table["label"].to_numpy(), scores, table["weight"].to_numpy()
-
-
-def _rival_scores(given: np.ndarray | None, baseline: str, dataset: Dataset, seed: int, task: str) -> np.ndarray | None:
-    """Return the given scores of ``baseline`` for the test rows, or those of gradient boosting if it is the baseline.
-
-    They are in the dataset's stored order like the predictions, so both share label and weight.
-    """
-    if given is not None or baseline != "hist_gradient_boosting":
-        return given
-    return baseline_scores(fitted_baseline(dataset, seed, task), dataset, "test")
 
 
 def fitted_baseline(
