@@ -140,6 +140,7 @@ def test_gradient_boosting_is_fitted_on_the_same_rows_and_drawn_beside_the_model
     assert verdict.baseline["name"] == "hist_gradient_boosting"
     # The label is a threshold on one feature with a little noise, which trees find; 0.5 for all rows is chance.
     assert verdict.baseline["metrics"]["auc"] > 0.9
+    assert verdict.baseline["resampled"] == "test rows"
     assert verdict.metrics["test"]["auc"] == 0.5
     legend = verdict.figures["roc"].axes[0].get_legend()
     assert legend is not None
@@ -282,6 +283,7 @@ def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_ca
     verdict = judge_retrieval(retrieval, {"test": table}, "popularity", k=5, curves=None)
     metrics = verdict.baseline["metrics"]
     assert verdict.baseline["name"] == "popularity"
+    assert verdict.baseline["resampled"] == "values of user"
     # Row 1 has seen movie 2 and gets 3, a hit; row 2 gets 2, a hit; row 3 wants one out of vocabulary, and row 4 one
     # that it is said to have seen: neither can be listed, however many places are empty.
     assert metrics["recall_at_1"] == 0.5

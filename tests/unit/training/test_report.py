@@ -105,6 +105,8 @@ def test_a_difference_within_its_interval_is_none_and_any_other_is_told_with_its
     assert verdict_sentence({"test": MODEL}, within).startswith(
         "The model and gradient boosting do not differ beyond the noise on the test rows: AUC (0.75 against 0.7; "
     )
+    page = report_page(ReportFacts("late 3", {"test": MODEL}, baseline | {"resampled": "values of user"}, {}, {}))
+    assert "moves when other values of user are drawn, each with all of its test rows." in page
     table = comparison_table({"test": MODEL}, baseline)
     assert list(table["the model is"]) == ["better", "no difference beyond the noise", "better"]
     assert comparison_table({"test": MODEL}, {}).empty

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 RESAMPLES = 200
 CONFIDENCE = 0.95
 
+# What is drawn, in words, unless the rows belong to users.
+TEST_ROWS = "test rows"
+
 # Of more units this many are resampled, and the spread is scaled to all of them.
 MOST_UNITS = 100_000
 

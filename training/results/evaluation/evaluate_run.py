@@ -30,6 +30,7 @@ from mirrorspark.training.results.evaluation.baselines import (
     popularity,
 )
 from mirrorspark.training.results.evaluation.bootstrap import (
+    TEST_ROWS,
     Statistics,
     binary_statistics,
     mean_statistics,
@@ -65,8 +66,9 @@ class Verdict:
 
     Attributes:
         metrics: Metrics by split.
-        baseline: Name of the baseline, its test metrics, and ``intervals``: by metric the difference, model minus
-            baseline, and the ends of its 95% interval; empty without one.
+        baseline: Name of the baseline, its test metrics, ``intervals``: by metric the difference, model minus
+            baseline, and the ends of its 95% interval, and ``resampled``: what was drawn for them, in words; empty
+            without one.
         figures: Plots by file name.
     """
 
@@ -130,7 +132,8 @@ def judge_multi_label(
         compared = {"name": baseline, "metrics": multi_label_metrics(label, rival, weight)}
         # Ranks of all pairs of a row and a label would take minutes.
         own, other = (multi_label_values(label, of) for of in (scores, rival))
-        compared |= {"intervals": paired_intervals(mean_statistics("log_loss", "brier"), label, own, other, weight)}
+        intervals = paired_intervals(mean_statistics("log_loss", "brier"), label, own, other, weight)
+        compared |= {"intervals": intervals, "resampled": TEST_ROWS}
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
@@ -219,31 +222,36 @@ def judge_retrieval(
         own, wanted = (predictions["test"][name] for name in ("candidates", "label"))
         model = ranking_values(_matrix(own), _held_back(wanted), ranks)
         others = ranking_values(listed, held_back, ranks)
-        compared |= {"intervals": _ranking_intervals(model, others, _users(dataset))}
+        unit, units = _units(dataset)
+        compared |= {"intervals": _ranking_intervals(model, others, units), "resampled": unit}
         shown["popularity"] = _recalls(rival, ranks)
     figures = {"recall_at_k": recall_at_k_curve(shown)}
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
 def _ranking_intervals(
-    model: Mapping[str, np.ndarray], rival: Mapping[str, np.ndarray], users: np.ndarray
+    model: Mapping[str, np.ndarray], rival: Mapping[str, np.ndarray], units: np.ndarray
 ) -> dict[str, dict[str, float]]:
     own, other = (np.stack(list(values.values()), axis=1) for values in (model, rival))
     label = np.zeros(len(own))  # It is in the values.
-    return paired_intervals(mean_statistics(*model), label, own, other, np.ones(len(own)), units=users)
+    return paired_intervals(mean_statistics(*model), label, own, other, np.ones(len(own)), units=units)
 
 
-def _users(dataset: Dataset) -> np.ndarray:
-    """Return what the test rows are drawn by: the query feature of the most different ids, a user's; else the row."""
+def _units(dataset: Dataset) -> tuple[str, np.ndarray]:
+    """Return what is drawn, in words, and its number for each test row.
+
+    It is a value of the query feature that has the most different ids, which is taken for the user; without such a
+    feature it is the row.
+    """
     test = list(dataset.blocks("test"))
     row = np.arange(sum(block.rows for block in test))
     ids = [feature.name for feature in dataset.spec.query_features if feature.form == "id"]
-    columns = [np.concatenate([block.features[name] for block in test]) for name in ids]
+    columns = {name: np.concatenate([block.features[name] for block in test]) for name in ids}
     if not columns:
-        return row
-    most = max(columns, key=lambda column: len(np.unique(column)))
+        return TEST_ROWS, row
+    name, most = max(columns.items(), key=lambda column: len(np.unique(column[1])))
     # Users that the vocabulary lacks are as many as their rows, for all we know.
-    return np.where(most < FIRST_VOCABULARY_ID, -1 - row, most)
+    return f"values of {name}", np.where(most < FIRST_VOCABULARY_ID, -1 - row, most)
 
 
 def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:
@@ -273,6 +281,7 @@ def _compared(
         "name": rival.name,
         "metrics": metrics(label, rival.scores, weight),
         "intervals": paired_intervals(statistics, label, score, rival.scores, weight, seed=seed),
+        "resampled": TEST_ROWS,
     }
 
 

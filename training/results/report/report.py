@@ -18,6 +18,7 @@ from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.recipe import as_yaml
 from mirrorspark.training.records.run_history import headline
+from mirrorspark.training.results.evaluation.bootstrap import TEST_ROWS
 from mirrorspark.training.results.evaluation.metrics import is_better
 from mirrorspark.training.results.report.cost import Cost
 
@@ -94,6 +95,9 @@ def report_page(facts: ReportFacts) -> str:
         metrics=Markup(table_html(metrics_table(facts.metrics, facts.baseline), index=True)),  # noqa: S704 - escaped
         rival=in_words(str(facts.baseline.get("name", ""))),
         differences=Markup(table_html(differences, index=True)) if len(differences) else "",  # noqa: S704 - escaped
+        test_rows=TEST_ROWS,
+        # Runs of earlier versions do not say it.
+        resampled=facts.baseline.get("resampled", TEST_ROWS),
         figures=_cards(facts.figures),
         shares={name: 100 * seconds / total for name, seconds in facts.seconds.items()} if total else {},
         total=total,
