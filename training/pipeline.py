@@ -87,7 +87,7 @@ def deliver(
     trained = delivery.deliver(job, attempts, process)
     assert prepared.table is not None  # noqa: S101 - a recipe has one
     report = score_and_compare(job, trained, prepared.table, config)
-    cost = delivery.keep_report(job, trained, parity=f"max {report.max:.1e} over {report.rows:,} rows")
+    trained = delivery.keep_report(job, trained, parity=f"max {report.max:.1e} over {report.rows:,} rows")
     begun = run_summary.begun(job, is_reused=prepared.is_reused)
-    done = run_summary.finished(run_summary.with_attempts(begun, trained.attempts, job), trained, report, cost)
+    done = run_summary.finished(run_summary.with_attempts(begun, trained.attempts, job), trained, report)
     return replace(done, compare_page=job.tracked.share_comparison(config.monitor))

@@ -89,7 +89,7 @@ def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spar
             attempts = job.train()
             trained = deliver(job, attempts, ahead.process)
             job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
-            keep_report(job, trained)
+            trained = keep_report(job, trained)
             keep_delivery(trained, job.folder)
     except RunFinishedError as finished:
         view.say(finished.in_words(config.run_date))

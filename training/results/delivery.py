@@ -77,8 +77,8 @@ class Trained:
         verdict: Metrics per split, baseline and plots.
         predictions: The training framework's own predictions of each evaluated split, with keys and label.
         run_folder: Configuration, events, checkpoints and results.
-        seconds: Seconds per stage, with the start and the time between stages.
-        cost: Core-seconds per stage, and money where the price of a core is known.
+        seconds: Seconds per stage, with the start and the time between stages; empty until :func:`keep_report`.
+        cost: Core-seconds per stage, and money where the price of a core is known; likewise.
         chosen: Why this one was registered, in words, where ``register`` is ``better``.
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
         explanation: What the predictions depend on, measured on some test rows; None if it was switched off or the
@@ -183,8 +183,6 @@ def report_facts(
     dataset: Dataset,
     config: TrainingConfig,
     *,
-    seconds: Mapping[str, float] | None = None,
-    cost: Cost | None = None,
     parity: str | None = None,
     explanation: Explanation | None = None,
 ) -> ReportFacts:
@@ -194,8 +192,6 @@ def report_facts(
         trained: The training's result.
         dataset: What it was trained on.
         config: Its settings.
-        seconds: Seconds per stage; by default those of its stages so far.
-        cost: What they cost; by default as the training has recorded it.
         parity: The comparison of Spark's scores with the training framework's, in words.
         explanation: What the predictions depend on; by default what was measured after the training.
     """
@@ -221,8 +217,8 @@ def report_facts(
         figures=trained.verdict.figures,
         rows={split: manifest.rows(split) for split in manifest.splits},
         findings=[dict(finding) for finding in manifest.findings],
-        seconds=trained.seconds if seconds is None else seconds,
-        cost=cost or trained.cost,
+        seconds=trained.seconds,
+        cost=trained.cost,
         facts=facts,
         rates=rates_of(profile) if profile else (),
         rate_name=rate_name(label) if label else "",
@@ -239,16 +235,17 @@ def _profile(dataset: Dataset) -> DatasetProfile | None:
         return None
 
 
-def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None) -> Cost:
-    """Write the report into the run's folder and into MLflow, with the time and the cost so far, which are returned."""
+def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None) -> Trained:
+    """Write the report into the run's folder and into MLflow; return the result with the time and the cost so far."""
     seconds = job.view.all_seconds()
     cost = _cost(job, trained.attempts, seconds)
-    facts = report_facts(trained, job.dataset, job.config, seconds=seconds, cost=cost, parity=parity)
+    trained = replace(trained, seconds=seconds, cost=cost)
+    facts = report_facts(trained, job.dataset, job.config, parity=parity)
     values = {f"seconds_{name.replace(' ', '_')}": value for name, value in seconds.items()}
     values["core_seconds"] = cost.total_core_seconds
     job.log_metrics(values | ({} if cost.money is None else {"cost": cost.money}))
     job.tracked.log_text(write_report(facts, job.folder.path / REPORT_FILE), REPORT_FILE)
-    return cost
+    return trained
 
 
 def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str, float]) -> Cost:
@@ -472,8 +469,6 @@ def _trained(
         predictions=predictions,
         run_folder=job.folder.path,
         tracking_uri=job.tracked.uri,
-        seconds=(seconds := job.view.all_seconds()),
-        cost=_cost(job, attempts, seconds),
         chosen=choice.in_words() if choice else None,
         run_page=job.tracked.page,
         explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),

@@ -47,6 +47,7 @@ class FakeTracked:
         self.metrics: dict[str, float] = {}
         self.described: list[tuple[str, ...]] = []
         self.tags: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
         self.is_users = False
 
     def require_run_id(self) -> str:
@@ -65,6 +66,12 @@ class FakeTracked:
 
     def log_model_metrics(self, model_uri: str, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics |= metrics
+
+    def log_text(self, text: str, name: str) -> None:
+        self.texts[name] = text
 
     def describe_model(self, *description: str) -> None:
         self.described.append(description)
@@ -85,7 +92,7 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, lines: list[str]) 
         publish_files(folder.checkpoints, files, step=10 * epoch, epoch=epoch, metrics=metrics)
     view = LiveView(epochs=2, is_interactive=False, write=lines.append)
     run = OpenRun(folder, cast(Any, FakeTracked()), view)
-    manifest = SimpleNamespace(splits=["test"], rows=lambda split: 2)
+    manifest = SimpleNamespace(splits=["test"], rows=lambda split: 2, findings=())
     spec = new_config().spec
     session = SimpleNamespace(conf=SimpleNamespace(get=lambda name, default: default))
     dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10, spec=spec, manifest=manifest)
@@ -237,11 +244,13 @@ def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(
     trained = delivery.deliver(job, ATTEMPTS)
     assert trained.explanation is not None
     assert exports[0].explain
+    trained = delivery.keep_report(job, trained)
     delivery.keep_delivery(trained, job.folder)
     again = delivery.recall_delivery(job.folder, FakeTracked.uri)
     assert set(again.verdict.figures) == {"roc", "lift"}
     assert again.cost == trained.cost
     assert again.cost is not None
+    assert cast(Any, job.tracked).metrics["core_seconds"] == again.cost.total_core_seconds
     assert again.explanation is not None
     assert (again.explanation.rows, again.seconds) == (9, trained.seconds)
 

@@ -9,7 +9,6 @@ from mirrorspark.scoring.parity import ParityReport
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.records.run_history import read_curves
 from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.report.cost import Cost
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import SCORED_TABLE
 from mirrorspark.training.training_job import TrainingJob
@@ -57,7 +56,7 @@ def with_attempts(summary: Summary, attempts: Sequence[Attempt], job: TrainingJo
     return replace(summary, workers=workers[-1] if workers else None, attempts=launches or None)
 
 
-def finished(known: Summary, trained: Trained, report: ParityReport, cost: Cost) -> Summary:
+def finished(known: Summary, trained: Trained, report: ParityReport) -> Summary:
     """Return the summary of a run that has come to its end."""
     return replace(
         known,
@@ -70,6 +69,6 @@ def finished(known: Summary, trained: Trained, report: ParityReport, cost: Cost)
         parity={name: getattr(report, name) for name in ("max", "mean", "p99", "rows", "passed")},
         examples_per_second=trained.examples_per_second,
         chosen=trained.chosen,
-        cost=cost.to_dict(),
+        cost=trained.cost.to_dict() if trained.cost else {},
         scored_table=str(trained.run_folder / SCORED_TABLE),
     )
