@@ -19,6 +19,8 @@ from mirrorspark.plots.learning_curves import learning_curves
 from mirrorspark.plots.lift import lift_chart
 from mirrorspark.plots.regression import predicted_and_actual, residuals_by_prediction
 from mirrorspark.plots.roc import roc_curve
+from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.records.run_history import Launch
 from mirrorspark.training.results.evaluation.bootstrap import (
     binary_statistics,
     paired_intervals,
@@ -26,7 +28,7 @@ from mirrorspark.training.results.evaluation.bootstrap import (
 )
 from mirrorspark.training.results.evaluation.explain import Explanation
 from mirrorspark.training.results.evaluation.metrics import binary_metrics, regression_metrics
-from mirrorspark.training.results.report.cost import cost_of
+from mirrorspark.training.results.report.cost import Held, cost_of
 from mirrorspark.training.results.report.report import ReportFacts, rates_of, write_report
 from tests.browser.screen import screen
 
@@ -106,7 +108,7 @@ def facts(kind: str) -> ReportFacts:
         rows={"train": ROWS, "test": ROWS},
         findings=found,
         seconds=SECONDS,
-        cost=cost_of(SECONDS, worker_cores=2, spark_cores=2, driver_cores=2, price_per_core_hour=0.05),
+        cost=cost_of(SECONDS, Held((Launch(2, 9.5),), (Attempt(1, 3, (), 0, 9, 2),), 2, 2), price_per_core_hour=0.05),
         facts={"model": "models:/flight-delays/3", "speed": "51,234 examples/s"},
         settings={"epochs": 40, "model": {"name": "multi_field"}},
         explanation=explanation(),

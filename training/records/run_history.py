@@ -9,7 +9,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ _NOT_COMPARED = frozenset({"dry_run", "resume", "summary", "verbose"})
 
 _STARTED = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 # Most lines are progress events, which are not needed: to recognise them is ten times faster than to parse them.
-_TELLING = re.compile(rb'"event":\s*"(?:attempt|epoch_end)"')
+_TELLING = re.compile(rb'"event":\s*"(?:attempt|restart|waiting|epoch_end)"')
 _FOR_MLFLOW = re.compile(rb'"event":\s*"' + FOR_MLFLOW.encode())
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -59,20 +59,38 @@ class UnreadableRun:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """An attempt, as the events tell it.
+
+    Attributes:
+        workers: Number of its workers; None if it is not known.
+        seconds: Time from its launch to its last event.
+    """
+
+    workers: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Curves:
     """The metrics of a run over its epochs, from the chief's events.
 
     Attributes:
         epochs: Metrics by epoch, counted from 1.
-        attempts: Number of launches, of all drivers together.
+        launches: The attempts of all drivers together.
         seconds: Time in training, of all attempts together; None before the first heartbeat.
         examples_per_second: By epoch, all workers together.
     """
 
     epochs: Mapping[int, Mapping[str, float]]
-    attempts: int
+    launches: tuple[Launch, ...]
     seconds: float | None
     examples_per_second: Mapping[int, float]
+
+    @property
+    def attempts(self) -> int:
+        """Number of launches."""
+        return len(self.launches)
 
     def columns(self) -> dict[str, list[float]]:
         """Return the values of each metric at all epochs from the first, NaN for a missing one."""
@@ -229,12 +247,18 @@ def read_curves(events: Path) -> Curves:
     """Return the metrics from the event file of a run; lines that a crash cut off are skipped."""
     epochs: dict[int, Mapping[str, float]] = {}
     rates: dict[int, float] = {}
-    attempts, seconds, begin = 0, 0.0, None
+    seconds, begin = 0.0, None
+    launches: list[Launch] = []
+    is_under_way, began = False, None
     recent: deque[bytes] = deque(maxlen=2)
     for line in _lines(events):
         event = _event(line) if begin is None or _TELLING.search(line) else {}
+        if is_under_way and event.get("event") in ("attempt", "restart", "waiting"):
+            launches[-1] = replace(launches[-1], seconds=_until(recent, began))
+            is_under_way = False
         if event.get("event") == "attempt":
-            attempts += 1
+            workers, began, is_under_way = event.get("workers"), _number(event.get("time")), True
+            launches.append(Launch(workers if isinstance(workers, int) and began is not None else None, 0.0))
             seconds += _until(recent, begin)
             begin = None
         epoch = event.get("epoch") if event.get("event") == "epoch_end" and event.get("rank") == 0 else None
@@ -246,7 +270,9 @@ def read_curves(events: Path) -> Curves:
             begin = _number(event.get("time"))
         recent.append(line)
     seconds += _until(recent, begin)
-    return Curves(dict(sorted(epochs.items())), attempts, seconds if epochs or seconds else None, rates)
+    if is_under_way:
+        launches[-1] = replace(launches[-1], seconds=_until(recent, began))
+    return Curves(dict(sorted(epochs.items())), tuple(launches), seconds if epochs or seconds else None, rates)
 
 
 def headline(test: Mapping[str, float]) -> tuple[str, ...]:

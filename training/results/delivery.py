@@ -30,6 +30,7 @@ from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.run_history import read_curves
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Rival,
     Verdict,
@@ -52,7 +53,7 @@ from mirrorspark.training.results.evaluation.rival import (
 )
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
-from mirrorspark.training.results.report.cost import Cost, cost_of
+from mirrorspark.training.results.report.cost import Cost, Held, cost_of
 from mirrorspark.training.results.report.model_card import model_card
 from mirrorspark.training.results.report.report import REPORT_FILE, ReportFacts, rates_of, write_report
 from mirrorspark.training.results.report.shown import trained_html
@@ -249,16 +250,16 @@ def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None
 
 
 def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str, float]) -> Cost:
-    per_task = int(job.spark.conf.get("spark.task.cpus", "1") or 1)
     beside = job.config.ranks_beside_workers
-    workers = next((attempt.workers for attempt in reversed(attempts) if attempt.workers), job.config.worker_range.most)
-    return cost_of(
-        seconds,
-        worker_cores=(workers + beside) * per_task,
-        spark_cores=(job.slots() + beside) * per_task,
+    held = Held(
+        launches=read_curves(job.folder.events).launches,
+        attempts=attempts,
+        slots=job.slots() + beside,
         driver_cores=len(os.sched_getaffinity(0)),
-        price_per_core_hour=job.config.price_per_core_hour,
+        beside=beside,
+        cores_per_slot=int(job.spark.conf.get("spark.task.cpus", "1") or 1),
     )
+    return cost_of(seconds, held, job.config.price_per_core_hour)
 
 
 def keep_delivery(trained: Trained, folder: RunFolder) -> None:

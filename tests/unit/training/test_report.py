@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.profiling import profile_columns
-from mirrorspark.training.results.report.cost import cost_of
+from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.records.run_history import Launch
+from mirrorspark.training.results.report.cost import Held, cost_of
 from mirrorspark.training.results.report.report import (
     ReportFacts,
     comparison_table,
@@ -21,6 +23,7 @@ from mirrorspark.training.results.report.report import (
     write_report,
 )
 
+ATTEMPTS = (Attempt(1, 9, (), 0, 90, workers=3),)
 MODEL = {"auc": 0.75, "pr_auc": 0.5, "log_loss": 0.4}
 
 
@@ -114,15 +117,41 @@ def test_a_difference_within_its_interval_is_none_and_any_other_is_told_with_its
 
 def test_the_cost_is_seconds_times_the_cores_that_a_stage_holds() -> None:
     seconds = {"start": 2.0, "convert": 10.0, "train": 100.0, "between stages": 1.0}
-    cost = cost_of(seconds, worker_cores=8, spark_cores=12, driver_cores=4, price_per_core_hour=0.06)
+    held = Held((Launch(3, 100.0),), ATTEMPTS, slots=6, driver_cores=4, beside=1, cores_per_slot=2)
+    cost = cost_of(seconds, held, price_per_core_hour=0.06)
     assert cost.core_seconds == {"start": 8.0, "convert": 120.0, "train": 800.0, "between stages": 4.0}
     assert cost.total_core_seconds == 932.0
     assert cost.money == pytest.approx(932 / 3600 * 0.06)
-    assert cost_of(seconds, worker_cores=8, spark_cores=12, driver_cores=4).money is None
+    assert cost_of(seconds, held).money is None
     page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds=seconds, cost=cost))
     assert "800 core-s" in page
     assert "At 0.06 per core and hour they cost 0.01553." in page
     assert "core-s" not in report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds=seconds))
+
+
+def test_the_cost_has_the_attempts_of_all_drivers_with_their_own_workers() -> None:
+    """F7: a run that lost slots, and was continued by another driver with fewer."""
+    launches = (Launch(4, 100.0), Launch(3, 50.0), Launch(2, 10.0))
+    cost = cost_of({"convert": 10.0, "train": 70.0}, Held(launches, ATTEMPTS, slots=2, driver_cores=1))
+    assert cost.core_seconds == {"convert": 40.0, "train": 570.0}
+    page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds={"train": 70.0}, cost=cost))
+    assert "Train includes attempts of earlier drivers (2), whose other stages are not known." in page
+
+
+@pytest.mark.parametrize("launches", [(), (Launch(None, 0.0),)])
+def test_the_report_says_where_the_events_lack_an_attempt(launches: tuple[Launch, ...]) -> None:
+    cost = cost_of({"train": 70.0}, Held(launches, ATTEMPTS, slots=9, driver_cores=1))
+    assert cost.core_seconds == {"train": 210.0}
+    page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds={"train": 70.0}, cost=cost))
+    assert "events lack attempts: train is counted with the 3 workers of the last one" in page.replace("&#39;", "'")
+
+
+def test_the_cost_of_a_training_whose_time_is_another_commands_is_shown() -> None:
+    """L7: a sweep exports a trial that it has trained before."""
+    cost = cost_of({"export": 5.0}, Held((Launch(3, 100.0),), ATTEMPTS, slots=3, driver_cores=1))
+    page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds={"export": 5.0}, cost=cost))
+    assert "300 core-s" in page
+    assert "305 core-s" in page
 
 
 def test_the_columns_whose_values_differ_the_most_come_first() -> None:

@@ -17,6 +17,7 @@ from mirrorspark.training.config import RunConfig
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_history import (
     UNSET,
+    Launch,
     RunNotFoundError,
     RunRecord,
     UnreadableRun,
@@ -206,6 +207,26 @@ def test_lines_for_mlflow_alone_count_for_no_duration(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     without = read_curves(file)
     assert (list(without.epochs), without.seconds) == ([1], 4.0)
+
+
+def test_an_attempt_ends_with_its_last_event_and_a_wait_for_slots_belongs_to_none(tmp_path: Path) -> None:
+    """F7: what each attempt held is its cost."""
+    file = tmp_path / "events.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"event": "waiting", "time": 0.0},
+        {"event": "attempt", "attempt": 1, "workers": 4, "time": 10.0},
+        epoch_end(1, 30.0, loss=0.5),
+        {"event": "restart", "time": 31.0},
+        {"event": "attempt", "attempt": 2, "workers": 2, "time": 40.0},
+        {"event": "alive", "time": 45.0},
+        # Another driver goes on an hour later.
+        {"event": "waiting", "time": 3600.0},
+        {"event": "attempt", "attempt": 1, "time": 3700.0},
+        {"event": "attempt", "attempt": 2, "workers": 3, "time": 3800.0},
+        epoch_end(2, 3807.0, loss=0.4),
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_curves(file).launches == (Launch(4, 20.0), Launch(2, 5.0), Launch(None, 0.0), Launch(3, 7.0))
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def report_page(facts: ReportFacts) -> str:
         # Runs of earlier versions do not say it.
         resampled=facts.baseline.get("resampled", TEST_ROWS),
         figures=_cards(facts.figures),
-        shares={name: 100 * seconds / total for name, seconds in facts.seconds.items()} if total else {},
+        shares=_shares(facts, total),
         total=total,
         shown_rates=[(column, rows, _scale(rows)) for column, rows in facts.rates[:_SHOWN_RATES]],
         settings=as_yaml(clean(dict(facts.settings), names=False)) if facts.settings else "",
@@ -107,6 +107,13 @@ def report_page(facts: ReportFacts) -> str:
         slices=Markup(table_html(explanation.slices.head(15))) if explanation else "",  # noqa: S704 - escaped
         worst=Markup(table_html(explanation.worst)) if explanation else "",  # noqa: S704 - escaped
     )
+
+
+def _shares(facts: ReportFacts, total: float) -> dict[str, float]:
+    """Return the percentage of the time by stage; 0 for one that has only a cost, such as a trial's training."""
+    costing = facts.cost.core_seconds if facts.cost else {}
+    stages = dict.fromkeys([*facts.seconds, *costing])
+    return {name: 100 * facts.seconds.get(name, 0.0) / total for name in stages} if total else {}
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> Any:
