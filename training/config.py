@@ -33,6 +33,7 @@ from mirrorspark.training.settings import (
     RunSettings,
     StrategyName,
     WorkerSettings,
+    check_registry_name,
     check_values,
 )
 
@@ -67,10 +68,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             is_name(self.name),
             f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders and the registered model",
         )
-        _require(
-            self.registered_model is None or re.fullmatch(r"[^/:]+", self.registered_model) is not None,
-            f"registered_model '{self.registered_model}' must be a name without '/' and ':'",
-        )
+        check_registry_name(self.registered_model)
         _require("name" in self.model, "the model has no name; set model.name")
         architecture = self.model["name"]
         _require(

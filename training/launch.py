@@ -35,7 +35,7 @@ from mirrorspark.training.records.open_run import OpenRun, open_run
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.sources import environment
 from mirrorspark.training.results.report.shown import launched_html
-from mirrorspark.training.settings import MLflowRun, check_values
+from mirrorspark.training.settings import ConfigError, MLflowRun, check_registry_name, check_values
 from mirrorspark.training.spark_session import bind_address, driver_address, open_session, task_slots
 
 # The length of a step in other people's code is unknown, so these limits are generous: a training that makes no
@@ -95,6 +95,7 @@ class LaunchConfig:
     tracking_uri: str | None = field(default=None, repr=False)
     experiment: str | None = None
     mlflow_run: MLflowRun = "active"
+    registered_model: str | None = None
     resume: bool = True
     max_restarts: Annotated[int, Ge(0)] = Budgets.max_restarts
     start_limit_seconds: Annotated[float | None, Gt(0)] = None
@@ -112,6 +113,7 @@ class LaunchConfig:
         if "://" in self.output:
             raise ValueError(f"output '{self.output}' is on another store; give a folder that driver and workers share")
         check_values(self)
+        check_registry_name(self.registered_model)
         if self.strategy == "ring" and self.gpus_per_worker:
             raise ValueError("the strategy ring trains on CPUs; use multi_worker_mirrored with gpus_per_worker")
         _ = self.worker_range
@@ -137,6 +139,11 @@ class LaunchConfig:
             step_seconds=self.step_limit_seconds or _STEP_SECONDS,
             checkpoint_seconds=_CHECKPOINT_SECONDS,
         )
+
+    @property
+    def registry_name(self) -> str:
+        """The name of the registered model, if the function returns a model."""
+        return self.registered_model or self.name
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -182,6 +189,7 @@ def run_train_fn(
     tracking_uri: str | None = None,
     experiment: str | None = None,
     mlflow_run: MLflowRun = "active",
+    registered_model: str | None = None,
     resume: bool = True,
     max_restarts: int = Budgets.max_restarts,
     start_limit_seconds: float | None = None,
@@ -198,7 +206,7 @@ def run_train_fn(
     """Do what ``MirroredStrategyRunner(num_slots=workers).run(train_fn, **kwargs)`` does, under supervision.
 
     When a worker is lost or hangs, it starts again, from the checkpoints that it keeps in ``MIRRORSPARK_CHECKPOINTS``.
-    A model of tf-keras that it returns, on every rank, becomes a version of the registered model ``name``.
+    A model of tf-keras that it returns, on every rank, becomes a version of ``registered_model``.
 
     Args:
         train_fn: The function. It is pickled by value, as Spark's own functions are.
@@ -210,6 +218,8 @@ def run_train_fn(
         tracking_uri: MLflow tracking server or store.
         experiment: MLflow experiment; by default ``name``.
         mlflow_run: The run to log to within ``mlflow.start_run()``: the ``active`` one, a ``child`` or a ``new`` one.
+        registered_model: Name of a returned model in the registry, in Unity Catalog ``catalog.schema.model``; by
+            default ``name``.
         resume: Continue an unfinished run of the same name and arguments.
         max_restarts: How often a lost or hung worker may restart it.
         start_limit_seconds: Longest time outside ``fit``; None for any. Starting may always take five minutes.
@@ -244,6 +254,7 @@ def run_train_fn(
         tracking_uri=tracking_uri,
         experiment=experiment,
         mlflow_run=mlflow_run,
+        registered_model=registered_model,
         resume=resume,
         max_restarts=max_restarts,
         start_limit_seconds=start_limit_seconds,
@@ -261,6 +272,10 @@ def run_train_fn(
 def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) -> Launched:
     """Check everything, run the function under supervision, and return its results."""
     store = tracking.store_of(config)
+    tracking.require_experiment(config)
+    misnamed = tracking.misnamed_model(config)
+    if misnamed is not None and config.registered_model is not None:
+        raise ConfigError(misnamed)
     preflight.require(preflight.check_driver(Path(config.output), store))
     spark = spark or open_session(None, config.worker_range.most, verbose=config.verbose)
     preflight.require(
@@ -277,6 +292,8 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
     )
     launcher = FunctionLauncher(SparkLauncher(spark, config.gpus_per_worker, payload))
     view = LiveView(epochs=0)
+    if misnamed is not None:  # A function that returns no model needs no name for one.
+        view.say(f"a model that {config.function} returns could not be registered: {misnamed}")
 
     def say_change(folder: RunFolder) -> None:
         if (change := config.change_since(folder)) is not None:
@@ -309,10 +326,10 @@ def _registered(folder: Path, config: LaunchConfig, tracked: tracking.TrackedRun
     try:
         tracked.client.log_artifacts(run_id, str(folder), _MODEL_ARTIFACTS)
         source = f"{tracked.client.get_run(run_id).info.artifact_uri}/{_MODEL_ARTIFACTS}"
-        version = new_version(tracked.client, config.name, source, run_id, {"run": folder.parents[2].name})
+        version = new_version(tracked.client, config.registry_name, source, run_id, {"run": folder.parents[2].name})
     except (MlflowException, OSError) as error:
         raise function_plan.ReturnValueError(f"{begin}: {without_credentials(str(error))}") from None
-    return f"models:/{config.name}/{version}"
+    return f"models:/{config.registry_name}/{version}"
 
 
 class FunctionLauncher:

@@ -113,15 +113,21 @@ def test_a_model_that_it_returns_becomes_a_version_that_scores_like_it(spark: "S
 
     file = str(output / "predictions.npy")
     done = run_train_fn(
-        train, kwargs={"predictions": file}, spark=spark, output=output, name="prices", model_columns=["size", "age"]
+        train,
+        kwargs={"predictions": file},
+        spark=spark,
+        output=output,
+        name="prices",
+        registered_model="shop.ml.prices",
+        model_columns=["size", "age"],
     )
-    assert (done.result, done.model) == (None, "models:/prices/1")
+    assert (done.result, done.model) == (None, "models:/shop.ml.prices/1")
     rows = [(number, number * 2 / 32, (number * 2 + 1) / 32) for number in range(16)]
     table = spark.createDataFrame(rows, "id int, size double, age double")
     scored = ms.score(table, done.model, keys="id", tracking_uri=done.tracking_uri).orderBy("id").toPandas()
     np.testing.assert_allclose(scored["price"], np.load(file)[:, 0], rtol=1e-5)
-    assert set(scored["model_version"]) == {"prices/1"}
-    assert "models:/prices/1" in done._repr_html_()
+    assert set(scored["model_version"]) == {"shop.ml.prices/1"}
+    assert "models:/shop.ml.prices/1" in done._repr_html_()
 
 
 @pytest.mark.full

@@ -149,13 +149,29 @@ def require_names(config: NamesModel) -> None:
     Raises:
         ConfigError: It will not.
     """
+    if (misnamed := misnamed_model(config)) is not None:
+        raise ConfigError(misnamed)
+    require_experiment(config)
+
+
+def misnamed_model(config: NamesModel) -> str | None:
+    """Return why the registry will not take the name of the registered model; None if it will."""
+    model, registry = config.registry_name, registry_of(store_of(config))
+    if not re.match(r"(databricks-)?uc(:|$)", registry) or re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", model):
+        return None
+    return (
+        f"'{model}' is no model of Unity Catalog ({without_credentials(registry)}), where names have three parts: set "
+        f"registered_model (--registered-model) to catalog.schema.{model.rpartition('.')[2]}, with yours"
+    )
+
+
+def require_experiment(config: NamesModel) -> None:
+    """Check that Databricks will take the name of the experiment.
+
+    Raises:
+        ConfigError: It will not.
+    """
     store = store_of(config)
-    model, registry = config.registry_name, registry_of(store)
-    if re.match(r"(databricks-)?uc(:|$)", registry) and re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", model) is None:
-        raise ConfigError(
-            f"'{model}' is no model of Unity Catalog ({without_credentials(registry)}), where names have three "
-            f"parts: set registered_model (--registered-model) to catalog.schema.{model.rpartition('.')[2]}, with yours"
-        )
     if not store.startswith("databricks") or outer_run(config, store) is not None:
         return
     experiment = experiment_name(config, store)

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 import yaml
@@ -11,6 +11,7 @@ from mirrorspark.training import launch
 from mirrorspark.training.functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
 from mirrorspark.training.launch import FunctionLauncher, LaunchConfig, plan_of, run_train_fn
 from mirrorspark.training.protocol.events import EventAddress
+from mirrorspark.training.settings import ConfigError
 
 
 def config(**knobs: Any) -> LaunchConfig:
@@ -40,6 +41,36 @@ def test_a_function_that_cannot_travel_is_refused_before_anything_starts(tmp_pat
     with (tmp_path / "open").open("w") as file, pytest.raises(TrainFnError, match="cannot be sent"):
         run_train_fn(lambda: file, name="mine", output=tmp_path)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({}, "no experiment 'late'"),
+        ({"experiment": "/Shared/late", "registered_model": "ml.late"}, r"'ml.late' is no model of Unity Catalog"),
+        ({"registered_model": "ml/late"}, "without '/' and ':'"),
+    ],
+)
+def test_names_that_databricks_would_refuse_are_refused_before_anything_starts(
+    tmp_path: Path, names: dict[str, str], message: str
+) -> None:
+    """L5."""
+    with pytest.raises(ConfigError, match=message):
+        run_train_fn(lambda: None, name="late", output=tmp_path, tracking_uri="databricks", **cast(Any, names))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_function_that_may_return_no_model_needs_no_name_in_unity_catalog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5."""
+
+    def check_driver(*_: Any) -> NoReturn:
+        raise InterruptedError("the names were accepted")
+
+    monkeypatch.setattr(launch.preflight, "check_driver", check_driver)
+    with pytest.raises(InterruptedError):
+        run_train_fn(lambda: None, name="late", output=tmp_path, tracking_uri="databricks", experiment="/Shared/late")
 
 
 def test_two_ways_to_say_who_builds_the_strategy_must_agree() -> None:
