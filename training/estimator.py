@@ -10,6 +10,7 @@ from typing import Any
 from pyspark.ml import Estimator, Model
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.param import Param, Params
+from pyspark.ml.param.shared import HasPredictionCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, DefaultParamsWriter, MLWriter
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
@@ -46,8 +47,6 @@ _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
 }
 _SETTINGS = {each.name: each for each in dataclasses.fields(TrainingConfig)}
 _SCORED = "_mirrorspark_scored"
-# As the evaluators of Spark ML name it by default.
-_PREDICTION = "prediction"
 
 
 def _as_it_is(value: Any) -> Any:
@@ -84,18 +83,20 @@ class _SettingParams(Params):
         return DefaultParamsWriter(public)
 
 
-class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsReadable["TrainedModel"]):
+class TrainedModel(
+    _SettingParams, Model, HasPredictionCol, DefaultParamsWritable, DefaultParamsReadable["TrainedModel"]
+):
     """A transformer that adds a registered model's scores to a table and keeps all its columns.
 
     The columns are as Spark ML's evaluators expect: numbers are doubles; of several classes, ``scores`` is a vector of
-    probabilities, and ``prediction`` the number of the likeliest one in :attr:`classes`, as a double.
+    probabilities, and ``predictionCol`` the number of the likeliest one in :attr:`classes`, as a double.
 
     It is saved as the URI of the model's version; the model itself stays in the registry.
 
     Args:
         values: ``model_uri``, ``tracking_uri`` (its MLflow store; a password is not saved, so after loading it must be
             in the environment), ``keys``, ``batch_size`` (rows per call of the model), ``with_version`` (add the column
-            ``model_version``).
+            ``model_version``), ``predictionCol`` (by default ``prediction``).
 
     Attributes:
         trained: The training's results; None for a loaded model. It does not follow a later change of ``model_uri``.
@@ -162,8 +163,13 @@ class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsRe
         )
         scored = dataset.withColumn(_SCORED, score(*(F.col(quoted(name)) for name in names)))
         schema = scored.select(f"{_SCORED}.*").schema
-        outputs = [*schema.names, *([_PREDICTION] if is_multi_class else [])]
-        if taken := sorted(set(outputs) & set(dataset.columns)):
+        prediction = self.getPredictionCol()
+        if is_multi_class and prediction in (*dataset.columns, *schema.names):
+            raise ScoringError(
+                f"there is a column '{prediction}' already, in the table or among {schema.names}, which {pinned.label} "
+                f"adds: set predictionCol to another name for the likeliest class"
+            )
+        if taken := sorted(set(schema.names) & set(dataset.columns)):
             raise ScoringError(f"the table has the columns {taken} already, which {pinned.label} adds; rename them")
         added = [
             _for_spark_ml(F.col(f"{_SCORED}.{quoted(field.name)}"), field, is_multi_class=is_multi_class)
@@ -171,7 +177,7 @@ class TrainedModel(_SettingParams, Model, DefaultParamsWritable, DefaultParamsRe
         ]
         if is_multi_class:
             scores = F.col(f"{_SCORED}.scores")
-            added.append((F.array_position(scores, F.array_max(scores)) - 1).cast("double").alias(_PREDICTION))
+            added.append((F.array_position(scores, F.array_max(scores)) - 1).cast("double").alias(prediction))
         return scored.select(*(F.col(quoted(name)) for name in dataset.columns), *added)
 
 
@@ -192,7 +198,11 @@ def _mlflow_store() -> str:
 
 
 class TrainingEstimator(
-    _SettingParams, Estimator[TrainedModel], DefaultParamsWritable, DefaultParamsReadable["TrainingEstimator"]
+    _SettingParams,
+    Estimator[TrainedModel],
+    HasPredictionCol,
+    DefaultParamsWritable,
+    DefaultParamsReadable["TrainingEstimator"],
 ):
     """An estimator that converts a table, trains on it and registers the model, as ``mirrorspark train`` does.
 
@@ -208,8 +218,8 @@ class TrainingEstimator(
         keys: The columns that name a row; where the features are inferred, by default as in
             :func:`data_pipelines.features.infer.infer_spec`.
         values: Any other param: ``weight``, ``exclude``, ``split_column``, ``split_shares``, ``shards``,
-            ``accept_data_errors``, and every field of :class:`training.config.TrainingConfig`. ``name`` is the label's
-            by default.
+            ``accept_data_errors``, ``predictionCol`` (that of the fitted model), and every field of
+            :class:`training.config.TrainingConfig`. ``name`` is the label's by default.
     """
 
     def __init__(
@@ -270,7 +280,12 @@ class TrainingEstimator(
             require_names(config)
             converted = self._converted(dataset, spec, config)
         trained = train(converted, config, spark)
-        model = TrainedModel(model_uri=trained.version_uri, tracking_uri=trained.tracking_uri, keys=list(spec.keys))
+        model = TrainedModel(
+            model_uri=trained.version_uri,
+            tracking_uri=trained.tracking_uri,
+            keys=list(spec.keys),
+            predictionCol=self.getPredictionCol(),
+        )
         model.trained = trained
         return model
 

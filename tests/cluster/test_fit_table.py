@@ -20,6 +20,7 @@ from mirrorspark.callbacks.checkpoints.commit import best_committed
 from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once
 from mirrorspark.data_pipelines.features.infer import NoKeyError
+from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.training.config import ConfigError
 from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline
 from mirrorspark.training.results.evaluation.rival import Choice
@@ -252,9 +253,9 @@ def parcels() -> pd.DataFrame:
     )
 
 
-def evaluated(spark: "SparkSession", result: ms.FitResult, rows: pd.DataFrame) -> "DataFrame":
+def evaluated(spark: "SparkSession", result: ms.FitResult, rows: pd.DataFrame, **params: Any) -> "DataFrame":
     """Return the table as a stage of Spark ML scores it, for Spark's evaluators."""
-    stage = ms.TrainedModel(model_uri=result.trained.version_uri, tracking_uri=result.trained.tracking_uri)
+    stage = ms.TrainedModel(model_uri=result.trained.version_uri, tracking_uri=result.trained.tracking_uri, **params)
     return stage.transform(spark.createDataFrame(rows))
 
 
@@ -323,6 +324,12 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
         scored = evaluated(spark, result, table.head(64))
         as_vectors = scored.orderBy("parcel").toPandas()["scores"]
         np.testing.assert_allclose(np.stack([vector.toArray() for vector in as_vectors]), scores, rtol=1e-5, atol=1e-6)
+        taken = table.head(64).assign(prediction=9.0)
+        with pytest.raises(ScoringError, match=r"a column 'prediction' already.*set predictionCol"):
+            evaluated(spark, result, taken)
+        renamed = evaluated(spark, result, taken, predictionCol="likeliest")
+        assert renamed.columns[-1] == "likeliest"
+        assert renamed.select("parcel", "likeliest").subtract(scored.select("parcel", "prediction")).isEmpty()
         classes = ms.TrainedModel(model_uri=str(result.model.path)).classes
         likeliest = [classes[best] for best in scores.argmax(axis=1)]
         evaluator = MulticlassClassificationEvaluator(labelCol="class", metricName="accuracy", probabilityCol="scores")

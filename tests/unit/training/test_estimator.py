@@ -52,6 +52,16 @@ def test_a_copy_with_other_params_leaves_the_stage_as_it_was() -> None:
     assert (stage.config.epochs, stage.config.name) == (3, "late")
 
 
+def test_the_column_of_the_likeliest_class_is_named_as_in_spark_ml(
+    tmp_path: Path, calls: list[tuple[str, Any]]
+) -> None:
+    assert rides().getPredictionCol() == TrainedModel(model_uri="m").getPredictionCol() == "prediction"
+    table: Any = Table("ride_id", "town", "distance", "late", "split")
+    model = rides(output=tmp_path, predictionCol="way").fit(table)
+    assert model.getPredictionCol() == "way"
+    assert model.copy({model.predictionCol: "other"}).getPredictionCol() == "other"
+
+
 def test_a_param_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match=r"params \['epoch'\] are unknown; use some of \['accept_data_errors'"):
         rides(epoch=3)
