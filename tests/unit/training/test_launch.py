@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_with_changed_code_says_so(
     def lines_of(factor: int, *, resume: bool = True) -> list[str]:
         with pytest.raises(KeyboardInterrupt):
             run_train_fn(lambda: factor, name="mine", output=tmp_path, resume=resume, spark=cast(Any, "a session"))
-        return [line for line in capsys.readouterr().err.splitlines() if "changed" in line]
+        return [line for line in capsys.readouterr().err.splitlines() if "has changed since" in line]
 
     assert lines_of(1) == []
     assert lines_of(1) == []
