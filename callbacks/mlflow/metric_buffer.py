@@ -53,6 +53,8 @@ class MetricBuffer:
         experiment_id: Id of the experiment, which takes precedence over the name.
         run_name: Name for a run that is started here; a run that an earlier process started under it is continued.
         parent_id: The run that a run which is started here becomes a child of.
+        joins_parent: Whether the parent itself is the run, unless it has a training already; its status is then left
+            to the one who started it.
         replay_command: The command that sends the rest of the log later; by default the one for any log file.
         first_retry_seconds: Wait after a first failure, doubled with each further one.
         longest_retry_seconds: Longest wait between attempts.
@@ -73,6 +75,7 @@ class MetricBuffer:
         experiment_id: str | None = None,
         run_name: str | None = None,
         parent_id: str | None = None,
+        joins_parent: bool = False,
         replay_command: str | None = None,
         first_retry_seconds: float = 1.0,
         longest_retry_seconds: float = 60.0,
@@ -88,7 +91,7 @@ class MetricBuffer:
         self._is_own_run = run_id is None
         # Absolute, because the file may be replayed from another working directory.
         store = without_credentials(absolute_store(self._tracking_uri))
-        self._target = Target(run_id, store, experiment, run_name, experiment_id, parent_id)
+        self._target = Target(run_id, store, experiment, run_name, experiment_id, parent_id, joins_parent)
         self._is_own_log = not isinstance(log, EventFile)
         self._log = log if isinstance(log, EventFile) else self._own_log(log)
         self._replay_command = replay_command
@@ -277,6 +280,7 @@ class MetricBuffer:
                 self._log.append(run_event(self._target))
         assert self._target.run_id is not None  # noqa: S101 - start_run has seen to it
         if not self._closed:
+            self._sender.leaves_status = self._target.run_id == self._target.parent_id
             self._sender.send(self._client, self._target.run_id)
         return True
 

@@ -156,6 +156,8 @@ class LogSender:
         self.earlier_status: SetStatus | None = None
         self.continues_unsent = False
         self.is_only_for_mlflow = True
+        # True for the run of a user, who ends it.
+        self.leaves_status = False
         self.sent = self.present = self.calls_sent = 0
 
     def call(self, call: RunCall) -> None:
@@ -211,8 +213,9 @@ class LogSender:
     def _send_call(self, client: Any, run_id: str) -> None:
         with self._lock:
             call = (*self._earlier_calls, *self._calls)[0]
-        send_call(client, run_id, call)
-        self.calls_sent += 1
+        if not (self.leaves_status and isinstance(call, SetStatus)):
+            send_call(client, run_id, call)
+            self.calls_sent += 1
         with self._lock:
             # A newer call may have replaced it meanwhile.
             self._earlier_calls = tuple(waiting for waiting in self._earlier_calls if waiting is not call)
@@ -298,11 +301,12 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
             run_id = start_run(client, target)
             # A repeated replay, after one that failed half-way, has to find this run.
             events.append(run_event(replace(target, run_id=run_id)))
+        sender.leaves_status = run_id == target.parent_id
         while sender.read():
             sender.send(client, run_id)
         # A process that could not start the run may have had no time to write its end status.
         status = sender.earlier_status or (SetStatus("FINISHED") if target.run_id is None else None)
-        if status is not None:
+        if status is not None and not sender.leaves_status:
             send_call(client, run_id, status)
         if sender.is_only_for_mlflow:
             path.unlink()

@@ -6,7 +6,7 @@ import posixpath
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,6 +56,7 @@ class Target:
         run_name: Name for a run that has not been started; with it a second start finds the run of the first.
         experiment_id: Id of the experiment, which takes precedence over the name.
         parent_id: The run that a run which has not been started becomes a child of.
+        joins_parent: Whether the parent itself is the run, unless it has a training already.
     """
 
     run_id: str | None
@@ -64,6 +65,7 @@ class Target:
     run_name: str | None = None
     experiment_id: str | None = None
     parent_id: str | None = None
+    joins_parent: bool = False
 
     def is_same_run(self, other: "Target") -> bool:
         """Return whether values stored for this target belong to the other one's run."""
@@ -323,6 +325,10 @@ def start_run(client: Any, target: Target) -> str:
     """Start the run of a target, or find the one that was started before; return its id."""
     from mlflow.tracking.context.registry import resolve_tags
 
+    if target.parent_id is not None and (target.joins_parent or target.experiment_id is None):
+        target = _with_parent(client, target)
+        if target.run_id is not None:
+            return target.run_id
     experiment_id = target.experiment_id or experiment_of(client, target.experiment)
     # The user, the source and what else MLflow gives to every run that it starts itself.
     tags = resolve_tags() | ({PARENT_TAG: target.parent_id} if target.parent_id else {})
@@ -336,6 +342,26 @@ def start_run(client: Any, target: Target) -> str:
         return run_id
     run = client.create_run(experiment_id, run_name=target.run_name, tags=tags | {RUN_TAG: name})
     return str(run.info.run_id)
+
+
+def _with_parent(client: Any, target: Target) -> Target:
+    """Return the target with its parent's experiment, and with the parent as its run if it joins that."""
+    parent_id = str(target.parent_id)
+    try:
+        parent = client.get_run(parent_id)
+    except Exception as error:  # clients raise errors of many classes
+        if not _is_refusal(error):
+            raise
+        logger.warning("MLflow's run %s is not there, so another one begins (%s)", parent_id, first_line(error))
+        return replace(target, parent_id=None, joins_parent=False)
+    target = replace(target, experiment_id=str(parent.info.experiment_id))
+    tags, metrics = parent.data.tags, parent.data.metrics
+    # Two curves of one name cannot be told apart; Keras logs a loss, too.
+    has_training = tags.get(RUN_TAG, target.run_name) != target.run_name or (RUN_TAG not in tags and "loss" in metrics)
+    if not target.joins_parent or has_training:
+        return target
+    client.set_tag(parent_id, RUN_TAG, target.run_name)
+    return replace(target, run_id=parent_id)
 
 
 def experiment_of(client: Any, name: str, artifact_location: str | None = None) -> str:

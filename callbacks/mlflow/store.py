@@ -106,10 +106,13 @@ class ActiveRun:
     """The run that the caller has started with ``mlflow.start_run`` and not ended yet, or that ``MLFLOW_RUN_ID`` names.
 
     MLflow's own projects and jobs set the variable.
+
+    Attributes:
+        experiment_id: Its experiment; None if the server was away when the run was looked up.
     """
 
     run_id: str
-    experiment_id: str
+    experiment_id: str | None
 
 
 def active_run(tracking_uri: str) -> ActiveRun | None:
@@ -125,7 +128,9 @@ def active_run(tracking_uri: str) -> ActiveRun | None:
         limit_requests()
         try:
             run = mlflow.MlflowClient(tracking_uri).get_run(named)
-        except mlflow.MlflowException as error:  # the server is away, or the run was deleted
+        except mlflow.MlflowException as error:
+            if is_outage(error):
+                return ActiveRun(named, None)
             logger.warning(
                 "MLflow's run %s (%s) cannot be looked up, so another one begins (%s)",
                 named,
@@ -135,6 +140,17 @@ def active_run(tracking_uri: str) -> ActiveRun | None:
     if run is None:
         return None
     return ActiveRun(str(run.info.run_id), str(run.info.experiment_id))
+
+
+def is_outage(error: Exception) -> bool:
+    """Return True if a retry may succeed: the server does not answer, or reports an error of its own."""
+    from mlflow.exceptions import InvalidUrlException, MlflowException
+
+    if isinstance(error, InvalidUrlException):
+        return False
+    if isinstance(error, MlflowException):
+        return error.get_http_status_code() in (429, *range(500, 600))
+    return isinstance(error, OSError)
 
 
 def store_of_active_run() -> str | None:

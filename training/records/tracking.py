@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from matplotlib.figure import Figure
-from mlflow.exceptions import InvalidUrlException, MlflowException
+from mlflow.exceptions import MlflowException
 
 from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
 from mirrorspark.callbacks.mlflow.metric_requests import (
-    RUN_TAG,
     DescribeModel,
     LogArtifact,
     LogFolder,
@@ -37,6 +36,7 @@ from mirrorspark.callbacks.mlflow.store import (
     active_run,
     chosen_experiment,
     chosen_store,
+    is_outage,
     limit_requests,
     own_store,
     registry_of,
@@ -276,6 +276,7 @@ class TrackedRun:
             experiment_id=self.experiment_id if outer else None,
             run_name=run_name,
             parent_id=outer.run.run_id if outer else None,
+            joins_parent=outer is not None and not outer.is_parent_only,
             # The run's id cannot be used, since the server may not have assigned it yet.
             log=output / f"mlflow-metrics-{run_name}.jsonl" if log is None else log,
             replay_command=None if log is None else _replay_command(log),
@@ -308,15 +309,12 @@ class TrackedRun:
     def _joined(self, outer: OuterRun, run_name: str) -> str:
         """Return the id of the active run, or of a new child if it has a training already."""
         active = outer.run
-        self.experiment = self.client.get_experiment(active.experiment_id).name
-        there = self.client.get_run(active.run_id).data
-        # Two curves of one name cannot be told apart; Keras logs a loss, too.
-        has_training = RUN_TAG in there.tags or "loss" in there.metrics
-        if not (outer.is_parent_only or has_training):
-            self.client.set_tag(active.run_id, RUN_TAG, run_name)
-            return active.run_id
-        target = Target(None, self.uri, self.experiment, run_name, active.experiment_id, active.run_id)
-        return start_run(self.client, target)
+        self.experiment_id = active.experiment_id or str(self.client.get_run(active.run_id).info.experiment_id)
+        self.experiment = self.client.get_experiment(self.experiment_id).name
+        ids = self.experiment_id, active.run_id
+        return start_run(
+            self.client, Target(None, self.uri, self.experiment, run_name, *ids, joins_parent=not outer.is_parent_only)
+        )
 
     @property
     def is_users(self) -> bool:
@@ -480,15 +478,6 @@ def _replay_command(log: EventFile) -> str:
     assert log.path is not None  # noqa: S101 - the log is in a run's folder
     folder = log.path.parent
     return f"mirrorspark runs replay {folder.name} --output {shlex.quote(str(folder.parents[1]))}"
-
-
-def is_outage(error: Exception) -> bool:
-    """Return True if a retry may succeed: the server does not answer, or reports an error of its own."""
-    if isinstance(error, InvalidUrlException):
-        return False
-    if isinstance(error, MlflowException):
-        return error.get_http_status_code() in (429, *range(500, 600))
-    return isinstance(error, OSError)
 
 
 def _refusal(what: str, error: Exception) -> TrackingError:

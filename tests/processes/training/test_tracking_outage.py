@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_replay import replay
 from mirrorspark.storage.event_file import EventFile
+from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.fault_injection.proxy import Proxy
 from mirrorspark.training.protocol.names import EVENTS_FILE
 from mirrorspark.training.records import tracking
@@ -232,6 +233,45 @@ def test_a_run_that_goes_on_sends_what_its_driver_left(road: Proxy, server: int,
     # A later replay has nothing to send.
     assert replay(log_of(tmp_path, "goes-on")).sent == 0
     assert logged(server, run_id) == WHOLE
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_the_run_that_the_environment_names_gets_everything_though_its_server_was_away_at_the_start(
+    road: Proxy, server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, comes_back: bool
+) -> None:
+    """L5, T7: a job's run, which the job ends."""
+    client = MlflowClient(f"http://127.0.0.1:{server}")
+    experiment = client.create_experiment(f"a job's, {comes_back}")
+    named = client.create_run(experiment).info.run_id
+    store, name = f"http://127.0.0.1:{road.port}", f"named-{comes_back}"
+    mlflow.set_tracking_uri(None)  # what another test of this process said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_RUN_ID", named)
+    with road.cut():
+        outer = tracking.outer_run(TrainingConfig(name="rides", output=str(tmp_path)), store)
+        tracked = TrackedRun(store, "rides", tmp_path, None, name, EventFile(log_of(tmp_path, name)), outer)
+        describe(tracked)
+        train(tracked, range(1, 5))
+        if not comes_back:
+            assert tracked.finish("FINISHED") is not None
+    if comes_back:
+        wait_until_sent(tracked)
+        assert (tracked.run_id, tracked.is_users) == (named, True)
+        assert tracked.finish("FINISHED") is None
+    else:
+        assert replay(log_of(tmp_path, name)).run_id == named
+    assert logged(server, named) == WHOLE | {"status": "RUNNING"}
+    assert [run.info.run_id for run in client.search_runs([experiment])] == [named]
+    assert client.get_experiment_by_name("rides") is None
+    # A further training of the job is a child, in the experiment of the job.
+    with road.cut():
+        outer = tracking.outer_run(TrainingConfig(name="rides", output=str(tmp_path)), store)
+        further = TrackedRun(store, "rides", tmp_path, None, f"{name}-2", outer=outer)
+        train(further, range(1, 2))
+    wait_until_sent(further)
+    child = client.get_run(further.require_run_id())
+    assert (child.data.tags["mlflow.parentRunId"], child.info.experiment_id) == (named, experiment)
+    further.finish("FINISHED")
 
 
 @pytest.fixture
