@@ -5,7 +5,12 @@ import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
+
+from mirrorspark.callbacks.mlflow.metric_requests import first_line
+from mirrorspark.callbacks.mlflow.store import limit_requests, store_client
 from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training import pipeline
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
@@ -15,7 +20,9 @@ from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import read_state
 from mirrorspark.training.records.tracking import (
+    OuterRun,
     TrackedRun,
+    TrackingError,
     experiment_name,
     goes_on_elsewhere,
     outer_run,
@@ -52,13 +59,23 @@ class SparkEngine:
         """Return how many barrier tasks can run side by side now."""
         return task_slots(self._prepared.spark)
 
-    def open_parent(self, label: str, run_id: str | None) -> TrackedRun:
-        """Open the sweep's own MLflow run."""
+    def open_parent(self, label: str, run_id: str | None, experiment: str | None = None) -> TrackedRun:
+        """Open the sweep's own MLflow run.
+
+        Args:
+            label: Its unique name.
+            run_id: The run of an earlier command; None starts one, or joins the active run.
+            experiment: Name of that command's experiment.
+
+        Raises:
+            TrackingError: The store cannot be opened, or does not say which experiment that of the active run is.
+        """
         config, store = self._config, self._prepared.store
         outer = outer_run(config, store)
         if (elsewhere := goes_on_elsewhere(f"sweep {label}", run_id, outer)) is not None:
             self._view.say(elsewhere)
-        experiment = experiment_name(config, store)
+        if experiment is None:
+            experiment = experiment_name(config, store) if outer is None else _experiment_of(outer, store)
         tracked = TrackedRun(store, experiment, Path(config.output), run_id, run_name=label, outer=outer)
         self._experiment = tracked.experiment
         return tracked
@@ -129,6 +146,25 @@ class SparkEngine:
         identity = f"{plan.config.identity}-{self._prepared.dataset.manifest.content_hash}"
         state = read_state(path)
         return RunFolder(path, identity, state.mlflow_run_id if state else None)
+
+
+def _experiment_of(outer: OuterRun, store: str) -> str:
+    """Return the name of the active run's experiment, by which the trials' runs are put into it.
+
+    Raises:
+        TrackingError: The store does not answer.
+    """
+    limit_requests()
+    client = store_client(store)
+    try:
+        id_ = outer.run.experiment_id or client.get_run(outer.run.run_id).info.experiment_id
+        return str(client.get_experiment(id_).name)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"the MLflow store {without_credentials(store)} does not say which experiment the active run "
+            f"{outer.run.run_id} is in ({first_line(error)}), and the trials' runs belong there, too: start the sweep "
+            f"again once the store answers, or set experiment (--experiment)"
+        ) from None
 
 
 def _store_ids(job: TrainingJob, control: TrialControl) -> None:

@@ -68,7 +68,7 @@ def run(
     folder = find_folder(options, identity)
     with hold_sweep(folder), open_study(folder.path / STUDY_FILE, options) as study:
         label = _label(study, folder)
-        with _parent_run(engine, folder, label) as tracked:
+        with _parent_run(engine, folder, label, study) as tracked:
             place = SweepPlace(folder.path, label, lambda: tracked.run_id)
             # Before the first trial, since an error here concerns all trials.
             engine.prepare_warm_start(place)
@@ -89,11 +89,13 @@ def _label(study: optuna.Study, folder: RunFolder) -> str:
 
 
 @contextlib.contextmanager
-def _parent_run(engine: "SparkEngine", folder: RunFolder, label: str) -> "Iterator[TrackedRun]":
+def _parent_run(engine: "SparkEngine", folder: RunFolder, label: str, study: optuna.Study) -> "Iterator[TrackedRun]":
     """Open the sweep's MLflow run; mark run and folder as stopped or failed if the block raises."""
     tracked: TrackedRun | None = None
     try:
-        tracked = engine.open_parent(label, folder.continues)
+        # Later commands find the experiment there, also while MLflow is away.
+        tracked = engine.open_parent(label, folder.continues, study.user_attrs.get("experiment"))
+        study.set_user_attr("experiment", tracked.experiment)
         folder.save_state("running", tracked.run_id)
         yield tracked
     except BaseException as error:

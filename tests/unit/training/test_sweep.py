@@ -33,6 +33,7 @@ class SilentRun:
     """An MLflow run that keeps nothing."""
 
     run_id = "parent"
+    experiment = "nights"
 
     def log_params(self, params: object) -> None: ...
     def log_tags(self, tags: object) -> None: ...
@@ -57,7 +58,7 @@ class QuickEngine:
     def slots(self) -> int:
         return 1
 
-    def open_parent(self, label: str, run_id: str | None) -> SilentRun:
+    def open_parent(self, label: str, run_id: str | None, experiment: str | None) -> SilentRun:
         return SilentRun()
 
     def prepare_warm_start(self, place: SweepPlace) -> None: ...

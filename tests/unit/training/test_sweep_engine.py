@@ -10,6 +10,7 @@ from typing import Any, cast
 import mlflow
 import pytest
 
+from mirrorspark.callbacks.mlflow.store import ActiveRun
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.training import pipeline
 from mirrorspark.training.config import ConfigError, RunConfig
@@ -18,6 +19,7 @@ from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import PreparedRun
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.records.tracking import OuterRun, TrackingError
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.sweep import engine as sweep_engine
 from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
@@ -142,6 +144,28 @@ def test_a_sweep_within_an_active_run_logs_to_it_and_its_trials_stay_beside_it(
     assert (trial.experiment, trial.mlflow_run) == ("the user's sweep", "new")
     assert trial.identity == plan.config.identity
     assert jobs[0].tags["mlflow.parentRunId"] == active.info.run_id
+
+
+def test_a_sweep_whose_active_run_cannot_be_looked_up_says_so_unless_an_earlier_command_knew_its_experiment(
+    jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5, T7: its trials would land in another experiment."""
+
+    def away(store: str) -> Any:
+        raise ConnectionError(f"no way to {store}")
+
+    def opened(store: str, experiment: str, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(experiment=experiment)
+
+    monkeypatch.setattr(sweep_engine, "store_client", lambda store: SimpleNamespace(get_run=away))
+    monkeypatch.setattr(sweep_engine, "outer_run", lambda *_: OuterRun(ActiveRun("job-1", None), is_parent_only=False))
+    monkeypatch.setattr(sweep_engine, "TrackedRun", opened)
+    engine = engine_of(plan)
+    with pytest.raises(TrackingError, match="does not say which experiment the active run job-1 is in"):
+        engine.open_parent("rides-1", None)
+    assert engine.open_parent("rides-1", None, "the user's sweep").experiment == "the user's sweep"
+    engine.train(plan, Heard().control(), SweepPlace(tmp_path, "rides-1", lambda: None))
+    assert jobs[0].opened["config"].experiment == "the user's sweep"
 
 
 def test_the_study_hears_of_epochs_that_an_earlier_driver_may_not_have_kept(

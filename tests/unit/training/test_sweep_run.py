@@ -36,6 +36,8 @@ from mirrorspark.training.sweep.trials import SweepFailedError
 class FakeTracked:
     """Remembers what a sweep tells MLflow."""
 
+    experiment = "nights"
+
     def __init__(self, run_id: str) -> None:
         self.run_id: str | None = run_id
         self.params: dict[str, Any] = {}
@@ -79,6 +81,7 @@ class FakeEngine:
         self.trained: list[int] = []
         self.delivered: list[int] = []
         self.parents: list[tuple[str, str | None]] = []
+        self.experiments: list[str | None] = []
         self.tracked = FakeTracked("none")
         self.asked_slots = 0
 
@@ -89,8 +92,9 @@ class FakeEngine:
     def slots(self) -> int:
         return 1
 
-    def open_parent(self, label: str, run_id: str | None) -> FakeTracked:
+    def open_parent(self, label: str, run_id: str | None, experiment: str | None) -> FakeTracked:
         self.parents.append((label, run_id))
+        self.experiments.append(experiment)
         self.tracked = FakeTracked(run_id or "parent-1")
         return self.tracked
 
@@ -243,6 +247,7 @@ def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(new_options: NewO
     summary = run(new_options(study="night"), again, write=quiet)
     assert again.trained == [1, 3, 4]  # Optuna counts the second try of a trial, too
     assert again.parents[0] == (engine.parents[0][0], "parent-1")
+    assert (engine.experiments[0], again.experiments[0]) == (None, "nights")
     assert summary.study == "night"
     assert [trial.state for trial in summary.trials] == ["complete"] * 4
 
