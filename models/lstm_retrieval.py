@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import ListFeature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import youtube_dnn
 from mirrorspark.models.settings import ModelSettingsError, check_positive
@@ -60,18 +59,13 @@ def candidate_lists(spec: FeatureSpec, model: str) -> tuple[str, ...]:
     Raises:
         ModelSettingsError: There is no such list.
     """
-    candidate = spec.candidate.name
-    found = tuple(
-        feature.name
-        for feature in spec.query_features
-        if isinstance(feature, ListFeature) and spec.vocabulary_name(feature) == candidate
-    )
-    if not found:
+    if not spec.histories:
+        candidate = spec.candidate.name
         raise ModelSettingsError(
             f"model '{model}' has no history to read: no list has the ids of '{candidate}'; give a multi_valued "
             f"or sequence feature vocabulary_of: {candidate}, or use youtube_dnn"
         )
-    return found
+    return spec.histories
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":

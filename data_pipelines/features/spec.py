@@ -245,6 +245,16 @@ class FeatureSpec:
             return None
         return MultiValued(self.exclude, max_length=UNBOUNDED, vocabulary_of=self.candidate.name)
 
+    @property
+    def histories(self) -> tuple[str, ...]:
+        """The names of the query's lists that have the candidate's tokens."""
+        candidate = self.candidate.name
+        return tuple(
+            feature.name
+            for feature in self.query_features
+            if isinstance(feature, ListFeature) and self.vocabulary_name(feature) == candidate
+        )
+
     def vocabulary_name(self, feature: TokenFeature) -> str:
         """Return the name of the vocabulary, or of the hash buckets, that ``feature`` takes its ids from."""
         return getattr(feature, "vocabulary_of", None) or feature.name

@@ -119,6 +119,13 @@ class SparseRows:
         first, last = self.row_lengths[:start].sum(), self.row_lengths[:stop].sum()
         return SparseRows(self.indices[first:last], self.values[first:last], self.row_lengths[start:stop])
 
+    def at(self, rows: np.ndarray) -> "SparseRows":
+        """Return the rows with these numbers, which ascend."""
+        is_kept = np.zeros(len(self.row_lengths), bool)
+        is_kept[rows] = True
+        entries = np.repeat(is_kept, self.row_lengths)
+        return SparseRows(self.indices[entries], self.values[entries], self.row_lengths[rows])
+
     @property
     def row_starts(self) -> np.ndarray:
         """int64 ``[batch + 1]``: where each row begins, the index pointers of SciPy's ``csr_array``."""

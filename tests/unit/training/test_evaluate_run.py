@@ -1,5 +1,6 @@
 """F7: the verdict on a trained model, with numbers worked by hand."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_multi_label,
     judge_retrieval,
 )
+from mirrorspark.training.results.evaluation.segments import retrieval_rows
 
 
 @dataclass(frozen=True)
@@ -265,17 +267,70 @@ def lists(candidates: list[list[str]], label: list[str]) -> pa.Table:
 
 
 def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
-    table = lists([["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"]], ["a", "c", "b", "c"])
-    verdict = judge_retrieval(retrieval, {"validation": table, "test": table}, "none", k=2, curves=None)
-    # k is 2, so of the usual ranks only 1 is within the lists: one hit of four in the first place.
-    expected: dict[str, Any] = {"recall_at_1": 0.25, "ndcg_at_1": 0.25, "mrr_at_1": 0.25}
+    table = lists([["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"]], ["a", "c", "c", "c"])
+    verdict = judge_retrieval(retrieval, {"test": table}, "none", k=2, curves=None)
+    # Of the usual ranks only 1 is within the lists: two hits of four in the first place, two in the second.
+    expected: dict[str, Any] = {f"{name}_at_1": 0.5 for name in ("recall", "ndcg", "mrr", "hit_rate", "map")}
+    expected |= {"recall_at_2": 1.0, "hit_rate_at_2": 1.0, "mrr_at_2": 0.75, "map_at_2": 0.75}
+    second = 1 / math.log2(3)
+    expected |= {"ndcg_at_2": pytest.approx((1 + second) / 2)}
+    # The third row holds back what is out of vocabulary, and the second one has seen the least.
+    expected |= {"new_items_recall_at_2": 1.0, "new_items_ndcg_at_2": 1.0, "new_items_rows": 1.0}
+    expected |= {"light_users_recall_at_2": 1.0, "light_users_ndcg_at_2": pytest.approx(second)}
+    expected |= {"light_users_rows": 1.0}
     # The lists have counts 3 + 2, 2 + 1, 1 + 3, 3 + 1, and name all three movies.
     expected |= {"coverage": 1.0, "mean_popularity": 2.0}
     novelty = (3 * math.log2(6 / 3) + 2 * math.log2(6 / 2) + 3 * math.log2(6 / 1)) / 8
     expected |= {"novelty": pytest.approx(novelty)}
-    assert verdict.metrics == {"validation": expected, "test": expected}
+    assert verdict.metrics == {"test": expected}
     assert verdict.baseline == {}
     assert sorted(verdict.figures) == ["recall_at_k"]
+
+
+def test_rows_with_the_same_query_are_one_with_several_relevant_items(retrieval: Any) -> None:
+    test = block(None, excluded=[[2, 3], [3, 2], [0, 0]], movie=[4, 1, 2], user=[2, 2, 2])
+    dataset = dataclasses.replace(retrieval, splits=retrieval.splits | {"test": [test]})
+    verdict = judge_retrieval(dataset, {"test": lists([["c"] * 5] * 3, ["c", "", "a"])}, "popularity", 5, curves=None)
+    # The first two rows want two items and get one of them; the third, which excludes others, is a query of its own.
+    assert verdict.metrics["test"]["recall_at_5"] == (1 / 2 + 0) / 2
+    assert verdict.metrics["test"]["hit_rate_at_5"] == 1 / 2
+    # The most popular one that the third row has not seen is what it wants.
+    assert verdict.baseline["metrics"]["recall_at_1"] == (1 / 2 + 1) / 2
+    assert set(verdict.baseline["intervals"]) == {
+        f"{name}_at_{k}" for name in ("recall", "ndcg", "mrr", "hit_rate", "map") for k in (1, 5)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "light"),
+    [
+        ({"exclude": "watched"}, [False, True, False, False]),
+        # Users 2 and 3 have eight and two training rows, the others none.
+        ({}, [False, False, True, True]),
+        (
+            {"features": {"last": {"kind": "multi_valued", "max_length": 2, "vocabulary_of": "movie"}}},
+            [True] + [False] * 3,
+        ),
+    ],
+    ids=["excluded", "training rows", "history"],
+)
+def test_a_light_user_is_known_by_little(retrieval: Any, changes: dict[str, Any], light: list[bool]) -> None:
+    parts = {name: part for name, part in RETRIEVAL_SPEC.to_dict().items() if name != "exclude"}
+    features = parts["features"] | changes.get("features", {})
+    spec = FeatureSpec.from_dict(parts | changes | {"features": features})
+    last = iter([[[0, 0], [2, 0]], [[3, 2], [3, 0]]])
+    test = [
+        dataclasses.replace(
+            part,
+            features={**part.features, "last": np.array(next(last))},
+            excluded=part.excluded if "exclude" in changes else None,
+        )
+        for part in retrieval.splits["test"]
+    ]
+    dataset: Any = dataclasses.replace(retrieval, spec=spec, splits=retrieval.splits | {"test": test})
+    rows = retrieval_rows(dataset, "test")
+    assert rows.is_light.tolist() == light
+    assert (rows.users.tolist(), rows.is_new.tolist()) == ([2, 3, 4, 5], [False, False, True, False])
 
 
 def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_can(retrieval: Any) -> None:
@@ -296,10 +351,10 @@ def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_ca
 
 
 def test_an_empty_place_of_a_list_is_no_hit_for_a_label_out_of_vocabulary(retrieval: Any) -> None:
-    table = lists([["a", ""], ["a", "b"]], ["", "a"])
+    table = lists([["a", ""], ["a", "b"]] * 2, ["", "a"] * 2)
     verdict = judge_retrieval(retrieval, {"test": table}, "none", k=2, curves=None)
     assert verdict.metrics["test"]["recall_at_1"] == 0.5
-    five = lists([["a", "", "", "", ""], ["a", "b", "c", "d", "e"]], ["", "e"])
+    five = lists([["a", "", "", "", ""], ["a", "b", "c", "d", "e"]] * 2, ["", "e"] * 2)
     verdict = judge_retrieval(retrieval, {"test": five}, "none", k=5, curves=None)
     assert verdict.metrics["test"]["recall_at_5"] == 0.5
 

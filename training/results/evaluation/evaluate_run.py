@@ -13,6 +13,7 @@ from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, catalogue_metrics, ranking_values
 from mirrorspark.plots.calibration import calibration_curve
 from mirrorspark.plots.classes import class_quality
 from mirrorspark.plots.confusion import confusion_matrix
@@ -40,15 +41,12 @@ from mirrorspark.training.results.evaluation.bootstrap import (
     regression_statistics,
 )
 from mirrorspark.training.results.evaluation.metrics import (
-    RANKING_KS,
     binary_metrics,
-    catalogue_metrics,
     multi_class_metrics,
     multi_label_metrics,
-    ranking_metrics,
-    ranking_values,
     regression_metrics,
 )
+from mirrorspark.training.results.evaluation.segments import retrieval_rows, segment_metrics
 
 # The baseline holds its rows in memory on the driver.
 BASELINE_ROWS = 1_000_000
@@ -203,30 +201,40 @@ def judge_multi_class(
 def judge_retrieval(
     dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, k: int, curves: Figure | None
 ) -> Verdict:
-    """Return the verdict on a retrieval model from its ``candidates`` and the held-back ``label`` per split."""
-    ranks = tuple(rank for rank in RANKING_KS if rank <= k)
+    """Return the verdict on a retrieval model from its ``candidates`` and the held-back ``label`` per split.
+
+    Rows with the same query are one query, for which the held-back candidates of all of them are relevant.
+    """
+    ranks = tuple(sorted({rank for rank in RANKING_KS if rank < k} | {k}))
     vocabulary = dataset.features.vocabulary(dataset.spec.candidate)
     counts = vocabulary.counts.to_numpy()
+    rows = {split: retrieval_rows(dataset, split) for split in predictions}
+    lists = {split: (_matrix(table["candidates"]), _held_back(table["label"])) for split, table in predictions.items()}
     metrics = {
-        split: ranking_metrics(_matrix(table["candidates"]), _held_back(table["label"]), ranks)
+        split: _means(ranking_values(*lists[split], ranks, queries=rows[split].queries))
+        | segment_metrics(*lists[split], rows[split], ranks[-1])
         | catalogue_metrics(_positions(table["candidates"], vocabulary), counts)
         for split, table in predictions.items()
     }
     compared: Mapping[str, Any] = {}
     shown = {"model": _recalls(metrics["test"], ranks)}
     if baseline == "popularity":
+        of = rows["test"]
         listed, held_back = _most_popular(dataset, k)
-        rival = ranking_metrics(listed, held_back, ranks)
+        others = ranking_values(listed, held_back, ranks, queries=of.queries)
+        rival = _means(others) | segment_metrics(listed, held_back, of, ranks[-1])
         rival |= catalogue_metrics(listed - FIRST_VOCABULARY_ID, counts)
         compared = {"name": baseline, "metrics": rival}
-        own, wanted = (predictions["test"][name] for name in ("candidates", "label"))
-        model = ranking_values(_matrix(own), _held_back(wanted), ranks)
-        others = ranking_values(listed, held_back, ranks)
-        unit, units = _units(dataset)
-        compared |= {"intervals": _ranking_intervals(model, others, units), "resampled": unit}
+        model = ranking_values(*lists["test"], ranks, queries=of.queries)
+        first_rows = np.unique(of.queries, return_index=True)[1]
+        compared |= {"intervals": _ranking_intervals(model, others, of.users[first_rows]), "resampled": of.unit}
         shown["popularity"] = _recalls(rival, ranks)
     figures = {"recall_at_k": recall_at_k_curve(shown)}
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+
+
+def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(of.mean()) for name, of in values.items()}
 
 
 def _ranking_intervals(
@@ -235,23 +243,6 @@ def _ranking_intervals(
     own, other = (np.stack(list(values.values()), axis=1) for values in (model, rival))
     label = np.zeros(len(own))  # It is in the values.
     return paired_intervals(mean_statistics(*model), label, own, other, np.ones(len(own)), units=units)
-
-
-def _units(dataset: Dataset) -> tuple[str, np.ndarray]:
-    """Return what is drawn, in words, and its number for each test row.
-
-    It is a value of the query feature that has the most different ids, which is taken for the user; without such a
-    feature it is the row.
-    """
-    test = list(dataset.blocks("test"))
-    row = np.arange(sum(block.rows for block in test))
-    ids = [feature.name for feature in dataset.spec.query_features if feature.form == "id"]
-    columns = {name: np.concatenate([block.features[name] for block in test]) for name in ids}
-    if not columns:
-        return TEST_ROWS, row
-    name, most = max(columns.items(), key=lambda column: len(np.unique(column[1])))
-    # Users that the vocabulary lacks are as many as their rows, for all we know.
-    return f"values of {name}", np.where(most < FIRST_VOCABULARY_ID, -1 - row, most)
 
 
 def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:

@@ -1,18 +1,16 @@
-"""Metrics of a model's predictions on a held-back split: of scores and of ranked lists.
+"""Metrics of a model's scores on a held-back split.
 
 scikit-learn is imported where it is used: it takes more than a second, and a comparison of values does not need it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RECALL_AT_PRECISIONS = (0.3, 0.5, 0.7)
-RANKING_KS = (1, 5, 10, 20)
 PRECISION_KS = (1, 3, 5)
 
 # Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
@@ -20,6 +18,7 @@ _ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinba
 _BIAS = "bias"
 # They describe the rows or the recommended candidates, or are right at a value that the quantiles say.
 _WITHOUT_VERDICT = ("base_rate", "interval_coverage", "coverage", "mean_popularity", "novelty")
+_ROWS = "_rows"
 
 
 def check_binary_label(label: ArrayLike, *, split: str) -> NDArray[np.int64]:
@@ -210,140 +209,14 @@ def multi_label_metrics(
     return result
 
 
-def ranking_metrics(
-    recommended_ids: ArrayLike,
-    held_back: ArrayLike,
-    ks: Sequence[int] = RANKING_KS,
-    *,
-    queries: ArrayLike | None = None,
-) -> dict[str, float]:
-    """Return recall, NDCG and MRR at each k: means over rows, or over queries that have several rows each.
-
-    Of a query with the relevant items R, recall@k is the number of them among the first k, divided by |R| (the protocol
-    of NGCF and LightGCN: Wang et al. 2019, He et al. 2020). NDCG@k is the sum of 1 / log2(1 + rank) over the relevant
-    items listed, divided by its largest possible value (Järvelin and Kekäläinen, 2002). MRR@k is 1 / rank of the first
-    one, or 0. MAP@k is the sum of the precision at the rank of each relevant item listed, divided by min(|R|, k).
-    Hit rate@k is the share of queries with any relevant item listed. An id that a list repeats counts once.
-
-    Args:
-        recommended_ids: ids, best first, ``[rows, k]``; fill short lists with an id that no item has, -1 say.
-        held_back: the item that each row's user took next, ``[rows]``.
-        ks: list lengths to report.
-        queries: what each row belongs to, a user say, ``[rows]``: its rows' items are all relevant, and the list of its
-            first row is measured. By default each row is its own query.
-
-    Returns:
-        ``recall_at_K``, ``ndcg_at_K`` and ``mrr_at_K`` for each K (MLflow refuses ``@`` in a metric's name); with
-        ``queries`` also ``hit_rate_at_K`` and ``map_at_K``, which equal recall and MRR for one relevant item.
-
-    Raises:
-        ValueError: no rows, shapes or types that do not match, or a k longer than the lists.
-    """
-    values = ranking_values(recommended_ids, held_back, ks, queries=queries)
-    return {name: float(of.mean()) for name, of in values.items()}
-
-
-def ranking_values(
-    recommended_ids: ArrayLike,
-    held_back: ArrayLike,
-    ks: Sequence[int] = RANKING_KS,
-    *,
-    queries: ArrayLike | None = None,
-) -> dict[str, NDArray[np.float64]]:
-    """Return the metrics of each query, whose means :func:`ranking_metrics` returns: ``[queries]`` by name."""
-    lists, wanted = np.asarray(recommended_ids), np.asarray(held_back)
-    if lists.ndim != 2 or wanted.shape != (len(lists),):
-        raise ValueError(
-            f"recommended_ids has shape {lists.shape} and held_back {wanted.shape}; pass [rows, k] and [rows]"
-        )
-    if not wanted.size:
-        raise ValueError("held_back has no rows; hold back at least one interaction")
-    if _is_text(lists) != _is_text(wanted):
-        raise ValueError(f"recommended_ids is {lists.dtype} but held_back is {wanted.dtype}; use the same ids in both")
-    for k in ks:
-        if not 1 <= k <= lists.shape[1]:
-            raise ValueError(f"k {k} is not between 1 and the {lists.shape[1]} recommended ids per row")
-    query = np.arange(len(wanted))
-    if queries is not None:
-        names = np.asarray(queries)
-        if names.shape != wanted.shape:
-            raise ValueError(f"queries has shape {names.shape} and held_back {wanted.shape}; pass [rows] of both")
-        _, first, query = np.unique(names, return_index=True, return_inverse=True)
-        lists = lists[first]
-
-    hits, relevant = _hits(lists, query, wanted)
-    gain = 1 / np.log2(np.arange(2, lists.shape[1] + 2))
-    found = hits.cumsum(axis=1)
-    rank = np.arange(1, lists.shape[1] + 1)
-    result: dict[str, NDArray[np.float64]] = {}
-    for k in ks:
-        most = np.minimum(relevant, k)
-        is_hit = found[:, k - 1] > 0
-        result[f"recall_at_{k}"] = found[:, k - 1] / relevant
-        result[f"ndcg_at_{k}"] = hits[:, :k] @ gain[:k] / gain.cumsum()[most - 1]
-        result[f"mrr_at_{k}"] = np.where(is_hit, 1 / (hits[:, :k].argmax(axis=1) + 1), 0.0)
-        if queries is not None:
-            result[f"hit_rate_at_{k}"] = is_hit.astype(np.float64)
-            result[f"map_at_{k}"] = (hits * found / rank)[:, :k].sum(axis=1) / most
-    return result
-
-
-def _hits(
-    lists: NDArray[Any], query: NDArray[np.int64], wanted: NDArray[Any]
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Return where the list of each query names a relevant item for the first time, and their number by query."""
-    # Numbers for ids make (query, id) one integer.
-    names, number = np.unique(np.concatenate([lists.ravel(), wanted]), return_inverse=True)
-    relevant = np.unique(query * len(names) + number[lists.size :])
-    listed = np.repeat(np.arange(len(lists)), lists.shape[1]) * len(names) + number[: lists.size]
-    is_first = np.zeros(lists.size, bool)
-    is_first[np.unique(listed, return_index=True)[1]] = True
-    hits = np.isin(listed, relevant) & is_first
-    return hits.reshape(lists.shape), np.bincount(relevant // len(names), minlength=len(lists))
-
-
-def catalogue_metrics(recommended: ArrayLike, counts: ArrayLike) -> dict[str, float]:
-    """Return how much of the catalogue is recommended, and how popular it is.
-
-    Args:
-        recommended: positions of candidates in ``counts``, ``[rows, k]``; negative where a list has no candidate.
-        counts: number of training interactions of each candidate, ``[candidates]``.
-
-    Returns:
-        ``coverage``, the share of the candidates that are in any list; ``mean_popularity``, the average recommendation
-        popularity: the mean over lists of the mean count of their candidates (Yin et al. 2012); and ``novelty``, the
-        same mean of the self-information, -log2 of a candidate's share of the interactions (Zhou et al. 2010, who take
-        its share of the users). Empty lists do not count.
-    """
-    positions, interactions = np.asarray(recommended, np.int64), np.asarray(counts, np.float64)
-    is_listed = positions >= 0
-    length = is_listed.sum(axis=1)
-    # A candidate without any interaction is as novel as one that has a single one: its logarithm is infinite.
-    information = -np.log2(np.maximum(interactions, 1) / max(interactions.sum(), 1))
-
-    def mean(values: NDArray[np.float64]) -> float:
-        sums = np.where(is_listed, values[positions], 0.0).sum(axis=1)
-        return float((sums[length > 0] / length[length > 0]).mean()) if length.any() else 0.0
-
-    return {
-        "coverage": float(np.unique(positions[is_listed]).size / interactions.size),
-        "mean_popularity": mean(interactions),
-        "novelty": mean(information),
-    }
-
-
 def is_better(metric: str, value: float, other: float) -> bool:
     """Return whether the value of a metric is better than another one; some have no better value."""
     name = metric.removeprefix("val_")
-    if name in _WITHOUT_VERDICT:
+    if name in _WITHOUT_VERDICT or name.endswith(_ROWS):
         return False
     if name == _BIAS:
         return abs(value) < abs(other)
     return value < other if name.startswith(_ERRORS) else value > other
-
-
-def _is_text(values: NDArray[Any]) -> bool:
-    return values.dtype.kind in "USOT"
 
 
 def _one_label_per_row(label: ArrayLike, split: str) -> NDArray[Any]:

@@ -1,0 +1,111 @@
+"""The rows of a retrieval split by query and user, and metrics of its segments: new items, light users."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSING_ID
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.reading.queries import query_digests
+from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
+from mirrorspark.training.results.evaluation.bootstrap import TEST_ROWS
+
+# Share of a split's rows whose users count as light; those with as many interactions as the last of them do, too.
+LIGHT_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class RetrievalRows:
+    """Facts of each row of a split, in the stored order.
+
+    Attributes:
+        queries: uint64 ``[rows]``, equal for rows that ask for the same list.
+        users: int64 ``[rows]``: the id of the query feature with the most different ids, a user's. A user that the
+            vocabulary lacks has a negative number of its own, as has every row without such a feature.
+        unit: What ``users`` number, in words.
+        is_new: bool ``[rows]``: the held-back item has no training row.
+        is_light: bool ``[rows]``: the user is among the quarter with the fewest known interactions.
+    """
+
+    queries: NDArray[np.uint64]
+    users: NDArray[np.int64]
+    unit: str
+    is_new: NDArray[np.bool_]
+    is_light: NDArray[np.bool_]
+
+
+def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
+    """Read the facts of the rows of ``split``.
+
+    A user's known interactions are those that the row excludes, else those of its longest history, else the user's
+    training rows.
+    """
+    spec, candidate = dataset.spec, dataset.spec.candidate
+    blocks = list(dataset.blocks(split, keys=True))
+    name = _user_feature(spec, blocks)
+    users = -1 - np.arange(sum(block.rows for block in blocks))
+    if name is not None:
+        ids = np.concatenate([block.features[name] for block in blocks])
+        # Users that the vocabulary lacks are as many as their rows, for all we know.
+        users = np.where(ids < FIRST_VOCABULARY_ID, users, ids)
+    counts = np.concatenate([np.zeros(FIRST_VOCABULARY_ID), dataset.features.vocabulary(candidate).counts.to_numpy()])
+    if spec.exclude is not None or spec.histories:
+        interactions = np.concatenate([_known_interactions(block, spec) for block in blocks])
+    else:
+        interactions = _rows_of(dataset, name, users)
+    return RetrievalRows(
+        np.concatenate([query_digests(block, spec) for block in blocks]),
+        users,
+        TEST_ROWS if name is None else f"values of {name}",
+        counts[np.concatenate([block.features[candidate.name] for block in blocks])] == 0,
+        interactions <= np.quantile(interactions, LIGHT_SHARE, method="lower"),
+    )
+
+
+def segment_metrics(lists: NDArray[Any], held_back: NDArray[Any], rows: RetrievalRows, k: int) -> dict[str, float]:
+    """Return recall and NDCG at ``k`` of each segment, and its number of rows.
+
+    Args:
+        lists: ids, best first, ``[rows, k]``.
+        held_back: the item of each row, ``[rows]``.
+        rows: their facts.
+        k: length of the lists.
+
+    Returns:
+        ``new_items_recall_at_K``, ``new_items_ndcg_at_K`` and ``new_items_rows``, which count the new items alone, and
+        the same with ``light_users``. A segment without rows, or of all of them, is left out.
+    """
+    result: dict[str, float] = {}
+    for segment, is_in in (("new_items", rows.is_new), ("light_users", rows.is_light)):
+        if not is_in.any() or is_in.all():
+            continue
+        found = ranking_metrics(lists[is_in], held_back[is_in], (k,), queries=rows.queries[is_in])
+        result |= {f"{segment}_{metric}": found[metric] for metric in (f"recall_at_{k}", f"ndcg_at_{k}")}
+        result[f"{segment}_rows"] = float(is_in.sum())
+    return result
+
+
+def _user_feature(spec: FeatureSpec, blocks: Sequence[Block]) -> str | None:
+    ids = [feature.name for feature in spec.query_features if feature.form == "id"]
+    different = {name: len(np.unique(np.concatenate([block.features[name] for block in blocks]))) for name in ids}
+    return max(ids, key=different.__getitem__) if ids else None
+
+
+def _known_interactions(block: Block, spec: FeatureSpec) -> NDArray[np.int64]:
+    """Return how many interactions of its user each row names, ``[rows]``."""
+    lists = [block.features[name] for name in spec.histories] if block.excluded is None else [block.excluded]
+    return np.max([np.count_nonzero(ids != MISSING_ID, axis=1) for ids in lists], axis=0)
+
+
+def _rows_of(dataset: Dataset, user: str | None, users: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the training rows of the user of each row, ``[rows]``."""
+    if user is None:
+        return np.zeros(len(users), np.int64)
+    train = np.concatenate([block.features[user] for block in dataset.blocks("train")])
+    counts = np.bincount(train, minlength=max(int(users.max()) + 1, 1))
+    return np.where(users < 0, 0, counts[np.maximum(users, 0)])
