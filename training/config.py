@@ -78,6 +78,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         known = _MONITORS[self.task]
         if vars(self)["monitor"] is None:
             object.__setattr__(self, "monitor", next(iter(known)))
+        if self.task == "retrieval":
+            # Papers write recall@20; MLflow refuses the sign in a metric's name.
+            object.__setattr__(self, "monitor", str(self.monitor).replace("@", "_at_"))
+            if _RANKING.fullmatch(self.monitor):
+                known = {**known, self.monitor: "max"}
         if own_model.is_own(self.model) and self.monitor not in known:
             # Only its code knows its metrics.
             _require(
@@ -98,6 +103,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"baseline '{self.baseline}' does not fit a {self.task} model; use {_BASELINES[self.task]} or none",
         )
         self._check_register()
+        self._check_ranking()
         _require(
             self.task != "retrieval" or self.precision != "mixed_float16",
             f"precision mixed_float16 needs its losses scaled, which a {self.task} model does not do; use "
@@ -117,6 +123,21 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             self.model.get("loss") != "quantile",
             "register better does not go with model.loss quantile: gradient boosting gives no interval; use another "
             "loss, or register model",
+        )
+
+    def _check_ranking(self) -> None:
+        _require(
+            not self.ranked_queries or self.task == "retrieval",
+            f"ranked_queries is {self.ranked_queries}, but a {self.task} model ranks no candidates; leave it out",
+        )
+        _require(
+            self.ranked_queries != 0 or not _RANKING.fullmatch(self.monitor),
+            f"ranked_queries is 0, so there is no {self.monitor} to monitor; use a larger number, or leave it out",
+        )
+        _require(
+            self.ranked_k is None or self.strategy != "parameter_server",
+            "the strategy parameter_server has no process that holds all candidates, to rank them; monitor val_loss, "
+            "and leave ranked_queries out",
         )
 
     def _check_run_date(self) -> None:
@@ -296,6 +317,14 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         return task
 
     @property
+    def ranked_k(self) -> int | None:
+        """The K of ``val_recall_at_K`` and ``val_ndcg_at_K``; None if no candidates are ranked after an epoch."""
+        monitored = _RANKING.fullmatch(self.monitor)
+        if monitored:
+            return int(monitored[1])
+        return self.top_k if self.ranked_queries else None
+
+    @property
     def model_options(self) -> dict[str, Any]:
         """The architecture's settings, without its name."""
         return {key: value for key, value in self.model.items() if key != "name"}
@@ -408,8 +437,10 @@ _MONITORS: Mapping[str, Mapping[str, Mode]] = {
     "multi_label": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
     "multi_class": {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"},
     "regression": {"val_rmse": "min", "val_mae": "min", "val_loss": "min"},
-    "retrieval": {"val_loss": "min"},
+    # Lists of any other length, too.
+    "retrieval": {"val_loss": "min", "val_recall_at_20": "max", "val_ndcg_at_20": "max"},
 }
+_RANKING = re.compile(r"val_(?:recall|ndcg)_at_([1-9]\d{0,3})", re.ASCII)
 _LABEL_KINDS = {
     "binary": "binary",
     "multi_class": "multi_class",

@@ -79,6 +79,13 @@ class FitSettings:
     mode: Annotated[Mode, doc("Whether a larger or a smaller --monitor is better; by default as the monitor says")] = (
         None  # type: ignore[assignment]
     )
+    ranked_queries: Annotated[
+        int | None,
+        Ge(0),
+        doc(
+            "Validation queries to rank after an epoch, for recall and NDCG; by default all if --monitor is one of them"
+        ),
+    ] = None
     seed: Annotated[int, Ge(0), doc("Fixes initial weights, data order and dropout")] = 1
     warm_start: Annotated[str | None, doc("Model to begin from: models:/NAME@ALIAS, runs:/ID or a folder")] = None
     resume: Annotated[bool, doc("Continue an unfinished equal run; --no-resume begins anew")] = True

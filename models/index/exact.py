@@ -73,20 +73,25 @@ class ExactTopK(tf.Module):
     with the batch.
     """
 
-    def __init__(self, candidate_embeddings: np.ndarray, removed: np.ndarray | None = None) -> None:
+    def __init__(
+        self, candidate_embeddings: np.ndarray, removed: np.ndarray | None = None, *, is_saved: bool = True
+    ) -> None:
         """Store the embeddings.
 
         Args:
             candidate_embeddings: float32 ``[ids, dim]``.
             removed: int64 ``[any]``, ids that are no candidates any more and are never found.
+            is_saved: Whether the index becomes part of a SavedModel; false for one within a training, where the
+                creation of a variable is a collective of all workers.
         """
         super().__init__(name="exact_top_k")
         self.id_count = len(candidate_embeddings)
         self._removed = np.zeros(0, np.int64) if removed is None else removed
         # Padded to whole groups; :meth:`offsets` excludes the padding from results.
         added = -self.id_count % GROUP
-        self.embeddings = tf.Variable(
-            np.pad(candidate_embeddings, [(0, added), (0, 0)]), trainable=False, name="candidate_embeddings"
+        padded = np.pad(candidate_embeddings, [(0, added), (0, 0)])
+        self.embeddings = (
+            tf.Variable(padded, trainable=False, name="candidate_embeddings") if is_saved else tf.constant(padded)
         )
         self._rows = self.id_count + added
         self._tile_queries = max(1, TILE_SCORES // min(self._rows, BLOCK_CANDIDATES))

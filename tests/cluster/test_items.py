@@ -91,7 +91,8 @@ def trained(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> 
     columns = ["userId", "movieId", "rating", "timestamp"]
     pd.DataFrame(ratings, columns=columns).to_csv(data / "ratings.csv", index=False)
     flags = ("--epochs=12", "--learning-rate=0.01", "--global-batch-size=16", "--top-k=4", "--model.dropout=0")
-    finished = run(output, "--recipe=movielens_items", f"--data={data}", "--workers=2", *flags)
+    flags += ("--workers=2", "--ranked-queries=1000")
+    finished = run(output, "--recipe=movielens_items", f"--data={data}", *flags)
     config = RunConfig.from_recipe("movielens_items", data=str(data), output=str(output))
     return finished, recipe_table(spark, config).where("split = 'test'").cache()
 
@@ -108,6 +109,15 @@ def test_a_movie_that_nobody_has_rated_is_recommended(
     finished, users = trained
     assert finished.summary["parity"]["max"] <= 1e-5
     assert len(pq.read_table(finished.summary["scored_table"])) == 40
+
+    # R2: what the two workers ranked after the best epoch is what the model of that epoch recommends.
+    client, run_id = store_client(finished.summary["tracking_uri"]), finished.summary["run_id"]
+    losses, ndcgs = (
+        [metric.value for metric in client.get_metric_history(run_id, name)] for name in ("val_loss", "val_ndcg_at_4")
+    )
+    assert len(ndcgs) == len(losses)
+    ranked = ndcgs[losses.index(min(losses))]
+    assert finished.summary["metrics"]["validation"]["ndcg_at_4"] == pytest.approx(ranked, abs=1e-6)
 
     model = resolve("models:/movielens_items/1", finished.summary["tracking_uri"])
     new = spark.createDataFrame([("13",), ("14",)], "movie_id string")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -78,7 +79,11 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                     start=start,
                     finish=finish,
                     locate=lambda epoch, step: _describe_step(dataset, plan, control, epoch, step),
-                    after_restore=[SettleLocalUpdates(), *own_callbacks(plan.config)],
+                    after_restore=[
+                        SettleLocalUpdates(),
+                        *own_callbacks(plan.config),
+                        *ranking_callbacks(plan, model, dataset, control),
+                    ],
                     after_checkpoint=faults.callbacks(),
                 ),
                 verbose=0,
@@ -94,6 +99,30 @@ def own_callbacks(config: TrainingConfig) -> list[tf_keras.callbacks.Callback]:
     if not isinstance(architecture, own_model.OwnArchitecture):
         return []
     return architecture.callbacks(catalog.settings(config.model["name"], config.model_options))
+
+
+def ranking_callbacks(
+    plan: TrainingPlan, model: tf_keras.Model, dataset: Dataset, control: WorkerControl
+) -> list[tf_keras.callbacks.Callback]:
+    """Return the callback that ranks the candidates after every epoch, if the configuration asks for it."""
+    config = plan.config
+    if config.ranked_k is None:
+        return []
+    # Here, because no other model needs its searches.
+    from mirrorspark.training.fitting.rank_validation import RankValidation
+
+    architecture = catalog.architecture(config.model["name"])
+    return [
+        RankValidation(
+            tf.function(functools.partial(architecture.predict, model), reduce_retracing=True),
+            dataset,
+            k=config.ranked_k,
+            rank=control.rank,
+            workers=plan.workers,
+            activity=control.activity,
+            most_queries=config.ranked_queries,
+        )
+    ]
 
 
 def open_strategy(

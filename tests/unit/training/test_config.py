@@ -184,6 +184,38 @@ def test_whether_more_is_better_follows_from_the_monitor(new_config: NewConfig, 
     assert yaml.safe_load(config.as_yaml())["mode"] == mode
 
 
+def test_a_retrieval_model_is_watched_by_its_loss_or_its_lists() -> None:
+    """R2: candidates are ranked after an epoch where a metric of theirs is monitored or asked for."""
+    config = TrainingConfig(name="shop", model={"name": "two_tower"})
+    assert (config.monitor, config.mode, config.ranked_k) == ("val_loss", "min", None)
+    for monitor in ("val_ndcg@7", "val_ndcg_at_7"):
+        watched = TrainingConfig(name="shop", model={"name": "two_tower"}, monitor=monitor)
+        assert (watched.monitor, watched.mode, watched.ranked_k) == ("val_ndcg_at_7", "max", 7)
+    assert dataclasses.replace(config, ranked_queries=9, top_k=30).ranked_k == 30
+    assert dataclasses.replace(watched, ranked_queries=9).identity != watched.identity
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "message"),
+    [
+        ("two_tower", {"monitor": "val_recall@0"}, "use one of ['val_loss', 'val_recall_at_20', 'val_ndcg_at_20']"),
+        ("two_tower", {"monitor": "val_recall@20", "mode": "min"}, "set mode to max"),
+        ("two_tower", {"monitor": "val_recall@20", "ranked_queries": 0}, "no val_recall_at_20 to monitor"),
+        (
+            "two_tower",
+            {"ranked_queries": 5, "strategy": "parameter_server", "parameter_servers": 1},
+            "parameter_server has no process that holds all candidates",
+        ),
+        ("multi_field", {"monitor": "val_recall@20"}, "monitor 'val_recall@20' is no metric of a binary model"),
+        ("multi_field", {"ranked_queries": 5}, "ranked_queries is 5, but a binary model ranks no candidates"),
+    ],
+)
+def test_a_ranking_that_cannot_be_is_refused(model: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        TrainingConfig(name="shop", model={"name": model}, **change)
+    assert message in str(raised.value)
+
+
 def test_every_field_of_a_run_has_one_subject() -> None:
     grouped = [field.name for fields in GROUPS.values() for field in fields]
     assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(RunConfig))
