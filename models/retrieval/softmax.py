@@ -56,6 +56,9 @@ class SoftmaxRetrieval(tf_keras.Model):
         )
         kind = LogUniformSample if settings.loss == "softmax" else UniformSample
         self.sample = kind(negatives, classes, seed) if negatives < classes else None
+        if self.sample is not None:
+            # A checkpoint is restored before the first step, into variables that exist.
+            self.sample.build(None)
         self.mean_loss = tf_keras.metrics.Mean(name="loss")
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:

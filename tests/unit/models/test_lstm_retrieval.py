@@ -1,7 +1,6 @@
 """F14: an LSTM over ragged histories: one result however a row is padded, in Keras, exported, and compiled by XLA."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +14,10 @@ from mirrorspark.models import catalog, lstm_retrieval
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.fitting.xla import compile_with_xla
-from mirrorspark.models.serving.export import RetrievalModule, build_indexes, save
-from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, RAW_SIGNATURE
 from mirrorspark.models.settings import ModelSettingsError
 from tests.unit.models.conftest import vocabulary
 
-MOVIES, LONGEST, K = 30, 6, 5
+MOVIES, LONGEST = 30, 6
 # Ids; the vocabulary's m0 has id 2.
 HISTORIES: Sequence[Sequence[int]] = ([], [5], [2, 3, 4, 5, 2, 6], [9, 4], [7, 7, 7])
 SETTINGS = lstm_retrieval.Settings(embedding_dim=4, hidden_units=(8,), negatives=10, lstm_units=5)
@@ -98,29 +95,6 @@ def test_a_prediction_makes_as_many_steps_as_the_longest_history_has(model: tf_k
         patch.setattr(watched, "call", noting)
         lstm_retrieval.predict(model, inputs([[5], [9, 4], []], LONGEST))
     assert seen == [2]
-
-
-def test_the_exported_model_gives_a_row_the_same_candidates_however_it_is_padded(
-    model: tf_keras.Model, fitted: FittedFeatures, tmp_path: Path
-) -> None:
-    save(RetrievalModule(lstm_retrieval, model, fitted, K, build_indexes(model, K)), tmp_path)
-    signatures = tf.saved_model.load(str(tmp_path)).signatures
-    encoded = signatures[ENCODED_SIGNATURE]
-    together = {name: tensor.numpy() for name, tensor in encoded(**inputs(HISTORIES, LONGEST)).items()}
-    rows = [encoded(**row) for row in one_by_one(LONGEST)]
-    np.testing.assert_array_equal(np.concatenate([row["candidates"] for row in rows]), together["candidates"])
-    np.testing.assert_allclose(np.concatenate([row["scores"] for row in rows]), together["scores"], rtol=0, atol=1e-6)
-    # Raw tokens may be padded to any length, and the newest of a longer history are what is kept.
-    for width in (LONGEST + 3, 12):
-        tokens = [[f"m{number - 2}" for number in history] for history in HISTORIES]
-        tokens[2] = ["m20", "m21", *tokens[2]]
-        raw = signatures[RAW_SIGNATURE](
-            watched=tf.constant([[*row, *[""] * (width - len(row))] for row in tokens]),
-            device=tf.constant(["", "of nobody", "phone", "tv", ""]),
-            age=tf.constant(np.arange(len(HISTORIES)) / 3.0, tf.float64),
-        )
-        np.testing.assert_array_equal(raw["candidates"], together["candidates"])
-        np.testing.assert_allclose(raw["scores"], together["scores"], rtol=0, atol=1e-6)
 
 
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]

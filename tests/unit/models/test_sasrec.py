@@ -1,7 +1,6 @@
 """F14: SASRec over ragged histories: a state reads the past alone, and every position of a history is an example."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +15,10 @@ from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.fitting.xla import compile_with_xla
 from mirrorspark.models.retrieval.sequence import following_ids
-from mirrorspark.models.serving.export import RetrievalModule, build_indexes, save
-from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.models.settings import ModelSettingsError
 from tests.unit.models.conftest import vocabulary
 
-MOVIES, LONGEST, K = 30, 6, 5
+MOVIES, LONGEST = 30, 6
 # Ids; the vocabulary's m0 has id 2.
 HISTORIES: Sequence[Sequence[int]] = ([], [5], [2, 3, 4, 5, 2, 6], [9, 4], [7, 7, 7])
 FOLLOWING = [2, 9, 4, 30, 8]
@@ -70,19 +67,14 @@ def loss_and_gradients(
     return [loss.numpy(), *(gradient.numpy() for gradient in found)]
 
 
-def test_a_row_has_the_same_query_however_it_is_padded_in_keras_and_exported(tmp_path: Path) -> None:
-    fitted = features()
-    model = built(fitted)
+def test_a_row_has_the_same_query_however_it_is_padded() -> None:
+    model = built(features())
     rows = [inputs([history], max(1, len(history)), number) for number, history in enumerate(HISTORIES)]
     alone = np.concatenate([model.query_tower(row).numpy() for row in rows])
     assert len(np.unique(alone.round(3), axis=0)) == len(HISTORIES)
     for width in (LONGEST, 17):
         np.testing.assert_allclose(model.query_tower(inputs(HISTORIES, width)), alone, rtol=0, atol=1e-6)
     np.testing.assert_allclose(sasrec.predict(model, inputs(HISTORIES, 17)), alone, rtol=0, atol=1e-6)
-    save(RetrievalModule(sasrec, model, fitted, K, build_indexes(model, K)), tmp_path)
-    encoded = tf.saved_model.load(str(tmp_path)).signatures[ENCODED_SIGNATURE](**inputs(HISTORIES, LONGEST))
-    scores = alone @ model.candidate_tower.get_weights()[0][2:].T
-    np.testing.assert_allclose(encoded["scores"], -np.sort(-scores)[:, :K], rtol=0, atol=1e-5)
 
 
 def test_every_position_has_the_loss_and_gradient_of_a_row_per_position() -> None:

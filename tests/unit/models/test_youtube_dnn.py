@@ -16,8 +16,6 @@ from mirrorspark.models import youtube_dnn
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.layers import LogUniformSample
-from mirrorspark.models.serving.export import RetrievalModule, build_indexes
-from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 
 MOVIES = 50
 
@@ -116,13 +114,3 @@ def test_training_learns_what_follows_what(fitted: FittedFeatures, negatives: in
         model.candidate_tower(tf.range(2, MOVIES + 2, dtype=tf.int64))
     )
     assert np.mean(scores.numpy().argmax(axis=1) + 2 == following) > 0.9
-
-
-def test_the_exported_index_ranks_by_the_softmax(fitted: FittedFeatures) -> None:
-    model = build(fitted, negatives=10)
-    signature = RetrievalModule(youtube_dnn, model, fitted, 5, build_indexes(model, 5)).signatures()[ENCODED_SIGNATURE]
-    watched = tf.constant([[2, 3, 0], [4, 0, 0]], tf.int64)
-    found = signature(watched=watched)["candidates"].numpy()
-    scores = youtube_dnn.predict(model, {"watched": watched}).numpy() @ model.candidate_tower.get_weights()[0][2:].T
-    expected = [[f"m{movie}".encode() for movie in row] for row in np.argsort(-scores, axis=1)[:, :5]]
-    assert found.tolist() == expected

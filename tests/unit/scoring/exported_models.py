@@ -142,7 +142,7 @@ def export_baskets(
     settings = multi_label.Settings(embedding_dim=4, hidden_units=(8,), heads=heads)
     model = _built(multi_label, settings, fitted, seed=9)
     save(ScoringModule(multi_label, model, fitted), folder / SAVED_MODEL_FOLDER)
-    return _described(folder, "multi_label", fitted, "multi_label")
+    return described(folder, "multi_label", fitted, "multi_label")
 
 
 def flights_features() -> FittedFeatures:
@@ -195,7 +195,7 @@ def export_movies(folder: Path, *, scann: bool) -> Path:
     sample = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
     indexes = build_indexes(model, 3, scann=scann, sample=sample)
     save_retrieval(two_tower, model, fitted, 3, indexes, folder / SAVED_MODEL_FOLDER)
-    return _described(folder, "two_tower", fitted, "retrieval", indexes=recalls(indexes, 3, sample))
+    return described(folder, "two_tower", fitted, "retrieval", indexes=recalls(indexes, 3, sample))
 
 
 HISTORIES = pa.table(
@@ -221,7 +221,7 @@ def export_histories(folder: Path) -> Path:
         tower.set_weights([weight * 5 for weight in tower.get_weights()])
     indexes = build_indexes(model, 5)
     save_retrieval(lstm_retrieval, model, fitted, 5, indexes, folder / SAVED_MODEL_FOLDER)
-    return _described(folder, "lstm_retrieval", fitted, "retrieval", indexes={"exact": 1.0})
+    return described(folder, "lstm_retrieval", fitted, "retrieval", indexes={"exact": 1.0})
 
 
 def log_flights(store_uri: str, artifacts: Path, model: Path, name: str = "flights") -> Any:
@@ -262,7 +262,7 @@ def _export_binary(folder: Path, fitted: FittedFeatures, seed: int, weights: flo
     if weights is not None:
         model.set_weights([np.full_like(values, weights) for values in model.get_weights()])
     save(ScoringModule(multi_field, model, fitted), folder / SAVED_MODEL_FOLDER)
-    return _described(folder, "multi_field", fitted, "binary")
+    return described(folder, "multi_field", fitted, "binary")
 
 
 def _built(architecture: ModuleType, settings: Any, fitted: FittedFeatures, seed: int) -> Any:
@@ -272,7 +272,7 @@ def _built(architecture: ModuleType, settings: Any, fitted: FittedFeatures, seed
     return architecture.build(settings, fitted, seed)
 
 
-def _described(
+def described(
     folder: Path,
     architecture: str,
     fitted: FittedFeatures,

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -24,7 +23,7 @@ from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.routing.package import package_router
 from mirrorspark.scoring.routing.router import Route, Router
-from tests.unit.scoring.exported_models import FLIGHTS, MEMBERS, ORDERS, export_members, export_orders
+from tests.unit.scoring.exported_models import FLIGHTS, MEMBERS, export_members
 from tests.unit.scoring.other_models import LINEAR, pictures, png, save_picture_keras, save_sklearn
 
 
@@ -41,16 +40,6 @@ def test_each_row_has_the_score_of_the_table(predictor: Predictor, flights_model
     assert [row["score"] for row in together] == pytest.approx(expected, rel=0, abs=1e-6)
     assert {row["model_version"] for row in together} == {resolve(flights_model).label}
     assert predictor.predict_rows([]) == []
-
-
-def test_every_kind_of_feature_can_be_given(tmp_path: Path) -> None:
-    """Times, maps as mappings, and lists of indices with their values."""
-    model = export_orders(tmp_path)
-    rows: list[dict[str, Any]] = ORDERS.to_pylist()
-    for row in rows:
-        row["basket"] = None if row["basket"] is None else dict(row["basket"])
-    expected = LoadedModel(model).score(ORDERS)["score"].tolist()
-    assert [row["score"] for row in Predictor(model).predict_rows(rows)] == pytest.approx(expected, rel=0, abs=1e-6)
 
 
 def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiV
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.models import catalog, multi_field, two_tower
+from mirrorspark.models import multi_field, two_tower
 from mirrorspark.models.index import scann
 from mirrorspark.models.layers import symbolic_inputs
 from mirrorspark.models.serving.export import (
@@ -124,11 +124,10 @@ def test_a_feature_with_the_name_of_an_input_of_the_indexes_is_refused() -> None
 @pytest.mark.parametrize(
     "options",
     [
-        {"hidden_units": (64,)},
         {"hidden_units": (64, 32), "numeric_embedding": "piecewise", "cross_layers": 1, "members": 3, "dropout": 0.1},
         {"hidden_units": (64,), "numeric_embedding": "periodic"},
     ],
-    ids=["plain", "everything", "periodic"],
+    ids=["everything", "periodic"],
 )
 def test_raw_and_encoded_rows_of_every_form_get_the_same_score(options: dict[str, Any], tmp_path: Path) -> None:
     spec = FeatureSpec(
@@ -172,45 +171,6 @@ def test_raw_and_encoded_rows_of_every_form_get_the_same_score(options: dict[str
     assert by_raw.shape == (3,)
     assert len(set(by_raw.tolist())) == 3
     assert by_raw.tolist() == by_encoded.tolist()
-
-
-LABELS = {
-    "binary": Label("late"),
-    "multi_class": Label("genre", "multi_class", classes=3),
-    "multi_label": Label("genres", "multi_label", classes=3),
-    "regression": Label("price", "number"),
-    "retrieval": Label("movie", "candidate"),
-}
-
-
-@pytest.mark.parametrize("name", sorted(catalog.ARCHITECTURES))
-def test_every_architecture_takes_lists_that_are_padded_to_any_length(name: str) -> None:
-    """F14: a row has the same scores, whatever its lists are padded to."""
-    architecture = catalog.architecture(name)
-    lists = (MultiValued("watched", max_length=50, vocabulary_of="movie"), MultiValued("tags", 50, hash_buckets=9))
-    spec = FeatureSpec((*lists, Categorical("movie")), LABELS[architecture.TASK], ("id",))
-    movies = Vocabulary(pa.array([f"m{n}" for n in range(20)]), pa.array(np.ones(20, np.int64)))
-    fitted = FittedFeatures(spec, {"movie": movies}, {"price": NumericStatistics(9.0, 3.0, 1.0, 50.0, 20)})
-    tf_keras.utils.set_random_seed(1)
-    model = architecture.build(catalog.settings(name, {}), fitted, 1)
-    module = (
-        RetrievalModule(architecture, model, fitted, 3, build_indexes(model, 3))
-        if architecture.TASK == "retrieval"
-        else ScoringModule(architecture, model, fitted)
-    )
-    signature = module.signatures()[ENCODED_SIGNATURE]
-
-    def scores(width: int) -> np.ndarray:
-        """Return float32 ``[rows, any]`` of an empty list, one id and three, their lists padded to ``width``."""
-        ids = [[*row, *[0] * (width - len(row))] for row in ([], [7], [4, 9, 2])]
-        given = {"watched": ids, "tags": ids} | ({} if architecture.TASK == "retrieval" else {"movie": [3, 0, 5]})
-        found = signature(**{name: tf.constant(values, tf.int64) for name, values in given.items()})
-        return found["score" if architecture.TASK in ("binary", "regression") else "scores"].numpy().reshape(3, -1)
-
-    shortest = scores(3)
-    assert len(np.unique(shortest, axis=0)) == 3
-    for width in (4, 50):
-        np.testing.assert_allclose(scores(width), shortest, rtol=0, atol=1e-6)
 
 
 class Flattening:

@@ -1,0 +1,262 @@
+"""The contract of the catalog's architectures: features of every kind, exact resume, sparse gradients, equal scores.
+
+A new architecture takes part by its line in ``OPTIONS``.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from mirrorspark.callbacks.checkpoints.training_state import tensors
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.items import with_items
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Vector
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.models import catalog
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.models.serving.export import (
+    RetrievalModule,
+    ScoringModule,
+    build_indexes,
+    candidate_embeddings,
+    save,
+)
+from mirrorspark.models.serving.preprocessing import model_inputs
+from mirrorspark.scoring.model.cache import load_once
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.training.results.evaluation.ranking import best_candidates
+from tests.unit.models.conftest import vocabulary
+from tests.unit.scoring.exported_models import ORDERS, described, orders_features
+
+# Settings that make an architecture small, with all that it draws by chance.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "lstm_retrieval": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "negatives": 5, "lstm_units": 5},
+    "multi_class": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
+    "multi_field": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
+    "multi_label": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
+    "regression": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
+    "sasrec": {"embedding_dim": 4, "blocks": 1, "heads": 2, "dropout": 0.2, "negatives": 5},
+    "two_tower": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
+    "wide_deep": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "crosses": ["customer*movie"]},
+    "youtube_dnn": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "negatives": 5},
+}
+LABELS = {
+    "binary": Label("again"),
+    "multi_class": Label("genre", "multi_class", classes=3),
+    "multi_label": Label("genres", "multi_label", classes=3),
+    "regression": Label("price", "number"),
+    "retrieval": Label("movie", "candidate"),
+}
+# What training reads of the labels.
+TARGETS = {
+    "binary": [1.0, 0.0, 1.0],
+    "multi_class": [2, 0, 1],
+    "multi_label": [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+    "regression": [9.0, 3.0, 30.0],
+    "retrieval": [0.0, 0.0, 0.0],
+}
+# Every kind of feature, and every kind of missing value.
+ROWS = (
+    ORDERS.append_column("watched", pa.array([["m3", "m0", "m5"], None, ["m7"] * 9]))
+    .append_column("seen", pa.array([["m1", "m2"], [], None], pa.list_(pa.string())))
+    .append_column("movie", pa.array(["m4", "m0", "m9"]))
+)
+MOVIES, K = 120, 5
+# Of the fields that are embedded apart: the movies, and the indices of the wider sparse vector.
+FEWEST_IDS = 100
+STEPS = 2
+
+
+WITH_ITEMS = " with items"
+ITEMS = FeatureSpec.of_items("id", [Categorical("genre"), MultiValued("words", max_length=3), Vector("poster", size=2)])
+
+
+@dataclasses.dataclass
+class Trained:
+    """A model after some steps, beside one that was interrupted in between."""
+
+    architecture: ModuleType
+    name: str
+    fitted: FittedFeatures
+    batch: Any
+    model: Any
+    resumed: Any
+
+    @property
+    def is_retrieval(self) -> bool:
+        return bool(self.architecture.TASK == "retrieval")
+
+
+def test_every_architecture_of_the_catalog_keeps_the_contract() -> None:
+    assert set(OPTIONS) == set(catalog.ARCHITECTURES)
+
+
+def features(task: str, *, items: bool) -> FittedFeatures:
+    """Return features of every kind, of which one list has the movies' tokens; ``items`` have features, too."""
+    orders = orders_features()
+    others = (MultiValued("watched", max_length=6, vocabulary_of="movie"), Categorical("movie"))
+    is_retrieval = task == "retrieval"
+    spec = FeatureSpec(
+        (*orders.spec.features, *others), LABELS[task], ("order_id",), exclude="seen" if is_retrieval else None
+    )
+    movies = [f"m{number}" for number in range(MOVIES)]
+    fitted = dataclasses.replace(
+        orders,
+        spec=dataclasses.replace(spec, items=ITEMS) if items else spec,
+        vocabularies={"movie": vocabulary(movies)},
+        statistics={**orders.statistics, "price": NumericStatistics(9.0, 3.0, 1.0, 50.0, 20)},
+    )
+    if not items:
+        return fitted
+    table = pa.table(
+        {
+            # The last one has no training row.
+            "id": [*movies, "new"],
+            "genre": [("war", "noir", None)[number % 3] for number in range(MOVIES + 1)],
+            "words": [["x", "y"][: number % 3] for number in range(MOVIES + 1)],
+            "poster": [[number / MOVIES, 0.5] for number in range(MOVIES + 1)],
+        }
+    )
+    known = {"id": vocabulary(["m0"]), "genre": vocabulary(["war", "noir"]), "words": vocabulary(["x", "y"])}
+    return with_items(fitted, FittedFeatures(ITEMS, known, {}), table)
+
+
+def compiled(name: str, fitted: FittedFeatures, seed: int) -> Any:
+    """Return a compiled model whose initial weights follow from ``seed``."""
+    architecture = catalog.architecture(name)
+    tf_keras.utils.set_random_seed(seed)
+    # The architecture's own seed is part of the configuration, which is the same in a resumed run.
+    model = architecture.build(catalog.settings(name, OPTIONS[name]), fitted, 1)
+    compile_model(model, architecture.TASK, build_optimizer(OptimizerSettings("adam", 0.05)))
+    model.run_eagerly = True
+    return model
+
+
+def batch_of(fitted: FittedFeatures, task: str) -> Any:
+    spec = fitted.spec
+    encoded = Encoder(fitted).encode_padded(ROWS, spec.features)
+    inputs = model_inputs(spec.features, {name: tf.constant(column) for name, column in encoded.items()})
+    return inputs, tf.constant(TARGETS[task]), tf.ones(ROWS.num_rows)
+
+
+def cases() -> list[str]:
+    """Return the names of the catalog, those of architectures that read items twice."""
+    readers = [name for name in catalog.ARCHITECTURES if getattr(catalog.architecture(name), "READS_ITEMS", False)]
+    return sorted([*catalog.ARCHITECTURES, *(name + WITH_ITEMS for name in readers)])
+
+
+@pytest.fixture(scope="module", params=cases())
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    name = request.param.removesuffix(WITH_ITEMS)
+    architecture = catalog.architecture(name)
+    fitted = features(architecture.TASK, items=request.param != name)
+    catalog.check_features(name, OPTIONS[name], fitted.spec)
+    batch, prefix = batch_of(fitted, architecture.TASK), str(tmp_path_factory.mktemp(name) / "checkpoint")
+    model = compiled(name, fitted, seed=1)
+    for _ in range(STEPS):
+        model.train_step(batch)
+    tensors(model, model.optimizer).write(prefix)
+    resumed = compiled(name, fitted, seed=99)
+    status = tensors(resumed, resumed.optimizer).read(prefix)
+    status.assert_existing_objects_matched()
+    status.assert_consumed()
+    for one in (model, resumed):
+        for _ in range(STEPS):
+            one.train_step(batch)
+    return Trained(architecture, name, fitted, batch, model, resumed)
+
+
+def test_a_resumed_training_has_the_bits_of_an_unbroken_one(trained: Trained) -> None:
+    """T6: weights, optimizer, metrics, and what is drawn by chance."""
+    mine_and_other = ([*one.variables, *one.optimizer.variables] for one in (trained.model, trained.resumed))
+    for mine, other in zip(*mine_and_other, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), other.numpy(), err_msg=mine.name)
+
+
+def test_the_gradient_of_a_large_table_is_sparse(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F5: the cost of a step does not grow with the table."""
+    monkeypatch.setattr("mirrorspark.models.layers.embeddings.DENSE_GRADIENT_ROWS", 0)
+    model, (inputs, labels, weights) = trained.model, trained.batch
+    with tf.GradientTape() as tape:
+        if trained.is_retrieval:
+            loss = model.compute_loss(trained.batch, training=True)
+        else:
+            loss = model.compute_loss(inputs, labels, model(inputs, training=True), weights)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    # A kernel has fewer rows than a field has ids.
+    tables = {
+        variable.name: type(gradient)
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
+        if variable.shape[0] >= FEWEST_IDS
+    }
+    assert tables
+    assert set(tables.values()) == {tf.IndexedSlices}, tables
+
+
+def expected_scores(trained: Trained) -> dict[str, np.ndarray]:
+    """Return what the training framework predicts, the lists of a retrieval ranked by NumPy."""
+    spec, model = trained.fitted.spec, trained.model
+    known = {feature.name: trained.batch[0][feature.name] for feature in spec.query_features}
+    predicted = trained.architecture.predict(model, known)
+    if not trained.is_retrieval:
+        return {name: value.numpy() for name, value in predicted.items()}
+    assert spec.excluded is not None
+    seen = Encoder(trained.fitted).encode_padded(ROWS, (spec.excluded,))["seen"]
+    ids, scores = best_candidates(predicted.numpy(), candidate_embeddings(model), seen, K)
+    tokens = np.array(["", "", *trained.fitted.vocabulary(spec.candidate).tokens.to_pylist()])
+    return {CANDIDATES: tokens[ids], SCORES: scores}
+
+
+def exported(trained: Trained, folder: Path) -> Path:
+    architecture, model, fitted = trained.architecture, trained.model, trained.fitted
+    if trained.is_retrieval:
+        module: Any = RetrievalModule(architecture, model, fitted, K, build_indexes(model, K))
+    else:
+        module = ScoringModule(architecture, model, fitted)
+    save(module, folder / SAVED_MODEL_FOLDER)
+    indexes = {"exact": 1.0} if trained.is_retrieval else None
+    return described(folder, trained.name, fitted, architecture.TASK, indexes=indexes)
+
+
+def test_every_way_in_gives_the_scores_of_the_trained_model(trained: Trained, tmp_path: Path) -> None:
+    """S15, F14: the exported model, the scorer of tables and the predictor of rows, whatever lists are padded to."""
+    folder = exported(trained, tmp_path / "model")
+    pinned = resolve(folder)
+    predictor = Predictor(folder)
+    loaded = load_once(pinned.path, pinned.digest, threads=1)
+    batch = ROWS.combine_chunks().to_batches()[0]
+    scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(folder), archive=None), Settings())
+    rows: list[dict[str, Any]] = ROWS.to_pylist()
+    for row in rows:
+        row["basket"] = None if row["basket"] is None else dict(row["basket"])
+    ways = {
+        "exported": {name: column.to_pylist() for name, column in loaded.score_arrow(batch).items()},
+        "scorer": scorer.scored(loaded, batch, Tally(), ["order_id"]).to_pydict(),
+        "predictor, all rows": _columns(predictor.predict_rows(rows)),
+        "predictor, row by row": _columns([predictor.predict(row) for row in rows]),
+    }
+    for name, expected in expected_scores(trained).items():
+        assert len(np.unique(expected, axis=0)) == ROWS.num_rows or name == CANDIDATES, "some rows are alike"
+        for way, found in ways.items():
+            if name == CANDIDATES:
+                np.testing.assert_array_equal(np.array(found[name]), expected, err_msg=way)
+            else:
+                np.testing.assert_allclose(np.array(found[name]), expected, rtol=1e-6, atol=1e-6, err_msg=way)
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
