@@ -3,15 +3,14 @@
 One of a new task also needs its loss and metrics in ``models.fitting.objectives``.
 """
 
-import dataclasses
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any
 
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import own_model
-from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.models.settings import ModelSettingsError, checked_settings
 
 ARCHITECTURES: Mapping[str, str] = {
     "lstm_retrieval": "mirrorspark.models.lstm_retrieval",
@@ -70,22 +69,7 @@ def settings(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         ModelSettingsError: An unknown option or an invalid value.
     """
-    kind = architecture(name).Settings
-    known = get_type_hints(kind)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ModelSettingsError(f"model '{name}' has no setting {unknown}; use {sorted(known)}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    for field in dataclasses.fields(kind):
-        expected = type(field.default)
-        value = values.get(field.name, field.default)
-        # isinstance accepts a bool as an int, so types are compared; a whole number is valid for a float.
-        fits = type(value) in ((int, float) if expected is float else (expected,))
-        if not fits:
-            raise ModelSettingsError(
-                f"model '{name}': setting {field.name} is {value!r}; it must be of type {expected.__name__}"
-            )
-    return kind(**values)
+    return checked_settings(name, architecture(name).Settings, options)
 
 
 def check_features(name: str, options: Mapping[str, Any], spec: FeatureSpec) -> None:

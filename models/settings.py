@@ -1,7 +1,9 @@
 """Checks for the settings of several architectures, without TensorFlow."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 if TYPE_CHECKING:  # settings are also checked without a dataset
     from mirrorspark.data_pipelines.features.fitted import FittedFeatures
@@ -11,6 +13,34 @@ Schedule = Literal["constant", "cosine", "linear"]
 
 class ModelSettingsError(ValueError):
     """An invalid setting of a model; the message names the setting, its value and the remedy."""
+
+
+def checked_settings(name: str, kind: type[Any], options: Mapping[str, Any]) -> Any:
+    """Return the settings of a model with these values.
+
+    Args:
+        name: The model.
+        kind: Its settings, a dataclass whose fields all have defaults.
+        options: Values by field; a list is made a tuple.
+
+    Raises:
+        ModelSettingsError: An unknown setting or an invalid value.
+    """
+    known = get_type_hints(kind)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ModelSettingsError(f"model '{name}' has no setting {unknown}; use {sorted(known)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    for field in dataclasses.fields(kind):
+        expected = type(field.default)
+        value = values.get(field.name, field.default)
+        # isinstance accepts a bool as an int, so types are compared; a whole number is valid for a float.
+        fits = type(value) in ((int, float) if expected is float else (expected,))
+        if not fits:
+            raise ModelSettingsError(
+                f"model '{name}': setting {field.name} is {value!r}; it must be of type {expected.__name__}"
+            )
+    return kind(**values)
 
 
 def check_positive(name: str, value: int) -> None:

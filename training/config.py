@@ -15,6 +15,7 @@ from mirrorspark.callbacks.checkpoints.commit import Mode
 from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, own_model
+from mirrorspark.models.classical import RECOMMENDERS, Recommender
 from mirrorspark.models.settings import check_warm_up
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean
@@ -98,10 +99,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         object.__setattr__(self, "mode", vars(self)["mode"] or best)
         # The wrong mode would silently keep the worst epoch.
         _require(self.mode == best, f"mode '{self.mode}' does not fit monitor '{self.monitor}'; set mode to {best}")
-        _require(
-            self.baseline in ("none", _BASELINES[self.task]),
-            f"baseline '{self.baseline}' does not fit a {self.task} model; use {_BASELINES[self.task]} or none",
-        )
+        self._check_baseline()
         self._check_register()
         self._check_ranking()
         _require(
@@ -110,6 +108,22 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"mixed_bfloat16",
         )
         catalog.settings(self.model["name"], self.model_options)
+
+    def _check_baseline(self) -> None:
+        known, or_several = _BASELINES[self.task], ", a list of them" if self.task == "retrieval" else ""
+        _require(
+            self.baseline in ("none", *known) or (bool(or_several) and isinstance(self.baseline, list)),
+            f"baseline '{self.baseline}' does not fit a {self.task} model; use {', '.join(known)}{or_several} or none",
+        )
+        labels = [asked.label for asked in self.recommenders]
+        _require(len(set(labels)) == len(labels), f"baseline lists one twice: {labels}; leave out the repetition")
+
+    @property
+    def recommenders(self) -> tuple[Recommender, ...]:
+        """The baselines of a retrieval model, with their settings."""
+        if self.task != "retrieval" or self.baseline == "none":
+            return ()
+        return tuple(map(Recommender.parse, self.baseline if isinstance(self.baseline, list) else [self.baseline]))
 
     def _check_register(self) -> None:
         if self.register == "model":
@@ -449,11 +463,11 @@ _LABEL_KINDS = {
     "retrieval": "candidate",
 }
 _BASELINES = {
-    "binary": "hist_gradient_boosting",
-    "multi_class": "hist_gradient_boosting",
-    "multi_label": "popularity",
-    "regression": "hist_gradient_boosting",
-    "retrieval": "popularity",
+    "binary": ("hist_gradient_boosting",),
+    "multi_class": ("hist_gradient_boosting",),
+    "multi_label": ("popularity",),
+    "regression": ("hist_gradient_boosting",),
+    "retrieval": tuple(RECOMMENDERS),
 }
 
 

@@ -18,7 +18,7 @@ from mirrorspark.models.settings import Schedule
 from mirrorspark.training.protocol.elastic import BatchRule
 from mirrorspark.training.protocol.limits import Budgets, Limits
 
-Baseline = Literal["none", "hist_gradient_boosting", "popularity"]
+Baseline = Literal["none", "hist_gradient_boosting", "popularity", "item_knn", "ease", "als"]
 Registered = Literal["model", "better"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
@@ -52,7 +52,9 @@ class ResultSettings:
     mlflow_run: Annotated[
         MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
     ] = "active"
-    baseline: Annotated[Baseline, doc("Baseline to compare the model with")] = "none"
+    baseline: Annotated[
+        Baseline | list[Any], doc("Baseline to compare the model with; of a retrieval model also a list of them")
+    ] = "none"
     register: Annotated[Registered, doc("Model to register: this one, or the better of it and --baseline")] = "model"
     explain: Annotated[bool, doc("Explain the predictions on some test rows, for the report")] = True
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
@@ -255,7 +257,8 @@ def check_values(settings: Any) -> None:
             continue
         plain, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         choices = choices_of(plain)
-        if choices and value not in choices:
+        is_list = isinstance(value, list) and any(get_origin(part) is list for part in alternatives(plain))
+        if choices and not is_list and value not in choices:
             raise ConfigError(f"{each.name} '{value}' is unknown; use one of {choices}")
         for bound in (note for note in notes if not isinstance(note, DocInfo)):
             # A number as text cannot be compared with a bound.

@@ -15,6 +15,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fetch import fetch
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.classical import check_recommenders
 from mirrorspark.models.settings import check_candidates
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.config import TrainingConfig
@@ -69,6 +70,7 @@ def open_job(
     config.require_features(dataset.spec)
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
+        check_recommenders(config.recommenders, dataset.features)
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
     with open_run(

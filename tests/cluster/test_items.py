@@ -92,7 +92,8 @@ def trained(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> 
     pd.DataFrame(ratings, columns=columns).to_csv(data / "ratings.csv", index=False)
     flags = ("--epochs=12", "--learning-rate=0.01", "--global-batch-size=16", "--top-k=4", "--model.dropout=0")
     flags += ("--workers=2", "--ranked-queries=1000")
-    finished = run(output, "--recipe=movielens_items", f"--data={data}", *flags)
+    beside = "--baseline=[popularity, item_knn, {name: ease, l2: 5}, {name: als, rank: 4, iterations: 3}]"
+    finished = run(output, "--recipe=movielens_items", f"--data={data}", *flags, beside)
     config = RunConfig.from_recipe("movielens_items", data=str(data), output=str(output))
     return finished, recipe_table(spark, config).where("split = 'test'").cache()
 
@@ -109,6 +110,12 @@ def test_a_movie_that_nobody_has_rated_is_recommended(
     finished, users = trained
     assert finished.summary["parity"]["max"] <= 1e-5
     assert len(pq.read_table(finished.summary["scored_table"])) == 40
+    # Users watch films of one kind, which popularity does not know.
+    baseline = finished.summary["baseline"]
+    recalls = {each["name"]: each["metrics"]["recall_at_1"] for each in (baseline, *baseline["others"])}
+    assert list(recalls) == ["popularity", "item_knn", "ease_l2_5", "als_rank_4_iterations_3"]
+    popularity, *others = recalls.values()
+    assert min(others) > 2 * popularity
 
     # R2: what the two workers ranked after the best epoch is what the model of that epoch recommends.
     client, run_id = store_client(finished.summary["tracking_uri"]), finished.summary["run_id"]

@@ -38,9 +38,16 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
     Every index of its model recommends to all users, the approximate ones nearly what the exact one does.
     """
     data = shared_data / "ml_latest_small"
-    finished = run(tmp_path, "--recipe=movielens", f"--data={data}", "--workers=2")
+    beside = "--baseline=[popularity, item_knn, {name: ease, last_items: 15}, als]"
+    finished = run(tmp_path, "--recipe=movielens", f"--data={data}", "--workers=2", beside)
     test = finished.summary["metrics"]["test"]
-    popularity = finished.summary["baseline"]["metrics"]
+    popularity, *others = (finished.summary["baseline"], *finished.summary["baseline"]["others"])
+    found = {each["name"]: round(each["metrics"]["recall_at_20"], 4) for each in others}
+    print(f"movielens, recall@20: {found}")
+    # Without the order of the history, EASE^R is the best of them by far.
+    assert found["ease_last_items_15"] > 0.15
+    assert min(found.values()) > popularity["metrics"]["recall_at_20"]
+    popularity = popularity["metrics"]
     assert test["recall_at_20"] > popularity["recall_at_20"]
     assert test["ndcg_at_20"] > popularity["ndcg_at_20"]
     assert finished.summary["parity"]["max"] <= 1e-5

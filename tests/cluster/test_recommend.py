@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+from pyspark.ml.recommendation import ALS
+from scipy.sparse import csr_array
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.models import classical
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
 from mirrorspark.scoring.recommend import recommend
 from mirrorspark.scoring.reranking.rerank import rerank
 from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.training.recommenders.als import fold_in, item_factors
 from tests.unit.scoring.exported_models import export_flights, export_movies
 
 if TYPE_CHECKING:
@@ -87,6 +92,24 @@ def test_lists_hold_the_best_that_are_available_and_not_seen(rows: "DataFrame", 
     assert [len(row) for row in found] == [12, 12, 12, 0]
     assert all(set(row) <= set(available) - {"m7"} for row in found)
     assert not set(found[0]) & {"m1", "m2"}
+
+
+def test_a_user_is_folded_in_as_spark_computes_those_of_the_training(spark: "SparkSession") -> None:
+    """R2: so that rows of users who came later, and those of the training, get the scores of Spark's model."""
+    settings = classical.ALS(rank=4, iterations=1, l2=0.1, alpha=5.0)
+    bought = (np.random.default_rng(5).random((30, 12)) < 0.3).astype(np.float32)
+    # The last item and the first user have nothing.
+    bought[:, 11] = bought[0] = 0
+    matrix = csr_array(bought)
+    found = fold_in(matrix, item_factors(matrix, settings, 7, spark), settings)
+    users, items = matrix.nonzero()
+    pairs = pd.DataFrame({"user": users, "item": items, "rating": 1.0})
+    sparks = ALS(rank=4, maxIter=1, regParam=0.1, alpha=5.0, implicitPrefs=True, seed=7)
+    factors = sparks.fit(spark.createDataFrame(pairs)).userFactors.toPandas()
+    expected = np.zeros((30, 4))
+    expected[factors["id"]] = np.stack(factors["features"].to_list())
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert not found[0].any()
 
 
 def test_lists_may_be_longer_and_shorter_than_the_model_was_exported_with(rows: "DataFrame", movies: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.utils.autologging_utils import disable_autologging
@@ -56,6 +57,7 @@ from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.cost import Cost, Held, cost_of
 from mirrorspark.training.results.report.model_card import model_card
 from mirrorspark.training.results.report.report import REPORT_FILE, ReportFacts, rates_of, write_report
+from mirrorspark.training.results.report.rivals import each_baseline
 from mirrorspark.training.results.report.shown import trained_html
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.training_job import TrainingJob
@@ -175,7 +177,8 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         stage.report("logging the metrics and plots")
         _log_verdict(job, verdict, exported.model_uri)
         _describe_model(job, exported, verdict, choice)
-        stage.note = f"compared with {verdict.baseline['name']}" if verdict.baseline else "without a baseline"
+        rivals = [str(rival["name"]) for rival in each_baseline(verdict.baseline)]
+        stage.note = f"compared with {', '.join(rivals)}" if rivals else "without a baseline"
     return _trained(job, attempts, exported, verdict, predictions, choice)
 
 
@@ -397,9 +400,10 @@ def _judge(
     history = [job.epochs[epoch]["logs"] for epoch in sorted(job.epochs)]
     curves = curves_of(history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:]))
     if config.task == "retrieval":
-        return judge_retrieval(dataset, predictions, config.baseline, config.top_k, curves)
+        rivals = _recommended(job, tell)
+        return judge_retrieval(dataset, predictions, rivals, config.top_k, curves)
     if config.task == "multi_label":
-        return judge_multi_label(dataset, predictions, config.baseline, curves)
+        return judge_multi_label(dataset, predictions, str(config.baseline), curves)
     rival = _rival(job, choice, tell)
     if config.task == "multi_class":
         return judge_multi_class(predictions, rival, config.seed, curves, dataset.features.class_names)
@@ -417,14 +421,33 @@ def _rival(job: TrainingJob, choice: Choice | None, tell: Callable[[str, int, in
     return Rival(BASELINE, baseline_scores(fitted, job.dataset, "test"))
 
 
+def _recommended(job: TrainingJob, tell: Callable[[str, int, int], None]) -> dict[str, np.ndarray]:
+    """Return the lists of each baseline of a retrieval model for the test rows, by its label."""
+    if not job.config.recommenders:
+        return {}
+    # They import Numba and Spark ML.
+    from mirrorspark.training.recommenders.interactions import Interactions
+    from mirrorspark.training.recommenders.lists import recommended
+
+    config, interactions = job.config, Interactions(job.dataset)
+    found = {}
+    for place, asked in enumerate(config.recommenders):
+        tell(f"baselines; now {asked.label}", place, len(config.recommenders))
+        found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.spark)
+    return found
+
+
 def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
     # Where gradient boosting is registered, the network is what it was compared with.
-    other = NETWORK if verdict.baseline.get("name") == NETWORK else "baseline"
-    values |= {f"{other}_{name}": value for name, value in verdict.baseline.get("metrics", {}).items()}
-    for name, interval in verdict.baseline.get("intervals", {}).items():
-        ends = {"": interval["difference"], "_low": interval["low"], "_high": interval["high"]}
-        values |= {f"difference_{name}{end}": value for end, value in ends.items()}
+    for place, rival in enumerate(each_baseline(verdict.baseline)):
+        # The first one's metrics have the same names whatever it is, so that runs can be compared by them.
+        other = NETWORK if rival["name"] == NETWORK else "baseline" if place == 0 else rival["name"]
+        values |= {f"{other}_{name}": value for name, value in rival["metrics"].items()}
+        difference = "difference" if place == 0 else f"difference_{other}"
+        for name, interval in rival.get("intervals", {}).items():
+            ends = {"": interval["difference"], "_low": interval["low"], "_high": interval["high"]}
+            values |= {f"{difference}_{name}{end}": value for end, value in ends.items()}
     job.log_metrics(values, model_uri)
     for name, figure in verdict.figures.items():
         image = job.tracked.log_figure(figure, name)

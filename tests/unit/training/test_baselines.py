@@ -1,21 +1,13 @@
-"""The baselines use the encoded features as promised, and popularity equals its plain twin."""
+"""Gradient boosting uses the encoded features as promised."""
 
 from __future__ import annotations
-
-from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from mirrorspark.training.results.evaluation import baselines
-from mirrorspark.training.results.evaluation.baselines import (
-    MAX_ITERATIONS,
-    BaselineFeature,
-    hist_gradient_boosting,
-    popularity,
-)
+from mirrorspark.training.results.evaluation.baselines import MAX_ITERATIONS, BaselineFeature, hist_gradient_boosting
 
 FEATURES = (
     BaselineFeature("distance", "value"),
@@ -155,51 +147,3 @@ def test_boosting_names_the_missing_column_and_split() -> None:
         hist_gradient_boosting(train, {**train, "late": np.ones(100)}, FEATURES, "late", seed=0)
     with pytest.raises(ValueError, match="features is empty"):
         hist_gradient_boosting(train, train, (), "late", seed=0)
-
-
-INTERACTIONS = [3, 3, 3, 5, 5, 1, 1, 8]  # by count, ties by id: 3, 1, 5, 8
-
-
-def test_popularity_ranks_by_count_with_ties_by_id() -> None:
-    assert popularity(INTERACTIONS, k=4).tolist() == [[3, 1, 5, 8]]
-
-
-def test_popularity_leaves_out_what_each_row_has_seen() -> None:
-    seen = [[], [3], [1, 8, 8], [99, 5, 3]]
-    assert popularity(INTERACTIONS, k=2, seen=seen).tolist() == [[3, 1], [1, 5], [3, 5], [1, 8]]
-
-
-def test_popularity_fills_lists_that_run_out() -> None:
-    assert popularity(INTERACTIONS, k=3, seen=[[3, 1], [3, 1, 5, 8]]).tolist() == [[5, 8, -1], [-1, -1, -1]]
-    assert popularity(np.array(["a", "b", "a"], dtype=object), k=3, seen=[["a"]]).tolist() == [["b", "", ""]]
-
-
-def test_popularity_agrees_with_its_plain_twin_on_random_input() -> None:
-    generator = np.random.default_rng(9)
-    interactions = generator.zipf(1.3, 3_000) % 60
-    seen = [generator.integers(0, 70, generator.integers(0, 40)) for _ in range(300)]
-    counts = Counter(interactions.tolist())
-    ranked = sorted(counts, key=lambda item: (-counts[item], item))
-    expected = []
-    for ids in seen:
-        left = [item for item in ranked if item not in set(ids.tolist())][:25]
-        expected.append(left + [-1] * (25 - len(left)))
-    assert popularity(interactions, k=25, seen=seen).tolist() == expected
-
-
-def test_popularity_takes_unsigned_ids() -> None:
-    assert popularity(np.array([2, 2, 7], dtype=np.uint32), k=3).tolist() == [[2, 7, -1]]
-
-
-@pytest.mark.parametrize(
-    ("ids", "options", "message"),
-    [
-        ([], {"k": 2}, "train_candidate_ids is empty"),
-        ([1], {"k": 0}, "k is 0"),
-        ([1.5], {"k": 1}, "candidate ids are float64"),
-        ([1], {"k": 1, "seen": [["a"]]}, "use one type"),
-    ],
-)
-def test_popularity_refuses_bad_input(ids: list[Any], options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        popularity(ids, **options)

@@ -71,6 +71,14 @@ def test_settings_of_the_model_can_be_lists() -> None:
     assert parse(["--model.hidden_units=[32, 16]"]).model["hidden_units"] == [32, 16]
 
 
+def test_a_baseline_is_a_name_or_a_list_of_names_and_settings() -> None:
+    several = parse(["--recipe=movielens", "--baseline=[popularity, {name: ease, last_items: 15}]"])
+    assert several.baseline == ["popularity", {"name": "ease", "last_items": 15}]
+    assert parse(["--recipe=movielens", "--baseline=item_knn"]).baseline == "item_knn"
+    with pytest.raises(ConfigError, match="baseline 'eas' is unknown; use one of"):
+        parse(["--recipe=movielens", "--baseline=eas"])
+
+
 def test_text_that_looks_like_a_number_stays_text() -> None:
     config = parse(["--data", "2013", "--experiment", "7"])
     assert (config.data, config.experiment) == ("2013", "7")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.models.classical import Ease
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.config import ConfigError, RunConfig, TrainingConfig
 from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE, load_recipe, recipe_names
@@ -262,6 +264,24 @@ def test_a_multi_label_model_is_watched_and_compared_as_such() -> None:
     assert (config.task, config.monitor, config.mode) == ("multi_label", "val_auc", "max")
     with pytest.raises(ConfigError, match="baseline 'hist_gradient_boosting' does not fit a multi_label model"):
         dataclasses.replace(config, baseline="hist_gradient_boosting")
+
+
+def test_a_retrieval_model_may_be_compared_with_several_recommenders() -> None:
+    several = ["popularity", {"name": "ease", "last_items": 15, "l2": 200.0}]
+    config = TrainingConfig(name="movies", model={"name": "two_tower"}, baseline=several)
+    assert [asked.label for asked in config.recommenders] == ["popularity", "ease_last_items_15_l2_200"]
+    assert config.recommenders[1].settings == Ease(last_items=15, l2=200.0)
+    for baseline, message in (
+        (["ease", {"name": "ease"}], "baseline lists one twice: ['ease', 'ease']"),
+        (["hist_gradient_boosting"], "baseline 'hist_gradient_boosting' is unknown; use one of ['popularity', 'item"),
+        ("hist_gradient_boosting", "use popularity, item_knn, ease, als, a list of them or none"),
+        ([{"name": "popularity", "last_items": 1}], "model 'popularity' has no setting ['last_items']"),
+        ([{"name": "ease", "l2": 0.0}], "model setting l2 is 0.0; use a finite number above 0"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            dataclasses.replace(config, baseline=baseline)
+    with pytest.raises(ConfigError, match="does not fit a binary model; use hist_gradient_boosting or none"):
+        TrainingConfig(name="rides", baseline=["popularity"])
 
 
 @pytest.mark.parametrize(

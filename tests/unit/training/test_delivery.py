@@ -122,13 +122,20 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[ExportPlan]:
 def test_the_best_epoch_is_exported_and_judged(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, {}))
+    apart = {"auc": {"difference": 0.1, "low": 0.05, "high": 0.15}}
+    compared = {"name": "popularity", "metrics": {"auc": 0.5}, "intervals": {}}
+    compared |= {"others": [{"name": "ease", "metrics": {"auc": 0.6}, "intervals": apart}]}
+    monkeypatch.setattr(delivery, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, compared, {}))
     trained = delivery.deliver(job, ATTEMPTS)
     assert [Path(plan.checkpoint).name for plan in exports] == ["step-00000020"]
     assert (trained.version_uri, trained.examples_per_second) == ("models:/rides/1", 100.0)
     assert trained.predictions["test"].num_rows == 2
-    assert cast(Any, job.tracked).metrics == {"test_auc": 0.7}
+    # The first baseline's metrics have the same names in every run.
+    logged = {"test_auc": 0.7, "baseline_auc": 0.5, "ease_auc": 0.6}
+    logged |= {"difference_ease_auc": 0.1, "difference_ease_auc_low": 0.05, "difference_ease_auc_high": 0.15}
+    assert cast(Any, job.tracked).metrics == logged
     assert "registered as models:/rides/1" in lines[0]
+    assert "compared with popularity, ease" in lines[1]
     assert trained.run_page == FakeTracked.page
 
 

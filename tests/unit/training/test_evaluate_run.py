@@ -16,6 +16,9 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models.classical import Recommender
+from mirrorspark.training.recommenders.interactions import Interactions
+from mirrorspark.training.recommenders.lists import recommended
 from mirrorspark.training.results.evaluation import baselines, evaluate_run
 from mirrorspark.training.results.evaluation.baselines import hist_gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
@@ -268,7 +271,7 @@ def lists(candidates: list[list[str]], label: list[str]) -> pa.Table:
 
 def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
     table = lists([["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"]], ["a", "c", "c", "c"])
-    verdict = judge_retrieval(retrieval, {"test": table}, "none", k=2, curves=None)
+    verdict = judge_retrieval(retrieval, {"test": table}, {}, k=2, curves=None)
     # Of the usual ranks only 1 is within the lists: two hits of four in the first place, two in the second.
     expected: dict[str, Any] = {f"{name}_at_1": 0.5 for name in ("recall", "ndcg", "mrr", "hit_rate", "map")}
     expected |= {"recall_at_2": 1.0, "hit_rate_at_2": 1.0, "mrr_at_2": 0.75, "map_at_2": 0.75}
@@ -290,7 +293,9 @@ def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
 def test_rows_with_the_same_query_are_one_with_several_relevant_items(retrieval: Any) -> None:
     test = block(None, excluded=[[2, 3], [3, 2], [0, 0]], movie=[4, 1, 2], user=[2, 2, 2])
     dataset = dataclasses.replace(retrieval, splits=retrieval.splits | {"test": [test]})
-    verdict = judge_retrieval(dataset, {"test": lists([["c"] * 5] * 3, ["c", "", "a"])}, "popularity", 5, curves=None)
+    spark: Any = None
+    popular = {"popularity": recommended(Recommender("popularity"), Interactions(dataset), 5, 1, spark)}
+    verdict = judge_retrieval(dataset, {"test": lists([["c"] * 5] * 3, ["c", "", "a"])}, popular, 5, curves=None)
     # The first two rows want two items and get one of them; the third, which excludes others, is a query of its own.
     assert verdict.metrics["test"]["recall_at_5"] == (1 / 2 + 0) / 2
     assert verdict.metrics["test"]["hit_rate_at_5"] == 1 / 2
@@ -335,7 +340,9 @@ def test_a_light_user_is_known_by_little(retrieval: Any, changes: dict[str, Any]
 
 def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_can(retrieval: Any) -> None:
     table = lists([["a"] * 5] * 4, ["a", "b", "b", "b"])
-    verdict = judge_retrieval(retrieval, {"test": table}, "popularity", k=5, curves=None)
+    spark: Any = None
+    popular = recommended(Recommender("popularity"), Interactions(retrieval), 5, 1, spark)
+    verdict = judge_retrieval(retrieval, {"test": table}, {"popularity": popular}, k=5, curves=None)
     metrics = verdict.baseline["metrics"]
     assert verdict.baseline["name"] == "popularity"
     assert verdict.baseline["resampled"] == "values of user"
@@ -350,12 +357,26 @@ def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_ca
     assert verdict.metrics["test"]["recall_at_5"] == 0.25
 
 
+def test_a_retrieval_model_is_compared_with_each_of_several(retrieval: Any) -> None:
+    """F7: the first baseline has the others beside it, each with its own intervals."""
+    table = lists([["b"], ["b"], ["b"], ["b"]], ["b", "a", "", "c"])
+    rivals = {"popularity": np.array([[2], [2], [2], [2]]), "ease_l2_9": np.array([[3], [2], [-1], [4]])}
+    verdict = judge_retrieval(retrieval, {"test": table}, rivals, k=1, curves=None)
+    assert verdict.metrics["test"]["recall_at_1"] == 0.25
+    assert verdict.baseline["metrics"]["recall_at_1"] == 0.25
+    (other,) = verdict.baseline["others"]
+    assert (other["name"], other["metrics"]["recall_at_1"]) == ("ease_l2_9", 0.75)
+    assert other["intervals"]["recall_at_1"]["difference"] == -0.5
+    texts = verdict.figures["recall_at_k"].axes[0].get_legend().get_texts()
+    assert [text.get_text().split(" (")[0] for text in texts] == ["model", "popularity", "ease l2 9"]
+
+
 def test_an_empty_place_of_a_list_is_no_hit_for_a_label_out_of_vocabulary(retrieval: Any) -> None:
     table = lists([["a", ""], ["a", "b"]] * 2, ["", "a"] * 2)
-    verdict = judge_retrieval(retrieval, {"test": table}, "none", k=2, curves=None)
+    verdict = judge_retrieval(retrieval, {"test": table}, {}, k=2, curves=None)
     assert verdict.metrics["test"]["recall_at_1"] == 0.5
     five = lists([["a", "", "", "", ""], ["a", "b", "c", "d", "e"]] * 2, ["", "e"] * 2)
-    verdict = judge_retrieval(retrieval, {"test": five}, "none", k=5, curves=None)
+    verdict = judge_retrieval(retrieval, {"test": five}, {}, k=5, curves=None)
     assert verdict.metrics["test"]["recall_at_5"] == 0.5
 
 

@@ -115,6 +115,22 @@ def test_a_difference_within_its_interval_is_none_and_any_other_is_told_with_its
     assert comparison_table({"test": MODEL}, {}).empty
 
 
+def test_each_of_several_baselines_has_its_column_sentence_and_differences() -> None:
+    better, worse = ({"auc": of_difference(sign * 0.05, sign * 0.05 - 0.02, sign * 0.05 + 0.02)} for sign in (1, -1))
+    baseline = {"name": "popularity", "metrics": {"auc": 0.7}, "intervals": better}
+    baseline |= {"others": [{"name": "item_knn", "metrics": {"auc": 0.8}, "intervals": worse}]}
+    assert verdict_sentence({"test": {"auc": 0.75}}, baseline) == (
+        "The model is better than popularity on the test rows, in AUC by 0.05 (95% interval 0.03 to 0.07; 0.75 against "
+        "0.7). Item knn is better than the model on the test rows, in AUC by 0.05 (95% interval 0.03 to 0.07; 0.75 "
+        "against 0.8): consider it."
+    )
+    assert list(metrics_table({"test": {"auc": 0.75}}, baseline)) == ["test", "popularity", "item_knn"]
+    page = report_page(ReportFacts("movies 1", {"test": {"auc": 0.75}}, baseline, {}, {}))
+    titles = [f"Model minus {name}, with its 95% interval" for name in ("popularity", "item knn")]
+    assert [page.count(title) for title in titles] == [1, 1]
+    assert page.count("How far the difference moves") == 1
+
+
 def test_the_cost_is_seconds_times_the_cores_that_a_stage_holds() -> None:
     seconds = {"start": 2.0, "convert": 10.0, "train": 100.0, "between stages": 1.0}
     held = Held((Launch(3, 100.0),), ATTEMPTS, slots=6, driver_cores=4, beside=1, cores_per_slot=2)

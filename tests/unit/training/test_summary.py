@@ -127,6 +127,10 @@ def test_the_table_of_a_retrieval_run_shows_its_own_metrics() -> None:
     text = replace(BINARY, metrics={"validation": values, "test": values}, baseline=baseline).as_text()
     assert "recall_at_20        0.2000      0.2000                    0.1100" in text.splitlines()
     assert "popularity" in text.splitlines()[0]
+    several = baseline | {"others": [{"name": "ease", "metrics": {"recall_at_20": 0.13, "ndcg_at_20": 0.05}}]}
+    lines = replace(BINARY, metrics={"validation": values, "test": values}, baseline=several).as_text().splitlines()
+    assert [line.split()[-2:] for line in lines[:2]] == [["popularity", "ease"], ["0.1100", "0.1300"]]
+    assert lines[2].index("0.0500") == lines[1].index("0.1300")
 
 
 def test_the_table_of_shorter_lists_shows_the_longest_of_them() -> None:

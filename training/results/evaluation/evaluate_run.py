@@ -28,7 +28,6 @@ from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     FittedBaseline,
     hist_gradient_boosting,
-    popularity,
 )
 from mirrorspark.training.results.evaluation.bootstrap import (
     TEST_ROWS,
@@ -47,6 +46,7 @@ from mirrorspark.training.results.evaluation.metrics import (
     regression_metrics,
 )
 from mirrorspark.training.results.evaluation.segments import retrieval_rows, segment_metrics
+from mirrorspark.training.results.report.rivals import as_baseline
 
 # The baseline holds its rows in memory on the driver.
 BASELINE_ROWS = 1_000_000
@@ -66,7 +66,7 @@ class Verdict:
         metrics: Metrics by split.
         baseline: Name of the baseline, its test metrics, ``intervals``: by metric the difference, model minus
             baseline, and the ends of its 95% interval, and ``resampled``: what was drawn for them, in words; empty
-            without one.
+            without one. Of several it is the first one, with the same of each of the rest in ``others``.
         figures: Plots by file name.
     """
 
@@ -199,11 +199,22 @@ def judge_multi_class(
 
 
 def judge_retrieval(
-    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, k: int, curves: Figure | None
+    dataset: Dataset,
+    predictions: Mapping[str, pa.Table],
+    rivals: Mapping[str, np.ndarray],
+    k: int,
+    curves: Figure | None,
 ) -> Verdict:
     """Return the verdict on a retrieval model from its ``candidates`` and the held-back ``label`` per split.
 
     Rows with the same query are one query, for which the held-back candidates of all of them are relevant.
+
+    Args:
+        dataset: The dataset of the training.
+        predictions: A table per split, in the dataset's stored order.
+        rivals: By the name of each baseline, the ids of its lists for the test rows, ``[rows, k]``.
+        k: Length of the lists.
+        curves: The learning curves.
     """
     ranks = tuple(sorted({rank for rank in RANKING_KS if rank < k} | {k}))
     vocabulary = dataset.features.vocabulary(dataset.spec.candidate)
@@ -216,21 +227,21 @@ def judge_retrieval(
         | catalogue_metrics(_positions(table["candidates"], vocabulary), counts)
         for split, table in predictions.items()
     }
-    compared: Mapping[str, Any] = {}
+    compared = []
     shown = {"model": _recalls(metrics["test"], ranks)}
-    if baseline == "popularity":
-        of = rows["test"]
-        listed, held_back = _most_popular(dataset, k)
+    for name, listed in rivals.items():
+        of, held_back = rows["test"], _candidate_ids(dataset)
+        # Missing and out-of-vocabulary items are in no list, so they are never a hit.
         others = ranking_values(listed, held_back, ranks, queries=of.queries)
         rival = _means(others) | segment_metrics(listed, held_back, of, ranks[-1])
         rival |= catalogue_metrics(listed - FIRST_VOCABULARY_ID, counts)
-        compared = {"name": baseline, "metrics": rival}
         model = ranking_values(*lists["test"], ranks, queries=of.queries)
         first_rows = np.unique(of.queries, return_index=True)[1]
-        compared |= {"intervals": _ranking_intervals(model, others, of.users[first_rows]), "resampled": of.unit}
-        shown["popularity"] = _recalls(rival, ranks)
+        intervals = _ranking_intervals(model, others, of.users[first_rows])
+        compared.append({"name": name, "metrics": rival, "intervals": intervals, "resampled": of.unit})
+        shown[name.replace("_", " ")] = _recalls(rival, ranks)
     figures = {"recall_at_k": recall_at_k_curve(shown)}
-    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    return Verdict(metrics, as_baseline(compared), figures | ({"learning_curves": curves} if curves else {}))
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -368,17 +379,10 @@ def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str,
     return columns
 
 
-def _most_popular(dataset: Dataset, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _candidate_ids(dataset: Dataset) -> np.ndarray:
+    """Return the id of each test row's candidate."""
     candidate = dataset.spec.candidate.name
-    train = np.concatenate([block.features[candidate] for block in dataset.blocks("train")])
-    test = list(dataset.blocks("test", keys=True))
-    held_back = np.concatenate([block.features[candidate] for block in test])
-    seen = None
-    if dataset.spec.exclude is not None:
-        seen = [row[row > 0] for block in test for row in (block.excluded if block.excluded is not None else ())]
-    # Missing and out-of-vocabulary items must not be recommended, so they are never a hit.
-    ranked = popularity(train[train >= FIRST_VOCABULARY_ID], k=k, seen=seen)
-    return np.broadcast_to(ranked, (len(held_back), k)), held_back
+    return np.concatenate([block.features[candidate] for block in dataset.blocks("test")])
 
 
 def _matrix(lists: pa.ChunkedArray) -> np.ndarray:

@@ -21,6 +21,7 @@ from mirrorspark.training.records.run_history import headline
 from mirrorspark.training.results.evaluation.bootstrap import TEST_ROWS
 from mirrorspark.training.results.evaluation.metrics import is_better
 from mirrorspark.training.results.report.cost import Cost
+from mirrorspark.training.results.report.rivals import each_baseline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,13 +89,16 @@ def report_page(facts: ReportFacts) -> str:
     """Return the page as HTML."""
     total = sum(facts.seconds.values())
     explanation = facts.explanation
-    differences = comparison_table(facts.metrics, facts.baseline)
+    differences = {
+        in_words(str(rival["name"])): Markup(table_html(table, index=True))  # noqa: S704 - escaped
+        for rival in each_baseline(facts.baseline)
+        if len(table := comparison_table(facts.metrics, rival))
+    }
     return _template().render(
         facts=facts,
         sentence=verdict_sentence(facts.metrics, facts.baseline),
         metrics=Markup(table_html(metrics_table(facts.metrics, facts.baseline), index=True)),  # noqa: S704 - escaped
-        rival=in_words(str(facts.baseline.get("name", ""))),
-        differences=Markup(table_html(differences, index=True)) if len(differences) else "",  # noqa: S704 - escaped
+        differences=differences,
         test_rows=TEST_ROWS,
         # Runs of earlier versions do not say it.
         resampled=facts.baseline.get("resampled", TEST_ROWS),
@@ -117,19 +121,23 @@ def _shares(facts: ReportFacts, total: float) -> dict[str, float]:
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> Any:
-    """Return the metrics as a pandas table: a row per metric, a column per split, and one for the baseline."""
+    """Return the metrics as a pandas table: a row per metric, a column per split, and one for each baseline."""
     import pandas as pd
 
     columns: dict[str, Mapping[str, float]] = {split: metrics[split] for split in metrics}
-    if baseline:
-        columns[str(baseline["name"])] = baseline["metrics"]
+    for rival in each_baseline(baseline):
+        columns[str(rival["name"])] = rival["metrics"]
     table = pd.DataFrame(columns)
     first = [name for name in headline(metrics.get("test", {})) if name in table.index]
     return table.reindex([*first, *(name for name in table.index if name not in first)])
 
 
 def verdict_sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
-    """Return in a sentence or two whether the model is better than its baseline on the test rows."""
+    """Return in a sentence or two for each baseline whether the model is better than it on the test rows."""
+    return " ".join(filter(None, (_sentence(metrics, rival) for rival in each_baseline(baseline) or [{}])))
+
+
+def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
     test, other = metrics.get("test", {}), baseline.get("metrics", {})
     compared = [name for name in headline(test) if name in test and name in other]
     if not compared:

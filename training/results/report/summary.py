@@ -14,6 +14,7 @@ from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.protocol.words import findings_in_words
 from mirrorspark.training.records.run_history import headline
+from mirrorspark.training.results.report.rivals import each_baseline
 
 # The registry's alias of the version that a run registers.
 CHALLENGER = "challenger"
@@ -31,7 +32,7 @@ class Summary:
         model_uri: The model in MLflow.
         registered_model: Its name in the registry.
         metrics: Metrics by split (``validation``, ``test``).
-        baseline: Name and test metrics of the baseline.
+        baseline: Name and test metrics of the baseline; of several, of the first one, and the others in ``others``.
         parity: Absolute differences between training framework and Spark scorer: max, mean, p99, rows; and ``passed``.
         timings: Seconds per stage, with the start and the time between stages: they add up to the time so far.
         cost: Core-seconds per stage and in total; money where ``price_per_core_hour`` is set.
@@ -120,14 +121,16 @@ class Summary:
 
 
 def verdict_lines(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
-    """Return the table of a model's metrics on the validation and test splits, next to those of its baseline."""
-    test = metrics.get("test", {})
-    reference = baseline.get("metrics", {})
-    lines = [f"{'':<14}{'validation':>12}{'test':>12}{baseline.get('name', ''):>26}".rstrip()]
+    """Return the table of a model's metrics on the validation and test splits, next to those of its baselines."""
+    test, rivals = metrics.get("test", {}), each_baseline(baseline)
+    names = "".join(f"{rival['name']:>26}" for rival in rivals)
+    lines = [f"{'':<14}{'validation':>12}{'test':>12}{names}".rstrip()]
     for name in (name for name in headline(test) if name in test):
         cells = (metrics.get("validation", {}).get(name), test.get(name))
         row = "".join(f"{'':>12}" if cell is None else f"{cell:>12.4f}" for cell in cells)
-        lines.append(f"{name:<14}{row}" + (f"{reference[name]:>26.4f}" if name in reference else ""))
+        of_rivals = (rival["metrics"].get(name) for rival in rivals)
+        row += "".join(f"{'':>26}" if value is None else f"{value:>26.4f}" for value in of_rivals)
+        lines.append(f"{name:<14}{row}".rstrip())
     return lines
 
 

@@ -1,0 +1,54 @@
+"""Quality of the classical recommenders on MovieLens, under the protocol of the recipe ``movielens``.
+
+``python -m benchmarks.quality_recommenders --data path/to/ml-latest-small`` prints a line for each row of
+docs/quality.md. Settings are to be chosen by the validation rows; the test rows are for the last look.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mirrorspark.models.classical import Recommender
+from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.recommenders.interactions import Interactions
+from mirrorspark.training.recommenders.lists import recommended
+from mirrorspark.training.sources import Sources
+from mirrorspark.training.spark_session import open_session
+
+K = 20
+ROWS = (
+    {"name": "popularity"},
+    *({"name": name} | last for name in ("item_knn", "als", "ease") for last in ({}, {"last_items": 15})),
+)
+
+
+def main() -> None:
+    """Fit every recommender on the training rows, and print what it finds for the users' last movies."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="folder of ml-latest-small")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig.from_recipe("movielens", data=str(Path(options.data).absolute()), output=folder)
+        sources, spark = Sources.find(config), open_session(None, 2)
+        dataset, _ = sources.dataset(sources.table(spark, config), config)
+        interactions, candidate = Interactions(dataset), dataset.spec.candidate.name
+        for row in ROWS:
+            asked, cells = Recommender.parse(row), []
+            began = time.perf_counter()
+            for split in ("validation", "test"):
+                held_back = np.concatenate([block.features[candidate] for block in dataset.blocks(split)])
+                lists = recommended(asked, interactions, K, options.seed, spark, split)
+                found = ranking_metrics(lists, held_back, (K,))
+                cells += [f"{found[f'{metric}_at_{K}']:.4f}" for metric in ("recall", "ndcg")]
+            # Each split is a fit of its own.
+            seconds = (time.perf_counter() - began) / 2
+            print(" | ".join([asked.label, *cells, f"{seconds:.0f}"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

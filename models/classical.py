@@ -1,0 +1,174 @@
+"""The classical recommenders by name, with their settings and what is asked for of them in a run."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models.settings import ModelSettingsError, check_positive, checked_settings
+
+if TYPE_CHECKING:
+    from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+
+# EASE^R inverts a dense matrix: at this size it has 1.5 GB, and takes minutes.
+MOST_DENSE_ITEMS = 20_000
+
+
+def _check_number(name: str, value: float, *, above_0: bool = False) -> None:
+    if not 0 <= value < float("inf") or (above_0 and value == 0):
+        bound = "above 0" if above_0 else "from 0 on"
+        raise ModelSettingsError(f"model setting {name} is {value}; use a finite number {bound}")
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """The candidates with the most training rows, for everybody."""
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """Settings of a recommender that scores candidates from the items of a row's history.
+
+    Attributes:
+        last_items: Score from so many of the history's last items; 0 takes all that the row has.
+    """
+
+    last_items: int = 0
+
+    def __post_init__(self) -> None:
+        _check_number("last_items", self.last_items)
+
+
+@dataclass(frozen=True)
+class ItemKNN(HistorySettings):
+    """Settings of item-based nearest neighbours.
+
+    Attributes:
+        neighbours: Most similar items that an item of the history votes for.
+        shrinkage: Added to the product of the norms, so that a few users in common count less.
+    """
+
+    neighbours: int = 100
+    shrinkage: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("neighbours", self.neighbours)
+        _check_number("shrinkage", self.shrinkage)
+
+
+@dataclass(frozen=True)
+class Ease(HistorySettings):
+    """Settings of EASE^R.
+
+    Attributes:
+        l2: Weight of the squared weights in the least squares.
+    """
+
+    l2: float = 500.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Without it the matrix that is inverted may be singular.
+        _check_number("l2", self.l2, above_0=True)
+
+
+@dataclass(frozen=True)
+class ALS(HistorySettings):
+    """Settings of alternating least squares for implicit feedback, by their meaning in Spark.
+
+    Attributes:
+        rank: Numbers per item.
+        l2: Spark's ``regParam``, which Spark multiplies by a user's number of items.
+        alpha: Weight of an observed pair, beside the 1 that every pair has.
+        iterations: Passes over users and items.
+    """
+
+    rank: int = 64
+    l2: float = 0.05
+    alpha: float = 10.0
+    iterations: int = 15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("rank", self.rank)
+        check_positive("iterations", self.iterations)
+        _check_number("l2", self.l2, above_0=True)
+        _check_number("alpha", self.alpha)
+
+
+RECOMMENDERS: Mapping[str, type[Any]] = {"popularity": Popularity, "item_knn": ItemKNN, "ease": Ease, "als": ALS}
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A classical recommender with the settings that a run gives it.
+
+    Attributes:
+        name: A name of :data:`RECOMMENDERS`.
+        options: Settings that differ from their defaults.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, given: Any) -> "Recommender":
+        """Return what a name, or a mapping with ``name`` and settings, asks for.
+
+        Raises:
+            ModelSettingsError: An unknown name or setting, or an invalid value.
+        """
+        options = dict(given) if isinstance(given, Mapping) else {"name": given}
+        name = options.pop("name", None)
+        if not isinstance(name, str) or name not in RECOMMENDERS:
+            raise ModelSettingsError(
+                f"baseline {given!r} is unknown; use one of {list(RECOMMENDERS)}, or a mapping with such a name and "
+                f"settings"
+            )
+        found = cls(name, options)
+        _ = found.settings  # Checks them.
+        return found
+
+    @property
+    def settings(self) -> Any:
+        """The checked settings."""
+        return checked_settings(self.name, RECOMMENDERS[self.name], self.options)
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and metrics: ``ease``, or with its settings ``ease_last_items_15``."""
+        return "_".join([self.name, *(f"{name}_{value:g}" for name, value in self.options.items())])
+
+
+def check_recommenders(asked: Iterable[Recommender], fitted: "FittedFeatures") -> None:
+    """Check whether recommenders can be fitted on a dataset with these features.
+
+    Raises:
+        ModelSettingsError: EASE^R would have too many items, or a row has no history to take the last items of.
+    """
+    for each in asked:
+        last_items = getattr(each.settings, "last_items", 0)
+        if last_items and history_of(fitted.spec) is None:
+            raise ModelSettingsError(
+                f"baseline '{each.name}': last_items {last_items} takes the last items of a row's history, and no "
+                f"feature is a list with vocabulary_of: {fitted.spec.candidate.name}; leave it out, or add one"
+            )
+        if each.name == "ease":
+            check_dense_items(len(fitted.vocabulary(fitted.spec.candidate)))
+
+
+def history_of(spec: FeatureSpec) -> str | None:
+    """Return the first list of candidates among the features of the query; None without any."""
+    lists = (of.name for of in spec.query_features if getattr(of, "vocabulary_of", None) == spec.candidate.name)
+    return next(lists, None)
+
+
+def check_dense_items(items: int) -> None:
+    """Raise ``ModelSettingsError`` if EASE^R cannot hold a matrix of all pairs of so many items."""
+    if items > MOST_DENSE_ITEMS:
+        raise ModelSettingsError(
+            f"baseline 'ease' inverts a dense matrix of {items:,} x {items:,} items, which takes "
+            f"{items**2 * 4 / 2**30:.1f} GB and more, and is made for at most {MOST_DENSE_ITEMS:,}; use item_knn or "
+            f"als, or leave rare items out by the candidate's min_count"
+        )

@@ -1,0 +1,230 @@
+"""Classical recommenders equal their plain twins, and rank as models are ranked."""
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from scipy.sparse import csr_array
+
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models.classical import ALS, Recommender, check_recommenders
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training.recommenders import item_models, lists
+from mirrorspark.training.recommenders.als import fold_in
+from mirrorspark.training.recommenders.interactions import Interactions
+from mirrorspark.training.recommenders.item_models import ease, item_knn
+from mirrorspark.training.recommenders.lists import recommended
+from mirrorspark.training.recommenders.popularity import popularity
+from tests.unit.training.test_evaluate_run import HandmadeDataset, block
+
+# Four users of three items.
+BOUGHT = csr_array(np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 1]], np.float32))
+
+
+def purchases(users: int, items: int, seed: int) -> npt.NDArray[np.float32]:
+    """Return ones at random places; some users and items have none."""
+    rng = np.random.default_rng(seed)
+    return (rng.random((users, items)) < rng.random(items) / 2).astype(np.float32)
+
+
+def test_cosines_are_users_in_common_by_the_shrunk_product_of_norms() -> None:
+    cosines = item_knn(BOUGHT, neighbours=2, shrinkage=1.0).toarray()
+    # Items 0, 1 and 2 have 3, 2 and 2 users; two have had 0 and 1, one 0 and 2, one 1 and 2.
+    expected = [[0, 2 / (6**0.5 + 1), 1 / (6**0.5 + 1)], [2 / (6**0.5 + 1), 0, 1 / 3], [1 / (6**0.5 + 1), 1 / 3, 0]]
+    np.testing.assert_allclose(cosines, expected, rtol=1e-6)
+
+
+def test_of_equally_near_items_the_lower_ones_are_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_models, "_ITEMS_AT_ONCE", 2)
+    same = csr_array(np.ones((3, 5), np.float32))
+    neighbours = item_knn(same, neighbours=2, shrinkage=0.0)
+    assert neighbours.indices.reshape(5, 2).tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1]]
+
+
+def test_nearest_neighbours_agree_with_their_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_models, "_ITEMS_AT_ONCE", 7)
+    bought = purchases(50, 20, seed=1)
+    found = item_knn(csr_array(bought), neighbours=4, shrinkage=3.0)
+    users = bought.sum(axis=0)
+    cosines = bought.T @ bought / (np.sqrt(np.outer(users, users)) + 3)
+    np.fill_diagonal(cosines, 0)
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :4]
+    expected = np.zeros_like(cosines)
+    np.put_along_axis(expected, nearest, np.take_along_axis(cosines, nearest, axis=1), axis=1)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5)
+
+
+def test_ease_is_a_ridge_regression_of_each_item_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # X'X + I of two items that both users have had is [[3, 2], [2, 3]]; each is 2/3 of the other.
+    np.testing.assert_allclose(ease(csr_array(np.ones((2, 2), np.float32)), 1.0), [[0, 2 / 3], [2 / 3, 0]], rtol=1e-6)
+
+    monkeypatch.setattr(item_models, "_ITEMS_AT_ONCE", 3)
+    bought = purchases(40, 10, seed=2)
+    found = ease(csr_array(bought), 5.0)
+    for item in range(10):
+        others = np.delete(bought, item, axis=1).astype(np.float64)
+        weights = np.linalg.solve(others.T @ others + 5 * np.eye(9), others.T @ bought[:, item])
+        np.testing.assert_allclose(np.delete(found[:, item], item), weights, atol=1e-5)
+        assert found[item, item] == 0
+
+
+def test_a_user_is_folded_in_by_the_least_squares_over_all_items() -> None:
+    settings = ALS(rank=3, l2=0.1, alpha=4.0)
+    factors = np.random.default_rng(3).normal(size=(6, 3)).astype(np.float32)
+    histories = csr_array(np.array([[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0]], np.float32))
+    # Equation 4 of Hu et al.: confidence 1 + alpha of an item that he has had, 1 of all others.
+    confidence = np.diag(1 + 4.0 * histories.toarray()[0])
+    matrix = factors.T @ confidence @ factors + 0.1 * 3 * np.eye(3)
+    expected = np.linalg.solve(matrix, factors.T @ confidence @ histories.toarray()[0])
+    np.testing.assert_allclose(fold_in(histories, factors, settings), [expected, np.zeros(3)], rtol=1e-4)
+
+
+FEATURES = {
+    "movie": {"kind": "categorical"},
+    "user": {"kind": "categorical"},
+    "town": {"kind": "categorical"},
+    "recent": {"kind": "multi_valued", "max_length": 3, "vocabulary_of": "movie"},
+}
+VOCABULARIES = {
+    "movie": Vocabulary(pa.array(["a", "b", "c", "d"]), pa.array([3, 2, 1, 1])),
+    "user": Vocabulary(pa.array(["u", "v", "w"]), pa.array([2, 2, 1])),
+    "town": Vocabulary(pa.array(["x"]), pa.array([5])),
+}
+
+
+def dataset(*, history: bool) -> Any:
+    """Return rows of the users u and v, of an unknown one, and test rows; ids 2 to 5 are the movies a to d."""
+    columns = [name for name in FEATURES if history or name != "recent"]
+    spec = FeatureSpec.from_dict(
+        {
+            "features": {name: FEATURES[name] for name in columns},
+            "label": {"name": "movie", "kind": "candidate"},
+            "keys": "row",
+            "exclude": "seen",
+        }
+    )
+
+    def rows(excluded: list[list[int]] | None = None, **features: Any) -> Any:
+        kept = {name: values for name, values in features.items() if name in columns}
+        return block(None, excluded=excluded, town=[2] * len(features["user"]), **kept)
+
+    train = [
+        rows(movie=[2, 3], user=[2, 2], recent=[[0, 0, 0], [2, 0, 0]]),
+        rows(movie=[2, 1, 4, 2], user=[3, 3, 1, 0], recent=[[3, 0, 0], [2, 3, 0], [2, 0, 0], [1, 5, 0]]),
+    ]
+    test = [rows([[2, 0], [3, 2], [0, 0]], movie=[3, 4, 2], user=[2, 3, 1], recent=[[2, 0, 0], [1, 3, 2], [0, 0, 0]])]
+    return HandmadeDataset(spec, {"train": train, "test": test}, VOCABULARIES)
+
+
+def test_a_user_has_had_the_candidates_and_the_histories_of_his_rows() -> None:
+    found = Interactions(dataset(history=True))
+    assert (found.user, found.history, found.items) == ("user", "recent", 4)
+    # u and v have had a and b, w nothing; rows of unknown users follow, each by its place among all rows.
+    expected = np.zeros((3 + 6, 4), np.float32)
+    expected[[0, 0, 1, 1], [0, 1, 0, 1]] = 1
+    expected[3 + 4, [2, 0]] = 1
+    expected[3 + 5, [0, 3]] = 1
+    assert found.matrix.toarray().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("history", "last_items", "expected"),
+    [
+        (True, 0, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]),
+        # The last two of the second row, whose first item is not known, and the last one.
+        (True, 2, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]),
+        (True, 1, [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
+        # Without a history, what u and v have had in the training rows; the third user is not known.
+        (False, 0, [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
+    ],
+)
+def test_a_row_is_scored_from_its_history_or_else_from_its_users_rows(
+    history: bool, last_items: int, expected: list[list[int]]
+) -> None:
+    (found,) = [
+        had.toarray().tolist() for _, had in Interactions(dataset(history=history)).histories("test", last_items)
+    ]
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["item_knn", "ease"])
+def test_the_best_are_listed_but_those_that_a_row_excludes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "TILE_SCORES", 4)  # a row at a time
+    spark: Any = None
+    found = recommended(Recommender(name), Interactions(dataset(history=True)), 3, 1, spark)
+    # The first row has had a, which two have had with b, one with c and one with d: equal ones by their id. The second
+    # has had b, too, which has gone with a alone. The third has no history, so that all are equal.
+    assert [sorted(row) for row in found.tolist()] == [[3, 4, 5], [-1, 4, 5], [2, 3, 4]]
+    assert found[[0, 1, 2], [0, 2, 0]].tolist() == [3, -1, 2]
+    if name == "item_knn":  # The inverse of EASE^R is equal but for its rounding.
+        assert found[:2].tolist() == [[3, 4, 5], [4, 5, -1]]
+
+
+def test_popularity_is_a_recommender_like_the_others() -> None:
+    spark: Any = None
+    found = recommended(Recommender("popularity"), Interactions(dataset(history=True)), 3, 1, spark)
+    # In candidates of training rows a is there three times, b and c once, d in histories only.
+    assert found.tolist() == [[3, 4, -1], [4, -1, -1], [2, 3, 4]]
+
+
+def test_recommenders_that_cannot_be_fitted_are_refused_before_the_training() -> None:
+    many = SimpleNamespace(spec=dataset(history=False).spec, vocabulary=lambda _: range(39_123))
+    fitted: Any = many
+    check_recommenders([Recommender("item_knn"), Recommender("als")], fitted)
+    with pytest.raises(ModelSettingsError, match=r"39,123 x 39,123 items, which takes 5\.7 GB and more"):
+        check_recommenders([Recommender("ease")], fitted)
+    with pytest.raises(ModelSettingsError, match="last_items 15 takes the last items of a row's history, and no"):
+        check_recommenders([Recommender("als", {"last_items": 15})], fitted)
+
+
+INTERACTIONS = [3, 3, 3, 5, 5, 1, 1, 8]  # by count, ties by id: 3, 1, 5, 8
+
+
+def test_popularity_ranks_by_count_with_ties_by_id() -> None:
+    assert popularity(INTERACTIONS, k=4).tolist() == [[3, 1, 5, 8]]
+
+
+def test_popularity_leaves_out_what_each_row_has_seen() -> None:
+    seen = [[], [3], [1, 8, 8], [99, 5, 3]]
+    assert popularity(INTERACTIONS, k=2, seen=seen).tolist() == [[3, 1], [1, 5], [3, 5], [1, 8]]
+
+
+def test_popularity_fills_lists_that_run_out() -> None:
+    assert popularity(INTERACTIONS, k=3, seen=[[3, 1], [3, 1, 5, 8]]).tolist() == [[5, 8, -1], [-1, -1, -1]]
+    assert popularity(np.array(["a", "b", "a"], dtype=object), k=3, seen=[["a"]]).tolist() == [["b", "", ""]]
+
+
+def test_popularity_agrees_with_its_plain_twin_on_random_input() -> None:
+    generator = np.random.default_rng(9)
+    interactions = generator.zipf(1.3, 3_000) % 60
+    seen = [generator.integers(0, 70, generator.integers(0, 40)) for _ in range(300)]
+    counts = Counter(interactions.tolist())
+    ranked = sorted(counts, key=lambda item: (-counts[item], item))
+    expected = []
+    for ids in seen:
+        left = [item for item in ranked if item not in set(ids.tolist())][:25]
+        expected.append(left + [-1] * (25 - len(left)))
+    assert popularity(interactions, k=25, seen=seen).tolist() == expected
+
+
+def test_popularity_takes_unsigned_ids() -> None:
+    assert popularity(np.array([2, 2, 7], dtype=np.uint32), k=3).tolist() == [[2, 7, -1]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        ([], {"k": 2}, "train_candidate_ids is empty"),
+        ([1], {"k": 0}, "k is 0"),
+        ([1.5], {"k": 1}, "candidate ids are float64"),
+        ([1], {"k": 1, "seen": [["a"]]}, "use one type"),
+    ],
+)
+def test_popularity_refuses_bad_input(ids: list[Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        popularity(ids, **options)

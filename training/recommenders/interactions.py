@@ -1,0 +1,116 @@
+"""What users have had: a sparse matrix of users and items from the training rows, and the histories of other rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
+
+from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.classical import history_of
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The items of users in the training rows of a dataset.
+
+    A user is a value of the query's id feature with the most values; a row whose value is missing or out of vocabulary,
+    or of a dataset without such a feature, is a user of its own. His items are the candidates of his rows, and those in
+    their histories: the lists of ids in the candidate's vocabulary.
+    """
+
+    dataset: Dataset
+
+    @property
+    def items(self) -> int:
+        """The number of items; item i has the id i + 2."""
+        features = self.dataset.features
+        return len(features.vocabulary(features.spec.candidate))
+
+    @cached_property
+    def history(self) -> str | None:
+        """The feature that lists a row's items; None without any."""
+        return history_of(self.dataset.spec)
+
+    @cached_property
+    def user(self) -> str | None:
+        """The feature whose values are the users; None without any."""
+        spec = self.dataset.spec
+        ids = [of for of in spec.query_features if of.form == "id"]
+        return max(ids, key=self.dataset.features.id_count).name if ids else None
+
+    @cached_property
+    def matrix(self) -> Any:
+        """Sparse float32 ``[users, items]``: 1 where a user has had an item."""
+        users = self._known_users
+        # A pair is one number until it is known once: histories repeat those of earlier rows.
+        pairs, rows = [np.empty(0, np.int64)], 0
+        for block in self.dataset.blocks("train"):
+            user = self._users(block)
+            user = np.where(user < 0, users + rows + np.arange(block.rows), user)
+            items = self._items(block)
+            row, place = np.nonzero(items >= 0)
+            pairs.append(np.unique(user[row] * self.items + items[row, place]))
+            rows += block.rows
+        return _matrix(np.concatenate(pairs), users + rows, self.items)
+
+    def histories(self, split: str, last_items: int = 0) -> Iterator[tuple[Block, Any]]:
+        """Yield the blocks of a split, with the items that each row is scored from, sparse float32 ``[rows, items]``.
+
+        They are those of the row's history, or without one those of the row's user in the training rows.
+
+        Args:
+            split: Name of the split.
+            last_items: Take so many of the history's last items; 0 takes all.
+        """
+        for block in self.dataset.blocks(split, keys=True):
+            if self.history is None:
+                user = self._users(block)
+                is_known = user >= 0
+                # The row of a user that is not known has nothing.
+                had = self.matrix[np.where(is_known, user, 0)]
+                had.data *= np.repeat(is_known, np.diff(had.indptr))
+                had.eliminate_zeros()
+            else:
+                ids = np.asarray(block.features[self.history])
+                if last_items:
+                    length = np.count_nonzero(ids, axis=1)
+                    ids = np.where(np.arange(ids.shape[1]) >= length[:, None] - last_items, ids, 0)
+                row, place = np.nonzero(ids >= FIRST_VOCABULARY_ID)
+                had = _matrix(row * self.items + ids[row, place] - FIRST_VOCABULARY_ID, block.rows, self.items)
+            yield block, had
+
+    @property
+    def _known_users(self) -> int:
+        if self.user is None:
+            return 0
+        spec = self.dataset.spec
+        feature = next(of for of in spec.query_features if of.name == self.user)
+        return self.dataset.features.id_count(feature) - FIRST_VOCABULARY_ID  # type: ignore[arg-type]
+
+    def _users(self, block: Block) -> Ids:
+        """Return the number of each row's user, negative where he is not known."""
+        if self.user is None:
+            return np.full(block.rows, -1)
+        return np.asarray(block.features[self.user]) - FIRST_VOCABULARY_ID
+
+    def _items(self, block: Block) -> Ids:
+        """Return the items of training rows, ``[rows, any]``, negative where there is none."""
+        ids = np.asarray(block.features[self.dataset.spec.candidate.name])[:, None]
+        if self.history is not None:
+            ids = np.concatenate([ids, np.asarray(block.features[self.history])], axis=1)
+        return ids - FIRST_VOCABULARY_ID
+
+
+def _matrix(pairs: Ids, rows: int, items: int) -> Any:
+    """Return ones at the places row * items + item, each once, in sorted sparse rows."""
+    row, item = np.divmod(np.unique(pairs), max(items, 1))
+    ends = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))])
+    return csr_array((np.ones(len(item), np.float32), item.astype(np.int32), ends.astype(np.int64)), (rows, items))

@@ -1,0 +1,94 @@
+"""Item-based recommenders: the weights between items, from a sparse matrix of users and items.
+
+A user's scores are the sum of the weights' rows of the items that he has had.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import lapack  # type: ignore[import-untyped]
+from scipy.sparse import csr_array, vstack  # type: ignore[import-untyped]
+
+from mirrorspark.models.classical import check_dense_items
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.scoring.output.best_kernel import keep_best
+
+# Items whose co-occurrences with all others are in memory at a time.
+_ITEMS_AT_ONCE = 2_000
+
+Matrix = Any
+"""A sparse array of SciPy, which has no types."""
+
+
+def item_knn(interactions: Matrix, neighbours: int, shrinkage: float) -> Matrix:
+    """Return the cosines of each item with its nearest neighbours, sparse float32 ``[items, items]``.
+
+    The cosine of two items is the number of users in common, divided by the product of the roots of their numbers of
+    users plus ``shrinkage``. Of equal cosines the lower item is the nearer one.
+
+    Source: Deshpande and Karypis 2004, "Item-based top-N recommendation algorithms"; the shrinkage is Bell and Koren's
+    (2007).
+
+    Args:
+        interactions: Sparse float32 ``[users, items]`` of zeros and ones.
+        neighbours: Most neighbours of an item.
+        shrinkage: 0 or more.
+    """
+    users = interactions.tocsr()
+    by_item = interactions.T.tocsr()
+    norms = np.sqrt(np.diff(by_item.indptr)).astype(np.float32)
+    items, parts = len(norms), []
+    for start in range(0, items, _ITEMS_AT_ONCE):
+        common = (by_item[start : start + _ITEMS_AT_ONCE] @ users).tocsr()
+        # The kernel takes the lower of equal ones where they are in order.
+        common.sort_indices()
+        row = np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
+        cosines = common.data / (norms[start + row] * norms[common.indices] + np.float32(shrinkage))
+        # An item is no neighbour of itself; the kernel passes over NaN.
+        cosines[common.indices == start + row] = np.nan
+        places = np.zeros((common.shape[0], neighbours), np.int64)
+        counts = np.zeros(len(places), np.int64)
+        keep_best(cosines, common.indptr.astype(np.int64), places, counts)
+        kept = places[np.arange(neighbours) < counts[:, None]]
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        parts.append(csr_array((cosines[kept], common.indices[kept], ends), shape=common.shape))
+    return vstack(parts, format="csr")
+
+
+def ease(interactions: Matrix, l2: float) -> npt.NDArray[np.float32]:
+    """Return the weights that predict each item from the others by ridge regression, float32 ``[items, items]``.
+
+    With the inverse P of X'X + l2 I they are -P[i, j] / P[j, j], and 0 on the diagonal.
+
+    Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data".
+
+    Args:
+        interactions: Sparse float32 ``[users, items]`` of zeros and ones.
+        l2: Above 0.
+    """
+    items = interactions.shape[1]
+    check_dense_items(items)
+    columns = interactions.tocsc()
+    by_item = interactions.T.tocsr()
+    # LAPACK works in place in the order of Fortran.
+    matrix = np.empty((items, items), np.float32, order="F")
+    for start in range(0, items, _ITEMS_AT_ONCE):
+        part = slice(start, start + _ITEMS_AT_ONCE)
+        matrix[:, part] = (by_item @ columns[:, part]).toarray()
+    matrix[np.diag_indices(items)] += np.float32(l2)
+    factor, failed = lapack.spotrf(matrix, lower=1, overwrite_a=1)
+    if not failed:
+        inverse, failed = lapack.spotri(factor, lower=1, overwrite_c=1)
+    if failed:
+        raise ModelSettingsError(f"baseline 'ease' cannot be computed with l2 {l2:g}; use a larger one")
+    # Only the lower half is computed. The matrix is symmetric, so its rows in C's order are its columns.
+    for start in range(0, items, _ITEMS_AT_ONCE):
+        end = min(start + _ITEMS_AT_ONCE, items)
+        inverse[start:end, end:] = inverse[end:, start:end].T
+        corner = inverse[start:end, start:end]
+        corner[:] = np.tril(corner) + np.tril(corner, -1).T
+    weights = inverse.T
+    weights /= -weights.diagonal().copy()[None, :]
+    np.fill_diagonal(weights, 0)
+    return np.asarray(weights)

@@ -1,0 +1,96 @@
+"""The best candidates of the test rows by classical recommenders, under the protocol that models are measured by."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyspark.sql import SparkSession
+
+from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.classical import Recommender
+from mirrorspark.scoring.output.best_kernel import keep_best
+from mirrorspark.training.recommenders.als import fold_in, item_factors
+from mirrorspark.training.recommenders.interactions import Interactions
+from mirrorspark.training.recommenders.item_models import ease, item_knn
+from mirrorspark.training.recommenders.popularity import popularity
+
+# Most scores in memory at a time, unless one row has more: 64 MB.
+TILE_SCORES = 1 << 24
+
+UNFILLED_ID = -1
+"""What fills a list that has fewer candidates than places."""
+
+Scores = Callable[[Any], npt.NDArray[np.float32]]
+
+
+def recommended(
+    asked: Recommender, interactions: Interactions, k: int, seed: int, spark: SparkSession, split: str = "test"
+) -> npt.NDArray[np.int64]:
+    """Return the ids of the best ``k`` candidates of every row of a split, int64 ``[rows, k]``, best first.
+
+    All candidates are ranked but those that the row excludes; of equal scores the lower id, the more frequent one,
+    comes first.
+
+    Args:
+        asked: The recommender, which is fitted on the training rows.
+        interactions: What users have had in them, and the histories of the rows.
+        k: Length of the lists; short ones end with :data:`UNFILLED_ID`.
+        seed: Fixes what the recommender draws.
+        spark: Computes what is Spark's.
+        split: The rows to recommend to.
+    """
+    if asked.name == "popularity":
+        return _most_popular(interactions.dataset, k, split)
+    scores = _fitted(asked, interactions, seed, spark)
+    lists = [
+        best(scores, histories, block, k)
+        for block, histories in interactions.histories(split, asked.settings.last_items)
+    ]
+    return np.concatenate(lists)
+
+
+def _fitted(asked: Recommender, interactions: Interactions, seed: int, spark: SparkSession) -> Scores:
+    """Return a function from sparse histories ``[rows, items]`` to the scores of all items, float32, same shape."""
+    settings, matrix = asked.settings, interactions.matrix
+    if asked.name == "item_knn":
+        cosines = item_knn(matrix, settings.neighbours, settings.shrinkage)
+        return lambda histories: (histories @ cosines).toarray()
+    if asked.name == "ease":
+        weights = ease(matrix, settings.l2)
+        return lambda histories: histories @ weights
+    factors = item_factors(matrix, settings, seed, spark)
+    return lambda histories: fold_in(histories, factors, settings) @ factors.T
+
+
+def _most_popular(dataset: Dataset, k: int, split: str) -> npt.NDArray[np.int64]:
+    candidate = dataset.spec.candidate.name
+    train = np.concatenate([block.features[candidate] for block in dataset.blocks("train")])
+    blocks = list(dataset.blocks(split, keys=True))
+    seen = None
+    if dataset.spec.exclude is not None:
+        seen = [row[row > 0] for block in blocks for row in (block.excluded if block.excluded is not None else ())]
+    # Missing and out-of-vocabulary items must not be recommended, so they are never a hit.
+    ranked = popularity(train[train >= FIRST_VOCABULARY_ID], k=k, seen=seen)
+    return np.broadcast_to(ranked, (sum(block.rows for block in blocks), k))
+
+
+def best(scores: Scores, histories: Any, block: Block, k: int) -> npt.NDArray[np.int64]:
+    """Return the ids of the best ``k`` candidates of a block's rows; see :func:`recommended`."""
+    rows, items = histories.shape
+    ids = np.full((rows, k), UNFILLED_ID, np.int64)
+    tile_rows = max(1, TILE_SCORES // max(items, 1))
+    for start in range(0, rows, tile_rows):
+        part = slice(start, start + tile_rows)
+        tile = np.ascontiguousarray(scores(histories[part]), np.float32)
+        if block.excluded is not None:
+            row, place = np.nonzero(block.excluded[part] >= FIRST_VOCABULARY_ID)
+            # The kernel passes over NaN.
+            tile[row, block.excluded[part][row, place] - FIRST_VOCABULARY_ID] = np.nan
+        places, counts = np.zeros((len(tile), k), np.int64), np.zeros(len(tile), np.int64)
+        keep_best(tile.ravel(), np.arange(len(tile) + 1) * items, places, counts)
+        found = places % items + FIRST_VOCABULARY_ID
+        ids[part] = np.where(np.arange(k) < counts[:, None], found, UNFILLED_ID)
+    return ids

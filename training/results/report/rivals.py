@@ -1,0 +1,19 @@
+"""The baselines of a verdict: one, or the first of several with the rest beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_OTHERS = "others"
+
+
+def as_baseline(compared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a verdict keeps of its baselines: the first one, with the rest as ``others`` if there are more."""
+    if not compared:
+        return {}
+    first, *others = compared
+    return dict(first) | ({_OTHERS: [dict(each) for each in others]} if others else {})
+
+
+def each_baseline(baseline: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return every baseline of a verdict, the first one first; none for an empty one."""
+    return [baseline, *baseline.get(_OTHERS, ())] if baseline else []
