@@ -6,10 +6,11 @@ One of a new task also needs its loss and metrics in ``models.fitting.objectives
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import own_model
+from mirrorspark.models.classical import RECOMMENDERS, FittedArchitecture
 from mirrorspark.models.settings import ModelSettingsError, checked_settings
 
 ARCHITECTURES: Mapping[str, str] = {
@@ -28,10 +29,15 @@ ARCHITECTURES: Mapping[str, str] = {
 BOOSTED_TREES = "hist_gradient_boosting"
 
 
-def architecture(name: str) -> ModuleType | own_model.OwnArchitecture:
+def names() -> list[str]:
+    """Return the names of all architectures."""
+    return sorted({*ARCHITECTURES, *RECOMMENDERS})
+
+
+def architecture(name: str) -> ModuleType | own_model.OwnArchitecture | FittedArchitecture:
     """Return an architecture: ``TASK``, ``Settings``, ``build`` and ``predict``.
 
-    It is a module, or for a model of the user's own an object with the same names.
+    It is a module, or for a model of the user's own and a classical recommender an object with the same names.
 
     Args:
         name: A name of the catalog, the dotted path of the user's own module, or the name that
@@ -42,11 +48,11 @@ def architecture(name: str) -> ModuleType | own_model.OwnArchitecture:
     """
     if name in own_model.NAMES:
         return own_model.architecture(name)
+    if name in RECOMMENDERS:
+        return FittedArchitecture(name)
     path = ARCHITECTURES.get(name, name)
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):
-        raise ModelSettingsError(
-            f"model '{name}' is unknown; use one of {sorted(ARCHITECTURES)} or the dotted path of a module"
-        )
+        raise ModelSettingsError(f"model '{name}' is unknown; use one of {names()} or the dotted path of a module")
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -70,6 +76,11 @@ def settings(name: str, options: Mapping[str, Any]) -> Any:
         ModelSettingsError: An unknown option or an invalid value.
     """
     return checked_settings(name, architecture(name).Settings, options)
+
+
+def setting_names(name: str) -> set[str]:
+    """Return ``name`` and the names of the settings of architecture ``name``."""
+    return {"name", *get_type_hints(architecture(name).Settings)}
 
 
 def check_features(name: str, options: Mapping[str, Any], spec: FeatureSpec) -> None:

@@ -1,4 +1,4 @@
-"""The classical recommenders by name, with their settings and what is asked for of them in a run."""
+"""The classical recommenders by name, with their settings, as baselines and as architectures of their own."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.settings import ModelSettingsError, check_positive, checked_settings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
+    import numpy as np
+    import tensorflow as tf
+
     from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+    from mirrorspark.models.retrieval.fitted_recommender import FittedRecommender
+
+Arrays = Mapping[str, "np.ndarray"]
+"""What a recommender has learnt, by name; see :func:`training.recommenders.fitting.fit`."""
 
 # EASE^R inverts a dense matrix: at this size it has 1.5 GB, and takes minutes.
 MOST_DENSE_ITEMS = 20_000
@@ -141,6 +148,41 @@ class Recommender:
         return "_".join([self.name, *(f"{name}_{value:g}" for name, value in self.options.items())])
 
 
+@dataclass(frozen=True)
+class FittedArchitecture:
+    """An architecture of :mod:`models.catalog` that is fitted on the driver or by Spark, without workers and epochs.
+
+    Attributes:
+        name: A name of :data:`models.classical.RECOMMENDERS`.
+    """
+
+    name: str
+    TASK = "retrieval"
+
+    @property
+    def Settings(self) -> type[Any]:  # noqa: N802 - as the modules of other architectures have it
+        """The class of its settings."""
+        return RECOMMENDERS[self.name]
+
+    def check_features(self, settings: Any, spec: FeatureSpec) -> None:
+        """Raise ``ModelSettingsError`` unless rows have what their scores come from."""
+        if hasattr(settings, "last_items") and history_of(spec) is None:
+            raise ModelSettingsError(
+                f"model '{self.name}' scores from a row's history, and no feature is a list with vocabulary_of: "
+                f"{spec.candidate.name}; add one, or compare with it by --baseline, which takes a user's training rows"
+            )
+
+    def build(self, settings: Any, fitted: "FittedFeatures", arrays: Any) -> "FittedRecommender":
+        """Return the recommender with the :data:`Arrays` that it has learnt, in the place of others' seed."""
+        from mirrorspark.models.retrieval.fitted_recommender import FittedRecommender
+
+        return FittedRecommender(self.name, settings, fitted, arrays)
+
+    def predict(self, model: "FittedRecommender", inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
+        """Return the ids that rows are scored from, int64 ``[batch, any]``, each once, with 0 for nothing."""
+        return model.queries(inputs)
+
+
 def check_recommenders(asked: Iterable[Recommender], fitted: "FittedFeatures") -> None:
     """Check whether recommenders can be fitted on a dataset with these features.
 
@@ -160,15 +202,14 @@ def check_recommenders(asked: Iterable[Recommender], fitted: "FittedFeatures") -
 
 def history_of(spec: FeatureSpec) -> str | None:
     """Return the first list of candidates among the features of the query; None without any."""
-    lists = (of.name for of in spec.query_features if getattr(of, "vocabulary_of", None) == spec.candidate.name)
-    return next(lists, None)
+    return next(iter(spec.histories), None)
 
 
 def check_dense_items(items: int) -> None:
     """Raise ``ModelSettingsError`` if EASE^R cannot hold a matrix of all pairs of so many items."""
     if items > MOST_DENSE_ITEMS:
         raise ModelSettingsError(
-            f"baseline 'ease' inverts a dense matrix of {items:,} x {items:,} items, which takes "
+            f"ease inverts a dense matrix of {items:,} x {items:,} items, which takes "
             f"{items**2 * 4 / 2**30:.1f} GB and more, and is made for at most {MOST_DENSE_ITEMS:,}; use item_knn or "
             f"als, or leave rare items out by the candidate's min_count"
         )

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
+from mirrorspark.models import catalog
 from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.recipe import load_recipe
 from mirrorspark.training.settings import GROUPS, alternatives, choices_of, help_texts, type_in_words
@@ -80,7 +81,17 @@ def parse(arguments: Sequence[str]) -> RunConfig:
     except ConfigError as error:
         raise ConfigError(f"recipe '{recipe['recipe']}': {error}") from error
     values = parser.parse_args(list(arguments)).as_dict()
+    values["model"] = _without_others(values["model"], recipe.get("model", {}))
     return RunConfig(**{each.name: values[each.name] for each in dataclasses.fields(RunConfig)})
+
+
+def _without_others(model: Mapping[str, Any], of_recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model without the recipe's settings of the recipe's architecture, if it has another one."""
+    name = model.get("name")
+    if name == of_recipe.get("name") or name not in catalog.names():
+        return dict(model)
+    known = catalog.setting_names(name)
+    return {key: value for key, value in model.items() if key in known or of_recipe.get(key) != value}
 
 
 def summary_file(arguments: Sequence[str]) -> str | None:

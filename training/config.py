@@ -15,7 +15,7 @@ from mirrorspark.callbacks.checkpoints.commit import Mode
 from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, own_model
-from mirrorspark.models.classical import RECOMMENDERS, Recommender
+from mirrorspark.models.classical import RECOMMENDERS, FittedArchitecture, Recommender
 from mirrorspark.models.settings import check_warm_up
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean
@@ -74,7 +74,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         architecture = self.model["name"]
         _require(
             isinstance(architecture, str),
-            f"model.name is {architecture!r}, which is no text; use one of {sorted(catalog.ARCHITECTURES)}",
+            f"model.name is {architecture!r}, which is no text; use one of {catalog.names()}",
         )
         known = _MONITORS[self.task]
         if vars(self)["monitor"] is None:
@@ -102,6 +102,10 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         self._check_baseline()
         self._check_register()
         self._check_ranking()
+        _require(
+            not self.is_fitted or (self.warm_start is None and self.strategy != "parameter_server"),
+            f"model '{self.model['name']}' is fitted without workers; leave warm_start and the strategy out",
+        )
         _require(
             self.task != "retrieval" or self.precision != "mixed_float16",
             f"precision mixed_float16 needs its losses scaled, which a {self.task} model does not do; use "
@@ -314,6 +318,16 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             "items out",
         )
         catalog.check_features(self.model["name"], self.model_options, spec)
+
+    @property
+    def as_recommender(self) -> Recommender:
+        """The model as a classical recommender, if it is one."""
+        return Recommender(self.model["name"], self.model_options)
+
+    @property
+    def is_fitted(self) -> bool:
+        """True for a classical recommender, which is fitted instead of trained by workers in epochs."""
+        return isinstance(catalog.architecture(self.model["name"]), FittedArchitecture)
 
     def require_steps(self, steps_per_epoch: int) -> None:
         """Raise ``ModelSettingsError`` unless the learning rate's schedule fits a training of so many steps."""

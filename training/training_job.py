@@ -71,6 +71,8 @@ def open_job(
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
         check_recommenders(config.recommenders, dataset.features)
+        if config.is_fitted:
+            check_recommenders([config.as_recommender], dataset.features)
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
     with open_run(
@@ -140,6 +142,8 @@ class TrainingJob:
             NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         """
         self._log_start()
+        if self.config.is_fitted:
+            return self._fit()
         with self.view.stage("train") as stage:
             attempts = self.run.supervise(self._supervisor(), self._training_plan())
             if self.config.profile:
@@ -147,6 +151,25 @@ class TrainingJob:
             tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
             stage.note = f"{attempts[-1].epochs} epochs{self._best_in_words()}{tries}"
         return attempts
+
+    def _fit(self) -> tuple[Attempt, ...]:
+        """Fit a classical recommender, unless an earlier driver has, and return an attempt without epochs."""
+        # They import Numba and Spark ML.
+        from mirrorspark.training.recommenders import fitting
+        from mirrorspark.training.recommenders.interactions import Interactions
+
+        asked = self.config.as_recommender
+        with self.view.stage("train", spark=self.spark) as stage:
+            if self._fitted is None:
+                arrays = fitting.fit(asked, Interactions(self.dataset), self.config.seed, self.spark)
+                fitting.save(arrays, self.folder.fitted, asked.name)
+            stage.note = f"fitted {asked.name}"
+        return (Attempt(1, epochs=0, errors=(), resumed_from=0),)
+
+    @property
+    def _fitted(self) -> Path | None:
+        """The file of what a classical recommender has learnt; None before it was fitted."""
+        return next(iter(sorted(self.folder.fitted.glob("*.npz"))), None)
 
     def request_stop(self, reason: str) -> None:
         """Ask the ranks to save a checkpoint and stop; from any thread or signal handler."""
@@ -170,6 +193,8 @@ class TrainingJob:
     def fetch_best(self, folder: Path) -> commit.CommittedCheckpoint:
         """Return the best epoch's committed checkpoint on this machine: the original, or a copy in ``folder``.
 
+        Of a model that was fitted it is the file of what it has learnt.
+
         A store that fails is retried for five minutes.
 
         Raises:
@@ -177,6 +202,9 @@ class TrainingJob:
             OSError: The store does not answer, or the disk is full.
             StorageError: The store cannot be opened.
         """
+        if self.config.is_fitted:
+            assert self._fitted is not None  # noqa: S101 - the model is fitted before it is exported
+            return commit.CommittedCheckpoint(self._fitted, 0, 0, 0, {}, ())
 
         def fetched(beat: Callable[[], None]) -> commit.CommittedCheckpoint:
             return fetch(self._best(beat), folder, progress=lambda done, total: beat())

@@ -17,6 +17,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import first_line
 from mirrorspark.callbacks.mlflow.store import limit_requests, sqlite_file
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
 from mirrorspark.models.catalog import BOOSTED_TREES
+from mirrorspark.models.classical import RECOMMENDERS
 from mirrorspark.scoring.model.catalogue import Catalogue
 from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
@@ -151,10 +152,12 @@ def _find(name: str, store: str) -> PinnedModel:
         # A refreshed model has the weights that its signatures need, and other ids than its tables.
         _LOGGER.info("warm_start %s has a later catalogue; its weights are those of %s", name, catalogue.trained_model)
         return _find(catalogue.trained_model, store)
-    if directory.description.architecture == BOOSTED_TREES:
+    architecture = directory.description.architecture
+    if architecture == BOOSTED_TREES or architecture in RECOMMENDERS:
+        kind = "gradient boosting" if architecture == BOOSTED_TREES else architecture
         raise ConfigError(
-            f"warm_start {name}: {pinned.label} is gradient boosting, which has no weights to begin from; give a "
-            f"version that is a network, or leave warm_start out"
+            f"warm_start {name}: {pinned.label} is {kind}, which has no weights to begin from; give a version that is "
+            f"a network, or leave warm_start out"
         )
     return pinned
 

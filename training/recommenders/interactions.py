@@ -1,6 +1,5 @@
 """What users have had: a sparse matrix of users and items from the training rows, and the histories of other rows."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,6 +34,14 @@ class Interactions:
         return len(features.vocabulary(features.spec.candidate))
 
     @cached_property
+    def counts(self) -> npt.NDArray[np.float32]:
+        """The number of training rows of each item, float32 ``[items]``."""
+        candidate = self.dataset.spec.candidate.name
+        ids = np.concatenate([np.asarray(block.features[candidate]) for block in self.dataset.blocks("train")])
+        known = ids[ids >= FIRST_VOCABULARY_ID] - FIRST_VOCABULARY_ID
+        return np.bincount(known, minlength=self.items).astype(np.float32)
+
+    @cached_property
     def history(self) -> str | None:
         """The feature that lists a row's items; None without any."""
         return history_of(self.dataset.spec)
@@ -61,31 +68,29 @@ class Interactions:
             rows += block.rows
         return _matrix(np.concatenate(pairs), users + rows, self.items)
 
-    def histories(self, split: str, last_items: int = 0) -> Iterator[tuple[Block, Any]]:
-        """Yield the blocks of a split, with the items that each row is scored from, sparse float32 ``[rows, items]``.
+    def histories(self, block: Block, last_items: int = 0) -> Any:
+        """Return the items that each row of a block is scored from, sparse float32 ``[rows, items]``.
 
         They are those of the row's history, or without one those of the row's user in the training rows.
 
         Args:
-            split: Name of the split.
+            block: Rows of any split.
             last_items: Take so many of the history's last items; 0 takes all.
         """
-        for block in self.dataset.blocks(split, keys=True):
-            if self.history is None:
-                user = self._users(block)
-                is_known = user >= 0
-                # The row of a user that is not known has nothing.
-                had = self.matrix[np.where(is_known, user, 0)]
-                had.data *= np.repeat(is_known, np.diff(had.indptr))
-                had.eliminate_zeros()
-            else:
-                ids = np.asarray(block.features[self.history])
-                if last_items:
-                    length = np.count_nonzero(ids, axis=1)
-                    ids = np.where(np.arange(ids.shape[1]) >= length[:, None] - last_items, ids, 0)
-                row, place = np.nonzero(ids >= FIRST_VOCABULARY_ID)
-                had = _matrix(row * self.items + ids[row, place] - FIRST_VOCABULARY_ID, block.rows, self.items)
-            yield block, had
+        if self.history is None:
+            user = self._users(block)
+            is_known = user >= 0
+            # The row of a user that is not known has nothing.
+            had = self.matrix[np.where(is_known, user, 0)]
+            had.data *= np.repeat(is_known, np.diff(had.indptr))
+            had.eliminate_zeros()
+            return had
+        ids = np.asarray(block.features[self.history])
+        if last_items:
+            length = np.count_nonzero(ids, axis=1)
+            ids = np.where(np.arange(ids.shape[1]) >= length[:, None] - last_items, ids, 0)
+        row, place = np.nonzero(ids >= FIRST_VOCABULARY_ID)
+        return _matrix(row * self.items + ids[row, place] - FIRST_VOCABULARY_ID, block.rows, self.items)
 
     @property
     def _known_users(self) -> int:

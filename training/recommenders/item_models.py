@@ -81,7 +81,7 @@ def ease(interactions: Matrix, l2: float) -> npt.NDArray[np.float32]:
     if not failed:
         inverse, failed = lapack.spotri(factor, lower=1, overwrite_c=1)
     if failed:
-        raise ModelSettingsError(f"baseline 'ease' cannot be computed with l2 {l2:g}; use a larger one")
+        raise ModelSettingsError(f"ease cannot be computed with l2 {l2:g}; use a larger one")
     # Only the lower half is computed. The matrix is symmetric, so its rows in C's order are its columns.
     for start in range(0, items, _ITEMS_AT_ONCE):
         end = min(start + _ITEMS_AT_ONCE, items)

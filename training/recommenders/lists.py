@@ -1,20 +1,17 @@
 """The best candidates of the test rows by classical recommenders, under the protocol that models are measured by."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.dataset.blocks import Block
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.classical import Recommender
 from mirrorspark.scoring.output.best_kernel import keep_best
-from mirrorspark.training.recommenders.als import fold_in, item_factors
+from mirrorspark.training.recommenders.fitting import Scores, fit, scores_of
 from mirrorspark.training.recommenders.interactions import Interactions
-from mirrorspark.training.recommenders.item_models import ease, item_knn
 from mirrorspark.training.recommenders.popularity import popularity
 
 # Most scores in memory at a time, unless one row has more: 64 MB.
@@ -22,8 +19,6 @@ TILE_SCORES = 1 << 24
 
 UNFILLED_ID = -1
 """What fills a list that has fewer candidates than places."""
-
-Scores = Callable[[Any], npt.NDArray[np.float32]]
 
 
 def recommended(
@@ -44,25 +39,12 @@ def recommended(
     """
     if asked.name == "popularity":
         return _most_popular(interactions.dataset, k, split)
-    scores = _fitted(asked, interactions, seed, spark)
-    lists = [
-        best(scores, histories, block, k)
-        for block, histories in interactions.histories(split, asked.settings.last_items)
-    ]
+    scores = scores_of(asked.name, asked.settings, fit(asked, interactions, seed, spark))
+    lists = []
+    for block in interactions.dataset.blocks(split, keys=True):
+        histories = interactions.histories(block, asked.settings.last_items)
+        lists.append(best(scores, histories, block.excluded, k)[0])
     return np.concatenate(lists)
-
-
-def _fitted(asked: Recommender, interactions: Interactions, seed: int, spark: SparkSession) -> Scores:
-    """Return a function from sparse histories ``[rows, items]`` to the scores of all items, float32, same shape."""
-    settings, matrix = asked.settings, interactions.matrix
-    if asked.name == "item_knn":
-        cosines = item_knn(matrix, settings.neighbours, settings.shrinkage)
-        return lambda histories: (histories @ cosines).toarray()
-    if asked.name == "ease":
-        weights = ease(matrix, settings.l2)
-        return lambda histories: histories @ weights
-    factors = item_factors(matrix, settings, seed, spark)
-    return lambda histories: fold_in(histories, factors, settings) @ factors.T
 
 
 def _most_popular(dataset: Dataset, k: int, split: str) -> npt.NDArray[np.int64]:
@@ -77,20 +59,30 @@ def _most_popular(dataset: Dataset, k: int, split: str) -> npt.NDArray[np.int64]
     return np.broadcast_to(ranked, (sum(block.rows for block in blocks), k))
 
 
-def best(scores: Scores, histories: Any, block: Block, k: int) -> npt.NDArray[np.int64]:
-    """Return the ids of the best ``k`` candidates of a block's rows; see :func:`recommended`."""
+def best(
+    scores: Scores, histories: Any, excluded: npt.NDArray[np.int64] | None, k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the ids of the best ``k`` candidates of every row and their scores; see :func:`recommended`.
+
+    Args:
+        scores: Scores all items.
+        histories: Sparse ``[rows, items]``.
+        excluded: int64 ``[rows, any]``, ids that are not candidates for the row; None to exclude none.
+        k: Length of the lists; an empty place has :data:`UNFILLED_ID` and minus infinity.
+    """
     rows, items = histories.shape
-    ids = np.full((rows, k), UNFILLED_ID, np.int64)
+    ids, values = np.full((rows, k), UNFILLED_ID, np.int64), np.full((rows, k), -np.inf, np.float32)
     tile_rows = max(1, TILE_SCORES // max(items, 1))
     for start in range(0, rows, tile_rows):
         part = slice(start, start + tile_rows)
         tile = np.ascontiguousarray(scores(histories[part]), np.float32)
-        if block.excluded is not None:
-            row, place = np.nonzero(block.excluded[part] >= FIRST_VOCABULARY_ID)
+        if excluded is not None:
+            row, place = np.nonzero(excluded[part] >= FIRST_VOCABULARY_ID)
             # The kernel passes over NaN.
-            tile[row, block.excluded[part][row, place] - FIRST_VOCABULARY_ID] = np.nan
+            tile[row, excluded[part][row, place] - FIRST_VOCABULARY_ID] = np.nan
         places, counts = np.zeros((len(tile), k), np.int64), np.zeros(len(tile), np.int64)
         keep_best(tile.ravel(), np.arange(len(tile) + 1) * items, places, counts)
-        found = places % items + FIRST_VOCABULARY_ID
-        ids[part] = np.where(np.arange(k) < counts[:, None], found, UNFILLED_ID)
-    return ids
+        is_found = np.arange(k) < counts[:, None]
+        ids[part] = np.where(is_found, places % items + FIRST_VOCABULARY_ID, UNFILLED_ID)
+        values[part] = np.where(is_found, tile.ravel()[places], -np.inf)
+    return ids, values

@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def fitted(self) -> Path:
+        """What a model has learnt that is fitted without workers."""
+        return self.path / "fitted"
+
+    @property
     def model(self) -> Path:
         """The exported model."""
         return self.path / "model"

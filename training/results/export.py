@@ -31,6 +31,8 @@ from mirrorspark.data_pipelines.features.kinds import RawForm
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models import catalog, own_model
+from mirrorspark.models.classical import FittedArchitecture
+from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
 from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
@@ -69,7 +71,7 @@ class ExportPlan:
 
     Attributes:
         dataset: Dataset directory.
-        checkpoint: Committed checkpoint of the best epoch.
+        checkpoint: Committed checkpoint of the best epoch, or the file of a model that was fitted.
         model: Name of the architecture.
         model_options: The architecture's settings.
         top_k: Candidates per row of a retrieval model.
@@ -285,6 +287,11 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
     from mirrorspark.callbacks.checkpoints.commit import read_committed
 
     architecture = catalog.architecture(plan.model)
+    if isinstance(architecture, FittedArchitecture):
+        from mirrorspark.training.recommenders.fitting import load
+
+        settings = catalog.settings(plan.model, plan.model_options)
+        return architecture.build(settings, dataset.features, load(Path(plan.checkpoint)))
     model = architecture.build(catalog.settings(plan.model, plan.model_options), dataset.features, plan.seed)
     restore_weights(model, read_committed(Path(plan.checkpoint)))
     return model
@@ -346,7 +353,12 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
     folder = Path(plan.folder)
     indexes: dict[str, float] = {}
     catalogue: Mapping[str, Any] = {}
-    if architecture.TASK == "retrieval":
+    is_fitted = isinstance(architecture, FittedArchitecture)
+    if is_fitted:
+        # Only vectors have approximate indexes.
+        indexes, built = {EXACT: 1.0}, {EXACT: model.index}
+        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, folder / SAVED_MODEL_FOLDER)
+    elif architecture.TASK == "retrieval":
         sample = _sample_queries(architecture, model, dataset)
         built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, tell=tell)
         indexes = serving.recalls(built, plan.top_k, sample)

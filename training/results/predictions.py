@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mirrorspark.data_pipelines.dataset.blocks import Block
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.classical import FittedArchitecture
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.training.results.evaluation.ranking import best_candidates
 
@@ -66,11 +68,12 @@ def reference_predictions(
 
     parts = []
     rows = 0
+    lists_of = (_fitted_lists if isinstance(architecture, FittedArchitecture) else _vector_lists)(model, dataset, k)
     for block in dataset.blocks(split, keys=True):
         predicted = predict(input_tensors(dataset.spec.query_features, block.features))
         columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
         if architecture.TASK == "retrieval":
-            columns |= _ranked(predicted.numpy(), model, dataset, block, k)
+            columns |= _in_words(*lists_of(block, predicted.numpy()), dataset, block)
         elif isinstance(block.label, RaggedIds):
             columns |= _scored_labels(predicted["scores"].numpy(), block.label)
         elif architecture.TASK == "multi_class":
@@ -119,17 +122,35 @@ def _lists(scores: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1]).cast(pa.list_(pa.float32()))
 
 
-def _ranked(queries: np.ndarray, model: Any, dataset: Dataset, block: Any, k: int) -> dict[str, pa.Array]:
+Lists = Callable[[Block, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""From a block and its queries to the ids and the scores of the best candidates."""
+
+
+def _vector_lists(model: Any, dataset: Dataset, k: int) -> Lists:
     from mirrorspark.models.serving.export import candidate_embeddings
 
+    return lambda block, queries: best_candidates(queries, candidate_embeddings(model), block.excluded, k)
+
+
+def _fitted_lists(model: Any, dataset: Dataset, k: int) -> Lists:
+    """Return the lists of a classical recommender, which share nothing with its graph, not even the queries."""
+    from mirrorspark.training.recommenders.fitting import scores_of
+    from mirrorspark.training.recommenders.interactions import Interactions
+    from mirrorspark.training.recommenders.lists import best
+
+    interactions, scores = Interactions(dataset), scores_of(model.name, model.settings, model.arrays)
+    last_items = getattr(model.settings, "last_items", 0)
+    return lambda block, _: best(scores, interactions.histories(block, last_items), block.excluded, k)
+
+
+def _in_words(best: np.ndarray, best_scores: np.ndarray, dataset: Dataset, block: Block) -> dict[str, pa.Array]:
     candidate = dataset.spec.candidate
     vocabulary = dataset.features.vocabulary(candidate).tokens.to_pylist()
     tokens = np.array([UNFILLED] * FIRST_VOCABULARY_ID + vocabulary, dtype=object)
-    best, best_scores = best_candidates(queries, candidate_embeddings(model), block.excluded, k)
     # If there are fewer candidates than places, the exported index fills the rest with the lowest number; so does this.
     is_filler = np.isneginf(best_scores)
     return {
         CANDIDATES: pa.array(np.where(is_filler, UNFILLED, tokens[best]).tolist(), pa.list_(pa.string())),
         SCORES: pa.array(np.where(is_filler, np.finfo(np.float32).min, best_scores).tolist(), pa.list_(pa.float32())),
-        "label": pa.array(tokens[block.features[candidate.name]]),
+        "label": pa.array(tokens[np.asarray(block.features[candidate.name])]),
     }

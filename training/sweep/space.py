@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from mirrorspark.models import catalog
+from mirrorspark.models.classical import RECOMMENDERS
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.settings import alternatives, type_in_words
@@ -136,6 +137,9 @@ def read_space(flags: Sequence[str], file_text: str | None, base: RunConfig) -> 
     )
     names = SearchSpace(specs, architectures).bounds(ARCHITECTURE, base.model["name"])
     settings = {MODEL + name: hint for found in map(_settings, names) for name, hint in found.items()}
+    fitted = sorted(RECOMMENDERS.keys() & set(names))
+    if fitted:
+        raise ConfigError(f"search: {fitted} have no epochs whose metric could be compared; search another model")
     hints = get_type_hints(RunConfig)
     searchable = {ARCHITECTURE: str, **settings, **{name: hints[name] for name in SEARCHABLE}}
     for name in specs:

@@ -67,6 +67,14 @@ def test_one_setting_of_the_model_can_be_changed_and_the_others_stay(arguments: 
     assert parse(arguments).model == before | {"embedding_dim": 16}
 
 
+def test_another_model_leaves_the_recipes_settings_of_its_own_behind() -> None:
+    assert parse(["--recipe=movielens", "--model.name=ease", "--model.l2=100"]).model == {"name": "ease", "l2": 100}
+    kept = {"name": "youtube_dnn", "embedding_dim": 32, "hidden_units": [64], "dropout": 0.2}
+    assert parse(["--recipe=movielens", "--model.name=youtube_dnn"]).model == kept
+    with pytest.raises(ModelSettingsError, match=r"model 'ease' has no setting \['dropout'\]"):
+        parse(["--recipe=movielens", "--model.name=ease", "--model.dropout=0.5"])
+
+
 def test_settings_of_the_model_can_be_lists() -> None:
     assert parse(["--model.hidden_units=[32, 16]"]).model["hidden_units"] == [32, 16]
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.classical import Ease
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.config import ConfigError, RunConfig, TrainingConfig
@@ -115,7 +116,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"epochs": -1}, "epochs is -1; use 1 or more"),
         ({"shards": 0}, "shards is 0; use 1 or more"),
         ({"seed": -1}, "seed is -1; use 0 or more"),
-        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['lstm_retrieval', 'multi_class',"),
+        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['als', 'ease', 'item_knn',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
         ({"epochs": None}, "epochs is None; use 1 or more"),
         ({"scoring_batch_size": 0}, "scoring_batch_size is 0; use 1 or more"),
@@ -264,6 +265,19 @@ def test_a_multi_label_model_is_watched_and_compared_as_such() -> None:
     assert (config.task, config.monitor, config.mode) == ("multi_label", "val_auc", "max")
     with pytest.raises(ConfigError, match="baseline 'hist_gradient_boosting' does not fit a multi_label model"):
         dataclasses.replace(config, baseline="hist_gradient_boosting")
+
+
+def test_a_recommender_that_is_fitted_needs_a_history_and_takes_no_weights() -> None:
+    config = TrainingConfig(name="movies", model={"name": "als", "rank": 8})
+    assert (config.task, config.is_fitted, config.as_recommender.settings.rank) == ("retrieval", True, 8)
+    assert not TrainingConfig(name="rides").is_fitted
+    with pytest.raises(ConfigError, match="model 'als' is fitted without workers; leave warm_start and the strategy"):
+        dataclasses.replace(config, warm_start="models:/movies/1")
+    features = {"movie": {"kind": "categorical"}, "user": {"kind": "categorical"}}
+    document = {"features": features, "label": {"name": "movie", "kind": "candidate"}, "keys": "row"}
+    with pytest.raises(ModelSettingsError, match="model 'als' scores from a row's history, and no feature is a list"):
+        config.require_features(FeatureSpec.from_dict(document))
+    dataclasses.replace(config, model={"name": "popularity"}).require_features(FeatureSpec.from_dict(document))
 
 
 def test_a_retrieval_model_may_be_compared_with_several_recommenders() -> None:

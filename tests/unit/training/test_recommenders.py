@@ -1,24 +1,30 @@
 """Classical recommenders equal their plain twins, and rank as models are ranked."""
 
+import dataclasses
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+import tensorflow as tf
 from scipy.sparse import csr_array
 
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models import catalog
 from mirrorspark.models.classical import ALS, Recommender, check_recommenders
+from mirrorspark.models.index.exact import Queries
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.recommenders import item_models, lists
 from mirrorspark.training.recommenders.als import fold_in
+from mirrorspark.training.recommenders.fitting import fit, load, save, scores_of
 from mirrorspark.training.recommenders.interactions import Interactions
 from mirrorspark.training.recommenders.item_models import ease, item_knn
-from mirrorspark.training.recommenders.lists import recommended
+from mirrorspark.training.recommenders.lists import best, recommended
 from mirrorspark.training.recommenders.popularity import popularity
 from tests.unit.training.test_evaluate_run import HandmadeDataset, block
 
@@ -146,10 +152,9 @@ def test_a_user_has_had_the_candidates_and_the_histories_of_his_rows() -> None:
 def test_a_row_is_scored_from_its_history_or_else_from_its_users_rows(
     history: bool, last_items: int, expected: list[list[int]]
 ) -> None:
-    (found,) = [
-        had.toarray().tolist() for _, had in Interactions(dataset(history=history)).histories("test", last_items)
-    ]
-    assert found == expected
+    interactions = Interactions(dataset(history=history))
+    (rows,) = interactions.dataset.blocks("test")
+    assert interactions.histories(rows, last_items).toarray().tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["item_knn", "ease"])
@@ -170,6 +175,58 @@ def test_popularity_is_a_recommender_like_the_others() -> None:
     found = recommended(Recommender("popularity"), Interactions(dataset(history=True)), 3, 1, spark)
     # In candidates of training rows a is there three times, b and c once, d in histories only.
     assert found.tolist() == [[3, 4, -1], [4, -1, -1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("popularity", {}), ("item_knn", {"neighbours": 3}), ("ease", {"last_items": 2}), ("als", {"rank": 4})],
+)
+def test_a_graph_recommends_what_numpy_does(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R2, T4: histories repeat items, have unknown ones, or none at all; the graph works in tiles."""
+    monkeypatch.setattr("mirrorspark.models.index.row_sums.TILE_SCORES", 200)
+    rng, items = np.random.default_rng(8), 37
+    features = {"movie": {"kind": "categorical"}, "recent": FEATURES["recent"] | {"max_length": 6}}
+    document = {"features": features, "label": {"name": "movie", "kind": "candidate"}, "keys": "row"}
+    spec = FeatureSpec.from_dict(document)
+    movies = Vocabulary(pa.array([f"m{n}" for n in range(items)]), pa.array([1] * items))
+    recent = rng.integers(1, items + 2, (30, 6))
+    recent[np.arange(6) >= rng.integers(0, 7, 30)[:, None]] = 0
+    recent[0, :3] = recent[0, 0]
+    rows = block(None, movie=rng.integers(2, items + 2, 30), recent=recent)
+    given: Any = HandmadeDataset(spec, {"train": [rows]}, {"movie": movies})
+    interactions = Interactions(given)
+    asked, spark = Recommender(name, options), SimpleNamespace()
+    factors = rng.normal(size=(items, 4)).astype(np.float32)
+    monkeypatch.setattr("mirrorspark.training.recommenders.fitting.item_factors", lambda *_: factors)
+    arrays = fit(asked, interactions, 1, cast(Any, spark))
+
+    architecture: Any = catalog.architecture(name)
+    model = architecture.build(asked.settings, given.features, arrays)
+    excluded = np.where(rng.random((30, 5)) < 0.5, rng.integers(2, items + 2, (30, 5)), 0)
+    for ids in (recent, recent[:, :0]):
+        queries = Queries(architecture.predict(model, {"recent": tf.constant(ids)}), tf.constant(excluded))
+        found = model.index.search(queries, 9, model.index.offsets())
+        histories = interactions.histories(
+            dataclasses.replace(rows, features={"recent": ids}), 2 if options.get("last_items") else 0
+        )
+        expected, scores = best(scores_of(name, asked.settings, arrays), histories, excluded, 9)
+        np.testing.assert_allclose(found.scores, scores, rtol=1e-6, atol=1e-6)
+        is_apart = np.abs(np.diff(scores, axis=1, prepend=np.inf, append=-np.inf)).clip(max=1) > 1e-5
+        is_sure = is_apart[:, 1:] & is_apart[:, :-1]
+        assert is_sure.any() or name == "popularity" or not ids.size
+        np.testing.assert_array_equal(np.where(is_sure, found.ids, 0), np.where(is_sure, expected, 0))
+        if name in ("popularity", "item_knn"):  # Their sums are exact, and so are ties.
+            np.testing.assert_array_equal(found.ids, expected)
+
+
+def test_what_a_recommender_has_learnt_is_kept_by_its_content(tmp_path: Path) -> None:
+    arrays = {"factors": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    path = save(arrays, tmp_path, "als")
+    assert save(arrays, tmp_path, "als") == path
+    assert save({"factors": arrays["factors"] + 1}, tmp_path, "als") != path
+    np.testing.assert_array_equal(load(path)["factors"], arrays["factors"])
 
 
 def test_recommenders_that_cannot_be_fitted_are_refused_before_the_training() -> None:

@@ -95,6 +95,11 @@ def test_dataset_yardstick_and_place_of_a_run_cannot_be_searched(new_config: New
         read(new_config(), f"{name}=choice:1,2")
 
 
+def test_a_model_without_epochs_cannot_be_searched(new_config: NewConfig) -> None:
+    with pytest.raises(ConfigError, match=r"search: \['ease'\] have no epochs whose metric could be compared"):
+        read(new_config(), "model.name=choice:two_tower,ease")
+
+
 def test_searchable_names_are_fields_of_a_run() -> None:
     assert set(SEARCHABLE) <= {field.name for field in dataclasses.fields(RunConfig)}
 

@@ -6,14 +6,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.models.classical import Recommender
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.config import RunConfig, TrainingConfig
 from mirrorspark.training.launch import Launched
+from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import PreparedRun
 from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.recommenders import fitting
 from mirrorspark.training.records.open_run import OpenRun
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.training_job import TrainingJob, open_job
@@ -41,6 +45,28 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, heard: list[Event]
     run = SimpleNamespace(folder=RunFolder(tmp_path, "identity", None), on_event=heard.append)
     unused = cast(Any, None)
     return TrainingJob(unused, new_config(output=str(tmp_path)), unused, cast(OpenRun, run), lambda: 1)
+
+
+def test_a_recommender_is_fitted_once_and_exported_from_its_file(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[str] = []
+
+    def fit(asked: Recommender, *_: Any) -> dict[str, np.ndarray]:
+        fits.append(asked.label)
+        return {"factors": np.ones((2, 3), np.float32)}
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.setattr(TrainingJob, "_log_start", lambda self: None)
+    job.config = TrainingConfig(name="movies", model={"name": "als", "rank": 3})
+    cast(Any, job.run).view = LiveView(epochs=1, is_interactive=False, write=lambda _: None)
+    for _ in range(2):  # Another driver goes on with what the first one has fitted.
+        (done,) = job.train()
+        assert (done.finished, done.epochs) == (True, 0)
+    assert fits == ["als_rank_3"]
+    path = job.fetch_best(Path("unused")).path
+    assert isinstance(path, Path)
+    assert fitting.load(path)["factors"].shape == (2, 3)
 
 
 def attempt(step: int) -> Event:

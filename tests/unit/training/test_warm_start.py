@@ -131,15 +131,18 @@ def test_a_model_that_is_not_there_is_a_usage_error_in_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_gradient_boosting_that_was_the_better_one_is_refused(
-    config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("hist_gradient_boosting", "gradient boosting"), ("item_knn", "item_knn")]
+)
+def test_a_version_that_is_no_network_is_refused(
+    config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path, architecture: str, kind: str
 ) -> None:
-    """F15, T8: ``--register better`` leaves versions without weights."""
+    """F15, T8: ``--register better`` leaves versions without weights, and so does a classical recommender."""
     boosted = tmp_path / "boosted"
     shutil.copytree(flights_model, boosted)
     description = ModelDescription.load(boosted)
-    replace(description, architecture="hist_gradient_boosting").save(boosted)
-    with pytest.raises(ConfigError, match="is gradient boosting, which has no weights to begin from; give a version"):
+    replace(description, architecture=architecture).save(boosted)
+    with pytest.raises(ConfigError, match=f"is {kind}, which has no weights to begin from; give a version"):
         found(config, boosted, mlflow_store)
 
 
