@@ -14,6 +14,7 @@ import numpy as np
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
 from mirrorspark.training.config import RunConfig
+from mirrorspark.training.recommenders.als import give_checkpoints
 from mirrorspark.training.recommenders.interactions import Interactions
 from mirrorspark.training.recommenders.lists import recommended
 from mirrorspark.training.sources import Sources
@@ -35,6 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig.from_recipe("movielens", data=str(Path(options.data).absolute()), output=folder)
         sources, spark = Sources.find(config), open_session(None, 2)
+        give_checkpoints(spark, Path(folder) / "spark")
         dataset, _ = sources.dataset(sources.table(spark, config), config)
         interactions, candidate = Interactions(dataset), dataset.spec.candidate.name
         for row in ROWS:

@@ -156,11 +156,14 @@ class TrainingJob:
         """Fit a classical recommender, unless an earlier driver has, and return an attempt without epochs."""
         # They import Numba and Spark ML.
         from mirrorspark.training.recommenders import fitting
+        from mirrorspark.training.recommenders.als import give_checkpoints
         from mirrorspark.training.recommenders.interactions import Interactions
 
         asked = self.config.as_recommender
         with self.view.stage("train", spark=self.spark) as stage:
             if self._fitted is None:
+                if asked.name == "als":
+                    give_checkpoints(self.spark, self.folder.spark_checkpoints)
                 arrays = fitting.fit(asked, Interactions(self.dataset), self.config.seed, self.spark)
                 fitting.save(arrays, self.folder.fitted, asked.name)
             stage.note = f"fitted {asked.name}"

@@ -1,5 +1,6 @@
 """Alternating least squares for implicit feedback: Spark computes the items' factors, and a row's items its scores."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,20 @@ from pyspark.ml.recommendation import ALS
 from pyspark.sql import SparkSession
 
 from mirrorspark.models import classical
+
+# Spark's plan grows with each iteration. Its serialisation has overflowed the stack of a task at the fifteenth.
+_ITERATIONS_BETWEEN_CHECKPOINTS = 5
+
+
+def give_checkpoints(spark: SparkSession, folder: Path) -> None:
+    """Set the folder of Spark's checkpoints, which cut its plans, if the session has none.
+
+    Args:
+        spark: The session.
+        folder: Where all executors can write; Spark makes it.
+    """
+    if spark.sparkContext.getCheckpointDir() is None:
+        spark.sparkContext.setCheckpointDir(str(folder))
 
 
 def item_factors(interactions: Any, settings: classical.ALS, seed: int, spark: SparkSession) -> npt.NDArray[np.float32]:
@@ -27,6 +42,7 @@ def item_factors(interactions: Any, settings: classical.ALS, seed: int, spark: S
         regParam=settings.l2,
         alpha=settings.alpha,
         maxIter=settings.iterations,
+        checkpointInterval=_ITERATIONS_BETWEEN_CHECKPOINTS,
         implicitPrefs=True,
         userCol="user",
         itemCol="item",

@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def spark_checkpoints(self) -> Path:
+        """Intermediate results of a recommender that Spark computes."""
+        return self.path / "spark"
+
+    @property
     def fitted(self) -> Path:
         """What a model has learnt that is fitted without workers."""
         return self.path / "fitted"

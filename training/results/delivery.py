@@ -45,13 +45,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_retrieval,
 )
 from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
-from mirrorspark.training.results.evaluation.rival import (
-    BASELINE,
-    NETWORK,
-    OTHER_FOLDER,
-    Choice,
-    read_scores,
-)
+from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, OTHER_FOLDER, Choice, read_scores
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.cost import Cost, Held, cost_of
@@ -426,10 +420,13 @@ def _recommended(job: TrainingJob, tell: Callable[[str, int, int], None]) -> dic
     if not job.config.recommenders:
         return {}
     # They import Numba and Spark ML.
+    from mirrorspark.training.recommenders.als import give_checkpoints
     from mirrorspark.training.recommenders.interactions import Interactions
     from mirrorspark.training.recommenders.lists import recommended
 
     config, interactions = job.config, Interactions(job.dataset)
+    if any(asked.name == "als" for asked in config.recommenders):
+        give_checkpoints(job.spark, job.folder.spark_checkpoints)
     found = {}
     for place, asked in enumerate(config.recommenders):
         tell(f"baselines; now {asked.label}", place, len(config.recommenders))

@@ -60,6 +60,8 @@ def test_a_recommender_is_fitted_once_and_exported_from_its_file(
     monkeypatch.setattr(TrainingJob, "_log_start", lambda self: None)
     job.config = TrainingConfig(name="movies", model={"name": "als", "rank": 3})
     cast(Any, job.run).view = LiveView(epochs=1, is_interactive=False, write=lambda _: None)
+    context = SimpleNamespace(getCheckpointDir=lambda: "theirs")
+    job.spark = cast(Any, SimpleNamespace(sparkContext=context))
     for _ in range(2):  # Another driver goes on with what the first one has fitted.
         (done,) = job.train()
         assert (done.finished, done.epochs) == (True, 0)
