@@ -21,8 +21,8 @@ class Interactions:
     """The items of users in the training rows of a dataset.
 
     A user is a value of the query's id feature with the most values; a row whose value is missing or out of vocabulary,
-    or of a dataset without such a feature, is a user of its own. His items are the candidates of his rows, and those in
-    their histories: the lists of ids in the candidate's vocabulary.
+    or of a dataset without such a feature, is a user of its own. A user's items are the candidates of all these rows,
+    and those in their histories: the lists of ids in the candidate's vocabulary.
     """
 
     dataset: Dataset
@@ -101,7 +101,7 @@ class Interactions:
         return self.dataset.features.id_count(feature) - FIRST_VOCABULARY_ID  # type: ignore[arg-type]
 
     def _users(self, block: Block) -> Ids:
-        """Return the number of each row's user, negative where he is not known."""
+        """Return the number of each row's user, negative where that is not known."""
         if self.user is None:
             return np.full(block.rows, -1)
         return np.asarray(block.features[self.user]) - FIRST_VOCABULARY_ID

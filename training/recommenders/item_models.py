@@ -1,6 +1,6 @@
 """Item-based recommenders: the weights between items, from a sparse matrix of users and items.
 
-A user's scores are the sum of the weights' rows of the items that he has had.
+A user's scores are the sum of the weights' rows of the items that the user has had.
 """
 
 from typing import Any

@@ -83,7 +83,7 @@ def test_a_user_is_folded_in_by_the_least_squares_over_all_items() -> None:
     settings = ALS(rank=3, l2=0.1, alpha=4.0)
     factors = np.random.default_rng(3).normal(size=(6, 3)).astype(np.float32)
     histories = csr_array(np.array([[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0]], np.float32))
-    # Equation 4 of Hu et al.: confidence 1 + alpha of an item that he has had, 1 of all others.
+    # Equation 4 of Hu et al.: confidence 1 + alpha of an item that the user has had, 1 of all others.
     confidence = np.diag(1 + 4.0 * histories.toarray()[0])
     matrix = factors.T @ confidence @ factors + 0.1 * 3 * np.eye(3)
     expected = np.linalg.solve(matrix, factors.T @ confidence @ histories.toarray()[0])
