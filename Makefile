@@ -16,7 +16,7 @@ bin := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-faults unit check benchmarks format lock advisories clean
+.PHONY: help setup run test test-faults unit check benchmarks quality format lock advisories clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -54,6 +54,14 @@ benchmarks: setup  ## measure data path, training and scoring, some hours, pages
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		$(bin)/python -m benchmarks.data_path $(ARGS) && $(bin)/python -m benchmarks.training $(ARGS) && \
 		exec $(bin)/python -m benchmarks.scoring $(ARGS)
+
+quality: setup  ## train the models of docs/quality.md and print its tables, an hour or more (DATA=folder of the data sets)
+	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
+		$(bin)/python -m benchmarks.quality_tables "$(DATA)/adult" && \
+		$(bin)/python -m benchmarks.quality_ratings "$(DATA)/ml_latest_small" && \
+		$(bin)/python -m benchmarks.quality_sequences "$(DATA)/amazon_beauty_seq" --every 3 --limit 395 --patience 8 --threads 2 && \
+		$(bin)/python -m benchmarks.quality_recommenders --data "$(DATA)/ml_latest_small" && \
+		exec $(bin)/python -m benchmarks.cold_items --data "$(DATA)/ml_latest_small"
 
 format: setup  ## rewrite the files as `make check` wants them, as far as that can be done without you
 	$(bin)/ruff format .

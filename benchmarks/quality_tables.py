@@ -99,19 +99,21 @@ def read_adult(folder: Path) -> tuple[FittedFeatures, dict[str, Rows]]:
     train = tables["train"]
     tokens = [name for name in _COLUMNS[:-1] if name not in _NUMBERS]
     spec = FeatureSpec((*map(Numeric, _NUMBERS), *map(Categorical, tokens)), Label("income"), keys=("row",))
-    vocabularies = {name: _vocabulary(train[name]) for name in tokens}
-    statistics = {name: _statistics(train[name]) for name in _NUMBERS}
+    vocabularies = {name: vocabulary_of(train[name]) for name in tokens}
+    statistics = {name: statistics_of(train[name]) for name in _NUMBERS}
     quantiles = {name: bin_boundaries(train[name].to_numpy(float)) for name in _NUMBERS}
     fitted = FittedFeatures(spec, vocabularies, statistics, quantiles)
     return fitted, {split: _rows(fitted, table) for split, table in tables.items()}
 
 
-def _vocabulary(column: pd.Series) -> Vocabulary:
+def vocabulary_of(column: pd.Series) -> Vocabulary:
+    """Return the tokens of the training rows with their counts, the most frequent first."""
     counts = column.value_counts()
     return Vocabulary(pa.array(counts.index.tolist()), pa.array(counts.tolist()))
 
 
-def _statistics(column: pd.Series) -> NumericStatistics:
+def statistics_of(column: pd.Series) -> NumericStatistics:
+    """Return the statistics of the training rows' numbers."""
     return NumericStatistics(
         float(column.mean()), float(column.std(ddof=0)), float(column.min()), float(column.max()), len(column)
     )

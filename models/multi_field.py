@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Numeric
+from mirrorspark.data_pipelines.features.kinds import Numeric, Sparse
 from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -35,6 +35,8 @@ class Settings:
             number.
         cross_layers: Layers that multiply the features with each other before the first hidden layer.
         cross_rank: Width inside of such a layer.
+        factor_dim: Width of the vectors whose products, over all pairs of features but vectors, the heads read beside
+            the last hidden layer. 0 is without; good for ratings, where user times item is most of what there is.
         members: Networks of an ensemble. They share the weights of their hidden layers up to a scale per unit; each has
             its own loss and heads. The prediction is the mean of their probabilities.
     """
@@ -48,6 +50,7 @@ class Settings:
     periodic_scale: float = 0.1
     cross_layers: int = 0
     cross_rank: int = 32
+    factor_dim: int = 0
     members: int = 1
 
     def __post_init__(self) -> None:
@@ -64,8 +67,9 @@ class Settings:
             check_positive(name, getattr(self, name))
         if not self.periodic_scale > 0:  # also not a number
             raise ModelSettingsError(f"model setting periodic_scale is {self.periodic_scale}; use a number above 0")
-        if self.cross_layers < 0:
-            raise ModelSettingsError(f"model setting cross_layers is {self.cross_layers}; use a whole number from 0 on")
+        for name in ("cross_layers", "factor_dim"):
+            if getattr(self, name) < 0:
+                raise ModelSettingsError(f"model setting {name} is {getattr(self, name)}; use a whole number from 0 on")
         if self.members > 1 and not self.hidden_units:
             raise ModelSettingsError(
                 f"model setting members is {self.members}, but there are no hidden layers to share; set hidden_units"
@@ -82,7 +86,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 
 def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict[str, tf.Tensor], tf.Tensor]":
-    """Return the symbolic inputs, and the last hidden layer's output, ``[batch, units]``.
+    """Return the symbolic inputs, and what the heads read, ``[batch, units]``: the last hidden layer, and factors.
 
     An ensemble's is ``[batch, members, units]``.
     """
@@ -97,7 +101,31 @@ def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict
     last = joined
     for number in range(settings.cross_layers):
         last = LowRankCross(settings.cross_rank, name=f"cross_{number}")([joined, last])
-    return inputs, dense_stack(last, settings.hidden_units, settings.dropout, seed, settings.members)
+    last = dense_stack(last, settings.hidden_units, settings.dropout, seed, settings.members)
+    if settings.factor_dim:
+        last = concatenated([last, _factor_products(settings, fitted, inputs)], "hidden_and_factors")
+    return inputs, last
+
+
+def _factor_products(settings: Settings, fitted: FittedFeatures, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
+    from mirrorspark.models.layers import FieldEmbeddings, SparseEmbedding, concatenated, lay_out_fields
+    from mirrorspark.models.layers.tabular import FactorProducts, NumberFactors
+
+    features, width = fitted.spec.features, settings.members * settings.factor_dim
+    fields, rows = lay_out_fields(fitted, features)
+    parts = []
+    if fields:
+        parts.append(FieldEmbeddings(fields, rows, width, name="factors")({of.name: inputs[of.name] for of in fields}))
+    for feature in features:
+        if isinstance(feature, Sparse):
+            embedding = SparseEmbedding(feature.size, width, dtype="float32", name=f"{feature.name}_factors")
+            parts.append(embedding(inputs[feature.name]))
+    numbers = [inputs[feature.name][:, None] for feature in features if feature.form == "value"]
+    if numbers:
+        parts.append(NumberFactors(width, name="number_factors")(concatenated(numbers, "factor_numbers")))
+    return FactorProducts(settings.factor_dim, settings.members, name="factor_products")(
+        concatenated(parts, "all_factors")
+    )
 
 
 def _embedded_numbers(

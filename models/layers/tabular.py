@@ -1,4 +1,4 @@
-"""Layers for tables: embedded numbers, low-rank crosses, and an ensemble whose members share their weights."""
+"""Layers for tables: embedded numbers, low-rank crosses, factors, and an ensemble whose members share their weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -127,6 +127,44 @@ class LowRankCross(tf_keras.layers.Layer):
         """Return ``[batch, width]`` for the first and the last crossing's ``[batch, width]``."""
         first, last = inputs
         return first * tf.nn.bias_add(tf.matmul(tf.matmul(last, self._down), self._up), self._bias) + last
+
+
+class NumberFactors(tf_keras.layers.Layer):
+    """A vector of factors for every number, multiplied by it: ``[batch, numbers * width]``."""
+
+    def __init__(self, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._width = width
+
+    def build(self, input_shape: Any) -> None:
+        """Create the vectors, ``[numbers, width]``."""
+        initializer = tf_keras.initializers.RandomUniform(-0.05, 0.05)
+        self._factors = self.add_weight("factors", (input_shape[-1], self._width), initializer=initializer)
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the scaled vectors of ``[batch, numbers]``."""
+        return tf.reshape(inputs[:, :, tf.newaxis] * self._factors, [-1, inputs.shape[-1] * self._width])
+
+
+class FactorProducts(tf_keras.layers.Layer):
+    """The sum of the products of all pairs of a row's factors: ``[batch, dim]``, or ``[batch, members, dim]``.
+
+    Of a user and an item it is a matrix factorisation; summed with equal weights it is a factorization machine. Source:
+    He and Chua 2017, "Neural Factorization Machines for Sparse Predictive Analytics", equations 4 and 5.
+    """
+
+    def __init__(self, dim: int, members: int, **kwargs: Any) -> None:
+        """Store the width of a vector, and the number of vectors that each feature has, one per member."""
+        super().__init__(**kwargs)
+        self._dim, self._members = dim, members
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the products for ``[batch, features * members * dim]``."""
+        width = self._members * self._dim
+        factors = tf.reshape(inputs, [-1, inputs.shape[-1] // width, width])
+        products = 0.5 * (tf.reduce_sum(factors, axis=1) ** 2 - tf.reduce_sum(factors**2, axis=1))
+        return tf.reshape(products, [-1, self._members, self._dim]) if self._members > 1 else products
 
 
 class MemberDense(tf_keras.layers.Layer):

@@ -16,9 +16,11 @@ from mirrorspark.models import catalog
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.layers.tabular import (
+    FactorProducts,
     LowRankCross,
     MemberDense,
     MemberHeads,
+    NumberFactors,
     Periodic,
     PiecewiseLinear,
     bin_edges,
@@ -32,6 +34,7 @@ EVERYTHING: dict[str, Any] = {
     "numeric_dim": 3,
     "cross_layers": 2,
     "cross_rank": 2,
+    "factor_dim": 2,
     "members": 3,
 }
 LABELS = {
@@ -97,6 +100,28 @@ def test_a_cross_multiplies_the_features() -> None:
     layer.set_weights([np.array([[1.0], [2.0]]), np.array([[10.0, 100.0]]), np.array([1.0, 2.0])])
     # 5 + 2 * 7 = 19; 2 * (190 + 1) + 5, and 3 * (1,900 + 2) + 7.
     assert layer([first, last]).numpy().tolist() == [[387.0, 5713.0]]
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_factors_are_multiplied_over_all_pairs_of_features(members: int) -> None:
+    """R8, F3: two fields and a number of 3, whose vector is multiplied by it; each member has factors of its own."""
+    fields = tf.constant([np.arange(1.0, 1.0 + 4 * members)], tf.float32)
+    layer = NumberFactors(2 * members)
+    layer(tf.constant([[3.0]]))
+    layer.set_weights([np.full((1, 2 * members), 0.5)])
+    found = FactorProducts(2, members)(tf.concat([fields, layer(tf.constant([[3.0]]))], axis=1)).numpy()
+    one, other = fields.numpy().reshape(2, members, 2)
+    expected = one * other + 1.5 * (one + other)
+    np.testing.assert_allclose(found[0], expected[0] if members == 1 else expected)
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("kept", [slice(0, 1), slice(1, None)], ids=["numbers alone", "tokens alone"])
+def test_factors_need_no_feature_of_a_certain_kind(name: str, kept: slice, flight_features: FittedFeatures) -> None:
+    spec = dataclasses.replace(flight_features.spec, features=flight_features.spec.features[kept])
+    fitted = with_quantiles(dataclasses.replace(flight_features, spec=spec), LABELS[name])
+    model = catalog.architecture(name).build(catalog.settings(name, {"factor_dim": 2}), fitted, 1)
+    assert model({key: value for key, value in inputs(4).items() if key in model.input}).shape[0] == 4
 
 
 def test_a_member_is_a_network_of_its_own_scales() -> None:
@@ -165,6 +190,7 @@ def test_an_ensemble_predicts_the_mean_and_learns_each_members_loss(name: str, f
         ({"members": 0}, "members is 0; use a whole number from 1 on"),
         ({"members": 4, "hidden_units": ()}, "members is 4, but there are no hidden layers"),
         ({"cross_layers": -1}, "cross_layers is -1"),
+        ({"factor_dim": -1}, "factor_dim is -1"),
         ({"periodic_scale": 0.0}, "periodic_scale is 0.0"),
         ({"heads": "softmax", "members": 2}, "heads is softmax, and members is 2"),
     ],
