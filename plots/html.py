@@ -135,6 +135,16 @@ def table_html(table: pd.DataFrame, *, index: bool = False) -> str:
     return rows_html(["", *names], rows, numbers=[place + 1 for place in numbers])
 
 
+def in_digits(value: float, digits: int = 4, *, sign: str = "") -> str:
+    """Return a number with so many significant digits, large ones as whole numbers in groups of three.
+
+    Numbers from 10**12 on are in scientific notation. ``sign`` ``+`` shows that of positive numbers, too.
+    """
+    if not 10**digits <= abs(value) < 1e12:
+        return f"{value:{sign}.{digits}g}"
+    return f"{float(f'{value:.{digits}g}'):{sign},.0f}"
+
+
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else _number(value)
@@ -149,4 +159,4 @@ def _cell(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else in_digits(value)

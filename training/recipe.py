@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     known = {field.name: field for fields in GROUPS.values() for field in fields}
     unknown = sorted(map(str, set(values) - set(known)))
     if unknown:
-        raise ConfigError(f"{folder / RECIPE_FILE} sets unknown fields {unknown}; known are {sorted(known)}")
+        near = [match for name in unknown for match in get_close_matches(str(name), sorted(known), n=1)]
+        remedy = f"did you mean {' and '.join(near)}?" if near else f"known are {sorted(known)}"
+        raise ConfigError(f"{folder / RECIPE_FILE} sets unknown fields {unknown}; {remedy}")
     empty = [name for name, field in known.items() if values.get(name, "") is None and field.default is not None]
     if empty:
         raise ConfigError(

@@ -130,7 +130,10 @@ class Manifest:
         """
         path = StoragePath.of(directory) / MANIFEST_FILE
         if not path.is_file():
-            raise DatasetError(f"{directory} holds no {MANIFEST_FILE}, so no whole dataset; convert the data again")
+            # In an object store there are no folders.
+            is_missing = path.is_local and not path.parent.exists()
+            what = "does not exist" if is_missing else f"holds no {MANIFEST_FILE}, so no whole dataset"
+            raise DatasetError(f"{directory} {what}; convert the data again, or give a table to fit")
         try:
             document = json.loads(path.read_bytes())
             version = document["format_version"]

@@ -6,6 +6,7 @@ The proposal is a start: write it to YAML, read it, and correct it.
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +16,14 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.types import (
     ArrayType,
     BooleanType,
+    DateType,
     FractionalType,
     IntegralType,
     MapType,
     NumericType,
     StringType,
+    TimestampNTZType,
+    TimestampType,
 )
 
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts, column_facts, quoted
@@ -87,10 +91,12 @@ def infer_spec(
         FeatureSpecError: There is no such label or key, the label cannot be learnt, or no column can be a feature.
     """
     given = (keys,) if isinstance(keys, str) else tuple(keys)
-    missing = [name for name in (label, *given) if name not in df.columns]
-    if missing:
-        found = [name for name in df.columns if name != last_key]
-        raise FeatureSpecError(f"the table has no columns {missing}; it has {found}")
+    found = [name for name in df.columns if name != last_key]
+    for argument, name in (("label", label), *(("keys", key) for key in given)):
+        if name not in df.columns:
+            near = get_close_matches(name, found, n=1)
+            meant = f": did you mean '{near[0]}'?" if near else ""
+            raise FeatureSpecError(f"{argument}: the table has no column '{name}'; it has {found}{meant}")
     left_out = {*exclude, last_key} - {label, *given}
     used = df.select(*(quoted(name) for name in df.columns if name not in left_out))
     facts = column_facts(used) if in_memory is None else arrow_facts(in_memory, used.schema)
@@ -162,7 +168,9 @@ def _propose_vector(facts: ColumnFacts) -> tuple[Feature | None, str]:
         size = int(facts.maximum) + 1 if facts.maximum is not None else 0
     if size:
         return Sparse(facts.name, size=size), f"sparse, of {size} columns"
-    return None, f"left out: no feature takes the type {kind.simpleString()}"
+    remedy = "; it can order the rows (time=), or give parts of it, such as the month, as columns of their own"
+    is_time = isinstance(kind, DateType | TimestampType | TimestampNTZType)
+    return None, f"left out: no feature takes the type {kind.simpleString()}{remedy if is_time else ''}"
 
 
 def _propose_string(facts: ColumnFacts) -> tuple[Feature | None, str]:

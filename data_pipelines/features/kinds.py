@@ -381,6 +381,19 @@ class Label:
                 f"label of kind binary, or leave it out"
             )
 
+    @property
+    def prediction(self) -> str:
+        """What a model of this label predicts, in words."""
+        if self.kind == "binary":
+            return f"probability that {self.name} is {self.positive or 1}"
+        kinds = {
+            "candidate": f"candidates of {self.name}, best first",
+            "multi_class": f"probability of each class of {self.name}",
+            "multi_label": f"probability of each label in {self.name}",
+            "number": f"{self.name}, in its own unit",
+        }
+        return kinds[self.kind]
+
 
 def _check_ids(feature: TokenFeature) -> None:
     """Check how the tokens of ``feature`` get their ids: by a vocabulary of its own, one it shares, or a hash."""

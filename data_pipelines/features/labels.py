@@ -77,7 +77,7 @@ def binary_label(table: pa.Table | pa.RecordBatch, name: str, positive: str | No
     if not (is_number(column.type) or pa.types.is_null(column.type)):
         raise LabelError(
             f"label '{name}' has type {column.type}; a binary label is a number or boolean: cast it, or say which "
-            f"value is positive: {{name: {name}, positive: …}}"
+            f"value is positive: {{name: {name}, positive: …}}; of more than two values, the kind is multi_class"
         )
     values = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     wrong = ~np.isin(values, (0.0, 1.0))

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse, urlsplit
@@ -326,7 +327,10 @@ def _existing(client: "MlflowClient", name: str) -> str:
         if error.error_code not in _ABSENT:
             raise
         models = sorted(model.name for model in client.search_registered_models(max_results=100))
-        known = f"use one of {models[:_NAMES_IN_MESSAGE]}" if models else f"no model is registered there; {_ELSEWHERE}"
+        near = get_close_matches(name, models, n=_NAMES_IN_MESSAGE)
+        shown = [*near, *(model for model in models if model not in near)][:_NAMES_IN_MESSAGE]
+        more = f" or {len(models) - len(shown)} more" if len(models) > len(shown) else ""
+        known = f"use one of {shown}{more}" if models else f"no model is registered there; {_ELSEWHERE}"
         return f"the registry at {without_credentials(client.tracking_uri)} has no model '{name}': {known}"
     versions = sorted(int(version.version) for version in client.search_model_versions(f"name = '{name}'"))
     aliases = sorted(registered.aliases)

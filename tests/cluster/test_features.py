@@ -172,7 +172,9 @@ def test_a_table_in_memory_is_measured_as_spark_measures_it(orders: "DataFrame")
 
 
 def test_an_impossible_proposal_of_features_is_refused(orders: "DataFrame") -> None:
-    with pytest.raises(FeatureSpecError, match=r"the table has no columns \['target'\]; it has \['order_id', 'again'"):
+    with pytest.raises(
+        FeatureSpecError, match=r"label: the table has no column 'target'; it has \['order_id', 'again'"
+    ):
         FeatureSpec.infer(orders, label="target")
     with pytest.raises(
         FeatureSpecError,

@@ -195,6 +195,7 @@ def report_facts(
     """
     facts = {
         "model": trained.version_uri,
+        "prediction": dataset.spec.label.prediction,
         "architecture": str(config.model["name"]),
         "MLflow run": trained.run_id,
         "attempts": str(len(trained.attempts)),

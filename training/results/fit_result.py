@@ -106,7 +106,14 @@ class FitResult:
 
         The two are comparable if their test rows are the same; where their datasets differ, a warning is logged.
         ``better`` is empty where they are equal, and of metrics that have no better value, such as ``base_rate``.
+
+        Raises:
+            ValueError: The two predict labels of different names or kinds.
         """
+        labels = [of.spec.label for of in (self, other)]
+        if (labels[0].name, labels[0].kind) != (labels[1].name, labels[1].kind):
+            ours, theirs = (f"{label.name} ({label.kind})" for label in labels)
+            raise ValueError(f"this model predicts {ours}, the other {theirs}; compare two models of one label")
         contents = [of.dataset.manifest.content_hash for of in (self, other)]
         if contents[0] != contents[1]:
             _LOGGER.warning(
@@ -156,10 +163,11 @@ class FitResult:
 
     def __repr__(self) -> str:
         sentence = verdict_sentence(self.trained.verdict.metrics, self.trained.verdict.baseline)
-        return f"{_label(self)}. {sentence}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
+        prediction = f"{_label(self)}: {self.spec.label.prediction}."
+        return f"{prediction} {sentence}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
 
     def _repr_html_(self) -> str:
-        return trained_html(self.trained)
+        return trained_html(self.trained, self.spec.label.prediction)
 
 
 def _label(result: FitResult) -> str:

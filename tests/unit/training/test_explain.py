@@ -172,6 +172,10 @@ def test_a_list_a_time_and_a_column_named_label_are_kept_as_they_are_shown(tmp_p
 def test_numbers_beyond_the_precision_of_floats_and_infinite_ones_have_values_and_slices() -> None:
     ids = pa.chunked_array([[2**60 + number for number in range(50)]])
     assert set(explain_module._grid(ids)) <= set(ids.to_pylist())
+    # Of an amount that most rows lack, the others are shown as well.
+    mostly_0 = pa.chunked_array([[0] * 900, [*range(1, 101)]])
+    assert explain_module._grid(mostly_0)[0] == 0
+    assert len(explain_module._grid(mostly_0)) == 16
     numbers = pa.chunked_array([[*map(float, range(40)), *[np.inf] * 10]])
     slices = explain_module._sliced(numbers, SPEC["distance"])
     assert slices.isna().sum() == 10

@@ -104,6 +104,15 @@ def test_a_difference_within_its_interval_is_none_and_any_other_is_told_with_its
         "against 0.7) and log loss by 0.1 (95% interval 0.05 to 0.2; 0.4 against 0.5). There is no difference beyond "
         "the noise in PR AUC (0.5 against 0.49; difference +0.01, 95% interval -0.01 to +0.03)."
     )
+    amounts = {
+        "name": "popularity",
+        "metrics": {"rmse": 32360.4},
+        "intervals": {"rmse": of_difference(-3012, -4912, -1.3e3)},
+    }
+    assert verdict_sentence({"test": {"rmse": 29390.0}}, amounts) == (
+        "The model is better than popularity on the test rows, in RMSE by 3,000 (95% interval 1,300 to 4,900; 29,390 "
+        "against 32,360)."
+    )
     within = baseline | {"intervals": dict.fromkeys(MODEL, of_difference(0.01, -0.01, 0.03))}
     assert verdict_sentence({"test": MODEL}, within).startswith(
         "The model and gradient boosting do not differ beyond the noise on the test rows: AUC (0.75 against 0.7; "

@@ -248,10 +248,19 @@ def _grid(column: pa.ChunkedArray) -> list[Any]:
     distinct = pc.value_counts(present).sort(order="descending", by="counts") if len(present) else []
     is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
     if is_number and len(distinct) > _GRID_POINTS:
-        at = np.linspace(0.01, 0.99, _GRID_POINTS)
-        return list(dict.fromkeys(pc.quantile(present, q=list(at), interpolation="nearest").to_pylist()))
+        grid = _quantiles(present)
+        if 2 * len(grid) <= _GRID_POINTS:
+            # Most rows have one value, such as 0 of an amount: the others get points as well.
+            commonest = distinct[0]["values"]
+            grid = sorted({commonest.as_py(), *_quantiles(present.filter(pc.not_equal(present, commonest)))})
+        return grid
     values = [entry["values"].as_py() for entry in distinct[:_MOST_VALUES]]
     return sorted(values) if is_number else values
+
+
+def _quantiles(column: pa.ChunkedArray) -> list[Any]:
+    at = np.linspace(0.01, 0.99, _GRID_POINTS)
+    return list(dict.fromkeys(pc.quantile(column, q=list(at), interpolation="nearest").to_pylist()))
 
 
 def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataFrame:

@@ -37,7 +37,8 @@ def model_card(
     amounts = [f"{count:,} {split}" for split, count in rows.items()]
     keys = spec.keys[0] if len(spec.keys) == 1 else list(spec.keys)
     parts = [
-        f"Predicts `{spec.label.name}` ({in_words(spec.label.kind)}) from {len(columns)} columns: {_names(columns)}.",
+        f"Predicts `{spec.label.name}` ({in_words(spec.label.kind)}) from {len(columns)} columns: {_names(columns)}. "
+        f"Its prediction is: {spec.label.prediction}.",
         verdict_sentence(metrics, baseline),
         _table(metrics, baseline),
         f"Data: {', '.join(amounts)} rows of `{dataset}`. Architecture: `{architecture}`. Run: `{run}`; its artifact "

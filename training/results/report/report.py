@@ -12,7 +12,7 @@ from markupsafe import Markup
 from mirrorspark.data_pipelines.quality.dataset_page import rate_rows
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.html import figure_html, table_html
+from mirrorspark.plots.html import figure_html, in_digits, table_html
 from mirrorspark.plots.style import PANEL_WIDTH_INCHES
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
@@ -141,7 +141,7 @@ def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str,
     test, other = metrics.get("test", {}), baseline.get("metrics", {})
     compared = [name for name in headline(test) if name in test and name in other]
     if not compared:
-        named = [f"{in_words(name)} {test[name]:.4g}" for name in headline(test) if name in test]
+        named = [f"{in_words(name)} {in_digits(test[name])}" for name in headline(test) if name in test]
         return f"On the test rows: {', '.join(named)}. It was compared with nothing." if named else ""
     rival = in_words(str(baseline["name"]))
     intervals = baseline.get("intervals", {})
@@ -182,15 +182,17 @@ def comparison_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mappi
 
 def _compared(name: str, value: float, other: float, interval: Mapping[str, float] | None) -> str:
     """Return a metric in words: both values or, where the interval is known, how much better the better one is."""
-    values = f"{value:.4g} against {other:.4g}"
+    values = f"{in_digits(value)} against {in_digits(other)}"
     if interval is None:
         return f"{in_words(name)} ({values})"
     difference, low, high = (interval[end] for end in ("difference", "low", "high"))
     verdict = _verdict(name, value, other, interval)
     if verdict == 0:
-        return f"{in_words(name)} ({values}; difference {difference:+.2g}, 95% interval {low:+.2g} to {high:+.2g})"
+        signed = [in_digits(end, 2, sign="+") for end in (difference, low, high)]
+        return f"{in_words(name)} ({values}; difference {signed[0]}, 95% interval {signed[1]} to {signed[2]})"
     low, high = sorted((abs(low), abs(high)))
-    return f"{in_words(name)} by {abs(difference):.2g} (95% interval {low:.2g} to {high:.2g}; {values})"
+    by, least, most = (in_digits(end, 2) for end in (abs(difference), low, high))
+    return f"{in_words(name)} by {by} (95% interval {least} to {most}; {values})"
 
 
 def _verdict(name: str, value: float, other: float, interval: Mapping[str, float] | None) -> int:

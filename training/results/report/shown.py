@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _RESULT_CHARACTERS = 300
 
 
-def trained_html(trained: "Trained") -> str:
-    """Return the verdict on a model, its metrics and plots, and where its run is."""
+def trained_html(trained: "Trained", prediction: str = "") -> str:
+    """Return what a model predicts, in words, the verdict on it, its metrics and plots, and where its run is."""
     verdict = trained.verdict
     report = trained.run_folder / REPORT_FILE
     places = [f"MLflow run {trained.run_id}", f"run folder {trained.run_folder}"]
@@ -27,6 +27,7 @@ def trained_html(trained: "Trained") -> str:
         places.append(f"report {report}")
     return panel_html(
         heading_html(trained.version_uri),
+        paragraph_html(f"{prediction[:1].upper()}{prediction[1:]}.") if prediction else "",
         paragraph_html(verdict_sentence(verdict.metrics, verdict.baseline)),
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
         table_html(metrics_table(verdict.metrics, verdict.baseline), index=True),
