@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from mirrorspark.plots import style
+from mirrorspark.plots.histogram import short_number
+from mirrorspark.plots.html import in_digits
 
 _BINS = 60
 _GROUPS = 10
@@ -54,6 +58,7 @@ def predicted_and_actual(
     )
     left.plot([low, high], [low, high], color=style.GREY, linestyle=":", linewidth=1.5, label="perfect")
     style.dress(left, title="Predicted and actual", x="Predicted", y="Actual")
+    _shorten(left.xaxis, left.yaxis, right.xaxis)
     style.legend(left, location="upper left")
     errors = {name: of - actual for name, of in predictions.items()}
     widest = np.quantile(np.abs(errors["model"]), _SHARE_SHOWN) or 1.0
@@ -64,11 +69,19 @@ def predicted_and_actual(
             else {"histtype": "step", "color": style.baseline_colour(index - 1), "linewidth": style.LINE_WIDTH}
         )
         mean = np.average(of, weights=weights)
-        right.hist(of, bins=_BINS, range=(-widest, widest), weights=weights, label=f"{name} (mean {mean:.4g})", **look)
+        right.hist(
+            of, bins=_BINS, range=(-widest, widest), weights=weights, label=f"{name} (mean {in_digits(mean)})", **look
+        )
     right.axvline(0, color=style.GREY, linestyle=":")
     style.dress(right, title="Errors", x="Predicted minus actual", y="Rows")
     style.legend_below(right)
     return figure
+
+
+def _shorten(*axes: Axis) -> None:
+    """Label the ticks of amounts in few characters, so that neighbours do not overlap."""
+    for axis in axes:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def residuals_by_prediction(
@@ -106,6 +119,7 @@ def residuals_by_prediction(
         left.plot(middle, mean, **look)
         right.plot(middle, np.sqrt(square), **look)
     left.axhline(0, color=style.GREY, linestyle=":")
+    _shorten(left.xaxis, left.yaxis, right.xaxis, right.yaxis)
     style.dress(left, title="Mean error by prediction", x="Predicted", y="Predicted minus actual")
     style.dress(right, title="RMSE by prediction", x="Predicted", y="RMSE")
     right.set_ylim(bottom=0)
