@@ -108,10 +108,13 @@ class Socket:
         if self._is_shut[real_socket.SHUT_WR]:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
         content = content[: room.capacity - self.outgoing.size]
-        self.outgoing.put(content, self._arrival())
-        room.notice(self.outgoing.latest)
+        at = self._arrival()
         if self.peer._is_shut[real_socket.SHUT_RD]:
-            self._die(self.outgoing.latest + room.delay(), _reset)
+            # Like what was on its way, it is dropped where it arrives, and answered by a reset.
+            self._die(max(at, self.outgoing.latest) + room.delay(), _reset)
+        else:
+            self.outgoing.put(content, at)
+            room.notice(self.outgoing.latest)
         return len(content)
 
     def recv(self, most: int) -> bytes:
