@@ -132,6 +132,7 @@ def test_a_pretrained_module_that_is_no_keras_model_is_a_layer_and_is_exported(
         joined = layers.Concatenate()([encoded, feature_vector(features, inputs, 4)])
         return tf_keras.Model(inputs, layers.Dense(1)(joined))
 
+    tf_keras.utils.set_random_seed(1)
     architecture, model = built(with_encoder)
     compile_model(model, "binary", tf_keras.optimizers.Adam(0.1))
     before = architecture.predict(model, BATCH)["score"].numpy()

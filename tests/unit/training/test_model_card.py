@@ -22,7 +22,7 @@ def card(columns: int = 2, name: str = "late") -> str:
 def test_the_card_says_what_is_predicted_how_well_from_what_data_and_how_to_score() -> None:
     assert (
         card()
-        == """Predicts `late` (binary) from 2 columns: `c0`, `c1`.
+        == """Predicts `late` (binary) from 2 columns: `c0`, `c1`. Its prediction is: probability that late is 1.
 
 The model is better than gradient boosting on the test rows, in AUC (0.75 against 0.7) and log loss (0.4 against 0.5).
 

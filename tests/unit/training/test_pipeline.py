@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
 from mirrorspark.scoring.parity import parity
 from mirrorspark.training import pipeline
@@ -64,7 +65,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         splits=["test"], rows=lambda split: 2, bytes=12, layout="block", findings=(), content_hash="da7a"
     )
     (tmp_path / PAGE_FILE).write_text("<html>")
-    spec = SimpleNamespace(keys=["ride_id"])
+    spec = SimpleNamespace(keys=["ride_id"], label=Label("late"))
     dataset = SimpleNamespace(path=tmp_path, manifest=manifest, spec=spec)
     tracked = SimpleNamespace(
         page=None,
