@@ -19,7 +19,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.parquet_scan import Reader
 from mirrorspark.scoring.model.consent import check_consent
-from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel, pinned_folder
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel, pinned_folder
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.loaded import Search
 from mirrorspark.scoring.model.uri import resolve
@@ -84,7 +84,8 @@ class ScoringPlan:
         """
         pinned = model if isinstance(model, PinnedModel) else pinned_folder(model) or resolve(model, tracking_uri)
         directory = ModelDirectory.open(pinned.path)
-        if not trust:
+        # A model that was trained here brings no code, and its scoring enters no module to find that out.
+        if not trust and not isinstance(directory.description, ModelDescription):
             check_consent(directory, pinned.label)
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
         return cls(pinned, directory, directory.inputs, keys, settings, settings.schema(directory), reader)
