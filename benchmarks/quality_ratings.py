@@ -9,7 +9,6 @@ import argparse
 import ast
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
-from benchmarks.quality_tables import statistics_of, vocabulary_of
+from benchmarks.quality_tables import Rows, statistics_of, vocabulary_of
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -37,14 +36,6 @@ OPTIONS: Mapping[str, Any] = {
     "factor_dim": 16,
     "members": 8,
 }
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The inputs of some ratings, by name of the feature, and their stars."""
-
-    inputs: Mapping[str, np.ndarray]
-    stars: np.ndarray
 
 
 def read_ratings(folder: Path) -> pd.DataFrame:
@@ -107,13 +98,15 @@ def trained(
     def errors() -> tuple[float, float]:
         blocks = tf.data.Dataset.from_tensor_slices(dict(others.inputs)).batch(4096)
         stars = np.clip(np.concatenate([regression.predict(model, block)["score"] for block in blocks]), *_STARS)
-        return float(np.sqrt(np.mean((stars - others.stars) ** 2))), float(np.mean(np.abs(stars - others.stars)))
+        return float(np.sqrt(np.mean((stars - others.labels) ** 2))), float(np.mean(np.abs(stars - others.labels)))
 
     tell = tf_keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: print(epoch + 1, f"{logs['rmse']:.4f}", *map("{:.4f}".format, errors()))
     )
     inputs = dict(train.inputs)
-    model.fit(inputs, train.stars, given.batch, given.epochs, verbose=0, callbacks=[tell] if told else [], shuffle=True)
+    model.fit(
+        inputs, train.labels, given.batch, given.epochs, verbose=0, callbacks=[tell] if told else [], shuffle=True
+    )
     return errors()
 
 

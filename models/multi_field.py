@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Numeric, Sparse
+from mirrorspark.data_pipelines.features.kinds import Numeric
 from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -108,7 +108,7 @@ def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict
 
 
 def _factor_products(settings: Settings, fitted: FittedFeatures, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
-    from mirrorspark.models.layers import FieldEmbeddings, SparseEmbedding, concatenated, lay_out_fields
+    from mirrorspark.models.layers import FieldEmbeddings, concatenated, embedded_sparse, lay_out_fields
     from mirrorspark.models.layers.tabular import FactorProducts, NumberFactors
 
     features, width = fitted.spec.features, settings.members * settings.factor_dim
@@ -116,10 +116,7 @@ def _factor_products(settings: Settings, fitted: FittedFeatures, inputs: "Mappin
     parts = []
     if fields:
         parts.append(FieldEmbeddings(fields, rows, width, name="factors")({of.name: inputs[of.name] for of in fields}))
-    for feature in features:
-        if isinstance(feature, Sparse):
-            embedding = SparseEmbedding(feature.size, width, dtype="float32", name=f"{feature.name}_factors")
-            parts.append(embedding(inputs[feature.name]))
+    parts += embedded_sparse(features, inputs, width, "factors_")
     numbers = [inputs[feature.name][:, None] for feature in features if feature.form == "value"]
     if numbers:
         parts.append(NumberFactors(width, name="number_factors")(concatenated(numbers, "factor_numbers")))

@@ -4,7 +4,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +34,7 @@ from mirrorspark.training.live.details import spec_details, tell_findings
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.records.tracking import require_names
 from mirrorspark.training.results.fit_result import FitResult
+from mirrorspark.training.settings import likely_meant
 from mirrorspark.training.spark_session import open_session, task_slots
 from mirrorspark.training.train import train_in_view
 
@@ -132,9 +132,8 @@ def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any
     known = list(TrainingConfig.__dataclass_fields__)
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
-        meant = f"; did you mean {' and '.join(near)}?" if near else "; use fields of TrainingConfig"
-        raise ConfigError(f"settings {unknown} are unknown{meant}")
+        remedy = likely_meant(unknown, known, otherwise="use fields of TrainingConfig")
+        raise ConfigError(f"settings {unknown} are unknown; {remedy}")
     if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
         raise FeatureSpecError(
             f"label {label!r} is no column; give the name of one, or its name and kind as "

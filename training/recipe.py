@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mirrorspark.training.settings import GROUPS, ConfigError
+from mirrorspark.training.settings import GROUPS, ConfigError, likely_meant
 
 RECIPE_FILE = "recipe.yaml"
 SQL_FILE = "table.sql"
@@ -84,8 +83,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     known = {field.name: field for fields in GROUPS.values() for field in fields}
     unknown = sorted(map(str, set(values) - set(known)))
     if unknown:
-        near = [match for name in unknown for match in get_close_matches(str(name), sorted(known), n=1)]
-        remedy = f"did you mean {' and '.join(near)}?" if near else f"known are {sorted(known)}"
+        remedy = likely_meant(unknown, sorted(known), otherwise=f"known are {sorted(known)}")
         raise ConfigError(f"{folder / RECIPE_FILE} sets unknown fields {unknown}; {remedy}")
     empty = [name for name, field in known.items() if values.get(name, "") is None and field.default is not None]
     if empty:

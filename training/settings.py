@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -29,6 +30,12 @@ StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 class ConfigError(ValueError):
     """A run's configuration is invalid; the message says what to change."""
+
+
+def likely_meant(unknown: Iterable[str], known: Sequence[str], otherwise: str) -> str:
+    """Return the question whether the known names that resemble the unknown ones were meant, if any do."""
+    near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
+    return f"did you mean {' and '.join(near)}?" if near else otherwise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,10 +108,10 @@ def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_
     return concatenated_inputs(fitted, fitted.spec.query_features, dict(inputs), embedding_dim)
 
 
-def inputs_without_ids(
+def embedded_sparse(
     features: Sequence[Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
 ) -> list[tf.Tensor]:
-    """Return the features outside of fields: embedded sparse rows ``[batch, dim]``, vectors, numbers ``[batch, 1]``."""
+    """Return the embedding of each sparse feature, float32 ``[batch, embedding_dim]``."""
     parts = []
     for feature in features:
         if isinstance(feature, Sparse):
@@ -120,6 +120,14 @@ def inputs_without_ids(
                 feature.size, embedding_dim, dtype="float32", name=f"{prefix}{feature.name}_embedding"
             )
             parts.append(embedding(inputs[feature.name]))
+    return parts
+
+
+def inputs_without_ids(
+    features: Sequence[Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
+) -> list[tf.Tensor]:
+    """Return the features outside of fields: embedded sparse rows ``[batch, dim]``, vectors, numbers ``[batch, 1]``."""
+    parts = embedded_sparse(features, inputs, embedding_dim, prefix)
     parts += [inputs[feature.name] for feature in features if isinstance(feature, Vector)]
     numbers = [inputs[feature.name][:, tf.newaxis] for feature in features if feature.form == "value"]
     return [*parts, *numbers]

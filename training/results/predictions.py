@@ -68,11 +68,13 @@ def reference_predictions(
 
     parts = []
     rows = 0
-    lists_of = (_fitted_lists if isinstance(architecture, FittedArchitecture) else _vector_lists)(model, dataset, k)
+    lists_of: Lists | None = None
+    if architecture.TASK == "retrieval":
+        lists_of = (_fitted_lists if isinstance(architecture, FittedArchitecture) else _vector_lists)(model, dataset, k)
     for block in dataset.blocks(split, keys=True):
         predicted = predict(input_tensors(dataset.spec.query_features, block.features))
         columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
-        if architecture.TASK == "retrieval":
+        if lists_of is not None:
             columns |= _in_words(*lists_of(block, predicted.numpy()), dataset, block)
         elif isinstance(block.label, RaggedIds):
             columns |= _scored_labels(predicted["scores"].numpy(), block.label)
@@ -129,7 +131,8 @@ Lists = Callable[[Block, np.ndarray], tuple[np.ndarray, np.ndarray]]
 def _vector_lists(model: Any, dataset: Dataset, k: int) -> Lists:
     from mirrorspark.models.serving.export import candidate_embeddings
 
-    return lambda block, queries: best_candidates(queries, candidate_embeddings(model), block.excluded, k)
+    candidates = candidate_embeddings(model)
+    return lambda block, queries: best_candidates(queries, candidates, block.excluded, k)
 
 
 def _fitted_lists(model: Any, dataset: Dataset, k: int) -> Lists:

@@ -221,23 +221,24 @@ def judge_retrieval(
     counts = vocabulary.counts.to_numpy()
     rows = {split: retrieval_rows(dataset, split) for split in predictions}
     lists = {split: (_matrix(table["candidates"]), _held_back(table["label"])) for split, table in predictions.items()}
+    values = {split: ranking_values(*lists[split], ranks, queries=rows[split].queries) for split in predictions}
     metrics = {
-        split: _means(ranking_values(*lists[split], ranks, queries=rows[split].queries))
+        split: _means(values[split])
         | segment_metrics(*lists[split], rows[split], ranks[-1])
         | catalogue_metrics(_positions(table["candidates"], vocabulary), counts)
         for split, table in predictions.items()
     }
     compared = []
     shown = {"model": _recalls(metrics["test"], ranks)}
+    of = rows["test"]
+    # Users by query, in the order of the values.
+    users = of.users[np.unique(of.queries, return_index=True)[1]]
     for name, listed in rivals.items():
-        of, held_back = rows["test"], _candidate_ids(dataset)
         # Missing and out-of-vocabulary items are in no list, so they are never a hit.
-        others = ranking_values(listed, held_back, ranks, queries=of.queries)
-        rival = _means(others) | segment_metrics(listed, held_back, of, ranks[-1])
+        others = ranking_values(listed, of.candidates, ranks, queries=of.queries)
+        rival = _means(others) | segment_metrics(listed, of.candidates, of, ranks[-1])
         rival |= catalogue_metrics(listed - FIRST_VOCABULARY_ID, counts)
-        model = ranking_values(*lists["test"], ranks, queries=of.queries)
-        first_rows = np.unique(of.queries, return_index=True)[1]
-        intervals = _ranking_intervals(model, others, of.users[first_rows])
+        intervals = _ranking_intervals(values["test"], others, users)
         compared.append({"name": name, "metrics": rival, "intervals": intervals, "resampled": of.unit})
         shown[name.replace("_", " ")] = _recalls(rival, ranks)
     figures = {"recall_at_k": recall_at_k_curve(shown)}
@@ -377,12 +378,6 @@ def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str,
     columns[_LABEL] = np.concatenate([block.label for block in blocks if block.label is not None])
     columns[_WEIGHT] = np.concatenate([block.weight for block in blocks])
     return columns
-
-
-def _candidate_ids(dataset: Dataset) -> np.ndarray:
-    """Return the id of each test row's candidate."""
-    candidate = dataset.spec.candidate.name
-    return np.concatenate([block.features[candidate] for block in dataset.blocks("test")])
 
 
 def _matrix(lists: pa.ChunkedArray) -> np.ndarray:

@@ -28,6 +28,7 @@ class RetrievalRows:
         users: int64 ``[rows]``: the id of the query feature with the most different ids, a user's. A user that the
             vocabulary lacks has a negative number of its own, as has every row without such a feature.
         unit: What ``users`` number, in words.
+        candidates: int64 ``[rows]``: the ids of the held-back items.
         is_new: bool ``[rows]``: the held-back item has no training row.
         is_light: bool ``[rows]``: the user is among the quarter with the fewest known interactions.
     """
@@ -35,6 +36,7 @@ class RetrievalRows:
     queries: NDArray[np.uint64]
     users: NDArray[np.int64]
     unit: str
+    candidates: NDArray[np.int64]
     is_new: NDArray[np.bool_]
     is_light: NDArray[np.bool_]
 
@@ -53,6 +55,7 @@ def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
         ids = np.concatenate([block.features[name] for block in blocks])
         # Users that the vocabulary lacks are as many as their rows, for all we know.
         users = np.where(ids < FIRST_VOCABULARY_ID, users, ids)
+    candidates = np.concatenate([block.features[candidate.name] for block in blocks])
     counts = np.concatenate([np.zeros(FIRST_VOCABULARY_ID), dataset.features.vocabulary(candidate).counts.to_numpy()])
     if spec.exclude is not None or spec.histories:
         interactions = np.concatenate([_known_interactions(block, spec) for block in blocks])
@@ -62,7 +65,8 @@ def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
         np.concatenate([query_digests(block, spec) for block in blocks]),
         users,
         TEST_ROWS if name is None else f"values of {name}",
-        counts[np.concatenate([block.features[candidate.name] for block in blocks])] == 0,
+        candidates,
+        counts[candidates] == 0,
         interactions <= np.quantile(interactions, LIGHT_SHARE, method="lower"),
     )
 
