@@ -262,7 +262,7 @@ def evaluated(spark: "SparkSession", result: ms.FitResult, rows: pd.DataFrame, *
 @pytest.mark.parametrize(
     ("label", "kind", "metric", "at_least", "at_most"),
     [
-        ("price", "number", "rmse", 0, 3),
+        pytest.param("price", "number", "rmse", 0, 3, marks=pytest.mark.full),
         ("way", "multi_class", "accuracy", 0.95, 1),
         pytest.param("dear", "binary", "auc", 0.99, 1, marks=pytest.mark.full),
     ],

@@ -50,6 +50,7 @@ def as_set(df: "DataFrame") -> set[tuple[Any, ...]]:
     return {tuple(row) for row in df.collect()}
 
 
+@pytest.mark.full
 def test_the_connectors_example_works(spark: "SparkSession", table: "DataFrame", tmp_path: Path) -> None:
     """(T1, S17) The usage example of the JVM connector's README, with a path that is not plain."""
     path = str(tmp_path / "test output ü.tfrecord")

@@ -516,34 +516,34 @@ STEP_LIMIT_SECONDS = 6.0
 SLACK_SECONDS = ALIVE_SECONDS + 2 * TICK_SECONDS + 5.0 + 5.0
 
 
+# Each with what is said of it, and the function in which its rank is found.
+HANGS = (
+    (Fault("hang", rank=1, step=STEPS + 1), "", ("injected.py", "_inject")),
+    (Fault("hang_input", rank=0, step=STEPS + 2, attempt=2), "waiting for input", ("injected.py", "_wait")),
+    (Fault("freeze", rank=1, step=3 * STEPS + 1, attempt=3), "", ("injected.py", "_inject")),
+    (Fault("stop", rank=1, step=4 * STEPS + 1, attempt=4), "is stopped", None),
+)
+
+
+@pytest.mark.parametrize("kinds", [1, pytest.param(len(HANGS), marks=pytest.mark.full)])
 def test_ranks_that_stand_still_are_named_within_the_limit_with_all_stacks_and_the_training_ends_equal(
-    place: Place, unbroken: Trained
+    place: Place, unbroken: Trained, kinds: int
 ) -> None:
     """T6: a hang in Python, one in the input, a process that is frozen and one that is stopped."""
-    hang = Fault("hang", rank=1, step=STEPS + 1)
-    hang_input = Fault("hang_input", rank=0, step=STEPS + 2, attempt=2)
-    freeze = Fault("freeze", rank=1, step=3 * STEPS + 1, attempt=3)
-    stop = Fault("stop", rank=1, step=4 * STEPS + 1, attempt=4)
-    with faults.injected(place.spark, hang, hang_input, freeze, stop):
-        trained = place.train("hangs", epochs=5, step_limit_seconds=STEP_LIMIT_SECONDS)
+    expected = HANGS[:kinds]
+    with faults.injected(place.spark, *(fault for fault, *_ in expected)):
+        trained = place.train(f"hangs {kinds}", epochs=kinds + 1, step_limit_seconds=STEP_LIMIT_SECONDS)
 
-    assert [attempt.resumed_from for attempt in trained.attempts] == [step * STEPS for step in range(5)]
-    hangs = trained.of("hung")
-    assert [event["ranks"] for event in hangs] == [[1], [0], [1], [1]]
-    for event in hangs:
+    assert [attempt.resumed_from for attempt in trained.attempts] == [step * STEPS for step in range(kinds + 1)]
+    for event, (fault, why, within) in zip(trained.of("hung"), expected, strict=True):
+        assert event["ranks"] == [fault.rank]
+        assert why in event["why"]
         seconds = event["time"] - _struck(trained, event["attempt"])
         assert STEP_LIMIT_SECONDS - ALIVE_SECONDS <= seconds <= STEP_LIMIT_SECONDS + SLACK_SECONDS, event["why"]
-    assert "waiting for input" in hangs[1]["why"]
-    assert "is stopped" in hangs[3]["why"]
-
-    in_python, in_input, frozen, stopped = (event["stacks"] for event in hangs)
-    assert _is_within("injected.py", "_inject", in_python["1"])
-    assert _is_within("injected.py", "_wait", in_input["0"])
-    assert _is_within("injected.py", "_inject", frozen["1"])
-    assert stopped["1"] == ""
-    for waiting in (in_python["0"], in_input["1"], frozen["0"], stopped["0"]):
+        hanging, waiting = (event["stacks"][str(rank)] for rank in (fault.rank, 1 - fault.rank))
+        assert _is_within(*within, hanging) if within else hanging == ""
         assert _is_within("ring.py", r"\w+", waiting)
-    assert trained.logs() == {epoch: unbroken.logs()[epoch] for epoch in range(1, 6)}
+    assert trained.logs() == {epoch: unbroken.logs()[epoch] for epoch in range(1, kinds + 2)}
 
 
 def _struck(trained: Trained, attempt: int) -> float:

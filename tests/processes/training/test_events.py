@@ -339,10 +339,12 @@ def test_the_oldest_of_too_many_unauthenticated_clients_is_disconnected(
         for rank in ranks:
             rank.send({"event": "epoch_end"})
         wait_until(lambda: len(log.events) == 5)
-        silent = [strangers.enter_context(connection_to(server.address)) for _ in range(9)]
-        for connection in silent:
-            connection.settimeout(SECONDS)
-            assert len(read_line(connection)) == 65
+        silent = []
+        for _ in range(9):
+            # The challenge is awaited before the next one connects, which may end this connection.
+            silent.append(strangers.enter_context(connection_to(server.address)))
+            silent[-1].settimeout(SECONDS)
+            assert len(read_line(silent[-1])) == 65
         assert silent[0].recv(1) == b""
         late = EventClient(server.address, 5, attempt=1)
         late.send({"event": "epoch_end"})

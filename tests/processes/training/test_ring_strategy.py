@@ -80,6 +80,7 @@ def test_two_workers_equal_one_at_the_same_global_batch(results: Callable[[int],
         np.testing.assert_allclose(two[f"{case}/{name}"], one[f"{case}/{name}"], atol=1e-5, rtol=0, err_msg=name)
 
 
+@pytest.mark.full
 def test_three_workers_equal_one_at_the_same_global_batch(results: Callable[[int], Results]) -> None:
     np.testing.assert_allclose(results(3)[0]["adam/weights"], results(1)[0]["adam/weights"], atol=1e-5, rtol=0)
 

@@ -132,6 +132,7 @@ def test_training_does_not_depend_on_padding(fitted: FittedFeatures) -> None:
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
 
 
+@pytest.mark.full
 def test_xla_compiles_forward_and_backward_pass_to_the_same(fitted: FittedFeatures) -> None:
     model = whole_softmax(fitted)
     # The second width is compiled from a graph that takes any.
@@ -143,6 +144,7 @@ def test_xla_compiles_forward_and_backward_pass_to_the_same(fitted: FittedFeatur
             np.testing.assert_allclose(other, one, rtol=0, atol=1e-5)
 
 
+@pytest.mark.full
 def test_training_learns_what_only_the_order_tells() -> None:
     """What follows is the movie after the last one watched; the mean of a history is the same in both orders."""
     pairs = [(one, other) for one in range(2, 10) for other in range(2, 10) if one != other]

@@ -105,7 +105,7 @@ def test_validation_compares_the_rows_own_candidate_alone() -> None:
     np.testing.assert_allclose(of_all, of_last, rtol=1e-6)
 
 
-@pytest.mark.parametrize("every_position", [True, False])
+@pytest.mark.parametrize("every_position", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_xla_compiles_forward_and_backward_pass_to_the_same(every_position: bool) -> None:
     model = built(features(), every_position=every_position)
     given = inputs(HISTORIES, LONGEST)

@@ -133,7 +133,7 @@ def test_a_task_reports_its_counters_once_for_all_its_models(models: dict[str, P
     assert len(told.tallies) == 1  # an empty partition says nothing
 
 
-@pytest.mark.parametrize(("capacity_bytes", "loads"), [(1, 3), (2**30, 2)])
+@pytest.mark.parametrize(("capacity_bytes", "loads"), [pytest.param(1, 3, marks=pytest.mark.full), (2**30, 2)])
 def test_a_task_holds_no_model_that_the_process_lets_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity_bytes: int, loads: int
 ) -> None:

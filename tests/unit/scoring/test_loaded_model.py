@@ -131,6 +131,7 @@ def test_a_call_of_short_rows_gives_the_model_short_lists(
     assert [shapes["stops"] for shapes in given_shapes] == [(2, 2), (2, 1), (2, 3)]
 
 
+@pytest.mark.full
 def test_a_model_whose_lists_have_a_fixed_length_is_scored_alike(
     given_shapes: list[dict[str, tuple[int, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

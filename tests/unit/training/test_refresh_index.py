@@ -185,6 +185,7 @@ def test_a_history_may_have_new_items_which_the_row_may_exclude(movies: Path, tm
         assert excluding == {name: score for name, score in plain.items() if name in excluding}
 
 
+@pytest.mark.full
 def test_a_refreshed_model_is_refreshed_as_the_trained_one_would_be(movies: Path, tmp_path: Path) -> None:
     first = refreshed(movies, items_table(range(5, 60)), tmp_path / "first")
     second = refreshed(first.folder, items_table(range(10, 50)), tmp_path / "second")

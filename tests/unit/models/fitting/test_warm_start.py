@@ -215,6 +215,7 @@ def test_a_history_keeps_the_embeddings_of_its_tokens_and_what_reads_them(export
         np.testing.assert_array_equal(found[name], before[name])
 
 
+@pytest.mark.full
 def test_attention_keeps_the_embeddings_that_histories_and_candidates_share(exported: Callable[..., Exported]) -> None:
     settings = sasrec.Settings(embedding_dim=4)
     earlier, before = exported(watched("a", "b", "c"), sasrec, settings)

@@ -143,7 +143,14 @@ def test_a_member_is_a_network_of_its_own_scales() -> None:
         np.testing.assert_allclose(found[:, member], alone @ kernel[member] + bias[member], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "multi_field",
+        "multi_class",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("multi_label", "regression")),
+    ],
+)
 def test_an_ensemble_predicts_the_mean_and_learns_each_members_loss(name: str, flight_features: FittedFeatures) -> None:
     fitted = with_quantiles(flight_features, LABELS[name])
     architecture = catalog.architecture(name)

@@ -94,6 +94,7 @@ def test_golden_texts_become_what_is_written_down(normaliser: GraphNormaliser) -
     assert tokens == [case["tokens"] for case in GOLDEN]
 
 
+@pytest.mark.full
 def test_every_code_point_in_one_batch(normaliser: GraphNormaliser) -> None:
     texts = [chr(code_point).encode("utf-8", "surrogatepass") for code_point in range(CODE_POINTS)]
     assert differences(normaliser, texts) == []
