@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -72,23 +73,38 @@ def checkpoints_of(run: Run) -> Location:
     return run.folder / "checkpoints"
 
 
-def kill_within_an_epoch(rank: int, *, epoch: int = 1, where: Callable[[Run], Location] = checkpoints_of) -> Act:
+def kill_within_an_epoch(
+    rank: int, *, epoch: int = 1, until: float = math.inf, where: Callable[[Run], Location] = checkpoints_of
+) -> Act:
     """Return what sends ``rank`` SIGKILL as soon as a checkpoint within an epoch is the newest one of its run.
 
     Args:
         rank: Whom.
         epoch: So many are completed in that checkpoint, or more.
+        until: Most steps of the next one in it. Those after it, which are being published in the background, are within
+            the epoch, too, if this is well below an epoch's steps.
         where: Returns the store of the run's checkpoints.
     """
 
     def is_saved(checkpoints: Location) -> bool:
         newest = commit.latest_committed(checkpoints, verify=False)
-        return newest is not None and newest.epoch >= epoch and newest.step_in_epoch > 0
+        return newest is not None and newest.epoch >= epoch and 0 < newest.step_in_epoch <= until
 
     @contextlib.contextmanager
     def act(run: Run) -> Iterator[int]:
         process, checkpoints = run.process(rank), where(run)
-        wait_until(lambda: is_saved(checkpoints), 60, "a checkpoint within an epoch")
+
+        def is_stopped_in_time() -> bool:
+            if not is_saved(checkpoints):
+                return False
+            # While it stands still, the others get no further than the next step.
+            os.kill(process, signal.SIGSTOP)
+            if not is_saved(checkpoints):
+                os.kill(process, signal.SIGCONT)
+                return False
+            return True
+
+        wait_until(is_stopped_in_time, 60, "a checkpoint within an epoch")
         os.kill(process, signal.SIGKILL)
         yield process
 

@@ -195,9 +195,11 @@ def test_nothing_is_left_of_the_workers(unbroken: Finished) -> None:
 def test_killed_ranks_restart_within_the_epoch_and_the_run_ends_bit_for_bit(unbroken: Finished) -> None:
     """T6, L16: a worker, then the chief; one MLflow run, an unbroken curve, and the weights of a run without kills."""
     flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-resume"]
+    half = next(event["steps"] for event in read_events(unbroken.output) if event["event"] == "train_begin") / 2
+    chief = kill_within_an_epoch(0, epoch=2, until=half)
     with (
-        faults.inject_when(unbroken.output, Trigger(epoch=1), kill_within_an_epoch(1)),
-        faults.inject_when(unbroken.output, Trigger(epoch=2, attempt=2), kill_within_an_epoch(0, epoch=2)),
+        faults.inject_when(unbroken.output, Trigger(epoch=1), kill_within_an_epoch(1, until=half)),
+        faults.inject_when(unbroken.output, Trigger(epoch=2, attempt=2), chief),
     ):
         broken = run(unbroken.output, *flags, "--checkpoint-every-steps=10", "--steps-per-execution=10")
     assert broken.summary["dataset"]["reused"]

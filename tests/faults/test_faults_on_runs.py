@@ -241,7 +241,7 @@ def test_a_training_that_loses_a_rank_and_its_slot_goes_on_alone_grows_back_and_
     @contextlib.contextmanager
     def take_its_slot_and_kill(run: Run) -> Iterator[int]:
         other_job.submit()  # it gets the slot as soon as the rank's task is over
-        with kill_within_an_epoch(1)(run) as process:
+        with kill_within_an_epoch(1, until=STEPS / 2)(run) as process:
             yield process
 
     def free_the_slot_later(event: Event) -> None:
@@ -278,7 +278,7 @@ def test_the_strategy_of_tensorflow_survives_a_kill_and_learns_what_the_ring_doe
     place: Place, unbroken: Trained
 ) -> None:
     """T3, T6: ``multi_worker_mirrored`` on CPUs, which GPUs get, under the same supervision."""
-    with faults.inject_when(place.output, Trigger(epoch=1), kill_within_an_epoch(1)):
+    with faults.inject_when(place.output, Trigger(epoch=1), kill_within_an_epoch(1, until=STEPS / 2)):
         mirrored = place.train("mirrored", strategy="multi_worker_mirrored", epochs=2)
     lost, finished = mirrored.attempts
     assert (lost.first_error.cause, lost.first_error.rank) == ("lost", 1)
@@ -532,7 +532,7 @@ def test_ranks_that_stand_still_are_named_within_the_limit_with_all_stacks_and_t
     """T6: a hang in Python, one in the input, a process that is frozen and one that is stopped."""
     expected = HANGS[:kinds]
     with faults.injected(place.spark, *(fault for fault, *_ in expected)):
-        trained = place.train(f"hangs {kinds}", epochs=kinds + 1, step_limit_seconds=STEP_LIMIT_SECONDS)
+        trained = place.train(f"hangs-{kinds}", epochs=kinds + 1, step_limit_seconds=STEP_LIMIT_SECONDS)
 
     assert [attempt.resumed_from for attempt in trained.attempts] == [step * STEPS for step in range(kinds + 1)]
     for event, (fault, why, within) in zip(trained.of("hung"), expected, strict=True):
