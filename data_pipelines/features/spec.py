@@ -363,10 +363,16 @@ class FeatureSpec:
         (key,) = spec["keys"]
         return {"key": key, "features": {name: given for name, given in spec["features"].items() if name != key}}
 
+    def __str__(self) -> str:
+        return "\n".join([self._heading(), *self.features_text()])
+
     def _repr_html_(self) -> str:
+        return panel_html(heading_html(self._heading()), self.features_html())
+
+    def _heading(self) -> str:
         about = f"label {self.label.name} ({self.label.kind}), keys {', '.join(self.keys)}"
         others = [f"{name} {value}" for name in ("weight", "exclude") if (value := getattr(self, name)) is not None]
-        return panel_html(heading_html(", ".join([about, *others])), self.features_html())
+        return ", ".join([about, *others])
 
     def features_html(self) -> str:
         """Return the features with their kinds and the options that differ from the defaults, as markup."""

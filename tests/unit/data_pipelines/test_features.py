@@ -113,6 +113,12 @@ def test_a_spec_survives_yaml_and_pickle_with_its_hash(spec: FeatureSpec) -> Non
     assert by_yaml.columns == spec.columns
 
 
+def test_a_spec_prints_a_line_per_feature() -> None:
+    first, *features = str(SPEC).split("\n")
+    assert first.startswith(f"label {SPEC.label.name} (binary), keys ")
+    assert [line.split()[0] for line in features] == [feature.name for feature in SPEC.features]
+
+
 def test_one_key_and_one_label_need_no_list() -> None:
     spec = FeatureSpec.from_dict({"features": {"x": {"kind": "numeric"}}, "label": "y", "keys": "id"})
     assert spec.keys == ("id",)

@@ -38,6 +38,7 @@ _DEPENDENCE_CLASSES = 6
 _LEAST_SLICE_ROWS = 30
 _NUMBER_SLICES = 5
 _WORST_ROWS = 10
+_SHOWN_SLICES = 10
 
 # No probability is 0 or 1 for certain.
 _LEAST_PROBABILITY = 1e-7
@@ -110,13 +111,23 @@ class Explanation:
         curves = {name: _table(table) for name, table in document["dependence"].items()}
         return cls(importance, curves, slices, worst, document["loss"], document["rows"])
 
+    def __str__(self) -> str:
+        tables = {self._heading(): self.importance} | self._tables()
+        return "\n\n".join(f"{title}:\n{table.to_string(index=False)}" for title, table in tables.items())
+
     def _repr_html_(self) -> str:
-        parts = [heading_html(f"What the predictions depend on ({self.rows:,} test rows)")]
+        parts = [heading_html(self._heading())]
         parts += [figure_html(figure, name) for name, figure in self.figures.items()]
-        if len(self.slices):
-            parts += [heading_html("Slices with the largest loss"), table_html(self.slices.head(10))]
-        parts += [heading_html("Rows with the largest loss"), table_html(self.worst)]
+        for title, table in self._tables().items():
+            parts += [heading_html(title), table_html(table)]
         return panel_html(*parts)
+
+    def _heading(self) -> str:
+        return f"What the predictions depend on ({self.rows:,} test rows)"
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        slices = {"Slices with the largest loss": self.slices.head(_SHOWN_SLICES)} if len(self.slices) else {}
+        return slices | {"Rows with the largest loss": self.worst}
 
 
 def explain(
