@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Bucketed, Numeric, TokenFeature
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Bucketed, Categorical, Numeric, TokenFeature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.storage.paths import StoragePath
@@ -109,6 +109,12 @@ class FittedFeatures:
             return len(self.boundaries(feature)) + 1 + FIRST_VOCABULARY_ID
         tokens = self.spec.hash_buckets(feature) or len(self.vocabulary(feature))
         return tokens + FIRST_VOCABULARY_ID
+
+    @cached_property
+    def user(self) -> str | None:
+        """The feature whose values are a recommender's users: the query's one of single ids with the most of them."""
+        ids = [feature for feature in self.spec.query_features if isinstance(feature, Bucketed | Categorical)]
+        return max(ids, key=self.id_count).name if ids else None
 
     def boundaries(self, feature: Bucketed) -> npt.NDArray[np.float64]:
         """Return the rising boundaries between the buckets of ``feature``, one fewer than there are buckets."""

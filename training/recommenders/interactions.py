@@ -20,9 +20,9 @@ Ids = npt.NDArray[np.int64]
 class Interactions:
     """The items of users in the training rows of a dataset.
 
-    A user is a value of the query's id feature with the most values; a row whose value is missing or out of vocabulary,
-    or of a dataset without such a feature, is a user of its own. A user's items are the candidates of all these rows,
-    and those in their histories: the lists of ids in the candidate's vocabulary.
+    A user is a value of :attr:`FittedFeatures.user`; a row whose value is missing or out of vocabulary, or of a dataset
+    without such a feature, is a user of its own. A user's items are the candidates of all these rows, and those in
+    their histories: the lists of ids in the candidate's vocabulary.
     """
 
     dataset: Dataset
@@ -46,12 +46,10 @@ class Interactions:
         """The feature that lists a row's items; None without any."""
         return history_of(self.dataset.spec)
 
-    @cached_property
+    @property
     def user(self) -> str | None:
         """The feature whose values are the users; None without any."""
-        spec = self.dataset.spec
-        ids = [of for of in spec.query_features if of.form == "id"]
-        return max(ids, key=self.dataset.features.id_count).name if ids else None
+        return self.dataset.features.user
 
     @cached_property
     def matrix(self) -> Any:

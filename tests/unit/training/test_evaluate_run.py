@@ -43,8 +43,19 @@ class HandmadeDataset:
 
     @property
     def features(self) -> FittedFeatures:
-        """The features; a label whose classes are numbered needs no vocabulary."""
-        return FittedFeatures(self.spec, self.vocabularies, {})
+        """The features; where no vocabulary is given, it has the ids that there are."""
+        return FittedFeatures(
+            self.spec,
+            {of.name: self._tokens(of.name) for of in self.spec.vocabulary_owners} | dict(self.vocabularies),
+            {},
+        )
+
+    def _tokens(self, name: str) -> Vocabulary:
+        blocks = [block for split in self.splits.values() for block in split if name in block.features]
+        ids = max((int(np.max(block.features[name], initial=1)) for block in blocks), default=1) - 1
+        return Vocabulary(
+            pa.array([f"{name} {number}" for number in range(ids)], pa.string()), pa.array([1] * ids, pa.int64())
+        )
 
     def blocks(self, split: str, *, keys: bool = False) -> Iterator[Block]:
         yield from self.splits[split]

@@ -1,6 +1,5 @@
 """The rows of a retrieval split by query and user, and metrics of its segments: new items, light users."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,8 @@ class RetrievalRows:
 
     Attributes:
         queries: uint64 ``[rows]``, equal for rows that ask for the same list.
-        users: int64 ``[rows]``: the id of the query feature with the most different ids, a user's. A user that the
-            vocabulary lacks has a negative number of its own, as has every row without such a feature.
+        users: int64 ``[rows]``: the ids of :attr:`FittedFeatures.user`. A user that the vocabulary lacks has a negative
+            number of its own, as has every row of a dataset without users.
         unit: What ``users`` number, in words.
         candidates: int64 ``[rows]``: the ids of the held-back items.
         is_new: bool ``[rows]``: the held-back item has no training row.
@@ -49,7 +48,7 @@ def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
     """
     spec, candidate = dataset.spec, dataset.spec.candidate
     blocks = list(dataset.blocks(split, keys=True))
-    name = _user_feature(spec, blocks)
+    name = dataset.features.user
     users = -1 - np.arange(sum(block.rows for block in blocks))
     if name is not None:
         ids = np.concatenate([block.features[name] for block in blocks])
@@ -92,12 +91,6 @@ def segment_metrics(lists: NDArray[Any], held_back: NDArray[Any], rows: Retrieva
         result |= {f"{segment}_{metric}": found[metric] for metric in (f"recall_at_{k}", f"ndcg_at_{k}")}
         result[f"{segment}_rows"] = float(is_in.sum())
     return result
-
-
-def _user_feature(spec: FeatureSpec, blocks: Sequence[Block]) -> str | None:
-    ids = [feature.name for feature in spec.query_features if feature.form == "id"]
-    different = {name: len(np.unique(np.concatenate([block.features[name] for block in blocks]))) for name in ids}
-    return max(ids, key=different.__getitem__) if ids else None
 
 
 def _known_interactions(block: Block, spec: FeatureSpec) -> NDArray[np.int64]:
