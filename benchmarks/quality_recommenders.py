@@ -23,7 +23,7 @@ from mirrorspark.training.spark_session import open_session
 K = 20
 ROWS = (
     {"name": "popularity"},
-    *({"name": name} | last for name in ("item_knn", "als", "ease") for last in ({}, {"last_items": 15})),
+    *({"name": name} | last for name in ("item_knn", "bspm", "als", "ease") for last in ({}, {"last_items": 15})),
 )
 
 

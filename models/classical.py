@@ -65,6 +65,30 @@ class ItemKNN(HistorySettings):
 
 
 @dataclass(frozen=True)
+class BSPM(HistorySettings):
+    """Settings of the blurring and sharpening of histories over the graph of users and items.
+
+    Attributes:
+        neighbours: Weights that are kept per item of the history, the largest ones in size.
+        dimensions: Singular vectors of the ideal low-pass filter.
+        low_pass_weight: Its weight beside the blur.
+        sharpening: How long the blurred scores are sharpened; 0 leaves them.
+    """
+
+    neighbours: int = 1000
+    dimensions: int = 256
+    low_pass_weight: float = 0.3
+    sharpening: float = 2.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("neighbours", self.neighbours)
+        check_positive("dimensions", self.dimensions)
+        _check_number("low_pass_weight", self.low_pass_weight)
+        _check_number("sharpening", self.sharpening)
+
+
+@dataclass(frozen=True)
 class Ease(HistorySettings):
     """Settings of EASE^R.
 
@@ -104,7 +128,13 @@ class ALS(HistorySettings):
         _check_number("alpha", self.alpha)
 
 
-RECOMMENDERS: Mapping[str, type[Any]] = {"popularity": Popularity, "item_knn": ItemKNN, "ease": Ease, "als": ALS}
+RECOMMENDERS: Mapping[str, type[Any]] = {
+    "popularity": Popularity,
+    "item_knn": ItemKNN,
+    "bspm": BSPM,
+    "ease": Ease,
+    "als": ALS,
+}
 
 
 @dataclass(frozen=True)
@@ -210,6 +240,6 @@ def check_dense_items(items: int) -> None:
     if items > MOST_DENSE_ITEMS:
         raise ModelSettingsError(
             f"ease inverts a dense matrix of {items:,} x {items:,} items, which takes "
-            f"{items**2 * 4 / 2**30:.1f} GB and more, and is made for at most {MOST_DENSE_ITEMS:,}; use item_knn or "
-            f"als, or leave rare items out by the candidate's min_count"
+            f"{items**2 * 4 / 2**30:.1f} GB and more, and is made for at most {MOST_DENSE_ITEMS:,}; use bspm, "
+            f"item_knn or als, or leave rare items out by the candidate's min_count"
         )

@@ -19,7 +19,7 @@ from mirrorspark.models.settings import Schedule
 from mirrorspark.training.protocol.elastic import BatchRule
 from mirrorspark.training.protocol.limits import Budgets, Limits
 
-Baseline = Literal["none", "hist_gradient_boosting", "popularity", "item_knn", "ease", "als"]
+Baseline = Literal["none", "hist_gradient_boosting", "popularity", "item_knn", "bspm", "ease", "als"]
 Registered = Literal["model", "better"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]

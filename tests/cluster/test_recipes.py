@@ -80,7 +80,7 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("model", "workers"),
-    [("lstm_retrieval", 1), ("sasrec", 2), ("popularity", 1), ("item_knn", 1), ("ease", 1), ("als", 1)],
+    [("lstm_retrieval", 1), ("sasrec", 2), ("popularity", 1), ("item_knn", 1), ("bspm", 1), ("ease", 1), ("als", 1)],
 )
 def test_movielens_is_learnt_from_the_order_as_well(
     spark: "SparkSession", tmp_path: Path, shared_data: Path, model: str, workers: int

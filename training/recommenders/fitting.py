@@ -14,7 +14,7 @@ from mirrorspark.models.classical import Arrays, Recommender
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.training.recommenders.als import fold_in, item_factors
 from mirrorspark.training.recommenders.interactions import Interactions
-from mirrorspark.training.recommenders.item_models import ease, item_knn
+from mirrorspark.training.recommenders.item_models import bspm, ease, item_knn
 
 Scores = Callable[[Any], npt.NDArray[np.float32]]
 """From sparse histories ``[rows, items]`` to the scores of all items, float32 of the same shape."""
@@ -24,7 +24,8 @@ def fit(asked: Recommender, interactions: Interactions, seed: int, spark: SparkS
     """Return what a recommender learns from the training rows.
 
     They are ``counts`` float32 ``[items]`` of popularity, ``weights`` float32 ``[items, items]`` of EASE^R, ``factors``
-    float32 ``[items, rank]`` of ALS, and the ``ends``, ``columns`` and ``values`` of item-kNN's sparse rows.
+    float32 ``[items, rank]`` of ALS, and the ``ends``, ``columns`` and ``values`` of the sparse rows of
+    item-kNN and BSPM.
     """
     settings = asked.settings
     if asked.name == "popularity":
@@ -33,8 +34,11 @@ def fit(asked: Recommender, interactions: Interactions, seed: int, spark: SparkS
         return {"weights": ease(interactions.matrix, settings.l2)}
     if asked.name == "als":
         return {"factors": item_factors(interactions.matrix, settings, seed, spark)}
-    cosines = item_knn(interactions.matrix, settings.neighbours, settings.shrinkage)
-    return {"ends": cosines.indptr, "columns": cosines.indices, "values": cosines.data}
+    if asked.name == "bspm":
+        weights = bspm(interactions.matrix, settings, seed)
+    else:
+        weights = item_knn(interactions.matrix, settings.neighbours, settings.shrinkage)
+    return {"ends": weights.indptr, "columns": weights.indices, "values": weights.data}
 
 
 def scores_of(name: str, settings: Any, arrays: Arrays) -> Scores:
@@ -50,8 +54,8 @@ def scores_of(name: str, settings: Any, arrays: Arrays) -> Scores:
         return lambda histories: fold_in(histories, factors, settings) @ factors.T
     ends = arrays["ends"]
     # In double precision sums do not depend on their order, so that equal scores are equal everywhere.
-    cosines = csr_array((arrays["values"].astype(np.float64), arrays["columns"], ends), (len(ends) - 1,) * 2)
-    return lambda histories: (histories @ cosines).toarray().astype(np.float32)
+    weights = csr_array((arrays["values"].astype(np.float64), arrays["columns"], ends), (len(ends) - 1,) * 2)
+    return lambda histories: (histories @ weights).toarray().astype(np.float32)
 
 
 def save(arrays: Arrays, folder: Path, name: str) -> Path:

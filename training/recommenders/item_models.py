@@ -3,19 +3,24 @@
 A user's scores are the sum of the weights' rows of the items that the user has had.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack  # type: ignore[import-untyped]
-from scipy.sparse import csr_array, vstack  # type: ignore[import-untyped]
+from scipy.sparse import csr_array, diags_array, vstack  # type: ignore[import-untyped]
+from scipy.sparse.linalg import svds  # type: ignore[import-untyped]
 
-from mirrorspark.models.classical import check_dense_items
+from mirrorspark.models.classical import BSPM, check_dense_items
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.scoring.output.best_kernel import keep_best
 
 # Items whose co-occurrences with all others are in memory at a time.
 _ITEMS_AT_ONCE = 2_000
+
+# Items whose scores of all others are in memory at a time, for each thread.
+_FILTERED_AT_ONCE = 512
 
 Matrix = Any
 """A sparse array of SciPy, which has no types."""
@@ -54,6 +59,50 @@ def item_knn(interactions: Matrix, neighbours: int, shrinkage: float) -> Matrix:
         ends = np.concatenate([[0], np.cumsum(counts)])
         parts.append(csr_array((cosines[kept], common.indices[kept], ends), shape=common.shape))
     return vstack(parts, format="csr")
+
+
+def bspm(interactions: Matrix, settings: BSPM, seed: int) -> Matrix:
+    """Return the largest weights of each item for the others by blurring and sharpening, sparse ``[items, items]``.
+
+    The graph is N, the interactions divided by the roots of the numbers of their users' and items' interactions. A
+    history is blurred by P = N'N, to which an ideal low-pass filter adds its projection on N's first singular vectors.
+    Sharpening then solves dx/dt = -Px by one step of the classical Runge-Kutta method: five terms of exp(-tP).
+    All of it is linear, so that it is computed here once, as the weights of every single item.
+
+    Source: Choi et al. 2023, "Blurring-Sharpening Process Models for Collaborative Filtering".
+
+    Args:
+        interactions: Sparse float32 ``[users, items]`` of zeros and ones.
+        settings: Strengths of the filters, and how many weights of an item are kept.
+        seed: Fixes the vector that the search for singular vectors begins with.
+    """
+    users, items = interactions.shape
+    roots = [np.sqrt(interactions.sum(axis=axis)) for axis in (1, 0)]
+    scales = [np.divide(1, root, out=np.zeros_like(root), where=root > 0) for root in roots]
+    graph = (diags_array(scales[0]) @ interactions @ diags_array(scales[1])).tocsr().astype(np.float32)
+    by_item = graph.T.tocsr()
+    dimensions = min(settings.dimensions, min(users, items) - 1)
+    low_pass = np.ascontiguousarray(svds(graph, dimensions, rng=seed)[2]) if dimensions > 0 else np.zeros((1, items))
+    into, back = (low_pass * scales[1]).astype(np.float32), (low_pass * roots[1]).T.astype(np.float32)
+    kept = min(settings.neighbours, items - 1)
+
+    def weights_of(start: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        chosen = np.arange(start, min(start + _FILTERED_AT_ONCE, items))
+        # Scores are [items, chosen]: products with a sparse matrix are fastest along rows.
+        blurred = (by_item @ graph[:, chosen]).toarray() + settings.low_pass_weight * (back @ into[:, chosen])
+        scores, term = blurred, blurred
+        for order in range(1, 5):
+            term = (by_item @ (graph @ term)) * np.float32(-settings.sharpening / order)
+            scores = scores + term
+        # An item is no neighbour of itself; a history's own items seldom are candidates.
+        scores[chosen, np.arange(len(chosen))] = 0
+        columns = np.sort(np.argpartition(-np.abs(scores.T), kept - 1, axis=1)[:, :kept], axis=1)
+        return columns, np.take_along_axis(scores.T, columns, axis=1)
+
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(weights_of, range(0, items, _FILTERED_AT_ONCE)))
+    columns, values = (np.concatenate(part).ravel() for part in zip(*parts, strict=True))
+    return csr_array((values, columns, np.arange(items + 1) * kept), shape=(items, items))
 
 
 def ease(interactions: Matrix, l2: float) -> npt.NDArray[np.float32]:

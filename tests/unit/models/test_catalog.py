@@ -73,7 +73,7 @@ def test_a_setting_that_cannot_work_is_named(name: str, options: dict[str, Any],
 def test_an_unknown_architecture_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
         ModelSettingsError,
-        match=r"is unknown; use one of \['als', 'ease', 'item_knn', 'lstm_retrieval', .*\] or the dotted",
+        match=r"is unknown; use one of \['als', 'bspm', 'ease', 'item_knn', 'lstm_retrieval', .*\] or the dotted",
     ):
         catalog.architecture(name)
 

@@ -116,7 +116,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"epochs": -1}, "epochs is -1; use 1 or more"),
         ({"shards": 0}, "shards is 0; use 1 or more"),
         ({"seed": -1}, "seed is -1; use 0 or more"),
-        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['als', 'ease', 'item_knn',"),
+        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['als', 'bspm', 'ease', 'item_knn',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
         ({"epochs": None}, "epochs is None; use 1 or more"),
         ({"scoring_batch_size": 0}, "scoring_batch_size is 0; use 1 or more"),
@@ -288,7 +288,7 @@ def test_a_retrieval_model_may_be_compared_with_several_recommenders() -> None:
     for baseline, message in (
         (["ease", {"name": "ease"}], "baseline lists one twice: ['ease', 'ease']"),
         (["hist_gradient_boosting"], "baseline 'hist_gradient_boosting' is unknown; use one of ['popularity', 'item"),
-        ("hist_gradient_boosting", "use popularity, item_knn, ease, als, a list of them or none"),
+        ("hist_gradient_boosting", "use popularity, item_knn, bspm, ease, als, a list of them or none"),
         ([{"name": "popularity", "last_items": 1}], "model 'popularity' has no setting ['last_items']"),
         ([{"name": "ease", "l2": 0.0}], "model setting l2 is 0.0; use a finite number above 0"),
     ):

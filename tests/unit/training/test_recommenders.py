@@ -16,14 +16,14 @@ from scipy.sparse import csr_array
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import catalog
-from mirrorspark.models.classical import ALS, Recommender, check_recommenders
+from mirrorspark.models.classical import ALS, BSPM, Recommender, check_recommenders
 from mirrorspark.models.index.exact import Queries
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.recommenders import item_models, lists
 from mirrorspark.training.recommenders.als import fold_in
 from mirrorspark.training.recommenders.fitting import fit, load, save, scores_of
 from mirrorspark.training.recommenders.interactions import Interactions
-from mirrorspark.training.recommenders.item_models import ease, item_knn
+from mirrorspark.training.recommenders.item_models import bspm, ease, item_knn
 from mirrorspark.training.recommenders.lists import best, recommended
 from mirrorspark.training.recommenders.popularity import popularity
 from tests.unit.training.test_evaluate_run import HandmadeDataset, block
@@ -179,7 +179,13 @@ def test_popularity_is_a_recommender_like_the_others() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("popularity", {}), ("item_knn", {"neighbours": 3}), ("ease", {"last_items": 2}), ("als", {"rank": 4})],
+    [
+        ("popularity", {}),
+        ("item_knn", {"neighbours": 3}),
+        ("bspm", {"neighbours": 9, "dimensions": 4}),
+        ("ease", {"last_items": 2}),
+        ("als", {"rank": 4}),
+    ],
 )
 def test_a_graph_recommends_what_numpy_does(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -217,8 +223,30 @@ def test_a_graph_recommends_what_numpy_does(
         is_sure = is_apart[:, 1:] & is_apart[:, :-1]
         assert is_sure.any() or name == "popularity" or not ids.size
         np.testing.assert_array_equal(np.where(is_sure, found.ids, 0), np.where(is_sure, expected, 0))
-        if name in ("popularity", "item_knn"):  # Their sums are exact, and so are ties.
+        if name in ("popularity", "item_knn", "bspm"):  # Their sums are exact, and so are ties.
             np.testing.assert_array_equal(found.ids, expected)
+
+
+def test_blurring_and_sharpening_agree_with_their_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_models, "_FILTERED_AT_ONCE", 7)
+    bought = purchases(50, 20, seed=1).astype(np.float64)
+    of_user, of_item = bought.sum(axis=1, keepdims=True), bought.sum(axis=0)
+    graph = bought / np.sqrt(of_user * of_item).clip(min=1e-9)
+    blur = graph.T @ graph
+    first = np.linalg.svd(graph)[2][:3]
+    low_pass = first.T @ first * np.sqrt(of_item) / np.sqrt(of_item)[:, None].clip(min=1e-9)
+    scores, step = blur + 0.4 * low_pass, 1e-4
+    for _ in range(10_000):  # dx/dt = -xP up to 1, by small steps
+        scores = scores - step * scores @ blur
+    np.fill_diagonal(scores, 0)
+    settings = BSPM(neighbours=19, dimensions=3, low_pass_weight=0.4, sharpening=1.0)
+    # One large step of the Runge-Kutta method is not exact.
+    np.testing.assert_allclose(bspm(csr_array(bought.astype(np.float32)), settings, 1).toarray(), scores, atol=0.01)
+
+    largest = bspm(csr_array(bought.astype(np.float32)), dataclasses.replace(settings, neighbours=5), 1).toarray()
+    assert (np.count_nonzero(largest, axis=1) <= 5).all()
+    is_kept = largest != 0
+    assert (np.abs(largest).max(axis=1) >= np.where(is_kept, 0, np.abs(scores)).max(axis=1) - 0.02).all()
 
 
 def test_what_a_recommender_has_learnt_is_kept_by_its_content(tmp_path: Path) -> None:
