@@ -81,6 +81,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.precomputed.store import PrecomputedScores as PrecomputedScores
     from mirrorspark.scoring.predictor import Predictor as Predictor
     from mirrorspark.scoring.recommend import recommend as recommend
+    from mirrorspark.scoring.reranking.cascade import rank_candidates as rank_candidates
     from mirrorspark.scoring.reranking.rerank import rerank as rerank
     from mirrorspark.scoring.routing.package import package_router as package_router
     from mirrorspark.scoring.routing.router import Route as Route
@@ -181,6 +182,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.precomputed.store": ("PrecomputedScores",),
         "scoring.predictor": ("Predictor",),
         "scoring.recommend": ("recommend",),
+        "scoring.reranking.cascade": ("rank_candidates",),
         "scoring.reranking.rerank": ("rerank",),
         "scoring.routing.package": ("package_router",),
         "scoring.routing.router": ("Route", "Router"),

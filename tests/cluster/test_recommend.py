@@ -11,13 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from pyspark.ml.recommendation import ALS
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from scipy.sparse import csr_array
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.models import classical
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
+from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.recommend import recommend
+from mirrorspark.scoring.reranking.cascade import rank_candidates
 from mirrorspark.scoring.reranking.rerank import rerank
 from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.training.recommenders.als import fold_in, item_factors
@@ -189,6 +192,42 @@ def test_lists_are_re_ranked_on_spark_as_in_arrow(spark: "SparkSession", rows: "
         found = rerank(whole, items, **rules)
         assert found.schema == whole.schema
         assert [row.candidates for row in found.orderBy("row").collect()] == expected
+
+
+def test_a_ranking_model_orders_what_was_retrieved(
+    spark: "SparkSession", rows: "DataFrame", movies: Path, tmp_path: Path
+) -> None:
+    """R6: a cascade, in which the second model reads columns of the list's row and of the candidate."""
+    retrieved = recommend(rows, movies, keys="row", k=6).withColumn("rebate", F.col("row") * 0.5)
+    no_lists = [(10, [], 0.0), (11, None, 0.0)]
+    others = spark.createDataFrame(no_lists, "row bigint, candidates array<string>, rebate double")
+    retrieved = retrieved.unionByName(others, allowMissingColumns=True).cache()
+    prices = {movie: float(number % 3) for number, movie in enumerate(MOVIES) if number != 5}
+    items = spark.createDataFrame(list(prices.items()), "movie string, price double")
+    model = package_model({"coefficients": {"price": 1.0, "rebate": -2.0}}, tmp_path / "ranker")
+    common: dict[str, Any] = {"model": model, "keys": "row", "key": "movie"}
+
+    ranked = {
+        row.row: row for row in rank_candidates(retrieved, items=items, k=4, nulls={"price": 0.0}, **common).collect()
+    }
+    for before in retrieved.where("row < 10").collect():
+        after = ranked[before.row]
+        # Sorting is stable, so that of equal prices the first model's order stays.
+        expected = sorted(before.candidates, key=lambda movie: -prices.get(movie, 0.0))[:4]
+        assert after.candidates == expected
+        assert after.scores == pytest.approx([prices.get(movie, 0.0) - after.row for movie in expected])
+        assert (after.rebate, after.model_version) == (before.rebate, before.model_version)
+        assert after.ranked_by.startswith("ranker")
+    assert [ranked[row].candidates for row in (10, 11)] == [[], None]
+
+    with pytest.raises(Exception, match="two lists have the same row, or items has an item twice"):
+        rank_candidates(retrieved, items=items.union(items), **common).collect()
+    with pytest.raises(ScoringError, match=r"'rank' is no number of .*, which gives \{'score': "):
+        rank_candidates(retrieved, items=items, output="rank", **common)
+    with pytest.raises(ColumnError, match=r"lists and items both have the columns \['rebate'\]"):
+        rank_candidates(retrieved, items=items.withColumn("rebate", F.lit(1.0)), **common)
+    with pytest.raises(ScoringError, match="k is 0; rank at least one candidate"):
+        rank_candidates(retrieved, k=0, **common)
 
 
 def test_one_user_who_has_seen_very_much_does_not_make_all_others_as_large(movies: Path) -> None:

@@ -19,8 +19,8 @@ from mirrorspark.scoring.output.best_kernel import keep_best
 # Items whose co-occurrences with all others are in memory at a time.
 _ITEMS_AT_ONCE = 2_000
 
-# Items whose scores of all others are in memory at a time, for each thread.
-_FILTERED_AT_ONCE = 512
+# Items whose scores of all others are in memory at a time, several times over, for each thread.
+_FILTERED_AT_ONCE, _FILTER_THREADS = 256, 4
 
 Matrix = Any
 """A sparse array of SciPy, which has no types."""
@@ -99,7 +99,7 @@ def bspm(interactions: Matrix, settings: BSPM, seed: int) -> Matrix:
         columns = np.sort(np.argpartition(-np.abs(scores.T), kept - 1, axis=1)[:, :kept], axis=1)
         return columns, np.take_along_axis(scores.T, columns, axis=1)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_FILTER_THREADS) as pool:
         parts = list(pool.map(weights_of, range(0, items, _FILTERED_AT_ONCE)))
     columns, values = (np.concatenate(part).ravel() for part in zip(*parts, strict=True))
     return csr_array((values, columns, np.arange(items + 1) * kept), shape=(items, items))
