@@ -71,7 +71,7 @@ def test_an_overconfident_model_is_calibrated_by_the_rows_that_count(kind: str, 
     architecture, found = calibrated(multi_field, *drawn(), kind, tmp_path)
     assert found.before.calibration_error > 0.1 > 0.03 > found.after.calibration_error
     assert found.after.log_loss < found.before.log_loss - 0.05
-    at = np.linspace(-2, 2, 9)
+    at = np.linspace(-1.5, 1.5, 7)
     score = architecture.predict(SCALE, {"logit": tf.constant(at, tf.float32)})["score"]
     assert score.dtype == tf.float32
     np.testing.assert_allclose(score, expit(at), atol=0.06)
